@@ -1,0 +1,43 @@
+"""What a detector is, and what it returns."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+from bdprune.data.clean import CleanData
+from bdprune.model.handle import Model
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """What one detector saw in one model.
+
+    Attributes:
+        detector: its id, such as ``bdprune.unlearning``.
+        score: the detector's statistic; larger is more suspicious.
+        threshold: ``flagged`` is ``score > threshold``.
+        flagged: whether the statistic is beyond the threshold.
+        target_label: the label it names, None when it names none.
+        seconds: wall time.
+        params: constructor settings, JSON values only.
+        details: whatever a report may draw, JSON values only.
+    """
+
+    detector: str
+    score: float
+    threshold: float
+    flagged: bool
+    target_label: int | None = None
+    seconds: float = 0.0
+    params: dict[str, Any] = field(default_factory=dict)
+    details: dict[str, Any] = field(default_factory=dict)
+
+
+class Detector(Protocol):
+    """``detector(model, data) -> Evidence``; all settings are constructor arguments."""
+
+    id: str
+    needs_data: bool
+
+    def __call__(self, model: Model, data: CleanData | None) -> Evidence: ...
