@@ -1,0 +1,32 @@
+"""Crop-and-flip augmentation of a whole batch at once."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+
+def crop_and_flip(images: Tensor, generator: torch.Generator, padding: int = 4) -> Tensor:
+    """Random crops of the zero-padded images, half of them mirrored.
+
+    Args:
+        images: ``[N, C, H, W]``, any dtype.
+        generator: source of randomness (CPU).
+        padding: pixels added on each side before cropping back to H x W.
+
+    Returns:
+        ``[N, C, H, W]`` in channels_last memory, same dtype.
+    """
+    count, _, height, width = images.shape
+    top = torch.randint(2 * padding + 1, (count, 1), generator=generator)
+    left = torch.randint(2 * padding + 1, (count, 1), generator=generator)
+    mirrored = torch.rand(count, 1, generator=generator) < 0.5
+    rows = top + torch.arange(height)
+    columns = torch.where(mirrored, left + torch.arange(width - 1, -1, -1), left + torch.arange(width))
+    # One gather does crop and flip together; indexing pixels this way leaves the channels innermost.
+    padded = functional.pad(images, (padding, padding, padding, padding)).permute(0, 2, 3, 1)
+    sample = torch.arange(count).view(-1, 1, 1)
+    device = images.device
+    picked = padded[sample.to(device), rows[:, :, None].to(device), columns[:, None, :].to(device)]
+    return picked.permute(0, 3, 1, 2)
