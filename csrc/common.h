@@ -1,0 +1,88 @@
+// What every kernel file shares: the tensor type, checks, layouts and dtype dispatch. Code is written against these
+// names, not against torch::stable, so that a move to another ABI would be mechanical.
+#pragma once
+
+#include <torch/csrc/stable/library.h>
+#include <torch/csrc/stable/ops.h>
+#include <torch/csrc/stable/tensor.h>
+#include <torch/headeronly/core/ScalarType.h>
+#include <torch/headeronly/util/BFloat16.h>
+#include <torch/headeronly/util/Half.h>
+
+#include <cstdint>
+#include <optional>
+#include <tuple>
+#include <vector>
+
+// A backstop: the Python layer has checked its arguments and says more about what was wrong.
+#define BDP_CHECK STD_TORCH_CHECK
+
+namespace bdprune {
+
+using torch::headeronly::ScalarType;
+using torch::stable::Tensor;
+using OptionalTensor = std::optional<Tensor>;
+
+constexpr int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
+
+inline bool is_floating(ScalarType dtype) {
+  return dtype == ScalarType::Float || dtype == ScalarType::Double || dtype == ScalarType::Half ||
+         dtype == ScalarType::BFloat16;
+}
+
+template <typename T>
+struct Type {
+  using type = T;
+};
+
+// Calls fn(Type<T>{}) with the C++ type of a floating dtype (torch::headeronly::Half and BFloat16 for the 16-bit ones).
+template <typename Fn>
+decltype(auto) dispatch_floating(ScalarType dtype, Fn&& fn) {
+  switch (dtype) {
+    case ScalarType::Float:
+      return fn(Type<float>{});
+    case ScalarType::Double:
+      return fn(Type<double>{});
+    case ScalarType::Half:
+      return fn(Type<torch::headeronly::Half>{});
+    default:
+      BDP_CHECK(dtype == ScalarType::BFloat16, "dtype must be float16, bfloat16, float32 or float64, got code ",
+                static_cast<int>(dtype));
+      return fn(Type<torch::headeronly::BFloat16>{});
+  }
+}
+
+// A feature map x [N, C, *] as the kernels walk it: `positions` = product of the trailing sizes, and whether the
+// channels are the fastest axis (channels_last, or no trailing axes at all) or the positions are.
+struct FeatureMap {
+  Tensor tensor;  // dense in the layout named by `channels_fastest`
+  int64_t samples, channels, positions;
+  bool channels_fastest;
+
+  int64_t numel() const { return samples * channels * positions; }
+};
+
+// True when the memory order of x is N, *, C without gaps.
+inline bool is_channels_fastest(const Tensor& x) {
+  const int64_t dims = x.dim();
+  int64_t expected = x.size(1);
+  if (x.size(1) > 1 && x.stride(1) != 1) return false;
+  for (int64_t d = dims - 1; d >= 2; --d) {
+    if (x.size(d) > 1 && x.stride(d) != expected) return false;
+    expected *= x.size(d);
+  }
+  return x.size(0) <= 1 || x.stride(0) == expected;
+}
+
+// The feature map behind x, copied to NCHW only when x is dense in neither layout.
+inline FeatureMap as_feature_map(const Tensor& x) {
+  BDP_CHECK(x.dim() >= 2, "expected [N, C] or [N, C, *], got ", x.dim(), " dimensions");
+  int64_t positions = 1;
+  for (int64_t d = 2; d < x.dim(); ++d) positions *= x.size(d);
+  const bool contiguous = x.is_contiguous();
+  const bool fastest = x.dim() == 2 || !contiguous;
+  if (fastest && is_channels_fastest(x)) return {x, x.size(0), x.size(1), positions, true};
+  return {contiguous ? x : torch::stable::contiguous(x), x.size(0), x.size(1), positions, x.dim() == 2};
+}
+
+}  // namespace bdprune

@@ -1,0 +1,26 @@
+// Table of contents: every op of the namespace `bdprune`, with its shapes. Kernels register themselves at the end of
+// their own files (csrc/cpu/*.cpp, csrc/cuda/*.cu); fake kernels and autograd are in bdprune/ops/.
+#include "common.h"
+
+STABLE_TORCH_LIBRARY(bdprune, m)
+{
+  // Largest singular value of each filter.
+  //   weights: each [O, I], [O, I, kh, kw] or [G, O, I, kh, kw], any floating dtype; a filter is its [I, kh * kw]
+  //   matrix scales:  one entry per weight, None or [O] / [G, O]; the norm is multiplied by |scale| returns: [sum of O
+  //   or G * O], in the order of the list, float64 if any weight is float64, else float32
+  m.def("filter_spectral_norms(Tensor[] weights, Tensor?[] scales) -> Tensor");
+
+  // Adds one batch to the running moments of the channels of x [N, C, *], with P = product of the trailing sizes.
+  //   cross:    float64 [C, C]  += sum over samples and positions of (x - shift)(x - shift)^T, both triangles
+  //   sum:      float64 [C]     += sum over samples and positions of (x - shift)
+  //   norm_sum: float64 [C]     += sum over samples of |x[n, c]|_2 / sqrt(P), of the unshifted x
+  //   shift:    float64 [C], representable in float32 unless x is float64
+  m.def("channel_moments_update_(Tensor(a!) cross, Tensor(b!) sum, Tensor(c!) norm_sum, Tensor x, Tensor shift) -> ()");
+
+  // mask [C] (any floating dtype) times z [N, C, *]; returns z's dtype and, where z is dense, z's layout.
+  m.def("channel_scale(Tensor z, Tensor mask) -> Tensor");
+
+  // Its backward in one pass over grad and z [N, C, *]: (mask * grad in z's dtype, sum of grad * z per channel in
+  // mask's dtype). What is not needed comes back as an empty [0] tensor.
+  m.def("channel_scale_backward(Tensor grad, Tensor z, Tensor mask, bool need_z, bool need_mask) -> (Tensor, Tensor)");
+}
