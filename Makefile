@@ -1,0 +1,88 @@
+# The index of commands. `make` lists them.
+#
+# The environment is .venv, made here, unless one is given: PYTHON=/path/to/python or an activated one (VIRTUAL_ENV).
+# TORCH chooses the torch that is installed where there is none yet; the pin is a build for the CPU only where such a
+# build is offered, and it must be installed before anything that asks for torch by a range, because the newest
+# release drags in several gigabytes of CUDA.
+
+TORCH ?= torch==2.13.0
+SHELL := bash
+.SHELLFLAGS := -eu -o pipefail -c
+.DEFAULT_GOAL := help
+MAKEFLAGS += --no-print-directory
+
+ifneq ($(PYTHON),)
+  STAMP := env-given
+else ifneq ($(VIRTUAL_ENV),)
+  PYTHON := $(VIRTUAL_ENV)/bin/python
+  STAMP := env-given
+else
+  PYTHON := .venv/bin/python
+  STAMP := .venv/installed
+endif
+
+NATIVE := $(shell find csrc -type f 2>/dev/null)
+CLANG_FORMAT = "$$($(PYTHON) -c 'import clang_format; print(clang_format.get_executable("clang-format"))')"
+PIP := $(PYTHON) -m pip install --disable-pip-version-check --quiet
+
+help: ## list the commands
+	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+env: $(STAMP) ## make the environment and build the compiled part
+
+demo: env ## scan and repair the shipped models; writes an HTML report
+	$(PYTHON) -m bdprune demo
+
+test: env lint types cuda-check-if-nvcc ## everything that must pass: lint, types, tests with coverage
+	$(PYTHON) -m pytest --cov --cov-report=term
+
+lint: env ## ruff, clang-format, and the floors
+	$(PYTHON) -m ruff check .
+	$(PYTHON) -m ruff format --check .
+	$(if $(NATIVE),$(CLANG_FORMAT) --dry-run -Werror $(NATIVE))
+	$(PYTHON) -c 'import sys; from importlinter.cli import lint_imports; sys.exit(lint_imports())'
+
+types: env ## mypy --strict
+	$(PYTHON) -m mypy
+
+format: env ## rewrite Python and C++ in the house style
+	$(PYTHON) -m ruff check --fix .
+	$(PYTHON) -m ruff format .
+	$(if $(NATIVE),$(CLANG_FORMAT) -i $(NATIVE))
+
+cuda-check: env ## compile the CUDA sources for sm_80 and sm_90 and look for spills (needs nvcc, no GPU)
+	$(PYTHON) tools/cuda_check.py
+
+bench: env ## the speed ladders; results go to bench/results
+	$(PYTHON) -m bench
+
+build: env ## a wheel of what is here, into dist/
+	$(PYTHON) -m pip wheel . --no-build-isolation --no-deps --wheel-dir dist
+
+clean: ## remove what was built; .venv stays
+	rm -rf build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .coverage*
+	find bdprune -name '*.so' -delete -o -name __pycache__ -type d -prune -exec rm -rf {} +
+
+cuda-check-if-nvcc:
+	@if command -v nvcc >/dev/null; then $(MAKE) cuda-check; else echo "no nvcc here: the CUDA sources are not compiled"; fi
+
+.venv/bin/python:
+	@for python in python3 python3.13 python3.12 python3.11; do \
+	  if $$python -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then \
+	    exec $$python -m venv .venv; fi; done; \
+	echo "bdprune needs Python 3.11 or newer; none was found. Install one, or give it as PYTHON=..." >&2; exit 1
+
+.venv/installed: pyproject.toml setup.py $(NATIVE) | .venv/bin/python
+	@$(install)
+	@touch $@
+
+env-given:
+	@$(install)
+
+define install
+	$(PYTHON) -c 'import torch' 2>/dev/null || $(PIP) '$(TORCH)'
+	$(PIP) 'setuptools>=77' wheel ninja 'pybind11>=2.13' numpy
+	$(PIP) --editable '.[dev]' --no-build-isolation
+endef
+
+.PHONY: help env demo test lint types format cuda-check bench build clean cuda-check-if-nvcc env-given

@@ -1,0 +1,270 @@
+"""The result of a scan, a repair or a scoring: versioned records that go to JSON and come back strictly.
+
+``bdprune schema`` prints their JSON Schema. Rules that hold for all of them: unknown fields are refused, a number
+that is not finite is written as null, and everything needed to repeat the run is inside.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Annotated, Any, Literal, Self
+
+import msgspec
+
+from bdprune.errors import DataError
+
+SCHEMA_VERSION: Literal["1.0"] = "1.0"
+
+Verdict = Literal["clean", "suspicious", "backdoored", "inconclusive", "error"]
+Severity = Literal["info", "low", "medium", "high", "critical"]
+Share = Annotated[float, msgspec.Meta(ge=0, le=1)]
+Count = Annotated[int, msgspec.Meta(ge=0)]
+
+
+class Record(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Base of every record: immutable, named fields only, unknown fields refused."""
+
+
+class ArtifactInfo(Record, frozen=True, kw_only=True):
+    """The file a model came from. What could not be read is null."""
+
+    path: str
+    format: str | None = None
+    bytes: Count | None = None
+    sha256: str | None = None
+    state_key: str | None = None
+    prefix: str | None = None
+
+
+class ModelInfo(Record, frozen=True, kw_only=True):
+    """The network as it was recognised. ``mean`` and ``std`` are empty when the model takes images as they are."""
+
+    arch: str
+    parameters: Count
+    num_classes: Count
+    input_shape: tuple[int, int, int]
+    mean: tuple[float, ...] = ()
+    std: tuple[float, ...] = ()
+    filter_groups: Count | None = None
+    filters: Count | None = None
+
+
+class DetectorResult(Record, frozen=True, kw_only=True):
+    """What one detector saw. ``score`` and ``threshold`` are null when they are not finite numbers."""
+
+    id: str
+    score: float | None
+    threshold: float | None
+    flagged: bool
+    target_label: int | None = None
+    seconds: float | None = 0.0
+    params: dict[str, Any] = {}
+    details: dict[str, Any] = {}
+
+
+class Finding(Record, frozen=True, kw_only=True):
+    """One thing worth telling. ``atlas`` holds MITRE ATLAS technique ids."""
+
+    rule_id: Annotated[str, msgspec.Meta(pattern="^BD[0-9]{3}$")]
+    severity: Severity
+    message: str
+    atlas: tuple[str, ...] = ()
+
+
+class SanityInfo(Record, frozen=True, kw_only=True):
+    """Whether the model does its clean job on the clean data; a scan of one that does not proves nothing."""
+
+    ok: bool
+    message: str
+    suggestion: str = ""
+
+
+class DataInfo(Record, frozen=True, kw_only=True):
+    """The clean images that were used. ``per_class[k]`` counts the images of label k."""
+
+    source: str
+    count: Count
+    classes: Count
+    per_class: tuple[int, ...]
+    digest: str
+    class_names: tuple[str, ...] = ()
+    clean_accuracy: Share | None = None
+    sanity: SanityInfo | None = None
+
+
+class Env(Record, frozen=True, kw_only=True):
+    """What is needed to repeat the run."""
+
+    tool: str
+    version: str
+    torch: str
+    cuda: str | None
+    device: str
+    backend: str
+    threads: Count
+    seed: int
+    python: str
+    platform: str
+
+
+class ErrorInfo(Record, frozen=True, kw_only=True):
+    """Why there is no verdict, and the mend."""
+
+    type: str
+    message: str
+    mend: str = ""
+
+
+class Document(Record, frozen=True, kw_only=True):
+    """What every top-level result has, and how it travels."""
+
+    schema_version: Literal["1.0"] = SCHEMA_VERSION
+    started: str
+    seconds: float
+    artifact: ArtifactInfo | None
+    model: ModelInfo | None
+    data: DataInfo | None
+    env: Env
+
+    @property
+    def name(self) -> str:
+        """What to call the model in a report."""
+        return self.artifact.path if self.artifact else "model in memory"
+
+    def to_json(self, *, indent: int | None = 2) -> str:
+        """JSON text without NaN or infinities; ``indent=None`` gives one line."""
+        compact = msgspec.json.encode(finite(msgspec.to_builtins(self)))
+        return (compact if indent is None else msgspec.json.format(compact, indent=indent)).decode()
+
+    @classmethod
+    def from_json(cls, text: str | bytes) -> Self:
+        """Read back what ``to_json`` wrote.
+
+        Raises:
+            DataError: the text is not JSON, or not a result of this kind and version.
+        """
+        try:
+            return msgspec.json.decode(text, type=cls)
+        except (msgspec.DecodeError, UnicodeDecodeError) as error:
+            raise DataError(
+                f"This is not a {cls.__name__} of schema {SCHEMA_VERSION}: {error}.",
+                "Compare it with `bdprune schema`.",
+            ) from error
+
+
+class Result(Document, frozen=True, kw_only=True, tag_field="kind", tag="scan"):
+    """Verdict on one model.
+
+    ``risk`` is in [0, 1], larger is worse, null when nothing could be judged. ``target_label`` is the label that the
+    backdoor leads to, null when none is named. ``error`` is set exactly when the verdict is ``error``.
+    """
+
+    verdict: Verdict
+    risk: Share | None
+    target_label: int | None
+    detectors: tuple[DetectorResult, ...] = ()
+    findings: tuple[Finding, ...] = ()
+    error: ErrorInfo | None = None
+
+    @property
+    def target_name(self) -> str:
+        """Class name of the target label, empty when unknown."""
+        names = self.data.class_names if self.data else ()
+        return names[self.target_label] if self.target_label is not None and self.target_label < len(names) else ""
+
+
+class CurveInfo(Record, frozen=True, kw_only=True):
+    """Clean accuracy on held-out clean images after pruning at ``threshold``."""
+
+    threshold: float | None
+    clean_accuracy: float | None
+    filters_pruned: Count
+
+
+class Histogram(Record, frozen=True, kw_only=True):
+    """``counts[i]`` values lie in [edges[i], edges[i + 1])."""
+
+    edges: tuple[float, ...]
+    counts: tuple[int, ...]
+
+
+class OutputInfo(Record, frozen=True, kw_only=True):
+    """The file that was written."""
+
+    path: str
+    format: str
+    bytes: Count
+    sha256: str
+
+
+class PurifyResult(Document, frozen=True, kw_only=True, tag_field="kind", tag="purify"):
+    """What a repair did. Accuracies are on the same held-out clean images, in [0, 1].
+
+    ``threshold`` is null when the rule has no single one; ``pruned`` maps a filter group to the indices of its pruned
+    filters; ``masks`` is the histogram of what the threshold was put on.
+    """
+
+    method: str
+    accuracy_before: Share | None
+    accuracy_after: Share | None
+    threshold: float | None
+    threshold_rule: str
+    filters: Count
+    filters_pruned: Count
+    pruned: dict[str, tuple[int, ...]]
+    target_label: int | None = None
+    curve: tuple[CurveInfo, ...] = ()
+    masks: Histogram | None = None
+    phases: dict[str, float | None] = {}
+    params: dict[str, Any] = {}
+    findings: tuple[Finding, ...] = ()
+    output: OutputInfo | None = None
+
+
+class LayerScores(Record, frozen=True, kw_only=True):
+    """Scores of one layer's filters; ``max_z`` is the largest in standard deviations above the layer's mean."""
+
+    layer: str
+    filters: Count
+    mean: float | None
+    std: float | None
+    max: float | None
+    max_z: float | None
+
+
+class FilterScore(Record, frozen=True, kw_only=True):
+    """One filter's score, and how many standard deviations it lies above its layer's mean."""
+
+    layer: str
+    filter: Count
+    score: float | None
+    z: float | None
+
+
+class ScoreResult(Document, frozen=True, kw_only=True, tag_field="kind", tag="score"):
+    """Suspicion per filter: every layer in the order of the network, and the worst filters of all."""
+
+    method: str
+    layers: tuple[LayerScores, ...]
+    top: tuple[FilterScore, ...]
+    params: dict[str, Any] = {}
+
+
+KINDS: dict[str, type[Document]] = {"scan": Result, "purify": PurifyResult, "score": ScoreResult}
+
+
+def schema(kind: str = "scan") -> dict[str, Any]:
+    """JSON Schema (2020-12) of one kind of result: ``scan``, ``purify`` or ``score``."""
+    return {"$schema": "https://json-schema.org/draft/2020-12/schema", **msgspec.json.schema(KINDS[kind])}
+
+
+def finite(value: Any) -> Any:
+    """``value`` (nested dicts and sequences of JSON values) with every number that is not finite as None."""
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, Mapping):
+        return {str(key): finite(item) for key, item in value.items()}
+    if isinstance(value, Sequence) and not isinstance(value, str):
+        return [finite(item) for item in value]
+    return value
