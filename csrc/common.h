@@ -80,9 +80,8 @@ inline FeatureMap as_feature_map(const Tensor& x) {
   int64_t positions = 1;
   for (int64_t d = 2; d < x.dim(); ++d) positions *= x.size(d);
   const bool contiguous = x.is_contiguous();
-  const bool fastest = x.dim() == 2 || !contiguous;
-  if (fastest && is_channels_fastest(x)) return {x, x.size(0), x.size(1), positions, true};
-  return {contiguous ? x : torch::stable::contiguous(x), x.size(0), x.size(1), positions, x.dim() == 2};
+  if (!contiguous && is_channels_fastest(x)) return {x, x.size(0), x.size(1), positions, true};
+  return {contiguous ? x : torch::stable::contiguous(x), x.size(0), x.size(1), positions, positions == 1};
 }
 
 }  // namespace bdprune

@@ -6,7 +6,7 @@
 #define BDP_STRING_(a) #a
 #define BDP_STRING(a) BDP_STRING_(a)
 
-extern "C" PyObject* BDP_CONCAT(PyInit_, TORCH_EXTENSION_NAME)(void) {
+PyMODINIT_FUNC BDP_CONCAT(PyInit_, TORCH_EXTENSION_NAME)(void) {
   static PyModuleDef module = {PyModuleDef_HEAD_INIT,
                                BDP_STRING(TORCH_EXTENSION_NAME),
                                nullptr,

@@ -1,0 +1,109 @@
+// The NumPy face of csrc/core (pybind11, no torch): what bdprune.screen runs on, and what the tests of the core call.
+#include <pybind11/numpy.h>
+#include <pybind11/pybind11.h>
+
+#include <algorithm>
+#include <cmath>
+#include <new>
+#include <string>
+#include <vector>
+
+#include "core/isa.h"
+#include "core/jacobi.h"
+#include "core/spectral.h"
+#include "core/tridiagonal.h"
+
+namespace py = pybind11;
+
+namespace {
+
+using bdprune::core::Dtype;
+using bdprune::core::FilterBank;
+using bdprune::core::kLanes;
+
+using Matrix = py::array_t<double, py::array::c_style | py::array::forcecast>;
+
+Dtype dtype_of(const std::string& name) {
+  if (name == "float32") return Dtype::kFloat;
+  if (name == "float64") return Dtype::kDouble;
+  if (name == "float16") return Dtype::kHalf;
+  if (name == "bfloat16") return Dtype::kBFloat16;
+  throw py::value_error("dtype must be float16, bfloat16, float32 or float64, got " + name);
+}
+
+py::array_t<double> spectral_norms(const py::buffer& weights, const std::string& dtype, py::ssize_t count,
+                                   py::ssize_t rows, py::ssize_t cols) {
+  const py::buffer_info info = weights.request();
+  const FilterBank bank{info.ptr, dtype_of(dtype), count, rows, cols};
+  const py::ssize_t item = bank.dtype == Dtype::kDouble ? 8 : bank.dtype == Dtype::kFloat ? 4 : 2;
+  if (count < 0 || rows < 0 || cols < 0) throw py::value_error("sizes must not be negative");
+  py::ssize_t needed = item;
+  for (py::ssize_t size : {count, rows, cols}) {
+    if (__builtin_mul_overflow(needed, size, &needed)) throw py::value_error("sizes are too large");
+  }
+  if (needed != info.size * info.itemsize)
+    throw py::value_error("the buffer holds " + std::to_string(info.size * info.itemsize) + " bytes, " +
+                          std::to_string(needed) + " are needed");
+  if (!PyBuffer_IsContiguous(info.view(), 'C')) throw py::value_error("the buffer must be C-contiguous");
+  py::array_t<double> result(count);
+  double* out = result.mutable_data();
+  {
+    py::gil_scoped_release release;
+    const auto bytes = static_cast<size_t>(bdprune::core::spectral_scratch(bank)) * sizeof(double);
+    auto* scratch = static_cast<double*>(::operator new(bytes, std::align_val_t(64)));
+    double norms[kLanes];
+    for (int64_t batch = 0; batch < bank.batches(); ++batch) {
+      bdprune::core::spectral_norms(bank, batch, scratch, norms);
+      std::copy_n(norms, std::min<int64_t>(kLanes, count - batch * kLanes), out + batch * kLanes);
+    }
+    ::operator delete(scratch, std::align_val_t(64));
+  }
+  return result;
+}
+
+void check_square(const Matrix& a) {
+  if (a.ndim() != 2 || a.shape(0) != a.shape(1) || a.shape(0) == 0)
+    throw py::value_error("expected a non-empty square matrix");
+}
+
+double jacobi_largest(const Matrix& matrix, int sweeps) {
+  check_square(matrix);
+  const int n = static_cast<int>(matrix.shape(0));
+  std::vector<double> a(matrix.data(), matrix.data() + matrix.size());
+  return bdprune::core::jacobi_largest(a.data(), n, sweeps > 0 ? sweeps : bdprune::core::jacobi_sweeps(n));
+}
+
+double tridiagonal_largest(const Matrix& matrix) {
+  check_square(matrix);
+  const auto n = static_cast<int64_t>(matrix.shape(0));
+  std::vector<double> a(matrix.data(), matrix.data() + matrix.size()), work(static_cast<size_t>(3 * n));
+  return bdprune::core::largest_eigenvalue(a.data(), n, work.data());
+}
+
+py::list jacobi_schedule(int n) {
+  py::list steps;
+  for (int step = 0; step < bdprune::core::jacobi_steps(n); ++step) {
+    py::list pairs;
+    for (int i = 0; i < bdprune::core::jacobi_pairs(n); ++i) {
+      const auto pair = bdprune::core::jacobi_pair(n, step, i);
+      pairs.append(py::make_tuple(pair.p, pair.q));
+    }
+    steps.append(pairs);
+  }
+  return steps;
+}
+
+}  // namespace
+
+PYBIND11_MODULE(_core, m) {
+  m.doc() = "The torch-free core of bdprune on NumPy arrays.";
+  m.def("isa", [] { return bdprune::core::isa_name(bdprune::core::isa()); }, "Instruction set the kernels run on.");
+  m.def("spectral_norms", &spectral_norms, py::arg("weights"), py::arg("dtype"), py::arg("count"), py::arg("rows"),
+        py::arg("cols"),
+        "Largest singular value of each of `count` row-major [rows, cols] matrices in a contiguous buffer -> float64.");
+  m.def("jacobi_largest", &jacobi_largest, py::arg("matrix"), py::arg("sweeps") = 0,
+        "Largest eigenvalue of a symmetric positive semidefinite matrix by cyclic Jacobi (0: the default sweeps).");
+  m.def("jacobi_schedule", &jacobi_schedule, py::arg("n"), "Pairs of each step of one sweep.");
+  m.def("tridiagonal_largest", &tridiagonal_largest, py::arg("matrix"),
+        "Largest eigenvalue of a symmetric positive semidefinite matrix by tridiagonalisation and bisection.");
+}
