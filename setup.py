@@ -25,7 +25,6 @@ from typing import Any
 from setuptools import Extension, setup
 
 STABLE_ABI = "0x020b000000000000"  # torch 2.11
-PYTHON_ABI = "0x030b0000"  # CPython 3.11
 MINIMUM_TORCH = (2, 11)
 
 
@@ -88,7 +87,7 @@ def cpu_extension() -> Extension:
     return CppExtension(
         "bdprune._C",
         sources("csrc/module.cpp", "csrc/ops.cpp", "csrc/cpu/*.cpp", "csrc/core/*.cpp"),
-        define_macros=[("TORCH_TARGET_VERSION", STABLE_ABI), ("Py_LIMITED_API", PYTHON_ABI)],
+        define_macros=[("TORCH_TARGET_VERSION", STABLE_ABI)],
         extra_compile_args={"cxx": compile_flags()},
         extra_link_args=["-fopenmp", *sanitize_flags()],
         py_limited_api=True,
@@ -103,7 +102,7 @@ def cuda_extension() -> Extension:
     return CUDAExtension(
         "bdprune._C_cuda",
         sources("csrc/module.cpp", "csrc/cuda/*.cu"),
-        define_macros=[("TORCH_TARGET_VERSION", STABLE_ABI), ("Py_LIMITED_API", PYTHON_ABI), ("USE_CUDA", None)],
+        define_macros=[("TORCH_TARGET_VERSION", STABLE_ABI), ("USE_CUDA", None)],
         extra_compile_args={"cxx": compile_flags(), "nvcc": [*optimise, "-lineinfo", "-Xptxas=-v"]},
         extra_link_args=sanitize_flags(),
         py_limited_api=True,

@@ -1,4 +1,7 @@
 // The Python side of the op libraries: an empty module, so that importing it runs the static registrations.
+#ifndef Py_LIMITED_API
+#define Py_LIMITED_API 0x030b0000
+#endif
 #include <Python.h>
 
 #define BDP_CONCAT_(a, b) a##b

@@ -10,6 +10,7 @@
 
 #include "core/isa.h"
 #include "core/jacobi.h"
+#include "core/moments.h"
 #include "core/spectral.h"
 #include "core/tridiagonal.h"
 
@@ -61,6 +62,34 @@ py::array_t<double> spectral_norms(const py::buffer& weights, const std::string&
   return result;
 }
 
+// Sums of one feature map [samples, channels, positions] (or [samples, positions, channels]) around `shift`.
+py::tuple channel_moments(const py::array_t<float, py::array::c_style | py::array::forcecast>& x, const Matrix& shift,
+                          bool channels_fastest) {
+  if (x.ndim() != 3) throw py::value_error("x must have 3 dimensions, got " + std::to_string(x.ndim()));
+  const py::ssize_t channels = x.shape(channels_fastest ? 2 : 1), positions = x.shape(channels_fastest ? 1 : 2);
+  if (shift.ndim() != 1 || shift.shape(0) != channels) throw py::value_error("shift must have one value per channel");
+  const bdprune::core::FeatureView view{x.data(), Dtype::kFloat, x.shape(0), channels, positions, channels_fastest};
+  py::array_t<double> cross({channels, channels}), sum(channels), norm_sum(channels);
+  for (auto* array : {&cross, &sum, &norm_sum}) std::fill_n(array->mutable_data(), array->size(), 0.0);
+  std::vector<double> squares(static_cast<size_t>(channels));
+  const auto bytes = static_cast<size_t>(bdprune::core::moment_buffer_bytes(view));
+  void* buffer = ::operator new(bytes, std::align_val_t(64));
+  std::fill_n(static_cast<char*>(buffer), bytes, 0);
+  const bdprune::core::MomentState state{sum.mutable_data(), norm_sum.mutable_data(), squares.data()};
+  const int64_t total = x.shape(0) * positions;
+  for (int64_t start = 0; start < total; start += bdprune::core::kChunk) {
+    const int64_t count = std::min(bdprune::core::kChunk, total - start);
+    bdprune::core::pack_moments(view, shift.data(), start, count, 0, view.octets(), buffer, state);
+    bdprune::core::cross_moments(view, count, 0, bdprune::core::moment_pairs(view), buffer, cross.mutable_data());
+  }
+  ::operator delete(buffer, std::align_val_t(64));
+  double* c = cross.mutable_data();
+  for (py::ssize_t i = 0; i < channels; ++i) {
+    for (py::ssize_t j = 0; j < i; ++j) c[i * channels + j] = c[j * channels + i];
+  }
+  return py::make_tuple(cross, sum, norm_sum);
+}
+
 void check_square(const Matrix& a) {
   if (a.ndim() != 2 || a.shape(0) != a.shape(1) || a.shape(0) == 0)
     throw py::value_error("expected a non-empty square matrix");
@@ -101,6 +130,8 @@ PYBIND11_MODULE(_core, m) {
   m.def("spectral_norms", &spectral_norms, py::arg("weights"), py::arg("dtype"), py::arg("count"), py::arg("rows"),
         py::arg("cols"),
         "Largest singular value of each of `count` row-major [rows, cols] matrices in a contiguous buffer -> float64.");
+  m.def("channel_moments", &channel_moments, py::arg("x"), py::arg("shift"), py::arg("channels_fastest") = false,
+        "Cross moments, sums and norm sums of a float32 feature map around `shift` -> (cross, sum, norm_sum).");
   m.def("jacobi_largest", &jacobi_largest, py::arg("matrix"), py::arg("sweeps") = 0,
         "Largest eigenvalue of a symmetric positive semidefinite matrix by cyclic Jacobi (0: the default sweeps).");
   m.def("jacobi_schedule", &jacobi_schedule, py::arg("n"), "Pairs of each step of one sweep.");

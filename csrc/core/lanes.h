@@ -1,6 +1,6 @@
-// Eight lanes of float or double, as GCC vector extensions: the compiler lowers one v8d to one AVX-512 register, two AVX
-// or four SSE/NEON ones, so the same source serves every instruction set. Everything here is always inlined, so that it
-// takes on the target attribute of the kernel that uses it (see isa.h).
+// Eight lanes of float or double, as GCC vector extensions: the compiler lowers one v8d to one AVX-512 register, two
+// AVX or four SSE/NEON ones, so the same source serves every instruction set. Everything here is always inlined, so
+// that it takes on the target attribute of the kernel that uses it (see isa.h).
 #pragma once
 
 #include <cstdint>
@@ -101,9 +101,7 @@ BDP_INLINE void narrow(float x, Half* p) { p->bits = float_to_half(v8f{x})[0]; }
 BDP_INLINE void narrow(float x, BFloat16* p) { p->bits = float_to_bfloat16(v8f{x})[0]; }
 
 // Sum of the lanes, always in the same order.
-BDP_INLINE double sum_lanes(const v8d& v) {
-  return ((v[0] + v[4]) + (v[2] + v[6])) + ((v[1] + v[5]) + (v[3] + v[7]));
-}
+BDP_INLINE double sum_lanes(const v8d& v) { return ((v[0] + v[4]) + (v[2] + v[6])) + ((v[1] + v[5]) + (v[3] + v[7])); }
 
 // r[i][j] <- r[j][i]: three rounds of two-register shuffles.
 BDP_INLINE void transpose(v8f (&r)[8]) {

@@ -130,9 +130,9 @@ struct LaneRotation {
 };
 
 // The rotations of eight matrices. The angle is found in float32, where the division and the roots are cheap: an angle
-// that is off by 1e-7 leaves 1e-7 of the element, which the next sweep takes. What must be exact is c^2 + s^2 = 1, so c is
-// polished to float64 by two Newton steps. The matrices have trace 1; elements below 1e-18 of it can be left as they are,
-// which is what the 1e-36 under the root does, apart from keeping 0/0 away.
+// that is off by 1e-7 leaves 1e-7 of the element, which the next sweep takes. What must be exact is c^2 + s^2 = 1, so c
+// is polished to float64 by two Newton steps. The matrices have trace 1; elements below 1e-18 of it can be left as they
+// are, which is what the 1e-36 under the root does, apart from keeping 0/0 away.
 BDP_INLINE LaneRotation lane_rotation(const v8d& app, const v8d& aqq, const v8d& apq) {
   const v8f d = __builtin_convertvector(0.5 * (aqq - app), v8f);
   const v8f p = __builtin_convertvector(apq, v8f);
@@ -156,9 +156,8 @@ BDP_INLINE void jacobi_lanes(v8d* gram, int64_t stride, int side) {
   const int n = kSide > 0 ? kSide : side;
   LaneRotation rotation[kJacobiMax / 2];
   Pair pair[kJacobiMax / 2];
-  const auto at = [&](int i, int j) __attribute__((always_inline)) -> v8d& {
-    return gram[i < j ? i * stride + j : j * stride + i];
-  };
+  const auto at = [&](int i, int j)
+                      __attribute__((always_inline)) -> v8d& { return gram[i < j ? i * stride + j : j * stride + i]; };
   for (int sweep = 0; sweep < jacobi_sweeps(n); ++sweep) {
     for (int step = 0; step < jacobi_steps(n); ++step) {
       const int pairs = jacobi_pairs(n);

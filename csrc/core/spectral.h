@@ -1,12 +1,13 @@
 // Largest singular values of many small matrices: the torch-free part of filter_spectral_norms.
 //
-// A filter is a dense row-major [rows, cols] matrix M. The Gram matrix on its smaller side is accumulated in float64 for
-// eight filters at a time, one filter per lane, and diagonalised by a fixed number of Jacobi sweeps, so a filter's bits
-// depend on nothing but the filter: not on its neighbours, the list, the number of threads or data-dependent exits.
+// A filter is a dense row-major [rows, cols] matrix M. The Gram matrix on its smaller side is accumulated in float64
+// for eight filters at a time, one filter per lane, and diagonalised by a fixed number of Jacobi sweeps, so a filter's
+// bits depend on nothing but the filter: not on its neighbours, the list, the number of threads or data-dependent
+// exits.
 //
-// Precision: the largest eigenvalue of a Gram matrix is well conditioned, so in float64 the relative error of sigma is a
-// few 1e-16 before it is rounded to the output type. Squares of float32 neither overflow nor vanish in float64; float64
-// input is scaled by a power of two first.
+// Precision: the largest eigenvalue of a Gram matrix is well conditioned, so in float64 the relative error of sigma is
+// a few 1e-16 before it is rounded to the output type. Squares of float32 neither overflow nor vanish in float64;
+// float64 input is scaled by a power of two first.
 #pragma once
 
 #include <cstddef>

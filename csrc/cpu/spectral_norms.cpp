@@ -1,9 +1,6 @@
 // filter_spectral_norms on the CPU: shares the batches of eight filters of all weights out among the threads.
 #include <algorithm>
-#include <memory>
-#include <new>
 
-#include "../common.h"
 #include "../core/spectral.h"
 #include "kernels.h"
 
@@ -20,21 +17,8 @@ struct Entry {
   int64_t work = 0;
 };
 
-double read(const void* data, core::Dtype dtype, int64_t i) {
-  switch (dtype) {
-    case core::Dtype::kFloat:
-      return static_cast<const float*>(data)[i];
-    case core::Dtype::kDouble:
-      return static_cast<const double*>(data)[i];
-    case core::Dtype::kHalf:
-      return core::widen(static_cast<const core::Half*>(data)[i]);
-    default:
-      return core::widen(static_cast<const core::BFloat16*>(data)[i]);
-  }
-}
-
-// True when the filters of [*, O, I, kh, kw] are dense, one after the other, each in the order kh, kw, I: channels_last.
-// The matrix then lies transposed, which its singular values don't mind.
+// True when the filters of [*, O, I, kh, kw] are dense, one after the other, each in the order kh, kw, I:
+// channels_last. The matrix then lies transposed, which its singular values don't mind.
 bool is_channels_last_filters(const Tensor& weight) {
   const int64_t d = weight.dim();
   if (d < 4) return false;
@@ -64,17 +48,6 @@ Entry make_entry(const Tensor& weight) {
   return {dense, {dense.const_data_ptr(), core_dtype(dense.scalar_type()), count, rows, cols}};
 }
 
-// Scratch that is aligned for the lanes.
-struct AlignedDelete {
-  void operator()(double* p) const { ::operator delete[](p, std::align_val_t(64)); }
-};
-using Scratch = std::unique_ptr<double[], AlignedDelete>;
-
-Scratch make_scratch(int64_t doubles) {
-  return Scratch(static_cast<double*>(::operator new[](static_cast<size_t>(doubles) * sizeof(double),
-                                                       std::align_val_t(64))));
-}
-
 template <typename T>
 void run(const std::vector<Entry>& entries, int64_t total_work, T* out) {
   // Threads get equal shares of the estimated work, not of the filters: the batches of the last layers cost ten times
@@ -83,21 +56,21 @@ void run(const std::vector<Entry>& entries, int64_t total_work, T* out) {
   torch::stable::parallel_for(0, total_work, kGrain, [&](int64_t begin, int64_t end) {
     int64_t needed = 0;
     for (const Entry& entry : entries) needed = std::max(needed, core::spectral_scratch(entry.bank));
-    const Scratch scratch = make_scratch(needed);
+    const AlignedBuffer scratch(needed * static_cast<int64_t>(sizeof(double)));
     double norms[core::kLanes];
     for (const Entry& entry : entries) {
       const int64_t cost = entry.bank.batch_cost();
       // Batches whose work starts within [begin, end).
-      const int64_t first = std::clamp(ceil_div(std::max<int64_t>(begin - entry.work, 0), cost), int64_t{0},
-                                       entry.bank.batches());
-      const int64_t last = std::clamp(ceil_div(std::max<int64_t>(end - entry.work, 0), cost), int64_t{0},
-                                      entry.bank.batches());
+      const int64_t first =
+          std::clamp(ceil_div(std::max<int64_t>(begin - entry.work, 0), cost), int64_t{0}, entry.bank.batches());
+      const int64_t last =
+          std::clamp(ceil_div(std::max<int64_t>(end - entry.work, 0), cost), int64_t{0}, entry.bank.batches());
       for (int64_t batch = first; batch < last; ++batch) {
-        core::spectral_norms(entry.bank, batch, scratch.get(), norms);
+        core::spectral_norms(entry.bank, batch, static_cast<double*>(scratch.get()), norms);
         const int64_t start = batch * core::kLanes;
         for (int64_t i = start; i < std::min(start + core::kLanes, entry.bank.count); ++i) {
           double norm = norms[i - start];
-          if (entry.scale) norm *= std::fabs(read(entry.scale, entry.scale_dtype, i));
+          if (entry.scale) norm *= std::fabs(read_scalar(entry.scale, entry.scale_dtype, i));
           out[entry.output + i] = static_cast<T>(norm);
         }
       }
@@ -140,6 +113,7 @@ Tensor filter_spectral_norms_cpu(std::vector<Tensor> weights, std::vector<Option
 }  // namespace
 }  // namespace bdprune
 
-STABLE_TORCH_LIBRARY_IMPL(bdprune, CPU, m) {
+STABLE_TORCH_LIBRARY_IMPL(bdprune, CPU, m)
+{
   m.impl("filter_spectral_norms", TORCH_BOX(&bdprune::filter_spectral_norms_cpu));
 }

@@ -176,8 +176,7 @@ __device__ double largest_root(Group group, double* a, core::Rotation<double>* r
 // Writes norm * |scale| / factor, in float32 or float64.
 template <typename scalar_t>
 __device__ void store_norm(void* output, bool wide, const Filter<scalar_t>& filter, double norm, double factor) {
-  const double value = norm / factor * filter.scale;
-  const double result = isfinite(value) ? value : static_cast<double>(NAN);
+  const double result = norm / factor * filter.scale;
   if (wide) {
     static_cast<double*>(output)[filter.output] = result;
   } else {
@@ -187,7 +186,7 @@ __device__ void store_norm(void* output, bool wide, const Filter<scalar_t>& filt
 
 // n = 1: the 2-norm of the long side, one warp per filter.
 template <typename scalar_t>
-__global__ void __launch_bounds__(kWarpSize* kWarpsPerBlock)
+__global__ void __launch_bounds__(kWarpSize* kWarpsPerBlock, 3)
     vector_norms_kernel(const WeightTable* __restrict__ table, int num_weights, int64_t num_filters, void* output,
                         bool wide) {
   const int64_t index = static_cast<int64_t>(blockIdx.x) * kWarpsPerBlock + threadIdx.x / kWarpSize;
@@ -200,7 +199,8 @@ __global__ void __launch_bounds__(kWarpSize* kWarpsPerBlock)
     sum = fma(value, value, sum);
   }
   sum = warp_sum(sum);
-  if (threadIdx.x % kWarpSize == 0) store_norm(output, wide, filter, sqrt(sum), factor);
+  const double norm = isfinite(sum) ? sqrt(sum) : static_cast<double>(NAN);
+  if (threadIdx.x % kWarpSize == 0) store_norm(output, wide, filter, norm, factor);
 }
 
 // Adds the accumulators of all lanes. Every exchange halves what a lane holds, so the 45 sums cost 46 exchanges instead
@@ -219,7 +219,7 @@ __device__ __forceinline__ void fold(double (&values)[kGramEntries + 1], int off
 // n <= 9: lanes along the long side, 32 entries of it per turn through shared memory, so that global reads coalesce
 // whichever side is contiguous.
 template <typename scalar_t>
-__global__ void __launch_bounds__(kWarpSize* kWarpsPerBlock)
+__global__ void __launch_bounds__(kWarpSize* kWarpsPerBlock, 3)
     warp_norms_kernel(const WeightTable* __restrict__ table, int num_weights, int64_t num_filters, void* output,
                       bool wide) {
   __shared__ compute_t<scalar_t> stages[kWarpsPerBlock][kWarpSize * kWarpSide];
@@ -286,7 +286,7 @@ __global__ void __launch_bounds__(kWarpSize* kWarpsPerBlock)
 // n > 9: one block per filter and turn, one warp per entry of the Gram matrix, which lies in shared memory or, without
 // a limit on n, in `workspace`: per block `stride` doubles, the matrix first and the rotations behind it.
 template <typename scalar_t, bool kShared>
-__global__ void __launch_bounds__(kBlockThreads)
+__global__ void __launch_bounds__(kBlockThreads, 2)
     block_norms_kernel(const WeightTable* __restrict__ table, int num_weights, int64_t num_filters, void* output,
                        bool wide, double* workspace, int64_t stride) {
   __shared__ double shared_gram[kShared ? kBlockSide * kBlockSide : 1];

@@ -1,0 +1,326 @@
+// channel_moments_update_ on CUDA: adds one batch of feature maps x [N, C, *] to the running moments of its channels.
+//
+// Cross moments: the C x C matrix is cut into tiles of kTile x kTile, of which only those on and above the diagonal are
+// computed; each is split along the N * P positions among blocks. A block subtracts the shift while it stages a slab of
+// positions in shared memory, straight from NCHW or channels_last, and takes products in float32 (IEEE, no TF32), or in
+// float64 for float64 maps. Runs of kRun positions are added up in that type and then moved to float64. A second kernel
+// adds the splits in order and writes both triangles.
+// Sums and norms: one warp (or, in channels_last, one column of threads) per sample and channel, in float64, then one
+// warp per channel over the samples.
+// The splits depend on the shape only, and nothing is summed by atomics: results repeat to the bit.
+#include <algorithm>
+#include <limits>
+
+#include "utils.cuh"
+
+namespace bdprune::cuda {
+namespace {
+
+constexpr int kTile = 64;          // channels along either side of a tile
+constexpr int kSlab = 32;          // positions staged at a time
+constexpr int kPitch = kTile + 4;  // row pitch of a slab: keeps 16-byte reads aligned and spreads the banks
+constexpr int kRun = 512;          // positions summed before the float64 accumulators take over
+constexpr int kThreads = 256;      // 16 x 16 threads, each with kMicro x kMicro entries of the tile
+constexpr int kMicro = kTile / 16;
+constexpr int64_t kBlocksWanted = 1024;
+constexpr int64_t kTileEntries = kTile * kTile;
+
+// Where x[sample, channel, position] lies; one of channel and position has stride 1.
+struct MapLayout {
+  int64_t samples, channels, positions;
+  int64_t sample_stride, channel_stride, position_stride;
+};
+
+// Row and column of the tile with the given number, counting the upper triangle of a grid of `side` tiles by rows.
+struct TilePlace {
+  int row, column;
+};
+
+__device__ inline TilePlace place_of_tile(int number, int side) {
+  int row = 0;
+  while (number >= side - row) number -= side - row++;
+  return {row, row + number};
+}
+
+// The position that a thread stages, as it moves on by whole slabs. In NCHW it is a sample and a position within it, in
+// channels_last the positions of all samples form one axis.
+struct Cursor {
+  int64_t sample, position;
+
+  __device__ Cursor(int64_t at, const MapLayout& layout)
+      : sample(at / layout.positions), position(at - sample * layout.positions) {}
+
+  __device__ __forceinline__ void advance(const MapLayout& layout) {
+    position += kSlab;
+    if (position < layout.positions) return;
+    const int64_t crossed = position / layout.positions;
+    sample += crossed;
+    position -= crossed * layout.positions;
+  }
+};
+
+// Stages positions [start, start + kSlab) of channels [first, first + kTile), shifted; what lies outside becomes 0.
+// Neighbouring threads read neighbouring addresses: positions in NCHW, channels in channels_last.
+template <typename scalar_t, typename math_t, bool kChannelsLast>
+__device__ __forceinline__ void stage_slab(math_t (&slab)[kSlab][kPitch], const scalar_t* __restrict__ x,
+                                           const MapLayout& layout, const Cursor& cursor,
+                                           const math_t (&shift)[kTile], int64_t first, int64_t start, int64_t end) {
+  if constexpr (kChannelsLast) {
+    const int c = threadIdx.x % kTile, k0 = threadIdx.x / kTile;
+    const bool inside = first + c < layout.channels;
+    const scalar_t* row = x + (start + k0) * layout.position_stride + first + c;
+#pragma unroll
+    for (int k = 0; k < kSlab; k += kThreads / kTile) {
+      const bool valid = inside && start + k0 + k < end;
+      slab[k0 + k][c] = valid ? static_cast<math_t>(row[k * layout.position_stride]) - shift[c] : math_t(0);
+    }
+  } else {
+    const int k = threadIdx.x % kSlab, c0 = threadIdx.x / kSlab;
+    const bool inside = start + k < end;
+    const scalar_t* column =
+        x + cursor.sample * layout.sample_stride + cursor.position + (first + c0) * layout.channel_stride;
+#pragma unroll 4
+    for (int c = 0; c < kTile; c += kThreads / kSlab) {
+      const bool valid = inside && first + c0 + c < layout.channels;
+      slab[k][c0 + c] = valid ? static_cast<math_t>(column[c * layout.channel_stride]) - shift[c0 + c] : math_t(0);
+    }
+  }
+}
+
+// Block (tile, split): partial[split, tile] = sum over the split's positions of (x_i - s_i)(x_j - s_j), float64.
+template <typename scalar_t, bool kChannelsLast>
+__global__ void __launch_bounds__(kThreads, std::is_same_v<scalar_t, double> ? 1 : 2)
+    cross_kernel(const scalar_t* __restrict__ x, MapLayout layout, const double* __restrict__ shift,
+                 double* __restrict__ partial, int64_t positions_per_split) {
+  using math_t = compute_t<scalar_t>;
+  alignas(Vector<math_t, kMicro>) __shared__ math_t rows[kSlab][kPitch];
+  alignas(Vector<math_t, kMicro>) __shared__ math_t columns[kSlab][kPitch];
+  __shared__ math_t row_shift[kTile];
+  __shared__ math_t column_shift[kTile];
+  const TilePlace tile = place_of_tile(blockIdx.x, static_cast<int>((layout.channels + kTile - 1) / kTile));
+  const int64_t first_row = static_cast<int64_t>(tile.row) * kTile;
+  const int64_t first_column = static_cast<int64_t>(tile.column) * kTile;
+  const bool diagonal = tile.row == tile.column;
+  const int64_t total = layout.samples * layout.positions;
+  const int64_t begin = blockIdx.y * positions_per_split;
+  const int64_t end = total - begin < positions_per_split ? total : begin + positions_per_split;
+  if (threadIdx.x < kTile) {
+    const int64_t row = first_row + threadIdx.x, column = first_column + threadIdx.x;
+    row_shift[threadIdx.x] = row < layout.channels ? static_cast<math_t>(shift[row]) : math_t(0);
+    column_shift[threadIdx.x] = column < layout.channels ? static_cast<math_t>(shift[column]) : math_t(0);
+  }
+  __syncthreads();
+
+  const int left = threadIdx.x / 16 * kMicro, right = threadIdx.x % 16 * kMicro;
+  math_t run[kMicro][kMicro] = {};
+  double sum[kMicro][kMicro] = {};
+  Cursor cursor(begin + threadIdx.x % kSlab, layout);
+  for (int64_t start = begin; start < end; start += kSlab) {
+    stage_slab<scalar_t, math_t, kChannelsLast>(rows, x, layout, cursor, row_shift, first_row, start, end);
+    if (!diagonal) {
+      stage_slab<scalar_t, math_t, kChannelsLast>(columns, x, layout, cursor, column_shift, first_column, start, end);
+    }
+    cursor.advance(layout);
+    __syncthreads();
+    const math_t(&others)[kSlab][kPitch] = diagonal ? rows : columns;
+#pragma unroll 8
+    for (int k = 0; k < kSlab; ++k) {
+      const auto a = *reinterpret_cast<const Vector<math_t, kMicro>*>(&rows[k][left]);
+      const auto b = *reinterpret_cast<const Vector<math_t, kMicro>*>(&others[k][right]);
+#pragma unroll
+      for (int i = 0; i < kMicro; ++i) {
+#pragma unroll
+        for (int j = 0; j < kMicro; ++j) run[i][j] = fma(a.value[i], b.value[j], run[i][j]);
+      }
+    }
+    __syncthreads();
+    const bool last = start + kSlab >= end;
+    if (last || (start - begin) % kRun == kRun - kSlab) {
+#pragma unroll
+      for (int i = 0; i < kMicro; ++i) {
+#pragma unroll
+        for (int j = 0; j < kMicro; ++j) {
+          sum[i][j] += static_cast<double>(run[i][j]);
+          run[i][j] = 0;
+        }
+      }
+    }
+  }
+
+  double* out = partial + (static_cast<int64_t>(blockIdx.y) * gridDim.x + blockIdx.x) * kTileEntries;
+#pragma unroll
+  for (int i = 0; i < kMicro; ++i) {
+#pragma unroll
+    for (int j = 0; j < kMicro; ++j) out[(left + i) * kTile + right + j] = sum[i][j];
+  }
+}
+
+// cross += partial, the splits in order; one block per tile, both triangles.
+__global__ void __launch_bounds__(kThreads)
+    merge_cross_kernel(const double* __restrict__ partial, double* __restrict__ cross, int64_t channels,
+                       int64_t splits) {
+  const TilePlace tile = place_of_tile(blockIdx.x, static_cast<int>((channels + kTile - 1) / kTile));
+  for (int entry = threadIdx.x; entry < kTileEntries; entry += kThreads) {
+    const int64_t row = static_cast<int64_t>(tile.row) * kTile + entry / kTile;
+    const int64_t column = static_cast<int64_t>(tile.column) * kTile + entry % kTile;
+    if (row >= channels || column >= channels) continue;
+    double sum = 0;
+    for (int64_t split = 0; split < splits; ++split) {
+      sum += partial[(split * gridDim.x + blockIdx.x) * kTileEntries + entry];
+    }
+    cross[row * channels + column] += sum;
+    if (tile.row != tile.column) cross[column * channels + row] += sum;
+  }
+}
+
+// NCHW, one warp per sample and channel: sums[c, n] = sum over positions of x - shift, norms[c, n] = |x| / sqrt(P).
+template <typename scalar_t>
+__global__ void __launch_bounds__(kThreads)
+    sums_rows_kernel(const scalar_t* __restrict__ x, MapLayout layout, const double* __restrict__ shift,
+                     double* __restrict__ sums, double* __restrict__ norms) {
+  const int64_t row = (static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x) / kWarpSize;
+  if (row >= layout.samples * layout.channels) return;
+  const int64_t sample = row / layout.channels, channel = row % layout.channels;
+  const scalar_t* map = x + sample * layout.sample_stride + channel * layout.channel_stride;
+  const double offset = shift[channel];
+  double sum = 0, squares = 0;
+  for (int64_t p = threadIdx.x % kWarpSize; p < layout.positions; p += kWarpSize) {
+    const double value = static_cast<double>(map[p * layout.position_stride]);
+    sum += value - offset;
+    squares = fma(value, value, squares);
+  }
+  sum = warp_sum(sum);
+  squares = warp_sum(squares);
+  if (threadIdx.x % kWarpSize != 0) return;
+  sums[channel * layout.samples + sample] = sum;
+  norms[channel * layout.samples + sample] = sqrt(squares / static_cast<double>(layout.positions));
+}
+
+// The same in channels_last: block (channels, sample), blockDim.x = kWarpSize channels wide and blockDim.y positions
+// high, kThreads in all.
+template <typename scalar_t>
+__global__ void __launch_bounds__(kThreads)
+    sums_columns_kernel(const scalar_t* __restrict__ x, MapLayout layout, const double* __restrict__ shift,
+                        double* __restrict__ sums, double* __restrict__ norms) {
+  constexpr int kHigh = kThreads / kWarpSize;
+  __shared__ double partial_sums[kHigh][kWarpSize];
+  __shared__ double partial_squares[kHigh][kWarpSize];
+  const int64_t groups = (layout.channels + kWarpSize - 1) / kWarpSize;
+  const int64_t sample = blockIdx.x / groups;
+  const int64_t channel = blockIdx.x % groups * kWarpSize + threadIdx.x;
+  const bool inside = channel < layout.channels;
+  double sum = 0, squares = 0;
+  if (inside) {
+    const scalar_t* map = x + sample * layout.sample_stride + channel * layout.channel_stride;
+    const double offset = shift[channel];
+    for (int64_t p = threadIdx.y; p < layout.positions; p += kHigh) {
+      const double value = static_cast<double>(map[p * layout.position_stride]);
+      sum += value - offset;
+      squares = fma(value, value, squares);
+    }
+  }
+  partial_sums[threadIdx.y][threadIdx.x] = sum;
+  partial_squares[threadIdx.y][threadIdx.x] = squares;
+  __syncthreads();
+  if (threadIdx.y != 0 || !inside) return;
+  for (int row = 1; row < kHigh; ++row) {
+    sum += partial_sums[row][threadIdx.x];
+    squares += partial_squares[row][threadIdx.x];
+  }
+  sums[channel * layout.samples + sample] = sum;
+  norms[channel * layout.samples + sample] = sqrt(squares / static_cast<double>(layout.positions));
+}
+
+// sum[c] += sum over samples of sums[c, n], and the same for the norms; one warp per channel.
+__global__ void __launch_bounds__(kThreads)
+    merge_sums_kernel(const double* __restrict__ sums, const double* __restrict__ norms, double* __restrict__ sum,
+                      double* __restrict__ norm_sum, int64_t samples, int64_t channels) {
+  const int64_t channel = (static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x) / kWarpSize;
+  if (channel >= channels) return;
+  double sum_total = 0, norm_total = 0;
+  for (int64_t n = threadIdx.x % kWarpSize; n < samples; n += kWarpSize) {
+    sum_total += sums[channel * samples + n];
+    norm_total += norms[channel * samples + n];
+  }
+  sum_total = warp_sum(sum_total);
+  norm_total = warp_sum(norm_total);
+  if (threadIdx.x % kWarpSize != 0) return;
+  sum[channel] += sum_total;
+  norm_sum[channel] += norm_total;
+}
+
+MapLayout layout_of(const FeatureMap& map) {
+  const int64_t c = map.channels, p = map.positions;
+  if (map.channels_fastest || p == 1) return {map.samples, c, p, c * p, 1, c};
+  return {map.samples, c, p, c * p, p, 1};
+}
+
+void add_cross(Tensor& cross, const FeatureMap& map, const Tensor& shift) {
+  const MapLayout layout = layout_of(map);
+  const int64_t side = ceil_div(layout.channels, kTile), tiles = side * (side + 1) / 2;
+  const int64_t total = layout.samples * layout.positions;
+  // Splits are whole runs, so that only the last run of the last split is short.
+  const int64_t wanted = std::clamp<int64_t>(kBlocksWanted / tiles, 1, ceil_div(total, kRun));
+  const int64_t per_split = ceil_div(ceil_div(total, wanted), kRun) * kRun;
+  const int64_t splits = ceil_div(total, per_split);
+  const cudaStream_t stream = current_stream(cross);
+  const Tensor partial = empty_on_device(splits * tiles * kTileEntries, ScalarType::Double, cross);
+  dispatch_floating(map.tensor.scalar_type(), [&](auto type) {
+    using scalar_t = typename decltype(type)::type;
+    auto kernel = layout.channel_stride == 1 ? cross_kernel<scalar_t, true> : cross_kernel<scalar_t, false>;
+    launch(kernel, dim3(tiles, splits), dim3(kThreads), stream, map.tensor.data_ptr(), layout, shift.data_ptr(),
+           partial.data_ptr(), per_split);
+  });
+  launch(merge_cross_kernel, dim3(tiles), dim3(kThreads), stream, partial.data_ptr(), cross.data_ptr(), layout.channels,
+         splits);
+}
+
+void add_sums(Tensor& sum, Tensor& norm_sum, const FeatureMap& map, const Tensor& shift) {
+  const MapLayout layout = layout_of(map);
+  const int64_t rows = layout.samples * layout.channels;
+  const cudaStream_t stream = current_stream(sum);
+  const Tensor sums = empty_on_device(rows, ScalarType::Double, sum);
+  const Tensor norms = empty_on_device(rows, ScalarType::Double, sum);
+  dispatch_floating(map.tensor.scalar_type(), [&](auto type) {
+    using scalar_t = typename decltype(type)::type;
+    if (layout.channel_stride == 1) {
+      launch(sums_columns_kernel<scalar_t>, dim3(layout.samples * ceil_div(layout.channels, kWarpSize)),
+             dim3(kWarpSize, kThreads / kWarpSize), stream, map.tensor.data_ptr(), layout, shift.data_ptr(),
+             sums.data_ptr(), norms.data_ptr());
+    } else {
+      launch(sums_rows_kernel<scalar_t>, dim3(ceil_div(rows, kThreads / kWarpSize)), dim3(kThreads), stream,
+             map.tensor.data_ptr(), layout, shift.data_ptr(), sums.data_ptr(), norms.data_ptr());
+    }
+  });
+  launch(merge_sums_kernel, dim3(ceil_div(layout.channels, kThreads / kWarpSize)), dim3(kThreads), stream,
+         sums.data_ptr(), norms.data_ptr(), sum.data_ptr(), norm_sum.data_ptr(), layout.samples, layout.channels);
+}
+
+void check_moment(const Tensor& moment, const Tensor& x, std::initializer_list<int64_t> shape, const char* name) {
+  check_same_device(moment, x, name);
+  BDP_CHECK(moment.scalar_type() == ScalarType::Double && moment.is_contiguous(), name,
+            " must be a contiguous float64 tensor");
+  BDP_CHECK(moment.sizes().vec() == std::vector<int64_t>(shape), name, " must have the channels of x, ", x.size(1),
+            ", along each axis");
+}
+
+void channel_moments_update_(Tensor cross, Tensor sum, Tensor norm_sum, const Tensor& x, const Tensor& shift) {
+  BDP_CHECK(x.dim() >= 2, "x must be [N, C] or [N, C, *], got ", x.dim(), " dimensions");
+  const int64_t channels = x.size(1);
+  check_moment(cross, x, {channels, channels}, "cross");
+  check_moment(sum, x, {channels}, "sum");
+  check_moment(norm_sum, x, {channels}, "norm_sum");
+  check_moment(shift, x, {channels}, "shift");
+  const DeviceGuard guard(x.get_device_index());
+  const FeatureMap map = as_feature_map(x);
+  if (map.numel() == 0) return;
+  add_cross(cross, map, shift);
+  add_sums(sum, norm_sum, map, shift);
+}
+
+}  // namespace
+}  // namespace bdprune::cuda
+
+STABLE_TORCH_LIBRARY_IMPL(bdprune, CUDA, m) {
+  m.impl("channel_moments_update_", TORCH_BOX(&bdprune::cuda::channel_moments_update_));
+}
