@@ -63,8 +63,8 @@ struct Cursor {
 // Neighbouring threads read neighbouring addresses: positions in NCHW, channels in channels_last.
 template <typename scalar_t, typename math_t, bool kChannelsLast>
 __device__ __forceinline__ void stage_slab(math_t (&slab)[kSlab][kPitch], const scalar_t* __restrict__ x,
-                                           const MapLayout& layout, const Cursor& cursor,
-                                           const math_t (&shift)[kTile], int64_t first, int64_t start, int64_t end) {
+                                           const MapLayout& layout, const Cursor& cursor, const math_t (&shift)[kTile],
+                                           int64_t first, int64_t start, int64_t end) {
   if constexpr (kChannelsLast) {
     const int c = threadIdx.x % kTile, k0 = threadIdx.x / kTile;
     const bool inside = first + c < layout.channels;
@@ -321,6 +321,7 @@ void channel_moments_update_(Tensor cross, Tensor sum, Tensor norm_sum, const Te
 }  // namespace
 }  // namespace bdprune::cuda
 
-STABLE_TORCH_LIBRARY_IMPL(bdprune, CUDA, m) {
+STABLE_TORCH_LIBRARY_IMPL(bdprune, CUDA, m)
+{
   m.impl("channel_moments_update_", TORCH_BOX(&bdprune::cuda::channel_moments_update_));
 }

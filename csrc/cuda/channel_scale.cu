@@ -18,8 +18,8 @@ constexpr int64_t kWorkPerThread = 8;    // vectors below which a further split 
 // y = mask * z, one vector per thread. index_t counts vectors and is 32-bit where it can be: the divisions stay cheap.
 template <typename scalar_t, typename index_t, int kWidth, bool kChannelsLast>
 __global__ void __launch_bounds__(kThreads)
-    scale_kernel(const scalar_t* __restrict__ z, const compute_t<scalar_t>* __restrict__ mask,
-                 scalar_t* __restrict__ y, index_t num_vectors, index_t vectors_per_row, index_t channels) {
+    scale_kernel(const scalar_t* __restrict__ z, const compute_t<scalar_t>* __restrict__ mask, scalar_t* __restrict__ y,
+                 index_t num_vectors, index_t vectors_per_row, index_t channels) {
   using vector_t = Vector<scalar_t, kWidth>;
   const index_t vector = static_cast<index_t>(blockIdx.x) * kThreads + threadIdx.x;
   if (vector >= num_vectors) return;
@@ -257,8 +257,8 @@ std::tuple<Tensor, Tensor> channel_scale_backward(const Tensor& grad, const Tens
   const DeviceGuard guard(z.get_device_index());
   const FeatureMap map = as_feature_map(z);
   Tensor grad_z = need_z ? torch::stable::empty_like(map.tensor) : empty_on_device(0, z.scalar_type(), z);
-  Tensor grad_mask = need_mask ? torch::stable::new_zeros(mask, {map.channels})
-                               : empty_on_device(0, mask.scalar_type(), mask);
+  Tensor grad_mask =
+      need_mask ? torch::stable::new_zeros(mask, {map.channels}) : empty_on_device(0, mask.scalar_type(), mask);
   if (map.numel() == 0 || (!need_z && !need_mask)) return {grad_z, grad_mask};
 
   const Tensor dense_grad = in_layout_of(map, grad);
@@ -273,7 +273,8 @@ std::tuple<Tensor, Tensor> channel_scale_backward(const Tensor& grad, const Tens
     dispatch_width<scalar_t>(Rows(map), all_aligned, [&](auto index, auto width) {
       using index_t = typename decltype(index)::type;
       constexpr int kWidth = decltype(width)::value;
-      auto reduce = need_z ? reduce_rows<scalar_t, index_t, kWidth, true> : reduce_rows<scalar_t, index_t, kWidth, false>;
+      auto reduce =
+          need_z ? reduce_rows<scalar_t, index_t, kWidth, true> : reduce_rows<scalar_t, index_t, kWidth, false>;
       merge_into(grad_mask, reduce(map, dense_grad, factors, grad_z));
     });
   });
@@ -283,7 +284,8 @@ std::tuple<Tensor, Tensor> channel_scale_backward(const Tensor& grad, const Tens
 }  // namespace
 }  // namespace bdprune::cuda
 
-STABLE_TORCH_LIBRARY_IMPL(bdprune, CUDA, m) {
+STABLE_TORCH_LIBRARY_IMPL(bdprune, CUDA, m)
+{
   m.impl("channel_scale", TORCH_BOX(&bdprune::cuda::channel_scale));
   m.impl("channel_scale_backward", TORCH_BOX(&bdprune::cuda::channel_scale_backward));
 }

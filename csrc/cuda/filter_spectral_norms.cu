@@ -18,9 +18,9 @@
 namespace bdprune::cuda {
 namespace {
 
-constexpr int kWarpSide = 9;                             // largest n of the warp kernel
+constexpr int kWarpSide = 9;  // largest n of the warp kernel
 constexpr int kGramEntries = kWarpSide * (kWarpSide + 1) / 2;
-constexpr int kEvenSide = kWarpSide + 1;                 // Jacobi runs on an even size; the added row is zero
+constexpr int kEvenSide = kWarpSide + 1;  // Jacobi runs on an even size; the added row is zero
 constexpr int kWarpsPerBlock = 4;
 constexpr int kBlockThreads = 256;
 constexpr int kBlockSide = core::kJacobiMax + core::kJacobiMax % 2;  // largest even n in shared memory
@@ -134,8 +134,7 @@ __device__ void diagonalise(Group group, double* a, core::Rotation<double>* rota
     const int step = turn % steps;
     for (int i = group.rank(); i < pairs; i += group.size()) {
       const core::Pair pair = core::jacobi_pair(n, step, i);
-      rotations[i] =
-          core::jacobi_rotation(a[pair.p * n + pair.p], a[pair.q * n + pair.q], a[pair.p * n + pair.q]);
+      rotations[i] = core::jacobi_rotation(a[pair.p * n + pair.p], a[pair.q * n + pair.q], a[pair.p * n + pair.q]);
     }
     group.sync();
     for (int block = group.rank(); block < pairs * pairs; block += group.size()) {
@@ -278,8 +277,7 @@ __global__ void __launch_bounds__(kWarpSize* kWarpsPerBlock, 3)
     if (column < side) gram[row * side + column] = gram[column * side + row] = sums[i];
   }
   __syncwarp();
-  const double norm =
-      largest_root(WarpGroup(), gram, rotations[warp], side, core::jacobi_sweeps(filter.short_size));
+  const double norm = largest_root(WarpGroup(), gram, rotations[warp], side, core::jacobi_sweeps(filter.short_size));
   if (lane == 0) store_norm(output, wide, filter, norm, factor);
 }
 
@@ -471,6 +469,7 @@ Tensor filter_spectral_norms(const std::vector<Tensor>& weights, const std::vect
 }  // namespace
 }  // namespace bdprune::cuda
 
-STABLE_TORCH_LIBRARY_IMPL(bdprune, CUDA, m) {
+STABLE_TORCH_LIBRARY_IMPL(bdprune, CUDA, m)
+{
   m.impl("filter_spectral_norms", TORCH_BOX(&bdprune::cuda::filter_spectral_norms));
 }

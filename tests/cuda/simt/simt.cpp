@@ -1,0 +1,166 @@
+// The scheduler behind cuda_runtime.h, and the few symbols of a CUDA build of torch that the kernels' hosts ask for.
+#include <ucontext.h>
+
+#include <memory>
+#include <numeric>
+#include <random>
+#include <string>
+#include <vector>
+
+#include "cuda_runtime.h"
+#include "prelude.h"
+
+dim3 threadIdx, blockIdx, blockDim, gridDim;
+
+namespace simt {
+namespace {
+
+constexpr int kWarp = 32;
+constexpr size_t kStackBytes = 128 << 10;
+
+enum class State { kReady, kAtWarp, kAtBlock, kDone };
+
+struct Fiber {
+  ucontext_t context;
+  std::unique_ptr<char[]> stack;
+  State state;
+  dim3 index;
+};
+
+std::mt19937_64 generator;
+std::vector<Fiber> fibers;
+std::vector<uint64_t> slots;
+std::vector<std::pair<char*, size_t>> shared_memory;
+ucontext_t scheduler;
+int running;
+const std::function<void()>* body;
+std::string failure;
+
+int block_threads() { return static_cast<int>(blockDim.x * blockDim.y * blockDim.z); }
+
+void enter() {
+  (*body)();
+  fibers[running].state = State::kDone;
+}
+
+void prepare(int t) {
+  Fiber& fiber = fibers[t];
+  if (!fiber.stack) fiber.stack = std::make_unique<char[]>(kStackBytes);
+  getcontext(&fiber.context);
+  fiber.context.uc_stack.ss_sp = fiber.stack.get();
+  fiber.context.uc_stack.ss_size = kStackBytes;
+  fiber.context.uc_link = &scheduler;
+  makecontext(&fiber.context, enter, 0);
+  fiber.state = State::kReady;
+  const unsigned u = static_cast<unsigned>(t);
+  fiber.index = dim3(u % blockDim.x, u / blockDim.x % blockDim.y, u / blockDim.x / blockDim.y);
+}
+
+// Releases the threads [begin, end) if all of them wait at `state`; a partial wait that can't be completed is an error.
+bool release(int begin, int end, State state, const char* what) {
+  int waiting = 0, done = 0;
+  for (int t = begin; t < end; ++t) {
+    waiting += fibers[t].state == state;
+    done += fibers[t].state == State::kDone;
+  }
+  if (waiting == 0) return false;
+  if (done > 0) failure = std::string(what) + " that threads which have returned cannot reach";
+  if (waiting < end - begin) return false;
+  for (int t = begin; t < end; ++t) fibers[t].state = State::kReady;
+  return true;
+}
+
+// One block to its end.
+void run_block() {
+  const int threads = block_threads();
+  for (auto [start, bytes] : shared_memory) std::memset(start, 0xff, bytes);
+  for (int t = 0; t < threads; ++t) prepare(t);
+  std::vector<int> order(threads);
+  std::iota(order.begin(), order.end(), 0);
+  for (bool progress = true; progress && failure.empty();) {
+    progress = false;
+    std::shuffle(order.begin(), order.end(), generator);
+    for (int t : order) {
+      if (fibers[t].state != State::kReady) continue;
+      running = t;
+      threadIdx = fibers[t].index;
+      swapcontext(&scheduler, &fibers[t].context);
+      progress = true;
+    }
+    for (int t = 0; t < threads; t += kWarp) {
+      progress |= release(t, std::min(t + kWarp, threads), State::kAtWarp, "a warp barrier");
+    }
+    progress |= release(0, threads, State::kAtBlock, "a block barrier");
+  }
+  for (int t = 0; t < threads && failure.empty(); ++t) {
+    if (fibers[t].state != State::kDone) failure = "threads wait at different barriers";
+  }
+}
+
+bool within_limits(dim3 grid, dim3 block) {
+  const bool blocks = grid.x > 0 && grid.x <= 0x7fffffffu && grid.y > 0 && grid.y <= 65535 && grid.z == 1;
+  const uint64_t threads = uint64_t{block.x} * block.y * block.z;
+  return blocks && threads > 0 && threads <= 1024;
+}
+
+}  // namespace
+
+int lane() { return running % kWarp; }
+
+uint64_t* lane_slot(int lane) { return &slots[running / kWarp * kWarp + lane]; }
+
+void wait(Scope scope) {
+  const int self = running;
+  fibers[self].state = scope == Scope::kWarp ? State::kAtWarp : State::kAtBlock;
+  swapcontext(&fibers[self].context, &scheduler);
+}
+
+cudaError_t run_grid(dim3 grid, dim3 block, const std::function<void()>& thread) {
+  if (!within_limits(grid, block)) return cudaErrorInvalidConfiguration;
+  gridDim = grid;
+  blockDim = block;
+  body = &thread;
+  failure.clear();
+  if (fibers.size() < static_cast<size_t>(block_threads())) fibers.resize(block_threads());
+  slots.resize(1024);
+  for (blockIdx.y = 0; blockIdx.y < grid.y && failure.empty(); ++blockIdx.y) {
+    for (blockIdx.x = 0; blockIdx.x < grid.x && failure.empty(); ++blockIdx.x) run_block();
+  }
+  return failure.empty() ? cudaSuccess : cudaErrorLaunchFailure;
+}
+
+}  // namespace simt
+
+#define EXPORTED extern "C" __attribute__((visibility("default")))
+
+// Order in which fibers run from here on.
+EXPORTED void simt_seed(uint64_t seed) { simt::generator.seed(seed); }
+
+// Names a __shared__ variable, `offset` bytes behind simt_seed. They are statics of the kernels, so only the symbol
+// table knows them all.
+EXPORTED void simt_add_shared(int64_t offset, size_t bytes) {
+  simt::shared_memory.emplace_back(reinterpret_cast<char*>(&simt_seed) + offset, bytes);
+}
+
+extern "C" int32_t simt_device_type_cuda() { return 0; }  // that of the CPU
+
+extern "C" AOTITorchError simt_create_device_guard(int32_t, DeviceGuardHandle* guard) {
+  *guard = nullptr;
+  return AOTI_TORCH_SUCCESS;
+}
+
+extern "C" AOTITorchError simt_delete_device_guard(DeviceGuardHandle) { return AOTI_TORCH_SUCCESS; }
+
+extern "C" AOTITorchError aoti_torch_get_current_cuda_stream(int32_t, void** stream) {
+  *stream = nullptr;
+  return AOTI_TORCH_SUCCESS;
+}
+
+extern "C" AOTITorchError torch_c10_cuda_check_msg(int32_t error, const char* file, const char*, uint32_t line, bool,
+                                                   char** message) {
+  const std::string cause = error == cudaErrorInvalidConfiguration ? "invalid configuration" : simt::failure;
+  *message = error == 0 ? nullptr : strdup((std::string(file) + ":" + std::to_string(line) + ": " + cause).c_str());
+  return AOTI_TORCH_SUCCESS;
+}
+
+extern "C" void torch_c10_cuda_free_error_msg(char* message) { std::free(message); }
