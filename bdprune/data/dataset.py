@@ -1,0 +1,139 @@
+"""Torch datasets, and anything else that has a length and gives (image, label) pairs."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator, Sequence
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import Subset, TensorDataset
+
+from bdprune.data.decode import image_pixels
+from bdprune.data.source import MAX_IMAGES, as_class_names, as_labels, as_pixels
+from bdprune.errors import DataError
+
+
+class SizedDataset(Protocol):
+    """The part of ``torch.utils.data.Dataset`` that is needed: a length, and items by number."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int, /) -> Any: ...
+
+
+class DatasetSource:
+    """Items ``(image, label)``: image a tensor ``[C, H, W]``, an array ``[H, W, C]`` or ``[H, W]``, or a Pillow image.
+
+    Pixels are uint8, or floats in [0, 1]: a transform that normalises must be left out. Labels come from
+    ``targets`` or ``labels`` where the dataset has them and no ``target_transform``, else from one pass over all
+    items; each item that is used must bear the label announced for it.
+
+    Raises:
+        DataError: no length, items of another kind, or labels that are no class numbers.
+    """
+
+    def __init__(self, dataset: SizedDataset) -> None:
+        self.name = type(dataset).__name__
+        self._dataset = dataset
+        self.class_names = as_class_names(getattr(dataset, "classes", ()) or ())
+        self._count = self._length()
+        labels = _known_labels(dataset)
+        if labels is None or len(labels) != self._count:
+            labels = np.array([self._label(position) for position in range(self._count)], dtype=np.int64)
+        self.labels = as_labels(labels, self.name)
+
+    def describe(self, index: int) -> str:
+        return f"item {index} of {self.name}"
+
+    def read(self, index: Sequence[int]) -> Iterator[tuple[int, Tensor]]:
+        for slot, position in enumerate(index):
+            image, label = self._item(position)
+            if _as_int(label) != int(self.labels[position]):
+                raise DataError(
+                    f"{self.describe(position)} bears label {str(label)[:40]}, "
+                    f"the dataset announces {int(self.labels[position])}.",
+                    "Make the targets of the dataset agree with its items.",
+                )
+            yield slot, _as_image(image, self.describe(position))
+
+    def _length(self) -> int:
+        try:
+            count = len(self._dataset)
+        except TypeError as error:
+            raise DataError(f"{self.name} has no length.", "Give a map-style dataset, not an iterable one.") from error
+        if count > MAX_IMAGES:
+            raise DataError(f"{self.name} has {count} items.", f"At most {MAX_IMAGES} are read; give a Subset.")
+        return count
+
+    def _item(self, position: int) -> tuple[Any, Any]:
+        try:
+            item = self._dataset[position]
+        except Exception as error:
+            raise DataError(f"{self.describe(position)} cannot be read: {type(error).__name__}: {error}.") from error
+        if not isinstance(item, tuple | list) or len(item) != 2:
+            kind = type(item).__name__
+            raise DataError(f"{self.describe(position)} is a {kind}, not a pair.", "Give items (image, label).")
+        return item[0], item[1]
+
+    def _label(self, position: int) -> int:
+        label = self._item(position)[1]
+        number = _as_int(label)
+        if number is None or not -(2**63) <= number < 2**63:
+            raise DataError(
+                f"{self.describe(position)} bears label {str(label)[:40]} of type {type(label).__name__}.",
+                "Give class numbers from 0.",
+            )
+        return number
+
+
+def _as_int(label: Any) -> int | None:
+    """The whole number that ``label`` is (int, NumPy integer, integer tensor of one element), else None."""
+    if isinstance(label, Tensor | np.ndarray):
+        array = np.asarray(label)
+        return int(array.item()) if array.size == 1 and np.issubdtype(array.dtype, np.integer) else None
+    if isinstance(label, int | np.integer) and not isinstance(label, bool):
+        return int(label)
+    return None
+
+
+def _known_labels(dataset: Any) -> np.ndarray[Any, Any] | None:
+    """All labels without decoding an image, None where the dataset does not announce them."""
+    if isinstance(dataset, Subset):
+        inner = _known_labels(dataset.dataset)
+        return None if inner is None else inner[np.asarray(dataset.indices, dtype=np.int64)]
+    if isinstance(dataset, TensorDataset):
+        return np.asarray(dataset.tensors[-1])
+    if getattr(dataset, "target_transform", None) is not None:
+        return None
+    for name in ("targets", "labels"):
+        values = getattr(dataset, name, None)
+        if isinstance(values, list | tuple | Tensor | np.ndarray):
+            array = np.asarray(values)
+            return array if array.ndim == 1 and np.issubdtype(array.dtype, np.integer) else None
+    return None
+
+
+def _as_image(image: Any, where: str) -> Tensor:
+    if isinstance(image, Tensor):
+        array = image.detach().cpu().float().numpy() if image.dtype == torch.bfloat16 else image.detach().cpu().numpy()
+        return _from_array(array if array.ndim == 3 else array[None], where)
+    if isinstance(image, np.ndarray):
+        return _from_array(image.transpose(2, 0, 1) if image.ndim == 3 else image[None], where)
+    # Where Pillow was never imported, no item can be an image of its.
+    pillow = sys.modules.get("PIL.Image")
+    if pillow is not None and isinstance(image, pillow.Image):
+        return image_pixels(image, where)
+    raise DataError(
+        f"{where} has an image of type {type(image).__name__}.", "Give a tensor, a NumPy array or a Pillow image."
+    )
+
+
+def _from_array(array: np.ndarray[Any, Any], where: str) -> Tensor:
+    if array.ndim != 3:
+        raise DataError(
+            f"{where} has an image of {array.ndim - 1} axes.", "Give [C, H, W] tensors or [H, W, C] arrays."
+        )
+    return torch.from_numpy(np.ascontiguousarray(as_pixels(array, where)))

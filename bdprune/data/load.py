@@ -1,0 +1,194 @@
+"""Clean data from wherever it lies: a folder per class, .npz, parquet, or a torch dataset."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from torch.nn.functional import interpolate
+
+from bdprune.data.clean import CleanData, sample_per_class
+from bdprune.data.dataset import DatasetSource, SizedDataset
+from bdprune.data.folder import FolderSource
+from bdprune.data.npz import NpzSource
+from bdprune.data.parquet import ParquetSource
+from bdprune.data.source import MAX_BYTES, ImageSource
+from bdprune.errors import DataError, OptionError
+
+_KINDS = "Give a folder with one sub-folder per class, an .npz archive, a parquet file or a torch Dataset."
+
+
+def load_clean(
+    source: str | os.PathLike[str] | SizedDataset,
+    *,
+    per_class: int | None = None,
+    seed: int = 0,
+    input_shape: tuple[int, int, int] | None = None,
+    num_classes: int | None = None,
+) -> CleanData:
+    """Reads labelled clean images as float32 in [0, 1].
+
+    Classes are sampled by their labels, before any image is decoded.
+
+    Args:
+        source: a class-per-folder tree, an ``.npz`` or parquet file (told by content), or a torch Dataset.
+        per_class: at most so many images of each class, drawn without replacement; None takes all, in order.
+        seed: of the sampling.
+        input_shape: (C, H, W) that the model takes; images of another size are resized (bilinear, antialiased) and
+            a note in the result says so. None: all images must have one size.
+        num_classes: number of labels of the model; a label beyond it is an error.
+
+    Returns:
+        At least 2 images of at least 2 classes: with fewer, a label vote and batch statistics mean nothing.
+
+    Raises:
+        DataError: the data can't be read or doesn't fit the model.
+        OptionError: ``per_class`` is less than 1.
+
+    Example:
+        >>> from torch.utils.data import TensorDataset
+        >>> images, labels = torch.rand(6, 3, 8, 8), torch.tensor([0, 0, 0, 1, 1, 1])
+        >>> load_clean(TensorDataset(images, labels), per_class=2).class_counts
+        {0: 2, 1: 2}
+    """
+    if per_class is not None and per_class < 1:
+        raise OptionError(f"{per_class} images per class is too few.", "Ask for at least 1.")
+    opened = _open(source, input_shape)
+    _check_labels(opened, num_classes)
+    generator = torch.Generator().manual_seed(seed)
+    labels = opened.labels
+    index = torch.arange(len(labels)) if per_class is None else sample_per_class(labels, per_class, generator)
+    images, notes = _read_images(opened, index.tolist(), input_shape)
+    return CleanData(images, labels[index], opened.name, opened.class_names, notes)
+
+
+def _open(source: object, input_shape: tuple[int, int, int] | None) -> ImageSource:
+    if isinstance(source, str | os.PathLike):
+        return _open_path(Path(source), input_shape)
+    if hasattr(source, "__len__") and hasattr(source, "__getitem__"):
+        return DatasetSource(source)
+    raise DataError(f"A {type(source).__name__} holds no clean data by number.", _KINDS)
+
+
+def _open_path(path: Path, input_shape: tuple[int, int, int] | None) -> ImageSource:
+    if path.is_dir():
+        return FolderSource(path)
+    if path.exists() and not path.is_file():
+        raise DataError(f"{path} is neither a file nor a folder.", _KINDS)
+    try:
+        with path.open("rb") as file:
+            magic = file.read(4)
+    except OSError as error:
+        reason = error.strerror or type(error).__name__
+        raise DataError(f"{path} cannot be read: {reason}.", "Check the path and its permissions.") from error
+    if magic == b"PAR1":
+        return ParquetSource(path)
+    if magic == b"PK\x03\x04":
+        return NpzSource(path, input_shape)
+    raise DataError(f"{path} is no clean data that can be read.", _KINDS)
+
+
+def _check_labels(source: ImageSource, num_classes: int | None) -> None:
+    labels, names = source.labels, source.class_names
+    if not len(labels):
+        raise DataError(f"{source.name} holds 0 images.", _KINDS)
+    if num_classes is not None and names and len(names) != num_classes:
+        raise DataError(
+            f"{source.name} names {len(names)} classes, the model has {num_classes}.",
+            "Use data of the model's own classes; in a folder tree, keep an empty folder for each class without "
+            "images, or name the folders by label number.",
+        )
+    if num_classes is not None and int(labels.max()) >= num_classes:
+        raise _out_of_range(source, num_classes)
+    if len(labels) == 1:
+        raise DataError(f"{source.name} holds 1 image.", "Give at least 2 images of different classes.")
+    if len(torch.unique(labels)) == 1:
+        raise DataError(
+            f"All {len(labels)} images of {source.name} are of class {int(labels[0])}.",
+            "Give images of at least 2 classes; otherwise no label stands out.",
+        )
+
+
+def _out_of_range(source: ImageSource, num_classes: int) -> DataError:
+    highest = int(source.labels.max())
+    from_one = highest == num_classes and int(source.labels.min()) >= 1
+    return DataError(
+        f"{source.name} has label {highest}, the model has classes 0 to {num_classes - 1}.",
+        "The labels seem to count from 1: subtract 1." if from_one else "Use data of the model's own classes.",
+    )
+
+
+def _read_images(
+    source: ImageSource, index: list[int], input_shape: tuple[int, int, int] | None
+) -> tuple[Tensor, tuple[str, ...]]:
+    """Images at ``index`` as float32 ``[M, C, H, W]`` in [0, 1], and notes on what was done to them."""
+    images = [torch.empty(0)] * len(index)
+    size = None if input_shape is None else input_shape[1:]
+    resized: set[tuple[int, int]] = set()
+    count = 0
+    for slot, image in source.read(index):
+        found = (image.shape[1], image.shape[2])
+        size = size or found
+        _check_bytes(source, len(index) * image.shape[0] * size[0] * size[1] * 4)
+        if found != size and input_shape is None:
+            raise DataError(
+                f"{source.describe(index[slot])} is {found[0]}x{found[1]}, others are {size[0]}x{size[1]}.",
+                "Bring all images to one size, or state the input shape of the model.",
+            )
+        if found != size:
+            image = _resize(image, size)
+            resized.add(found)
+            count += 1
+        images[slot] = image
+    notes = [_resize_note(count, resized, size)] if size and resized else []
+    stack, repeated = _stack(source, images, None if input_shape is None else input_shape[0])
+    if repeated:
+        notes.append(f"{repeated} grey images among colour ones had their channel repeated.")
+    return stack, tuple(notes)
+
+
+def _resize_note(count: int, found: set[tuple[int, int]], size: tuple[int, int]) -> str:
+    first = min(found)
+    was = f"{first[0]}x{first[1]}" if len(found) == 1 else f"{len(found)} other sizes"
+    return f"{count} images were resized from {was} to {size[0]}x{size[1]} (bilinear)."
+
+
+def _check_bytes(source: ImageSource, needed: int) -> None:
+    if needed > MAX_BYTES:
+        raise DataError(
+            f"The images of {source.name} would take {needed / 2**30:.1f} GiB of memory.",
+            "Take fewer of each class, for example 50 (per_class, --per-class).",
+        )
+
+
+def _unit(image: Tensor) -> Tensor:
+    return image.float() / 255 if image.dtype == torch.uint8 else image
+
+
+def _resize(image: Tensor, size: tuple[int, int]) -> Tensor:
+    resized = interpolate(_unit(image)[None], size, mode="bilinear", antialias=True, align_corners=False)
+    return resized[0].clamp_(0, 1)
+
+
+def _stack(source: ImageSource, images: list[Tensor], channels: int | None) -> tuple[Tensor, int]:
+    """All images as one float32 stack, and how many grey ones among colour ones were given three channels.
+
+    Photo collections hold a few grey files among thousands; a set that is grey throughout is another data set.
+    """
+    found = {image.shape[0] for image in images}
+    wanted = channels or max(found)
+    mixed = found == {1, 3} and wanted == 3
+    if found != {wanted} and not mixed:
+        kinds = {1: "grey (1 channel)", 3: "RGB (3 channels)"}
+        other = max(found - {wanted})
+        raise DataError(
+            f"{source.name} holds images that are {kinds.get(other, f'of {other} channels')}, "
+            f"the model takes {kinds.get(wanted, f'{wanted} channels')}.",
+            "Use images like those the model was trained on.",
+        )
+    stack = torch.empty((len(images), wanted, *images[0].shape[1:]))
+    for row, image in zip(stack, images, strict=True):
+        row.copy_(_unit(image).expand_as(row))
+    return stack, sum(image.shape[0] == 1 for image in images) if mixed else 0
