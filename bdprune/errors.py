@@ -40,6 +40,10 @@ class DataError(BdpruneError):
     """The clean data cannot be read or does not fit the model."""
 
 
+class SanityError(DataError):
+    """The model does not do its clean job on the clean data, so nothing that rests on them could be trusted."""
+
+
 class OptionError(BdpruneError):
     """An option has a value that cannot work; the command line exits with its usage code."""
 

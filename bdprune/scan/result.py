@@ -73,22 +73,27 @@ class Finding(Record, frozen=True, kw_only=True):
 
 
 class SanityInfo(Record, frozen=True, kw_only=True):
-    """Whether the model does its clean job on the clean data; a scan of one that does not proves nothing."""
+    """Whether the model does its clean job on the clean data; a scan of one that does not proves nothing.
+
+    ``suggestion`` names what fits better in short, such as ``imagenet``; ``mend`` says it in a sentence.
+    """
 
     ok: bool
     message: str
+    mend: str = ""
     suggestion: str = ""
 
 
 class DataInfo(Record, frozen=True, kw_only=True):
-    """The clean images that were used. ``per_class[k]`` counts the images of label k."""
+    """The clean images that were used. ``per_class`` counts the images of each label that occurs."""
 
     source: str
     count: Count
     classes: Count
-    per_class: tuple[int, ...]
+    per_class: dict[int, Count]
     digest: str
     class_names: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
     clean_accuracy: Share | None = None
     sanity: SanityInfo | None = None
 

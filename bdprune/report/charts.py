@@ -1,0 +1,152 @@
+"""Which charts a result can show. They are told by the shape of the data, so a new detector gets them for free.
+
+A detector's ``details`` are drawn when they hold, under these keys,
+
+* ``layers``: a list of ``{"layer": name, "max_z": number, "mean_z": number or absent}``, and perhaps ``cut``: number;
+* ``trajectory``: a list of ``{"accuracy": share, "votes": count per label}``, one entry a step;
+* ``votes``: a list with the count of each label.
+
+Everything else in ``details`` is listed as it is.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, TypeVar
+
+import msgspec
+from markupsafe import Markup
+
+from bdprune.report.svg import Bar, Line, bars, lines
+from bdprune.scan.result import DetectorResult, LayerScores, PurifyResult
+
+T = TypeVar("T")
+
+
+class LayerPoint(msgspec.Struct):
+    """The outlier scores of one layer."""
+
+    layer: str
+    max_z: float | None
+    mean_z: float | None = None
+
+
+class Step(msgspec.Struct):
+    """One step of a trajectory."""
+
+    accuracy: float | None
+    votes: list[int]
+
+
+def detector_charts(detector: DetectorResult, class_names: Sequence[str]) -> list[tuple[str, Markup]]:
+    """(caption, chart) of everything in the details that can be drawn."""
+    details = detector.details
+    drawn: list[tuple[str, Markup]] = []
+    steps = _read(details.get("trajectory"), list[Step])
+    if steps:
+        drawn.append(("Unlearning, batch by batch", _trajectory(steps, detector.target_label)))
+    votes = _read(details.get("votes"), list[int])
+    if votes:
+        drawn.append(("Votes for each label", _votes(votes, detector.target_label, class_names)))
+    layers = _read(details.get("layers"), list[LayerPoint])
+    if layers:
+        drawn.append(("Largest outlier in each layer", _layers(layers, _read(details.get("cut"), float))))
+    return drawn
+
+
+def listed_details(detector: DetectorResult) -> dict[str, Any]:
+    """The details that no chart shows."""
+    shapes: dict[str, Any] = {"trajectory": list[Step], "votes": list[int], "layers": list[LayerPoint], "cut": float}
+    return {
+        name: value for name, value in detector.details.items() if name not in shapes or not _read(value, shapes[name])
+    }
+
+
+def score_chart(layers: Sequence[LayerScores]) -> Markup:
+    """Largest z-score of every layer."""
+    return _layers([LayerPoint(layer=one.layer, max_z=one.max_z) for one in layers], None)
+
+
+def curve_chart(result: PurifyResult) -> Markup | None:
+    """Clean accuracy against threshold, with the threshold that was chosen; None without a curve."""
+    known = [one for one in result.curve if one.threshold is not None and one.clean_accuracy is not None]
+    if not known:
+        return None
+    accuracy = [(one.threshold, one.clean_accuracy) for one in known]
+    pruned = [(one.threshold, one.filters_pruned / max(result.filters, 1)) for one in known]
+    chosen = None if result.threshold is None else (result.threshold, f"chosen: {result.threshold:.3g}")
+    series = [Line("clean accuracy", accuracy, "a"), Line("filters pruned", pruned, "b")]  # type: ignore[arg-type]
+    return lines("Clean accuracy against threshold", series, x_label="threshold", y_label="share", chosen=chosen)
+
+
+def mask_chart(result: PurifyResult) -> Markup | None:
+    """Histogram of the masks, log-like by square root so that rare low values show; None without masks."""
+    masks = result.masks
+    if masks is None:
+        return None
+    threshold = result.threshold
+    values = [
+        Bar(
+            value=count**0.5,
+            title=f"{count} filters from {low:.3g} to {high:.3g}",
+            marked=threshold is not None and low < threshold,
+        )
+        for low, high, count in zip(masks.edges, masks.edges[1:], masks.counts, strict=False)
+    ]
+    title = "Histogram of the masks"
+    ends = masks.edges[0], masks.edges[-1]
+    return bars(title, values, x_label="mask", y_label="√ filters", x_range=ends)
+
+
+def pruned_chart(result: PurifyResult) -> Markup | None:
+    """How many filters each group lost; None when none did."""
+    if not result.pruned:
+        return None
+    values = [Bar(len(index), f"{name}: {len(index)} pruned") for name, index in result.pruned.items()]
+    return bars("Pruned filters by layer", values, x_label="layers that lost filters", y_label="filters pruned")
+
+
+def _trajectory(steps: Sequence[Step], label: int | None) -> Markup:
+    accuracy = [(float(i), step.accuracy) for i, step in enumerate(steps, 1) if step.accuracy is not None]
+    winner = [(float(i), max(step.votes) / sum(step.votes)) for i, step in enumerate(steps, 1) if sum(step.votes)]
+    series = [Line("clean accuracy", accuracy, "a"), Line("votes for the leading label", winner, "b")]
+    if label is not None and all(label < len(step.votes) for step in steps):
+        named = [(float(i), step.votes[label] / sum(step.votes)) for i, step in enumerate(steps, 1) if sum(step.votes)]
+        series.append(Line(f"votes for label {label}", named, "c"))
+    return lines("Accuracy and votes while unlearning", series, x_label="batch", y_label="share", x_whole=True)
+
+
+def _votes(votes: Sequence[int], label: int | None, class_names: Sequence[str]) -> Markup:
+    named = [class_names[k] if k < len(class_names) else str(k) for k in range(len(votes))]
+    values = [Bar(count, f"label {k} ({named[k]}): {count} votes", marked=k == label) for k, count in enumerate(votes)]
+    short = [str(k) for k in range(len(votes))]
+    return bars("Votes for each label", values, x_label="label", y_label="votes", x_names=short)
+
+
+def _layers(layers: Sequence[LayerPoint], cut: float | None) -> Markup:
+    values = [
+        Bar(
+            value=max(one.max_z or 0.0, 0.0),
+            title=f"{one.layer}: max z {_text(one.max_z)}{_mean(one.mean_z)}",
+            marked=cut is not None and (one.max_z or 0.0) > cut,
+        )
+        for one in layers
+    ]
+    title = "Largest z-score of each layer"
+    return bars(title, values, x_label="layer, input to output", y_label="max z", cut=cut)
+
+
+def _mean(mean: float | None) -> str:
+    return "" if mean is None else f", mean z {mean:.3g}"
+
+
+def _text(value: float | None) -> str:
+    return "unknown" if value is None else f"{value:.3g}"
+
+
+def _read(value: Any, shape: type[T]) -> T | None:
+    """``value`` if it has that shape, else None: details are free, and plug-ins write them too."""
+    try:
+        return msgspec.convert(value, shape)
+    except msgspec.ValidationError:
+        return None

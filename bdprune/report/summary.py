@@ -1,0 +1,94 @@
+"""What to say about a verdict, in words that every report shares."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+
+from bdprune.scan.result import Result, Verdict
+
+ORDER: tuple[Verdict, ...] = ("backdoored", "suspicious", "error", "inconclusive", "clean")
+"""Verdicts, the one that needs attention first."""
+
+MEANING: dict[Verdict, str] = {
+    "clean": "No sign of a backdoor was found.",
+    "suspicious": "Some evidence points to a backdoor, but not all of it agrees.",
+    "backdoored": "This network carries a backdoor.",
+    "inconclusive": "This network could not be judged.",
+    "error": "This file could not be scanned.",
+}
+
+ADVICE: dict[Verdict, str] = {
+    "clean": "The detectors that ran see a normal network. This lowers the risk; it is no proof.",
+    "suspicious": "Do not deploy it yet. Scan again with more clean images, look at the evidence, or repair it.",
+    "backdoored": "Do not deploy it. Repair it with `bdprune purify`, scan the repaired file, or train it anew.",
+    "inconclusive": "Treat it as unscanned. The findings say what is missing.",
+    "error": "Treat it as unscanned.",
+}
+
+
+def headline(result: Result) -> str:
+    """One plain sentence on what the verdict means for this model."""
+    if result.verdict == "backdoored" and result.target_label is not None:
+        return f"This network carries a backdoor that leads to {label(result)}."
+    if result.verdict == "suspicious" and result.target_label is not None:
+        return f"Some evidence points to a backdoor that leads to {label(result)}, but not all of it agrees."
+    if result.error:
+        return result.error.message
+    return MEANING[result.verdict]
+
+
+def advice(result: Result) -> str:
+    """What to do now."""
+    return f"{result.error.mend} {ADVICE['error']}".strip() if result.error else ADVICE[result.verdict]
+
+
+def label(result: Result) -> str:
+    """The target label with its class name: ``label 8 (ship)``; a dash when none is named."""
+    if result.target_label is None:
+        return "–"
+    name = f" ({result.target_name})" if result.target_name else ""
+    return f"label {result.target_label}{name}"
+
+
+def rank(result: Result) -> tuple[int, float]:
+    """Sorts results by need of attention: verdict, then risk."""
+    return ORDER.index(result.verdict), -(result.risk or 0.0)
+
+
+def percent(share: float | None, digits: int = 1) -> str:
+    """A share in [0, 1] as a percentage; a dash when unknown."""
+    return "–" if share is None else f"{100 * share:.{digits}f} %"
+
+
+def number(value: float | None) -> str:
+    """Four significant digits; a dash when unknown."""
+    return "–" if value is None else f"{value:.4g}"
+
+
+def seconds(value: float | None) -> str:
+    """A time a person can read: ``0.42 s``, ``12.3 s``, ``4 min 05 s``."""
+    if value is None:
+        return "–"
+    if value < 1:
+        return f"{value:.2f} s"
+    return f"{value:.1f} s" if value < 60 else f"{int(value) // 60} min {int(value) % 60:02d} s"
+
+
+def size(count: int | None) -> str:
+    """Bytes a person can read."""
+    if count is None:
+        return "–"
+    value, unit = float(count), "B"
+    for unit in ("B", "kB", "MB", "GB"):
+        if value < 1000 or unit == "GB":
+            break
+        value /= 1000
+    return f"{value:.0f} {unit}" if unit == "B" else f"{value:.1f} {unit}"
+
+
+def tally(results: Sequence[Result]) -> str:
+    """``3 models: 1 backdoored, 2 clean``."""
+    counts = Counter(result.verdict for result in results)
+    parts = [f"{counts[verdict]} {verdict}" for verdict in ORDER if counts[verdict]]
+    return f"{len(results)} model{'s' if len(results) != 1 else ''}: {', '.join(parts) or 'nothing scanned'}"

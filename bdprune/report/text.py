@@ -1,0 +1,132 @@
+"""Text: compact and aligned, for terminals and logs."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Sequence
+
+from bdprune.report import summary
+from bdprune.scan.result import DataInfo, DetectorResult, ModelInfo, PurifyResult, Result, ScoreResult
+
+_COLOURS = {"clean": "32", "suspicious": "33", "backdoored": "1;31", "inconclusive": "35", "error": "31"}
+_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069]")
+
+
+def plain(text: object) -> str:
+    """Text from a file or a path without control characters, which could rewrite a terminal."""
+    return _CONTROL.sub("�", str(text))
+
+
+def scan_text(result: Result, *, colour: bool = False) -> str:
+    """One model: verdict first, then evidence and findings."""
+    verdict = _paint(result.verdict.upper(), _COLOURS[result.verdict], colour)
+    lines = [f"{verdict}  {plain(result.name)}", f"  {plain(summary.headline(result))}"]
+    if result.error:
+        lines += [f"  {plain(result.error.mend)}"] if result.error.mend else []
+        return "\n".join(lines) + "\n"
+    rows = [
+        ("risk", summary.number(result.risk)),
+        ("target", plain(summary.label(result))),
+        *_model_rows(result.model),
+        *_data_rows(result.data),
+        ("time", f"{summary.seconds(result.seconds)} on {plain(result.env.device)}, {result.env.backend} ops"),
+    ]
+    lines += _aligned(rows)
+    if result.detectors:
+        header = ("detector", "score", "threshold", "", "label", "time")
+        lines += ["", *_table([header, *map(_detector_row, result.detectors)], "lrrllr")]
+    if result.findings:
+        lines += ["", *(f"  {one.rule_id} {one.severity}: {plain(one.message)}" for one in result.findings)]
+    return "\n".join(lines) + "\n"
+
+
+def fleet_text(results: Sequence[Result], *, colour: bool = False) -> str:
+    """Many models: one line each and a tally, the worst first."""
+    ranked = sorted(results, key=summary.rank)
+    rows = [("verdict", "risk", "target", "model")]
+    rows += [(one.verdict, summary.number(one.risk), plain(summary.label(one)), plain(one.name)) for one in ranked]
+    head, *body = _table(rows, "lrll")
+    painted = [
+        line.replace(one.verdict, _paint(one.verdict, _COLOURS[one.verdict], colour), 1)
+        for line, one in zip(body, ranked, strict=True)
+    ]
+    return "\n".join([head, *painted, "", f"  {summary.tally(results)}"]) + "\n"
+
+
+def purify_text(result: PurifyResult, *, colour: bool = False) -> str:
+    """What a repair did: accuracy before and after, and what was cut."""
+    title = _paint("REPAIRED", _COLOURS["clean"], colour)
+    threshold = f"{summary.number(result.threshold)} ({plain(result.threshold_rule)})"
+    output = f"{plain(result.output.path)} ({summary.size(result.output.bytes)})" if result.output else "not written"
+    rows = [
+        ("method", plain(result.method)),
+        ("clean accuracy", f"{summary.percent(result.accuracy_before)} -> {summary.percent(result.accuracy_after)}"),
+        ("pruned", f"{result.filters_pruned} of {result.filters} filters in {len(result.pruned)} groups"),
+        ("threshold", threshold),
+        *([("target", f"label {result.target_label}")] if result.target_label is not None else []),
+        *_model_rows(result.model),
+        *_data_rows(result.data),
+        ("time", f"{summary.seconds(result.seconds)} on {plain(result.env.device)}, {result.env.backend} ops"),
+        ("written to", output),
+    ]
+    lines = [f"{title}  {plain(result.name)}", *_aligned(rows)]
+    return "\n".join(lines) + "\n"
+
+
+def score_text(result: ScoreResult, *, colour: bool = False) -> str:
+    """Scores: the layers in the order of the network, then the worst filters."""
+    layers: list[tuple[str, ...]] = [("layer", "filters", "mean", "std", "max", "max z")]
+    layers += [
+        (plain(one.layer), str(one.filters), *map(summary.number, (one.mean, one.std, one.max, one.max_z)))
+        for one in result.layers
+    ]
+    worst: list[tuple[str, ...]] = [("filter", "score", "z")]
+    worst += [(f"{plain(one.layer)}[{one.filter}]", *map(summary.number, (one.score, one.z))) for one in result.top]
+    title = _paint(f"{result.method} scores", "1", colour)
+    lines = [f"{title}  {plain(result.name)}", *_table(layers, "lrrrrr"), "", *_table(worst, "lrr")]
+    return "\n".join(lines) + "\n"
+
+
+def _model_rows(model: ModelInfo | None) -> list[tuple[str, str]]:
+    if model is None:
+        return []
+    shape = "x".join(map(str, model.input_shape))
+    return [
+        ("model", f"{plain(model.arch)}, {model.parameters:,} parameters, {model.num_classes} classes, input {shape}")
+    ]
+
+
+def _data_rows(data: DataInfo | None) -> list[tuple[str, str]]:
+    if data is None:
+        return [("data", "none")]
+    accuracy = "" if data.clean_accuracy is None else f", clean accuracy {summary.percent(data.clean_accuracy)}"
+    return [("data", f"{data.count} images of {data.classes} classes from {plain(data.source)}{accuracy}")]
+
+
+def _detector_row(one: DetectorResult) -> tuple[str, ...]:
+    label = "" if one.target_label is None else str(one.target_label)
+    state = "no score" if one.score is None else "flagged" if one.flagged else "ok"
+    numbers = summary.number(one.score), summary.number(one.threshold)
+    return (plain(one.id), *numbers, state, label, summary.seconds(one.seconds))
+
+
+def _aligned(rows: Sequence[tuple[str, str]]) -> list[str]:
+    width = max(len(name) for name, _ in rows)
+    return [f"  {name.ljust(width)}  {value}" for name, value in rows]
+
+
+def _table(rows: Sequence[Iterable[str]], sides: str) -> list[str]:
+    cells = [list(row) for row in rows]
+    widths = [max(len(row[column]) for row in cells) for column in range(len(sides))]
+    lines = []
+    for row in cells:
+        parts = [
+            cell.rjust(width) if side == "r" else cell.ljust(width)
+            for cell, width, side in zip(row, widths, sides, strict=True)
+        ]
+        lines.append(f"  {'  '.join(parts)}".rstrip())
+    return lines
+
+
+def _paint(text: str, code: str, colour: bool) -> str:
+    return f"\x1b[{code}m{text}\x1b[0m" if colour else text

@@ -1,0 +1,82 @@
+"""The detectors and purifiers there are: those of this package and those that plug in by entry points."""
+
+from __future__ import annotations
+
+import inspect
+import logging
+from collections.abc import Mapping, Sequence
+from importlib.metadata import EntryPoint, entry_points
+from typing import Any, cast
+
+from bdprune.detect.base import Detector
+from bdprune.errors import OptionError
+from bdprune.purify.base import Purifier
+
+_BUILT_IN = {
+    "bdprune.detectors": {
+        "unlearning": "bdprune.detect.unlearning:UnlearningDetector",
+        "lipschitz": "bdprune.detect.lipschitz:LipschitzDetector",
+        "suspiciousness": "bdprune.detect.suspiciousness:SuspiciousnessDetector",
+    },
+    "bdprune.purifiers": {
+        "rnp": "bdprune.purify.rnp:RNP",
+        "suspiciousness": "bdprune.purify.suspiciousness:SuspiciousnessPruning",
+    },
+}
+
+log = logging.getLogger(__name__)
+
+
+def names(group: str) -> list[str]:
+    """Short names of everything in ``group`` (``bdprune.detectors`` or ``bdprune.purifiers``), ours first."""
+    return list(_homes(group))
+
+
+def detectors(chosen: Sequence[str | Detector] | None, seed: int) -> list[Detector]:
+    """The chosen detectors, all of them for None; a name is made with its default settings and ``seed``.
+
+    Raises:
+        OptionError: a name that no detector has.
+    """
+    wanted = names("bdprune.detectors") if chosen is None else chosen
+    return [
+        cast(Detector, _make("bdprune.detectors", one, {"seed": seed})) if isinstance(one, str) else one
+        for one in wanted
+    ]
+
+
+def purifier(method: str | Purifier, settings: Mapping[str, Any], seed: int) -> Purifier:
+    """The purifier of that name, made with ``settings`` and ``seed``; one that is made already comes back as it is.
+
+    Raises:
+        OptionError: a name that no purifier has, or a setting that it does not take.
+    """
+    if not isinstance(method, str):
+        return method
+    make = _load("bdprune.purifiers", method)
+    refused = [name for name in settings if name not in inspect.signature(make).parameters]
+    if refused:
+        raise OptionError(f"The purifier {method!r} takes no {', '.join(refused)}.", "Leave it out.")
+    return cast(Purifier, _make("bdprune.purifiers", method, {**settings, "seed": seed}))
+
+
+def _make(group: str, name: str, settings: Mapping[str, Any]) -> object:
+    make = _load(group, name)
+    known = inspect.signature(make).parameters
+    return make(**{key: value for key, value in settings.items() if key in known})
+
+
+def _load(group: str, name: str) -> Any:
+    homes = _homes(group)
+    if name not in homes:
+        kind = group.rpartition(".")[2]
+        raise OptionError(f"There is no {kind.removesuffix('s')} {name!r}.", f"The {kind} are {', '.join(homes)}.")
+    return homes[name].load()
+
+
+def _homes(group: str) -> dict[str, EntryPoint]:
+    ours = {name: EntryPoint(name, home, group) for name, home in _BUILT_IN[group].items()}
+    plugged = {point.name: point for point in entry_points(group=group)}
+    for name in plugged.keys() & ours.keys():
+        log.warning("the entry point %s of %s has the name of a built-in one and is left out", name, group)
+    return ours | {name: point for name, point in plugged.items() if name not in ours}

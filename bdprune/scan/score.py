@@ -1,0 +1,97 @@
+"""Scores of every filter, layer by layer, and the worst of them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Literal
+
+from torch import Tensor
+
+from bdprune.data.clean import CleanData
+from bdprune.errors import OptionError
+from bdprune.model.handle import Model
+from bdprune.scan.describe import artifact_info, data_info, env, model_info, number
+from bdprune.scan.engine import Clock
+from bdprune.scan.intake import DataShelf, DataSource, ModelOptions, ModelSource, take_model
+from bdprune.scan.result import FilterScore, LayerScores, ScoreResult
+from bdprune.scoring.lipschitz import channel_lipschitz
+from bdprune.scoring.outliers import layer_z_scores
+from bdprune.scoring.suspiciousness import Suspiciousness
+
+Method = Literal["lipschitz", "suspiciousness"]
+
+
+def score(
+    model: ModelSource,
+    data: DataSource = None,
+    *,
+    method: Method = "lipschitz",
+    top: int = 20,
+    per_class: int | None = None,
+    **options: Any,
+) -> ScoreResult:
+    """How suspicious every filter is, and which stand out most of their layers.
+
+    Args:
+        model: path of a checkpoint, a module, or what ``bdprune.load`` gave.
+        data: labelled clean images, as for ``bdprune.scan``; the Lipschitz score needs none.
+        method: ``lipschitz`` (data-free) or ``suspiciousness`` (needs clean data).
+        top: how many of the worst filters to list.
+        per_class: at most so many clean images of each class; None takes all.
+        **options: as in ``ModelOptions``.
+
+    Raises:
+        OptionError: the method needs clean data and got none.
+        BdpruneError: anything else that is wrong with the file, the data or the options.
+
+    Example:
+        >>> score("model.pth", top=3).top[0].layer     # doctest: +SKIP
+        'layer4.1.conv2'
+    """
+    clock, known = Clock(), ModelOptions(**options)
+    taken = take_model(model, known)
+    clean = DataShelf(data, per_class, known.seed).fit_for(taken)
+    scores = _scores(taken, clean, method)
+    z_scores = layer_z_scores(scores)
+    return ScoreResult(
+        started=clock.started,
+        artifact=artifact_info(taken),
+        model=model_info(taken),
+        data=data_info(clean) if clean is not None else None,
+        env=env(taken.device, known.seed),
+        method=method,
+        layers=tuple(_layer(name, scores[name], z_scores[name]) for name in scores),
+        top=_worst(scores, z_scores, top),
+        seconds=clock.seconds,
+    )
+
+
+def _scores(model: Model, data: CleanData | None, method: Method) -> dict[str, Tensor]:
+    if method == "lipschitz":
+        return channel_lipschitz(model)
+    if data is None:
+        raise OptionError("The suspiciousness score needs clean data.", "Give --data, or use --method lipschitz.")
+    return Suspiciousness()(model, data)
+
+
+def _layer(name: str, scores: Tensor, z_scores: Tensor) -> LayerScores:
+    values = scores.double()
+    return LayerScores(
+        layer=name,
+        filters=len(values),
+        mean=number(float(values.mean())),
+        std=number(float(values.std(correction=0))),
+        max=number(float(values.max())),
+        max_z=number(float(z_scores.max())),
+    )
+
+
+def _worst(scores: Mapping[str, Tensor], z_scores: Mapping[str, Tensor], top: int) -> tuple[FilterScore, ...]:
+    ranked = sorted(
+        ((float(z), name, index) for name, layer in z_scores.items() for index, z in enumerate(layer.tolist())),
+        key=lambda entry: -entry[0] if entry[0] == entry[0] else float("inf"),
+    )
+    return tuple(
+        FilterScore(layer=name, filter=index, score=number(float(scores[name][index])), z=number(z))
+        for z, name, index in ranked[:top]
+    )

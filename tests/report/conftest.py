@@ -1,0 +1,194 @@
+"""Results as a scan, a repair and a scoring would give them."""
+
+from __future__ import annotations
+
+import pytest
+
+from bdprune.scan.result import (
+    ArtifactInfo,
+    CurveInfo,
+    DataInfo,
+    DetectorResult,
+    Env,
+    ErrorInfo,
+    FilterScore,
+    Finding,
+    Histogram,
+    LayerScores,
+    ModelInfo,
+    OutputInfo,
+    PurifyResult,
+    Result,
+    SanityInfo,
+    ScoreResult,
+)
+
+CIFAR10 = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
+
+
+def _common(path: str) -> dict[str, object]:
+    return {
+        "started": "2026-11-20T22:49:13+00:00",
+        "seconds": 12.5,
+        "artifact": ArtifactInfo(
+            path=path, format="torch-zip", bytes=11_173_962, sha256="ab" * 32, state_key="net", prefix=""
+        ),
+        "model": ModelInfo(
+            arch="resnet18_cifar",
+            parameters=2_797_610,
+            num_classes=10,
+            input_shape=(3, 32, 32),
+            mean=(0.4914, 0.4822, 0.4465),
+            std=(0.247, 0.2435, 0.2616),
+            filter_groups=20,
+            filters=2400,
+        ),
+        "data": DataInfo(
+            source="clean/cifar10",
+            count=500,
+            classes=10,
+            per_class=dict.fromkeys(range(10), 50),
+            digest="sha256:" + "cd" * 32,
+            class_names=CIFAR10,
+            clean_accuracy=0.934,
+            sanity=SanityInfo(ok=True, message="Clean accuracy is 93.4% on 500 images."),
+        ),
+        "env": Env(
+            tool="bdprune",
+            version="0.1.0",
+            torch="2.13.0+cpu",
+            cuda=None,
+            device="cpu",
+            backend="native",
+            threads=2,
+            seed=0,
+            python="3.11.7",
+            platform="Linux",
+        ),
+    }
+
+
+def _unlearning(flagged: bool) -> DetectorResult:
+    steps = 24
+    accuracy = [max(0.1, 0.94 - 0.036 * step) for step in range(steps)]
+    top = [int(128 * (0.1 + (0.9 if flagged else 0.3) * step / steps)) for step in range(steps)]
+    return DetectorResult(
+        id="bdprune.unlearning",
+        score=0.981 if flagged else 0.34,
+        threshold=0.6,
+        flagged=flagged,
+        target_label=8 if flagged else None,
+        seconds=9.25,
+        params={"lr": 0.01, "max_epochs": 20},
+        details={
+            "lr": 0.01,
+            "stopped": True,
+            "trajectory": [
+                {"accuracy": share, "votes": [(128 - best) // 9] * 8 + [best, (128 - best) // 9]}
+                for share, best in zip(accuracy, top, strict=True)
+            ],
+            "votes": [3, 1, 0, 6, 2, 0, 1, 4, 481, 2] if flagged else [60, 40, 55, 52, 61, 49, 50, 40, 53, 40],
+        },
+    )
+
+
+def _lipschitz(flagged: bool) -> DetectorResult:
+    peaks = [2.1 + (index * 37 % 11) / 8 for index in range(20)]
+    if flagged:
+        peaks[17] = 9.4
+    layers = [
+        {"layer": f"layer{1 + index // 5}.{index % 5}.conv1", "max_z": peak, "mean_z": 0.4}
+        for index, peak in enumerate(peaks)
+    ]
+    return DetectorResult(
+        id="bdprune.lipschitz",
+        score=max(peaks),
+        threshold=5.0,
+        flagged=flagged,
+        seconds=0.031,
+        details={"layers": layers, "cut": 5.0},
+    )
+
+
+@pytest.fixture
+def backdoored() -> Result:
+    return Result(
+        **_common("models/badnets.pth"),
+        verdict="backdoored",
+        risk=0.994,
+        target_label=8,
+        detectors=(_unlearning(True), _lipschitz(True)),
+        findings=(
+            Finding(
+                rule_id="BD101",
+                severity="critical",
+                message="Backdoor to label 8: 2 detectors see it independently.",
+                atlas=("AML.T0018.000", "AML.T0043.004"),
+            ),
+        ),
+    )
+
+
+@pytest.fixture
+def clean() -> Result:
+    return Result(
+        **_common("models/clean.pth"),
+        verdict="clean",
+        risk=0.093,
+        target_label=None,
+        detectors=(_unlearning(False), _lipschitz(False)),
+    )
+
+
+@pytest.fixture
+def inconclusive() -> Result:
+    finding = Finding(rule_id="BD000", severity="medium", message="No clean data was given.")
+    common = _common("models/unknown.pth") | {"data": None}
+    return Result(**common, verdict="inconclusive", risk=None, target_label=None, findings=(finding,))
+
+
+@pytest.fixture
+def failed() -> Result:
+    common = _common("models/broken.pth") | {"model": None, "data": None}
+    common["artifact"] = ArtifactInfo(path="models/broken.pth", bytes=117)
+    error = ErrorInfo(type="ArtifactError", message="The archive is cut off.", mend="Download it again.")
+    return Result(**common, verdict="error", risk=None, target_label=None, error=error)
+
+
+@pytest.fixture
+def repaired() -> PurifyResult:
+    edges = tuple(index / 20 for index in range(21))
+    return PurifyResult(
+        **_common("models/badnets.pth"),
+        method="bdprune.rnp",
+        accuracy_before=0.93,
+        accuracy_after=0.92,
+        threshold=0.35,
+        threshold_rule="largest with a drop of at most 2 points on held-out clean data",
+        filters=2400,
+        filters_pruned=41,
+        pruned={"layer4.1.conv2": tuple(range(30)), "layer4.0.conv1": tuple(range(11))},
+        target_label=8,
+        curve=tuple(
+            CurveInfo(
+                threshold=index / 20,
+                clean_accuracy=0.93 - 0.002 * index if index < 9 else max(0.1, 0.93 - 0.09 * (index - 7)),
+                filters_pruned=6 * index,
+            )
+            for index in range(1, 16)
+        ),
+        masks=Histogram(edges=edges, counts=(22, 9, 6, 3, 1, 0, 0, 2, 1, 4, 5, 3, 6, 8, 9, 12, 20, 41, 100, 2148)),
+        phases={"unlearn": 4.0, "recover": 6.5, "sweep": 2.0},
+        params={"max_drop": 0.02},
+        output=OutputInfo(path="repaired.pth", format="torch-zip", bytes=11_173_990, sha256="ef" * 32),
+    )
+
+
+@pytest.fixture
+def scored() -> ScoreResult:
+    layers = tuple(
+        LayerScores(layer=f"layer{index}.conv1", filters=64, mean=1.0, std=0.2, max=1.4 + index / 10, max_z=2.0 + index)
+        for index in range(6)
+    )
+    top = (FilterScore(layer="layer5.conv1", filter=17, score=1.9, z=7.0),)
+    return ScoreResult(**_common("models/badnets.pth") | {"data": None}, method="lipschitz", layers=layers, top=top)

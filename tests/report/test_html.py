@@ -1,0 +1,152 @@
+"""The HTML report: stands alone, says the verdict first, and lets nothing untrusted through."""
+
+from __future__ import annotations
+
+import xml.etree.ElementTree as ElementTree
+from html.parser import HTMLParser
+
+import msgspec
+import pytest
+
+from bdprune.report.html import html_page
+from bdprune.scan.result import ArtifactInfo, Document, PurifyResult, Result, ScoreResult
+
+VOID = {"meta", "link", "br", "hr", "img", "input"}
+
+
+class Reader(HTMLParser):
+    """Collects tags and text, and checks that every tag is closed in order."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.text: list[str] = []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        if "style" not in self.open:
+            self.text.append(data)
+
+
+def read(*documents: Document) -> Reader:
+    reader = Reader()
+    reader.feed(html_page(documents))
+    assert not reader.open
+    return reader
+
+
+def words(reader: Reader) -> str:
+    return " ".join(" ".join(reader.text).split())
+
+
+@pytest.fixture
+def everything(
+    backdoored: Result, repaired: PurifyResult, clean: Result, inconclusive: Result, failed: Result, scored: ScoreResult
+) -> list[Document]:
+    return [backdoored, repaired, clean, inconclusive, failed, scored]
+
+
+def test_verdict_comes_before_everything_else_about_the_model(backdoored: Result) -> None:
+    text = words(read(backdoored))
+    parts = ("backdoored", "leads to label 8 (ship)", "0.99", "Evidence", "Model, data and environment")
+    order = [text.index(part) for part in parts]
+    assert order == sorted(order)
+
+
+def test_page_stands_alone_and_runs_nothing(everything: list[Document]) -> None:
+    reader = read(*everything)
+    names = {tag for tag, _ in reader.tags}
+    assert not names & {"script", "link", "img", "iframe", "object", "embed", "form", "base"}
+    for _, attrs in reader.tags:
+        assert not any(name.startswith("on") or name == "src" for name in attrs)
+        assert (attrs.get("href") or "#").startswith("#")
+    policy = [attrs["content"] for tag, attrs in reader.tags if attrs.get("http-equiv") == "Content-Security-Policy"]
+    assert policy == ["default-src 'none'; style-src 'unsafe-inline'"]
+    assert "url(" not in html_page(everything) and "@import" not in html_page(everything)
+
+
+def test_untrusted_text_is_escaped_everywhere(backdoored: Result, repaired: PurifyResult) -> None:
+    evil = "</title></style><script>alert(1)</script>\"'><svg onload=x>"
+    names = (evil,) * 10
+    details = {evil: evil, "layers": [{"layer": evil, "max_z": 1.0}], "votes": [1] * 10}
+    detectors = tuple(
+        msgspec.structs.replace(one, id=evil, params={evil: evil}, details=details) for one in backdoored.detectors
+    )
+    assert backdoored.data and backdoored.model
+    scan = msgspec.structs.replace(
+        backdoored,
+        artifact=ArtifactInfo(path=evil, format=evil, state_key=evil),
+        model=msgspec.structs.replace(backdoored.model, arch=evil),
+        data=msgspec.structs.replace(backdoored.data, class_names=names, source=evil, notes=names),
+        detectors=detectors,
+        findings=tuple(msgspec.structs.replace(one, message=evil) for one in backdoored.findings),
+    )
+    repair = msgspec.structs.replace(repaired, method=evil, threshold_rule=evil, pruned={evil: (1,)})
+    page = html_page([scan, scan, repair], evil)
+    assert "<script" not in page and "onload=x>" not in page
+    reader = Reader()
+    reader.feed(page)
+    assert not reader.open
+    assert "script" not in {tag for tag, _ in reader.tags}
+    assert not any("onload" in attrs for _, attrs in reader.tags)
+
+
+def test_charts_are_well_formed_titled_and_inside_their_frame(everything: list[Document]) -> None:
+    page = html_page(everything)
+    charts = [part.split("</svg>")[0] for part in page.split('<svg class="chart"')[1:]]
+    assert len(charts) >= 8
+    for chart in charts:
+        tree = ElementTree.fromstring(f'<svg class="chart"{chart}</svg>')
+        title = tree.find("title")
+        assert tree.get("role") == "img" and title is not None and title.text
+        assert "nan" not in chart.lower() and "inf" not in chart.lower()
+        for shape in tree.iter("circle"):
+            assert 0 <= float(shape.get("cx", "-1")) <= 560 and 0 <= float(shape.get("cy", "-1")) <= 260
+        for shape in tree.iter("rect"):
+            assert float(shape.get("height", "-1")) > 0 and float(shape.get("y", "-1")) >= 0
+
+
+def test_fleet_table_links_to_every_model(backdoored: Result, clean: Result, failed: Result) -> None:
+    reader = read(backdoored, clean, failed)
+    targets = {attrs["href"] for tag, attrs in reader.tags if tag == "a"}
+    ids = {f"#{attrs['id']}" for _, attrs in reader.tags if "id" in attrs}
+    assert targets == {"#m1", "#m2", "#m3"} and targets <= ids
+    assert "3 models: 1 backdoored, 1 error, 1 clean" in words(reader)
+
+
+def test_one_model_has_no_fleet_table(clean: Result) -> None:
+    assert "fleet" not in {attrs.get("id") for _, attrs in read(clean).tags}
+
+
+def test_error_shows_message_and_mend_and_no_evidence(failed: Result) -> None:
+    text = words(read(failed))
+    assert "The archive is cut off." in text and "Download it again." in text
+    assert "Evidence" not in text
+
+
+def test_repair_shows_before_and_after(repaired: PurifyResult) -> None:
+    text = words(read(repaired))
+    assert "93.0 % 92.0 %" in text and "2400 2359" in text and "chosen: 0.35" in text
+
+
+def test_no_results_still_give_a_page() -> None:
+    assert "Nothing was scanned." in words(read())
+
+
+def test_details_of_unexpected_shape_are_listed_not_drawn(clean: Result) -> None:
+    odd = msgspec.structs.replace(
+        clean.detectors[0], details={"trajectory": "up and down", "votes": [1, None], "layers": [{"name": "x"}]}
+    )
+    text = words(read(msgspec.structs.replace(clean, detectors=(odd,))))
+    assert "up and down" in text and "Unlearning, batch by batch" not in text
