@@ -1,8 +1,10 @@
-// The Python side of the op libraries: an empty module, so that importing it runs the static registrations.
+// The Python side of the op libraries: a module without functions, so that importing it runs the static registrations. It
+// says what it was built for; bdprune.ops._backend prints that when something does not fit.
 #ifndef Py_LIMITED_API
 #define Py_LIMITED_API 0x030b0000
 #endif
 #include <Python.h>
+#include <torch/headeronly/version.h>
 
 #define BDP_CONCAT_(a, b) a##b
 #define BDP_CONCAT(a, b) BDP_CONCAT_(a, b)
@@ -10,14 +12,21 @@
 #define BDP_STRING(a) BDP_STRING_(a)
 
 PyMODINIT_FUNC BDP_CONCAT(PyInit_, TORCH_EXTENSION_NAME)(void) {
-  static PyModuleDef module = {PyModuleDef_HEAD_INIT,
-                               BDP_STRING(TORCH_EXTENSION_NAME),
-                               nullptr,
-                               -1,
-                               nullptr,
-                               nullptr,
-                               nullptr,
-                               nullptr,
-                               nullptr};
-  return PyModule_Create(&module);
+  static PyModuleDef definition = {PyModuleDef_HEAD_INIT,
+                                   BDP_STRING(TORCH_EXTENSION_NAME),
+                                   nullptr,
+                                   -1,
+                                   nullptr,
+                                   nullptr,
+                                   nullptr,
+                                   nullptr,
+                                   nullptr};
+  PyObject* module = PyModule_Create(&definition);
+  if (!module) return nullptr;
+  if (PyModule_AddStringConstant(module, "built_for_torch", TORCH_VERSION) < 0 ||
+      PyModule_AddStringConstant(module, "compiler", __VERSION__) < 0) {
+    Py_DECREF(module);
+    return nullptr;
+  }
+  return module;
 }

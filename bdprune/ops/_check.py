@@ -1,0 +1,60 @@
+"""Checks that the public functions of the ops share. Each names what it got."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+FLOATING = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+
+
+def check_floating(name: str, value: object) -> None:
+    """Raises TypeError unless ``value`` is a dense tensor of a floating dtype that the ops take."""
+    if not isinstance(value, Tensor):
+        raise TypeError(f"{name} must be a tensor, got {type(value).__name__}")
+    if value.dtype not in FLOATING:
+        raise TypeError(f"{name} must be float16, bfloat16, float32 or float64, got {value.dtype}")
+    if value.layout != torch.strided:
+        raise TypeError(f"{name} must be a dense tensor, got layout {value.layout}")
+
+
+def check_feature_map(name: str, x: object) -> None:
+    """Raises unless ``x`` is a floating tensor ``[N, C]`` or ``[N, C, *]``."""
+    check_floating(name, x)
+    assert isinstance(x, Tensor)
+    if x.dim() < 2:
+        raise ValueError(f"{name} must be [N, C] or [N, C, *], got shape {list(x.shape)}")
+
+
+def check_same_device(name: str, tensor: Tensor, device: torch.device) -> None:
+    """Raises ValueError unless ``tensor`` is on ``device``."""
+    if tensor.device != device:
+        raise ValueError(f"{name} must be on {device}, got {tensor.device}")
+
+
+def check_mask(mask: object, channels: int, device: torch.device) -> None:
+    """Raises unless ``mask`` is a floating vector with one value per channel on ``device``."""
+    check_floating("mask", mask)
+    assert isinstance(mask, Tensor)
+    if mask.shape != (channels,):
+        raise ValueError(f"mask must be [{channels}], one value per channel, got shape {list(mask.shape)}")
+    check_same_device("mask", mask, device)
+
+
+def is_channels_fastest(x: Tensor) -> bool:
+    """Whether ``x`` [N, C, *] lies in memory as N, *, C without gaps (channels_last); mirrors csrc/common.h."""
+    expected = x.shape[1]
+    if x.shape[1] > 1 and x.stride(1) != 1:
+        return False
+    for dim in range(x.dim() - 1, 1, -1):
+        if x.shape[dim] > 1 and x.stride(dim) != expected:
+            return False
+        expected *= x.shape[dim]
+    return x.shape[0] <= 1 or x.stride(0) == expected
+
+
+def empty_like_map(x: Tensor) -> Tensor:
+    """What the kernels allocate for an output shaped like ``x``: x's layout where x is dense, else contiguous."""
+    if x.is_contiguous() or is_channels_fastest(x):
+        return torch.empty_like(x)
+    return torch.empty_like(x, memory_format=torch.contiguous_format)

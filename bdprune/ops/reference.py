@@ -1,0 +1,66 @@
+"""Plain PyTorch versions of the ops: what the compiled ones are tested against, and what runs where they are absent.
+
+Written for clarity and float64 accuracy, not for speed. Arguments have been checked by the public functions.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+
+def filter_matrices(weight: Tensor) -> Tensor:
+    """The filters of a weight ``[O, I]``, ``[O, I, kh, kw]`` or ``[G, O, I, kh, kw]`` as ``[count, I, kh * kw]``."""
+    if weight.dim() == 2:
+        return weight.unsqueeze(-1)
+    count = weight.shape[:-3].numel()
+    return weight.reshape(count, weight.shape[-3], weight.shape[-2] * weight.shape[-1])
+
+
+def spectral_norms(weight: Tensor, scale: Tensor | None) -> Tensor:
+    """Largest singular value of each filter times ``|scale|``: float64 ``[count]``, NaN where a filter is not finite."""
+    matrices = filter_matrices(weight.detach()).double()
+    finite = matrices.isfinite().flatten(1).all(1)
+    if matrices.numel() == 0:
+        norms = matrices.new_zeros(len(matrices))
+    else:
+        norms = torch.linalg.svdvals(matrices.where(finite[:, None, None], 0.0)).amax(-1)
+    norms = norms.where(finite, torch.nan)
+    return norms if scale is None else norms * scale.detach().double().reshape(-1).abs()
+
+
+def filter_spectral_norms(weights: Sequence[Tensor], scales: Sequence[Tensor | None]) -> Tensor:
+    """Reference of ``bdprune::filter_spectral_norms``: all norms in one vector, float64 if any weight is float64."""
+    wide = any(weight.dtype == torch.float64 for weight in weights)
+    parts = [spectral_norms(weight, scale) for weight, scale in zip(weights, scales, strict=True)]
+    values = torch.cat(parts) if parts else torch.empty(0)
+    return values.to(torch.float64 if wide else torch.float32)
+
+
+def channel_moments_update_(cross: Tensor, sum: Tensor, norm_sum: Tensor, x: Tensor, shift: Tensor) -> None:
+    """Reference of ``bdprune::channel_moments_update_``: adds one batch to the running float64 sums."""
+    maps = x.detach().double().flatten(2) if x.dim() > 2 else x.detach().double().unsqueeze(-1)  # [N, C, P]
+    centred = (maps - shift[:, None]).transpose(0, 1).flatten(1)  # [C, N * P]
+    cross += centred @ centred.T
+    sum += centred.sum(1)
+    if maps.shape[-1]:
+        norm_sum += maps.square().mean(-1).sqrt().sum(0)
+
+
+def channel_scale(z: Tensor, mask: Tensor) -> Tensor:
+    """Reference of ``bdprune::channel_scale``: the product in float32 (float64 for float64 z), rounded to z's dtype."""
+    dtype = torch.float64 if z.dtype == torch.float64 else torch.float32
+    shape = (1, -1) + (1,) * (z.dim() - 2)
+    return (z.to(dtype) * mask.to(dtype).view(shape)).to(z.dtype)
+
+
+def channel_scale_backward(
+    grad: Tensor, z: Tensor, mask: Tensor, need_z: bool, need_mask: bool
+) -> tuple[Tensor, Tensor]:
+    """Reference of ``bdprune::channel_scale_backward``; what is not needed comes back empty."""
+    dims = [dim for dim in range(z.dim()) if dim != 1]
+    grad_z = channel_scale(grad, mask) if need_z else z.new_empty(0)
+    grad_mask = (grad.double() * z.double()).sum(dims).to(mask.dtype) if need_mask else mask.new_empty(0)
+    return grad_z, grad_mask
