@@ -29,6 +29,9 @@ class Normalized(nn.Module):
     Shape: images ``[N, C, H, W]`` in [0, 1] -> logits ``[N, K]``.
     """
 
+    mean: Tensor
+    std: Tensor
+
     def __init__(self, network: nn.Module, normalization: Normalization) -> None:
         super().__init__()
         self.network = network

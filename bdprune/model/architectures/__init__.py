@@ -1,0 +1,43 @@
+"""Every architecture that a checkpoint can be recognised as."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import nn
+
+from bdprune.errors import OptionError
+from bdprune.model.architectures import ibau, resnet
+from bdprune.model.architectures.spec import Architecture
+
+REGISTRY: dict[str, Architecture] = {entry.name: entry for family in (resnet, ibau) for entry in family.ARCHITECTURES}
+
+
+def architecture(name: str) -> Architecture:
+    """The registry's entry ``name``.
+
+    Raises:
+        OptionError: there is none.
+    """
+    if name not in REGISTRY:
+        known = ", ".join(sorted(REGISTRY))
+        raise OptionError(f"The architecture {name!r} is not known.", f"Known: {known}; or give module:callable.")
+    return REGISTRY[name]
+
+
+def build(name: str, num_classes: int, in_channels: int = 3, width: int | None = None, **settings: Any) -> nn.Module:
+    """A freshly initialised network, in train mode.
+
+    Args:
+        name: of the registry, such as ``resnet18_cifar``.
+        num_classes: number of logits.
+        in_channels: channels of the images.
+        width: in the architecture's own unit, mostly the channels of its stem; None is the published one.
+        settings: spellings and variants of this architecture, as its ``read`` finds them in a checkpoint.
+
+    Raises:
+        OptionError: no such architecture.
+    """
+    entry = architecture(name)
+    width = entry.width if width is None else width
+    return entry.make(num_classes=num_classes, in_channels=in_channels, width=width, **settings)

@@ -1,0 +1,409 @@
+"""Reads what a checkpoint's pickle asks for without doing any of it.
+
+``walk`` steps through the opcodes (``pickletools.genops``) with a stack of plain descriptions: a global stays a name,
+a tensor stays (storage, offset, size, stride). It knows exactly the opcodes and globals that a state dict with the
+usual extras needs, a strict subset of what ``torch.load(weights_only=True)`` accepts, so that every refusal comes
+with a reason and before torch has allocated anything.
+"""
+
+from __future__ import annotations
+
+import io
+import pickletools
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from typing import Any, NoReturn
+
+from bdprune.errors import ArtifactError
+
+MAX_PICKLE_BYTES = 16 << 20
+MAX_OPCODES = 2_000_000
+MAX_DIMENSIONS = 16
+
+_RESAVE = "Save it again with torch.save(model.state_dict(), path)."
+_TRUST = "Nothing was run. If you trust where it comes from, save only its tensors there: torch.save(state_dict, path)."
+_QUANTISED = "Give the float32 checkpoint from before quantisation."
+
+ITEM_BYTES = {
+    "DoubleStorage": 8,
+    "FloatStorage": 4,
+    "HalfStorage": 2,
+    "BFloat16Storage": 2,
+    "LongStorage": 8,
+    "IntStorage": 4,
+    "ShortStorage": 2,
+    "CharStorage": 1,
+    "ByteStorage": 1,
+    "BoolStorage": 1,
+    "ComplexFloatStorage": 8,
+    "ComplexDoubleStorage": 16,
+}
+# fmt: off
+_DTYPES = frozenset("torch." + name for name in (
+    "float64", "float32", "float16", "bfloat16", "int64", "int32", "int16", "int8", "uint8", "bool", "complex64",
+    "complex128", "float", "double", "half", "long", "int", "short",
+))
+# fmt: on
+
+
+@dataclass(frozen=True)
+class GlobalName:
+    """``module.name`` that a pickle refers to."""
+
+    name: str
+
+
+@dataclass(frozen=True)
+class StorageClaim:
+    """A run of ``count`` elements of ``item_bytes`` bytes, stored under ``key``."""
+
+    key: str
+    kind: str
+    item_bytes: int
+    count: int
+
+
+@dataclass(frozen=True)
+class TensorClaim:
+    """A strided view of a storage."""
+
+    storage: StorageClaim
+    offset: int
+    size: tuple[int, ...]
+    stride: tuple[int, ...]
+
+    @property
+    def count(self) -> int:
+        """Number of elements."""
+        return _product(self.size)
+
+
+class OrderedClaim(dict[Any, Any]):
+    """Stands for a ``collections.OrderedDict``: the only object whose attributes a pickle may set."""
+
+
+@dataclass
+class Walked:
+    """What a pickle describes.
+
+    Attributes:
+        value: the object, with ``TensorClaim`` and ``GlobalName`` in place of tensors and globals.
+        storages: every storage it refers to, by key.
+        tensors: every tensor it builds, in order.
+    """
+
+    value: Any
+    storages: dict[str, StorageClaim] = field(default_factory=dict)
+    tensors: list[TensorClaim] = field(default_factory=list)
+
+
+def shown(text: object, limit: int = 80) -> str:
+    """``text`` quoted for a message: escapes control characters and cuts what a file made too long."""
+    quoted = ascii(str(text)[: limit + 1])
+    return quoted if len(quoted) <= limit else quoted[: limit - 3] + "..."
+
+
+def walk(stream: io.BytesIO, what: str) -> Walked:
+    """Reads one pickle from ``stream`` and leaves it right behind the pickle's end.
+
+    Args:
+        stream: bytes of the file, standing at the first opcode.
+        what: name of this pickle in messages.
+
+    Raises:
+        ArtifactError: a global or opcode that a state dict does not need, a tensor that does not fit the storage it
+            claims, or bytes that are no pickle.
+    """
+    start = stream.tell()
+    machine = _Machine(what)
+    try:
+        for count, (opcode, argument, position) in enumerate(pickletools.genops(stream)):
+            if count > MAX_OPCODES or (position or start) - start > MAX_PICKLE_BYTES:
+                raise ArtifactError(f"The {what} is far larger than any state dict needs.", _RESAVE)
+            machine.step(opcode.name, argument)
+    except (ValueError, IndexError, KeyError, TypeError, OverflowError, MemoryError) as error:
+        raise ArtifactError(f"The {what} is damaged: {shown(error)}.", "Fetch the file again.") from None
+    return machine.finish()
+
+
+def named_globals(stream: io.BytesIO) -> list[str]:
+    """Names of the globals a pickle of any protocol refers to, as far as it can be read."""
+    names: list[str] = []
+    strings: list[str] = []
+    try:
+        for count, (opcode, argument, _) in enumerate(pickletools.genops(stream)):
+            if count > MAX_OPCODES:
+                break
+            if opcode.name in ("GLOBAL", "INST"):
+                names.append(_dotted(str(argument)))
+            elif opcode.name == "STACK_GLOBAL":
+                names.append(_dotted(" ".join(strings[-2:])))
+            elif isinstance(argument, str):
+                strings = [*strings[-1:], argument]
+    except (ValueError, IndexError, KeyError, TypeError, OverflowError, MemoryError):
+        return names
+    return names
+
+
+def refuse_global(name: str, what: str) -> NoReturn:
+    """Raises the ArtifactError for a pickle that refers to ``name``."""
+    if "qtensor" in name or name.startswith("torch.Q"):
+        raise ArtifactError(f"The {what} holds quantised tensors ({shown(name)}).", _QUANTISED)
+    raise ArtifactError(f"The {what} asks to run {shown(name)}, which no state dict needs.", _TRUST)
+
+
+class _Machine:
+    """The pickle machine on descriptions instead of objects."""
+
+    def __init__(self, what: str) -> None:
+        self.what = what
+        self.stack: list[Any] = []
+        self.marks: list[list[Any]] = []
+        self.memo: dict[int, Any] = {}
+        self.result = Walked(None)
+
+    def step(self, opcode: str, argument: Any) -> None:
+        if opcode in _PUSH_ARGUMENT:
+            self.stack.append(argument)
+        elif opcode in _PUSH_FRESH:
+            self.stack.append(_PUSH_FRESH[opcode]())
+        elif opcode in _STEPS:
+            _STEPS[opcode](self, argument)
+        elif opcode == "STACK_GLOBAL":
+            refuse_global(_dotted(f"{self.stack[-2]} {self.stack[-1]}"), self.what)
+        elif opcode == "INST":
+            refuse_global(_dotted(argument), self.what)
+        else:
+            raise ArtifactError(f"The {self.what} uses the pickle opcode {opcode}, which no state dict needs.", _RESAVE)
+
+    def finish(self) -> Walked:
+        self.result.value = self.stack[0]
+        return self.result
+
+    def stop(self, _: object) -> None:
+        if len(self.stack) != 1 or self.marks:
+            raise ValueError("the stack is not empty at its end")
+
+    def mark(self, _: object) -> None:
+        self.marks.append(self.stack)
+        self.stack = []
+
+    def pop_mark(self) -> list[Any]:
+        items, self.stack = self.stack, self.marks.pop()
+        return items
+
+    def put(self, index: int) -> None:
+        self.memo[index] = self.stack[-1]
+
+    def get(self, index: int) -> None:
+        self.stack.append(self.memo[index])
+
+    def tuple_(self, _: object) -> None:
+        items = self.pop_mark()
+        self.stack.append(tuple(items))
+
+    def tuple_of(self, count: int) -> None:
+        if len(self.stack) < count:
+            raise IndexError("too few values for a tuple")
+        self.stack[-count:] = [tuple(self.stack[-count:])]
+
+    def append(self, _: object) -> None:
+        item = self.stack.pop()
+        self._list().append(item)
+
+    def appends(self, _: object) -> None:
+        items = self.pop_mark()
+        self._list().extend(items)
+
+    def set_item(self, _: object) -> None:
+        value, key = self.stack.pop(), self.stack.pop()
+        self._set(key, value)
+
+    def set_items(self, _: object) -> None:
+        items = self.pop_mark()
+        if len(items) % 2:
+            raise ValueError("a key without a value")
+        for key, value in zip(items[::2], items[1::2], strict=True):
+            self._set(key, value)
+
+    def global_(self, argument: str) -> None:
+        name = _dotted(argument)
+        if name not in _CALLS and name not in _DTYPES and name not in _STORAGES:
+            refuse_global(name, self.what)
+        self.stack.append(GlobalName(name))
+
+    def reduce(self, _: object) -> None:
+        arguments, function = self.stack.pop(), self.stack.pop()
+        if type(function) is not GlobalName or function.name not in _CALLS or type(arguments) is not tuple:
+            raise ValueError("a call of something that is no function")
+        self.stack.append(_CALLS[function.name](self, *arguments))
+
+    def build(self, _: object) -> None:
+        state = self.stack.pop()
+        # Any other attribute could shadow a method (items, values) of the dict that is read later.
+        if type(self.stack[-1]) is not OrderedClaim or type(state) is not dict or set(state) - {"_metadata"}:
+            raise ArtifactError(f"The {self.what} sets attributes that no state dict has.", _TRUST)
+
+    def persistent(self, _: object) -> None:
+        claim = self.stack.pop()
+        if type(claim) is not tuple or len(claim) not in (5, 6) or claim[0] != "storage":
+            raise ValueError("a reference to something that is no storage")
+        kind, key, location, count = claim[1:5]
+        if len(claim) == 6 and claim[5] is not None:
+            raise ArtifactError(f"The {self.what} holds views of storages in a form older than 2017.", _RESAVE)
+        if type(kind) is not GlobalName or kind.name not in _STORAGES or not isinstance(location, str):
+            raise ValueError("a storage of no known type")
+        if type(key) is not str or not _is_count(count):
+            raise ValueError("a storage without a key or length")
+        storage = StorageClaim(key, kind.name, _STORAGES[kind.name], count)
+        if self.result.storages.setdefault(key, storage) != storage:
+            raise ValueError(f"storage {key} is claimed with two lengths or types")
+        self.stack.append(storage)
+
+    def _list(self) -> list[Any]:
+        if type(self.stack[-1]) is not list:
+            raise ValueError("an append to something that is no list")
+        return self.stack[-1]
+
+    def _set(self, key: Any, value: Any) -> None:
+        target = self.stack[-1]
+        if type(target) not in (dict, OrderedClaim):
+            raise ValueError("an item set on something that is no dict")
+        target[_checked_key(key)] = value
+
+    def ordered_dict(self, pairs: object = ()) -> OrderedClaim:
+        return OrderedClaim((_checked_key(key), value) for key, value in _sequence(pairs))
+
+    def counter(self, counts: object = None) -> dict[Any, Any]:
+        if counts is not None and type(counts) is not dict:
+            raise ValueError("a Counter of something that is no dict")
+        return dict(counts or {})
+
+    def set_(self, items: object = ()) -> frozenset[Any]:
+        return frozenset(_checked_key(item) for item in _sequence(items))
+
+    def tensor(self, storage: Any, offset: Any, size: Any, stride: Any, *rest: Any) -> TensorClaim:
+        if len(rest) >= 2 and rest[1] is not None and (type(rest[1]) is not OrderedClaim or rest[1]):
+            raise ArtifactError(f"The {self.what} attaches hooks to a tensor.", _TRUST)
+        if len(rest) > 2 and rest[2]:
+            raise ArtifactError(f"The {self.what} attaches metadata to a tensor.", _RESAVE)
+        if type(storage) is not StorageClaim:
+            raise ValueError("a tensor without a storage")
+        claim = TensorClaim(storage, offset, size, stride)
+        _check_view(claim, self.what)
+        self.result.tensors.append(claim)
+        return claim
+
+    def parameter(self, data: Any, requires_grad: Any, hooks: Any) -> TensorClaim:
+        if type(data) is not TensorClaim or type(requires_grad) is not bool:
+            raise ValueError("a parameter without a tensor")
+        if type(hooks) is not OrderedClaim or hooks:
+            raise ArtifactError(f"The {self.what} attaches hooks to a parameter.", _TRUST)
+        return data
+
+    def size(self, sizes: object = ()) -> tuple[int, ...]:
+        if type(sizes) is not tuple or not all(_is_count(size) for size in sizes):
+            raise ValueError("a torch.Size of something else than whole numbers")
+        return sizes
+
+    def device(self, kind: object, index: object = 0) -> str:
+        if not isinstance(kind, str) or type(index) is not int:
+            raise ValueError("a torch.device of no known kind")
+        return kind
+
+    def encode(self, text: object, encoding: object = "latin1") -> bytes:
+        if not isinstance(text, str) or encoding not in ("latin1", "ascii", "utf-8"):
+            raise ValueError("an encoding of no known kind")
+        return text.encode(encoding)
+
+
+_PUSH_ARGUMENT = frozenset({"BININT", "BININT1", "BININT2", "BINFLOAT", "BINUNICODE", "SHORT_BINSTRING", "LONG1"})
+_PUSH_FRESH: dict[str, Callable[[], Any]] = {
+    "NONE": lambda: None,
+    "NEWTRUE": lambda: True,
+    "NEWFALSE": lambda: False,
+    "EMPTY_TUPLE": tuple,
+    "EMPTY_LIST": list,
+    "EMPTY_DICT": dict,
+    "EMPTY_SET": frozenset,
+}
+_STEPS: dict[str, Callable[[_Machine, Any], None]] = {
+    "PROTO": lambda machine, version: None,
+    "STOP": _Machine.stop,
+    "MARK": _Machine.mark,
+    "BINPUT": _Machine.put,
+    "LONG_BINPUT": _Machine.put,
+    "BINGET": _Machine.get,
+    "LONG_BINGET": _Machine.get,
+    "TUPLE": _Machine.tuple_,
+    "TUPLE1": lambda machine, _: machine.tuple_of(1),
+    "TUPLE2": lambda machine, _: machine.tuple_of(2),
+    "TUPLE3": lambda machine, _: machine.tuple_of(3),
+    "APPEND": _Machine.append,
+    "APPENDS": _Machine.appends,
+    "SETITEM": _Machine.set_item,
+    "SETITEMS": _Machine.set_items,
+    "GLOBAL": _Machine.global_,
+    "REDUCE": _Machine.reduce,
+    "BUILD": _Machine.build,
+    "BINPERSID": _Machine.persistent,
+}
+_CALLS: dict[str, Callable[..., Any]] = {
+    "collections.OrderedDict": _Machine.ordered_dict,
+    "collections.Counter": _Machine.counter,
+    "builtins.set": _Machine.set_,
+    "__builtin__.set": _Machine.set_,
+    "torch._utils._rebuild_tensor": _Machine.tensor,
+    "torch._utils._rebuild_tensor_v2": _Machine.tensor,
+    "torch._utils._rebuild_parameter": _Machine.parameter,
+    "torch.Size": _Machine.size,
+    "torch.device": _Machine.device,
+    "_codecs.encode": _Machine.encode,
+}
+_STORAGES = {f"torch.{name}": size for name, size in ITEM_BYTES.items()} | {"torch.storage.UntypedStorage": 1}
+
+
+def _dotted(module_and_name: str) -> str:
+    """``posix system`` -> ``os.system``: as people know it."""
+    module, _, name = module_and_name.partition(" ")
+    return f"{'os' if module in ('posix', 'nt') else module}.{name}"
+
+
+def _checked_key(key: object) -> object:
+    """Keys are plain: hashing a deeply nested tuple would exhaust the C stack."""
+    if key is not None and type(key) not in (str, int, float, bool, bytes):
+        raise ValueError(f"a key of type {type(key).__name__}")
+    return key
+
+
+def _sequence(items: object) -> Iterable[Any]:
+    if type(items) not in (tuple, list):
+        raise ValueError("a list was expected")
+    return items  # type: ignore[return-value]
+
+
+def _is_count(value: object) -> bool:
+    return type(value) is int and 0 <= value < 1 << 62
+
+
+def _product(sizes: Iterable[int]) -> int:
+    total = 1
+    for size in sizes:
+        total *= size
+    return total
+
+
+def _check_view(claim: TensorClaim, what: str) -> None:
+    """Every element must lie inside the storage, and none may be claimed twice (a stride of 0 is a cheap bomb)."""
+    size, stride = claim.size, claim.stride
+    if type(size) is not tuple or type(stride) is not tuple or len(size) != len(stride) or len(size) > MAX_DIMENSIONS:
+        raise ValueError("a tensor without size and stride")
+    if not all(_is_count(number) for number in (claim.offset, *size, *stride)):
+        raise ValueError("a tensor with a size, stride or offset that is no whole number")
+    last = claim.offset + sum((length - 1) * step for length, step in zip(size, stride, strict=True))
+    if claim.count and (last >= claim.storage.count or claim.count > claim.storage.count):
+        raise ArtifactError(
+            f"The {what} claims a tensor of size {shown(size)} ({claim.count} elements) "
+            f"on a storage of {claim.storage.count} elements.",
+            "The file is damaged or hostile; fetch it again from a source you trust.",
+        )

@@ -1,0 +1,134 @@
+"""Recognises an architecture from the names and shapes of a state dict: exactly, or not at all."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from bdprune.errors import ArchitectureError
+from bdprune.model.architectures import REGISTRY, architecture
+from bdprune.model.architectures.spec import Architecture, Settings, Shapes
+from bdprune.model.pickle_walk import shown
+
+_NEAREST = 3
+_DIFFERENCES = 3
+_OWN = "If it is a network of your own, give arch='module:callable' (--arch module:callable)."
+
+
+@dataclass(frozen=True)
+class Recognised:
+    """An architecture that fits a state dict name by name and shape by shape.
+
+    Attributes:
+        name: of the registry.
+        settings: arguments of the architecture's ``make``.
+        input_size: height and width of the images.
+    """
+
+    name: str
+    settings: Settings
+    input_size: int
+
+    @property
+    def num_classes(self) -> int:
+        """Number of logits."""
+        return int(self.settings["num_classes"])
+
+    @property
+    def in_channels(self) -> int:
+        """Channels of the images."""
+        return int(self.settings["in_channels"])
+
+    def skeleton(self) -> nn.Module:
+        """The network on the meta device: names and shapes without memory."""
+        return _skeleton(REGISTRY[self.name], self.settings)
+
+
+def recognise(shapes: Shapes, arch: str | None = None) -> Recognised:
+    """The architecture whose state dict has exactly these names and shapes.
+
+    Args:
+        shapes: of every tensor, without prefix; ``num_batches_tracked`` may be missing (torch before 0.4.1).
+        arch: the only one to try.
+
+    Raises:
+        ArchitectureError: none fits (with the nearest ones and how they differ), or more than one.
+        OptionError: ``arch`` is no name of the registry.
+    """
+    entries = [architecture(arch)] if arch else list(REGISTRY.values())
+    fits = [found for entry in entries if (found := _fit(entry, shapes))]
+    if len(fits) == 1:
+        return fits[0]
+    if fits:
+        names = ", ".join(found.name for found in fits)
+        raise ArchitectureError(f"The checkpoint fits several architectures: {names}.", "Choose one with --arch.")
+    raise ArchitectureError(_nearest(entries, shapes, arch), _OWN)
+
+
+def differences(expected: Shapes, found: Shapes) -> list[str]:
+    """How ``found`` differs from ``expected``, in words, worst first: shapes, missing names, unknown names."""
+    wrong = [
+        f"{shown(name)} has shape {found[name]} instead of {shape}"
+        for name, shape in expected.items()
+        if name in found and found[name] != shape
+    ]
+    missing = [f"{shown(name)} is missing" for name in expected if name not in found and not _optional(name)]
+    unknown = [f"{shown(name)} {found[name]} is not part of it" for name in found if name not in expected]
+    return wrong + missing + unknown
+
+
+def shapes_of(tensors: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
+    """Shape of each tensor."""
+    return {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+
+
+def _fit(entry: Architecture, shapes: Shapes) -> Recognised | None:
+    settings = entry.read(shapes)
+    if settings is None:
+        return None
+    expected = _expected(entry, settings)
+    if expected is None or differences(expected, shapes):
+        return None
+    return Recognised(entry.name, settings, settings.get("input_size", entry.input_size))
+
+
+def _skeleton(entry: Architecture, settings: Settings) -> nn.Module:
+    with torch.device("meta"):
+        return entry.make(**settings).eval()
+
+
+def _expected(entry: Architecture, settings: Settings) -> Shapes | None:
+    """Names and shapes of the network; None when a hostile width makes it too large for any tensor."""
+    try:
+        return shapes_of(_skeleton(entry, settings).state_dict())
+    except (RuntimeError, ValueError, TypeError, OverflowError, ZeroDivisionError):
+        return None
+
+
+def _optional(name: str) -> bool:
+    return name.endswith("num_batches_tracked")
+
+
+def _nearest(entries: Iterable[Architecture], shapes: Shapes, arch: str | None) -> str:
+    """One sentence with the candidates of which most shapes fit."""
+    ranked = []
+    for entry in entries:
+        settings = entry.read(shapes) or {"num_classes": 10, "in_channels": 3, "width": entry.width}
+        expected = _expected(entry, settings)
+        if expected is not None:
+            same = sum(shapes.get(name) == shape for name, shape in expected.items())
+            ranked.append((same / max(len({*expected, *shapes}), 1), entry.name, differences(expected, shapes)))
+    ranked.sort(key=lambda item: (-item[0], item[1]))
+    told = "; ".join(_told(name, share, differs) for share, name, differs in ranked[:_NEAREST])
+    subject = f"The checkpoint is no {arch}" if arch else "The checkpoint fits no known architecture; nearest"
+    return f"{subject}: {told}." if told else "The checkpoint fits no known architecture."
+
+
+def _told(name: str, share: float, differs: list[str]) -> str:
+    first = ", ".join(differs[:_DIFFERENCES])
+    more = f" and {len(differs) - _DIFFERENCES} more" if len(differs) > _DIFFERENCES else ""
+    return f"{name} ({share:.0%} of the tensors agree: {first}{more})"

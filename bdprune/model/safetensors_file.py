@@ -1,0 +1,139 @@
+"""Checkpoints in the safetensors format: 8 bytes of header length, a JSON header, the raw tensors."""
+
+from __future__ import annotations
+
+import json
+import struct
+from collections.abc import Mapping
+from typing import Any, TypeGuard
+
+import torch
+from torch import Tensor
+
+from bdprune.errors import ArtifactError, UnsupportedError
+from bdprune.model.pickle_walk import MAX_DIMENSIONS, shown
+
+DTYPES = {
+    "F64": torch.float64,
+    "F32": torch.float32,
+    "F16": torch.float16,
+    "BF16": torch.bfloat16,
+    "I64": torch.int64,
+    "I32": torch.int32,
+    "I16": torch.int16,
+    "I8": torch.int8,
+    "U8": torch.uint8,
+    "BOOL": torch.bool,
+}
+_NAMES = {dtype: name for name, dtype in DTYPES.items()}
+_MAX_HEADER_BYTES = 16 << 20
+_HOSTILE = "The file is damaged or hostile; fetch it again from a source you trust."
+
+
+def looks_like_safetensors(data: bytes) -> bool:
+    """Whether the bytes begin with a header length that leads to a JSON object."""
+    return len(data) > 8 and data[8:9] == b"{" and not data.startswith(b"{")
+
+
+def read_safetensors(data: bytes) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Tensors in the order of the header, and the header's metadata. Every claim is checked before it is believed.
+
+    Raises:
+        ArtifactError: header, shapes, types or offsets do not fit the file.
+    """
+    header, body = _header(data)
+    metadata = _metadata(header.pop("__metadata__", {}))
+    spans = {name: _span(name, entry, len(body)) for name, entry in header.items()}
+    _check_cover(spans, len(body))
+    writable = bytearray(body)
+    return {name: _tensor(writable, header[name], span) for name, span in spans.items()}, metadata
+
+
+def dump_safetensors(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> bytes:
+    """The file with ``tensors`` in the order given."""
+    header: dict[str, Any] = {"__metadata__": dict(metadata)} if metadata else {}
+    parts: list[bytes] = []
+    offset = 0
+    for name, tensor in tensors.items():
+        raw = tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes()
+        header[name] = {
+            "dtype": _NAMES[tensor.dtype],
+            "shape": list(tensor.shape),
+            "data_offsets": [offset, offset + len(raw)],
+        }
+        parts.append(raw)
+        offset += len(raw)
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    return b"".join([struct.pack("<Q", len(text)), text, *parts])
+
+
+def _header(data: bytes) -> tuple[dict[str, Any], memoryview]:
+    length = struct.unpack("<Q", data[:8])[0]
+    if length > min(_MAX_HEADER_BYTES, len(data) - 8):
+        raise ArtifactError(f"The header claims {length} bytes in a file of {len(data)}.", _HOSTILE)
+    try:
+        header = json.loads(data[8 : 8 + length], object_pairs_hook=_unique)
+    except (ValueError, RecursionError) as error:
+        raise ArtifactError(f"The header is no valid JSON: {shown(error)}.", _HOSTILE) from None
+    if not isinstance(header, dict):
+        raise ArtifactError("The header is no JSON object.", _HOSTILE)
+    return header, memoryview(data)[8 + length :]
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    if len(dict(pairs)) != len(pairs):
+        raise ValueError("a name stands in it twice")
+    return dict(pairs)
+
+
+def _metadata(entry: object) -> dict[str, str]:
+    if not isinstance(entry, dict) or not all(isinstance(value, str) for value in entry.values()):
+        raise ArtifactError("The metadata are no mapping of strings.", _HOSTILE)
+    return entry
+
+
+def _span(name: str, entry: object, body_bytes: int) -> tuple[int, int]:
+    fields = entry if isinstance(entry, dict) else {}
+    shape, offsets, kind = fields.get("shape"), fields.get("data_offsets"), fields.get("dtype")
+    if not _are_counts(shape) or not _are_counts(offsets) or len(offsets) != 2 or len(shape) > MAX_DIMENSIONS:
+        raise ArtifactError(f"The header describes the tensor {shown(name)} with no valid shape or offsets.", _HOSTILE)
+    if kind not in DTYPES:
+        mend = "Save it with a common type such as float32 or float16."
+        raise UnsupportedError(f"The tensor {shown(name)} has the type {shown(kind)}.", mend)
+    needed = DTYPES[kind].itemsize
+    for length in shape:
+        needed *= length
+    start, end = offsets
+    if end > body_bytes or start > end or end - start != needed:
+        raise ArtifactError(
+            f"The tensor {shown(name)} of shape {shown(shape)} claims {needed} bytes at offsets {start} to {end} "
+            f"of a file with {body_bytes} bytes of tensors.",
+            _HOSTILE,
+        )
+    return start, end
+
+
+def _are_counts(value: Any) -> TypeGuard[list[int]]:
+    return isinstance(value, list) and all(type(number) is int and 0 <= number < 1 << 62 for number in value)
+
+
+def _check_cover(spans: Mapping[str, tuple[int, int]], body_bytes: int) -> None:
+    """The tensors must tile the body: no overlap, no hole, nothing behind the last one."""
+    reached = 0
+    for name, (start, end) in sorted(spans.items(), key=lambda item: item[1]):
+        if start != reached:
+            raise ArtifactError(f"The tensor {shown(name)} overlaps another or leaves a hole.", _HOSTILE)
+        reached = end
+    if reached != body_bytes:
+        raise ArtifactError(f"The tensors end at byte {reached} of {body_bytes}.", _HOSTILE)
+
+
+def _tensor(body: bytearray, entry: Mapping[str, Any], span: tuple[int, int]) -> Tensor:
+    dtype, shape = DTYPES[entry["dtype"]], entry["shape"]
+    start, end = span
+    if start == end:
+        return torch.empty(shape, dtype=dtype)
+    raw = torch.frombuffer(body, dtype=torch.uint8, count=end - start, offset=start)
+    # A copy, because the file need not align a tensor to its element size.
+    return raw.clone().view(dtype).reshape(shape)
