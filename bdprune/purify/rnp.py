@@ -1,0 +1,115 @@
+"""Reconstructive Neuron Pruning (Li et al., ICML 2023): unlearn, recover a mask, prune by a dynamic threshold."""
+
+from __future__ import annotations
+
+import itertools
+import time
+from dataclasses import asdict, dataclass, field
+from typing import Self
+
+import torch
+
+from bdprune.data.clean import CleanData
+from bdprune.errors import OptionError
+from bdprune.model.handle import Model
+from bdprune.model.prune import PruneMode, prune
+from bdprune.purify.base import CurvePoint, Purified
+from bdprune.training.evaluate import clean_accuracy
+from bdprune.training.recover import RecoverSettings, recover
+from bdprune.training.sweep import sweep_thresholds
+from bdprune.training.trajectory import sink_label
+from bdprune.training.unlearn import UnlearnSettings, unlearn
+
+_PRESETS = {
+    "paper": (
+        UnlearnSettings(momentum=0.9, weight_decay=5e-2, stop_accuracy=0.1, stop_on="epoch", small_data=0, retries=0),
+        RecoverSettings(small_data=0),
+    ),
+    "code": (
+        UnlearnSettings(
+            weight_decay=5e-4,
+            max_epochs=21,
+            stop_accuracy=0.2,
+            stop_on="epoch",
+            milestones=(10, 20),
+            small_data=0,
+            retries=0,
+        ),
+        RecoverSettings(loss_scale=0.2, small_data=0),
+    ),
+    "robust": (
+        UnlearnSettings(weight_decay=5e-4, stop_accuracy=0.2, min_steps=8, raises=1),
+        RecoverSettings(loss_scale=0.2),
+    ),
+}
+
+
+@dataclass(frozen=True)
+class RNP:
+    """Unlearns a copy, recovers it with a mask over filters, and prunes the original where the mask stayed low.
+
+    Args:
+        unlearning: settings of the ascent.
+        recovery: settings of the mask.
+        max_drop: largest fall of clean accuracy that the threshold may cost, in [0, 1], on held-out clean images.
+        held_out: share of the clean images that is kept for choosing the threshold.
+        step: distance between the thresholds that are tried, from 0 to 0.95.
+        mode: how a filter is pruned; the paper zeroes gamma.
+        seed: of the split, the order and the augmentation.
+    """
+
+    unlearning: UnlearnSettings = field(default_factory=lambda: _PRESETS["robust"][0])
+    recovery: RecoverSettings = field(default_factory=lambda: _PRESETS["robust"][1])
+    max_drop: float = 0.02
+    held_out: float = 0.3
+    step: float = 0.05
+    mode: PruneMode = "zero_gamma"
+    seed: int = 0
+
+    id = "bdprune.rnp"
+
+    @classmethod
+    def preset(cls, name: str, **settings: object) -> Self:
+        """RNP by the ``paper``'s appendix, by the authors' ``code``, or the ``robust`` default.
+
+        Raises:
+            OptionError: an unknown name.
+        """
+        if name not in _PRESETS:
+            raise OptionError(f"There is no RNP preset {name!r}.", f"Choose one of {', '.join(_PRESETS)}.")
+        unlearning, recovery = _PRESETS[name]
+        return cls(unlearning=unlearning, recovery=recovery, **settings)  # type: ignore[arg-type]
+
+    def __call__(self, model: Model, data: CleanData) -> Purified:
+        """Repairs a copy of ``model`` with ``data``, of which a share is held out for the threshold."""
+        clock = [time.perf_counter()]
+        rest, held = data.split(self.held_out, torch.Generator().manual_seed(self.seed))
+        unlearned = unlearn(model, rest, self.unlearning, self.seed)
+        clock.append(time.perf_counter())
+        masks = recover(unlearned.model, rest, self.recovery, self.seed).masks
+        clock.append(time.perf_counter())
+        thresholds = [index * self.step for index in range(round(0.95 / self.step) + 1)]
+        sweep = sweep_thresholds(model, masks, held, thresholds, self.max_drop, self.mode)
+        pruned = sweep.chosen.pruned if sweep.chosen else {}
+        repaired = prune(model, pruned, self.mode)
+        clock.append(time.perf_counter())
+        return Purified(
+            model=repaired,
+            method=self.id,
+            pruned=pruned,
+            num_filters=sum(map(len, masks.values())),
+            masks=masks,
+            threshold=sweep.chosen.threshold if sweep.chosen else float("nan"),
+            threshold_rule=f"highest with a drop of at most {100 * self.max_drop:g} points on {len(held)} held-out images",
+            accuracy_before=sweep.accuracy_before,
+            accuracy_after=clean_accuracy(repaired.module, held.images, held.labels),
+            curve=tuple(CurvePoint(p.threshold, p.clean_accuracy, p.filters_pruned) for p in sweep.points),
+            target_label=sink_label(unlearned.trajectory, unlearned.steps_per_epoch),
+            unlearned=unlearned.model,
+            seconds=dict(zip(("unlearn", "recover", "sweep"), _laps(clock), strict=True)),
+            params=asdict(self),
+        )
+
+
+def _laps(clock: list[float]) -> list[float]:
+    return [end - start for start, end in itertools.pairwise(clock)]

@@ -1,0 +1,38 @@
+"""Channel Lipschitz score (Zheng et al., ECCV 2022): data-free."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from bdprune.model.groups import FilterGroup
+from bdprune.model.handle import Model
+from bdprune.ops import filter_spectral_norms
+
+
+def channel_lipschitz(model: Model) -> dict[str, Tensor]:
+    """Spectral norm of every filter times the gain of the norm that consumes it.
+
+    ``L_k = s_max(reshape(W[k], C_in x kh kw)) |gamma_k| / sqrt(v_k + eps)``; without a norm the spectral norm alone,
+    with several the largest gain. (CLP, Equation 8, with the norm's epsilon.)
+
+    Returns:
+        Group name -> score per filter ``[num_filters]``, float32, on the CPU.
+    """
+    weights = [model.network.get_submodule(group.conv).weight for group in model.groups]
+    gains = [norm_gain(model.network, group) for group in model.groups]
+    norms = filter_spectral_norms([weight.detach() for weight in weights], gains)  # type: ignore[union-attr,operator]
+    return {group.name: norm.cpu() for group, norm in zip(model.groups, norms, strict=True)}
+
+
+def norm_gain(network: nn.Module, group: FilterGroup) -> Tensor | None:
+    """``|gamma| / sqrt(v + eps)`` per filter ``[num_filters]``, the largest over its norms; None without a norm."""
+    gains = []
+    for consumer in group.norms:
+        norm = network.get_submodule(consumer.name)
+        assert isinstance(norm, nn.modules.batchnorm._BatchNorm)
+        channels = slice(consumer.start, consumer.start + group.num_filters)
+        gamma = norm.weight.detach() if norm.affine else torch.ones(norm.num_features)
+        variance = norm.running_var if norm.running_var is not None else torch.ones(norm.num_features)
+        gains.append((gamma.abs() / (variance + norm.eps).sqrt())[channels])
+    return torch.stack(gains).amax(0) if gains else None

@@ -1,0 +1,68 @@
+"""Fine-tuning after pruning, with the pruned filters held at zero."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch.nn import functional
+
+from bdprune.data.clean import CleanData
+from bdprune.model.handle import Model
+from bdprune.model.prune import PruneMode, zero_filters_
+from bdprune.training.normalization import keep_running_statistics
+from bdprune.training.unlearn import batches
+
+
+@dataclass(frozen=True)
+class FineTuneSettings:
+    """How to fine-tune (algorithms sheet of the suspiciousness score).
+
+    Args:
+        lr: learning rate.
+        momentum: SGD momentum.
+        weight_decay: L2 penalty.
+        batch_size: images a step.
+        epochs: passes over the data.
+        padding: pixels of the random crop; a mirrored half goes with it.
+        small_data: below this many images, batch norms use their running statistics and leave them alone.
+    """
+
+    lr: float = 0.01
+    momentum: float = 0.9
+    weight_decay: float = 5e-4
+    batch_size: int = 64
+    epochs: int = 15
+    padding: int = 4
+    small_data: int = 64
+
+
+def fine_tune(
+    model: Model,
+    data: CleanData,
+    settings: FineTuneSettings,
+    pruned: Mapping[str, Sequence[int]],
+    mode: PruneMode,
+    seed: int = 0,
+) -> Model:
+    """A fine-tuned copy of ``model`` in which the filters in ``pruned`` are still pruned the way ``mode`` says.
+
+    Args:
+        pruned: group name -> indices of its pruned filters.
+        seed: of order and augmentation.
+    """
+    worker = model.clone()
+    module = worker.module.train()
+    if len(data) < settings.small_data:
+        keep_running_statistics(module)
+    optimizer = torch.optim.SGD(module.parameters(), settings.lr, settings.momentum, weight_decay=settings.weight_decay)
+    generator = torch.Generator().manual_seed(seed)
+    for _ in range(settings.epochs):
+        for images, labels in batches(data, settings.batch_size, settings.padding, generator, model.device):
+            loss = functional.cross_entropy(module(images), labels)
+            optimizer.zero_grad()
+            loss.backward()  # type: ignore[no-untyped-call]
+            optimizer.step()
+            zero_filters_(worker.network, model.groups, pruned, mode)
+    return model.with_network(worker.network)

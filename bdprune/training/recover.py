@@ -1,0 +1,79 @@
+"""Recovery: a mask over the filters of an unlearned network that brings the clean task back (RNP, Equation 4)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from bdprune.data.clean import CleanData
+from bdprune.errors import TrainingError
+from bdprune.model.handle import Model
+from bdprune.model.mask import MaskedNetwork
+from bdprune.training.normalization import keep_running_statistics
+from bdprune.training.unlearn import batches
+
+
+@dataclass(frozen=True)
+class RecoverSettings:
+    """How to recover.
+
+    Args:
+        lr: learning rate of the masks.
+        momentum: SGD momentum. Not Adam: it would equalise the tiny gradients and move every mask.
+        loss_scale: factor on the cross-entropy (the authors' code uses 0.2, the paper names none).
+        batch_size: images a step.
+        epochs: passes over the data.
+        padding: pixels of the random crop; a mirrored half goes with it.
+        small_data: below this many images, batch norms use their running statistics and leave them alone.
+    """
+
+    lr: float = 0.2
+    momentum: float = 0.9
+    loss_scale: float = 1.0
+    batch_size: int = 128
+    epochs: int = 20
+    padding: int = 4
+    small_data: int = 64
+
+
+@dataclass(frozen=True)
+class Recovered:
+    """Masks in [0, 1] per filter group (``[num_filters]``, CPU) and the loss of every step."""
+
+    masks: dict[str, Tensor]
+    losses: tuple[float, ...]
+
+
+def recover(unlearned: Model, data: CleanData, settings: RecoverSettings, seed: int = 0) -> Recovered:
+    """Minimises cross-entropy on ``data`` over masks alone; the weights of ``unlearned`` stay as they are.
+
+    Masks start at one and are clipped to [0, 1] after every step.
+
+    Raises:
+        TrainingError: a loss is not finite.
+    """
+    masked = MaskedNetwork(unlearned)
+    masked.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    masked.train()
+    if len(data) < settings.small_data:
+        keep_running_statistics(masked)
+    optimizer = torch.optim.SGD(masked.masks.values(), settings.lr, settings.momentum)
+    generator = torch.Generator().manual_seed(seed)
+    losses: list[float] = []
+    for _ in range(settings.epochs):
+        for images, labels in batches(data, settings.batch_size, settings.padding, generator, unlearned.device):
+            loss = settings.loss_scale * functional.cross_entropy(masked(images), labels)
+            if not torch.isfinite(loss):
+                raise TrainingError(
+                    f"Recovery gave a loss that is not finite in step {len(losses) + 1}.",
+                    "Unlearn less: a higher stop accuracy or a smaller learning rate.",
+                )
+            optimizer.zero_grad()
+            loss.backward()  # type: ignore[no-untyped-call]
+            optimizer.step()
+            masked.clamp_()
+            losses.append(loss.item() / settings.loss_scale)
+    return Recovered({name: mask.detach().cpu().clone() for name, mask in masked.masks.items()}, tuple(losses))

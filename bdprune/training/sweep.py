@@ -1,0 +1,77 @@
+"""The threshold sweep: how far can filters be pruned before clean accuracy on held-out clean data gives way."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from bdprune.data.clean import CleanData
+from bdprune.model.handle import Model
+from bdprune.model.prune import PruneMode, prune
+from bdprune.training.evaluate import clean_accuracy
+
+
+@dataclass(frozen=True)
+class SweepPoint:
+    """One threshold: the filters it prunes and the clean accuracy (in [0, 1]) that is left."""
+
+    threshold: float
+    clean_accuracy: float
+    pruned: dict[str, list[int]]
+
+    @property
+    def filters_pruned(self) -> int:
+        """Number of pruned filters."""
+        return sum(map(len, self.pruned.values()))
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """Clean accuracy without pruning, the points in order of threshold, and the one that was chosen (None: no pruning).
+
+    The rule is RNP's dynamic threshold: the highest one before the first whose drop is larger than allowed.
+    """
+
+    accuracy_before: float
+    points: tuple[SweepPoint, ...]
+    chosen: SweepPoint | None
+
+
+def below(scores: Mapping[str, Tensor], threshold: float) -> dict[str, list[int]]:
+    """Filters whose score is at or below ``threshold``; groups without one are left out."""
+    hits = {name: (score <= threshold).nonzero().flatten().tolist() for name, score in scores.items()}
+    return {name: index for name, index in hits.items() if index}
+
+
+def sweep_thresholds(
+    model: Model,
+    masks: Mapping[str, Tensor],
+    data: CleanData,
+    thresholds: Sequence[float],
+    max_drop: float,
+    mode: PruneMode,
+) -> Sweep:
+    """Prunes ``model`` at rising thresholds until the clean accuracy on ``data`` falls by more than ``max_drop``.
+
+    Args:
+        masks: group name -> mask per filter; pruned are those at or below the threshold.
+        data: held-out clean images; nothing else is looked at.
+        thresholds: in rising order; one that prunes the same filters as the last is not evaluated again.
+        max_drop: allowed fall of clean accuracy, in [0, 1].
+    """
+    before = clean_accuracy(model.module, data.images, data.labels)
+    points: list[SweepPoint] = []
+    chosen: SweepPoint | None = None
+    for threshold in thresholds:
+        pruned = below(masks, threshold)
+        if points and pruned == points[-1].pruned:
+            accuracy = points[-1].clean_accuracy
+        else:
+            accuracy = clean_accuracy(prune(model, pruned, mode).module, data.images, data.labels)
+        points.append(SweepPoint(threshold, accuracy, pruned))
+        if before - accuracy > max_drop:
+            break
+        chosen = points[-1]
+    return Sweep(before, tuple(points), chosen)

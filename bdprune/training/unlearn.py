@@ -1,0 +1,176 @@
+"""Unlearning: gradient ascent on clean data until the network has forgotten its task (RNP, Algorithm 1)."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from bdprune.data.clean import CleanData
+from bdprune.errors import TrainingError
+from bdprune.model.handle import Model
+from bdprune.training.augment import crop_and_flip
+from bdprune.training.normalization import keep_running_statistics
+from bdprune.training.trajectory import UnlearnStep
+
+
+@dataclass(frozen=True)
+class UnlearnSettings:
+    """How to unlearn.
+
+    Args:
+        lr: learning rate of the first try.
+        momentum: SGD momentum.
+        weight_decay: L2 penalty; it keeps pulling the weights down while the loss is driven up.
+        batch_size: images a step.
+        max_epochs: passes over the data at most.
+        stop_accuracy: stop once train-mode accuracy is at or below this, in [0, 1]; None means chance, 1 / K.
+        stop_on: what that accuracy is measured over: the last ``batch`` or the whole ``epoch``.
+        milestones: epochs after which the learning rate is divided by ten.
+        padding: pixels of the random crop; a mirrored half goes with it.
+        small_data: below this many images, batch norms use their running statistics and leave them alone.
+        retries: how often to start over with a tenth of the learning rate after a loss that is not finite.
+        min_steps: start over with a third of the learning rate when the stop accuracy comes sooner than this: a
+            network that falls in a few steps shows nothing on the way. 0 takes whatever comes.
+        raises: how often to start over with three times the learning rate when it does not come within max_epochs.
+    """
+
+    lr: float = 0.01
+    momentum: float = 0.9
+    weight_decay: float = 5e-2
+    batch_size: int = 128
+    max_epochs: int = 20
+    stop_accuracy: float | None = None
+    stop_on: str = "batch"
+    milestones: tuple[int, ...] = ()
+    padding: int = 4
+    small_data: int = 64
+    retries: int = 5
+    min_steps: int = 0
+    raises: int = 0
+
+
+@dataclass(frozen=True)
+class Unlearned:
+    """An unlearned model and the way there.
+
+    Attributes:
+        model: the unlearned model, at its last finite state.
+        trajectory: one entry a step.
+        steps_per_epoch: steps in one pass over the data.
+        lr: learning rate of the try that ended finite.
+        stopped: whether the stop accuracy was reached.
+    """
+
+    model: Model
+    trajectory: tuple[UnlearnStep, ...]
+    steps_per_epoch: int
+    lr: float
+    stopped: bool
+
+
+def unlearn(model: Model, data: CleanData, settings: UnlearnSettings, seed: int = 0) -> Unlearned:
+    """Maximises cross-entropy on ``data`` over all parameters of a copy of ``model``.
+
+    The learning rate of ``settings`` is where it starts; the settings say when to start over with another. The last
+    try counts, with its last finite state.
+
+    Raises:
+        TrainingError: not one step of the last try was finite.
+    """
+    lr, retries, raises = settings.lr, settings.retries, settings.raises
+    while True:
+        result, finite = _ascend(model, data, settings, lr, seed)
+        if not finite and retries:
+            lr, retries, raises = lr / 10, retries - 1, 0
+        elif finite and result.stopped and len(result.trajectory) < settings.min_steps and retries:
+            lr, retries, raises = lr / 3, retries - 1, 0
+        elif finite and not result.stopped and raises:
+            # Having raised the rate once, it must not be lowered again: the two rules could alternate for ever.
+            lr, raises, retries = lr * 3, raises - 1, 0
+        else:
+            break
+    if not result.trajectory:
+        raise TrainingError(
+            f"Unlearning gave a loss that is not finite at learning rate {lr:g}.",
+            "Check that the checkpoint's weights and the images are sound, or set a smaller learning rate.",
+        )
+    return result
+
+
+def _ascend(model: Model, data: CleanData, settings: UnlearnSettings, lr: float, seed: int) -> tuple[Unlearned, bool]:
+    """One try at one learning rate, and whether it stayed finite."""
+    worker = model.clone()
+    module = worker.module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    module.train()
+    if len(data) < settings.small_data:
+        keep_running_statistics(module)
+    optimizer = torch.optim.SGD(module.parameters(), lr, settings.momentum, weight_decay=settings.weight_decay)
+    scheduler = torch.optim.lr_scheduler.MultiStepLR(optimizer, list(settings.milestones), 0.1)
+    floor = settings.stop_accuracy if settings.stop_accuracy is not None else 1 / model.num_classes
+    generator = torch.Generator().manual_seed(seed)
+    trajectory: list[UnlearnStep] = []
+    last_finite = copy.deepcopy(worker.network.state_dict())
+    stopped = False
+    batches_per_epoch = -(-len(data) // settings.batch_size)
+    for _ in range(settings.max_epochs):
+        for images, labels in batches(data, settings.batch_size, settings.padding, generator, model.device):
+            step = _ascent_step(module, optimizer, images, labels, model.num_classes)
+            if step is None or not _is_finite(module):
+                worker.network.load_state_dict(last_finite)
+                unlearned = model.with_network(worker.network)
+                return Unlearned(unlearned, tuple(trajectory), batches_per_epoch, lr, False), False
+            trajectory.append(step)
+            last_finite = copy.deepcopy(worker.network.state_dict())
+            if settings.stop_on == "batch" and step.accuracy <= floor:
+                stopped = True
+                break
+        epoch = trajectory[-batches_per_epoch:]
+        if settings.stop_on == "epoch" and sum(step.accuracy for step in epoch) / len(epoch) <= floor:
+            stopped = True
+        if stopped:
+            break
+        scheduler.step()
+    unlearned = model.with_network(worker.network)
+    return Unlearned(unlearned, tuple(trajectory), batches_per_epoch, lr, stopped), True
+
+
+def _ascent_step(
+    module: nn.Module, optimizer: torch.optim.Optimizer, images: Tensor, labels: Tensor, num_classes: int
+) -> UnlearnStep | None:
+    logits = module(images)
+    loss = functional.cross_entropy(logits, labels)
+    if not torch.isfinite(loss):
+        return None
+    optimizer.zero_grad()
+    (-loss).backward()  # type: ignore[no-untyped-call]
+    optimizer.step()
+    predicted = logits.detach().argmax(1)
+    right = predicted == labels
+    return UnlearnStep(
+        loss=loss.item(),
+        accuracy=right.float().mean().item(),
+        votes=_counts(predicted, num_classes),
+        wrong_votes=_counts(predicted[~right], num_classes),
+        label_counts=_counts(labels, num_classes),
+    )
+
+
+def _counts(labels: Tensor, num_classes: int) -> tuple[int, ...]:
+    return tuple(torch.bincount(labels, minlength=num_classes).tolist())
+
+
+def _is_finite(module: nn.Module) -> bool:
+    return all(bool(torch.isfinite(parameter).all()) for parameter in module.parameters())
+
+
+def batches(
+    data: CleanData, batch_size: int, padding: int, generator: torch.Generator, device: torch.device
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """One shuffled pass over ``data``, augmented: (images ``[B, C, H, W]``, labels ``[B]``) on ``device``."""
+    for index in torch.randperm(len(data), generator=generator).split(batch_size):
+        yield crop_and_flip(data.images[index], generator, padding).to(device), data.labels[index].to(device)
