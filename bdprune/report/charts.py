@@ -2,9 +2,9 @@
 
 A detector's ``details`` are drawn when they hold, under these keys,
 
-* ``layers``: a list of ``{"layer": name, "max_z": number, "mean_z": number or absent}``, and perhaps ``cut``: number;
+* ``layers``: a list of ``{"layer": name, "max_z": number, "filter": index or absent}``, in the order of the network;
 * ``trajectory``: a list of ``{"accuracy": share, "votes": count per label}``, one entry a step;
-* ``votes``: a list with the count of each label.
+* ``flip_shares``: a list with the share of each label.
 
 Everything else in ``details`` is listed as it is.
 """
@@ -12,6 +12,7 @@ Everything else in ``details`` is listed as it is.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import Any, TypeVar
 
 import msgspec
@@ -28,7 +29,7 @@ class LayerPoint(msgspec.Struct):
 
     layer: str
     max_z: float | None
-    mean_z: float | None = None
+    filter: int | None = None
 
 
 class Step(msgspec.Struct):
@@ -45,18 +46,18 @@ def detector_charts(detector: DetectorResult, class_names: Sequence[str]) -> lis
     steps = _read(details.get("trajectory"), list[Step])
     if steps:
         drawn.append(("Unlearning, batch by batch", _trajectory(steps, detector.target_label)))
-    votes = _read(details.get("votes"), list[int])
-    if votes:
-        drawn.append(("Votes for each label", _votes(votes, detector.target_label, class_names)))
+    shares = _read(details.get("flip_shares"), list[float])
+    if shares:
+        drawn.append(("Where wrong predictions go", _shares(shares, detector, class_names)))
     layers = _read(details.get("layers"), list[LayerPoint])
     if layers:
-        drawn.append(("Largest outlier in each layer", _layers(layers, _read(details.get("cut"), float))))
+        drawn.append(("Largest outlier in each layer", _layers(layers, detector.threshold)))
     return drawn
 
 
 def listed_details(detector: DetectorResult) -> dict[str, Any]:
     """The details that no chart shows."""
-    shapes: dict[str, Any] = {"trajectory": list[Step], "votes": list[int], "layers": list[LayerPoint], "cut": float}
+    shapes: dict[str, Any] = {"trajectory": list[Step], "flip_shares": list[float], "layers": list[LayerPoint]}
     return {
         name: value for name, value in detector.details.items() if name not in shapes or not _read(value, shapes[name])
     }
@@ -80,18 +81,17 @@ def curve_chart(result: PurifyResult) -> Markup | None:
 
 
 def mask_chart(result: PurifyResult) -> Markup | None:
-    """Histogram of the masks, log-like by square root so that rare low values show; None without masks."""
+    """Histogram of the masks, in square roots so that rare low values show; None without masks."""
     masks = result.masks
     if masks is None:
         return None
-    threshold = result.threshold
     values = [
         Bar(
             value=count**0.5,
-            title=f"{count} filters from {low:.3g} to {high:.3g}",
-            marked=threshold is not None and low < threshold,
+            title=f"{count} filters from {low:.3g} to {high:.3g}, {pruned} of them pruned",
+            marked=2 * pruned > count,
         )
-        for low, high, count in zip(masks.edges, masks.edges[1:], masks.counts, strict=False)
+        for (low, high), count, pruned in zip(pairwise(masks.edges), masks.counts, masks.pruned, strict=True)
     ]
     title = "Histogram of the masks"
     ends = masks.edges[0], masks.edges[-1]
@@ -116,28 +116,31 @@ def _trajectory(steps: Sequence[Step], label: int | None) -> Markup:
     return lines("Accuracy and votes while unlearning", series, x_label="batch", y_label="share", x_whole=True)
 
 
-def _votes(votes: Sequence[int], label: int | None, class_names: Sequence[str]) -> Markup:
-    named = [class_names[k] if k < len(class_names) else str(k) for k in range(len(votes))]
-    values = [Bar(count, f"label {k} ({named[k]}): {count} votes", marked=k == label) for k, count in enumerate(votes)]
-    short = [str(k) for k in range(len(votes))]
-    return bars("Votes for each label", values, x_label="label", y_label="votes", x_names=short)
+def _shares(shares: Sequence[float], detector: DetectorResult, class_names: Sequence[str]) -> Markup:
+    values = [
+        Bar(
+            share,
+            f"label {k}{f' ({class_names[k]})' if k < len(class_names) else ''}: {100 * share:.1f} %",
+            marked=detector.flagged and k == detector.target_label,
+        )
+        for k, share in enumerate(shares)
+    ]
+    title = "Share of the images of other classes that were predicted as each label"
+    names = [str(k) for k in range(len(shares))]
+    return bars(title, values, x_label="label", y_label="share", x_names=names, cut=detector.threshold)
 
 
 def _layers(layers: Sequence[LayerPoint], cut: float | None) -> Markup:
     values = [
         Bar(
             value=max(one.max_z or 0.0, 0.0),
-            title=f"{one.layer}: max z {_text(one.max_z)}{_mean(one.mean_z)}",
+            title=f"{one.layer}{'' if one.filter is None else f', filter {one.filter}'}: z {_text(one.max_z)}",
             marked=cut is not None and (one.max_z or 0.0) > cut,
         )
         for one in layers
     ]
     title = "Largest z-score of each layer"
     return bars(title, values, x_label="layer, input to output", y_label="max z", cut=cut)
-
-
-def _mean(mean: float | None) -> str:
-    return "" if mean is None else f", mean z {mean:.3g}"
 
 
 def _text(value: float | None) -> str:

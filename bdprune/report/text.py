@@ -34,7 +34,7 @@ def scan_text(result: Result, *, colour: bool = False) -> str:
     lines += _aligned(rows)
     if result.detectors:
         header = ("detector", "score", "threshold", "", "label", "time")
-        lines += ["", *_table([header, *map(_detector_row, result.detectors)], "lrrllr")]
+        lines += ["", *table([header, *map(_detector_row, result.detectors)], "lrrllr")]
     if result.findings:
         lines += ["", *(f"  {one.rule_id} {one.severity}: {plain(one.message)}" for one in result.findings)]
     return "\n".join(lines) + "\n"
@@ -45,7 +45,7 @@ def fleet_text(results: Sequence[Result], *, colour: bool = False) -> str:
     ranked = sorted(results, key=summary.rank)
     rows = [("verdict", "risk", "target", "model")]
     rows += [(one.verdict, summary.number(one.risk), plain(summary.label(one)), plain(one.name)) for one in ranked]
-    head, *body = _table(rows, "lrll")
+    head, *body = table(rows, "lrll")
     painted = [
         line.replace(one.verdict, _paint(one.verdict, _COLOURS[one.verdict], colour), 1)
         for line, one in zip(body, ranked, strict=True)
@@ -83,8 +83,22 @@ def score_text(result: ScoreResult, *, colour: bool = False) -> str:
     worst: list[tuple[str, ...]] = [("filter", "score", "z")]
     worst += [(f"{plain(one.layer)}[{one.filter}]", *map(summary.number, (one.score, one.z))) for one in result.top]
     title = _paint(f"{result.method} scores", "1", colour)
-    lines = [f"{title}  {plain(result.name)}", *_table(layers, "lrrrrr"), "", *_table(worst, "lrr")]
+    lines = [f"{title}  {plain(result.name)}", *table(layers, "lrrrrr"), "", *table(worst, "lrr")]
     return "\n".join(lines) + "\n"
+
+
+def table(rows: Sequence[Iterable[str]], sides: str) -> list[str]:
+    """Aligned lines; ``sides`` has ``l`` or ``r`` for each column."""
+    cells = [list(row) for row in rows]
+    widths = [max(len(row[column]) for row in cells) for column in range(len(sides))]
+    lines = []
+    for row in cells:
+        parts = [
+            cell.rjust(width) if side == "r" else cell.ljust(width)
+            for cell, width, side in zip(row, widths, sides, strict=True)
+        ]
+        lines.append(f"  {'  '.join(parts)}".rstrip())
+    return lines
 
 
 def _model_rows(model: ModelInfo | None) -> list[tuple[str, str]]:
@@ -113,19 +127,6 @@ def _detector_row(one: DetectorResult) -> tuple[str, ...]:
 def _aligned(rows: Sequence[tuple[str, str]]) -> list[str]:
     width = max(len(name) for name, _ in rows)
     return [f"  {name.ljust(width)}  {value}" for name, value in rows]
-
-
-def _table(rows: Sequence[Iterable[str]], sides: str) -> list[str]:
-    cells = [list(row) for row in rows]
-    widths = [max(len(row[column]) for row in cells) for column in range(len(sides))]
-    lines = []
-    for row in cells:
-        parts = [
-            cell.rjust(width) if side == "r" else cell.ljust(width)
-            for cell, width, side in zip(row, widths, sides, strict=True)
-        ]
-        lines.append(f"  {'  '.join(parts)}".rstrip())
-    return lines
 
 
 def _paint(text: str, code: str, colour: bool) -> str:

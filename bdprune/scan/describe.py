@@ -63,13 +63,13 @@ def data_info(data: CleanData, sanity: Sanity | None = None) -> DataInfo:
         digest=data.digest,
         class_names=data.class_names,
         notes=data.notes,
-        clean_accuracy=sanity.clean_accuracy if sanity else None,
+        clean_accuracy=sanity.accuracy if sanity else None,
         sanity=_sanity_info(sanity) if sanity else None,
     )
 
 
 def _sanity_info(sanity: Sanity) -> SanityInfo:
-    return SanityInfo(ok=sanity.ok, message=sanity.message, mend=sanity.mend, suggestion=sanity.suggestion_name)
+    return SanityInfo(ok=sanity.ok, message=sanity.message, mend=sanity.suggestion, fits=sanity.fits)
 
 
 def detector_result(evidence: Evidence) -> DetectorResult:

@@ -28,9 +28,9 @@ from bdprune.scan.describe import (
     model_info,
     unread_artifact,
 )
+from bdprune.scan.device import parse_device
 from bdprune.scan.intake import DataShelf, DataSource, ModelOptions, ModelSource, take_model
 from bdprune.scan.judge import judge
-from bdprune.scan.device import parse_device
 from bdprune.scan.result import Finding, Result
 
 Progress = Callable[[str], None]
@@ -228,13 +228,12 @@ def failure(
 ) -> Result:
     """The result of a model that could not be scanned."""
     clock = clock or Clock()
-    in_memory = isinstance(source, Model | torch.nn.Module)
     return Result(
         started=clock.started,
         verdict="error",
         risk=None,
         target_label=None,
-        artifact=None if in_memory else unread_artifact(Path(source)),
+        artifact=None if isinstance(source, Model | torch.nn.Module) else unread_artifact(Path(source)),
         model=model_info(model) if model else None,
         data=None,
         env=env(parse_device(job.options.device), job.options.seed),

@@ -42,7 +42,7 @@ def judge(evidence: Sequence[Evidence], sanity: Sanity | None) -> Judgement:
     leader = next((one for one in heard if one.detector == LEADER), None)
     findings = tuple(map(_finding, flagged))
     if sanity is not None and not sanity.ok:
-        return _inconclusive(f"{sanity.message} {sanity.mend}".rstrip(), findings)
+        return _inconclusive(f"{sanity.message} {sanity.suggestion}".rstrip(), findings)
     if leader is None:
         if flagged:
             return Judgement("suspicious", _risk(flagged), _agreed_label(flagged), findings)

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from bdprune.data.clean import CleanData
 from bdprune.data.sanity import Sanity, check_sanity
@@ -79,7 +80,7 @@ def purify(
     say("checking the clean data")
     sanity = check_sanity(taken, clean)
     if not sanity.ok:
-        raise SanityError(sanity.message, sanity.mend)
+        raise SanityError(sanity.message, sanity.suggestion)
     say(purifier.id)
     purified = purifier(taken, clean)
     written = _write(purified.model, output)
@@ -138,12 +139,23 @@ def _record(
 
 
 def _histogram(purified: Purified) -> Histogram | None:
-    """Counts of all masks (or scores) in equal bins; None when there are none that are finite."""
-    parts = [mask.detach().double().cpu().flatten() for mask in purified.masks.values()]
-    values = torch.cat(parts) if parts else torch.empty(0)
-    values = values[torch.isfinite(values)]
+    """All finite masks (or scores) in equal bins, and those of pruned filters; None when there are none."""
+    values = _finite_values(purified.masks)
     if not len(values):
         return None
-    low, high = min(0.0, float(values.min())), max(1.0, float(values.max()))
-    counts, edges = torch.histogram(values, bins=_BINS, range=(low, high))
-    return Histogram(edges=tuple(edges.tolist()), counts=tuple(int(count) for count in counts.tolist()))
+    is_mask = float(values.min()) >= 0 and float(values.max()) <= 1
+    ends = (0.0, 1.0) if is_mask else (float(values.min()), float(values.max()))
+    cut = _finite_values({name: purified.masks[name][index] for name, index in purified.pruned.items()})
+    counts, edges = torch.histogram(values, bins=_BINS, range=ends)
+    pruned, _ = torch.histogram(cut, bins=_BINS, range=ends)
+    return Histogram(edges=tuple(edges.tolist()), counts=_whole(counts), pruned=_whole(pruned))
+
+
+def _finite_values(masks: Mapping[str, Tensor]) -> Tensor:
+    parts = [mask.detach().double().cpu().flatten() for mask in masks.values()]
+    values = torch.cat(parts) if parts else torch.empty(0, dtype=torch.float64)
+    return values[torch.isfinite(values)]
+
+
+def _whole(counts: Tensor) -> tuple[int, ...]:
+    return tuple(int(count) for count in counts.tolist())

@@ -15,8 +15,8 @@ from bdprune.purify.base import Purifier
 _BUILT_IN = {
     "bdprune.detectors": {
         "unlearning": "bdprune.detect.unlearning:UnlearningDetector",
-        "lipschitz": "bdprune.detect.lipschitz:LipschitzDetector",
-        "suspiciousness": "bdprune.detect.suspiciousness:SuspiciousnessDetector",
+        "lipschitz": "bdprune.detect.outliers:LipschitzDetector",
+        "suspiciousness": "bdprune.detect.outliers:SuspiciousnessDetector",
     },
     "bdprune.purifiers": {
         "rnp": "bdprune.purify.rnp:RNP",
@@ -39,14 +39,13 @@ def detectors(chosen: Sequence[str | Detector] | None, seed: int) -> list[Detect
         OptionError: a name that no detector has.
     """
     wanted = names("bdprune.detectors") if chosen is None else chosen
-    return [
-        cast(Detector, _make("bdprune.detectors", one, {"seed": seed})) if isinstance(one, str) else one
-        for one in wanted
-    ]
+    return [_detector(one, seed) if isinstance(one, str) else one for one in wanted]
 
 
 def purifier(method: str | Purifier, settings: Mapping[str, Any], seed: int) -> Purifier:
     """The purifier of that name, made with ``settings`` and ``seed``; one that is made already comes back as it is.
+
+    ``preset`` among the settings names a set of them, for purifiers that have such sets (a class method ``preset``).
 
     Raises:
         OptionError: a name that no purifier has, or a setting that it does not take.
@@ -54,16 +53,23 @@ def purifier(method: str | Purifier, settings: Mapping[str, Any], seed: int) -> 
     if not isinstance(method, str):
         return method
     make = _load("bdprune.purifiers", method)
-    refused = [name for name in settings if name not in inspect.signature(make).parameters]
+    own = dict(settings)
+    preset = own.pop("preset", None)
+    refused = [name for name in own if name not in inspect.signature(make).parameters]
+    refused += ["preset"] if preset and not hasattr(make, "preset") else []
     if refused:
         raise OptionError(f"The purifier {method!r} takes no {', '.join(refused)}.", "Leave it out.")
-    return cast(Purifier, _make("bdprune.purifiers", method, {**settings, "seed": seed}))
+    own |= _seeded(make, seed)
+    return cast(Purifier, make.preset(preset, **own) if preset else make(**own))
 
 
-def _make(group: str, name: str, settings: Mapping[str, Any]) -> object:
-    make = _load(group, name)
-    known = inspect.signature(make).parameters
-    return make(**{key: value for key, value in settings.items() if key in known})
+def _detector(name: str, seed: int) -> Detector:
+    make = _load("bdprune.detectors", name)
+    return cast(Detector, make(**_seeded(make, seed)))
+
+
+def _seeded(make: Any, seed: int) -> dict[str, Any]:
+    return {"seed": seed} if "seed" in inspect.signature(make).parameters else {}
 
 
 def _load(group: str, name: str) -> Any:

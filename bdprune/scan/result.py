@@ -6,6 +6,7 @@ that is not finite is written as null, and everything needed to repeat the run i
 
 from __future__ import annotations
 
+import inspect
 import math
 from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Literal, Self
@@ -75,13 +76,13 @@ class Finding(Record, frozen=True, kw_only=True):
 class SanityInfo(Record, frozen=True, kw_only=True):
     """Whether the model does its clean job on the clean data; a scan of one that does not proves nothing.
 
-    ``suggestion`` names what fits better in short, such as ``imagenet``; ``mend`` says it in a sentence.
+    ``fits`` names what fits better in short, such as ``imagenet``; ``mend`` says it in a sentence.
     """
 
     ok: bool
     message: str
     mend: str = ""
-    suggestion: str = ""
+    fits: str = ""
 
 
 class DataInfo(Record, frozen=True, kw_only=True):
@@ -188,10 +189,11 @@ class CurveInfo(Record, frozen=True, kw_only=True):
 
 
 class Histogram(Record, frozen=True, kw_only=True):
-    """``counts[i]`` values lie in [edges[i], edges[i + 1])."""
+    """``counts[i]`` values lie in [edges[i], edges[i + 1]); ``pruned[i]`` of them belong to pruned filters."""
 
     edges: tuple[float, ...]
     counts: tuple[int, ...]
+    pruned: tuple[int, ...]
 
 
 class OutputInfo(Record, frozen=True, kw_only=True):
@@ -204,7 +206,7 @@ class OutputInfo(Record, frozen=True, kw_only=True):
 
 
 class PurifyResult(Document, frozen=True, kw_only=True, tag_field="kind", tag="purify"):
-    """What a repair did. Accuracies are on the same held-out clean images, in [0, 1].
+    """What a repair did. Both accuracies are on the same clean images, held out where the method holds some out.
 
     ``threshold`` is null when the rule has no single one; ``pruned`` maps a filter group to the indices of its pruned
     filters; ``masks`` is the histogram of what the threshold was put on.
@@ -261,7 +263,10 @@ KINDS: dict[str, type[Document]] = {"scan": Result, "purify": PurifyResult, "sco
 
 def schema(kind: str = "scan") -> dict[str, Any]:
     """JSON Schema (2020-12) of one kind of result: ``scan``, ``purify`` or ``score``."""
-    return {"$schema": "https://json-schema.org/draft/2020-12/schema", **msgspec.json.schema(KINDS[kind])}
+    found = msgspec.json.schema(KINDS[kind])
+    for part in found["$defs"].values():
+        part["description"] = inspect.cleandoc(part["description"])
+    return {"$schema": "https://json-schema.org/draft/2020-12/schema", **found}
 
 
 def finite(value: Any) -> Any:

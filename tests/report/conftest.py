@@ -87,7 +87,7 @@ def _unlearning(flagged: bool) -> DetectorResult:
                 {"accuracy": share, "votes": [(128 - best) // 9] * 8 + [best, (128 - best) // 9]}
                 for share, best in zip(accuracy, top, strict=True)
             ],
-            "votes": [3, 1, 0, 6, 2, 0, 1, 4, 481, 2] if flagged else [60, 40, 55, 52, 61, 49, 50, 40, 53, 40],
+            "flip_shares": [0.01] * 8 + [0.98 if flagged else 0.34, 0.0],
         },
     )
 
@@ -97,7 +97,7 @@ def _lipschitz(flagged: bool) -> DetectorResult:
     if flagged:
         peaks[17] = 9.4
     layers = [
-        {"layer": f"layer{1 + index // 5}.{index % 5}.conv1", "max_z": peak, "mean_z": 0.4}
+        {"layer": f"layer{1 + index // 5}.{index % 5}.conv1", "max_z": peak, "filter": index}
         for index, peak in enumerate(peaks)
     ]
     return DetectorResult(
@@ -106,7 +106,7 @@ def _lipschitz(flagged: bool) -> DetectorResult:
         threshold=5.0,
         flagged=flagged,
         seconds=0.031,
-        details={"layers": layers, "cut": 5.0},
+        details={"layers": layers},
     )
 
 
@@ -177,7 +177,11 @@ def repaired() -> PurifyResult:
             )
             for index in range(1, 16)
         ),
-        masks=Histogram(edges=edges, counts=(22, 9, 6, 3, 1, 0, 0, 2, 1, 4, 5, 3, 6, 8, 9, 12, 20, 41, 100, 2148)),
+        masks=Histogram(
+            edges=edges,
+            counts=(22, 9, 6, 3, 1, 0, 0, 2, 1, 4, 5, 3, 6, 8, 9, 12, 20, 41, 100, 2148),
+            pruned=(22, 9, 6, 3, 1, *[0] * 15),
+        ),
         phases={"unlearn": 4.0, "recover": 6.5, "sweep": 2.0},
         params={"max_drop": 0.02},
         output=OutputInfo(path="repaired.pth", format="torch-zip", bytes=11_173_990, sha256="ef" * 32),

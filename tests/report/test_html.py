@@ -79,7 +79,7 @@ def test_page_stands_alone_and_runs_nothing(everything: list[Document]) -> None:
 def test_untrusted_text_is_escaped_everywhere(backdoored: Result, repaired: PurifyResult) -> None:
     evil = "</title></style><script>alert(1)</script>\"'><svg onload=x>"
     names = (evil,) * 10
-    details = {evil: evil, "layers": [{"layer": evil, "max_z": 1.0}], "votes": [1] * 10}
+    details = {evil: evil, "layers": [{"layer": evil, "max_z": 1.0}], "flip_shares": [0.1] * 10}
     detectors = tuple(
         msgspec.structs.replace(one, id=evil, params={evil: evil}, details=details) for one in backdoored.detectors
     )
@@ -146,7 +146,7 @@ def test_no_results_still_give_a_page() -> None:
 
 def test_details_of_unexpected_shape_are_listed_not_drawn(clean: Result) -> None:
     odd = msgspec.structs.replace(
-        clean.detectors[0], details={"trajectory": "up and down", "votes": [1, None], "layers": [{"name": "x"}]}
+        clean.detectors[0], details={"trajectory": "up and down", "flip_shares": [1, None], "layers": [{"name": "x"}]}
     )
     text = words(read(msgspec.structs.replace(clean, detectors=(odd,))))
     assert "up and down" in text and "Unlearning, batch by batch" not in text

@@ -1,0 +1,152 @@
+"""``bdprune doctor``."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import os
+import platform
+import sys
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+import click
+
+import bdprune
+from bdprune.cli import exit_codes
+from bdprune.cli.outputs import emit, use_colour
+from bdprune.errors import BdpruneError
+from bdprune.report.text import plain, table
+
+_BUILD = "Build it in the source tree: pip install -e . --no-build-isolation (needs a C++ compiler)."
+_PACKAGES = ("numpy", "safetensors", "click", "rich", "msgspec", "jinja2")
+_COLOURS = {"ok": "32", "note": "33", "broken": "31"}
+
+
+@dataclass(frozen=True)
+class Check:
+    """One thing looked at: whether it works, what was found, and the mend."""
+
+    name: str
+    state: Literal["ok", "note", "broken"]
+    found: str
+    mend: str = ""
+
+
+@click.command(short_help="Say what was built and what runs here.")
+@click.option("--format", "kind", type=click.Choice(["text", "json"]), default="text", show_default=True)
+def doctor(kind: str) -> int:
+    """Say what was built, for which torch, CUDA and CPU, what runs here, and the mend for what does not.
+
+    Exits with 2 when something that every scan needs is broken.
+
+    \b
+    bdprune doctor
+    bdprune doctor --format json
+    """
+    checks = list(_checks())
+    emit(_json(checks) if kind == "json" else _text(checks))
+    return exit_codes.FAILED if any(check.state == "broken" for check in checks) else exit_codes.OK
+
+
+def _checks() -> Iterator[Check]:
+    yield Check("bdprune", "ok", f"{bdprune.__version__} in {os.path.dirname(bdprune.__file__)}")
+    yield Check("Python", "ok", f"{platform.python_version()} at {sys.executable}")
+    try:
+        import torch
+    except Exception as error:
+        yield Check("torch", "broken", f"{type(error).__name__}: {error}", "Install it: pip install 'torch>=2.11'.")
+        return
+    cuda = f"CUDA {torch.version.cuda}" if torch.version.cuda else "CPU build"
+    yield Check("torch", "ok", f"{torch.__version__}, {cuda}, {torch.get_num_threads()} threads")
+    yield _gpus(torch)
+    yield from _ops()
+    yield from _packages()
+
+
+def _gpus(torch: Any) -> Check:
+    names = [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]
+    if names:
+        return Check("GPU", "ok", ", ".join(names))
+    mend = "" if torch.version.cuda is None else "This torch is built for CUDA: check the driver with nvidia-smi."
+    return Check("GPU", "note", "none; everything runs on the CPU", mend)
+
+
+def _ops() -> Iterator[Check]:
+    try:
+        from bdprune.ops._backend import build_info
+
+        info = build_info()
+    except BdpruneError as error:
+        yield Check("ops", "broken", error.message, error.mend)
+        return
+    yield _cpu_ops(info)
+    if info["cuda"]:
+        yield Check("CUDA ops", "ok", "built and running")
+    else:
+        yield Check("CUDA ops", "note", info["cuda_reason"], "GPU tensors take plain PyTorch, with the same answers.")
+    yield _self_test()
+
+
+def _cpu_ops(info: dict[str, Any]) -> Check:
+    if info["backend"] == "native":
+        built = f"torch {info['built_for_torch']}, stable ABI {info['stable_abi']}, {info['compiler']}"
+        return Check("CPU ops", "ok", f"compiled, {info['cpu_features']} kernels; built with {built}")
+    mend = "Unset BDPRUNE_BACKEND." if info["requested"] == "reference" else _BUILD
+    return Check("CPU ops", "note", f"plain PyTorch, slower, with the same answers: {info['reason']}", mend)
+
+
+def _self_test() -> Check:
+    """Two filters whose spectral norms are known: a 3x3 filter of ones has 3, and twice a unit matrix has 2."""
+    import torch
+
+    from bdprune.ops import filter_spectral_norms
+
+    weights = [torch.ones(1, 1, 3, 3), 2 * torch.eye(4).reshape(1, 4, 2, 2)]
+    try:
+        found = [float(norms[0]) for norms in filter_spectral_norms(weights)]
+    except Exception as error:
+        return Check("self-test", "broken", f"{type(error).__name__}: {error}", _BUILD)
+    if max(abs(found[0] - 3), abs(found[1] - 2)) > 1e-5:
+        return Check("self-test", "broken", f"spectral norms {found}, not [3, 2]", "Please report it.")
+    return Check("self-test", "ok", "spectral norms are right")
+
+
+def _packages() -> Iterator[Check]:
+    missing = [name for name in _PACKAGES if not _version(name)]
+    found = ", ".join(f"{name} {_version(name)}" for name in _PACKAGES if name not in missing)
+    mend = f"pip install {' '.join(missing)}" if missing else ""
+    yield Check("packages", "broken" if missing else "ok", found if not missing else f"missing: {missing}", mend)
+    if _version("pyarrow") and _version("pillow"):
+        yield Check("parquet", "ok", f"pyarrow {_version('pyarrow')}, pillow {_version('pillow')}")
+    else:
+        yield Check("parquet", "note", "clean data in parquet cannot be read", "pip install 'bdprune[parquet]'")
+
+
+def _version(name: str) -> str:
+    try:
+        return importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:
+        return ""
+
+
+def _json(checks: list[Check]) -> str:
+    try:
+        from bdprune.ops._backend import build_info
+
+        build = build_info()
+    except (BdpruneError, ImportError):
+        build = {}
+    return f"{json.dumps({'checks': [asdict(check) for check in checks], 'build': build}, indent=2)}\n"
+
+
+def _text(checks: list[Check]) -> str:
+    lines = table([(check.state, check.name, plain(check.found)) for check in checks], "lll")
+    if use_colour():
+        lines = [
+            line.replace(check.state, f"\x1b[{_COLOURS[check.state]}m{check.state}\x1b[0m", 1)
+            for line, check in zip(lines, checks, strict=True)
+        ]
+    mends = [[f"  {' ' * 8}{plain(check.mend)}"] if check.mend else [] for check in checks]
+    return "\n".join(part for line, mend in zip(lines, mends, strict=True) for part in [line, *mend]) + "\n"

@@ -1,0 +1,59 @@
+"""What the command line returns, so that a pipeline can act on it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal
+
+from bdprune import errors
+from bdprune.scan.result import Result
+
+OK = 0
+FOUND = 1
+FAILED = 2
+UNSUPPORTED = 3
+USAGE = 4
+INCONCLUSIVE = 5
+INTERRUPTED = 130
+BROKEN_PIPE = 141
+
+HELP = """\b
+Exit codes:
+  0    every model was scanned, and none is at or above --fail-on
+  1    at least one model is at or above --fail-on
+  2    at least one scan failed or timed out
+  3    nothing that is supported was scanned
+  4    usage error, or an output that cannot be written
+  5    at least one model could not be judged
+  130  interrupted
+When several hold: 4, then 1, 2, 5, 3, 0."""
+
+FailOn = Literal["suspicious", "backdoored", "never"]
+
+
+def of_scan(results: Sequence[Result], fail_on: FailOn = "suspicious", exit_zero: bool = False) -> int:
+    """The code for these results: the first that applies of 1, 2, 5, 3 and 0."""
+    if exit_zero:
+        return OK
+    failing = {"suspicious": ("suspicious", "backdoored"), "backdoored": ("backdoored",), "never": ()}[fail_on]
+    verdicts = {result.verdict for result in results}
+    if verdicts & set(failing):
+        return FOUND
+    if all(_is_unsupported(result) for result in results):
+        return UNSUPPORTED
+    if "error" in verdicts:
+        return FAILED
+    return INCONCLUSIVE if "inconclusive" in verdicts else OK
+
+
+def of_error(error: errors.BdpruneError) -> int:
+    """The code for a command that ended with ``error``."""
+    if isinstance(error, errors.OptionError | errors.OutputError):
+        return USAGE
+    if isinstance(error, errors.SanityError):
+        return INCONCLUSIVE
+    return UNSUPPORTED if isinstance(error, errors.UnsupportedError) else FAILED
+
+
+def _is_unsupported(result: Result) -> bool:
+    return result.error is not None and result.error.type == errors.UnsupportedError.__name__

@@ -1,0 +1,93 @@
+"""The command ``bdprune``: its subcommands, and what becomes of errors."""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+import warnings
+from collections.abc import Sequence
+from typing import Any
+
+import click
+
+import bdprune
+from bdprune.cli import exit_codes
+from bdprune.cli.demo import demo
+from bdprune.cli.doctor import doctor
+from bdprune.cli.purify import purify
+from bdprune.cli.scan import scan
+from bdprune.cli.schema import schema
+from bdprune.cli.score import score
+from bdprune.cli.zoo import zoo
+from bdprune.errors import BdpruneError
+from bdprune.report.text import plain
+
+log = logging.getLogger("bdprune")
+
+
+class Commands(click.Group):
+    """A group whose errors are one or two lines on standard error and one of the documented exit codes."""
+
+    def main(self, args: Sequence[str] | None = None, *more: Any, standalone_mode: bool = True, **extra: Any) -> Any:
+        """Runs the command; in standalone mode, as from a shell, it ends the program."""
+        if not standalone_mode:
+            return super().main(args, *more, standalone_mode=False, **extra)
+        sys.exit(self._guarded(args, *more, **extra))
+
+    def list_commands(self, context: click.Context) -> list[str]:
+        """The commands in the order in which they are added."""
+        return list(self.commands)
+
+    def _guarded(self, args: Sequence[str] | None, *more: Any, **extra: Any) -> int:
+        try:
+            code = super().main(args, *more, standalone_mode=False, **extra)
+            return code if isinstance(code, int) else exit_codes.OK
+        except click.ClickException as error:
+            context = getattr(error, "ctx", None)
+            _complain(error.format_message(), f"See `{context.command_path} --help`." if context else "")
+            return exit_codes.USAGE
+        except BdpruneError as error:
+            log.debug("", exc_info=True)
+            _complain(error.message, error.mend)
+            return exit_codes.of_error(error)
+        except (KeyboardInterrupt, click.Abort):
+            _complain("Interrupted; nothing was left half-written.")
+            return exit_codes.INTERRUPTED
+        except BrokenPipeError:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            return exit_codes.BROKEN_PIPE
+        except Exception as error:
+            log.debug("", exc_info=True)
+            reason = (str(error).strip().splitlines() or [""])[0]
+            _complain(f"Unexpected {type(error).__name__}: {reason}", "Please report it, with what --verbose prints.")
+            return exit_codes.FAILED
+
+
+def _complain(message: str, mend: str = "") -> None:
+    lines = [f"bdprune: {message}", *([f"  {mend}"] if mend else [])]
+    print("\n".join(plain(line) for line in lines), file=sys.stderr)
+
+
+@click.group(
+    cls=Commands,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110},
+    epilog=exit_codes.HELP,
+)
+@click.version_option(bdprune.__version__, message="%(prog)s %(version)s")
+@click.option("-v", "--verbose", is_flag=True, help="Say more on standard error, tracebacks too.")
+def main(verbose: bool) -> None:
+    """Tell backdoored neural networks from clean ones, and repair them.
+
+    \b
+    bdprune scan model.pth --data clean_images/
+    bdprune purify model.pth --data clean_images/ -o repaired.pth
+    bdprune demo
+    """
+    logging.basicConfig(level=logging.DEBUG if verbose else logging.WARNING, format="%(name)s: %(message)s")
+    if not sys.warnoptions and not verbose:
+        warnings.simplefilter("ignore")
+
+
+for command in (scan, purify, score, zoo, demo, doctor, schema):
+    main.add_command(command)

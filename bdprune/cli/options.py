@@ -1,0 +1,102 @@
+"""Options that several commands share."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+import click
+
+from bdprune.errors import OptionError
+
+Function = TypeVar("Function", bound=Callable[..., Any])
+
+
+def model_options(function: Function) -> Function:
+    """How to take in a model: ``arch``, ``num_classes``, ``input_shape``, ``normalize``, ``device`` and ``seed``."""
+    options = [
+        click.option("--arch", metavar="NAME|MODULE:CALLABLE", help="Architecture; recognised when left out."),
+        click.option("--num-classes", type=click.IntRange(min=2), metavar="N", help="Number of classes; read off."),
+        click.option("--input-shape", metavar="CxHxW", callback=_shape, help="Shape of one image, as in 3x32x32."),
+        click.option(
+            "--normalize",
+            metavar="NAME|M1,M2,M3,S1,S2,S3",
+            help="What the model expects before its first layer, for images in [0, 1]: cifar10, imagenet, none, "
+            "or means then standard deviations.  [default: none]",
+        ),
+        click.option("--device", default="cpu", show_default=True, metavar="cpu|cuda[:N]|auto", help="Where to run."),
+        click.option("--seed", default=0, show_default=True, type=int, metavar="N", help="Of everything random."),
+    ]
+    return _apply(function, options)
+
+
+def data_options(function: Function) -> Function:
+    """The clean data: ``data`` and ``per_class``."""
+    options = [
+        click.option(
+            "--data",
+            metavar="DIR|FILE|none",
+            callback=_data,
+            help="Labelled clean images: a folder per class, .npz, or parquet.  [default: none]",
+        ),
+        click.option(
+            "--per-class",
+            type=click.IntRange(min=1),
+            default=50,
+            show_default=True,
+            metavar="N",
+            help="Use at most so many clean images of each class.",
+        ),
+    ]
+    return _apply(function, options)
+
+
+def progress_options(function: Function) -> Function:
+    """How much is said: ``quiet`` and ``no_progress``."""
+    options = [
+        click.option("-q", "--quiet", is_flag=True, help="No progress, and no text when the results go to files."),
+        click.option("--no-progress", is_flag=True, help="No progress on standard error."),
+    ]
+    return _apply(function, options)
+
+
+def format_option(kinds: tuple[str, ...]) -> Callable[[Function], Function]:
+    """``formats``: repeatable, each perhaps with its file."""
+    return click.option(
+        "-f",
+        "--format",
+        "formats",
+        multiple=True,
+        metavar=f"{'|'.join(kinds)}[=FILE]",
+        help="How to report; repeatable, as in --format text --format html=report.html.  [default: text]",
+    )
+
+
+def known_model_options(values: dict[str, Any]) -> dict[str, Any]:
+    """Those of ``values`` that say how to take in a model."""
+    names = ("arch", "num_classes", "input_shape", "normalize", "device", "seed")
+    return {name: values[name] for name in names}
+
+
+def _apply(function: Function, options: list[Callable[[Any], Any]]) -> Function:
+    for option in reversed(options):
+        function = option(function)
+    return function
+
+
+def _shape(context: click.Context, parameter: click.Parameter, value: str | None) -> tuple[int, ...] | None:
+    if value is None:
+        return None
+    if not re.fullmatch(r"[1-9]\d{0,4}x[1-9]\d{0,4}x[1-9]\d{0,4}", value):
+        raise OptionError(f"{value!r} is no input shape.", "Give channels, height and width, as in 3x32x32.")
+    return tuple(int(part) for part in value.split("x"))
+
+
+def _data(context: click.Context, parameter: click.Parameter, value: str | None) -> Path | None:
+    if value is None or value == "none":
+        return None
+    if not Path(value).exists():
+        raise OptionError(f"There is no clean data at {value!r}.", "Give a folder or file of clean images, or none.")
+    return Path(value)

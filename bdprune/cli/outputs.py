@@ -1,0 +1,126 @@
+"""Where results go: which format, and to standard output or to a file."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from bdprune.errors import OptionError
+from bdprune.report.files import check_writable, write_text
+from bdprune.scan.result import Document, PurifyResult, Result, ScoreResult
+
+_BY_SUFFIX = {".json": "json", ".jsonl": "jsonl", ".html": "html", ".htm": "html", ".txt": "text", ".log": "text"}
+
+
+@dataclass(frozen=True)
+class Output:
+    """One format and its file; no file stands for standard output."""
+
+    kind: str
+    path: Path | None = None
+
+
+def plan(formats: Sequence[str], files: Sequence[str], kinds: Sequence[str], quiet: bool) -> list[Output]:
+    """What ``--format`` and ``--output`` ask for.
+
+    A format may bring its file along (``html=report.html``); the others take the files in order; a file too many tells
+    its format by its suffix. What is left without a file, one at most, goes to standard output, and when nothing does,
+    text goes there unless ``quiet``.
+
+    Raises:
+        OptionError: an unknown format, or two for standard output.
+        OutputError: a file that cannot be written.
+    """
+    named = [_split(text, kinds) for text in formats]
+    waiting = list(files)
+    outputs = [Output(kind, path or _next(waiting)) for kind, path in named]
+    outputs += [Output(_kind_of(name, kinds), Path(name)) for name in waiting]
+    outputs = [Output(one.kind) if one.path == Path("-") else one for one in outputs]
+    on_screen = [one.kind for one in outputs if one.path is None]
+    if len(on_screen) > 1:
+        raise OptionError(
+            f"The formats {' and '.join(on_screen)} would both go to standard output.",
+            "Give one of them a file: html=FILE.",
+        )
+    for one in outputs:
+        if one.path is not None:
+            check_writable(one.path)
+    return outputs if on_screen or quiet else [Output("text"), *outputs]
+
+
+def write(outputs: Sequence[Output], documents: Sequence[Document], *, as_array: bool) -> None:
+    """Writes every output but JSON Lines on standard output, which are written as the results come.
+
+    Args:
+        as_array: JSON becomes an array even when there is one result.
+    """
+    for one in outputs:
+        if one.path is not None:
+            write_text(one.path, render(one.kind, documents, as_array=as_array, colour=False))
+        elif one.kind != "jsonl":
+            emit(render(one.kind, documents, as_array=as_array, colour=use_colour()))
+
+
+def render(kind: str, documents: Sequence[Document], *, as_array: bool, colour: bool) -> str:
+    """These results in one format."""
+    from bdprune.report import machine
+
+    if kind == "html":
+        from bdprune.report.html import html_page
+
+        return html_page(documents)
+    if kind == "json":
+        return machine.json_array(documents) if as_array else machine.json_document(documents[0])
+    if kind == "jsonl":
+        return "".join(map(machine.json_line, documents))
+    return _text(documents, colour)
+
+
+def emit(text: str) -> None:
+    """Puts a result on standard output, at once."""
+    sys.stdout.write(text)
+    sys.stdout.flush()
+
+
+def use_colour() -> bool:
+    """Whether standard output is a terminal that wants colour."""
+    return sys.stdout.isatty() and not os.environ.get("NO_COLOR")
+
+
+def _text(documents: Sequence[Document], colour: bool) -> str:
+    from bdprune.report import text
+
+    scans = [one for one in documents if isinstance(one, Result)]
+    if len(scans) > 1:
+        loud = [one for one in scans if one.verdict != "clean"]
+        blocks = [text.scan_text(one, colour=colour) for one in loud]
+        return "\n".join([*blocks, text.fleet_text(scans, colour=colour)])
+    writers: dict[type[Document], Callable[..., str]] = {
+        Result: text.scan_text,
+        PurifyResult: text.purify_text,
+        ScoreResult: text.score_text,
+    }
+    return "".join(writers[type(one)](one, colour=colour) for one in documents)
+
+
+def _split(text: str, kinds: Sequence[str]) -> tuple[str, Path | None]:
+    kind, equals, name = text.partition("=")
+    if kind not in kinds or (equals and not name):
+        raise OptionError(
+            f"There is no format {text!r}.", f"Give one of {', '.join(kinds)}, or for a file {kinds[-1]}=FILE."
+        )
+    return kind, Path(name) if name else None
+
+
+def _next(waiting: list[str]) -> Path | None:
+    return Path(waiting.pop(0)) if waiting else None
+
+
+def _kind_of(name: str, kinds: Sequence[str]) -> str:
+    kind = _BY_SUFFIX.get(Path(name).suffix.lower(), "")
+    if kind not in kinds:
+        raise OptionError(f"{name!r} does not tell its format.", f"Give --format {'|'.join(kinds)} for each file.")
+    return kind

@@ -1,0 +1,95 @@
+"""``bdprune purify``."""
+
+from __future__ import annotations
+
+import sys
+from contextlib import redirect_stdout
+from pathlib import Path
+from typing import Any
+
+import click
+
+from bdprune.cli import outputs
+from bdprune.cli.options import (
+    data_options,
+    format_option,
+    known_model_options,
+    model_options,
+    progress_options,
+)
+from bdprune.cli.progress import Progress
+from bdprune.errors import OptionError
+from bdprune.report.files import check_writable
+
+KINDS = ("text", "json", "html")
+
+
+@click.command(short_help="Cut the backdoor out of a checkpoint.")
+@click.argument("path", type=click.Path(path_type=Path))
+@click.option("--method", default="rnp", show_default=True, metavar="rnp|suspiciousness", help="How to repair.")
+@click.option(
+    "-o", "--output", required=True, type=click.Path(path_type=Path), metavar="OUT", help="The new checkpoint."
+)
+@data_options
+@click.option("--preset", metavar="paper|code|robust", help="Settings of rnp: the paper's, its code's, or ours.")
+@click.option(
+    "--mode",
+    type=click.Choice(["zero_gamma", "zero_gamma_beta", "weights"]),
+    help="How a filter is pruned.  [default: the method's]",
+)
+@click.option(
+    "--max-acc-drop",
+    type=click.FloatRange(0, 1),
+    metavar="SHARE",
+    help="Largest fall of clean accuracy that the threshold may cost, as in 0.02.  [default: the method's]",
+)
+@model_options
+@format_option(KINDS)
+@progress_options
+def purify(
+    path: Path,
+    method: str,
+    output: Path,
+    data: Path | None,
+    per_class: int,
+    preset: str | None,
+    mode: str | None,
+    max_acc_drop: float | None,
+    formats: tuple[str, ...],
+    quiet: bool,
+    no_progress: bool,
+    **options: Any,
+) -> int:
+    """Cut the backdoor out of a checkpoint and write a drop-in replacement.
+
+    The threshold is chosen on held-out clean images only. The repaired file has the format, names and extra entries of
+    the one at PATH, which stays as it is.
+
+    \b
+    bdprune purify model.pth --data clean_images/ --normalize cifar10 -o repaired.pth
+    bdprune purify model.pth --data clean.npz -o repaired.pth --method rnp --preset paper
+    bdprune purify model.safetensors --data clean.npz -o repaired.safetensors -f html=repair.html
+    """
+    if data is None:
+        raise OptionError("A repair needs clean data.", "Give a few labelled clean images with --data.")
+    if output.exists() and path.exists() and output.samefile(path):
+        raise OptionError(f"{output} is the checkpoint itself.", "Write the repaired one to another file.")
+    wanted = outputs.plan(formats, (), KINDS, quiet)
+    check_writable(output)
+    asked = {"preset": preset, "mode": mode, "max_drop": max_acc_drop}
+    with Progress(1, shown=not (quiet or no_progress)) as progress, redirect_stdout(sys.stderr):
+        progress.stage("starting")
+        from bdprune.scan.purify import purify as repair
+
+        done = repair(
+            next(progress.through([path])),
+            data,
+            method=method,
+            output=output,
+            settings={name: value for name, value in asked.items() if value is not None},
+            per_class=per_class,
+            progress=progress.stage,
+            **known_model_options(options),
+        )
+    outputs.write(wanted, [done.result], as_array=False)
+    return 0

@@ -1,0 +1,111 @@
+"""``bdprune scan``."""
+
+from __future__ import annotations
+
+import sys
+from contextlib import redirect_stdout
+from pathlib import Path
+from typing import Any
+
+import click
+
+from bdprune.cli import exit_codes, outputs
+from bdprune.cli.options import (
+    data_options,
+    format_option,
+    known_model_options,
+    model_options,
+    progress_options,
+)
+from bdprune.cli.progress import Progress
+from bdprune.errors import UnsupportedError
+from bdprune.scan.paths import SUFFIXES, expand
+from bdprune.scan.result import Result
+
+KINDS = ("text", "json", "jsonl", "html")
+
+
+@click.command(short_help="Say whether checkpoints are backdoored.", epilog=exit_codes.HELP)
+@click.argument("paths", nargs=-1, required=True, metavar="PATH...")
+@data_options
+@model_options
+@click.option("--detectors", metavar="NAME,NAME", help="Which detectors run.  [default: all]")
+@click.option("--timeout", type=float, metavar="SECONDS", help="Give up on a model after so long.  [default: never]")
+@click.option(
+    "--fail-on",
+    type=click.Choice(["suspicious", "backdoored", "never"]),
+    default="suspicious",
+    show_default=True,
+    help="Exit with 1 from this verdict on.",
+)
+@click.option("--exit-zero", is_flag=True, help="Exit with 0 whatever was found, except for usage errors.")
+@format_option(KINDS)
+@click.option("-o", "--output", "files", multiple=True, metavar="FILE", help="Where a --format goes, in order.")
+@progress_options
+def scan(
+    paths: tuple[str, ...],
+    data: Path | None,
+    per_class: int,
+    detectors: str | None,
+    timeout: float | None,
+    fail_on: exit_codes.FailOn,
+    exit_zero: bool,
+    formats: tuple[str, ...],
+    files: tuple[str, ...],
+    quiet: bool,
+    no_progress: bool,
+    **options: Any,
+) -> int:
+    """Say whether checkpoints are backdoored, and which label the backdoor leads to.
+
+    PATH is a checkpoint (safetensors, or torch in any of its formats), a folder of them, or a glob. Nothing in a
+    checkpoint is ever executed. Without clean images only data-free detectors run, and no verdict is "clean".
+
+    \b
+    bdprune scan model.pth --data clean_images/ --normalize cifar10
+    bdprune scan models/ --data clean.npz --format jsonl > results.jsonl
+    bdprune scan 'models/**/*.pth' --data clean.parquet --timeout 600 -f html=report.html
+    """
+    wanted = outputs.plan(formats, files, KINDS, quiet)
+    models = expand(paths)
+    if not models:
+        raise UnsupportedError(f"No checkpoint in {', '.join(paths)}.", f"Looked for {' '.join(SUFFIXES)}.")
+    results: list[Result] = []
+    with Progress(len(models), shown=not (quiet or no_progress)) as progress:
+        stream = _scan_many(models, data, detectors, per_class, timeout, progress, known_model_options(options))
+        while True:
+            with redirect_stdout(sys.stderr):  # an --arch of the user's own may print
+                result = next(stream, None)
+            if result is None:
+                break
+            results.append(result)
+            progress.finished(result.verdict)
+            if outputs.Output("jsonl") in wanted:
+                with progress.paused():
+                    outputs.emit(outputs.render("jsonl", [result], as_array=False, colour=False))
+    as_array = len(paths) > 1 or not Path(paths[0]).is_file()
+    outputs.write(wanted, results, as_array=as_array)
+    return exit_codes.of_scan(results, fail_on, exit_zero)
+
+
+def _scan_many(
+    models: list[Path],
+    data: Path | None,
+    detectors: str | None,
+    per_class: int,
+    timeout: float | None,
+    progress: Progress,
+    options: dict[str, Any],
+) -> Any:
+    progress.stage("starting")
+    from bdprune.scan.engine import scan_many
+
+    return scan_many(
+        progress.through(models),
+        data,
+        detectors=detectors.split(",") if detectors else None,
+        per_class=per_class,
+        timeout=timeout,
+        progress=progress.stage,
+        **options,
+    )

@@ -1,0 +1,53 @@
+"""``bdprune score``."""
+
+from __future__ import annotations
+
+import sys
+from contextlib import redirect_stdout
+from pathlib import Path
+from typing import Any, Literal
+
+import click
+
+from bdprune.cli import outputs
+from bdprune.cli.options import data_options, format_option, known_model_options, model_options
+
+KINDS = ("text", "json", "html")
+
+
+@click.command(short_help="List the filters that stand out.")
+@click.argument("path", type=click.Path(path_type=Path))
+@click.option(
+    "--method",
+    type=click.Choice(["lipschitz", "suspiciousness"]),
+    default="lipschitz",
+    show_default=True,
+    help="lipschitz needs no data, suspiciousness needs clean images.",
+)
+@click.option("--top", type=click.IntRange(min=0), default=20, show_default=True, metavar="N", help="Filters to list.")
+@data_options
+@model_options
+@format_option(KINDS)
+def score(
+    path: Path,
+    method: Literal["lipschitz", "suspiciousness"],
+    top: int,
+    data: Path | None,
+    per_class: int,
+    formats: tuple[str, ...],
+    **options: Any,
+) -> int:
+    """Score every filter of a checkpoint and list those that stand out most of their layers.
+
+    \b
+    bdprune score model.pth
+    bdprune score model.pth --method suspiciousness --data clean_images/ --top 50
+    bdprune score model.pth --format json | jq '.top[0]'
+    """
+    wanted = outputs.plan(formats, (), KINDS, quiet=False)
+    with redirect_stdout(sys.stderr):
+        from bdprune.scan.score import score as score_filters
+
+        result = score_filters(path, data, method=method, top=top, per_class=per_class, **known_model_options(options))
+    outputs.write(wanted, [result], as_array=False)
+    return 0

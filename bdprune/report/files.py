@@ -1,0 +1,51 @@
+"""Writing reports to files: all of one or nothing."""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+
+from bdprune.errors import OutputError
+
+
+def check_writable(path: Path) -> None:
+    """Makes sure, before long work, that ``path`` can be written; leaves nothing behind.
+
+    Raises:
+        OutputError: it is a folder, its folder does not exist, or nothing can be written there.
+    """
+    if path.is_dir():
+        raise OutputError(f"{path} is a folder, not a file.", "Give the name of a file.")
+    try:
+        if _is_special(path):
+            return
+        with tempfile.TemporaryFile(dir=path.parent):
+            pass
+    except OSError as error:
+        raise _unwritable(path, error) from error
+
+
+def write_text(path: Path, text: str) -> None:
+    """Writes ``text`` to ``path`` so that a reader never sees half of it.
+
+    Raises:
+        OutputError: it cannot be written.
+    """
+    from bdprune.model.save import write_atomically  # here, because it brings torch along
+
+    if not _is_special(path):
+        write_atomically(path, text.encode())
+        return
+    try:
+        path.write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise _unwritable(path, error) from error
+
+
+def _is_special(path: Path) -> bool:
+    """Pipes and devices (``/dev/null``) are written to, not replaced."""
+    return path.exists() and not path.is_file()
+
+
+def _unwritable(path: Path, error: OSError) -> OutputError:
+    return OutputError(f"{path} cannot be written: {error.strerror or error}.", "Give a place that can be written.")
