@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import io
-import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -9,16 +8,6 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-
-REPOSITORY = Path(__file__).parents[2]
-
-
-@pytest.fixture(scope="session")
-def data_root() -> Path:
-    root = Path(os.environ.get("BDPRUNE_DATA", REPOSITORY.parent / "shared" / "data"))
-    if not (root / "cifar10" / "test.parquet").is_file():
-        pytest.skip(f"no real data at {root}; set BDPRUNE_DATA")
-    return root
 
 
 @pytest.fixture

@@ -65,7 +65,7 @@ def test_an_empty_folder_keeps_its_place(write_tree: Tree, encode: Encode, pixel
 
 def test_missing_class_folders_are_an_error(write_tree: Tree, encode: Encode, pixels: np.ndarray) -> None:
     root = write_tree({"a/1.png": encode(pixels[0]), "c/1.png": encode(pixels[1])})
-    with pytest.raises(DataError, match="names 2 classes, the model has 3.*empty folder"):
+    with pytest.raises(DataError, match=r"names 2 classes, the model has 3.*empty folder"):
         load_clean(root, num_classes=3)
 
 
@@ -99,7 +99,7 @@ def test_unreadable_root(write_tree: Tree, monkeypatch: pytest.MonkeyPatch) -> N
         raise PermissionError(13, "Permission denied")
 
     monkeypatch.setattr(Path, "iterdir", refuse)
-    with pytest.raises(DataError, match="tree cannot be read: Permission denied.*permissions"):
+    with pytest.raises(DataError, match=r"tree cannot be read: Permission denied.*permissions"):
         load_clean(root)
 
 

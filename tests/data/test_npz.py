@@ -33,8 +33,12 @@ def header(shape: str, dtype: str = "|u1", version: bytes = b"\x01\x00") -> byte
     return b"\x93NUMPY" + version + len(text).to_bytes(2, "little") + text
 
 
-@pytest.mark.parametrize("keys", [("images", "labels"), ("x", "y"), ("X", "y"), ("data", "targets"), ("x_test", "y_test")])
-def test_keys(tmp_path: Path, pixels: np.ndarray, labels: np.ndarray, unit: torch.Tensor, keys: tuple[str, str]) -> None:
+@pytest.mark.parametrize(
+    "keys", [("images", "labels"), ("x", "y"), ("X", "y"), ("data", "targets"), ("x_test", "y_test")]
+)
+def test_keys(
+    tmp_path: Path, pixels: np.ndarray, labels: np.ndarray, unit: torch.Tensor, keys: tuple[str, str]
+) -> None:
     np.savez(tmp_path / "a.npz", **{keys[0]: pixels, keys[1]: labels})
     data = load_clean(tmp_path / "a.npz")
     assert torch.equal(data.images, unit)
@@ -54,15 +58,15 @@ def test_layouts_and_types(
     assert (data.images - unit).abs().max() <= (2**-11 if dtype == "float16" else 1e-7)
 
 
-def test_grey_without_a_channel_axis(tmp_path: Path, pixels: np.ndarray, labels: np.ndarray, unit: torch.Tensor) -> None:
+def test_grey_without_a_channel_axis(
+    tmp_path: Path, pixels: np.ndarray, labels: np.ndarray, unit: torch.Tensor
+) -> None:
     np.savez(tmp_path / "a.npz", images=pixels[..., 0], labels=labels)
     assert torch.equal(load_clean(tmp_path / "a.npz", input_shape=(1, 6, 4)).images, unit[:, :1])
 
 
 @pytest.mark.parametrize(("input_shape", "first_row"), [((3, 5, 3), True), ((3, 3, 5), False), (None, True)])
-def test_layout_that_could_be_either(
-    tmp_path: Path, input_shape: tuple[int, int, int] | None, first_row: bool
-) -> None:
+def test_layout_that_could_be_either(tmp_path: Path, input_shape: tuple[int, int, int] | None, first_row: bool) -> None:
     images = np.arange(2 * 3 * 5 * 3, dtype=np.uint8).reshape(2, 3, 5, 3)
     np.savez(tmp_path / "a.npz", images=images, labels=np.array([0, 1]))
     expected = images if first_row else images.transpose(0, 3, 1, 2)
@@ -122,7 +126,7 @@ def test_bad_labels(tmp_path: Path, pixels: np.ndarray, labels: np.ndarray, case
 
 def test_missing_arrays_are_named(tmp_path: Path, pixels: np.ndarray) -> None:
     np.savez(tmp_path / "a.npz", pictures=pixels)
-    with pytest.raises(DataError, match="no images: it holds pictures.*Name the array one of images, x"):
+    with pytest.raises(DataError, match=r"no images: it holds pictures.*Name the array one of images, x"):
         load_clean(tmp_path / "a.npz")
 
 
@@ -131,9 +135,7 @@ class Payload:
         return Path.touch, (Path("executed"),)
 
 
-def test_pickles_are_never_loaded(
-    tmp_path: Path, labels: np.ndarray, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_pickles_are_never_loaded(tmp_path: Path, labels: np.ndarray, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     np.savez("objects.npz", images=np.array([Payload()], dtype=object), labels=labels)
     archive(tmp_path / "bare.npz", {"images.npy": pickle.dumps(Payload()), "labels.npy": npy(labels)})
@@ -184,7 +186,7 @@ def test_a_directory_that_lies_can_not_make_us_unpack_more(tmp_path: Path, label
     raw = path.read_bytes()
     assert raw.count(true) == 2
     path.write_bytes(raw.replace(true, false))
-    with pytest.raises(DataError, match="CRC|shape"):
+    with pytest.raises(DataError, match=r"CRC|shape"):
         load_clean(path)
 
 
@@ -195,3 +197,18 @@ def test_truncated_archive(tmp_path: Path, pixels: np.ndarray, labels: np.ndarra
     (tmp_path / "a.npz").write_bytes(content[: int(keep * len(content))])
     with pytest.raises(DataError, match=r"a\.npz cannot be read as a NumPy archive.*numpy\.savez"):
         load_clean(tmp_path / "a.npz")
+
+
+def test_damage_anywhere_is_an_error_or_harmless(tmp_path: Path, pixels: np.ndarray, labels: np.ndarray) -> None:
+    path, random = tmp_path / "a.npz", np.random.default_rng(0)
+    np.savez_compressed(path, images=pixels, labels=labels)
+    content, failures = path.read_bytes(), 0
+    for _ in range(200):
+        damaged = bytearray(content)
+        damaged[random.integers(4, len(content))] = random.integers(256)
+        path.write_bytes(damaged)
+        try:
+            load_clean(path)
+        except DataError:
+            failures += 1
+    assert failures > 100

@@ -1,0 +1,158 @@
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch.utils.data import TensorDataset
+
+from bdprune.data import load
+from bdprune.data.load import load_clean
+from bdprune.errors import DataError, OptionError
+
+Encode = Callable[..., bytes]
+Tree = Callable[..., Path]
+
+
+def dataset(labels: list[int], channels: int = 3, size: tuple[int, int] = (2, 2)) -> TensorDataset:
+    """Image i is filled with i/255."""
+    images = torch.arange(len(labels), dtype=torch.uint8).view(-1, 1, 1, 1).expand(-1, channels, *size)
+    return TensorDataset(images, torch.tensor(labels, dtype=torch.int64))
+
+
+@settings(deadline=None, max_examples=50)
+@given(
+    st.lists(st.integers(0, 4), min_size=2, max_size=40).filter(lambda labels: len(set(labels)) > 1),
+    st.integers(1, 6),
+    st.integers(0, 2**32),
+)
+def test_sampling_before_decoding_equals_sampling_after(labels: list[int], per_class: int, seed: int) -> None:
+    before = load_clean(dataset(labels), per_class=per_class, seed=seed)
+    after = load_clean(dataset(labels)).sample(per_class, torch.Generator().manual_seed(seed))
+    assert before.labels.tolist() == after.labels.tolist()
+    assert torch.equal(before.images, after.images)
+
+
+def test_everything_in_order_without_a_number_per_class() -> None:
+    data = load_clean(dataset([2, 0, 1, 0]))
+    assert data.labels.tolist() == [2, 0, 1, 0]
+    assert torch.equal(data.images[:, 0, 0, 0] * 255, torch.tensor([0.0, 1, 2, 3]))
+    assert data.notes == ()
+
+
+@pytest.mark.parametrize(
+    ("labels", "num_classes", "message"),
+    [
+        ([], None, "holds 0 images"),
+        ([1], None, "holds 1 image\\. Give at least 2 images"),
+        ([1, 1, 1], 10, "All 3 images of TensorDataset are of class 1.*at least 2 classes"),
+        ([0, 1, 10], 10, "label 10, the model has classes 0 to 9. Use data of the model's own"),
+        ([1, 5, 10], 10, "label 10, .*count from 1: subtract 1"),
+        ([5], 5, "label 5, the model has classes 0 to 4"),
+    ],
+)
+def test_labels_that_do_not_do(labels: list[int], num_classes: int | None, message: str) -> None:
+    with pytest.raises(DataError, match=message):
+        load_clean(dataset(labels), num_classes=num_classes)
+
+
+@pytest.mark.parametrize("per_class", [0, -3])
+def test_per_class_below_one(per_class: int) -> None:
+    with pytest.raises(OptionError, match=f"{per_class} images per class"):
+        load_clean(dataset([0, 1]), per_class=per_class)
+
+
+@pytest.mark.parametrize(
+    ("channels", "wanted", "message"),
+    [
+        (1, 3, r"grey \(1 channel\), the model takes RGB \(3 channels\)"),
+        (3, 1, r"RGB \(3 channels\), the model takes grey \(1 channel\)"),
+        (4, 3, "of 4 channels, the model takes RGB"),
+        (3, 6, "RGB .*, the model takes 6 channels"),
+    ],
+)
+def test_wrong_channels(channels: int, wanted: int, message: str) -> None:
+    with pytest.raises(DataError, match=message):
+        load_clean(dataset([0, 1], channels), input_shape=(wanted, 2, 2))
+
+
+def test_a_grey_image_among_colour_ones_is_repeated_and_noted(
+    write_tree: Tree, encode: Encode, pixels: np.ndarray, unit: torch.Tensor
+) -> None:
+    root = write_tree({"a/1.png": encode(pixels[0]), "b/2.png": encode(pixels[1, :, :, 0])})
+    for input_shape in (None, (3, 6, 4)):
+        data = load_clean(root, input_shape=input_shape)
+        assert torch.equal(data.images, torch.stack([unit[0], unit[1, :1].expand(3, 6, 4)]))
+        assert data.notes == ("1 grey images among colour ones had their channel repeated.",)
+    with pytest.raises(DataError, match="holds images that are RGB"):
+        load_clean(root, input_shape=(1, 6, 4))
+
+
+def test_resizing_is_bilinear_and_noted() -> None:
+    ramp = torch.tensor([0.0, 0.25, 0.5, 0.75]).view(1, 1, 1, 4).expand(2, 1, 4, 4)
+    data = load_clean(TensorDataset(ramp, torch.tensor([0, 1])), input_shape=(1, 2, 2))
+    # Halving with antialiasing: a triangle of radius 2 about each new centre; weights 3, 3, 1 remain inside the image.
+    expected = torch.tensor([(3 * 0 + 3 * 0.25 + 0.5) / 7, (0.25 + 3 * 0.5 + 3 * 0.75) / 7])
+    assert torch.allclose(data.images, expected.expand(2, 1, 2, 2), atol=1e-6)
+    assert data.notes == ("2 images were resized from 4x4 to 2x2 (bilinear).",)
+
+
+def test_resizing_leaves_images_of_the_right_size_alone(
+    write_tree: Tree, encode: Encode, pixels: np.ndarray, unit: torch.Tensor
+) -> None:
+    root = write_tree(
+        {"a/1.png": encode(pixels[0]), "b/1.png": encode(pixels[1, :3]), "b/2.png": encode(pixels[2, :5])}
+    )
+    data = load_clean(root, input_shape=(3, 6, 4))
+    assert data.images.shape == (3, 3, 6, 4)
+    assert torch.equal(data.images[0], unit[0])
+    assert data.notes == ("2 images were resized from 2 other sizes to 6x4 (bilinear).",)
+
+
+def test_resized_images_stay_in_range() -> None:
+    images = (torch.rand(4, 3, 5, 7, generator=torch.Generator().manual_seed(0)) > 0.5).float()
+    data = load_clean(TensorDataset(images, torch.tensor([0, 1, 0, 1])), input_shape=(3, 16, 16))
+    assert data.images.min() >= 0 and data.images.max() <= 1
+
+
+def test_different_sizes_without_an_input_shape_name_the_odd_one(
+    write_tree: Tree, encode: Encode, pixels: np.ndarray
+) -> None:
+    root = write_tree({"a/1.png": encode(pixels[0]), "b/odd.png": encode(pixels[1, :3])})
+    with pytest.raises(DataError, match=r"b/odd\.png is 3x4, others are 6x4.*one size"):
+        load_clean(root)
+
+
+def test_memory_is_checked_after_the_first_image(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(load, "MAX_BYTES", 4 * 3 * 2 * 2 * 4 - 1)
+    assert len(load_clean(dataset([0, 1, 1]))) == 3
+    with pytest.raises(DataError, match=r"GiB of memory.*--per-class"):
+        load_clean(dataset([0, 1, 1, 1]))
+
+
+@pytest.mark.parametrize("name", ["data.txt", "empty.npz", "images.npy"])
+def test_other_files(tmp_path: Path, name: str) -> None:
+    content = {"data.txt": b"hello", "empty.npz": b"", "images.npy": b"\x93NUMPY\x01\x00"}[name]
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(DataError, match=rf"{name} is no clean data.*one sub-folder per class"):
+        load_clean(tmp_path / name)
+
+
+def test_missing_file(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"nowhere cannot be read: No such file"):
+        load_clean(str(tmp_path / "nowhere"))
+
+
+def test_a_device_is_no_data() -> None:
+    with pytest.raises(DataError, match="/dev/zero is neither a file nor a folder"):
+        load_clean("/dev/zero")
+
+
+def test_file_kind_is_told_by_content(tmp_path: Path, pixels: np.ndarray, labels: np.ndarray) -> None:
+    with (tmp_path / "defence").open("wb") as file:
+        np.savez(file, images=pixels, labels=labels)
+    assert len(load_clean(tmp_path / "defence")) == 8
