@@ -19,8 +19,9 @@ namespace {
 constexpr int kTile = 64;          // channels along either side of a tile
 constexpr int kSlab = 32;          // positions staged at a time
 constexpr int kPitch = kTile + 4;  // row pitch of a slab: keeps 16-byte reads aligned and spreads the banks
-constexpr int kRun = 512;          // positions summed before the float64 accumulators take over
-constexpr int kThreads = 256;      // 16 x 16 threads, each with kMicro x kMicro entries of the tile
+constexpr int kRun = 128;          // positions summed before the float64 accumulators take over
+constexpr int kShortestSplit = 4 * kRun;
+constexpr int kThreads = 256;  // 16 x 16 threads, each with kMicro x kMicro entries of the tile
 constexpr int kMicro = kTile / 16;
 constexpr int64_t kBlocksWanted = 1024;
 constexpr int64_t kTileEntries = kTile * kTile;
@@ -260,7 +261,7 @@ void add_cross(Tensor& cross, const FeatureMap& map, const Tensor& shift) {
   const int64_t side = ceil_div(layout.channels, kTile), tiles = side * (side + 1) / 2;
   const int64_t total = layout.samples * layout.positions;
   // Splits are whole runs, so that only the last run of the last split is short.
-  const int64_t wanted = std::clamp<int64_t>(kBlocksWanted / tiles, 1, ceil_div(total, kRun));
+  const int64_t wanted = std::clamp<int64_t>(kBlocksWanted / tiles, 1, ceil_div(total, kShortestSplit));
   const int64_t per_split = ceil_div(ceil_div(total, wanted), kRun) * kRun;
   const int64_t splits = ceil_div(total, per_split);
   const cudaStream_t stream = current_stream(cross);

@@ -167,6 +167,7 @@ Tensor mask_for(const Tensor& mask, ScalarType dtype) {
 
 void check_arguments(const Tensor& z, const Tensor& mask) {
   check_same_device(mask, z, "mask");
+  BDP_CHECK(is_floating(mask.scalar_type()), "mask must have a floating dtype");
   BDP_CHECK(z.dim() >= 2, "z must be [N, C] or [N, C, *], got ", z.dim(), " dimensions");
   BDP_CHECK(mask.dim() == 1 && mask.size(0) == z.size(1), "mask must have one entry per channel: ", z.size(1),
             " channels, got a ", mask.dim(), "-D mask of ", mask.numel(), " elements");
