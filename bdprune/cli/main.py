@@ -6,7 +6,7 @@ import logging
 import os
 import sys
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable
 from typing import Any
 
 import click
@@ -29,39 +29,42 @@ log = logging.getLogger("bdprune")
 class Commands(click.Group):
     """A group whose errors are one or two lines on standard error and one of the documented exit codes."""
 
-    def main(self, args: Sequence[str] | None = None, *more: Any, standalone_mode: bool = True, **extra: Any) -> Any:
+    def main(self, *args: Any, standalone_mode: bool = True, **extra: Any) -> Any:
         """Runs the command; in standalone mode, as from a shell, it ends the program."""
+        run: Callable[..., Any] = super().main
         if not standalone_mode:
-            return super().main(args, *more, standalone_mode=False, **extra)
-        sys.exit(self._guarded(args, *more, **extra))
+            return run(*args, standalone_mode=False, **extra)
+        sys.exit(_guarded(lambda: run(*args, standalone_mode=False, **extra)))
 
     def list_commands(self, context: click.Context) -> list[str]:
         """The commands in the order in which they are added."""
         return list(self.commands)
 
-    def _guarded(self, args: Sequence[str] | None, *more: Any, **extra: Any) -> int:
-        try:
-            code = super().main(args, *more, standalone_mode=False, **extra)
-            return code if isinstance(code, int) else exit_codes.OK
-        except click.ClickException as error:
-            context = getattr(error, "ctx", None)
-            _complain(error.format_message(), f"See `{context.command_path} --help`." if context else "")
-            return exit_codes.USAGE
-        except BdpruneError as error:
-            log.debug("", exc_info=True)
-            _complain(error.message, error.mend)
-            return exit_codes.of_error(error)
-        except (KeyboardInterrupt, click.Abort):
-            _complain("Interrupted; nothing was left half-written.")
-            return exit_codes.INTERRUPTED
-        except BrokenPipeError:
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-            return exit_codes.BROKEN_PIPE
-        except Exception as error:
-            log.debug("", exc_info=True)
-            reason = (str(error).strip().splitlines() or [""])[0]
-            _complain(f"Unexpected {type(error).__name__}: {reason}", "Please report it, with what --verbose prints.")
-            return exit_codes.FAILED
+
+def _guarded(run: Callable[[], Any]) -> int:
+    """The exit code of ``run``, whatever becomes of it."""
+    try:
+        code = run()
+        return code if isinstance(code, int) else exit_codes.OK
+    except click.ClickException as error:
+        context = getattr(error, "ctx", None)
+        _complain(error.format_message(), f"See `{context.command_path} --help`." if context else "")
+        return exit_codes.USAGE
+    except BdpruneError as error:
+        log.debug("", exc_info=True)
+        _complain(error.message, error.mend)
+        return exit_codes.of_error(error)
+    except (KeyboardInterrupt, click.Abort):
+        _complain("Interrupted; nothing was left half-written.")
+        return exit_codes.INTERRUPTED
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return exit_codes.BROKEN_PIPE
+    except Exception as error:
+        log.debug("", exc_info=True)
+        reason = (str(error).strip().splitlines() or [""])[0]
+        _complain(f"Unexpected {type(error).__name__}: {reason}", "Please report it, with what --verbose prints.")
+        return exit_codes.FAILED
 
 
 def _complain(message: str, mend: str = "") -> None:

@@ -15,8 +15,8 @@ from bdprune.purify.base import Purifier
 _BUILT_IN = {
     "bdprune.detectors": {
         "unlearning": "bdprune.detect.unlearning:UnlearningDetector",
-        "lipschitz": "bdprune.detect.outliers:LipschitzDetector",
-        "suspiciousness": "bdprune.detect.outliers:SuspiciousnessDetector",
+        "lipschitz": "bdprune.detect.lipschitz:LipschitzDetector",
+        "suspiciousness": "bdprune.detect.suspiciousness:SuspiciousnessDetector",
     },
     "bdprune.purifiers": {
         "rnp": "bdprune.purify.rnp:RNP",
