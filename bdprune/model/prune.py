@@ -32,21 +32,29 @@ def prune(model: Model, filters: Mapping[str, Sequence[int]], mode: PruneMode = 
     if mode not in MODES:
         raise OptionError(f"The pruning mode is {mode!r}.", f"Choose one of {', '.join(MODES)}.")
     groups = {group.name: group for group in model.groups}
-    pruned = model.clone()
     for name, indices in filters.items():
         if name not in groups:
             known = ", ".join(list(groups)[:5])
             raise OptionError(f"The model has no filter group {name!r}.", f"Its groups are {known}, ...")
-        _cut(pruned.network, groups[name], _checked(indices, groups[name]), mode)
+        _check(indices, groups[name])
+    pruned = model.clone()
+    prune_(pruned.network, model.groups, filters, mode)
     return pruned
 
 
-def _checked(indices: Sequence[int], group: FilterGroup) -> list[int]:
-    numbers = [int(index) for index in indices]
-    wrong = [index for index in numbers if not 0 <= index < group.num_filters]
+def prune_(
+    network: nn.Module, groups: Sequence[FilterGroup], filters: Mapping[str, Sequence[int]], mode: PruneMode
+) -> None:
+    """Does to ``network`` in place what ``prune`` does to a copy; names and indices are taken as right."""
+    for group in groups:
+        if group.name in filters:
+            _cut(network, group, list(filters[group.name]), mode)
+
+
+def _check(indices: Sequence[int], group: FilterGroup) -> None:
+    wrong = [index for index in indices if not 0 <= index < group.num_filters]
     if wrong:
         raise OptionError(f"{group.name} has no filter {wrong[0]}.", f"Its filters are 0 to {group.num_filters - 1}.")
-    return numbers
 
 
 @torch.no_grad()

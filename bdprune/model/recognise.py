@@ -87,7 +87,7 @@ def shapes_of(tensors: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
 
 
 def _fit(entry: Architecture, shapes: Shapes) -> Recognised | None:
-    settings = entry.read(shapes)
+    settings = entry.read(shapes) if entry.may_fit(shapes) else None
     if settings is None:
         return None
     expected = _expected(entry, settings)

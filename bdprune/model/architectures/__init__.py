@@ -7,10 +7,11 @@ from typing import Any
 from torch import nn
 
 from bdprune.errors import OptionError
-from bdprune.model.architectures import ibau, resnet
+from bdprune.model.architectures import densenet, efficientnet, ibau, mobilenet, preact, resnet, vgg, wide_resnet
 from bdprune.model.architectures.spec import Architecture
 
-REGISTRY: dict[str, Architecture] = {entry.name: entry for family in (resnet, ibau) for entry in family.ARCHITECTURES}
+_FAMILIES = (resnet, preact, wide_resnet, vgg, mobilenet, efficientnet, densenet, ibau)
+REGISTRY: dict[str, Architecture] = {entry.name: entry for family in _FAMILIES for entry in family.ARCHITECTURES}
 
 
 def architecture(name: str) -> Architecture:

@@ -43,4 +43,4 @@ def _read(shapes: Shapes) -> Settings | None:
     return settings(stem, head, input_size=8 * max(math.isqrt(head[1] // (4 * stem[0])), 1))
 
 
-ARCHITECTURES = (Architecture("ibau_cnn", IbauCnn, _read, 32, 32),)
+ARCHITECTURES = (Architecture("ibau_cnn", IbauCnn, _read, 32, 32, ("features.19.weight",), ("features.22.weight",)),)

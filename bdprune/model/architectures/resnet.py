@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import partial
-from typing import Any, Literal
+from typing import Any, Literal, TypeAlias
 
 from torch import Tensor, nn
 from torch.nn import functional
 
 from bdprune.model.architectures.spec import (
     HEADS,
+    SHORTCUTS,
     Architecture,
     Settings,
     Shapes,
@@ -21,7 +22,6 @@ from bdprune.model.architectures.spec import (
 )
 
 Stem = Literal["cifar", "imagenet"]
-SHORTCUTS = ("shortcut", "downsample")
 
 
 class PadShortcut(nn.Module):
@@ -97,6 +97,9 @@ class Bottleneck(nn.Module):
         return functional.relu(self.bn3(self.conv3(y)) + getattr(self, self._shortcut_name)(x), inplace=True)
 
 
+_Block: TypeAlias = type[BasicBlock] | type[Bottleneck]
+
+
 class ResNet(nn.Module):
     """Residual network: ``[N, in_channels, H, W] -> [N, num_classes]``.
 
@@ -112,7 +115,7 @@ class ResNet(nn.Module):
 
     def __init__(
         self,
-        block: type[BasicBlock] | type[Bottleneck],
+        block: _Block,
         depths: Sequence[int],
         num_classes: int,
         in_channels: int = 3,
@@ -171,36 +174,34 @@ def _read_small(shapes: Shapes) -> Settings | None:
     return None if found is None else {**found, "pad": not weighted}
 
 
-def _entry(name: str, make: Callable[..., nn.Module], stem: Stem) -> Architecture:
+def _entry(name: str, block: _Block, depths: Sequence[int], stem: Stem) -> Architecture:
+    spelled: dict[str, Any] = {} if stem == "cifar" else {"stem": stem, "shortcut": "downsample", "head": "fc"}
+    make = partial(ResNet, block, depths, **spelled) if name != "resnet18_cifar" else ResNet18Cifar
     kernel, size = (3, 32) if stem == "cifar" else (7, 224)
-    return Architecture(name, make, partial(_read, kernel=kernel), 64, size)
+    return Architecture(name, make, partial(_read, kernel=kernel), 64, size, *_marks(block, depths))
+
+
+def _marks(block: _Block, depths: Sequence[int]) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """The last conv of the last block, and what would come after it."""
+    stage, conv = len(depths), 2 if block is BasicBlock else 3
+    beyond = (f"layer{stage}.{depths[-1]}.conv1", f"layer{stage + 1}.0.conv1", f"layer1.0.conv{conv + 1}")
+    return (f"layer{stage}.{depths[-1] - 1}.conv{conv}.weight",), tuple(f"{name}.weight" for name in beyond)
 
 
 def _small(depth: int) -> Architecture:
     """The paper's CIFAR networks of 6n + 2 layers in three stages."""
-    blocks = ((depth - 2) // 6,) * 3
-    return Architecture(f"resnet{depth}_cifar", partial(ResNet, BasicBlock, blocks, pad=True), _read_small, 16, 32)
+    depths = ((depth - 2) // 6,) * 3
+    make = partial(ResNet, BasicBlock, depths, pad=True)
+    return Architecture(f"resnet{depth}_cifar", make, _read_small, 16, 32, *_marks(BasicBlock, depths))
 
 
-_LAYERS: dict[int, tuple[type[BasicBlock] | type[Bottleneck], tuple[int, ...]]] = {
+_LAYERS: dict[int, tuple[_Block, tuple[int, ...]]] = {
+    18: (BasicBlock, (2, 2, 2, 2)),
     34: (BasicBlock, (3, 4, 6, 3)),
     50: (Bottleneck, (3, 4, 6, 3)),
 }
+_STEMS: tuple[Stem, ...] = ("cifar", "imagenet")
 ARCHITECTURES = (
-    _entry("resnet18_cifar", ResNet18Cifar, "cifar"),
-    *(_entry(f"resnet{depth}_cifar", partial(ResNet, *layers), "cifar") for depth, layers in _LAYERS.items()),
-    _entry(
-        "resnet18_imagenet",
-        partial(ResNet, BasicBlock, (2, 2, 2, 2), stem="imagenet", shortcut="downsample", head="fc"),
-        "imagenet",
-    ),
-    *(
-        _entry(
-            f"resnet{depth}_imagenet",
-            partial(ResNet, *layers, stem="imagenet", shortcut="downsample", head="fc"),
-            "imagenet",
-        )
-        for depth, layers in _LAYERS.items()
-    ),
+    *(_entry(f"resnet{depth}_{stem}", *layers, stem) for stem in _STEMS for depth, layers in _LAYERS.items()),
     *(_small(depth) for depth in (20, 32, 44, 56, 110)),
 )

@@ -12,6 +12,7 @@ from torch import nn
 Shapes: TypeAlias = Mapping[str, tuple[int, ...]]
 Settings: TypeAlias = dict[str, Any]
 
+SHORTCUTS = ("shortcut", "downsample")
 HEADS = ("linear", "fc", "classifier", "head")
 
 
@@ -26,6 +27,8 @@ class Architecture:
             or has another number of dimensions. It may be fooled: the caller compares every shape.
         width: of the published network, in the architecture's own unit (see ``make``).
         input_size: height and width of the images it was made for.
+        marks: names of which at least one is in each of its state dicts, to rule it out at once.
+        lacks: names of which none is.
     """
 
     name: str
@@ -33,6 +36,12 @@ class Architecture:
     read: Callable[[Shapes], Settings | None]
     width: int
     input_size: int
+    marks: tuple[str, ...] = ()
+    lacks: tuple[str, ...] = ()
+
+    def may_fit(self, shapes: Shapes) -> bool:
+        """Whether the marks allow it, before the network is built for comparison."""
+        return any(name in shapes for name in self.marks) and not any(name in shapes for name in self.lacks)
 
 
 def conv_shape(shapes: Shapes, name: str) -> tuple[int, int, int] | None:
@@ -65,3 +74,9 @@ def settings(stem: tuple[int, int, int] | None, head: tuple[int, int] | None, /,
 def numbered(shapes: Shapes, pattern: str) -> list[int]:
     """The sorted numbers that the one group of ``pattern`` matches among the names."""
     return sorted({int(match.group(1)) for name in shapes if (match := re.fullmatch(pattern, name))})
+
+
+def rounded(channels: float) -> int:
+    """The nearest multiple of 8 that loses less than 10 % (Sandler et al., 2018)."""
+    nearest = max(8, int(channels + 4) // 8 * 8)
+    return nearest + 8 if nearest < 0.9 * channels else nearest

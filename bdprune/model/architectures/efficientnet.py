@@ -1,0 +1,166 @@
+"""EfficientNet-B0 (Tan and Le, 2019), in the spelling of ImageNet models and in that of CIFAR models."""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+from torch.nn import functional
+
+from bdprune.model.architectures.spec import (
+    HEADS,
+    Architecture,
+    Settings,
+    Shapes,
+    conv_shape,
+    linear_shape,
+    rounded,
+    settings,
+    spelling,
+)
+
+# Expansion, kernel, stride of the first block, output channels, blocks.
+_STAGES = (
+    (1, 3, 1, 16, 1),
+    (6, 3, 2, 24, 2),
+    (6, 5, 2, 40, 2),
+    (6, 3, 2, 80, 3),
+    (6, 5, 1, 112, 3),
+    (6, 5, 2, 192, 4),
+    (6, 3, 1, 320, 1),
+)
+_STEM = 32
+
+
+class SqueezeExcite(nn.Module):
+    """Channel gates from the means of all channels: ``[N, C, H, W] -> [N, C, H, W]``."""
+
+    def __init__(self, channels: int, squeezed: int, names: tuple[str, str] = ("fc1", "fc2")) -> None:
+        super().__init__()
+        self._names = names
+        self.add_module(names[0], nn.Conv2d(channels, squeezed, 1))
+        self.add_module(names[1], nn.Conv2d(squeezed, channels, 1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        first, second = (getattr(self, name) for name in self._names)
+        gates = second(functional.silu(first(functional.adaptive_avg_pool2d(x, 1)))).sigmoid()
+        return x * gates  # type: ignore[no-any-return]
+
+
+def _conv_norm(
+    in_channels: int, out_channels: int, kernel: int, stride: int = 1, groups: int = 1, activate: bool = True
+) -> nn.Sequential:
+    conv = nn.Conv2d(in_channels, out_channels, kernel, stride, kernel // 2, groups=groups, bias=False)
+    activation = [nn.SiLU(inplace=True)] if activate else []
+    return nn.Sequential(conv, nn.BatchNorm2d(out_channels), *activation)
+
+
+class MBConv(nn.Module):
+    """Expansion (unless it is 1), depthwise conv, gates, projection; a shortcut where the shape stays."""
+
+    def __init__(self, in_channels: int, out_channels: int, kernel: int, stride: int, expansion: int) -> None:
+        super().__init__()
+        inner = in_channels * expansion
+        layers = [_conv_norm(in_channels, inner, 1)] if expansion != 1 else []
+        self.block = nn.Sequential(
+            *layers,
+            _conv_norm(inner, inner, kernel, stride, groups=inner),
+            SqueezeExcite(inner, max(1, in_channels // 4)),
+            _conv_norm(inner, out_channels, 1, activate=False),
+        )
+        self._adds = stride == 1 and in_channels == out_channels
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.block(x) if self._adds else self.block(x)  # type: ignore[no-any-return]
+
+
+class EfficientNet(nn.Module):
+    """``[N, in_channels, H, W] -> [N, num_classes]``; names ``features.S.B.block.*`` and ``classifier.1``.
+
+    Stochastic depth, which acts in training only, is left out.
+
+    Args:
+        width: channels of the stem; the multiplier of all channels is width / 32 (rounded to multiples of 8).
+    """
+
+    def __init__(self, num_classes: int = 1000, in_channels: int = 3, width: int = _STEM) -> None:
+        super().__init__()
+        channels = rounded(width)
+        stages: list[nn.Module] = [_conv_norm(in_channels, channels, 3, 2)]
+        for expansion, kernel, stride, planned, depth in _STAGES:
+            out_channels = rounded(planned * width / _STEM)
+            blocks = []
+            for position in range(depth):
+                blocks.append(MBConv(channels, out_channels, kernel, stride if position == 0 else 1, expansion))
+                channels = out_channels
+            stages.append(nn.Sequential(*blocks))
+        stages.append(_conv_norm(channels, 4 * channels, 1))
+        self.features = nn.Sequential(*stages)
+        self.classifier = nn.Sequential(nn.Dropout(0.2), nn.Linear(4 * channels, num_classes))
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = functional.adaptive_avg_pool2d(self.features(x), 1).flatten(1)
+        return self.classifier(y)  # type: ignore[no-any-return]
+
+
+class CifarMBConv(nn.Module):
+    """The block of the CIFAR spelling; with expansion 1 its first conv exists but is not used."""
+
+    def __init__(self, in_channels: int, out_channels: int, kernel: int, stride: int, expansion: int) -> None:
+        super().__init__()
+        inner = in_channels * expansion
+        self.conv1 = nn.Conv2d(in_channels, inner, 1, bias=False)
+        self.bn1 = nn.BatchNorm2d(inner)
+        self.conv2 = nn.Conv2d(inner, inner, kernel, stride, kernel // 2, groups=inner, bias=False)
+        self.bn2 = nn.BatchNorm2d(inner)
+        self.se = SqueezeExcite(inner, max(1, in_channels // 4), ("se1", "se2"))
+        self.conv3 = nn.Conv2d(inner, out_channels, 1, bias=False)
+        self.bn3 = nn.BatchNorm2d(out_channels)
+        self._expands, self._adds = expansion != 1, stride == 1 and in_channels == out_channels
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = functional.silu(self.bn1(self.conv1(x))) if self._expands else x
+        y = self.se(functional.silu(self.bn2(self.conv2(y))))
+        y = self.bn3(self.conv3(y))
+        return y + x if self._adds else y  # type: ignore[no-any-return]
+
+
+class CifarEfficientNet(nn.Module):
+    """``[N, in_channels, H, W] -> [N, num_classes]``; names ``layers.N.conv1`` to ``bn3`` and ``se``, no last conv.
+
+    Args:
+        width: channels of the stem; the multiplier of all channels is width / 32.
+        head: name of the last layer in the state dict.
+    """
+
+    def __init__(self, num_classes: int = 10, in_channels: int = 3, width: int = _STEM, head: str = "linear") -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(in_channels, width, 3, 1, 1, bias=False)
+        self.bn1 = nn.BatchNorm2d(width)
+        blocks = []
+        channels = width
+        for expansion, kernel, stride, planned, depth in _STAGES:
+            for position in range(depth):
+                out_channels = planned * width // _STEM
+                blocks.append(CifarMBConv(channels, out_channels, kernel, stride if position == 0 else 1, expansion))
+                channels = out_channels
+        self.layers = nn.Sequential(*blocks)
+        self._head_name = head
+        self.add_module(head, nn.Linear(channels, num_classes))
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.layers(functional.silu(self.bn1(self.conv1(x))))
+        return getattr(self, self._head_name)(functional.adaptive_avg_pool2d(y, 1).flatten(1))  # type: ignore[no-any-return]
+
+
+def _read(shapes: Shapes) -> Settings | None:
+    return settings(conv_shape(shapes, "features.0.0"), linear_shape(shapes, "classifier.1"))
+
+
+def _read_cifar(shapes: Shapes) -> Settings | None:
+    head = spelling(shapes, HEADS)
+    return settings(conv_shape(shapes, "conv1"), linear_shape(shapes, head), head=head)
+
+
+ARCHITECTURES = (
+    Architecture("efficientnet_b0", EfficientNet, _read, _STEM, 224, ("features.8.1.weight",)),
+    Architecture("efficientnet_b0_cifar", CifarEfficientNet, _read_cifar, _STEM, 32, ("layers.15.se.se1.weight",)),
+)
