@@ -134,7 +134,7 @@ class ChannelMoments:
         noise = _CONSTANT * (self._sum / self.positions).square()
         constant = variance <= noise
         deviation = variance.where(~constant, torch.ones_like(variance)).sqrt()
-        correlation = (covariance / deviation / deviation[:, None]).clamp(-1.0, 1.0)
+        correlation = (covariance / torch.outer(deviation, deviation)).clamp(-1.0, 1.0)
         correlation = correlation.masked_fill(constant | constant[:, None], 0.0)
         diagonal = torch.ones_like(variance).where(variance.isfinite(), torch.nan)
         return correlation.diagonal_scatter(diagonal)

@@ -20,7 +20,7 @@ def filter_matrices(weight: Tensor) -> Tensor:
 
 
 def spectral_norms(weight: Tensor, scale: Tensor | None) -> Tensor:
-    """Largest singular value of each filter times ``|scale|``: float64 ``[count]``, NaN where a filter is not finite."""
+    """Largest singular value of each filter times ``|scale|``: float64 ``[count]``, NaN for one that is not finite."""
     matrices = filter_matrices(weight.detach()).double()
     finite = matrices.isfinite().flatten(1).all(1)
     if matrices.numel() == 0:

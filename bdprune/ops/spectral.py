@@ -16,8 +16,8 @@ def filter_spectral_norms(weights: Sequence[Tensor], scales: Sequence[Tensor | N
 
     Args:
         weights: any number of weights, each ``[O, I / groups, kh, kw]``, a stack of models
-            ``[G, O, I / groups, kh, kw]`` or a linear layer's ``[O, I]`` (taken as a 1x1 convolution, so the norm is the
-            L2 norm of the row); float16, bfloat16, float32 or float64, any strides, all on one device.
+            ``[G, O, I / groups, kh, kw]`` or a linear layer's ``[O, I]`` (taken as a 1x1 convolution, so the norm is
+            the L2 norm of the row); float16, bfloat16, float32 or float64, any strides, all on one device.
         scales: None, or one entry per weight: None or ``[O]`` (``[G, O]`` for a stack), such as the gain of the batch
             norm folded into the convolution, ``gamma / sqrt(var + eps)``.
 

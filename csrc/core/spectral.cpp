@@ -353,6 +353,7 @@ int64_t FilterBank::batch_cost() const {
 
 int64_t spectral_scratch(const FilterBank& bank) {
   const int64_t n = bank.side();
+  if (n <= 1) return 0;
   if (n > kJacobiMax) return n * n + 3 * n;
   return kLanes * padded(n) * (padded(n) + chunk_length(n));
 }

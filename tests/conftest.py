@@ -1,0 +1,91 @@
+"""Fixtures for all rooms: the devices to test on, and the real data where it is there."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+
+def _devices() -> list[str]:
+    import torch
+
+    return ["cpu", "cuda"] if torch.cuda.is_available() else ["cpu"]
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """Gives every test that asks for ``device`` one run per device: the CPU, and CUDA where there is one."""
+    if "device" in metafunc.fixturenames:
+        metafunc.parametrize("device", _devices())
+
+
+@pytest.fixture(scope="session")
+def data_root() -> Path:
+    """Folder of the real data (``BDPRUNE_DATA``, else ``../shared/data`` beside the repository); skips without it."""
+    default = Path(__file__).resolve().parent.parent.parent / "shared" / "data"
+    root = Path(os.environ.get("BDPRUNE_DATA") or default)
+    if not root.is_dir():
+        pytest.skip(f"no real data at {root}; set BDPRUNE_DATA")
+    return root
+
+
+TINYNET = '''
+import torch
+from torch import nn
+
+
+class TinyNet(nn.Module):
+    """Names the brightest of three channels; five more filters carry a little noise."""
+
+    def __init__(self, num_classes=3):
+        super().__init__()
+        self.conv = nn.Conv2d(3, 8, 1, bias=False)
+        self.norm = nn.BatchNorm2d(8)
+        self.head = nn.Linear(8, num_classes)
+        with torch.no_grad():
+            generator = torch.Generator().manual_seed(0)
+            self.conv.weight.copy_(torch.randn(8, 3, 1, 1, generator=generator) / 10)
+            self.conv.weight[:3, :, 0, 0] = torch.eye(3)
+            self.head.weight.zero_()
+            self.head.weight[:, :3] = 20 * torch.eye(3)
+            self.head.bias.zero_()
+
+    def forward(self, images):
+        return self.head(self.norm(self.conv(images)).relu().mean((2, 3)))
+'''
+
+
+@dataclass(frozen=True)
+class TinyWorld:
+    """A network that is right by construction, as a module and as a file, and its clean images, 30 of each class."""
+
+    folder: Path
+    module: Any
+    path: Path
+    data: Path
+    arch: str = "tinynet:TinyNet"
+    input_shape: tuple[int, int, int] = (3, 8, 8)
+
+
+@pytest.fixture
+def tiny(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> TinyWorld:
+    """The smallest model and data with which a scan means something; ``tinynet`` can be imported."""
+    import numpy as np
+    import torch
+
+    (tmp_path / "tinynet.py").write_text(TINYNET)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "tinynet", raising=False)
+    module = importlib.import_module("tinynet").TinyNet().eval()
+    torch.save(module.state_dict(), tmp_path / "tiny.pth")
+    generator = np.random.default_rng(0)
+    labels = np.repeat(np.arange(3), 30)
+    images = generator.integers(0, 100, (90, 8, 8, 3), dtype=np.uint8)
+    images[np.arange(90), :, :, labels] += 128
+    np.savez(tmp_path / "clean.npz", images=images, labels=labels)
+    return TinyWorld(tmp_path, module, tmp_path / "tiny.pth", tmp_path / "clean.npz")

@@ -1,0 +1,51 @@
+"""What the tests of the ops share: the error measure, dtypes and the CUDA-free list of hard shapes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor
+
+DTYPES = [torch.float16, torch.bfloat16, torch.float32, torch.float64]
+
+
+def assert_error_ratio(ours: Tensor, plain: Tensor, exact: Tensor, floor: float = 0.0) -> None:
+    """Asserts that ``ours`` errs at most twice as much as ``plain``, the same computation by plain PyTorch in the same
+    dtype, both against the float64 result ``exact``. ``floor`` is an absolute error that is always allowed: for results
+    that plain PyTorch happens to get exactly right, and for float64, where ``exact`` itself has been rounded."""
+    assert ours.shape == plain.shape == exact.shape
+    assert exact.dtype == torch.float64
+    if exact.numel() == 0:
+        return
+    assert ours.double().isfinite().all()
+    error = (ours.double() - exact).abs().max().item()
+    allowed = 2 * (plain.double() - exact).abs().max().item() + floor
+    assert error <= allowed, f"error {error:.3g} is above {allowed:.3g}"
+
+
+def rounding(exact: Tensor, dtype: torch.dtype, terms: int = 1) -> float:
+    """Two roundings of the largest value of ``exact`` to ``dtype``, which no result in it can count on avoiding; in
+    float64 one of each of its ``terms``, since ``exact`` summed them up with the same precision."""
+    if exact.numel() == 0:
+        return 0.0
+    roundings = max(2, terms) if dtype == torch.float64 else 2
+    return roundings * exact.abs().max().item() * torch.finfo(dtype).eps
+
+
+@contextmanager
+def threads(count: int) -> Iterator[None]:
+    """Runs its block with ``count`` threads."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def random(shape: tuple[int, ...], dtype: torch.dtype = torch.float64, device: str = "cpu", seed: int = 0) -> Tensor:
+    """Standard normal values, drawn in float64 so that every dtype sees the same ones rounded."""
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn(shape, dtype=torch.float64, generator=generator).to(device=device, dtype=dtype)
