@@ -96,7 +96,7 @@ def env(device: torch.device, seed: int) -> Env:
     return Env(
         tool="bdprune",
         version=bdprune.__version__,
-        torch=torch.__version__,
+        torch=str(torch.__version__),
         cuda=torch.version.cuda,
         device=_device_name(device),
         backend=backend(),

@@ -39,7 +39,7 @@ def judge(evidence: Sequence[Evidence], sanity: Sanity | None) -> Judgement:
     """
     heard = [one for one in evidence if math.isfinite(one.score) and math.isfinite(one.threshold)]
     flagged = [one for one in heard if one.flagged]
-    leader = next((one for one in heard if one.detector == LEADER), None)
+    leader = next((one for one in heard if one.detector == LEADER), None) if sanity is not None else None
     findings = tuple(map(_finding, flagged))
     if sanity is not None and not sanity.ok:
         return _inconclusive(f"{sanity.message} {sanity.suggestion}".rstrip(), findings)

@@ -270,11 +270,13 @@ def schema(kind: str = "scan") -> dict[str, Any]:
 
 
 def finite(value: Any) -> Any:
-    """``value`` (nested dicts and sequences of JSON values) with every number that is not finite as None."""
+    """``value`` as strict JSON: a number that is not finite becomes None, an object that JSON does not know text."""
+    if value is None or isinstance(value, bool | int):
+        return value
     if isinstance(value, float):
-        return value if math.isfinite(value) else None
+        return float(value) if math.isfinite(value) else None
     if isinstance(value, Mapping):
         return {str(key): finite(item) for key, item in value.items()}
-    if isinstance(value, Sequence) and not isinstance(value, str):
+    if isinstance(value, Sequence) and not isinstance(value, str | bytes):
         return [finite(item) for item in value]
-    return value
+    return str(value)

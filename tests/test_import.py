@@ -1,0 +1,87 @@
+"""``import bdprune`` is light, and its names are what they say."""
+
+from __future__ import annotations
+
+import inspect
+import subprocess
+import sys
+import time
+import tomllib
+from pathlib import Path
+
+import pytest
+
+import bdprune
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def run(code: str) -> str:
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stderr == ""
+    return done.stdout.strip()
+
+
+def test_import_brings_no_torch_and_nothing_heavy() -> None:
+    heavy = ["torch", "numpy", "msgspec", "click", "rich", "jinja2"]
+    assert run(f"import bdprune, sys; print([name for name in {heavy} if name in sys.modules])") == "[]"
+
+
+def test_help_brings_no_torch() -> None:
+    code = """
+import sys
+from click.testing import CliRunner
+from bdprune.cli.main import main
+done = CliRunner().invoke(main, ["scan", "--help"])
+assert done.exit_code == 0 and "Usage" in done.output
+print([name for name in ("torch", "numpy", "rich", "jinja2") if name in sys.modules])
+"""
+    assert run(code) == "[]"
+
+
+def test_help_is_quick() -> None:
+    seconds = []
+    for _ in range(3):
+        start = time.perf_counter()
+        subprocess.run([sys.executable, "-m", "bdprune", "--help"], capture_output=True, check=True)
+        seconds.append(time.perf_counter() - start)
+    assert min(seconds) < 2.0  # a quarter of a second on an idle machine; importing torch alone takes longer than this
+
+
+def test_version_is_that_of_the_project() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    assert bdprune.__version__ == project["version"]
+
+
+def test_public_names_are_the_functions_of_their_rooms() -> None:
+    from bdprune.model.load import load
+    from bdprune.scan.engine import scan
+    from bdprune.scan.purify import purify
+    from bdprune.scan.result import Result
+    from bdprune.scan.score import score
+
+    assert bdprune.load is load and bdprune.score is score and bdprune.Result is Result
+    assert inspect.signature(bdprune.scan) == inspect.signature(scan)
+    assert inspect.signature(bdprune.purify) == inspect.signature(purify)
+    assert sorted(bdprune.__all__) == dir(bdprune)
+
+
+def test_scan_and_purify_stay_callable_after_their_rooms_are_imported() -> None:
+    code = """
+import bdprune
+import bdprune.purify.base, bdprune.scan.engine
+import bdprune.scan.purify
+from bdprune.scan import result
+seen = []
+bdprune.scan.engine.scan = lambda *args, **settings: seen.append((args, settings))
+bdprune.scan.purify.purify = lambda *args, **settings: seen.append((args, settings))
+bdprune.scan("a", data="b")
+bdprune.purify("c", "d", method="e")
+print(seen)
+"""
+    assert run(code) == "[(('a',), {'data': 'b'}), (('c', 'd'), {'method': 'e'})]"
+
+
+def test_unknown_name_is_an_attribute_error() -> None:
+    with pytest.raises(AttributeError, match="no attribute 'trojan'"):
+        _ = bdprune.trojan
