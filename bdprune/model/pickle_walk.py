@@ -10,7 +10,8 @@ from __future__ import annotations
 
 import io
 import pickletools
-from collections.abc import Callable, Iterable
+import warnings
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, NoReturn
 
@@ -117,12 +118,12 @@ def walk(stream: io.BytesIO, what: str) -> Walked:
     start = stream.tell()
     machine = _Machine(what)
     try:
-        for count, (opcode, argument, position) in enumerate(pickletools.genops(stream)):
+        for count, (opcode, argument, position) in enumerate(_opcodes(stream)):
             if count > MAX_OPCODES or (position or start) - start > MAX_PICKLE_BYTES:
-                raise ArtifactError(f"The {what} is far larger than any state dict needs.", _RESAVE)
+                raise ArtifactError(f"the {what} is far larger than any state dict needs.", _RESAVE)
             machine.step(opcode.name, argument)
     except (ValueError, IndexError, KeyError, TypeError, OverflowError, MemoryError) as error:
-        raise ArtifactError(f"The {what} is damaged: {shown(error)}.", "Fetch the file again.") from None
+        raise ArtifactError(f"the {what} is damaged: {shown(error)}.", "Fetch the file again.") from None
     return machine.finish()
 
 
@@ -131,7 +132,7 @@ def named_globals(stream: io.BytesIO) -> list[str]:
     names: list[str] = []
     strings: list[str] = []
     try:
-        for count, (opcode, argument, _) in enumerate(pickletools.genops(stream)):
+        for count, (opcode, argument, _) in enumerate(_opcodes(stream)):
             if count > MAX_OPCODES:
                 break
             if opcode.name in ("GLOBAL", "INST"):
@@ -148,8 +149,20 @@ def named_globals(stream: io.BytesIO) -> list[str]:
 def refuse_global(name: str, what: str) -> NoReturn:
     """Raises the ArtifactError for a pickle that refers to ``name``."""
     if "qtensor" in name or name.startswith("torch.Q"):
-        raise ArtifactError(f"The {what} holds quantised tensors ({shown(name)}).", _QUANTISED)
-    raise ArtifactError(f"The {what} asks to run {shown(name)}, which no state dict needs.", _TRUST)
+        raise ArtifactError(f"the {what} holds quantised tensors ({shown(name)}).", _QUANTISED)
+    raise ArtifactError(f"the {what} asks to run {shown(name)}, which no state dict needs.", _TRUST)
+
+
+def _opcodes(stream: io.BytesIO) -> Iterator[tuple[pickletools.OpcodeInfo, Any, int | None]]:
+    """``pickletools.genops`` without its warnings about backslashes in names."""
+    opcodes = pickletools.genops(stream)
+    while True:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            step = next(opcodes, None)
+        if step is None:
+            return
+        yield step
 
 
 class _Machine:
@@ -174,7 +187,7 @@ class _Machine:
         elif opcode == "INST":
             refuse_global(_dotted(argument), self.what)
         else:
-            raise ArtifactError(f"The {self.what} uses the pickle opcode {opcode}, which no state dict needs.", _RESAVE)
+            raise ArtifactError(f"the {self.what} uses the pickle opcode {opcode}, which no state dict needs.", _RESAVE)
 
     def finish(self) -> Walked:
         self.result.value = self.stack[0]
@@ -242,7 +255,7 @@ class _Machine:
         state = self.stack.pop()
         # Any other attribute could shadow a method (items, values) of the dict that is read later.
         if type(self.stack[-1]) is not OrderedClaim or type(state) is not dict or set(state) - {"_metadata"}:
-            raise ArtifactError(f"The {self.what} sets attributes that no state dict has.", _TRUST)
+            raise ArtifactError(f"the {self.what} sets attributes that no state dict has.", _TRUST)
 
     def persistent(self, _: object) -> None:
         claim = self.stack.pop()
@@ -250,7 +263,7 @@ class _Machine:
             raise ValueError("a reference to something that is no storage")
         kind, key, location, count = claim[1:5]
         if len(claim) == 6 and claim[5] is not None:
-            raise ArtifactError(f"The {self.what} holds views of storages in a form older than 2017.", _RESAVE)
+            raise ArtifactError(f"the {self.what} holds views of storages in a form older than 2017.", _RESAVE)
         if type(kind) is not GlobalName or kind.name not in _STORAGES or not isinstance(location, str):
             raise ValueError("a storage of no known type")
         if type(key) is not str or not _is_count(count):
@@ -284,9 +297,9 @@ class _Machine:
 
     def tensor(self, storage: Any, offset: Any, size: Any, stride: Any, *rest: Any) -> TensorClaim:
         if len(rest) >= 2 and rest[1] is not None and (type(rest[1]) is not OrderedClaim or rest[1]):
-            raise ArtifactError(f"The {self.what} attaches hooks to a tensor.", _TRUST)
+            raise ArtifactError(f"the {self.what} attaches hooks to a tensor.", _TRUST)
         if len(rest) > 2 and rest[2]:
-            raise ArtifactError(f"The {self.what} attaches metadata to a tensor.", _RESAVE)
+            raise ArtifactError(f"the {self.what} attaches metadata to a tensor.", _RESAVE)
         if type(storage) is not StorageClaim:
             raise ValueError("a tensor without a storage")
         claim = TensorClaim(storage, offset, size, stride)
@@ -298,7 +311,7 @@ class _Machine:
         if type(data) is not TensorClaim or type(requires_grad) is not bool:
             raise ValueError("a parameter without a tensor")
         if type(hooks) is not OrderedClaim or hooks:
-            raise ArtifactError(f"The {self.what} attaches hooks to a parameter.", _TRUST)
+            raise ArtifactError(f"the {self.what} attaches hooks to a parameter.", _TRUST)
         return data
 
     def size(self, sizes: object = ()) -> tuple[int, ...]:
@@ -403,7 +416,7 @@ def _check_view(claim: TensorClaim, what: str) -> None:
     last = claim.offset + sum((length - 1) * step for length, step in zip(size, stride, strict=True))
     if claim.count and (last >= claim.storage.count or claim.count > claim.storage.count):
         raise ArtifactError(
-            f"The {what} claims a tensor of size {shown(size)} ({claim.count} elements) "
+            f"the {what} claims a tensor of size {shown(size)} ({claim.count} elements) "
             f"on a storage of {claim.storage.count} elements.",
             "The file is damaged or hostile; fetch it again from a source you trust.",
         )

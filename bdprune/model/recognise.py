@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -97,7 +98,8 @@ def _fit(entry: Architecture, shapes: Shapes) -> Recognised | None:
 
 
 def _skeleton(entry: Architecture, settings: Settings) -> nn.Module:
-    with torch.device("meta"):
+    with torch.device("meta"), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # a width read off another architecture can leave a layer without elements
         return entry.make(**settings).eval()
 
 

@@ -71,13 +71,13 @@ def dump_safetensors(tensors: Mapping[str, Tensor], metadata: Mapping[str, str])
 def _header(data: bytes) -> tuple[dict[str, Any], memoryview]:
     length = struct.unpack("<Q", data[:8])[0]
     if length > min(_MAX_HEADER_BYTES, len(data) - 8):
-        raise ArtifactError(f"The header claims {length} bytes in a file of {len(data)}.", _HOSTILE)
+        raise ArtifactError(f"the header claims {length} bytes in a file of {len(data)}.", _HOSTILE)
     try:
         header = json.loads(data[8 : 8 + length], object_pairs_hook=_unique)
     except (ValueError, RecursionError) as error:
-        raise ArtifactError(f"The header is no valid JSON: {shown(error)}.", _HOSTILE) from None
+        raise ArtifactError(f"the header is no valid JSON: {shown(error)}.", _HOSTILE) from None
     if not isinstance(header, dict):
-        raise ArtifactError("The header is no JSON object.", _HOSTILE)
+        raise ArtifactError("the header is no JSON object.", _HOSTILE)
     return header, memoryview(data)[8 + length :]
 
 
@@ -89,7 +89,7 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 def _metadata(entry: object) -> dict[str, str]:
     if not isinstance(entry, dict) or not all(isinstance(value, str) for value in entry.values()):
-        raise ArtifactError("The metadata are no mapping of strings.", _HOSTILE)
+        raise ArtifactError("the metadata are no mapping of strings.", _HOSTILE)
     return entry
 
 
@@ -97,17 +97,17 @@ def _span(name: str, entry: object, body_bytes: int) -> tuple[int, int]:
     fields = entry if isinstance(entry, dict) else {}
     shape, offsets, kind = fields.get("shape"), fields.get("data_offsets"), fields.get("dtype")
     if not _are_counts(shape) or not _are_counts(offsets) or len(offsets) != 2 or len(shape) > MAX_DIMENSIONS:
-        raise ArtifactError(f"The header describes the tensor {shown(name)} with no valid shape or offsets.", _HOSTILE)
+        raise ArtifactError(f"the header describes the tensor {shown(name)} with no valid shape or offsets.", _HOSTILE)
     if kind not in DTYPES:
         mend = "Save it with a common type such as float32 or float16."
-        raise UnsupportedError(f"The tensor {shown(name)} has the type {shown(kind)}.", mend)
+        raise UnsupportedError(f"the tensor {shown(name)} has the type {shown(kind)}.", mend)
     needed = DTYPES[kind].itemsize
     for length in shape:
         needed *= length
     start, end = offsets
     if end > body_bytes or start > end or end - start != needed:
         raise ArtifactError(
-            f"The tensor {shown(name)} of shape {shown(shape)} claims {needed} bytes at offsets {start} to {end} "
+            f"the tensor {shown(name)} of shape {shown(shape)} claims {needed} bytes at offsets {start} to {end} "
             f"of a file with {body_bytes} bytes of tensors.",
             _HOSTILE,
         )
@@ -123,10 +123,10 @@ def _check_cover(spans: Mapping[str, tuple[int, int]], body_bytes: int) -> None:
     reached = 0
     for name, (start, end) in sorted(spans.items(), key=lambda item: item[1]):
         if start != reached:
-            raise ArtifactError(f"The tensor {shown(name)} overlaps another or leaves a hole.", _HOSTILE)
+            raise ArtifactError(f"the tensor {shown(name)} overlaps another or leaves a hole.", _HOSTILE)
         reached = end
     if reached != body_bytes:
-        raise ArtifactError(f"The tensors end at byte {reached} of {body_bytes}.", _HOSTILE)
+        raise ArtifactError(f"the tensors end at byte {reached} of {body_bytes}.", _HOSTILE)
 
 
 def _tensor(body: bytearray, entry: Mapping[str, Any], span: tuple[int, int]) -> Tensor:

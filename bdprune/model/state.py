@@ -39,7 +39,7 @@ PREFIXES = ("module.", "_orig_mod.", "model.", "net.", "network.", "backbone.")
 _BYSTANDERS = ("n_averaged", "total_ops", "total_params")
 _MAX_DEPTH = 3
 _MAX_NODES = 10_000
-_EXPANSION = 16
+_EXPANSION = 2
 _STATE_MEND = "Save the state dict: torch.save(model.state_dict(), path)."
 
 

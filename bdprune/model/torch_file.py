@@ -47,15 +47,15 @@ def check_zip(data: bytes) -> None:
             _check_directory(data, archive)
             entries = _entries(archive)
             if "data.pkl" not in entries:
-                raise UnsupportedError("It is a zip archive without data.pkl, so no checkpoint of torch.save.")
+                raise UnsupportedError("it is a zip archive without data.pkl, so no checkpoint of torch.save.")
             if "constants.pkl" in entries:
-                raise UnsupportedError("It is a TorchScript archive, not a state dict.", _TORCHSCRIPT)
+                raise UnsupportedError("it is a TorchScript archive, not a state dict.", _TORCHSCRIPT)
             _check_sizes(archive, len(data))
             _check_contents(archive, entries)
     except (zipfile.BadZipFile, zipfile.LargeZipFile, NotImplementedError, EOFError, ValueError, OSError) as error:
-        raise ArtifactError(f"The zip archive is truncated or damaged: {shown(error)}.", _FETCH) from None
+        raise ArtifactError(f"the zip archive is truncated or damaged: {shown(error)}.", _FETCH) from None
     except (struct.error, RuntimeError, MemoryError, OverflowError) as error:
-        raise ArtifactError(f"The zip archive cannot be read: {shown(error)}.", _FETCH) from None
+        raise ArtifactError(f"the zip archive cannot be read: {shown(error)}.", _FETCH) from None
 
 
 def check_legacy(data: bytes) -> None:
@@ -70,12 +70,12 @@ def check_legacy(data: bytes) -> None:
         _refuse_plain_pickle(data)
     walk(stream, "header")
     if walk(stream, "header").value != _LEGACY_PROTOCOL:
-        raise UnsupportedError("It is a checkpoint of an unknown version of the legacy format.", _FETCH)
+        raise UnsupportedError("it is a checkpoint of an unknown version of the legacy format.", _FETCH)
     walk(stream, "header")
     walked = walk(stream, "checkpoint")
     keys = walk(stream, "list of storages").value
     if type(keys) is not list or set(map(str, keys)) != set(walked.storages) or len(keys) != len(walked.storages):
-        raise ArtifactError("The list of storages does not match those that the checkpoint refers to.", _FETCH)
+        raise ArtifactError("the list of storages does not match those that the checkpoint refers to.", _FETCH)
     for key in keys:
         _check_legacy_storage(data, stream, walked.storages[key])
     if stream.tell() != len(data):
@@ -113,11 +113,11 @@ def _check_directory(data: bytes, archive: zipfile.ZipFile) -> None:
     """One directory, right at the end, describing a file that starts at byte 0: no reader can see another one."""
     tail = data[-_END_OF_DIRECTORY.size :]
     if not tail.startswith(b"PK\x05\x06") or archive.comment:
-        raise ArtifactError("Bytes follow the directory of the zip archive.", _HOSTILE)
+        raise ArtifactError("bytes follow the directory of the zip archive.", _HOSTILE)
     if len(archive.infolist()) > _MAX_ENTRIES:
-        raise ArtifactError(f"The zip archive has {len(archive.infolist())} entries.", _HOSTILE)
+        raise ArtifactError(f"the zip archive has {len(archive.infolist())} entries.", _HOSTILE)
     if min((info.header_offset for info in archive.infolist()), default=0) != 0:
-        raise ArtifactError("Bytes precede the first entry of the zip archive.", _HOSTILE)
+        raise ArtifactError("bytes precede the first entry of the zip archive.", _HOSTILE)
 
 
 def _entries(archive: zipfile.ZipFile) -> dict[str, zipfile.ZipInfo]:
@@ -128,9 +128,9 @@ def _entries(archive: zipfile.ZipFile) -> dict[str, zipfile.ZipInfo]:
     for info in infos:
         name = info.filename.removeprefix(root)
         if info.orig_filename != info.filename or not info.filename.startswith(root) or not _is_plain(name):
-            raise ArtifactError(f"A zip entry has the odd name {shown(info.orig_filename)}.", _HOSTILE)
+            raise ArtifactError(f"a zip entry has the odd name {shown(info.orig_filename)}.", _HOSTILE)
         if name in entries:
-            raise ArtifactError(f"The zip archive has two entries named {shown(name)}.", _HOSTILE)
+            raise ArtifactError(f"the zip archive has two entries named {shown(name)}.", _HOSTILE)
         entries[name] = info
     return entries
 
@@ -144,38 +144,38 @@ def _check_sizes(archive: zipfile.ZipFile, file_bytes: int) -> None:
     for info in archive.infolist():
         if info.compress_type != zipfile.ZIP_STORED or info.compress_size != info.file_size:
             raise ArtifactError(
-                f"Entry {shown(info.filename)} of the zip archive is compressed, from {info.file_size} bytes to "
+                f"entry {shown(info.filename)} of the zip archive is compressed, from {info.file_size} bytes to "
                 f"{info.compress_size}, which torch.save never does.",
                 "It may be a zip bomb. If you trust it, unpack it and save the state dict with torch.save.",
             )
         if info.flag_bits & 1:
-            raise ArtifactError(f"Entry {shown(info.filename)} of the zip archive is encrypted.", _HOSTILE)
+            raise ArtifactError(f"entry {shown(info.filename)} of the zip archive is encrypted.", _HOSTILE)
     total = sum(info.file_size for info in archive.infolist())
     if total > file_bytes:
-        raise ArtifactError(f"The zip archive claims {total} bytes in a file of {file_bytes}.", _HOSTILE)
+        raise ArtifactError(f"the zip archive claims {total} bytes in a file of {file_bytes}.", _HOSTILE)
 
 
 def _check_contents(archive: zipfile.ZipFile, entries: Mapping[str, zipfile.ZipInfo]) -> None:
     size = entries["data.pkl"].file_size
     if size > MAX_PICKLE_BYTES:
-        raise ArtifactError(f"Its data.pkl has {size} bytes, more than any state dict.", _HOSTILE)
+        raise ArtifactError(f"its data.pkl has {size} bytes, more than any state dict.", _HOSTILE)
     stream = io.BytesIO(archive.read(entries["data.pkl"]))
     walked = walk(stream, "checkpoint")
     if stream.read(1):
-        raise ArtifactError("Bytes follow the end of data.pkl.", _HOSTILE)
+        raise ArtifactError("bytes follow the end of data.pkl.", _HOSTILE)
     _check_zip_storages(walked, entries)
     if "byteorder" in entries and archive.read(entries["byteorder"]) not in (b"little", b"big"):
-        raise ArtifactError("The zip archive names no known byte order.", _FETCH)
+        raise ArtifactError("the zip archive names no known byte order.", _FETCH)
     damaged = archive.testzip()
     if damaged is not None:
-        raise ArtifactError(f"Entry {shown(damaged)} of the zip archive is damaged (wrong checksum).", _FETCH)
+        raise ArtifactError(f"entry {shown(damaged)} of the zip archive is damaged (wrong checksum).", _FETCH)
 
 
 def _check_zip_storages(walked: Walked, entries: Mapping[str, zipfile.ZipInfo]) -> None:
     for storage in walked.storages.values():
         info = entries.get(f"data/{storage.key}")
         if info is None:
-            raise ArtifactError(f"The storage {shown(storage.key)} is missing from the zip archive.", _FETCH)
+            raise ArtifactError(f"the storage {shown(storage.key)} is missing from the zip archive.", _FETCH)
         _check_claim(storage, info.file_size)
 
 
@@ -183,7 +183,7 @@ def _check_legacy_storage(data: bytes, stream: io.BytesIO, storage: StorageClaim
     header = stream.read(8)
     count = struct.unpack("<q", header)[0] if len(header) == 8 else -1
     if count != storage.count:
-        raise ArtifactError(f"A storage of {storage.count} elements is announced as {count}.", _FETCH)
+        raise ArtifactError(f"a storage of {storage.count} elements is announced as {count}.", _FETCH)
     _check_claim(storage, min(storage.count * storage.item_bytes, len(data) - stream.tell()))
     stream.seek(storage.count * storage.item_bytes, io.SEEK_CUR)
 
@@ -191,7 +191,7 @@ def _check_legacy_storage(data: bytes, stream: io.BytesIO, storage: StorageClaim
 def _check_claim(storage: StorageClaim, found: int) -> None:
     claimed = storage.count * storage.item_bytes
     if claimed != found:
-        raise ArtifactError(f"A tensor storage claims {claimed} bytes where the file holds {found}.", _HOSTILE)
+        raise ArtifactError(f"a tensor storage claims {claimed} bytes where the file holds {found}.", _HOSTILE)
 
 
 def _refuse_plain_pickle(data: bytes) -> None:
@@ -199,4 +199,4 @@ def _refuse_plain_pickle(data: bytes) -> None:
     names = named_globals(io.BytesIO(data[:MAX_PICKLE_BYTES]))
     if names:
         refuse_global(names[0], "pickle")
-    raise UnsupportedError("It is no checkpoint: neither torch.save nor safetensors wrote it.", "Give a state dict.")
+    raise UnsupportedError("it is no checkpoint: neither torch.save nor safetensors wrote it.", "Give a state dict.")
