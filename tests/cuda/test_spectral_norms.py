@@ -94,13 +94,14 @@ def test_empty(emulated):
 
 
 def test_result_does_not_depend_on_the_order_of_threads(emulated, randn):
-    weights = [randn(*shape) for shape in ((3, 40, 1, 1), (6, 70, 3, 3), (2, 12, 4, 4), (1, 50, 5, 10))]
+    # In float64, where a rotation out of a half-updated matrix shows in the last bits.
+    shapes = ((3, 40, 1, 1), (6, 70, 3, 3), (2, 12, 4, 4), (1, 50, 5, 10))
+    weights = [randn(*shape, dtype=torch.float64) for shape in shapes]
     results = []
-    for seed in range(3):
+    for seed in range(4):
         emulated.seed(seed)
         results.append(norms(emulated.ops, weights))
-    assert torch.equal(results[0], results[1])
-    assert torch.equal(results[0], results[2])
+    assert all(torch.equal(result, results[0]) for result in results[1:])
 
 
 def test_wrong_arguments(emulated, randn):

@@ -2,10 +2,11 @@
 // their launches and their index arithmetic run in the tests of a machine without a GPU.
 //
 // A launch runs its blocks one after another and each thread of a block as a fiber. Fibers switch only at barriers and
-// warp exchanges, in an order drawn anew for every step (simt_seed), so a missing barrier shows as a wrong result under
-// some order. Shared memory is filled with NaN before every block. A barrier that not all threads reach, an exchange
-// with a lane that has left and a launch beyond CUDA's limits are errors. What it cannot show: memory-model subtleties
-// between lanes of one warp, alignment, speed, and what nvcc makes of the code.
+// warp exchanges; between block barriers the warps run one after another, and the order of warps and lanes is drawn
+// anew at every step (simt_seed), so that a missing barrier shows as a wrong or changing result. Shared memory is
+// filled with NaN before every block. A barrier that not all threads reach, an exchange with a lane that has left and a
+// launch beyond CUDA's limits are errors. What it cannot show: what the memory model allows beyond such orders,
+// misaligned access, speed, and what nvcc makes of the code.
 #pragma once
 
 #include <algorithm>

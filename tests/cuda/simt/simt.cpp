@@ -70,28 +70,32 @@ bool release(int begin, int end, State state, const char* what) {
   return true;
 }
 
-// One block to its end.
-void run_block() {
-  const int threads = block_threads();
-  for (auto [start, bytes] : shared_memory) std::memset(start, 0xff, bytes);
-  for (int t = 0; t < threads; ++t) prepare(t);
-  std::vector<int> order(threads);
-  std::iota(order.begin(), order.end(), 0);
-  for (bool progress = true; progress && failure.empty();) {
-    progress = false;
+// Runs a warp until all its threads wait at a block barrier or have returned.
+void run_warp(int begin, int end) {
+  std::vector<int> order(end - begin);
+  std::iota(order.begin(), order.end(), begin);
+  do {
     std::shuffle(order.begin(), order.end(), generator);
     for (int t : order) {
       if (fibers[t].state != State::kReady) continue;
       running = t;
       threadIdx = fibers[t].index;
       swapcontext(&scheduler, &fibers[t].context);
-      progress = true;
     }
-    for (int t = 0; t < threads; t += kWarp) {
-      progress |= release(t, std::min(t + kWarp, threads), State::kAtWarp, "a warp barrier");
-    }
-    progress |= release(0, threads, State::kAtBlock, "a block barrier");
-  }
+  } while (release(begin, end, State::kAtWarp, "a warp barrier") && failure.empty());
+}
+
+// One block to its end. Between two block barriers the warps run one after the other, as far apart as they can get.
+void run_block() {
+  const int threads = block_threads();
+  for (auto [start, bytes] : shared_memory) std::memset(start, 0xff, bytes);
+  for (int t = 0; t < threads; ++t) prepare(t);
+  std::vector<int> warps((threads + kWarp - 1) / kWarp);
+  std::iota(warps.begin(), warps.end(), 0);
+  do {
+    std::shuffle(warps.begin(), warps.end(), generator);
+    for (int warp : warps) run_warp(warp * kWarp, std::min((warp + 1) * kWarp, threads));
+  } while (release(0, threads, State::kAtBlock, "a block barrier") && failure.empty());
   for (int t = 0; t < threads && failure.empty(); ++t) {
     if (fibers[t].state != State::kDone) failure = "threads wait at different barriers";
   }
