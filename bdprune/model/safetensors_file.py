@@ -98,7 +98,7 @@ def _span(name: str, entry: object, body_bytes: int) -> tuple[int, int]:
     shape, offsets, kind = fields.get("shape"), fields.get("data_offsets"), fields.get("dtype")
     if not _are_counts(shape) or not _are_counts(offsets) or len(offsets) != 2 or len(shape) > MAX_DIMENSIONS:
         raise ArtifactError(f"the header describes the tensor {shown(name)} with no valid shape or offsets.", _HOSTILE)
-    if kind not in DTYPES:
+    if not isinstance(kind, str) or kind not in DTYPES:
         mend = "Save it with a common type such as float32 or float16."
         raise UnsupportedError(f"the tensor {shown(name)} has the type {shown(kind)}.", mend)
     needed = DTYPES[kind].itemsize
@@ -133,7 +133,10 @@ def _tensor(body: bytearray, entry: Mapping[str, Any], span: tuple[int, int]) ->
     dtype, shape = DTYPES[entry["dtype"]], entry["shape"]
     start, end = span
     if start == end:
-        return torch.empty(shape, dtype=dtype)
+        try:
+            return torch.empty(shape, dtype=dtype)
+        except RuntimeError:
+            raise ArtifactError(f"a tensor has the impossible shape {shown(shape)}.", _HOSTILE) from None
     raw = torch.frombuffer(body, dtype=torch.uint8, count=end - start, offset=start)
     # A copy, because the file need not align a tensor to its element size.
     return raw.clone().view(dtype).reshape(shape)

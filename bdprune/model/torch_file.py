@@ -32,6 +32,7 @@ _MAX_ENTRIES = 100_000
 _END_OF_DIRECTORY = struct.Struct("<4s4H2LH")
 _FETCH = "The file is damaged; fetch it again."
 _HOSTILE = "The file is damaged or hostile; fetch it again from a source you trust."
+_GIVE = "Give a checkpoint saved with torch.save or as safetensors."
 _TORCHSCRIPT = "Save the state dict of the module it was made from: torch.save(model.state_dict(), path)."
 
 
@@ -45,9 +46,9 @@ def check_zip(data: bytes) -> None:
     try:
         with zipfile.ZipFile(io.BytesIO(data)) as archive:
             _check_directory(data, archive)
+            if not any(name.partition("/")[2] == "data.pkl" for name in archive.namelist()):
+                raise UnsupportedError("it is a zip archive without data.pkl, so no checkpoint of torch.save.", _GIVE)
             entries = _entries(archive)
-            if "data.pkl" not in entries:
-                raise UnsupportedError("it is a zip archive without data.pkl, so no checkpoint of torch.save.")
             if "constants.pkl" in entries:
                 raise UnsupportedError("it is a TorchScript archive, not a state dict.", _TORCHSCRIPT)
             _check_sizes(archive, len(data))
@@ -141,7 +142,7 @@ def _is_plain(name: str) -> bool:
 
 def _check_sizes(archive: zipfile.ZipFile, file_bytes: int) -> None:
     """``torch.save`` stores without compression, so nothing can be larger inside than outside."""
-    for info in archive.infolist():
+    for info in sorted(archive.infolist(), key=lambda info: info.compress_size - info.file_size):
         if info.compress_type != zipfile.ZIP_STORED or info.compress_size != info.file_size:
             raise ArtifactError(
                 f"entry {shown(info.filename)} of the zip archive is compressed, from {info.file_size} bytes to "

@@ -60,7 +60,9 @@ def test_images_of_the_ibau_network_are_read_off_its_last_layer() -> None:
 
 
 def test_missing_counters_of_old_torch_do_not_matter() -> None:
-    found = {name: shape for name, shape in shapes("resnet20_cifar", num_classes=10).items() if "num_batches" not in name}
+    found = {
+        name: shape for name, shape in shapes("resnet20_cifar", num_classes=10).items() if "num_batches" not in name
+    }
     assert recognise(found).name == "resnet20_cifar"
 
 
@@ -112,6 +114,8 @@ def test_names_with_control_characters_are_escaped() -> None:
 
 
 def test_two_fits_are_ambiguous(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(REGISTRY, "twin", REGISTRY["ibau_cnn"].__class__(**{**vars(REGISTRY["ibau_cnn"]), "name": "twin"}))
+    monkeypatch.setitem(
+        REGISTRY, "twin", REGISTRY["ibau_cnn"].__class__(**{**vars(REGISTRY["ibau_cnn"]), "name": "twin"})
+    )
     with pytest.raises(ArchitectureError, match="fits several architectures: ibau_cnn, twin"):
         recognise(shapes("ibau_cnn", num_classes=10))
