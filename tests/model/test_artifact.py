@@ -1,0 +1,89 @@
+"""Files as they come: by content, not by extension; anything else is one error."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from bdprune.errors import ArtifactError, UnsupportedError
+from bdprune.model.artifact import MAX_FILE_BYTES, read_artifact
+from bdprune.model.safetensors_file import dump_safetensors
+
+Write = Callable[..., Path]
+
+
+@pytest.mark.parametrize("kind", ["torch-zip", "torch-legacy", "safetensors"])
+def test_says_what_a_file_is(write: Write, kind: str) -> None:
+    state = nn.Conv2d(1, 2, 3).state_dict()
+    if kind == "safetensors":
+        path = write(dump_safetensors(state, {}), "model.pth")
+    else:
+        path = write(state, "model.safetensors", _use_new_zipfile_serialization=kind == "torch-zip")
+    artifact, found = read_artifact(str(path))
+    assert (artifact.format, artifact.path, artifact.state_key) == (kind, path, "")
+    assert artifact.bytes == path.stat().st_size
+    assert artifact.sha256 == hashlib.sha256(path.read_bytes()).hexdigest()
+    assert torch.equal(found.tensors()["weight"], state["weight"])
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"\x89HDF\r\n\x1a\n" + bytes(50), "HDF5"),
+        (b"GGUF" + bytes(50), "GGUF"),
+        (b"\x1f\x8b\x08" + bytes(50), "gzip"),
+        (b"<!DOCTYPE html><html>", "failed download"),
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n", "Git LFS"),
+        (b"storages" + bytes(249) + b"ustar" + bytes(250), "tar archive"),
+        (b"hello", "no checkpoint"),
+        (b"\x00" * 100, "no checkpoint"),
+    ],
+)
+def test_other_files_are_called_by_their_name(write: Write, content: bytes, message: str) -> None:
+    with pytest.raises(UnsupportedError, match=message) as caught:
+        read_artifact(write(content))
+    assert "model.pth" in caught.value.message and caught.value.mend
+
+
+def test_missing_empty_folder_and_unreadable(write: Write, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(ArtifactError, match="No such file"):
+        read_artifact(tmp_path / "none.pth")
+    with pytest.raises(ArtifactError, match="empty"):
+        read_artifact(write(b""))
+    with pytest.raises(UnsupportedError, match="folder"):
+        read_artifact(tmp_path)
+    with pytest.raises(ArtifactError, match="null"):
+        read_artifact(Path("a\0b"))
+
+    def refuse(self: Path) -> bytes:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(Path, "read_bytes", refuse)
+    with pytest.raises(ArtifactError, match="Permission denied") as caught:
+        read_artifact(write(b"x"))
+    assert "permissions" in caught.value.mend
+
+
+def test_devices_pipes_and_giants_are_not_read(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    for path in (tmp_path / "pipe", Path("/dev/zero")):
+        with pytest.raises(UnsupportedError, match="no regular file"):
+            read_artifact(path)
+    giant = tmp_path / "giant.pth"
+    with giant.open("wb") as file:
+        file.truncate(MAX_FILE_BYTES + 1)
+    with pytest.raises(UnsupportedError, match=r"8589934593 bytes"):
+        read_artifact(giant)
+
+
+@pytest.mark.parametrize("content", [{}, {"epoch": 1}, [1, 2], torch.ones(3), {"a": {"b": torch.ones(2)}}])
+def test_checkpoint_without_a_state_dict(write: Write, content: Any) -> None:
+    with pytest.raises(UnsupportedError, match="holds no state dict"):
+        read_artifact(write(content))
