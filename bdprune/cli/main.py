@@ -15,6 +15,7 @@ import bdprune
 from bdprune.cli import exit_codes
 from bdprune.cli.demo import demo
 from bdprune.cli.doctor import doctor
+from bdprune.cli.outputs import ClosedPipeError
 from bdprune.cli.purify import purify
 from bdprune.cli.scan import scan
 from bdprune.cli.schema import schema
@@ -57,7 +58,7 @@ def _guarded(run: Callable[[], Any]) -> int:
     except (KeyboardInterrupt, click.Abort):
         _complain("Interrupted; nothing was left half-written.")
         return exit_codes.INTERRUPTED
-    except BrokenPipeError:
+    except ClosedPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return exit_codes.BROKEN_PIPE
     except Exception as error:

@@ -79,10 +79,21 @@ def render(kind: str, documents: Sequence[Document], *, as_array: bool, colour: 
     return _text(documents, colour)
 
 
+class ClosedPipeError(Exception):
+    """Nobody reads standard output any more. (No OSError, which click would turn into exit code 1, a verdict here.)"""
+
+
 def emit(text: str) -> None:
-    """Puts a result on standard output, at once."""
-    sys.stdout.write(text)
-    sys.stdout.flush()
+    """Puts a result on standard output, at once.
+
+    Raises:
+        ClosedPipeError: nobody reads it.
+    """
+    try:
+        sys.stdout.write(text)
+        sys.stdout.flush()
+    except BrokenPipeError:
+        raise ClosedPipeError from None
 
 
 def use_colour() -> bool:

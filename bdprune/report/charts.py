@@ -103,7 +103,7 @@ def pruned_chart(result: PurifyResult) -> Markup | None:
     if not result.pruned:
         return None
     values = [Bar(len(index), f"{name}: {len(index)} pruned") for name, index in result.pruned.items()]
-    return bars("Pruned filters by layer", values, x_label="layers that lost filters", y_label="filters pruned")
+    return bars("Pruned filters by layer", values, x_label="layer", y_label="filters", x_names=list(result.pruned))
 
 
 def _trajectory(steps: Sequence[Step], label: int | None) -> Markup:
@@ -140,7 +140,8 @@ def _layers(layers: Sequence[LayerPoint], cut: float | None) -> Markup:
         for one in layers
     ]
     title = "Largest z-score of each layer"
-    return bars(title, values, x_label="layer, input to output", y_label="max z", cut=cut)
+    names = [one.layer for one in layers]
+    return bars(title, values, x_label="layer, input to output", y_label="max z", x_names=names, cut=cut)
 
 
 def _text(value: float | None) -> str:

@@ -167,7 +167,7 @@ def _x_tick(x: float, label: str) -> Markup:
 
 def _names(names: Sequence[str], slot: float) -> list[Markup]:
     longest = max(map(len, names), default=0)
-    every = max(1, ceil((longest * 8 + 8) / slot))
+    every = max(1, ceil((longest * 9 + 8) / slot))
     return [_x_tick(LEFT + (index + 0.5) * slot, name) for index, name in enumerate(names) if index % every == 0]
 
 

@@ -1,0 +1,89 @@
+"""``bdprune doctor`` and ``bdprune schema``."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import pytest
+import torch
+from click.testing import Result as Ran
+
+from bdprune.cli import doctor
+from bdprune.ops._backend import build_info
+from bdprune.scan.result import schema
+
+Run = Callable[..., Ran]
+
+
+def states(done: Ran) -> dict[str, dict[str, str]]:
+    return {check["name"]: check for check in json.loads(done.stdout)["checks"]}
+
+
+def test_json_says_what_runs(run: Run) -> None:
+    done = run("doctor", "--format", "json")
+    assert done.exit_code == 0
+    found = states(done)
+    assert found["torch"]["state"] == found["self-test"]["state"] == found["packages"]["state"] == "ok"
+    assert torch.__version__ in found["torch"]["found"]
+    assert json.loads(done.stdout)["build"]["backend"] == build_info()["backend"]
+
+
+def test_text_has_one_line_a_check_and_the_mend_below(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    reference = build_info() | {"backend": "reference", "requested": "auto", "reason": "bdprune._C was not built"}
+    monkeypatch.setattr("bdprune.ops._backend.build_info", lambda: reference)
+    done = run("doctor")
+    assert done.exit_code == 0
+    lines = done.stdout.splitlines()
+    at = next(index for index, line in enumerate(lines) if "CPU ops" in line)
+    assert lines[at].split()[0] == "note" and "bdprune._C was not built" in lines[at]
+    assert "pip install -e . --no-build-isolation" in lines[at + 1]
+
+
+def test_forced_reference_says_how_to_undo_it(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    forced = build_info() | {"backend": "reference", "requested": "reference", "reason": "BDPRUNE_BACKEND=reference"}
+    monkeypatch.setattr("bdprune.ops._backend.build_info", lambda: forced)
+    assert states(run("doctor", "--format", "json"))["CPU ops"]["mend"] == "Unset BDPRUNE_BACKEND."
+
+
+def test_cuda_that_runs_is_ok(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("bdprune.ops._backend.build_info", lambda: build_info() | {"cuda": True})
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda index: "NVIDIA H200")
+    found = states(run("doctor", "--format", "json"))
+    assert found["GPU"]["found"] == "NVIDIA H200" and found["CUDA ops"]["state"] == "ok"
+
+
+@pytest.mark.parametrize(
+    ("norms", "words"),
+    [
+        (lambda weights: [torch.tensor([3.0]), torch.tensor([2.5])], "not [3, 2]"),
+        (lambda weights: 1 / 0, "ZeroDivisionError"),
+    ],
+)
+def test_op_that_is_wrong_is_broken_and_exit_2(
+    run: Run, monkeypatch: pytest.MonkeyPatch, norms: Callable[[Sequence[Any]], Any], words: str
+) -> None:
+    monkeypatch.setattr("bdprune.ops.filter_spectral_norms", norms)
+    done = run("doctor", "--format", "json")
+    assert done.exit_code == 2
+    assert states(done)["self-test"]["state"] == "broken" and words in states(done)["self-test"]["found"]
+
+
+def test_missing_packages_are_named_with_their_mend(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    known = doctor._version
+    gone = ("rich", "pyarrow")
+    monkeypatch.setattr(doctor, "_version", lambda name: "" if name in gone else known(name))
+    done = run("doctor", "--format", "json")
+    assert done.exit_code == 2
+    assert states(done)["packages"]["mend"] == "pip install rich"
+    assert states(done)["parquet"]["state"] == "note" and "bdprune[parquet]" in states(done)["parquet"]["mend"]
+
+
+@pytest.mark.parametrize("kind", ["scan", "purify", "score"])
+def test_schema_is_printed(run: Run, kind: str) -> None:
+    done = run("schema", kind)
+    assert done.exit_code == 0 and json.loads(done.stdout) == json.loads(json.dumps(schema(kind)))
+    if kind == "scan":
+        assert run("schema").stdout == done.stdout

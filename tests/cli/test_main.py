@@ -1,0 +1,134 @@
+"""The command as a program: help, streams, signals and pipes."""
+
+from __future__ import annotations
+
+import json
+import os
+import pty
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from click.testing import Result as Ran
+
+import bdprune
+from bdprune.cli.main import main
+
+Run = Callable[..., Ran]
+Start = Callable[..., "subprocess.Popen[str]"]
+
+SLEEPER = """
+import time
+from pathlib import Path
+from torch import nn
+
+def build(num_classes=3):
+    (Path(__file__).parent / "started").touch()
+    time.sleep(600)
+"""
+
+
+def test_version_and_help(run: Run) -> None:
+    assert run("--version").stdout == f"bdprune {bdprune.__version__}\n"
+    text = run("--help").stdout
+    assert list(main.commands) == ["scan", "purify", "score", "zoo", "demo", "doctor", "schema"]
+    assert all(f"\n  {name} " in text for name in main.commands)
+    assert "Exit codes:" in text
+
+
+@pytest.mark.parametrize("command", ["scan", "purify", "score", "zoo make", "zoo list", "demo", "doctor", "schema"])
+def test_every_command_has_help_with_examples(run: Run, command: str) -> None:
+    done = run(*command.split(), "--help")
+    assert done.exit_code == 0 and f"  bdprune {command}" in done.stdout.split("Options:")[0].split("\n", 1)[1]
+
+
+def test_unknown_command_is_exit_4(run: Run) -> None:
+    done = run("scna")
+    assert done.exit_code == 4 and "No such command 'scna'" in done.stderr and len(done.stderr.splitlines()) <= 2
+
+
+def test_bare_command_shows_help(run: Run) -> None:
+    done = run()
+    assert "Usage: bdprune" in done.output and done.exit_code == 4
+
+
+def test_bug_is_one_message_and_exit_2(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(kind: str) -> None:
+        raise ZeroDivisionError("division by zero\nsecond line")
+
+    monkeypatch.setattr("bdprune.cli.schema.json_schema", fail)
+    done = run("schema")
+    assert done.exit_code == 2 and done.stdout == ""
+    assert done.stderr.splitlines()[0] == "bdprune: Unexpected ZeroDivisionError: division by zero"
+    assert "Traceback" not in done.stderr
+
+
+def test_messages_cannot_rewrite_the_terminal(run: Run) -> None:
+    done = run("scan", "\x1b]0;title\x07missing.pth")
+    assert done.exit_code == 4 and "\x1b" not in done.output
+
+
+def test_embedding_program_gets_exceptions_not_exits() -> None:
+    assert main.main(["schema", "score"], standalone_mode=False) == 0
+
+
+def test_stdout_is_pure_json_while_progress_is_live_on_a_terminal(
+    start: Start, tiny: Any, model_args: list[str]
+) -> None:
+    ours, theirs = pty.openpty()
+    process = start(
+        "scan", tiny.path, "--data", tiny.data, *model_args, "--detectors", "lipschitz", "-f", "json", stderr=theirs
+    )
+    os.close(theirs)
+    stdout, _ = process.communicate(timeout=120)
+    shown = os.read(ours, 100_000).decode()
+    os.close(ours)
+    assert process.returncode == 5  # the leading detector did not run
+    assert json.loads(stdout)["verdict"] == "inconclusive"
+    assert "\x1b[" in shown and "tiny.pth" in shown
+
+
+def _wait_for(path: Path, process: subprocess.Popen[str]) -> None:
+    deadline = time.monotonic() + 120
+    while not path.exists():
+        assert process.poll() is None and time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+@pytest.mark.parametrize("extra", [[], ["--timeout", "500"]], ids=["in process", "with a worker"])
+def test_ctrl_c_is_exit_130_and_leaves_nothing(start: Start, tiny: Any, tmp_path: Path, extra: list[str]) -> None:
+    (tmp_path / "sleeper.py").write_text(SLEEPER)
+    before = {*os.listdir(tmp_path), "started", "__pycache__"}
+    process = start(
+        "scan", tiny.path, "--data", tiny.data, "--arch", "sleeper:build", "-f", "html=r.html", *extra,
+        start_new_session=True,
+    )  # fmt: skip
+    _wait_for(tmp_path / "started", process)
+    os.killpg(process.pid, signal.SIGINT)  # as a terminal does: to the worker too
+    stdout, stderr = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert stdout == "" and stderr.splitlines()[-1] == "bdprune: Interrupted; nothing was left half-written."
+    assert "Traceback" not in stderr
+    assert set(os.listdir(tmp_path)) <= before
+
+
+def test_broken_pipe_is_silent_and_no_verdict(start: Start) -> None:
+    reader, writer = os.pipe()
+    process = start("schema", stdout=writer)
+    os.close(reader)
+    os.close(writer)
+    _, stderr = process.communicate(timeout=60)
+    assert stderr == "" and process.returncode == 141
+
+
+def test_console_script_is_this_command() -> None:
+    script = Path(sys.executable).parent / "bdprune"
+    if not script.exists():
+        pytest.skip("the package is not installed with its console script")
+    done = subprocess.run([script, "--version"], capture_output=True, text=True, check=True)
+    assert done.stdout == f"bdprune {bdprune.__version__}\n"

@@ -1,0 +1,100 @@
+"""``bdprune purify``: the repaired file, the record, and what is refused before anything runs."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from click.testing import Result as Ran
+
+from bdprune.model.load import load
+from bdprune.scan.result import PurifyResult
+
+Run = Callable[..., Ran]
+
+
+@pytest.fixture
+def purify(run: Run, tiny: Any, model_args: list[str]) -> Run:
+    """``bdprune purify`` of the tiny network by its quick method, with more arguments."""
+
+    def call(*args: object, method: str = "suspiciousness", data: object = None) -> Ran:
+        return run("purify", tiny.path, "--method", method, "--data", data or tiny.data, *model_args, *args)
+
+    return call
+
+
+def test_text_says_before_after_and_where(purify: Run, tiny: Any, tmp_path: Path) -> None:
+    output = tmp_path / "out.pth"
+    digest = hashlib.sha256(tiny.path.read_bytes()).hexdigest()
+    done = purify("-o", output)
+    assert done.exit_code == 0, done.output
+    assert done.stdout.startswith(f"REPAIRED  {tiny.path}\n") and str(output) in done.stdout
+    assert load(output, arch=tiny.arch).num_classes == 3
+    assert hashlib.sha256(tiny.path.read_bytes()).hexdigest() == digest
+
+
+def test_json_and_html_of_one_run(purify: Run, tmp_path: Path) -> None:
+    output, page = tmp_path / "out.pth", tmp_path / "r.html"
+    done = purify("-o", output, "-f", "json", "-f", f"html={page}", "--mode", "weights", "--seed", "3")
+    record = PurifyResult.from_json(done.stdout)
+    assert record.output and record.output.path == str(output) and record.env.seed == 3
+    assert record.params["mode"] == "weights"
+    assert "Repaired" in page.read_text().title()
+
+
+def test_rnp_takes_its_preset_and_accuracy_guard(purify: Run, tmp_path: Path) -> None:
+    done = purify("-o", tmp_path / "o.pth", "--preset", "robust", "--max-acc-drop", "0.5", "-f", "json", method="rnp")
+    assert done.exit_code == 0, done.output
+    assert json.loads(done.stdout)["params"]["max_drop"] == 0.5
+
+
+@pytest.mark.parametrize(
+    ("args", "words"),
+    [
+        ([], "Missing option '-o'"),
+        (["-o", "no/such/folder/out.pth"], "cannot be written"),
+        (["-o", "."], "is a folder"),
+        (["-o", "out.pth", "--preset", "paper"], "takes no preset"),
+        (["-o", "out.pth", "--max-acc-drop", "2"], "2.0 is not in the range"),
+        (["-o", "out.pth", "--mode", "melt"], "'melt' is not one of"),
+        (["-o", "out.pth", "--format", "jsonl"], "no format 'jsonl'"),
+        (["-o", "out.pth", "--data", "none"], "needs clean data"),
+        (["-o", "out.pth", "--method", "magic"], "no purifier 'magic'"),
+    ],
+)
+def test_usage_errors_are_exit_4_and_write_nothing(
+    purify: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, args: list[str], words: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    before = sorted(os.listdir())
+    done = purify(*args)
+    assert done.exit_code == 4 and words in done.stderr and done.stdout == "", done.output
+    assert sorted(os.listdir()) == before
+
+
+def test_checkpoint_is_never_overwritten(purify: Run, tiny: Any) -> None:
+    before = tiny.path.read_bytes()
+    done = purify("-o", tiny.path)
+    assert done.exit_code == 4 and "is the checkpoint itself" in done.stderr
+    assert tiny.path.read_bytes() == before
+
+
+def test_model_that_fails_its_clean_job_is_exit_5(purify: Run, tmp_path: Path) -> None:
+    done = purify("-o", tmp_path / "o.pth", "--normalize", "5,1")
+    assert done.exit_code == 5 and "Clean accuracy is" in done.stderr and "--normalize" in done.stderr
+    assert not (tmp_path / "o.pth").exists()
+
+
+def test_broken_and_foreign_files_are_exit_2_and_3(run: Run, tiny: Any, tmp_path: Path) -> None:
+    broken, picture = tmp_path / "broken.pth", tmp_path / "cat.png"
+    broken.write_bytes(tiny.path.read_bytes()[:-200])
+    picture.write_bytes(b"\x89PNG\r\n\x1a\n" + bytes(50))
+    for path, code in ((broken, 2), (picture, 3), (tmp_path / "missing.pth", 2)):
+        done = run("purify", path, "--data", tiny.data, "-o", tmp_path / "o.pth")
+        assert done.exit_code == code and len(done.stderr.splitlines()) <= 2, done.output
+        assert not (tmp_path / "o.pth").exists()

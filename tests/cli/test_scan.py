@@ -1,0 +1,255 @@
+"""``bdprune scan``: formats, exit codes, and every kind of bad input."""
+
+from __future__ import annotations
+
+import json
+import os
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from click.testing import Result as Ran
+
+from bdprune.detect.base import Evidence
+from bdprune.scan.result import Result
+
+Run = Callable[..., Ran]
+
+
+@pytest.fixture
+def told(monkeypatch: pytest.MonkeyPatch) -> Callable[[float], None]:
+    """Lets the only detector report this score; 0.5 is its threshold and 2 its label."""
+
+    def tell(score: float) -> None:
+        class Fake:
+            id = "bdprune.unlearning"
+            needs_data = True
+
+            def __call__(self, model: object, data: object) -> Evidence:
+                print("a detector that prints")
+                return Evidence(self.id, score, 0.5, score > 0.5, 2)
+
+        monkeypatch.setattr("bdprune.scan.registry.detectors", lambda chosen, seed: [Fake()])
+
+    tell(0.1)
+    return tell
+
+
+@pytest.fixture
+def scan(run: Run, told: object, tiny: Any, model_args: list[str]) -> Run:
+    """``bdprune scan`` of the tiny network on its data, with more arguments."""
+
+    def call(*args: object, path: object = None, data: object = None) -> Ran:
+        return run("scan", path or tiny.path, "--data", data or tiny.data, *model_args, *args)
+
+    return call
+
+
+def test_text_says_verdict_first_and_nothing_else_on_stdout(scan: Run, tiny: Any) -> None:
+    done = scan()
+    assert done.exit_code == 0
+    assert done.stdout.startswith(f"CLEAN  {tiny.path}\n")
+    assert "a detector that prints" not in done.stdout and "a detector that prints" in done.stderr
+
+
+def test_json_of_one_file_is_one_strict_result(scan: Run) -> None:
+    done = scan("--format", "json", "--seed", "7", "--per-class", "20")
+    found = Result.from_json(done.stdout)
+    assert (found.verdict, found.env.seed) == ("clean", 7)
+    assert found.data and found.data.count == 60
+
+
+def test_backdoor_is_exit_1_and_named(scan: Run, told: Callable[[float], None]) -> None:
+    told(0.9)
+    done = scan("--format", "json")
+    assert done.exit_code == 1
+    assert json.loads(done.stdout)["target_label"] == 2
+    assert scan("--fail-on", "never").exit_code == 0
+    assert scan("--exit-zero").exit_code == 0
+
+
+def test_folder_gives_an_array_and_a_fleet_report(scan: Run, tiny: Any, tmp_path: Path) -> None:
+    folder = tmp_path / "models"
+    folder.mkdir()
+    for name in ("b.pth", "a.pth"):
+        (folder / name).write_bytes(tiny.path.read_bytes())
+    (folder / "c.pth").write_bytes(b"nonsense")
+    page = tmp_path / "r.html"
+    done = scan("--format", "json", "-f", f"html={page}", path=folder)
+    assert done.exit_code in (2, 3) and done.exit_code == 2
+    assert [Path(one["artifact"]["path"]).name for one in json.loads(done.stdout)] == ["a.pth", "b.pth", "c.pth"]
+    assert "3 models: 1 error, 2 clean" in page.read_text()
+    assert "[2/3] clean" in done.stderr and "[3/3] error" in done.stderr
+    quiet = scan("-q", path=folder)
+    assert quiet.stderr.count("[") == 0
+
+
+def test_text_of_several_models_shows_the_loud_ones_and_a_table(scan: Run, tiny: Any, tmp_path: Path) -> None:
+    bad = tmp_path / "bad.pth"
+    bad.write_bytes(b"nonsense")
+    done = scan(bad)
+    assert done.stdout.startswith(f"ERROR  {bad}") and "2 models: 1 error, 1 clean" in done.stdout
+    assert f"CLEAN  {tiny.path}" not in done.stdout
+
+
+def test_json_lines_come_one_a_model(scan: Run, tiny: Any, tmp_path: Path) -> None:
+    other = tmp_path / "other.pth"
+    other.write_bytes(tiny.path.read_bytes())
+    done = scan(other, "--format", "jsonl", "-o", "-")
+    assert [Result.from_json(line).verdict for line in done.stdout.splitlines()] == ["clean", "clean"]
+    target = tmp_path / "r.jsonl"
+    scan(other, "-o", target)
+    assert len(target.read_text().splitlines()) == 2
+
+
+def test_glob_and_one_file_in_a_folder_stay_arrays(scan: Run, tiny: Any) -> None:
+    assert isinstance(json.loads(scan("-f", "json", path=f"{tiny.folder}/*.pth").stdout), list)
+    assert isinstance(json.loads(scan("-f", "json", path=tiny.folder).stdout), list)
+
+
+def test_without_data_it_is_inconclusive_and_exit_5(run: Run, tiny: Any, model_args: list[str]) -> None:
+    for data in ([], ["--data", "none"]):
+        done = run("scan", tiny.path, *model_args, *data)
+        assert done.exit_code == 5 and done.stdout.startswith("INCONCLUSIVE")
+
+
+def test_wrong_normalisation_is_exit_5_and_says_what_fits(scan: Run) -> None:
+    done = scan("--normalize", "5,1", "--format", "json")
+    found = Result.from_json(done.stdout)
+    assert done.exit_code == 5 and found.verdict == "inconclusive"
+    assert found.data and found.data.sanity and found.data.sanity.mend
+
+
+def test_detectors_are_chosen_by_name(run: Run, tiny: Any, model_args: list[str]) -> None:
+    done = run("scan", tiny.path, "--data", tiny.data, *model_args, "--detectors", "lipschitz", "-f", "json")
+    assert [one["id"] for one in json.loads(done.stdout)["detectors"]] == ["bdprune.lipschitz"]
+
+
+def test_nothing_supported_is_exit_3(scan: Run, tmp_path: Path) -> None:
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    picture = tmp_path / "cat.png"
+    picture.write_bytes(b"\x89PNG\r\n\x1a\n" + bytes(50))
+    for path in (empty, f"{empty}/*.pth"):
+        done = scan(path=path)
+        assert done.exit_code == 3 and done.stdout == "" and "No checkpoint in" in done.stderr
+    done = scan(path=picture)
+    assert done.exit_code == 3 and "PNG" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("args", "words"),
+    [
+        (["--format", "xml"], "no format 'xml'"),
+        (["--normalize", "1,2,3"], "as many means as standard deviations"),
+        (["--device", "warp"], "no device"),
+        (["--detectors", "magic"], "no detector"),
+        (["--input-shape", "32"], "no input shape"),
+        (["--per-class", "0"], "0 is not in the range"),
+        (["--timeout", "-1"], "leaves no time"),
+        (["--data", "nowhere"], "no clean data at 'nowhere'"),
+        (["--fail-on", "always"], "'always' is not one of"),
+        (["--no-such-option"], "No such option"),
+        (["-o", "no/such/folder/r.json"], "cannot be written"),
+        (["missing.pth"], "no file or folder 'missing.pth'"),
+    ],
+)
+def test_usage_errors_are_exit_4_in_two_lines(run: Run, tiny: Any, args: list[str], words: str) -> None:
+    done = run("scan", tiny.path, "--exit-zero", *args)
+    assert done.exit_code == 4, done.output
+    assert done.stdout == "" and words in done.stderr
+    assert done.stderr.startswith("bdprune: ") and len(done.stderr.splitlines()) <= 2
+
+
+def test_missing_path_is_exit_4(run: Run) -> None:
+    done = run("scan")
+    assert done.exit_code == 4 and "Missing argument 'PATH...'" in done.stderr
+
+
+class Payload:
+    """Unpickling it would leave a file behind."""
+
+    def __init__(self, target: Path) -> None:
+        self.target = target
+
+    def __reduce__(self) -> tuple[Any, tuple[str]]:
+        return os.system, (f"touch {self.target}",)
+
+
+BAD_FILES = ("truncated", "payload", "nan", "integers", "shapes", "huge", "bomb")
+
+
+def _bad_files(folder: Path, good: Path, state: dict[str, torch.Tensor]) -> dict[str, Path]:
+    paths = {name: folder / f"{name}.pth" for name in BAD_FILES}
+    paths["truncated"].write_bytes(good.read_bytes()[:-200])
+    torch.save({"state_dict": Payload(folder / "executed")}, paths["payload"])
+    torch.save({**state, "head.bias": torch.full((3,), float("nan"))}, paths["nan"])
+    torch.save({name: value.to(torch.int32) for name, value in state.items()}, paths["integers"])
+    torch.save({**state, "head.weight": torch.zeros(3, 9)}, paths["shapes"])
+    header = json.dumps({"w": {"dtype": "F32", "shape": [2_684_354_560], "data_offsets": [0, 10_737_418_240]}}).encode()
+    paths["huge"].write_bytes(len(header).to_bytes(8, "little") + header + bytes(900))
+    with zipfile.ZipFile(paths["bomb"], "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("archive/data.pkl", bytes(100 << 20))
+    return paths
+
+
+@pytest.mark.parametrize("name", BAD_FILES)
+def test_bad_checkpoint_is_one_message_and_exit_2(
+    run: Run, tiny: Any, model_args: list[str], tmp_path: Path, name: str
+) -> None:
+    path = _bad_files(tmp_path, tiny.path, tiny.module.state_dict())[name]
+    before = sorted(os.listdir(tmp_path))
+    done = run("scan", path, "--data", tiny.data, *model_args, "--format", "json")
+    assert done.exit_code == 2, done.output
+    found = Result.from_json(done.stdout)
+    assert found.verdict == "error" and found.error and found.error.mend
+    assert not found.error.message.startswith("Unexpected") and "\n" not in found.error.message
+    assert "Traceback" not in done.output
+    assert sorted(os.listdir(tmp_path)) == before and not (tmp_path / "executed").exists()
+
+
+def _bad_data(folder: Path) -> dict[str, Path]:
+    rng = np.random.default_rng(0)
+    colour = rng.integers(0, 255, (6, 8, 8, 3), dtype=np.uint8)
+    labels = np.array([0, 1, 2, 0, 1, 2])
+    arrays = {
+        "none": (colour[:0], labels[:0]),
+        "one": (colour[:1], labels[:1]),
+        "one_class": (colour, np.zeros(6, np.int64)),
+        "grey": (colour[..., :1], labels),
+        "out_of_range": (colour, labels + 5),
+    }
+    paths = {}
+    for name, (images, classes) in arrays.items():
+        paths[name] = folder / f"{name}.npz"
+        np.savez(paths[name], images=images, labels=classes)
+    paths["empty_folder"] = folder / "empty_folder"
+    paths["empty_folder"].mkdir()
+    return paths
+
+
+@pytest.mark.parametrize("name", ["none", "one", "one_class", "grey", "out_of_range", "empty_folder"])
+def test_bad_data_is_one_message_and_exit_2(scan: Run, tmp_path: Path, name: str) -> None:
+    done = scan("--format", "json", data=_bad_data(tmp_path)[name])
+    assert done.exit_code == 2, done.output
+    found = Result.from_json(done.stdout)
+    assert found.error and found.error.type == "DataError" and found.error.mend
+    assert "Traceback" not in done.output
+
+
+def test_bug_in_a_detector_is_an_error_verdict_without_a_traceback(scan: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Buggy:
+        id = "x.buggy"
+        needs_data = False
+
+        def __call__(self, model: object, data: object) -> Evidence:
+            raise ZeroDivisionError("division by zero")
+
+    monkeypatch.setattr("bdprune.scan.registry.detectors", lambda chosen, seed: [Buggy()])
+    done = scan()
+    assert done.exit_code == 2 and "Unexpected ZeroDivisionError" in done.stdout
+    assert "Traceback" not in done.output
