@@ -1,10 +1,11 @@
-// The Python side of the op libraries: a module without functions, so that importing it runs the static registrations. It
-// says what it was built for; bdprune.ops._backend prints that when something does not fit.
+// The Python side of the op libraries: a module without functions, so that importing it runs the static registrations.
+// It says what it was built for; bdprune.ops._backend prints that when something does not fit.
 #ifndef Py_LIMITED_API
 #define Py_LIMITED_API 0x030b0000
 #endif
-#include <Python.h>
 #include <torch/headeronly/version.h>
+
+#include <Python.h>
 
 #define BDP_CONCAT_(a, b) a##b
 #define BDP_CONCAT(a, b) BDP_CONCAT_(a, b)

@@ -20,7 +20,7 @@ namespace {
 
 using bdprune::core::Dtype;
 using bdprune::core::FilterBank;
-using bdprune::core::kLanes;
+using bdprune::core::kBatch;
 
 using Matrix = py::array_t<double, py::array::c_style | py::array::forcecast>;
 
@@ -52,10 +52,10 @@ py::array_t<double> spectral_norms(const py::buffer& weights, const std::string&
     py::gil_scoped_release release;
     const auto bytes = static_cast<size_t>(bdprune::core::spectral_scratch(bank)) * sizeof(double);
     auto* scratch = static_cast<double*>(::operator new(bytes, std::align_val_t(64)));
-    double norms[kLanes];
+    double norms[kBatch];
     for (int64_t batch = 0; batch < bank.batches(); ++batch) {
       bdprune::core::spectral_norms(bank, batch, scratch, norms);
-      std::copy_n(norms, std::min<int64_t>(kLanes, count - batch * kLanes), out + batch * kLanes);
+      std::copy_n(norms, std::min<int64_t>(kBatch, count - batch * kBatch), out + batch * kBatch);
     }
     ::operator delete(scratch, std::align_val_t(64));
   }

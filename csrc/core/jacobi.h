@@ -18,7 +18,7 @@ inline constexpr int kJacobiMax = 49;
 // Sweeps after which the largest eigenvalue of an n x n Gram matrix is right to a few ulp of float64. Measured on
 // random, rank-1, graded and repeated spectra (tests/core/test_jacobi.py); convergence is quadratic, so one sweep is
 // the margin.
-BDP_HD constexpr int jacobi_sweeps(int n) { return n <= 2 ? 2 : n <= 4 ? 5 : n <= 9 ? 6 : n <= 25 ? 8 : 9; }
+BDP_HD constexpr int jacobi_sweeps(int n) { return n <= 2 ? 2 : n <= 4 ? 4 : n <= 9 ? 5 : n <= 25 ? 6 : 7; }
 
 // Number of steps in one sweep; the pairs of one step are disjoint and together the steps visit every pair once.
 BDP_HD constexpr int jacobi_steps(int n) { return n % 2 == 0 ? n - 1 : n; }

@@ -12,6 +12,7 @@ namespace bdprune::core {
 
 inline constexpr int kLanes = 8;
 
+typedef float v4f __attribute__((vector_size(16)));
 typedef float v8f __attribute__((vector_size(32)));
 typedef double v8d __attribute__((vector_size(64)));
 typedef int32_t v8i __attribute__((vector_size(32)));
@@ -81,6 +82,15 @@ BDP_INLINE v8f load_float(const BFloat16* p) { return bfloat16_to_float(load<v8h
 BDP_INLINE void store_float(float* p, const v8f& x) { store(p, x); }
 BDP_INLINE void store_float(Half* p, const v8f& x) { store(p, float_to_half(x)); }
 BDP_INLINE void store_float(BFloat16* p, const v8f& x) { store(p, float_to_bfloat16(x)); }
+
+// Four consecutive elements as float.
+BDP_INLINE v4f load_four(const float* p) { return load<v4f>(p); }
+template <typename T>
+BDP_INLINE v4f load_four(const T* p) {
+  T eight[8] = {p[0], p[1], p[2], p[3]};
+  const v8f x = load_float(eight);
+  return __builtin_shufflevector(x, x, 0, 1, 2, 3);
+}
 
 // Eight consecutive elements as double.
 template <typename T>

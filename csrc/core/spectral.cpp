@@ -3,6 +3,9 @@
 #include <algorithm>
 #include <cmath>
 #include <limits>
+#include <tuple>
+#include <type_traits>
+#include <utility>
 
 #include "isa.h"
 #include "jacobi.h"
@@ -10,6 +13,8 @@
 
 namespace bdprune::core {
 namespace {
+
+constexpr int kOctets = kBatch / kLanes;
 
 // Packed elements are kept within half of a 48 KiB first-level cache.
 constexpr int64_t kPackedLanes = 512;
@@ -28,12 +33,27 @@ struct Octet {
 
 template <typename T>
 BDP_INLINE void load_eight(const Octet<T>& octet, int64_t offset, v8d (&out)[8]) {
-  v8f r[8];
-#pragma GCC unroll 8
-  for (int l = 0; l < kLanes; ++l) r[l] = load_float(octet.filter[l] + offset);
-  transpose(r);
-#pragma GCC unroll 8
-  for (int i = 0; i < 8; ++i) out[i] = __builtin_convertvector(r[i], v8d);
+  // Joining the halves of filters l and l + 4 while loading saves the last of the three rounds of a transpose.
+#pragma GCC unroll 2
+  for (int half = 0; half < 2; ++half) {
+    v8f r[4], a[4];
+#pragma GCC unroll 4
+    for (int l = 0; l < 4; ++l) {
+      const v4f low = load_four(octet.filter[l] + offset + 4 * half);
+      const v4f high = load_four(octet.filter[l + 4] + offset + 4 * half);
+      r[l] = __builtin_shufflevector(low, high, 0, 1, 2, 3, 4, 5, 6, 7);
+    }
+    a[0] = __builtin_shufflevector(r[0], r[1], 0, 8, 1, 9, 4, 12, 5, 13);
+    a[1] = __builtin_shufflevector(r[0], r[1], 2, 10, 3, 11, 6, 14, 7, 15);
+    a[2] = __builtin_shufflevector(r[2], r[3], 0, 8, 1, 9, 4, 12, 5, 13);
+    a[3] = __builtin_shufflevector(r[2], r[3], 2, 10, 3, 11, 6, 14, 7, 15);
+    r[0] = __builtin_shufflevector(a[0], a[2], 0, 1, 8, 9, 4, 5, 12, 13);
+    r[1] = __builtin_shufflevector(a[0], a[2], 2, 3, 10, 11, 6, 7, 14, 15);
+    r[2] = __builtin_shufflevector(a[1], a[3], 0, 1, 8, 9, 4, 5, 12, 13);
+    r[3] = __builtin_shufflevector(a[1], a[3], 2, 3, 10, 11, 6, 7, 14, 15);
+#pragma GCC unroll 4
+    for (int i = 0; i < 4; ++i) out[4 * half + i] = __builtin_convertvector(r[i], v8d);
+  }
 }
 
 BDP_INLINE void load_eight(const Octet<double>& octet, int64_t offset, v8d (&out)[8]) {
@@ -129,91 +149,146 @@ struct LaneRotation {
   v8d c, s;
 };
 
-// The rotations of eight matrices. The angle is found in float32, where the division and the roots are cheap: an angle
-// that is off by 1e-7 leaves 1e-7 of the element, which the next sweep takes. What must be exact is c^2 + s^2 = 1, so c
-// is polished to float64 by two Newton steps. The matrices have trace 1; elements below 1e-18 of it can be left as they
-// are, which is what the 1e-36 under the root does, apart from keeping 0/0 away.
+// 1 / sqrt(1 + x) for x in [0, 1] to the last bits of float64: a minimax polynomial (relative error 1.2e-5), then one
+// step of the fourth-order Householder iteration. Shorter and more parallel than a root and a division.
+BDP_INLINE v8d inverse_root_1p(const v8d& x) {
+  const v8d x2 = x * x;
+  const v8d low = 0.9999883537128792 - 0.4991064440349353 * x;
+  const v8d middle = 0.3635163476081221 - 0.25533391337549827 * x;
+  const v8d high = 0.12943810211303897 - 0.03140389994684842 * x;
+  const v8d y = low + x2 * (middle + x2 * high);
+  const v8d residual = 1.0 - (x * (y * y) + y * y);
+  return y + y * residual * (0.5 + residual * (0.375 + residual * 0.3125));
+}
+
+// The rotations of eight matrices. The angle is found in float32, where the division and the root are cheap: an angle
+// that is off by 1e-7 leaves 1e-7 of the element, which the next sweep takes. What must be exact is c^2 + s^2 = 1. The
+// matrices have trace 1; elements below 1e-18 of it can be left as they are, which is what the 1e-36 under the root
+// does, apart from keeping 0/0 away.
 BDP_INLINE LaneRotation lane_rotation(const v8d& app, const v8d& aqq, const v8d& apq) {
   const v8f d = __builtin_convertvector(0.5 * (aqq - app), v8f);
   const v8f p = __builtin_convertvector(apq, v8f);
   const v8u sign = (v8u)d & 0x80000000u;
-  v8f h = d * d + p * p + 1e-36f;
+  v8f h = d * d + (p * p + 1e-36f);
   for (int l = 0; l < kLanes; ++l) h[l] = __builtin_sqrtf(h[l]);
   const v8f t32 = (v8f)((v8u)p ^ sign) / ((v8f)((v8u)d & 0x7fffffffu) + h);
-  v8f root = t32 * t32 + 1.0f;
-  for (int l = 0; l < kLanes; ++l) root[l] = __builtin_sqrtf(root[l]);
   const v8d t = __builtin_convertvector(t32, v8d);
-  const v8d half = 0.5 * (t * t + 1.0);
-  v8d c = __builtin_convertvector(1.0f / root, v8d);
-  c *= 1.5 - half * c * c;
-  c *= 1.5 - half * c * c;
+  const v8d c = inverse_root_1p(t * t);
   return {c, t * c};
 }
 
-// kSide > 0 fixes the size at compile time.
-template <int kSide>
-BDP_INLINE void jacobi_lanes(v8d* gram, int64_t stride, int side) {
-  const int n = kSide > 0 ? kSide : side;
-  LaneRotation rotation[kJacobiMax / 2];
+// The pairs of one step; a table at compile time when the size is fixed.
+struct Step {
   Pair pair[kJacobiMax / 2];
-  const auto at = [&](int i, int j)
-                      __attribute__((always_inline)) -> v8d& { return gram[i < j ? i * stride + j : j * stride + i]; };
-  for (int sweep = 0; sweep < jacobi_sweeps(n); ++sweep) {
-    for (int step = 0; step < jacobi_steps(n); ++step) {
-      const int pairs = jacobi_pairs(n);
-      for (int i = 0; i < pairs; ++i) {
-        pair[i] = jacobi_pair(n, step, i);
-        v8d &app = at(pair[i].p, pair[i].p), &aqq = at(pair[i].q, pair[i].q), &apq = at(pair[i].p, pair[i].q);
-        rotation[i] = lane_rotation(app, aqq, apq);
-        const v8d c = rotation[i].c, s = rotation[i].s;
-        const v8d cc = c * c, ss = s * s, cs = c * s, cross = 2.0 * cs * apq;
-        const v8d p = cc * app - cross + ss * aqq, q = ss * app + cross + cc * aqq;
-        apq = cs * (app - aqq) + (cc - ss) * apq;
-        app = p;
-        aqq = q;
+};
+
+BDP_INLINE constexpr Step make_step(int n, int step) {
+  Step result = {};
+  for (int i = 0; i < jacobi_pairs(n); ++i) result.pair[i] = jacobi_pair(n, step, i);
+  return result;
+}
+
+BDP_INLINE v8d& element(v8d* gram, int64_t stride, int i, int j) {
+  return gram[i < j ? i * stride + j : j * stride + i];
+}
+
+// One step of disjoint rotations on each of kOctets sets of eight matrices, `apart` lanes from one to the next: first
+// all angles and diagonal blocks, then the 2 x 2 blocks where the rows of one pair meet the columns of another, rotated
+// from both sides at once. The angles are long chains of few operations; a small matrix has too few pairs to fill the
+// time, so two sets go side by side.
+template <int kSide, int kOctets>
+BDP_INLINE void jacobi_step(v8d* gram, int64_t apart, int64_t stride, int n, int idle, const Step& step) {
+  constexpr int kPairs = kSide > 0 ? kSide / 2 : kJacobiMax / 2;
+  LaneRotation rotation[kOctets][kPairs];
+  const int pairs = kSide > 0 ? kPairs : n / 2;
+#pragma GCC unroll 2
+  for (int o = 0; o < kOctets; ++o) {
+#pragma GCC unroll 4
+    for (int i = 0; i < pairs; ++i) {
+      const int p = step.pair[i].p, q = step.pair[i].q;
+      v8d* a = gram + o * apart;
+      v8d &app = element(a, stride, p, p), &aqq = element(a, stride, q, q), &apq = element(a, stride, p, q);
+      rotation[o][i] = lane_rotation(app, aqq, apq);
+      const v8d c = rotation[o][i].c, s = rotation[o][i].s;
+      const v8d cc = c * c, ss = s * s, cs = c * s, cross = 2.0 * cs * apq;
+      const v8d new_p = cc * app - cross + ss * aqq, new_q = ss * app + cross + cc * aqq;
+      apq = cs * (app - aqq) + (cc - ss) * apq;
+      app = new_p;
+      aqq = new_q;
+    }
+  }
+#pragma GCC unroll 2
+  for (int o = 0; o < kOctets; ++o) {
+    v8d* m = gram + o * apart;
+#pragma GCC unroll 4
+    for (int i = 0; i < pairs; ++i) {
+      const v8d ci = rotation[o][i].c, si = rotation[o][i].s;
+#pragma GCC unroll 4
+      for (int j = i + 1; j < pairs; ++j) {
+        const v8d cj = rotation[o][j].c, sj = rotation[o][j].s;
+        v8d& pp = element(m, stride, step.pair[i].p, step.pair[j].p);
+        v8d& pq = element(m, stride, step.pair[i].p, step.pair[j].q);
+        v8d& qp = element(m, stride, step.pair[i].q, step.pair[j].p);
+        v8d& qq = element(m, stride, step.pair[i].q, step.pair[j].q);
+        const v8d a = ci * pp - si * qp, b = ci * pq - si * qq, c = si * pp + ci * qp, d = si * pq + ci * qq;
+        pp = cj * a - sj * b;
+        pq = sj * a + cj * b;
+        qp = cj * c - sj * d;
+        qq = sj * c + cj * d;
       }
-      // The rows of one pair meet the columns of another in 2 x 2 blocks, which are rotated from both sides at once.
-      for (int i = 0; i < pairs; ++i) {
-        const v8d ci = rotation[i].c, si = rotation[i].s;
-        for (int j = i + 1; j < pairs; ++j) {
-          const v8d cj = rotation[j].c, sj = rotation[j].s;
-          v8d &pp = at(pair[i].p, pair[j].p), &pq = at(pair[i].p, pair[j].q);
-          v8d &qp = at(pair[i].q, pair[j].p), &qq = at(pair[i].q, pair[j].q);
-          const v8d a = ci * pp - si * qp, b = ci * pq - si * qq, c = si * pp + ci * qp, d = si * pq + ci * qq;
-          pp = cj * a - sj * b;
-          pq = sj * a + cj * b;
-          qp = cj * c - sj * d;
-          qq = sj * c + cj * d;
-        }
-        if (n % 2 == 1) {  // the index that sits this step out
-          v8d &kp = at(step, pair[i].p), &kq = at(step, pair[i].q);
-          const v8d a = ci * kp - si * kq;
-          kq = si * kp + ci * kq;
-          kp = a;
-        }
+      if (n % 2 == 1) {  // the index that sits this step out
+        v8d &kp = element(m, stride, idle, step.pair[i].p), &kq = element(m, stride, idle, step.pair[i].q);
+        const v8d a = ci * kp - si * kq;
+        kq = si * kp + ci * kq;
+        kp = a;
       }
+    }
+  }
+}
+
+template <int kOctets, int... kSteps>
+BDP_INLINE void jacobi_sweep_9(v8d* gram, int64_t apart, std::integer_sequence<int, kSteps...>) {
+  static constexpr Step kTable[] = {make_step(9, kSteps)...};
+  (jacobi_step<9, kOctets>(gram, apart, 9, 9, kSteps, kTable[kSteps]), ...);
+}
+
+template <int kOctets>
+BDP_INLINE void jacobi_lanes(v8d* gram, int64_t apart, int64_t stride, int n, int sweeps) {
+  for (int sweep = 0; sweep < sweeps; ++sweep) {
+    if (kOctets == 2 && n == 9) {
+      jacobi_sweep_9<kOctets>(gram, apart, std::make_integer_sequence<int, 9>{});
+    } else {
+      for (int step = 0; step < jacobi_steps(n); ++step)
+        jacobi_step<0, kOctets>(gram, apart, stride, n, step, make_step(n, step));
     }
   }
 }
 
 BDP_INLINE v8d max_lanes(const v8d& a, const v8d& b) { return a > b ? a : b; }
 
-// Square roots of the largest eigenvalues of the eight Gram matrices.
-template <int kSide>
-BDP_INLINE v8d largest_lanes(v8d* gram, int64_t stride, int side) {
-  v8d trace = gram[0];
-  for (int i = 1; i < side; ++i) trace += gram[i * stride + i];
-  const v8d inverse = trace > 0.0 ? 1.0 / trace : trace;
-  for (int i = 0; i < side; ++i) {
-    for (int j = i; j < side; ++j) gram[i * stride + j] *= inverse;
+// Square roots of the largest eigenvalues of kOctets sets of eight Gram matrices.
+template <int kOctets>
+BDP_INLINE void largest_lanes(v8d* gram, int64_t apart, int64_t stride, int side, int sweeps, double* out) {
+  v8d trace[kOctets];
+  for (int o = 0; o < kOctets; ++o) {
+    v8d* m = gram + o * apart;
+    trace[o] = m[0];
+    for (int i = 1; i < side; ++i) trace[o] += m[i * stride + i];
+    const v8d inverse = trace[o] > 0.0 ? 1.0 / trace[o] : trace[o];
+    for (int i = 0; i < side; ++i) {
+      for (int j = i; j < side; ++j) m[i * stride + j] *= inverse;
+    }
   }
-  jacobi_lanes<kSide>(gram, stride, side);
-  v8d largest = gram[0];
-  for (int i = 1; i < side; ++i) largest = max_lanes(largest, gram[i * stride + i]);
-  largest *= trace;
-  for (int l = 0; l < kLanes; ++l) largest[l] = __builtin_sqrt(largest[l]);
+  jacobi_lanes<kOctets>(gram, apart, stride, side, sweeps);
   const v8d nan = v8d{} + std::numeric_limits<double>::quiet_NaN();
-  return trace - trace == 0.0 ? largest : nan;
+  for (int o = 0; o < kOctets; ++o) {
+    const v8d* m = gram + o * apart;
+    v8d largest = m[0];
+    for (int i = 1; i < side; ++i) largest = max_lanes(largest, m[i * stride + i]);
+    largest *= trace[o];
+    for (int l = 0; l < kLanes; ++l) largest[l] = __builtin_sqrt(largest[l]);
+    store(out + o * kLanes, trace[o] - trace[o] == 0.0 ? largest : nan);
+  }
 }
 
 // One side of length 1: the L2 norm, each filter by itself with its lanes along the filter.
@@ -241,28 +316,9 @@ BDP_INLINE v8d vector_norms(const Octet<T>& octet, int64_t length) {
   return norms;
 }
 
-template <int kBlock, typename T>
-BDP_INLINE v8d gram_norms(const FilterBank& bank, const Octet<T>& octet, double* scratch) {
-  const int64_t side = bank.side(), length = bank.length(), stride = padded(side), chunk = chunk_length(side);
-  v8d* gram = reinterpret_cast<v8d*>(scratch);
-  v8d* packed = gram + stride * stride;
-  std::memset(scratch, 0, static_cast<size_t>(stride * (stride + chunk)) * sizeof(v8d));
-  for (int64_t start = 0; start < length; start += chunk) {
-    const int64_t rows = std::min(chunk, length - start);
-    if (bank.cols <= bank.rows) {
-      pack(octet, start * side, rows * side, side, stride, packed);
-    } else {
-      for (int64_t i = 0; i < side; ++i) pack(octet, i * length + start, rows, 1, stride, packed + i);
-    }
-    gram_update<kBlock>(packed, rows, stride, gram);
-  }
-  const int n = static_cast<int>(side);
-  return n == 9 ? largest_lanes<9>(gram, 9, 9) : largest_lanes<0>(gram, stride, n);
-}
-
 // Both sides above kJacobiMax: one filter at a time, rank-1 updates of the upper triangle, then tridiagonal.h.
 template <typename T>
-BDP_INLINE double large_norm(const FilterBank& bank, const T* filter, double factor, double* scratch) {
+double large_norm(const FilterBank& bank, const T* filter, double factor, double* scratch) {
   const int64_t n = bank.side(), length = bank.length();
   const int64_t step = bank.cols <= bank.rows ? 1 : bank.cols, next = bank.cols <= bank.rows ? bank.cols : 1;
   double *gram = scratch, *x = scratch + n * n;
@@ -292,78 +348,145 @@ double scale_factor(const double* x, int64_t count) {
   return std::ldexp(1.0, std::clamp(-std::ilogb(largest), -1022, 1022));
 }
 
-template <int kBlock, typename T>
-BDP_INLINE void norms_of(const FilterBank& bank, int64_t batch, double* scratch, double* out) {
-  const int64_t size = bank.rows * bank.cols, first = batch * kLanes;
-  Octet<T> octet;
-  for (int l = 0; l < kLanes; ++l) {
-    octet.filter[l] = static_cast<const T*>(bank.data) + std::min(first + l, bank.count - 1) * size;
-    octet.factor[l] = 1.0;
-    if constexpr (std::is_same_v<T, double>) octet.factor[l] = scale_factor(octet.filter[l], size);
-  }
-  v8d norms = {};
-  if (size == 0) {
-    norms = v8d{};
-  } else if (bank.side() == 1) {
-    norms = vector_norms(octet, bank.length());
-  } else if (bank.side() <= kJacobiMax) {
-    norms = gram_norms<kBlock>(bank, octet, scratch);
-  } else {
-    for (int64_t l = 0; l < std::min<int64_t>(kLanes, bank.count - first); ++l)
-      norms[l] = large_norm(bank, octet.filter[l], octet.factor[l], scratch);
-  }
-  for (int l = 0; l < kLanes; ++l) out[l] = norms[l] / octet.factor[l];
-}
+// What is compiled once per instruction set: few, large functions, of which only the first two depend on the type.
+template <typename T>
+struct TypedKernels {
+  void (*pack)(const Octet<T>& octet, int64_t offset, int64_t count, int64_t width, int64_t stride, v8d* packed);
+  void (*vector_norms)(const Octet<T>& octet, int64_t length, double* out);
+};
 
-template <int kBlock>
-BDP_INLINE void norms_of_any(const FilterBank& bank, int64_t batch, double* scratch, double* out) {
-  switch (bank.dtype) {
-    case Dtype::kFloat:
-      return norms_of<kBlock, float>(bank, batch, scratch, out);
-    case Dtype::kDouble:
-      return norms_of<kBlock, double>(bank, batch, scratch, out);
-    case Dtype::kHalf:
-      return norms_of<kBlock, Half>(bank, batch, scratch, out);
-    case Dtype::kBFloat16:
-      return norms_of<kBlock, BFloat16>(bank, batch, scratch, out);
-  }
-}
+struct Kernels {
+  std::tuple<TypedKernels<float>, TypedKernels<double>, TypedKernels<Half>, TypedKernels<BFloat16>> typed;
+  void (*gram_update)(const v8d* packed, int64_t rows, int64_t stride, v8d* gram);
+  void (*largest)(v8d* gram, int64_t stride, int side, int sweeps, double* out);
+  void (*largest_pair)(v8d* gram, int64_t apart, int64_t stride, int side, int sweeps, double* out);
+};
 
+#define BDP_SPECTRAL_KERNELS(name, target, block)                                                             \
+  namespace name {                                                                                            \
+  template <typename T>                                                                                       \
+  target void pack_lanes(const Octet<T>& octet, int64_t offset, int64_t count, int64_t width, int64_t stride, \
+                         v8d* packed) {                                                                       \
+    pack(octet, offset, count, width, stride, packed);                                                        \
+  }                                                                                                           \
+  template <typename T>                                                                                       \
+  target void norms(const Octet<T>& octet, int64_t length, double* out) {                                     \
+    store(out, vector_norms(octet, length));                                                                  \
+  }                                                                                                           \
+  target void update(const v8d* packed, int64_t rows, int64_t stride, v8d* gram) {                            \
+    gram_update<block>(packed, rows, stride, gram);                                                           \
+  }                                                                                                           \
+  target void largest(v8d* gram, int64_t stride, int side, int sweeps, double* out) {                         \
+    largest_lanes<1>(gram, 0, stride, side, sweeps, out);                                                     \
+  }                                                                                                           \
+  target void largest_pair(v8d* gram, int64_t apart, int64_t stride, int side, int sweeps, double* out) {     \
+    largest_lanes<2>(gram, apart, stride, side, sweeps, out);                                                 \
+  }                                                                                                           \
+  constexpr Kernels kKernels = {{{pack_lanes<float>, norms<float>},                                           \
+                                 {pack_lanes<double>, norms<double>},                                         \
+                                 {pack_lanes<Half>, norms<Half>},                                             \
+                                 {pack_lanes<BFloat16>, norms<BFloat16>}},                                    \
+                                update,                                                                       \
+                                largest,                                                                      \
+                                largest_pair};                                                                \
+  }
+
+BDP_SPECTRAL_KERNELS(baseline, , 2)
 #if BDP_X86
-BDP_TARGET_AVX512 void norms_avx512(const FilterBank& bank, int64_t batch, double* scratch, double* out) {
-  norms_of_any<4>(bank, batch, scratch, out);
-}
-BDP_TARGET_AVX2 void norms_avx2(const FilterBank& bank, int64_t batch, double* scratch, double* out) {
-  norms_of_any<2>(bank, batch, scratch, out);
-}
+BDP_SPECTRAL_KERNELS(avx2, BDP_TARGET_AVX2, 2)
+BDP_SPECTRAL_KERNELS(avx512, BDP_TARGET_AVX512, 4)
 #endif
-void norms_baseline(const FilterBank& bank, int64_t batch, double* scratch, double* out) {
-  norms_of_any<2>(bank, batch, scratch, out);
+
+const Kernels& kernels() {
+#if BDP_X86
+  if (isa() == Isa::kAvx512) return avx512::kKernels;
+  if (isa() == Isa::kAvx2) return avx2::kKernels;
+#endif
+  return baseline::kKernels;
+}
+
+template <typename T>
+void accumulate_gram(const Kernels& kernels, const FilterBank& bank, const Octet<T>& octet, v8d* packed, v8d* gram) {
+  const int64_t side = bank.side(), length = bank.length(), stride = padded(side), chunk = chunk_length(side);
+  const TypedKernels<T>& typed = std::get<TypedKernels<T>>(kernels.typed);
+  for (int64_t start = 0; start < length; start += chunk) {
+    const int64_t rows = std::min(chunk, length - start);
+    if (bank.cols <= bank.rows) {
+      typed.pack(octet, start * side, rows * side, side, stride, packed);
+    } else {
+      for (int64_t i = 0; i < side; ++i) typed.pack(octet, i * length + start, rows, 1, stride, packed + i);
+    }
+    kernels.gram_update(packed, rows, stride, gram);
+  }
+}
+
+template <typename T>
+void gram_norms(const FilterBank& bank, const Octet<T> (&octets)[kOctets], double* scratch, double* out) {
+  const int n = static_cast<int>(bank.side());
+  const int64_t stride = padded(n), apart = stride * stride;
+  v8d* gram = reinterpret_cast<v8d*>(scratch);
+  v8d* packed = gram + kOctets * apart;
+  // The sums start at zero; so does the padding of the packed rows, which nothing else writes.
+  const int64_t used = kOctets * apart + (stride == n ? 0 : stride * chunk_length(n));
+  std::memset(scratch, 0, static_cast<size_t>(used) * sizeof(v8d));
+  for (int o = 0; o < kOctets; ++o) accumulate_gram(kernels(), bank, octets[o], packed, gram + o * apart);
+  const int sweeps = jacobi_sweeps(n) + (std::is_same_v<T, double> ? 1 : 0);
+  if (n <= 9) return kernels().largest_pair(gram, apart, stride, n, sweeps, out);
+  for (int o = 0; o < kOctets; ++o) kernels().largest(gram + o * apart, stride, n, sweeps, out + o * kLanes);
+}
+
+template <typename T>
+void norms_of(const FilterBank& bank, int64_t batch, double* scratch, double* out) {
+  const int64_t size = bank.rows * bank.cols, first = batch * kBatch;
+  if (size == 0) return static_cast<void>(std::fill_n(out, kBatch, 0.0));
+  Octet<T> octets[kOctets];
+  for (int i = 0; i < kBatch; ++i) {
+    Octet<T>& octet = octets[i / kLanes];
+    const T* filter = static_cast<const T*>(bank.data) + std::min(first + i, bank.count - 1) * size;
+    octet.filter[i % kLanes] = filter;
+    octet.factor[i % kLanes] = 1.0;
+    if constexpr (std::is_same_v<T, double>) octet.factor[i % kLanes] = scale_factor(filter, size);
+  }
+  if (bank.side() == 1) {
+    for (int o = 0; o < kOctets; ++o)
+      std::get<TypedKernels<T>>(kernels().typed).vector_norms(octets[o], bank.length(), out + o * kLanes);
+  } else if (bank.side() <= kJacobiMax) {
+    gram_norms(bank, octets, scratch, out);
+  } else {
+    for (int64_t i = 0; i < std::min<int64_t>(kBatch, bank.count - first); ++i)
+      out[i] = large_norm(bank, octets[i / kLanes].filter[i % kLanes], octets[i / kLanes].factor[i % kLanes], scratch);
+  }
+  for (int i = 0; i < kBatch; ++i) out[i] /= octets[i / kLanes].factor[i % kLanes];
 }
 
 }  // namespace
 
 int64_t FilterBank::batch_cost() const {
   const int64_t n = side();
-  if (n <= 1) return kLanes * std::max<int64_t>(1, length());
+  if (n <= 1) return kBatch * std::max<int64_t>(1, length());
   // A rotation of a row costs about four multiply-adds, and a sweep has n^2 / 2 rotations of n rows.
   const int64_t eigen = n <= kJacobiMax ? 2 * n * n * n * jacobi_sweeps(static_cast<int>(n)) : 2 * n * n * n;
-  return kLanes * (n * (n + 1) / 2 * length() + eigen);
+  return kBatch * (n * (n + 1) / 2 * length() + eigen);
 }
 
 int64_t spectral_scratch(const FilterBank& bank) {
   const int64_t n = bank.side();
   if (n <= 1) return 0;
   if (n > kJacobiMax) return n * n + 3 * n;
-  return kLanes * padded(n) * (padded(n) + chunk_length(n));
+  return kLanes * padded(n) * (kOctets * padded(n) + chunk_length(n));
 }
 
 void spectral_norms(const FilterBank& bank, int64_t batch, double* scratch, double* out) {
-#if BDP_X86
-  if (isa() == Isa::kAvx512) return norms_avx512(bank, batch, scratch, out);
-  if (isa() == Isa::kAvx2) return norms_avx2(bank, batch, scratch, out);
-#endif
-  norms_baseline(bank, batch, scratch, out);
+  switch (bank.dtype) {
+    case Dtype::kFloat:
+      return norms_of<float>(bank, batch, scratch, out);
+    case Dtype::kDouble:
+      return norms_of<double>(bank, batch, scratch, out);
+    case Dtype::kHalf:
+      return norms_of<Half>(bank, batch, scratch, out);
+    case Dtype::kBFloat16:
+      return norms_of<BFloat16>(bank, batch, scratch, out);
+  }
 }
 
 }  // namespace bdprune::core

@@ -17,6 +17,9 @@
 
 namespace bdprune::core {
 
+// Filters of one bank that are worked on together.
+inline constexpr int kBatch = 2 * kLanes;
+
 enum class Dtype { kFloat, kDouble, kHalf, kBFloat16 };
 
 // The filters of one weight tensor: `count` dense row-major [rows, cols] matrices, one after the other.
@@ -27,7 +30,7 @@ struct FilterBank {
 
   int64_t side() const { return rows < cols ? rows : cols; }    // of the Gram matrix
   int64_t length() const { return rows < cols ? cols : rows; }  // what the Gram matrix sums over
-  int64_t batches() const { return (count + kLanes - 1) / kLanes; }
+  int64_t batches() const { return (count + kBatch - 1) / kBatch; }
   // Work of one batch in multiply-adds, for sharing it out among threads.
   int64_t batch_cost() const;
 };
@@ -35,7 +38,7 @@ struct FilterBank {
 // Doubles of scratch, aligned to 64 bytes, that a call on this bank needs.
 int64_t spectral_scratch(const FilterBank& bank);
 
-// Norms of the filters [batch * kLanes, (batch + 1) * kLanes) of the bank, cut at its end; `out` holds kLanes doubles.
+// Norms of the filters [batch * kBatch, (batch + 1) * kBatch) of the bank, cut at its end; `out` holds kBatch doubles.
 // A filter with a NaN or Inf gives NaN, an empty one 0.
 void spectral_norms(const FilterBank& bank, int64_t batch, double* scratch, double* out);
 

@@ -1,4 +1,4 @@
-// filter_spectral_norms on the CPU: shares the batches of eight filters of all weights out among the threads.
+// filter_spectral_norms on the CPU: shares the batches of filters of all weights out among the threads.
 #include <algorithm>
 
 #include "../core/spectral.h"
@@ -57,7 +57,7 @@ void run(const std::vector<Entry>& entries, int64_t total_work, T* out) {
     int64_t needed = 0;
     for (const Entry& entry : entries) needed = std::max(needed, core::spectral_scratch(entry.bank));
     const AlignedBuffer scratch(needed * static_cast<int64_t>(sizeof(double)));
-    double norms[core::kLanes];
+    double norms[core::kBatch];
     for (const Entry& entry : entries) {
       const int64_t cost = entry.bank.batch_cost();
       // Batches whose work starts within [begin, end).
@@ -67,8 +67,8 @@ void run(const std::vector<Entry>& entries, int64_t total_work, T* out) {
           std::clamp(ceil_div(std::max<int64_t>(end - entry.work, 0), cost), int64_t{0}, entry.bank.batches());
       for (int64_t batch = first; batch < last; ++batch) {
         core::spectral_norms(entry.bank, batch, static_cast<double*>(scratch.get()), norms);
-        const int64_t start = batch * core::kLanes;
-        for (int64_t i = start; i < std::min(start + core::kLanes, entry.bank.count); ++i) {
+        const int64_t start = batch * core::kBatch;
+        for (int64_t i = start; i < std::min(start + core::kBatch, entry.bank.count); ++i) {
           double norm = norms[i - start];
           if (entry.scale) norm *= std::fabs(read_scalar(entry.scale, entry.scale_dtype, i));
           out[entry.output + i] = static_cast<T>(norm);
