@@ -89,3 +89,42 @@ def tiny(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> TinyWorld:
     images[np.arange(90), :, :, labels] += 128
     np.savez(tmp_path / "clean.npz", images=images, labels=labels)
     return TinyWorld(tmp_path, module, tmp_path / "tiny.pth", tmp_path / "clean.npz")
+
+
+@dataclass(frozen=True)
+class Bright:
+    """A trained two-conv network that tells three brightnesses apart, and the task's images."""
+
+    model: Any
+    data: Any
+
+
+def bright_images(count: int, seed: int = 0) -> Any:
+    """Noise ``[count, 3, 8, 8]`` at three levels of brightness, as ``CleanData``."""
+    import torch
+
+    from bdprune.data.clean import CleanData
+
+    labels = torch.arange(count) % 3
+    noise = torch.rand(count, 3, 8, 8, generator=torch.Generator().manual_seed(seed)) / 5
+    return CleanData(noise + 0.35 * labels.view(-1, 1, 1, 1), labels)
+
+
+@pytest.fixture(scope="session")
+def bright() -> Bright:
+    """Trained once a session, in a second or two; ``model`` is never changed by anything under test."""
+    import torch
+    from torch import nn
+
+    from bdprune.model.handle import Model
+    from bdprune.training.fit import Schedule, fit
+
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        stem = [nn.Conv2d(3, 12, 3, padding=1), nn.BatchNorm2d(12), nn.ReLU()]
+        body = [nn.Conv2d(12, 12, 3, padding=1, bias=False), nn.BatchNorm2d(12), nn.ReLU()]
+        network = nn.Sequential(*stem, *body, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(12, 3))
+    data = bright_images(240)
+    schedule = Schedule(epochs=3, peak_lr=0.05, batch_size=24, padding=0, bf16=False)
+    fit(network, (data.images * 255).round().to(torch.uint8), data.labels, schedule, seed=0)
+    return Bright(Model(network, "bright", 3, (3, 8, 8)), data)

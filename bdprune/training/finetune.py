@@ -10,7 +10,7 @@ from torch.nn import functional
 
 from bdprune.data.clean import CleanData
 from bdprune.model.handle import Model
-from bdprune.model.prune import PruneMode, zero_filters_
+from bdprune.model.prune import PruneMode, prune_
 from bdprune.training.normalization import keep_running_statistics
 from bdprune.training.unlearn import batches
 
@@ -64,5 +64,5 @@ def fine_tune(
             optimizer.zero_grad()
             loss.backward()  # type: ignore[no-untyped-call]
             optimizer.step()
-            zero_filters_(worker.network, model.groups, pruned, mode)
+            prune_(worker.network, model.groups, pruned, mode)
     return model.with_network(worker.network)

@@ -78,4 +78,5 @@ def fit(
             cycle.step()
             done += 1
             progress(done, steps, loss.item())
+    optimizer.zero_grad()
     network.eval()

@@ -165,7 +165,7 @@ def _counts(labels: Tensor, num_classes: int) -> tuple[int, ...]:
 
 
 def _is_finite(module: nn.Module) -> bool:
-    return all(bool(torch.isfinite(parameter).all()) for parameter in module.parameters())
+    return all(bool(torch.isfinite(tensor).all()) for tensor in module.state_dict().values())
 
 
 def batches(

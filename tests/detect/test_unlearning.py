@@ -1,0 +1,47 @@
+from typing import Any
+
+import pytest
+
+from bdprune.detect.unlearning import UnlearningDetector
+from bdprune.errors import DataError
+from bdprune.training.trajectory import UnlearnStep
+from bdprune.training.unlearn import Unlearned, UnlearnSettings
+
+SETTINGS = UnlearnSettings(lr=0.05, weight_decay=0, batch_size=30, padding=0, max_epochs=40)
+
+
+def unlearned(model: Any, *wrong: tuple[int, int, int]) -> Unlearned:
+    steps = tuple(UnlearnStep(2.0, 0.1, votes, votes, (10, 10, 10)) for votes in wrong)
+    return Unlearned(model, steps, len(steps), 0.01, True)
+
+
+def test_flags_one_sink(bright: Any) -> None:
+    evidence = UnlearningDetector(threshold=0.5).read(unlearned(bright.model, (1, 18, 2), (0, 16, 2)), 1.5)
+    assert evidence.flagged
+    assert evidence.score == pytest.approx(34 / 40)
+    assert evidence.target_label == 1
+    assert evidence.seconds == 1.5
+    assert evidence.details["flip_shares"] == pytest.approx([1 / 40, 34 / 40, 4 / 40])
+
+
+def test_leaves_spread_out_votes_alone(bright: Any) -> None:
+    evidence = UnlearningDetector(threshold=0.5).read(unlearned(bright.model, (9, 9, 8)))
+    assert not evidence.flagged
+    assert evidence.score == pytest.approx(9 / 20)
+
+
+def test_runs_on_a_network_and_records_how(bright: Any) -> None:
+    evidence = UnlearningDetector(SETTINGS, seed=3)(bright.model, bright.data)
+    assert evidence.detector == "bdprune.unlearning"
+    assert 0 < evidence.score <= 1
+    assert evidence.seconds > 0
+    assert evidence.params["seed"] == 3
+    assert evidence.params["lr"] == 0.05
+    steps = evidence.details["trajectory"]
+    assert steps[0]["accuracy"] > steps[-1]["accuracy"]
+    assert all(sum(step["votes"]) == 30 for step in steps)
+
+
+def test_without_data_is_an_error(bright: Any) -> None:
+    with pytest.raises(DataError, match="needs clean images"):
+        UnlearningDetector()(bright.model, None)
