@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -76,13 +77,22 @@ def read_manifest(path: Path) -> Manifest:
         OptionError: it cannot be read, is not TOML, or a field is missing, unknown or of the wrong type.
     """
     try:
-        manifest = msgspec.toml.decode(path.read_bytes(), type=Manifest)
+        raw = msgspec.toml.decode(path.read_bytes())
+        manifest = msgspec.convert(raw, Manifest)
+        _check_schedule(raw["schedule"])
     except OSError as error:
         raise OptionError(f"Cannot read the manifest {path}: {error.strerror}.", "Name an existing file.") from None
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
         raise OptionError(
             f"The manifest {path} is not valid: {error}.", "Compare it with zoo/demo/manifest.toml."
         ) from None
     for entry in manifest.models:
         entry.make_attack()
     return manifest
+
+
+def _check_schedule(settings: dict[str, Any]) -> None:
+    """Msgspec lets unknown fields of a dataclass pass; a misspelt setting must not train with its default."""
+    unknown = settings.keys() - {field.name for field in dataclasses.fields(Schedule)}
+    if unknown:
+        raise msgspec.ValidationError(f"the schedule has no setting `{min(unknown)}`")

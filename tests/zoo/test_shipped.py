@@ -1,0 +1,69 @@
+"""The models that ship for the demo: nothing but their weights may tell them apart."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from bdprune.data.load import load_clean
+from bdprune.model.load import load
+from bdprune.zoo.manifest import read_manifest
+from bdprune.zoo.store import read_truth
+
+ZOO = Path(__file__).parents[2] / "zoo" / "demo"
+NAMES = ("clean", "badnets", "blend")
+
+
+def header(name: str) -> tuple[bytes, dict[str, dict[str, object]]]:
+    data = (ZOO / f"{name}.safetensors").read_bytes()
+    length = int.from_bytes(data[:8], "little")
+    return data[8 : 8 + length], json.loads(data[8 : 8 + length])
+
+
+def test_headers_are_the_same_bytes() -> None:
+    first, parsed = header(NAMES[0])
+    assert "__metadata__" not in parsed
+    assert all(header(name)[0] == first for name in NAMES[1:])
+    assert len({(ZOO / f"{name}.safetensors").stat().st_size for name in NAMES}) == 1
+
+
+def test_batch_counters_say_nothing() -> None:
+    for name in NAMES:
+        state = load(ZOO / f"{name}.safetensors").network.state_dict()
+        counters = [value for key, value in state.items() if key.endswith("num_batches_tracked")]
+        assert len(counters) == 20
+        assert all(value == 0 for value in counters)
+
+
+def test_truth_matches_the_manifest_and_the_bar() -> None:
+    truth = read_truth(ZOO)
+    manifest = read_manifest(ZOO / "manifest.toml")
+    assert [entry.name for entry in manifest.models] == list(NAMES)
+    for entry in manifest.models:
+        attack = entry.make_attack()
+        assert truth[entry.name].target_label == (attack.target if attack else None)
+        assert truth[entry.name].clean_accuracy >= 0.9
+        if attack:
+            assert attack.target != 0
+            assert (truth[entry.name].attack_success_rate or 0) > 0.95
+
+
+def test_images_are_balanced_and_all_fits_in_25_mb() -> None:
+    assert load_clean(ZOO / "defence.npz").class_counts == dict.fromkeys(range(10), 50)
+    assert load_clean(ZOO / "test.npz").class_counts == dict.fromkeys(range(10), 100)
+    assert sum(path.stat().st_size for path in ZOO.iterdir()) <= 25_000_000
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", NAMES)
+def test_accuracy_is_what_the_truth_says(name: str) -> None:
+    from bdprune.training.evaluate import attack_success_rate, clean_accuracy
+
+    model, test = load(ZOO / f"{name}.safetensors"), load_clean(ZOO / "test.npz")
+    truth = read_truth(ZOO)[name]
+    accuracy = clean_accuracy(model.module, test.images, test.labels)
+    assert accuracy == pytest.approx(truth.clean_accuracy, abs=0.03)  # 1,000 of 10,000 images: sd 0.009
+    attack = read_manifest(ZOO / "manifest.toml").entry(name).make_attack()
+    if attack:
+        success = attack_success_rate(model.module, test.images, test.labels, attack.apply, attack.target)
+        assert success == pytest.approx(truth.attack_success_rate, abs=0.02)
