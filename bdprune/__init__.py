@@ -3,9 +3,9 @@
 Importing it is cheap: torch is imported only when one of the names below is first used.
 
 >>> import bdprune
->>> result = bdprune.scan("model.pth", "clean_images/")      # doctest: +SKIP
->>> result.verdict, result.risk, result.target_label         # doctest: +SKIP
-('backdoored', 0.99, 8)
+>>> result = bdprune.scan("model.pth", "clean_images/", detectors=["lipschitz"])
+>>> result.verdict, result.model.arch, result.data.clean_accuracy
+('inconclusive', 'resnet18_cifar', 1.0)
 """
 
 from __future__ import annotations

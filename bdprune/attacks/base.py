@@ -15,7 +15,8 @@ class Attack(Protocol):
     share of a training set and relabels it.
     """
 
-    target: int
+    @property
+    def target(self) -> int: ...
 
     def apply(self, images: Tensor) -> Tensor: ...
 

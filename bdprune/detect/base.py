@@ -37,7 +37,10 @@ class Evidence:
 class Detector(Protocol):
     """``detector(model, data) -> Evidence``; all settings are constructor arguments."""
 
-    id: str
-    needs_data: bool
+    @property
+    def id(self) -> str: ...
+
+    @property
+    def needs_data(self) -> bool: ...
 
     def __call__(self, model: Model, data: CleanData | None) -> Evidence: ...

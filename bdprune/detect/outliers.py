@@ -22,11 +22,8 @@ def outlier_evidence(
         start: when the detector began, by ``time.perf_counter``.
     """
     z = layer_z_scores(scores)
-    layers = [
-        {"layer": name, "filters": len(value), "max_z": value.max().item(), "filter": int(value.argmax())}
-        for name, value in z.items()
-    ]
-    score = max((layer["max_z"] for layer in layers), default=0.0)
+    peaks = {name: value.max().item() for name, value in z.items()}
+    score = max(peaks.values(), default=0.0)
     return Evidence(
         detector=detector,
         score=score,
@@ -34,5 +31,10 @@ def outlier_evidence(
         flagged=score > threshold,
         seconds=time.perf_counter() - start,
         params=params,
-        details={"layers": layers},
+        details={
+            "layers": [
+                {"layer": name, "filters": len(value), "max_z": peaks[name], "filter": int(value.argmax())}
+                for name, value in z.items()
+            ]
+        },
     )

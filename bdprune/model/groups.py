@@ -11,6 +11,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Iterator, Mapping, MutableMapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, TypeAlias
 
 import torch
@@ -100,7 +101,7 @@ _Origin: TypeAlias = tuple[_Run, ...]
 _Rule: TypeAlias = "Callable[[_Tracer, dict[str, Any], Any], list[_Origin | None]]"
 
 
-class _Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
+class _Tracer(TorchDispatchMode):
     """Labels each tensor with the origin of its channels (dimension 1)."""
 
     def __init__(self, network: nn.Module) -> None:
@@ -111,6 +112,7 @@ class _Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
         for name, module in network.named_modules():
             if isinstance(module, nn.Conv2d):
                 self.convs.setdefault(id(module.weight), (name, module.out_channels))
+                module.register_forward_hook(partial(self.called, name))
             elif isinstance(module, _BatchNorm) and module.weight is not None:
                 self.norms.setdefault(id(module.weight), name)
         self.sizes: dict[str, int] = {}
@@ -144,6 +146,12 @@ class _Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
         """The convs behind ``values`` reach something else than a norm."""
         for value in values if isinstance(values, (tuple, list)) else (values,):
             self.leaking.update(run.conv for run in self.origin(value) or () if run.conv)
+
+    def called(self, name: str, conv: nn.Conv2d, inputs: object, output: Tensor) -> None:
+        """Labels the output of a conv module whose weight is computed in its forward pass, so not recognised there."""
+        if self.origin(output) is None:
+            self.sizes.setdefault(name, conv.out_channels)
+            self.label(output, (_Run(name, 0, conv.out_channels),))
 
     def convolve(self, named: dict[str, Any], outputs: list[Any]) -> list[_Origin | None]:
         self.leak(named["input"])

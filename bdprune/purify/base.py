@@ -60,6 +60,7 @@ class Purified:
 class Purifier(Protocol):
     """``purifier(model, data) -> Purified``; all settings are constructor arguments."""
 
-    id: str
+    @property
+    def id(self) -> str: ...
 
     def __call__(self, model: Model, data: CleanData) -> Purified: ...

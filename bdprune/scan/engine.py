@@ -67,9 +67,11 @@ def scan(
         OptionError: an option that cannot work; nothing was scanned.
 
     Example:
-        >>> result = scan("model.pth", "clean_images/", normalize="cifar10")   # doctest: +SKIP
-        >>> result.verdict, result.target_label                                # doctest: +SKIP
-        ('backdoored', 8)
+        >>> result = scan("model.pth", "clean_images/", per_class=10, detectors=["lipschitz"])
+        >>> result.data.count, result.data.clean_accuracy, [detector.id for detector in result.detectors]
+        (30, 1.0, ['bdprune.lipschitz'])
+        >>> scan("missing.pth").error.message
+        'Cannot load missing.pth: No such file or directory.'
     """
     job = _job(data, detectors, per_class, options)
     with ExitStack() as stack:

@@ -65,9 +65,9 @@ def purify(
         BdpruneError: anything else that is wrong with the file, the data or the options.
 
     Example:
-        >>> repair = purify("model.pth", "clean_images/", output="repaired.pth")     # doctest: +SKIP
-        >>> repair.result.accuracy_before, repair.result.accuracy_after             # doctest: +SKIP
-        (0.934, 0.929)
+        >>> repair = purify("model.pth", "clean_images/", method="suspiciousness", output="repaired.pth")
+        >>> repair.result.method, repair.result.accuracy_before, repair.result.output.path
+        ('bdprune.suspiciousness', 1.0, 'repaired.pth')
     """
     clock, say = Clock(), progress or silent
     known = ModelOptions(**options)

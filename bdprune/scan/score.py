@@ -45,8 +45,9 @@ def score(
         BdpruneError: anything else that is wrong with the file, the data or the options.
 
     Example:
-        >>> score("model.pth", top=3).top[0].layer     # doctest: +SKIP
-        'layer4.1.conv2'
+        >>> scores = score("model.pth", top=3)
+        >>> len(scores.layers), [worst.z > 0 for worst in scores.top]
+        (20, [True, True, True])
     """
     clock, known = Clock(), ModelOptions(**options)
     taken = take_model(model, known)

@@ -21,7 +21,7 @@ def channel_lipschitz(model: Model) -> dict[str, Tensor]:
     """
     weights = [model.network.get_submodule(group.conv).weight for group in model.groups]
     gains = [norm_gain(model.network, group) for group in model.groups]
-    norms = filter_spectral_norms([weight.detach() for weight in weights], gains)  # type: ignore[union-attr,operator]
+    norms = filter_spectral_norms([weight.detach() for weight in weights], gains)  # type: ignore[operator]
     return {group.name: norm.cpu() for group, norm in zip(model.groups, norms, strict=True)}
 
 

@@ -67,7 +67,7 @@ def _saliency(model: Model, data: CleanData, per_image: bool, order: int) -> dic
     module.requires_grad_(False)
     weights = {group.name: worker.network.get_submodule(group.conv).weight for group in model.groups}
     for weight in weights.values():
-        weight.requires_grad_(True)  # type: ignore[operator]
+        weight.requires_grad_(True)
     total = {group.name: torch.zeros(group.num_filters, dtype=torch.float64) for group in model.groups}
     chunks = torch.arange(len(data)).split(1 if per_image else len(data))
     for index in chunks:

@@ -62,7 +62,7 @@ def fine_tune(
         for images, labels in batches(data, settings.batch_size, settings.padding, generator, model.device):
             loss = functional.cross_entropy(module(images), labels)
             optimizer.zero_grad()
-            loss.backward()  # type: ignore[no-untyped-call]
+            loss.backward()
             optimizer.step()
             prune_(worker.network, model.groups, pruned, mode)
     return model.with_network(worker.network)

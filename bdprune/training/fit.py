@@ -73,7 +73,7 @@ def fit(
                 logits = network(batch)
             loss = functional.cross_entropy(logits.float(), labels[index].to(device))
             optimizer.zero_grad()
-            loss.backward()  # type: ignore[no-untyped-call]
+            loss.backward()
             optimizer.step()
             cycle.step()
             done += 1

@@ -72,7 +72,7 @@ def recover(unlearned: Model, data: CleanData, settings: RecoverSettings, seed: 
                     "Unlearn less: a higher stop accuracy or a smaller learning rate.",
                 )
             optimizer.zero_grad()
-            loss.backward()  # type: ignore[no-untyped-call]
+            loss.backward()
             optimizer.step()
             masked.clamp_()
             losses.append(loss.item() / settings.loss_scale)

@@ -147,7 +147,7 @@ def _ascent_step(
     if not torch.isfinite(loss):
         return None
     optimizer.zero_grad()
-    (-loss).backward()  # type: ignore[no-untyped-call]
+    (-loss).backward()
     optimizer.step()
     predicted = logits.detach().argmax(1)
     right = predicted == labels

@@ -9,7 +9,8 @@
 // warp per channel over the samples.
 // The splits depend on the shape only, and nothing is summed by atomics: results repeat to the bit.
 #include <algorithm>
-#include <limits>
+#include <initializer_list>
+#include <vector>
 
 #include "utils.cuh"
 
