@@ -1,0 +1,63 @@
+"""Every example in the documents and in the public docstrings runs, on a small trained network and real files."""
+
+from __future__ import annotations
+
+import doctest
+import importlib
+import re
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+DOCUMENTS = ["README.md", "docs/python.md"]
+MODULES = ["bdprune", "bdprune.scan.engine", "bdprune.scan.purify", "bdprune.scan.score", "bdprune.scan.result"]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with ``model.pth``, a narrow ResNet-18 that tells dark, grey and bright, and ``clean_images/``."""
+    import torch
+    from PIL import Image
+
+    from bdprune.model.architectures import build
+    from bdprune.training.fit import Schedule, fit
+
+    labels = torch.arange(90) % 3
+    noise = torch.rand(90, 3, 32, 32, generator=torch.Generator().manual_seed(0)) / 5
+    images = ((noise + 0.35 * labels.view(-1, 1, 1, 1)) * 255).to(torch.uint8)
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        network = build("resnet18_cifar", 3, width=4)
+    fit(network, images, labels, Schedule(epochs=12, batch_size=30), seed=0)
+    where = tmp_path_factory.mktemp("examples")
+    torch.save({"net": network.state_dict(), "epoch": 12}, where / "model.pth")
+    for index, (image, label) in enumerate(zip(images, labels.tolist(), strict=True)):
+        target = where / "clean_images" / ("0_dark", "1_grey", "2_bright")[label]
+        target.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(image.permute(1, 2, 0).numpy()).save(target / f"{index}.png")
+    return where
+
+
+def blocks(document: str) -> list[str]:
+    return re.findall(r"^```python\n(.*?)^```$", (ROOT / document).read_text(), re.M | re.S)
+
+
+@pytest.mark.parametrize("document", DOCUMENTS)
+def test_python_blocks_run_one_after_another(document: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(folder)
+    namespace: dict[str, object] = {"__name__": "examples"}
+    for block in blocks(document):
+        exec(compile(block, document, "exec"), namespace)
+
+
+def test_there_are_examples() -> None:
+    assert len(blocks("docs/python.md")) >= 8
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_docstring_examples_are_right(name: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(folder)
+    done = doctest.testmod(importlib.import_module(name), optionflags=doctest.ELLIPSIS)
+    assert done.failed == 0
+    assert done.attempted > 0
