@@ -446,10 +446,14 @@ Tensor filter_spectral_norms(const std::vector<Tensor>& weights, const std::vect
   for (const auto& by_dtype : launches) {
     for (const Launch& work : by_dtype) host.insert(host.end(), work.table.begin(), work.table.end());
   }
-  // From pageable memory the copy is staged before the call returns, so `host` may go out of scope.
   const size_t bytes = host.size() * sizeof(WeightTable);
   const Tensor device = empty_on_device(static_cast<int64_t>(bytes), ScalarType::Byte, weights[0]);
   const cudaStream_t stream = current_stream(weights[0]);
+  // From pageable memory the copy is staged before the call returns, so `host` may go out of scope. A graph would read
+  // it again at every replay.
+  cudaStreamCaptureStatus capture = cudaStreamCaptureStatusNone;
+  STD_CUDA_CHECK(cudaStreamIsCapturing(stream, &capture));
+  BDP_CHECK(capture == cudaStreamCaptureStatusNone, "filter_spectral_norms cannot be captured in a CUDA graph");
   STD_CUDA_CHECK(cudaMemcpyAsync(device.data_ptr(), host.data(), bytes, cudaMemcpyHostToDevice, stream));
 
   const auto* table = static_cast<const WeightTable*>(device.data_ptr());
