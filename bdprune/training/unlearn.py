@@ -171,6 +171,11 @@ def _is_finite(module: nn.Module) -> bool:
 def batches(
     data: CleanData, batch_size: int, padding: int, generator: torch.Generator, device: torch.device
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    """One shuffled pass over ``data``, augmented: (images ``[B, C, H, W]``, labels ``[B]``) on ``device``."""
-    for index in torch.randperm(len(data), generator=generator).split(batch_size):
+    """One shuffled pass over ``data``, augmented: (images ``[B, C, H, W]``, labels ``[B]``) on ``device``.
+
+    Batches are of nearly equal size, at most ``batch_size``: statistics of a last batch with a handful of images
+    would mean nothing, neither to a batch norm nor to a stop accuracy.
+    """
+    order = torch.randperm(len(data), generator=generator)
+    for index in order.tensor_split(-(-len(data) // batch_size)):
         yield crop_and_flip(data.images[index], generator, padding).to(device), data.labels[index].to(device)

@@ -96,3 +96,11 @@ def test_batches_pass_over_every_image_once(data: CleanData) -> None:
         [labels for _, labels in batches(data, 16, 0, torch.Generator().manual_seed(0), torch.device("cpu"))]
     )
     assert seen.bincount().tolist() == data.labels.bincount().tolist()
+
+
+def test_batches_are_of_nearly_equal_size(data: CleanData) -> None:
+    passes = batches(data, 50, 0, torch.Generator().manual_seed(0), torch.device("cpu"))
+    assert [len(labels) for _, labels in passes] == [40, 40, 40]
+    one_more = data.subset(torch.arange(101))
+    passes = batches(one_more, 50, 0, torch.Generator().manual_seed(0), torch.device("cpu"))
+    assert [len(labels) for _, labels in passes] == [34, 34, 33]
