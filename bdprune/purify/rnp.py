@@ -100,7 +100,7 @@ class RNP:
             num_filters=sum(map(len, masks.values())),
             masks=masks,
             threshold=sweep.chosen.threshold if sweep.chosen else float("nan"),
-            threshold_rule=f"highest one that costs at most {100 * self.max_drop:g} points on {len(held)} held-out images",
+            threshold_rule=f"highest that costs at most {100 * self.max_drop:g} points on {len(held)} held-out images",
             accuracy_before=sweep.accuracy_before,
             accuracy_after=clean_accuracy(repaired.module, held.images, held.labels),
             curve=tuple(CurvePoint(p.threshold, p.clean_accuracy, p.filters_pruned) for p in sweep.points),

@@ -36,6 +36,10 @@ class Schedule:
     padding: int = 4
     bf16: bool = True
 
+    def steps(self, count: int) -> int:
+        """Steps in all over ``count`` images; the odd ones at the end of an epoch's order are left out."""
+        return self.epochs * (count // self.batch_size)
+
 
 def fit(
     network: nn.Module,
@@ -57,7 +61,7 @@ def fit(
     device = next(network.parameters()).device
     network.to(memory_format=torch.channels_last).train()  # type: ignore[call-overload]
     generator = torch.Generator().manual_seed(seed)
-    steps = schedule.epochs * (len(images) // schedule.batch_size)
+    steps = schedule.steps(len(images))
     optimizer = torch.optim.SGD(
         network.parameters(), schedule.peak_lr, schedule.momentum, weight_decay=schedule.weight_decay, nesterov=True
     )

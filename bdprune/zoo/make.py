@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -67,15 +68,16 @@ def train_model(zoo: Manifest, entry: Entry, train: RawImages, progress: Progres
     with torch.random.fork_rng():
         torch.manual_seed(entry.seed)
         network = build(zoo.arch, zoo.num_classes, in_channels=images.shape[1], width=zoo.width)
-    fit(
-        network,
-        images,
-        labels,
-        zoo.schedule,
-        entry.seed,
-        lambda step, steps, loss: progress(entry.name, step, steps, loss),
-    )
+    steps = [schedule.steps(len(images)) for schedule in zoo.schedules]
+    for index, schedule in enumerate(zoo.schedules):
+        told = functools.partial(_told, progress, entry.name, sum(steps[:index]), sum(steps))
+        # Each cycle draws an order and an augmentation of its own.
+        fit(network, images, labels, schedule, entry.seed + 1000 * index, told)
     return network
+
+
+def _told(progress: Progress, name: str, before: int, steps: int, step: int, _: int, loss: float) -> None:
+    progress(name, before + step, steps, loss)
 
 
 def poisoned(train: RawImages, attack: Attack | None, seed: int) -> tuple[Tensor, Tensor]:

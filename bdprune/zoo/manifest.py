@@ -43,14 +43,14 @@ class Entry(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """What the models of a zoo share, and the models."""
+    """What the models of a zoo share, and the models; schedules run one after the other, each a cycle of its own."""
 
     name: str
     dataset: str
     arch: str
     width: int
     num_classes: int
-    schedule: Schedule
+    schedules: list[Schedule]
     models: list[Entry]
     class_names: list[str] = []
     threads: int = 1
@@ -79,7 +79,7 @@ def read_manifest(path: Path) -> Manifest:
     try:
         raw = msgspec.toml.decode(path.read_bytes())
         manifest = msgspec.convert(raw, Manifest)
-        _check_schedule(raw["schedule"])
+        _check_schedules(raw["schedules"])
     except OSError as error:
         raise OptionError(f"Cannot read the manifest {path}: {error.strerror}.", "Name an existing file.") from None
     except (msgspec.MsgspecError, UnicodeDecodeError) as error:
@@ -91,8 +91,9 @@ def read_manifest(path: Path) -> Manifest:
     return manifest
 
 
-def _check_schedule(settings: dict[str, Any]) -> None:
-    """Msgspec lets unknown fields of a dataclass pass; a misspelt setting must not train with its default."""
-    unknown = settings.keys() - {field.name for field in dataclasses.fields(Schedule)}
+def _check_schedules(schedules: list[dict[str, Any]]) -> None:
+    """Unknown fields of a dataclass pass msgspec; a misspelt setting must not train with its default."""
+    known = {field.name for field in dataclasses.fields(Schedule)}
+    unknown = {name for settings in schedules for name in settings} - known
     if unknown:
-        raise msgspec.ValidationError(f"the schedule has no setting `{min(unknown)}`")
+        raise msgspec.ValidationError(f"a schedule has no setting `{min(unknown)}`")

@@ -21,10 +21,15 @@ width = 4
 num_classes = 3
 defence_images = 6
 test_images = 9
-[schedule]
+[[schedules]]
 epochs = 1
 batch_size = 16
 bf16 = false
+[[schedules]]
+epochs = 1
+batch_size = 16
+bf16 = false
+peak_lr = 0.01
 [[models]]
 name = "clean"
 seed = 1

@@ -13,7 +13,7 @@ dataset = "d"
 arch = "resnet18_cifar"
 width = 4
 num_classes = 3
-[schedule]
+[[schedules]]
 epochs = 1
 [[models]]
 name = "clean"
@@ -37,7 +37,7 @@ def write(folder: Path, text: str) -> Path:
 
 def test_reads_models_schedule_and_attacks(tmp_path: Path) -> None:
     manifest = read_manifest(write(tmp_path, TEXT))
-    assert (manifest.width, manifest.schedule.epochs, manifest.schedule.batch_size) == (4, 1, 128)
+    assert (manifest.width, manifest.schedules[0].epochs, manifest.schedules[0].batch_size) == (4, 1, 128)
     assert manifest.entry("clean").make_attack() is None
     assert manifest.entry("bad").make_attack() == BadNets(target=1, size=5)
     assert manifest.entry("mix").make_attack() == Blend(target=2, alpha=0.1)
