@@ -9,16 +9,17 @@ with a reason and before torch has allocated anything.
 from __future__ import annotations
 
 import io
+import itertools
 import pickletools
 import warnings
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any, NoReturn
 
 from bdprune.errors import ArtifactError
 
 MAX_PICKLE_BYTES = 16 << 20
-MAX_OPCODES = 2_000_000
+MAX_OPCODES = 1_000_000
 MAX_DIMENSIONS = 16
 
 _RESAVE = "Save it again with torch.save(model.state_dict(), path)."
@@ -118,10 +119,12 @@ def walk(stream: io.BytesIO, what: str) -> Walked:
     start = stream.tell()
     machine = _Machine(what)
     try:
-        for count, (opcode, argument, position) in enumerate(_opcodes(stream)):
-            if count > MAX_OPCODES or (position or start) - start > MAX_PICKLE_BYTES:
-                raise ArtifactError(f"the {what} is far larger than any state dict needs.", _RESAVE)
-            machine.step(opcode.name, argument)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # genops warns of backslashes in names
+            for count, (opcode, argument, position) in enumerate(pickletools.genops(stream)):
+                if count > MAX_OPCODES or (position or start) - start > MAX_PICKLE_BYTES:
+                    raise ArtifactError(f"the {what} is far larger than any state dict needs.", _RESAVE)
+                machine.step(opcode.name, argument)
     except (ValueError, IndexError, KeyError, TypeError, OverflowError, MemoryError) as error:
         raise ArtifactError(f"the {what} is damaged: {shown(error)}.", "Fetch the file again.") from None
     return machine.finish()
@@ -132,15 +135,15 @@ def named_globals(stream: io.BytesIO) -> list[str]:
     names: list[str] = []
     strings: list[str] = []
     try:
-        for count, (opcode, argument, _) in enumerate(_opcodes(stream)):
-            if count > MAX_OPCODES:
-                break
-            if opcode.name in ("GLOBAL", "INST"):
-                names.append(_dotted(str(argument)))
-            elif opcode.name == "STACK_GLOBAL":
-                names.append(_dotted(" ".join(strings[-2:])))
-            elif isinstance(argument, str):
-                strings = [*strings[-1:], argument]
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            for opcode, argument, _ in itertools.islice(pickletools.genops(stream), MAX_OPCODES):
+                if opcode.name in ("GLOBAL", "INST"):
+                    names.append(_dotted(str(argument)))
+                elif opcode.name == "STACK_GLOBAL":
+                    names.append(_dotted(" ".join(strings[-2:])))
+                elif isinstance(argument, str):
+                    strings = [*strings[-1:], argument]
     except (ValueError, IndexError, KeyError, TypeError, OverflowError, MemoryError):
         return names
     return names
@@ -151,18 +154,6 @@ def refuse_global(name: str, what: str) -> NoReturn:
     if "qtensor" in name or name.startswith("torch.Q"):
         raise ArtifactError(f"the {what} holds quantised tensors ({shown(name)}).", _QUANTISED)
     raise ArtifactError(f"the {what} asks to run {shown(name)}, which no state dict needs.", _TRUST)
-
-
-def _opcodes(stream: io.BytesIO) -> Iterator[tuple[pickletools.OpcodeInfo, Any, int | None]]:
-    """``pickletools.genops`` without its warnings about backslashes in names."""
-    opcodes = pickletools.genops(stream)
-    while True:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            step = next(opcodes, None)
-        if step is None:
-            return
-        yield step
 
 
 class _Machine:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -91,7 +92,7 @@ def _fit(entry: Architecture, shapes: Shapes) -> Recognised | None:
     settings = entry.read(shapes) if entry.may_fit(shapes) else None
     if settings is None:
         return None
-    expected = _expected(entry, settings)
+    expected = _expected(entry.name, tuple(settings.items()))
     if expected is None or differences(expected, shapes):
         return None
     return Recognised(entry.name, settings, settings.get("input_size", entry.input_size))
@@ -103,10 +104,11 @@ def _skeleton(entry: Architecture, settings: Settings) -> nn.Module:
         return entry.make(**settings).eval()
 
 
-def _expected(entry: Architecture, settings: Settings) -> Shapes | None:
+@lru_cache(maxsize=256)
+def _expected(name: str, settings: tuple[tuple[str, Any], ...]) -> Shapes | None:
     """Names and shapes of the network; None when a hostile width makes it too large for any tensor."""
     try:
-        return shapes_of(_skeleton(entry, settings).state_dict())
+        return shapes_of(_skeleton(REGISTRY[name], dict(settings)).state_dict())
     except (RuntimeError, ValueError, TypeError, OverflowError, ZeroDivisionError):
         return None
 
@@ -120,7 +122,7 @@ def _nearest(entries: Iterable[Architecture], shapes: Shapes, arch: str | None) 
     ranked = []
     for entry in entries:
         settings = entry.read(shapes) or {"num_classes": 10, "in_channels": 3, "width": entry.width}
-        expected = _expected(entry, settings)
+        expected = _expected(entry.name, tuple(settings.items()))
         if expected is not None:
             same = sum(shapes.get(name) == shape for name, shape in expected.items())
             ranked.append((same / max(len({*expected, *shapes}), 1), entry.name, differences(expected, shapes)))

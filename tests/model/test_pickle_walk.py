@@ -120,7 +120,7 @@ def test_refuses(body: bytes, message: str) -> None:
 
 
 def test_deep_nesting_neither_recurses_nor_crashes() -> None:
-    read(b")" + b"\x85" * 1_000_000)
+    read(b")" + b"\x85" * 300_000)
     with pytest.raises(ArtifactError, match="a key of type tuple"):
         read(b"}" + b")" + b"\x85" * 100_000 + b"K\x01s")
 

@@ -325,3 +325,20 @@ def test_giant_pickle_is_refused_unread(saved: Saved) -> None:
 def test_torch_has_the_last_word() -> None:
     with pytest.raises(ArtifactError, match="refuses it"):
         torch_file.load_checked(pickle.dumps(System(), 2))
+
+
+def test_legacy_headers_that_do_not_fit(saved: Saved) -> None:
+    data = saved(weights(), _use_new_zipfile_serialization=False)
+    with pytest.raises(UnsupportedError, match="unknown version"):
+        torch_file.check_legacy(data.replace(b"M\xe9\x03.", b"M\xea\x03.", 1))
+    at = data.rindex(b"X", 0, data.rindex(b"e."))  # the last key in the list of storages
+    with pytest.raises(ArtifactError, match="does not match"):
+        torch_file.check_legacy(data[: at + 5] + b"x" + data[at + 6 :])
+
+
+def test_encrypted_entries_are_refused(saved: Saved) -> None:
+    data = bytearray(saved(weights()))
+    at = data.index(b"PK\x01\x02")
+    data[at + 8] |= 1
+    with pytest.raises(ArtifactError, match="encrypted"):
+        torch_file.check_zip(bytes(data))

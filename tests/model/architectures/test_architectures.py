@@ -105,3 +105,16 @@ def test_rounds_channels_to_multiples_of_8_but_never_down_by_a_tenth() -> None:
 def test_unknown_name_is_told_with_the_known_ones() -> None:
     with pytest.raises(OptionError, match=r"'resnet19'.*resnet18_cifar"):
         build("resnet19", 10)
+
+
+def test_norm_behind_the_last_stage_of_a_pre_activation_network() -> None:
+    torch.manual_seed(0)
+    network = build("preact_resnet18", 4, width=2, last_norm="bn").eval()
+    bare = build("preact_resnet18", 4, width=2).eval()
+    bare.load_state_dict({name: t for name, t in network.state_dict().items() if not name.startswith("bn.")})
+    maps: list[torch.Tensor] = []
+    bare.get_submodule("layer4").register_forward_hook(lambda *call: maps.append(call[2]))
+    x = torch.rand(2, 3, 32, 32)
+    bare(x)
+    features = torch.relu(maps[0] / (1 + 1e-5) ** 0.5).mean((2, 3))  # a fresh norm divides by sqrt(1 + eps)
+    assert torch.allclose(network(x), bare.get_submodule("linear")(features), atol=1e-6)
