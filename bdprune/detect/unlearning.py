@@ -10,7 +10,7 @@ from bdprune.data.clean import CleanData
 from bdprune.detect.base import Evidence
 from bdprune.errors import DataError
 from bdprune.model.handle import Model
-from bdprune.training.trajectory import flip_shares, last_epoch
+from bdprune.training.trajectory import flip_shares, last_epoch, lead, top_label
 from bdprune.training.unlearn import Unlearned, UnlearnSettings, unlearn
 
 
@@ -18,21 +18,25 @@ from bdprune.training.unlearn import Unlearned, UnlearnSettings, unlearn
 class UnlearningDetector:
     """Flags a model whose wrong predictions, while it unlearns, pile up on one label.
 
-    The statistic is the largest *flip share* over labels k: of the images that are not of class k, the share that
-    is predicted as k, over the last pass before the collapse. Predictions are those of the training forward passes
-    (batch statistics), so they cost nothing: the running statistics of batch norms lag behind the weights and name
-    wrong labels.
+    The flip share of a label k is the share of the images of other classes that are predicted as k. The statistic is
+    the lead of the largest flip share over the second largest in the last pass before the collapse: a clean network
+    also prefers some labels as it falls apart, but never one alone. Predictions are those of the training forward
+    passes (batch statistics), so they cost nothing; in eval mode the running statistics of batch norms lag behind the
+    weights and name wrong labels.
+
+    The label is named only if it leads in the first half of the way down as well: some networks change their mind, and
+    then the evidence is good for a suspicion but not for a name.
 
     Args:
         unlearning: settings of the ascent.
-        threshold: a flip share above this is flagged (docs/detection.md has the measurements).
+        threshold: a lead above this is flagged (docs/detection.md has the measurements).
         seed: of order and augmentation.
     """
 
     unlearning: UnlearnSettings = field(
         default_factory=lambda: UnlearnSettings(weight_decay=5e-4, min_steps=8, raises=1)
     )
-    threshold: float = 0.45
+    threshold: float = 0.22
     seed: int = 0
 
     id = "bdprune.unlearning"
@@ -53,16 +57,19 @@ class UnlearningDetector:
     def read(self, unlearned: Unlearned, seconds: float = 0.0) -> Evidence:
         """The evidence in an unlearning that has been done already."""
         shares = flip_shares(last_epoch(unlearned.trajectory, unlearned.steps_per_epoch))
-        score = max(shares)
+        score = lead(shares)
+        label = top_label(shares)
+        onset = unlearned.trajectory[: max(len(unlearned.trajectory) // 2, 1)]
+        agreed = top_label(flip_shares(onset)) == label
         return Evidence(
             detector=self.id,
             score=score,
             threshold=self.threshold,
             flagged=score > self.threshold,
-            target_label=shares.index(score),
+            target_label=label if agreed else None,
             seconds=seconds,
             params={**asdict(self.unlearning), "seed": self.seed},
-            details=_details(unlearned, shares),
+            details={"final_label": label, **_details(unlearned, shares)},
         )
 
 

@@ -51,6 +51,8 @@ def judge(evidence: Sequence[Evidence], sanity: Sanity | None) -> Judgement:
         return Judgement("suspicious" if flagged else "clean", _risk(heard), _agreed_label(flagged), findings)
     label = leader.target_label
     rivals = {one.target_label for one in flagged} - {None, label}
+    if label is None:
+        return Judgement("suspicious", _risk(heard), _agreed_label(flagged), findings)
     if rivals:
         return Judgement("suspicious", _risk(heard), label, (*findings, _disagreement(label, rivals)))
     return Judgement("backdoored", _risk([leader]), label, (*findings, *_confirmation(flagged, label)))

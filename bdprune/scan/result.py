@@ -164,6 +164,12 @@ class Result(Document, frozen=True, kw_only=True, tag_field="kind", tag="scan"):
 
     ``risk`` is in [0, 1], larger is worse, null when nothing could be judged. ``target_label`` is the label that the
     backdoor leads to, null when none is named. ``error`` is set exactly when the verdict is ``error``.
+
+    Example:
+        >>> import bdprune
+        >>> result = bdprune.scan("model.pth")
+        >>> Result.from_json(result.to_json()) == result
+        True
     """
 
     verdict: Verdict
@@ -265,7 +271,7 @@ def schema(kind: str = "scan") -> dict[str, Any]:
     """JSON Schema (2020-12) of one kind of result: ``scan``, ``purify`` or ``score``."""
     found = msgspec.json.schema(KINDS[kind])
     for part in found["$defs"].values():
-        part["description"] = inspect.cleandoc(part["description"])
+        part["description"] = inspect.cleandoc(part["description"]).partition("\n\nExample:")[0]
     return {"$schema": "https://json-schema.org/draft/2020-12/schema", **found}
 
 

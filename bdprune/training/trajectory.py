@@ -41,5 +41,15 @@ def last_epoch(trajectory: Sequence[UnlearnStep], steps_per_epoch: int) -> Seque
 
 def sink_label(trajectory: Sequence[UnlearnStep], steps_per_epoch: int) -> int:
     """The label with the largest flip share in the last pass: RNP's backdoor label."""
-    shares = flip_shares(last_epoch(trajectory, steps_per_epoch))
-    return shares.index(max(shares))
+    return top_label(flip_shares(last_epoch(trajectory, steps_per_epoch)))
+
+
+def top_label(shares: Sequence[float]) -> int:
+    """The label with the largest share; the smallest such label on a tie."""
+    return max(range(len(shares)), key=lambda label: shares[label])
+
+
+def lead(shares: Sequence[float]) -> float:
+    """By how much the largest share leads the second largest, in [0, 1]."""
+    first, second = sorted(shares, reverse=True)[:2]
+    return first - second

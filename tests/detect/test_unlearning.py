@@ -1,3 +1,4 @@
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -18,16 +19,24 @@ def unlearned(model: Any, *wrong: tuple[int, int, int]) -> Unlearned:
 def test_flags_one_sink(bright: Any) -> None:
     evidence = UnlearningDetector(threshold=0.5).read(unlearned(bright.model, (1, 18, 2), (0, 16, 2)), 1.5)
     assert evidence.flagged
-    assert evidence.score == pytest.approx(34 / 40)
+    assert evidence.score == pytest.approx(34 / 40 - 4 / 40)
     assert evidence.target_label == 1
     assert evidence.seconds == 1.5
     assert evidence.details["flip_shares"] == pytest.approx([1 / 40, 34 / 40, 4 / 40])
 
 
 def test_leaves_spread_out_votes_alone(bright: Any) -> None:
-    evidence = UnlearningDetector(threshold=0.5).read(unlearned(bright.model, (9, 9, 8)))
+    evidence = UnlearningDetector(threshold=0.2).read(unlearned(bright.model, (9, 7, 8)))
     assert not evidence.flagged
-    assert evidence.score == pytest.approx(9 / 20)
+    assert evidence.score == pytest.approx(1 / 20)
+
+
+def test_names_no_label_that_did_not_lead_from_the_start(bright: Any) -> None:
+    steps = unlearned(bright.model, (9, 1, 1), (0, 18, 2))
+    evidence = UnlearningDetector(threshold=0.2).read(replace(steps, steps_per_epoch=1))
+    assert evidence.flagged
+    assert evidence.target_label is None
+    assert evidence.details["final_label"] == 1
 
 
 def test_runs_on_a_network_and_records_how(bright: Any) -> None:
