@@ -54,7 +54,8 @@ cuda-check: env ## compile the CUDA sources for sm_80 and sm_90 and look for spi
 	$(PYTHON) tools/cuda_check.py
 
 bench: env ## the speed ladders; results go to bench/results
-	$(PYTHON) -m bench
+	mkdir -p bench/results
+	$(PYTHON) bench/spectral_norms.py --json bench/results/spectral_norms.json
 
 build: env ## a wheel of what is here, into dist/
 	$(PYTHON) -m pip wheel . --no-build-isolation --no-deps --wheel-dir dist
