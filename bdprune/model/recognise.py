@@ -127,9 +127,13 @@ def _nearest(entries: Iterable[Architecture], shapes: Shapes, arch: str | None) 
             same = sum(shapes.get(name) == shape for name, shape in expected.items())
             ranked.append((same / max(len({*expected, *shapes}), 1), entry.name, differences(expected, shapes)))
     ranked.sort(key=lambda item: (-item[0], item[1]))
-    told = "; ".join(_told(name, share, differs) for share, name, differs in ranked[:_NEAREST])
+    near = [item for item in ranked[:_NEAREST] if item[0] > 0 or arch]
+    if not near:
+        first = ", ".join(f"{shown(name)} {shape}" for name, shape in list(shapes.items())[:_DIFFERENCES])
+        return f"The checkpoint has nothing in common with any known architecture; it begins with {first}."
+    told = "; ".join(_told(name, share, differs) for share, name, differs in near)
     subject = f"The checkpoint is no {arch}" if arch else "The checkpoint fits no known architecture; nearest"
-    return f"{subject}: {told}." if told else "The checkpoint fits no known architecture."
+    return f"{subject}: {told}."
 
 
 def _told(name: str, share: float, differs: list[str]) -> str:

@@ -119,3 +119,9 @@ def test_two_fits_are_ambiguous(monkeypatch: pytest.MonkeyPatch) -> None:
     )
     with pytest.raises(ArchitectureError, match="fits several architectures: ibau_cnn, twin"):
         recognise(shapes("ibau_cnn", num_classes=10))
+
+
+def test_foreign_names_are_shown_instead_of_far_candidates() -> None:
+    with pytest.raises(ArchitectureError) as caught:
+        recognise({"encoder.weight": (2, 2)})
+    assert "nothing in common" in caught.value.message and "'encoder.weight' (2, 2)" in caught.value.message
