@@ -25,6 +25,18 @@ def check_writable(path: Path) -> None:
         raise _unwritable(path, error) from error
 
 
+def make_folder(path: Path) -> None:
+    """Makes sure that ``path`` is a folder.
+
+    Raises:
+        OutputError: it cannot be made.
+    """
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise _unwritable(path, error) from error
+
+
 def write_text(path: Path, text: str) -> None:
     """Writes ``text`` to ``path`` so that a reader never sees half of it.
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import jinja2
@@ -14,12 +15,23 @@ from bdprune.report import charts, summary, svg
 from bdprune.scan.result import Document, PurifyResult, Result, ScoreResult
 
 
-def html_page(documents: Sequence[Document], title: str = "") -> str:
+@dataclass(frozen=True)
+class Table:
+    """A table to put on top of a page: its caption, the names of its columns, its rows, and a note below."""
+
+    caption: str
+    columns: Sequence[str]
+    rows: Sequence[Sequence[str]]
+    note: str = ""
+
+
+def html_page(documents: Sequence[Document], title: str = "", top: Table | None = None) -> str:
     """The page for these results, in their order; several scans get a table on top that leads to each.
 
     Args:
         documents: scans, repairs and scores, mixed as they like.
         title: of the page; by default what was scanned.
+        top: what comes before everything else.
     """
     numbered = list(enumerate(documents, 1))
     scans = [(index, one) for index, one in numbered if isinstance(one, Result)]
@@ -27,6 +39,7 @@ def html_page(documents: Sequence[Document], title: str = "") -> str:
     tally = summary.tally([one for _, one in scans])
     page = _environment().get_template("report.html.j2")
     return page.render(
+        top=top,
         title=title or (documents[0].name if len(documents) == 1 else tally),
         documents=numbered,
         scans=scans,

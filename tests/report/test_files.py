@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from bdprune.errors import OutputError
-from bdprune.report.files import check_writable, write_text
+from bdprune.report.files import check_writable, make_folder, write_text
 
 
 def test_written_text_replaces_what_was_there(tmp_path: Path) -> None:
@@ -32,6 +32,15 @@ def test_impossible_places_are_refused(tmp_path: Path) -> None:
             check_writable(path)
     with pytest.raises(OutputError):
         write_text(tmp_path / "no" / "r.json", "x")
+
+
+def test_folders_are_made_or_refused(tmp_path: Path) -> None:
+    for _ in range(2):
+        make_folder(tmp_path / "a" / "b")
+    assert (tmp_path / "a" / "b").is_dir()
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(OutputError):
+        make_folder(tmp_path / "file" / "b")
 
 
 def test_what_was_there_survives_a_failure(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

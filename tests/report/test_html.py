@@ -8,7 +8,7 @@ from html.parser import HTMLParser
 import msgspec
 import pytest
 
-from bdprune.report.html import html_page
+from bdprune.report.html import Table, html_page
 from bdprune.scan.result import ArtifactInfo, Document, PurifyResult, Result, ScoreResult
 
 VOID = {"meta", "link", "br", "hr", "img", "input"}
@@ -138,6 +138,14 @@ def test_error_shows_message_and_mend_and_no_evidence(failed: Result) -> None:
 def test_repair_shows_before_and_after(repaired: PurifyResult) -> None:
     text = words(read(repaired))
     assert "93.0 % 92.0 %" in text and "2400 2359" in text and "chosen: 0.35" in text
+
+
+def test_table_on_top_comes_first_and_is_escaped(clean: Result) -> None:
+    top = Table("Outcome <b>", ("model", "verdict"), [("a<i>", "clean")], "How <u>it</u> was measured.")
+    page = html_page([clean], top=top)
+    assert "<i>" not in page and "<u>" not in page and "Outcome &lt;b&gt;" in page
+    assert page.index("a&lt;i&gt;") < page.index('class="banner')
+    assert '<span class="pill clean">clean</span>' in page
 
 
 def test_no_results_still_give_a_page() -> None:
