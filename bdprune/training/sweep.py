@@ -75,3 +75,68 @@ def sweep_thresholds(
             break
         chosen = points[-1]
     return Sweep(before, tuple(points), chosen)
+
+
+def prune_guarded(
+    model: Model, masks: Mapping[str, Tensor], data: CleanData, limit: float, max_drop: float, mode: PruneMode
+) -> Sweep:
+    """Prunes filters in rising order of their mask, and leaves alone those that clean accuracy cannot spare.
+
+    One filter that the task needs, with a low mask, would stop a plain sweep early; here it is skipped. Filters are
+    tried in runs; a run that costs too much is halved until the filter at fault is found.
+
+    Args:
+        masks: group name -> mask per filter.
+        data: held-out clean images; nothing else is looked at.
+        limit: filters with a mask above this are never pruned.
+        max_drop: allowed fall of clean accuracy in all, in [0, 1].
+        mode: how a filter is pruned.
+
+    Returns:
+        A sweep with a point for every run that was tried whole; the last point is the one that was chosen.
+    """
+    before = clean_accuracy(model.module, data.images, data.labels)
+    order = sorted(
+        (value, name, index)
+        for name, mask in masks.items()
+        for index, value in enumerate(mask.tolist())
+        if value <= limit
+    )
+    taken: list[tuple[float, str, int]] = []
+    accuracy = before
+    points: list[SweepPoint] = []
+    for start in range(0, len(order), _RUN):
+        taken, accuracy = _take(model, taken, accuracy, order[start : start + _RUN], data, before - max_drop, mode)
+        points.append(SweepPoint(order[min(start + _RUN, len(order)) - 1][0], accuracy, _by_group(taken)))
+    return Sweep(before, tuple(points), points[-1] if points and taken else None)
+
+
+_RUN = 8
+_Filter = tuple[float, str, int]
+
+
+def _take(
+    model: Model,
+    taken: list[_Filter],
+    accuracy: float,
+    run: list[_Filter],
+    data: CleanData,
+    floor: float,
+    mode: PruneMode,
+) -> tuple[list[_Filter], float]:
+    """``taken`` and what of ``run`` can go with it, and the accuracy that is left; halves a run that costs too much."""
+    tried = clean_accuracy(prune(model, _by_group([*taken, *run]), mode).module, data.images, data.labels)
+    if tried >= floor:
+        return [*taken, *run], tried
+    if len(run) == 1:
+        return taken, accuracy
+    middle = len(run) // 2
+    taken, accuracy = _take(model, taken, accuracy, run[:middle], data, floor, mode)
+    return _take(model, taken, accuracy, run[middle:], data, floor, mode)
+
+
+def _by_group(filters: Sequence[_Filter]) -> dict[str, list[int]]:
+    groups: dict[str, list[int]] = {}
+    for _, name, index in filters:
+        groups.setdefault(name, []).append(index)
+    return {name: sorted(indices) for name, indices in groups.items()}

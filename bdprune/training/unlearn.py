@@ -14,6 +14,7 @@ from bdprune.data.clean import CleanData
 from bdprune.errors import TrainingError
 from bdprune.model.handle import Model
 from bdprune.training.augment import crop_and_flip
+from bdprune.training.evaluate import clean_accuracy
 from bdprune.training.normalization import keep_running_statistics
 from bdprune.training.trajectory import UnlearnStep
 
@@ -29,6 +30,7 @@ class UnlearnSettings:
         batch_size: images a step.
         max_epochs: passes over the data at most.
         stop_accuracy: stop once train-mode accuracy is at or below this, in [0, 1]; None means chance, 1 / K.
+        stop_share: stop at this share of the accuracy before unlearning, in (0, 1); None goes by stop_accuracy.
         stop_on: what that accuracy is measured over: the last ``batch`` or the whole ``epoch``.
         milestones: epochs after which the learning rate is divided by ten.
         padding: pixels of the random crop; a mirrored half goes with it.
@@ -45,6 +47,7 @@ class UnlearnSettings:
     batch_size: int = 128
     max_epochs: int = 20
     stop_accuracy: float | None = None
+    stop_share: float | None = None
     stop_on: str = "batch"
     milestones: tuple[int, ...] = ()
     padding: int = 4
@@ -112,6 +115,8 @@ def _ascend(model: Model, data: CleanData, settings: UnlearnSettings, lr: float,
     optimizer = torch.optim.SGD(module.parameters(), lr, settings.momentum, weight_decay=settings.weight_decay)
     scheduler = torch.optim.lr_scheduler.MultiStepLR(optimizer, list(settings.milestones), 0.1)
     floor = settings.stop_accuracy if settings.stop_accuracy is not None else 1 / model.num_classes
+    if settings.stop_share is not None:
+        floor = settings.stop_share * clean_accuracy(model.module, data.images, data.labels)
     generator = torch.Generator().manual_seed(seed)
     trajectory: list[UnlearnStep] = []
     last_finite = copy.deepcopy(worker.network.state_dict())
