@@ -54,3 +54,8 @@ class OutputError(BdpruneError):
 
 class TrainingError(BdpruneError):
     """An optimisation left the finite numbers and could not be brought back."""
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of an error's text, at most 300 characters of it: what fits into a message."""
+    return (str(error).strip().splitlines() or [""])[0][:300]

@@ -21,7 +21,7 @@ from bdprune.cli.scan import scan
 from bdprune.cli.schema import schema
 from bdprune.cli.score import score
 from bdprune.cli.zoo import zoo
-from bdprune.errors import BdpruneError
+from bdprune.errors import BdpruneError, first_line
 from bdprune.report.text import plain
 
 log = logging.getLogger("bdprune")
@@ -63,8 +63,9 @@ def _guarded(run: Callable[[], Any]) -> int:
         return exit_codes.BROKEN_PIPE
     except Exception as error:
         log.debug("", exc_info=True)
-        reason = (str(error).strip().splitlines() or [""])[0]
-        _complain(f"Unexpected {type(error).__name__}: {reason}", "Please report it, with what --verbose prints.")
+        _complain(
+            f"Unexpected {type(error).__name__}: {first_line(error)}", "Please report it, with what --verbose prints."
+        )
         return exit_codes.FAILED
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import platform
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -13,7 +12,7 @@ import bdprune
 from bdprune.data.clean import CleanData
 from bdprune.data.sanity import Sanity
 from bdprune.detect.base import Evidence
-from bdprune.errors import BdpruneError
+from bdprune.errors import BdpruneError, first_line
 from bdprune.model.handle import Model
 from bdprune.ops import backend
 from bdprune.scan.result import ArtifactInfo, DataInfo, DetectorResult, Env, ErrorInfo, ModelInfo, SanityInfo, finite
@@ -119,8 +118,3 @@ def error_info(error: Exception) -> ErrorInfo:
     return ErrorInfo(
         type=type(error).__name__, message=message, mend="Please report it; --verbose shows where it came from."
     )
-
-
-def first_line(error: Any) -> str:
-    """The first line of an error's text, at most 300 characters of it."""
-    return (str(error).strip().splitlines() or [""])[0][:300]

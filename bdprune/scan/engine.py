@@ -101,14 +101,21 @@ def _results(paths: Iterable[ModelSource], job: Job, timeout: float | None, prog
     with ExitStack() as stack:
         run = _runner(job, timeout, stack)
         for path in paths:
-            started = Clock()
-            try:
-                yield run(path, progress)
-            except OptionError:
-                raise
-            except Exception as error:
-                log.debug("unexpected error in %s", path, exc_info=True)
-                yield failure(path, error, job, started)
+            yield _survive(run, path, job, progress)
+
+
+def _survive(
+    run: Callable[[ModelSource, Progress], Result], source: ModelSource, job: Job, progress: Progress
+) -> Result:
+    """What ``run`` makes of one model; a bug that it hits is the result of this model, not the end of the others."""
+    clock = Clock()
+    try:
+        return run(source, progress)
+    except OptionError:
+        raise
+    except Exception as error:
+        log.debug("unexpected error in %s", source, exc_info=True)
+        return failure(source, error, job, clock)
 
 
 @dataclass

@@ -15,7 +15,7 @@ from bdprune.data.clean import CleanData
 from bdprune.data.dataset import SizedDataset
 from bdprune.data.load import load_clean
 from bdprune.data.normalizations import parse_normalization
-from bdprune.errors import DataError, OptionError
+from bdprune.errors import ArchitectureError, DataError, OptionError, first_line
 from bdprune.model.handle import Model, Normalization
 from bdprune.model.load import load
 from bdprune.scan.device import parse_device
@@ -70,6 +70,11 @@ def take_model(source: ModelSource, options: ModelOptions) -> Model:
         normalize=normalization,
         input_size=input_size,
     )
+    if options.input_shape not in (None, model.input_shape):
+        raise OptionError(
+            f"The model takes images of shape {model.input_shape}, not {options.input_shape}.",
+            "Give that number of channels in --input-shape.",
+        )
     return model.with_network(model.network.to(device))
 
 
@@ -77,9 +82,16 @@ def _from_module(module: nn.Module, options: ModelOptions, normalization: Normal
     if options.input_shape is None:
         raise OptionError("A module does not say what images it takes.", "Give input_shape=(channels, height, width).")
     network = copy.deepcopy(module).to(device).float().eval()
-    with torch.no_grad():
-        logits = network(torch.zeros(1, *options.input_shape, device=device))
-    return Model(network, options.arch or type(module).__name__, logits.shape[1], options.input_shape, normalization)
+    try:
+        with torch.no_grad():
+            logits = network(torch.zeros(1, *options.input_shape, device=device))
+        _, num_classes = logits.shape
+    except Exception as error:
+        raise ArchitectureError(
+            f"The module makes no logits of images of shape {options.input_shape}: {first_line(error)}.",
+            "Give the input_shape that it was made for.",
+        ) from error
+    return Model(network, options.arch or type(module).__name__, num_classes, options.input_shape, normalization)
 
 
 @dataclass

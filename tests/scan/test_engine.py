@@ -85,6 +85,13 @@ def test_module_without_a_shape_is_a_usage_error(tiny: Any) -> None:
         scan(tiny.module, tiny.data)
 
 
+def test_module_that_makes_no_logits_of_such_images_is_an_error(check: Callable[..., Result]) -> None:
+    for module, words in ((torch.nn.Conv2d(3, 8, 1), "too many values"), (torch.nn.Conv2d(4, 8, 1), "channels")):
+        found = check(module)
+        assert found.verdict == "error" and found.error and found.error.type == "ArchitectureError"
+        assert words in found.error.message and found.artifact is None
+
+
 def test_real_detectors_all_run_on_a_tiny_network(check: Callable[..., Result]) -> None:
     found = check(detectors=None)
     assert [one.id for one in found.detectors] == ["bdprune.unlearning", "bdprune.lipschitz", "bdprune.suspiciousness"]
@@ -176,6 +183,7 @@ def test_data_in_memory_that_does_not_fit_is_an_error_too(check: Callable[..., R
         ({"normalize": "wrong"}, "no normalisation"),
         ({"detectors": ["nonsense"]}, "no detector 'nonsense'"),
         ({"timeout": 0}, "leaves no time"),
+        ({"input_shape": (1, 8, 8)}, r"images of shape \(3, 8, 8\), not \(1, 8, 8\)"),
         ({"per_class": 0}, "too few"),
     ],
 )
