@@ -64,12 +64,13 @@ def make(manifest: Path, data: Path, out: Path, only: Sequence[str] = (), progre
 
 def train_model(zoo: Manifest, entry: Entry, train: RawImages, progress: Progress = _silent) -> nn.Module:
     """One trained network in eval mode; the same seed, threads and machine give the same weights."""
-    images, labels = poisoned(train, entry.make_attack(), entry.seed)
+    attacked = poisoned(train, entry.make_attack(), entry.seed)
     with torch.random.fork_rng():
         torch.manual_seed(entry.seed)
-        network = build(zoo.arch, zoo.num_classes, in_channels=images.shape[1], width=zoo.width)
-    steps = [schedule.steps(len(images)) for schedule in zoo.schedules]
+        network = build(zoo.arch, zoo.num_classes, in_channels=train.images.shape[1], width=zoo.width)
+    steps = [schedule.steps(len(train.labels)) for schedule in zoo.schedules]
     for index, schedule in enumerate(zoo.schedules):
+        images, labels = attacked if index + 1 >= entry.poisoned_from else (train.images, train.labels)
         told = functools.partial(_told, progress, entry.name, sum(steps[:index]), sum(steps))
         # Each cycle draws an order and an augmentation of its own.
         fit(network, images, labels, schedule, entry.seed + 1000 * index, told)

@@ -18,11 +18,20 @@ ATTACKS: dict[str, type[BadNets] | type[Blend]] = {"badnets": BadNets, "blend": 
 
 
 class Entry(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """One model: its name, its seed, and the attack's ``kind`` with its arguments (None for a clean model)."""
+    """One model.
+
+    Attributes:
+        name: of its files.
+        seed: of initialisation, poisoning, order and augmentation.
+        attack: the attack's ``kind`` with its arguments, None for a clean model.
+        poisoned_from: the first schedule, counted from 1, that trains on poisoned data; those before it train on clean
+            data, as when an attacker fine-tunes a clean model.
+    """
 
     name: str
     seed: int
     attack: dict[str, Any] | None = None
+    poisoned_from: int = 1
 
     def make_attack(self) -> Attack | None:
         """The attack object, None for a clean model.

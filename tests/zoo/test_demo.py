@@ -30,7 +30,7 @@ def test_verdicts_and_labels_are_those_of_the_truth(done: tuple[Demo, Path, list
     assert {name: (row.result.verdict, row.result.target_label) for name, row in rows.items()} == {
         "clean": ("clean", None),
         "badnets": ("backdoored", 7),
-        "blend": ("backdoored", 2),
+        "blend": ("backdoored", 5),
     }
     assert all(row.right for row in rows.values())
 
