@@ -121,13 +121,13 @@ def _shares(shares: Sequence[float], detector: DetectorResult, class_names: Sequ
         Bar(
             share,
             f"label {k}{f' ({class_names[k]})' if k < len(class_names) else ''}: {100 * share:.1f} %",
-            marked=detector.flagged and k == detector.target_label,
+            marked=detector.flagged and share == max(shares),
         )
         for k, share in enumerate(shares)
     ]
     title = "Share of the images of other classes that were predicted as each label"
     names = [str(k) for k in range(len(shares))]
-    return bars(title, values, x_label="label", y_label="share", x_names=names, cut=detector.threshold)
+    return bars(title, values, x_label="label", y_label="share", x_names=names)
 
 
 def _layers(layers: Sequence[LayerPoint], cut: float | None) -> Markup:

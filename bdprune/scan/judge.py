@@ -37,7 +37,7 @@ def judge(evidence: Sequence[Evidence], sanity: Sanity | None) -> Judgement:
         evidence: of every detector that ran; a score that is not finite says nothing.
         sanity: how the model does on the clean data; None when there were none.
     """
-    heard = [one for one in evidence if math.isfinite(one.score) and math.isfinite(one.threshold)]
+    heard = [one for one in evidence if _is_heard(one)]
     flagged = [one for one in heard if one.flagged]
     leader = next((one for one in heard if one.detector == LEADER), None) if sanity is not None else None
     findings = tuple(map(_finding, flagged))
@@ -46,6 +46,8 @@ def judge(evidence: Sequence[Evidence], sanity: Sanity | None) -> Judgement:
     if leader is None:
         if flagged:
             return Judgement("suspicious", _risk(flagged), _agreed_label(flagged), findings)
+        return _inconclusive(_silence(evidence, sanity), findings)
+    if not flagged and len(heard) < len(evidence):
         return _inconclusive(_silence(evidence, sanity), findings)
     if not leader.flagged:
         return Judgement("suspicious" if flagged else "clean", _risk(heard), _agreed_label(flagged), findings)
@@ -66,6 +68,10 @@ def evidence_risk(one: Evidence) -> float:
     return ratio / (1 + ratio)
 
 
+def _is_heard(one: Evidence) -> bool:
+    return math.isfinite(one.score) and math.isfinite(one.threshold)
+
+
 def _risk(heard: Sequence[Evidence]) -> float:
     return max(map(evidence_risk, heard))
 
@@ -78,7 +84,7 @@ def _agreed_label(flagged: Sequence[Evidence]) -> int | None:
 def _silence(evidence: Sequence[Evidence], sanity: Sanity | None) -> str:
     if sanity is None:
         return "No clean data was given: only data-free detectors ran, and their silence proves nothing."
-    spoiled = [one.detector for one in evidence if not math.isfinite(one.score)]
+    spoiled = [one.detector for one in evidence if not _is_heard(one)]
     if spoiled:
         return f"No finite score from {', '.join(spoiled)}."
     return f"{LEADER} did not run, and the silence of the others proves nothing."

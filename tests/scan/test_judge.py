@@ -76,6 +76,18 @@ def test_score_that_is_not_finite_says_nothing() -> None:
         assert found.findings[0].message == f"No finite score from {LEADER}."
 
 
+def test_one_that_gives_no_number_spoils_clean_but_no_flag() -> None:
+    broken = other(math.nan)
+    assert judge([unlearning(0.2), broken], SANE).verdict == "inconclusive"
+    assert judge([unlearning(0.9), broken], SANE).verdict == "backdoored"
+    assert judge([unlearning(0.2), other(9.0), other(math.nan, name="x.third")], SANE).verdict == "suspicious"
+
+
+def test_leader_that_names_no_label_is_suspicious() -> None:
+    found = judge([unlearning(0.9, None), other(1.0)], SANE)
+    assert (found.verdict, found.target_label) == ("suspicious", None)
+
+
 def test_risk_is_a_half_at_the_threshold_and_rises() -> None:
     assert evidence_risk(unlearning(0.5)) == pytest.approx(0.5)
     # 0.75 / 0.5 = 1.5, to the fourth 5.0625, over 1 more

@@ -70,15 +70,15 @@ def test_one_that_hangs_is_killed_and_the_next_is_scanned(tiny: Any, slow: Any) 
             arch=tiny.arch,
             input_shape=tiny.input_shape,
             detectors=[slow],
-            timeout=8,
+            timeout=25,
             progress=stages.append,
         )
     )
     assert time.monotonic() - start < 300
     assert [one.verdict for one in results] == ["error", "clean", "clean"]
     error = results[0].error
-    assert error and error.type == "TimeLimitError" and error.message == "Timed out after 8 seconds."
-    assert results[0].seconds >= 8
+    assert error and error.type == "TimeLimitError" and error.message == "Timed out after 25 seconds."
+    assert results[0].seconds >= 25
     first, second, third = pids(tiny)
     assert first != second == third != os.getpid()
     assert not any(map(is_alive, (first, second)))
