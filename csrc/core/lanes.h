@@ -14,10 +14,18 @@ inline constexpr int kLanes = 8;
 
 typedef float v4f __attribute__((vector_size(16)));
 typedef float v8f __attribute__((vector_size(32)));
+typedef double v2d __attribute__((vector_size(16)));
+typedef double v4d __attribute__((vector_size(32)));
 typedef double v8d __attribute__((vector_size(64)));
 typedef int32_t v8i __attribute__((vector_size(32)));
 typedef uint32_t v8u __attribute__((vector_size(32)));
 typedef uint16_t v8h __attribute__((vector_size(16)));
+
+// A vector of kBytes; for templates, where the attribute can't depend on a parameter directly.
+template <typename T, int kBytes>
+struct Register {
+  typedef T type __attribute__((vector_size(kBytes)));
+};
 
 // 16-bit floats as they lie in memory.
 struct Half {

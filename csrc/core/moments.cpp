@@ -8,20 +8,14 @@
 namespace bdprune::core {
 namespace {
 
-// A panel is two 64-byte vectors wide.
+// A panel is 128 bytes wide: two registers of AVX-512.
 template <typename T>
-constexpr int64_t kWide = 64 / sizeof(T);
-template <typename T>
-constexpr int64_t kPanel = 2 * kWide<T>;
-
-typedef float v16f __attribute__((vector_size(64)));
+constexpr int64_t kPanel = 128 / sizeof(T);
 
 template <typename T>
 using Compute = std::conditional_t<std::is_same_v<T, double>, double, float>;
 template <typename C>
 using Octet = std::conditional_t<std::is_same_v<C, double>, v8d, v8f>;
-template <typename C>
-using Wide = std::conditional_t<std::is_same_v<C, double>, v8d, v16f>;
 
 BDP_INLINE v8d to_double(const v8f& x) { return __builtin_convertvector(x, v8d); }
 BDP_INLINE v8d to_double(const v8d& x) { return x; }
@@ -122,35 +116,36 @@ BDP_INLINE void pack_typed(const FeatureView& x, const double* shift, int64_t st
   }
 }
 
-// acc[i][j] = sum over the chunk of rows[i] * columns[j], kRows x (kVectors * 64 bytes) accumulators in registers,
-// added to the part of cross that lies inside the matrix.
-template <typename C, int kRows, int kVectors>
+// acc[i][j] = sum over the chunk of rows[i] * columns[j], kRows x 2 registers of accumulators, added to the part of
+// cross that lies inside the matrix.
+template <typename C, int kBytes, int kRows>
 BDP_INLINE void cross_tile(const C* rows, const C* columns, int64_t count, int64_t i0, int64_t j0, int64_t channels,
                            double* cross) {
-  using V = Wide<C>;
-  V acc[kRows][kVectors] = {};
+  using V = typename Register<C, kBytes>::type;
+  constexpr int kWide = kBytes / sizeof(C);
+  V left[kRows] = {}, right[kRows] = {};
   for (int64_t k = 0; k < count; ++k, rows += kPanel<C>, columns += kPanel<C>) {
-    V right[kVectors];
-#pragma GCC unroll 2
-    for (int v = 0; v < kVectors; ++v) right[v] = load<V>(columns + v * kWide<C>);
+    const V a = load<V>(columns), b = load<V>(columns + kWide);
 #pragma GCC unroll 8
     for (int i = 0; i < kRows; ++i) {
-#pragma GCC unroll 2
-      for (int v = 0; v < kVectors; ++v) acc[i][v] += rows[i] * right[v];
+      left[i] += rows[i] * a;
+      right[i] += rows[i] * b;
     }
   }
-  const int64_t valid = std::min<int64_t>(kVectors * kWide<C>, channels - j0);
+  const int64_t valid = std::min<int64_t>(2 * kWide, channels - j0);
   for (int i = 0; i < kRows && i0 + i < channels; ++i) {
-    C line[kVectors * kWide<C>];
-    std::memcpy(line, acc[i], sizeof(line));
+    C line[2 * kWide];
+    store(line, left[i]);
+    store(line + kWide, right[i]);
     double* out = cross + (i0 + i) * channels + j0;
     for (int64_t j = 0; j < valid; ++j) out[j] += line[j];
   }
 }
 
-template <typename C, int kRows, int kVectors>
+template <typename C, int kBytes, int kRows>
 BDP_INLINE void cross_typed(const FeatureView& x, int64_t count, int64_t begin, int64_t end, const void* buffer,
                             double* cross) {
+  constexpr int64_t kColumns = 2 * kBytes / sizeof(C);
   const int64_t panels = moment_panels(x);
   int64_t pair = 0;
   for (int64_t a = 0; a < panels; ++a) {
@@ -161,10 +156,10 @@ BDP_INLINE void cross_typed(const FeatureView& x, int64_t count, int64_t begin, 
       for (int64_t i = 0; i < kPanel<C>; i += kRows) {
         const int64_t i0 = a * kPanel<C> + i;
         if (i0 >= x.channels) break;
-        for (int64_t j = 0; j < kPanel<C>; j += kVectors * kWide<C>) {
+        for (int64_t j = 0; j < kPanel<C>; j += kColumns) {
           const int64_t j0 = b * kPanel<C> + j;
-          if (j0 >= x.channels || j0 + kVectors * kWide<C> <= i0) continue;
-          cross_tile<C, kRows, kVectors>(rows + i, columns + j, count, i0, j0, x.channels, cross);
+          if (j0 >= x.channels || j0 + kColumns <= i0) continue;
+          cross_tile<C, kBytes, kRows>(rows + i, columns + j, count, i0, j0, x.channels, cross);
         }
       }
     }
@@ -185,11 +180,11 @@ BDP_INLINE void pack_any(const FeatureView& x, const double* shift, int64_t star
   }
 }
 
-template <int kRows, int kVectors>
+template <int kBytes, int kRows>
 BDP_INLINE void cross_any(const FeatureView& x, int64_t count, int64_t begin, int64_t end, const void* buffer,
                           double* cross) {
-  if (x.is_double()) return cross_typed<double, kRows, kVectors>(x, count, begin, end, buffer, cross);
-  cross_typed<float, kRows, kVectors>(x, count, begin, end, buffer, cross);
+  if (x.is_double()) return cross_typed<double, kBytes, kRows>(x, count, begin, end, buffer, cross);
+  cross_typed<float, kBytes, kRows>(x, count, begin, end, buffer, cross);
 }
 
 #if BDP_X86
@@ -203,11 +198,11 @@ BDP_TARGET_AVX2 void pack_avx2(const FeatureView& x, const double* shift, int64_
 }
 BDP_TARGET_AVX512 void cross_avx512(const FeatureView& x, int64_t count, int64_t begin, int64_t end, const void* buffer,
                                     double* cross) {
-  cross_any<8, 2>(x, count, begin, end, buffer, cross);
+  cross_any<64, 8>(x, count, begin, end, buffer, cross);
 }
 BDP_TARGET_AVX2 void cross_avx2(const FeatureView& x, int64_t count, int64_t begin, int64_t end, const void* buffer,
                                 double* cross) {
-  cross_any<4, 1>(x, count, begin, end, buffer, cross);
+  cross_any<32, 4>(x, count, begin, end, buffer, cross);
 }
 #endif
 
@@ -234,7 +229,7 @@ void cross_moments(const FeatureView& x, int64_t count, int64_t begin, int64_t e
   if (isa() == Isa::kAvx512) return cross_avx512(x, count, begin, end, buffer, cross);
   if (isa() == Isa::kAvx2) return cross_avx2(x, count, begin, end, buffer, cross);
 #endif
-  cross_any<2, 1>(x, count, begin, end, buffer, cross);
+  cross_any<16, 4>(x, count, begin, end, buffer, cross);
 }
 
 }  // namespace bdprune::core

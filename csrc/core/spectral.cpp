@@ -35,7 +35,7 @@ struct Octet {
 };
 
 template <typename T>
-BDP_INLINE void load_eight(const Octet<T>& octet, int64_t offset, v8d (&out)[8]) {
+BDP_INLINE void load_eight(const Octet<T>& octet, int64_t offset, v8f (&out)[8]) {
   // Joining the halves of filters l and l + 4 while loading saves the last of the three rounds of a transpose.
 #pragma GCC unroll 2
   for (int half = 0; half < 2; ++half) {
@@ -50,12 +50,10 @@ BDP_INLINE void load_eight(const Octet<T>& octet, int64_t offset, v8d (&out)[8])
     a[1] = __builtin_shufflevector(r[0], r[1], 2, 10, 3, 11, 6, 14, 7, 15);
     a[2] = __builtin_shufflevector(r[2], r[3], 0, 8, 1, 9, 4, 12, 5, 13);
     a[3] = __builtin_shufflevector(r[2], r[3], 2, 10, 3, 11, 6, 14, 7, 15);
-    r[0] = __builtin_shufflevector(a[0], a[2], 0, 1, 8, 9, 4, 5, 12, 13);
-    r[1] = __builtin_shufflevector(a[0], a[2], 2, 3, 10, 11, 6, 7, 14, 15);
-    r[2] = __builtin_shufflevector(a[1], a[3], 0, 1, 8, 9, 4, 5, 12, 13);
-    r[3] = __builtin_shufflevector(a[1], a[3], 2, 3, 10, 11, 6, 7, 14, 15);
-#pragma GCC unroll 4
-    for (int i = 0; i < 4; ++i) out[4 * half + i] = __builtin_convertvector(r[i], v8d);
+    out[4 * half] = __builtin_shufflevector(a[0], a[2], 0, 1, 8, 9, 4, 5, 12, 13);
+    out[4 * half + 1] = __builtin_shufflevector(a[0], a[2], 2, 3, 10, 11, 6, 7, 14, 15);
+    out[4 * half + 2] = __builtin_shufflevector(a[1], a[3], 0, 1, 8, 9, 4, 5, 12, 13);
+    out[4 * half + 3] = __builtin_shufflevector(a[1], a[3], 2, 3, 10, 11, 6, 7, 14, 15);
   }
 }
 
@@ -73,9 +71,24 @@ BDP_INLINE v8d load_one(const Octet<T>& octet, int64_t offset) {
   return out * octet.factor;
 }
 
+// Writes eight lanes as float64, in registers of V (GCC spills what is wider).
+template <typename V>
+BDP_INLINE void put(v8d* to, const v8f& x) {
+  if constexpr (sizeof(V) == sizeof(v8d)) {
+    *to = __builtin_convertvector(x, v8d);
+  } else {
+    store(to, __builtin_convertvector(__builtin_shufflevector(x, x, 0, 1, 2, 3), v4d));
+    store(reinterpret_cast<v4d*>(to) + 1, __builtin_convertvector(__builtin_shufflevector(x, x, 4, 5, 6, 7), v4d));
+  }
+}
+template <typename V>
+BDP_INLINE void put(v8d* to, const v8d& x) {
+  *to = x;
+}
+
 // Transposes the run [offset, offset + count) of the eight filters into lanes: element i goes to row i / width, column
 // i % width of `packed`, whose rows are `stride` lanes apart.
-template <typename T>
+template <typename V, typename T>
 BDP_INLINE void pack(const Octet<T>& octet, int64_t offset, int64_t count, int64_t width, int64_t stride, v8d* packed) {
   int64_t column = 0;
   int64_t i = 0;
@@ -84,16 +97,16 @@ BDP_INLINE void pack(const Octet<T>& octet, int64_t offset, int64_t count, int64
     if (i % 16 == 0) {
       for (int l = 0; l < kLanes; ++l) __builtin_prefetch(octet.filter[l] + offset + i + kPrefetch);
     }
-    v8d eight[8];
+    std::conditional_t<std::is_same_v<T, double>, v8d, v8f> eight[8];
     load_eight(octet, offset + i, eight);
     if (width == stride) {
 #pragma GCC unroll 8
-      for (int k = 0; k < 8; ++k) packed[k] = eight[k];
+      for (int k = 0; k < 8; ++k) put<V>(packed + k, eight[k]);
       packed += 8;
       continue;
     }
     for (int k = 0; k < 8; ++k) {
-      packed[column] = eight[k];
+      put<V>(packed + column, eight[k]);
       if (++column == width) packed += stride, column = 0;
     }
   }
@@ -104,67 +117,74 @@ BDP_INLINE void pack(const Octet<T>& octet, int64_t offset, int64_t count, int64
 }
 
 // gram[i0.., j0..] += sum over the rows of packed of its columns i0.. times its columns j0.., R x C accumulators in
-// registers. With kUpper only the upper triangle.
-template <int R, int C, bool kUpper>
-BDP_INLINE void gram_block(const v8d* packed, int64_t rows, int64_t stride, v8d* gram, int64_t i0, int64_t j0) {
-  v8d acc[R][C];
+// registers. With kUpper only the upper triangle. V is a register of the instruction set: the eight lanes of a
+// column are kSplit registers, of which a call takes one, since GCC spills what is wider than a register.
+template <typename V, int R, int C, bool kUpper>
+BDP_INLINE void gram_block(const V* packed, int64_t rows, int64_t stride, V* gram, int64_t i0, int64_t j0) {
+  constexpr int64_t kSplit = sizeof(v8d) / sizeof(V);
+  V acc[R][C];
 #pragma GCC unroll 8
   for (int i = 0; i < R; ++i) {
 #pragma GCC unroll 8
-    for (int j = kUpper ? i : 0; j < C; ++j) acc[i][j] = gram[(i0 + i) * stride + j0 + j];
+    for (int j = kUpper ? i : 0; j < C; ++j) acc[i][j] = gram[((i0 + i) * stride + j0 + j) * kSplit];
   }
-  for (int64_t row = 0; row < rows; ++row, packed += stride) {
+  for (int64_t row = 0; row < rows; ++row, packed += stride * kSplit) {
 #pragma GCC unroll 8
     for (int i = 0; i < R; ++i) {
-      const v8d left = packed[i0 + i];
+      const V left = packed[(i0 + i) * kSplit];
 #pragma GCC unroll 8
-      for (int j = kUpper ? i : 0; j < C; ++j) acc[i][j] += left * packed[j0 + j];
+      for (int j = kUpper ? i : 0; j < C; ++j) acc[i][j] += left * packed[(j0 + j) * kSplit];
     }
   }
 #pragma GCC unroll 8
   for (int i = 0; i < R; ++i) {
 #pragma GCC unroll 8
-    for (int j = kUpper ? i : 0; j < C; ++j) gram[(i0 + i) * stride + j0 + j] = acc[i][j];
+    for (int j = kUpper ? i : 0; j < C; ++j) gram[((i0 + i) * stride + j0 + j) * kSplit] = acc[i][j];
   }
 }
 
-// Blocks of kBlock x kBlock, as many accumulators as the registers of the instruction set hold. 3x3 kernels, which are
-// nearly all there is, have their own split of 9 = 5 + 4 without padding.
-template <int kBlock>
-BDP_INLINE void gram_update(const v8d* packed, int64_t rows, int64_t stride, v8d* gram) {
-  if (stride == 9) {
-    if constexpr (kBlock == 4) {
-      gram_block<5, 5, true>(packed, rows, 9, gram, 0, 0);
-      gram_block<5, 4, false>(packed, rows, 9, gram, 0, 5);
-      gram_block<4, 4, true>(packed, rows, 9, gram, 5, 5);
+// Square blocks, as many accumulators as the registers hold: 16 of the 32 of AVX-512, 9 of the 16 of the others. 3x3
+// kernels, which are nearly all there is, have their own splits of 9 without padding.
+template <typename V>
+BDP_INLINE void gram_update(const v8d* packed_lanes, int64_t rows, int64_t stride, v8d* gram_lanes) {
+  constexpr int kBlock = sizeof(V) == sizeof(v8d) ? 4 : 2;
+  for (size_t part = 0; part < sizeof(v8d) / sizeof(V); ++part) {
+    const V* packed = reinterpret_cast<const V*>(packed_lanes) + part;
+    V* gram = reinterpret_cast<V*>(gram_lanes) + part;
+    if (stride != 9) {
+      for (int64_t i = 0; i < stride; i += kBlock) {
+        gram_block<V, kBlock, kBlock, true>(packed, rows, stride, gram, i, i);
+        for (int64_t j = i + kBlock; j < stride; j += kBlock)
+          gram_block<V, kBlock, kBlock, false>(packed, rows, stride, gram, i, j);
+      }
+    } else if constexpr (kBlock == 4) {
+      gram_block<V, 5, 5, true>(packed, rows, 9, gram, 0, 0);
+      gram_block<V, 5, 4, false>(packed, rows, 9, gram, 0, 5);
+      gram_block<V, 4, 4, true>(packed, rows, 9, gram, 5, 5);
     } else {
       for (int64_t i = 0; i < 9; i += 3) {
-        gram_block<3, 3, true>(packed, rows, 9, gram, i, i);
-        for (int64_t j = i + 3; j < 9; j += 3) gram_block<3, 3, false>(packed, rows, 9, gram, i, j);
+        gram_block<V, 3, 3, true>(packed, rows, 9, gram, i, i);
+        for (int64_t j = i + 3; j < 9; j += 3) gram_block<V, 3, 3, false>(packed, rows, 9, gram, i, j);
       }
     }
-    return;
-  }
-  for (int64_t i = 0; i < stride; i += kBlock) {
-    gram_block<kBlock, kBlock, true>(packed, rows, stride, gram, i, i);
-    for (int64_t j = i + kBlock; j < stride; j += kBlock)
-      gram_block<kBlock, kBlock, false>(packed, rows, stride, gram, i, j);
   }
 }
 
+template <typename V>
 struct LaneRotation {
-  v8d c, s;
+  V c, s;
 };
 
 // 1 / sqrt(1 + x) for x in [0, 1] to the last bits of float64: a minimax polynomial (relative error 1.2e-5), then one
 // step of the fourth-order Householder iteration. Shorter and more parallel than a root and a division.
-BDP_INLINE v8d inverse_root_1p(const v8d& x) {
-  const v8d x2 = x * x;
-  const v8d low = 0.9999883537128792 - 0.4991064440349353 * x;
-  const v8d middle = 0.3635163476081221 - 0.25533391337549827 * x;
-  const v8d high = 0.12943810211303897 - 0.03140389994684842 * x;
-  const v8d y = low + x2 * (middle + x2 * high);
-  const v8d residual = 1.0 - (x * (y * y) + y * y);
+template <typename V>
+BDP_INLINE V inverse_root_1p(const V& x) {
+  const V x2 = x * x;
+  const V low = 0.9999883537128792 - 0.4991064440349353 * x;
+  const V middle = 0.3635163476081221 - 0.25533391337549827 * x;
+  const V high = 0.12943810211303897 - 0.03140389994684842 * x;
+  const V y = low + x2 * (middle + x2 * high);
+  const V residual = 1.0 - (x * (y * y) + y * y);
   return y + y * residual * (0.5 + residual * (0.375 + residual * 0.3125));
 }
 
@@ -172,15 +192,19 @@ BDP_INLINE v8d inverse_root_1p(const v8d& x) {
 // that is off by 1e-7 leaves 1e-7 of the element, which the next sweep takes. What must be exact is c^2 + s^2 = 1. The
 // matrices have trace 1; elements below 1e-18 of it can be left as they are, which is what the 1e-36 under the root
 // does, apart from keeping 0/0 away.
-BDP_INLINE LaneRotation lane_rotation(const v8d& app, const v8d& aqq, const v8d& apq) {
-  const v8f d = __builtin_convertvector(0.5 * (aqq - app), v8f);
-  const v8f p = __builtin_convertvector(apq, v8f);
-  const v8u sign = (v8u)d & 0x80000000u;
-  v8f h = d * d + (p * p + 1e-36f);
-  for (int l = 0; l < kLanes; ++l) h[l] = __builtin_sqrtf(h[l]);
-  const v8f t32 = (v8f)((v8u)p ^ sign) / ((v8f)((v8u)d & 0x7fffffffu) + h);
-  const v8d t = __builtin_convertvector(t32, v8d);
-  const v8d c = inverse_root_1p(t * t);
+template <typename V>
+BDP_INLINE LaneRotation<V> lane_rotation(const V& app, const V& aqq, const V& apq) {
+  constexpr int kCount = sizeof(V) / sizeof(double);
+  using F = typename Register<float, kCount * sizeof(float)>::type;
+  using U = typename Register<uint32_t, kCount * sizeof(uint32_t)>::type;
+  const F d = __builtin_convertvector(0.5 * (aqq - app), F);
+  const F p = __builtin_convertvector(apq, F);
+  const U sign = (U)d & 0x80000000u;
+  F h = d * d + (p * p + 1e-36f);
+  for (int l = 0; l < kCount; ++l) h[l] = __builtin_sqrtf(h[l]);
+  const F t32 = (F)((U)p ^ sign) / ((F)((U)d & 0x7fffffffu) + h);
+  const V t = __builtin_convertvector(t32, V);
+  const V c = inverse_root_1p(t * t);
   return {c, t * c};
 }
 
@@ -195,78 +219,107 @@ BDP_INLINE constexpr Step make_step(int n, int step) {
   return result;
 }
 
-BDP_INLINE v8d& element(v8d* gram, int64_t stride, int i, int j) {
-  return gram[i < j ? i * stride + j : j * stride + i];
+// Element (i, j) of the upper triangle, in registers of V (see gram_block).
+template <typename V>
+BDP_INLINE V& element(V* gram, int64_t stride, int i, int j) {
+  constexpr int64_t kSplit = sizeof(v8d) / sizeof(V);
+  return gram[(i < j ? i * stride + j : j * stride + i) * kSplit];
 }
 
-// One step of disjoint rotations on each of kOctets sets of eight matrices, `apart` lanes from one to the next: first
-// all angles and diagonal blocks, then the 2 x 2 blocks where the rows of one pair meet the columns of another, rotated
-// from both sides at once. The angles are long chains of few operations; a small matrix has too few pairs to fill the
-// time, so two sets go side by side.
-template <int kSide, int kOctets>
-BDP_INLINE void jacobi_step(v8d* gram, int64_t apart, int64_t stride, int n, int idle, const Step& step) {
-  constexpr int kPairs = kSide > 0 ? kSide / 2 : kJacobiMax / 2;
-  LaneRotation rotation[kOctets][kPairs];
-  const int pairs = kSide > 0 ? kPairs : n / 2;
+// Finds the rotation of a pair and applies it to the pair's own 2 x 2 block.
+template <typename V>
+BDP_INLINE LaneRotation<V> rotate_pair(V* m, int64_t stride, const Pair& pair) {
+  V &app = element(m, stride, pair.p, pair.p), &aqq = element(m, stride, pair.q, pair.q);
+  V& apq = element(m, stride, pair.p, pair.q);
+  const LaneRotation<V> rotation = lane_rotation(app, aqq, apq);
+  const V c = rotation.c, s = rotation.s;
+  const V cc = c * c, ss = s * s, cs = c * s, cross = 2.0 * cs * apq;
+  const V new_p = cc * app - cross + ss * aqq, new_q = ss * app + cross + cc * aqq;
+  apq = cs * (app - aqq) + (cc - ss) * apq;
+  app = new_p;
+  aqq = new_q;
+  return rotation;
+}
+
+// The 2 x 2 block where the rows of pair i meet the columns of pair j, rotated from both sides at once.
+template <typename V>
+BDP_INLINE void rotate_block(V* m, int64_t stride, const Pair& i, const Pair& j, const LaneRotation<V>& ri,
+                             const LaneRotation<V>& rj) {
+  V &pp = element(m, stride, i.p, j.p), &pq = element(m, stride, i.p, j.q);
+  V &qp = element(m, stride, i.q, j.p), &qq = element(m, stride, i.q, j.q);
+  const V a = ri.c * pp - ri.s * qp, b = ri.c * pq - ri.s * qq;
+  const V c = ri.s * pp + ri.c * qp, d = ri.s * pq + ri.c * qq;
+  pp = rj.c * a - rj.s * b;
+  pq = rj.s * a + rj.c * b;
+  qp = rj.c * c - rj.s * d;
+  qq = rj.s * c + rj.c * d;
+}
+
+// The two elements where a pair meets the index that sits the step out (odd sizes only).
+template <typename V>
+BDP_INLINE void rotate_idle(V* m, int64_t stride, int idle, const Pair& pair, const LaneRotation<V>& r) {
+  V &kp = element(m, stride, idle, pair.p), &kq = element(m, stride, idle, pair.q);
+  const V a = r.c * kp - r.s * kq;
+  kq = r.s * kp + r.c * kq;
+  kp = a;
+}
+
+// One step of disjoint rotations on each of kOctets sets of matrices, `apart` registers from one to the next. Finding
+// an angle is a long chain of few operations and a small matrix has too few pairs to fill the time, so two sets go side
+// by side.
+template <int kOctets, typename V>
+BDP_INLINE void jacobi_step(V* gram, int64_t apart, int64_t stride, int n, int step) {
+  LaneRotation<V> rotation[kOctets][kJacobiMax / 2];
+  const Step table = make_step(n, step);
+  const Pair* pair = table.pair;
+  const int pairs = jacobi_pairs(n);
+  for (int o = 0; o < kOctets; ++o) {
+    for (int i = 0; i < pairs; ++i) rotation[o][i] = rotate_pair(gram + o * apart, stride, pair[i]);
+  }
+  for (int o = 0; o < kOctets; ++o) {
+    V* m = gram + o * apart;
+    for (int i = 0; i < pairs; ++i) {
+      for (int j = i + 1; j < pairs; ++j) rotate_block(m, stride, pair[i], pair[j], rotation[o][i], rotation[o][j]);
+      if (n % 2 == 1) rotate_idle(m, stride, step, pair[i], rotation[o][i]);
+    }
+  }
+}
+
+// The same with everything unrolled for n = 9, so that all places are known to the compiler.
+template <int kOctets, int kStep, typename V>
+BDP_INLINE void jacobi_step_9(V* gram, int64_t apart) {
+  static constexpr Step kTable = make_step(9, kStep);
+  LaneRotation<V> rotation[kOctets][4];
 #pragma GCC unroll 2
   for (int o = 0; o < kOctets; ++o) {
 #pragma GCC unroll 4
-    for (int i = 0; i < pairs; ++i) {
-      const int p = step.pair[i].p, q = step.pair[i].q;
-      v8d* a = gram + o * apart;
-      v8d &app = element(a, stride, p, p), &aqq = element(a, stride, q, q), &apq = element(a, stride, p, q);
-      rotation[o][i] = lane_rotation(app, aqq, apq);
-      const v8d c = rotation[o][i].c, s = rotation[o][i].s;
-      const v8d cc = c * c, ss = s * s, cs = c * s, cross = 2.0 * cs * apq;
-      const v8d new_p = cc * app - cross + ss * aqq, new_q = ss * app + cross + cc * aqq;
-      apq = cs * (app - aqq) + (cc - ss) * apq;
-      app = new_p;
-      aqq = new_q;
-    }
+    for (int i = 0; i < 4; ++i) rotation[o][i] = rotate_pair(gram + o * apart, 9, kTable.pair[i]);
   }
 #pragma GCC unroll 2
   for (int o = 0; o < kOctets; ++o) {
-    v8d* m = gram + o * apart;
+    V* m = gram + o * apart;
 #pragma GCC unroll 4
-    for (int i = 0; i < pairs; ++i) {
-      const v8d ci = rotation[o][i].c, si = rotation[o][i].s;
+    for (int i = 0; i < 4; ++i) {
 #pragma GCC unroll 4
-      for (int j = i + 1; j < pairs; ++j) {
-        const v8d cj = rotation[o][j].c, sj = rotation[o][j].s;
-        v8d& pp = element(m, stride, step.pair[i].p, step.pair[j].p);
-        v8d& pq = element(m, stride, step.pair[i].p, step.pair[j].q);
-        v8d& qp = element(m, stride, step.pair[i].q, step.pair[j].p);
-        v8d& qq = element(m, stride, step.pair[i].q, step.pair[j].q);
-        const v8d a = ci * pp - si * qp, b = ci * pq - si * qq, c = si * pp + ci * qp, d = si * pq + ci * qq;
-        pp = cj * a - sj * b;
-        pq = sj * a + cj * b;
-        qp = cj * c - sj * d;
-        qq = sj * c + cj * d;
-      }
-      if (n % 2 == 1) {  // the index that sits this step out
-        v8d &kp = element(m, stride, idle, step.pair[i].p), &kq = element(m, stride, idle, step.pair[i].q);
-        const v8d a = ci * kp - si * kq;
-        kq = si * kp + ci * kq;
-        kp = a;
-      }
+      for (int j = i + 1; j < 4; ++j)
+        rotate_block(m, 9, kTable.pair[i], kTable.pair[j], rotation[o][i], rotation[o][j]);
+      rotate_idle(m, 9, kStep, kTable.pair[i], rotation[o][i]);
     }
   }
 }
 
-template <int kOctets, int... kSteps>
-BDP_INLINE void jacobi_sweep_9(v8d* gram, int64_t apart, std::integer_sequence<int, kSteps...>) {
-  static constexpr Step kTable[] = {make_step(9, kSteps)...};
-  (jacobi_step<9, kOctets>(gram, apart, 9, 9, kSteps, kTable[kSteps]), ...);
+template <int kOctets, typename V, int... kSteps>
+BDP_INLINE void jacobi_sweep_9(V* gram, int64_t apart, std::integer_sequence<int, kSteps...>) {
+  (jacobi_step_9<kOctets, kSteps>(gram, apart), ...);
 }
 
-template <int kOctets>
-BDP_INLINE void jacobi_lanes(v8d* gram, int64_t apart, int64_t stride, int n, int sweeps) {
+template <int kOctets, bool kUnroll, typename V>
+BDP_INLINE void jacobi_lanes(V* gram, int64_t apart, int64_t stride, int n, int sweeps) {
   for (int sweep = 0; sweep < sweeps; ++sweep) {
-    if (kOctets == 2 && n == 9) {
+    if (kUnroll && n == 9) {
       jacobi_sweep_9<kOctets>(gram, apart, std::make_integer_sequence<int, 9>{});
     } else {
-      for (int step = 0; step < jacobi_steps(n); ++step)
-        jacobi_step<0, kOctets>(gram, apart, stride, n, step, make_step(n, step));
+      for (int step = 0; step < jacobi_steps(n); ++step) jacobi_step<kOctets>(gram, apart, stride, n, step);
     }
   }
 }
@@ -274,7 +327,7 @@ BDP_INLINE void jacobi_lanes(v8d* gram, int64_t apart, int64_t stride, int n, in
 BDP_INLINE v8d max_lanes(const v8d& a, const v8d& b) { return a > b ? a : b; }
 
 // Square roots of the largest eigenvalues of kOctets sets of eight Gram matrices.
-template <int kOctets>
+template <typename V, int kOctets, bool kUnroll>
 BDP_INLINE void largest_lanes(v8d* gram, int64_t apart, int64_t stride, int side, int sweeps, double* out) {
   v8d trace[kOctets];
   for (int o = 0; o < kOctets; ++o) {
@@ -286,7 +339,9 @@ BDP_INLINE void largest_lanes(v8d* gram, int64_t apart, int64_t stride, int side
       for (int j = i; j < side; ++j) m[i * stride + j] *= inverse;
     }
   }
-  jacobi_lanes<kOctets>(gram, apart, stride, side, sweeps);
+  constexpr int kSplit = sizeof(v8d) / sizeof(V);
+  for (int part = 0; part < kSplit; ++part)
+    jacobi_lanes<kOctets, kUnroll>(reinterpret_cast<V*>(gram) + part, apart * kSplit, stride, side, sweeps);
   const v8d nan = v8d{} + std::numeric_limits<double>::quiet_NaN();
   for (int o = 0; o < kOctets; ++o) {
     const v8d* m = gram + o * apart;
@@ -369,25 +424,25 @@ struct Kernels {
   void (*largest_pair)(v8d* gram, int64_t apart, int64_t stride, int side, int sweeps, double* out);
 };
 
-#define BDP_SPECTRAL_KERNELS(name, target, block)                                                             \
+#define BDP_SPECTRAL_KERNELS(name, target, vector, eigen, unroll)                                             \
   namespace name {                                                                                            \
   template <typename T>                                                                                       \
   target void pack_lanes(const Octet<T>& octet, int64_t offset, int64_t count, int64_t width, int64_t stride, \
                          v8d* packed) {                                                                       \
-    pack(octet, offset, count, width, stride, packed);                                                        \
+    pack<vector>(octet, offset, count, width, stride, packed);                                                \
   }                                                                                                           \
   template <typename T>                                                                                       \
   target void norms(const Octet<T>& octet, int64_t length, double* out) {                                     \
     store(out, vector_norms(octet, length));                                                                  \
   }                                                                                                           \
   target void update(const v8d* packed, int64_t rows, int64_t stride, v8d* gram) {                            \
-    gram_update<block>(packed, rows, stride, gram);                                                           \
+    gram_update<vector>(packed, rows, stride, gram);                                                          \
   }                                                                                                           \
   target void largest(v8d* gram, int64_t stride, int side, int sweeps, double* out) {                         \
-    largest_lanes<1>(gram, 0, stride, side, sweeps, out);                                                     \
+    largest_lanes<eigen, 1, false>(gram, 0, stride, side, sweeps, out);                                       \
   }                                                                                                           \
   target void largest_pair(v8d* gram, int64_t apart, int64_t stride, int side, int sweeps, double* out) {     \
-    largest_lanes<2>(gram, apart, stride, side, sweeps, out);                                                 \
+    largest_lanes<eigen, 2, unroll>(gram, apart, stride, side, sweeps, out);                                  \
   }                                                                                                           \
   constexpr Kernels kKernels = {{{pack_lanes<float>, norms<float>},                                           \
                                  {pack_lanes<double>, norms<double>},                                         \
@@ -398,10 +453,10 @@ struct Kernels {
                                 largest_pair};                                                                \
   }
 
-BDP_SPECTRAL_KERNELS(baseline, , 2)
+BDP_SPECTRAL_KERNELS(baseline, , v2d, v8d, false)
 #if BDP_X86
-BDP_SPECTRAL_KERNELS(avx2, BDP_TARGET_AVX2, 2)
-BDP_SPECTRAL_KERNELS(avx512, BDP_TARGET_AVX512, 4)
+BDP_SPECTRAL_KERNELS(avx2, BDP_TARGET_AVX2, v4d, v4d, true)
+BDP_SPECTRAL_KERNELS(avx512, BDP_TARGET_AVX512, v8d, v8d, true)
 #endif
 
 const Kernels& kernels() {
