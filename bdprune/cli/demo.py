@@ -94,8 +94,8 @@ def _with_class_names(document: Document, names: tuple[str, ...]) -> Document:
 def _row(row: Row, class_names: tuple[str, ...]) -> tuple[str, ...]:
     truth = "clean" if row.true_label is None else f"backdoor to {_label(row.true_label, class_names)}"
     after = row.after
-    accuracy = percent(row.before.clean_accuracy) + (f" -> {percent(after.clean_accuracy)}" if after else "")
-    success = percent(row.before.attack_success_rate) + (f" -> {percent(after.attack_success_rate)}" if after else "")
+    accuracy = percent(row.before.clean_accuracy) + (f" → {percent(after.clean_accuracy)}" if after else "")
+    success = percent(row.before.attack_success_rate) + (f" → {percent(after.attack_success_rate)}" if after else "")
     label = _label(row.result.target_label, class_names)
     return (plain(row.name), truth, row.result.verdict, label, "right" if row.right else "WRONG", accuracy, success)
 

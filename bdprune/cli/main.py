@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import logging
 import os
 import sys
@@ -89,6 +90,9 @@ def main(verbose: bool) -> None:
     bdprune purify model.pth --data clean_images/ -o repaired.pth
     bdprune demo
     """
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")  # a terminal need not know every character
     logging.basicConfig(level=logging.DEBUG if verbose else logging.WARNING, format="%(name)s: %(message)s")
     if not sys.warnoptions and not verbose:
         warnings.simplefilter("ignore")

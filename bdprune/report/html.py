@@ -38,7 +38,7 @@ def html_page(documents: Sequence[Document], title: str = "", top: Table | None 
     scans.sort(key=lambda pair: summary.rank(pair[1]))
     tally = summary.tally([one for _, one in scans])
     page = _environment().get_template("report.html.j2")
-    return page.render(
+    text = page.render(
         top=top,
         title=title or (documents[0].name if len(documents) == 1 else tally),
         documents=numbered,
@@ -47,6 +47,7 @@ def html_page(documents: Sequence[Document], title: str = "", top: Table | None 
         env=documents[0].env if documents else None,
         started=documents[0].started if documents else "",
     )
+    return text.encode(errors="replace").decode()  # a file name need not be UTF-8
 
 
 def _environment() -> jinja2.Environment:

@@ -13,8 +13,8 @@ _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u206
 
 
 def plain(text: object) -> str:
-    """Text from a file or a path without control characters, which could rewrite a terminal."""
-    return _CONTROL.sub("�", str(text))
+    """Text from a file or a path without what could rewrite a terminal, or could not be printed at all."""
+    return _CONTROL.sub("�", str(text)).encode(errors="replace").decode()
 
 
 def scan_text(result: Result, *, colour: bool = False) -> str:
@@ -60,7 +60,7 @@ def purify_text(result: PurifyResult, *, colour: bool = False) -> str:
     output = f"{plain(result.output.path)} ({summary.size(result.output.bytes)})" if result.output else "not written"
     rows = [
         ("method", plain(result.method)),
-        ("clean accuracy", f"{summary.percent(result.accuracy_before)} -> {summary.percent(result.accuracy_after)}"),
+        ("clean accuracy", f"{summary.percent(result.accuracy_before)} → {summary.percent(result.accuracy_after)}"),
         ("pruned", f"{result.filters_pruned} of {result.filters} filters in {len(result.pruned)} groups"),
         ("threshold", threshold),
         *([("target", f"label {result.target_label}")] if result.target_label is not None else []),

@@ -276,7 +276,10 @@ def schema(kind: str = "scan") -> dict[str, Any]:
 
 
 def finite(value: Any) -> Any:
-    """``value`` as strict JSON: a number that is not finite becomes None, an object that JSON does not know text."""
+    """``value`` as strict JSON: a number that is not finite becomes None, an object that JSON does not know text.
+
+    Bytes of a file name that are no UTF-8 (lone surrogates in Python) become question marks.
+    """
     if value is None or isinstance(value, bool | int):
         return value
     if isinstance(value, float):
@@ -285,4 +288,4 @@ def finite(value: Any) -> Any:
         return {str(key): finite(item) for key, item in value.items()}
     if isinstance(value, Sequence) and not isinstance(value, str | bytes):
         return [finite(item) for item in value]
-    return str(value)
+    return str(value).encode(errors="replace").decode()

@@ -31,11 +31,12 @@ def run() -> Callable[..., Result]:
 def start(tmp_path: Path) -> Callable[..., subprocess.Popen[str]]:
     """Starts ``python -m bdprune ARGS`` in a fresh folder's environment."""
 
-    def call(*args: object, **settings: Any) -> subprocess.Popen[str]:
+    def call(*args: object, ascii_only: bool = False, **settings: Any) -> subprocess.Popen[str]:
         command = [sys.executable, "-m", "bdprune", *map(str, args)]
         root = Path(__file__).resolve().parent.parent.parent
         paths = os.pathsep.join([str(root), str(tmp_path)])
         environment = os.environ | {"PYTHONPATH": paths, "OMP_NUM_THREADS": "1"}
+        environment |= {"PYTHONIOENCODING": "ascii:strict"} if ascii_only else {}
         pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE} | settings
         return subprocess.Popen(command, text=True, env=environment, cwd=tmp_path, **pipes)
 

@@ -47,7 +47,7 @@ def test_all_right_is_exit_0_and_a_report(run: Run, outcome: Callable[..., None]
     assert done.exit_code == 0, done.output
     lines = done.stdout.splitlines()
     assert lines[1].split() == ["model-0", "clean", "clean", "–", "right", "93.4", "%", "–"]
-    assert "backdoor to 2 (bird)" in lines[2] and "99.7 % -> 1.2 %" in lines[2] and "93.4 % -> 92.1 %" in lines[2]
+    assert "backdoor to 2 (bird)" in lines[2] and "99.7 % → 1.2 %" in lines[2] and "93.4 % → 92.1 %" in lines[2]
     assert lines[-1].strip().startswith("2 of 2 verdicts right, in 1 min 01 s. Report: ")
     page = (tmp_path / "new" / "out" / "report.html").read_text()
     assert page.index("2 of 2 verdicts right") < page.index("leads to label 2 (bird)")

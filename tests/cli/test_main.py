@@ -126,6 +126,13 @@ def test_broken_pipe_is_silent_and_no_verdict(start: Start) -> None:
     assert stderr == "" and process.returncode == 141
 
 
+def test_terminal_that_knows_ascii_only_still_gets_a_report(start: Start, tiny: Any, model_args: list[str]) -> None:
+    process = start("scan", tiny.path, *model_args, ascii_only=True)
+    stdout, stderr = process.communicate(timeout=120)
+    assert process.returncode == 5 and stderr == ""
+    assert stdout.startswith("INCONCLUSIVE") and "  risk    ?\n" in stdout
+
+
 def test_console_script_is_this_command() -> None:
     script = Path(sys.executable).parent / "bdprune"
     if not script.exists():

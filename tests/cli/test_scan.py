@@ -117,6 +117,17 @@ def test_without_data_it_is_inconclusive_and_exit_5(run: Run, tiny: Any, model_a
         assert done.exit_code == 5 and done.stdout.startswith("INCONCLUSIVE")
 
 
+def test_file_name_that_is_no_utf8_is_reported_everywhere(scan: Run, tiny: Any, tmp_path: Path) -> None:
+    path = os.fsdecode(bytes(tmp_path) + b"/m\xff.pth")
+    os.link(tiny.path, path)
+    page = tmp_path / "r.html"
+    done = scan("-f", f"html={page}", path=path)
+    assert done.exit_code == 0 and done.stdout.splitlines()[0].endswith("m?.pth")
+    assert "m?.pth" in page.read_text()
+    found = scan("-f", "json", path=path)
+    assert Result.from_json(found.stdout).name.endswith("m?.pth")
+
+
 def test_wrong_normalisation_is_exit_5_and_says_what_fits(scan: Run) -> None:
     done = scan("--normalize", "5,1", "--format", "json")
     found = Result.from_json(done.stdout)

@@ -50,7 +50,7 @@ def test_colour_only_when_asked(backdoored: Result, clean: Result, repaired: Pur
 
 def test_repair_says_before_after_and_where(repaired: PurifyResult) -> None:
     text = purify_text(repaired)
-    assert "  clean accuracy  93.0 % -> 92.0 %" in text
+    assert "  clean accuracy  93.0 % → 92.0 %" in text
     assert "  pruned          41 of 2400 filters in 2 groups" in text
     assert "  threshold       0.35 (largest with a drop" in text
     assert "  written to      repaired.pth (11.2 MB)" in text
