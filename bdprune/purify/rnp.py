@@ -5,10 +5,9 @@ from __future__ import annotations
 import itertools
 import time
 from dataclasses import asdict, dataclass, field
-from typing import Literal, Self
+from typing import Self
 
 import torch
-from torch import Tensor
 
 from bdprune.data.clean import CleanData
 from bdprune.errors import OptionError
@@ -17,7 +16,7 @@ from bdprune.model.prune import PruneMode, prune
 from bdprune.purify.base import CurvePoint, Purified
 from bdprune.training.evaluate import clean_accuracy
 from bdprune.training.recover import RecoverSettings, recover
-from bdprune.training.sweep import Sweep, prune_guarded, sweep_thresholds
+from bdprune.training.sweep import sweep_thresholds
 from bdprune.training.trajectory import sink_label
 from bdprune.training.unlearn import UnlearnSettings, unlearn
 
@@ -56,10 +55,9 @@ class RNP:
         recovery: settings of the mask.
         max_drop: largest fall of clean accuracy that the threshold may cost, in [0, 1], on held-out clean images.
         held_out: share of the clean images that is kept for choosing the threshold.
-        rule: ``dynamic`` is the paper's: the highest threshold that keeps the drop; ``guarded`` goes filter by filter
-            and skips those that clean accuracy cannot spare.
-        step: distance between the thresholds that ``dynamic`` tries, from 0 to 0.95.
-        limit: largest mask that ``guarded`` prunes.
+        stop_early: raise the threshold until the drop is too large for the first time (the paper's dynamic threshold);
+            otherwise try all and take the highest that keeps it.
+        step: distance between the thresholds that are tried, from 0 to 0.95.
         mode: how a filter is pruned; the paper zeroes gamma.
         seed: of the split, the order and the augmentation.
     """
@@ -68,9 +66,8 @@ class RNP:
     recovery: RecoverSettings = field(default_factory=lambda: _PRESETS["robust"][1])
     max_drop: float = 0.02
     held_out: float = 0.3
-    rule: Literal["dynamic", "guarded"] = "guarded"
+    stop_early: bool = False
     step: float = 0.05
-    limit: float = 0.5
     mode: PruneMode = "zero_gamma"
     seed: int = 0
 
@@ -86,8 +83,8 @@ class RNP:
         if name not in _PRESETS:
             raise OptionError(f"There is no RNP preset {name!r}.", f"Choose one of {', '.join(_PRESETS)}.")
         unlearning, recovery = _PRESETS[name]
-        rule = "guarded" if name == "robust" else "dynamic"
-        return cls(unlearning=unlearning, recovery=recovery, **{"rule": rule, **settings})  # type: ignore[arg-type]
+        early = {"stop_early": name != "robust"}
+        return cls(unlearning=unlearning, recovery=recovery, **{**early, **settings})  # type: ignore[arg-type]
 
     def __call__(self, model: Model, data: CleanData) -> Purified:
         """Repairs a copy of ``model`` with ``data``, of which a share is held out for the threshold."""
@@ -97,7 +94,8 @@ class RNP:
         clock.append(time.perf_counter())
         masks = recover(unlearned.model, rest, self.recovery, self.seed).masks
         clock.append(time.perf_counter())
-        sweep = self._sweep(model, masks, held)
+        thresholds = [index * self.step for index in range(round(0.95 / self.step) + 1)]
+        sweep = sweep_thresholds(model, masks, held, thresholds, self.max_drop, self.mode, self.stop_early)
         pruned = sweep.chosen.pruned if sweep.chosen else {}
         repaired = prune(model, pruned, self.mode)
         clock.append(time.perf_counter())
@@ -108,7 +106,7 @@ class RNP:
             num_filters=sum(map(len, masks.values())),
             masks=masks,
             threshold=sweep.chosen.threshold if sweep.chosen else float("nan"),
-            threshold_rule=self._rule_text(len(held)),
+            threshold_rule=f"highest that costs at most {100 * self.max_drop:g} points on {len(held)} held-out images",
             accuracy_before=sweep.accuracy_before,
             accuracy_after=clean_accuracy(repaired.module, held.images, held.labels),
             curve=tuple(CurvePoint(p.threshold, p.clean_accuracy, p.filters_pruned) for p in sweep.points),
@@ -117,18 +115,6 @@ class RNP:
             seconds=dict(zip(("unlearn", "recover", "sweep"), _laps(clock), strict=True)),
             params=asdict(self),
         )
-
-    def _sweep(self, model: Model, masks: dict[str, Tensor], held: CleanData) -> Sweep:
-        if self.rule == "guarded":
-            return prune_guarded(model, masks, held, self.limit, self.max_drop, self.mode)
-        thresholds = [index * self.step for index in range(round(0.95 / self.step) + 1)]
-        return sweep_thresholds(model, masks, held, thresholds, self.max_drop, self.mode)
-
-    def _rule_text(self, images: int) -> str:
-        cost = f"at most {100 * self.max_drop:g} points on {images} held-out clean images"
-        if self.rule == "dynamic":
-            return f"highest that costs {cost}"
-        return f"masks up to {self.limit:g}, without the filters that would cost more than {cost}"
 
 
 def _laps(clock: list[float]) -> list[float]:

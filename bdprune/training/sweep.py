@@ -29,10 +29,7 @@ class SweepPoint:
 
 @dataclass(frozen=True)
 class Sweep:
-    """Clean accuracy without pruning, the points in order of threshold, and the one that was chosen (None: no pruning).
-
-    The rule is RNP's dynamic threshold: the highest one before the first whose drop is larger than allowed.
-    """
+    """Clean accuracy without pruning, the points in order of threshold, and the one chosen (None: no pruning)."""
 
     accuracy_before: float
     points: tuple[SweepPoint, ...]
@@ -52,14 +49,17 @@ def sweep_thresholds(
     thresholds: Sequence[float],
     max_drop: float,
     mode: PruneMode,
+    stop_early: bool = True,
 ) -> Sweep:
-    """Prunes ``model`` at rising thresholds until the clean accuracy on ``data`` falls by more than ``max_drop``.
+    """Prunes ``model`` at rising thresholds and chooses the highest that costs at most ``max_drop`` on ``data``.
 
     Args:
         masks: group name -> mask per filter; pruned are those at or below the threshold.
         data: held-out clean images; nothing else is looked at.
         thresholds: in rising order; one that prunes the same filters as the last is not evaluated again.
         max_drop: allowed fall of clean accuracy, in [0, 1].
+        stop_early: stop at the first threshold that costs more; otherwise look at all of them, because a filter
+            whose loss hurts alone may be no loss together with those that worked against it.
     """
     before = clean_accuracy(model.module, data.images, data.labels)
     points: list[SweepPoint] = []
@@ -71,72 +71,8 @@ def sweep_thresholds(
         else:
             accuracy = clean_accuracy(prune(model, pruned, mode).module, data.images, data.labels)
         points.append(SweepPoint(threshold, accuracy, pruned))
-        if before - accuracy > max_drop:
+        if before - accuracy <= max_drop:
+            chosen = points[-1]
+        elif stop_early:
             break
-        chosen = points[-1]
     return Sweep(before, tuple(points), chosen)
-
-
-def prune_guarded(
-    model: Model, masks: Mapping[str, Tensor], data: CleanData, limit: float, max_drop: float, mode: PruneMode
-) -> Sweep:
-    """Prunes filters in rising order of their mask, and leaves alone those that clean accuracy cannot spare.
-
-    One filter that the task needs, with a low mask, would stop a plain sweep early; here it is skipped. Filters are
-    tried in runs; a run that costs too much is halved until the filter at fault is found.
-
-    Args:
-        masks: group name -> mask per filter.
-        data: held-out clean images; nothing else is looked at.
-        limit: filters with a mask above this are never pruned.
-        max_drop: allowed fall of clean accuracy in all, in [0, 1].
-        mode: how a filter is pruned.
-
-    Returns:
-        A sweep with a point for every run that was tried whole; the last point is the one that was chosen.
-    """
-    before = clean_accuracy(model.module, data.images, data.labels)
-    order = sorted(
-        (value, name, index)
-        for name, mask in masks.items()
-        for index, value in enumerate(mask.tolist())
-        if value <= limit
-    )
-    taken: list[tuple[float, str, int]] = []
-    accuracy = before
-    points: list[SweepPoint] = []
-    for start in range(0, len(order), _RUN):
-        taken, accuracy = _take(model, taken, accuracy, order[start : start + _RUN], data, before - max_drop, mode)
-        points.append(SweepPoint(order[min(start + _RUN, len(order)) - 1][0], accuracy, _by_group(taken)))
-    return Sweep(before, tuple(points), points[-1] if points and taken else None)
-
-
-_RUN = 8
-_Filter = tuple[float, str, int]
-
-
-def _take(
-    model: Model,
-    taken: list[_Filter],
-    accuracy: float,
-    run: list[_Filter],
-    data: CleanData,
-    floor: float,
-    mode: PruneMode,
-) -> tuple[list[_Filter], float]:
-    """``taken`` and what of ``run`` can go with it, and the accuracy that is left; halves a run that costs too much."""
-    tried = clean_accuracy(prune(model, _by_group([*taken, *run]), mode).module, data.images, data.labels)
-    if tried >= floor:
-        return [*taken, *run], tried
-    if len(run) == 1:
-        return taken, accuracy
-    middle = len(run) // 2
-    taken, accuracy = _take(model, taken, accuracy, run[:middle], data, floor, mode)
-    return _take(model, taken, accuracy, run[middle:], data, floor, mode)
-
-
-def _by_group(filters: Sequence[_Filter]) -> dict[str, list[int]]:
-    groups: dict[str, list[int]] = {}
-    for _, name, index in filters:
-        groups.setdefault(name, []).append(index)
-    return {name: sorted(indices) for name, indices in groups.items()}

@@ -5,7 +5,7 @@ import torch
 
 from bdprune.model.prune import prune
 from bdprune.training.evaluate import clean_accuracy
-from bdprune.training.sweep import below, prune_guarded, sweep_thresholds
+from bdprune.training.sweep import below, sweep_thresholds
 
 
 def ladder(bright: Any) -> dict[str, torch.Tensor]:
@@ -49,26 +49,8 @@ def test_no_drop_allowed_may_choose_nothing(bright: Any) -> None:
     assert len(sweep.points) == 1
 
 
-def test_guard_skips_what_the_task_needs_and_goes_on(bright: Any) -> None:
-    images, labels = bright.data.images, bright.data.labels
-    with torch.no_grad():  # a model in which filter 5 alone decides
-        lone = bright.model.clone()
-        lone.network.get_parameter("8.weight")[:, [k for k in range(12) if k != 5]] *= 1e-3
-    masks = {"0": torch.ones(12), "3": torch.full((12,), 0.1)}
-    masks["3"][5] = 0.0
-    sweep = prune_guarded(lone, masks, bright.data, 0.5, 0.02, "zero_gamma_beta")
-    needed = clean_accuracy(prune(lone, {"3": [5]}, "zero_gamma_beta").module, images, labels)
-    assert needed < sweep.accuracy_before - 0.02
-    assert sweep.chosen is not None
-    assert 5 not in sweep.chosen.pruned["3"]
-    assert len(sweep.chosen.pruned["3"]) >= 8
-    assert sweep.accuracy_before - sweep.chosen.clean_accuracy <= 0.02
-
-
-def test_guard_takes_nothing_above_the_limit(bright: Any) -> None:
-    sweep = prune_guarded(bright.model, ladder(bright), bright.data, 0.25, 1.0, "zero_gamma")
-    assert sweep.chosen is not None
-    assert sweep.chosen.pruned == {"3": [0, 1, 2]}
-    none = prune_guarded(bright.model, {"0": torch.ones(12), "3": torch.ones(12)}, bright.data, 0.5, 0.02, "zero_gamma")
-    assert none.chosen is None
-    assert none.points == ()
+def test_looking_at_all_thresholds_takes_the_highest_that_keeps_the_promise(bright: Any) -> None:
+    sweep = sweep_thresholds(bright.model, ladder(bright), bright.data, THRESHOLDS, 0.02, "zero_gamma", False)
+    assert [point.threshold for point in sweep.points] == THRESHOLDS
+    kept = [point for point in sweep.points if sweep.accuracy_before - point.clean_accuracy <= 0.02]
+    assert sweep.chosen == (kept[-1] if kept else None)
