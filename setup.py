@@ -51,7 +51,8 @@ def import_torch() -> Any | None:
 
 
 def compile_flags() -> list[str]:
-    flags = ["-fopenmp", "-fvisibility=hidden", "-Wall", "-Wextra", "-Wno-psabi", "-Wno-unknown-pragmas"]
+    # No -fopenmp: the kernels run on libtorch's own threads, through torch::stable::parallel_for.
+    flags = ["-fvisibility=hidden", "-Wall", "-Wextra", "-Wno-psabi", "-Wno-unknown-pragmas"]
     # Roots and maxima are vectorised only when they need not set errno or raise; neither changes a result.
     flags += ["-fno-math-errno", "-fno-trapping-math"]
     flags += ["-O0", "-g", "-UNDEBUG"] if flag("DEBUG") else ["-O3", "-g0"]
@@ -76,7 +77,7 @@ def core_extension() -> Extension:
         sources("csrc/numpy.cpp", "csrc/core/*.cpp"),
         include_dirs=[pybind11.get_include()],
         extra_compile_args=["-std=c++17", *compile_flags()],
-        extra_link_args=["-fopenmp", *sanitize_flags()],
+        extra_link_args=sanitize_flags(),
         language="c++",
     )
 
@@ -89,7 +90,7 @@ def cpu_extension() -> Extension:
         sources("csrc/module.cpp", "csrc/ops.cpp", "csrc/cpu/*.cpp", "csrc/core/*.cpp"),
         define_macros=[("TORCH_TARGET_VERSION", STABLE_ABI)],
         extra_compile_args={"cxx": compile_flags()},
-        extra_link_args=["-fopenmp", *sanitize_flags()],
+        extra_link_args=sanitize_flags(),
         py_limited_api=True,
     )
 

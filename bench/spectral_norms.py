@@ -112,8 +112,7 @@ def relative_error(rung: Rung, weights: list[Tensor]) -> float | None:
 def measure(weights: list[Tensor], repeats: int, clock: Clock) -> list[Result]:
     """The ladder, each rung by its best round; the author's loop, which takes seconds, in the first rounds only."""
     best = dict.fromkeys(LADDER, float("inf"))
-    for rung in (filter_spectral_norms, read_floor):
-        rung(weights)
+    filter_spectral_norms(weights)  # touches everything once
     for turn in range(repeats):
         for name, rung in LADDER.items():
             if rung is not author_loop or turn < 2:

@@ -53,8 +53,7 @@ class RNP:
     Args:
         unlearning: settings of the ascent.
         recovery: settings of the mask.
-        max_drop: largest fall of clean accuracy that the threshold may cost, in [0, 1], on held-out clean images. The
-            paper allows 2 points; half of that is left for the error of a hundred-odd images.
+        max_drop: largest fall of clean accuracy that the threshold may cost, in [0, 1], on held-out clean images.
         held_out: share of the clean images that is kept for choosing the threshold.
         stop_early: raise the threshold until the drop is too large for the first time (the paper's dynamic threshold);
             otherwise try all and take the highest that keeps it.
@@ -65,7 +64,7 @@ class RNP:
 
     unlearning: UnlearnSettings = field(default_factory=lambda: _PRESETS["robust"][0])
     recovery: RecoverSettings = field(default_factory=lambda: _PRESETS["robust"][1])
-    max_drop: float = 0.01
+    max_drop: float = 0.02
     held_out: float = 0.3
     stop_early: bool = False
     step: float = 0.05
@@ -84,8 +83,8 @@ class RNP:
         if name not in _PRESETS:
             raise OptionError(f"There is no RNP preset {name!r}.", f"Choose one of {', '.join(_PRESETS)}.")
         unlearning, recovery = _PRESETS[name]
-        published = {} if name == "robust" else {"stop_early": True, "max_drop": 0.02}
-        return cls(unlearning=unlearning, recovery=recovery, **{**published, **settings})  # type: ignore[arg-type]
+        early = {"stop_early": name != "robust"}
+        return cls(unlearning=unlearning, recovery=recovery, **{**early, **settings})  # type: ignore[arg-type]
 
     def __call__(self, model: Model, data: CleanData) -> Purified:
         """Repairs a copy of ``model`` with ``data``, of which a share is held out for the threshold."""

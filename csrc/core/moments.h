@@ -5,6 +5,12 @@
 // and are added to the float64 result once per chunk. With the shift, float32 within a chunk costs nothing: the error
 // of the correlation is 1e-8 at a mean of 30 standard deviations, where unshifted float32 loses 3e-4.
 //
+// Why not a library GEMM: these products need half of a GEMM's (the pairs of panels i <= j), the shift and the sums
+// ride along with the packing, and nothing of the size of x is allocated. Measured with one thread on an AVX-512 EPYC,
+// ms per batch against torch.corrcoef and against shift + GEMM alone: [64, 64, 32, 32] 2.9, 23, 30; [128, 128, 16,
+// 16] 3.9, 14, 17; [128, 512, 4, 4] 3.1, 11, 12. On AVX2 the gap closes to 1.5 - 4 times (channels_last with 64
+// channels: parity).
+//
 // Both stages write each of their outputs from one place in a fixed order, so the bits do not depend on how the ranges
 // are cut among threads.
 //

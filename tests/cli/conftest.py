@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
@@ -27,6 +28,11 @@ def run() -> Callable[..., Result]:
     return call
 
 
+def _hear_ctrl_c() -> None:
+    """A shell starts its background jobs deaf to SIGINT, and children inherit that; a terminal's job hears it."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 @pytest.fixture
 def start(tmp_path: Path) -> Callable[..., subprocess.Popen[str]]:
     """Starts ``python -m bdprune ARGS`` in a fresh folder's environment."""
@@ -38,7 +44,7 @@ def start(tmp_path: Path) -> Callable[..., subprocess.Popen[str]]:
         environment = os.environ | {"PYTHONPATH": paths, "OMP_NUM_THREADS": "1"}
         environment |= {"PYTHONIOENCODING": "ascii:strict"} if ascii_only else {}
         pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE} | settings
-        return subprocess.Popen(command, text=True, env=environment, cwd=tmp_path, **pipes)
+        return subprocess.Popen(command, text=True, env=environment, cwd=tmp_path, preexec_fn=_hear_ctrl_c, **pipes)
 
     return call
 
