@@ -39,14 +39,14 @@ class Suspiciousness:
         rectified: activations and correlations after a ReLU.
     """
 
-    saliency: int = 1
+    saliency: int = 0
     correlation: int = 1
     activation: int = -1
     spectral: int = 1
     root: str = "coefficient"
     per_image: bool = True
     order: int = 1
-    rectified: bool = False
+    rectified: bool = True
 
     def __call__(self, model: Model, data: CleanData) -> dict[str, Tensor]:
         """Group name -> score per filter ``[num_filters]``, float64, CPU; larger is more suspicious."""
