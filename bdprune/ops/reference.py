@@ -43,7 +43,8 @@ def channel_moments_update_(cross: Tensor, sum: Tensor, norm_sum: Tensor, x: Ten
     """Reference of ``bdprune::channel_moments_update_``: adds one batch to the running float64 sums."""
     maps = x.detach().double().flatten(2) if x.dim() > 2 else x.detach().double().unsqueeze(-1)  # [N, C, P]
     centred = (maps - shift[:, None]).transpose(0, 1).flatten(1)  # [C, N * P]
-    cross += centred @ centred.T
+    products = centred @ centred.T
+    cross += (products + products.T) / 2  # a matrix product need not round both triangles alike
     sum += centred.sum(1)
     if maps.shape[-1]:
         norm_sum += maps.square().mean(-1).sqrt().sum(0)

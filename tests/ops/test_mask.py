@@ -64,7 +64,9 @@ def test_the_mask_may_have_another_dtype(dtype: torch.dtype, mask_dtype: torch.d
     grad_z, grad_mask = gradients(scaled, z, mask, torch.ones_like(scaled))
     assert (grad_z.dtype, grad_mask.dtype) == (dtype, mask_dtype)
     expected = z.detach().double().sum((0, 2, 3))
-    assert torch.allclose(grad_mask.double(), expected, rtol=2 * torch.finfo(mask_dtype).eps, atol=1e-12)
+    # The compiled op sums in float64; plain autograd in float32, unless z is float64.
+    atol = 1e-12 if _backend.HAS_OPS else 1e-5
+    assert torch.allclose(grad_mask.double(), expected, rtol=2 * torch.finfo(mask_dtype).eps, atol=atol)
 
 
 def test_layout_is_kept(device: str) -> None:
