@@ -7,12 +7,15 @@ import torch
 from bdprune.errors import OptionError
 from bdprune.purify.rnp import RNP
 from bdprune.training.evaluate import clean_accuracy
+from bdprune.training.finetune import FineTuneSettings
 from bdprune.training.recover import RecoverSettings
 from bdprune.training.unlearn import UnlearnSettings
 
 QUICK = RNP(
     UnlearnSettings(lr=0.05, weight_decay=0, batch_size=30, padding=0, max_epochs=40),
     RecoverSettings(batch_size=60, epochs=8, padding=0),
+    max_drop=0.02,
+    fine_tuning=None,
 )
 
 
@@ -23,7 +26,7 @@ def test_keeps_its_promise_on_held_out_images(bright: Any) -> None:
     assert result.accuracy_before - result.accuracy_after <= QUICK.max_drop
     assert result.num_filters == 24
     assert result.model.input_shape == bright.model.input_shape
-    assert set(result.seconds) == {"unlearn", "recover", "sweep"}
+    assert set(result.seconds) == {"unlearn", "recover", "sweep", "fine_tune"}
     assert result.target_label in (0, 1, 2)
     assert [point.filters_pruned for point in result.curve] == sorted(point.filters_pruned for point in result.curve)
 
@@ -37,6 +40,16 @@ def test_prunes_the_original_weights_not_the_unlearned_ones(bright: Any) -> None
     assert result.unlearned is not None
     images, labels = bright.data.images, bright.data.labels
     assert clean_accuracy(result.unlearned.module.train(), images, labels) < 0.6
+
+
+def test_fine_tuning_keeps_pruned_filters_pruned(bright: Any) -> None:
+    settings = FineTuneSettings(epochs=2, padding=0)
+    result = replace(QUICK, max_drop=1.0, fine_tuning=settings)(bright.model, bright.data)
+    for name, norm in (("0", "1"), ("3", "4")):
+        assert not result.model.network.get_parameter(f"{norm}.weight")[result.pruned.get(name, [])].any()
+    assert not torch.equal(
+        result.model.network.get_parameter("8.weight"), bright.model.network.get_parameter("8.weight")
+    )
 
 
 def test_same_seed_same_repair(bright: Any) -> None:
