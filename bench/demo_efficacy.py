@@ -74,7 +74,8 @@ def repairs(entries: list[Entry], seeds: int, clean: CleanData, test: RawImages)
         before = measure(model, attack, test)
         for seed in range(seeds):
             for method, images in (("rnp", 500), ("suspiciousness", 100), ("suspiciousness", 10)):
-                data = clean.sample(images // 10, torch.Generator().manual_seed(seed))
+                few = clean.sample(images // 10, torch.Generator().manual_seed(seed))
+                data = clean if images == len(clean) else few
                 start = time.perf_counter()
                 purifier = RNP(seed=seed) if method == "rnp" else SuspiciousnessPruning(seed=seed)
                 result = purifier(model, data)
