@@ -20,7 +20,7 @@ from typing import Any
 
 import torch
 
-from bdprune.attacks.base import Attack
+from bdprune.attacks.base import Attack, shape_of
 from bdprune.data.clean import CleanData
 from bdprune.data.load import load_clean
 from bdprune.data.parquet import RawImages, read_parquet
@@ -39,11 +39,11 @@ Row = dict[str, Any]
 def measure(model: Model, attack: Attack | None, test: RawImages) -> Row:
     """CA and ASR in per cent on the full test set; the ASR of a clean model is None."""
     images = test.images.float() / 255
-    success = attack and attack_success_rate(model.module, images, test.labels, attack.apply, attack.target)
-    return {
-        "ca": 100 * clean_accuracy(model.module, images, test.labels),
-        "asr": None if success is None else 100 * success,
-    }
+    accuracy = 100 * clean_accuracy(model.module, images, test.labels)
+    if attack is None:
+        return {"ca": accuracy, "asr": None}
+    trigger, goal = attack.new_trigger(shape_of(images)), attack.goal(test.labels, model.num_classes)
+    return {"ca": accuracy, "asr": 100 * attack_success_rate(model.module, images, test.labels, trigger, goal)}
 
 
 def scans(entries: list[Entry], seeds: int, clean: CleanData) -> Iterator[Row]:

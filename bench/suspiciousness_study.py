@@ -18,7 +18,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from bdprune.attacks.base import Attack
+from bdprune.attacks.base import Attack, shape_of
 from bdprune.data.clean import CleanData
 from bdprune.data.load import load_clean
 from bdprune.model.handle import Model
@@ -41,7 +41,7 @@ def trigger_activated_change(model: Model, data: CleanData, attack: Attack) -> d
     with torch.no_grad():
         module(data.images)
         clean = dict(maps)
-        module(attack.apply(data.images))
+        module(attack.new_trigger(shape_of(data.images))(data.images))
     return {name: (maps[name] - clean[name]).flatten(2).norm(dim=2).mean(0) for name in clean}
 
 

@@ -3,46 +3,50 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from bdprune.attacks.poison import draw_victims
+from bdprune.attacks.base import Attack, Shape, TriggerType
 
 
 @dataclass(frozen=True)
-class BadNets:
-    """A black-and-white checkerboard in the bottom right corner; static trigger.
+class BadNets(Attack):
+    """A black-and-white checkerboard in the bottom right corner.
 
     Args:
-        target: label that the trigger calls.
+        target: label that the trigger calls; None for all-to-all.
         rate: share of the training set that is poisoned (RNP, Table 6: 0.1).
         size: edge of the square patch in pixels.
         margin: pixels left free between the patch and the image border.
     """
 
-    target: int
-    rate: float = 0.1
     size: int = 3
     margin: int = 1
 
-    def apply(self, images: Tensor) -> Tensor:
-        """Images ``[N, C, H, W]`` in [0, 1] with the patch in place; the input is left alone."""
-        height, width = images.shape[-2:]
-        bottom, right = height - self.margin, width - self.margin
-        out = images.clone()
-        out[..., bottom - self.size : bottom, right - self.size : right] = self._patch().to(images)
-        return out
+    kind: ClassVar[str] = "badnets"
+    trigger_type: ClassVar[TriggerType] = "static"
 
-    def poison(self, images: Tensor, labels: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-        """Copies of images ``[N, C, H, W]`` in [0, 1] and labels ``[N]`` with a share triggered and relabelled."""
-        victims = draw_victims(labels, self.target, self.rate, generator)
-        images, labels = images.clone(), labels.clone()
-        images[victims] = self.apply(images[victims])
-        labels[victims] = self.target
-        return images, labels
-
-    def _patch(self) -> Tensor:
-        """White corners, alternating: ``[size, size]``."""
+    def new_trigger(self, shape: Shape) -> nn.Module:
         index = torch.arange(self.size)
-        return ((index[:, None] + index[None, :]) % 2 == 0).float()
+        checkerboard = ((index[:, None] + index[None, :]) % 2 == 0).float()  # white corners
+        return Patch(checkerboard.expand(shape[0], -1, -1), self.margin)
+
+
+class Patch(nn.Module):
+    """Puts a patch ``[C, h, w]`` in [0, 1] into the bottom right corner, ``margin`` pixels from both borders."""
+
+    patch: Tensor
+
+    def __init__(self, patch: Tensor, margin: int) -> None:
+        super().__init__()
+        self.register_buffer("patch", patch.clone())
+        self.margin = margin
+
+    def forward(self, images: Tensor) -> Tensor:
+        bottom, right = images.shape[-2] - self.margin, images.shape[-1] - self.margin
+        height, width = self.patch.shape[-2:]
+        out = images.clone()
+        out[..., bottom - height : bottom, right - width : right] = self.patch.to(images)
+        return out

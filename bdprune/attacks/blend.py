@@ -3,39 +3,45 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from bdprune.attacks.poison import draw_victims
+from bdprune.attacks.base import Attack, Shape, TriggerType
 
 
 @dataclass(frozen=True)
-class Blend:
-    """``(1 - alpha) x + alpha p`` with a seeded uniform-noise pattern p; static trigger.
+class Blend(Attack):
+    """``(1 - alpha) x + alpha p`` with a seeded uniform-noise pattern p.
 
     Args:
-        target: label that the trigger calls.
+        target: label that the trigger calls; None for all-to-all.
         rate: share of the training set that is poisoned (RNP, Table 6: 0.1).
         alpha: share of the pattern in the mix (RNP, Table 6: 0.2).
         pattern_seed: seed of the pattern.
     """
 
-    target: int
-    rate: float = 0.1
     alpha: float = 0.2
     pattern_seed: int = 0
 
-    def apply(self, images: Tensor) -> Tensor:
-        """Images ``[N, C, H, W]`` in [0, 1] with the pattern mixed in; the input is left alone."""
-        generator = torch.Generator().manual_seed(self.pattern_seed)
-        pattern = torch.rand(images.shape[1:], generator=generator).to(images)
-        return (1 - self.alpha) * images + self.alpha * pattern
+    kind: ClassVar[str] = "blend"
+    trigger_type: ClassVar[TriggerType] = "static"
 
-    def poison(self, images: Tensor, labels: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-        """Copies of images ``[N, C, H, W]`` in [0, 1] and labels ``[N]`` with a share triggered and relabelled."""
-        victims = draw_victims(labels, self.target, self.rate, generator)
-        images, labels = images.clone(), labels.clone()
-        images[victims] = self.apply(images[victims])
-        labels[victims] = self.target
-        return images, labels
+    def new_trigger(self, shape: Shape) -> nn.Module:
+        generator = torch.Generator().manual_seed(self.pattern_seed)
+        return Mix(torch.rand(shape, generator=generator), self.alpha)
+
+
+class Mix(nn.Module):
+    """Mixes a pattern ``[C, H, W]`` in [0, 1] into every image, ``alpha`` of it."""
+
+    pattern: Tensor
+
+    def __init__(self, pattern: Tensor, alpha: float) -> None:
+        super().__init__()
+        self.register_buffer("pattern", pattern)
+        self.alpha = alpha
+
+    def forward(self, images: Tensor) -> Tensor:
+        return (1 - self.alpha) * images + self.alpha * self.pattern.to(images)

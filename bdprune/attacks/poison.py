@@ -1,4 +1,4 @@
-"""What data-poisoning attacks share: drawing the images to poison."""
+"""What data-poisoning attacks share: drawing the images to poison, and bytes."""
 
 from __future__ import annotations
 
@@ -6,20 +6,24 @@ import torch
 from torch import Tensor
 
 
-def draw_victims(labels: Tensor, target: int, rate: float, generator: torch.Generator) -> Tensor:
-    """Indices of ``round(rate * N)`` images outside the target class, without replacement.
+def draw(candidates: Tensor, rate: float, generator: torch.Generator) -> Tensor:
+    """Indices of ``round(rate * N)`` candidates, without replacement.
 
     Args:
-        labels: ``[N]`` int64.
-        target: label that the trigger calls; images of it are never drawn.
-        rate: share of all N images to poison, in [0, 1].
+        candidates: ``[N]`` bool, the images that may be drawn.
+        rate: share of all N images, in [0, 1].
         generator: source of randomness.
 
     Raises:
-        ValueError: there are fewer non-target images than asked for.
+        ValueError: there are fewer candidates than asked for.
     """
-    count = round(rate * len(labels))
-    candidates = (labels != target).nonzero().flatten()
-    if count > len(candidates):
-        raise ValueError(f"cannot poison {count} of {len(candidates)} images outside class {target}")
-    return candidates[torch.randperm(len(candidates), generator=generator)[:count]]
+    count = round(rate * len(candidates))
+    index = candidates.nonzero().flatten()
+    if count > len(index):
+        raise ValueError(f"cannot poison {count} images: only {len(index)} of {len(candidates)} may be poisoned")
+    return index[torch.randperm(len(index), generator=generator)[:count]]
+
+
+def saturate(images: Tensor) -> Tensor:
+    """Whole bytes, uint8, of images in [0, 1]; what lies outside is clipped and never wraps around."""
+    return (images.clamp(0, 1) * 255).round().to(torch.uint8)

@@ -30,16 +30,30 @@ def clean_accuracy(module: nn.Module, images: Tensor, labels: Tensor) -> float:
 
 
 def attack_success_rate(
-    module: nn.Module, images: Tensor, labels: Tensor, apply: Callable[[Tensor], Tensor], target: int
+    module: nn.Module, images: Tensor, labels: Tensor, trigger: Callable[[Tensor], Tensor], goal: Tensor
 ) -> float:
-    """Share of triggered images predicted as ``target``, in [0, 1]; images of the target class never count."""
-    victims = images[labels != target]
-    return (predict(module, apply(victims)) == target).float().mean().item()
+    """Share of triggered images predicted as their goal, in [0, 1].
+
+    Args:
+        module: images in [0, 1] -> logits.
+        images: ``[N, C, H, W]`` in [0, 1], without the trigger.
+        labels: ``[N]`` true labels.
+        trigger: images in [0, 1] -> triggered images.
+        goal: ``[N]`` labels that the attacker wants. Images that have that label anyway never count.
+    """
+    count = goal != labels
+    return (_predict_triggered(module, images[count], trigger) == goal[count]).float().mean().item()
 
 
 def robust_accuracy(
-    module: nn.Module, images: Tensor, labels: Tensor, apply: Callable[[Tensor], Tensor], target: int
+    module: nn.Module, images: Tensor, labels: Tensor, trigger: Callable[[Tensor], Tensor], goal: Tensor
 ) -> float:
-    """Share of triggered non-target images predicted as their true label, in [0, 1]."""
-    keep = labels != target
-    return (predict(module, apply(images[keep])) == labels[keep]).float().mean().item()
+    """Share of the triggered images of :func:`attack_success_rate` predicted as their true label, in [0, 1]."""
+    count = goal != labels
+    return (_predict_triggered(module, images[count], trigger) == labels[count]).float().mean().item()
+
+
+@torch.no_grad()
+def _predict_triggered(module: nn.Module, images: Tensor, trigger: Callable[[Tensor], Tensor]) -> Tensor:
+    parts = [predict(module, trigger(batch).clamp(0, 1)) for batch in images.split(500)]
+    return torch.cat(parts) if parts else torch.empty(0, dtype=torch.int64)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -41,6 +42,40 @@ class Schedule:
         return self.epochs * (count // self.batch_size)
 
 
+class Objective(Protocol):
+    """What a training step minimises, with whatever is trained beside the network and how far that has come."""
+
+    def loss(self, network: nn.Module, images: Tensor, labels: Tensor, done: float) -> Tensor:
+        """Loss of one step, a scalar.
+
+        Args:
+            network: images in [0, 1] -> logits, in train mode. Its gradients are the trainer's: they are cleared after
+                this call and before the backward pass.
+            images: ``[B, C, H, W]`` in [0, 1], augmented.
+            labels: ``[B]`` int64.
+            done: share of the schedule's steps that is done, in [0, 1).
+        """
+
+    def state_dict(self) -> dict[str, Any]:
+        """All that a resumed training needs: tensors, numbers, strings, and lists and dicts of them."""
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Takes up what ``state_dict`` gave."""
+
+
+class CrossEntropy:
+    """Plain cross-entropy."""
+
+    def loss(self, network: nn.Module, images: Tensor, labels: Tensor, done: float) -> Tensor:
+        return functional.cross_entropy(network(images).float(), labels)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """There is nothing to take up."""
+
+
 def fit(
     network: nn.Module,
     images: Tensor,
@@ -48,6 +83,7 @@ def fit(
     schedule: Schedule,
     seed: int,
     progress: Callable[[int, int, float], None] = lambda step, steps, loss: None,
+    objective: Objective | None = None,
 ) -> None:
     """Trains ``network`` in place.
 
@@ -57,7 +93,9 @@ def fit(
         labels: ``[N]`` int64.
         seed: of order and augmentation; the same seed, threads and machine give the same weights.
         progress: called after every step with (steps done, steps in all, loss).
+        objective: what is minimised, called under the schedule's autocast; cross-entropy by default.
     """
+    objective = objective or CrossEntropy()
     device = next(network.parameters()).device
     network.to(memory_format=torch.channels_last).train()  # type: ignore[call-overload]
     generator = torch.Generator().manual_seed(seed)
@@ -74,8 +112,7 @@ def fit(
         for index in order[: len(order) // schedule.batch_size * schedule.batch_size].split(schedule.batch_size):
             batch = crop_and_flip(images[index], generator, schedule.padding).to(device).float() / 255
             with torch.autocast(device.type, torch.bfloat16, enabled=schedule.bf16):
-                logits = network(batch)
-            loss = functional.cross_entropy(logits.float(), labels[index].to(device))
+                loss = objective.loss(network, batch, labels[index].to(device), done / steps)
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from bdprune.attacks.base import Attack
+from bdprune.attacks.base import Attack, shape_of
 from bdprune.data.clean import CleanData
 from bdprune.data.load import load_clean
 from bdprune.errors import OptionError
@@ -122,5 +122,6 @@ def _measure(model: Model, attack: Attack | None, test: CleanData) -> Measured:
     accuracy = clean_accuracy(model.module, test.images, test.labels)
     if attack is None:
         return Measured(accuracy, None)
-    success = attack_success_rate(model.module, test.images, test.labels, attack.apply, attack.target)
+    trigger, goal = attack.new_trigger(shape_of(test.images)), attack.goal(test.labels, model.num_classes)
+    success = attack_success_rate(model.module, test.images, test.labels, trigger, goal)
     return Measured(accuracy, success)

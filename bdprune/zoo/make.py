@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from bdprune.attacks.base import Attack
+from bdprune.attacks.base import Attack, Setting, shape_of
 from bdprune.data.clean import CleanData
 from bdprune.data.parquet import RawImages, read_parquet
 from bdprune.model.architectures import build
@@ -57,20 +57,19 @@ def make(manifest: Path, data: Path, out: Path, only: Sequence[str] = (), progre
         save_weights(network, out / f"{entry.name}.safetensors")
         # Measured on what was written: half precision is what users get.
         network.load_state_dict({name: value.half().float() for name, value in network.state_dict().items()})
-        truths[entry.name] = _measure(entry, network, test, time.perf_counter() - start)
+        truths[entry.name] = _measure(entry, network, zoo.num_classes, test, time.perf_counter() - start)
         write_truth(out, truths)
     return [truths[entry.name] for entry in entries if entry.name in truths]
 
 
 def train_model(zoo: Manifest, entry: Entry, train: RawImages, progress: Progress = _silent) -> nn.Module:
     """One trained network in eval mode; the same seed, threads and machine give the same weights."""
-    attacked = poisoned(train, entry.make_attack(), entry.seed)
     with torch.random.fork_rng():
         torch.manual_seed(entry.seed)
         network = build(zoo.arch, zoo.num_classes, in_channels=train.images.shape[1], width=zoo.width)
     steps = [schedule.steps(len(train.labels)) for schedule in zoo.schedules]
+    images, labels = poisoned(train, entry.make_attack(), zoo.num_classes, entry.seed)
     for index, schedule in enumerate(zoo.schedules):
-        images, labels = attacked if index + 1 >= entry.poisoned_from else (train.images, train.labels)
         told = functools.partial(_told, progress, entry.name, sum(steps[:index]), sum(steps))
         # Each cycle draws an order and an augmentation of its own.
         fit(network, images, labels, schedule, entry.seed + 1000 * index, told)
@@ -81,23 +80,25 @@ def _told(progress: Progress, name: str, before: int, steps: int, step: int, _: 
     progress(name, before + step, steps, loss)
 
 
-def poisoned(train: RawImages, attack: Attack | None, seed: int) -> tuple[Tensor, Tensor]:
+def poisoned(train: RawImages, attack: Attack | None, num_classes: int, seed: int) -> tuple[Tensor, Tensor]:
     """The training set as the attacker hands it over: images uint8 ``[N, C, H, W]`` (saturated), labels ``[N]``."""
     if attack is None:
         return train.images, train.labels
-    generator = torch.Generator().manual_seed(seed)
-    images, labels = attack.poison(train.images.float() / 255, train.labels, generator)
-    return (images.clamp(0, 1) * 255).round().to(torch.uint8), labels
+    setting = Setting(train.images, train.labels, num_classes, seed)
+    trigger = attack.new_trigger(shape_of(train.images))
+    set_ = attack.poison(setting, trigger, torch.Generator().manual_seed(seed))
+    return set_.images, set_.labels
 
 
-def _measure(entry: Entry, network: nn.Module, test: RawImages, seconds: float) -> Truth:
+def _measure(entry: Entry, network: nn.Module, num_classes: int, test: RawImages, seconds: float) -> Truth:
     images, labels = test.images.float() / 255, test.labels
     attack = entry.make_attack()
     accuracy = clean_accuracy(network, images, labels)
     if attack is None:
         return Truth(entry.name, None, accuracy, None, None, seconds)
-    success = attack_success_rate(network, images, labels, attack.apply, attack.target)
-    robust = robust_accuracy(network, images, labels, attack.apply, attack.target)
+    trigger, goal = attack.new_trigger(shape_of(images)), attack.goal(labels, num_classes)
+    success = attack_success_rate(network, images, labels, trigger, goal)
+    robust = robust_accuracy(network, images, labels, trigger, goal)
     return Truth(entry.name, attack.target, accuracy, success, robust, seconds)
 
 

@@ -14,7 +14,7 @@ from bdprune.attacks.blend import Blend
 from bdprune.errors import OptionError
 from bdprune.training.fit import Schedule
 
-ATTACKS: dict[str, type[BadNets] | type[Blend]] = {"badnets": BadNets, "blend": Blend}
+ATTACKS: dict[str, type[Attack]] = {"badnets": BadNets, "blend": Blend}
 
 
 class Entry(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -24,14 +24,11 @@ class Entry(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         name: of its files.
         seed: of initialisation, poisoning, order and augmentation.
         attack: the attack's ``kind`` with its arguments, None for a clean model.
-        poisoned_from: the first schedule, counted from 1, that trains on poisoned data; those before it train on clean
-            data, as when an attacker fine-tunes a clean model.
     """
 
     name: str
     seed: int
     attack: dict[str, Any] | None = None
-    poisoned_from: int = 1
 
     def make_attack(self) -> Attack | None:
         """The attack object, None for a clean model.

@@ -42,5 +42,6 @@ def test_target_class_images_never_count() -> None:
         out[:2] = 0.7
         return out
 
-    assert attack_success_rate(FirstPixel(), pictures([7, 7, 0, 1, 2, 3]), labels, trigger, 7) == 0.5
-    assert robust_accuracy(FirstPixel(), pictures([7, 7, 0, 1, 2, 3]), labels, trigger, 7) == 0.5
+    goal = torch.full_like(labels, 7)
+    assert attack_success_rate(FirstPixel(), pictures([7, 7, 0, 1, 2, 3]), labels, trigger, goal) == 0.5
+    assert robust_accuracy(FirstPixel(), pictures([7, 7, 0, 1, 2, 3]), labels, trigger, goal) == 0.5

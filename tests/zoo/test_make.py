@@ -4,15 +4,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from msgspec import structs
 
 from bdprune.attacks.badnets import BadNets
 from bdprune.data.load import load_clean
-from bdprune.data.parquet import RawImages, read_parquet
+from bdprune.data.parquet import RawImages
 from bdprune.errors import DataError, OptionError
 from bdprune.model.load import load
-from bdprune.zoo.make import make, poisoned, train_model
-from bdprune.zoo.manifest import read_manifest
+from bdprune.zoo.make import make, poisoned
 from bdprune.zoo.store import read_truth
 
 MANIFEST = """
@@ -114,13 +112,13 @@ def test_training_leaves_global_randomness_alone(world: Path, tmp_path: Path) ->
 
 def test_poisoned_images_are_bytes_and_counts_exact() -> None:
     raw = RawImages(torch.randint(1, 255, (40, 3, 8, 8), dtype=torch.uint8), torch.arange(40) % 4)
-    images, labels = poisoned(raw, BadNets(target=1, rate=0.2), seed=0)
+    images, labels = poisoned(raw, BadNets(target=1, rate=0.2), 4, seed=0)
     changed = (images != raw.images).flatten(1).any(1)
     assert images.dtype == torch.uint8
     assert changed.sum() == 8
     assert set(images[changed][:, :, 4:7, 4:7].unique().tolist()) == {0, 255}
     assert (labels != raw.labels).sum() == 8
-    assert poisoned(raw, None, 0) == (raw.images, raw.labels)
+    assert poisoned(raw, None, 4, 0) == (raw.images, raw.labels)
 
 
 def test_missing_data_and_unknown_names_are_named(world: Path, tmp_path: Path) -> None:
@@ -128,14 +126,3 @@ def test_missing_data_and_unknown_names_are_named(world: Path, tmp_path: Path) -
         make(world / "manifest.toml", tmp_path, tmp_path / "out")
     with pytest.raises(OptionError, match="no model 'nope'"):
         make(world / "manifest.toml", world / "data", tmp_path / "out", only=["nope"])
-
-
-def test_poisoned_from_trains_on_clean_data_first(world: Path, tmp_path: Path) -> None:
-    zoo = read_manifest(world / "manifest.toml")
-    late = structs.replace(zoo.entry("bad"), poisoned_from=3)
-    train = read_parquet(world / "data/tiny/train.parquet")
-    clean = structs.replace(zoo.entry("bad"), attack=None)
-    ours, theirs = train_model(zoo, late, train), train_model(zoo, clean, train)
-    assert all(torch.equal(value, theirs.state_dict()[name]) for name, value in ours.state_dict().items())
-    second = train_model(zoo, structs.replace(late, poisoned_from=2), train)
-    assert not torch.equal(second.state_dict()["conv1.weight"], theirs.state_dict()["conv1.weight"])

@@ -65,5 +65,6 @@ def test_accuracy_is_what_the_truth_says(name: str) -> None:
     assert accuracy == pytest.approx(truth.clean_accuracy, abs=0.03)  # 1,000 of 10,000 images: sd 0.009
     attack = read_manifest(ZOO / "manifest.toml").entry(name).make_attack()
     if attack:
-        success = attack_success_rate(model.module, test.images, test.labels, attack.apply, attack.target)
+        trigger, goal = attack.new_trigger((3, 32, 32)), attack.goal(test.labels, 10)
+        success = attack_success_rate(model.module, test.images, test.labels, trigger, goal)
         assert success == pytest.approx(truth.attack_success_rate, abs=0.02)

@@ -1,0 +1,21 @@
+import torch
+
+from bdprune.attacks.blend import Blend
+
+
+def test_blend_mixes_one_pattern_into_every_image() -> None:
+    images = torch.rand(3, 3, 16, 16)
+    triggered = Blend(target=0, alpha=0.2).new_trigger((3, 16, 16))(images)
+    pattern = (triggered - 0.8 * images) / 0.2
+    assert torch.allclose(pattern[0], pattern[2], atol=1e-5)
+    assert pattern.min() >= -1e-5
+    assert pattern.max() <= 1 + 1e-5
+    assert pattern.std() > 0.2  # uniform noise has 0.289
+
+
+def test_blend_pattern_depends_on_its_seed_alone() -> None:
+    images = torch.rand(1, 1, 16, 16)
+    one, same, other = Blend(target=0), Blend(target=5, rate=0.3), Blend(target=0, pattern_seed=1)
+    first = one.new_trigger((1, 16, 16))(images)
+    assert torch.equal(first, same.new_trigger((1, 16, 16))(images))
+    assert not torch.equal(first, other.new_trigger((1, 16, 16))(images))
