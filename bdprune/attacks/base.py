@@ -81,6 +81,8 @@ class Attack(ABC):
     kind: ClassVar[str]
     trigger_type: ClassVar[TriggerType]
     needs_source: ClassVar[Literal["clean", "backdoored"] | None] = None
+    trains: ClassVar[bool] = True
+    """False for attacks that go from ``start`` to ``finish`` without a training step between them."""
 
     @abstractmethod
     def new_trigger(self, shape: Shape) -> nn.Module:
