@@ -23,8 +23,8 @@ def model_options(function: Function) -> Function:
         click.option(
             "--normalize",
             metavar="NAME|M1,M2,M3,S1,S2,S3",
-            help="What the model expects before its first layer, for images in [0, 1]: cifar10, imagenet, none, "
-            "or means then standard deviations.  [default: none]",
+            help="What the model expects before its first layer, for images in [0, 1]: cifar10, cifar10-old, cifar100, "
+            "gtsrb, imagenet, mnist, half, bytes, caffe, none, or means then standard deviations.  [default: none]",
         ),
         click.option("--device", default="cpu", show_default=True, metavar="cpu|cuda[:N]|auto", help="Where to run."),
         click.option("--seed", default=0, show_default=True, type=int, metavar="N", help="Of everything random."),

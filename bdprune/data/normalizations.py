@@ -30,29 +30,22 @@ GRAY_ONLY = frozenset({"mnist"})
 """Names of those that mean nothing for colour images."""
 
 
-def parse_normalization(text: str, channels: int | None = None) -> Normalization:
+def parse_normalization(text: str) -> Normalization:
     """The normalisation that ``text`` names or spells out.
 
     Args:
         text: a name in ``NORMALIZATIONS``, or means and then standard deviations with commas between, such as
             ``0.5,0.5,0.5,0.25,0.25,0.25``, in the units of images in [0, 1]. One pair stands for every channel.
-        channels: input channels of the model, if known; the numbers of values must fit.
 
     Raises:
-        OptionError: no such name, no numbers, a wrong count, or a standard deviation that is not above 0.
+        OptionError: no such name, no numbers, an odd count, or a standard deviation that is not above 0.
 
     Example:
         >>> parse_normalization("0.5,0.25")
         Normalization(mean=(0.5,), std=(0.25,))
     """
     name = text.strip().lower()
-    found = NORMALIZATIONS[name] if name in NORMALIZATIONS else _spelled_out(text)
-    if channels is not None and len(found.mean) not in (0, 1, channels):
-        raise OptionError(
-            f"The normalisation {text} is for {len(found.mean)} channels, the model takes {channels}.",
-            f"Give {channels} means and {channels} standard deviations, or one of each.",
-        )
-    return found
+    return NORMALIZATIONS[name] if name in NORMALIZATIONS else _spelled_out(text)
 
 
 def name_of(normalization: Normalization) -> str:

@@ -45,6 +45,7 @@ class FilterGroup:
         norms: every norm with a learned scale that consumes all of its filters, in order of execution.
         exclusive: whether the filters reach the rest of the network through those norms alone, and those channels of
             the norms take nothing else.
+        as_module: whether the conv runs as a module, and not through its weight alone (``F.conv2d(x, conv.weight)``).
     """
 
     name: str
@@ -52,6 +53,7 @@ class FilterGroup:
     num_filters: int
     norms: tuple[NormSlice, ...] = ()
     exclusive: bool = True
+    as_module: bool = True
 
     @property
     def norm(self) -> NormSlice | None:
@@ -119,6 +121,7 @@ class _Tracer(TorchDispatchMode):
         self.consumers: dict[str, dict[NormSlice, None]] = {}
         self.inputs: dict[str, list[_Origin]] = {}
         self.leaking: set[str] = set()
+        self.ran: set[str] = set()
 
     def __torch_dispatch__(
         self, func: Any, types: object, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
@@ -149,6 +152,7 @@ class _Tracer(TorchDispatchMode):
 
     def called(self, name: str, conv: nn.Conv2d, inputs: object, output: Tensor) -> None:
         """Labels the output of a conv module whose weight is computed in its forward pass, so not recognised there."""
+        self.ran.add(name)
         if self.origin(output) is None:
             self.sizes.setdefault(name, conv.out_channels)
             self.label(output, (_Run(name, 0, conv.out_channels),))
@@ -217,7 +221,7 @@ class _Tracer(TorchDispatchMode):
     def _group(self, conv: str, size: int) -> FilterGroup:
         norms = tuple(self.consumers.get(conv, ()))
         alone = all(self._feeds_alone(conv, size, norm) for norm in norms)
-        return FilterGroup(conv, conv, size, norms, alone and conv not in self.leaking)
+        return FilterGroup(conv, conv, size, norms, alone and conv not in self.leaking, conv in self.ran)
 
     def _feeds_alone(self, conv: str, size: int, norm: NormSlice) -> bool:
         expected = (norm.start, _Run(conv, 0, size))

@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
+from bdprune.errors import OptionError
+
 if TYPE_CHECKING:
     from bdprune.model.artifact import Artifact
     from bdprune.model.groups import FilterGroup
@@ -57,6 +59,9 @@ class Model:
         input_shape: (channels, height, width) of one image.
         normalization: what is applied to images in [0, 1] before ``network``.
         artifact: the file it came from, None for a module that was handed over in Python.
+
+    Raises:
+        OptionError: the normalisation is for another number of channels.
     """
 
     network: nn.Module
@@ -65,6 +70,14 @@ class Model:
     input_shape: tuple[int, int, int]
     normalization: Normalization = field(default_factory=Normalization)
     artifact: Artifact | None = None
+
+    def __post_init__(self) -> None:
+        given, channels = len(self.normalization.mean), self.input_shape[0]
+        if given not in (0, 1, channels):
+            raise OptionError(
+                f"The normalisation is for {given} channels, the model takes {channels}.",
+                f"Give {channels} means and {channels} standard deviations, or one of each.",
+            )
 
     @property
     def module(self) -> nn.Module:

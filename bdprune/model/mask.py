@@ -18,13 +18,14 @@ class MaskedNetwork(nn.Module):
 
     Where exactly one norm consumes a conv, the mask multiplies the norm's scale, which costs nothing:
     y = (mask * gamma) * (x - mean) / std + beta, so a filter with mask 0 still gives the constant beta. Elsewhere it
-    multiplies the conv's output, bias included.
+    multiplies the conv's output, bias included; for a conv that runs through its weight alone that means its weight and
+    bias.
 
     The masks are the only parameters that ask for a gradient. ``train()`` and ``eval()`` act on a private copy of the
     network, whose running statistics may drift; ``model`` never changes.
 
     Args:
-        model: any loaded model; convs without a norm of their own must be called as modules, not through their weight.
+        model: any loaded model.
 
     Source: Wu and Wang, Adversarial Neuron Pruning, NeurIPS 2021; Li et al., Reconstructive Neuron Pruning, ICML 2023.
     """
@@ -36,7 +37,7 @@ class MaskedNetwork(nn.Module):
         ones = [torch.ones(group.num_filters, device=model.device) for group in model.groups]
         self.mask_list = nn.ParameterList([nn.Parameter(one) for one in ones])
         for group in model.groups:
-            if group.norm is None:
+            if group.norm is None and group.as_module:
                 _mask_output(self.network.get_submodule(f"network.{group.conv}"))
 
     @property
@@ -59,8 +60,12 @@ class MaskedNetwork(nn.Module):
         overrides: dict[str, Tensor] = {}
         factors: dict[str, list[tuple[int, Tensor]]] = {}
         for group, mask in zip(self._groups, self.mask_list, strict=True):
-            if group.norm is None:
+            if group.norm is None and group.as_module:
                 overrides[f"network.{group.conv}.mask"] = mask
+            elif group.norm is None:
+                conv = self.network.get_submodule(f"network.{group.conv}")
+                for name, parameter in conv.named_parameters(recurse=False):
+                    overrides[f"network.{group.conv}.{name}"] = parameter * mask.view(-1, *[1] * (parameter.ndim - 1))
             else:
                 factors.setdefault(group.norm.name, []).append((group.norm.start, mask))
         for name, slices in factors.items():

@@ -3,10 +3,11 @@ from __future__ import annotations
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from torch import nn
 
 from bdprune.data.normalizations import NORMALIZATIONS, name_of, parse_normalization
 from bdprune.errors import OptionError
-from bdprune.model.handle import Normalization
+from bdprune.model.handle import Model, Normalization
 
 NUMBERS = st.floats(-10, 10).map(lambda value: float(f"{value:g}"))
 DEVIATIONS = st.floats(1e-3, 10).map(lambda value: float(f"{value:g}"))
@@ -14,7 +15,7 @@ DEVIATIONS = st.floats(1e-3, 10).map(lambda value: float(f"{value:g}"))
 
 @pytest.mark.parametrize("text", ["imagenet", " ImageNet ", "0.485,0.456,0.406,0.229,0.224,0.225"])
 def test_names_and_numbers(text: str) -> None:
-    assert parse_normalization(text, 3) == Normalization((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+    assert parse_normalization(text) == Normalization((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 
 
 def test_none_is_empty() -> None:
@@ -24,7 +25,7 @@ def test_none_is_empty() -> None:
 @given(st.integers(1, 6).flatmap(lambda n: st.tuples(st.tuples(*[NUMBERS] * n), st.tuples(*[DEVIATIONS] * n))))
 def test_what_is_written_is_what_is_read(pair: tuple[tuple[float, ...], tuple[float, ...]]) -> None:
     normalization = Normalization(*pair)
-    assert parse_normalization(name_of(normalization), len(pair[0])) == normalization
+    assert parse_normalization(name_of(normalization)) == normalization
 
 
 @pytest.mark.parametrize("name", NORMALIZATIONS)
@@ -58,9 +59,10 @@ def test_bad_text(text: str, message: str) -> None:
 @pytest.mark.parametrize(("text", "channels"), [("cifar10", 1), ("0.5,0.5,0.2,0.2", 3)])
 def test_wrong_number_of_channels(text: str, channels: int) -> None:
     with pytest.raises(OptionError, match=f"the model takes {channels}"):
-        parse_normalization(text, channels)
+        Model(nn.Identity(), "own", 2, (channels, 8, 8), parse_normalization(text))
 
 
 @pytest.mark.parametrize("channels", [1, 3, 6])
 def test_one_pair_fits_any_number_of_channels(channels: int) -> None:
-    assert parse_normalization("half", channels) == Normalization((0.5,), (0.5,))
+    model = Model(nn.Identity(), "own", 2, (channels, 8, 8), parse_normalization("half"))
+    assert model.normalization == Normalization((0.5,), (0.5,))

@@ -174,3 +174,26 @@ def test_copies_have_masks_of_their_own(small_model: Model) -> None:
             mask.zero_()
     x = torch.rand(2, 3, 8, 8)
     assert torch.equal(masked(x), small_model.module(x)) and not torch.equal(twin(x), masked(x))
+
+
+def test_conv_that_runs_through_its_weight_alone_is_masked_too() -> None:
+    class Functional(Plain):
+        def forward(self, x: Tensor) -> Tensor:
+            first = functional.conv2d(x, self.first.weight, self.first.bias)
+            return self.norm(self.second(functional.relu(first))).mean((2, 3))  # type: ignore[no-any-return]
+
+    torch.manual_seed(0)
+    network = Functional()
+    masked = MaskedNetwork(model_of(network)).double().eval()
+    network.double()
+    masks = set_masks(masked)
+    images = torch.rand(2, 3, 8, 8, dtype=torch.float64)
+    first = network.first(images) * masks["first"].view(1, -1, 1, 1)
+    features = network.second(functional.relu(first))
+    scale = (network.norm.weight * masks["second"]).detach() / (network.norm.running_var + network.norm.eps).sqrt()
+    shift = network.norm.bias - network.norm.running_mean * scale
+    expected = (features * scale.view(1, -1, 1, 1) + shift.view(1, -1, 1, 1)).mean((2, 3))
+    result = masked(images)
+    assert torch.allclose(result, expected, atol=1e-6)
+    result.sum().backward()
+    assert masked.masks["first"].grad is not None
