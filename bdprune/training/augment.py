@@ -7,8 +7,8 @@ from torch import Tensor
 from torch.nn import functional
 
 
-def crop_and_flip(images: Tensor, generator: torch.Generator, padding: int = 4) -> Tensor:
-    """Random crops of the zero-padded images, half of them mirrored.
+def crop_and_flip(images: Tensor, generator: torch.Generator, padding: int = 4, flip: bool = True) -> Tensor:
+    """Random crops of the zero-padded images, half of them mirrored unless ``flip`` is False.
 
     Args:
         images: ``[N, C, H, W]``, any dtype.
@@ -21,7 +21,7 @@ def crop_and_flip(images: Tensor, generator: torch.Generator, padding: int = 4) 
     count, _, height, width = images.shape
     top = torch.randint(2 * padding + 1, (count, 1), generator=generator)
     left = torch.randint(2 * padding + 1, (count, 1), generator=generator)
-    mirrored = torch.rand(count, 1, generator=generator) < 0.5
+    mirrored = torch.rand(count, 1, generator=generator) < 0.5 if flip else torch.zeros(count, 1, dtype=torch.bool)
     rows = top + torch.arange(height)
     columns = torch.where(mirrored, left + torch.arange(width - 1, -1, -1), left + torch.arange(width))
     # One gather does crop and flip together; indexing pixels this way leaves the channels innermost.

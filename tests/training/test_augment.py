@@ -27,3 +27,11 @@ def test_keeps_dtype_and_gives_channels_last() -> None:
     out = crop_and_flip(torch.zeros(4, 3, 8, 8, dtype=torch.uint8), torch.Generator())
     assert out.dtype == torch.uint8
     assert out.is_contiguous(memory_format=torch.channels_last)
+
+
+def test_without_flip_every_crop_is_a_window() -> None:
+    x = torch.arange(1, 1 + 32 * 3 * 6 * 6, dtype=torch.float32).view(32, 3, 6, 6)
+    out = crop_and_flip(x, torch.Generator().manual_seed(0), padding=1, flip=False)
+    padded = torch.nn.functional.pad(x, (1, 1, 1, 1))
+    for image, source in zip(out, padded, strict=True):
+        assert any(torch.equal(image, source[:, i : i + 6, j : j + 6]) for i in range(3) for j in range(3))

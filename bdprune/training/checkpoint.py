@@ -1,0 +1,111 @@
+"""A file from which a training that was killed goes on, to the same final weights."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from bdprune.errors import OutputError
+
+_MAX_SHARE = 0.005
+"""Share of the time that writing may take: the next file is written so much later than the last one took."""
+
+
+def _silent(text: str) -> None:
+    """Nobody is told."""
+
+
+class Checkpoint:
+    """The state of a training in one file, which is whole or not there.
+
+    Args:
+        path: of the file; its folder must exist.
+        recipe: what determines the training and the trainer does not see, such as the settings of the objective. A
+            file of another recipe is never taken up.
+        every: seconds between two writes, at least; longer where writing is slow.
+        say: told, in one sentence, when a file is taken up and when it is not.
+
+    Attributes:
+        seconds: spent on this training, those of the runs before this one included.
+    """
+
+    def __init__(self, path: Path, recipe: str, every: float = 60.0, say: Callable[[str], None] = _silent) -> None:
+        self.path = path
+        self._recipe = self._key = recipe
+        self._every = every
+        self._say = say
+        self._before = 0.0
+        self._started = self._next = time.monotonic()
+        self._wait(0.0)
+
+    @property
+    def seconds(self) -> float:
+        return self._before + time.monotonic() - self._started
+
+    def due(self) -> bool:
+        """Whether it is time to write."""
+        return time.monotonic() >= self._next
+
+    def save(self, state: Mapping[str, Any]) -> None:
+        """Writes ``state``: tensors, numbers, strings, None, and lists, tuples and dicts of them.
+
+        Raises:
+            OutputError: the file cannot be written.
+        """
+        began = time.monotonic()
+        partial = self.path.with_name(self.path.name + ".part")
+        try:
+            with partial.open("wb") as file:
+                torch.save({"key": self._key, "seconds": self.seconds, "state": dict(state)}, file)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(partial, self.path)
+        except (OSError, RuntimeError) as error:  # torch's own writer knows only the latter
+            raise OutputError(f"Cannot write {self.path}: {error}.", "Make room there, or choose a place.") from None
+        self._wait(time.monotonic() - began)
+
+    def load(self, training: str = "") -> dict[str, Any] | None:
+        """The state that was written last, or None: there is no file, or it is damaged or of another recipe.
+
+        Args:
+            training: what else determines the training, for this file and those that ``save`` writes.
+        """
+        self._key = digest(self._recipe, training)
+        if not self.path.exists():
+            return None
+        try:
+            kept = torch.load(self.path, map_location="cpu", weights_only=True)
+            key, seconds, state = kept["key"], float(kept["seconds"]), kept["state"]
+        except Exception as error:  # a damaged file fails in many ways, and each means to start again
+            self._say(f"{self.path} cannot be read ({type(error).__name__}): training starts again.")
+            return None
+        if key != self._key:
+            self._say(f"{self.path} is of a training with other settings, data or machine: training starts again.")
+            return None
+        self._before, self._started = seconds, time.monotonic()
+        return state  # type: ignore[no-any-return]
+
+    def _wait(self, cost: float) -> None:
+        self._next = time.monotonic() + max(self._every, cost / _MAX_SHARE if self._every else 0.0)
+
+
+def digest(*parts: object) -> str:
+    """SHA-256, in hex, of tensors (type, shape, bytes), of mappings of them, and of the text of anything else."""
+    state = hashlib.sha256()
+    for part in parts:
+        if isinstance(part, Mapping):
+            state.update(digest(*(value for item in part.items() for value in item)).encode())
+        elif isinstance(part, Tensor):
+            state.update(f"{part.dtype} {tuple(part.shape)}".encode())
+            state.update(part.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
+        else:
+            state.update(repr(part).encode())
+        state.update(b"\0")
+    return state.hexdigest()
