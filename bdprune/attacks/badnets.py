@@ -5,10 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-import torch
 from torch import Tensor, nn
 
 from bdprune.attacks.base import Attack, Shape, TriggerType
+from bdprune.attacks.check import check_at_least, check_room
+from bdprune.attacks.patterns import checkerboard
 
 
 @dataclass(frozen=True)
@@ -28,10 +29,14 @@ class BadNets(Attack):
     kind: ClassVar[str] = "badnets"
     trigger_type: ClassVar[TriggerType] = "static"
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_at_least("size", self.size, 1)
+        check_at_least("margin", self.margin, 0)
+
     def new_trigger(self, shape: Shape) -> nn.Module:
-        index = torch.arange(self.size)
-        checkerboard = ((index[:, None] + index[None, :]) % 2 == 0).float()  # white corners
-        return Patch(checkerboard.expand(shape[0], -1, -1), self.margin)
+        check_room(self.size + self.margin, shape)
+        return Patch(checkerboard(self.size).expand(shape[0], -1, -1), self.margin)
 
 
 class Patch(nn.Module):

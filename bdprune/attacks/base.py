@@ -16,6 +16,7 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor, nn
 
+from bdprune.attacks.check import check_at_least, check_label, check_share
 from bdprune.attacks.poison import draw, saturate
 from bdprune.training.fit import CrossEntropy, Objective
 
@@ -73,6 +74,10 @@ class Attack(ABC):
     Args:
         target: label that the trigger calls; None is all-to-all: the trigger calls the label that follows the true one.
         rate: share of the training set that is poisoned, in [0, 1].
+
+    Raises:
+        OptionError: a setting is out of its range; so do ``new_trigger`` for a trigger that is larger than the image
+            and ``goal`` and ``poison`` for a target that is no label of the images.
     """
 
     target: int | None
@@ -83,6 +88,12 @@ class Attack(ABC):
     needs_source: ClassVar[Literal["clean", "backdoored"] | None] = None
     trains: ClassVar[bool] = True
     """False for attacks that go from ``start`` to ``finish`` without a training step between them."""
+
+    def __post_init__(self) -> None:
+        """Checks the settings."""
+        check_share("rate", self.rate)
+        if self.target is not None:
+            check_at_least("target", self.target, 0)
 
     @abstractmethod
     def new_trigger(self, shape: Shape) -> nn.Module:
@@ -103,6 +114,7 @@ class Attack(ABC):
         """
         if self.target is None:
             return (labels + 1) % num_classes
+        check_label("target", self.target, num_classes)
         return torch.full_like(labels, self.target)
 
     def poison(self, setting: Setting, trigger: nn.Module, generator: torch.Generator) -> Poisoned:

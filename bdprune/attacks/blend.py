@@ -3,34 +3,44 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, Literal
 
-import torch
 from torch import Tensor, nn
 
 from bdprune.attacks.base import Attack, Shape, TriggerType
+from bdprune.attacks.check import check_one_of, check_share
+from bdprune.attacks.patterns import noise, picture
+
+_PATTERNS = {"noise": noise, "image": picture}
 
 
 @dataclass(frozen=True)
 class Blend(Attack):
-    """``(1 - alpha) x + alpha p`` with a seeded uniform-noise pattern p.
+    """``(1 - alpha) x + alpha p`` with one fixed pattern p. A mix of values in [0, 1] never needs clipping.
 
     Args:
         target: label that the trigger calls; None for all-to-all.
         rate: share of the training set that is poisoned (RNP, Table 6: 0.1).
         alpha: share of the pattern in the mix (RNP, Table 6: 0.2).
         pattern_seed: seed of the pattern.
+        pattern: "noise", uniform and independent (RNP and ANP); or "image", a smooth picture in the place of the
+            cartoon that other papers mix in.
     """
 
     alpha: float = 0.2
     pattern_seed: int = 0
+    pattern: Literal["noise", "image"] = "noise"
 
     kind: ClassVar[str] = "blend"
     trigger_type: ClassVar[TriggerType] = "static"
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_share("alpha", self.alpha)
+        check_one_of("pattern", self.pattern, tuple(_PATTERNS))
+
     def new_trigger(self, shape: Shape) -> nn.Module:
-        generator = torch.Generator().manual_seed(self.pattern_seed)
-        return Mix(torch.rand(shape, generator=generator), self.alpha)
+        return Mix(_PATTERNS[self.pattern](shape, self.pattern_seed), self.alpha)
 
 
 class Mix(nn.Module):

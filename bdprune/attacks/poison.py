@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from bdprune.errors import OptionError
+
 
 def draw(candidates: Tensor, rate: float, generator: torch.Generator) -> Tensor:
     """Indices of ``round(rate * N)`` candidates, without replacement.
@@ -15,13 +17,27 @@ def draw(candidates: Tensor, rate: float, generator: torch.Generator) -> Tensor:
         generator: source of randomness.
 
     Raises:
-        ValueError: there are fewer candidates than asked for.
+        OptionError: there are fewer candidates than asked for.
     """
     count = round(rate * len(candidates))
     index = candidates.nonzero().flatten()
     if count > len(index):
-        raise ValueError(f"cannot poison {count} images: only {len(index)} of {len(candidates)} may be poisoned")
+        raise OptionError(
+            f"A rate of {rate} asks for {count} images, only {len(index)} of {len(candidates)} may be poisoned.",
+            "Give a lower rate.",
+        )
     return index[torch.randperm(len(index), generator=generator)[:count]]
+
+
+def draw_covers(victims: Tensor, total: int, rate: float, generator: torch.Generator) -> Tensor:
+    """Indices of ``round(rate * total)`` of ``total`` images, of any label, none of them among ``victims``.
+
+    Raises:
+        OptionError: too few images are left.
+    """
+    free = torch.ones(total, dtype=torch.bool)
+    free[victims] = False
+    return draw(free, rate, generator)
 
 
 def saturate(images: Tensor) -> Tensor:

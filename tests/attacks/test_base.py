@@ -7,6 +7,7 @@ from bdprune.attacks.badnets import BadNets
 from bdprune.attacks.base import apply, shape_of
 from bdprune.attacks.blend import Blend
 from bdprune.attacks.poison import draw, saturate
+from bdprune.errors import OptionError
 
 from .helpers import setting
 
@@ -74,5 +75,5 @@ def test_bytes_saturate() -> None:
 
 
 def test_more_victims_than_candidates_is_an_error() -> None:
-    with pytest.raises(ValueError, match="cannot poison 40 images: only 36 of 40"):
+    with pytest.raises(OptionError, match="asks for 40 images, only 36 of 40"):
         draw(torch.arange(40) % 10 != 0, 1.0, torch.Generator())
