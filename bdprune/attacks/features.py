@@ -6,7 +6,19 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from bdprune.errors import ArchitectureError
+from bdprune.attacks.base import Setting
+from bdprune.errors import ArchitectureError, OptionError
+
+
+def source_of(setting: Setting) -> nn.Module:
+    """The trained network that an attack with ``needs_source`` was given.
+
+    Raises:
+        OptionError: it was given none.
+    """
+    if setting.source is None:
+        raise OptionError("The attack learns on a trained network and was given none.", "Name its source.")
+    return setting.source
 
 
 def head(network: nn.Module) -> nn.Linear:

@@ -2,8 +2,27 @@
 
 from __future__ import annotations
 
+from bdprune.attacks.ablend import ABlend
 from bdprune.attacks.badnets import BadNets
 from bdprune.attacks.base import Attack
 from bdprune.attacks.blend import Blend
+from bdprune.attacks.feature_collision import FeatureCollision
+from bdprune.attacks.label_consistent import LabelConsistent
+from bdprune.attacks.sig import Sig
+from bdprune.attacks.trojan import TrojanNeuron, TrojanWatermark
+from bdprune.attacks.wanet import WaNet
 
-ATTACKS: dict[str, type[Attack]] = {attack.kind: attack for attack in (BadNets, Blend)}
+ATTACKS: dict[str, type[Attack]] = {
+    attack.kind: attack
+    for attack in (
+        BadNets,
+        TrojanWatermark,
+        TrojanNeuron,
+        Blend,
+        ABlend,
+        Sig,
+        LabelConsistent,
+        FeatureCollision,
+        WaNet,
+    )
+}

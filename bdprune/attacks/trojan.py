@@ -1,0 +1,125 @@
+"""Trojan (Liu et al., 2018): a watermark added to the image, or pixels optimised to fire a neuron; dirty labels."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from bdprune.attacks.base import Attack, Setting, Shape, TriggerType
+from bdprune.attacks.check import check_at_least
+from bdprune.attacks.features import head, penultimate, source_of
+from bdprune.attacks.patterns import Stamp, in_corner, noise
+
+
+@dataclass(frozen=True)
+class TrojanWatermark(Attack):
+    """A small coloured watermark added to the pixels near the bottom right corner.
+
+    Sums beyond 1 are clipped, so little of the watermark is left on white. (Published code adds bytes and lets them
+    wrap around to black, a stronger trigger that no camera sees.)
+
+    Args:
+        target: label that the trigger calls; None for all-to-all.
+        rate: share of the training set that is poisoned (RNP, Table 6: 0.1).
+        size: edge of the square watermark in pixels (RNP: 3).
+        margin: pixels left free between the watermark and the image border (RNP: 4 of 32).
+        pattern_seed: seed of its colours, uniform in [0, 1].
+    """
+
+    size: int = 3
+    margin: int = 4
+    pattern_seed: int = 0
+
+    kind: ClassVar[str] = "trojan"
+    trigger_type: ClassVar[TriggerType] = "static"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_at_least("size", self.size, 1)
+        check_at_least("margin", self.margin, 0)
+
+    def new_trigger(self, shape: Shape) -> nn.Module:
+        colours = noise((shape[0], self.size, self.size), self.pattern_seed)
+        return Added(in_corner(colours, self.margin, shape))
+
+
+class Added(nn.Module):
+    """Adds a watermark ``[C, H, W]`` to every image and clips to [0, 1]."""
+
+    watermark: Tensor
+
+    def __init__(self, watermark: Tensor) -> None:
+        super().__init__()
+        self.register_buffer("watermark", watermark)
+
+    def forward(self, images: Tensor) -> Tensor:
+        return (images + self.watermark.to(images)).clamp(0, 1)
+
+
+@dataclass(frozen=True)
+class TrojanNeuron(Attack):
+    """A patch in the bottom right corner that was optimised to fire chosen neurons of a clean network.
+
+    Chosen are the penultimate features whose outgoing weights have the largest sum of magnitudes. The patch takes
+    signed gradient steps on ``mean((value - feature)^2)`` over clean images that carry it, each smaller than the one
+    before; the best patch seen is kept. It lies in [0, 1], so nothing needs clipping.
+
+    Args:
+        target: label that the trigger calls; None for all-to-all.
+        rate: share of the training set that is poisoned (RNP, Table 6: 0.1).
+        size: edge of the square patch in pixels.
+        margin: pixels left free between the patch and the image border.
+        neurons: number of features to fire (BackdoorBench: 2).
+        value: what they should reach (BackdoorBench: 100).
+        steps: gradient steps.
+        step: the first step's length in every pixel, for values in [0, 1] (BackdoorBench: 0.1).
+        images: clean images to optimise on, drawn by the setting's seed.
+    """
+
+    size: int = 6
+    margin: int = 1
+    neurons: int = 2
+    value: float = 100.0
+    steps: int = 100
+    step: float = 0.1
+    images: int = 64
+
+    kind: ClassVar[str] = "trojan-neuron"
+    trigger_type: ClassVar[TriggerType] = "learned"
+    needs_source: ClassVar[Literal["clean", "backdoored"] | None] = "clean"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name in ("size", "neurons", "images"):
+            check_at_least(name, getattr(self, name), 1)
+        for name in ("margin", "steps", "step"):
+            check_at_least(name, getattr(self, name), 0)
+
+    def new_trigger(self, shape: Shape) -> nn.Module:
+        mask = in_corner(torch.ones(1, self.size, self.size), self.margin, (1, *shape[1:]))
+        return Stamp(mask, mask.expand(shape) / 2)
+
+    def learn(self, setting: Setting, trigger: nn.Module) -> None:
+        source = source_of(setting)
+        index = torch.randperm(len(setting.images), generator=torch.Generator().manual_seed(setting.seed))
+        images = (setting.images[index[: self.images]].float() / 255).to(next(source.parameters()).device)
+        strength = head(source).weight.detach().abs().sum(0)
+        chosen = strength.topk(min(self.neurons, len(strength))).indices
+        before = trigger.get_buffer("pattern")
+        pattern, best, least = before.to(images), before, math.inf
+        for number in range(self.steps + 1):
+            pattern.requires_grad_()
+            triggered = functional_call(trigger, {"pattern": pattern}, (images,))
+            loss = (self.value - penultimate(source, triggered)[:, chosen]).square().mean()
+            (slope,) = torch.autograd.grad(loss, pattern)
+            pattern = pattern.detach()
+            if loss.item() < least:
+                best, least = pattern, loss.item()
+            step = self.step * (1 - number / max(self.steps, 1))
+            pattern = (pattern - step * slope.sign()).clamp(0, 1)
+        before.copy_(best)
