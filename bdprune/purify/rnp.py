@@ -54,25 +54,26 @@ class RNP:
     Args:
         unlearning: settings of the ascent.
         recovery: settings of the mask.
-        max_drop: largest fall of clean accuracy that the threshold may cost, in [0, 1], on held-out clean images and
-            before fine-tuning. The paper allows 0.02 without fine-tuning.
+        max_drop: largest fall of clean accuracy that the threshold may cost, in [0, 1], on held-out clean images.
         held_out: share of the clean images that is kept for choosing the threshold.
         stop_early: raise the threshold until the drop is too large for the first time (the paper's dynamic threshold);
             otherwise try all and take the highest that keeps it.
         step: distance between the thresholds that are tried, from 0 to 0.95.
-        fine_tuning: settings of a fine-tuning that keeps the pruned filters pruned (RNP, Table 12: "+FT"); None for
-            none. It brings back clean accuracy that pruning cost.
+        fine_tuning: settings of a fine-tuning that keeps the pruned filters pruned (RNP, Table 12: "+FT"), done only
+            where no threshold keeps ``max_drop``: it wakes backdoors, so it is not done for nothing. None for never.
+        tuned_drop: largest fall before such a fine-tuning, which is trusted to bring it back.
         mode: how a filter is pruned; the paper zeroes gamma.
         seed: of the split, the order and the augmentation.
     """
 
     unlearning: UnlearnSettings = field(default_factory=lambda: _PRESETS["robust"][0])
     recovery: RecoverSettings = field(default_factory=lambda: _PRESETS["robust"][1])
-    max_drop: float = 0.05
+    max_drop: float = 0.02
     held_out: float = 0.3
     stop_early: bool = False
     step: float = 0.05
     fine_tuning: FineTuneSettings | None = field(default_factory=lambda: FineTuneSettings(lr=0.005, epochs=10))
+    tuned_drop: float = 0.05
     mode: PruneMode = "zero_gamma"
     seed: int = 0
 
@@ -88,7 +89,7 @@ class RNP:
         if name not in _PRESETS:
             raise OptionError(f"There is no RNP preset {name!r}.", f"Choose one of {', '.join(_PRESETS)}.")
         unlearning, recovery = _PRESETS[name]
-        published = {} if name == "robust" else {"stop_early": True, "max_drop": 0.02, "fine_tuning": None}
+        published = {} if name == "robust" else {"stop_early": True, "fine_tuning": None}
         return cls(unlearning=unlearning, recovery=recovery, **{**published, **settings})  # type: ignore[arg-type]
 
     def __call__(self, model: Model, data: CleanData) -> Purified:
@@ -101,11 +102,15 @@ class RNP:
         clock.append(time.perf_counter())
         thresholds = [index * self.step for index in range(round(0.95 / self.step) + 1)]
         sweep = sweep_thresholds(model, masks, held, thresholds, self.max_drop, self.mode, self.stop_early)
-        pruned = sweep.chosen.pruned if sweep.chosen else {}
+        chosen = sweep.highest(self.max_drop)
+        tuning = self.fine_tuning if chosen is None else None
+        if tuning:
+            chosen = sweep.highest(self.tuned_drop)
+        pruned = chosen.pruned if chosen else {}
         repaired = prune(model, pruned, self.mode)
         clock.append(time.perf_counter())
-        if self.fine_tuning and pruned:
-            repaired = fine_tune(repaired, rest, self.fine_tuning, pruned, self.mode, self.seed)
+        if tuning and pruned:
+            repaired = fine_tune(repaired, rest, tuning, pruned, self.mode, self.seed)
         clock.append(time.perf_counter())
         return Purified(
             model=repaired,
@@ -113,8 +118,8 @@ class RNP:
             pruned=pruned,
             num_filters=sum(map(len, masks.values())),
             masks=masks,
-            threshold=sweep.chosen.threshold if sweep.chosen else float("nan"),
-            threshold_rule=f"highest that costs at most {100 * self.max_drop:g} points on {len(held)} held-out images",
+            threshold=chosen.threshold if chosen else float("nan"),
+            threshold_rule=self._rule(tuning is not None, len(held)),
             accuracy_before=sweep.accuracy_before,
             accuracy_after=clean_accuracy(repaired.module, held.images, held.labels),
             curve=tuple(CurvePoint(p.threshold, p.clean_accuracy, p.filters_pruned) for p in sweep.points),
@@ -123,6 +128,11 @@ class RNP:
             seconds=dict(zip(("unlearn", "recover", "sweep", "fine_tune"), _laps(clock), strict=True)),
             params=asdict(self),
         )
+
+    def _rule(self, tuned: bool, images: int) -> str:
+        drop = self.tuned_drop if tuned else self.max_drop
+        tail = ", then fine-tuned" if tuned else ""
+        return f"highest that costs at most {100 * drop:g} points on {images} held-out images{tail}"
 
 
 def _laps(clock: list[float]) -> list[float]:

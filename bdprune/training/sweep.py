@@ -29,11 +29,15 @@ class SweepPoint:
 
 @dataclass(frozen=True)
 class Sweep:
-    """Clean accuracy without pruning, the points in order of threshold, and the one chosen (None: no pruning)."""
+    """Clean accuracy without pruning, and the points in order of threshold."""
 
     accuracy_before: float
     points: tuple[SweepPoint, ...]
-    chosen: SweepPoint | None
+
+    def highest(self, max_drop: float) -> SweepPoint | None:
+        """The point of the highest threshold that costs at most ``max_drop``, None when there is none."""
+        fits = [point for point in self.points if self.accuracy_before - point.clean_accuracy <= max_drop]
+        return fits[-1] if fits else None
 
 
 def below(scores: Mapping[str, Tensor], threshold: float) -> dict[str, list[int]]:
@@ -51,19 +55,18 @@ def sweep_thresholds(
     mode: PruneMode,
     stop_early: bool = True,
 ) -> Sweep:
-    """Prunes ``model`` at rising thresholds and chooses the highest that costs at most ``max_drop`` on ``data``.
+    """Prunes ``model`` at rising thresholds and measures what clean accuracy is left on ``data``.
 
     Args:
         masks: group name -> mask per filter; pruned are those at or below the threshold.
         data: held-out clean images; nothing else is looked at.
         thresholds: in rising order; one that prunes the same filters as the last is not evaluated again.
-        max_drop: allowed fall of clean accuracy, in [0, 1].
-        stop_early: stop at the first threshold that costs more; otherwise look at all of them, because a filter
-            whose loss hurts alone may be no loss together with those that worked against it.
+        max_drop: fall of clean accuracy, in [0, 1], that ``stop_early`` goes by.
+        stop_early: stop at the first threshold that costs more than ``max_drop``; otherwise look at all of them,
+            because a filter whose loss hurts alone may be no loss together with those that worked against it.
     """
     before = clean_accuracy(model.module, data.images, data.labels)
     points: list[SweepPoint] = []
-    chosen: SweepPoint | None = None
     for threshold in thresholds:
         pruned = below(masks, threshold)
         if points and pruned == points[-1].pruned:
@@ -71,8 +74,6 @@ def sweep_thresholds(
         else:
             accuracy = clean_accuracy(prune(model, pruned, mode).module, data.images, data.labels)
         points.append(SweepPoint(threshold, accuracy, pruned))
-        if before - accuracy <= max_drop:
-            chosen = points[-1]
-        elif stop_early:
+        if stop_early and before - accuracy > max_drop:
             break
-    return Sweep(before, tuple(points), chosen)
+    return Sweep(before, tuple(points))

@@ -44,12 +44,23 @@ def test_prunes_the_original_weights_not_the_unlearned_ones(bright: Any) -> None
 
 def test_fine_tuning_keeps_pruned_filters_pruned(bright: Any) -> None:
     settings = FineTuneSettings(epochs=2, padding=0)
-    result = replace(QUICK, max_drop=1.0, fine_tuning=settings)(bright.model, bright.data)
+    # No threshold keeps a drop below zero, so the fine-tuning's own limit is what counts.
+    result = replace(QUICK, max_drop=-1.0, tuned_drop=1.0, fine_tuning=settings)(bright.model, bright.data)
+    assert result.threshold_rule.endswith("then fine-tuned")
     for name, norm in (("0", "1"), ("3", "4")):
         assert not result.model.network.get_parameter(f"{norm}.weight")[result.pruned.get(name, [])].any()
     assert not torch.equal(
         result.model.network.get_parameter("8.weight"), bright.model.network.get_parameter("8.weight")
     )
+
+
+def test_no_fine_tuning_where_a_threshold_keeps_the_promise(bright: Any) -> None:
+    settings = FineTuneSettings(epochs=2, padding=0)
+    plain, asked = (
+        replace(QUICK, max_drop=1.0, fine_tuning=tuning)(bright.model, bright.data) for tuning in (None, settings)
+    )
+    state = asked.model.network.state_dict()
+    assert all(torch.equal(value, state[name]) for name, value in plain.model.network.state_dict().items())
 
 
 def test_same_seed_same_repair(bright: Any) -> None:

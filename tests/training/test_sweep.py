@@ -33,19 +33,20 @@ def test_points_are_what_pruning_gives_and_the_choice_keeps_the_promise(bright: 
     *kept, last = sweep.points
     assert all(sweep.accuracy_before - point.clean_accuracy <= 0.02 for point in kept)
     assert sweep.accuracy_before - last.clean_accuracy > 0.02
-    assert sweep.chosen == (kept[-1] if kept else None)
+    assert sweep.highest(0.02) == (kept[-1] if kept else None)
 
 
 def test_any_drop_allowed_goes_to_the_end(bright: Any) -> None:
     sweep = sweep_thresholds(bright.model, ladder(bright), bright.data, THRESHOLDS, 1.0, "zero_gamma")
-    assert sweep.chosen is not None
-    assert sweep.chosen.threshold == 0.95
+    chosen = sweep.highest(1.0)
+    assert chosen is not None
+    assert chosen.threshold == 0.95
 
 
 def test_no_drop_allowed_may_choose_nothing(bright: Any) -> None:
     masks = {"0": torch.zeros(12), "3": torch.zeros(12)}
     sweep = sweep_thresholds(bright.model, masks, bright.data, [0.0, 0.5], 0.02, "zero_gamma_beta")
-    assert sweep.chosen is None
+    assert sweep.highest(0.02) is None
     assert len(sweep.points) == 1
 
 
@@ -53,4 +54,4 @@ def test_looking_at_all_thresholds_takes_the_highest_that_keeps_the_promise(brig
     sweep = sweep_thresholds(bright.model, ladder(bright), bright.data, THRESHOLDS, 0.02, "zero_gamma", False)
     assert [point.threshold for point in sweep.points] == THRESHOLDS
     kept = [point for point in sweep.points if sweep.accuracy_before - point.clean_accuracy <= 0.02]
-    assert sweep.chosen == (kept[-1] if kept else None)
+    assert sweep.highest(0.02) == (kept[-1] if kept else None)
