@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from bdprune.data.decode import INSTALL_MEND, decode_image
-from bdprune.data.source import MAX_IMAGES, as_class_names, as_labels
+from bdprune.data.source import MAX_IMAGES, ImageSource, as_class_names, as_labels
 from bdprune.errors import DataError
 
 IMAGE_COLUMNS = ("image", "img")
@@ -37,17 +37,26 @@ def read_parquet(path: Path) -> RawImages:
         DataError: pyarrow or Pillow is not installed, the file is damaged or lacks a column, or the images are
             none or of different sizes.
     """
-    source = ParquetSource(path)
+    return read_source(ParquetSource(path))
+
+
+def read_source(source: ImageSource) -> RawImages:
+    """Decodes all images of a source, in its order.
+
+    Raises:
+        DataError: the images are none or of different sizes, or one cannot be read.
+    """
     count = len(source.labels)
     if not count:
-        raise DataError(f"{path} holds 0 images.", "Give a file with labelled images.")
+        raise DataError(f"{source.name} holds 0 images.", "Give a source of labelled images.")
     stack = torch.empty(0)
     for row, image in source.read(range(count)):
         if row == 0:
             stack = torch.empty((count, *image.shape), dtype=torch.uint8)
         if image.shape != stack.shape[1:]:
             raise DataError(
-                f"{source.describe(row)} has shape {tuple(image.shape)}, row 0 has {tuple(stack.shape[1:])}.",
+                f"{source.describe(row)} has shape {tuple(image.shape)}, {source.describe(0)} has "
+                f"{tuple(stack.shape[1:])}.",
                 "Bring all images to one size and one number of channels.",
             )
         stack[row] = image

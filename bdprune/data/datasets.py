@@ -1,0 +1,231 @@
+"""Whole training and test sets for zoos: the published ones, checked byte by byte, and any other."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from bdprune.data.folder import FolderSource
+from bdprune.data.parquet import RawImages, read_parquet, read_source
+from bdprune.errors import DataError
+
+Part = Literal["train", "test"]
+
+_BOX = ["width", "height", "roi_x1", "roi_y1", "roi_x2", "roi_y2"]
+"""Size of the photograph and, within it, the first and the last pixel of the sign."""
+
+
+@dataclass(frozen=True)
+class _Facts:
+    """One part of a published set.
+
+    Attributes:
+        count: number of images.
+        images: SHA-256 of the uint8 array ``[N, H, W, C]``; for JPEGs, which not all decoders read alike, that of the
+            encoded images, each behind its length in 8 bytes, little endian.
+        labels: SHA-256 of the labels, 8 bytes each, little endian.
+        boxes: the same of the columns ``_BOX``, row by row; empty when the set has no such columns.
+    """
+
+    count: int
+    images: str
+    labels: str
+    boxes: str = ""
+
+
+@dataclass(frozen=True)
+class Published:
+    """A published data set.
+
+    Attributes:
+        folder: where ``train.parquet`` and ``test.parquet`` lie.
+        shape: (channels, height, width) of one image.
+        num_classes: number of labels.
+        class_names: a name for each label, empty when the set has none.
+        jpeg: whether its images are stored with loss.
+        signs: cut every image to its traffic sign.
+    """
+
+    folder: str
+    shape: tuple[int, int, int]
+    num_classes: int
+    parts: dict[Part, _Facts]
+    class_names: tuple[str, ...] = ()
+    jpeg: bool = False
+    signs: bool = False
+
+
+_CIFAR10 = Published(
+    "cifar10",
+    (3, 32, 32),
+    10,
+    {
+        "train": _Facts(
+            50_000,
+            "47af8b02cfcfb6cdf3dbbd1969ad7f1b70f4413f6f80f437b020ee4e5bc8304a",
+            "f5cfe00b0f00968c0cc5ff3b1d2de51b10e33efa277c2986f4e0fa63e58c9f4f",
+        ),
+        "test": _Facts(
+            10_000,
+            "f9b1e2130bab680db56eb06d886f7f1ad0f1183907ceff4659d1735c890f5b04",
+            "cbb7365de8ed11f05cc4c3a1e7f78144127c5e851efd83762fb18202461230bb",
+        ),
+    },
+    ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"),
+)
+_GTSRB_PARTS: dict[Part, _Facts] = {
+    "train": _Facts(
+        39_209,
+        "6c1fdf259fb297099004b60b775706b0fc86e13b334cd29558bcd49c19675a20",
+        "f83cf607019f04ad56229e48da751fa85042b945b7b4b597ee88cb99b08abdd5",
+        "8f3dc4d2544fc2b15d4a7cf8ce287e4db2fb86dcaab4176a1689d8213ebb48d7",
+    ),
+    "test": _Facts(
+        12_630,
+        "b7134a5523f72e29f8eaaf17eb0691ac90dbf75d8117920e6062767ca85a1db8",
+        "b0a244769364bd6a5c3b6c25efee2833ea20a46d7fdcaa19f1f34a2117a94d93",
+        "031e42f32983a414a00301a88d754511fcf44e59e82dcb9d717a4ceaa99f434f",
+    ),
+}
+_IMAGENET12 = Published(
+    "imagenet12",
+    (3, 64, 64),
+    12,
+    {
+        "train": _Facts(
+            11_330,
+            "a42eb12d862baf8b9c7aac1961392207f627de168f562be2c22f151cdff7b47f",
+            "ddf13ebc1b057c8b7ed2b7f4b17e92a958fccd52f480f1c57a475fabfb7c3d98",
+        ),
+        "test": _Facts(
+            1_200,
+            "3535eb039e42d1d88ad90cefe36da62b6b16e221b920439883123f3666188372",
+            "210be27a759e40b54cd0210b671d3d54bb7f996d0d66de749c52ba2648e4824e",
+        ),
+    },
+    (
+        *("tench", "English springer", "Samoyed", "dingo", "cassette player", "chain saw"),
+        *("church", "French horn", "garbage truck", "gas pump", "golf ball", "parachute"),
+    ),
+    jpeg=True,
+)
+
+PUBLISHED: dict[str, Published] = {
+    "cifar10": _CIFAR10,
+    "gtsrb": Published("gtsrb", (3, 32, 32), 43, _GTSRB_PARTS),
+    "gtsrb-signs": Published("gtsrb", (3, 32, 32), 43, _GTSRB_PARTS, signs=True),
+    "imagenet12": _IMAGENET12,
+}
+"""The sets that are known by name. ``gtsrb`` has the whole photographs, ``gtsrb-signs`` the signs cut out of them."""
+
+
+def read_dataset(root: Path, name: str, part: Part) -> RawImages:
+    """One part of a data set, in the order of its files.
+
+    Args:
+        root: folder that holds the data sets.
+        name: one of ``PUBLISHED``, whose files, counts, sizes and bytes are checked; or the name of a folder with
+            ``train.parquet`` and ``test.parquet``, or with ``train/`` and ``test/`` that hold a folder per class.
+        part: "train" or "test".
+
+    Raises:
+        DataError: there is no such set, it cannot be read, or it is not the published one.
+    """
+    published = PUBLISHED.get(name)
+    folder = root / (published.folder if published else name)
+    path = folder / f"{part}.parquet"
+    if published is None and not path.exists():
+        return _read_folders(folder, name, part)
+    raw = read_parquet(path)
+    if published is None:
+        return raw
+    _check(path, raw, published, published.parts[part])
+    images = _cut_signs(path, raw.images) if published.signs else raw.images
+    return RawImages(images, raw.labels, published.class_names)
+
+
+def _read_folders(folder: Path, name: str, part: Part) -> RawImages:
+    if not (folder / part).is_dir():
+        raise DataError(
+            f"There is no data set {name!r} in {folder.parent}.",
+            f"Known are {', '.join(PUBLISHED)}; or put {part}.parquet, or {part}/ with a folder per class, there.",
+        )
+    return read_source(FolderSource(folder / part))
+
+
+def _check(path: Path, raw: RawImages, published: Published, facts: _Facts) -> None:
+    found = (len(raw.labels), tuple(raw.images.shape[1:]))
+    wanted = (facts.count, published.shape)
+    if found != wanted:
+        raise _differs(path, f"it holds {_images(*found)}, not {_images(*wanted)}")
+    if _labels_digest(raw.labels) != facts.labels:
+        raise _differs(path, "its labels are others")
+    digest = _encoded_digest(path) if published.jpeg else _pixel_digest(raw.images)
+    if digest != facts.images:
+        raise _differs(path, "its images are others")
+    if published.signs and hashlib.sha256(_boxes(path).data).hexdigest() != facts.boxes:
+        raise _differs(path, "its signs lie elsewhere")
+
+
+def _images(count: int, shape: tuple[int, ...]) -> str:
+    return f"{count:,} images of {'x'.join(map(str, shape))}"
+
+
+def _differs(path: Path, difference: str) -> DataError:
+    return DataError(
+        f"{path} is not the published set: {difference}.",
+        "Fetch it again, or call its folder by another name: then it is read without these checks.",
+    )
+
+
+def _labels_digest(labels: Tensor) -> str:
+    return hashlib.sha256(labels.numpy().astype("<i8").data).hexdigest()
+
+
+def _pixel_digest(images: Tensor) -> str:
+    return hashlib.sha256(images.permute(0, 2, 3, 1).contiguous().numpy().data).hexdigest()
+
+
+def _encoded_digest(path: Path) -> str:
+    state = hashlib.sha256()
+    for cell in _columns(path, ["image"])["image"]:
+        state.update(len(cell).to_bytes(8, "little"))
+        state.update(cell)
+    return state.hexdigest()
+
+
+def _cut_signs(path: Path, images: Tensor) -> Tensor:
+    """Every image cut to its sign and brought back to its size, bilinear; the boxes are those of the original photo."""
+    from PIL import Image
+
+    height, width = images.shape[-2:]
+    cut = np.empty((len(images), height, width, 3), dtype=np.uint8)
+    rows = images.permute(0, 2, 3, 1).contiguous().numpy()
+    for index, (across, down, x1, y1, x2, y2) in enumerate(_boxes(path).tolist()):
+        box = (x1 * width / across, y1 * height / down, (x2 + 1) * width / across, (y2 + 1) * height / down)
+        image = Image.fromarray(rows[index])
+        cut[index] = np.asarray(image.resize((width, height), Image.Resampling.BILINEAR, box=box))
+    return torch.from_numpy(cut).permute(0, 3, 1, 2).contiguous()
+
+
+def _boxes(path: Path) -> np.ndarray[Any, Any]:
+    """Columns ``_BOX``, ``[N, 6]``."""
+    return np.ascontiguousarray(np.array(list(_columns(path, _BOX).values()), dtype="<i8").T)
+
+
+def _columns(path: Path, names: list[str]) -> dict[str, list[Any]]:
+    import pyarrow.parquet as pq
+
+    try:
+        table = pq.read_table(path, columns=names)
+        return {name: table.column(name).to_pylist() for name in names}
+    except Exception as error:  # pyarrow fails in many ways; the file was read before, so a column is missing
+        raise DataError(
+            f"{path} lacks a column of {', '.join(names)}: {str(error)[:200]}.", "Fetch it again."
+        ) from error
