@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 import sys
+import time
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -17,89 +18,133 @@ if TYPE_CHECKING:
     from bdprune.zoo.manifest import Entry
     from bdprune.zoo.store import Truth
 
-MANIFEST = click.option(
-    "--manifest",
-    type=click.Path(path_type=Path),
-    default=Path("zoo/demo/manifest.toml"),
-    show_default=True,
-    metavar="FILE",
-    help="TOML file that says how each model is made.",
-)
-
-
-@click.group(short_help="Make and list models of known truth.")
-def zoo() -> None:
-    """Models of known truth: make them, list them."""
-
-
-@zoo.command("make")
-@MANIFEST
-@click.option(
+MANIFEST = click.argument("manifest", type=click.Path(path_type=Path), default=Path("zoo/demo/manifest.toml"))
+DATA = click.option(
     "--data",
     required=True,
     type=click.Path(path_type=Path),
     metavar="DIR",
-    help="Folder with DATASET/train.parquet and DATASET/test.parquet.",
+    help="Folder that holds the data sets: cifar10/train.parquet and so on.",
 )
-@click.option("-o", "--output", required=True, type=click.Path(path_type=Path), metavar="DIR", help="Where they go.")
-@click.option("--only", multiple=True, metavar="NAME", help="Make this model; repeatable.  [default: all]")
+MODELS = click.option(
+    "--models",
+    type=click.Path(path_type=Path),
+    metavar="DIR",
+    help="Where the models lie.  [default: the manifest's folder]",
+)
+ONLY = click.option("--only", multiple=True, metavar="NAME", help="This model; repeatable.  [default: all]")
+
+
+@click.group(short_help="Make and list models of known truth.")
+def zoo() -> None:
+    """Models of known truth: make them, list them.
+
+    A zoo is a TOML file, the manifest, that says how each of its models is made. Its models lie in the folder of a
+    manifest.toml, and in zoo/x/ for a zoo/x.toml. The demo's manifest is meant where none is named.
+    """
+
+
+@zoo.command("make")
+@MANIFEST
+@DATA
+@click.option(
+    "-o",
+    "--output",
+    type=click.Path(path_type=Path),
+    metavar="DIR",
+    help="Where they go.  [default: the manifest's folder]",
+)
+@ONLY
+@click.option("--device", default="cpu", show_default=True, metavar="cpu|cuda[:N]|auto", help="Where to train.")
 @click.option("-q", "--quiet", is_flag=True, help="No progress.")
-def make(manifest: Path, data: Path, output: Path, only: tuple[str, ...], quiet: bool) -> int:
+def make(manifest: Path, data: Path, output: Path | None, only: tuple[str, ...], device: str, quiet: bool) -> int:
     """Train the models of a manifest on real images, with its seeds, and measure them.
 
-    Models that lie in the output folder already are left alone.
+    Models that lie there already are left alone, and pending ones are made only when they are named with --only. A run
+    that was killed goes on where it was. Run the command twice to use two cores: each model is made by one of them.
 
     \b
-    bdprune zoo make --data data/ -o zoo/demo
-    bdprune zoo make --manifest my.toml --data data/ -o my-zoo --only badnets
+    bdprune zoo make zoo/cifar10-w32.toml --data data/
+    bdprune zoo make my.toml --data data/ -o my-zoo --only badnets
     """
+    from bdprune.scan.device import parse_device
     from bdprune.zoo.make import make as make_models
 
-    truths = make_models(manifest, data, output, only=only, **({} if quiet else {"progress": _told}))
+    told: dict[str, Any] = {} if quiet else {"progress": Ticker(), "say": _say}
+    truths = make_models(manifest, data, output, only, device=parse_device(device), **told)
     emit(_table([(truth.name, "made", truth) for truth in truths]))
     return 0
 
 
 @zoo.command("list")
 @MANIFEST
+@MODELS
 @click.option("--format", "kind", type=click.Choice(["text", "json"]), default="text", show_default=True)
-def list_models(manifest: Path, kind: str) -> int:
+def list_models(manifest: Path, models: Path | None, kind: str) -> int:
     """List the models of a manifest, with what was measured of those that are made.
 
     \b
     bdprune zoo list
-    bdprune zoo list --manifest my.toml --format json
+    bdprune zoo list my.toml --format json
     """
     from bdprune.zoo.manifest import read_manifest
-    from bdprune.zoo.store import read_truth
+    from bdprune.zoo.store import Shelf
 
-    truths = read_truth(manifest.parent)
-    entries = read_manifest(manifest).models
+    zoo = read_manifest(manifest)
+    shelf = Shelf(zoo, models)
+    rows = [(entry, shelf.state(entry), shelf.truth(entry)) for entry in zoo.models]
     if kind == "json":
-        emit(f"{json.dumps([_entry_json(entry, truths.get(entry.name)) for entry in entries], indent=2)}\n")
-        return 0
-    made = {path.stem for path in manifest.parent.glob("*.safetensors")}
-    emit(_table([(one.name, "made" if one.name in made else "not made", truths.get(one.name)) for one in entries]))
+        emit(f"{json.dumps([_entry_json(*row) for row in rows], indent=2)}\n")
+    else:
+        emit(_table([(entry.name, state, truth) for entry, state, truth in rows]))
     return 0
 
 
-def _entry_json(entry: Entry, truth: Truth | None) -> dict[str, object]:
+def _entry_json(entry: Entry, state: str, truth: Truth | None) -> dict[str, object]:
     import msgspec
 
-    return {**msgspec.to_builtins(entry), "truth": msgspec.to_builtins(truth)}
+    fields = msgspec.to_builtins(entry, enc_hook=str)
+    return {**fields, "state": state, "truth": msgspec.to_builtins(truth)}
 
 
 def _table(rows: list[tuple[str, str, Truth | None]]) -> str:
     cells: list[tuple[str, ...]] = [("model", "", "target", "clean accuracy", "attack success", "training")]
     for name, state, truth in rows:
-        target = "–" if truth is None or truth.target_label is None else str(truth.target_label)
         shares = (truth.clean_accuracy, truth.attack_success_rate) if truth else (None, None)
-        cells.append((plain(name), state, target, *map(percent, shares), seconds(truth.seconds if truth else None)))
+        time_taken = seconds(truth.seconds if truth else None)
+        cells.append((plain(name), state, _target(truth), *map(percent, shares), time_taken))
     return "\n".join(table(cells, "llrrrr")) + "\n"
 
 
-def _told(name: str, step: int, steps: int, loss: float) -> None:
-    if sys.stderr.isatty():
-        print(f"\r{plain(name)}: step {step} of {steps}, loss {loss:.3f}  ", end="", file=sys.stderr, flush=True)
-    elif step % max(steps // 10, 1) == 0:
-        print(f"{plain(name)}: step {step} of {steps}, loss {loss:.3f}", file=sys.stderr, flush=True)
+def _target(truth: Truth | None) -> str:
+    if truth is None or truth.attack_success_rate is None:
+        return "–"
+    return "all" if truth.target_label is None else str(truth.target_label)
+
+
+def _say(text: str) -> None:
+    print(plain(text), file=sys.stderr, flush=True)
+
+
+class Ticker:
+    """Tells how far a training is and how long it will still take: live on a terminal, ten lines a model elsewhere."""
+
+    def __init__(self) -> None:
+        self._name = ""
+        self._shown = 0.0
+        self._first = (0, 0.0)
+
+    def __call__(self, name: str, step: int, steps: int, loss: float) -> None:
+        """One more step is done."""
+        now = time.monotonic()
+        if name != self._name:
+            self._name, self._first = name, (step, now)
+        live = sys.stderr.isatty()
+        if (now - self._shown < 0.2 and step < steps) if live else step % max(steps // 10, 1):
+            return
+        self._shown = now
+        done, began = self._first
+        left = f", {seconds((now - began) / (step - done) * (steps - step))} left" if done < step < steps else ""
+        text = f"{plain(name)}: step {step} of {steps}, loss {loss:.3f}{left}"
+        end = "\n" if not live or step == steps else ""
+        print(f"\r\x1b[2K{text}" if live else text, end=end, file=sys.stderr, flush=True)

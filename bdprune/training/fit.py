@@ -249,8 +249,12 @@ def _scheduler(optimizer: torch.optim.Optimizer, schedule: Schedule, steps: int)
     )
 
 
+def machine() -> tuple[object, ...]:
+    """What of the machine determines the weights besides the device: version of torch, threads, instruction set."""
+    return torch.__version__, torch.get_num_threads(), torch.backends.cpu.get_cpu_capability()
+
+
 def _recipe(network: nn.Module, images: Tensor, labels: Tensor, schedule: Schedule, seed: int) -> str:
     """A digest of all that determines the weights, but for the objective."""
     device = next(network.parameters()).device.type
-    machine = (torch.__version__, torch.get_num_threads(), device, torch.backends.cpu.get_cpu_capability())
-    return digest(network.state_dict(), images, labels, schedule, seed, machine)
+    return digest(network.state_dict(), images, labels, schedule, seed, device, machine())

@@ -20,7 +20,8 @@ from bdprune.scan.engine import scan
 from bdprune.scan.purify import purify
 from bdprune.scan.result import Document, Result
 from bdprune.training.evaluate import attack_success_rate, clean_accuracy
-from bdprune.zoo.manifest import Entry, Manifest, read_manifest
+from bdprune.zoo.manifest import Entry, read_manifest
+from bdprune.zoo.store import load_trigger
 
 Progress = Callable[[str, str], None]
 """Told what happens next: (model name, stage)."""
@@ -85,14 +86,13 @@ def run(zoo: Path, out: Path, *, seed: int = 0, progress: Progress = lambda name
     rows: list[Row] = []
     documents: list[Document] = []
     for entry in manifest.models:
-        row, records = _examine(manifest, entry, zoo, out, clean, test, seed, progress)
+        row, records = _examine(entry, zoo, out, clean, test, seed, progress)
         rows.append(row)
         documents.extend(records)
     return Demo(tuple(rows), tuple(documents), tuple(manifest.class_names), time.perf_counter() - start)
 
 
 def _examine(
-    manifest: Manifest,
     entry: Entry,
     zoo: Path,
     out: Path,
@@ -112,16 +112,17 @@ def _examine(
             path, clean, method="rnp", output=target, seed=seed, progress=lambda stage: progress(entry.name, stage)
         )
         documents.append(repair.result)
-        after = _measure(repair.model, attack, test)
+        after = _measure(repair.model, entry, attack, zoo, test)
     progress(entry.name, "measuring against the truth")
-    before = _measure(load(path), attack, test)
+    before = _measure(load(path), entry, attack, zoo, test)
     return Row(entry.name, attack.target if attack else None, result, before, after), documents
 
 
-def _measure(model: Model, attack: Attack | None, test: CleanData) -> Measured:
+def _measure(model: Model, entry: Entry, attack: Attack | None, zoo: Path, test: CleanData) -> Measured:
     accuracy = clean_accuracy(model.module, test.images, test.labels)
     if attack is None:
         return Measured(accuracy, None)
-    trigger, goal = attack.new_trigger(shape_of(test.images)), attack.goal(test.labels, model.num_classes)
+    trigger = load_trigger(entry, attack, zoo, shape_of(test.images))
+    goal = attack.goal(test.labels, model.num_classes)
     success = attack_success_rate(model.module, test.images, test.labels, trigger, goal)
     return Measured(accuracy, success)

@@ -1,23 +1,43 @@
-"""Training the models of a manifest on real images."""
+"""Making the models of a manifest on real images, and measuring them."""
 
 from __future__ import annotations
 
+import contextlib
 import functools
-import time
-from collections.abc import Callable, Sequence
+import shutil
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
-from bdprune.attacks.base import Attack, Setting, shape_of
+from bdprune.attacks.base import shape_of
 from bdprune.data.clean import CleanData
-from bdprune.data.parquet import RawImages, read_parquet
-from bdprune.model.architectures import build
-from bdprune.training.evaluate import attack_success_rate, clean_accuracy, robust_accuracy
-from bdprune.training.fit import fit
+from bdprune.data.datasets import Part, read_dataset
+from bdprune.data.parquet import RawImages
+from bdprune.errors import DataError, OptionError
+from bdprune.report.files import make_folder
 from bdprune.zoo.manifest import Entry, Manifest, read_manifest
-from bdprune.zoo.store import Truth, read_truth, save_images, save_weights, write_truth
+from bdprune.zoo.measure import measure
+from bdprune.zoo.store import (
+    Cost,
+    Env,
+    Shelf,
+    Truth,
+    add_truth,
+    load_network,
+    load_trigger,
+    locked,
+    read_cost,
+    save_images,
+    save_trigger,
+    save_weights,
+    trigger_path,
+    weights_path,
+    work_path,
+    write_cost,
+)
+from bdprune.zoo.train import train_model
 
 Progress = Callable[[str, int, int, float], None]
 """Called with (model name, steps done, steps in all, loss)."""
@@ -27,87 +47,207 @@ def _silent(name: str, step: int, steps: int, loss: float) -> None:
     """No progress."""
 
 
-def make(manifest: Path, data: Path, out: Path, only: Sequence[str] = (), progress: Progress = _silent) -> list[Truth]:
-    """Trains the models of a manifest, measures them on the full test set, and writes everything to ``out``.
+def _quiet(text: str) -> None:
+    """Nobody is told."""
 
-    Models whose weights are in ``out`` already are left alone.
+
+def make(
+    manifest: Path,
+    data: Path,
+    out: Path | None = None,
+    only: Sequence[str] = (),
+    progress: Progress = _silent,
+    say: Callable[[str], None] = _quiet,
+    device: torch.device | None = None,
+) -> list[Truth]:
+    """Trains the models of a manifest, measures them on the full test set, and writes everything to their folder.
+
+    Models that are made already are left alone, and measured where their truth is missing. A run that was killed is
+    taken up where it was. Several processes may make the same zoo: each model is made by one of them.
 
     Args:
         manifest: TOML file.
-        data: folder with ``<dataset>/train.parquet`` and ``<dataset>/test.parquet``.
-        out: folder for ``<name>.safetensors``, ``defence.npz``, ``test.npz`` and ``truth.json``.
-        only: names of the models to make; all by default.
+        data: folder that holds the data sets, see ``read_dataset``.
+        out: folder for ``<name>.safetensors``, ``<name>.trigger.safetensors``, ``defence.npz``, ``test.npz`` and
+            ``truth.json``; the manifest's own by default.
+        only: names of the models to make, with what they start from; by default all that are not pending.
+        progress: told after every step of training.
+        say: told what else happens, a sentence each.
+        device: where to train; the CPU by default.
+
+    Returns:
+        The truth of the models that were asked for, in that order; one that another process is making is left out.
 
     Raises:
         OptionError: the manifest is not valid or has no model of a name in ``only``.
         DataError: the images cannot be read.
+        OutputError: the folder cannot be written.
     """
     zoo = read_manifest(manifest)
-    entries = [zoo.entry(name) for name in only] if only else zoo.models
-    todo = [entry for entry in entries if not (out / f"{entry.name}.safetensors").exists()]
-    out.mkdir(parents=True, exist_ok=True)
-    truths = read_truth(out)
-    train = read_parquet(data / zoo.dataset / "train.parquet")
-    test = read_parquet(data / zoo.dataset / "test.parquet")
-    _save_samples(zoo, train, test, out)
-    torch.set_num_threads(zoo.threads)
-    for entry in todo:
-        start = time.perf_counter()
-        network = train_model(zoo, entry, train, progress)
-        save_weights(network, out / f"{entry.name}.safetensors")
-        # Measured on what was written: half precision is what users get.
-        network.load_state_dict({name: value.half().float() for name, value in network.state_dict().items()})
-        truths[entry.name] = _measure(entry, network, zoo.num_classes, test, time.perf_counter() - start)
-        write_truth(out, truths)
-    return [truths[entry.name] for entry in entries if entry.name in truths]
+    shelf = Shelf(zoo, out)
+    sets = functools.lru_cache(maxsize=2)(functools.partial(read_dataset, data))
+    wanted = [zoo.entry(name) for name in only] if only else [entry for entry in zoo.models if not entry.pending]
+    _save_samples(zoo, out or zoo.home, sets)
+    todo = _in_order(zoo, shelf, wanted, say)
+    while todo:
+        ready = [entry for entry in todo if _source_is_made(shelf, entry)]
+        entry = (ready or todo)[0]
+        todo.remove(entry)
+        _make_one(shelf, entry, sets, functools.partial(progress, entry.name), say, device)
+    found = [shelf.truth(entry) for entry in wanted]
+    return [truth for truth in found if truth is not None]
 
 
-def train_model(zoo: Manifest, entry: Entry, train: RawImages, progress: Progress = _silent) -> nn.Module:
-    """One trained network in eval mode; the same seed, threads and machine give the same weights."""
-    with torch.random.fork_rng():
-        torch.manual_seed(entry.seed)
-        network = build(zoo.arch, zoo.num_classes, in_channels=train.images.shape[1], width=zoo.width)
-    steps = [schedule.steps(len(train.labels)) for schedule in zoo.schedules]
-    images, labels = poisoned(train, entry.make_attack(), zoo.num_classes, entry.seed)
-    for index, schedule in enumerate(zoo.schedules):
-        told = functools.partial(_told, progress, entry.name, sum(steps[:index]), sum(steps))
-        # Each cycle draws an order and an augmentation of its own.
-        fit(network, images, labels, schedule, entry.seed + 1000 * index, told)
-    return network
+Sets = Callable[[str, Part], RawImages]
 
 
-def _told(progress: Progress, name: str, before: int, steps: int, step: int, _: int, loss: float) -> None:
-    progress(name, before + step, steps, loss)
+def _in_order(zoo: Manifest, shelf: Shelf, wanted: Sequence[Entry], say: Callable[[str], None]) -> list[Entry]:
+    """What is to be done, each behind what it starts from."""
+    todo: list[Entry] = []
+
+    def add(entry: Entry) -> None:
+        if entry in todo:
+            return
+        truth = shelf.truth(entry)
+        if shelf.made(entry) and truth and truth.complete:
+            return
+        if entry.source is not None and not shelf.made(entry):
+            source = zoo.entry(entry.source)
+            if shelf.source(source) is None:
+                if source not in wanted:
+                    say(f"{entry.name} starts from {source.name}, which is not made yet: making {source.name} first.")
+                add(source)
+        todo.append(entry)
+
+    for entry in wanted:
+        add(entry)
+    return todo
 
 
-def poisoned(train: RawImages, attack: Attack | None, num_classes: int, seed: int) -> tuple[Tensor, Tensor]:
-    """The training set as the attacker hands it over: images uint8 ``[N, C, H, W]`` (saturated), labels ``[N]``."""
-    if attack is None:
-        return train.images, train.labels
-    setting = Setting(train.images, train.labels, num_classes, seed)
-    trigger = attack.new_trigger(shape_of(train.images))
-    set_ = attack.poison(setting, trigger, torch.Generator().manual_seed(seed))
-    return set_.images, set_.labels
+def _source_is_made(shelf: Shelf, entry: Entry) -> bool:
+    return entry.source is None or shelf.source(shelf.zoo.entry(entry.source)) is not None
 
 
-def _measure(entry: Entry, network: nn.Module, num_classes: int, test: RawImages, seconds: float) -> Truth:
-    images, labels = test.images.float() / 255, test.labels
+def _make_one(
+    shelf: Shelf,
+    entry: Entry,
+    sets: Sets,
+    progress: Callable[[int, int, float], None],
+    say: Callable[[str], None],
+    device: torch.device | None,
+) -> None:
+    """Trains one model unless it lies there already, measures it, and writes what is known of it."""
+    work = work_path(shelf.made(entry) or shelf.place(entry), entry.name)
+    make_folder(work)
+    with locked(work, wait=False) as held, _threads(entry.threads):
+        if not held:
+            say(f"{entry.name} is being made by another process, and left to it.")
+            return
+        if not shelf.made(entry):
+            _train(shelf, entry, sets, work, progress, say, device)
+        _measure(shelf, entry, sets, work)
+        shutil.rmtree(work)
+        with contextlib.suppress(OSError):  # another model is in the making
+            work.parent.rmdir()
+
+
+def _train(
+    shelf: Shelf,
+    entry: Entry,
+    sets: Sets,
+    work: Path,
+    progress: Callable[[int, int, float], None],
+    say: Callable[[str], None],
+    device: torch.device | None,
+) -> None:
+    train = sets(entry.dataset, "train")
+    _check_labels(entry, train)
+    source = _load_source(shelf, entry, say) if entry.source else None
+    trained = train_model(entry, train, work, source, device, progress, say)
+    folder = shelf.place(entry)
+    write_cost(work, Cost(trained.seconds, Env(str(torch.__version__), entry.threads)))
+    if trained.trigger is not None:
+        save_trigger(trained.trigger, trigger_path(folder, entry.name))
+    # The weights come last: where they are, the model is made.
+    save_weights(trained.network, weights_path(folder, entry.name))
+
+
+def _load_source(shelf: Shelf, entry: Entry, say: Callable[[str], None]) -> nn.Module:
+    """The network that the attack starts from; waits for the process that is making it."""
+    assert entry.source is not None
+    source = shelf.zoo.entry(entry.source)
+    work = work_path(shelf.place(source), source.name)
+    if shelf.source(source) is None and work.is_dir():
+        say(f"{entry.name} waits for {source.name}, which another process is making.")
+        with locked(work):
+            pass
+    folder = shelf.source(source)
+    if folder is None:
+        raise OptionError(f"{entry.name} starts from {source.name}, which is not made.", f"Make {source.name} first.")
+    return load_network(source, folder)
+
+
+def _measure(shelf: Shelf, entry: Entry, sets: Sets, work: Path) -> None:
+    """Measures what was written: half precision is what users get."""
+    folder, known = shelf.made(entry), shelf.truth(entry)
+    assert folder is not None
+    cost = read_cost(work) or (Cost(known.seconds, known.env) if known else Cost(None, None))
+    add_truth(
+        folder, truth_of(entry, folder, sets(entry.dataset, "test"), cost), [one.name for one in shelf.zoo.models]
+    )
+
+
+def truth_of(entry: Entry, folder: Path, test: RawImages, cost: Cost) -> Truth:
+    """Measures the model that lies in ``folder`` on the full test set."""
+    _check_labels(entry, test)
     attack = entry.make_attack()
-    accuracy = clean_accuracy(network, images, labels)
-    if attack is None:
-        return Truth(entry.name, None, accuracy, None, None, seconds)
-    trigger, goal = attack.new_trigger(shape_of(images)), attack.goal(labels, num_classes)
-    success = attack_success_rate(network, images, labels, trigger, goal)
-    robust = robust_accuracy(network, images, labels, trigger, goal)
-    return Truth(entry.name, attack.target, accuracy, success, robust, seconds)
+    trigger = load_trigger(entry, attack, folder, shape_of(test.images)) if attack else None
+    found = measure(load_network(entry, folder), test, entry.num_classes, attack, trigger)
+    return Truth(
+        name=entry.name,
+        target_label=attack.target if attack else None,
+        clean_accuracy=found.clean_accuracy,
+        attack_success_rate=found.attack_success_rate,
+        robust_accuracy=found.robust_accuracy,
+        seconds=cost.seconds,
+        class_success=found.class_success,
+        env=cost.env,
+    )
 
 
-def _save_samples(zoo: Manifest, train: RawImages, test: RawImages, out: Path) -> None:
-    for raw, count, name in ((train, zoo.defence_images, "defence"), (test, zoo.test_images, "test")):
-        path = out / f"{name}.npz"
-        if not path.exists():
-            index = _balanced(raw.labels, count // zoo.num_classes)
-            save_images(CleanData(raw.images[index].float() / 255, raw.labels[index]), path)
+def _check_labels(entry: Entry, raw: RawImages) -> None:
+    highest = int(raw.labels.max())
+    if highest >= entry.num_classes:
+        raise DataError(
+            f"{entry.dataset} has label {highest}, model {entry.name!r} has classes 0 to {entry.num_classes - 1}.",
+            "Correct num_classes in the manifest.",
+        )
+
+
+@contextlib.contextmanager
+def _threads(count: int) -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def _save_samples(zoo: Manifest, folder: Path, sets: Sets) -> None:
+    """Keeps a few clean images beside the models, for scans and repairs."""
+    parts: tuple[tuple[Part, int, str], ...] = (
+        ("train", zoo.defence_images, "defence"),
+        ("test", zoo.test_images, "test"),
+    )
+    for part, count, name in parts:
+        if not count or (folder / f"{name}.npz").exists():
+            continue
+        make_folder(folder)
+        with locked(folder):
+            raw = sets(zoo.dataset, part)
+            index = _balanced(raw.labels, count // len(torch.unique(raw.labels)))
+            save_images(CleanData(raw.images[index].float() / 255, raw.labels[index]), folder / f"{name}.npz")
 
 
 def _balanced(labels: Tensor, per_class: int) -> Tensor:

@@ -3,38 +3,98 @@
 from __future__ import annotations
 
 import dataclasses
+import re
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import msgspec
+import torch
 
-from bdprune.attacks.badnets import BadNets
 from bdprune.attacks.base import Attack
-from bdprune.attacks.blend import Blend
+from bdprune.attacks.registry import ATTACKS
+from bdprune.data.datasets import PUBLISHED
 from bdprune.errors import OptionError
+from bdprune.model.architectures import architecture
 from bdprune.training.fit import Schedule
 
-ATTACKS: dict[str, type[Attack]] = {"badnets": BadNets, "blend": Blend}
+ALL_TO_ALL = "all-to-all"
+"""What a manifest gives as target, because TOML has no null."""
 
 
-class Entry(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """One model.
-
-    Attributes:
-        name: of its files.
-        seed: of initialisation, poisoning, order and augmentation.
-        attack: the attack's ``kind`` with its arguments, None for a clean model.
-    """
+class _Model(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """One model as the file has it; what is None is the zoo's."""
 
     name: str
     seed: int
     attack: dict[str, Any] | None = None
+    source: str | None = None
+    dataset: str | None = None
+    num_classes: int | None = None
+    arch: str | None = None
+    width: int | None = None
+    schedules: list[Schedule] | None = None
+    pending: bool = False
+    note: str = ""
+
+
+class _Zoo(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """The file."""
+
+    name: str
+    dataset: str
+    arch: str
+    width: int
+    schedules: list[Schedule]
+    models: list[_Model] = []
+    include: list[str] = []
+    num_classes: int | None = None
+    class_names: list[str] = []
+    threads: int = 1
+    defence_images: int = 500
+    test_images: int = 1000
+    min_clean_accuracy: float | None = None
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One model, with all that its zoo gives it.
+
+    Attributes:
+        name: of its files.
+        seed: of initialisation, poisoning, order and augmentation.
+        dataset: see ``data.datasets.read_dataset``.
+        num_classes: number of labels.
+        arch: of the registry.
+        width: in the architecture's own unit.
+        schedules: one after the other, each a cycle of its own.
+        threads: of the training; the same number gives the same weights.
+        home: folder where its files lie unless another is asked for.
+        attack: the attack's ``kind`` with its settings, None for a clean model.
+        source: name of the model that the attack starts from.
+        pending: whether it is made only when it is asked for by name.
+        note: why it is pending, or why it misses its bar; empty when there is nothing to say.
+    """
+
+    name: str
+    seed: int
+    dataset: str
+    num_classes: int
+    arch: str
+    width: int
+    schedules: tuple[Schedule, ...]
+    threads: int
+    home: Path
+    attack: dict[str, Any] | None = None
+    source: str | None = None
+    pending: bool = False
+    note: str = ""
 
     def make_attack(self) -> Attack | None:
         """The attack object, None for a clean model.
 
         Raises:
-            OptionError: an unknown kind or arguments that the attack does not take.
+            OptionError: an unknown kind, or settings that the attack does not take.
         """
         if self.attack is None:
             return None
@@ -42,26 +102,48 @@ class Entry(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         kind = settings.pop("kind", None)
         if kind not in ATTACKS:
             raise OptionError(f"Model {self.name!r} names the attack {kind!r}.", f"Known are {', '.join(ATTACKS)}.")
+        unknown = settings.keys() - {field.name for field in dataclasses.fields(ATTACKS[kind])}
+        if unknown:
+            raise self._wrong(f"{kind} has no setting {min(unknown)!r}")
+        if settings.get("target") == ALL_TO_ALL:
+            settings["target"] = None
         try:
-            return ATTACKS[kind](**settings)
-        except TypeError as error:
-            raise OptionError(f"Attack of model {self.name!r}: {error}.", "Correct the manifest.") from None
+            attack = msgspec.convert(settings, ATTACKS[kind])
+            attack.goal(torch.arange(self.num_classes), self.num_classes)
+        except msgspec.ValidationError as error:
+            raise self._wrong(str(error)) from None
+        except OptionError as error:
+            raise self._wrong(error.message.rstrip(".")) from None
+        return attack
+
+    def _wrong(self, what: str) -> OptionError:
+        return OptionError(f"Attack of model {self.name!r}: {what}.", "Correct the manifest.")
 
 
-class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """What the models of a zoo share, and the models; schedules run one after the other, each a cycle of its own."""
+@dataclass(frozen=True)
+class Manifest:
+    """A zoo.
+
+    Attributes:
+        name: of the zoo.
+        dataset: of its own models, unless they say otherwise.
+        class_names: a name for each label of ``dataset``, empty when unknown.
+        home: folder where the files of its own models lie: that of the manifest when it is called ``manifest.toml``,
+            else one of the manifest's name beside it.
+        models: those of the manifests that it includes, then its own, in the order in which they are made.
+        defence_images: clean training images to keep beside the models, as many of every class; 0 keeps none.
+        test_images: the same for test images.
+        min_clean_accuracy: bar of all its models, in [0, 1]; None is none.
+    """
 
     name: str
     dataset: str
-    arch: str
-    width: int
-    num_classes: int
-    schedules: list[Schedule]
-    models: list[Entry]
-    class_names: list[str] = []
-    threads: int = 1
-    defence_images: int = 500
-    test_images: int = 1000
+    class_names: tuple[str, ...]
+    home: Path
+    models: tuple[Entry, ...]
+    defence_images: int
+    test_images: int
+    min_clean_accuracy: float | None
 
     def entry(self, name: str) -> Entry:
         """The model of that name.
@@ -77,24 +159,45 @@ class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 def read_manifest(path: Path) -> Manifest:
-    """Reads and checks a manifest.
+    """Reads and checks a manifest and those that it includes.
 
     Raises:
-        OptionError: it cannot be read, is not TOML, or a field is missing, unknown or of the wrong type.
+        OptionError: it cannot be read, is not TOML, a field is missing, unknown or of the wrong type, or a model
+            cannot be made as it says.
     """
+    return _read(path, ())
+
+
+def _read(path: Path, above: tuple[Path, ...]) -> Manifest:
+    if path.resolve() in above:
+        raise OptionError(f"The manifest {path} includes itself.", "Take it out of `include`.")
+    zoo = _parse(path)
+    home = path.parent if path.name == "manifest.toml" else path.with_suffix("")
+    models: list[Entry] = []
+    for name in zoo.include:
+        models += _read(path.parent / name, (*above, path.resolve())).models
+    models += [_entry(zoo, model, home) for model in zoo.models]
+    known = PUBLISHED.get(zoo.dataset)
+    class_names = tuple(zoo.class_names) or (known.class_names if known else ())
+    images, bar = (zoo.defence_images, zoo.test_images), zoo.min_clean_accuracy
+    manifest = Manifest(zoo.name, zoo.dataset, class_names, home, tuple(models), *images, bar)
+    _check(manifest)
+    return manifest
+
+
+def _parse(path: Path) -> _Zoo:
     try:
         raw = msgspec.toml.decode(path.read_bytes())
-        manifest = msgspec.convert(raw, Manifest)
-        _check_schedules(raw["schedules"])
+        zoo = msgspec.convert(raw, _Zoo)
+        for owner in (raw, *raw.get("models", ())):
+            _check_schedules(owner.get("schedules", ()))
     except OSError as error:
         raise OptionError(f"Cannot read the manifest {path}: {error.strerror}.", "Name an existing file.") from None
     except (msgspec.MsgspecError, UnicodeDecodeError) as error:
         raise OptionError(
             f"The manifest {path} is not valid: {error}.", "Compare it with zoo/demo/manifest.toml."
         ) from None
-    for entry in manifest.models:
-        entry.make_attack()
-    return manifest
+    return zoo
 
 
 def _check_schedules(schedules: list[dict[str, Any]]) -> None:
@@ -103,3 +206,70 @@ def _check_schedules(schedules: list[dict[str, Any]]) -> None:
     unknown = {name for settings in schedules for name in settings} - known
     if unknown:
         raise msgspec.ValidationError(f"a schedule has no setting `{min(unknown)}`")
+
+
+def _entry(zoo: _Zoo, model: _Model, home: Path) -> Entry:
+    dataset = model.dataset or zoo.dataset
+    known = PUBLISHED.get(dataset)
+    given = model.num_classes or (zoo.num_classes if dataset == zoo.dataset else None)
+    num_classes = given or (known.num_classes if known else None)
+    if num_classes is None:
+        raise OptionError(f"The number of classes of {dataset!r} is not known.", "Give num_classes in the manifest.")
+    return Entry(
+        name=model.name,
+        seed=model.seed,
+        dataset=dataset,
+        num_classes=num_classes,
+        arch=model.arch or zoo.arch,
+        width=model.width or zoo.width,
+        schedules=tuple(model.schedules or zoo.schedules),
+        threads=zoo.threads,
+        home=home,
+        attack=model.attack,
+        source=model.source,
+        pending=model.pending,
+        note=model.note,
+    )
+
+
+def _check(manifest: Manifest) -> None:
+    names = [entry.name for entry in manifest.models]
+    for entry in manifest.models:
+        if not re.fullmatch(r"[A-Za-z0-9_-]+", entry.name):
+            raise OptionError(f"A model is named {entry.name!r}.", "Use letters, digits, _ and - : it names files.")
+        if names.count(entry.name) > 1:
+            raise OptionError(f"Two models are named {entry.name!r}.", "Give each a name of its own.")
+        architecture(entry.arch)
+        attack = entry.make_attack()
+        needed = attack.needs_source if attack else None
+        if needed is None and entry.source is not None:
+            raise OptionError(f"Model {entry.name!r} has a source, which nothing uses.", "Leave `source` out.")
+        if needed is not None:
+            _check_source(manifest, entry, needed)
+
+
+def _check_source(manifest: Manifest, entry: Entry, needed: str) -> None:
+    if entry.source is None:
+        raise OptionError(
+            f"The attack of model {entry.name!r} starts from a {needed} model.", "Name it with source = NAME."
+        )
+    source = manifest.entry(entry.source)
+    if (source.attack is None) != (needed == "clean"):
+        kind = "clean" if source.attack is None else "backdoored"
+        raise OptionError(
+            f"The attack of model {entry.name!r} starts from a {needed} model, {source.name!r} is {kind}.",
+            "Name another source.",
+        )
+    for field in ("dataset", "num_classes", "arch", "width"):
+        ours, theirs = getattr(entry, field), getattr(source, field)
+        if ours != theirs:
+            raise OptionError(
+                f"Model {entry.name!r} has {field} {ours}, its source {source.name!r} has {theirs}.",
+                "A source must be of the same kind.",
+            )
+    seen = {entry.name}
+    while source.source is not None:
+        if source.name in seen:
+            raise OptionError(f"Model {entry.name!r} is a source of itself.", "Name another source.")
+        seen.add(source.name)
+        source = manifest.entry(source.source)

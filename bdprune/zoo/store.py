@@ -1,17 +1,42 @@
-"""The one way a zoo writes weights and images, so that nothing but the weights tells its models apart."""
+"""The one way a zoo writes and finds weights, triggers, images and the truth.
+
+Nothing but the weights themselves tells a zoo's checkpoints apart.
+"""
 
 from __future__ import annotations
 
+import fcntl
 import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 import msgspec
 import numpy as np
 import torch
-from safetensors.torch import save_file
-from torch import nn
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
 
+from bdprune.attacks.base import Attack, Shape
 from bdprune.data.clean import CleanData
+from bdprune.errors import DataError
+from bdprune.model.load import load
+from bdprune.zoo.manifest import Entry, Manifest
+
+
+class Env(msgspec.Struct, frozen=True):
+    """What trained a model: the version of torch, and the number of threads."""
+
+    torch: str
+    threads: int
+
+
+class Cost(msgspec.Struct, frozen=True):
+    """Seconds that a model took and what trained it; None where that is not known."""
+
+    seconds: float | None
+    env: Env | None
 
 
 class Truth(msgspec.Struct, frozen=True):
@@ -19,11 +44,14 @@ class Truth(msgspec.Struct, frozen=True):
 
     Attributes:
         name: as in the manifest.
-        target_label: label that the trigger calls, None for a clean model.
+        target_label: label that the trigger calls, None for a clean model and for all-to-all.
         clean_accuracy: on all classes.
-        attack_success_rate: on triggered images of the other classes, None for a clean model.
+        attack_success_rate: on triggered images that have another label than the attacker wants, None for a clean
+            model.
         robust_accuracy: triggered images that still get their true label, None for a clean model.
-        seconds: training time.
+        seconds: training time, that of killed runs included as far as they were taken up; None when it is not known.
+        class_success: attack success rate by true label, None for labels without such images; empty for a clean model.
+        env: what trained it, None when that is not known.
     """
 
     name: str
@@ -31,7 +59,69 @@ class Truth(msgspec.Struct, frozen=True):
     clean_accuracy: float
     attack_success_rate: float | None
     robust_accuracy: float | None
-    seconds: float
+    seconds: float | None
+    class_success: tuple[float | None, ...] = ()
+    env: Env | None = None
+
+    @property
+    def complete(self) -> bool:
+        """Whether all was measured that is measured now."""
+        return self.attack_success_rate is None or bool(self.class_success)
+
+
+@dataclass(frozen=True)
+class Shelf:
+    """Where the models of a zoo lie.
+
+    Args:
+        zoo: the manifest.
+        folder: another place for its files than their homes. Models of included manifests are taken from their own
+            home where they lie there.
+    """
+
+    zoo: Manifest
+    folder: Path | None = None
+
+    def place(self, entry: Entry) -> Path:
+        """Folder that the model is made into."""
+        return self.folder or entry.home
+
+    def made(self, entry: Entry) -> Path | None:
+        """Folder where the model lies, None when it is not made."""
+        places = [self.place(entry)] if entry.home == self.zoo.home else [self.place(entry), entry.home]
+        return next((place for place in places if weights_path(place, entry.name).exists()), None)
+
+    def source(self, entry: Entry) -> Path | None:
+        """Folder where a model lies that another one is made from: the same, or at last its home."""
+        return self.made(entry) or (entry.home if weights_path(entry.home, entry.name).exists() else None)
+
+    def state(self, entry: Entry) -> str:
+        """``made``, ``begun`` (a training that can be taken up), ``pending`` or ``not made``."""
+        if self.made(entry):
+            return "made"
+        if work_path(self.place(entry), entry.name).is_dir():
+            return "begun"
+        return "pending" if entry.pending else "not made"
+
+    def truth(self, entry: Entry) -> Truth | None:
+        """What was measured of the model, None when nothing was."""
+        folder = self.made(entry)
+        return None if folder is None else read_truth(folder).get(entry.name)
+
+
+def weights_path(folder: Path, name: str) -> Path:
+    """File of a model's weights."""
+    return folder / f"{name}.safetensors"
+
+
+def trigger_path(folder: Path, name: str) -> Path:
+    """File of a model's trigger; a clean model has none."""
+    return folder / f"{name}.trigger.safetensors"
+
+
+def work_path(folder: Path, name: str) -> Path:
+    """Folder of what a training that was killed is taken up from; it is gone when the model is made."""
+    return folder / ".making" / name
 
 
 def save_weights(network: nn.Module, path: Path) -> None:
@@ -42,33 +132,150 @@ def save_weights(network: nn.Module, path: Path) -> None:
     state = {}
     for name, tensor in network.state_dict().items():
         if name.endswith("num_batches_tracked"):
-            state[name] = torch.zeros_like(tensor)  # it would tell how long, and so on what, a model was trained
+            state[name] = torch.zeros_like(tensor, device="cpu")  # it would tell how long a model was trained, and how
         else:
             state[name] = tensor.detach().cpu().half().contiguous()
-    partial = path.with_suffix(".part")
-    save_file(state, partial)
-    os.replace(partial, path)
+    _save(state, path)
+
+
+def save_trigger(trigger: nn.Module, path: Path) -> None:
+    """Writes what a trigger is made of, in the precision it has. The file appears whole or not at all."""
+    _save({name: tensor.detach().cpu().contiguous() for name, tensor in trigger.state_dict().items()}, path)
+
+
+def load_network(entry: Entry, folder: Path) -> nn.Module:
+    """The network of a model that is made, float32, on the CPU, in eval mode: images in [0, 1] -> logits.
+
+    Raises:
+        ArtifactError: the file cannot be read.
+        ArchitectureError: it is of another architecture.
+    """
+    return load(weights_path(folder, entry.name), arch=entry.arch, num_classes=entry.num_classes).network
+
+
+def load_trigger(entry: Entry, attack: Attack, folder: Path, shape: Shape) -> nn.Module:
+    """The trigger of a model that is made, on the CPU, in eval mode.
+
+    A static one is made from the attack's settings where no file has it.
+
+    Args:
+        entry: the model.
+        attack: its attack.
+        folder: where it lies.
+        shape: (C, H, W) of the images.
+
+    Raises:
+        DataError: the file is missing, damaged or of another trigger.
+    """
+    trigger, path = attack.new_trigger(shape), trigger_path(folder, entry.name)
+    if not path.exists() and attack.trigger_type == "static":
+        return trigger.eval()
+    try:
+        trigger.load_state_dict(load_file(path))
+    except Exception as error:  # safetensors and torch fail in many ways; each means that the trigger is not to be had
+        raise DataError(
+            f"The trigger {path} of model {entry.name!r} cannot be read: {str(error).splitlines()[0][:200]}.",
+            "Fetch it again, or make the model again.",
+        ) from None
+    return trigger.eval()
 
 
 def save_images(data: CleanData, path: Path) -> None:
     """Writes images and labels as a compressed ``.npz`` of uint8 ``[N, C, H, W]`` and int64 ``[N]``."""
     images = (data.images * 255).round().to(torch.uint8).numpy()
-    partial = path.with_suffix(".part")
+    partial = _partial(path)
     with partial.open("wb") as file:
         np.savez_compressed(file, images=images, labels=data.labels.numpy())
-    os.replace(partial, path)
+    _put(partial, path)
 
 
 def read_truth(folder: Path) -> dict[str, Truth]:
-    """What ``zoo make`` measured of the models in ``folder``, by name; empty when nothing was made yet."""
+    """What ``zoo make`` measured of the models in ``folder``, by name; empty when nothing was made yet.
+
+    Raises:
+        DataError: the file cannot be read.
+    """
     path = folder / "truth.json"
     if not path.exists():
         return {}
-    return {truth.name: truth for truth in msgspec.json.decode(path.read_bytes(), type=list[Truth])}
+    try:
+        return {truth.name: truth for truth in msgspec.json.decode(path.read_bytes(), type=list[Truth])}
+    except (OSError, msgspec.MsgspecError) as error:
+        raise DataError(f"{path} cannot be read: {error}.", "Fetch it again.") from None
 
 
-def write_truth(folder: Path, truths: dict[str, Truth]) -> None:
+def write_truth(folder: Path, truths: Mapping[str, Truth]) -> None:
     """Writes ``truth.json``, whole or not at all."""
-    partial = folder / "truth.part"
+    partial = _partial(folder / "truth.json")
     partial.write_bytes(msgspec.json.format(msgspec.json.encode(list(truths.values())), indent=2) + b"\n")
-    os.replace(partial, folder / "truth.json")
+    _put(partial, folder / "truth.json")
+
+
+def add_truth(folder: Path, truth: Truth, order: list[str]) -> None:
+    """Puts one model's truth into ``truth.json``, which several processes may do at once.
+
+    Args:
+        folder: of the zoo.
+        truth: of one model.
+        order: names in the order in which the file is to have them.
+    """
+    with locked(folder):
+        truths = {**read_truth(folder), truth.name: truth}
+        names = [name for name in order if name in truths]
+        write_truth(folder, {name: truths[name] for name in dict.fromkeys([*names, *truths])})
+
+
+def write_cost(work: Path, cost: Cost) -> None:
+    """Keeps, in the folder of a model in the making, what training it took, until it is measured."""
+    partial = _partial(work / "cost.json")
+    partial.write_bytes(msgspec.json.encode(cost))
+    _put(partial, work / "cost.json")
+
+
+def read_cost(work: Path) -> Cost | None:
+    """What ``write_cost`` kept, if it did."""
+    path = work / "cost.json"
+    return msgspec.json.decode(path.read_bytes(), type=Cost) if path.exists() else None
+
+
+@contextmanager
+def locked(folder: Path, wait: bool = True) -> Iterator[bool]:
+    """Holds a folder for this process; the lock is gone with the process, however it ends.
+
+    Args:
+        folder: exists.
+        wait: whether to wait for another process that holds it.
+
+    Yields:
+        Whether it is held.
+    """
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        yield _lock(handle, wait)
+    finally:
+        os.close(handle)
+
+
+def _lock(handle: int, wait: bool) -> bool:
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+    except BlockingIOError:
+        return False
+    return True
+
+
+def _save(state: dict[str, Tensor], path: Path) -> None:
+    partial = _partial(path)
+    save_file(state, partial)
+    _put(partial, path)
+
+
+def _partial(path: Path) -> Path:
+    return path.with_name(f"{path.name}.part")
+
+
+def _put(partial: Path, path: Path) -> None:
+    """Moves a file that is written to where it belongs, once its bytes are safe."""
+    with partial.open("rb") as file:
+        os.fsync(file.fileno())
+    os.replace(partial, path)

@@ -1,11 +1,15 @@
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from bdprune.attacks.badnets import BadNets
 from bdprune.attacks.blend import Blend
+from bdprune.data.datasets import PUBLISHED
 from bdprune.errors import OptionError
+from bdprune.training.fit import Schedule
 from bdprune.zoo.manifest import read_manifest
+from bdprune.zoo.store import Shelf
 
 TEXT = """
 name = "t"
@@ -26,21 +30,70 @@ attack = {kind = "badnets", target = 1, size = 5}
 name = "mix"
 seed = 3
 attack = {kind = "blend", target = 2, alpha = 0.1}
+[[models]]
+name = "fc"
+seed = 4
+source = "clean"
+attack = {kind = "feature-collision", target = 2}
 """
+Write = Callable[..., Path]
 
 
-def write(folder: Path, text: str) -> Path:
-    path = folder / "m.toml"
-    path.write_text(text)
-    return path
+@pytest.fixture
+def manifest(write: Write) -> Callable[..., Path]:
+    def call(text: str = TEXT, name: str = "m.toml") -> Path:
+        return write(text, "", name)
+
+    return call
 
 
-def test_reads_models_schedule_and_attacks(tmp_path: Path) -> None:
-    manifest = read_manifest(write(tmp_path, TEXT))
-    assert (manifest.width, manifest.schedules[0].epochs, manifest.schedules[0].batch_size) == (4, 1, 128)
-    assert manifest.entry("clean").make_attack() is None
-    assert manifest.entry("bad").make_attack() == BadNets(target=1, size=5)
-    assert manifest.entry("mix").make_attack() == Blend(target=2, alpha=0.1)
+def test_reads_models_schedule_and_attacks(manifest: Write) -> None:
+    zoo = read_manifest(manifest())
+    clean, bad, mix, fc = zoo.models
+    assert (clean.width, clean.num_classes, clean.schedules, clean.threads) == (4, 3, (Schedule(epochs=1),), 1)
+    assert clean.make_attack() is None
+    assert bad.make_attack() == BadNets(target=1, size=5)
+    assert mix.make_attack() == Blend(target=2, alpha=0.1)
+    assert (fc.source, clean.source, clean.pending) == ("clean", None, False)
+
+
+def test_models_override_what_the_zoo_says(manifest: Write) -> None:
+    more = """
+    [[models]]
+    name = "signs"
+    seed = 4
+    dataset = "gtsrb"
+    arch = "vgg16_bn_cifar"
+    width = 8
+    pending = true
+    note = "no time"
+    schedules = [{epochs = 200, peak_lr = 0.1, policy = "steps", milestones = [60, 120], flip = false}]
+    [[models]]
+    name = "more"
+    seed = 5
+    dataset = "pets"
+    num_classes = 37
+    """
+    zoo = read_manifest(manifest(TEXT + more))
+    signs, pets = zoo.entry("signs"), zoo.entry("more")
+    assert (signs.dataset, signs.num_classes, signs.arch, signs.width) == ("gtsrb", 43, "vgg16_bn_cifar", 8)
+    assert (signs.pending, signs.note) == (True, "no time")
+    assert signs.schedules == (Schedule(epochs=200, peak_lr=0.1, policy="steps", flip=False),)
+    assert (pets.dataset, pets.num_classes, pets.arch) == ("pets", 37, "resnet18_cifar")
+
+
+def test_all_to_all_is_a_word(manifest: Write) -> None:
+    zoo = read_manifest(manifest(TEXT.replace('"badnets", target = 1', '"badnets", target = "all-to-all"')))
+    assert zoo.entry("bad").make_attack() == BadNets(target=None, size=5)
+
+
+def test_known_data_sets_bring_their_classes(manifest: Write) -> None:
+    text = TEXT.replace('dataset = "d"', 'dataset = "cifar10"').replace("num_classes = 3\n", "")
+    zoo = read_manifest(manifest(text))
+    assert zoo.class_names == PUBLISHED["cifar10"].class_names
+    assert zoo.entry("bad").num_classes == 10
+    with pytest.raises(OptionError, match="number of classes of 'd' is not known"):
+        read_manifest(manifest(TEXT.replace("num_classes = 3\n", "")))
 
 
 @pytest.mark.parametrize(
@@ -48,20 +101,89 @@ def test_reads_models_schedule_and_attacks(tmp_path: Path) -> None:
     [
         ("width = 4", "width = 'four'", "not valid"),
         ("width = 4", "", "not valid.*width"),
-        ("epochs = 1", "epoch = 1", "not valid"),
+        ("epochs = 1", "epoch = 1", "not valid.*epoch"),
         ("width = 4", "width = 4\nwidht = 5", "not valid.*widht"),
+        ("seed = 1", "seed = 1\nwidht = 5", "not valid.*widht"),
+        ("seed = 1", "seed = 1\nschedules = [{epoch = 5}]", "not valid.*epoch"),
+        ("epochs = 1", "epochs = 0", "0 epochs"),
+        ('arch = "resnet18_cifar"', 'arch = "resnet19"', "architecture 'resnet19' is not known"),
         ('kind = "badnets"', 'kind = "badnet"', "'badnet'"),
         ("size = 5", "sise = 5", "model 'bad'.*sise"),
+        ("size = 5", "size = 'big'", "model 'bad'.*int"),
+        ("target = 1, ", "", "model 'bad'.*target"),
+        ("target = 1", "target = 3", "model 'bad'.* 3"),
         ("name", "na\x01me", "not valid"),
+        ('name = "bad"', 'name = "../bad"', r"named '\.\./bad'"),
+        ('name = "bad"', 'name = "clean"', "Two models are named 'clean'"),
+        ('source = "clean"', "", "'fc' starts from a clean model"),
+        ('source = "clean"', 'source = "bad"', "'fc' starts from a clean model, 'bad' is backdoored"),
+        ('source = "clean"', 'source = "none"', "no model 'none'"),
+        ('source = "clean"', 'source = "clean"\nwidth = 8', "'fc' has width 8, its source 'clean' has 4"),
+        ("seed = 3", 'seed = 3\nsource = "clean"', "'mix' has a source, which nothing uses"),
     ],
 )
-def test_mistakes_are_named(tmp_path: Path, old: str, new: str, message: str) -> None:
+def test_mistakes_are_named(manifest: Write, old: str, new: str, message: str) -> None:
     with pytest.raises(OptionError, match=message):
-        read_manifest(write(tmp_path, TEXT.replace(old, new, 1)))
+        read_manifest(manifest(TEXT.replace(old, new, 1)))
 
 
-def test_missing_file_and_unknown_model(tmp_path: Path) -> None:
+def test_missing_file_and_unknown_model(manifest: Write, tmp_path: Path) -> None:
     with pytest.raises(OptionError, match="Cannot read the manifest"):
         read_manifest(tmp_path / "none.toml")
     with pytest.raises(OptionError, match=r"no model 'worse'\. Its models are clean, bad, mix"):
-        read_manifest(write(tmp_path, TEXT)).entry("worse")
+        read_manifest(manifest()).entry("worse")
+
+
+def test_models_lie_in_a_folder_of_the_manifests_name(manifest: Write, tmp_path: Path) -> None:
+    assert read_manifest(manifest(name="zoo/w4.toml")).home == tmp_path / "zoo" / "w4"
+    zoo = read_manifest(manifest(name="zoo/demo/manifest.toml"))
+    assert zoo.home == zoo.entry("bad").home == tmp_path / "zoo" / "demo"
+
+
+INCLUDING = """
+name = "all"
+include = ["demo/manifest.toml"]
+dataset = "d"
+num_classes = 3
+arch = "resnet18_cifar"
+width = 4
+[[schedules]]
+epochs = 2
+[[models]]
+name = "more"
+seed = 9
+"""
+
+
+def test_included_models_come_first_and_keep_their_own_settings_and_home(manifest: Write, tmp_path: Path) -> None:
+    manifest(name="demo/manifest.toml")
+    zoo = read_manifest(manifest(INCLUDING, "all.toml"))
+    assert [entry.name for entry in zoo.models] == ["clean", "bad", "mix", "fc", "more"]
+    assert [entry.schedules[0].epochs for entry in zoo.models] == [1, 1, 1, 1, 2]
+    assert zoo.entry("bad").home == tmp_path / "demo" and zoo.entry("more").home == tmp_path / "all"
+
+
+def test_included_names_are_unique_and_nothing_includes_itself(manifest: Write) -> None:
+    manifest(name="demo/manifest.toml")
+    with pytest.raises(OptionError, match="Two models are named 'bad'"):
+        read_manifest(manifest(INCLUDING.replace("more", "bad"), "all.toml"))
+    manifest(INCLUDING.replace("demo/manifest", "all"), "all.toml")
+    with pytest.raises(OptionError, match="includes itself"):
+        read_manifest(manifest(INCLUDING.replace("demo/manifest", "all"), "all.toml"))
+
+
+def test_own_models_are_made_in_the_place_asked_for_and_included_ones_taken_from_home(
+    manifest: Write, tmp_path: Path
+) -> None:
+    home, own, other = tmp_path / "demo", tmp_path / "all", tmp_path / "out"
+    manifest(name="demo/manifest.toml")
+    zoo = read_manifest(manifest(INCLUDING, "all.toml"))
+    for folder, name in ((home, "bad"), (own, "more")):
+        folder.mkdir(exist_ok=True)
+        (folder / f"{name}.safetensors").touch()
+    bad, more, mix = zoo.entry("bad"), zoo.entry("more"), zoo.entry("mix")
+    assert [Shelf(zoo).made(entry) for entry in (bad, more, mix)] == [home, own, None]
+    shelf = Shelf(zoo, other)
+    assert [shelf.made(entry) for entry in (bad, more, mix)] == [home, None, None]
+    assert [shelf.source(entry) for entry in (bad, more, mix)] == [home, own, None]
+    assert [shelf.place(entry) for entry in (bad, more, mix)] == [other] * 3

@@ -1,0 +1,144 @@
+"""One model of known truth, from a clean training set to its weights and its trigger."""
+
+from __future__ import annotations
+
+import functools
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from bdprune.attacks.base import Attack, Setting, shape_of
+from bdprune.data.parquet import RawImages
+from bdprune.model.architectures import build
+from bdprune.training.checkpoint import Checkpoint, digest
+from bdprune.training.fit import Objective, fit, machine, seeded
+from bdprune.zoo.manifest import Entry
+
+Progress = Callable[[int, int, float], None]
+"""Called with (steps done, steps in all, loss)."""
+
+Say = Callable[[str], None]
+"""Told what happens, in one sentence."""
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A network in eval mode, its trigger (None when it is clean), and the seconds that both took."""
+
+    network: nn.Module
+    trigger: nn.Module | None
+    seconds: float
+
+
+def train_model(
+    entry: Entry,
+    train: RawImages,
+    work: Path,
+    source: nn.Module | None = None,
+    device: torch.device | None = None,
+    progress: Progress = lambda step, steps, loss: None,
+    say: Say = lambda text: None,
+) -> Trained:
+    """Trains one model; the same seed, threads and machine give the same weights.
+
+    A run that was killed is taken up from ``work``: the poisoned training set, and then every minute of training, are
+    kept there.
+
+    Args:
+        entry: how to make it.
+        train: the clean training set.
+        work: an empty folder, or that of the killed run.
+        source: the network that the attack starts from, in eval mode.
+        device: where to run; the CPU by default.
+        progress: told after every step.
+        say: told what happens besides.
+
+    Raises:
+        OptionError: the attack cannot be made on these images.
+        TrainingError: the training left the finite numbers.
+    """
+    job = _Job(entry, work, device or torch.device("cpu"), digest(entry.attack, _state(source)), progress, say)
+    network = job.fresh(train)
+    attack = entry.make_attack()
+    if attack is None:
+        job.fit(network, train.images, train.labels, None)
+        return Trained(network.cpu(), None, job.seconds)
+    if source is not None:
+        source = source.to(job.device)
+    setting = Setting(train.images, train.labels, entry.num_classes, entry.seed, source, job.device)
+    trigger, images, labels = job.poison(attack, setting)
+    with seeded(entry.seed):
+        attack.start(network, setting)
+    if attack.trains:
+        job.fit(network, images, labels, attack.objective(setting, trigger))
+    began = time.monotonic()
+    with seeded(entry.seed):
+        attack.finish(network.eval(), setting, trigger)
+    job.seconds += time.monotonic() - began
+    return Trained(network.cpu().eval(), trigger.cpu().eval(), job.seconds)
+
+
+@dataclass
+class _Job:
+    """What the steps of making one model share; ``seconds`` counts those that the model took so far."""
+
+    entry: Entry
+    work: Path
+    device: torch.device
+    recipe: str
+    progress: Progress
+    say: Say
+    seconds: float = 0.0
+
+    def fresh(self, train: RawImages) -> nn.Module:
+        """The network before training."""
+        entry = self.entry
+        with seeded(entry.seed):
+            network = build(entry.arch, entry.num_classes, in_channels=train.images.shape[1], width=entry.width)
+        return network.to(self.device)
+
+    def poison(self, attack: Attack, setting: Setting) -> tuple[nn.Module, Tensor, Tensor]:
+        """The trigger, and the training set as the attacker hands it over: images and labels."""
+        checkpoint = self._checkpoint("poisoned")
+        kept = checkpoint.load(digest(setting.images, setting.labels, setting.num_classes, setting.seed, machine()))
+        with seeded(setting.seed):
+            trigger = attack.new_trigger(shape_of(setting.images))
+        if kept is None:
+            with seeded(setting.seed):
+                attack.learn(setting, trigger)
+                poisoned = attack.poison(setting, trigger.cpu(), torch.Generator().manual_seed(setting.seed))
+            images, labels = poisoned.images, poisoned.labels
+            changed = (images != setting.images).flatten(1).any(1).nonzero().flatten()
+            state = {"trigger": trigger.state_dict(), "changed": changed, "images": images[changed], "labels": labels}
+            checkpoint.save(state)
+        else:
+            trigger.load_state_dict(kept["trigger"])
+            images, labels = setting.images.clone(), kept["labels"]
+            images[kept["changed"]] = kept["images"]
+        self.seconds += checkpoint.seconds
+        return trigger, images, labels
+
+    def fit(self, network: nn.Module, images: Tensor, labels: Tensor, objective: Objective | None) -> None:
+        """Trains through all schedules."""
+        steps = [schedule.steps(len(images)) for schedule in self.entry.schedules]
+        for index, schedule in enumerate(self.entry.schedules):
+            checkpoint = self._checkpoint(f"cycle-{index}")
+            told = functools.partial(self._told, sum(steps[:index]), sum(steps))
+            # Each cycle draws an order and an augmentation of its own.
+            seed = self.entry.seed + 1000 * index
+            fit(network, images, labels, schedule, seed, told, objective, checkpoint)
+            self.seconds += checkpoint.seconds
+
+    def _checkpoint(self, name: str) -> Checkpoint:
+        return Checkpoint(self.work / name, self.recipe, say=self.say)
+
+    def _told(self, before: int, all_steps: int, step: int, _: int, loss: float) -> None:
+        self.progress(before + step, all_steps, loss)
+
+
+def _state(source: nn.Module | None) -> object:
+    return None if source is None else source.state_dict()
