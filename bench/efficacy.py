@@ -1,0 +1,270 @@
+"""Verdicts and repairs of a zoo's models over several seeds, on the full test set.
+
+    python bench/efficacy.py zoo/demo/manifest.toml --data DIR [--seeds 5] [--part scans] [--only MODEL] [--rows FILE]
+
+DIR holds the zoo's dataset. Prints Markdown tables: what a scan says of every model, and clean accuracy (CA) and attack
+success rate (ASR) before and after each repair, beside RNP's own figures (Li et al., 2023, Tables 2 and 10: ResNet-18
+of width 64, 200 epochs). Seeds change the split, the order and the augmentation; the clean images are the zoo's.
+Thresholds are chosen on those alone, with the same settings for every attack. Triggers and test images only measure.
+
+Every row is appended to FILE (JSON lines) as it is done; rows that are there already are not run again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import platform
+import statistics
+import subprocess
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from bdprune.attacks.base import shape_of
+from bdprune.data.clean import CleanData
+from bdprune.data.datasets import read_dataset
+from bdprune.data.load import load_clean
+from bdprune.data.parquet import RawImages
+from bdprune.model.handle import Model
+from bdprune.model.load import load
+from bdprune.purify.base import Purified
+from bdprune.purify.rnp import RNP
+from bdprune.purify.suspiciousness import SuspiciousnessPruning
+from bdprune.scan.engine import scan
+from bdprune.zoo.manifest import Entry, read_manifest
+from bdprune.zoo.measure import measure
+from bdprune.zoo.store import Shelf, load_trigger, weights_path
+
+Row = dict[str, Any]
+METHODS: dict[str, tuple[int, Callable[[int], RNP | SuspiciousnessPruning]]] = {
+    "rnp": (500, lambda seed: RNP(seed=seed)),
+    "suspiciousness-100": (100, lambda seed: SuspiciousnessPruning(seed=seed)),
+    "suspiciousness-10": (10, lambda seed: SuspiciousnessPruning(seed=seed)),
+}
+# ASR and CA after RNP, in per cent.
+PAPER = {
+    "badnets": (0.20, 92.22),
+    "trojan": (2.23, 92.56),
+    "blend": (0.33, 92.62),
+    "cl": (8.87, 93.12),
+    "sig": (0.43, 94.62),
+    "dynamic": (15.24, 90.18),
+    "wanet": (10.98, 92.83),
+    "fc": (1.80, 90.93),
+    "dfst": (4.61, 92.78),
+    "awp": (1.04, 94.24),
+    "lira": (13.51, 92.26),
+    "ablend": (1.09, 90.38),
+}
+
+
+class Subject:
+    """One model of a zoo with the truth about it.
+
+    Args:
+        entry: the model's entry in the manifest.
+        folder: where its files are.
+        clean: the defender's images.
+        test: the full test set.
+    """
+
+    def __init__(self, entry: Entry, folder: Path, clean: CleanData, test: RawImages) -> None:
+        self.name, self.clean = entry.name, clean
+        self.path = weights_path(folder, entry.name)
+        self.attack = entry.make_attack()
+        self.truth = self.attack.target if self.attack else None
+        self._test, self._num_classes = test, entry.num_classes
+        self._trigger = load_trigger(entry, self.attack, folder, shape_of(test.images)) if self.attack else None
+
+    def measure(self, model: Model) -> Row:
+        """CA and ASR in per cent on the full test set; the ASR of a clean model is None."""
+        found = measure(model.module, self._test, self._num_classes, self.attack, self._trigger)
+        success = found.attack_success_rate
+        return {"ca": 100 * found.clean_accuracy, "asr": None if success is None else 100 * success}
+
+
+def scan_row(subject: Subject, seed: int) -> Row:
+    """Verdict, label and every detector's score."""
+    result = scan(subject.path, subject.clean, seed=seed)
+    return {
+        "verdict": result.verdict,
+        "label": result.target_label,
+        "risk": result.risk,
+        "scores": {one.id: one.score for one in result.detectors},
+        "seconds": result.seconds,
+    }
+
+
+def repair_row(subject: Subject, method: str, seed: int) -> Row:
+    """CA and ASR after one repair with that many clean images, drawn by the seed."""
+    count, make = METHODS[method]
+    per_class = max(count // len(subject.clean.class_counts), 1)
+    data = subject.clean
+    if count < len(data):
+        data = data.sample(per_class, torch.Generator().manual_seed(seed))
+    start = time.perf_counter()
+    result: Purified = make(seed)(load(subject.path), data)
+    seconds = time.perf_counter() - start
+    pruned = sum(map(len, result.pruned.values()))
+    threshold = None if math.isnan(result.threshold) else result.threshold
+    row: Row = {"images": len(data), "pruned": pruned, "threshold": threshold, "rule": result.threshold_rule}
+    return row | {"after": subject.measure(result.model), "seconds": seconds}
+
+
+class Record:
+    """Rows in a JSON lines file, each written as soon as it is done, keyed by part, model, method and seed."""
+
+    def __init__(self, path: Path | None) -> None:
+        self.path = path
+        self.rows: dict[tuple[Any, ...], Row] = {}
+        if path and path.exists():
+            for line in path.read_text().splitlines():
+                row = json.loads(line)
+                self.rows[_key(row)] = row
+
+    def add(self, key: Row, make: Callable[[], Row]) -> None:
+        """Makes and writes the row of ``key`` unless it is there."""
+        if _key(key) in self.rows:
+            return
+        row = key | make()
+        self.rows[_key(key)] = row
+        print(json.dumps(row), file=sys.stderr, flush=True)
+        if self.path:
+            with self.path.open("a") as file:
+                file.write(json.dumps(row) + "\n")
+
+    def of(self, part: str) -> list[Row]:
+        """The rows of one part."""
+        return [row for row in self.rows.values() if row["part"] == part]
+
+
+def _key(row: Row) -> tuple[Any, ...]:
+    return row["part"], row["model"], row["method"], row["seed"]
+
+
+def run(record: Record, subject: Subject, parts: list[str], methods: list[str], seeds: int) -> None:
+    """All rows of one model that are not there yet."""
+    base: Row = {"model": subject.name, "kind": subject.attack.kind if subject.attack else None, "truth": subject.truth}
+    if "repairs" in parts and subject.attack:
+        key = base | {"part": "before", "method": None, "seed": None}
+        record.add(key, lambda: subject.measure(load(subject.path)))
+    for seed in range(seeds):
+        if "scans" in parts:
+            key = base | {"part": "scan", "method": None, "seed": seed}
+            record.add(key, lambda seed=seed: scan_row(subject, seed))  # type: ignore[misc]
+        for method in methods if "repairs" in parts and subject.attack else []:
+            key = base | {"part": "repair", "method": method, "seed": seed}
+            record.add(key, lambda method=method, seed=seed: repair_row(subject, method, seed))  # type: ignore[misc]
+
+
+def scan_table(rows: list[Row]) -> str:
+    """Markdown: one line a model."""
+    lines = ["| model | truth | verdicts | labels | lead, min to max | seconds |", "|---|---|---|---|---|---|"]
+    for name, mine in _by(rows, "model").items():
+        leads = [row["scores"]["bdprune.unlearning"] for row in mine]
+        truth = "clean" if mine[0]["kind"] is None else mine[0]["truth"]
+        lines.append(
+            f"| {name} | {truth} | {_tally(row['verdict'] for row in mine)} "
+            f"| {_tally(row['label'] for row in mine if row['label'] is not None)} "
+            f"| {min(leads):.2f} to {max(leads):.2f} | {statistics.median(row['seconds'] for row in mine):.0f} |"
+        )
+    return "\n".join(lines)
+
+
+def repair_table(rows: list[Row], before: dict[str, Row], method: str) -> str:
+    """Markdown: mean and worst over the seeds, then over all models."""
+    lines = [
+        "| model | ASR before | after, mean (worst) | CA before | after, mean (worst) | pruned | RNP paper ASR / CA |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    means: list[tuple[float, float]] = []
+    for name, mine in _by([row for row in rows if row["method"] == method], "model").items():
+        accuracy, success = ([row["after"][what] for row in mine] for what in ("ca", "asr"))
+        first = before[name]
+        means.append((statistics.mean(success), first["ca"] - statistics.mean(accuracy)))
+        paper = PAPER.get(mine[0]["kind"]) if mine[0]["truth"] is not None else None
+        lines.append(
+            f"| {name} | {first['asr']:.2f} | {means[-1][0]:.2f} ({max(success):.2f}) | {first['ca']:.2f} "
+            f"| {statistics.mean(accuracy):.2f} ({min(accuracy):.2f}) "
+            f"| {min(row['pruned'] for row in mine)} to {max(row['pruned'] for row in mine)} "
+            f"| {'–' if paper is None else f'{paper[0]:.2f} / {paper[1]:.2f}'} |"
+        )
+    if means:
+        rates, drops = zip(*means, strict=True)
+        lines.append(
+            f"\n{method}, {len(means)} models: ASR {statistics.mean(rates):.2f} on average and {max(rates):.2f} at "
+            f"worst; CA falls by {statistics.mean(drops):.2f} points on average and {max(drops):.2f} at worst."
+        )
+    return "\n".join(lines)
+
+
+def _by(rows: list[Row], what: str) -> dict[str, list[Row]]:
+    groups: dict[str, list[Row]] = {}
+    for row in rows:
+        groups.setdefault(row[what], []).append(row)
+    return groups
+
+
+def _tally(values: Iterable[object]) -> str:
+    counts = Counter(map(str, values))
+    return ", ".join(f"{count} x {value}" for value, count in counts.most_common()) or "–"
+
+
+def _environment() -> Row:
+    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False)
+    return {
+        "torch": torch.__version__,
+        "threads": torch.get_num_threads(),
+        "machine": platform.machine(),
+        "commit": commit.stdout.strip(),
+    }
+
+
+def main() -> None:
+    """Runs what is missing and prints the tables of everything in the record."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("manifest", type=Path)
+    parser.add_argument("--data", type=Path, required=True)
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--only", action="append", default=[], help="a model; repeatable (all)")
+    parser.add_argument("--part", choices=["scans", "repairs", "both"], default="both")
+    parser.add_argument(
+        "--method", choices=list(METHODS), action="append", default=[], help="repeatable (default: all)"
+    )
+    parser.add_argument("--rows", type=Path, help="JSON lines that the rows are kept in")
+    options = parser.parse_args()
+    record = Record(options.rows)
+    parts = ["scans", "repairs"] if options.part == "both" else [options.part]
+    zoo = read_manifest(options.manifest)
+    shelf = Shelf(zoo)
+    sets: dict[str, RawImages] = {}
+    for entry in zoo.models:
+        folder = shelf.made(entry)
+        if folder is None or (options.only and entry.name not in options.only):
+            continue
+        if entry.dataset not in sets:
+            sets[entry.dataset] = read_dataset(options.data, entry.dataset, "test")
+        clean = load_clean(next(home / "defence.npz" for home in (folder, zoo.home) if (home / "defence.npz").exists()))
+        run(
+            record,
+            Subject(entry, folder, clean, sets[entry.dataset]),
+            parts,
+            options.method or list(METHODS),
+            options.seeds,
+        )
+    before = {row["model"]: row for row in record.of("before")}
+    print(scan_table(record.of("scan")))
+    for method in METHODS:
+        print(f"\n{method}\n\n{repair_table(record.of('repair'), before, method)}")
+    print(f"\n{json.dumps(_environment())}")
+
+
+if __name__ == "__main__":
+    main()
