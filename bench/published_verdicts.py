@@ -1,6 +1,6 @@
 """What a scan says of five checkpoints that others published, over several seeds.
 
-    python bench/published_verdicts.py --data DIR [--seeds 5] [--json FILE]
+    python bench/published_verdicts.py --data DIR [--seeds 5] [--rows FILE]
 
 DIR holds checkpoints/, cifar10/train.parquet and gtsrb/train.parquet. Each seed draws its own clean images from the
 training set: 50 of every class for CIFAR-10, 12 for GTSRB (signs cropped as the network was trained on).
@@ -9,62 +9,36 @@ training set: 50 of every class for CIFAR-10, 12 for GTSRB (signs cropped as the
 from __future__ import annotations
 
 import argparse
-import io
 import json
-from collections.abc import Callable, Iterator
+import statistics
+import sys
+from collections import Counter
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import pyarrow.parquet as pq
 import torch
-from PIL import Image
 from torch import Tensor
 
 from bdprune.data.clean import CleanData
-from bdprune.data.parquet import read_parquet
+from bdprune.data.datasets import read_dataset
+from bdprune.data.parquet import RawImages
 from bdprune.scan.engine import scan
 
 CHECKPOINTS = {
-    "ibau-cifar10-badnets-target8.pth": ("cifar10", "none", 8),
-    "ibau-cifar10-trojanwm-target2.pth": ("cifar10", "none", 2),
-    "ibau-gtsrb-badnets-target8.pth": ("gtsrb", "none", 8),
-    "akamaster-resnet20-clean.th": ("cifar10", "imagenet", None),
-    "akamaster-resnet56-clean.th": ("cifar10", "imagenet", None),
+    "ibau-cifar10-badnets-target8.pth": ("cifar10", 50, "none", 8),
+    "ibau-cifar10-trojanwm-target2.pth": ("cifar10", 50, "none", 2),
+    "ibau-gtsrb-badnets-target8.pth": ("gtsrb-signs", 12, "none", 8),
+    "akamaster-resnet20-clean.th": ("cifar10", 50, "imagenet", None),
+    "akamaster-resnet56-clean.th": ("cifar10", 50, "imagenet", None),
 }
+DETECTORS = ("unlearning", "suspiciousness", "lipschitz")
 
 
-def cifar10(data: Path) -> Callable[[int], CleanData]:
-    """Draws 500 training images by seed."""
-    raw = read_parquet(data / "cifar10" / "train.parquet")
-
-    def draw(seed: int) -> CleanData:
-        index = _balanced(raw.labels, 50, seed)
-        return CleanData(raw.images[index].float() / 255, raw.labels[index], source="cifar10/train")
-
-    return draw
-
-
-def gtsrb(data: Path) -> Callable[[int], CleanData]:
-    """Draws 516 sign crops by seed."""
-    columns = ["image", "label", "width", "height", "roi_x1", "roi_y1", "roi_x2", "roi_y2"]
-    table = pq.read_table(data / "gtsrb" / "train.parquet", columns=columns)
-    labels = torch.tensor(table["label"].to_pylist())
-
-    def draw(seed: int) -> CleanData:
-        index = _balanced(labels, 12, seed)
-        images = [_crop(row) for row in table.take(index.tolist()).to_pylist()]
-        return CleanData(torch.stack(images), labels[index], source="gtsrb/train, signs cropped")
-
-    return draw
-
-
-def _crop(row: dict[str, Any]) -> Tensor:
-    picture = Image.open(io.BytesIO(row["image"])).convert("RGB")
-    x, y = 32 / row["width"], 32 / row["height"]
-    box = (row["roi_x1"] * x, row["roi_y1"] * y, (row["roi_x2"] + 1) * x, (row["roi_y2"] + 1) * y)
-    sign = picture.resize((32, 32), Image.Resampling.BILINEAR, box=box)
-    return torch.from_numpy(np.asarray(sign).copy()).permute(2, 0, 1).float() / 255
+def draw(raw: RawImages, per_class: int, seed: int) -> CleanData:
+    """Clean training images by seed, the same number of every class."""
+    index = _balanced(raw.labels, per_class, seed)
+    return CleanData(raw.images[index].float() / 255, raw.labels[index], class_names=raw.class_names)
 
 
 def _balanced(labels: Tensor, per_class: int, seed: int) -> Tensor:
@@ -76,14 +50,16 @@ def _balanced(labels: Tensor, per_class: int, seed: int) -> Tensor:
     return torch.cat(picks)
 
 
-def verdicts(data: Path, seeds: int, only: str) -> Iterator[dict[str, Any]]:
-    """One row a checkpoint and seed."""
-    draws = {"cifar10": cifar10(data), "gtsrb": gtsrb(data)}
-    for name, (dataset, normalize, truth) in CHECKPOINTS.items():
+def verdicts(data: Path, seeds: int, only: str, done: set[tuple[str, int]]) -> Iterator[dict[str, Any]]:
+    """One row a checkpoint and seed that is not done."""
+    sets: dict[str, RawImages] = {}
+    for name, (dataset, per_class, normalize, truth) in CHECKPOINTS.items():
         if only not in name:
             continue
-        for seed in range(seeds):
-            clean = draws[dataset](seed)
+        if dataset not in sets:
+            sets[dataset] = read_dataset(data, dataset, "train")
+        for seed in (seed for seed in range(seeds) if (name, seed) not in done):
+            clean = draw(sets[dataset], per_class, seed)
             result = scan(data / "checkpoints" / name, clean, seed=seed, normalize=normalize)
             details = next((one.details for one in result.detectors if one.id == "bdprune.unlearning"), {})
             yield {
@@ -102,31 +78,52 @@ def verdicts(data: Path, seeds: int, only: str) -> Iterator[dict[str, Any]]:
             }
 
 
+def verdict_table(rows: list[dict[str, Any]]) -> str:
+    """Markdown: one line a checkpoint."""
+    lines = ["| checkpoint | truth | verdicts | labels | lead | susp. z | Lipschitz z | seconds |", "|" + "---|" * 8]
+    for name in dict.fromkeys(row["checkpoint"] for row in rows):
+        mine = [row for row in rows if row["checkpoint"] == name]
+        truth = "clean" if mine[0]["truth"] is None else mine[0]["truth"]
+        spans = (_span(row["scores"][f"bdprune.{one}"][0] for row in mine) for one in DETECTORS)
+        lines.append(
+            f"| {name} | {truth} | {_tally(row['verdict'] for row in mine)} "
+            f"| {_tally(row['label'] for row in mine if row['label'] is not None)} | {' | '.join(spans)} "
+            f"| {statistics.median(row['seconds'] for row in mine):.0f} |"
+        )
+    return "\n".join(lines)
+
+
+def _span(values: Iterable[float]) -> str:
+    low, *_, high = sorted([*values] * 2)
+    return f"{low:.2f} to {high:.2f}"
+
+
+def _tally(values: Iterable[object]) -> str:
+    counts = Counter(map(str, values))
+    return ", ".join(f"{count} x {value}" for value, count in counts.most_common()) or "–"
+
+
 def main() -> None:
-    """Prints a Markdown table, one line a checkpoint and seed."""
+    """Prints a Markdown table, one line a checkpoint."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--only", default="", help="checkpoints whose name has this in it")
-    parser.add_argument("--json", type=Path)
+    parser.add_argument("--rows", type=Path, help="JSON lines that the rows are kept in; those there are not run again")
     options = parser.parse_args()
-    print(
-        "| checkpoint | truth | seed | verdict | label | flip share | rate | steps | lipschitz z | susp. z | seconds |"
+    rows = (
+        [json.loads(line) for line in options.rows.read_text().splitlines()]
+        if options.rows and options.rows.exists()
+        else []
     )
-    print("|" + "---|" * 11)
-    rows = []
-    for row in verdicts(options.data, options.seeds, options.only):
+    done = {(row["checkpoint"], row["seed"]) for row in rows}
+    for row in verdicts(options.data, options.seeds, options.only, done):
         rows.append(row)
-        score = {name: "–" if value[0] is None else f"{value[0]:.2f}" for name, value in row["scores"].items()}
-        named = row["scores"].get("bdprune.unlearning", (None, None))[1]
-        print(
-            f"| {row['checkpoint']} | {row['truth']} | {row['seed']} | {row['verdict']} | {row['label']} "
-            f"| {score.get('bdprune.unlearning')} to {named} | {row['lr']} | {row['steps']} "
-            f"| {score.get('bdprune.lipschitz')} | {score.get('bdprune.suspiciousness')} | {row['seconds']:.1f} |",
-            flush=True,
-        )
-    if options.json:
-        options.json.write_text(json.dumps(rows, indent=1) + "\n")
+        print(json.dumps(row), file=sys.stderr, flush=True)
+        if options.rows:
+            with options.rows.open("a") as file:
+                file.write(json.dumps(row) + "\n")
+    print(verdict_table(rows))
 
 
 if __name__ == "__main__":
