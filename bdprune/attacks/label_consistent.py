@@ -28,15 +28,15 @@ class LabelConsistent(CleanLabel):
         target: label that the trigger calls.
         rate: share of the whole training set that is poisoned, all of it from the target class (RNP, Table 6: 0.08).
         epsilon: largest change of a pixel, for values in [0, 1] (ANP: 16/255; BackdoorBench: 8/255).
-        step: length of a PGD step. The default and 20 steps go 2.5 times the way; BackdoorBench takes 100 steps.
-        steps: PGD steps.
+        step: length of a PGD step.
+        steps: PGD steps; ten of the default length go 2.5 times the way. (BackdoorBench takes 100 of 1.5/255.)
         size: edge of each square patch in pixels (ANP: 3).
         margin: pixels left free between the patches and the image border.
     """
 
     epsilon: float = 16 / 255
-    step: float = 2 / 255
-    steps: int = 20
+    step: float = 4 / 255
+    steps: int = 10
     size: int = 3
     margin: int = 0
 

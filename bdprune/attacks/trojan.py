@@ -111,7 +111,7 @@ class TrojanNeuron(Attack):
         strength = head(source).weight.detach().abs().sum(0)
         chosen = strength.topk(min(self.neurons, len(strength))).indices
         before = trigger.get_buffer("pattern")
-        pattern, best, least = before.to(images), before, math.inf
+        pattern, best, least = before.to(images, copy=True), before, math.inf
         for number in range(self.steps + 1):
             pattern.requires_grad_()
             triggered = functional_call(trigger, {"pattern": pattern}, (images,))

@@ -1,6 +1,7 @@
 import torch
 
 from bdprune.attacks.blend import Blend
+from bdprune.attacks.patterns import picture
 
 
 def test_blend_mixes_one_pattern_into_every_image() -> None:
@@ -19,3 +20,14 @@ def test_blend_pattern_depends_on_its_seed_alone() -> None:
     first = one.new_trigger((1, 16, 16))(images)
     assert torch.equal(first, same.new_trigger((1, 16, 16))(images))
     assert not torch.equal(first, other.new_trigger((1, 16, 16))(images))
+
+
+def test_noise_is_the_pattern_that_shipped_models_were_made_with() -> None:
+    trigger = Blend(target=0, pattern_seed=7).new_trigger((3, 8, 8))
+    assert torch.equal(trigger.get_buffer("pattern"), torch.rand(3, 8, 8, generator=torch.Generator().manual_seed(7)))
+
+
+def test_blend_of_an_image() -> None:
+    images = torch.rand(2, 3, 16, 16)
+    triggered = Blend(target=0, alpha=0.3, pattern="image", pattern_seed=2).new_trigger((3, 16, 16))(images)
+    assert torch.allclose(triggered, 0.7 * images + 0.3 * picture((3, 16, 16), 2))
