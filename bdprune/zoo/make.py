@@ -246,11 +246,11 @@ def _save_samples(zoo: Manifest, folder: Path, sets: Sets) -> None:
         make_folder(folder)
         with locked(folder):
             raw = sets(zoo.dataset, part)
-            index = _balanced(raw.labels, count // len(torch.unique(raw.labels)))
+            index = balanced(raw.labels, count // len(torch.unique(raw.labels)))
             save_images(CleanData(raw.images[index].float() / 255, raw.labels[index]), folder / f"{name}.npz")
 
 
-def _balanced(labels: Tensor, per_class: int) -> Tensor:
+def balanced(labels: Tensor, per_class: int) -> Tensor:
     """Indices of ``per_class`` images of each class, seed 0, in file order."""
     generator = torch.Generator().manual_seed(0)
     picks = []
