@@ -1,0 +1,59 @@
+"""The architectures of RNP's Tables 2, 5 and 9 at a small width: they train, and what a zoo saves is recognised."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from torch.nn import functional
+
+from bdprune.model.architectures import build
+from bdprune.model.load import load
+from bdprune.zoo.store import save_weights
+
+# Of the papers' architectures the spellings of CIFAR models, and those of ImageNet models that take small images too.
+NAMES = [
+    "resnet18_cifar",
+    "resnet34_cifar",
+    "vgg16_bn_cifar",
+    "vgg19_bn_cifar",
+    "mobilenet_v2_cifar",
+    "mobilenet_v2",
+    "efficientnet_b0_cifar",
+    "efficientnet_b0",
+    "preact_resnet18",
+]
+UNUSED = ("layers.0.conv1.", "layers.0.bn1.")
+"""Of EfficientNet in the CIFAR spelling: published checkpoints have them, and no input passes through."""
+
+
+@pytest.mark.parametrize("size", [32, 64])
+@pytest.mark.parametrize("name", NAMES)
+def test_one_step_reaches_every_weight_and_the_file_is_recognised(name: str, size: int, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    network = build(name, 12, width=8)
+    images, labels = torch.rand(8, 3, size, size), torch.arange(8)
+    loss = functional.cross_entropy(network(images), labels)
+    loss.backward()
+    for key, parameter in network.named_parameters():
+        if name != "efficientnet_b0_cifar" or not key.startswith(UNUSED):
+            assert parameter.grad is not None and parameter.grad.isfinite().all(), key
+            assert parameter.grad.any() or key.endswith("bias"), key  # a bias in front of a norm has no gradient
+    torch.optim.SGD(network.parameters(), 1e-3).step()
+    save_weights(network, tmp_path / "model.safetensors")
+    model = load(tmp_path / "model.safetensors", input_size=size)
+    assert (model.arch, model.num_classes, model.input_shape) == (name, 12, (3, size, size))
+    network.load_state_dict({key: value.half().float() for key, value in network.state_dict().items()})
+    assert torch.allclose(model.network(images), network.eval()(images), atol=1e-5)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_width_multiplies_the_channels(name: str) -> None:
+    """Twice the width, four times the weights of what lies between the image and the last layer, but for rounding."""
+    with torch.device("meta"):
+        counts = [
+            sum(parameter.numel() for parameter in build(name, 10, width=width).parameters() if parameter.ndim == 4)
+            for width in (32, 64)
+        ]
+    assert 3 < counts[1] / counts[0] < 4.1
