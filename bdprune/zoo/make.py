@@ -86,7 +86,8 @@ def make(
     zoo = read_manifest(manifest)
     shelf = Shelf(zoo, out)
     sets = functools.lru_cache(maxsize=2)(functools.partial(read_dataset, data))
-    wanted = [zoo.entry(name) for name in only] if only else [entry for entry in zoo.models if not entry.pending]
+    due = [entry for entry in zoo.models if not entry.pending or shelf.made(entry)]
+    wanted = [zoo.entry(name) for name in only] if only else due
     _save_samples(zoo, out or zoo.home, sets)
     todo = _in_order(zoo, shelf, wanted, say)
     while todo:

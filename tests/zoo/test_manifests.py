@@ -1,0 +1,79 @@
+"""The manifests that ship."""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+from bdprune.data.datasets import PUBLISHED
+from bdprune.training.fit import Schedule
+from bdprune.zoo.manifest import read_manifest
+from bdprune.zoo.store import Shelf
+
+ROOT = Path(__file__).parents[2] / "zoo"
+MANIFESTS = sorted(path.name for path in ROOT.glob("*.toml"))
+PAPERS = {"epochs": 200, "peak_lr": 0.1, "policy": "steps", "milestones": (60, 120), "batch_size": 128}
+
+
+def test_all_are_here() -> None:
+    sets = ("cifar10", "gtsrb", "imagenet12")
+    assert [f"{name}-w{width}.toml" for name in sets for width in (32, 64)] == MANIFESTS
+
+
+@pytest.mark.parametrize("name", MANIFESTS)
+def test_names_say_data_set_and_width_and_seeds_differ(name: str) -> None:
+    zoo = read_manifest(ROOT / name)
+    dataset, _, width = name.removesuffix(".toml").partition("-w")
+    assert zoo.name == name.removesuffix(".toml")
+    for entry in zoo.models:
+        assert (entry.dataset, entry.width, entry.arch, entry.threads) == (dataset, int(width), "resnet18_cifar", 1)
+        assert entry.num_classes == PUBLISHED[dataset].num_classes
+    assert len({entry.seed for entry in zoo.models}) == len(zoo.models)
+    assert zoo.home == ROOT / zoo.name
+
+
+@pytest.mark.parametrize("name", MANIFESTS)
+def test_what_is_neither_made_nor_included_is_pending(name: str) -> None:
+    zoo = read_manifest(ROOT / name)
+    shelf = Shelf(zoo)
+    for entry in zoo.models:
+        assert (shelf.made(entry) is None) == entry.pending, entry.name
+
+
+def test_standard_zoo_is_what_was_asked_for() -> None:
+    zoo = read_manifest(ROOT / "cifar10-w32.toml")
+    attacks = {entry.name: entry.make_attack() for entry in zoo.models}
+    assert sum(attack is None for attack in attacks.values()) == 6
+    to_one = [attack for attack in attacks.values() if attack and attack.target is not None]
+    assert max(Counter(attack.target for attack in to_one).values()) <= 3
+    assert {attack.target for attack in to_one} == set(range(10))
+    to_all = [attack.kind for attack in attacks.values() if attack and attack.target is None]
+    assert sorted(to_all) == ["badnets", "blend", "trojan"]
+    badnets = [attack for attack in to_one if attack.kind == "badnets"]
+    assert sorted((attack.rate, attack.size) for attack in badnets) == [  # type: ignore[attr-defined]
+        (0.005, 3),
+        (0.01, 3),
+        (0.05, 3),
+        (0.1, 3),
+        (0.1, 5),
+        (0.1, 10),
+    ]
+    own = [entry for entry in zoo.models if entry.home == zoo.home]
+    assert all(entry.schedules == (Schedule(epochs=14, peak_lr=0.1),) for entry in own)
+    assert zoo.min_clean_accuracy == 0.89
+
+
+def test_wide_zoo_has_the_same_attacks_and_the_papers_schedule() -> None:
+    narrow, wide = (read_manifest(ROOT / f"cifar10-w{width}.toml") for width in (32, 64))
+    assert [(entry.name, entry.attack, entry.source) for entry in narrow.models] == [
+        (entry.name, entry.attack, entry.source) for entry in wide.models
+    ]
+    assert all(entry.schedules == (Schedule(**PAPERS),) for entry in wide.models)  # type: ignore[arg-type]
+
+
+def test_traffic_signs_are_never_mirrored() -> None:
+    for width in (32, 64):
+        for entry in read_manifest(ROOT / f"gtsrb-w{width}.toml").models:
+            assert not any(schedule.flip for schedule in entry.schedules)
