@@ -12,6 +12,7 @@ import click
 
 from bdprune.cli import exit_codes
 from bdprune.cli.outputs import emit
+from bdprune.cli.zoo_show import show
 from bdprune.errors import OptionError
 from bdprune.report.files import check_writable, write_text
 from bdprune.report.summary import percent, seconds
@@ -46,6 +47,9 @@ def zoo() -> None:
     A zoo is a TOML file, the manifest, that says how each of its models is made. Its models lie in the folder of a
     manifest.toml, and in zoo/x/ for a zoo/x.toml. The demo's manifest is meant where none is named.
     """
+
+
+zoo.add_command(show)
 
 
 @zoo.command("make")

@@ -1,0 +1,174 @@
+"""A picture of an attack: images before and after its trigger, and what the trigger did to them."""
+
+from __future__ import annotations
+
+import dataclasses
+import io
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import msgspec
+import torch
+from torch import Tensor, nn
+
+from bdprune.attacks.base import Attack, Shape, apply
+from bdprune.attacks.registry import ATTACKS
+from bdprune.data.clean import CleanData
+from bdprune.errors import ArtifactError, OptionError, OutputError, first_line
+from bdprune.model.safetensors_file import looks_like_safetensors, read_safetensors
+
+AMPLIFIED = 10
+COLUMNS = ("clean", "triggered", f"difference x{AMPLIFIED}")
+_CELL = 128
+"""Images are enlarged by whole factors up to about so many pixels."""
+_GAP, _CAPTION = 8, 20
+
+
+def attack_of(kind: str, settings: Mapping[str, str]) -> Attack:
+    """The attack of that name.
+
+    Args:
+        kind: as in a manifest.
+        settings: the attack's settings as text, such as ``{"target": "3"}``; the target is 0 by default.
+
+    Raises:
+        OptionError: an unknown attack or setting, or a value that the setting cannot have.
+    """
+    if kind not in ATTACKS:
+        raise OptionError(f"There is no attack {kind!r}.", f"Known are {', '.join(ATTACKS)}.")
+    known = [field.name for field in dataclasses.fields(ATTACKS[kind])]
+    for name in settings:
+        if name not in known:
+            raise OptionError(f"The attack {kind} has no setting {name!r}.", f"Its settings are {', '.join(known)}.")
+    try:
+        return msgspec.convert({"target": "0", **settings}, ATTACKS[kind], strict=False)
+    except msgspec.ValidationError as error:
+        raise OptionError(f"A setting of {kind} has a wrong value: {error}.", "Correct it.") from None
+
+
+def ready_trigger(attack: Attack, shape: Shape, file: Path | None) -> nn.Module:
+    """The attack's trigger for images of ``shape`` (C, H, W), in eval mode.
+
+    Args:
+        attack: its settings.
+        shape: of the images.
+        file: safetensors file with what the trigger has learned. A trigger that learns nothing needs none.
+
+    Raises:
+        OptionError: the trigger is learned and there is no file.
+        ArtifactError: the file cannot be read, or holds another trigger.
+    """
+    trigger = attack.new_trigger(shape).eval()
+    if file is not None:
+        _load(trigger, file)
+    elif attack.trigger_type == "learned" or next(trigger.parameters(), None) is not None:
+        raise OptionError(
+            f"The trigger of {attack.kind} is learned together with a model.",
+            "Name its file with --trigger; `bdprune zoo make` writes one beside each model.",
+        )
+    return trigger
+
+
+def _load(trigger: nn.Module, file: Path) -> None:
+    try:
+        data = file.read_bytes()
+    except OSError as error:
+        raise ArtifactError(f"Cannot read the trigger {file}: {error.strerror}.", "Name an existing file.") from None
+    if not looks_like_safetensors(data):
+        raise ArtifactError(f"{file} is no safetensors file.", "Name the file of a trigger.")
+    tensors, _ = read_safetensors(data)
+    try:
+        trigger.load_state_dict(tensors)
+    except RuntimeError as error:
+        raise ArtifactError(
+            f"{file} does not fit the trigger: {first_line(error)}",
+            "Name a file of this attack, with the settings and image size that it was learned with.",
+        ) from None
+
+
+def some_victims(attack: Attack, data: CleanData, count: int) -> Tensor:
+    """At most ``count`` images ``[N, C, H, W]`` that the attack can succeed on, spread evenly over those of ``data``.
+
+    Raises:
+        OptionError: there are none, or a label of the attack is none of the data.
+    """
+    goal = attack.goal(data.labels, int(data.labels.max()) + 1)
+    index = (goal != data.labels).nonzero().flatten()
+    if not len(index):
+        raise OptionError(f"No image of {data.source} can be attacked.", "Name another target, or other images.")
+    places = torch.linspace(0, len(index) - 1, min(count, len(index))).round().long()
+    return data.images[index[places]]
+
+
+def panels(trigger: nn.Module, images: Tensor) -> Tensor:
+    """Clean, triggered and amplified difference, ``[N, 3, C, H, W]`` in [0, 1].
+
+    The difference is ``0.5 + 10 (x' - x)``, clipped: grey where nothing changed.
+    """
+    triggered = apply(trigger, images)
+    difference = (0.5 + AMPLIFIED * (triggered - images)).clamp(0, 1)
+    return torch.stack([images, triggered, difference], 1)
+
+
+def picture(cells: Tensor) -> bytes:
+    """A PNG file with a row for every image and a captioned column for each of its ``panels``.
+
+    Args:
+        cells: ``[N, 3, C, H, W]`` in [0, 1], grey or RGB.
+
+    Raises:
+        OutputError: Pillow is not installed.
+    """
+    try:
+        from PIL import Image, ImageDraw
+    except ImportError as error:
+        raise OutputError(
+            "Drawing a picture needs Pillow.", "Install it with: pip install 'bdprune[images]'"
+        ) from error
+    pixels = grid(cells)
+    image = Image.fromarray(pixels.numpy())
+    draw = ImageDraw.Draw(image)
+    step = (image.width - _GAP) // len(COLUMNS)
+    for column, caption in enumerate(COLUMNS):
+        draw.text((_GAP + column * step, _GAP // 2), caption, fill=(0, 0, 0))
+    out = io.BytesIO()
+    image.save(out, "PNG")
+    return out.getvalue()
+
+
+def grid(cells: Tensor) -> Tensor:
+    """The picture without its captions: uint8 RGB ``[height, width, 3]``, white between the cells."""
+    rows, columns, channels, height, width = cells.shape
+    scale = max(1, _CELL // max(height, width))
+    bytes_ = (cells.expand(-1, -1, 3, -1, -1) if channels == 1 else cells).mul(255).round().to(torch.uint8)
+    large = bytes_.repeat_interleave(scale, 3).repeat_interleave(scale, 4).permute(0, 1, 3, 4, 2)
+    down, right = scale * height + _GAP, scale * width + _GAP
+    sheet = torch.full((_CAPTION + rows * down, _GAP + columns * right, 3), 255, dtype=torch.uint8)
+    for row in range(rows):
+        for column in range(columns):
+            top, left = _CAPTION + row * down, _GAP + column * right
+            sheet[top : top + scale * height, left : left + scale * width] = large[row, column]
+    return sheet
+
+
+@dataclass(frozen=True)
+class Strength:
+    """How much a trigger changes some images.
+
+    Attributes:
+        mean: change of a value, for values in [0, 1].
+        largest: of all changes.
+        pixels: share of the pixels that change by half a byte or more.
+    """
+
+    mean: float
+    largest: float
+    pixels: float
+
+
+def strength(trigger: nn.Module, images: Tensor) -> Strength:
+    """How much the trigger changes images ``[N, C, H, W]`` in [0, 1]."""
+    moved = (apply(trigger, images) - images).abs()
+    changed = (moved >= 0.5 / 255).any(1).float().mean().item()
+    return Strength(moved.mean().item(), moved.max().item(), changed)
