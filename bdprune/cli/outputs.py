@@ -28,7 +28,7 @@ def plan(formats: Sequence[str], files: Sequence[str], kinds: Sequence[str], qui
 
     A format may bring its file along (``html=report.html``); the others take the files in order; a file too many tells
     its format by its suffix. What is left without a file, one at most, goes to standard output, and when nothing does,
-    text goes there unless ``quiet``.
+    text goes there, unless ``quiet`` and there is a file.
 
     Raises:
         OptionError: an unknown format, or two for standard output.
@@ -48,7 +48,7 @@ def plan(formats: Sequence[str], files: Sequence[str], kinds: Sequence[str], qui
     for one in outputs:
         if one.path is not None:
             check_writable(one.path)
-    return outputs if on_screen or quiet else [Output("text"), *outputs]
+    return outputs if on_screen or (quiet and outputs) else [Output("text"), *outputs]
 
 
 def write(outputs: Sequence[Output], documents: Sequence[Document], *, as_array: bool) -> None:

@@ -14,7 +14,7 @@ KINDS = ("text", "json", "jsonl", "html")
 
 def test_nothing_said_is_text_on_the_screen() -> None:
     assert plan([], [], KINDS, quiet=False) == [Output("text")]
-    assert plan([], [], KINDS, quiet=True) == []
+    assert plan([], [], KINDS, quiet=True) == [Output("text")]
 
 
 def test_formats_take_files_in_order(tmp_path: Path) -> None:
