@@ -37,6 +37,7 @@ MODELS = click.option(
     metavar="DIR",
     help="Where the models lie.  [default: the manifest's folder]",
 )
+DEVICE = click.option("--device", default="cpu", show_default=True, metavar="cpu|cuda[:N]|auto", help="Where to run.")
 ONLY = click.option("--only", multiple=True, metavar="NAME", help="This model; repeatable.  [default: all]")
 
 
@@ -63,7 +64,7 @@ zoo.add_command(show)
     help="Where they go.  [default: the manifest's folder]",
 )
 @ONLY
-@click.option("--device", default="cpu", show_default=True, metavar="cpu|cuda[:N]|auto", help="Where to train.")
+@DEVICE
 @click.option("-q", "--quiet", is_flag=True, help="No progress.")
 def make(manifest: Path, data: Path, output: Path | None, only: tuple[str, ...], device: str, quiet: bool) -> int:
     """Train the models of a manifest on real images, with its seeds, and measure them.
@@ -113,6 +114,7 @@ def list_models(manifest: Path, models: Path | None, kind: str) -> int:
 @DATA
 @MODELS
 @ONLY
+@DEVICE
 @click.option(
     "--write",
     "document",
@@ -122,7 +124,13 @@ def list_models(manifest: Path, models: Path | None, kind: str) -> int:
 )
 @click.option("-q", "--quiet", is_flag=True, help="No progress.")
 def verify(
-    manifest: Path, data: Path, models: Path | None, only: tuple[str, ...], document: Path | None, quiet: bool
+    manifest: Path,
+    data: Path,
+    models: Path | None,
+    only: tuple[str, ...],
+    device: str,
+    document: Path | None,
+    quiet: bool,
 ) -> int:
     """Measure the models of a manifest again on the full test set, and compare with what `zoo make` wrote down.
 
@@ -133,6 +141,7 @@ def verify(
     bdprune zoo verify zoo/cifar10-w32.toml --data data/
     bdprune zoo verify zoo/cifar10-w32.toml --data data/ --write docs/zoo.md
     """
+    from bdprune.scan.device import parse_device
     from bdprune.zoo.manifest import read_manifest
     from bdprune.zoo.verify import markdown, misses
     from bdprune.zoo.verify import verify as verify_models
@@ -142,7 +151,7 @@ def verify(
     if document is not None and only:
         raise OptionError("A document gets the whole table.", "Leave --only or --write out.")
     told: dict[str, Any] = {} if quiet else {"say": lambda name: _say(f"measuring {name}")}
-    checks = verify_models(manifest, data, models, only, **told)
+    checks = verify_models(manifest, data, models, only, device=parse_device(device), **told)
     zoo = read_manifest(manifest)
     emit(_check_table(checks, misses(zoo, checks)))
     if any(check.state in ("differs", "not measured") for check in checks):

@@ -73,7 +73,7 @@ def make(
         only: names of the models to make, with what they start from; by default all that are not pending.
         progress: told after every step of training.
         say: told what else happens, a sentence each.
-        device: where to train; the CPU by default.
+        device: where to train and measure; the CPU by default.
 
     Returns:
         The truth of the models that were asked for, in that order; one that another process is making is left out.
@@ -146,7 +146,7 @@ def _make_one(
             return
         if not shelf.made(entry):
             _train(shelf, entry, sets, work, progress, say, device)
-        _measure(shelf, entry, sets, work)
+        _measure(shelf, entry, sets, work, device)
         shutil.rmtree(work)
         with contextlib.suppress(OSError):  # another model is in the making
             work.parent.rmdir()
@@ -188,7 +188,7 @@ def _load_source(shelf: Shelf, entry: Entry, say: Callable[[str], None]) -> nn.M
     return load_network(source, folder)
 
 
-def _measure(shelf: Shelf, entry: Entry, sets: Sets, work: Path) -> None:
+def _measure(shelf: Shelf, entry: Entry, sets: Sets, work: Path, device: torch.device | None) -> None:
     """Measures what was written: half precision is what users get."""
     folder, known = shelf.made(entry), shelf.truth(entry)
     assert folder is not None
@@ -198,12 +198,13 @@ def _measure(shelf: Shelf, entry: Entry, sets: Sets, work: Path) -> None:
     )
 
 
-def truth_of(entry: Entry, folder: Path, test: RawImages, cost: Cost) -> Truth:
-    """Measures the model that lies in ``folder`` on the full test set."""
+def truth_of(entry: Entry, folder: Path, test: RawImages, cost: Cost, device: torch.device | None = None) -> Truth:
+    """Measures the model that lies in ``folder`` on the full test set, on the CPU by default."""
     _check_labels(entry, test)
     attack = entry.make_attack()
     trigger = load_trigger(entry, attack, folder, shape_of(test.images)) if attack else None
-    found = measure(load_network(entry, folder), test, entry.num_classes, attack, trigger)
+    network = load_network(entry, folder).to(device or torch.device("cpu"))
+    found = measure(network, test, entry.num_classes, attack, trigger)
     return Truth(
         name=entry.name,
         target_label=attack.target if attack else None,

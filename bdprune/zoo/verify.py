@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+import torch
+
 from bdprune.attacks.ablend import ABlend
 from bdprune.attacks.base import Attack
 from bdprune.attacks.clean_label import CleanLabel
@@ -42,6 +44,7 @@ def verify(
     models: Path | None = None,
     only: Sequence[str] = (),
     say: Callable[[str], None] = lambda text: None,
+    device: torch.device | None = None,
 ) -> list[Check]:
     """Measures every model that is made again, and compares it with ``truth.json``; nothing is written.
 
@@ -51,6 +54,7 @@ def verify(
         models: where the models lie; the manifest's folder by default.
         only: names of the models; all by default.
         say: told the name of each model as it is measured.
+        device: where to measure; the CPU by default.
 
     Raises:
         OptionError: the manifest is not valid or has no model of a name in ``only``.
@@ -68,7 +72,7 @@ def verify(
             continue
         say(entry.name)
         cost = Cost(truth.seconds, truth.env) if truth else Cost(None, None)
-        found = truth_of(entry, folder, sets(entry.dataset), cost)
+        found = truth_of(entry, folder, sets(entry.dataset), cost, device)
         state: State = "not measured" if truth is None else "agrees" if agrees(truth, found) else "differs"
         checks.append(Check(entry, state, truth, found))
     return checks
