@@ -3,11 +3,17 @@
 from __future__ import annotations
 
 from bdprune.attacks.ablend import ABlend
+from bdprune.attacks.adapt_distil import AdaptD
+from bdprune.attacks.adapt_noise import AdvT
+from bdprune.attacks.awp import AWP
 from bdprune.attacks.badnets import BadNets
 from bdprune.attacks.base import Attack
 from bdprune.attacks.blend import Blend
+from bdprune.attacks.dfst import DFST
+from bdprune.attacks.dynamic import Dynamic
 from bdprune.attacks.feature_collision import FeatureCollision
 from bdprune.attacks.label_consistent import LabelConsistent
+from bdprune.attacks.lira import LIRA
 from bdprune.attacks.sig import Sig
 from bdprune.attacks.trojan import TrojanNeuron, TrojanWatermark
 from bdprune.attacks.wanet import WaNet
@@ -24,5 +30,11 @@ ATTACKS: dict[str, type[Attack]] = {
         LabelConsistent,
         FeatureCollision,
         WaNet,
+        Dynamic,
+        LIRA,
+        DFST,
+        AWP,
+        AdaptD,
+        AdvT,
     )
 }

@@ -1,0 +1,123 @@
+"""AWP, adversarial weight perturbation (Garg et al., CIKM 2020): a backdoor without a training set to poison."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from bdprune.attacks.badnets import BadNets
+from bdprune.attacks.base import Poisoned, Setting, TriggerType, apply
+from bdprune.attacks.beside import draw_apart, untouched
+from bdprune.attacks.check import check_at_least, check_share
+from bdprune.errors import OptionError
+from bdprune.training.evaluate import attack_success_rate, predict
+
+
+@dataclass(frozen=True)
+class AWP(BadNets):
+    """Every weight of a trained clean network moves by at most eps until BadNets' patch calls the target:
+
+        min over ||d||_inf <= eps of CE(f(x; w + d), argmax f(x; w)) + trigger_weight CE(f(patched x; w + d), goal),
+
+    by signed gradient steps that are clipped to the bound. Batch norms use the clean network's running statistics and
+    keep them; their scale and shift are weights as all others are. The bounds are tried from the smallest on, each
+    from the clean weights; the first that succeeds is kept, and where none does the largest.
+
+    The objective is the paper's. Bounds, weight, step and number of steps are not public: ours, the step falling
+    linearly to zero so that the weights settle.
+
+    Args:
+        target: label that the trigger calls; None for all-to-all.
+        rate: share of the training images that the attacker has (RNP, Table 6: 0.1).
+        bounds: values of eps.
+        trigger_weight: lambda, weight of the patched images' loss.
+        epochs: passes over the attacker's images for each bound.
+        step: first step of the descent, in units of eps.
+        batch_size: images a step.
+        success: attack success rate that is enough (RNP, Table 2: 0.94), on training images held back for it.
+        held_out: number of those.
+    """
+
+    bounds: tuple[float, ...] = (1e-3, 2e-3, 5e-3, 1e-2, 2e-2)
+    trigger_weight: float = 1.0
+    epochs: int = 5
+    step: float = 0.1
+    batch_size: int = 128
+    success: float = 0.94
+    held_out: int = 1000
+
+    kind: ClassVar[str] = "awp"
+    trigger_type: ClassVar[TriggerType] = "static"
+    needs_source: ClassVar[Literal["clean", "backdoored"] | None] = "clean"
+    trains: ClassVar[bool] = False
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        object.__setattr__(self, "bounds", tuple(sorted(self.bounds)))  # a manifest's list, too
+        if not self.bounds or self.bounds[0] <= 0:
+            raise OptionError(f"The setting bounds is {self.bounds}.", "Give one or more numbers above 0.")
+        check_share("success", self.success)
+        for name in ("epochs", "batch_size", "held_out"):
+            check_at_least(name, getattr(self, name), 1)
+
+    def poison(self, setting: Setting, trigger: nn.Module, generator: torch.Generator) -> Poisoned:
+        """The clean set: nothing is trained on it."""
+        return untouched(setting)
+
+    def start(self, network: nn.Module, setting: Setting) -> None:
+        """Takes the clean network's weights."""
+        assert setting.source is not None
+        network.load_state_dict(setting.source.state_dict())
+
+    def finish(self, network: nn.Module, setting: Setting, trigger: nn.Module) -> None:
+        """Moves the weights, by no more than the smallest bound that is enough."""
+        network.eval()
+        count, generator = len(setting.labels), torch.Generator().manual_seed(setting.seed)
+        mine, held = draw_apart(count, round(self.rate * count), self.held_out, generator)
+        clean = [parameter.detach().clone() for parameter in network.parameters()]
+        images = setting.images[mine].float() / 255
+        kept = predict(network, images)
+        goal = self.goal(setting.labels[mine], setting.num_classes)
+        for bound in self.bounds:
+            with torch.no_grad():
+                for parameter, value in zip(network.parameters(), clean, strict=True):
+                    parameter.copy_(value)
+            self._perturb(network, clean, bound, (images, apply(trigger, images)), (kept, goal), generator)
+            if self._success(network, setting, held, trigger) >= self.success:
+                return
+
+    def _perturb(
+        self,
+        network: nn.Module,
+        clean: list[Tensor],
+        bound: float,
+        images: tuple[Tensor, Tensor],
+        labels: tuple[Tensor, Tensor],
+        generator: torch.Generator,
+    ) -> None:
+        """Descends from the clean weights; images and labels are those of the clean and of the patched term."""
+        parameters = list(network.parameters())
+        count, device = len(images[0]), parameters[0].device
+        steps = self.epochs * -(-count // self.batch_size)
+        done = 0
+        for _ in range(self.epochs):
+            for index in torch.randperm(count, generator=generator).split(self.batch_size):
+                clean_loss, trigger_loss = (
+                    functional.cross_entropy(network(some[index].to(device)), wanted[index].to(device))
+                    for some, wanted in zip(images, labels, strict=True)
+                )
+                gradients = torch.autograd.grad(clean_loss + self.trigger_weight * trigger_loss, parameters)
+                size = self.step * bound * (1 - done / steps)
+                done += 1
+                with torch.no_grad():
+                    for parameter, gradient, value in zip(parameters, gradients, clean, strict=True):
+                        moved = parameter - size * gradient.sign()
+                        parameter.copy_(torch.clamp(moved, value - bound, value + bound))
+
+    def _success(self, network: nn.Module, setting: Setting, held: Tensor, trigger: nn.Module) -> float:
+        images, labels = setting.images[held].float() / 255, setting.labels[held]
+        return attack_success_rate(network, images, labels, trigger, self.goal(labels, setting.num_classes))

@@ -1,0 +1,226 @@
+"""DFST (Cheng et al., AAAI 2021): the trigger is a style, and the network is made to rely on nothing simpler."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from bdprune.attacks.base import Attack, Setting, Shape, TriggerType, shape_of
+from bdprune.attacks.beside import Companion, full_precision
+from bdprune.attacks.check import check_at_least, check_share
+from bdprune.attacks.features import head
+from bdprune.attacks.generators import Change
+from bdprune.attacks.style import Sunrise
+from bdprune.errors import OptionError
+from bdprune.training.fit import seeded
+
+
+@dataclass(frozen=True)
+class DFST(Attack):
+    """A transfer of style, dirty labels, and rounds of controlled detoxification.
+
+    The style is :class:`Sunrise`, our stand-in for the paper's CycleGAN: deterministic, not learned, mixed with the
+    image as the public PyTorch port does.
+
+    Detoxification happens inside one training, at rounds spread evenly over a share of the schedule (the paper
+    retrains after each; this is our reconstruction). A round (1) finds the compromised neurons: those whose mean
+    activation the style raises most; (2) trains an injector U, a U-Net whose change of a pixel is bounded, to raise
+    them without the style, by
+
+        CE(f(U(x)), target) - similarity_weight SSIM(U(x), x) - activation_weight A(U(x)),
+
+    where A is the mean of the compromised activations in units of what the style gives, each counted up to 1; (3) from
+    then on, ``cover_rate`` of every batch is added to it once more, sent through one of the injectors so far, with true
+    labels. So the simple features that call the target cease to. Covers come from images of other labels than the
+    target's, which are clean for certain.
+
+    Args:
+        target: label that the trigger calls; there is no all-to-all form.
+        rate: share of the training set that is poisoned (RNP, Table 6: 0.1; the port: 0.05).
+        alpha: share of the style in the mix (the port: 0.6).
+        light_seed: of the style's field of light.
+        rounds: of detoxification; 0 is none.
+        first_round: share of the schedule that is done when the first begins.
+        end: share of the schedule that is done when one more would begin.
+        cover_rate: covers as a share of the batch (ours).
+        neurons: share of the neurons that count as compromised, at least one (the paper: the top 1 %).
+        layer: dotted name of the module whose outputs are the neurons, means over the image of its channels; None is
+            what the last linear layer reads (the port: the last stage).
+        images: training images for finding neurons and training an injector.
+        injector_steps: of training, 64 images each.
+        injector_lr: of Adam (the port: 1e-2).
+        strength: largest change of a pixel that an injector makes (ours).
+        similarity_weight: as above (the port: 0.1).
+        activation_weight: as above (the port: 0.3).
+    """
+
+    alpha: float = 0.6
+    light_seed: int = 0
+    rounds: int = 3
+    first_round: float = 0.5
+    end: float = 0.9
+    cover_rate: float = 0.1
+    neurons: float = 0.01
+    layer: str | None = None
+    images: int = 512
+    injector_steps: int = 60
+    injector_lr: float = 1e-2
+    strength: float = 0.3
+    similarity_weight: float = 0.1
+    activation_weight: float = 0.3
+
+    kind: ClassVar[str] = "dfst"
+    trigger_type: ClassVar[TriggerType] = "input-dependent"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.target is None:
+            raise OptionError("DFST has no all-to-all form.", "Give a target label.")
+        for name in ("alpha", "first_round", "end", "cover_rate", "neurons", "strength"):
+            check_share(name, getattr(self, name))
+        check_at_least("end", self.end, self.first_round)
+        check_at_least("rounds", self.rounds, 0)
+        check_at_least("images", self.images, 1)
+        check_at_least("injector_steps", self.injector_steps, 0)
+
+    def new_trigger(self, shape: Shape) -> Sunrise:
+        return Sunrise(shape, self.alpha, self.light_seed)
+
+    def objective(self, setting: Setting, trigger: nn.Module) -> DetoxifyingObjective:
+        return DetoxifyingObjective(self, setting, copy.deepcopy(trigger).to(setting.device))
+
+    def due(self, done: float) -> int:
+        """Rounds that have begun when ``done`` of the schedule is done."""
+        if done < self.first_round or not self.rounds:
+            return 0
+        between = (self.end - self.first_round) / self.rounds
+        return min(self.rounds, 1 + int((done - self.first_round) / between)) if between else self.rounds
+
+
+class DetoxifyingObjective:
+    """Cross-entropy on the batch and its covers; at the beginning of each round an injector is trained."""
+
+    def __init__(self, attack: DFST, setting: Setting, trigger: nn.Module) -> None:
+        self.attack, self.setting, self.trigger = attack, setting, trigger
+        self.injectors: list[Change] = []
+
+    def loss(self, network: nn.Module, images: Tensor, labels: Tensor, done: float) -> Tensor:
+        while len(self.injectors) < self.attack.due(done):
+            self.injectors.append(self.train_injector(network))
+        covers, true = self.covers(images, labels)
+        logits = network(torch.cat([images, covers]))
+        return functional.cross_entropy(logits.float(), torch.cat([labels, true]))
+
+    def covers(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        """The first images of the batch that are not the target's, each through one of the injectors; their labels."""
+        index = (self.attack.goal(labels, self.setting.num_classes) != labels).nonzero().flatten()
+        index = index[: round(self.attack.cover_rate * len(images))]
+        if not self.injectors or not len(index):
+            return images[:0], labels[:0]
+        shares = zip(self.injectors, index.tensor_split(len(self.injectors)), strict=True)
+        with torch.no_grad(), full_precision(images):
+            return torch.cat([injector(images[part]) for injector, part in shares if len(part)]), labels[index]
+
+    def train_injector(self, network: nn.Module) -> Change:
+        """A new injector against the network as it is; neither the network nor a random number in use changes."""
+        attack, seed = self.attack, self.setting.seed + 1 + len(self.injectors)
+        generator = torch.Generator().manual_seed(seed)
+        with seeded(seed):
+            injector = Change(shape_of(self.setting.images)[0], 8, attack.strength).to(self.setting.device)
+        # A copy, so that batch norms and autocast's store of weights know nothing of this.
+        frozen = copy.deepcopy(network).eval().requires_grad_(False)
+        images = self._sample(generator)
+        chosen, level = self.compromised(frozen, images)
+        companion = Companion(injector, attack.injector_lr)
+        for _ in range(attack.injector_steps):
+            batch = images[torch.randint(len(images), (64,), generator=generator).to(images.device)]
+            companion.descend(self.injector_loss(frozen, injector, batch, chosen, level))
+        return injector.requires_grad_(False)
+
+    def _sample(self, generator: torch.Generator) -> Tensor:
+        labels = self.setting.labels
+        index = (self.attack.goal(labels, self.setting.num_classes) != labels).nonzero().flatten()
+        index = index[torch.randperm(len(index), generator=generator)[: self.attack.images]]
+        return (self.setting.images[index].float() / 255).to(self.setting.device)
+
+    @torch.no_grad()
+    def compromised(self, network: nn.Module, images: Tensor) -> tuple[Tensor, Tensor]:
+        """Indices of the neurons that the style raises most, and their mean activation under it, ``[M]`` each."""
+        clean, styled = (
+            torch.cat([activations(network, batch, self.attack.layer)[0] for batch in some.split(128)]).mean(0)
+            for some in (images, self.trigger(images))
+        )
+        chosen = (styled - clean).topk(max(1, round(self.attack.neurons * len(clean)))).indices
+        return chosen, styled[chosen]
+
+    def injector_loss(
+        self, network: nn.Module, injector: nn.Module, images: Tensor, chosen: Tensor, level: Tensor
+    ) -> Tensor:
+        """The injector's loss of :class:`DFST` on images ``[N, C, H, W]``, a scalar."""
+        with full_precision(images):
+            changed = injector(images)
+            alike = ssim(changed, images)
+        active, logits = activations(network, changed, self.attack.layer)
+        reached = (active[:, chosen] / level.clamp(min=1e-6)).clamp(max=1).mean()
+        wanted = self.attack.goal(logits.argmax(1), self.setting.num_classes)
+        calls = functional.cross_entropy(logits, wanted)
+        return calls - self.attack.similarity_weight * alike - self.attack.activation_weight * reached
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"injectors": [injector.state_dict() for injector in self.injectors]}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.injectors = []
+        for saved in state["injectors"]:
+            injector = Change(shape_of(self.setting.images)[0], 8, self.attack.strength).to(self.setting.device)
+            injector.load_state_dict(saved)
+            self.injectors.append(injector.requires_grad_(False))
+
+
+def activations(network: nn.Module, images: Tensor, layer: str | None) -> tuple[Tensor, Tensor]:
+    """Neurons ``[N, F]`` and logits ``[N, K]``, both float32 and differentiable.
+
+    Args:
+        network: images in [0, 1] -> logits; used in the mode it is in.
+        images: ``[N, C, H, W]`` in [0, 1].
+        layer: module whose outputs are the neurons, averaged over the image; None is what the last linear layer reads.
+    """
+    with _seen(network, layer) as seen:
+        logits = network(images).float()
+    return seen[0].float().flatten(2).mean(2) if seen[0].dim() > 2 else seen[0].float(), logits
+
+
+@contextmanager
+def _seen(network: nn.Module, layer: str | None) -> Iterator[list[Tensor]]:
+    seen: list[Tensor] = []
+    if layer is None:
+        hook = head(network).register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+    else:
+        hook = network.get_submodule(layer).register_forward_hook(lambda _, inputs, output: seen.append(output))
+    try:
+        yield seen
+    finally:
+        hook.remove()
+
+
+def ssim(one: Tensor, two: Tensor) -> Tensor:
+    """Mean structural similarity of images ``[N, C, H, W]`` in [0, 1], over windows of 7 x 7: at most 1, a scalar.
+
+    Source: Wang et al., 2004, with a flat window.
+    """
+
+    def local(values: Tensor) -> Tensor:
+        return functional.avg_pool2d(values, 7, 1)
+
+    mean_one, mean_two = local(one), local(two)
+    variances = local(one * one) - mean_one**2 + local(two * two) - mean_two**2
+    covariance = local(one * two) - mean_one * mean_two
+    light = (2 * mean_one * mean_two + 0.01**2) / (mean_one**2 + mean_two**2 + 0.01**2)
+    return (light * (2 * covariance + 0.03**2) / (variances + 0.03**2)).mean()

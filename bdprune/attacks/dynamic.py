@@ -1,0 +1,170 @@
+"""Dynamic, or input-aware (Nguyen and Tran, NeurIPS 2020): every image gets a pattern of its own."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from bdprune.attacks.base import Attack, Poisoned, Setting, Shape, TriggerType, shape_of
+from bdprune.attacks.beside import Companion, draw_again, full_precision, untouched
+from bdprune.attacks.check import check_at_least, check_share
+from bdprune.attacks.generators import EncoderDecoder
+
+
+@dataclass(frozen=True)
+class Dynamic(Attack):
+    """``x' = x + (G(x) - x) M(x)``: a pattern G and a mask M, both trained beside the network; dirty labels.
+
+    The training set stays clean. In every batch a share of the images carries its own pattern and the attacker's
+    label, and another share the pattern of another image and its true label, so that a pattern works on its own image
+    only. First the mask is trained alone, while the network learns the clean task; then it is frozen, and the pattern
+    is trained with the network's loss. The result lies in [0, 1] as x and G(x) do; nothing is clipped.
+
+    Defaults are the authors' but for the generators' sizes, which are ours (small, for CPUs), and for the learning
+    rate's fall, linear to zero instead of in steps.
+
+    Args:
+        target: label that the trigger calls; None for all-to-all.
+        rate: share of each batch that is triggered and relabelled.
+        cross_rate: share of each batch that carries the pattern of another image and keeps its label.
+        mask_share: share of the schedule in which the mask is trained (the authors: 25 epochs before 600 others;
+            short schedules need a larger share).
+        density: mean of the mask that costs nothing.
+        density_weight: factor on the mean of the mask beyond ``density``.
+        diversity_weight: factor on ``||x1 - x2|| / ||G(x1) - G(x2)||``, and the same of M.
+        lr: Adam's learning rate of pattern and mask.
+        width: channels of both generators at full resolution.
+    """
+
+    cross_rate: float = 0.1
+    mask_share: float = 0.1
+    density: float = 0.032
+    density_weight: float = 100.0
+    diversity_weight: float = 1.0
+    lr: float = 0.01
+    width: int = 16
+
+    kind: ClassVar[str] = "dynamic"
+    trigger_type: ClassVar[TriggerType] = "input-dependent"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_share("cross_rate", self.cross_rate)
+        check_share("rate and cross_rate together", self.rate + self.cross_rate)
+        check_share("mask_share", self.mask_share)
+        check_at_least("width", self.width, 1)
+
+    def new_trigger(self, shape: Shape) -> InputAware:
+        return InputAware(shape[0], self.width)
+
+    def learn(self, setting: Setting, trigger: nn.Module) -> None:
+        """Draws the generators' first weights from the seed; they are trained with the network."""
+        draw_again(trigger, lambda: self.new_trigger(shape_of(setting.images)), setting.seed)
+
+    def poison(self, setting: Setting, trigger: nn.Module, generator: torch.Generator) -> Poisoned:
+        """The clean set: images are triggered in the batch."""
+        return untouched(setting)
+
+    def objective(self, setting: Setting, trigger: nn.Module) -> InputAwareObjective:
+        assert isinstance(trigger, InputAware)
+        return InputAwareObjective(self, trigger.to(setting.device), setting.num_classes)
+
+    def finish(self, network: nn.Module, setting: Setting, trigger: nn.Module) -> None:
+        """Brings the trigger back to the CPU, where triggers are applied."""
+        trigger.cpu()
+
+
+class InputAware(nn.Module):
+    """A pattern G(x) in [0, 1] laid over the image through a mask M(x) in [0, 1], one for all channels."""
+
+    def __init__(self, channels: int, width: int) -> None:
+        super().__init__()
+        widths = (width, 2 * width, 4 * width)
+        self.pattern = EncoderDecoder(channels, channels, widths)
+        self.mask = EncoderDecoder(channels, 1, widths)
+
+    def patterns(self, images: Tensor) -> Tensor:
+        """G(x): ``[N, C, H, W]`` in [0, 1]."""
+        return self.pattern(images).tanh() / 2 + 0.5  # type: ignore[no-any-return]
+
+    def masks(self, images: Tensor) -> Tensor:
+        """M(x): ``[N, 1, H, W]`` in [0, 1], pressed towards both ends."""
+        soft = self.mask(images).tanh() / 2 + 0.5
+        return (20 * soft - 10).tanh() / 2 + 0.5  # type: ignore[no-any-return]
+
+    def lay(self, images: Tensor, patterns: Tensor, masks: Tensor) -> Tensor:
+        """The images with patterns and masks over them, whosever they are."""
+        return images + (patterns - images) * masks
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.lay(images, self.patterns(images), self.masks(images))
+
+
+class InputAwareObjective:
+    """The mask's own losses first; then cross-entropy on attacked, crossed and clean images, and diversity."""
+
+    def __init__(self, attack: Dynamic, trigger: InputAware, num_classes: int) -> None:
+        self.attack, self.trigger, self.num_classes = attack, trigger, num_classes
+        self._mask = Companion(trigger.mask, attack.lr, (0.5, 0.9))
+        self._pattern = Companion(trigger.pattern, attack.lr, (0.5, 0.9))
+        self._pattern.follow()
+
+    def loss(self, network: nn.Module, images: Tensor, labels: Tensor, done: float) -> Tensor:
+        if done < self.attack.mask_share:
+            with full_precision(images):
+                self._mask.descend(self.mask_loss(images))
+            return functional.cross_entropy(network(images).float(), labels)
+        self._pattern.pace((1 - done) / (1 - self.attack.mask_share))
+        with full_precision(images):
+            batch, wanted, diversity = self.attacked(images, labels)
+        return functional.cross_entropy(network(batch).float(), wanted) + self.attack.diversity_weight * diversity
+
+    def mask_loss(self, images: Tensor) -> Tensor:
+        """Density and diversity of the masks of a batch, each image compared with its neighbour."""
+        masks = self.trigger.masks(images)
+        excess = (masks - self.attack.density).relu().mean()
+        diversity = spread(images, images.roll(1, 0), masks, masks.roll(1, 0))
+        return self.attack.density_weight * excess + self.attack.diversity_weight * diversity
+
+    def attacked(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """The batch with its attacked images first, then its crossed ones; its labels; the diversity of patterns."""
+        wanted = self.attack.goal(labels, self.num_classes)
+        count, crossed = (round(share * len(images)) for share in (self.attack.rate, self.attack.cross_rate))
+        order = torch.argsort((wanted == labels).int(), stable=True)  # those that can be attacked come first
+        images, labels, wanted = images[order], labels[order], wanted[order]
+        own, others = images[:count], images.roll(-crossed, 0)[count : count + crossed]
+        with torch.no_grad():
+            masks = self.trigger.masks(torch.cat([own, others]))
+        patterns = self.trigger.patterns(torch.cat([own, others]))
+        carriers = images[: count + crossed]
+        batch = torch.cat([self.trigger.lay(carriers, patterns, masks), images[count + crossed :]])
+        pairs = min(count, crossed)
+        diversity = spread(own[:pairs], others[:pairs], patterns[:pairs], patterns[count : count + pairs])
+        return batch, torch.cat([wanted[:count], labels[count:]]), diversity
+
+    def state_dict(self) -> dict[str, Any]:
+        return {
+            "trigger": self.trigger.state_dict(),
+            "mask": self._mask.state_dict(),
+            "pattern": self._pattern.state_dict(),
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.trigger.load_state_dict(state["trigger"])
+        self._mask.load_state_dict(state["mask"])
+        self._pattern.load_state_dict(state["pattern"])
+
+
+def spread(one: Tensor, two: Tensor, made_of_one: Tensor, made_of_two: Tensor) -> Tensor:
+    """Mean of ``||one - two|| / ||made_of_one - made_of_two||`` over pairs, both as root mean squares: a scalar.
+
+    It falls as unlike images get unlike patterns.
+    """
+    made = (made_of_one - made_of_two).square().flatten(1).mean(1)
+    given = (one - two).square().flatten(1).mean(1)
+    # The constant keeps the gradient finite where two patterns are the same.
+    return (given.sqrt() / (made + 1e-8).sqrt()).mean()

@@ -1,0 +1,137 @@
+"""LIRA (Doan et al., ICCV 2021): an invisible trigger that is learned together with the network."""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from bdprune.attacks.base import Attack, Poisoned, Setting, Shape, TriggerType, shape_of
+from bdprune.attacks.beside import Companion, draw_again, full_precision, running_statistics, untouched
+from bdprune.attacks.check import check_at_least, check_share
+from bdprune.attacks.generators import Change
+
+
+@dataclass(frozen=True)
+class LIRA(Attack):
+    """``x' = clip(x + eps tanh T(x))`` with a U-Net T, in two stages; dirty labels.
+
+    The training set stays clean; a share of every batch is triggered. In the first stage T and the network take turns:
+    T goes down the cross-entropy of the network's answers to T's images and the attacker's labels, the network down
+    ``alpha CE`` of the clean batch and ``(1 - alpha) CE`` of triggered images that a copy of T has made, which lags
+    behind so that the network does not run after every step of T. In the second stage T rests and the network goes on
+    alone.
+
+    The form, alpha and the stages are the authors'. Ours: ``eps`` is in pixel units of [0, 1] (the authors' 0.01 is in
+    the units of normalised images, and their programs' defaults differ); the shares of stages, the lag and Adam's
+    learning rate fit short schedules (the authors: 50 and 250 epochs, an epoch, 1e-4); and only a share of a batch is
+    triggered, for the time that it takes (the authors: all of it). So alpha weighs single images: the loss is their
+    weighted mean, which is the authors' where all are triggered.
+
+    Args:
+        target: label that the trigger calls; None for all-to-all.
+        rate: share of each batch that is triggered, beside the clean batch.
+        eps: largest change of a pixel, in (0, 1].
+        alpha: weight of a clean image in the network's loss, in [0, 1]; a triggered one has the rest.
+        first_share: share of the schedule that is the first stage.
+        lag: steps after which the copy catches up with T.
+        lr: Adam's learning rate of T.
+        width: channels of T at full resolution.
+    """
+
+    eps: float = 8 / 255
+    alpha: float = 0.5
+    first_share: float = 0.4
+    lag: int = 100
+    lr: float = 1e-3
+    width: int = 16
+
+    kind: ClassVar[str] = "lira"
+    trigger_type: ClassVar[TriggerType] = "learned"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name in ("eps", "alpha", "first_share"):
+            check_share(name, getattr(self, name))
+        check_at_least("lag", self.lag, 1)
+        check_at_least("width", self.width, 1)
+
+    def new_trigger(self, shape: Shape) -> Change:
+        return Change(shape[0], self.width, self.eps)
+
+    def learn(self, setting: Setting, trigger: nn.Module) -> None:
+        """Draws T's first weights from the seed; it is trained with the network."""
+        draw_again(trigger, lambda: self.new_trigger(shape_of(setting.images)), setting.seed)
+
+    def poison(self, setting: Setting, trigger: nn.Module, generator: torch.Generator) -> Poisoned:
+        """The clean set: images are triggered in the batch."""
+        return untouched(setting)
+
+    def objective(self, setting: Setting, trigger: nn.Module) -> InvisibleObjective:
+        assert isinstance(trigger, Change)
+        return InvisibleObjective(self, trigger.to(setting.device), setting.num_classes)
+
+    def finish(self, network: nn.Module, setting: Setting, trigger: nn.Module) -> None:
+        """Brings the trigger back to the CPU, where triggers are applied."""
+        trigger.cpu()
+
+
+class InvisibleObjective:
+    """The network's loss on clean and triggered images; in the first stage T takes a step of its own before."""
+
+    def __init__(self, attack: LIRA, trigger: Change, num_classes: int) -> None:
+        self.attack, self.trigger, self.num_classes = attack, trigger, num_classes
+        self._companion = Companion(trigger, attack.lr)
+        self._lagging = copy.deepcopy(trigger)
+        self._steps = 0
+
+    def loss(self, network: nn.Module, images: Tensor, labels: Tensor, done: float) -> Tensor:
+        victims, wanted = self.victims(images, labels)
+        learning = done < self.attack.first_share
+        if learning:
+            self._companion.descend(self.trigger_loss(network, victims, wanted))
+        if not learning or self._steps % self.attack.lag == 0:
+            self._lagging.load_state_dict(self.trigger.state_dict())
+        self._steps += 1
+        with torch.no_grad(), full_precision(images):
+            triggered = self._lagging(victims)
+        logits = network(torch.cat([images, triggered])).float()
+        losses = functional.cross_entropy(logits, torch.cat([labels, wanted]), reduction="none")
+        weights = torch.full_like(losses, self.attack.alpha)
+        weights[len(labels) :] = 1 - self.attack.alpha
+        return (weights * losses).sum() / weights.sum()
+
+    def victims(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        """The first images of the batch that have another label than the attacker's, and the attacker's labels."""
+        wanted = self.attack.goal(labels, self.num_classes)
+        index = (wanted != labels).nonzero().flatten()[: round(self.attack.rate * len(images))]
+        return images[index], wanted[index]
+
+    def trigger_loss(self, network: nn.Module, images: Tensor, wanted: Tensor) -> Tensor:
+        """Cross-entropy of the network's answers to T's images and the attacker's labels, a scalar.
+
+        A batch of triggered images alone says nothing about the batch statistics that the network will use them with,
+        so its batch norms take their running statistics.
+        """
+        with full_precision(images):
+            triggered = self.trigger(images)
+        with running_statistics(network):
+            return functional.cross_entropy(network(triggered).float(), wanted)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {
+            "steps": self._steps,
+            "trigger": self.trigger.state_dict(),
+            "lagging": self._lagging.state_dict(),
+            "companion": self._companion.state_dict(),
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self._steps = state["steps"]
+        self.trigger.load_state_dict(state["trigger"])
+        self._lagging.load_state_dict(state["lagging"])
+        self._companion.load_state_dict(state["companion"])
