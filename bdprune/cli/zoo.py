@@ -78,10 +78,12 @@ def make(manifest: Path, data: Path, output: Path | None, only: tuple[str, ...],
     """
     from bdprune.scan.device import parse_device
     from bdprune.zoo.make import make as make_models
+    from bdprune.zoo.manifest import read_manifest
 
     told: dict[str, Any] = {} if quiet else {"progress": Ticker(), "say": _say}
     truths = make_models(manifest, data, output, only, device=parse_device(device), **told)
-    emit(_table([(truth.name, "made", truth) for truth in truths]))
+    zoo = read_manifest(manifest)
+    emit(_table([(zoo.entry(truth.name), "made", truth) for truth in truths]))
     return 0
 
 
@@ -105,7 +107,7 @@ def list_models(manifest: Path, models: Path | None, kind: str) -> int:
     if kind == "json":
         emit(f"{json.dumps([_entry_json(*row) for row in rows], indent=2)}\n")
     else:
-        emit(_table([(entry.name, state, truth) for entry, state, truth in rows]))
+        emit(_table(rows))
     return 0
 
 
@@ -187,19 +189,22 @@ def _entry_json(entry: Entry, state: str, truth: Truth | None) -> dict[str, obje
     return {**fields, "state": state, "truth": msgspec.to_builtins(truth)}
 
 
-def _table(rows: list[tuple[str, str, Truth | None]]) -> str:
-    cells: list[tuple[str, ...]] = [("model", "", "target", "clean accuracy", "attack success", "training")]
-    for name, state, truth in rows:
+def _table(rows: list[tuple[Entry, str, Truth | None]]) -> str:
+    cells: list[tuple[str, ...]] = [
+        ("model", "", "attack", "target", "rate", "clean accuracy", "attack success", "training")
+    ]
+    for entry, state, truth in rows:
         shares = (truth.clean_accuracy, truth.attack_success_rate) if truth else (None, None)
-        time_taken = seconds(truth.seconds if truth else None)
-        cells.append((plain(name), state, _target(truth), *map(percent, shares), time_taken))
-    return "\n".join(table(cells, "llrrrr")) + "\n"
+        took = seconds(truth.seconds if truth else None)
+        cells.append((plain(entry.name), state, *_attack(entry), *map(percent, shares), took))
+    return "\n".join(table(cells, "lllrrrrr")) + "\n"
 
 
-def _target(truth: Truth | None) -> str:
-    if truth is None or truth.attack_success_rate is None:
-        return "–"
-    return "all" if truth.target_label is None else str(truth.target_label)
+def _attack(entry: Entry) -> tuple[str, str, str]:
+    attack = entry.make_attack()
+    if attack is None:
+        return "none", "–", "–"
+    return attack.kind, "all" if attack.target is None else str(attack.target), percent(attack.rate)
 
 
 def _say(text: str) -> None:

@@ -45,10 +45,10 @@ def test_list_says_what_is_made_and_measured(run: Run, manifest: Path) -> None:
     assert done.exit_code == 0, done.output
     rows = {line.split()[0]: " ".join(line.split()[1:]) for line in done.stdout.splitlines()}
     assert set(rows) == {"model", *(entry.name for entry in read_manifest(manifest).models)}
-    assert rows["badnets"] == "made 3 93.1 % 99.8 % 12 min 34 s"
-    assert rows["clean"] == "not made – – – –"
-    assert rows["blend"] == "begun – – – –"
-    assert rows["late"] == "pending – – – –"
+    assert rows["badnets"] == "made badnets 7 10.0 % 93.1 % 99.8 % 12 min 34 s"
+    assert rows["clean"] == "not made none – – – – –"
+    assert rows["blend"] == "begun blend 5 10.0 % – – –"
+    assert rows["late"] == "pending badnets all 10.0 % – – –"
 
 
 def test_list_as_json(run: Run, manifest: Path) -> None:
@@ -71,13 +71,14 @@ def test_make_passes_on_what_was_asked_and_tells_progress(
             say("one\x1b more")
             for step in (1, 50, 100):
                 progress("badnets\x1b", step, 100, 0.5)
-        return [TRUTH["badnets"], Truth("all", None, 0.9, 0.85, 0.1, None)]
+        return [TRUTH["badnets"], Truth("late", None, 0.9, 0.85, 0.1, None)]
 
     monkeypatch.setattr("bdprune.zoo.make.make", make)
     args = [manifest, "--data", tmp_path, "-o", tmp_path / "out", "--only", "badnets"]
     done = run("zoo", "make", *args)
     assert done.exit_code == 0 and "99.8 %" in done.stdout
-    assert done.stdout.splitlines()[2].split() == ["all", "made", "all", "90.0", "%", "85.0", "%", "–"]
+    assert done.stdout.splitlines()[2].split()[:4] == ["late", "made", "badnets", "all"]
+    assert done.stdout.splitlines()[2].endswith("90.0 %          85.0 %            –")
     assert "one� more" in done.stderr
     assert "step 50 of 100, loss 0.500" in done.stderr and "step 1 of" not in done.stderr and "\x1b" not in done.stderr
     assert run("zoo", "make", *args, "-q").stderr == ""
