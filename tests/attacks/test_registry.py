@@ -18,7 +18,7 @@ from bdprune.model.safetensors_file import dump_safetensors, read_safetensors
 from .helpers import assert_untouched, frozen, setting, source
 
 KINDS = sorted(ATTACKS)
-READY = [kind for kind in KINDS if ATTACKS[kind].trigger_type == "static" or kind == "wanet"]
+READY = [kind for kind in KINDS if ATTACKS[kind].trigger_type == "static" or kind in ("wanet", "dfst")]
 """Attacks whose trigger is complete from the start."""
 OFFLINE = [kind for kind in KINDS if ATTACKS[kind].objective is Attack.objective and ATTACKS[kind].trains]
 """Attacks that poison the training set and train on it as it is."""
