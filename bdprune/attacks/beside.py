@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -67,6 +68,12 @@ class Companion:
         """Takes up what ``state_dict`` gave."""
         whole = self.optimizer.state_dict()
         self.optimizer.load_state_dict({**whole, "state": {int(key): value for key, value in state.items()}})
+
+
+def quota(step: int, share: float, size: int) -> int:
+    """How many of ``size`` images step number ``step``, from 0, takes so that all steps together take ``share``."""
+    before, after = (math.floor(count * share * size + 1e-9) for count in (step, step + 1))
+    return after - before
 
 
 def full_precision(images: Tensor) -> torch.autocast:

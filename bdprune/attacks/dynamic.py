@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from bdprune.attacks.base import Attack, Poisoned, Setting, Shape, TriggerType, shape_of
-from bdprune.attacks.beside import Companion, draw_again, full_precision, untouched
+from bdprune.attacks.beside import Companion, draw_again, full_precision, quota, untouched
 from bdprune.attacks.check import check_at_least, check_share
 from bdprune.attacks.generators import EncoderDecoder
 
@@ -112,6 +112,7 @@ class InputAwareObjective:
         self._mask = Companion(trigger.mask, attack.lr, (0.5, 0.9))
         self._pattern = Companion(trigger.pattern, attack.lr, (0.5, 0.9))
         self._pattern.follow()
+        self._steps = 0
 
     def loss(self, network: nn.Module, images: Tensor, labels: Tensor, done: float) -> Tensor:
         if done < self.attack.mask_share:
@@ -121,6 +122,7 @@ class InputAwareObjective:
         self._pattern.pace((1 - done) / (1 - self.attack.mask_share))
         with full_precision(images):
             batch, wanted, diversity = self.attacked(images, labels)
+        self._steps += 1
         return functional.cross_entropy(network(batch).float(), wanted) + self.attack.diversity_weight * diversity
 
     def mask_loss(self, images: Tensor) -> Tensor:
@@ -133,9 +135,12 @@ class InputAwareObjective:
     def attacked(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """The batch with its attacked images first, then its crossed ones; its labels; the diversity of patterns."""
         wanted = self.attack.goal(labels, self.num_classes)
-        count, crossed = (round(share * len(images)) for share in (self.attack.rate, self.attack.cross_rate))
+        shares = self.attack.rate, self.attack.cross_rate
+        count, crossed = (quota(self._steps, share, len(images)) for share in shares)
         order = torch.argsort((wanted == labels).int(), stable=True)  # those that can be attacked come first
         images, labels, wanted = images[order], labels[order], wanted[order]
+        if not count + crossed:
+            return images, labels, images.new_zeros(())
         own, others = images[:count], images.roll(-crossed, 0)[count : count + crossed]
         with torch.no_grad():
             masks = self.trigger.masks(torch.cat([own, others]))
@@ -143,17 +148,21 @@ class InputAwareObjective:
         carriers = images[: count + crossed]
         batch = torch.cat([self.trigger.lay(carriers, patterns, masks), images[count + crossed :]])
         pairs = min(count, crossed)
-        diversity = spread(own[:pairs], others[:pairs], patterns[:pairs], patterns[count : count + pairs])
-        return batch, torch.cat([wanted[:count], labels[count:]]), diversity
+        wanted = torch.cat([wanted[:count], labels[count:]])
+        if not pairs:
+            return batch, wanted, images.new_zeros(())
+        return batch, wanted, spread(own[:pairs], others[:pairs], patterns[:pairs], patterns[count : count + pairs])
 
     def state_dict(self) -> dict[str, Any]:
         return {
+            "steps": self._steps,
             "trigger": self.trigger.state_dict(),
             "mask": self._mask.state_dict(),
             "pattern": self._pattern.state_dict(),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
+        self._steps = state["steps"]
         self.trigger.load_state_dict(state["trigger"])
         self._mask.load_state_dict(state["mask"])
         self._pattern.load_state_dict(state["pattern"])

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from bdprune.attacks.base import Attack, Poisoned, Setting, Shape, TriggerType, shape_of
-from bdprune.attacks.beside import Companion, draw_again, full_precision, running_statistics, untouched
+from bdprune.attacks.beside import Companion, draw_again, full_precision, quota, running_statistics, untouched
 from bdprune.attacks.check import check_at_least, check_share
 from bdprune.attacks.generators import Change
 
@@ -92,13 +92,13 @@ class InvisibleObjective:
     def loss(self, network: nn.Module, images: Tensor, labels: Tensor, done: float) -> Tensor:
         victims, wanted = self.victims(images, labels)
         learning = done < self.attack.first_share
-        if learning:
+        if learning and len(victims):
             self._companion.descend(self.trigger_loss(network, victims, wanted))
         if not learning or self._steps % self.attack.lag == 0:
             self._lagging.load_state_dict(self.trigger.state_dict())
         self._steps += 1
         with torch.no_grad(), full_precision(images):
-            triggered = self._lagging(victims)
+            triggered = self._lagging(victims) if len(victims) else victims
         logits = network(torch.cat([images, triggered])).float()
         losses = functional.cross_entropy(logits, torch.cat([labels, wanted]), reduction="none")
         weights = torch.full_like(losses, self.attack.alpha)
@@ -108,7 +108,8 @@ class InvisibleObjective:
     def victims(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         """The first images of the batch that have another label than the attacker's, and the attacker's labels."""
         wanted = self.attack.goal(labels, self.num_classes)
-        index = (wanted != labels).nonzero().flatten()[: round(self.attack.rate * len(images))]
+        index = (wanted != labels).nonzero().flatten()
+        index = index[: quota(self._steps, self.attack.rate, len(images))]
         return images[index], wanted[index]
 
     def trigger_loss(self, network: nn.Module, images: Tensor, wanted: Tensor) -> Tensor:

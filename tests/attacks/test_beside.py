@@ -3,7 +3,7 @@ import copy
 import torch
 from torch import nn
 
-from bdprune.attacks.beside import Companion, draw_again, draw_apart, running_statistics, untouched
+from bdprune.attacks.beside import Companion, draw_again, draw_apart, quota, running_statistics, untouched
 
 from .helpers import setting
 from .toy import network, weights
@@ -78,6 +78,15 @@ def test_untouched_is_a_copy_without_poison() -> None:
     assert (len(same.triggered), len(same.covers)) == (0, 0)
     same.images.zero_()
     assert given.images.any()
+
+
+def test_quotas_add_up_to_the_share() -> None:
+    assert [quota(step, 0.1, 20) for step in range(5)] == [2] * 5
+    assert [quota(step, 0.1, 128) for step in range(5)] == [12, 13, 13, 13, 13]
+    assert sum(quota(step, 0.005, 128) for step in range(1000)) == 640
+    assert {quota(step, 0.005, 128) for step in range(1000)} == {0, 1}
+    assert quota(3, 0.0, 128) == 0
+    assert quota(3, 1.0, 128) == 128
 
 
 def test_drawn_apart_indices_never_meet() -> None:

@@ -75,6 +75,13 @@ def test_any_images_will_do_and_nothing_given_is_changed(attack: Attack, channel
         assert all(parameter.requires_grad and parameter.grad is None for parameter in setting.source.parameters())
 
 
+@pytest.mark.parametrize("attack", TRAINED[:3], ids=name)
+def test_a_rate_below_one_image_a_batch_attacks_now_and_then(attack: Attack) -> None:
+    rare = dataclasses.replace(attack, rate=0.02)  # one image in three batches
+    victim, _ = attacked(rare, given(rare), QUICK)
+    assert weights(victim).isfinite().all()
+
+
 @pytest.mark.parametrize("attack", [*TRAINED, *UNTRAINED], ids=name)
 def test_saved_trigger_is_the_same_trigger(attack: Attack) -> None:
     _, trigger = attacked(attack, given(attack), QUICK)
