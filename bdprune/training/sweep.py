@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from torch import Tensor
 
@@ -15,10 +15,18 @@ from bdprune.training.evaluate import clean_accuracy
 
 @dataclass(frozen=True)
 class SweepPoint:
-    """One threshold: the filters it prunes and the clean accuracy (in [0, 1]) that is left."""
+    """One threshold, and the filters that it prunes.
+
+    Attributes:
+        threshold: masks at or below it are pruned.
+        clean_accuracy: what is left on the first set of clean images, in [0, 1].
+        drop: largest fall of clean accuracy among all the sets, in [-1, 1].
+        pruned: group name -> indices of its pruned filters.
+    """
 
     threshold: float
     clean_accuracy: float
+    drop: float
     pruned: dict[str, list[int]]
 
     @property
@@ -29,14 +37,14 @@ class SweepPoint:
 
 @dataclass(frozen=True)
 class Sweep:
-    """Clean accuracy without pruning, and the points in order of threshold."""
+    """Clean accuracy without pruning on the first set, and the points in order of threshold."""
 
     accuracy_before: float
     points: tuple[SweepPoint, ...]
 
     def highest(self, max_drop: float) -> SweepPoint | None:
         """The point of the highest threshold that costs at most ``max_drop``, None when there is none."""
-        fits = [point for point in self.points if self.accuracy_before - point.clean_accuracy <= max_drop]
+        fits = [point for point in self.points if point.drop <= max_drop]
         return fits[-1] if fits else None
 
 
@@ -49,31 +57,37 @@ def below(scores: Mapping[str, Tensor], threshold: float) -> dict[str, list[int]
 def sweep_thresholds(
     model: Model,
     masks: Mapping[str, Tensor],
-    data: CleanData,
+    sets: Sequence[CleanData],
     thresholds: Sequence[float],
     max_drop: float,
     mode: PruneMode,
     stop_early: bool = True,
 ) -> Sweep:
-    """Prunes ``model`` at rising thresholds and measures what clean accuracy is left on ``data``.
+    """Prunes ``model`` at rising thresholds and measures what clean accuracy is left.
 
     Args:
         masks: group name -> mask per filter; pruned are those at or below the threshold.
-        data: held-out clean images; nothing else is looked at.
+        sets: clean images, each set measured for itself: one small set alone lets a threshold through by luck when many
+            are tried. Nothing else is looked at.
         thresholds: in rising order; one that prunes the same filters as the last is not evaluated again.
         max_drop: fall of clean accuracy, in [0, 1], that ``stop_early`` goes by.
         stop_early: stop at the first threshold that costs more than ``max_drop``; otherwise look at all of them,
             because a filter whose loss hurts alone may be no loss together with those that worked against it.
     """
-    before = clean_accuracy(model.module, data.images, data.labels)
+    before = _accuracies(model, sets)
     points: list[SweepPoint] = []
     for threshold in thresholds:
         pruned = below(masks, threshold)
         if points and pruned == points[-1].pruned:
-            accuracy = points[-1].clean_accuracy
+            points.append(replace(points[-1], threshold=threshold))
         else:
-            accuracy = clean_accuracy(prune(model, pruned, mode).module, data.images, data.labels)
-        points.append(SweepPoint(threshold, accuracy, pruned))
-        if stop_early and before - accuracy > max_drop:
+            after = _accuracies(prune(model, pruned, mode), sets)
+            drop = max(one - two for one, two in zip(before, after, strict=True))
+            points.append(SweepPoint(threshold, after[0], drop, pruned))
+        if stop_early and points[-1].drop > max_drop:
             break
-    return Sweep(before, tuple(points))
+    return Sweep(before[0], tuple(points))
+
+
+def _accuracies(model: Model, sets: Sequence[CleanData]) -> list[float]:
+    return [clean_accuracy(model.module, data.images, data.labels) for data in sets]

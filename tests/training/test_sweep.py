@@ -25,7 +25,7 @@ def test_below_takes_the_threshold_itself() -> None:
 
 def test_points_are_what_pruning_gives_and_the_choice_keeps_the_promise(bright: Any) -> None:
     images, labels = bright.data.images, bright.data.labels
-    sweep = sweep_thresholds(bright.model, ladder(bright), bright.data, THRESHOLDS, 0.02, "zero_gamma")
+    sweep = sweep_thresholds(bright.model, ladder(bright), [bright.data], THRESHOLDS, 0.02, "zero_gamma")
     for point in sweep.points:
         assert point.filters_pruned == round(point.threshold * 10 + 0.5)
         expected = clean_accuracy(prune(bright.model, point.pruned).module, images, labels)
@@ -37,7 +37,7 @@ def test_points_are_what_pruning_gives_and_the_choice_keeps_the_promise(bright: 
 
 
 def test_any_drop_allowed_goes_to_the_end(bright: Any) -> None:
-    sweep = sweep_thresholds(bright.model, ladder(bright), bright.data, THRESHOLDS, 1.0, "zero_gamma")
+    sweep = sweep_thresholds(bright.model, ladder(bright), [bright.data], THRESHOLDS, 1.0, "zero_gamma")
     chosen = sweep.highest(1.0)
     assert chosen is not None
     assert chosen.threshold == 0.95
@@ -45,13 +45,25 @@ def test_any_drop_allowed_goes_to_the_end(bright: Any) -> None:
 
 def test_no_drop_allowed_may_choose_nothing(bright: Any) -> None:
     masks = {"0": torch.zeros(12), "3": torch.zeros(12)}
-    sweep = sweep_thresholds(bright.model, masks, bright.data, [0.0, 0.5], 0.02, "zero_gamma_beta")
+    sweep = sweep_thresholds(bright.model, masks, [bright.data], [0.0, 0.5], 0.02, "zero_gamma_beta")
     assert sweep.highest(0.02) is None
     assert len(sweep.points) == 1
 
 
 def test_looking_at_all_thresholds_takes_the_highest_that_keeps_the_promise(bright: Any) -> None:
-    sweep = sweep_thresholds(bright.model, ladder(bright), bright.data, THRESHOLDS, 0.02, "zero_gamma", False)
+    sweep = sweep_thresholds(bright.model, ladder(bright), [bright.data], THRESHOLDS, 0.02, "zero_gamma", False)
     assert [point.threshold for point in sweep.points] == THRESHOLDS
     kept = [point for point in sweep.points if sweep.accuracy_before - point.clean_accuracy <= 0.02]
     assert sweep.highest(0.02) == (kept[-1] if kept else None)
+
+
+def test_the_largest_drop_of_all_sets_counts(bright: Any) -> None:
+    one, two = bright.data.subset(bright.data.labels == 0), bright.data.subset(bright.data.labels == 1)
+    swept = [
+        sweep_thresholds(bright.model, ladder(bright), sets, THRESHOLDS, 0.02, "zero_gamma", False)
+        for sets in ([one], [two], [one, two])
+    ]
+    drops = [[point.drop for point in sweep.points] for sweep in swept]
+    assert drops[2] == [max(pair) for pair in zip(drops[0], drops[1], strict=True)]
+    assert drops[0] != drops[1]
+    assert [point.clean_accuracy for point in swept[2].points] == [point.clean_accuracy for point in swept[0].points]
