@@ -42,7 +42,7 @@ def test_truth_matches_the_manifest_and_the_bar() -> None:
     for entry in manifest.models:
         attack = entry.make_attack()
         assert truth[entry.name].target_label == (attack.target if attack else None)
-        assert truth[entry.name].clean_accuracy >= 0.895
+        assert truth[entry.name].clean_accuracy >= 0.90
         if attack:
             assert attack.target != 0
             assert (truth[entry.name].attack_success_rate or 0) > 0.95
