@@ -15,7 +15,8 @@ from pathlib import Path
 import msgspec
 import numpy as np
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
+from safetensors.torch import save as to_bytes
 from torch import Tensor, nn
 
 from bdprune.attacks.base import Attack, Shape
@@ -266,7 +267,7 @@ def _lock(handle: int, wait: bool) -> bool:
 
 def _save(state: dict[str, Tensor], path: Path) -> None:
     partial = _partial(path)
-    save_file(state, partial)
+    partial.write_bytes(to_bytes(state))
     _put(partial, path)
 
 

@@ -29,6 +29,7 @@ def test_writes_models_triggers_images_and_truth(made: Path) -> None:
     names = sorted(path.name for path in home.iterdir())
     files = ["bad.safetensors", "bad.trigger.safetensors", "clean.safetensors", "defence.npz", "test.npz", "truth.json"]
     assert names == files
+    assert len({(home / name).stat().st_mode for name in names}) == 1  # who may read one may read all
     truth = read_truth(home)
     assert list(truth) == ["clean", "bad"]
     clean, bad = truth["clean"], truth["bad"]
