@@ -105,7 +105,7 @@ class AdvT(BadNets):
         unlearned = unlearn(model, rest, UnlearnSettings(), seed).model
         masks = recover(unlearned, rest, RecoverSettings(), seed).masks
         thresholds = [step / 20 for step in range(20)]
-        sweep = sweep_thresholds(model, masks, held, thresholds, self.max_drop, "zero_gamma", stop_early=False)
+        sweep = sweep_thresholds(model, masks, [held], thresholds, self.max_drop, "zero_gamma", stop_early=False)
         chosen = sweep.highest(self.max_drop)
         levels = torch.cat(list(masks.values())).sort().values
         lowest = min(levels[max(round(self.least * len(levels)), 1) - 1].item(), 0.99)  # 1 is where masks start

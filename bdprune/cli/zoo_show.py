@@ -27,7 +27,7 @@ DEFAULT_DATA = Path("zoo/demo/test.npz")
 @click.option(
     "--trigger",
     type=click.Path(path_type=Path),
-    metavar="FILE.safetensors",
+    metavar="FILE.trigger",
     help="What the trigger has learned, as `zoo make` writes it beside a model.",
 )
 @click.option("--count", type=click.IntRange(1, 100), default=5, show_default=True, metavar="N", help="Rows.")
@@ -42,7 +42,7 @@ def show(
     \b
     bdprune zoo show blend -o blend.png
     bdprune zoo show badnets --set size=5 --set margin=0 --data photos/ -o patch.png
-    bdprune zoo show lira --trigger zoo/cifar10-w32/lira.trigger.safetensors -o lira.png
+    bdprune zoo show lira --trigger zoo/cifar10-w32/lira.trigger -o lira.png
     """
     from bdprune.attacks.base import shape_of
     from bdprune.data.load import load_clean

@@ -68,7 +68,7 @@ def make(
     Args:
         manifest: TOML file.
         data: folder that holds the data sets, see ``read_dataset``.
-        out: folder for ``<name>.safetensors``, ``<name>.trigger.safetensors``, ``defence.npz``, ``test.npz`` and
+        out: folder for ``<name>.safetensors``, ``<name>.trigger``, ``defence.npz``, ``test.npz`` and
             ``truth.json``; the manifest's own by default.
         only: names of the models to make, with what they start from; by default all that are not pending.
         progress: told after every step of training.

@@ -116,8 +116,10 @@ def weights_path(folder: Path, name: str) -> Path:
 
 
 def trigger_path(folder: Path, name: str) -> Path:
-    """File of a model's trigger; a clean model has none."""
-    return folder / f"{name}.trigger.safetensors"
+    """File of a model's trigger, safetensors under a suffix that no scan of the folder takes for a model; a clean model
+    has none.
+    """
+    return folder / f"{name}.trigger"
 
 
 def work_path(folder: Path, name: str) -> Path:

@@ -27,7 +27,7 @@ Write = Callable[..., Path]
 def test_writes_models_triggers_images_and_truth(made: Path) -> None:
     home = made.with_suffix("")
     names = sorted(path.name for path in home.iterdir())
-    files = ["bad.safetensors", "bad.trigger.safetensors", "clean.safetensors", "defence.npz", "test.npz", "truth.json"]
+    files = ["bad.safetensors", "bad.trigger", "clean.safetensors", "defence.npz", "test.npz", "truth.json"]
     assert names == files
     assert len({(home / name).stat().st_mode for name in names}) == 1  # who may read one may read all
     truth = read_truth(home)
@@ -46,7 +46,7 @@ def test_writes_models_triggers_images_and_truth(made: Path) -> None:
 
 def test_same_manifest_same_bytes_elsewhere(made: Path, tiny_data: Path, tmp_path: Path) -> None:
     make(made, tiny_data, tmp_path / "out", only=["bad"])
-    for name in ("bad.safetensors", "bad.trigger.safetensors", "defence.npz", "test.npz"):
+    for name in ("bad.safetensors", "bad.trigger", "defence.npz", "test.npz"):
         assert (tmp_path / "out" / name).read_bytes() == (made.with_suffix("") / name).read_bytes()
     assert not (tmp_path / "out" / "clean.safetensors").exists()
 
@@ -304,7 +304,7 @@ def test_killed_with_signal_9_again_and_again_it_ends_with_the_same_bytes(
         assert process.returncode == -signal.SIGKILL, errors
     assert process.returncode == 0 and kills
     home = made.with_suffix("")
-    for name in ("clean.safetensors", "bad.safetensors", "bad.trigger.safetensors", "defence.npz", "test.npz"):
+    for name in ("clean.safetensors", "bad.safetensors", "bad.trigger", "defence.npz", "test.npz"):
         assert (out / name).read_bytes() == (home / name).read_bytes()
     assert list(read_truth(out)) == ["clean", "bad"]
     assert not (out / ".making").exists()

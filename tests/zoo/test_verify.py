@@ -64,7 +64,7 @@ def test_another_trigger_is_found(made: Path, tiny_data: Path) -> None:
     home = made.with_suffix("")
     from safetensors.torch import load_file, save_file
 
-    path = home / "bad.trigger.safetensors"
+    path = home / "bad.trigger"
     patch = load_file(path)["patch"]
     assert patch.shape == (3, 3, 3)
     save_file({"patch": patch[:, :2, :2].contiguous()}, path)
@@ -75,7 +75,7 @@ def test_another_trigger_is_found(made: Path, tiny_data: Path) -> None:
 
 
 def test_a_learned_trigger_must_be_there(made: Path, tiny_data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (made.with_suffix("") / "bad.trigger.safetensors").unlink()
+    (made.with_suffix("") / "bad.trigger").unlink()
     monkeypatch.setattr(BadNets, "trigger_type", "learned")
     with pytest.raises(DataError, match="cannot be read"):
         verify(made, tiny_data, only=["bad"])
