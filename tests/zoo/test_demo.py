@@ -43,8 +43,9 @@ def test_repairs_remove_the_backdoor_and_keep_the_task(done: tuple[Demo, Path, l
             continue
         assert row.after is not None
         assert (row.before.attack_success_rate or 0) > 0.95
-        assert (row.after.attack_success_rate or 0) <= (row.before.attack_success_rate or 0) / 2
-        assert row.before.clean_accuracy - row.after.clean_accuracy <= 0.05
+        assert (row.after.attack_success_rate or 0) <= 0.05
+        # 1.7 points on the full test set (docs/detection.md); the difference on 1,000 images has a spread of about 0.6.
+        assert row.before.clean_accuracy - row.after.clean_accuracy <= 0.03
 
 
 @pytest.mark.slow
