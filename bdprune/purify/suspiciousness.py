@@ -35,7 +35,9 @@ class SuspiciousnessPruning:
     score: Suspiciousness = field(default_factory=Suspiciousness)
     mu: float = 3.0
     max_share: float = 0.1
-    fine_tuning: FineTuneSettings | None = field(default_factory=FineTuneSettings)
+    # Small steps, and running statistics however many images there are: batch norms that estimate their statistics anew
+    # on a handful of clean images wake the backdoor up again (docs/detection.md).
+    fine_tuning: FineTuneSettings | None = field(default_factory=lambda: FineTuneSettings(lr=1e-3, small_data=10_000))
     mode: PruneMode = "zero_gamma_beta"
     seed: int = 0
 
