@@ -105,7 +105,8 @@ class RNP:
         clock.append(time.perf_counter())
         thresholds = [index * self.step for index in range(round(0.95 / self.step) + 1)]
         sets = (held, rest) if self.strict else (held,)
-        sweep = sweep_thresholds(model, masks, sets, thresholds, self.max_drop, self.mode, self.stop_early)
+        hopeless = max(self.max_drop, self.tuned_drop)
+        sweep = sweep_thresholds(model, masks, sets, thresholds, self.max_drop, self.mode, self.stop_early, hopeless)
         chosen = sweep.highest(self.max_drop)
         tuning = self.fine_tuning if chosen is None else None
         if tuning:

@@ -62,6 +62,7 @@ def sweep_thresholds(
     max_drop: float,
     mode: PruneMode,
     stop_early: bool = True,
+    hopeless: float = 1.0,
 ) -> Sweep:
     """Prunes ``model`` at rising thresholds and measures what clean accuracy is left.
 
@@ -73,6 +74,7 @@ def sweep_thresholds(
         max_drop: fall of clean accuracy, in [0, 1], that ``stop_early`` goes by.
         stop_early: stop at the first threshold that costs more than ``max_drop``; otherwise look at all of them,
             because a filter whose loss hurts alone may be no loss together with those that worked against it.
+        hopeless: a point that costs more than this on one set is not measured on those that follow.
     """
     before = _accuracies(model, sets)
     points: list[SweepPoint] = []
@@ -81,12 +83,26 @@ def sweep_thresholds(
         if points and pruned == points[-1].pruned:
             points.append(replace(points[-1], threshold=threshold))
         else:
-            after = _accuracies(prune(model, pruned, mode), sets)
-            drop = max(one - two for one, two in zip(before, after, strict=True))
-            points.append(SweepPoint(threshold, after[0], drop, pruned))
+            points.append(_measured(prune(model, pruned, mode), sets, before, threshold, pruned, hopeless))
         if stop_early and points[-1].drop > max_drop:
             break
     return Sweep(before[0], tuple(points))
+
+
+def _measured(
+    repaired: Model,
+    sets: Sequence[CleanData],
+    before: Sequence[float],
+    threshold: float,
+    pruned: dict[str, list[int]],
+    hopeless: float,
+) -> SweepPoint:
+    drops: list[float] = []
+    for data, accuracy in zip(sets, before, strict=True):
+        drops.append(accuracy - clean_accuracy(repaired.module, data.images, data.labels))
+        if drops[-1] > hopeless:
+            break
+    return SweepPoint(threshold, before[0] - drops[0], max(drops), pruned)
 
 
 def _accuracies(model: Model, sets: Sequence[CleanData]) -> list[float]:

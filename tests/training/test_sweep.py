@@ -67,3 +67,14 @@ def test_the_largest_drop_of_all_sets_counts(bright: Any) -> None:
     assert drops[2] == [max(pair) for pair in zip(drops[0], drops[1], strict=True)]
     assert drops[0] != drops[1]
     assert [point.clean_accuracy for point in swept[2].points] == [point.clean_accuracy for point in swept[0].points]
+
+
+def test_hopeless_points_are_measured_on_the_first_set_alone(bright: Any) -> None:
+    one, two = bright.data.subset(bright.data.labels == 0), bright.data.subset(bright.data.labels == 1)
+    args = (bright.model, ladder(bright), [one, two], THRESHOLDS, 0.02, "zero_gamma", False)
+    whole, cut = sweep_thresholds(*args), sweep_thresholds(*args, hopeless=0.1)
+    alone = sweep_thresholds(*args[:2], [one], *args[3:])
+    for full, short, first in zip(whole.points, cut.points, alone.points, strict=True):
+        assert short.clean_accuracy == full.clean_accuracy
+        assert short.drop == (first.drop if first.drop > 0.1 else full.drop)
+    assert any(point.drop > 0.1 for point in alone.points)
