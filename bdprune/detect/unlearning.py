@@ -24,12 +24,15 @@ class UnlearningDetector:
     passes (batch statistics), so they cost nothing; in eval mode the running statistics of batch norms lag behind the
     weights and name wrong labels.
 
-    The label is named only if it leads in the first half of the way down as well: some networks change their mind, and
-    then the evidence is good for a suspicion but not for a name.
+    The label is named only if it leads in the first half of the way down as well (some networks change their mind), and
+    only if the network falls fast: backdoored ones let go of their task in a few passes, clean ones hold on to it, and
+    when a clean one gives way at last, some label leads by chance. Otherwise the evidence is good for a suspicion but
+    not for a name.
 
     Args:
         unlearning: settings of the ascent.
         threshold: a lead above this is flagged (docs/detection.md has the measurements).
+        named_within: steps in which a network must fall for its label to be named.
         seed: of order and augmentation.
     """
 
@@ -37,6 +40,7 @@ class UnlearningDetector:
         default_factory=lambda: UnlearnSettings(weight_decay=5e-4, min_steps=8, raises=1)
     )
     threshold: float = 0.22
+    named_within: int = 40
     seed: int = 0
 
     id = "bdprune.unlearning"
@@ -60,7 +64,7 @@ class UnlearningDetector:
         score = lead(shares)
         label = top_label(shares)
         onset = unlearned.trajectory[: max(len(unlearned.trajectory) // 2, 1)]
-        agreed = top_label(flip_shares(onset)) == label
+        agreed = top_label(flip_shares(onset)) == label and len(unlearned.trajectory) <= self.named_within
         return Evidence(
             detector=self.id,
             score=score,

@@ -39,6 +39,14 @@ def test_names_no_label_that_did_not_lead_from_the_start(bright: Any) -> None:
     assert evidence.details["final_label"] == 1
 
 
+def test_names_no_label_of_a_network_that_falls_slowly(bright: Any) -> None:
+    steps = unlearned(bright.model, *[(0, 18, 2)] * 12)
+    for within, label in ((12, 1), (11, None)):
+        evidence = UnlearningDetector(threshold=0.2, named_within=within).read(steps)
+        assert evidence.flagged
+        assert evidence.target_label == label
+
+
 def test_runs_on_a_network_and_records_how(bright: Any) -> None:
     evidence = UnlearningDetector(SETTINGS, seed=3)(bright.model, bright.data)
     assert evidence.detector == "bdprune.unlearning"
