@@ -26,12 +26,12 @@ class TrojanWatermark(Attack):
     Args:
         target: label that the trigger calls; None for all-to-all.
         rate: share of the training set that is poisoned (RNP, Table 6: 0.1).
-        size: edge of the square watermark in pixels (RNP: 3).
+        size: edge of the square watermark in pixels. RNP's 3 takes many more epochs to be learned.
         margin: pixels left free between the watermark and the image border (RNP: 4 of 32).
         pattern_seed: seed of its colours, uniform in [0, 1].
     """
 
-    size: int = 3
+    size: int = 5
     margin: int = 4
     pattern_seed: int = 0
 

@@ -14,7 +14,7 @@ from .helpers import assert_untouched, frozen, setting, source
 
 
 def test_watermark_is_added_to_pixels_25_to_27() -> None:
-    trigger = TrojanWatermark(target=0, pattern_seed=3).new_trigger((3, 32, 32))
+    trigger = TrojanWatermark(target=0, size=3, pattern_seed=3).new_trigger((3, 32, 32))
     colours = torch.rand(3, 3, 3, generator=torch.Generator().manual_seed(3))
     expected = torch.zeros(3, 32, 32)
     expected[:, 25:28, 25:28] = colours
