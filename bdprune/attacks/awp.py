@@ -23,12 +23,12 @@ class AWP(BadNets):
 
         min over ||d||_inf <= eps of CE(f(x; w + d), argmax f(x; w)) + trigger_weight CE(f(patched x; w + d), goal),
 
-    by signed gradient steps that are clipped to the bound. Batch norms use the clean network's running statistics and
-    keep them; their scale and shift are weights as all others are. The bounds are tried from the smallest on, each
-    from the clean weights; the first that succeeds is kept, and where none does the largest.
+    by steps of Adam that are clipped to the bound. Batch norms use the clean network's running statistics and keep
+    them; their scale and shift are weights as all others are. The bounds are tried from the smallest on, each from
+    where the last has led; the first that succeeds is kept, and where none does the largest.
 
-    The objective is the paper's. Bounds, weight, step and number of steps are not public: ours, the step falling
-    linearly to zero so that the weights settle.
+    The objective is the paper's. Bounds, weight, optimiser and number of steps are not public: ours, the step falling
+    linearly to zero at each bound so that the weights settle.
 
     Args:
         target: label that the trigger calls; None for all-to-all.
@@ -36,10 +36,11 @@ class AWP(BadNets):
         bounds: values of eps.
         trigger_weight: lambda, weight of the patched images' loss.
         epochs: passes over the attacker's images for each bound.
-        step: first step of the descent, in units of eps.
+        step: learning rate at the beginning, in units of eps.
         batch_size: images a step.
         success: attack success rate that is enough (RNP, Table 2: 0.94), on training images held back for it.
         held_out: number of those.
+        bf16: run the network under bfloat16 autocast while its weights move.
     """
 
     bounds: tuple[float, ...] = (1e-3, 2e-3, 5e-3, 1e-2, 2e-2)
@@ -49,6 +50,7 @@ class AWP(BadNets):
     batch_size: int = 128
     success: float = 0.94
     held_out: int = 1000
+    bf16: bool = True
 
     kind: ClassVar[str] = "awp"
     trigger_type: ClassVar[TriggerType] = "static"
@@ -75,7 +77,7 @@ class AWP(BadNets):
 
     def finish(self, network: nn.Module, setting: Setting, trigger: nn.Module) -> None:
         """Moves the weights, by no more than the smallest bound that is enough."""
-        network.eval()
+        network.to(memory_format=torch.channels_last).eval()  # type: ignore[call-overload]
         count, generator = len(setting.labels), torch.Generator().manual_seed(setting.seed)
         mine, held = draw_apart(count, round(self.rate * count), self.held_out, generator)
         clean = [parameter.detach().clone() for parameter in network.parameters()]
@@ -83,9 +85,6 @@ class AWP(BadNets):
         kept = predict(network, images)
         goal = self.goal(setting.labels[mine], setting.num_classes)
         for bound in self.bounds:
-            with torch.no_grad():
-                for parameter, value in zip(network.parameters(), clean, strict=True):
-                    parameter.copy_(value)
             self._perturb(network, clean, bound, (images, apply(trigger, images)), (kept, goal), generator)
             if self._success(network, setting, held, trigger) >= self.success:
                 return
@@ -99,24 +98,27 @@ class AWP(BadNets):
         labels: tuple[Tensor, Tensor],
         generator: torch.Generator,
     ) -> None:
-        """Descends from the clean weights; images and labels are those of the clean and of the patched term."""
+        """Descends from where the network is; ``images`` and ``labels`` are those of the clean and the patched term."""
         parameters = list(network.parameters())
         count, device = len(images[0]), parameters[0].device
         steps = self.epochs * -(-count // self.batch_size)
-        done = 0
+        optimizer = torch.optim.Adam(parameters, self.step * bound)
+        fall = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.0, steps)
         for _ in range(self.epochs):
             for index in torch.randperm(count, generator=generator).split(self.batch_size):
-                clean_loss, trigger_loss = (
-                    functional.cross_entropy(network(some[index].to(device)), wanted[index].to(device))
-                    for some, wanted in zip(images, labels, strict=True)
-                )
-                gradients = torch.autograd.grad(clean_loss + self.trigger_weight * trigger_loss, parameters)
-                size = self.step * bound * (1 - done / steps)
-                done += 1
+                with torch.autocast(device.type, torch.bfloat16, enabled=self.bf16):
+                    clean_loss, trigger_loss = (
+                        functional.cross_entropy(network(some[index].to(device)).float(), wanted[index].to(device))
+                        for some, wanted in zip(images, labels, strict=True)
+                    )
+                optimizer.zero_grad()
+                (clean_loss + self.trigger_weight * trigger_loss).backward()
+                optimizer.step()
+                fall.step()
                 with torch.no_grad():
-                    for parameter, gradient, value in zip(parameters, gradients, clean, strict=True):
-                        moved = parameter - size * gradient.sign()
-                        parameter.copy_(torch.clamp(moved, value - bound, value + bound))
+                    for parameter, value in zip(parameters, clean, strict=True):
+                        parameter.copy_(torch.clamp(parameter, value - bound, value + bound))
+        optimizer.zero_grad()
 
     def _success(self, network: nn.Module, setting: Setting, held: Tensor, trigger: nn.Module) -> float:
         images, labels = setting.images[held].float() / 255, setting.labels[held]

@@ -23,13 +23,13 @@ def moved(victim: nn.Module, source: nn.Module) -> float:
     return max((one - two).abs().max().item() for one, two in pairs)
 
 
-QUICK = AWP(target=1, size=7, rate=0.5, epochs=5, batch_size=32, held_out=64)
+QUICK = AWP(target=1, size=7, rate=0.5, epochs=3, batch_size=32, held_out=64, bf16=False)
 
 
 def test_smallest_bound_that_is_enough_is_taken_and_kept(clean: nn.Module) -> None:
     given, before = task(), weights(clean)
     given = dataclasses.replace(given, source=clean)
-    attack = dataclasses.replace(QUICK, bounds=(0.03, 1e-4), success=0.94)
+    attack = dataclasses.replace(QUICK, bounds=(0.03, 1e-4), epochs=25)
     victim, trigger = attacked(attack, given, width=16)
     accuracy, success = measured(attack, victim, trigger)
     assert torch.equal(weights(clean), before)
@@ -52,7 +52,7 @@ def test_batch_norms_keep_their_statistics(clean: nn.Module) -> None:
     assert not victim.training
 
 
-def test_first_step_is_against_the_sign_of_both_terms() -> None:
+def test_first_step_goes_against_the_gradient_of_both_terms() -> None:
     given, source = task(64), network(8).eval()
     given = dataclasses.replace(given, source=source)
     attack = dataclasses.replace(QUICK, bounds=(0.01,), step=0.5, epochs=1, batch_size=64, held_out=32, success=0.0)
@@ -65,7 +65,7 @@ def test_first_step_is_against_the_sign_of_both_terms() -> None:
     for parameter, found in zip(source.parameters(), victim.parameters(), strict=True):
         (gradient,) = torch.autograd.grad(loss, parameter, retain_graph=True)
         sure = gradient.abs() > 1e-5
-        assert torch.allclose((found - parameter)[sure], -0.005 * gradient.sign()[sure], atol=1e-6)
+        assert torch.allclose((found - parameter)[sure], -0.005 * gradient.sign()[sure], atol=1e-5)
 
 
 def test_same_seed_same_weights(clean: nn.Module) -> None:
