@@ -3,7 +3,7 @@ from typing import Any
 import pytest
 import torch
 
-from bdprune.purify.suspiciousness import SuspiciousnessPruning, outlying
+from bdprune.purify.suspiciousness import SuspiciousnessPruning, _views, outlying
 from bdprune.training.finetune import FineTuneSettings
 
 
@@ -47,3 +47,75 @@ def test_without_fine_tuning_only_pruned_filters_change(bright: Any) -> None:
     }
     assert changed
     assert changed <= {"1.weight", "1.bias", "4.weight", "4.bias"}
+
+
+def test_lowers_mu_until_the_clean_images_pay(bright: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Accuracy as a function of the filters pruned is made up; the rule has to stop where it falls."""
+    data = bright.data.subset(torch.arange(100))
+    scores = {"0": torch.cat([torch.zeros(60), torch.linspace(1, 9, 20)])}
+    allowed = 8
+
+    def hits(module: torch.nn.Module, views: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        lost = 0 if pruned_now[-1] < allowed else 40
+        return torch.tensor([0.0] * lost + [1.0] * (len(labels) - lost), dtype=torch.float64)
+
+    pruned_now = [0]
+
+    def prune(model: Any, pruned: dict[str, list[int]], mode: str) -> Any:
+        pruned_now.append(sum(map(len, pruned.values())))
+        return model
+
+    monkeypatch.setattr("bdprune.purify.suspiciousness._hits", hits)
+    monkeypatch.setattr("bdprune.purify.suspiciousness.prune", prune)
+    mu, curve = SuspiciousnessPruning(max_share=1.0)._choose(bright.model, data, scores)
+    assert [point.threshold for point in curve] == sorted(point.threshold for point in curve)
+    assert curve[0].filters_pruned >= allowed > curve[1].filters_pruned
+    assert curve[0].clean_accuracy == pytest.approx(0.6)
+    assert mu == curve[1].threshold
+
+
+@pytest.mark.parametrize(("lost", "fits"), [(2, True), (3, True), (5, False)])
+def test_the_fall_may_be_a_standard_error_above_the_bound(
+    bright: Any, monkeypatch: pytest.MonkeyPatch, lost: int, fits: bool
+) -> None:
+    """Of 100 images, 3 lost are 3 points with an error of 1.7, 5 lost are 5 points with one of 2.2."""
+    data = bright.data.subset(torch.arange(100))
+    falls = iter([0] + [lost] * 20)
+
+    def hits(module: torch.nn.Module, views: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        gone = next(falls)
+        return torch.tensor([0.0] * gone + [1.0] * (len(labels) - gone), dtype=torch.float64)
+
+    monkeypatch.setattr("bdprune.purify.suspiciousness._hits", hits)
+    monkeypatch.setattr("bdprune.purify.suspiciousness.prune", lambda model, pruned, mode: model)
+    scores = {"0": torch.linspace(0, 1, 40) ** 8}
+    mu, _ = SuspiciousnessPruning()._choose(bright.model, data, scores)
+    assert (mu == mu) == fits
+
+
+def test_prunes_nothing_where_every_mu_costs_too_much(bright: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("bdprune.purify.suspiciousness._LADDER", (-1.0,))
+    data = bright.data.subset(torch.arange(60))
+    result = SuspiciousnessPruning(max_share=1.0)(bright.model, data)
+    assert result.pruned == {}
+    assert result.threshold != result.threshold
+    assert "nothing is pruned" in result.threshold_rule
+    for name, value in bright.model.network.state_dict().items():
+        assert torch.equal(value, result.model.network.state_dict()[name])
+
+
+def test_few_images_take_small_steps(bright: Any) -> None:
+    method = SuspiciousnessPruning(mu=1.0)
+    rates = [tuning.lr for tuning in map(method._small_steps, (10, 100, 1000)) if tuning]
+    assert rates == pytest.approx([1e-4, 1e-3, 1e-3])
+    assert SuspiciousnessPruning(fine_tuning=None)._small_steps(10) is None
+
+
+def test_views_begin_with_the_images_and_repeat(bright: Any) -> None:
+    data = bright.data.subset(torch.arange(8))
+    views = _views(data, 3, seed=1)
+    assert views.shape == (24, *data.images.shape[1:])
+    assert torch.equal(views[:8], data.images)
+    assert not torch.equal(views[8:16], data.images)
+    assert torch.equal(views, _views(data, 3, seed=1))
+    assert not torch.equal(views, _views(data, 3, seed=2))
