@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from bdprune.attacks.registry import ATTACKS
 from bdprune.data.datasets import PUBLISHED
 from bdprune.training.fit import Schedule
 from bdprune.zoo.manifest import read_manifest
@@ -19,7 +20,8 @@ PAPERS = {"epochs": 200, "peak_lr": 0.1, "policy": "steps", "milestones": (60, 1
 
 def test_all_are_here() -> None:
     sets = ("cifar10", "gtsrb", "imagenet12")
-    assert [f"{name}-w{width}.toml" for name in sets for width in (32, 64)] == MANIFESTS
+    standard = [f"{name}-w{width}.toml" for name in sets for width in (32, 64)]
+    assert sorted([*standard, "cifar10-w8.toml"]) == MANIFESTS
 
 
 @pytest.mark.parametrize("name", MANIFESTS)
@@ -61,8 +63,15 @@ def test_standard_zoo_is_what_was_asked_for() -> None:
         (0.1, 10),
     ]
     own = [entry for entry in zoo.models if entry.home == zoo.home]
-    assert all(entry.schedules == (Schedule(epochs=14, peak_lr=0.1),) for entry in own)
+    assert all(entry.schedules == (Schedule(epochs=12, peak_lr=0.1),) for entry in own)
     assert zoo.min_clean_accuracy == 0.89
+
+
+def test_small_zoo_has_every_attack_of_the_standard_zoo() -> None:
+    small, standard = (read_manifest(ROOT / f"cifar10-w{width}.toml") for width in (8, 32))
+    attacks = {entry.name: (entry.attack, entry.source) for entry in standard.models if entry.attack}
+    assert {entry.name: (entry.attack, entry.source) for entry in small.models if entry.attack} == attacks
+    assert {entry.make_attack().kind for entry in small.models if entry.attack} == set(ATTACKS)  # type: ignore[union-attr]
 
 
 def test_wide_zoo_has_the_same_attacks_and_the_papers_schedule() -> None:
