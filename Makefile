@@ -6,6 +6,8 @@
 # release drags in several gigabytes of CUDA.
 
 TORCH ?= torch==2.13.0
+# Processes that run the tests.
+JOBS ?= 2
 SHELL := bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := help
@@ -34,7 +36,7 @@ demo: env ## scan and repair the shipped models; writes an HTML report
 	$(PYTHON) -m bdprune demo
 
 test: env lint types cuda-check-if-nvcc ## everything that must pass: lint, types, tests with coverage
-	$(PYTHON) -m pytest --cov --cov-report=term
+	$(PYTHON) -m pytest --cov --cov-report=term -n $(JOBS) --dist loadgroup --no-loadscope-reorder
 
 lint: env ## ruff, clang-format, and the floors
 	$(PYTHON) -m ruff check .

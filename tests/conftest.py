@@ -11,6 +11,24 @@ from typing import Any
 
 import pytest
 
+# Worker processes share the cores: without this, each would start as many threads as there are cores. To be set before
+# torch is imported.
+if "PYTEST_XDIST_WORKER_COUNT" in os.environ:
+    share = (os.cpu_count() or 1) // int(os.environ["PYTEST_XDIST_WORKER_COUNT"])
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(share, 1)))
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Keeps the tests of a file, which share fixtures, in one worker process; slow files go first."""
+    if not config.pluginmanager.hasplugin("xdist"):
+        return
+    slow = {item.path for item in items if item.get_closest_marker("slow")}
+    items.sort(key=lambda item: item.path not in slow)
+    for item in items:
+        # The emulated CUDA build is compiled once, for all files that use it.
+        group = "cuda" if item.path.parent.name == "cuda" else str(item.path)
+        item.add_marker(pytest.mark.xdist_group(group))
+
 
 def _devices() -> list[str]:
     import torch
