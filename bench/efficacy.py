@@ -205,6 +205,12 @@ def repair_table(rows: list[Row], before: dict[str, Row], method: str) -> str:
     return "\n".join(lines)
 
 
+def defence_images(homes: Iterable[Path]) -> Path:
+    """The clean images of the first folder that has any; a zoo may go by those of one that it includes."""
+    found = next((home / "defence.npz" for home in homes if (home / "defence.npz").exists()), None)
+    return found or sys.exit("No folder of the zoo holds a defence.npz; set defence_images in its manifest.")
+
+
 def _by(rows: list[Row], what: str) -> dict[str, list[Row]]:
     groups: dict[str, list[Row]] = {}
     for row in rows:
@@ -251,7 +257,7 @@ def main() -> None:
             continue
         if entry.dataset not in sets:
             sets[entry.dataset] = read_dataset(options.data, entry.dataset, "test")
-        clean = load_clean(next(home / "defence.npz" for home in (folder, zoo.home) if (home / "defence.npz").exists()))
+        clean = load_clean(defence_images([folder, zoo.home, *(one.home for one in zoo.models)]))
         run(
             record,
             Subject(entry, folder, clean, sets[entry.dataset]),
