@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Literal
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from bdprune.errors import OptionError
 from bdprune.model.groups import FilterGroup
@@ -29,6 +29,14 @@ def prune(model: Model, filters: Mapping[str, Sequence[int]], mode: PruneMode = 
     Raises:
         OptionError: an unknown mode, group or filter.
     """
+    check(model, filters, mode)
+    pruned = model.clone()
+    prune_(pruned.network, model.groups, filters, mode)
+    return pruned
+
+
+def check(model: Model, filters: Mapping[str, Sequence[int]], mode: PruneMode) -> None:
+    """Raises what ``prune`` raises, and does nothing."""
     if mode not in MODES:
         raise OptionError(f"The pruning mode is {mode!r}.", f"Choose one of {', '.join(MODES)}.")
     groups = {group.name: group for group in model.groups}
@@ -37,9 +45,6 @@ def prune(model: Model, filters: Mapping[str, Sequence[int]], mode: PruneMode = 
             known = ", ".join(list(groups)[:5])
             raise OptionError(f"The model has no filter group {name!r}.", f"Its groups are {known}, ...")
         _check(indices, groups[name])
-    pruned = model.clone()
-    prune_(pruned.network, model.groups, filters, mode)
-    return pruned
 
 
 def prune_(
@@ -57,18 +62,23 @@ def _check(indices: Sequence[int], group: FilterGroup) -> None:
         raise OptionError(f"{group.name} has no filter {wrong[0]}.", f"Its filters are 0 to {group.num_filters - 1}.")
 
 
+def pruned_parameters(network: nn.Module, group: FilterGroup, mode: PruneMode) -> list[tuple[nn.Parameter, int]]:
+    """The parameters of ``network`` in which pruning a filter of ``group`` sets something to zero.
+
+    Returns:
+        Each with the index of the group's first filter in its dimension 0.
+    """
+    norm = group.norm
+    found: list[tuple[nn.Parameter | None, int]] = []
+    if norm is None or mode == "weights":
+        found += [(getattr(network.get_submodule(group.conv), name), 0) for name in ("weight", "bias")]
+    if norm is not None:
+        names = ("weight",) if mode == "zero_gamma" else ("weight", "bias")
+        found += [(getattr(network.get_submodule(norm.name), name), norm.start) for name in names]
+    return [(parameter, start) for parameter, start in found if parameter is not None]
+
+
 @torch.no_grad()
 def _cut(network: nn.Module, group: FilterGroup, indices: list[int], mode: PruneMode) -> None:
-    norm = group.norm
-    if norm is None or mode == "weights":
-        _zero(network, group.conv, ("weight", "bias"), indices)
-    if norm is not None:
-        channels = [norm.start + index for index in indices]
-        _zero(network, norm.name, ("weight",) if mode == "zero_gamma" else ("weight", "bias"), channels)
-
-
-def _zero(network: nn.Module, module: str, names: Sequence[str], indices: list[int]) -> None:
-    parameters: list[Tensor | None] = [getattr(network.get_submodule(module), name) for name in names]
-    for parameter in parameters:
-        if parameter is not None:
-            parameter[indices] = 0
+    for parameter, start in pruned_parameters(network, group, mode):
+        parameter[[start + index for index in indices]] = 0

@@ -7,9 +7,11 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
+BATCH = 500  # images that are predicted at once
+
 
 @torch.no_grad()
-def predict(module: nn.Module, images: Tensor, batch_size: int = 500) -> Tensor:
+def predict(module: nn.Module, images: Tensor, batch_size: int = BATCH) -> Tensor:
     """Predicted label of every image.
 
     Args:
@@ -26,7 +28,12 @@ def predict(module: nn.Module, images: Tensor, batch_size: int = 500) -> Tensor:
 
 def clean_accuracy(module: nn.Module, images: Tensor, labels: Tensor) -> float:
     """Share of images ``[N, C, H, W]`` predicted as their label, in [0, 1]; all classes count."""
-    return (predict(module, images) == labels).float().mean().item()
+    return share_right(predict(module, images), labels)
+
+
+def share_right(predicted: Tensor, labels: Tensor) -> float:
+    """Share of the predictions ``[N]`` that are the label, in [0, 1]."""
+    return (predicted == labels).float().mean().item()
 
 
 def attack_success_rate(

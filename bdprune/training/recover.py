@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import math
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -13,6 +14,7 @@ from bdprune.errors import TrainingError
 from bdprune.model.handle import Model
 from bdprune.model.mask import MaskedNetwork
 from bdprune.training.normalization import keep_running_statistics
+from bdprune.training.precision import Plan, Precision, plan_for
 from bdprune.training.unlearn import batches
 
 
@@ -41,32 +43,40 @@ class RecoverSettings:
 
 @dataclass(frozen=True)
 class Recovered:
-    """Masks in [0, 1] per filter group (``[num_filters]``, CPU) and the loss of every step."""
+    """Masks in [0, 1] per filter group (``[num_filters]``, CPU), the loss of every step, and how the steps ran."""
 
     masks: dict[str, Tensor]
     losses: tuple[float, ...]
+    plan: Plan = field(default_factory=Plan)
 
 
-def recover(unlearned: Model, data: CleanData, settings: RecoverSettings, seed: int = 0) -> Recovered:
+def recover(
+    unlearned: Model, data: CleanData, settings: RecoverSettings, seed: int = 0, precision: Precision = "float32"
+) -> Recovered:
     """Minimises cross-entropy on ``data`` over masks alone; the weights of ``unlearned`` stay as they are.
 
     Masks start at one and are clipped to [0, 1] after every step.
 
+    Args:
+        precision: see :func:`bdprune.training.precision.plan_for`.
+
     Raises:
+        OptionError: an unknown precision.
         TrainingError: a loss is not finite.
     """
-    masked = MaskedNetwork(unlearned)
-    masked.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    masked.train()
+    masked = MaskedNetwork(unlearned).train()
     if len(data) < settings.small_data:
         keep_running_statistics(masked)
+    plan = plan_for(precision, masked, data.images)
+    plan.arrange(masked)
     optimizer = torch.optim.SGD(masked.masks.values(), settings.lr, settings.momentum)
     generator = torch.Generator().manual_seed(seed)
     losses: list[float] = []
     for _ in range(settings.epochs):
         for images, labels in batches(data, settings.batch_size, settings.padding, generator, unlearned.device):
-            loss = settings.loss_scale * functional.cross_entropy(masked(images), labels)
-            if not torch.isfinite(loss):
+            loss = settings.loss_scale * functional.cross_entropy(plan.logits(masked, images), labels)
+            value = loss.item()
+            if not math.isfinite(value):
                 raise TrainingError(
                     f"Recovery gave a loss that is not finite in step {len(losses) + 1}.",
                     "Unlearn less: a higher stop accuracy or a smaller learning rate.",
@@ -75,5 +85,6 @@ def recover(unlearned: Model, data: CleanData, settings: RecoverSettings, seed: 
             loss.backward()
             optimizer.step()
             masked.clamp_()
-            losses.append(loss.item() / settings.loss_scale)
-    return Recovered({name: mask.detach().cpu().clone() for name, mask in masked.masks.items()}, tuple(losses))
+            losses.append(value / settings.loss_scale)
+    masks = {name: mask.detach().cpu().clone() for name, mask in masked.masks.items()}
+    return Recovered(masks, tuple(losses), plan)

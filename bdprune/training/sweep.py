@@ -9,8 +9,9 @@ from torch import Tensor
 
 from bdprune.data.clean import CleanData
 from bdprune.model.handle import Model
-from bdprune.model.prune import PruneMode, prune
-from bdprune.training.evaluate import clean_accuracy
+from bdprune.model.prune import PruneMode
+from bdprune.training.evaluate import share_right
+from bdprune.training.pruned import CACHE_BYTES, PrunedPredictions
 
 
 @dataclass(frozen=True)
@@ -63,8 +64,12 @@ def sweep_thresholds(
     mode: PruneMode,
     stop_early: bool = True,
     hopeless: float = 1.0,
+    cache_bytes: int = CACHE_BYTES,
 ) -> Sweep:
     """Prunes ``model`` at rising thresholds and measures what clean accuracy is left.
+
+    What the layers before the first newly pruned filter say of the images is kept from threshold to threshold, not
+    computed again; the accuracies are those of plain pruning and predicting to the last bit.
 
     Args:
         masks: group name -> mask per filter; pruned are those at or below the threshold.
@@ -75,35 +80,36 @@ def sweep_thresholds(
         stop_early: stop at the first threshold that costs more than ``max_drop``; otherwise look at all of them,
             because a filter whose loss hurts alone may be no loss together with those that worked against it.
         hopeless: a point that costs more than this on one set is not measured on those that follow.
+        cache_bytes: memory for what is kept; 0 keeps nothing.
     """
-    before = _accuracies(model, sets)
-    points: list[SweepPoint] = []
+    steps: list[dict[str, list[int]]] = [{}]
+    step_of: list[int] = []
     for threshold in thresholds:
         pruned = below(masks, threshold)
-        if points and pruned == points[-1].pruned:
+        if pruned != steps[-1]:
+            steps.append(pruned)
+        step_of.append(len(steps) - 1)
+    predictions = PrunedPredictions(model, [data.images for data in sets], steps, mode, cache_bytes)
+    before = [share_right(predictions.predict(0, index), data.labels) for index, data in enumerate(sets)]
+    points: list[SweepPoint] = []
+    for threshold, step in zip(thresholds, step_of, strict=True):
+        if points and steps[step] == points[-1].pruned:
             points.append(replace(points[-1], threshold=threshold))
         else:
-            points.append(_measured(prune(model, pruned, mode), sets, before, threshold, pruned, hopeless))
+            drops = _drops(predictions, step, sets, before, hopeless)
+            points.append(SweepPoint(threshold, before[0] - drops[0], max(drops), steps[step]))
         if stop_early and points[-1].drop > max_drop:
             break
     return Sweep(before[0], tuple(points))
 
 
-def _measured(
-    repaired: Model,
-    sets: Sequence[CleanData],
-    before: Sequence[float],
-    threshold: float,
-    pruned: dict[str, list[int]],
-    hopeless: float,
-) -> SweepPoint:
+def _drops(
+    predictions: PrunedPredictions, step: int, sets: Sequence[CleanData], before: Sequence[float], hopeless: float
+) -> list[float]:
+    """Fall of clean accuracy on each set, up to the first set on which it is hopeless."""
     drops: list[float] = []
-    for data, accuracy in zip(sets, before, strict=True):
-        drops.append(accuracy - clean_accuracy(repaired.module, data.images, data.labels))
+    for index, (data, accuracy) in enumerate(zip(sets, before, strict=True)):
+        drops.append(accuracy - share_right(predictions.predict(step, index), data.labels))
         if drops[-1] > hopeless:
             break
-    return SweepPoint(threshold, before[0] - drops[0], max(drops), pruned)
-
-
-def _accuracies(model: Model, sets: Sequence[CleanData]) -> list[float]:
-    return [clean_accuracy(model.module, data.images, data.labels) for data in sets]
+    return drops

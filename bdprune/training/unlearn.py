@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import copy
+import math
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
@@ -16,6 +16,7 @@ from bdprune.model.handle import Model
 from bdprune.training.augment import crop_and_flip
 from bdprune.training.evaluate import clean_accuracy
 from bdprune.training.normalization import keep_running_statistics
+from bdprune.training.precision import Plan, Precision, plan_for
 from bdprune.training.trajectory import UnlearnStep
 
 
@@ -67,6 +68,7 @@ class Unlearned:
         steps_per_epoch: steps in one pass over the data.
         lr: learning rate of the try that ended finite.
         stopped: whether the stop accuracy was reached.
+        plan: number format and memory layout of the steps.
     """
 
     model: Model
@@ -74,20 +76,27 @@ class Unlearned:
     steps_per_epoch: int
     lr: float
     stopped: bool
+    plan: Plan = field(default_factory=Plan)
 
 
-def unlearn(model: Model, data: CleanData, settings: UnlearnSettings, seed: int = 0) -> Unlearned:
+def unlearn(
+    model: Model, data: CleanData, settings: UnlearnSettings, seed: int = 0, precision: Precision = "float32"
+) -> Unlearned:
     """Maximises cross-entropy on ``data`` over all parameters of a copy of ``model``.
 
     The learning rate of ``settings`` is where it starts; the settings say when to start over with another. The last
     try counts, with its last finite state.
 
+    Args:
+        precision: see :func:`bdprune.training.precision.plan_for`.
+
     Raises:
+        OptionError: an unknown precision.
         TrainingError: not one step of the last try was finite.
     """
     lr, retries, raises = settings.lr, settings.retries, settings.raises
     while True:
-        result, finite = _ascend(model, data, settings, lr, seed)
+        result, finite = _ascend(model, data, settings, lr, seed, precision)
         if not finite and retries:
             lr, retries, raises = lr / 10, retries - 1, 0
         elif finite and result.stopped and len(result.trajectory) < settings.min_steps and retries:
@@ -105,13 +114,16 @@ def unlearn(model: Model, data: CleanData, settings: UnlearnSettings, seed: int 
     return result
 
 
-def _ascend(model: Model, data: CleanData, settings: UnlearnSettings, lr: float, seed: int) -> tuple[Unlearned, bool]:
+def _ascend(
+    model: Model, data: CleanData, settings: UnlearnSettings, lr: float, seed: int, precision: Precision
+) -> tuple[Unlearned, bool]:
     """One try at one learning rate, and whether it stayed finite."""
     worker = model.clone()
-    module = worker.module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    module.train()
+    module = worker.module.train()
     if len(data) < settings.small_data:
         keep_running_statistics(module)
+    plan = plan_for(precision, module, data.images)
+    plan.arrange(module)
     optimizer = torch.optim.SGD(module.parameters(), lr, settings.momentum, weight_decay=settings.weight_decay)
     scheduler = torch.optim.lr_scheduler.MultiStepLR(optimizer, list(settings.milestones), 0.1)
     floor = settings.stop_accuracy if settings.stop_accuracy is not None else 1 / model.num_classes
@@ -119,18 +131,17 @@ def _ascend(model: Model, data: CleanData, settings: UnlearnSettings, lr: float,
         floor = settings.stop_share * clean_accuracy(model.module, data.images, data.labels)
     generator = torch.Generator().manual_seed(seed)
     trajectory: list[UnlearnStep] = []
-    last_finite = copy.deepcopy(worker.network.state_dict())
+    last_finite = _Snapshot(worker.network)
     stopped = False
     batches_per_epoch = -(-len(data) // settings.batch_size)
     for _ in range(settings.max_epochs):
         for images, labels in batches(data, settings.batch_size, settings.padding, generator, model.device):
-            step = _ascent_step(module, optimizer, images, labels, model.num_classes)
-            if step is None or not _is_finite(module):
-                worker.network.load_state_dict(last_finite)
+            step = _ascent_step(module, plan, optimizer, images, labels, model.num_classes)
+            if step is None or not last_finite.take():
+                last_finite.restore()
                 unlearned = model.with_network(worker.network)
-                return Unlearned(unlearned, tuple(trajectory), batches_per_epoch, lr, False), False
+                return Unlearned(unlearned, tuple(trajectory), batches_per_epoch, lr, False, plan), False
             trajectory.append(step)
-            last_finite = copy.deepcopy(worker.network.state_dict())
             if settings.stop_on == "batch" and step.accuracy <= floor:
                 stopped = True
                 break
@@ -141,23 +152,25 @@ def _ascend(model: Model, data: CleanData, settings: UnlearnSettings, lr: float,
             break
         scheduler.step()
     unlearned = model.with_network(worker.network)
-    return Unlearned(unlearned, tuple(trajectory), batches_per_epoch, lr, stopped), True
+    return Unlearned(unlearned, tuple(trajectory), batches_per_epoch, lr, stopped, plan), True
 
 
 def _ascent_step(
-    module: nn.Module, optimizer: torch.optim.Optimizer, images: Tensor, labels: Tensor, num_classes: int
+    module: nn.Module, plan: Plan, optimizer: torch.optim.Optimizer, images: Tensor, labels: Tensor, num_classes: int
 ) -> UnlearnStep | None:
-    logits = module(images)
+    logits = plan.logits(module, images)
     loss = functional.cross_entropy(logits, labels)
-    if not torch.isfinite(loss):
+    value = loss.item()
+    if not math.isfinite(value):
         return None
     optimizer.zero_grad()
     (-loss).backward()
     optimizer.step()
-    predicted = logits.detach().argmax(1)
+    # Counted on the CPU: there every count is free, on a GPU each would wait for the device.
+    predicted, labels = logits.detach().argmax(1).cpu(), labels.cpu()
     right = predicted == labels
     return UnlearnStep(
-        loss=loss.item(),
+        loss=value,
         accuracy=right.float().mean().item(),
         votes=_counts(predicted, num_classes),
         wrong_votes=_counts(predicted[~right], num_classes),
@@ -169,8 +182,28 @@ def _counts(labels: Tensor, num_classes: int) -> tuple[int, ...]:
     return tuple(torch.bincount(labels, minlength=num_classes).tolist())
 
 
-def _is_finite(module: nn.Module) -> bool:
-    return all(bool(torch.isfinite(tensor).all()) for tensor in module.state_dict().values())
+class _Snapshot:
+    """The last finite state of ``network``, in memory that is taken once."""
+
+    def __init__(self, network: nn.Module) -> None:
+        self._network = network
+        self._kept: dict[str, Tensor] = {name: value.clone() for name, value in network.state_dict().items()}
+
+    @torch.no_grad()
+    def take(self) -> bool:
+        """Keeps the state as it is now if all of it is finite, and says whether it is."""
+        state: dict[str, Tensor] = self._network.state_dict()
+        floating = [value for value in state.values() if value.is_floating_point() and value.numel()]
+        # The extremes pass on what is not a number; one look at all of them waits for the device once.
+        if not bool(torch.cat([torch.stack(value.aminmax()) for value in floating]).isfinite().all()):
+            return False
+        for name, value in state.items():
+            self._kept[name].copy_(value)
+        return True
+
+    def restore(self) -> None:
+        """Puts the network back into the state that was kept."""
+        self._network.load_state_dict(self._kept)
 
 
 def batches(

@@ -8,6 +8,7 @@ from bdprune.errors import OptionError
 from bdprune.purify.rnp import RNP
 from bdprune.training.evaluate import clean_accuracy
 from bdprune.training.finetune import FineTuneSettings
+from bdprune.training.precision import Plan
 from bdprune.training.recover import RecoverSettings
 from bdprune.training.unlearn import UnlearnSettings
 
@@ -67,6 +68,21 @@ def test_same_seed_same_repair(bright: Any) -> None:
     one, two = QUICK(bright.model, bright.data), QUICK(bright.model, bright.data)
     assert one.pruned == two.pruned
     assert all(torch.equal(one.masks[name], two.masks[name]) for name in one.masks)
+
+
+def test_precision_reaches_both_loops(bright: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
+
+    def plan_for(precision: str, module: object, images: object) -> Plan:
+        asked.append((precision, type(module).__name__))
+        return Plan()
+
+    for loop in ("unlearn", "recover"):
+        monkeypatch.setattr(f"bdprune.training.{loop}.plan_for", plan_for)
+    result = replace(QUICK, precision="auto")(bright.model, bright.data)
+    assert asked == [("auto", "Normalized"), ("auto", "MaskedNetwork")]
+    assert result.params["precision"] == "auto"
+    assert RNP().precision == "float32"
 
 
 def test_presets_hold_the_published_settings() -> None:

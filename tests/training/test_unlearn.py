@@ -9,7 +9,7 @@ from torch import Tensor
 from bdprune.data.clean import CleanData
 from bdprune.errors import TrainingError
 from bdprune.model.handle import Model
-from bdprune.training.unlearn import UnlearnSettings, batches, unlearn
+from bdprune.training.unlearn import UnlearnSettings, _Snapshot, batches, unlearn
 
 
 @pytest.fixture
@@ -89,6 +89,23 @@ def test_few_images_leave_running_statistics_alone(model: Model, data: CleanData
     drifted = unlearn(model, few, replace(SETTINGS, small_data=0, max_epochs=2), seed=0).model
     assert torch.equal(kept.network.get_buffer("1.running_mean"), model.network.get_buffer("1.running_mean"))
     assert not torch.equal(drifted.network.get_buffer("1.running_mean"), model.network.get_buffer("1.running_mean"))
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+def test_a_snapshot_goes_back_to_the_last_finite_state(model: Model, value: float) -> None:
+    network = model.clone().network
+    snapshot = _Snapshot(network)
+    weight, mean = network.get_parameter("3.weight"), network.get_buffer("4.running_mean")
+    with torch.no_grad():
+        weight[0] = 2.0
+        assert snapshot.take()
+        weight[1] = 3.0
+        mean[5] = value
+        assert not snapshot.take()
+    snapshot.restore()
+    assert (weight[0] == 2.0).all()
+    assert torch.equal(weight[1:], model.network.get_parameter("3.weight")[1:])
+    assert torch.equal(mean, model.network.get_buffer("4.running_mean"))
 
 
 def test_batches_pass_over_every_image_once(data: CleanData) -> None:
