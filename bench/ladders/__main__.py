@@ -95,7 +95,8 @@ def measured(ladder: Ladder, plan: Plan, ceilings: Ceilings) -> dict[str, Any]:
     samples = measure(ladder.rungs, clock, plan.device, ladder.seconds, plan.most)
     found = record.ladder_record(ladder, samples, ceilings)
     found["took_seconds"] = round(time.monotonic() - start, 1)
-    torch.compiler.reset()
+    if any(rung.kind == "compile" for rung in ladder.rungs):
+        torch.compiler.reset()
     gc.collect()
     _say(found)
     return found

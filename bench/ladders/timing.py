@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ctypes
-import gc
 import math
 import statistics
 import time
@@ -71,7 +70,6 @@ def peak_bytes(device: torch.device, call: Callable[[], Any]) -> int | None:
     On CUDA what the caching allocator handed out, on Linux the resident memory of this process, down to pages. What is
     freed within the call but kept by a library for later counts once, at the first call.
     """
-    gc.collect()
     if device.type == "cuda":
         torch.cuda.synchronize()
         before = torch.cuda.memory_allocated(device)
