@@ -55,9 +55,13 @@ format: env ## rewrite Python and C++ in the house style
 cuda-check: env ## compile the CUDA sources for sm_80 and sm_90 and look for spills (needs nvcc, no GPU)
 	$(PYTHON) tools/cuda_check.py
 
-bench: env ## the speed ladders; results go to bench/results
-	mkdir -p bench/results
-	$(PYTHON) bench/spectral_norms.py --json bench/results/spectral_norms.json
+bench: env ## the speed ladders on this CPU, under 15 minutes; the page is docs/benchmarks.md
+	$(PYTHON) -m bench.ladders --device cpu --threads 1 2 --minutes 13 --out bench/results/ladders-cpu.json
+	$(PYTHON) -m bench.ladders.report bench/results/ladders-*.json
+
+bench-gpu: env ## the same ladders on a CUDA device, under 8 minutes
+	$(PYTHON) -m bench.ladders --device cuda --threads 1 --minutes 6 --out bench/results/ladders-cuda.json
+	$(PYTHON) -m bench.ladders.report bench/results/ladders-*.json
 
 build: env ## a wheel of what is here, into dist/
 	$(PYTHON) -m pip wheel . --no-build-isolation --no-deps --wheel-dir dist
@@ -88,4 +92,4 @@ define install
 	$(PIP) --editable '.[dev]' --no-build-isolation
 endef
 
-.PHONY: help env demo test lint types format cuda-check bench build clean cuda-check-if-nvcc env-given
+.PHONY: help env demo test lint types format cuda-check bench bench-gpu build clean cuda-check-if-nvcc env-given

@@ -1,0 +1,145 @@
+"""Measures the ladders and writes them as JSON.
+
+    python -m bench.ladders [--device cpu] [--threads 1 2] [--only NAME] [--minutes 14] [--quick] [--out FILE]
+
+Precision is the same on every rung: float32 in and out, no TF32, no half precision; the error column is against
+float64. The record is written after every ladder. A ladder whose turn comes after the minutes are over is listed as
+left out.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from bench.ladders import loading, machine, masked_conv, moments, record, rnp, spectral, startup, suspiciousness
+from bench.ladders.floors import Ceilings, measure_ceilings
+from bench.ladders.ladder import Ladder
+from bench.ladders.plan import Plan, cpu_plan, cuda_plan, quick_plan
+from bench.ladders.timing import device_clock, measure, wall_clock
+
+SUBJECTS: dict[str, Callable[[Plan], list[Ladder]]] = {
+    "spectral": spectral.ladders,
+    "moments": moments.ladders,
+    "masked_conv": masked_conv.ladders,
+    "loading": loading.ladders,
+    "startup": startup.ladders,
+    "suspiciousness": suspiciousness.ladders,
+    "rnp": rnp.ladders,
+}
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Runs what is asked for."""
+    options = _parser().parse_args(arguments)
+    device = torch.device(options.device)
+    if device.type == "cuda" and not torch.cuda.is_available():
+        sys.exit("No CUDA device is here; `--device cpu` measures the CPU.")
+    _same_precision()
+    done: dict[str, Any] = {
+        "schema": record.SCHEMA,
+        "started": datetime.now(UTC).isoformat(timespec="seconds"),
+        "machine": machine.describe(device),
+        "quick": options.quick,
+        "runs": [],
+    }
+    end = time.monotonic() + 60 * options.minutes
+    # On a GPU the host's threads only launch kernels.
+    counts = options.threads if device.type == "cpu" else options.threads[:1]
+    for index, threads in enumerate(counts):
+        torch.set_num_threads(threads)
+        now = time.monotonic()
+        until = now + (end - now) * share(counts[index:])
+        run(_plan(device, threads, options.quick), options.only or list(SUBJECTS), threads, until, done, options.out)
+
+
+def share(threads: Sequence[int]) -> float:
+    """The part of the time that is left for the first of these numbers of threads: work takes one over them."""
+    return (1 / threads[0]) / sum(1 / count for count in threads)
+
+
+def run(plan: Plan, subjects: list[str], threads: int, end: float, done: dict[str, Any], out: Path) -> None:
+    """All ladders with one number of threads, appended to ``done`` and written ladder by ladder."""
+    ceilings = measure_ceilings(plan.device, plan.quick)
+    part: dict[str, Any] = {
+        "threads": threads,
+        "copy_bytes_per_second": record.number(ceilings.copy),
+        "gemm_flops_per_second": record.number(ceilings.gemm),
+        "ladders": [],
+        "left_out": [],
+    }
+    done["runs"].append(part)
+    for subject in subjects:
+        for ladder in _drained(SUBJECTS[subject](plan)):
+            if time.monotonic() > end:
+                part["left_out"].append(f"{ladder.name} ({ladder.case})")
+            else:
+                part["ladders"].append(measured(ladder, plan, ceilings))
+            record.write(out, done)
+    part["load_after"] = machine.load()
+    record.write(out, done)
+
+
+def measured(ladder: Ladder, plan: Plan, ceilings: Ceilings) -> dict[str, Any]:
+    """Times one ladder; what it compiled is forgotten."""
+    start = time.monotonic()
+    clock = wall_clock(plan.device) if ladder.host else device_clock(plan.device)
+    samples = measure(ladder.rungs, clock, plan.device, ladder.seconds, plan.most)
+    found = record.ladder_record(ladder, samples, ceilings)
+    found["took_seconds"] = round(time.monotonic() - start, 1)
+    if any(rung.kind == "compile" for rung in ladder.rungs):
+        torch.compiler.reset()
+    gc.collect()
+    _say(found)
+    return found
+
+
+def _drained(ladders: list[Ladder]) -> Iterator[Ladder]:
+    """The ladders one by one, each let go of before the next: their data is large."""
+    while ladders:
+        yield ladders.pop(0)
+
+
+def _same_precision() -> None:
+    torch.set_float32_matmul_precision("highest")
+    torch.backends.cudnn.allow_tf32 = False
+    torch.backends.cudnn.benchmark = True
+
+
+def _plan(device: torch.device, threads: int, quick: bool) -> Plan:
+    if quick:
+        return quick_plan(device)
+    return cpu_plan(threads) if device.type == "cpu" else cuda_plan()
+
+
+def _say(found: dict[str, Any]) -> None:
+    print(f"{found['name']}, {found['case']} ({found['took_seconds']} s)", file=sys.stderr)
+    for row in found["rows"]:
+        seconds = "failed" if row["seconds"] is None else f"{1e3 * row['seconds']:.3f} ms"
+        error = "" if row["error"] is None else f"error {float(row['error']):.1e}"
+        print(f"  {row['kind']:8}{row['rung'][:52]:54}{seconds:>16}  {error} {row['failure']}", file=sys.stderr)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--device", default="cpu", help="cpu, cuda or cuda:N")
+    parser.add_argument("--threads", type=int, nargs="+", default=[1, 2])
+    parser.add_argument("--only", action="append", choices=list(SUBJECTS), help="repeatable (default: all)")
+    parser.add_argument("--minutes", type=float, default=14.0, help="no ladder is begun after so long")
+    parser.add_argument(
+        "--quick", action="store_true", help="tiny shapes, to see that it works; the figures mean nothing"
+    )
+    parser.add_argument("--out", type=Path, required=True, help="JSON file that is written")
+    return parser
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,108 @@
+"""From a checkpoint file to data-free scores of every filter."""
+
+from __future__ import annotations
+
+import atexit
+import shutil
+import tempfile
+from collections.abc import Callable
+from functools import cache, partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from bdprune.model.architectures.resnet import ResNet18Cifar
+from bdprune.model.load import load
+from bdprune.scan.score import score
+from bdprune.scoring.lipschitz import channel_lipschitz
+from bench.ladders import spectral
+from bench.ladders.ladder import Ladder, Rung, Work, relative_error
+from bench.ladders.networks import resnet18
+from bench.ladders.plan import Plan
+
+Norms = Callable[[list[Tensor]], list[Tensor]]
+
+
+def ladders(plan: Plan) -> list[Ladder]:
+    """One file of a ResNet-18. Reading a file is the CPU's work, so there is nothing to see on other devices."""
+    if plan.device.type != "cpu":
+        return []
+    folder = tempfile.mkdtemp(prefix="bdprune-bench-")
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    path = Path(folder) / "model.pth"
+    torch.save(resnet18(plan.width, plan.device).network.state_dict(), path)
+    return [loading_ladder(plan, path)]
+
+
+def loading_ladder(plan: Plan, path: Path) -> Ladder:
+    """The file is in the page cache; every rung is warm, imports included."""
+
+    @cache
+    def truth() -> list[Tensor]:
+        state = torch.load(path, weights_only=True)
+        network = ResNet18Cifar(10, width=plan.width).double()
+        network.load_state_dict(state)
+        return _scores(network, spectral.batched_svdvals)
+
+    rungs = (
+        Rung("unpickled, one svd per filter", "author", partial(_plain, plan.width, path, spectral.author_loop, {})),
+        Rung(
+            "weights only, batched svdvals", "eager", partial(_plain, plan.width, path, spectral.batched_svdvals, _SAFE)
+        ),
+        Rung(
+            "weights only, Gram + eigvalsh", "eager", partial(_plain, plan.width, path, spectral.gram_eigvalsh, _SAFE)
+        ),
+        Rung("memory-mapped, assigned, Gram + eigvalsh", "eager", partial(_mapped, plan.width, path)),
+        Rung("bdprune.load + channel_lipschitz", "ours", lambda: list(channel_lipschitz(load(path)).values())),
+        Rung("bdprune.score, with digest and record", "ours", lambda: score(path), exact=False),
+        Rung("read the file", "bound", path.read_bytes, exact=False),
+    )
+    size = path.stat().st_size
+    return Ladder(
+        "File to data-free scores",
+        f"ResNet-18 width {plan.width}, {size / 1e6:.1f} MB",
+        rungs,
+        (Work(size),),
+        lambda found: relative_error(found, truth()),
+        "largest error of a score, relative to the largest of its layer",
+        seconds=plan.seconds,
+        host=True,
+    )
+
+
+_SAFE: dict[str, Any] = {"weights_only": True}
+
+
+def _plain(width: int, path: Path, norms: Norms, how: dict[str, Any]) -> list[Tensor]:
+    """A network made, filled and scored; the architecture is known beforehand."""
+    network = ResNet18Cifar(10, width=width)
+    # The authors' scripts let the file run whatever it holds, as torch.load did by default in their day.
+    network.load_state_dict(torch.load(path, **(how or {"weights_only": False})))
+    return _scores(network, norms)
+
+
+def _mapped(width: int, path: Path) -> list[Tensor]:
+    """No weights are made that the file replaces, and none is copied."""
+    with torch.device("meta"):
+        network = ResNet18Cifar(10, width=width)
+    network.load_state_dict(torch.load(path, mmap=True, weights_only=True), assign=True)
+    return _scores(network, spectral.gram_eigvalsh)
+
+
+@torch.no_grad()
+def _scores(network: nn.Module, norms: Norms) -> list[Tensor]:
+    """Each filter's norm times the gain of the batch norm that stands after it, in order of execution."""
+    modules = dict(network.named_modules())
+    pairs = [(conv, _norm_after(name, modules)) for name, conv in modules.items() if isinstance(conv, nn.Conv2d)]
+    found = norms([conv.weight for conv, _ in pairs])
+    gains = [norm.weight.abs() / (norm.running_var + norm.eps).sqrt() for _, norm in pairs]
+    return [norm * gain for norm, gain in zip(found, gains, strict=True)]
+
+
+def _norm_after(name: str, modules: dict[str, nn.Module]) -> Any:
+    """A ResNet's names say it: conv1 goes with bn1, a shortcut's 0 with its 1."""
+    home, _, last = name.rpartition(".")
+    after = "1" if last == "0" else last.replace("conv", "bn")
+    return modules[f"{home}.{after}" if home else after]

@@ -1,0 +1,68 @@
+"""The networks and images that the ladders of methods run on. What weights have learned changes no speed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import nn
+
+from bdprune.data.clean import CleanData
+from bdprune.model.architectures.resnet import ResNet18Cifar
+from bdprune.model.handle import Model
+
+CLASSES, SIZE = 10, 32
+
+
+def resnet18(width: int, device: torch.device, seed: int = 0) -> Model:
+    """A ResNet-18 for 32x32 images with random weights, and norms that are neither trivial nor degenerate."""
+    generator = torch.Generator().manual_seed(seed)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        network = ResNet18Cifar(CLASSES, width=width)
+    for module in network.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            nn.init.uniform_(module.weight, 0.5, 1.5, generator=generator)
+            nn.init.normal_(module.bias, 0, 0.1, generator=generator)
+    module = network.train()
+    with torch.no_grad():
+        module(clean_images(16, torch.device("cpu"), seed).images)  # running statistics of real maps
+    return Model(network.eval().to(device), "resnet18_cifar", CLASSES, (3, SIZE, SIZE))
+
+
+def clean_images(count: int, device: torch.device, seed: int = 0) -> CleanData:
+    """Noise in [0, 1] with labels in turn: float32 ``[count, 3, 32, 32]``, where the methods expect clean data."""
+    generator = torch.Generator().manual_seed(seed)
+    images = torch.rand(count, 3, SIZE, SIZE, generator=generator)
+    # The methods move batches to the model themselves; the plain loops get no advantage from data that lies there.
+    return CleanData(images, torch.arange(count) % CLASSES)
+
+
+def conv_flops(network: nn.Module, size: int = SIZE) -> float:
+    """Floating point operations of the convolutions of one forward pass of one image, two for a multiply and add."""
+    total = [0.0]
+
+    def count(module: nn.Module, _: object, output: torch.Tensor) -> None:
+        assert isinstance(module, nn.Conv2d)
+        total[0] += 2.0 * module.weight.numel() * output[0, 0].numel()
+
+    hooks = [module.register_forward_hook(count) for module in network.modules() if isinstance(module, nn.Conv2d)]
+    device = next(network.parameters()).device
+    with torch.no_grad():
+        network(torch.zeros(1, 3, size, size, device=device))
+    for hook in hooks:
+        hook.remove()
+    return total[0]
+
+
+def weight_bytes(network: nn.Module) -> int:
+    """Bytes of all parameters."""
+    return sum(parameter.nbytes for parameter in network.parameters())
+
+
+def replace_modules(network: nn.Module, kind: type[nn.Module], make: Callable[[nn.Module], nn.Module]) -> None:
+    """Puts ``make(child)`` in the place of every child of that very kind, at any depth."""
+    for parent in list(network.modules()):
+        for name, child in list(parent.named_children()):
+            if type(child) is kind:
+                setattr(parent, name, make(child))

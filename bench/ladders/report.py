@@ -1,0 +1,236 @@
+"""The page of benchmarks, made from records.
+
+    python -m bench.ladders.report RECORD.json ... [--page docs/benchmarks.md]
+
+Writes the page and one chart beside it for each record. Nothing is left out: rows where we lose are marked, rungs that
+broke down say why, ladders that the time did not suffice for are named.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from bdprune.report.svg import Bar, bars
+
+Record = dict[str, Any]
+Row = dict[str, Any]
+
+_KINDS = {
+    "author": "author",
+    "eager": "eager",
+    "compile": "compile",
+    "ours": "**ours**",
+    "bound": "bound",
+    "rival": "other method",
+}
+_STYLE = (
+    "text{font:11px sans-serif;fill:#444}.grid{stroke:#ddd}.bar{fill:#3b6ea8}.bar.marked{fill:#c2492f}"
+    ".cut{stroke:#222;stroke-dasharray:4 3}"
+)
+_INTRO = """# Benchmarks
+
+Made by `python -m bench.ladders.report` from the records in `bench/results/`, which `make bench` and `make bench-gpu`
+write. Each ladder goes from the author's loop over the best eager PyTorch that we found and `torch.compile` to ours.
+
+* **Time** is the median of a whole run, with its quartiles; compile time is stated and not counted.
+* **Floor** is the time that the bytes or the floating point operations of the task take at best, at the rates of a copy
+  and of a float32 matrix product that were measured in the same run. 100 % is the floor. Data that lies in a cache is
+  read faster than it is copied, so a row may be above it. A *bound* row is work that no rung can leave out.
+* **Error** is the largest one against float64. Every rung takes and gives float32, without TF32 or half precision.
+* **Peak** is by how much memory grew during one call: resident memory on a CPU, the allocator's on a GPU.
+* Ratios are of medians. A ratio whose quartiles overlap is noise.
+"""
+
+
+def page(records: Sequence[tuple[str, Record]], charts: Sequence[str]) -> str:
+    """The whole page; ``records`` with the name of their file, ``charts`` their pictures."""
+    parts = [_INTRO]
+    for (source, record), chart in zip(records, charts, strict=True):
+        parts += [_heading(source, record), f"![How many times faster than the best eager PyTorch]({chart})\n"]
+        parts += [summary(record), _left_out(record)]
+        parts += [_section(run, ladder) for run, ladder in ladders(record)]
+    return "\n".join(part for part in parts if part)
+
+
+def ladders(record: Record) -> Iterator[tuple[Record, Record]]:
+    """Every ladder with the run it belongs to."""
+    for run in record["runs"]:
+        for ladder in run["ladders"]:
+            yield run, ladder
+
+
+def best(ladder: Record, kind: str) -> Row | None:
+    """The fastest row of that kind, None without one that worked. Of ours the first counts, not a variant of it."""
+    rows = [row for row in ladder["rows"] if row["kind"] == kind and row["seconds"] is not None]
+    if kind == "ours":
+        return rows[0] if rows else None
+    return min(rows, key=lambda row: float(row["seconds"]), default=None)
+
+
+def ratio(other: Row | None, ours: Row | None) -> float | None:
+    """How many times faster ours is; below one we lose."""
+    return None if other is None or ours is None else other["seconds"] / ours["seconds"]
+
+
+def summary(record: Record) -> str:
+    """One line a ladder: ours against the best eager rung, the author's loop and the floor."""
+    lines = [
+        "| what | threads | best eager | ours | times faster than it | than compiled | than author | % of floor |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    for run, ladder in ladders(record):
+        eager, ours = best(ladder, "eager"), best(ladder, "ours")
+        if ours is None:
+            continue
+        others = [ratio(best(ladder, kind), ours) for kind in ("eager", "compile", "author")]
+        cells = [
+            f"{ladder['name']}: {ladder['case']}",
+            str(run["threads"]),
+            "–" if eager is None else f"{eager['rung']}, {duration(eager['seconds'])}",
+            duration(ours["seconds"]),
+            *(_times(other) for other in others),
+            _percent(ours["floor_percent"]),
+        ]
+        lines.append(_line(cells))
+    return "\n".join(lines) + "\n"
+
+
+def table(ladder: Record) -> str:
+    """All rows of one ladder."""
+    ours = best(ladder, "ours")
+    lines = [
+        "| rung | kind | time | quartiles | times ours | % of floor | error | peak | notes |",
+        "|---|---|---|---|---|---|---|---|---|",
+    ]
+    fastest = best(ladder, "eager")
+    for row in ladder["rows"]:
+        if row["seconds"] is None:
+            lines.append(_line([row["rung"], _KINDS[row["kind"]], *["–"] * 6, f"failed: {row['failure']}"]))
+            continue
+        times = ratio(row, ours)
+        cells = [
+            f"**{row['rung']}** (best eager)" if row is fastest else row["rung"],
+            _KINDS[row["kind"]],
+            duration(row["seconds"]),
+            " to ".join(duration(one) for one in row["quartiles"]),
+            "–" if times is None else f"{times:.2f}",
+            _percent(row["floor_percent"]),
+            "–" if row["error"] is None else f"{float(row['error']):.1e}",
+            "–" if row["peak_bytes"] is None else f"{row['peak_bytes'] / 1e6:.1f} MB",
+            _notes(row),
+        ]
+        lines.append(_line(cells))
+    return "\n".join(lines) + "\n"
+
+
+def chart(record: Record) -> str:
+    """A bar for each ladder: how many times faster than the best eager rung; red where we lose. A whole SVG file."""
+    values, names = [], []
+    for run, ladder in ladders(record):
+        times = ratio(best(ladder, "eager"), best(ladder, "ours"))
+        if times is not None:
+            what = f"{ladder['name']}, {ladder['case']}, {run['threads']} thread(s): {times:.2f} times"
+            values.append(Bar(times, what, marked=times < 1))
+            names.append(str(len(names) + 1))
+    title = "Times faster than the best eager PyTorch, in the order of the table"
+    labels = {"x_label": "line of the table", "y_label": "times faster"}
+    inline = str(bars(title, values, x_names=names, cut=1.0, cut_name="as fast", **labels))  # type: ignore[arg-type]
+    # The page around the charts of a report styles them; a file of its own must bring its style along.
+    head = '<svg xmlns="http://www.w3.org/2000/svg" width="840" '
+    return inline.replace("<svg ", head, 1).replace("</title>", f"</title><style>{_STYLE}</style>", 1) + "\n"
+
+
+def duration(seconds: float) -> str:
+    """Three digits and a unit: µs, ms, s, min or h."""
+    for unit, size, limit in (("µs", 1e-6, 1e-3), ("ms", 1e-3, 1.0), ("s", 1.0, 120.0), ("min", 60.0, 7200.0)):
+        if seconds < limit:
+            return f"{_digits(seconds / size)} {unit}"
+    return f"{_digits(seconds / 3600)} h"
+
+
+def _digits(value: float) -> str:
+    return f"{value:.0f}" if value >= 100 else f"{value:.3g}"
+
+
+def _heading(source: str, record: Record) -> str:
+    machine = record["machine"]
+    build = machine["build"]
+    lines = [
+        f"## {machine['hardware']}\n",
+        f"`{source}`, {record['started']}: commit {machine['commit']}, torch {machine['torch']}"
+        + (f" with CUDA {machine['cuda']}" if machine["cuda"] else "")
+        + f", Python {machine['python']}, {machine['cores']} cores, ops {build['backend']} ({build['cpu_features']}).",
+    ]
+    if record["quick"]:
+        lines.append("**A quick run on tiny shapes: it shows that everything works, and its figures mean nothing.**")
+    for run in record["runs"]:
+        copy, gemm = run["copy_bytes_per_second"] / 1e9, run["gemm_flops_per_second"] / 1e9
+        lines.append(f"{run['threads']} thread(s): a copy moves {copy:.3g} GB/s, a product does {gemm:.4g} GFLOP/s.")
+    load = machine["load"]
+    if load is not None and load > 0.5:
+        lines.append(f"The machine was not idle: {load} processes were ready to run as it began. Read times as bounds.")
+    return "\n".join(lines) + "\n"
+
+
+def _left_out(record: Record) -> str:
+    lines = [
+        f"Left out with {run['threads']} thread(s), because the time was over: {', '.join(run['left_out'])}."
+        for run in record["runs"]
+        if run["left_out"]
+    ]
+    return "\n".join(lines)
+
+
+def _section(run: Record, ladder: Record) -> str:
+    floor = ladder["floor_seconds"]
+    lines = [f"### {ladder['name']}, {run['threads']} thread(s)\n", f"{ladder['case']}."]
+    if floor is not None:
+        lines.append(f"The floor is {duration(floor)}, by {ladder['floor_by']}.")
+    if ladder["error_is"]:
+        lines.append(f"Error: {ladder['error_is']}.")
+    return "\n".join(lines) + "\n\n" + table(ladder)
+
+
+def _notes(row: Row) -> str:
+    notes = [row["note"]] if row["note"] else []
+    if row["compile_seconds"] is not None:
+        notes.append(f"compiled in {duration(row['compile_seconds'])}, not counted")
+    if row["repeats"] == 1:
+        notes.append("one call")
+    return "; ".join(notes)
+
+
+def _times(value: float | None) -> str:
+    if value is None:
+        return "–"
+    return f"{value:.2f}" if value >= 1 else f"{value:.2f}, **we lose**"
+
+
+def _percent(value: float | None) -> str:
+    return "–" if value is None else f"{value:.3g} %"
+
+
+def _line(cells: Sequence[str]) -> str:
+    return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Reads the records, writes the page and its charts."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("records", type=Path, nargs="+")
+    parser.add_argument("--page", type=Path, default=Path("docs/benchmarks.md"))
+    options = parser.parse_args(arguments)
+    records = [(path.name, json.loads(path.read_text())) for path in options.records]
+    charts = [f"{options.page.stem}-{path.stem}.svg" for path in options.records]
+    options.page.parent.mkdir(parents=True, exist_ok=True)
+    for (_, record), name in zip(records, charts, strict=True):
+        (options.page.parent / name).write_text(chart(record))
+    options.page.write_text(page(records, charts))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,347 @@
+"""RNP phase by phase: the ascent, the recovery of the mask, the sweep over thresholds.
+
+The first two are timed over a few optimiser steps and scaled to the published number, since every step does the same
+work. All rungs draw the same augmented batches in the same order, so that their results can be compared.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field, replace
+from functools import cache, partial
+from typing import cast
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from bdprune.data.clean import CleanData
+from bdprune.model.handle import Model
+from bdprune.training.recover import RecoverSettings, recover
+from bdprune.training.sweep import sweep_thresholds
+from bdprune.training.unlearn import UnlearnSettings, batches, unlearn
+from bench.ladders.ladder import Ladder, Rung, Work, absolute_error, can_compile, max_or_nan, relative_error
+from bench.ladders.networks import clean_images, conv_flops, replace_modules, resnet18, weight_bytes
+from bench.ladders.plan import Plan
+
+STEP_IMAGES, EPOCH_STEPS, EPOCHS = 125, 4, 20
+"""500 images in batches of at most 128, twenty times."""
+
+THRESHOLDS = [index * 0.05 for index in range(19)]
+
+# Filters below each threshold: the published trace of a BadNets model up to 0.3, the paper's Table 8 from 0.7 to 0.8;
+# what lies between and beyond is filled in.
+PRUNED = [12, 14, 18, 21, 24, 28, 32, 33, 34, 35, 36, 38, 39, 40, 41, 75, 178, 200, 220]
+
+
+def ladders(plan: Plan) -> list[Ladder]:
+    """Three ladders for each width."""
+    found = []
+    for width, steps, images in plan.rnp:
+        model = resnet18(width, plan.device)
+        count = 8 if plan.quick else steps * STEP_IMAGES
+        data = clean_images(count, plan.device)
+        size = Size(width, steps, count)
+        found += [unlearn_ladder(plan, model, data, size), recover_ladder(plan, model, data, size)]
+        found.append(sweep_ladder(plan, model, clean_images(images, plan.device, 1), width))
+    return found
+
+
+@dataclass(frozen=True)
+class Size:
+    """Width of the network, optimiser steps that are timed, images that they take together."""
+
+    width: int
+    steps: int
+    images: int
+
+    @property
+    def scale(self) -> float:
+        """Timed pieces in a whole run."""
+        return EPOCHS * EPOCH_STEPS / self.steps
+
+    @property
+    def note(self) -> str:
+        """What was timed."""
+        return f"{self.steps} of {EPOCHS * EPOCH_STEPS} steps timed"
+
+
+@dataclass(frozen=True)
+class Style:
+    """How a plain loop is written.
+
+    Attributes:
+        channels_last: memory format of network and images.
+        fused: SGD in one kernel.
+        compiled: the network through ``torch.compile``.
+        dtype: of everything; float64 for the truth.
+    """
+
+    channels_last: bool = False
+    fused: bool = False
+    compiled: bool = False
+    dtype: torch.dtype = torch.float32
+    _kept: list[nn.Module] = field(default_factory=list, compare=False)
+
+    def prepared(self, module: nn.Module) -> tuple[nn.Module, nn.Module]:
+        """``module`` in this style, and what runs it; what was compiled once is kept and takes its weights."""
+        kind = torch.channels_last if self.channels_last else torch.contiguous_format
+        module = cast(nn.Module, module.to(dtype=self.dtype, memory_format=kind))  # type: ignore[call-overload]
+        if not self.compiled:
+            return module, module
+        if not self._kept:
+            self._kept.extend([module, cast(nn.Module, torch.compile(module, dynamic=False))])
+        self._kept[0].load_state_dict(module.state_dict())
+        return self._kept[0], self._kept[1]
+
+    def batch(self, images: Tensor) -> Tensor:
+        """Images ``[N, C, H, W]`` in this style."""
+        kind = torch.channels_last if self.channels_last else torch.contiguous_format
+        return images.to(self.dtype).contiguous(memory_format=kind)
+
+
+AUTHOR, TRUTH = Style(), Style(dtype=torch.float64)
+EAGER = {
+    "channels_last": Style(channels_last=True),
+    "fused SGD": Style(fused=True),
+    "channels_last, fused SGD": Style(channels_last=True, fused=True),
+}
+
+
+def unlearn_ladder(plan: Plan, model: Model, data: CleanData, size: Size) -> Ladder:
+    """Gradient ascent over all weights."""
+    settings = UnlearnSettings(
+        weight_decay=5e-4, max_epochs=1, stop_accuracy=-1.0, stop_on="epoch", small_data=0, retries=0
+    )
+    start = {name: one.double() for name, one in model.network.named_parameters()}
+
+    def moved(network: nn.Module) -> list[Tensor]:
+        parts = [(one.detach().double() - start[name]).flatten() for name, one in network.named_parameters()]
+        return [torch.cat(parts)]
+
+    @cache
+    def truth() -> list[Tensor]:
+        return moved(plain_unlearn(model, data, TRUTH))
+
+    rungs = _rungs(plan, size, partial(plain_unlearn, model, data), "published loop, float32, NCHW")
+    mine = Rung(
+        "bdprune.training.unlearn",
+        "ours",
+        lambda: unlearn(model, data, settings).model.network,
+        size.scale,
+        f"{size.note}; its copies of the model counted once for each {size.steps}",
+    )
+    forward = conv_flops(model.network) * size.images
+    work = Work(5 * weight_bytes(model.network) * size.steps, 3 * forward)
+    return Ladder(
+        f"RNP width {size.width}: unlearning",
+        _case(size),
+        (*rungs, mine),
+        (_scaled(work, size.scale),),
+        lambda network: relative_error(moved(network), truth()),
+        "largest error of the change of a weight, relative to the largest change",
+        seconds=3 * plan.seconds,
+        host=True,
+    )
+
+
+def recover_ladder(plan: Plan, model: Model, data: CleanData, size: Size) -> Ladder:
+    """Descent over the masks alone."""
+    settings = RecoverSettings(loss_scale=0.2, epochs=1, small_data=0)
+
+    @cache
+    def truth() -> list[Tensor]:
+        return plain_recover(model, data, TRUTH)
+
+    rungs = _rungs(plan, size, partial(plain_recover, model, data), "published loop, float32, NCHW")
+    mine = Rung(
+        "bdprune.training.recover",
+        "ours",
+        lambda: list(recover(model, data, settings).masks.values()),
+        size.scale,
+        f"{size.note}; its copies of the model counted once for each {size.steps}",
+    )
+    forward = conv_flops(model.network) * size.images
+    work = Work(2 * weight_bytes(model.network) * size.steps, 2 * forward)
+    return Ladder(
+        f"RNP width {size.width}: recovery",
+        _case(size),
+        (*rungs, mine),
+        (_scaled(work, size.scale),),
+        lambda masks: absolute_error(masks, truth()),
+        "largest absolute error of a mask",
+        seconds=3 * plan.seconds,
+        host=True,
+    )
+
+
+def sweep_ladder(plan: Plan, model: Model, data: CleanData, width: int) -> Ladder:
+    """Clean accuracy at nineteen thresholds. The masks prune as many filters as published, at random places."""
+    masks = published_masks(model)
+
+    def plain(batch: int, style: Style, copies: bool) -> list[float]:
+        return plain_sweep(model, masks, data, batch, style, copies)
+
+    def mine() -> list[float]:
+        sweep = sweep_thresholds(model, masks, [data], THRESHOLDS, 1.0, "zero_gamma", stop_early=False)
+        return [point.clean_accuracy for point in sweep.points]
+
+    @cache
+    def truth() -> list[float]:
+        return plain(128, TRUTH, True)
+
+    rungs = (
+        Rung("a pruned copy per threshold, batches of 128", "author", lambda: plain(128, AUTHOR, True)),
+        Rung("channels_last copies, batches of 500", "eager", lambda: plain(500, EAGER["channels_last"], True)),
+        Rung("one copy, pruned in place", "eager", lambda: plain(128, AUTHOR, False)),
+        Rung("one channels_last copy, pruned in place", "eager", lambda: plain(500, EAGER["channels_last"], False)),
+        *_compiled_sweep(plan, width, lambda style: plain(500, style, False)),
+        Rung("bdprune.training.sweep_thresholds", "ours", mine, note="every threshold measured, no early stop"),
+    )
+    flops = conv_flops(model.network) * len(data)
+    return Ladder(
+        f"RNP width {width}: sweep of {len(THRESHOLDS)} thresholds",
+        f"{len(data)} images",
+        rungs,
+        (Work(weight_bytes(model.network) * len(THRESHOLDS), flops * len(THRESHOLDS)),),
+        lambda found: max_or_nan([abs(a - b) for a, b in zip(found, truth(), strict=True)]),
+        "largest error of a clean accuracy",
+        seconds=3 * plan.seconds,
+        host=True,
+    )
+
+
+def plain_unlearn(model: Model, data: CleanData, style: Style) -> nn.Module:
+    """The published loop: train mode, SGD of 0.01 with momentum 0.9 and weight decay 5e-4, on the negative loss."""
+    module, network = style.prepared(model.clone().module)
+    network.train()
+    module.train()
+    optimizer = torch.optim.SGD(module.parameters(), 0.01, 0.9, weight_decay=5e-4, fused=style.fused)
+    right = 0
+    for images, labels in _published_batches(model, data, style):
+        optimizer.zero_grad()
+        logits = network(images)
+        (-functional.cross_entropy(logits, labels)).backward()
+        optimizer.step()
+        right += int((logits.argmax(1) == labels).sum())  # what the loop stops by
+    return module.get_submodule("network")
+
+
+def plain_recover(model: Model, data: CleanData, style: Style) -> list[Tensor]:
+    """The published loop: a mask in every batch norm, SGD of 0.2 with momentum 0.9 on 0.2 times the loss, clipped."""
+    masked = copy.deepcopy(model.module).requires_grad_(False)
+    replace_modules(masked, nn.BatchNorm2d, MaskedNorm)
+    module, network = style.prepared(masked)
+    network.train()
+    module.train()
+    norms = {name: one for name, one in module.get_submodule("network").named_modules() if isinstance(one, MaskedNorm)}
+    masks = [norm.mask for norm in norms.values()]
+    optimizer = torch.optim.SGD(masks, 0.2, 0.9, fused=style.fused)
+    for images, labels in _published_batches(model, data, style):
+        optimizer.zero_grad()
+        (0.2 * functional.cross_entropy(network(images), labels)).backward()
+        optimizer.step()
+        with torch.no_grad():
+            for mask in masks:
+                mask.clamp_(0, 1)
+    # A compiled network is used again, so its masks are copied.
+    return [norms[_norm(group.norm)].mask.detach().clone() for group in model.groups]
+
+
+class MaskedNorm(nn.Module):
+    """A batch norm whose scale is multiplied by ``mask`` ``[C]``."""
+
+    def __init__(self, norm: nn.Module) -> None:
+        super().__init__()
+        assert isinstance(norm, nn.BatchNorm2d)
+        self.norm = norm
+        self.mask = nn.Parameter(torch.ones_like(norm.weight))
+
+    def forward(self, x: Tensor) -> Tensor:
+        norm = self.norm
+        scale = norm.weight * self.mask
+        return functional.batch_norm(
+            x, norm.running_mean, norm.running_var, scale, norm.bias, self.training, norm.momentum or 0.1, norm.eps
+        )
+
+
+@torch.no_grad()
+def plain_sweep(
+    model: Model, masks: dict[str, Tensor], data: CleanData, batch: int, style: Style, copies: bool
+) -> list[float]:
+    """Clean accuracy at each threshold, measured over all images each time; ``copies`` makes a new model for each."""
+    accuracies = []
+    module, network = style.prepared(copy.deepcopy(model.module))
+    for threshold in THRESHOLDS:
+        if copies:
+            module, network = style.prepared(copy.deepcopy(model.module))
+        # Thresholds rise, so what was pruned in place stays pruned.
+        for group in model.groups:
+            pruned = (masks[group.name] <= threshold).to(model.device)
+            module.get_parameter(f"network.{_norm(group.norm)}.weight")[pruned] = 0
+        right = 0
+        for images, labels in zip(data.images.split(batch), data.labels.split(batch), strict=True):
+            logits = network(style.batch(images).to(model.device))
+            right += int((logits.argmax(1).cpu() == labels).sum())
+        accuracies.append(right / len(data))
+    return accuracies
+
+
+def published_masks(model: Model) -> dict[str, Tensor]:
+    """Masks of one, but for as many low ones as were published for each threshold; their places are random."""
+    total = sum(group.num_filters for group in model.groups)
+    values = torch.ones(total)
+    order = torch.randperm(total, generator=torch.Generator().manual_seed(0))
+    # A narrow network has fewer filters than the paper's 4800: the same share of them is pruned.
+    counts = [min(total, round(count * total / 4800)) for count in PRUNED]
+    for threshold, first, last in zip(THRESHOLDS, [0, *counts], counts, strict=False):
+        values[order[first:last]] = max(threshold - 0.01, 0.0)
+    parts = values.split([group.num_filters for group in model.groups])
+    return {group.name: part for group, part in zip(model.groups, parts, strict=True)}
+
+
+def _rungs(plan: Plan, size: Size, loop: Callable[[Style], object], name: str) -> tuple[Rung, ...]:
+    found = [Rung(name, "author", lambda: loop(AUTHOR), size.scale, size.note)]
+    for key, style in EAGER.items():
+        found.append(Rung(key, "eager", partial(loop, style), size.scale, size.note))
+    if _compiles(plan, size.width):
+        style = Style(channels_last=True, fused=True, compiled=True)
+        found.append(
+            Rung("torch.compile: channels_last, fused SGD", "compile", partial(loop, style), size.scale, size.note)
+        )
+    return tuple(found)
+
+
+def _compiled_sweep(plan: Plan, width: int, sweep: Callable[[Style], list[float]]) -> tuple[Rung, ...]:
+    if not _compiles(plan, width):
+        return ()
+    style = Style(channels_last=True, compiled=True)
+    return (Rung("torch.compile: one channels_last copy", "compile", lambda: sweep(style)),)
+
+
+def _compiles(plan: Plan, width: int) -> bool:
+    """Whole networks take long to compile: the widest one speaks for all."""
+    return plan.compile_methods and width == max(one for one, _, _ in plan.rnp) and can_compile(plan.device)
+
+
+def _case(size: Size) -> str:
+    per_step = size.images // size.steps
+    return f"{EPOCH_STEPS * per_step} images, {EPOCHS} epochs of {EPOCH_STEPS} steps of {per_step}"
+
+
+def _scaled(work: Work, scale: float) -> Work:
+    return replace(work, bytes=work.bytes * scale, flops=work.flops * scale)
+
+
+def _published_batches(model: Model, data: CleanData, style: Style) -> Iterator[tuple[Tensor, Tensor]]:
+    generator = torch.Generator().manual_seed(0)
+    for images, labels in batches(data, 128, 4, generator, model.device):
+        yield style.batch(images), labels
+
+
+def _norm(norm: object) -> str:
+    """Name of the norm of a group; in a ResNet-18 every conv has one."""
+    name = getattr(norm, "name", None)
+    assert isinstance(name, str)
+    return name

@@ -1,0 +1,99 @@
+"""Every rung of every ladder on tiny shapes: it runs, and it computes what the others compute."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from bench.ladders import ladder as ladder_module
+from bench.ladders import startup
+from bench.ladders.__main__ import SUBJECTS, main
+from bench.ladders.networks import conv_flops, resnet18
+from bench.ladders.plan import quick_plan
+from bench.ladders.rnp import PRUNED, THRESHOLDS, published_masks
+from bench.ladders.spectral import resnet18_shapes, vgg19_shapes
+
+LOOSE = 2e-2
+"""Some eager rungs lose digits on purpose of being listed: raw float32 sums where the mean is large."""
+TIGHT = {"Spectral norms": 1e-5, "Masked convolution": 1e-4, "File to data-free scores": 1e-5}
+
+
+@pytest.fixture(autouse=True)
+def nothing_compiled(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Compiling takes longer than all other rungs together."""
+    monkeypatch.setattr(ladder_module, "can_compile", lambda device: False)
+
+
+@pytest.mark.parametrize("subject", [name for name in SUBJECTS if name != "startup"])
+def test_every_rung_agrees(subject: str, device: str) -> None:
+    for ladder in SUBJECTS[subject](quick_plan(torch.device(device))):
+        kinds = {rung.kind for rung in ladder.rungs}
+        assert {"author", "eager", "ours"} <= kinds
+        assert len({rung.name for rung in ladder.rungs}) == len(ladder.rungs)
+        assert all(work.bytes > 0 for work in ladder.work)
+        assert ladder.error is not None
+        for rung in ladder.rungs:
+            output = rung.call()
+            if rung.exact:
+                limit = TIGHT.get(ladder.name, LOOSE)
+                assert ladder.error(output) < limit, f"{ladder.name}, {ladder.case}: {rung.name}"
+
+
+def test_at_least_three_eager_rungs_for_what_is_computed_in_pytorch() -> None:
+    for subject in ("spectral", "moments", "suspiciousness", "rnp", "loading"):
+        for ladder in SUBJECTS[subject](quick_plan(torch.device("cpu"))):
+            assert sum(rung.kind == "eager" for rung in ladder.rungs) >= 3, ladder.name
+
+
+def test_a_child_process_tells_its_memory() -> None:
+    assert 1e6 < startup.start("-c", "pass") < 1e9
+    with pytest.raises(RuntimeError, match="ended with 3"):
+        startup.start("-c", "raise SystemExit(3)")
+
+
+def test_the_command_writes_a_record(tmp_path: Path) -> None:
+    out = tmp_path / "ladders.json"
+    before = torch.get_num_threads()
+    try:
+        main(["--quick", "--threads", "1", "--only", "masked_conv", "--out", str(out)])
+    finally:
+        torch.set_num_threads(before)
+    record = json.loads(out.read_text())
+    assert record["quick"] and record["machine"]["device"] == "cpu"
+    (run,) = record["runs"]
+    assert [ladder["name"] for ladder in run["ladders"]] == ["Masked convolution"] * 5
+    assert all(row["failure"] == "" and row["seconds"] > 0 for ladder in run["ladders"] for row in ladder["rows"])
+
+
+def test_without_time_everything_is_named_as_left_out(tmp_path: Path) -> None:
+    out = tmp_path / "ladders.json"
+    before = torch.get_num_threads()
+    try:
+        main(["--quick", "--threads", "1", "--only", "spectral", "--minutes", "0", "--out", str(out)])
+    finally:
+        torch.set_num_threads(before)
+    (run,) = json.loads(out.read_text())["runs"]
+    assert run["ladders"] == []
+    assert len(run["left_out"]) == 2
+
+
+def test_sizes_of_the_networks_are_the_known_ones() -> None:
+    small, large = resnet18_shapes(64), vgg19_shapes(64)
+    assert (len(small), sum(shape[0] for shape in small)) == (20, 4800)
+    assert (len(large), sum(shape[0] for shape in large)) == (16, 5504)
+    assert sum(torch.Size(shape).numel() for shape in small) == 11_159_232
+    # Twice the multiplications: a quarter of the width takes about a sixteenth.
+    assert conv_flops(resnet18(16, torch.device("cpu")).network) == pytest.approx(1.11e9 / 16, rel=0.02)
+
+
+def test_published_masks_prune_the_published_share() -> None:
+    model = resnet18(8, torch.device("cpu"))
+    masks = published_masks(model)
+    total = sum(map(len, masks.values()))
+    assert total == 600
+    for threshold, count in zip(THRESHOLDS, PRUNED, strict=True):
+        pruned = sum(int((mask <= threshold).sum()) for mask in masks.values())
+        assert pruned == round(count * total / 4800)
