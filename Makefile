@@ -55,11 +55,11 @@ format: env ## rewrite Python and C++ in the house style
 cuda-check: env ## compile the CUDA sources for sm_80 and sm_90 and look for spills (needs nvcc, no GPU)
 	$(PYTHON) tools/cuda_check.py
 
-bench: env ## the speed ladders on this CPU, under 15 minutes; the page is docs/benchmarks.md
+bench: env ## the speed ladders on this CPU; writes docs/benchmarks.md
 	$(PYTHON) -m bench.ladders --device cpu --threads 1 2 --minutes 13 --out bench/results/ladders-cpu.json
 	$(PYTHON) -m bench.ladders.report bench/results/ladders-*.json
 
-bench-gpu: env ## the same ladders on a CUDA device, under 8 minutes
+bench-gpu: env ## the same ladders on a CUDA device
 	$(PYTHON) -m bench.ladders --device cuda --threads 1 --minutes 6 --out bench/results/ladders-cuda.json
 	$(PYTHON) -m bench.ladders.report bench/results/ladders-*.json
 
