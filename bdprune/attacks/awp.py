@@ -15,6 +15,7 @@ from bdprune.attacks.beside import draw_apart, untouched
 from bdprune.attacks.check import check_at_least, check_share
 from bdprune.errors import OptionError
 from bdprune.training.evaluate import attack_success_rate, predict
+from bdprune.training.precision import autocast
 
 
 @dataclass(frozen=True)
@@ -40,7 +41,7 @@ class AWP(BadNets):
         batch_size: images a step.
         success: attack success rate that is enough (RNP, Table 2: 0.94), on training images held back for it.
         held_out: number of those.
-        bf16: run the network under bfloat16 autocast while its weights move.
+        bf16: run the network under bfloat16 autocast while its weights move, where the machine computes in bfloat16.
     """
 
     bounds: tuple[float, ...] = (1e-3, 2e-3, 5e-3, 1e-2, 2e-2)
@@ -106,7 +107,7 @@ class AWP(BadNets):
         fall = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.0, steps)
         for _ in range(self.epochs):
             for index in torch.randperm(count, generator=generator).split(self.batch_size):
-                with torch.autocast(device.type, torch.bfloat16, enabled=self.bf16):
+                with autocast(device, self.bf16):
                     clean_loss, trigger_loss = (
                         functional.cross_entropy(network(some[index].to(device)).float(), wanted[index].to(device))
                         for some, wanted in zip(images, labels, strict=True)

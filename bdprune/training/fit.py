@@ -16,6 +16,7 @@ from torch.optim.lr_scheduler import LambdaLR, LRScheduler, OneCycleLR
 from bdprune.errors import OptionError, TrainingError
 from bdprune.training.augment import crop_and_flip
 from bdprune.training.checkpoint import Checkpoint, digest
+from bdprune.training.precision import autocast, computes_bfloat16
 
 
 @dataclass(frozen=True)
@@ -30,7 +31,7 @@ class Schedule:
         momentum: Nesterov momentum.
         weight_decay: L2 penalty on all parameters.
         padding: pixels of the random crop.
-        bf16: run the network under bfloat16 autocast.
+        bf16: run the network under bfloat16 autocast, where the machine computes in bfloat16.
         policy: how the learning rate goes: "one-cycle" (Smith and Topin, 2017) rises to the peak and falls to nothing;
             "steps" multiplies it by ``decay`` at every milestone (the papers: 200 epochs, 0.1, a tenth at 60 and 120).
         milestones: epochs, from 0, at whose beginning a step is taken.
@@ -200,7 +201,7 @@ class _Run:
 
     def step(self, batch: Tensor, labels: Tensor) -> float:
         """One step on images ``[B, C, H, W]`` in [0, 1]; its loss."""
-        with torch.autocast(self._device.type, torch.bfloat16, enabled=self._schedule.bf16):
+        with autocast(self._device, self._schedule.bf16):
             loss = self._objective.loss(self._network, batch, labels, self.done / self._steps)
         self._optimizer.zero_grad()
         loss.backward()
@@ -251,7 +252,8 @@ def _scheduler(optimizer: torch.optim.Optimizer, schedule: Schedule, steps: int)
 
 def machine() -> tuple[object, ...]:
     """What of the machine determines the weights besides the device: version of torch, threads, instruction set."""
-    return torch.__version__, torch.get_num_threads(), torch.backends.cpu.get_cpu_capability()
+    bfloat16 = computes_bfloat16(torch.device("cpu"))
+    return torch.__version__, torch.get_num_threads(), torch.backends.cpu.get_cpu_capability(), bfloat16
 
 
 def _recipe(network: nn.Module, images: Tensor, labels: Tensor, schedule: Schedule, seed: int) -> str:

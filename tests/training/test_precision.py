@@ -6,7 +6,7 @@ import torch
 
 from bdprune.errors import OptionError
 from bdprune.training import precision
-from bdprune.training.precision import PLANS, Plan, plan_for
+from bdprune.training.precision import PLANS, Plan, computes_bfloat16, plan_for
 from bdprune.training.recover import RecoverSettings, recover
 from bdprune.training.unlearn import UnlearnSettings, unlearn
 
@@ -30,6 +30,7 @@ def timed(monkeypatch: pytest.MonkeyPatch, *seconds: float) -> list[Plan]:
         return seconds[PLANS.index(plan)]
 
     monkeypatch.setattr(precision, "_seconds", fake)
+    monkeypatch.setattr(precision, "computes_bfloat16", lambda device: True)
     return tried
 
 
@@ -53,6 +54,13 @@ def test_auto_takes_the_fastest_and_asks_once(bright: Any, monkeypatch: pytest.M
 def test_auto_keeps_float32_where_bfloat16_saves_little(bright: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     timed(monkeypatch, 1.5, 1.0, 0.85, 0.85)
     assert plan_for("auto", bright.model.module, bright.data.images) == Plan(channels_last=False)
+
+
+def test_auto_does_not_try_what_is_emulated(bright: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    tried = timed(monkeypatch, 1.5, 1.0, 0.1, 0.1)
+    monkeypatch.setattr(precision, "computes_bfloat16", lambda device: False)
+    assert plan_for("auto", bright.model.module, bright.data.images) == Plan(channels_last=False)
+    assert not any(plan.bfloat16 for plan in tried)
 
 
 def test_a_trial_leaves_network_and_randomness_alone(bright: Any) -> None:
@@ -90,3 +98,11 @@ def test_bfloat16_unlearns_and_recovers_alike(bright: Any) -> None:
 def test_unknown_precision_is_an_error(bright: Any) -> None:
     with pytest.raises(OptionError, match="float16"):
         unlearn(bright.model, bright.data, UNLEARN, precision="float16")  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("name", ["avx512_bf16", "amx_bf16"])
+def test_bfloat16_is_computed_where_the_cpu_has_instructions_for_it(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx512_f": True, name: True})
+    assert computes_bfloat16(torch.device("cpu"))
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx512_f": True, name: False})
+    assert not computes_bfloat16(torch.device("cpu"))
