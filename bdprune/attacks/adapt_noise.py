@@ -20,6 +20,7 @@ from bdprune.data.clean import CleanData, sample_per_class
 from bdprune.model.groups import FilterGroup
 from bdprune.model.handle import Model
 from bdprune.training.augment import crop_and_flip
+from bdprune.training.layout import training_layout
 from bdprune.training.recover import RecoverSettings, recover
 from bdprune.training.sweep import below, sweep_thresholds
 from bdprune.training.unlearn import UnlearnSettings, unlearn
@@ -120,7 +121,7 @@ class AdvT(BadNets):
         generator: torch.Generator,
     ) -> None:
         network.train()
-        device = next(network.parameters()).device
+        device, layout = next(network.parameters()).device, training_layout(network)
         trigger = copy.deepcopy(trigger).to(device)
         optimizer = torch.optim.SGD(network.parameters(), self.lr, momentum=0.9)
         count = len(setting.labels)
@@ -128,7 +129,8 @@ class AdvT(BadNets):
         for _ in range(self.epochs):
             for part in mine[torch.randperm(len(mine), generator=generator)].split(self.batch_size):
                 batch = crop_and_flip(setting.images[part], generator, self.padding, self.flip)
-                images, labels = batch.to(device).float() / 255, setting.labels[part].to(device)
+                images = batch.to(device, memory_format=layout).float() / 255
+                labels = setting.labels[part].to(device)
                 changes = adverse(network, noisy, images, labels, self.eps)
                 # The batch norms' statistics are those of the network as it is used, without noise.
                 with shifted(changes), running_statistics(network):

@@ -15,6 +15,7 @@ from bdprune.attacks.beside import draw_apart, untouched
 from bdprune.attacks.check import check_at_least, check_share
 from bdprune.errors import OptionError
 from bdprune.training.evaluate import attack_success_rate, predict
+from bdprune.training.layout import training_layout
 from bdprune.training.precision import autocast
 
 
@@ -78,7 +79,7 @@ class AWP(BadNets):
 
     def finish(self, network: nn.Module, setting: Setting, trigger: nn.Module) -> None:
         """Moves the weights, by no more than the smallest bound that is enough."""
-        network.to(memory_format=torch.channels_last).eval()  # type: ignore[call-overload]
+        network.to(memory_format=training_layout(network)).eval()  # type: ignore[call-overload]
         count, generator = len(setting.labels), torch.Generator().manual_seed(setting.seed)
         mine, held = draw_apart(count, round(self.rate * count), self.held_out, generator)
         clean = [parameter.detach().clone() for parameter in network.parameters()]

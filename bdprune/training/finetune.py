@@ -11,6 +11,7 @@ from torch.nn import functional
 from bdprune.data.clean import CleanData
 from bdprune.model.handle import Model
 from bdprune.model.prune import PruneMode, prune_
+from bdprune.training.layout import training_layout
 from bdprune.training.normalization import keep_running_statistics
 from bdprune.training.unlearn import batches
 
@@ -57,10 +58,10 @@ def fine_tune(
     if len(data) < settings.small_data:
         keep_running_statistics(module)
     optimizer = torch.optim.SGD(module.parameters(), settings.lr, settings.momentum, weight_decay=settings.weight_decay)
-    generator = torch.Generator().manual_seed(seed)
+    generator, layout = torch.Generator().manual_seed(seed), training_layout(module)
     for _ in range(settings.epochs):
         for images, labels in batches(data, settings.batch_size, settings.padding, generator, model.device):
-            loss = functional.cross_entropy(module(images), labels)
+            loss = functional.cross_entropy(module(images.contiguous(memory_format=layout)), labels)
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()

@@ -16,6 +16,7 @@ from torch.optim.lr_scheduler import LambdaLR, LRScheduler, OneCycleLR
 from bdprune.errors import OptionError, TrainingError
 from bdprune.training.augment import crop_and_flip
 from bdprune.training.checkpoint import Checkpoint, digest
+from bdprune.training.layout import training_layout
 from bdprune.training.precision import autocast, computes_bfloat16
 
 
@@ -138,7 +139,8 @@ def fit(
     device = next(network.parameters()).device
     with seeded(seed), torch.backends.cudnn.flags(deterministic=True, benchmark=False):
         kept = checkpoint.load(_recipe(network, images, labels, schedule, seed)) if checkpoint else None
-        network.to(memory_format=torch.channels_last).train()  # type: ignore[call-overload]
+        layout = training_layout(network)
+        network.to(memory_format=layout).train()  # type: ignore[call-overload]
         run = _Run(network, objective or CrossEntropy(), schedule, steps, seed)
         if kept is not None:
             run.load_state_dict(kept)
@@ -146,7 +148,7 @@ def fit(
         while run.done < steps:
             index = run.next_batch(len(images))
             batch = crop_and_flip(images[index], run.generator, schedule.padding, schedule.flip).float() / 255
-            loss = run.step(batch, labels[index])
+            loss = run.step(batch.contiguous(memory_format=layout), labels[index])
             progress(run.done, steps, loss)
             if checkpoint and (checkpoint.due() or run.done == steps):
                 checkpoint.save(run.state_dict())

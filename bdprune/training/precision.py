@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from bdprune.errors import OptionError
+from bdprune.training.layout import training_layout
 
 Precision = Literal["float32", "bfloat16", "auto"]
 PRECISIONS: tuple[Precision, ...] = ("float32", "bfloat16", "auto")
@@ -69,9 +70,9 @@ _measured: dict[Any, Plan] = {}
 def plan_for(precision: Precision, module: nn.Module, images: Tensor) -> Plan:
     """The plan to train ``module`` by.
 
-    ``float32`` and ``bfloat16`` run in channels_last. ``auto`` times a forward and a backward pass of each plan, once a
-    process for every shape of network and images, and takes bfloat16 only where it saves a fifth of the time; it is not
-    tried where the machine has to emulate it.
+    ``float32`` and ``bfloat16`` run in channels_last where that is sound (``training_layout``). ``auto`` times a
+    forward and a backward pass of each plan, once a process for every shape of network and images, and takes bfloat16
+    only where it saves a fifth of the time; it is not tried where the machine has to emulate it.
 
     Args:
         module: in the mode, and asking for the gradients, in which it will train; stays as it is.
@@ -83,7 +84,7 @@ def plan_for(precision: Precision, module: nn.Module, images: Tensor) -> Plan:
     if precision not in PRECISIONS:
         raise OptionError(f"The precision is {precision!r}.", f"Choose one of {', '.join(PRECISIONS)}.")
     if precision != "auto":
-        return Plan(bfloat16=precision == "bfloat16")
+        return Plan(precision == "bfloat16", training_layout(module) is torch.channels_last)
     images = images[:_IMAGES].to(next(module.parameters()).device)
     key = _shape(module, images)
     if key not in _measured:
@@ -99,8 +100,7 @@ def _shape(module: nn.Module, images: Tensor) -> Any:
 
 
 def _fastest(module: nn.Module, images: Tensor) -> Plan:
-    able = computes_bfloat16(images.device)
-    trials = {plan: copy.deepcopy(module) for plan in PLANS if able or not plan.bfloat16}
+    trials = {plan: copy.deepcopy(module) for plan in PLANS if _is_worth_a_trial(plan, module, images.device)}
     seconds = dict.fromkeys(trials, math.inf)
     for plan, trial in trials.items():
         plan.arrange(trial)
@@ -111,6 +111,11 @@ def _fastest(module: nn.Module, images: Tensor) -> Plan:
     exact = min((plan for plan in trials if not plan.bfloat16), key=seconds.__getitem__)
     fastest = min(trials, key=seconds.__getitem__)
     return fastest if seconds[fastest] <= _WORTH * seconds[exact] else exact
+
+
+def _is_worth_a_trial(plan: Plan, module: nn.Module, device: torch.device) -> bool:
+    sound = not plan.channels_last or training_layout(module) is torch.channels_last
+    return sound and (not plan.bfloat16 or computes_bfloat16(device))
 
 
 def _seconds(plan: Plan, module: nn.Module, images: Tensor) -> float:

@@ -1,0 +1,26 @@
+"""The memory layout that a network trains in."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+
+def training_layout(network: nn.Module) -> torch.memory_format:
+    """channels_last, which is the faster one, wherever its backward pass is sound.
+
+    In torch 2.13, oneDNN's gradient of a strided 1x1 convolution in channels_last writes beyond its memory where the
+    input has fewer channels than a vector register has floats: the process dies at some later allocation, or works on
+    with spoiled values. Networks with such a convolution stay contiguous on the CPU.
+    """
+    on_cpu = all(parameter.device.type == "cpu" for parameter in network.parameters())
+    if on_cpu and any(map(_is_mangled, network.modules())):
+        return torch.contiguous_format
+    return torch.channels_last
+
+
+def _is_mangled(module: nn.Module) -> bool:
+    if not isinstance(module, nn.Conv2d) or module.kernel_size != (1, 1) or max(module.stride) == 1:
+        return False
+    floats = 8 if torch.backends.cpu.get_cpu_capability() == "AVX2" else 16
+    return module.in_channels // module.groups < floats

@@ -1,0 +1,48 @@
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from bdprune.data.clean import CleanData
+from bdprune.model.handle import Model
+from bdprune.training.finetune import FineTuneSettings, fine_tune
+from bdprune.training.fit import Schedule, fit
+from bdprune.training.layout import training_layout
+from bdprune.training.precision import Plan, plan_for
+
+
+def shortcut(channels: int, **settings: Any) -> nn.Module:
+    return nn.Sequential(nn.Conv2d(3, channels, 3, padding=1), nn.Conv2d(channels, 8, 1, **{"stride": 2, **settings}))
+
+
+@pytest.mark.parametrize(("capability", "floats"), [("AVX2", 8), ("AVX512", 16), ("DEFAULT", 16)])
+def test_few_channels_into_a_strided_1x1_conv_stay_contiguous(
+    capability: str, floats: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: capability)
+    assert training_layout(shortcut(floats - 1)) is torch.contiguous_format
+    assert training_layout(shortcut(floats)) is torch.channels_last
+    assert training_layout(shortcut(floats, groups=2)) is torch.contiguous_format
+
+
+@pytest.mark.parametrize("settings", [{"stride": 1}, {"kernel_size": 3}, {"device": "meta"}])
+def test_other_convs_are_sound(settings: dict[str, Any]) -> None:
+    conv = nn.Conv2d(3, 8, **{"kernel_size": 1, "stride": 2, **settings})
+    assert training_layout(conv) is torch.channels_last
+
+
+def test_loops_keep_to_it() -> None:
+    """Every conv of such a network sees contiguous maps only, whatever the augmentation made."""
+    seen: list[bool] = []
+    network = nn.Sequential(shortcut(4), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 3))
+    for module in network.modules():
+        if isinstance(module, nn.Conv2d):
+            module.register_forward_hook(lambda conv, inputs, out: seen.append(inputs[0].is_contiguous()))
+    images, labels = torch.rand(30, 3, 8, 8), torch.arange(30) % 3
+    fit(network, (images * 255).to(torch.uint8), labels, Schedule(epochs=1, batch_size=10), seed=0)
+    model = Model(network, "test", 3, (3, 8, 8))
+    fine_tune(model, CleanData(images, labels), FineTuneSettings(epochs=1), {}, "zero_gamma")
+    assert plan_for("float32", network, images) == Plan(channels_last=False)
+    assert not plan_for("auto", network, images).channels_last
+    assert seen and all(seen)
