@@ -116,8 +116,7 @@ BDP_INLINE void reflect(const Matrices<V, kWays>& a, int k, Tridiagonal<V, kWays
 #pragma GCC unroll 2
     for (int way = 0; way < kWays; ++way) {
 #pragma GCC unroll 8
-      for (int j = i; j < size; ++j)
-        a.at(way, first + i, first + j) -= v[i][way] * w[j][way] + w[i][way] * v[j][way];
+      for (int j = i; j < size; ++j) a.at(way, first + i, first + j) -= v[i][way] * w[j][way] + w[i][way] * v[j][way];
     }
   }
 }

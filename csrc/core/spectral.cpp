@@ -15,19 +15,24 @@ namespace {
 
 constexpr int kOctets = kBatch / kLanes;
 
+// Elements that a stream of a filter is fetched ahead.
+constexpr int64_t kPrefetch = 256;
+
 // Bytes of packed lanes: little more than half of a 32 KiB first-level cache, the rest is for what streams through.
-constexpr int64_t kPackedBytes = 9 * 32 * 32;
+constexpr int64_t kPackedBytes = 9 * 64 * 32;
+
+// Products that are added up in float at a time.
+constexpr int64_t kRun = 32;
 
 int64_t padded(int64_t side) { return side == 9 ? 9 : (side + 3) / 4 * 4; }
 
 // Positions along the long side that are packed at a time: a multiple of 8, so that runs have no tail before the last.
-// Floats are summed over no more than that before the sum is added up in double.
 int64_t chunk_length(int64_t side, int64_t slot) {
   return std::max<int64_t>(16, kPackedBytes / (padded(side) * slot) / 8 * 8);
 }
 
-// What filters are packed and multiplied in. Products of float32 and less are summed in float over one chunk; the
-// chunks' sums, and everything of float64, are double.
+// What filters are packed and multiplied in. Products of float32 and less are added up in float over runs of kRun, the
+// runs of one chunk likewise, and the chunks in double; all of float64 is double.
 template <typename T>
 using Number = std::conditional_t<std::is_same_v<T, double>, double, float>;
 
@@ -90,7 +95,11 @@ BDP_INLINE void pack(const Octet<T>& octet, int64_t offset, int64_t count, int64
   int64_t column = 0;
   int64_t i = 0;
   for (; i + 8 <= count; i += 8) {
-    Lanes<T> eight[8];
+    // Eight streams are more than the hardware follows well.
+    if (i % 16 == 0) {
+      for (int l = 0; l < kLanes; ++l) __builtin_prefetch(octet.filter[l] + offset + i + kPrefetch);
+    }
+    Lanes<T> eight[8] = {};
     load_eight(octet, offset + i, eight);
     if (kScaled) {
 #pragma GCC unroll 8
@@ -123,76 +132,53 @@ struct GramTask {
   V* sums;
 };
 
-// What will be packed next: `bytes` of one filter from `start`, the other filters `apart` bytes from one to the next.
-// Eight streams are more than the hardware follows well, and it follows none while products are summed.
-struct Ahead {
-  uintptr_t start;
-  int64_t filters, apart, bytes;
-};
-
-// Fetches one of `shares` equal parts of it.
-BDP_INLINE void fetch(const Ahead& ahead, int64_t share, int64_t shares) {
-  constexpr int64_t kLine = 64;
-  const int64_t lines = (ahead.bytes + kLine - 1) / kLine;
-  const int64_t begin = lines * share / shares, end = lines * (share + 1) / shares;
-  for (int64_t filter = 0; filter < ahead.filters; ++filter) {
-    const uintptr_t start = ahead.start + static_cast<uintptr_t>(filter * ahead.apart);
-    for (int64_t line = begin; line < end; ++line)
-      __builtin_prefetch(reinterpret_cast<const void*>(start + static_cast<uintptr_t>(line * kLine)));
-  }
-}
-
 // sums[i0.., j0..] = sum over the rows of packed of its columns i0.. times its columns j0.., R x C accumulators in
 // registers. With kUpper only the upper triangle.
 template <int R, int C, bool kUpper, typename V, int kSplit>
 BDP_INLINE void gram_block(const GramTask<V, kSplit>& task, int64_t i0, int64_t j0) {
-  V acc[R][C] = {};
   const V* packed = task.packed;
-  for (int64_t row = 0; row < task.rows; ++row, packed += task.stride * kSplit) {
-    V left[R];
+  for (int64_t start = 0; start < task.rows; start += kRun) {
+    V acc[R][C] = {};
+    for (int64_t row = std::min(kRun, task.rows - start); row > 0; --row, packed += task.stride * kSplit) {
+      V left[R];
 #pragma GCC unroll 8
-    for (int i = 0; i < R; ++i) left[i] = in_register(packed[(i0 + i) * kSplit]);
+      for (int i = 0; i < R; ++i) left[i] = in_register(packed[(i0 + i) * kSplit]);
 #pragma GCC unroll 8
-    for (int j = 0; j < C; ++j) {
-      const V right = kUpper ? left[j] : in_register(packed[(j0 + j) * kSplit]);
+      for (int j = 0; j < C; ++j) {
+        const V right = kUpper ? left[j] : in_register(packed[(j0 + j) * kSplit]);
 #pragma GCC unroll 8
-      for (int i = 0; i < (kUpper ? j + 1 : R); ++i) acc[i][j] += left[i] * right;
+        for (int i = 0; i < (kUpper ? j + 1 : R); ++i) acc[i][j] += left[i] * right;
+      }
     }
-  }
 #pragma GCC unroll 8
-  for (int i = 0; i < R; ++i) {
+    for (int i = 0; i < R; ++i) {
 #pragma GCC unroll 8
-    for (int j = kUpper ? i : 0; j < C; ++j) task.sums[((i0 + i) * task.stride + j0 + j) * kSplit] = acc[i][j];
+      for (int j = kUpper ? i : 0; j < C; ++j) {
+        V& sum = task.sums[((i0 + i) * task.stride + j0 + j) * kSplit];
+        sum = start == 0 ? acc[i][j] : sum + acc[i][j];
+      }
+    }
   }
 }
 
 // Blocks of as many accumulators as the registers hold, half of the 32 of AVX-512 or of the 16 of the others. 3x3
 // kernels, which are nearly all there is, have their own splits of 9 without padding.
 template <bool kManyRegisters, typename V, int kSplit>
-BDP_INLINE void gram_blocks(const GramTask<V, kSplit>& task, const Ahead& ahead) {
+BDP_INLINE void gram_blocks(const GramTask<V, kSplit>& task) {
   constexpr int kWide = kManyRegisters ? 4 : 2;
   if (task.stride != 9) {
-    fetch(ahead, 0, 1);
     for (int64_t i = 0; i < task.stride; i += 4) {
       gram_block<4, 4, true>(task, i, i);
       for (int64_t j = i + 4; j < task.stride; j += kWide) gram_block<4, kWide, false>(task, i, j);
     }
   } else if constexpr (kManyRegisters) {
-    fetch(ahead, 0, 3);
     gram_block<5, 5, true>(task, 0, 0);
-    fetch(ahead, 1, 3);
     gram_block<5, 4, false>(task, 0, 5);
-    fetch(ahead, 2, 3);
     gram_block<4, 4, true>(task, 5, 5);
   } else {
-    int64_t share = 0;
     for (int64_t i = 0; i < 9; i += 3) {
-      fetch(ahead, share++, 6);
       gram_block<3, 3, true>(task, i, i);
-      for (int64_t j = i + 3; j < 9; j += 3) {
-        fetch(ahead, share++, 6);
-        gram_block<3, 3, false>(task, i, j);
-      }
+      for (int64_t j = i + 3; j < 9; j += 3) gram_block<3, 3, false>(task, i, j);
     }
   }
 }
@@ -205,16 +191,26 @@ BDP_INLINE D widen_to(const double* p, D) {
   return load<D>(p);
 }
 
-// Adds the sums of a run to the Gram matrices: of the first eight of kSlot lanes to gram, of the next to gram + apart.
+// Where the sums of a chunk go: first to `sums`, in slots, then to the Gram matrices, those of the first eight lanes to
+// `gram` and of the next to gram + apart. The first chunk's are put there, the others added.
+template <typename N>
+struct GramSums {
+  N* sums;
+  double* gram;
+  int64_t apart;
+  bool first;
+};
+
 template <typename D, int kSlot, typename N>
-BDP_INLINE void add_sums(const N* sums, int64_t stride, double* gram, int64_t apart) {
+BDP_INLINE void add_sums(const GramSums<N>& to, int64_t stride) {
   constexpr int kCount = sizeof(D) / sizeof(double);
   for (int64_t i = 0; i < stride; ++i) {
     for (int64_t place = i * stride + i; place < (i + 1) * stride; ++place) {
 #pragma GCC unroll 4
       for (int lane = 0; lane < kSlot; lane += kCount) {
-        double* sum = gram + lane / kLanes * apart + place * kLanes + lane % kLanes;
-        store(sum, load<D>(sum) + widen_to(sums + place * kSlot + lane, D{}));
+        double* sum = to.gram + lane / kLanes * to.apart + place * kLanes + lane % kLanes;
+        const D more = widen_to(to.sums + place * kSlot + lane, D{});
+        store(sum, to.first ? more : load<D>(sum) + more);
       }
     }
   }
@@ -222,14 +218,13 @@ BDP_INLINE void add_sums(const N* sums, int64_t stride, double* gram, int64_t ap
 
 // Adds the products of the columns of packed, slots of kSlot numbers, to the Gram matrices.
 template <typename V, typename D, int kSlot, bool kManyRegisters, typename N>
-BDP_INLINE void gram_update(const N* packed, int64_t rows, int64_t stride, N* sums, double* gram, int64_t apart,
-                            const Ahead& ahead) {
+BDP_INLINE void gram_update(const N* packed, int64_t rows, int64_t stride, const GramSums<N>& to) {
   constexpr int kSplit = kSlot * sizeof(N) / sizeof(V);
   for (int part = 0; part < kSplit; ++part) {
     const V* start = reinterpret_cast<const V*>(packed) + part;
-    gram_blocks<kManyRegisters>(GramTask<V, kSplit>{start, rows, stride, reinterpret_cast<V*>(sums) + part}, ahead);
+    gram_blocks<kManyRegisters>(GramTask<V, kSplit>{start, rows, stride, reinterpret_cast<V*>(to.sums) + part});
   }
-  add_sums<D, kSlot>(sums, stride, gram, apart);
+  add_sums<D, kSlot>(to, stride);
 }
 
 // Square roots of the largest eigenvalues of the Gram matrices of kOctets sets of eight, `apart` from one to the next.
@@ -261,29 +256,37 @@ BDP_INLINE void largest_lanes(v8d* gram, int64_t apart, int64_t stride, int side
   }
 }
 
-// One side of length 1: the L2 norm, each filter by itself with its lanes along the filter.
-template <typename T>
-BDP_INLINE v8d vector_norms(const Octet<T>& octet, int64_t length) {
-  v8d norms;
+// One side of length 1: the L2 norm, each filter by itself with D's lanes along the filter.
+template <typename D, typename T>
+BDP_INLINE void vector_norms(const Octet<T>& octet, int64_t length, double* out) {
+  constexpr int kCount = sizeof(D) / sizeof(double), kStep = 4 * kCount;
   for (int l = 0; l < kLanes; ++l) {
     const T* x = octet.filter[l];
     const double factor = octet.factor[l];
-    v8d a = {}, b = {};
+    D sums[4] = {};
     int64_t i = 0;
-    for (; i + 16 <= length; i += 16) {
-      const v8d u = load_double(x + i) * factor, v = load_double(x + i + 8) * factor;
-      a += u * u;
-      b += v * v;
+    for (; i + kStep <= length; i += kStep) {
+      Number<T> wide[kStep];
+      if constexpr (std::is_same_v<T, double>) {
+        std::memcpy(wide, x + i, sizeof(wide));
+      } else {
+        for (int k = 0; k < kStep; k += 8) store(wide + k, load_float(x + i + k));
+      }
+#pragma GCC unroll 4
+      for (int k = 0; k < 4; ++k) {
+        const D u = widen_to(wide + k * kCount, D{}) * factor;
+        sums[k] += u * u;
+      }
     }
-    double rest = 0.0;
+    double sum = 0.0;
     for (; i < length; ++i) {
       const double u = static_cast<double>(widen(x[i])) * factor;
-      rest += u * u;
+      sum += u * u;
     }
-    const double sum = sum_lanes(a + b) + rest;
-    norms[l] = sum - sum == 0.0 ? __builtin_sqrt(sum) : std::numeric_limits<double>::quiet_NaN();
+    const D total = (sums[0] + sums[1]) + (sums[2] + sums[3]);
+    for (int k = 0; k < kCount; ++k) sum += total[k];
+    out[l] = sum - sum == 0.0 ? __builtin_sqrt(sum) : std::numeric_limits<double>::quiet_NaN();
   }
-  return norms;
 }
 
 // Both sides above kLaneSideMax: one filter at a time, rank-1 updates of the upper triangle, then tridiagonal.h.
@@ -332,8 +335,7 @@ struct TypedKernels {
 template <typename N>
 struct GramKernels {
   int abreast;  // octets that are packed side by side, to fill a register
-  void (*update)(const N* packed, int64_t rows, int64_t stride, N* sums, double* gram, int64_t apart,
-                 const Ahead& ahead);
+  void (*update)(const N* packed, int64_t rows, int64_t stride, const GramSums<N>& to);
 };
 
 struct Kernels {
@@ -343,36 +345,36 @@ struct Kernels {
   void (*largest_9)(v8d* gram, int64_t apart, int64_t stride, int side, double* out);
 };
 
-#define BDP_SPECTRAL_KERNELS(name, target, singles, doubles, many)                                                  \
-  namespace name {                                                                                                  \
-  constexpr int kAbreast = sizeof(singles) > sizeof(v8f) ? 2 : 1;                                                   \
-  template <bool kScaled, typename T>                                                                               \
-  target void pack_lanes(const Octet<T>& octet, int64_t offset, int64_t count, int64_t width, int64_t stride,       \
-                         Lanes<T>* packed) {                                                                        \
-    pack<std::is_same_v<T, double> ? 1 : kAbreast, kScaled>(octet, offset, count, width, stride, packed);           \
-  }                                                                                                                 \
-  template <typename T>                                                                                             \
-  target void norms(const Octet<T>& octet, int64_t length, double* out) {                                           \
-    store(out, vector_norms(octet, length));                                                                        \
-  }                                                                                                                 \
-  target void update(const float* packed, int64_t rows, int64_t stride, float* sums, double* gram, int64_t apart, const Ahead& ahead) { \
-    gram_update<singles, doubles, kAbreast * kLanes, many>(packed, rows, stride, sums, gram, apart, ahead); \
-  }                                                                                                                 \
-  target void update(const double* packed, int64_t rows, int64_t stride, double* sums, double* gram, int64_t apart, const Ahead& ahead) { \
-    gram_update<doubles, doubles, kLanes, many>(packed, rows, stride, sums, gram, apart, ahead); \
-  }                                                                                                                 \
-  target void largest(v8d* gram, int64_t apart, int64_t stride, int side, double* out) {                            \
-    largest_lanes<doubles, 0>(gram, apart, stride, side, out);                                                      \
-  }                                                                                                                 \
-  target void largest_9(v8d* gram, int64_t apart, int64_t, int, double* out) {                                      \
-    largest_lanes<doubles, 9>(gram, apart, 9, 9, out);                                                              \
-  }                                                                                                                 \
-  template <typename T>                                                                                             \
-  constexpr TypedKernels<T> kTyped = {pack_lanes<std::is_same_v<T, double>, T>, pack_lanes<true, T>, norms<T>};     \
-  constexpr Kernels kKernels = {{kTyped<float>, kTyped<double>, kTyped<Half>, kTyped<BFloat16>},                    \
-                                {GramKernels<float>{kAbreast, update}, GramKernels<double>{1, update}},             \
-                                largest,                                                                            \
-                                largest_9};                                                                         \
+#define BDP_SPECTRAL_KERNELS(name, target, singles, doubles, many)                                              \
+  namespace name {                                                                                              \
+  constexpr int kAbreast = sizeof(singles) > sizeof(v8f) ? 2 : 1;                                               \
+  template <bool kScaled, typename T>                                                                           \
+  target void pack_lanes(const Octet<T>& octet, int64_t offset, int64_t count, int64_t width, int64_t stride,   \
+                         Lanes<T>* packed) {                                                                    \
+    pack<std::is_same_v<T, double> ? 1 : kAbreast, kScaled>(octet, offset, count, width, stride, packed);       \
+  }                                                                                                             \
+  template <typename T>                                                                                         \
+  target void norms(const Octet<T>& octet, int64_t length, double* out) {                                       \
+    vector_norms<doubles>(octet, length, out);                                                                  \
+  }                                                                                                             \
+  target void update(const float* packed, int64_t rows, int64_t stride, const GramSums<float>& to) {            \
+    gram_update<singles, doubles, kAbreast * kLanes, many>(packed, rows, stride, to);                           \
+  }                                                                                                             \
+  target void update(const double* packed, int64_t rows, int64_t stride, const GramSums<double>& to) {          \
+    gram_update<doubles, doubles, kLanes, many>(packed, rows, stride, to);                                      \
+  }                                                                                                             \
+  target void largest(v8d* gram, int64_t apart, int64_t stride, int side, double* out) {                        \
+    largest_lanes<doubles, 0>(gram, apart, stride, side, out);                                                  \
+  }                                                                                                             \
+  target void largest_9(v8d* gram, int64_t apart, int64_t, int, double* out) {                                  \
+    largest_lanes<doubles, 9>(gram, apart, 9, 9, out);                                                          \
+  }                                                                                                             \
+  template <typename T>                                                                                         \
+  constexpr TypedKernels<T> kTyped = {pack_lanes<std::is_same_v<T, double>, T>, pack_lanes<true, T>, norms<T>}; \
+  constexpr Kernels kKernels = {{kTyped<float>, kTyped<double>, kTyped<Half>, kTyped<BFloat16>},                \
+                                {GramKernels<float>{kAbreast, update}, GramKernels<double>{1, update}},         \
+                                largest,                                                                        \
+                                largest_9};                                                                     \
   }
 
 BDP_SPECTRAL_KERNELS(baseline, , v4f, v2d, false)
@@ -401,7 +403,6 @@ void accumulate_gram(const FilterBank& bank, const Octet<T> (&octets)[kOctets], 
   const int64_t chunk = chunk_length(side, slot_bytes(bank.dtype));
   Number<T>* sums = reinterpret_cast<Number<T>*>(scratch + kOctets * apart);
   Number<T>* packed_start = sums + stride * stride * slot_bytes(bank.dtype) / int64_t(sizeof(Number<T>));
-  std::memset(scratch, 0, static_cast<size_t>(kOctets * apart) * sizeof(double));
   // Nothing else writes the padding of the packed rows.
   if (stride != side) std::memset(packed_start, 0, static_cast<size_t>(stride * chunk * slot_bytes(bank.dtype)));
   const TypedKernels<T>& typed = std::get<TypedKernels<T>>(kernels().typed);
@@ -419,12 +420,7 @@ void accumulate_gram(const FilterBank& bank, const Octet<T> (&octets)[kOctets], 
             pack(octets[o + k], i * length + start, rows, 1, stride, packed + i * gram.abreast);
         }
       }
-      const int64_t size = bank.rows * bank.cols, width = bank.cols <= bank.rows ? side : 1;
-      const bool ends = start + rows == length;
-      const T* next = octets[o].filter[0] + (ends ? gram.abreast * kLanes * size : (start + rows) * width);
-      const int64_t bytes = std::min(chunk, ends ? length : length - start - rows) * width * sizeof(T);
-      const Ahead ahead = {reinterpret_cast<uintptr_t>(next), gram.abreast * kLanes, size * int64_t(sizeof(T)), bytes};
-      gram.update(packed_start, rows, stride, sums, scratch + o * apart, apart, ahead);
+      gram.update(packed_start, rows, stride, {sums, scratch + o * apart, apart, start == 0});
     }
   }
 }
