@@ -29,14 +29,20 @@ def filter_spectral_norms(weights: Sequence[Tensor], scales: Sequence[Tensor | N
         TypeError: an entry is not a floating tensor.
         ValueError: shapes, devices or the number of scales do not fit.
 
-    Precision: the Gram matrix on the smaller side and its eigenvalues are computed in float64, so the relative error is
-    that of rounding the result (6e-8 for float32 output, a few 1e-16 for float64). A filter's bits do not depend on the
-    rest of the list or on the number of threads.
+    Precision: the largest eigenvalue of the Gram matrix on the smaller side. On the CPU, products of float32 and
+    narrower weights are summed in float32 over short runs and in float64 beyond, and the rest is float64: the relative
+    error is below 1.2e-7 on random filters and below 4e-7 where every rounding goes the same way (a filter of equal
+    elements), less than that of float32 ``svdvals``. On CUDA, and for float64 weights, all sums are float64, and the
+    error is that of rounding the result (6e-8 for float32 output, a few 1e-16 for float64). Neither huge weights nor
+    denormals change that. A filter's bits do not depend on the rest of the list or on the number of threads.
 
-    Complexity: O(I k^2 min(I, k^2)) per filter plus a fixed number of Jacobi sweeps of O(min(I, k^2)^3).
+    Complexity: O(I k^2 min(I, k^2)) per filter for its Gram matrix, and O(min(I, k^2)^3) for the eigenvalue: on the CPU
+    4/3 n^3 flops to make the matrix tridiagonal and three or four evaluations of its characteristic polynomial, on CUDA
+    a fixed number of Jacobi sweeps.
 
     Source: the channel Lipschitz constant of Zheng et al., Data-free Backdoor Removal based on Channel Lipschitzness,
-    ECCV 2022, eq. 7; Golub and Van Loan, Matrix Computations, section 8.5 for the Jacobi method.
+    ECCV 2022, eq. 7; Golub and Van Loan, Matrix Computations, sections 8.3.1 and 8.5, and Parlett, The Symmetric
+    Eigenvalue Problem, section 8.11, for the eigenvalues.
 
     >>> weight = torch.zeros(2, 3, 3, 3)
     >>> weight[1, 0, 0, 0] = -2.0
@@ -50,12 +56,16 @@ def filter_spectral_norms(weights: Sequence[Tensor], scales: Sequence[Tensor | N
         return []
     with torch.no_grad():
         flat = _flat_norms(weights, scales)
-        shapes = [_filters(weight) for weight in weights]
-        parts = torch.split(flat, [shape.numel() for shape in shapes])
-        return [
-            norms.view(shape).to(_out_dtype(weight))
-            for norms, shape, weight in zip(parts, shapes, weights, strict=True)
-        ]
+        parts = flat.split([_filters(weight).numel() for weight in weights])
+        return [_shaped(norms, weight) for norms, weight in zip(parts, weights, strict=True)]
+
+
+def _shaped(norms: Tensor, weight: Tensor) -> Tensor:
+    """``norms`` in the shape and dtype that go with ``weight``; calls nothing that would change nothing."""
+    if weight.dim() == 5:
+        norms = norms.view(weight.shape[:2])
+    dtype = _out_dtype(weight)
+    return norms if norms.dtype == dtype else norms.to(dtype)
 
 
 def _filters(weight: Tensor) -> torch.Size:
@@ -66,9 +76,13 @@ def _filters(weight: Tensor) -> torch.Size:
 def _flat_norms(weights: list[Tensor], scales: list[Tensor | None]) -> Tensor:
     if not _backend.is_native(weights[0]):
         return reference.filter_spectral_norms(weights, scales)
-    detached = [None if scale is None else scale.detach() for scale in scales]
-    values: Tensor = torch.ops.bdprune.filter_spectral_norms([weight.detach() for weight in weights], detached)
+    detached = [None if scale is None else _detached(scale) for scale in scales]
+    values: Tensor = torch.ops.bdprune.filter_spectral_norms([_detached(weight) for weight in weights], detached)
     return values
+
+
+def _detached(tensor: Tensor) -> Tensor:
+    return tensor.detach() if tensor.requires_grad else tensor
 
 
 def _out_dtype(weight: Tensor) -> torch.dtype:

@@ -1,9 +1,8 @@
-// Cyclic Jacobi for small symmetric matrices: the schedule and one rotation, shared by the CPU lanes and the CUDA
-// kernels.
+// Cyclic Jacobi for small symmetric matrices: the schedule and one rotation for the CUDA kernels, whose threads can
+// take the rotations of a step side by side, and a plain version that tests can run. The CPU has eigen_lanes.h.
 //
 // Source: Golub and Van Loan, Matrix Computations, 4th ed., section 8.5. The order of the rotations is the round robin
-// of section 8.5.6: the pairs of one step are disjoint, so they can run side by side (in lanes, threads or the CPU's
-// window).
+// of section 8.5.6: the pairs of one step are disjoint, so they can run side by side.
 #pragma once
 
 #include <cmath>
@@ -12,7 +11,7 @@
 
 namespace bdprune::core {
 
-// Sizes up to this are diagonalised by Jacobi (7x7 kernels need 49); larger ones go to tridiagonal.h.
+// Sizes up to this are diagonalised by Jacobi (7x7 kernels need 49).
 inline constexpr int kJacobiMax = 49;
 
 // Sweeps after which the largest eigenvalue of an n x n Gram matrix is right to a few ulp of float64. Measured on

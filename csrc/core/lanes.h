@@ -14,6 +14,7 @@ inline constexpr int kLanes = 8;
 
 typedef float v4f __attribute__((vector_size(16)));
 typedef float v8f __attribute__((vector_size(32)));
+typedef float v16f __attribute__((vector_size(64)));
 typedef double v2d __attribute__((vector_size(16)));
 typedef double v4d __attribute__((vector_size(32)));
 typedef double v8d __attribute__((vector_size(64)));
@@ -45,6 +46,15 @@ BDP_INLINE V load(const T* p) {
 template <typename V, typename T>
 BDP_INLINE void store(T* p, const V& v) {
   std::memcpy(p, &v, sizeof(V));
+}
+
+// Loads x once: GCC would rather load it again for every use, more than the load ports can do beside multiply-adds.
+template <typename V>
+BDP_INLINE V in_register(V x) {
+#if defined(__x86_64__)
+  asm("" : "+v"(x));
+#endif
+  return x;
 }
 
 BDP_INLINE v8f half_to_float(v8h bits) {

@@ -1,5 +1,5 @@
 // Largest eigenvalue of a symmetric matrix of any size: Householder tridiagonalisation, then bisection on Sturm counts.
-// Used where Jacobi's n^3 per sweep would hurt (both sides of a filter above kJacobiMax).
+// Used for filters with both sides above kLaneSideMax, one at a time; smaller ones go through eigen_lanes.h.
 //
 // Source: Golub and Van Loan, Matrix Computations, 4th ed., sections 8.3.1 and 8.4.1.
 #pragma once

@@ -123,6 +123,30 @@ def test_extreme_ranges_of_float32(shape: tuple[int, ...], exponent: int, device
     assert ((ours.double() - exact).abs() <= 1.2e-7 * exact).all()
 
 
+@pytest.mark.parametrize("kind", ["constant", "equal rows", "equal columns"])
+@pytest.mark.parametrize("channels", [3, 16, 512])
+def test_rounding_that_always_goes_one_way(kind: str, channels: int, device: str) -> None:
+    """Sums of equal products in float32 drift; plain PyTorch's do too."""
+    shape = {"constant": (1, 1), "equal rows": (1, 9), "equal columns": (channels, 1)}[kind]
+    weight = random((200, *shape), torch.float32, device).expand(-1, channels, 9).reshape(200, channels, 3, 3)
+    (ours,) = filter_spectral_norms([weight])
+    exact = exact_norms(weight)
+    assert_error_ratio(ours, plain_norms(weight), exact, rounding(exact, ours.dtype, terms=16))
+
+
+@pytest.mark.parametrize("shape", [(7, 16, 3, 3), (7, 5, 5, 5), (7, 3, 3, 3)], ids=str)
+def test_filters_of_every_range_in_one_batch(shape: tuple[int, ...], device: str) -> None:
+    weight = random(shape)
+    scales = [1e-44, 1e-38, 1e-25, 1.0, 1e12, 1e25, 1e37]
+    weight = (weight * torch.tensor(scales, dtype=torch.float64).view(7, 1, 1, 1)).float().to(device)
+    (ours,) = filter_spectral_norms([weight])
+    exact = exact_norms(weight)
+    # The smallest norms are denormals, whose spacing is 1.4e-45.
+    assert ((ours.double() - exact).abs() <= 1.2e-7 * exact + 7.1e-46).all()
+    for i in range(7):
+        assert torch.equal(filter_spectral_norms([weight[i : i + 1]])[0], ours[i : i + 1])
+
+
 @pytest.mark.parametrize("exponent", [-300, -200, 160, 300])
 @pytest.mark.parametrize("shape", [(9, 6, 3, 3), (4, 1, 3, 3), (2, 60, 8, 8)], ids=str)
 def test_extreme_ranges_of_float64(shape: tuple[int, ...], exponent: int, device: str) -> None:
@@ -148,8 +172,23 @@ def with_spectrum(values: Tensor, rows: int, seed: int) -> Tensor:
         torch.tensor([1.0, 1.0 - 1e-9] + [1e-3] * 7),
         torch.logspace(0, -12, 9),
         torch.tensor([1.0] + [1.0 - 1e-3 * i for i in range(1, 9)]),
+        torch.tensor([1.0] + [1.0 - 1e-8 * i for i in range(1, 9)], dtype=torch.float64),
+        torch.tensor([1.0, 1.0 - 1e-8, 1.0 - 2e-8, 1.0 - 1e-15] + [0.99] * 5, dtype=torch.float64),
+        torch.tensor([1.0] * 5 + [0.0] * 4),
+        torch.tensor([1.0] + [1.0 - 1e-13] * 8, dtype=torch.float64),
     ],
-    ids=["rank 1", "all equal", "double", "nearly double", "graded", "clustered"],
+    ids=[
+        "rank 1",
+        "all equal",
+        "double",
+        "nearly double",
+        "graded",
+        "clustered",
+        "within 1e-8",
+        "cluster of four",
+        "five times",
+        "within 1e-13",
+    ],
 )
 def test_hard_spectra(values: Tensor, device: str) -> None:
     weight = torch.stack([with_spectrum(values.double(), 40, seed) for seed in range(10)]).view(10, 40, 3, 3)
@@ -256,7 +295,7 @@ def resnet18_weights() -> list[Tensor]:
 @native
 def test_five_times_faster_than_batched_svdvals() -> None:
     """On a ResNet-18, a layer at a time: most fit in the cache, so that a machine whose memory is busy
-    hides little of what the kernel does."""
+    hides little of what the kernel does. The two take turns, so that noise meets both."""
 
     def seconds(run: Callable[[], object]) -> float:
         # With one thread all work is on this one, and its CPU time leaves out what a busy machine gives to others.
@@ -266,11 +305,13 @@ def test_five_times_faster_than_batched_svdvals() -> None:
 
     def both(weight: Tensor) -> tuple[float, float]:
         filters = weight.flatten(2)
-        ours = min(seconds(lambda: filter_spectral_norms([weight])) for _ in range(9))
-        return ours, min(seconds(lambda: torch.linalg.svdvals(filters).amax(-1)) for _ in range(5))
+        rounds = [
+            (seconds(lambda: filter_spectral_norms([weight])), seconds(lambda: torch.linalg.svdvals(filters).amax(-1)))
+            for _ in range(6)
+        ]
+        ours, theirs = zip(*rounds, strict=True)
+        return min(ours), min(theirs)
 
     with threads(1):
         ours, theirs = (sum(times) for times in zip(*map(both, resnet18_weights()), strict=True))
-    # Narrower registers take proportionally longer here, while svdvals hardly gains from wide ones.
-    factor = 5 if _backend.build_info()["cpu_features"] == "avx512" else 3
-    assert theirs >= factor * ours, f"ours {ours * 1e3:.1f} ms, batched svdvals {theirs * 1e3:.1f} ms"
+    assert theirs >= 5 * ours, f"ours {ours * 1e3:.1f} ms, batched svdvals {theirs * 1e3:.1f} ms"
