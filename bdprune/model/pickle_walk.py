@@ -20,7 +20,7 @@ from bdprune.errors import ArtifactError
 
 MAX_PICKLE_BYTES = 16 << 20
 MAX_OPCODES = 1_000_000
-MAX_COPIED = 16 << 20
+MAX_COPIED = 2 << 20
 """Entries and bytes that calls may copy in all: one long list in the memo can be copied by five bytes of pickle."""
 MAX_DIMENSIONS = 16
 
