@@ -1,6 +1,19 @@
-"""``python -m bdprune``."""
+"""``python -m bdprune``, and the console script."""
 
-from bdprune.cli.main import main
+from __future__ import annotations
+
+import sys
+
+
+def start() -> None:
+    """Runs the command line. Ctrl-C while it is still being imported ends it as quietly as later on."""
+    try:
+        from bdprune.cli.main import main
+    except KeyboardInterrupt:
+        print("bdprune: Interrupted; nothing was left half-written.", file=sys.stderr)
+        sys.exit(130)
+    main(prog_name="bdprune")
+
 
 if __name__ == "__main__":
-    main(prog_name="bdprune")
+    start()

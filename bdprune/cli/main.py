@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import logging
 import os
+import signal
 import sys
+import threading
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import click
@@ -36,11 +39,35 @@ class Commands(click.Group):
         run: Callable[..., Any] = super().main
         if not standalone_mode:
             return run(*args, standalone_mode=False, **extra)
-        sys.exit(_guarded(lambda: run(*args, standalone_mode=False, **extra)))
+        if sys.stderr is None:  # closed by the caller: what is meant for it must not go to standard output
+            sys.stderr = open(os.devnull, "w")  # noqa: SIM115
+        with _terminable():
+            code = _guarded(lambda: run(*args, standalone_mode=False, **extra))
+        sys.exit(code)
+
+    def invoke(self, context: click.Context) -> Any:
+        """Runs the subcommand; a closed standard error ends it like a closed standard output."""
+        try:
+            return super().invoke(context)
+        except BrokenPipeError:
+            raise ClosedPipeError from None
 
     def list_commands(self, context: click.Context) -> list[str]:
         """The commands in the order in which they are added."""
         return list(self.commands)
+
+
+@contextlib.contextmanager
+def _terminable() -> Iterator[None]:
+    """Lets SIGTERM end the command as Ctrl-C does: worker stopped, nothing half-written."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def _guarded(run: Callable[[], Any]) -> int:
@@ -60,19 +87,20 @@ def _guarded(run: Callable[[], Any]) -> int:
         _complain("Interrupted; nothing was left half-written.")
         return exit_codes.INTERRUPTED
     except ClosedPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return exit_codes.BROKEN_PIPE
     except Exception as error:
         log.debug("", exc_info=True)
         _complain(
-            f"Unexpected {type(error).__name__}: {first_line(error)}", "Please report it, with what --verbose prints."
+            f"Unexpected {type(error).__name__}: {first_line(error)}",
+            "Please report it, with what `bdprune --verbose` prints.",
         )
         return exit_codes.FAILED
 
 
 def _complain(message: str, mend: str = "") -> None:
     lines = [f"bdprune: {message}", *([f"  {mend}"] if mend else [])]
-    print("\n".join(plain(line) for line in lines), file=sys.stderr)
+    with contextlib.suppress(OSError):  # nobody may be reading
+        print("\n".join(plain(line) for line in lines), file=sys.stderr)
 
 
 @click.group(

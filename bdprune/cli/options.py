@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -97,6 +98,9 @@ def _shape(context: click.Context, parameter: click.Parameter, value: str | None
 def _data(context: click.Context, parameter: click.Parameter, value: str | None) -> Path | None:
     if value is None or value == "none":
         return None
-    if not Path(value).exists():
-        raise OptionError(f"There is no clean data at {value!r}.", "Give a folder or file of clean images, or none.")
+    if not os.path.exists(value):
+        raise OptionError(
+            f"There is no clean data at {value[:200]!r}, or none that may be looked at.",
+            "Give a folder or file of clean images, or none.",
+        )
     return Path(value)

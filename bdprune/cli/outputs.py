@@ -8,8 +8,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from bdprune.errors import OptionError
-from bdprune.report.files import check_writable, write_text
+from bdprune.errors import OptionError, OutputError
+from bdprune.report.files import check_writable, is_special, write_text
 from bdprune.scan.result import Document, PurifyResult, Result, ScoreResult
 
 _BY_SUFFIX = {".json": "json", ".jsonl": "jsonl", ".html": "html", ".htm": "html", ".txt": "text", ".log": "text"}
@@ -51,6 +51,26 @@ def plan(formats: Sequence[str], files: Sequence[str], kinds: Sequence[str], qui
     return outputs if on_screen or (quiet and outputs) else [Output("text"), *outputs]
 
 
+def check_apart(written: Sequence[Path | None], read: Sequence[Path | None]) -> None:
+    """Makes sure that no file is written twice and that none is written that is read.
+
+    Args:
+        written: where results go; None and pipes and devices don't count.
+        read: models and data.
+
+    Raises:
+        OptionError: one is.
+    """
+    seen = {os.path.realpath(path): f"{path} is read" for path in read if path is not None}
+    for path in written:
+        if path is None or is_special(path):
+            continue
+        place = os.path.realpath(path)
+        if place in seen:
+            raise OptionError(f"{seen[place]} and would be overwritten.", "Write to another file.")
+        seen[place] = f"{path} is written already"
+
+
 def write(outputs: Sequence[Output], documents: Sequence[Document], *, as_array: bool) -> None:
     """Writes every output but JSON Lines on standard output, which are written as the results come.
 
@@ -80,7 +100,7 @@ def render(kind: str, documents: Sequence[Document], *, as_array: bool, colour: 
 
 
 class ClosedPipeError(Exception):
-    """Nobody reads standard output any more. (No OSError, which click would turn into exit code 1, a verdict here.)"""
+    """Nobody reads any more what is written. (No OSError, which click would turn into exit code 1, a verdict here.)"""
 
 
 def emit(text: str) -> None:
@@ -88,22 +108,31 @@ def emit(text: str) -> None:
 
     Raises:
         ClosedPipeError: nobody reads it.
+        OutputError: it cannot be written.
     """
+    if sys.stdout is None:
+        raise OutputError("Standard output is closed.", "Open it, or write to a file.")
     try:
         sys.stdout.write(text)
         sys.stdout.flush()
-    except BrokenPipeError:
-        raise ClosedPipeError from None
+    except OSError as error:
+        # What is left in its buffer would fail again when Python ends.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        if isinstance(error, BrokenPipeError):
+            raise ClosedPipeError from None
+        raise OutputError(f"Standard output cannot be written: {error.strerror}.", "Write to a file.") from None
 
 
 def use_colour() -> bool:
     """Whether standard output is a terminal that wants colour."""
-    return sys.stdout.isatty() and not os.environ.get("NO_COLOR")
+    return sys.stdout is not None and sys.stdout.isatty() and not os.environ.get("NO_COLOR")
 
 
 def _text(documents: Sequence[Document], colour: bool) -> str:
-    from bdprune.report import text
+    from bdprune.report import summary, text
 
+    if not documents:
+        return f"{summary.tally([])}\n"
     scans = [one for one in documents if isinstance(one, Result)]
     if len(scans) > 1:
         loud = [one for one in scans if one.verdict != "clean"]

@@ -20,6 +20,7 @@ from bdprune.cli.options import (
 from bdprune.cli.progress import Progress
 from bdprune.errors import OptionError
 from bdprune.report.files import check_writable
+from bdprune.scan.paths import check_exists
 
 KINDS = ("text", "json", "html")
 
@@ -72,10 +73,10 @@ def purify(
     """
     if data is None:
         raise OptionError("A repair needs clean data.", "Give a few labelled clean images with --data.")
-    if output.exists() and path.exists() and output.samefile(path):
-        raise OptionError(f"{output} is the checkpoint itself.", "Write the repaired one to another file.")
+    check_exists(path)
     wanted = outputs.plan(formats, (), KINDS, quiet)
     check_writable(output)
+    outputs.check_apart([output, *(one.path for one in wanted)], [path, data])
     asked = {"preset": preset, "mode": mode, "max_drop": max_acc_drop}
     with Progress(1, shown=not (quiet or no_progress)) as progress, redirect_stdout(sys.stderr):
         progress.stage("starting")

@@ -68,7 +68,8 @@ def scan(
     """
     wanted = outputs.plan(formats, files, KINDS, quiet)
     models = expand(paths)
-    if not models:
+    outputs.check_apart([one.path for one in wanted], [*models, data])
+    if not models and not exit_zero:
         raise UnsupportedError(f"No checkpoint in {', '.join(paths)}.", f"Looked for {' '.join(SUFFIXES)}.")
     results: list[Result] = []
     with Progress(len(models), shown=not (quiet or no_progress)) as progress:
@@ -103,7 +104,7 @@ def _scan_many(
     return scan_many(
         progress.through(models),
         data,
-        detectors=detectors.split(",") if detectors else None,
+        detectors=list(dict.fromkeys(map(str.strip, detectors.split(",")))) if detectors else None,
         per_class=per_class,
         timeout=timeout,
         progress=progress.stage,

@@ -11,6 +11,7 @@ import click
 
 from bdprune.cli import outputs
 from bdprune.cli.options import data_options, format_option, known_model_options, model_options
+from bdprune.scan.paths import check_exists
 
 KINDS = ("text", "json", "html")
 
@@ -44,7 +45,9 @@ def score(
     bdprune score model.pth --method suspiciousness --data clean_images/ --top 50
     bdprune score model.pth --format json | jq '.top[0]'
     """
+    check_exists(path)
     wanted = outputs.plan(formats, (), KINDS, quiet=False)
+    outputs.check_apart([one.path for one in wanted], [path, data])
     with redirect_stdout(sys.stderr):
         from bdprune.scan.score import score as score_filters
 

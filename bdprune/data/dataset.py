@@ -13,7 +13,7 @@ from torch.utils.data import Subset, TensorDataset
 
 from bdprune.data.decode import image_pixels
 from bdprune.data.source import MAX_IMAGES, as_class_names, as_labels, as_pixels
-from bdprune.errors import DataError
+from bdprune.errors import DataError, first_line
 
 
 class SizedDataset(Protocol):
@@ -72,7 +72,9 @@ class DatasetSource:
         try:
             item = self._dataset[position]
         except Exception as error:
-            raise DataError(f"{self.describe(position)} cannot be read: {type(error).__name__}: {error}.") from error
+            raise DataError(
+                f"{self.describe(position)} cannot be read: {type(error).__name__}: {first_line(error)}."
+            ) from error
         if not isinstance(item, tuple | list) or len(item) != 2:
             kind = type(item).__name__
             raise DataError(f"{self.describe(position)} is a {kind}, not a pair.", "Give items (image, label).")

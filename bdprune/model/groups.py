@@ -20,7 +20,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.weak import WeakTensorKeyDictionary
 
-from bdprune.errors import ArchitectureError
+from bdprune.errors import ArchitectureError, first_line
 
 # More than one, so that the batch dimension is never mistaken for one that can be merged with the channels.
 _IMAGES = 2
@@ -79,7 +79,9 @@ def trace_groups(network: nn.Module, input_shape: tuple[int, int, int]) -> tuple
             output = private(images)
     except Exception as error:
         mend = "Give the size of the images that the network takes."
-        raise ArchitectureError(f"The network cannot take images of shape {input_shape}: {error}.", mend) from error
+        raise ArchitectureError(
+            f"The network cannot take images of shape {input_shape}: {first_line(error)}.", mend
+        ) from error
     tracer.leak(output)
     return tracer.groups()
 

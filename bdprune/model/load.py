@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from bdprune.errors import ArchitectureError, ArtifactError, OptionError
+from bdprune.errors import ArchitectureError, ArtifactError, OptionError, first_line
 from bdprune.model.artifact import Artifact, read_artifact
 from bdprune.model.handle import Model, Normalization
 from bdprune.model.recognise import differences, recognise, shapes_of
@@ -109,10 +109,10 @@ def _call(arch: str, num_classes: int | None) -> nn.Module:
     function = _import(arch)
     accepts = "num_classes" in _parameters(function)
     try:
-        with torch.random.fork_rng(devices=[]):
+        with torch.random.fork_rng(devices=[]), _working_directory_first():
             network = function(**({"num_classes": num_classes} if accepts and num_classes else {}))
-    except Exception as error:
-        message = f"{arch} raised {type(error).__name__}: {error}."
+    except (Exception, SystemExit) as error:
+        message = f"{arch} raised {type(error).__name__}: {first_line(error)}."
         raise OptionError(message, "It is called with num_classes if it takes that, else with nothing.") from error
     if not isinstance(network, nn.Module):
         raise OptionError(f"{arch} returned a {type(network).__name__}, no torch.nn.Module.", "Name another callable.")
@@ -126,9 +126,9 @@ def _import(arch: str) -> Callable[..., Any]:
             value: Any = importlib.import_module(module_name)
         for part in attribute.split("."):
             value = getattr(value, part)
-    except Exception as error:
+    except (Exception, SystemExit) as error:  # a script ends the program where it is imported
         mend = "Give arch as module:callable, with a module that Python can import from here."
-        raise OptionError(f"Cannot import {arch}: {type(error).__name__}: {error}.", mend) from error
+        raise OptionError(f"Cannot import {arch}: {type(error).__name__}: {first_line(error)}.", mend) from error
     if not callable(value):
         raise OptionError(f"{arch} is a {type(value).__name__}, not callable.", "Name a class or function.")
     return value  # type: ignore[no-any-return]
@@ -137,11 +137,12 @@ def _import(arch: str) -> Callable[..., Any]:
 @contextmanager
 def _working_directory_first() -> Iterator[None]:
     """A console script, unlike ``python -m``, does not look for modules where it is run."""
-    sys.path.insert(0, str(Path.cwd()))
+    here = str(Path.cwd())
+    sys.path.insert(0, here)
     try:
         yield
     finally:
-        sys.path.pop(0)
+        sys.path.remove(here)
 
 
 def _parameters(function: Callable[..., Any]) -> Mapping[str, inspect.Parameter]:
@@ -158,7 +159,9 @@ def _num_logits(network: nn.Module, shape: tuple[int, int, int]) -> int:
             logits = network(torch.zeros(1, *shape))
     except Exception as error:
         mend = "Give the height and width of the images it was trained on as input_size."
-        raise ArchitectureError(f"The network cannot take images of shape {shape}: {error}.", mend) from error
+        raise ArchitectureError(
+            f"The network cannot take images of shape {shape}: {first_line(error)}.", mend
+        ) from error
     if not isinstance(logits, Tensor) or logits.ndim != 2:
         found = f"shape {tuple(logits.shape)}" if isinstance(logits, Tensor) else type(logits).__name__
         raise ArchitectureError(f"The network gives {found} instead of logits of shape (1, classes).")

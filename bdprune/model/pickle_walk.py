@@ -20,6 +20,8 @@ from bdprune.errors import ArtifactError
 
 MAX_PICKLE_BYTES = 16 << 20
 MAX_OPCODES = 1_000_000
+MAX_COPIED = 2 << 20
+"""Entries and bytes that calls may copy in all: one long list in the memo can be copied by five bytes of pickle."""
 MAX_DIMENSIONS = 16
 
 _RESAVE = "Save it again with torch.save(model.state_dict(), path)."
@@ -130,23 +132,22 @@ def walk(stream: io.BytesIO, what: str) -> Walked:
     return machine.finish()
 
 
-def named_globals(stream: io.BytesIO) -> list[str]:
-    """Names of the globals a pickle of any protocol refers to, as far as it can be read."""
-    names: list[str] = []
+def first_global(stream: io.BytesIO) -> str | None:
+    """Name of the first global that a pickle of any protocol refers to, as far as it can be read; None for none."""
     strings: list[str] = []
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             for opcode, argument, _ in itertools.islice(pickletools.genops(stream), MAX_OPCODES):
                 if opcode.name in ("GLOBAL", "INST"):
-                    names.append(_dotted(str(argument)))
-                elif opcode.name == "STACK_GLOBAL":
-                    names.append(_dotted(" ".join(strings[-2:])))
-                elif isinstance(argument, str):
+                    return _dotted(str(argument))
+                if opcode.name == "STACK_GLOBAL":
+                    return _dotted(" ".join(strings[-2:]))
+                if isinstance(argument, str):
                     strings = [*strings[-1:], argument]
     except (ValueError, IndexError, KeyError, TypeError, OverflowError, MemoryError):
-        return names
-    return names
+        return None
+    return None
 
 
 def refuse_global(name: str, what: str) -> NoReturn:
@@ -164,6 +165,7 @@ class _Machine:
         self.stack: list[Any] = []
         self.marks: list[list[Any]] = []
         self.memo: dict[int, Any] = {}
+        self.copied = 0
         self.result = Walked(None)
 
     def step(self, opcode: str, argument: Any) -> None:
@@ -275,16 +277,23 @@ class _Machine:
             raise ValueError("an item set on something that is no dict")
         target[_checked_key(key)] = value
 
+    def copy(self, length: int) -> None:
+        """Counts what a call is about to copy."""
+        self.copied += length
+        if self.copied > MAX_COPIED:
+            raise ArtifactError(f"the {self.what} unpacks to far more than any state dict needs.", _RESAVE)
+
     def ordered_dict(self, pairs: object = ()) -> OrderedClaim:
-        return OrderedClaim((_checked_key(key), value) for key, value in _sequence(pairs))
+        return OrderedClaim((_checked_key(key), value) for key, value in self._sequence(pairs))
 
     def counter(self, counts: object = None) -> dict[Any, Any]:
         if counts is not None and type(counts) is not dict:
             raise ValueError("a Counter of something that is no dict")
+        self.copy(len(counts or ()))
         return dict(counts or {})
 
     def set_(self, items: object = ()) -> frozenset[Any]:
-        return frozenset(_checked_key(item) for item in _sequence(items))
+        return frozenset(_checked_key(item) for item in self._sequence(items))
 
     def tensor(self, storage: Any, offset: Any, size: Any, stride: Any, *rest: Any) -> TensorClaim:
         if len(rest) >= 2 and rest[1] is not None and (type(rest[1]) is not OrderedClaim or rest[1]):
@@ -318,7 +327,14 @@ class _Machine:
     def encode(self, text: object, encoding: object = "latin1") -> bytes:
         if not isinstance(text, str) or encoding not in ("latin1", "ascii", "utf-8"):
             raise ValueError("an encoding of no known kind")
+        self.copy(len(text))
         return text.encode(encoding)
+
+    def _sequence(self, items: object) -> tuple[Any, ...] | list[Any]:
+        if type(items) is not tuple and type(items) is not list:
+            raise ValueError("a list was expected")
+        self.copy(len(items))
+        return items
 
 
 _PUSH_ARGUMENT = frozenset({"BININT", "BININT1", "BININT2", "BINFLOAT", "BINUNICODE", "SHORT_BINSTRING", "LONG1"})
@@ -378,12 +394,6 @@ def _checked_key(key: object) -> object:
     if key is not None and type(key) not in (str, int, float, bool, bytes):
         raise ValueError(f"a key of type {type(key).__name__}")
     return key
-
-
-def _sequence(items: object) -> Iterable[Any]:
-    if type(items) not in (tuple, list):
-        raise ValueError("a list was expected")
-    return items  # type: ignore[return-value]
 
 
 def _is_count(value: object) -> bool:

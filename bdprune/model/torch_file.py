@@ -20,7 +20,7 @@ from bdprune.model.pickle_walk import (
     MAX_PICKLE_BYTES,
     StorageClaim,
     Walked,
-    named_globals,
+    first_global,
     refuse_global,
     shown,
     walk,
@@ -75,7 +75,7 @@ def check_legacy(data: bytes) -> None:
     walk(stream, "header")
     walked = walk(stream, "checkpoint")
     keys = walk(stream, "list of storages").value
-    if type(keys) is not list or set(map(str, keys)) != set(walked.storages) or len(keys) != len(walked.storages):
+    if type(keys) is not list or not all(type(key) is str for key in keys) or sorted(keys) != sorted(walked.storages):
         raise ArtifactError("the list of storages does not match those that the checkpoint refers to.", _FETCH)
     for key in keys:
         _check_legacy_storage(data, stream, walked.storages[key])
@@ -196,8 +196,8 @@ def _check_claim(storage: StorageClaim, found: int) -> None:
 
 
 def _refuse_plain_pickle(data: bytes) -> None:
-    """Names the worst of what a pickle that torch.save did not write asks for."""
-    names = named_globals(io.BytesIO(data[:MAX_PICKLE_BYTES]))
-    if names:
-        refuse_global(names[0], "pickle")
+    """Names the first thing that a pickle that torch.save did not write asks for."""
+    name = first_global(io.BytesIO(data[:MAX_PICKLE_BYTES]))
+    if name:
+        refuse_global(name, "pickle")
     raise UnsupportedError("it is no checkpoint: neither torch.save nor safetensors wrote it.", "Give a state dict.")

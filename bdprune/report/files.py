@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import tempfile
 from pathlib import Path
 
@@ -14,10 +15,10 @@ def check_writable(path: Path) -> None:
     Raises:
         OutputError: it is a folder, its folder does not exist, or nothing can be written there.
     """
-    if path.is_dir():
-        raise OutputError(f"{path} is a folder, not a file.", "Give the name of a file.")
     try:
-        if _is_special(path):
+        if path.is_dir():
+            raise OutputError(f"{path} is a folder, not a file.", "Give the name of a file.")
+        if is_special(path):
             return
         with tempfile.TemporaryFile(dir=path.parent):
             pass
@@ -45,7 +46,7 @@ def write_text(path: Path, text: str) -> None:
     """
     from bdprune.model.save import write_atomically  # here, because it brings torch along
 
-    if not _is_special(path):
+    if not is_special(path):
         write_atomically(path, text.encode())
         return
     try:
@@ -54,10 +55,12 @@ def write_text(path: Path, text: str) -> None:
         raise _unwritable(path, error) from error
 
 
-def _is_special(path: Path) -> bool:
+def is_special(path: Path) -> bool:
     """Pipes and devices (``/dev/null``) are written to, not replaced."""
-    return path.exists() and not path.is_file()
+    return os.path.exists(path) and not os.path.isfile(path)
 
 
 def _unwritable(path: Path, error: OSError) -> OutputError:
-    return OutputError(f"{path} cannot be written: {error.strerror or error}.", "Give a place that can be written.")
+    return OutputError(
+        f"{str(path)[:200]} cannot be written: {error.strerror or error}.", "Give a place that can be written."
+    )

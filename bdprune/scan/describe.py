@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import platform
 from pathlib import Path
 
@@ -35,7 +36,7 @@ def artifact_info(model: Model) -> ArtifactInfo | None:
 
 def unread_artifact(path: Path) -> ArtifactInfo:
     """What can be said of a file that could not be loaded."""
-    return ArtifactInfo(path=str(path), bytes=path.stat().st_size if path.is_file() else None)
+    return ArtifactInfo(path=str(path), bytes=os.path.getsize(path) if os.path.isfile(path) else None)
 
 
 def model_info(model: Model) -> ModelInfo:
@@ -116,5 +117,5 @@ def error_info(error: Exception) -> ErrorInfo:
         return ErrorInfo(type=type(error).__name__, message=error.message, mend=error.mend)
     message = f"Unexpected {type(error).__name__}: {first_line(error)}"
     return ErrorInfo(
-        type=type(error).__name__, message=message, mend="Please report it; --verbose shows where it came from."
+        type=type(error).__name__, message=message, mend="Please report it, with what `bdprune --verbose` prints."
     )

@@ -36,6 +36,9 @@ from bdprune.scan.result import Finding, Result
 Progress = Callable[[str], None]
 """Told what happens next to the model at hand: ``loading``, ``checking the clean data``, or a detector's id."""
 
+LONGEST_TIMEOUT = 1_000_000
+"""Seconds; much more does not fit into what the system waits with."""
+
 log = logging.getLogger(__name__)
 
 
@@ -163,8 +166,11 @@ def _runner(job: Job, timeout: float | None, stack: ExitStack) -> Callable[[Mode
         return lambda model, progress: scan_one(model, job, progress)
     from bdprune.scan.worker import Worker
 
-    if timeout <= 0:
-        raise OptionError(f"A timeout of {timeout} seconds leaves no time.", "Give a positive number of seconds.")
+    if not 0 < timeout <= LONGEST_TIMEOUT:
+        raise OptionError(
+            f"A timeout of {timeout:g} seconds cannot be kept.",
+            f"Give seconds, more than 0 and up to {LONGEST_TIMEOUT}.",
+        )
     worker = stack.enter_context(Worker(job, timeout))
     return worker.scan
 

@@ -110,8 +110,9 @@ def _disagreement(label: int | None, rivals: set[int | None]) -> Finding:
 
 
 def _confirmation(flagged: Sequence[Evidence], label: int | None) -> tuple[Finding, ...]:
-    if len(flagged) < 2:
+    count = len({one.detector for one in flagged})
+    if count < 2:
         return ()
     named = "" if label is None else f" to label {label}"
-    message = f"Backdoor{named}: {len(flagged)} detectors see it independently."
+    message = f"Backdoor{named}: {count} detectors see it independently."
     return (Finding(rule_id="BD101", severity="critical", message=message, atlas=_ATLAS),)

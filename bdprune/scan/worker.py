@@ -7,6 +7,7 @@ import multiprocessing
 import pickle
 import signal
 import time
+from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
 from types import TracebackType
@@ -82,7 +83,7 @@ class Worker:
             context = multiprocessing.get_context("spawn")
             self._pipe, theirs = context.Pipe()
             self._process = context.Process(target=_serve, args=(theirs, self._job_bytes), daemon=True)
-            self._process.start()
+            _start_deaf(self._process)
             theirs.close()
             self._pipe.recv_bytes()
         return self._pipe
@@ -113,9 +114,21 @@ def _pickled(value: object, name: str) -> bytes:
         ) from error
 
 
+def _start_deaf(process: BaseProcess) -> None:
+    """Starts a process to which Ctrl-C never comes, not even while it is still importing: its parent ends it.
+
+    A new process inherits which signals are held back.
+    """
+    resource_tracker.ensure_running()  # ``start`` would do it, and let the signals through again
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        process.start()
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
 def _serve(pipe: Connection, job_bytes: bytes) -> None:
     """Runs in the other process: models come in, stages and results go out as JSON."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
     job: Job = pickle.loads(job_bytes)
     torch.set_num_threads(job.threads)
     pipe.send_bytes(b"ready")

@@ -6,6 +6,7 @@ import contextlib
 import json
 import os
 import pty
+import shlex
 import signal
 import subprocess
 import sys
@@ -25,11 +26,20 @@ Run = Callable[..., Ran]
 Start = Callable[..., "subprocess.Popen[str]"]
 
 SLEEPER = """
-import time
+import os, time
 from pathlib import Path
 from torch import nn
 
 def build(num_classes=3):
+    (Path(__file__).parent / "started").write_text(str(os.getpid()))
+    time.sleep(600)
+"""
+
+SLOW_START = """
+import sys, time
+from pathlib import Path
+
+if "--multiprocessing-fork" in sys.orig_argv:
     (Path(__file__).parent / "started").touch()
     time.sleep(600)
 """
@@ -124,11 +134,52 @@ def test_ctrl_c_is_exit_130_and_leaves_nothing(start: Start, tiny: Any, tmp_path
     )  # fmt: skip
     _wait_for(tmp_path / "started", process)
     os.killpg(process.pid, signal.SIGINT)  # as a terminal does: to the worker too
+    _check_interrupted(process)
+    assert set(os.listdir(tmp_path)) <= before
+
+
+def _check_interrupted(process: subprocess.Popen[str]) -> None:
     stdout, stderr = process.communicate(timeout=300)
     assert process.returncode == 130
-    assert stdout == "" and stderr.splitlines()[-1] == "bdprune: Interrupted; nothing was left half-written."
-    assert "Traceback" not in stderr
-    assert set(os.listdir(tmp_path)) <= before
+    assert stdout == "" and stderr.split("\n")[-2] == "bdprune: Interrupted; nothing was left half-written."
+    assert len(stderr.split()) == 6, stderr  # not a word of the worker
+
+
+def test_ctrl_c_while_the_worker_is_starting_is_as_quiet(start: Start, tiny: Any, tmp_path: Path) -> None:
+    (tmp_path / "sitecustomize.py").write_text(SLOW_START)
+    process = start("scan", tiny.path, "--timeout", "500", start_new_session=True)
+    _wait_for(tmp_path / "started", process)
+    os.killpg(process.pid, signal.SIGINT)
+    _check_interrupted(process)
+
+
+@pytest.mark.parametrize("extra", [[], ["--timeout", "500"]], ids=["in process", "with a worker"])
+def test_sigterm_ends_it_like_ctrl_c_and_the_worker_too(
+    start: Start, tiny: Any, tmp_path: Path, extra: list[str]
+) -> None:
+    (tmp_path / "sleeper.py").write_text(SLEEPER)
+    process = start("scan", tiny.path, "--arch", "sleeper:build", *extra)
+    _wait_for(tmp_path / "started", process)
+    process.terminate()
+    _check_interrupted(process)
+    with pytest.raises(ProcessLookupError):
+        os.kill(int((tmp_path / "started").read_text()), 0)
+
+
+def test_ctrl_c_while_the_program_is_being_imported_is_as_quiet() -> None:
+    code = """
+import sys
+class Interrupted:
+    def find_spec(self, name, path=None, target=None):
+        if name == "click":
+            raise KeyboardInterrupt
+sys.meta_path.insert(0, Interrupted())
+import bdprune.__main__
+bdprune.__main__.start()
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 130
+    assert done.stderr == "bdprune: Interrupted; nothing was left half-written.\n"
 
 
 def test_broken_pipe_is_silent_and_no_verdict(start: Start) -> None:
@@ -138,6 +189,33 @@ def test_broken_pipe_is_silent_and_no_verdict(start: Start) -> None:
     os.close(writer)
     _, stderr = process.communicate(timeout=300)
     assert stderr == "" and process.returncode == 141
+
+
+def test_nobody_reading_standard_error_is_no_verdict_either(start: Start, tiny: Any, model_args: list[str]) -> None:
+    for args in (["scan", tiny.path, tiny.path.parent, *model_args, "-f", "jsonl"], ["scan", "missing.pth"]):
+        reader, writer = os.pipe()
+        process = start(*args, stderr=writer)
+        os.close(reader)
+        os.close(writer)
+        process.communicate(timeout=300)
+        assert process.returncode not in (0, 1)
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no device that is always full")
+def test_full_disk_behind_standard_output_is_exit_4(start: Start) -> None:
+    with open("/dev/full", "w") as full:
+        process = start("schema", stdout=full)
+        _, stderr = process.communicate(timeout=300)
+    assert process.returncode == 4
+    assert stderr.splitlines()[0] == "bdprune: Standard output cannot be written: No space left on device."
+
+
+def test_closed_streams_are_no_bug(tmp_path: Path) -> None:
+    command = f"{shlex.quote(sys.executable)} -m bdprune"
+    closed = subprocess.run(f"{command} schema >&-", shell=True, capture_output=True, text=True)
+    assert closed.returncode == 4 and closed.stderr.splitlines()[0] == "bdprune: Standard output is closed."
+    closed = subprocess.run(f"{command} scan missing.pth 2>&-", shell=True, capture_output=True, text=True)
+    assert closed.returncode == 4 and closed.stdout == ""
 
 
 def test_terminal_that_knows_ascii_only_still_gets_a_report(start: Start, tiny: Any, model_args: list[str]) -> None:

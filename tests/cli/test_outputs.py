@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from bdprune.cli.outputs import Output, plan
+from bdprune.cli.outputs import Output, check_apart, plan
 from bdprune.errors import OptionError, OutputError
 
 KINDS = ("text", "json", "jsonl", "html")
@@ -51,3 +51,13 @@ def test_what_cannot_be_meant_is_refused(formats: list[str], files: list[str], w
 def test_files_are_checked_before_anything_runs(tmp_path: Path) -> None:
     with pytest.raises(OutputError):
         plan([f"html={tmp_path}/no/r.html"], [], KINDS, quiet=False)
+
+
+def test_files_that_are_read_or_written_twice_are_refused(tmp_path: Path) -> None:
+    model, report = tmp_path / "model.pth", tmp_path / "report.html"
+    model.touch()
+    check_apart([report, None, Path("/dev/null"), Path("/dev/null")], [model, None])
+    with pytest.raises(OptionError, match=r"model\.pth is read and would be overwritten"):
+        check_apart([tmp_path / "sub" / ".." / "model.pth"], [model])
+    with pytest.raises(OptionError, match=r"report\.html is written already and would be overwritten"):
+        check_apart([report, report], [])

@@ -80,8 +80,19 @@ def test_usage_errors_are_exit_4_and_write_nothing(
 def test_checkpoint_is_never_overwritten(purify: Run, tiny: Any) -> None:
     before = tiny.path.read_bytes()
     done = purify("-o", tiny.path)
-    assert done.exit_code == 4 and "is the checkpoint itself" in done.stderr
+    assert done.exit_code == 4 and f"{tiny.path} is read and would be overwritten" in done.stderr
     assert tiny.path.read_bytes() == before
+
+
+def test_no_output_lands_on_a_file_that_is_read_or_written(purify: Run, tiny: Any, tmp_path: Path) -> None:
+    link = tmp_path / "link.pth"
+    link.symlink_to(tiny.path)
+    new = tmp_path / "new.pth"
+    before = {path: path.read_bytes() for path in (tiny.path, tiny.data) if path.is_file()}
+    for args in (["-o", link], ["-o", new, "-f", f"html={tiny.path}"], ["-o", new, "-f", f"html={new}"]):
+        done = purify(*args)
+        assert done.exit_code == 4 and done.stderr.splitlines()[-1] == "  Write to another file.", done.output
+    assert before == {path: path.read_bytes() for path in before} and not new.exists()
 
 
 def test_model_that_fails_its_clean_job_is_exit_5(purify: Run, tmp_path: Path) -> None:
@@ -94,7 +105,7 @@ def test_broken_and_foreign_files_are_exit_2_and_3(run: Run, tiny: Any, tmp_path
     broken, picture = tmp_path / "broken.pth", tmp_path / "cat.png"
     broken.write_bytes(tiny.path.read_bytes()[:-200])
     picture.write_bytes(b"\x89PNG\r\n\x1a\n" + bytes(50))
-    for path, code in ((broken, 2), (picture, 3), (tmp_path / "missing.pth", 2)):
+    for path, code in ((broken, 2), (picture, 3), (tmp_path / "missing.pth", 4)):
         done = run("purify", path, "--data", tiny.data, "-o", tmp_path / "o.pth")
         assert done.exit_code == code and len(done.stderr.splitlines()) <= 2, done.output
         assert not (tmp_path / "o.pth").exists()

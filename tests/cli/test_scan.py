@@ -140,6 +140,18 @@ def test_detectors_are_chosen_by_name(run: Run, tiny: Any, model_args: list[str]
     assert [one["id"] for one in json.loads(done.stdout)["detectors"]] == ["bdprune.lipschitz"]
 
 
+def test_detectors_are_named_with_spaces_and_run_once(run: Run, tiny: Any, model_args: list[str]) -> None:
+    done = run("scan", tiny.path, *model_args, "--detectors", "lipschitz, lipschitz", "--format", "json")
+    assert [one["id"] for one in json.loads(done.stdout)["detectors"]] == ["bdprune.lipschitz"]
+
+
+def test_report_never_lands_on_what_is_read(scan: Run, tiny: Any, tmp_path: Path) -> None:
+    before = tiny.path.read_bytes()
+    done = scan("-f", f"html={tiny.path}")
+    assert done.exit_code == 4 and "is read and would be overwritten" in done.stderr and done.stdout == ""
+    assert tiny.path.read_bytes() == before
+
+
 def test_nothing_supported_is_exit_3(scan: Run, tmp_path: Path) -> None:
     empty = tmp_path / "empty"
     empty.mkdir()
@@ -148,6 +160,8 @@ def test_nothing_supported_is_exit_3(scan: Run, tmp_path: Path) -> None:
     for path in (empty, f"{empty}/*.pth"):
         done = scan(path=path)
         assert done.exit_code == 3 and done.stdout == "" and "No checkpoint in" in done.stderr
+        done = scan("--exit-zero", path=path)
+        assert done.exit_code == 0 and done.stdout == "0 models: nothing scanned\n"
     done = scan(path=picture)
     assert done.exit_code == 3 and "PNG" in done.stdout
 
@@ -161,7 +175,12 @@ def test_nothing_supported_is_exit_3(scan: Run, tmp_path: Path) -> None:
         (["--detectors", "magic"], "no detector"),
         (["--input-shape", "32"], "no input shape"),
         (["--per-class", "0"], "0 is not in the range"),
-        (["--timeout", "-1"], "leaves no time"),
+        (["--timeout", "-1"], "timeout of -1 seconds"),
+        (["--timeout", "nan"], "timeout of nan seconds"),
+        (["--timeout", "inf"], "timeout of inf seconds"),
+        (["--data", "x" * 300], "no clean data at"),
+        (["-f", "html=" + "x" * 300], "File name too long"),
+        (["-f", "html=same", "-f", "json=same"], "same is written already"),
         (["--data", "nowhere"], "no clean data at 'nowhere'"),
         (["--fail-on", "always"], "'always' is not one of"),
         (["--no-such-option"], "No such option"),

@@ -119,6 +119,7 @@ def make(num_classes): return build("ibau_cnn", num_classes, width=2, input_size
 def plain(): return build("ibau_cnn", 4, width=2, input_size=8)
 def other(num_classes=4): return build("ibau_cnn", num_classes, width=3, input_size=8)
 def broken(): raise RuntimeError("no luck")
+def leaves(): raise SystemExit(0)
 def nothing(): return 3
 class Wrapped(nn.Module):
     def __init__(self, num_classes=10):
@@ -158,6 +159,7 @@ def test_own_architecture(write: Write, small_network: nn.Module, own_module: st
         ("own_networks:missing", OptionError, "Cannot import"),
         ("own_networks:value", OptionError, "not callable"),
         ("own_networks:broken", OptionError, "RuntimeError: no luck"),
+        ("own_networks:leaves", OptionError, "SystemExit: 0"),
         ("own_networks:nothing", OptionError, "returned a int"),
         ("own_networks:other", ArchitectureError, r"no own_networks:other: 'features.0.weight' has shape"),
         ("own_networks:Maps", ArchitectureError, "instead of logits"),
@@ -170,6 +172,12 @@ def test_own_architecture_that_fails(
     with pytest.raises(error, match=message):
         load(write(small_network.state_dict()), arch=arch, input_size=8)
     assert sys.path[0] != str(Path.cwd())
+
+
+def test_script_that_ends_the_program_is_no_success(write: Write, small_network: nn.Module, own_module: str) -> None:
+    Path("script.py").write_text("import sys\nsys.exit(0)\n")
+    with pytest.raises(OptionError, match=r"Cannot import script:main: SystemExit"):
+        load(write(small_network.state_dict()), arch="script:main", input_size=8)
 
 
 def files() -> dict[str, bytes]:

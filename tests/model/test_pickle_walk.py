@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import pickle
 import time
+import tracemalloc
 from collections import OrderedDict
 
 import pytest
@@ -12,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bdprune.errors import ArtifactError
-from bdprune.model.pickle_walk import MAX_OPCODES, StorageClaim, named_globals, shown, walk
+from bdprune.model.pickle_walk import MAX_OPCODES, StorageClaim, first_global, shown, walk
 
 STORAGE = b"(X\x07\x00\x00\x00storagectorch\nFloatStorage\nX\x01\x00\x00\x00aX\x03\x00\x00\x00cpuK\x06tQ"
 EMPTY_ORDERED = b"ccollections\nOrderedDict\n)R"
@@ -138,13 +139,50 @@ def test_too_many_opcodes_are_refused() -> None:
         read(b"]" + b"q\x00" * (MAX_OPCODES + 1))
 
 
-def test_names_of_foreign_pickles_are_listed_without_running_them() -> None:
-    assert named_globals(io.BytesIO(b"cos\nsystem\n(iposix\npopen\n\x8c\x01a\x8c\x01b\x93")) == [
-        "os.system",
-        "os.popen",
-        "a.b",
-    ]
-    assert named_globals(io.BytesIO(b"\xff\xff")) == []
+@pytest.mark.parametrize(
+    ("content", "name"),
+    [
+        (b"cos\nsystem\n(iposix\npopen\n", "os.system"),
+        (b"(iposix\npopen\ncos\nsystem\n", "os.popen"),
+        (b"\x8c\x01a\x8c\x01b\x93", "a.b"),
+        (b"K\x01.", None),
+        (b"\xff\xff", None),
+    ],
+)
+def test_first_global_of_a_foreign_pickle_is_named_without_running_it(content: bytes, name: str | None) -> None:
+    assert first_global(io.BytesIO(content)) == name
+
+
+def test_long_names_used_over_and_over_fill_no_memory() -> None:
+    long = b"X\x00\x00\x10\x00" + b"a" * (1 << 20)
+    tracemalloc.start()
+    first_global(io.BytesIO(b"\x80\x04" + long + long + b"\x93" * 1000))
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 64 << 20
+
+
+TWENTY = b"".join(b"K%c" % number for number in range(20))
+
+
+@pytest.mark.parametrize(
+    ("function", "argument"),
+    [
+        (b"ccollections\nOrderedDict\n", b"](" + b"".join(b"K%cN\x86" % number for number in range(20)) + b"e"),
+        (b"ccollections\nCounter\n", b"}(" + b"".join(b"K%cN" % number for number in range(20)) + b"u"),
+        (b"cbuiltins\nset\n", b"](" + TWENTY + b"e"),
+        (b"c_codecs\nencode\n", b"X\x14\x00\x00\x00" + b"a" * 20),
+    ],
+)
+def test_one_value_copied_over_and_over_is_refused(
+    function: bytes, argument: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("bdprune.model.pickle_walk.MAX_COPIED", 100)
+    first = function + b"q\x00" + argument + b"q\x01\x85R"
+    again = b"h\x00h\x01\x85R"
+    read(b"(" + first + 4 * again + b"t")
+    with pytest.raises(ArtifactError, match="unpacks to far more"):
+        read(b"(" + first + 5 * again + b"t")
 
 
 def test_shown_is_short_and_printable() -> None:

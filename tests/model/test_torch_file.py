@@ -336,6 +336,15 @@ def test_legacy_headers_that_do_not_fit(saved: Saved) -> None:
         torch_file.check_legacy(data[: at + 5] + b"x" + data[at + 6 :])
 
 
+def test_legacy_list_of_storages_with_a_doubling_key_is_refused_at_once(saved: Saved) -> None:
+    """Each step holds the one before twice: its text would have 2^60 parts."""
+    data = saved(weights(), _use_new_zipfile_serialization=False)
+    start = data.index(b"\x80\x02]q\x00(X", 100)
+    doubling = b"".join(b"q%ch%c\x86" % (index, index) for index in range(60))
+    with pytest.raises(ArtifactError, match="does not match"):
+        torch_file.check_legacy(data[:start] + b"\x80\x02]" + b")" + doubling + b"a.")
+
+
 def test_encrypted_entries_are_refused(saved: Saved) -> None:
     data = bytearray(saved(weights()))
     at = data.index(b"PK\x01\x02")

@@ -20,6 +20,11 @@ def test_written_text_replaces_what_was_there(tmp_path: Path) -> None:
     assert os.listdir(tmp_path) == ["r.json"]
 
 
+def test_name_as_long_as_names_may_be(tmp_path: Path) -> None:
+    write_text(tmp_path / ("x" * 255), "text")
+    assert (tmp_path / ("x" * 255)).read_text() == "text"
+
+
 def test_check_leaves_nothing_behind(tmp_path: Path) -> None:
     check_writable(tmp_path / "r.json")
     assert os.listdir(tmp_path) == []
@@ -27,7 +32,7 @@ def test_check_leaves_nothing_behind(tmp_path: Path) -> None:
 
 def test_impossible_places_are_refused(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("x")
-    for path in (tmp_path, tmp_path / "no" / "r.json", tmp_path / "file" / "r.json"):
+    for path in (tmp_path, tmp_path / "no" / "r.json", tmp_path / "file" / "r.json", tmp_path / ("x" * 300)):
         with pytest.raises(OutputError):
             check_writable(path)
     with pytest.raises(OutputError):

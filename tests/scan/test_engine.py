@@ -182,7 +182,7 @@ def test_data_in_memory_that_does_not_fit_is_an_error_too(check: Callable[..., R
         ({"device": "meta"}, "does not run on"),
         ({"normalize": "wrong"}, "no normalisation"),
         ({"detectors": ["nonsense"]}, "no detector 'nonsense'"),
-        ({"timeout": 0}, "leaves no time"),
+        ({"timeout": 0}, "timeout of 0 seconds"),
         ({"input_shape": (1, 8, 8)}, r"images of shape \(3, 8, 8\), not \(1, 8, 8\)"),
         ({"per_class": 0}, "too few"),
     ],

@@ -38,6 +38,11 @@ def test_leader_alone_makes_it_backdoored_and_names_the_label() -> None:
     assert found.risk is not None and found.risk > 0.5
 
 
+def test_one_detector_with_two_settings_does_not_confirm_itself() -> None:
+    found = judge([unlearning(0.9), unlearning(0.8)], SANE)
+    assert "BD101" not in [one.rule_id for one in found.findings]
+
+
 def test_two_detectors_confirm_each_other() -> None:
     found = judge([unlearning(0.9), other(9.0)], SANE)
     assert found.verdict == "backdoored"
