@@ -48,8 +48,16 @@ def test_at_least_three_eager_rungs_for_what_is_computed_in_pytorch() -> None:
             assert sum(rung.kind == "eager" for rung in ladder.rungs) >= 3, ladder.name
 
 
-def test_a_child_process_tells_its_memory() -> None:
-    assert 1e6 < startup.start("-c", "pass") < 1e9
+def test_a_child_process_tells_its_own_memory_and_not_ours() -> None:
+    ours = bytearray(b"1") * (300 << 20)
+    bare = startup.peak_bytes(("-c", "pass"))
+    large = startup.peak_bytes(("-c", "bytearray(b'1') * (200 << 20)"))
+    assert len(ours) > 5 * bare > 5e6
+    assert large - bare == pytest.approx(200 << 20, rel=0.05)
+
+
+def test_a_child_process_that_breaks_down_is_no_measurement() -> None:
+    assert startup.start("-c", "pass") == ("-c", "pass")
     with pytest.raises(RuntimeError, match="ended with 3"):
         startup.start("-c", "raise SystemExit(3)")
 
