@@ -3,7 +3,8 @@
     python -m bench.ladders [--device cpu] [--threads 1 2] [--only NAME] [--minutes 14] [--quick] [--out FILE]
 
 Precision is the same on every rung: float32 in and out, no TF32, no half precision; the error column is against
-float64. The record is written after every ladder. A ladder whose turn comes after the minutes are over is listed as
+float64. What takes minutes for one row (other methods, whole networks compiled) runs with the last number of threads
+only. The record is written after every ladder. A ladder whose turn comes after the minutes are over is listed as
 left out.
 """
 
@@ -58,7 +59,8 @@ def main(arguments: list[str] | None = None) -> None:
         torch.set_num_threads(threads)
         now = time.monotonic()
         until = now + (end - now) * share(counts[index:])
-        run(_plan(device, threads, options.quick), options.only or list(SUBJECTS), threads, until, done, options.out)
+        plan = _plan(device, threads, options.quick, complete=index == len(counts) - 1)
+        run(plan, options.only or list(SUBJECTS), threads, until, done, options.out)
 
 
 def share(threads: Sequence[int]) -> float:
@@ -114,10 +116,10 @@ def _same_precision() -> None:
     torch.backends.cudnn.benchmark = True
 
 
-def _plan(device: torch.device, threads: int, quick: bool) -> Plan:
+def _plan(device: torch.device, threads: int, quick: bool, complete: bool) -> Plan:
     if quick:
         return quick_plan(device)
-    return cpu_plan(threads) if device.type == "cpu" else cuda_plan()
+    return cpu_plan(threads, complete) if device.type == "cpu" else cuda_plan()
 
 
 def _say(found: dict[str, Any]) -> None:

@@ -64,7 +64,7 @@ def score_ladder(plan: Plan, model: Model, data: CleanData) -> Ladder:
             note="another score; three factors count",
             exact=False,
         ),
-        *rivals.rungs(plan, model, data),
+        *(rivals.rungs(plan, model, data) if plan.complete or plan.quick else ()),
     )
 
     @cache
@@ -219,7 +219,7 @@ def _worker(model: Model) -> tuple[nn.Module, Scores]:
 
 
 def _compiled(plan: Plan, model: Model, data: CleanData) -> tuple[Rung, ...]:
-    if not (plan.compile_methods and can_compile(plan.device)):
+    if not (plan.complete and can_compile(plan.device)):
         return ()
     kept: list[Any] = []
 

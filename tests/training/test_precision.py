@@ -30,6 +30,7 @@ def timed(monkeypatch: pytest.MonkeyPatch, *seconds: float) -> list[Plan]:
         return seconds[PLANS.index(plan)]
 
     monkeypatch.setattr(precision, "_seconds", fake)
+    monkeypatch.setattr(precision, "_bfloat16_is_fast", lambda: True)
     return tried
 
 
@@ -53,6 +54,22 @@ def test_auto_takes_the_fastest_and_asks_once(bright: Any, monkeypatch: pytest.M
 def test_auto_keeps_float32_where_bfloat16_saves_little(bright: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     timed(monkeypatch, 1.5, 1.0, 0.85, 0.85)
     assert plan_for("auto", bright.model.module, bright.data.images) == Plan(channels_last=False)
+
+
+@pytest.mark.parametrize("fast", [False, True])
+def test_a_cpu_without_bfloat16_is_not_tried_on_the_network(
+    fast: bool, bright: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tried = timed(monkeypatch, 1.0, 1.5, 0.9, 0.4)
+    monkeypatch.setattr(precision, "_bfloat16_is_fast", lambda: fast)
+    assert plan_for("auto", bright.model.module, bright.data.images).bfloat16 == fast
+    assert any(plan.bfloat16 for plan in tried) == fast
+
+
+@pytest.mark.parametrize(("rounded", "fast"), [(0.9, True), (1.1, False)])
+def test_small_convs_say_whether_bfloat16_is_fast(rounded: float, fast: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(precision, "_seconds", lambda plan, *_: rounded if plan.bfloat16 else 1.0)
+    assert precision._bfloat16_is_fast() == fast
 
 
 def test_a_trial_leaves_network_and_randomness_alone(bright: Any) -> None:
