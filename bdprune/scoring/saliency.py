@@ -8,6 +8,7 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+from torch.nn.grad import conv2d_weight
 
 from bdprune.data.clean import CleanData
 from bdprune.model.groups import FilterGroup
@@ -111,12 +112,13 @@ def _watcher(
 
 def _weight_gradient(conv: nn.Conv2d, x: Tensor, upstream: Tensor) -> Tensor:
     """``[O, I / groups, kh, kw]`` from input and gradient of the output of one image."""
-    return torch.nn.grad.conv2d_weight(
-        x, conv.weight.shape, upstream, conv.stride, conv.padding, conv.dilation, conv.groups
-    )
+    shape = conv.weight.shape
+    gradient: Tensor = conv2d_weight(x, shape, upstream, conv.stride, conv.padding, conv.dilation, conv.groups)
+    return gradient
 
 
 def _norms(gradient: Tensor, order: int) -> Tensor:
     """Norm of each filter's gradient over its size: ``[O, ...]`` to ``[O]``."""
     flat = gradient.flatten(1)
-    return torch.linalg.vector_norm(flat, order, dim=1) / flat.shape[1]
+    norms: Tensor = torch.linalg.vector_norm(flat, order, dim=1) / flat.shape[1]
+    return norms

@@ -25,6 +25,7 @@ from bench.ladders import loading, machine, masked_conv, moments, record, rnp, s
 from bench.ladders.floors import Ceilings, measure_ceilings
 from bench.ladders.ladder import Ladder
 from bench.ladders.plan import Plan, cpu_plan, cuda_plan, quick_plan
+from bench.ladders.profile import profiles
 from bench.ladders.timing import device_clock, measure, wall_clock
 
 SUBJECTS: dict[str, Callable[[Plan], list[Ladder]]] = {
@@ -86,6 +87,8 @@ def run(plan: Plan, subjects: list[str], threads: int, end: float, done: dict[st
             else:
                 part["ladders"].append(measured(ladder, plan, ceilings))
             record.write(out, done)
+    if plan.complete and "rnp" in subjects and time.monotonic() < end:
+        part["profiles"] = [one for width, images, _ in plan.rnp for one in profiles(width, images, plan.device)]
     part["load_after"] = machine.load()
     record.write(out, done)
 

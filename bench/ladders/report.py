@@ -12,12 +12,9 @@ import argparse
 import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
 from bdprune.report.svg import Bar, bars
-
-Record = dict[str, Any]
-Row = dict[str, Any]
+from bench.ladders.targets import TARGETS, Record, Row, best, ratio, whole_rnp
 
 _KINDS = {
     "author": "author",
@@ -51,7 +48,7 @@ def page(records: Sequence[tuple[str, Record]], charts: Sequence[str]) -> str:
     parts = [_INTRO]
     for (source, record), chart in zip(records, charts, strict=True):
         parts += [_heading(source, record), f"![How many times faster than the best eager PyTorch]({chart})\n"]
-        parts += [summary(record), _left_out(record)]
+        parts += [summary(record), _left_out(record), targets(record), where_time_goes(record)]
         parts += [_section(run, ladder) for run, ladder in ladders(record)]
     return "\n".join(part for part in parts if part)
 
@@ -61,19 +58,6 @@ def ladders(record: Record) -> Iterator[tuple[Record, Record]]:
     for run in record["runs"]:
         for ladder in run["ladders"]:
             yield run, ladder
-
-
-def best(ladder: Record, kind: str) -> Row | None:
-    """The fastest row of that kind, None without one that worked. Of ours the first counts, not a variant of it."""
-    rows = [row for row in ladder["rows"] if row["kind"] == kind and row["seconds"] is not None]
-    if kind == "ours":
-        return rows[0] if rows else None
-    return min(rows, key=lambda row: float(row["seconds"]), default=None)
-
-
-def ratio(other: Row | None, ours: Row | None) -> float | None:
-    """How many times faster ours is; below one we lose."""
-    return None if other is None or ours is None else other["seconds"] / ours["seconds"]
 
 
 def summary(record: Record) -> str:
@@ -96,6 +80,40 @@ def summary(record: Record) -> str:
             _percent(ours["floor_percent"]),
         ]
         lines.append(_line(cells))
+    return "\n".join(lines) + "\n"
+
+
+def targets(record: Record) -> str:
+    """Every target with what was measured, and whether that meets it."""
+    lines = ["### Targets\n", "| what | target | threads | wanted | measured | met |", "|---|---|---|---|---|---|"]
+    for target in TARGETS:
+        for run, ladder in ladders(record):
+            if target.concerns(ladder):
+                what, figure = f"{ladder['name']}: {ladder['case']}", target.figure(ladder)
+                met = figure is not None and target.met(figure)
+                lines.append(_target(what, target.what, run, f"{target.wanted}", figure, met))
+    for run in record["runs"]:
+        for name, figure in whole_rnp(run):
+            lines.append(
+                _target(name, "all three phases faster than the plain loops", run, "at least 3 x", figure, figure >= 3)
+            )
+    return "\n".join(lines) + "\n"
+
+
+def where_time_goes(record: Record) -> str:
+    """The profile of the steps of RNP."""
+    found = [(run, profile) for run in record["runs"] for profile in run.get("profiles", [])]
+    if not found:
+        return ""
+    lines = [
+        "### Where the time of RNP goes\n",
+        "By `python -m bench.ladders.profile`, per cent of the time that operations take themselves.\n",
+        "| what | threads | time | shares |",
+        "|---|---|---|---|",
+    ]
+    for run, profile in found:
+        shares = ", ".join(f"{name} {percent:.3g} %" for name, percent in profile["percent"].items())
+        lines.append(_line([profile["phase"], str(run["threads"]), duration(profile["seconds"]), shares]))
     return "\n".join(lines) + "\n"
 
 
@@ -174,6 +192,11 @@ def _heading(source: str, record: Record) -> str:
     if load is not None and load > 0.5:
         lines.append(f"The machine was not idle: {load} processes were ready to run as it began. Read times as bounds.")
     return "\n".join(lines) + "\n"
+
+
+def _target(what: str, target: str, run: Record, wanted: str, figure: float | None, met: bool) -> str:
+    measured = "–" if figure is None else f"{figure:.3g}"
+    return _line([what, target, str(run["threads"]), wanted, measured, "yes" if met else "**no**"])
 
 
 def _left_out(record: Record) -> str:

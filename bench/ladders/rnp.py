@@ -21,7 +21,7 @@ from bdprune.model.handle import Model
 from bdprune.training.recover import RecoverSettings, recover
 from bdprune.training.sweep import sweep_thresholds
 from bdprune.training.unlearn import UnlearnSettings, batches, unlearn
-from bench.ladders.ladder import Ladder, Rung, Work, absolute_error, can_compile, max_or_nan, relative_error
+from bench.ladders.ladder import Kind, Ladder, Rung, Work, absolute_error, can_compile, max_or_nan, relative_error
 from bench.ladders.networks import clean_images, conv_flops, replace_modules, resnet18, weight_bytes
 from bench.ladders.plan import Plan
 
@@ -202,18 +202,23 @@ def sweep_ladder(plan: Plan, model: Model, data: CleanData, width: int) -> Ladde
     def truth() -> list[float]:
         return plain(128, TRUTH, True)
 
-    rungs = (
-        Rung("a pruned copy per threshold, batches of 128", "author", lambda: plain(128, AUTHOR, True)),
-        Rung("channels_last copies, batches of 500", "eager", lambda: plain(500, EAGER["channels_last"], True)),
-        Rung("one copy, pruned in place", "eager", lambda: plain(128, AUTHOR, False)),
-        Rung("one channels_last copy, pruned in place", "eager", lambda: plain(500, EAGER["channels_last"], False)),
-        *_compiled_sweep(plan, width, lambda style: plain(500, style, False)),
-        Rung("bdprune.training.sweep_thresholds", "ours", mine, note="every threshold measured, no early stop"),
-    )
-    flops = conv_flops(model.network) * len(data)
+    last = EAGER["channels_last"]
+    calls: dict[str, tuple[Kind, Callable[[], list[float]]]] = {
+        "a pruned copy per threshold, batches of 128": ("author", lambda: plain(128, AUTHOR, True)),
+        "channels_last copies, batches of 500": ("eager", lambda: plain(500, last, True)),
+        "one copy, pruned in place": ("eager", lambda: plain(128, AUTHOR, False)),
+        "one channels_last copy, pruned in place": ("eager", lambda: plain(500, last, False)),
+    }
+    if _compiles(plan, width):
+        fast = replace(last, compiled=True, _kept=[])
+        calls["torch.compile: one channels_last copy"] = ("compile", lambda: plain(500, fast, False))
+    calls["bdprune.training.sweep_thresholds"] = ("ours", mine)
+    scale, note = IMAGES / len(data), f"timed over {len(data)} of {IMAGES} images, no early stop"
+    rungs = tuple(Rung(name, kind, call, scale, note) for name, (kind, call) in calls.items())
+    flops = conv_flops(model.network) * IMAGES
     return Ladder(
         f"RNP width {width}: sweep of {len(THRESHOLDS)} thresholds",
-        f"{len(data)} images",
+        f"{IMAGES} images",
         rungs,
         (Work(weight_bytes(model.network) * len(THRESHOLDS), flops * len(THRESHOLDS)),),
         lambda found: max_or_nan([abs(a - b) for a, b in zip(found, truth(), strict=True)]),
@@ -327,13 +332,6 @@ def _rungs(plan: Plan, size: Size, loop: Callable[[Style], object], eager: dict[
         fast = partial(loop, replace(style, compiled=True, _kept=[]))
         found.append(Rung(f"torch.compile: {name}", "compile", fast, size.scale, size.note))
     return tuple(found)
-
-
-def _compiled_sweep(plan: Plan, width: int, sweep: Callable[[Style], list[float]]) -> tuple[Rung, ...]:
-    if not _compiles(plan, width):
-        return ()
-    style = Style(channels_last=True, compiled=True)
-    return (Rung("torch.compile: one channels_last copy", "compile", lambda: sweep(style)),)
 
 
 def _compiles(plan: Plan, width: int) -> bool:
