@@ -190,6 +190,8 @@ def _heading(source: str, record: Record) -> str:
     ]
     if record["quick"]:
         lines.append("**A quick run on tiny shapes: it shows that everything works, and its figures mean nothing.**")
+    if record.get("clock") == "cpu":
+        lines.append("**Processor time, not the wall clock's**: others used the machine.")
     for run in record["runs"]:
         copy, gemm = run["copy_bytes_per_second"] / 1e9, run["gemm_flops_per_second"] / 1e9
         lines.append(f"{run['threads']} thread(s): a copy moves {copy:.3g} GB/s, a product does {gemm:.4g} GFLOP/s.")

@@ -76,6 +76,11 @@ def test_the_command_writes_a_record(tmp_path: Path) -> None:
     assert all(row["failure"] == "" and row["seconds"] > 0 for ladder in run["ladders"] for row in ladder["rows"])
 
 
+def test_processor_time_is_for_one_thread(tmp_path: Path) -> None:
+    with pytest.raises(SystemExit, match="--threads 1"):
+        main(["--quick", "--clock", "cpu", "--threads", "2", "--out", str(tmp_path / "ladders.json")])
+
+
 def test_without_time_everything_is_named_as_left_out(tmp_path: Path) -> None:
     out = tmp_path / "ladders.json"
     before = torch.get_num_threads()

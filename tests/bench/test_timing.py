@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+import subprocess
 import sys
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -11,7 +13,7 @@ import pytest
 import torch
 
 from bench.ladders.ladder import Rung
-from bench.ladders.timing import Sample, device_clock, measure, peak_bytes, repeats, wall_clock
+from bench.ladders.timing import Sample, cpu_clock, device_clock, measure, peak_bytes, repeats, wall_clock
 
 CPU = torch.device("cpu")
 
@@ -94,3 +96,11 @@ def test_clocks_give_the_output(device: str) -> None:
         seconds, output = clock(lambda: torch.ones(3, device=where).sum())
         assert output.item() == 3.0
         assert seconds >= 0.0
+
+
+def test_processor_time_counts_work_and_children_and_no_waiting() -> None:
+    assert cpu_clock(lambda: time.sleep(0.3))[0] < 0.1
+    busy = "import time\nwhile time.process_time() < 0.3: pass"
+    seconds, done = cpu_clock(lambda: subprocess.run([sys.executable, "-c", busy], check=True))
+    assert done.returncode == 0
+    assert 0.3 <= seconds < 1.0
