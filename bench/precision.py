@@ -29,9 +29,7 @@ from bdprune.training.sweep import sweep_thresholds
 from bdprune.training.unlearn import unlearn
 from bench.ladders.machine import describe
 from bench.ladders.rnp import AUTHOR, plain_recover, plain_unlearn
-
-NEAR = 0.02
-"""Masks so near to the threshold may fall on either side of it."""
+from bench.ladders.targets import NEAR
 
 
 def ranks(values: Tensor) -> Tensor:

@@ -1,6 +1,6 @@
 """The page of benchmarks, made from records.
 
-    python -m bench.ladders.report RECORD.json ... [--page docs/benchmarks.md]
+    python -m bench.ladders.report RECORD.json ... [--precision RECORD.json ...] [--page docs/benchmarks.md]
 
 Writes the page and one chart beside it for each record. Nothing is left out: rows where we lose are marked, rungs that
 broke down say why, ladders that the time did not suffice for are named.
@@ -14,7 +14,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from bdprune.report.svg import Bar, bars
-from bench.ladders.targets import TARGETS, Record, Row, best, ratio, whole_rnp
+from bench.ladders.targets import ALIKE, NEAR, TARGETS, Record, Row, best, ratio, whole_rnp
 
 _KINDS = {
     "author": "author",
@@ -119,6 +119,27 @@ def where_time_goes(record: Record) -> str:
     for run, profile in found:
         shares = ", ".join(f"{name} {percent:.3g} %" for name, percent in profile["percent"].items())
         lines.append(_line([profile["phase"], str(run["threads"]), duration(profile["seconds"]), shares]))
+    return "\n".join(lines) + "\n"
+
+
+def precision(records: Sequence[Record]) -> str:
+    """Whether RNP's fast path found the masks of the plain one; empty without a record."""
+    if not records:
+        return ""
+    lines = [
+        "## Masks of the fast path\n",
+        "By `python -m bench.precision`: RNP unlearns and recovers by the fast path and by the published loop. Wanted",
+        f"are a rank correlation of at least {ALIKE:g}, and the same filters pruned but for masks within {NEAR:g} of the",
+        "threshold.\n",
+        "| model | precision | rank correlation | largest difference | threshold | pruned, fast and plain | met |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for record in records:
+        pruned = "–" if record["pruned"] is None else " and ".join(map(str, record["pruned"]))
+        met = record["rank_correlation"] >= ALIKE and record["same_pruned"] is not False
+        cells = [record["model"], record["precision"], f"{record['rank_correlation']:.4f}"]
+        cells += [f"{record['largest_difference']:.2g}", _figure(record["threshold"]), pruned, _met(met)]
+        lines.append(_line(cells))
     return "\n".join(lines) + "\n"
 
 
@@ -255,6 +276,7 @@ def main(arguments: list[str] | None = None) -> None:
     """Reads the records, writes the page and its charts."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("records", type=Path, nargs="+")
+    parser.add_argument("--precision", type=Path, nargs="*", default=[], help="records of bench.precision")
     parser.add_argument("--page", type=Path, default=Path("docs/benchmarks.md"))
     options = parser.parse_args(arguments)
     records = [(path.name, json.loads(path.read_text())) for path in options.records]
@@ -262,7 +284,8 @@ def main(arguments: list[str] | None = None) -> None:
     options.page.parent.mkdir(parents=True, exist_ok=True)
     for (_, record), name in zip(records, charts, strict=True):
         (options.page.parent / name).write_text(chart(record))
-    options.page.write_text(page(records, charts))
+    masks = precision([json.loads(path.read_text()) for path in options.precision])
+    options.page.write_text(page(records, charts) + (f"\n{masks}" if masks else ""))
 
 
 if __name__ == "__main__":

@@ -9,6 +9,11 @@ from typing import Any
 Record = dict[str, Any]
 Row = dict[str, Any]
 
+ALIKE = 0.99
+"""Least rank correlation of the masks of a fast path with those of the plain loop."""
+NEAR = 0.02
+"""Masks so near to the threshold may fall on either side of it."""
+
 
 @dataclass(frozen=True)
 class Target:

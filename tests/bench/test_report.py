@@ -12,7 +12,7 @@ import torch
 
 from bench.ladders.__main__ import SUBJECTS
 from bench.ladders.plan import quick_plan
-from bench.ladders.report import chart, duration, main, page, summary, table, targets, where_time_goes
+from bench.ladders.report import chart, duration, main, page, precision, summary, table, targets, where_time_goes
 from bench.ladders.targets import TARGETS, best, whole_rnp
 
 
@@ -165,3 +165,20 @@ def test_the_profile_is_shown_where_there_is_one() -> None:
     profiled = record()
     profiled["runs"][0]["profiles"] = [{"phase": "recovery", "seconds": 2.0, "percent": {"convolutions": 90.0}}]
     assert "| recovery | 1 | 2 s | convolutions 90 % |" in where_time_goes(profiled)
+
+
+@pytest.mark.parametrize(
+    ("fields", "met"),
+    [
+        ({}, "yes"),
+        ({"rank_correlation": 0.98}, "**no**"),
+        ({"rank_correlation": float("nan")}, "**no**"),
+        ({"same_pruned": False}, "**no**"),
+    ],
+)
+def test_masks_must_agree_in_rank_and_in_what_is_pruned(fields: dict[str, Any], met: str) -> None:
+    found = {"model": "m", "precision": "auto", "rank_correlation": 0.995, "largest_difference": 0.05, "threshold": 0.5}
+    found |= {"pruned": [7, 8], "same_pruned": True}
+    assert precision([]) == ""
+    *_, line = precision([found | fields]).splitlines()
+    assert line.endswith(f"| 0.5 | 7 and 8 | {met} |")
