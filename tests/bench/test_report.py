@@ -127,13 +127,18 @@ def test_targets_are_worked_out_from_the_rows() -> None:
     ]
 
 
-def test_the_slowest_rival_is_no_excuse_and_a_missing_rung_is_no_success() -> None:
-    score = ladder("Suspiciousness score", "net", row("slow", "rival", 90.0), row("fast", "rival", 5.0))
-    (line,) = lines_of(measured(score))
-    assert "| – | **no** |" in line
+def test_each_rival_is_beaten_by_itself_and_a_broken_rung_is_no_success() -> None:
+    score = ladder(
+        "Suspiciousness score", "net", row("ANP, 2000 iterations", "rival", 90.0), row("CLP, data-free", "rival", 5.0)
+    )
+    assert lines_of(measured(score)) == []
     score["rows"].append(row("o", "ours", 2.0))
-    (line,) = lines_of(measured(score))
-    assert "| 2.5 | **no** | 5 |" in line
+    anp, clp = lines_of(measured(score))
+    assert "| 45 | yes | 90 |" in anp
+    assert "| 2.5 | **no** | 5 |" in clp
+    score["rows"].append(row("NAD, 30 epochs", "rival", None, failure="RuntimeError: no memory"))
+    _, nad, *_ = lines_of(measured(score))
+    assert "faster than NAD | 2 | at least 3 x | – | **no** |" in nad
 
 
 def test_an_error_that_is_no_number_misses_its_target() -> None:
