@@ -52,7 +52,8 @@ def moments_ladder(plan: Plan, case: str, maps: list[Tensor]) -> Ladder:
     )
     work = tuple(Work(one.nbytes, one.numel() * (one.shape[1] + 1)) for one in maps)
     name = "largest absolute error of a correlation"
-    return Ladder("Channel moments", case, rungs, work, error, name, seconds=plan.seconds)
+    # A call is long, and the rungs are near to each other: three of each at least.
+    return Ladder("Channel moments", case, rungs, work, error, name, seconds=3 * plan.seconds)
 
 
 _NO_CODE = "no public code exists; the formula, channel by channel"

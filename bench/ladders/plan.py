@@ -14,12 +14,12 @@ class Plan:
     Attributes:
         device: where everything runs.
         width: channels of the stem of ResNet-18 and VGG-19-BN in the ladders of ops.
-        images: clean images for moments and scores.
+        images: clean images for moments.
+        score_images: clean images for scores.
         conv_images: images of a batch in the masked convolution.
         rnp: (width, images of the steps that are timed, images of the sweep) of each ladder of RNP.
         rival_steps: iterations of the other methods that are timed.
-        complete: with everything that takes long for one row: whole networks compiled (a minute or more each on a CPU),
-            and other methods.
+        complete: with what takes long for one row: compiling, and other methods.
         seconds: how long an op's ladder is repeated; a method's ladder gets three times that.
         most: repeats at most.
         quick: tiny, to see that it works; its figures mean nothing.
@@ -28,8 +28,9 @@ class Plan:
     device: torch.device
     width: int = 64
     images: int = 100
+    score_images: int = 100
     conv_images: int = 128
-    rnp: tuple[tuple[int, int, int], ...] = ((32, 125, 32), (64, 64, 16))
+    rnp: tuple[tuple[int, int, int], ...] = ((32, 64, 16), (64, 32, 8))
     rival_steps: int = 1
     complete: bool = True
     seconds: float = 4.0
@@ -38,9 +39,8 @@ class Plan:
 
 
 def cpu_plan(threads: int, complete: bool) -> Plan:
-    """One step of each method, scaled up, and a smaller one with one thread."""
-    rnp = ((32, 64, 16), (64, 32, 8)) if threads == 1 else Plan.rnp
-    return Plan(torch.device("cpu"), rnp=rnp, complete=complete)
+    """A part of a step of each method, scaled up; fewer images for scores with one thread."""
+    return Plan(torch.device("cpu"), score_images=40 if threads == 1 else 100, complete=complete)
 
 
 def cuda_plan() -> Plan:
@@ -54,4 +54,4 @@ def quick_plan(device: torch.device) -> Plan:
     Narrower ones crash torch 2.13 on AVX2: the weight gradient of a strided 1x1 convolution with fewer than eight
     inputs writes beyond its memory in channels_last.
     """
-    return Plan(device, 8, 6, 4, ((8, 8, 8),), 1, complete=False, seconds=0.2, most=3, quick=True)
+    return Plan(device, 8, 6, 6, 4, ((8, 8, 8),), 1, complete=False, seconds=0.2, most=3, quick=True)

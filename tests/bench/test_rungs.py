@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -10,7 +11,8 @@ import torch
 
 from bench.ladders import ladder as ladder_module
 from bench.ladders import startup
-from bench.ladders.__main__ import SUBJECTS, main
+from bench.ladders.__main__ import SUBJECTS, _fitting, main
+from bench.ladders.ladder import Ladder, Rung
 from bench.ladders.networks import conv_flops, resnet18
 from bench.ladders.plan import quick_plan
 from bench.ladders.rnp import PRUNED, THRESHOLDS, published_masks
@@ -79,6 +81,14 @@ def test_the_command_writes_a_record(tmp_path: Path) -> None:
 def test_processor_time_is_for_one_thread(tmp_path: Path) -> None:
     with pytest.raises(SystemExit, match="--threads 1"):
         main(["--quick", "--clock", "cpu", "--threads", "2", "--out", str(tmp_path / "ladders.json")])
+
+
+def test_what_takes_long_is_left_to_a_complete_plan() -> None:
+    rungs = tuple(Rung(kind, kind, lambda: None) for kind in ("author", "compile", "ours", "rival"))
+    plan = quick_plan(torch.device("cpu"))
+    for complete, kinds in ((False, ["author", "ours"]), (True, ["author", "compile", "ours", "rival"])):
+        left = _fitting(Ladder("op", "case", rungs), replace(plan, complete=complete)).rungs
+        assert [rung.kind for rung in left] == kinds
 
 
 def test_without_time_everything_is_named_as_left_out(tmp_path: Path) -> None:
