@@ -12,6 +12,7 @@ from bdprune.data.clean import CleanData
 from bdprune.model.handle import Model
 from bdprune.model.prune import PruneMode, prune_
 from bdprune.training.normalization import keep_running_statistics
+from bdprune.training.precision import plan_for
 from bdprune.training.unlearn import batches
 
 
@@ -56,11 +57,12 @@ def fine_tune(
     module = worker.module.train()
     if len(data) < settings.small_data:
         keep_running_statistics(module)
+    plan = plan_for("float32", module, data.images)
     optimizer = torch.optim.SGD(module.parameters(), settings.lr, settings.momentum, weight_decay=settings.weight_decay)
     generator = torch.Generator().manual_seed(seed)
     for _ in range(settings.epochs):
         for images, labels in batches(data, settings.batch_size, settings.padding, generator, model.device):
-            loss = functional.cross_entropy(module(images), labels)
+            loss = functional.cross_entropy(plan.logits(module, images), labels)
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()

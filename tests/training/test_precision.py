@@ -1,11 +1,15 @@
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
 import torch
+from torch import nn
 
+from bdprune.data.clean import CleanData
 from bdprune.errors import OptionError
+from bdprune.model.handle import Model
 from bdprune.training import precision
+from bdprune.training.finetune import FineTuneSettings, fine_tune
 from bdprune.training.precision import PLANS, Plan, plan_for
 from bdprune.training.recover import RecoverSettings, recover
 from bdprune.training.unlearn import UnlearnSettings, unlearn
@@ -107,3 +111,38 @@ def test_bfloat16_unlearns_and_recovers_alike(bright: Any) -> None:
 def test_unknown_precision_is_an_error(bright: Any) -> None:
     with pytest.raises(OptionError, match="float16"):
         unlearn(bright.model, bright.data, UNLEARN, precision="float16")  # type: ignore[arg-type]
+
+
+class Narrow(nn.Module):
+    """A strided 1x1 conv with ``inputs`` inputs; notes whether what it got was in channels_last alone."""
+
+    def __init__(self, inputs: int) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(3, inputs, 3, padding=1)
+        self.shortcut = nn.Conv2d(inputs, 8, 1, stride=2)
+        self.head = nn.Linear(8, 10)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.stem(x)
+        SEEN.append(not x.is_contiguous())
+        return self.head(self.shortcut(x).mean((2, 3)))  # type: ignore[no-any-return]
+
+
+SEEN: list[bool] = []
+
+
+@pytest.mark.parametrize(("inputs", "channels_last"), [(6, False), (8, True)])
+def test_a_network_that_crashes_torch_in_channels_last_runs_without(inputs: int, channels_last: bool) -> None:
+    model = Model(Narrow(inputs).eval(), "narrow", 10, (3, 8, 8))
+    data = CleanData(torch.rand(20, 3, 8, 8), torch.arange(20) % 10)
+    assert model.groups
+    runs: list[Callable[[], object]] = [
+        lambda: unlearn(model, data, UnlearnSettings(max_epochs=1, stop_accuracy=-1.0)),
+        lambda: recover(model, data, RecoverSettings(epochs=1)),
+        lambda: fine_tune(model, data, FineTuneSettings(epochs=1), {}, "zero_gamma"),
+    ]
+    for run in runs:
+        SEEN.clear()
+        run()
+        assert SEEN == [channels_last] * len(SEEN) != []
+    assert plan_for("auto", model.module, data.images).channels_last in (False, channels_last)
