@@ -30,7 +30,7 @@ class Plan:
     images: int = 100
     score_images: int = 100
     conv_images: int = 128
-    rnp: tuple[tuple[int, int, int], ...] = ((32, 64, 16), (64, 32, 8))
+    rnp: tuple[tuple[int, int, int], ...] = ((32, 64, 32), (64, 32, 16))
     rival_steps: int = 1
     complete: bool = True
     seconds: float = 4.0
@@ -40,7 +40,7 @@ class Plan:
 
 def cpu_plan(threads: int, complete: bool) -> Plan:
     """A part of a step of each method, scaled up; fewer images for scores with one thread."""
-    return Plan(torch.device("cpu"), score_images=40 if threads == 1 else 100, complete=complete)
+    return Plan(torch.device("cpu"), score_images=30 if threads == 1 else 100, complete=complete)
 
 
 def cuda_plan() -> Plan:

@@ -7,8 +7,10 @@ import math
 import pytest
 import torch
 
+from bench.ladders.networks import clean_images, resnet18
 from bench.ladders.profile import KINDS, kind, profiles
-from bench.precision import rank_correlation, ranks, same_pruned
+from bench.ladders.rnp import published_masks
+from bench.precision import rank_correlation, ranks, same_pruned, timed_sweeps
 
 
 def test_equal_values_share_their_mean_rank() -> None:
@@ -48,3 +50,9 @@ def test_shares_add_up_and_convolutions_lead() -> None:
         assert sum(found["percent"].values()) == pytest.approx(100, abs=1)
         assert set(found["percent"]) <= {*KINDS, "other"}
         assert found["percent"]["convolutions, backward"] > 10
+
+
+def test_the_timed_sweeps_agree() -> None:
+    model = resnet18(8, torch.device("cpu"))
+    seconds = timed_sweeps(model, published_masks(model), clean_images(10, torch.device("cpu")))
+    assert min(seconds.values()) > 0
