@@ -57,11 +57,11 @@ cuda-check: env ## compile the CUDA sources for sm_80 and sm_90 and look for spi
 
 bench: env ## the speed ladders on this CPU; writes docs/benchmarks.md
 	$(PYTHON) -m bench.ladders --device cpu --threads 1 2 --minutes 13 --out bench/results/ladders-cpu.json
-	$(PYTHON) -m bench.ladders.report bench/results/ladders-*.json
+	$(PYTHON) -m bench.ladders.report bench/results/ladders-*.json --precision $(wildcard bench/results/precision-*.json)
 
 bench-gpu: env ## the same ladders on a CUDA device
 	$(PYTHON) -m bench.ladders --device cuda --threads 1 --minutes 6 --out bench/results/ladders-cuda.json
-	$(PYTHON) -m bench.ladders.report bench/results/ladders-*.json
+	$(PYTHON) -m bench.ladders.report bench/results/ladders-*.json --precision $(wildcard bench/results/precision-*.json)
 
 build: env ## a wheel of what is here, into dist/
 	$(PYTHON) -m pip wheel . --no-build-isolation --no-deps --wheel-dir dist

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 import json
 import os
 import platform
@@ -125,9 +124,12 @@ def _packages() -> Iterator[Check]:
 
 
 def _version(name: str) -> str:
+    # Imported here, because every start of the program would pay for it.
+    from importlib.metadata import PackageNotFoundError, version
+
     try:
-        return importlib.metadata.version(name)
-    except importlib.metadata.PackageNotFoundError:
+        return version(name)
+    except PackageNotFoundError:
         return ""
 
 

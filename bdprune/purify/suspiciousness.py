@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from bdprune.data.clean import CleanData
 from bdprune.model.handle import Model
@@ -18,8 +18,9 @@ from bdprune.purify.base import CurvePoint, Purified
 from bdprune.scoring.outliers import layer_z_scores
 from bdprune.scoring.suspiciousness import Suspiciousness
 from bdprune.training.augment import crop_and_flip
-from bdprune.training.evaluate import clean_accuracy, predict
+from bdprune.training.evaluate import clean_accuracy
 from bdprune.training.finetune import FineTuneSettings, fine_tune
+from bdprune.training.pruned import PrunedPredictions, Pruning
 
 _LADDER = tuple(3.5 - 0.25 * step for step in range(11))  # 3.5 down to 1
 _LOOKS = 500  # images that each mu is tried on, views counted
@@ -92,16 +93,15 @@ class SuspiciousnessPruning:
     def _choose(self, model: Model, data: CleanData, scores: Mapping[str, Tensor]) -> tuple[float, Curve]:
         """The lowest mu before the first that costs too much, NaN when that is the highest, and what was tried."""
         views = _views(data, max(_LOOKS // len(data), 1), self.seed)
-        before = _hits(model.module, views, data.labels)
+        prunings: list[Pruning] = [{}, *(outlying(scores, mu, self.max_share) for mu in _LADDER)]
+        predictions = PrunedPredictions(model, [views], prunings, self.mode)
+        before = _hits(predictions.predict(0, 0), data.labels)
         chosen, drop = math.nan, torch.zeros(len(data))
         curve: list[CurvePoint] = []
-        last: dict[str, list[int]] = {}
-        for mu in _LADDER:
-            pruned = outlying(scores, mu, self.max_share)
-            if pruned != last:
-                drop = before - _hits(prune(model, pruned, self.mode).module, views, data.labels)
-                last = pruned
-            curve.append(CurvePoint(mu, float((before - drop).mean()), sum(map(len, pruned.values()))))
+        for step, mu in enumerate(_LADDER, 1):
+            if prunings[step] != prunings[step - 1]:
+                drop = before - _hits(predictions.predict(step, 0), data.labels)
+            curve.append(CurvePoint(mu, float((before - drop).mean()), sum(map(len, prunings[step].values()))))
             if float(drop.mean()) - _standard_error(drop) > self.max_drop:
                 break
             chosen = mu
@@ -144,9 +144,9 @@ def _views(data: CleanData, count: int, seed: int) -> Tensor:
     return torch.cat([data.images, *(crop_and_flip(data.images, generator) for _ in range(count - 1))])
 
 
-def _hits(module: nn.Module, views: Tensor, labels: Tensor) -> Tensor:
-    """Share of its views that is classified right, for every image ``[N]``."""
-    return (predict(module, views).view(-1, len(labels)) == labels).double().mean(0)
+def _hits(predicted: Tensor, labels: Tensor) -> Tensor:
+    """Share of its views that is classified right, for every image ``[N]``; ``predicted`` goes view by view."""
+    return (predicted.view(-1, len(labels)) == labels).double().mean(0)
 
 
 def _standard_error(values: Tensor) -> float:

@@ -51,7 +51,12 @@ class Suspiciousness:
     def __call__(self, model: Model, data: CleanData) -> dict[str, Tensor]:
         """Group name -> score per filter ``[num_filters]``, float64, CPU; larger is more suspicious."""
         statistics = filter_statistics(
-            model, data, per_image=self.per_image, order=self.order, rectified=self.rectified
+            model,
+            data,
+            salient=self.saliency != 0,
+            per_image=self.per_image,
+            order=self.order,
+            rectified=self.rectified,
         )
         return self.combine(statistics, channel_lipschitz(model))
 

@@ -11,8 +11,8 @@ from torch.nn import functional
 from bdprune.data.clean import CleanData
 from bdprune.model.handle import Model
 from bdprune.model.prune import PruneMode, prune_
-from bdprune.training.layout import training_layout
 from bdprune.training.normalization import keep_running_statistics
+from bdprune.training.precision import plan_for
 from bdprune.training.unlearn import batches
 
 
@@ -57,11 +57,12 @@ def fine_tune(
     module = worker.module.train()
     if len(data) < settings.small_data:
         keep_running_statistics(module)
+    plan = plan_for("float32", module, data.images)
     optimizer = torch.optim.SGD(module.parameters(), settings.lr, settings.momentum, weight_decay=settings.weight_decay)
-    generator, layout = torch.Generator().manual_seed(seed), training_layout(module)
+    generator = torch.Generator().manual_seed(seed)
     for _ in range(settings.epochs):
         for images, labels in batches(data, settings.batch_size, settings.padding, generator, model.device):
-            loss = functional.cross_entropy(module(images.contiguous(memory_format=layout)), labels)
+            loss = functional.cross_entropy(plan.logits(module, images), labels)
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()

@@ -3,7 +3,8 @@
     python -m bench.ladders [--device cpu] [--threads 1 2] [--only NAME] [--minutes 14] [--quick] [--out FILE]
 
 Precision is the same on every rung: float32 in and out, no TF32, no half precision; the error column is against
-float64. The record is written after every ladder. A ladder whose turn comes after the minutes are over is listed as
+float64. What takes long for one row (compiling, other methods) runs with the last number of threads
+only. The record is written after every ladder. A ladder whose turn comes after the minutes are over is listed as
 left out.
 """
 
@@ -14,6 +15,7 @@ import gc
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -24,7 +26,8 @@ from bench.ladders import loading, machine, masked_conv, moments, record, rnp, s
 from bench.ladders.floors import Ceilings, measure_ceilings
 from bench.ladders.ladder import Ladder
 from bench.ladders.plan import Plan, cpu_plan, cuda_plan, quick_plan
-from bench.ladders.timing import device_clock, measure, wall_clock
+from bench.ladders.profile import profiles
+from bench.ladders.timing import Clock, cpu_clock, device_clock, measure, wall_clock
 
 SUBJECTS: dict[str, Callable[[Plan], list[Ladder]]] = {
     "spectral": spectral.ladders,
@@ -41,6 +44,8 @@ def main(arguments: list[str] | None = None) -> None:
     """Runs what is asked for."""
     options = _parser().parse_args(arguments)
     device = torch.device(options.device)
+    if options.clock == "cpu" and (device.type != "cpu" or options.threads != [1]):
+        sys.exit("Processor time says how long a call takes on the CPU with `--threads 1` only.")
     if device.type == "cuda" and not torch.cuda.is_available():
         sys.exit("No CUDA device is here; `--device cpu` measures the CPU.")
     _same_precision()
@@ -49,6 +54,7 @@ def main(arguments: list[str] | None = None) -> None:
         "started": datetime.now(UTC).isoformat(timespec="seconds"),
         "machine": machine.describe(device),
         "quick": options.quick,
+        "clock": options.clock,
         "runs": [],
     }
     end = time.monotonic() + 60 * options.minutes
@@ -58,7 +64,9 @@ def main(arguments: list[str] | None = None) -> None:
         torch.set_num_threads(threads)
         now = time.monotonic()
         until = now + (end - now) * share(counts[index:])
-        run(_plan(device, threads, options.quick), options.only or list(SUBJECTS), threads, until, done, options.out)
+        plan = _plan(device, threads, options.quick, complete=index == len(counts) - 1)
+        clock = cpu_clock if options.clock == "cpu" else None
+        run(plan, options.only or list(SUBJECTS), threads, until, done, options.out, clock)
 
 
 def share(threads: Sequence[int]) -> float:
@@ -66,9 +74,20 @@ def share(threads: Sequence[int]) -> float:
     return (1 / threads[0]) / sum(1 / count for count in threads)
 
 
-def run(plan: Plan, subjects: list[str], threads: int, end: float, done: dict[str, Any], out: Path) -> None:
-    """All ladders with one number of threads, appended to ``done`` and written ladder by ladder."""
-    ceilings = measure_ceilings(plan.device, plan.quick)
+def run(
+    plan: Plan,
+    subjects: list[str],
+    threads: int,
+    end: float,
+    done: dict[str, Any],
+    out: Path,
+    clock: Clock | None = None,
+) -> None:
+    """All ladders with one number of threads, appended to ``done`` and written ladder by ladder.
+
+    ``clock`` stands in for each ladder's own.
+    """
+    ceilings = measure_ceilings(plan.device, plan.quick, clock)
     part: dict[str, Any] = {
         "threads": threads,
         "copy_bytes_per_second": record.number(ceilings.copy),
@@ -82,16 +101,18 @@ def run(plan: Plan, subjects: list[str], threads: int, end: float, done: dict[st
             if time.monotonic() > end:
                 part["left_out"].append(f"{ladder.name} ({ladder.case})")
             else:
-                part["ladders"].append(measured(ladder, plan, ceilings))
+                part["ladders"].append(measured(_fitting(ladder, plan), plan, ceilings, clock))
             record.write(out, done)
+    if plan.complete and "rnp" in subjects and time.monotonic() < end:
+        part["profiles"] = [one for width, images, _ in plan.rnp for one in profiles(width, images, plan.device)]
     part["load_after"] = machine.load()
     record.write(out, done)
 
 
-def measured(ladder: Ladder, plan: Plan, ceilings: Ceilings) -> dict[str, Any]:
+def measured(ladder: Ladder, plan: Plan, ceilings: Ceilings, clock: Clock | None) -> dict[str, Any]:
     """Times one ladder; what it compiled is forgotten."""
     start = time.monotonic()
-    clock = wall_clock(plan.device) if ladder.host else device_clock(plan.device)
+    clock = clock or (wall_clock(plan.device) if ladder.host else device_clock(plan.device))
     samples = measure(ladder.rungs, clock, plan.device, ladder.seconds, plan.most)
     found = record.ladder_record(ladder, samples, ceilings)
     found["took_seconds"] = round(time.monotonic() - start, 1)
@@ -108,16 +129,22 @@ def _drained(ladders: list[Ladder]) -> Iterator[Ladder]:
         yield ladders.pop(0)
 
 
+def _fitting(ladder: Ladder, plan: Plan) -> Ladder:
+    """Without what takes minutes for one row, unless the plan is complete."""
+    slow = () if plan.complete else ("compile", "rival")
+    return replace(ladder, rungs=tuple(rung for rung in ladder.rungs if rung.kind not in slow))
+
+
 def _same_precision() -> None:
     torch.set_float32_matmul_precision("highest")
     torch.backends.cudnn.allow_tf32 = False
     torch.backends.cudnn.benchmark = True
 
 
-def _plan(device: torch.device, threads: int, quick: bool) -> Plan:
+def _plan(device: torch.device, threads: int, quick: bool, complete: bool) -> Plan:
     if quick:
         return quick_plan(device)
-    return cpu_plan(threads) if device.type == "cpu" else cuda_plan()
+    return cpu_plan(threads, complete) if device.type == "cpu" else cuda_plan()
 
 
 def _say(found: dict[str, Any]) -> None:
@@ -132,6 +159,12 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--device", default="cpu", help="cpu, cuda or cuda:N")
     parser.add_argument("--threads", type=int, nargs="+", default=[1, 2])
+    parser.add_argument(
+        "--clock",
+        choices=["wall", "cpu"],
+        default="wall",
+        help="cpu counts processor time, ceilings too: for one thread on a machine that others use",
+    )
     parser.add_argument("--only", action="append", choices=list(SUBJECTS), help="repeatable (default: all)")
     parser.add_argument("--minutes", type=float, default=14.0, help="no ladder is begun after so long")
     parser.add_argument(

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from bench.ladders.ladder import Work
-from bench.ladders.timing import device_clock
+from bench.ladders.timing import Clock, device_clock
 
 
 @dataclass(frozen=True)
@@ -25,7 +25,7 @@ class Ceilings:
     gemm: float
 
 
-def measure_ceilings(device: torch.device, quick: bool = False) -> Ceilings:
+def measure_ceilings(device: torch.device, quick: bool = False, clock: Clock | None = None) -> Ceilings:
     """The copy of a buffer far larger than any private cache, and a square float32 product; the best of several."""
     large = device.type == "cuda"
     count = (1 << 20) if quick else (1 << 28) if large else (1 << 26)
@@ -35,8 +35,8 @@ def measure_ceilings(device: torch.device, quick: bool = False) -> Ceilings:
     a, b = torch.randn(side, side, device=device), torch.randn(side, side, device=device)
     out = torch.empty_like(a)
     rounds = 3 if quick else 7
-    copied = _best(lambda: target.copy_(source), device, rounds)
-    multiplied = _best(lambda: torch.mm(a, b, out=out), device, rounds)
+    copied = _best(lambda: target.copy_(source), clock or device_clock(device), rounds)
+    multiplied = _best(lambda: torch.mm(a, b, out=out), clock or device_clock(device), rounds)
     return Ceilings(2 * source.nbytes / copied, 2 * side**3 / multiplied)
 
 
@@ -48,7 +48,6 @@ def floor_seconds(work: Sequence[Work], ceilings: Ceilings) -> tuple[float, str]
     return total, "bytes" if sum(by_bytes) >= sum(by_flops) else "FLOPs"
 
 
-def _best(call: Callable[[], Any], device: torch.device, rounds: int) -> float:
-    clock = device_clock(device)
+def _best(call: Callable[[], Any], clock: Clock, rounds: int) -> float:
     call()
     return min(clock(call)[0] for _ in range(rounds))

@@ -1,6 +1,6 @@
 """The page of benchmarks, made from records.
 
-    python -m bench.ladders.report RECORD.json ... [--page docs/benchmarks.md]
+    python -m bench.ladders.report RECORD.json ... [--precision RECORD.json ...] [--page docs/benchmarks.md]
 
 Writes the page and one chart beside it for each record. Nothing is left out: rows where we lose are marked, rungs that
 broke down say why, ladders that the time did not suffice for are named.
@@ -12,12 +12,9 @@ import argparse
 import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
 from bdprune.report.svg import Bar, bars
-
-Record = dict[str, Any]
-Row = dict[str, Any]
+from bench.ladders.targets import ALIKE, NEAR, TARGETS, Record, Row, best, ratio, whole_rnp
 
 _KINDS = {
     "author": "author",
@@ -51,7 +48,7 @@ def page(records: Sequence[tuple[str, Record]], charts: Sequence[str]) -> str:
     parts = [_INTRO]
     for (source, record), chart in zip(records, charts, strict=True):
         parts += [_heading(source, record), f"![How many times faster than the best eager PyTorch]({chart})\n"]
-        parts += [summary(record), _left_out(record)]
+        parts += [summary(record), _left_out(record), targets(record), where_time_goes(record)]
         parts += [_section(run, ladder) for run, ladder in ladders(record)]
     return "\n".join(part for part in parts if part)
 
@@ -61,19 +58,6 @@ def ladders(record: Record) -> Iterator[tuple[Record, Record]]:
     for run in record["runs"]:
         for ladder in run["ladders"]:
             yield run, ladder
-
-
-def best(ladder: Record, kind: str) -> Row | None:
-    """The fastest row of that kind, None without one that worked. Of ours the first counts, not a variant of it."""
-    rows = [row for row in ladder["rows"] if row["kind"] == kind and row["seconds"] is not None]
-    if kind == "ours":
-        return rows[0] if rows else None
-    return min(rows, key=lambda row: float(row["seconds"]), default=None)
-
-
-def ratio(other: Row | None, ours: Row | None) -> float | None:
-    """How many times faster ours is; below one we lose."""
-    return None if other is None or ours is None else other["seconds"] / ours["seconds"]
 
 
 def summary(record: Record) -> str:
@@ -95,6 +79,68 @@ def summary(record: Record) -> str:
             *(_times(other) for other in others),
             _percent(ours["floor_percent"]),
         ]
+        lines.append(_line(cells))
+    return "\n".join(lines) + "\n"
+
+
+def targets(record: Record) -> str:
+    """Every target with what was measured, and whether that meets it."""
+    lines = [
+        "### Targets\n",
+        "*At the floor* is what the figure would be if ours ran at the physical floor.\n",
+        "| what | target | threads | wanted | measured | met | at the floor |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for target in TARGETS:
+        for run, ladder in ladders(record):
+            figure = target.figure(ladder) if target.concerns(ladder) else None
+            # What takes long runs with one number of threads only. A rung that broke down is a miss.
+            if figure is not None or (target.concerns(ladder) and any(row["failure"] for row in ladder["rows"])):
+                cells = [f"{ladder['name']}: {ladder['case']}", target.what, str(run["threads"]), target.wanted]
+                met = figure is not None and target.met(figure)
+                lines.append(_line([*cells, _figure(figure), _met(met), _figure(target.reachable(ladder))]))
+    for run in record["runs"]:
+        for name, figure in whole_rnp(run):
+            cells = [name, "all three phases faster than the plain loops", str(run["threads"]), "at least 3 x"]
+            lines.append(_line([*cells, _figure(figure), _met(figure >= 3), "–"]))
+    return "\n".join(lines) + "\n"
+
+
+def where_time_goes(record: Record) -> str:
+    """The profile of the steps of RNP."""
+    found = [(run, profile) for run in record["runs"] for profile in run.get("profiles", [])]
+    if not found:
+        return ""
+    lines = [
+        "### Where the time of RNP goes\n",
+        "By `python -m bench.ladders.profile`, per cent of the time that operations take themselves.\n",
+        "| what | threads | time | shares |",
+        "|---|---|---|---|",
+    ]
+    for run, profile in found:
+        shares = ", ".join(f"{name} {percent:.3g} %" for name, percent in profile["percent"].items())
+        lines.append(_line([profile["phase"], str(run["threads"]), duration(profile["seconds"]), shares]))
+    return "\n".join(lines) + "\n"
+
+
+def precision(records: Sequence[Record]) -> str:
+    """Whether RNP's fast path found the masks of the plain one; empty without a record."""
+    if not records:
+        return ""
+    lines = [
+        "## Masks of the fast path\n",
+        "By `python -m bench.precision`: RNP unlearns and recovers by the fast path and by the published loop. Wanted",
+        f"are a rank correlation of at least {ALIKE:g}, and the same filters pruned but for masks within {NEAR:g} of",
+        "the threshold. *Sweep* is that of 19 thresholds on these masks, against a plain one.\n",
+        "| model | precision | rank correlation | largest difference | threshold | pruned by each | met | sweep |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    for record in records:
+        pruned = "–" if record["pruned"] is None else " and ".join(map(str, record["pruned"]))
+        met = record["rank_correlation"] >= ALIKE and record["same_pruned"] is not False
+        cells = [record["model"], record["precision"], f"{record['rank_correlation']:.4f}"]
+        cells += [f"{record['largest_difference']:.2g}", _figure(record["threshold"]), pruned, _met(met)]
+        cells.append(f"{record['sweep_seconds']['plain'] / record['sweep_seconds']['ours']:.3g} times faster")
         lines.append(_line(cells))
     return "\n".join(lines) + "\n"
 
@@ -167,6 +213,8 @@ def _heading(source: str, record: Record) -> str:
     ]
     if record["quick"]:
         lines.append("**A quick run on tiny shapes: it shows that everything works, and its figures mean nothing.**")
+    if record.get("clock") == "cpu":
+        lines.append("**Processor time, not the wall clock's**: others used the machine.")
     for run in record["runs"]:
         copy, gemm = run["copy_bytes_per_second"] / 1e9, run["gemm_flops_per_second"] / 1e9
         lines.append(f"{run['threads']} thread(s): a copy moves {copy:.3g} GB/s, a product does {gemm:.4g} GFLOP/s.")
@@ -174,6 +222,14 @@ def _heading(source: str, record: Record) -> str:
     if load is not None and load > 0.5:
         lines.append(f"The machine was not idle: {load} processes were ready to run as it began. Read times as bounds.")
     return "\n".join(lines) + "\n"
+
+
+def _figure(value: float | None) -> str:
+    return "–" if value is None else f"{value:.3g}"
+
+
+def _met(met: bool) -> str:
+    return "yes" if met else "**no**"
 
 
 def _left_out(record: Record) -> str:
@@ -222,6 +278,7 @@ def main(arguments: list[str] | None = None) -> None:
     """Reads the records, writes the page and its charts."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("records", type=Path, nargs="+")
+    parser.add_argument("--precision", type=Path, nargs="*", default=[], help="records of bench.precision")
     parser.add_argument("--page", type=Path, default=Path("docs/benchmarks.md"))
     options = parser.parse_args(arguments)
     records = [(path.name, json.loads(path.read_text())) for path in options.records]
@@ -229,7 +286,8 @@ def main(arguments: list[str] | None = None) -> None:
     options.page.parent.mkdir(parents=True, exist_ok=True)
     for (_, record), name in zip(records, charts, strict=True):
         (options.page.parent / name).write_text(chart(record))
-    options.page.write_text(page(records, charts))
+    masks = precision([json.loads(path.read_text()) for path in options.precision])
+    options.page.write_text(page(records, charts) + (f"\n{masks}" if masks else ""))
 
 
 if __name__ == "__main__":

@@ -21,11 +21,11 @@ from bdprune.model.handle import Model
 from bdprune.training.recover import RecoverSettings, recover
 from bdprune.training.sweep import sweep_thresholds
 from bdprune.training.unlearn import UnlearnSettings, batches, unlearn
-from bench.ladders.ladder import Ladder, Rung, Work, absolute_error, can_compile, max_or_nan, relative_error
+from bench.ladders.ladder import Kind, Ladder, Rung, Work, absolute_error, can_compile, max_or_nan, relative_error
 from bench.ladders.networks import clean_images, conv_flops, replace_modules, resnet18, weight_bytes
 from bench.ladders.plan import Plan
 
-STEP_IMAGES, EPOCH_STEPS, EPOCHS = 125, 4, 20
+IMAGES, BATCH, EPOCHS = 500, 128, 20
 """500 images in batches of at most 128, twenty times."""
 
 THRESHOLDS = [index * 0.05 for index in range(19)]
@@ -38,33 +38,36 @@ PRUNED = [12, 14, 18, 21, 24, 28, 32, 33, 34, 35, 36, 38, 39, 40, 41, 75, 178, 2
 def ladders(plan: Plan) -> list[Ladder]:
     """Three ladders for each width."""
     found = []
-    for width, steps, images in plan.rnp:
+    for width, timed, swept in plan.rnp:
         model = resnet18(width, plan.device)
-        count = 8 if plan.quick else steps * STEP_IMAGES
-        data = clean_images(count, plan.device)
-        size = Size(width, steps, count)
+        data = clean_images(timed, plan.device)
+        size = Size(width, timed)
         found += [unlearn_ladder(plan, model, data, size), recover_ladder(plan, model, data, size)]
-        found.append(sweep_ladder(plan, model, clean_images(images, plan.device, 1), width))
+        found.append(sweep_ladder(plan, model, clean_images(swept, plan.device, 1), width))
     return found
 
 
 @dataclass(frozen=True)
 class Size:
-    """Width of the network, optimiser steps that are timed, images that they take together."""
+    """Width of the network, and how many images the timed steps take together."""
 
     width: int
-    steps: int
     images: int
 
     @property
+    def steps(self) -> int:
+        """Optimiser steps that are timed."""
+        return -(-self.images // BATCH)
+
+    @property
     def scale(self) -> float:
-        """Timed pieces in a whole run."""
-        return EPOCHS * EPOCH_STEPS / self.steps
+        """Timed pieces in a whole run, by images: the convolutions, which take them one by one, are what costs."""
+        return EPOCHS * IMAGES / self.images
 
     @property
     def note(self) -> str:
         """What was timed."""
-        return f"{self.steps} of {EPOCHS * EPOCH_STEPS} steps timed"
+        return f"timed over {self.images} of {EPOCHS * IMAGES} images in {self.steps} step(s)"
 
 
 @dataclass(frozen=True)
@@ -75,12 +78,15 @@ class Style:
         channels_last: memory format of network and images.
         fused: SGD in one kernel.
         compiled: the network through ``torch.compile``.
+        frozen: in the recovery, the weights ask for no gradients. Published code leaves them asking: its optimiser
+            takes the masks alone, but the backward pass works out every weight's gradient.
         dtype: of everything; float64 for the truth.
     """
 
     channels_last: bool = False
     fused: bool = False
     compiled: bool = False
+    frozen: bool = False
     dtype: torch.dtype = torch.float32
     _kept: list[nn.Module] = field(default_factory=list, compare=False)
 
@@ -101,11 +107,16 @@ class Style:
         return images.to(self.dtype).contiguous(memory_format=kind)
 
 
-AUTHOR, TRUTH = Style(), Style(dtype=torch.float64)
+AUTHOR, TRUTH = Style(), Style(frozen=True, dtype=torch.float64)
 EAGER = {
     "channels_last": Style(channels_last=True),
     "fused SGD": Style(fused=True),
     "channels_last, fused SGD": Style(channels_last=True, fused=True),
+}
+FROZEN = {
+    "frozen weights": Style(frozen=True),
+    "frozen weights, channels_last": Style(frozen=True, channels_last=True),
+    "frozen weights, channels_last, fused SGD": Style(frozen=True, channels_last=True, fused=True),
 }
 
 
@@ -124,19 +135,19 @@ def unlearn_ladder(plan: Plan, model: Model, data: CleanData, size: Size) -> Lad
     def truth() -> list[Tensor]:
         return moved(plain_unlearn(model, data, TRUTH))
 
-    rungs = _rungs(plan, size, partial(plain_unlearn, model, data), "published loop, float32, NCHW")
+    rungs = _rungs(plan, size, partial(plain_unlearn, model, data), EAGER)
     mine = Rung(
         "bdprune.training.unlearn",
         "ours",
         lambda: unlearn(model, data, settings).model.network,
         size.scale,
-        f"{size.note}; its copies of the model counted once for each {size.steps}",
+        f"{size.note}; its copies of the model counted as often",
     )
     forward = conv_flops(model.network) * size.images
     work = Work(5 * weight_bytes(model.network) * size.steps, 3 * forward)
     return Ladder(
         f"RNP width {size.width}: unlearning",
-        _case(size),
+        _CASE,
         (*rungs, mine),
         (_scaled(work, size.scale),),
         lambda network: relative_error(moved(network), truth()),
@@ -154,19 +165,19 @@ def recover_ladder(plan: Plan, model: Model, data: CleanData, size: Size) -> Lad
     def truth() -> list[Tensor]:
         return plain_recover(model, data, TRUTH)
 
-    rungs = _rungs(plan, size, partial(plain_recover, model, data), "published loop, float32, NCHW")
+    rungs = _rungs(plan, size, partial(plain_recover, model, data), FROZEN)
     mine = Rung(
         "bdprune.training.recover",
         "ours",
         lambda: list(recover(model, data, settings).masks.values()),
         size.scale,
-        f"{size.note}; its copies of the model counted once for each {size.steps}",
+        f"{size.note}; its copies of the model counted as often",
     )
     forward = conv_flops(model.network) * size.images
     work = Work(2 * weight_bytes(model.network) * size.steps, 2 * forward)
     return Ladder(
         f"RNP width {size.width}: recovery",
-        _case(size),
+        _CASE,
         (*rungs, mine),
         (_scaled(work, size.scale),),
         lambda masks: absolute_error(masks, truth()),
@@ -191,18 +202,23 @@ def sweep_ladder(plan: Plan, model: Model, data: CleanData, width: int) -> Ladde
     def truth() -> list[float]:
         return plain(128, TRUTH, True)
 
-    rungs = (
-        Rung("a pruned copy per threshold, batches of 128", "author", lambda: plain(128, AUTHOR, True)),
-        Rung("channels_last copies, batches of 500", "eager", lambda: plain(500, EAGER["channels_last"], True)),
-        Rung("one copy, pruned in place", "eager", lambda: plain(128, AUTHOR, False)),
-        Rung("one channels_last copy, pruned in place", "eager", lambda: plain(500, EAGER["channels_last"], False)),
-        *_compiled_sweep(plan, width, lambda style: plain(500, style, False)),
-        Rung("bdprune.training.sweep_thresholds", "ours", mine, note="every threshold measured, no early stop"),
-    )
-    flops = conv_flops(model.network) * len(data)
+    last = EAGER["channels_last"]
+    calls: dict[str, tuple[Kind, Callable[[], list[float]]]] = {
+        "a pruned copy per threshold, batches of 128": ("author", lambda: plain(128, AUTHOR, True)),
+        "channels_last copies, batches of 500": ("eager", lambda: plain(500, last, True)),
+        "one copy, pruned in place": ("eager", lambda: plain(128, AUTHOR, False)),
+        "one channels_last copy, pruned in place": ("eager", lambda: plain(500, last, False)),
+    }
+    if _compiles(plan, width):
+        fast = replace(last, compiled=True, _kept=[])
+        calls["torch.compile: one channels_last copy"] = ("compile", lambda: plain(500, fast, False))
+    calls["bdprune.training.sweep_thresholds"] = ("ours", mine)
+    scale, note = IMAGES / len(data), f"timed over {len(data)} of {IMAGES} images, no early stop"
+    rungs = tuple(Rung(name, kind, call, scale, note) for name, (kind, call) in calls.items())
+    flops = conv_flops(model.network) * IMAGES
     return Ladder(
         f"RNP width {width}: sweep of {len(THRESHOLDS)} thresholds",
-        f"{len(data)} images",
+        f"{IMAGES} images",
         rungs,
         (Work(weight_bytes(model.network) * len(THRESHOLDS), flops * len(THRESHOLDS)),),
         lambda found: max_or_nan([abs(a - b) for a, b in zip(found, truth(), strict=True)]),
@@ -212,25 +228,30 @@ def sweep_ladder(plan: Plan, model: Model, data: CleanData, width: int) -> Ladde
     )
 
 
-def plain_unlearn(model: Model, data: CleanData, style: Style) -> nn.Module:
-    """The published loop: train mode, SGD of 0.01 with momentum 0.9 and weight decay 5e-4, on the negative loss."""
+def plain_unlearn(
+    model: Model, data: CleanData, style: Style, lr: float = 0.01, epochs: int = 1, stop_accuracy: float = -1.0
+) -> nn.Module:
+    """The published loop: train mode, SGD with momentum 0.9 and weight decay 5e-4, on the negative loss.
+
+    Stops after a batch whose accuracy is at or below ``stop_accuracy``.
+    """
     module, network = style.prepared(model.clone().module)
     network.train()
     module.train()
-    optimizer = torch.optim.SGD(module.parameters(), 0.01, 0.9, weight_decay=5e-4, fused=style.fused)
-    right = 0
-    for images, labels in _published_batches(model, data, style):
+    optimizer = torch.optim.SGD(module.parameters(), lr, 0.9, weight_decay=5e-4, fused=style.fused)
+    for images, labels in _published_batches(model, data, style, epochs):
         optimizer.zero_grad()
         logits = network(images)
         (-functional.cross_entropy(logits, labels)).backward()
         optimizer.step()
-        right += int((logits.argmax(1) == labels).sum())  # what the loop stops by
+        if (logits.argmax(1) == labels).double().mean().item() <= stop_accuracy:
+            break
     return module.get_submodule("network")
 
 
-def plain_recover(model: Model, data: CleanData, style: Style) -> list[Tensor]:
+def plain_recover(model: Model, data: CleanData, style: Style, epochs: int = 1) -> list[Tensor]:
     """The published loop: a mask in every batch norm, SGD of 0.2 with momentum 0.9 on 0.2 times the loss, clipped."""
-    masked = copy.deepcopy(model.module).requires_grad_(False)
+    masked = copy.deepcopy(model.module).requires_grad_(not style.frozen)
     replace_modules(masked, nn.BatchNorm2d, MaskedNorm)
     module, network = style.prepared(masked)
     network.train()
@@ -238,7 +259,7 @@ def plain_recover(model: Model, data: CleanData, style: Style) -> list[Tensor]:
     norms = {name: one for name, one in module.get_submodule("network").named_modules() if isinstance(one, MaskedNorm)}
     masks = [norm.mask for norm in norms.values()]
     optimizer = torch.optim.SGD(masks, 0.2, 0.9, fused=style.fused)
-    for images, labels in _published_batches(model, data, style):
+    for images, labels in _published_batches(model, data, style, epochs):
         optimizer.zero_grad()
         (0.2 * functional.cross_entropy(network(images), labels)).backward()
         optimizer.step()
@@ -301,43 +322,35 @@ def published_masks(model: Model) -> dict[str, Tensor]:
     return {group.name: part for group, part in zip(model.groups, parts, strict=True)}
 
 
-def _rungs(plan: Plan, size: Size, loop: Callable[[Style], object], name: str) -> tuple[Rung, ...]:
-    found = [Rung(name, "author", lambda: loop(AUTHOR), size.scale, size.note)]
-    for key, style in EAGER.items():
+def _rungs(plan: Plan, size: Size, loop: Callable[[Style], object], eager: dict[str, Style]) -> tuple[Rung, ...]:
+    """The published loop, each eager style, and the last of them compiled."""
+    found = [Rung("published loop, float32, NCHW", "author", lambda: loop(AUTHOR), size.scale, size.note)]
+    for key, style in eager.items():
         found.append(Rung(key, "eager", partial(loop, style), size.scale, size.note))
     if _compiles(plan, size.width):
-        style = Style(channels_last=True, fused=True, compiled=True)
-        found.append(
-            Rung("torch.compile: channels_last, fused SGD", "compile", partial(loop, style), size.scale, size.note)
-        )
+        name, style = list(eager.items())[-1]
+        fast = partial(loop, replace(style, compiled=True, _kept=[]))
+        found.append(Rung(f"torch.compile: {name}", "compile", fast, size.scale, size.note))
     return tuple(found)
-
-
-def _compiled_sweep(plan: Plan, width: int, sweep: Callable[[Style], list[float]]) -> tuple[Rung, ...]:
-    if not _compiles(plan, width):
-        return ()
-    style = Style(channels_last=True, compiled=True)
-    return (Rung("torch.compile: one channels_last copy", "compile", lambda: sweep(style)),)
 
 
 def _compiles(plan: Plan, width: int) -> bool:
     """Whole networks take long to compile: the widest one speaks for all."""
-    return plan.compile_methods and width == max(one for one, _, _ in plan.rnp) and can_compile(plan.device)
+    return not plan.quick and width == max(one for one, _, _ in plan.rnp) and can_compile(plan.device)
 
 
-def _case(size: Size) -> str:
-    per_step = size.images // size.steps
-    return f"{EPOCH_STEPS * per_step} images, {EPOCHS} epochs of {EPOCH_STEPS} steps of {per_step}"
+_CASE = f"{IMAGES} images, {EPOCHS} epochs in steps of at most {BATCH}"
 
 
 def _scaled(work: Work, scale: float) -> Work:
     return replace(work, bytes=work.bytes * scale, flops=work.flops * scale)
 
 
-def _published_batches(model: Model, data: CleanData, style: Style) -> Iterator[tuple[Tensor, Tensor]]:
+def _published_batches(model: Model, data: CleanData, style: Style, epochs: int) -> Iterator[tuple[Tensor, Tensor]]:
     generator = torch.Generator().manual_seed(0)
-    for images, labels in batches(data, 128, 4, generator, model.device):
-        yield style.batch(images), labels
+    for _ in range(epochs):
+        for images, labels in batches(data, BATCH, 4, generator, model.device):
+            yield style.batch(images), labels
 
 
 def _norm(norm: object) -> str:

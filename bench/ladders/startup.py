@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
@@ -35,7 +36,7 @@ def ladders(plan: Plan) -> list[Ladder]:
             floor_rung=_BARE,
             seconds=seconds,
             host=True,
-            peak=lambda size: size,
+            peak=peak_bytes,
         )
     ]
 
@@ -43,17 +44,36 @@ def ladders(plan: Plan) -> list[Ladder]:
 _TYPICAL = "as research code does before it reads its arguments"
 
 
-def start(*arguments: str) -> int:
-    """Runs Python with these arguments to its end; gives the peak of its resident memory in bytes.
+# It starts small and reads nothing but its arguments, so the child's peak is not hidden by its own.
+_LAUNCHER = """import os, sys
+child = os.posix_spawn(sys.executable, [sys.executable, *sys.argv[1:]], os.environ, file_actions=[
+    (os.POSIX_SPAWN_OPEN, 1, os.devnull, os.O_WRONLY, 0), (os.POSIX_SPAWN_DUP2, 1, 2)])
+print(os.wait4(child, 0)[2].ru_maxrss)"""
+
+
+def start(*arguments: str) -> tuple[str, ...]:
+    """Runs Python with these arguments to its end, and gives them.
 
     Raises:
         RuntimeError: it did not end well.
     """
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(_ROOT), os.environ.get("PYTHONPATH", "")])}
     quiet = subprocess.DEVNULL
-    child = subprocess.Popen([sys.executable, *arguments], stdout=quiet, stderr=quiet, env=environment)
-    _, status, usage = os.wait4(child.pid, 0)
-    child.returncode = os.waitstatus_to_exitcode(status)
-    if child.returncode:
-        raise RuntimeError(f"python {' '.join(arguments)} ended with {child.returncode}")
-    return usage.ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+    done = subprocess.run([sys.executable, *arguments], stdout=quiet, stderr=quiet, env=_environment(), check=False)
+    if done.returncode:
+        raise RuntimeError(f"python {' '.join(arguments)} ended with {done.returncode}")
+    return arguments
+
+
+def peak_bytes(arguments: Sequence[str]) -> int:
+    """Peak of the resident memory of Python with these arguments, in bytes.
+
+    What a process had mapped before it became another program counts as its own, so a child of this large process would
+    look as large. A bare Python stands in between.
+    """
+    launcher = [sys.executable, "-I", "-S", "-c", _LAUNCHER, *arguments]
+    done = subprocess.run(launcher, capture_output=True, env=_environment(), check=True)
+    return int(done.stdout) * (1 if sys.platform == "darwin" else 1024)
+
+
+def _environment() -> dict[str, str]:
+    return {**os.environ, "PYTHONPATH": os.pathsep.join([str(_ROOT), os.environ.get("PYTHONPATH", "")])}

@@ -36,7 +36,7 @@ Saliency = Callable[[Model, CleanData], Scores]
 def ladders(plan: Plan) -> list[Ladder]:
     """ResNet-18 with a hundred images."""
     model = resnet18(plan.width, plan.device)
-    return [score_ladder(plan, model, clean_images(plan.images, plan.device))]
+    return [score_ladder(plan, model, clean_images(plan.score_images, plan.device))]
 
 
 def score_ladder(plan: Plan, model: Model, data: CleanData) -> Ladder:
@@ -219,7 +219,7 @@ def _worker(model: Model) -> tuple[nn.Module, Scores]:
 
 
 def _compiled(plan: Plan, model: Model, data: CleanData) -> tuple[Rung, ...]:
-    if not (plan.compile_methods and can_compile(plan.device)):
+    if plan.quick or not can_compile(plan.device):
         return ()
     kept: list[Any] = []
 

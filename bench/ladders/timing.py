@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import math
+import resource
 import statistics
 import time
 from collections.abc import Callable, Sequence
@@ -58,6 +59,21 @@ def device_clock(device: torch.device) -> Clock:
         return start.elapsed_time(end) / 1e3, output
 
     return timed
+
+
+def cpu_clock(call: Callable[[], Any]) -> tuple[float, Any]:
+    """Seconds that processors worked for this process and for its children that ended.
+
+    With one thread that is what a quiet machine's wall clock says, but for waiting; a busy machine stretches it less.
+    """
+    start = _worked()
+    output = call()
+    return _worked() - start, output
+
+
+def _worked() -> float:
+    uses = (resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
+    return sum(use.ru_utime + use.ru_stime for use in uses)
 
 
 def _nothing() -> None:
@@ -138,20 +154,20 @@ class Sample:
 def measure(rungs: Sequence[Rung], clock: Clock, device: torch.device, seconds: float, most: int) -> list[Sample]:
     """Times all rungs in turns, so that a busy moment hurts them alike.
 
-    The first call of each warms up (and compiles). After it every rung gets an equal share of ``seconds``: at least one
-    more call, at most ``most``.
+    The first call of each warms up (and compiles); a long one needs no warming up, so its first call counts. Every rung
+    gets an equal share of ``seconds``: at least one call that counts, at most ``most``.
     """
     samples = [_first(rung, clock, device) for rung in rungs]
     alive = [sample for sample in samples if not sample.failure]
     share = seconds / max(len(alive), 1)
     wanted = {id(sample): repeats(share, sample.seconds[-1], most) for sample in alive}
-    # A long call needs no warming up: its first one counts. The short one's is only an estimate of how many to do.
     for sample in alive:
-        if sample.rung.kind == "compile" or sample.seconds[-1] < _QUICK_CALL:
+        # A short call may still have been warming up: it only says how many to do.
+        if sample.seconds[-1] < _QUICK_CALL:
             sample.seconds.clear()
-    for turn in range(max(wanted.values(), default=0)):
+    for _ in range(max(wanted.values(), default=0)):
         for sample in alive:
-            if turn < wanted[id(sample)]:
+            if len(sample.seconds) < wanted[id(sample)]:
                 sample.seconds.append(clock(sample.rung.call)[0])
     return samples
 

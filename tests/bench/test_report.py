@@ -8,8 +8,12 @@ from typing import Any
 from xml.etree import ElementTree
 
 import pytest
+import torch
 
-from bench.ladders.report import best, chart, duration, main, page, summary, table
+from bench.ladders.__main__ import SUBJECTS
+from bench.ladders.plan import quick_plan
+from bench.ladders.report import chart, duration, main, page, precision, summary, table, targets, where_time_goes
+from bench.ladders.targets import TARGETS, best, whole_rnp
 
 
 def row(rung: str, kind: str, seconds: float | None, **fields: Any) -> dict[str, Any]:
@@ -99,3 +103,87 @@ def test_files_are_written(tmp_path: Path) -> None:
 )
 def test_durations(seconds: float, text: str) -> None:
     assert duration(seconds) == text
+
+
+def ladder(name: str, case: str, *rows: dict[str, Any], floor: float | None = 1.0) -> dict[str, Any]:
+    return {"name": name, "case": case, "rows": list(rows), "floor_seconds": floor, "floor_by": "FLOPs", "error_is": ""}
+
+
+def measured(*found: dict[str, Any]) -> dict[str, Any]:
+    return {"runs": [{"threads": 2, "ladders": list(found)}]}
+
+
+def lines_of(record: dict[str, Any]) -> list[str]:
+    return [line for line in targets(record).splitlines() if line.startswith("| ")][1:]
+
+
+def test_targets_are_worked_out_from_the_rows() -> None:
+    norms = ladder("Spectral norms", "net", row("a", "author", 40.0), row("e", "eager", 30.0), row("b", "bound", 0.5))
+    norms["rows"] += [row("o", "ours", 2.0)]
+    assert lines_of(measured(norms)) == [
+        "| Spectral norms: net | faster than the best eager rung | 2 | at least 10 x | 15 | yes | 30 |",
+        "| Spectral norms: net | faster than the author's loop | 2 | at least 50 x | 20 | **no** | 40 |",
+        "| Spectral norms: net | time over one reading of the weights | 2 | at most 4 x | 4 | yes | – |",
+    ]
+
+
+def test_each_rival_is_beaten_by_itself_and_a_broken_rung_is_no_success() -> None:
+    score = ladder(
+        "Suspiciousness score", "net", row("ANP, 2000 iterations", "rival", 90.0), row("CLP, data-free", "rival", 5.0)
+    )
+    assert lines_of(measured(score)) == []
+    score["rows"].append(row("o", "ours", 2.0))
+    anp, clp = lines_of(measured(score))
+    assert "| 45 | yes | 90 |" in anp
+    assert "| 2.5 | **no** | 5 |" in clp
+    score["rows"].append(row("NAD, 30 epochs", "rival", None, failure="RuntimeError: no memory"))
+    _, nad, *_ = lines_of(measured(score))
+    assert "faster than NAD | 2 | at least 3 x | – | **no** |" in nad
+
+
+def test_an_error_that_is_no_number_misses_its_target() -> None:
+    for error, met in (("nan", "**no**"), (1e-6, "yes"), (1e-3, "**no**")):
+        found = ladder("Channel moments", "one layer, mean = 30", row("o", "ours", 1.0, error=error))
+        (line,) = lines_of(measured(found))
+        assert f"| {met} |" in line
+
+
+def test_a_whole_rnp_needs_all_three_phases() -> None:
+    phases = [
+        ladder(f"RNP width 8: {name}", "case", row("a", "author", 3.0), row("o", "ours", seconds))
+        for name, seconds in (("unlearning", 2.0), ("recovery", 1.5), ("sweep of 19 thresholds", 1.0))
+    ]
+    assert whole_rnp({"ladders": phases[:2]}) == []
+    assert whole_rnp({"ladders": phases}) == [("RNP width 8", 2.0)]
+
+
+def test_every_target_concerns_a_ladder_that_is_measured(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("bench.ladders.ladder.can_compile", lambda device: False)
+    plan = quick_plan(torch.device("cpu"))
+    made = [{"name": one.name, "case": one.case} for make in SUBJECTS.values() for one in make(plan)]
+    for target in TARGETS:
+        assert any(target.concerns(one) for one in made), target
+
+
+def test_the_profile_is_shown_where_there_is_one() -> None:
+    assert where_time_goes(record()) == ""
+    profiled = record()
+    profiled["runs"][0]["profiles"] = [{"phase": "recovery", "seconds": 2.0, "percent": {"convolutions": 90.0}}]
+    assert "| recovery | 1 | 2 s | convolutions 90 % |" in where_time_goes(profiled)
+
+
+@pytest.mark.parametrize(
+    ("fields", "met"),
+    [
+        ({}, "yes"),
+        ({"rank_correlation": 0.98}, "**no**"),
+        ({"rank_correlation": float("nan")}, "**no**"),
+        ({"same_pruned": False}, "**no**"),
+    ],
+)
+def test_masks_must_agree_in_rank_and_in_what_is_pruned(fields: dict[str, Any], met: str) -> None:
+    found = {"model": "m", "precision": "auto", "rank_correlation": 0.995, "largest_difference": 0.05, "threshold": 0.5}
+    found |= {"pruned": [7, 8], "same_pruned": True, "sweep_seconds": {"plain": 6.0, "ours": 1.5}}
+    assert precision([]) == ""
+    *_, line = precision([found | fields]).splitlines()
+    assert line.endswith(f"| 0.5 | 7 and 8 | {met} | 4 times faster |")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -10,7 +11,8 @@ import torch
 
 from bench.ladders import ladder as ladder_module
 from bench.ladders import startup
-from bench.ladders.__main__ import SUBJECTS, main
+from bench.ladders.__main__ import SUBJECTS, _fitting, main
+from bench.ladders.ladder import Ladder, Rung
 from bench.ladders.networks import conv_flops, resnet18
 from bench.ladders.plan import quick_plan
 from bench.ladders.rnp import PRUNED, THRESHOLDS, published_masks
@@ -48,8 +50,16 @@ def test_at_least_three_eager_rungs_for_what_is_computed_in_pytorch() -> None:
             assert sum(rung.kind == "eager" for rung in ladder.rungs) >= 3, ladder.name
 
 
-def test_a_child_process_tells_its_memory() -> None:
-    assert 1e6 < startup.start("-c", "pass") < 1e9
+def test_a_child_process_tells_its_own_memory_and_not_ours() -> None:
+    ours = bytearray(b"1") * (300 << 20)
+    bare = startup.peak_bytes(("-c", "pass"))
+    large = startup.peak_bytes(("-c", "bytearray(b'1') * (200 << 20)"))
+    assert len(ours) > 5 * bare > 5e6
+    assert large - bare == pytest.approx(200 << 20, rel=0.05)
+
+
+def test_a_child_process_that_breaks_down_is_no_measurement() -> None:
+    assert startup.start("-c", "pass") == ("-c", "pass")
     with pytest.raises(RuntimeError, match="ended with 3"):
         startup.start("-c", "raise SystemExit(3)")
 
@@ -66,6 +76,19 @@ def test_the_command_writes_a_record(tmp_path: Path) -> None:
     (run,) = record["runs"]
     assert [ladder["name"] for ladder in run["ladders"]] == ["Masked convolution"] * 5
     assert all(row["failure"] == "" and row["seconds"] > 0 for ladder in run["ladders"] for row in ladder["rows"])
+
+
+def test_processor_time_is_for_one_thread(tmp_path: Path) -> None:
+    with pytest.raises(SystemExit, match="--threads 1"):
+        main(["--quick", "--clock", "cpu", "--threads", "2", "--out", str(tmp_path / "ladders.json")])
+
+
+def test_what_takes_long_is_left_to_a_complete_plan() -> None:
+    rungs = tuple(Rung(kind, kind, lambda: None) for kind in ("author", "compile", "ours", "rival"))
+    plan = quick_plan(torch.device("cpu"))
+    for complete, kinds in ((False, ["author", "ours"]), (True, ["author", "compile", "ours", "rival"])):
+        left = _fitting(Ladder("op", "case", rungs), replace(plan, complete=complete)).rungs
+        assert [rung.kind for rung in left] == kinds
 
 
 def test_without_time_everything_is_named_as_left_out(tmp_path: Path) -> None:

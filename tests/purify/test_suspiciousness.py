@@ -1,9 +1,12 @@
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
 
+from bdprune.model.prune import prune
 from bdprune.purify.suspiciousness import SuspiciousnessPruning, _views, outlying
+from bdprune.training.evaluate import clean_accuracy
 from bdprune.training.finetune import FineTuneSettings
 
 
@@ -49,24 +52,31 @@ def test_without_fine_tuning_only_pruned_filters_change(bright: Any) -> None:
     assert changed <= {"1.weight", "1.bias", "4.weight", "4.bias"}
 
 
+def fake_predictions(labels: torch.Tensor, lost: Callable[[int], int]) -> type:
+    """Predictions of which the first images are wrong in every view: ``lost`` of the filters pruned, so many."""
+
+    class Fake:
+        def __init__(
+            self, model: Any, sets: list[torch.Tensor], prunings: list[dict[str, list[int]]], mode: str
+        ) -> None:
+            self.views, self.prunings = len(sets[0]) // len(labels), prunings
+
+        def predict(self, step: int, index: int) -> torch.Tensor:
+            predicted = labels.clone()
+            predicted[: lost(sum(map(len, self.prunings[step].values())))] = -1
+            return predicted.repeat(self.views)
+
+    return Fake
+
+
 def test_lowers_mu_until_the_clean_images_pay(bright: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """Accuracy as a function of the filters pruned is made up; the rule has to stop where it falls."""
     data = bright.data.subset(torch.arange(100))
     scores = {"0": torch.cat([torch.zeros(60), torch.linspace(1, 9, 20)])}
     allowed = 8
 
-    def hits(module: torch.nn.Module, views: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-        lost = 0 if pruned_now[-1] < allowed else 40
-        return torch.tensor([0.0] * lost + [1.0] * (len(labels) - lost), dtype=torch.float64)
-
-    pruned_now = [0]
-
-    def prune(model: Any, pruned: dict[str, list[int]], mode: str) -> Any:
-        pruned_now.append(sum(map(len, pruned.values())))
-        return model
-
-    monkeypatch.setattr("bdprune.purify.suspiciousness._hits", hits)
-    monkeypatch.setattr("bdprune.purify.suspiciousness.prune", prune)
+    fake = fake_predictions(data.labels, lambda pruned: 0 if pruned < allowed else 40)
+    monkeypatch.setattr("bdprune.purify.suspiciousness.PrunedPredictions", fake)
     mu, curve = SuspiciousnessPruning(max_share=1.0)._choose(bright.model, data, scores)
     assert [point.threshold for point in curve] == sorted(point.threshold for point in curve)
     assert curve[0].filters_pruned >= allowed > curve[1].filters_pruned
@@ -80,17 +90,24 @@ def test_the_fall_may_be_a_standard_error_above_the_bound(
 ) -> None:
     """Of 100 images, 3 lost are 3 points with an error of 1.7, 5 lost are 5 points with one of 2.2."""
     data = bright.data.subset(torch.arange(100))
-    falls = iter([0] + [lost] * 20)
-
-    def hits(module: torch.nn.Module, views: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-        gone = next(falls)
-        return torch.tensor([0.0] * gone + [1.0] * (len(labels) - gone), dtype=torch.float64)
-
-    monkeypatch.setattr("bdprune.purify.suspiciousness._hits", hits)
-    monkeypatch.setattr("bdprune.purify.suspiciousness.prune", lambda model, pruned, mode: model)
+    fake = fake_predictions(data.labels, lambda pruned: lost if pruned else 0)
+    monkeypatch.setattr("bdprune.purify.suspiciousness.PrunedPredictions", fake)
     scores = {"0": torch.linspace(0, 1, 40) ** 8}
     mu, _ = SuspiciousnessPruning()._choose(bright.model, data, scores)
     assert (mu == mu) == fits
+
+
+def test_accuracies_are_those_of_plain_pruning(bright: Any) -> None:
+    method = SuspiciousnessPruning(max_share=0.5, max_drop=1.0)
+    data = bright.data.subset(torch.arange(60))
+    scores = method.score(bright.model, data)
+    mu, curve = method._choose(bright.model, data, scores)
+    assert mu == 1.0
+    assert len({point.filters_pruned for point in curve}) > 2
+    views, labels = _views(data, 8, method.seed), data.labels.repeat(8)
+    for point in curve:
+        module = prune(bright.model, outlying(scores, point.threshold, 0.5), method.mode).module
+        assert point.clean_accuracy == pytest.approx(clean_accuracy(module, views, labels), abs=1e-6)
 
 
 def test_prunes_nothing_where_every_mu_costs_too_much(bright: Any, monkeypatch: pytest.MonkeyPatch) -> None:

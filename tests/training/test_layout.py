@@ -10,6 +10,8 @@ from bdprune.training.finetune import FineTuneSettings, fine_tune
 from bdprune.training.fit import Schedule, fit
 from bdprune.training.layout import training_layout
 from bdprune.training.precision import Plan, plan_for
+from bdprune.training.recover import RecoverSettings, recover
+from bdprune.training.unlearn import UnlearnSettings, unlearn
 
 
 def shortcut(channels: int, **settings: Any) -> nn.Module:
@@ -42,7 +44,9 @@ def test_loops_keep_to_it() -> None:
     images, labels = torch.rand(30, 3, 8, 8), torch.arange(30) % 3
     fit(network, (images * 255).to(torch.uint8), labels, Schedule(epochs=1, batch_size=10), seed=0)
     model = Model(network, "test", 3, (3, 8, 8))
-    fine_tune(model, CleanData(images, labels), FineTuneSettings(epochs=1), {}, "zero_gamma")
+    data = CleanData(images, labels)
+    fine_tune(model, data, FineTuneSettings(epochs=1), {}, "zero_gamma")
+    recover(unlearn(model, data, UnlearnSettings(max_epochs=1)).model, data, RecoverSettings(epochs=1))
     assert plan_for("float32", network, images) == Plan(channels_last=False)
     assert not plan_for("auto", network, images).channels_last
     assert seen and all(seen)
