@@ -15,12 +15,14 @@ STABLE_TORCH_LIBRARY(bdprune, m)
   //   sum:      float64 [C]     += sum over samples and positions of (x - shift)
   //   norm_sum: float64 [C]     += sum over samples of |x[n, c]|_2 / sqrt(P), of the unshifted x
   //   shift:    float64 [C], representable in float32 unless x is float64
+  // A cross [G, C, C] makes it a stack: x [G, N, C, *], and [G, C] for the others.
   m.def("channel_moments_update_(Tensor(a!) cross, Tensor(b!) sum, Tensor(c!) norm_sum, Tensor x, Tensor shift) -> ()");
 
-  // mask [C] (any floating dtype) times z [N, C, *]; returns z's dtype and, where z is dense, z's layout.
+  // mask [C] (any floating dtype) times z [N, C, *]; returns z's dtype and, where z is dense, z's layout. A mask [G, C]
+  // makes it a stack: z [G, N, C, *].
   m.def("channel_scale(Tensor z, Tensor mask) -> Tensor");
 
-  // Its backward in one pass over grad and z [N, C, *]: (mask * grad in z's dtype, sum of grad * z per channel in
-  // mask's dtype). What is not needed comes back as an empty [0] tensor.
+  // Its backward in one pass over grad and z [N, C, *] or [G, N, C, *]: (mask * grad in z's dtype, sum of grad * z per
+  // channel in mask's dtype and shape). What is not needed comes back as an empty [0] tensor.
   m.def("channel_scale_backward(Tensor grad, Tensor z, Tensor mask, bool need_z, bool need_mask) -> (Tensor, Tensor)");
 }
