@@ -5,7 +5,6 @@ Both take a stack of G models, or G masks of one model, as their leading axis.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -100,13 +99,56 @@ def masked_conv2d(
     stack = mask.shape[0] if mask.dim() == 2 else None
     _check_conv(x, weight, bias, stack, groups)
     check_mask(mask, weight.shape[-4], x.device, stack)
-
-    def conv(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        return F.conv2d(x, weight, bias, stride, padding, dilation, groups)
-
     if stack is None:
-        return channel_scale(conv(x, weight, bias), mask)
-    return channel_scale(_stacked(conv, x, weight, bias, stack), mask)
+        return channel_scale(F.conv2d(x, weight, bias, stride, padding, dilation, groups), mask)
+    if weight.dim() == 5:
+        return channel_scale(stacked_conv2d(x, weight, bias, stride, padding, dilation, groups), mask)
+    z = F.conv2d(x if x.dim() == 4 else x.flatten(0, 1), weight, bias, stride, padding, dilation, groups)
+    return channel_scale(z.expand(stack, *z.shape) if x.dim() == 4 else z.view(*x.shape[:2], *z.shape[1:]), mask)
+
+
+def stacked_conv2d(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    stride: int | tuple[int, int] = 1,
+    padding: int | tuple[int, int] | str = 0,
+    dilation: int | tuple[int, int] = 1,
+    groups: int = 1,
+) -> Tensor:
+    """The convolutions of G models in one call, with the bits of G calls on the CPU.
+
+    Args:
+        x: ``[G, N, I, H, W]``, or one batch ``[N, I, H, W]`` for all.
+        weight: ``[G, O, I / groups, kh, kw]``.
+        bias: ``[G, O]`` or None.
+        stride: as in :func:`torch.nn.functional.conv2d`, like the three that follow.
+        padding: a number, a pair, ``"same"`` or ``"valid"``.
+        dilation: a number or a pair.
+        groups: divides I and O.
+
+    Returns:
+        ``[G, N, O, H', W']``; each model's part has the layout that its convolution alone would have.
+
+    Raises:
+        TypeError: an argument is not a floating tensor.
+        ValueError: shapes do not fit.
+
+    >>> stacked_conv2d(torch.ones(1, 1, 2, 2), torch.ones(2, 1, 1, 2, 2)).flatten()
+    tensor([4., 4.])
+    """
+    check_floating("x", x)
+    check_floating("weight", weight)
+    if weight.dim() != 5:
+        raise ValueError(f"weight must have 5 dimensions, got shape {list(weight.shape)}")
+    _check_conv(x, weight, bias, len(weight), groups)
+    batches = x.unbind() if x.dim() == 5 else [x] * len(weight)
+    biases = [None] * len(weight) if bias is None else bias.unbind()
+    parts = [
+        F.conv2d(*one, stride, padding, dilation, groups) for one in zip(batches, weight.unbind(), biases, strict=True)
+    ]
+    # Side by side along the batch, where channels_last stays what it is; a new axis would lose it.
+    return torch.cat(parts).view(len(weight), *parts[0].shape)
 
 
 def _check_conv(x: Tensor, weight: Tensor, bias: Tensor | None, stack: int | None, groups: int) -> None:
@@ -120,22 +162,6 @@ def _check_conv(x: Tensor, weight: Tensor, bias: Tensor | None, stack: int | Non
         raise ValueError(f"the channels of x and weight do not fit, got {shapes}")
     if bias is not None and bias.shape != weight.shape[:-3]:
         raise ValueError(f"bias must be {list(weight.shape[:-3])}, got shape {list(bias.shape)}")
-
-
-def _stacked(
-    conv: Callable[[Tensor, Tensor, Tensor | None], Tensor], x: Tensor, weight: Tensor, bias: Tensor | None, stack: int
-) -> Tensor:
-    """``conv`` over a stack: one over all batches for one weight, one for each model otherwise."""
-    if weight.dim() == 4 and x.dim() == 4:
-        return conv(x, weight, bias).unsqueeze(0).expand(stack, -1, -1, -1, -1)
-    if weight.dim() == 4:
-        z = conv(x.flatten(0, 1), weight, bias)
-        return z.view(stack, x.shape[1], *z.shape[1:])
-    batches = x.unbind() if x.dim() == 5 else [x] * stack
-    biases = [None] * stack if bias is None else bias.unbind()
-    # Side by side along the batch, where channels_last stays what it is; a new axis would lose it.
-    parts = [conv(*one) for one in zip(batches, weight.unbind(), biases, strict=True)]
-    return torch.cat(parts).view(stack, *parts[0].shape)
 
 
 def _setup_context(ctx: Any, inputs: tuple[Tensor, Tensor], output: Tensor) -> None:
