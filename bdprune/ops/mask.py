@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from bdprune.ops import _backend, reference
+from bdprune.ops import _backend, _stacked_conv, reference
 from bdprune.ops._check import check_feature_map, check_floating, check_mask, empty_like_map
 
 
@@ -102,6 +102,9 @@ def masked_conv2d(
     if stack is None:
         return channel_scale(F.conv2d(x, weight, bias, stride, padding, dilation, groups), mask)
     if weight.dim() == 5:
+        setting = _stacked_conv.setting_of(weight, stride, padding, dilation, groups)
+        if setting and _stacked_conv.takes(x, weight):
+            return _stacked_conv.run(x, weight, mask, bias, setting)
         return channel_scale(stacked_conv2d(x, weight, bias, stride, padding, dilation, groups), mask)
     z = F.conv2d(x if x.dim() == 4 else x.flatten(0, 1), weight, bias, stride, padding, dilation, groups)
     return channel_scale(z.expand(stack, *z.shape) if x.dim() == 4 else z.view(*x.shape[:2], *z.shape[1:]), mask)
@@ -142,6 +145,9 @@ def stacked_conv2d(
     if weight.dim() != 5:
         raise ValueError(f"weight must have 5 dimensions, got shape {list(weight.shape)}")
     _check_conv(x, weight, bias, len(weight), groups)
+    setting = _stacked_conv.setting_of(weight, stride, padding, dilation, groups)
+    if setting and _stacked_conv.takes(x, weight):
+        return _stacked_conv.run(x, weight, None, bias, setting)
     batches = x.unbind() if x.dim() == 5 else [x] * len(weight)
     biases = [None] * len(weight) if bias is None else bias.unbind()
     parts = [
