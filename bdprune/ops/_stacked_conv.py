@@ -18,8 +18,9 @@ Setting = tuple[Pair, Pair, Pair, int]
 
 
 def takes(x: Tensor, weight: Tensor) -> bool:
-    """Whether the kernels are built for these tensors; there is none for float64."""
-    return x.is_cuda and _backend.is_native(x) and x.dtype in (torch.float16, torch.bfloat16, torch.float32)
+    """Whether the kernels run on these tensors: there is none for float64, and one model is the library's strength."""
+    built = x.is_cuda and _backend.is_native(x) and x.dtype in (torch.float16, torch.bfloat16, torch.float32)
+    return built and len(weight) > 1
 
 
 def setting_of(

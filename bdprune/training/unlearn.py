@@ -13,6 +13,7 @@ from torch.nn import functional
 from bdprune.data.clean import CleanData
 from bdprune.errors import TrainingError
 from bdprune.model.handle import Model
+from bdprune.model.stacked import why_not
 from bdprune.training.augment import crop_and_flip
 from bdprune.training.evaluate import clean_accuracy
 from bdprune.training.normalization import keep_running_statistics
@@ -94,6 +95,13 @@ def unlearn(
         OptionError: an unknown precision.
         TrainingError: not one step of the last try was finite.
     """
+    if _runs_as_stack(model):
+        from bdprune.training.together import unlearn_together
+
+        (alone,) = unlearn_together([model], data, settings, seed, precision)
+        if isinstance(alone, TrainingError):
+            raise alone
+        return alone
     attempt: Attempt | None = Attempt(settings.lr, settings.retries, settings.raises)
     while attempt:
         result, finite = _ascend(model, data, settings, attempt.lr, seed, precision)
@@ -101,6 +109,11 @@ def unlearn(
     if not result.trajectory:
         raise no_finite_step(result.lr)
     return result
+
+
+def _runs_as_stack(model: Model) -> bool:
+    """Whether ``model`` runs as a stack of one, whose steps read nothing back: on a GPU that waits for the device."""
+    return model.device.type == "cuda" and not why_not([model])
 
 
 def no_finite_step(lr: float) -> TrainingError:

@@ -117,6 +117,15 @@ def test_a_step_that_would_not_be_finite_is_taken_back(bright: Any) -> None:
             assert all(value.isfinite().all() for value in mine.model.network.state_dict().values())
 
 
+def test_a_stack_of_one_is_the_model_alone(bright: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    settings = UnlearnSettings(lr=0.02, batch_size=50, max_epochs=3, padding=1, retries=0)
+    alone = unlearn(bright.model, bright.data, settings, seed=3)
+    monkeypatch.setattr("bdprune.training.unlearn._runs_as_stack", lambda model: True)
+    assert_same_unlearning(unlearn(bright.model, bright.data, settings, seed=3), alone)
+    with pytest.raises(TrainingError, match="not finite at learning rate"):
+        unlearn(broken(bright.model), bright.data, settings)
+
+
 @pytest.mark.parametrize("small_data", [0, 1000], ids=["batch_statistics", "running_statistics"])
 def test_recovery_together_is_recovery_one_after_another(bright: Any, small_data: int) -> None:
     settings = RecoverSettings(batch_size=50, epochs=3, padding=1, loss_scale=0.2, small_data=small_data)
