@@ -8,6 +8,8 @@
 TORCH ?= torch==2.13.0
 # Processes that run the tests.
 JOBS ?= 2
+# What the ladders may take on a GPU.
+GPU_MINUTES ?= 6
 SHELL := bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := help
@@ -60,7 +62,7 @@ bench: env ## the speed ladders on this CPU; writes docs/benchmarks.md
 	$(PYTHON) -m bench.ladders.report bench/results/ladders-*.json --precision $(wildcard bench/results/precision-*.json)
 
 bench-gpu: env ## the same ladders on a CUDA device
-	$(PYTHON) -m bench.ladders --device cuda --threads 1 --minutes 6 --out bench/results/ladders-cuda.json
+	$(PYTHON) -m bench.ladders --device cuda --threads 1 --minutes $(GPU_MINUTES) --out bench/results/ladders-cuda.json
 	$(PYTHON) -m bench.ladders.report bench/results/ladders-*.json --precision $(wildcard bench/results/precision-*.json)
 
 build: env ## a wheel of what is here, into dist/

@@ -21,10 +21,11 @@ if TYPE_CHECKING:
     from bdprune.scan.purify import purify as purify
     from bdprune.scan.result import Result as Result
     from bdprune.scan.score import score as score
+    from bdprune.training.stack import stack as stack
 
 __version__ = "0.1.0"
 
-__all__ = ["Result", "__version__", "load", "purify", "scan", "score"]
+__all__ = ["Result", "__version__", "load", "purify", "scan", "score", "stack"]
 
 _HOMES = {
     "Result": "bdprune.scan.result",
@@ -32,6 +33,7 @@ _HOMES = {
     "purify": "bdprune.scan.purify",
     "scan": "bdprune.scan.engine",
     "score": "bdprune.scan.score",
+    "stack": "bdprune.training.stack",
 }
 _ROOMS = ("purify", "scan")
 

@@ -84,4 +84,29 @@ inline FeatureMap as_feature_map(const Tensor& x) {
   return {contiguous ? x : torch::stable::contiguous(x), x.size(0), x.size(1), positions, positions == 1};
 }
 
+// One map, or a stack of `size` maps that is walked as one with all their samples. Map g has the samples
+// [g, g + 1) * samples().
+struct Stack {
+  FeatureMap map;
+  int64_t size;
+
+  int64_t samples() const { return size > 0 ? map.samples / size : 0; }
+};
+
+// x [N, C, *] as it is, or a stack x [G, N, C, *] as [G * N, C, *]; copied only where that is no view of x, or dense in
+// neither layout.
+inline Stack as_stack(const Tensor& x, bool stacked) {
+  if (!stacked) return {as_feature_map(x), 1};
+  BDP_CHECK(x.dim() >= 3, "expected a stack [G, N, C] or [G, N, C, *], got ", x.dim(), " dimensions");
+  const std::vector<int64_t> sizes = x.sizes().vec();
+  std::vector<int64_t> flat(sizes.begin() + 1, sizes.end());
+  flat[0] *= sizes[0];
+  return {as_feature_map(torch::stable::reshape(x, flat)), sizes[0]};
+}
+
+// `flat` [G * N, C, *] in the shape of x.
+inline Tensor in_shape_of(const Tensor& x, const Tensor& flat) {
+  return flat.dim() == x.dim() ? flat : torch::stable::reshape(flat, x.sizes());
+}
+
 }  // namespace bdprune

@@ -1,13 +1,16 @@
 // The NumPy face of csrc/core (pybind11, no torch): what bdprune.screen runs on, and what the tests of the core call.
 #include <pybind11/numpy.h>
 #include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
 
 #include <algorithm>
 #include <cmath>
 #include <new>
 #include <string>
+#include <utility>
 #include <vector>
 
+#include "core/implicit_gemm.h"
 #include "core/isa.h"
 #include "core/jacobi.h"
 #include "core/moments.h"
@@ -122,6 +125,44 @@ py::list jacobi_schedule(int n) {
   return steps;
 }
 
+// Where a tap reads: for each position of the map that the rows run over, that of the other map, or -1.
+py::array_t<int64_t> conv_sources(std::pair<int64_t, int64_t> size, std::pair<int64_t, int64_t> out_size,
+                                  std::pair<int64_t, int64_t> kernel, std::pair<int64_t, int64_t> stride,
+                                  std::pair<int64_t, int64_t> pad, std::pair<int64_t, int64_t> dilation, int64_t tap,
+                                  bool gradient) {
+  const bdprune::core::ConvShape shape{size.first,   size.second,   out_size.first, out_size.second,
+                                       kernel.first, kernel.second, stride.first,   stride.second,
+                                       pad.first,    pad.second,    dilation.first, dilation.second};
+  const auto& rows = gradient ? size : out_size;
+  py::array_t<int64_t> sources(rows.first * rows.second);
+  int64_t* to = sources.mutable_data();
+  for (int64_t at = 0; at < sources.size(); ++at) {
+    to[at] = gradient ? bdprune::core::source_position<true>(shape, at, tap)
+                      : bdprune::core::source_position<false>(shape, at, tap);
+  }
+  return sources;
+}
+
+py::tuple conv_tile(int64_t block, int64_t row_tiles, int64_t column_tiles, int64_t groups) {
+  const auto tile = bdprune::core::conv_tile(block, row_tiles, column_tiles, groups);
+  return py::make_tuple(tile.map, tile.group, tile.column_tile, tile.row_tile);
+}
+
+py::list fragment_places(const std::string& which, int lane) {
+  using bdprune::core::Place;
+  const std::pair<int, Place (*)(int, int)> fragment = which == "a8"    ? std::pair(4, bdprune::core::a_place_k8)
+                                                       : which == "b8"  ? std::pair(2, bdprune::core::b_place_k8)
+                                                       : which == "a16" ? std::pair(8, bdprune::core::a_place_k16)
+                                                       : which == "b16" ? std::pair(4, bdprune::core::b_place_k16)
+                                                                        : std::pair(4, bdprune::core::c_place);
+  py::list places;
+  for (int i = 0; i < fragment.first; ++i) {
+    const Place place = fragment.second(lane, i);
+    places.append(py::make_tuple(place.row, place.column));
+  }
+  return places;
+}
+
 }  // namespace
 
 PYBIND11_MODULE(_core, m) {
@@ -132,6 +173,14 @@ PYBIND11_MODULE(_core, m) {
         "Largest singular value of each of `count` row-major [rows, cols] matrices in a contiguous buffer -> float64.");
   m.def("channel_moments", &channel_moments, py::arg("x"), py::arg("shift"), py::arg("channels_fastest") = false,
         "Cross moments, sums and norm sums of a float32 feature map around `shift` -> (cross, sum, norm_sum).");
+  m.def("conv_sources", &conv_sources, py::arg("size"), py::arg("out_size"), py::arg("kernel"), py::arg("stride"),
+        py::arg("pad"), py::arg("dilation"), py::arg("tap"), py::arg("gradient"),
+        "Position that a tap reads for every position of the output (of the input, for its gradient), or -1.");
+  m.def("conv_tile", &conv_tile, py::arg("block"), py::arg("row_tiles"), py::arg("column_tiles"), py::arg("groups"),
+        "(map, group, column tile, row tile) of a block.");
+  m.def("fragment_places", &fragment_places, py::arg("which"), py::arg("lane"),
+        "(row, column) of each element of a lane's fragment: a8, b8 (TF32), a16, b16 (16-bit) or c.");
+  m.def("round_to_tf32", &bdprune::core::round_to_tf32, py::arg("bits"), "The bits of a float32 rounded to TF32.");
   m.def("jacobi_largest", &jacobi_largest, py::arg("matrix"), py::arg("sweeps") = 0,
         "Largest eigenvalue of a symmetric positive semidefinite matrix by cyclic Jacobi (0: the default sweeps).");
   m.def("jacobi_schedule", &jacobi_schedule, py::arg("n"), "Pairs of each step of one sweep.");

@@ -15,12 +15,28 @@ STABLE_TORCH_LIBRARY(bdprune, m)
   //   sum:      float64 [C]     += sum over samples and positions of (x - shift)
   //   norm_sum: float64 [C]     += sum over samples of |x[n, c]|_2 / sqrt(P), of the unshifted x
   //   shift:    float64 [C], representable in float32 unless x is float64
+  // A cross [G, C, C] makes it a stack: x [G, N, C, *], and [G, C] for the others.
   m.def("channel_moments_update_(Tensor(a!) cross, Tensor(b!) sum, Tensor(c!) norm_sum, Tensor x, Tensor shift) -> ()");
 
-  // mask [C] (any floating dtype) times z [N, C, *]; returns z's dtype and, where z is dense, z's layout.
+  // mask [C] (any floating dtype) times z [N, C, *]; returns z's dtype and, where z is dense, z's layout. A mask [G, C]
+  // makes it a stack: z [G, N, C, *].
   m.def("channel_scale(Tensor z, Tensor mask) -> Tensor");
 
-  // Its backward in one pass over grad and z [N, C, *]: (mask * grad in z's dtype, sum of grad * z per channel in
-  // mask's dtype). What is not needed comes back as an empty [0] tensor.
+  // Its backward in one pass over grad and z [N, C, *] or [G, N, C, *]: (mask * grad in z's dtype, sum of grad * z per
+  // channel in mask's dtype and shape). What is not needed comes back as an empty [0] tensor.
   m.def("channel_scale_backward(Tensor grad, Tensor z, Tensor mask, bool need_z, bool need_mask) -> (Tensor, Tensor)");
+
+  // The masked convolutions of G models in one launch (CUDA only; elsewhere bdprune.ops composes them).
+  //   x:      [G, N, I, H, W], or one batch [N, I, H, W] for all; float16, bfloat16 or float32
+  //   weight: [G, O, I / groups, kh, kw] of x's dtype     mask, bias: float32 [G, O]
+  //   exact:  multiply float32 as such, not as TF32
+  //   returns: ([G, N, O, H', W'], the same without the mask if need_z, else [0]) in x's dtype and layout
+  m.def(
+      "stacked_conv2d(Tensor x, Tensor weight, Tensor mask, Tensor? bias, int[] stride, int[] padding, int[] dilation, "
+      "int groups, bool need_z, bool exact) -> (Tensor, Tensor)");
+
+  // The gradient of its input [G, N, I, height, width] from that of its masked output, grad [G, N, O, H', W'].
+  m.def(
+      "stacked_conv2d_input_grad(Tensor grad, Tensor weight, Tensor mask, int height, int width, int[] stride, int[] "
+      "padding, int[] dilation, int groups, bool exact) -> Tensor");
 }

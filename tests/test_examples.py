@@ -43,7 +43,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     images = (noise * 255).to(torch.uint8)
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        network = build("resnet18_cifar", 3, width=4)
+        network = build("resnet18_cifar", 3, width=8)
     fit(network, images, labels, Schedule(epochs=12, batch_size=30), seed=0)
     where = tmp_path_factory.mktemp("examples")
     torch.save({"net": network.state_dict(), "epoch": 12}, where / "model.pth")
@@ -61,6 +61,7 @@ def blocks(document: str) -> list[str]:
 @pytest.mark.parametrize("document", DOCUMENTS)
 def test_python_blocks_run_one_after_another(document: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(folder)
+    monkeypatch.setenv("BDPRUNE_CACHE", str(folder))
     module = ModuleType("examples")
     monkeypatch.setitem(sys.modules, "examples", module)
     for block in blocks(document):

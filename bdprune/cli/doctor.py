@@ -35,7 +35,8 @@ class Check:
 
 @click.command(short_help="Say what was built and what runs here.")
 @click.option("--format", "kind", type=click.Choice(["text", "json"]), default="text", show_default=True)
-def doctor(kind: str) -> int:
+@click.option("--paths", is_flag=True, help="Also say which way stacks of models run here, and how fast.")
+def doctor(kind: str, paths: bool) -> int:
     """Say what was built, for which torch, CUDA and CPU, what runs here, and the mend for what does not.
 
     Exits with 2 when something that every scan needs is broken.
@@ -43,8 +44,9 @@ def doctor(kind: str) -> int:
     \b
     bdprune doctor
     bdprune doctor --format json
+    bdprune doctor --paths
     """
-    checks = list(_checks())
+    checks = [*_checks(), *(_paths() if paths else ())]
     emit(_json(checks) if kind == "json" else _text(checks))
     return exit_codes.FAILED if any(check.state == "broken" for check in checks) else exit_codes.OK
 
@@ -110,6 +112,19 @@ def _self_test() -> Check:
     if max(abs(found[0] - 3), abs(found[1] - 2)) > 1e-5:
         return Check("self-test", "broken", f"spectral norms {found}, not [3, 2]", "Please report it.")
     return Check("self-test", "ok", "spectral norms are right")
+
+
+def _paths() -> Iterator[Check]:
+    """What trials of stacks have chosen on this machine."""
+    from bdprune.training.paths import cache_file, known_choices
+
+    choices = known_choices()
+    if not choices:
+        yield Check("path", "note", f"no stack has been tried yet; trials are kept in {cache_file()}")
+    for choice in choices:
+        stack, loop = choice.stack_seconds or 0, choice.loop_seconds or 0
+        found = f"{choice.shape} on {choice.device}: stack {1000 * stack:.1f} ms, loop {1000 * loop:.1f} ms a step"
+        yield Check("path", "ok", f"{choice.path}: {found}")
 
 
 def _packages() -> Iterator[Check]:

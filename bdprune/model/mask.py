@@ -10,6 +10,7 @@ from torch.func import functional_call
 from torch.nn import functional
 
 from bdprune.model.handle import Model
+from bdprune.model.stacked import StackedConv2d, StackedNetwork
 from bdprune.ops import channel_scale, masked_conv2d
 
 
@@ -25,18 +26,25 @@ class MaskedNetwork(nn.Module):
     network, whose running statistics may drift; ``model`` never changes.
 
     Args:
-        model: any loaded model.
+        model: any loaded model; or a stack of them, which then belongs to this network, with masks
+            ``[G, num_filters]`` and logits ``[G, N, K]``.
 
     Source: Wu and Wang, Adversarial Neuron Pruning, NeurIPS 2021; Li et al., Reconstructive Neuron Pruning, ICML 2023.
     """
 
-    def __init__(self, model: Model) -> None:
+    def __init__(self, model: Model | StackedNetwork) -> None:
         super().__init__()
-        self.network = copy.deepcopy(model.module).requires_grad_(False)
-        self._groups = model.groups
-        ones = [torch.ones(group.num_filters, device=model.device) for group in model.groups]
+        if isinstance(model, StackedNetwork):
+            first = model.models[0]
+            leading: tuple[int, ...] = (len(model.models),)
+            self.network: nn.Module = model.requires_grad_(False)
+        else:
+            first, leading = model, ()
+            self.network = copy.deepcopy(model.module).requires_grad_(False)
+        self._groups = first.groups
+        ones = [torch.ones(*leading, group.num_filters, device=first.device) for group in first.groups]
         self.mask_list = nn.ParameterList([nn.Parameter(one) for one in ones])
-        for group in model.groups:
+        for group in first.groups:
             if group.norm is None and group.as_module:
                 _mask_output(self.network.get_submodule(f"network.{group.conv}"))
 
@@ -70,20 +78,20 @@ class MaskedNetwork(nn.Module):
                 factors.setdefault(group.norm.name, []).append((group.norm.start, mask))
         for name, slices in factors.items():
             gamma = self.network.get_parameter(f"network.{name}.weight")
-            overrides[f"network.{name}.weight"] = gamma * _whole(slices, len(gamma))
+            overrides[f"network.{name}.weight"] = gamma * _whole(slices, gamma.shape[-1])
         return overrides
 
 
 def _whole(slices: list[tuple[int, Tensor]], channels: int) -> Tensor:
-    """Masks of neighbouring channels as one vector ``[channels]``; channels that none covers get 1."""
-    if len(slices) == 1 and len(slices[0][1]) == channels:
+    """Masks of neighbouring channels as one, ``[..., channels]``; channels that none covers get 1."""
+    if len(slices) == 1 and slices[0][1].shape[-1] == channels:
         return slices[0][1]
     parts: list[Tensor] = []
     reached = 0
     for start, mask in sorted(slices, key=lambda item: item[0]):
-        parts += [mask.new_ones(start - reached), mask]
-        reached = start + len(mask)
-    return torch.cat([*parts, parts[-1].new_ones(channels - reached)])
+        parts += [mask.new_ones(*mask.shape[:-1], start - reached), mask]
+        reached = start + mask.shape[-1]
+    return torch.cat([*parts, mask.new_ones(*mask.shape[:-1], channels - reached)], -1)
 
 
 class MaskedConv2d(nn.Conv2d):
@@ -112,6 +120,9 @@ class _ScaledConv2d:
 def _mask_output(conv: nn.Module) -> None:
     """Turns ``conv`` into its masked kind where it stands, so that its path and parameters stay the same."""
     assert isinstance(conv, nn.Conv2d)
+    if isinstance(conv, StackedConv2d):
+        conv.mask = conv.weight.new_ones(conv.weight.shape[:2])
+        return
     kind = type(conv)
     plain = kind.forward is nn.Conv2d.forward and kind._conv_forward is nn.Conv2d._conv_forward
     conv.__class__ = MaskedConv2d if plain else type(f"Masked{kind.__name__}", (_ScaledConv2d, kind), {})

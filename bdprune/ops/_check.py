@@ -32,12 +32,13 @@ def check_same_device(name: str, tensor: Tensor, device: torch.device) -> None:
         raise ValueError(f"{name} must be on {device}, got {tensor.device}")
 
 
-def check_mask(mask: object, channels: int, device: torch.device) -> None:
-    """Raises unless ``mask`` is a floating vector with one value per channel on ``device``."""
+def check_mask(mask: object, channels: int, device: torch.device, stack: int | None = None) -> None:
+    """Raises unless ``mask`` has one floating value per channel, ``[C]`` or ``[stack, C]``, on ``device``."""
     check_floating("mask", mask)
     assert isinstance(mask, Tensor)
-    if mask.shape != (channels,):
-        raise ValueError(f"mask must be [{channels}], one value per channel, got shape {list(mask.shape)}")
+    expected = (channels,) if stack is None else (stack, channels)
+    if mask.shape != expected:
+        raise ValueError(f"mask must be {list(expected)}, one value per channel, got shape {list(mask.shape)}")
     check_same_device("mask", mask, device)
 
 
@@ -53,8 +54,13 @@ def is_channels_fastest(x: Tensor) -> bool:
     return x.shape[0] <= 1 or x.stride(0) == expected
 
 
-def empty_like_map(x: Tensor) -> Tensor:
-    """What the kernels allocate for an output shaped like ``x``: x's layout where x is dense, else contiguous."""
+def empty_like_map(x: Tensor, stacked: bool = False) -> Tensor:
+    """What the kernels allocate for an output shaped like ``x``: x's layout where x is dense, else contiguous.
+
+    A stack ``[G, N, C, *]`` is laid out as the map ``[G * N, C, *]`` that it is walked as.
+    """
+    if stacked:
+        return empty_like_map(x.reshape(x.shape[0] * x.shape[1], *x.shape[2:])).view(x.shape)
     if x.is_contiguous() or is_channels_fastest(x):
         return torch.empty_like(x)
     return torch.empty_like(x, memory_format=torch.contiguous_format)

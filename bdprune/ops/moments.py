@@ -19,6 +19,8 @@ class ChannelMoments:
     Args:
         num_channels: C, at least 1.
         device: where the sums live and where the batches must be; the CPU by default.
+        stack: G for the moments of a stack of maps at once; then batches are ``[G, N, C]`` or ``[G, N, C, *]``, every
+            result has G as its first axis, and all are to the bit those of G objects.
 
     The batches are shifted by the mean of the first one before anything is squared, products are summed in float32
     within chunks of 256 positions (float64 for float64 input) and merged in float64. So the correlation stays right
@@ -38,16 +40,20 @@ class ChannelMoments:
             [1., 1.]], dtype=torch.float64)
     """
 
-    def __init__(self, num_channels: int, device: torch.device | str | None = None) -> None:
+    def __init__(self, num_channels: int, device: torch.device | str | None = None, stack: int | None = None) -> None:
         if num_channels < 1:
             raise ValueError(f"num_channels must be at least 1, got {num_channels}")
+        if stack is not None and stack < 1:
+            raise ValueError(f"stack must be at least 1, got {stack}")
         self.num_channels = num_channels
+        self.stack = stack
         self.count = 0
         """Samples N seen so far."""
         self.positions = 0
         """Values per channel seen so far: N times the positions of a map."""
-        self._cross = torch.zeros(num_channels, num_channels, dtype=torch.float64, device=device)
-        self._sum = torch.zeros(num_channels, dtype=torch.float64, device=device)
+        shape = (num_channels,) if stack is None else (stack, num_channels)
+        self._cross = torch.zeros(*shape, num_channels, dtype=torch.float64, device=device)
+        self._sum = torch.zeros(shape, dtype=torch.float64, device=device)
         self._norm_sum = torch.zeros_like(self._sum)
         self._shift = torch.zeros_like(self._sum)
 
@@ -57,7 +63,9 @@ class ChannelMoments:
         return self._sum.device
 
     def update(self, x: Tensor) -> None:
-        """Adds a batch ``[N, C]`` or ``[N, C, *]`` (any floating dtype; NCHW and channels_last are read in place).
+        """Adds a batch ``[N, C]`` or ``[N, C, *]``, ``[G, N, C]`` or ``[G, N, C, *]`` to a stack.
+
+        Any floating dtype; NCHW and channels_last are read in place.
 
         Empty batches change nothing. No gradient flows.
 
@@ -66,24 +74,31 @@ class ChannelMoments:
             ValueError: its shape or device does not fit.
         """
         check_feature_map("x", x)
-        if x.shape[1] != self.num_channels:
+        sizes = x.shape if self.stack is None else x.shape[1:]
+        if self.stack is not None and (x.dim() < 3 or x.shape[0] != self.stack):
+            raise ValueError(f"x must be a stack of {self.stack} maps, got shape {list(x.shape)}")
+        if sizes[1] != self.num_channels:
             raise ValueError(f"x must have {self.num_channels} channels, got shape {list(x.shape)}")
         check_same_device("x", x, self.device)
         if x.numel() == 0:
             return
         with torch.no_grad():
             if self.positions == 0:
-                self._shift = _provisional_mean(x)
+                self._shift = (
+                    _provisional_mean(x) if self.stack is None else torch.stack(list(map(_provisional_mean, x)))
+                )
             _update(self._cross, self._sum, self._norm_sum, x.detach(), self._shift)
-        self.count += x.shape[0]
-        self.positions += x.numel() // self.num_channels
+        self.count += sizes[0]
+        self.positions += sizes.numel() // self.num_channels
 
     def merge(self, other: ChannelMoments) -> None:
         """Adds what ``other`` has seen, as if its batches had come through :meth:`update`.
 
         Raises:
-            ValueError: the number of channels differs.
+            ValueError: the number of channels or of maps differs.
         """
+        if other.stack != self.stack:
+            raise ValueError(f"cannot merge moments of a stack of {other.stack} into one of {self.stack}")
         if other.num_channels != self.num_channels:
             raise ValueError(f"cannot merge moments of {other.num_channels} channels into {self.num_channels}")
         if other.positions == 0:
@@ -95,8 +110,8 @@ class ChannelMoments:
             self._shift = shift.clone()
         # Re-centre the other's sums from its shift to ours: x - s = (x - s') + (s' - s).
         delta = shift - self._shift
-        mixed = torch.outer(total, delta)
-        self._cross += cross + mixed + mixed.T + other.positions * torch.outer(delta, delta)
+        mixed = _outer(total, delta)
+        self._cross += cross + mixed + mixed.mT + other.positions * _outer(delta, delta)
         self._sum += total + other.positions * delta
         self._norm_sum += norm_sum
         self.count += other.count
@@ -104,13 +119,13 @@ class ChannelMoments:
 
     @property
     def mean(self) -> Tensor:
-        """Mean of each channel over samples and positions, float64 ``[C]``."""
+        """Mean of each channel over samples and positions, float64 ``[C]`` (``[G, C]`` of a stack, and so on)."""
         return self._shift + self._sum / self._filled()
 
     @property
     def variance(self) -> Tensor:
         """Population variance of each channel (divided by the number of values), float64 ``[C]``, at least 0."""
-        return self._centred().diagonal().clone()
+        return self._centred().diagonal(dim1=-2, dim2=-1).clone()
 
     @property
     def activation_norm(self) -> Tensor:
@@ -130,24 +145,30 @@ class ChannelMoments:
         not finite gets NaN.
         """
         covariance = self._centred()
-        variance = covariance.diagonal()
+        variance = covariance.diagonal(dim1=-2, dim2=-1)
         noise = _CONSTANT * (self._sum / self.positions).square()
         constant = variance <= noise
         deviation = variance.where(~constant, torch.ones_like(variance)).sqrt()
-        correlation = (covariance / torch.outer(deviation, deviation)).clamp(-1.0, 1.0)
-        correlation = correlation.masked_fill(constant | constant[:, None], 0.0)
+        correlation = (covariance / _outer(deviation, deviation)).clamp(-1.0, 1.0)
+        correlation = correlation.masked_fill(constant[..., None, :] | constant[..., None], 0.0)
         diagonal = torch.ones_like(variance).where(variance.isfinite(), torch.nan)
-        return correlation.diagonal_scatter(diagonal)
+        return correlation.diagonal_scatter(diagonal, dim1=-2, dim2=-1)
 
     def _centred(self) -> Tensor:
         count = self._filled()
-        covariance = (self._cross - torch.outer(self._sum, self._sum) / count) / count
-        return covariance.diagonal_scatter(covariance.diagonal().clamp(min=0.0))
+        covariance = (self._cross - _outer(self._sum, self._sum) / count) / count
+        variance = covariance.diagonal(dim1=-2, dim2=-1).clamp(min=0.0)
+        return covariance.diagonal_scatter(variance, dim1=-2, dim2=-1)
 
     def _filled(self) -> int:
         if self.positions == 0:
             raise ValueError("no values have been seen yet: call update first")
         return self.positions
+
+
+def _outer(a: Tensor, b: Tensor) -> Tensor:
+    """``[..., C]`` and ``[..., C]`` -> ``[..., C, C]``."""
+    return a[..., :, None] * b[..., None, :]
 
 
 def _provisional_mean(x: Tensor) -> Tensor:

@@ -41,6 +41,10 @@ def filter_spectral_norms(weights: Sequence[Tensor], scales: Sequence[Tensor | N
 
 def channel_moments_update_(cross: Tensor, sum: Tensor, norm_sum: Tensor, x: Tensor, shift: Tensor) -> None:
     """Reference of ``bdprune::channel_moments_update_``: adds one batch to the running float64 sums."""
+    if cross.dim() == 3:
+        for parts in zip(cross, sum, norm_sum, x, shift, strict=True):
+            channel_moments_update_(*parts)
+        return
     maps = x.detach().double().flatten(2) if x.dim() > 2 else x.detach().double().unsqueeze(-1)  # [N, C, P]
     centred = (maps - shift[:, None]).transpose(0, 1).flatten(1)  # [C, N * P]
     products = centred @ centred.T
@@ -53,15 +57,21 @@ def channel_moments_update_(cross: Tensor, sum: Tensor, norm_sum: Tensor, x: Ten
 def channel_scale(z: Tensor, mask: Tensor) -> Tensor:
     """Reference of ``bdprune::channel_scale``: the product in float32 (float64 for float64 z), rounded to z's dtype."""
     dtype = torch.float64 if z.dtype == torch.float64 else torch.float32
-    shape = (1, -1) + (1,) * (z.dim() - 2)
-    return (z.to(dtype) * mask.to(dtype).view(shape)).to(z.dtype)
+    return (z.to(dtype) * _per_channel(mask.to(dtype), z)).to(z.dtype)
 
 
 def channel_scale_backward(
     grad: Tensor, z: Tensor, mask: Tensor, need_z: bool, need_mask: bool
 ) -> tuple[Tensor, Tensor]:
     """Reference of ``bdprune::channel_scale_backward``; what is not needed comes back empty."""
-    dims = [dim for dim in range(z.dim()) if dim != 1]
+    samples = mask.dim() - 1
+    dims = [samples, *range(samples + 2, z.dim())]
     grad_z = channel_scale(grad, mask) if need_z else z.new_empty(0)
     grad_mask = (grad.double() * z.double()).sum(dims).to(mask.dtype) if need_mask else mask.new_empty(0)
     return grad_z, grad_mask
+
+
+def _per_channel(mask: Tensor, z: Tensor) -> Tensor:
+    """``mask`` [C] or [G, C] in a shape that broadcasts over z [N, C, *] or [G, N, C, *]."""
+    ones = (1,) * (z.dim() - mask.dim() - 1)
+    return mask.reshape(*mask.shape[:-1], 1, mask.shape[-1], *ones)

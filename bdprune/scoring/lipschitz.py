@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor, nn
 
@@ -19,10 +21,16 @@ def channel_lipschitz(model: Model) -> dict[str, Tensor]:
     Returns:
         Group name -> score per filter ``[num_filters]``, float32, on the CPU.
     """
-    weights = [model.network.get_submodule(group.conv).weight for group in model.groups]
-    gains = [norm_gain(model.network, group) for group in model.groups]
-    norms = filter_spectral_norms([weight.detach() for weight in weights], gains)  # type: ignore[operator]
-    return {group.name: norm.cpu() for group, norm in zip(model.groups, norms, strict=True)}
+    return channel_lipschitz_of([model])[0]
+
+
+def channel_lipschitz_of(models: Sequence[Model]) -> list[dict[str, Tensor]]:
+    """:func:`channel_lipschitz` of each model, to the bit; all their filters in one call, on one device."""
+    filters = [(model.network, group) for model in models for group in model.groups]
+    weights = [network.get_submodule(group.conv).weight for network, group in filters]
+    gains = [norm_gain(network, group) for network, group in filters]
+    norms = iter(filter_spectral_norms([weight.detach() for weight in weights], gains))  # type: ignore[operator]
+    return [{group.name: next(norms).cpu() for group in model.groups} for model in models]
 
 
 def norm_gain(network: nn.Module, group: FilterGroup) -> Tensor | None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import math
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -120,11 +121,20 @@ def _is_worth_a_trial(plan: Plan, module: nn.Module, device: torch.device) -> bo
 
 def _seconds(plan: Plan, module: nn.Module, images: Tensor) -> float:
     """Wall time of one forward and one backward pass."""
-    _wait(images.device)
+
+    def run() -> None:
+        logits = plan.logits(module, images)
+        functional.cross_entropy(logits, logits.detach().argmax(1)).backward()
+
+    return seconds_of(run, images.device)
+
+
+def seconds_of(run: Callable[[], object], device: torch.device) -> float:
+    """Wall time of one run, until ``device`` is done with it."""
+    _wait(device)
     start = time.perf_counter()
-    logits = plan.logits(module, images)
-    functional.cross_entropy(logits, logits.detach().argmax(1)).backward()
-    _wait(images.device)
+    run()
+    _wait(device)
     return time.perf_counter() - start
 
 

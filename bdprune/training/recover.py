@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -73,18 +74,31 @@ def recover(
     generator = torch.Generator().manual_seed(seed)
     losses: list[float] = []
     for _ in range(settings.epochs):
+        # The losses are read once an epoch: on a GPU every look at one waits for the device.
+        epoch: list[Tensor] = []
         for images, labels in batches(data, settings.batch_size, settings.padding, generator, unlearned.device):
             loss = settings.loss_scale * functional.cross_entropy(plan.logits(masked, images), labels)
-            value = loss.item()
-            if not math.isfinite(value):
-                raise TrainingError(
-                    f"Recovery gave a loss that is not finite in step {len(losses) + 1}.",
-                    "Unlearn less: a higher stop accuracy or a smaller learning rate.",
-                )
-            optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
-            masked.clamp_()
-            losses.append(value / settings.loss_scale)
+            descend(masked, optimizer, loss)
+            epoch.append(loss.detach())
+        losses += torch.stack(epoch).tolist()
+        check_finite(losses)
     masks = {name: mask.detach().cpu().clone() for name, mask in masked.masks.items()}
-    return Recovered(masks, tuple(losses), plan)
+    return Recovered(masks, tuple(loss / settings.loss_scale for loss in losses), plan)
+
+
+def descend(masked: MaskedNetwork, optimizer: torch.optim.Optimizer, loss: Tensor) -> None:
+    """One step of the masks down ``loss``."""
+    optimizer.zero_grad()
+    loss.backward()
+    optimizer.step()
+    masked.clamp_()
+
+
+def check_finite(losses: Sequence[float]) -> None:
+    """Raises TrainingError at the first loss that is not finite."""
+    for step, loss in enumerate(losses, 1):
+        if not math.isfinite(loss):
+            raise TrainingError(
+                f"Recovery gave a loss that is not finite in step {step}.",
+                "Unlearn less: a higher stop accuracy or a smaller learning rate.",
+            )

@@ -13,6 +13,7 @@ from torch.nn import functional
 from bdprune.data.clean import CleanData
 from bdprune.errors import TrainingError
 from bdprune.model.handle import Model
+from bdprune.model.stacked import why_not
 from bdprune.training.augment import crop_and_flip
 from bdprune.training.evaluate import clean_accuracy
 from bdprune.training.normalization import keep_running_statistics
@@ -94,24 +95,53 @@ def unlearn(
         OptionError: an unknown precision.
         TrainingError: not one step of the last try was finite.
     """
-    lr, retries, raises = settings.lr, settings.retries, settings.raises
-    while True:
-        result, finite = _ascend(model, data, settings, lr, seed, precision)
-        if not finite and retries:
-            lr, retries, raises = lr / 10, retries - 1, 0
-        elif finite and result.stopped and len(result.trajectory) < settings.min_steps and retries:
-            lr, retries, raises = lr / 3, retries - 1, 0
-        elif finite and not result.stopped and raises:
-            # Having raised the rate once, it must not be lowered again: the two rules could alternate for ever.
-            lr, raises, retries = lr * 3, raises - 1, 0
-        else:
-            break
+    if _runs_as_stack(model):
+        from bdprune.training.together import unlearn_together
+
+        (alone,) = unlearn_together([model], data, settings, seed, precision)
+        if isinstance(alone, TrainingError):
+            raise alone
+        return alone
+    attempt: Attempt | None = Attempt(settings.lr, settings.retries, settings.raises)
+    while attempt:
+        result, finite = _ascend(model, data, settings, attempt.lr, seed, precision)
+        attempt = attempt.after(result, finite, settings.min_steps)
     if not result.trajectory:
-        raise TrainingError(
-            f"Unlearning gave a loss that is not finite at learning rate {lr:g}.",
-            "Check that the checkpoint's weights and the images are sound, or set a smaller learning rate.",
-        )
+        raise no_finite_step(result.lr)
     return result
+
+
+def _runs_as_stack(model: Model) -> bool:
+    """Whether ``model`` runs as a stack of one, whose steps read nothing back: on a GPU that waits for the device."""
+    return model.device.type == "cuda" and not why_not([model])
+
+
+def no_finite_step(lr: float) -> TrainingError:
+    """The error of an unlearning whose last try broke down at once."""
+    return TrainingError(
+        f"Unlearning gave a loss that is not finite at learning rate {lr:g}.",
+        "Check that the checkpoint's weights and the images are sound, or set a smaller learning rate.",
+    )
+
+
+@dataclass(frozen=True)
+class Attempt:
+    """One try: its learning rate, and how often that may still be lowered and raised."""
+
+    lr: float
+    retries: int
+    raises: int
+
+    def after(self, result: Unlearned, finite: bool, min_steps: int) -> Attempt | None:
+        """The next try, None where the last one counts."""
+        if not finite and self.retries:
+            return Attempt(self.lr / 10, self.retries - 1, 0)
+        if finite and result.stopped and len(result.trajectory) < min_steps and self.retries:
+            return Attempt(self.lr / 3, self.retries - 1, 0)
+        if finite and not result.stopped and self.raises:
+            # Having raised the rate once, it must not be lowered again: the two rules could alternate for ever.
+            return Attempt(self.lr * 3, 0, self.raises - 1)
+        return None
 
 
 def _ascend(
@@ -126,9 +156,7 @@ def _ascend(
     plan.arrange(module)
     optimizer = torch.optim.SGD(module.parameters(), lr, settings.momentum, weight_decay=settings.weight_decay)
     scheduler = torch.optim.lr_scheduler.MultiStepLR(optimizer, list(settings.milestones), 0.1)
-    floor = settings.stop_accuracy if settings.stop_accuracy is not None else 1 / model.num_classes
-    if settings.stop_share is not None:
-        floor = settings.stop_share * clean_accuracy(model.module, data.images, data.labels)
+    floor = stop_accuracy(model, data, settings)
     generator = torch.Generator().manual_seed(seed)
     trajectory: list[UnlearnStep] = []
     last_finite = _Snapshot(worker.network)
@@ -155,6 +183,13 @@ def _ascend(
     return Unlearned(unlearned, tuple(trajectory), batches_per_epoch, lr, stopped, plan), True
 
 
+def stop_accuracy(model: Model, data: CleanData, settings: UnlearnSettings) -> float:
+    """The accuracy, in [0, 1], at which unlearning ``model`` stops."""
+    if settings.stop_share is not None:
+        return settings.stop_share * clean_accuracy(model.module, data.images, data.labels)
+    return settings.stop_accuracy if settings.stop_accuracy is not None else 1 / model.num_classes
+
+
 def _ascent_step(
     module: nn.Module, plan: Plan, optimizer: torch.optim.Optimizer, images: Tensor, labels: Tensor, num_classes: int
 ) -> UnlearnStep | None:
@@ -168,9 +203,14 @@ def _ascent_step(
     optimizer.step()
     # Counted on the CPU: there every count is free, on a GPU each would wait for the device.
     predicted, labels = logits.detach().argmax(1).cpu(), labels.cpu()
+    return step_of(value, predicted, labels, num_classes)
+
+
+def step_of(loss: float, predicted: Tensor, labels: Tensor, num_classes: int) -> UnlearnStep:
+    """The record of a step from its predictions and labels ``[N]``, both on the CPU."""
     right = predicted == labels
     return UnlearnStep(
-        loss=value,
+        loss=loss,
         accuracy=right.float().mean().item(),
         votes=_counts(predicted, num_classes),
         wrong_votes=_counts(predicted[~right], num_classes),

@@ -14,7 +14,7 @@ double* double_data(const Tensor& t, int64_t numel, const char* name) {
   return static_cast<double*>(t.mutable_data_ptr());
 }
 
-void channel_moments_update_cpu(Tensor cross, Tensor sum, Tensor norm_sum, Tensor x, Tensor shift) {
+void update_one(const Tensor& cross, const Tensor& sum, const Tensor& norm_sum, const Tensor& x, const Tensor& shift) {
   const FeatureMap map = as_feature_map(x);
   const int64_t channels = map.channels, total = map.samples * map.positions;
   double* out = double_data(cross, channels * channels, "cross");
@@ -42,6 +42,14 @@ void channel_moments_update_cpu(Tensor cross, Tensor sum, Tensor norm_sum, Tenso
   }
   for (int64_t i = 0; i < channels; ++i) {
     for (int64_t j = 0; j < i; ++j) out[i * channels + j] = out[j * channels + i];
+  }
+}
+
+void channel_moments_update_cpu(Tensor cross, Tensor sum, Tensor norm_sum, Tensor x, Tensor shift) {
+  if (cross.dim() < 3) return update_one(cross, sum, norm_sum, x, shift);
+  for (int64_t g = 0; g < x.size(0); ++g) {
+    const auto part = [g](const Tensor& t) { return torch::stable::select(t, 0, g); };
+    update_one(part(cross), part(sum), part(norm_sum), part(x), part(shift));
   }
 }
 

@@ -1,4 +1,5 @@
-// channel_moments_update_ on CUDA: adds one batch of feature maps x [N, C, *] to the running moments of its channels.
+// channel_moments_update_ on CUDA: adds one batch of feature maps x [N, C, *] to the running moments of its channels,
+// or a batch of each of G maps x [G, N, C, *] in the same launches.
 //
 // Cross moments: the C x C matrix is cut into tiles of kTile x kTile, of which only those on and above the diagonal are
 // computed; each is split along the N * P positions among blocks. A block subtracts the shift while it stages a slab of
@@ -9,7 +10,6 @@
 // warp per channel over the samples.
 // The splits depend on the shape only, and nothing is summed by atomics: results repeat to the bit.
 #include <algorithm>
-#include <initializer_list>
 #include <vector>
 
 #include "utils.cuh"
@@ -27,9 +27,10 @@ constexpr int kMicro = kTile / 16;
 constexpr int64_t kBlocksWanted = 1024;
 constexpr int64_t kTileEntries = kTile * kTile;
 
-// Where x[sample, channel, position] lies; one of channel and position has stride 1.
+// Where x[sample, channel, position] lies; one of channel and position has stride 1. The samples of map g of a stack
+// follow those of map g - 1, and `samples` counts those of one map.
 struct MapLayout {
-  int64_t samples, channels, positions;
+  int64_t maps, samples, channels, positions;
   int64_t sample_stride, channel_stride, position_stride;
 };
 
@@ -89,17 +90,22 @@ __device__ __forceinline__ void stage_slab(math_t (&slab)[kSlab][kPitch], const 
   }
 }
 
-// Block (tile, split): partial[split, tile] = sum over the split's positions of (x_i - s_i)(x_j - s_j), float64.
+// Block (map and tile, split): partial[split, map, tile] = sum over the split's positions of (x_i - s_i)(x_j - s_j),
+// float64.
 template <typename scalar_t, bool kChannelsLast>
 __global__ void __launch_bounds__(kThreads, std::is_same_v<scalar_t, double> ? 1 : 2)
     cross_kernel(const scalar_t* __restrict__ x, MapLayout layout, const double* __restrict__ shift,
-                 double* __restrict__ partial, int64_t positions_per_split) {
+                 double* __restrict__ partial, int64_t positions_per_split, int tiles) {
   using math_t = compute_t<scalar_t>;
   alignas(Vector<math_t, kMicro>) __shared__ math_t rows[kSlab][kPitch];
   alignas(Vector<math_t, kMicro>) __shared__ math_t columns[kSlab][kPitch];
   __shared__ math_t row_shift[kTile];
   __shared__ math_t column_shift[kTile];
-  const TilePlace tile = place_of_tile(blockIdx.x, static_cast<int>((layout.channels + kTile - 1) / kTile));
+  const int map = blockIdx.x / tiles;
+  x += map * layout.samples * layout.sample_stride;
+  shift += map * layout.channels;
+  const TilePlace tile =
+      place_of_tile(blockIdx.x - map * tiles, static_cast<int>((layout.channels + kTile - 1) / kTile));
   const int64_t first_row = static_cast<int64_t>(tile.row) * kTile;
   const int64_t first_column = static_cast<int64_t>(tile.column) * kTile;
   const bool diagonal = tile.row == tile.column;
@@ -157,11 +163,13 @@ __global__ void __launch_bounds__(kThreads, std::is_same_v<scalar_t, double> ? 1
   }
 }
 
-// cross += partial, the splits in order; one block per tile, both triangles.
+// cross += partial, the splits in order; one block per map and tile, both triangles.
 __global__ void __launch_bounds__(kThreads)
-    merge_cross_kernel(const double* __restrict__ partial, double* __restrict__ cross, int64_t channels,
-                       int64_t splits) {
-  const TilePlace tile = place_of_tile(blockIdx.x, static_cast<int>((channels + kTile - 1) / kTile));
+    merge_cross_kernel(const double* __restrict__ partial, double* __restrict__ cross, int64_t channels, int64_t splits,
+                       int tiles) {
+  const int map = blockIdx.x / tiles;
+  cross += map * channels * channels;
+  const TilePlace tile = place_of_tile(blockIdx.x - map * tiles, static_cast<int>((channels + kTile - 1) / kTile));
   for (int entry = threadIdx.x; entry < kTileEntries; entry += kThreads) {
     const int64_t row = static_cast<int64_t>(tile.row) * kTile + entry / kTile;
     const int64_t column = static_cast<int64_t>(tile.column) * kTile + entry % kTile;
@@ -175,16 +183,23 @@ __global__ void __launch_bounds__(kThreads)
   }
 }
 
-// NCHW, one warp per sample and channel: sums[c, n] = sum over positions of x - shift, norms[c, n] = |x| / sqrt(P).
+// The place of channel c and sample n, counted over all maps, in the sums below: [map, channel, sample of the map].
+__device__ inline int64_t place_of_sum(int64_t sample, int64_t channel, const MapLayout& layout) {
+  const int64_t map = sample / layout.samples;
+  return (map * layout.channels + channel) * layout.samples + sample - map * layout.samples;
+}
+
+// NCHW, one warp per sample and channel: sums[g, c, n] = sum over positions of x - shift, norms[g, c, n] = |x| /
+// sqrt(P).
 template <typename scalar_t>
 __global__ void __launch_bounds__(kThreads)
     sums_rows_kernel(const scalar_t* __restrict__ x, MapLayout layout, const double* __restrict__ shift,
                      double* __restrict__ sums, double* __restrict__ norms) {
   const int64_t row = (static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x) / kWarpSize;
-  if (row >= layout.samples * layout.channels) return;
+  if (row >= layout.maps * layout.samples * layout.channels) return;
   const int64_t sample = row / layout.channels, channel = row % layout.channels;
   const scalar_t* map = x + sample * layout.sample_stride + channel * layout.channel_stride;
-  const double offset = shift[channel];
+  const double offset = shift[sample / layout.samples * layout.channels + channel];
   double sum = 0, squares = 0;
   for (int64_t p = threadIdx.x % kWarpSize; p < layout.positions; p += kWarpSize) {
     const double value = static_cast<double>(map[p * layout.position_stride]);
@@ -194,8 +209,9 @@ __global__ void __launch_bounds__(kThreads)
   sum = warp_sum(sum);
   squares = warp_sum(squares);
   if (threadIdx.x % kWarpSize != 0) return;
-  sums[channel * layout.samples + sample] = sum;
-  norms[channel * layout.samples + sample] = sqrt(squares / static_cast<double>(layout.positions));
+  const int64_t place = place_of_sum(sample, channel, layout);
+  sums[place] = sum;
+  norms[place] = sqrt(squares / static_cast<double>(layout.positions));
 }
 
 // The same in channels_last: block (channels, sample), blockDim.x = kWarpSize channels wide and blockDim.y positions
@@ -214,7 +230,7 @@ __global__ void __launch_bounds__(kThreads)
   double sum = 0, squares = 0;
   if (inside) {
     const scalar_t* map = x + sample * layout.sample_stride + channel * layout.channel_stride;
-    const double offset = shift[channel];
+    const double offset = shift[sample / layout.samples * layout.channels + channel];
     for (int64_t p = threadIdx.y; p < layout.positions; p += kHigh) {
       const double value = static_cast<double>(map[p * layout.position_stride]);
       sum += value - offset;
@@ -229,11 +245,13 @@ __global__ void __launch_bounds__(kThreads)
     sum += partial_sums[row][threadIdx.x];
     squares += partial_squares[row][threadIdx.x];
   }
-  sums[channel * layout.samples + sample] = sum;
-  norms[channel * layout.samples + sample] = sqrt(squares / static_cast<double>(layout.positions));
+  const int64_t place = place_of_sum(sample, channel, layout);
+  sums[place] = sum;
+  norms[place] = sqrt(squares / static_cast<double>(layout.positions));
 }
 
-// sum[c] += sum over samples of sums[c, n], and the same for the norms; one warp per channel.
+// `channels` counts those of all maps: sum[c] += sum over samples of sums[c, n], and the same for the norms; one warp
+// per channel.
 __global__ void __launch_bounds__(kThreads)
     merge_sums_kernel(const double* __restrict__ sums, const double* __restrict__ norms, double* __restrict__ sum,
                       double* __restrict__ norm_sum, int64_t samples, int64_t channels) {
@@ -251,73 +269,80 @@ __global__ void __launch_bounds__(kThreads)
   norm_sum[channel] += norm_total;
 }
 
-MapLayout layout_of(const FeatureMap& map) {
-  const int64_t c = map.channels, p = map.positions;
-  if (map.channels_fastest || p == 1) return {map.samples, c, p, c * p, 1, c};
-  return {map.samples, c, p, c * p, p, 1};
+MapLayout layout_of(const Stack& stack) {
+  const int64_t c = stack.map.channels, p = stack.map.positions;
+  if (stack.map.channels_fastest || p == 1) return {stack.size, stack.samples(), c, p, c * p, 1, c};
+  return {stack.size, stack.samples(), c, p, c * p, p, 1};
 }
 
-void add_cross(Tensor& cross, const FeatureMap& map, const Tensor& shift) {
-  const MapLayout layout = layout_of(map);
+void add_cross(Tensor& cross, const Stack& stack, const Tensor& shift) {
+  const MapLayout layout = layout_of(stack);
   const int64_t side = ceil_div(layout.channels, kTile), tiles = side * (side + 1) / 2;
   const int64_t total = layout.samples * layout.positions;
-  // Splits are whole runs, so that only the last run of the last split is short.
+  // Splits are whole runs, so that only the last run of the last split is short, and those of one map, so that a stack
+  // gives the bits of its maps.
   const int64_t wanted = std::clamp<int64_t>(kBlocksWanted / tiles, 1, ceil_div(total, kShortestSplit));
   const int64_t per_split = ceil_div(ceil_div(total, wanted), kRun) * kRun;
   const int64_t splits = ceil_div(total, per_split);
   const cudaStream_t stream = current_stream(cross);
-  const Tensor partial = empty_on_device(splits * tiles * kTileEntries, ScalarType::Double, cross);
-  dispatch_floating(map.tensor.scalar_type(), [&](auto type) {
+  const Tensor partial = empty_on_device(splits * layout.maps * tiles * kTileEntries, ScalarType::Double, cross);
+  dispatch_floating(stack.map.tensor.scalar_type(), [&](auto type) {
     using scalar_t = typename decltype(type)::type;
     auto kernel = layout.channel_stride == 1 ? cross_kernel<scalar_t, true> : cross_kernel<scalar_t, false>;
-    launch(kernel, dim3(tiles, splits), dim3(kThreads), stream, map.tensor.data_ptr(), layout, shift.data_ptr(),
-           partial.data_ptr(), per_split);
+    launch(kernel, dim3(layout.maps * tiles, splits), dim3(kThreads), stream, stack.map.tensor.data_ptr(), layout,
+           shift.data_ptr(), partial.data_ptr(), per_split, tiles);
   });
-  launch(merge_cross_kernel, dim3(tiles), dim3(kThreads), stream, partial.data_ptr(), cross.data_ptr(), layout.channels,
-         splits);
+  launch(merge_cross_kernel, dim3(layout.maps * tiles), dim3(kThreads), stream, partial.data_ptr(), cross.data_ptr(),
+         layout.channels, splits, tiles);
 }
 
-void add_sums(Tensor& sum, Tensor& norm_sum, const FeatureMap& map, const Tensor& shift) {
-  const MapLayout layout = layout_of(map);
-  const int64_t rows = layout.samples * layout.channels;
+void add_sums(Tensor& sum, Tensor& norm_sum, const Stack& stack, const Tensor& shift) {
+  const MapLayout layout = layout_of(stack);
+  const int64_t samples = layout.maps * layout.samples, rows = samples * layout.channels;
   const cudaStream_t stream = current_stream(sum);
   const Tensor sums = empty_on_device(rows, ScalarType::Double, sum);
   const Tensor norms = empty_on_device(rows, ScalarType::Double, sum);
-  dispatch_floating(map.tensor.scalar_type(), [&](auto type) {
+  const void* data = stack.map.tensor.data_ptr();
+  dispatch_floating(stack.map.tensor.scalar_type(), [&](auto type) {
     using scalar_t = typename decltype(type)::type;
     if (layout.channel_stride == 1) {
-      launch(sums_columns_kernel<scalar_t>, dim3(layout.samples * ceil_div(layout.channels, kWarpSize)),
-             dim3(kWarpSize, kThreads / kWarpSize), stream, map.tensor.data_ptr(), layout, shift.data_ptr(),
-             sums.data_ptr(), norms.data_ptr());
+      launch(sums_columns_kernel<scalar_t>, dim3(samples * ceil_div(layout.channels, kWarpSize)),
+             dim3(kWarpSize, kThreads / kWarpSize), stream, data, layout, shift.data_ptr(), sums.data_ptr(),
+             norms.data_ptr());
     } else {
-      launch(sums_rows_kernel<scalar_t>, dim3(ceil_div(rows, kThreads / kWarpSize)), dim3(kThreads), stream,
-             map.tensor.data_ptr(), layout, shift.data_ptr(), sums.data_ptr(), norms.data_ptr());
+      launch(sums_rows_kernel<scalar_t>, dim3(ceil_div(rows, kThreads / kWarpSize)), dim3(kThreads), stream, data,
+             layout, shift.data_ptr(), sums.data_ptr(), norms.data_ptr());
     }
   });
-  launch(merge_sums_kernel, dim3(ceil_div(layout.channels, kThreads / kWarpSize)), dim3(kThreads), stream,
-         sums.data_ptr(), norms.data_ptr(), sum.data_ptr(), norm_sum.data_ptr(), layout.samples, layout.channels);
+  const int64_t channels = layout.maps * layout.channels;
+  launch(merge_sums_kernel, dim3(ceil_div(channels, kThreads / kWarpSize)), dim3(kThreads), stream, sums.data_ptr(),
+         norms.data_ptr(), sum.data_ptr(), norm_sum.data_ptr(), layout.samples, channels);
 }
 
-void check_moment(const Tensor& moment, const Tensor& x, std::initializer_list<int64_t> shape, const char* name) {
+// `shape` is that for one map.
+void check_moment(const Tensor& moment, const Tensor& x, bool stacked, std::vector<int64_t> shape, const char* name) {
   check_same_device(moment, x, name);
   BDP_CHECK(moment.scalar_type() == ScalarType::Double && moment.is_contiguous(), name,
             " must be a contiguous float64 tensor");
-  BDP_CHECK(moment.sizes().vec() == std::vector<int64_t>(shape), name, " must have the channels of x, ", x.size(1),
-            ", along each axis");
+  const int64_t channels = shape[0];
+  if (stacked) shape.insert(shape.begin(), x.size(0));
+  BDP_CHECK(moment.sizes().vec() == shape, name, " must have the channels of x, ", channels, ", along each axis");
 }
 
 void channel_moments_update_(Tensor cross, Tensor sum, Tensor norm_sum, const Tensor& x, const Tensor& shift) {
-  BDP_CHECK(x.dim() >= 2, "x must be [N, C] or [N, C, *], got ", x.dim(), " dimensions");
-  const int64_t channels = x.size(1);
-  check_moment(cross, x, {channels, channels}, "cross");
-  check_moment(sum, x, {channels}, "sum");
-  check_moment(norm_sum, x, {channels}, "norm_sum");
-  check_moment(shift, x, {channels}, "shift");
+  const bool stacked = cross.dim() == 3;
+  BDP_CHECK(x.dim() >= (stacked ? 3 : 2), "x must be [N, C, *], or [G, N, C, *] for a stack, got ", x.dim(),
+            " dimensions");
+  const int64_t channels = x.size(stacked ? 2 : 1);
+  check_moment(cross, x, stacked, {channels, channels}, "cross");
+  check_moment(sum, x, stacked, {channels}, "sum");
+  check_moment(norm_sum, x, stacked, {channels}, "norm_sum");
+  check_moment(shift, x, stacked, {channels}, "shift");
+  if (x.numel() == 0) return;
   const DeviceGuard guard(x.get_device_index());
-  const FeatureMap map = as_feature_map(x);
-  if (map.numel() == 0) return;
-  add_cross(cross, map, shift);
-  add_sums(sum, norm_sum, map, shift);
+  const Stack stack = as_stack(x, stacked);
+  add_cross(cross, stack, shift);
+  add_sums(sum, norm_sum, stack, shift);
 }
 
 }  // namespace

@@ -1,4 +1,5 @@
-// channel_scale and its backward on CUDA: y[n, c, *] = mask[c] * z[n, c, *], one read and one write of the map.
+// channel_scale and its backward on CUDA: y[n, c, *] = mask[c] * z[n, c, *], one read and one write of the map; a stack
+// z[g, n, c, *] with mask[g, c] takes one launch too, and each of its maps gets the bits that it would get alone.
 //
 // Both memory orders are walked as they lie: NCHW as rows of one channel, channels_last as rows of all channels. Rows
 // made of whole 16-byte vectors move as such. The mask gradient, the sum over samples and positions of grad * z, is
@@ -19,12 +20,13 @@ constexpr int64_t kWorkPerThread = 8;    // vectors below which a further split 
 template <typename scalar_t, typename index_t, int kWidth, bool kChannelsLast>
 __global__ void __launch_bounds__(kThreads)
     scale_kernel(const scalar_t* __restrict__ z, const compute_t<scalar_t>* __restrict__ mask, scalar_t* __restrict__ y,
-                 index_t num_vectors, index_t vectors_per_row, index_t channels) {
+                 index_t num_vectors, index_t vectors_per_row, index_t channels, index_t rows_per_map) {
   using vector_t = Vector<scalar_t, kWidth>;
   const index_t vector = static_cast<index_t>(blockIdx.x) * kThreads + threadIdx.x;
   if (vector >= num_vectors) return;
   const index_t row = vector / vectors_per_row;
-  const index_t first = kChannelsLast ? (vector - row * vectors_per_row) * kWidth : row % channels;
+  const index_t in_mask = row / rows_per_map * channels;
+  const index_t first = in_mask + (kChannelsLast ? (vector - row * vectors_per_row) * kWidth : row % channels);
   vector_t data = reinterpret_cast<const vector_t*>(z)[vector];
 #pragma unroll
   for (int i = 0; i < kWidth; ++i) {
@@ -34,8 +36,8 @@ __global__ void __launch_bounds__(kThreads)
   reinterpret_cast<vector_t*>(y)[vector] = data;
 }
 
-// Stage one of the backward on NCHW. Block (channel, split) walks its share of the channel's vectors, counted over all
-// samples: grad_z = mask * grad where asked, and partial[split, channel] = sum of grad * z.
+// Stage one of the backward on NCHW. Block (map and channel, split) walks its share of the channel's vectors, counted
+// over the samples of the map: grad_z = mask * grad where asked, and partial[split, map, channel] = sum of grad * z.
 template <typename scalar_t, typename index_t, int kWidth, bool kNeedZ>
 __global__ void __launch_bounds__(kThreads)
     backward_rows_kernel(const scalar_t* __restrict__ grad, const scalar_t* __restrict__ z,
@@ -43,15 +45,16 @@ __global__ void __launch_bounds__(kThreads)
                          double* __restrict__ partial, index_t samples, index_t vectors_per_row, index_t channels,
                          index_t vectors_per_split) {
   using vector_t = Vector<scalar_t, kWidth>;
-  const index_t channel = blockIdx.x;
+  const index_t map = blockIdx.x / channels, channel = blockIdx.x - map * channels;
   const index_t total = samples * vectors_per_row;
   const index_t begin = blockIdx.y * vectors_per_split;
   const index_t end = total - begin < vectors_per_split ? total : begin + vectors_per_split;
-  const compute_t<scalar_t> factor = mask[channel];
+  const compute_t<scalar_t> factor = mask[blockIdx.x];
   double sum = 0;
   for (index_t k = begin + threadIdx.x; k < end; k += kThreads) {
     const index_t sample = k / vectors_per_row;
-    const index_t at = (sample * channels + channel) * vectors_per_row + (k - sample * vectors_per_row);
+    const index_t row = (map * samples + sample) * channels + channel;
+    const index_t at = row * vectors_per_row + (k - sample * vectors_per_row);
     vector_t g = reinterpret_cast<const vector_t*>(grad)[at];
     const vector_t data = reinterpret_cast<const vector_t*>(z)[at];
 #pragma unroll
@@ -68,19 +71,20 @@ __global__ void __launch_bounds__(kThreads)
   __syncthreads();
   if (threadIdx.x != 0) return;
   for (int warp = 1; warp < kThreads / kWarpSize; ++warp) sum += warp_sums[warp];
-  partial[static_cast<int64_t>(blockIdx.y) * channels + channel] = sum;
+  partial[static_cast<int64_t>(blockIdx.y) * gridDim.x + blockIdx.x] = sum;
 }
 
 // Stage one of the backward on channels_last. A block is blockDim.x vectors of channels wide and blockDim.y positions
-// high, kThreads in all; block (columns, split) walks its share of the positions. Outputs as above.
+// high, kThreads in all; block (map and columns, split) walks its share of the map's positions. Outputs as above.
 template <typename scalar_t, typename index_t, int kWidth, bool kNeedZ>
 __global__ void __launch_bounds__(kThreads)
     backward_columns_kernel(const scalar_t* __restrict__ grad, const scalar_t* __restrict__ z,
                             const compute_t<scalar_t>* __restrict__ mask, scalar_t* __restrict__ grad_z,
                             double* __restrict__ partial, index_t positions, index_t vectors_per_row,
-                            index_t positions_per_split) {
+                            index_t positions_per_split, index_t blocks_per_map) {
   using vector_t = Vector<scalar_t, kWidth>;
-  const index_t column = blockIdx.x * blockDim.x + threadIdx.x;
+  const index_t map = blockIdx.x / blocks_per_map;
+  const index_t column = (blockIdx.x - map * blocks_per_map) * blockDim.x + threadIdx.x;
   const bool inside = column < vectors_per_row;
   const index_t begin = blockIdx.y * positions_per_split;
   const index_t end = positions - begin < positions_per_split ? positions : begin + positions_per_split;
@@ -88,10 +92,10 @@ __global__ void __launch_bounds__(kThreads)
   compute_t<scalar_t> factor[kWidth] = {};
   if (inside) {
 #pragma unroll
-    for (int i = 0; i < kWidth; ++i) factor[i] = mask[column * kWidth + i];
+    for (int i = 0; i < kWidth; ++i) factor[i] = mask[(map * vectors_per_row + column) * kWidth + i];
   }
   for (index_t position = begin + threadIdx.y; inside && position < end; position += blockDim.y) {
-    const index_t at = position * vectors_per_row + column;
+    const index_t at = (map * positions + position) * vectors_per_row + column;
     vector_t g = reinterpret_cast<const vector_t*>(grad)[at];
     const vector_t data = reinterpret_cast<const vector_t*>(z)[at];
 #pragma unroll
@@ -108,11 +112,12 @@ __global__ void __launch_bounds__(kThreads)
   __syncthreads();
   if (threadIdx.y != 0 || !inside) return;
   const int64_t channels = static_cast<int64_t>(vectors_per_row) * kWidth;
+  const int64_t maps = gridDim.x / blocks_per_map;
 #pragma unroll
   for (int i = 0; i < kWidth; ++i) {
     double total = sums[i][threadIdx.x];
     for (unsigned row = 1; row < blockDim.y; ++row) total += sums[i][row * blockDim.x + threadIdx.x];
-    partial[blockIdx.y * channels + static_cast<int64_t>(column) * kWidth + i] = total;
+    partial[(blockIdx.y * maps + map) * channels + static_cast<int64_t>(column) * kWidth + i] = total;
   }
 }
 
@@ -127,19 +132,22 @@ __global__ void __launch_bounds__(kThreads)
   grad_mask[channel] = static_cast<mask_t>(sum);
 }
 
-// The map as a matrix of rows that lie one behind the other: N*C rows of H*W, or N*H*W rows of C in channels_last.
+// A stack of maps as a matrix of rows that lie one behind the other: for each map N*C rows of H*W, or N*H*W rows of C
+// in channels_last.
 struct Rows {
-  int64_t samples, channels, positions;
+  int64_t maps, samples, channels, positions;
   bool channels_last;
 
-  explicit Rows(const FeatureMap& map)
-      : samples(map.samples),
-        channels(map.channels),
-        positions(map.positions),
-        channels_last(map.channels_fastest || map.positions == 1) {}
+  explicit Rows(const Stack& stack)
+      : maps(stack.size),
+        samples(stack.samples()),
+        channels(stack.map.channels),
+        positions(stack.map.positions),
+        channels_last(stack.map.channels_fastest || stack.map.positions == 1) {}
 
-  int64_t numel() const { return samples * channels * positions; }
+  int64_t numel() const { return maps * samples * channels * positions; }
   int64_t row_length() const { return channels_last ? channels : positions; }
+  int64_t rows_per_map() const { return samples * (channels_last ? positions : channels); }
 };
 
 bool is_aligned(const Tensor& tensor) { return reinterpret_cast<uintptr_t>(tensor.data_ptr()) % kVectorBytes == 0; }
@@ -168,24 +176,26 @@ Tensor mask_for(const Tensor& mask, ScalarType dtype) {
 void check_arguments(const Tensor& z, const Tensor& mask) {
   check_same_device(mask, z, "mask");
   BDP_CHECK(is_floating(mask.scalar_type()), "mask must have a floating dtype");
-  BDP_CHECK(z.dim() >= 2, "z must be [N, C] or [N, C, *], got ", z.dim(), " dimensions");
-  BDP_CHECK(mask.dim() == 1 && mask.size(0) == z.size(1), "mask must have one entry per channel: ", z.size(1),
-            " channels, got a ", mask.dim(), "-D mask of ", mask.numel(), " elements");
+  BDP_CHECK(mask.dim() == 1 || mask.dim() == 2, "mask must be [C] or [G, C], got ", mask.dim(), " dimensions");
+  BDP_CHECK(z.dim() > mask.dim(), "z must be [N, C, *] for a mask [C] and [G, N, C, *] for [G, C], got ", z.dim(),
+            " dimensions for ", mask.dim());
+  const int64_t channels = z.size(mask.dim()), maps = mask.dim() == 2 ? z.size(0) : 1;
+  BDP_CHECK(mask.size(mask.dim() - 1) == channels && mask.numel() == maps * channels,
+            "mask must have one entry per channel: ", maps, " x ", channels, " channels, got ", mask.numel());
 }
 
-void scale_into(Tensor& y, const FeatureMap& z, const Tensor& mask) {
-  const Rows rows(z);
-  const cudaStream_t stream = current_stream(z.tensor);
-  dispatch_floating(z.tensor.scalar_type(), [&](auto type) {
+void scale_into(Tensor& y, const Tensor& z, const Rows& rows, const Tensor& mask) {
+  const cudaStream_t stream = current_stream(z);
+  dispatch_floating(z.scalar_type(), [&](auto type) {
     using scalar_t = typename decltype(type)::type;
-    dispatch_width<scalar_t>(rows, is_aligned(z.tensor) && is_aligned(y), [&](auto index, auto width) {
+    dispatch_width<scalar_t>(rows, is_aligned(z) && is_aligned(y), [&](auto index, auto width) {
       using index_t = typename decltype(index)::type;
       constexpr int kWidth = decltype(width)::value;
       auto kernel = rows.channels_last ? scale_kernel<scalar_t, index_t, kWidth, true>
                                        : scale_kernel<scalar_t, index_t, kWidth, false>;
       const int64_t vectors = rows.numel() / kWidth;
-      launch(kernel, dim3(ceil_div(vectors, kThreads)), dim3(kThreads), stream, z.tensor.data_ptr(), mask.data_ptr(),
-             y.data_ptr(), vectors, rows.row_length() / kWidth, rows.channels);
+      launch(kernel, dim3(ceil_div(vectors, kThreads)), dim3(kThreads), stream, z.data_ptr(), mask.data_ptr(),
+             y.data_ptr(), vectors, rows.row_length() / kWidth, rows.channels, rows.rows_per_map());
     });
   });
 }
@@ -193,27 +203,27 @@ void scale_into(Tensor& y, const FeatureMap& z, const Tensor& mask) {
 Tensor channel_scale(const Tensor& z, const Tensor& mask) {
   check_arguments(z, mask);
   const DeviceGuard guard(z.get_device_index());
-  const FeatureMap map = as_feature_map(z);
-  Tensor y = torch::stable::empty_like(map.tensor);
-  if (map.numel() > 0) scale_into(y, map, mask_for(mask, z.scalar_type()));
-  return y;
+  const Stack stack = as_stack(z, mask.dim() == 2);
+  Tensor y = torch::stable::empty_like(stack.map.tensor);
+  if (z.numel() > 0) scale_into(y, stack.map.tensor, Rows(stack), mask_for(mask, z.scalar_type()));
+  return in_shape_of(z, y);
 }
 
-// Stage one in z's layout; returns partial [splits, C].
+// Stage one in z's layout; returns partial [splits, G, C]. The splits are those of one map, so that a stack gives the
+// bits of its maps.
 template <typename scalar_t, typename index_t, int kWidth, bool kNeedZ>
-Tensor reduce_rows(const FeatureMap& z, const Tensor& grad, const Tensor& mask, const Tensor& grad_z) {
-  const Rows rows(z);
-  const int64_t per_row = rows.row_length() / kWidth;
-  const cudaStream_t stream = current_stream(z.tensor);
+Tensor reduce_rows(const Tensor& z, const Rows& rows, const Tensor& grad, const Tensor& mask, const Tensor& grad_z) {
+  const int64_t per_row = rows.row_length() / kWidth, sums = rows.maps * rows.channels;
+  const cudaStream_t stream = current_stream(z);
   if (!rows.channels_last) {
-    const int64_t vectors = rows.samples * per_row;  // of one channel
+    const int64_t vectors = rows.samples * per_row;  // of one channel of one map
     const int64_t wanted = std::min(kBlocksWanted / rows.channels, vectors / (kThreads * kWorkPerThread));
     const int64_t per_split = ceil_div(vectors, std::max<int64_t>(wanted, 1));
     const int64_t splits = ceil_div(vectors, per_split);
-    Tensor partial = empty_on_device(splits * rows.channels, ScalarType::Double, z.tensor);
-    launch(backward_rows_kernel<scalar_t, index_t, kWidth, kNeedZ>, dim3(rows.channels, splits), dim3(kThreads), stream,
-           grad.data_ptr(), z.tensor.data_ptr(), mask.data_ptr(), grad_z.data_ptr(), partial.data_ptr(), rows.samples,
-           per_row, rows.channels, per_split);
+    Tensor partial = empty_on_device(splits * sums, ScalarType::Double, z);
+    launch(backward_rows_kernel<scalar_t, index_t, kWidth, kNeedZ>, dim3(sums, splits), dim3(kThreads), stream,
+           grad.data_ptr(), z.data_ptr(), mask.data_ptr(), grad_z.data_ptr(), partial.data_ptr(), rows.samples, per_row,
+           rows.channels, per_split);
     return partial;
   }
   unsigned wide = 1;
@@ -224,14 +234,14 @@ Tensor reduce_rows(const FeatureMap& z, const Tensor& grad, const Tensor& mask, 
   const int64_t wanted = std::min(kBlocksWanted / groups, positions / (high * kWorkPerThread));
   const int64_t per_split = ceil_div(positions, std::max<int64_t>(wanted, 1));
   const int64_t splits = ceil_div(positions, per_split);
-  Tensor partial = empty_on_device(splits * rows.channels, ScalarType::Double, z.tensor);
-  launch(backward_columns_kernel<scalar_t, index_t, kWidth, kNeedZ>, dim3(groups, splits), dim3(wide, high), stream,
-         grad.data_ptr(), z.tensor.data_ptr(), mask.data_ptr(), grad_z.data_ptr(), partial.data_ptr(), positions,
-         per_row, per_split);
+  Tensor partial = empty_on_device(splits * sums, ScalarType::Double, z);
+  launch(backward_columns_kernel<scalar_t, index_t, kWidth, kNeedZ>, dim3(rows.maps * groups, splits), dim3(wide, high),
+         stream, grad.data_ptr(), z.data_ptr(), mask.data_ptr(), grad_z.data_ptr(), partial.data_ptr(), positions,
+         per_row, per_split, groups);
   return partial;
 }
 
-// Stage two, into grad_mask [C] of any floating dtype.
+// Stage two, into grad_mask [C] or [G, C] of any floating dtype.
 void merge_into(Tensor& grad_mask, const Tensor& partial) {
   const int64_t channels = grad_mask.numel();
   dispatch_floating(grad_mask.scalar_type(), [&](auto type) {
@@ -242,11 +252,10 @@ void merge_into(Tensor& grad_mask, const Tensor& partial) {
 }
 
 // grad in the memory order of `map`.
-Tensor in_layout_of(const FeatureMap& map, const Tensor& grad) {
-  const FeatureMap own = as_feature_map(grad);
-  if (own.channels_fastest == map.channels_fastest) return own.tensor;
+Tensor in_layout_of(const FeatureMap& map, const FeatureMap& grad) {
+  if (grad.channels_fastest == map.channels_fastest) return grad.tensor;
   Tensor copy = torch::stable::empty_like(map.tensor);
-  return torch::stable::copy_(copy, grad);
+  return torch::stable::copy_(copy, grad.tensor);
 }
 
 std::tuple<Tensor, Tensor> channel_scale_backward(const Tensor& grad, const Tensor& z, const Tensor& mask, bool need_z,
@@ -256,30 +265,33 @@ std::tuple<Tensor, Tensor> channel_scale_backward(const Tensor& grad, const Tens
   BDP_CHECK(grad.scalar_type() == z.scalar_type(), "grad must have the dtype of z");
   BDP_CHECK(grad.sizes().vec() == z.sizes().vec(), "grad must have the shape of z");
   const DeviceGuard guard(z.get_device_index());
-  const FeatureMap map = as_feature_map(z);
-  Tensor grad_z = need_z ? torch::stable::empty_like(map.tensor) : empty_on_device(0, z.scalar_type(), z);
+  const Stack stack = as_stack(z, mask.dim() == 2);
+  const Tensor& dense = stack.map.tensor;
+  Tensor grad_z = need_z ? torch::stable::empty_like(dense) : empty_on_device(0, z.scalar_type(), z);
   Tensor grad_mask =
-      need_mask ? torch::stable::new_zeros(mask, {map.channels}) : empty_on_device(0, mask.scalar_type(), mask);
-  if (map.numel() == 0 || (!need_z && !need_mask)) return {grad_z, grad_mask};
+      need_mask ? torch::stable::new_zeros(mask, mask.sizes()) : empty_on_device(0, mask.scalar_type(), mask);
+  const Tensor shaped = need_z ? in_shape_of(z, grad_z) : grad_z;
+  if (z.numel() == 0 || (!need_z && !need_mask)) return {shaped, grad_mask};
 
-  const Tensor dense_grad = in_layout_of(map, grad);
+  const Rows rows(stack);
+  const Tensor dense_grad = in_layout_of(stack.map, as_stack(grad, mask.dim() == 2).map);
   const Tensor factors = mask_for(mask, z.scalar_type());
   if (!need_mask) {
-    scale_into(grad_z, {dense_grad, map.samples, map.channels, map.positions, map.channels_fastest}, factors);
-    return {grad_z, grad_mask};
+    scale_into(grad_z, dense_grad, rows, factors);
+    return {shaped, grad_mask};
   }
   dispatch_floating(z.scalar_type(), [&](auto type) {
     using scalar_t = typename decltype(type)::type;
-    const bool all_aligned = is_aligned(map.tensor) && is_aligned(dense_grad) && (!need_z || is_aligned(grad_z));
-    dispatch_width<scalar_t>(Rows(map), all_aligned, [&](auto index, auto width) {
+    const bool all_aligned = is_aligned(dense) && is_aligned(dense_grad) && (!need_z || is_aligned(grad_z));
+    dispatch_width<scalar_t>(rows, all_aligned, [&](auto index, auto width) {
       using index_t = typename decltype(index)::type;
       constexpr int kWidth = decltype(width)::value;
       auto reduce =
           need_z ? reduce_rows<scalar_t, index_t, kWidth, true> : reduce_rows<scalar_t, index_t, kWidth, false>;
-      merge_into(grad_mask, reduce(map, dense_grad, factors, grad_z));
+      merge_into(grad_mask, reduce(dense, rows, dense_grad, factors, grad_z));
     });
   });
-  return {grad_z, grad_mask};
+  return {shaped, grad_mask};
 }
 
 }  // namespace

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -69,6 +70,17 @@ def test_op_that_is_wrong_is_broken_and_exit_2(
     done = run("doctor", "--format", "json")
     assert done.exit_code == 2
     assert states(done)["self-test"]["state"] == "broken" and words in states(done)["self-test"]["found"]
+
+
+def test_paths_of_stacks_are_shown(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("BDPRUNE_CACHE", str(tmp_path))
+    assert "no stack has been tried" in states(run("doctor", "--paths", "--format", "json"))["path"]["found"]
+    kept = {"path": "loop", "device": "cpu", "shape": "3 x small", "stack_seconds": 0.5, "loop_seconds": 0.25}
+    (tmp_path / "paths.json").write_text(json.dumps({"key": {**kept, "reason": ""}}))
+    done = run("doctor", "--paths")
+    assert done.exit_code == 0
+    assert "loop: 3 x small on cpu: stack 500.0 ms, loop 250.0 ms a step" in done.stdout
+    assert "path" not in states(run("doctor", "--format", "json"))
 
 
 def test_missing_packages_are_named_with_their_mend(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,6 +11,9 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from torch.utils._pytree import tree_map_only
+
+from bdprune.ops import _backend
 
 ROOT = Path(__file__).resolve().parents[2]
 SIMT = Path(__file__).parent / "simt"
@@ -58,9 +61,43 @@ def _name_shared_memory(library: Path, handle: ctypes.CDLL) -> int:
     return len(shared)
 
 
-@pytest.fixture(scope="session")
-def emulated() -> SimpleNamespace:
-    """`ops`: the CUDA kernels on CPU tensors; `seed(n)`: sets the order in which the threads of a block run."""
+class OnDevice:
+    """The ops of `namespace` for CPU tensors, run on `device`: arguments go there as they lie, strides and offset too,
+    and what comes out, or was written over, comes back."""
+
+    def __init__(self, namespace, device: str) -> None:
+        self._namespace, self._device = namespace, device
+
+    def __getattr__(self, name: str):
+        op = getattr(self._namespace, name)
+
+        def run(*arguments):
+            moved = tree_map_only(torch.Tensor, self._sent, arguments)
+            found = op(*moved)
+            if name.endswith("_"):
+                for ours, theirs in zip(arguments, moved, strict=True):
+                    if ours is not theirs:
+                        ours.copy_(theirs)
+            return tree_map_only(torch.Tensor, lambda tensor: tensor.cpu(), found)
+
+        return run
+
+    def _sent(self, tensor: torch.Tensor) -> torch.Tensor:
+        whole = tensor.untyped_storage().nbytes() // tensor.element_size()
+        memory = tensor.as_strided((whole,), (1,), 0).to(self._device, copy=True)
+        return memory.as_strided(tensor.size(), tensor.stride(), tensor.storage_offset())
+
+
+def _targets() -> list[str]:
+    return ["emulated", "cuda"] if _backend.build_info()["cuda"] else ["emulated"]
+
+
+@pytest.fixture(scope="session", params=_targets())
+def emulated(request: pytest.FixtureRequest) -> SimpleNamespace:
+    """`ops`: the CUDA kernels for CPU tensors, emulated, and on the GPU where there is one; `seed(n)`: sets the order
+    in which the emulator runs the threads of a block."""
+    if request.param == "cuda":
+        return SimpleNamespace(ops=OnDevice(torch.ops.bdprune, "cuda"), seed=lambda seed: None)
     compiler = os.environ.get("CXX") or shutil.which("g++") or shutil.which("c++")
     if compiler is None or shutil.which("nm") is None:
         pytest.skip("the emulated CUDA build needs a C++ compiler and nm")

@@ -46,7 +46,8 @@ enum class Scope { kWarp, kBlock };
 // Runs `thread` once per thread of the grid.
 cudaError_t run_grid(dim3 grid, dim3 block, const std::function<void()>& thread);
 void wait(Scope scope);
-uint64_t* lane_slot(int lane);  // exchange slot of a lane of the running thread's warp
+uint64_t* lane_slot(int lane);  // exchange slots of a lane of the running thread's warp, kSlots of them
+constexpr int kSlots = 3;
 int lane();
 
 template <typename T>
@@ -57,6 +58,58 @@ T exchange(T value, int source) {
   std::memcpy(&value, lane_slot(source), sizeof(T));
   wait(Scope::kWarp);
   return value;
+}
+
+// What a warp's lanes hand to mma.sync: registers of A and B by lane. Where an element of a matrix lies is written here
+// from the PTX ISA, element by element; the kernels have it lane by lane.
+struct Fragments {
+  uint32_t a[32][4], b[32][2];
+
+  Fragments(const uint32_t (&own_a)[4], const uint32_t (&own_b)[2]) {
+    std::memcpy(lane_slot(lane()), own_a, sizeof own_a);
+    std::memcpy(lane_slot(lane()) + 2, own_b, sizeof own_b);
+    wait(Scope::kWarp);
+    for (int l = 0; l < 32; ++l) {
+      std::memcpy(a[l], lane_slot(l), sizeof own_a);
+      std::memcpy(b[l], lane_slot(l) + 2, sizeof own_b);
+    }
+    wait(Scope::kWarp);
+  }
+};
+
+// c += A * B for the running lane's four elements of C [16, 8]; `a(row, k)` and `b(k, column)` give the operands.
+template <typename A, typename B>
+void multiply_fragment(float (&c)[4], int depth, A&& a, B&& b) {
+  for (int row = 0; row < 16; ++row) {
+    for (int column = 0; column < 8; ++column) {
+      if (row % 8 * 4 + column / 2 != lane()) continue;
+      double sum = c[row / 8 * 2 + column % 2];
+      for (int k = 0; k < depth; ++k) sum += static_cast<double>(a(row, k)) * static_cast<double>(b(k, column));
+      c[row / 8 * 2 + column % 2] = static_cast<float>(sum);
+    }
+  }
+}
+
+inline void mma_tf32(float (&c)[4], const uint32_t (&own_a)[4], const uint32_t (&own_b)[2]) {
+  const Fragments warp(own_a, own_b);
+  const auto value = [](uint32_t bits) {
+    bits &= 0xffffe000u;  // tensor cores do not look at the rest
+    float number;
+    std::memcpy(&number, &bits, sizeof bits);
+    return number;
+  };
+  multiply_fragment(
+      c, 8, [&](int row, int k) { return value(warp.a[row % 8 * 4 + k % 4][row / 8 + k / 4 * 2]); },
+      [&](int k, int column) { return value(warp.b[column * 4 + k % 4][k / 4]); });
+}
+
+template <typename Widen>
+void mma_16bit(float (&c)[4], const uint32_t (&own_a)[4], const uint32_t (&own_b)[2], Widen&& widen) {
+  const Fragments warp(own_a, own_b);
+  const auto half = [&](uint32_t bits, int k) { return widen(static_cast<uint16_t>(bits >> (k % 2 * 16))); };
+  multiply_fragment(
+      c, 16, [&](int row, int k) { return half(warp.a[row % 8 * 4 + k % 8 / 2][row / 8 + k / 8 * 2], k); },
+      [&](int k, int column) { return half(warp.b[column * 4 + k % 8 / 2][k / 8], k); });
 }
 
 }  // namespace simt

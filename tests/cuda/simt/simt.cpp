@@ -111,7 +111,7 @@ bool within_limits(dim3 grid, dim3 block) {
 
 int lane() { return running % kWarp; }
 
-uint64_t* lane_slot(int lane) { return &slots[running / kWarp * kWarp + lane]; }
+uint64_t* lane_slot(int lane) { return &slots[(running / kWarp * kWarp + lane) * kSlots]; }
 
 void wait(Scope scope) {
   const int self = running;
@@ -126,7 +126,7 @@ cudaError_t run_grid(dim3 grid, dim3 block, const std::function<void()>& thread)
   body = &thread;
   failure.clear();
   if (fibers.size() < static_cast<size_t>(block_threads())) fibers.resize(block_threads());
-  slots.resize(1024);
+  slots.resize(1024 * kSlots);
   for (blockIdx.y = 0; blockIdx.y < grid.y && failure.empty(); ++blockIdx.y) {
     for (blockIdx.x = 0; blockIdx.x < grid.x && failure.empty(); ++blockIdx.x) run_block();
   }

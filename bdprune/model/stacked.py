@@ -1,0 +1,206 @@
+"""G networks of one architecture as one network, whose layers take their G batches side by side."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from bdprune.model.handle import Model, Normalized
+from bdprune.ops import masked_conv2d, stacked_conv2d
+
+_PROBE = 2  # images on which a stack is held against its models
+_TOLERANCE = 1e-3  # of the largest logit: sums in another order, and nothing else
+
+
+class StackedNetwork(nn.Module):
+    """The models behind their normalisations: images ``[N, C, H, W]`` in [0, 1], the same for all, -> ``[G, N, K]``.
+
+    Between its layers the batches of all models lie one behind the other, ``[G * N, C, H, W]``, so everything that
+    works on each image alone runs as it is. Convs, linear layers and batch norms, which have parameters, are replaced
+    by kinds with G of them. Parameters and buffers have the names of the models' own, with G as their first axis.
+
+    Args:
+        models: of one architecture, on one device, in eval mode; they stay as they are.
+
+    Raises:
+        ValueError: :func:`why_not` has an objection.
+    """
+
+    def __init__(self, models: Sequence[Model]) -> None:
+        super().__init__()
+        objection = why_not(models)
+        if objection:
+            raise ValueError(f"these models cannot be stacked: {objection}")
+        self.models = tuple(models)
+        self.network = copy.deepcopy(models[0].network)
+        self._normalizations = [Normalized(nn.Identity(), model.normalization).to(model.device) for model in models]
+        for path, child in list(self.network.named_modules()):
+            kind = _KINDS.get(type(child))
+            if kind is not None:
+                _stack_up(child, kind, [model.network.get_submodule(path) for model in models])
+
+    def forward(self, images: Tensor) -> Tensor:
+        parts = [_normalized(module, images) for module in self._normalizations]
+        logits: Tensor = self.network(torch.cat(parts))
+        return logits.view(len(parts), len(images), -1)
+
+    def arrange(self, channels_last: bool) -> None:
+        """Lays out every model's conv weights in that memory format, in place."""
+        layout = torch.channels_last if channels_last else torch.contiguous_format
+        for child in self.network.modules():
+            if isinstance(child, StackedConv2d):
+                weight = child.weight.data
+                child.weight.data = weight.flatten(0, 1).contiguous(memory_format=layout).view(weight.shape)
+
+    def model(self, index: int) -> Model:
+        """Model ``index`` with the parameters and buffers that the stack has now, of its own."""
+        network = copy.deepcopy(self.models[index].network)
+        network.load_state_dict({name: value[index] for name, value in self.network.state_dict().items()})
+        return self.models[index].with_network(network)
+
+
+def why_not(models: Sequence[Model]) -> str:
+    """Why these models cannot be one network, in words; empty where they can."""
+    first = models[0]
+    shapes = _shapes(first)
+    for model in models[1:]:
+        if (type(model.network), model.num_classes, model.input_shape) != (
+            type(first.network),
+            first.num_classes,
+            first.input_shape,
+        ):
+            return f"{model.arch} is no {first.arch} of the same size"
+        if _shapes(model) != shapes:
+            return "their parameters differ in shape"
+        if model.device != first.device:
+            return "they are on different devices"
+    for path, child in first.network.named_modules():
+        if any(True for _ in child.named_parameters(recurse=False)) or any(True for _ in child.buffers(recurse=False)):
+            if type(child) not in _KINDS:
+                return f"{path or 'the network'} has parameters of its own"
+            if isinstance(child, nn.BatchNorm2d) and (child.momentum is None or not child.track_running_stats):
+                return f"{path} keeps no running average"
+        if isinstance(child, nn.modules.dropout._DropoutNd) and child.p > 0:
+            return f"{path} draws at random"
+    return ""
+
+
+@torch.no_grad()
+def agrees(stacked: StackedNetwork) -> bool:
+    """Whether the stack says what its models say of a few images: a forward pass may do things that cannot be seen."""
+    first = stacked.models[0]
+    images = torch.rand(_PROBE, *first.input_shape, generator=torch.Generator().manual_seed(0)).to(first.device)
+    expected = torch.stack([model.module(images) for model in stacked.models])
+    try:
+        found = stacked(images)
+    except Exception:  # networks of any kind come here
+        return False
+    scale = expected.abs().max().clamp(min=1e-6)
+    return bool((found - expected).abs().max() <= _TOLERANCE * scale)
+
+
+class StackedConv2d(nn.Conv2d):
+    """G convs on ``[G * N, I, H, W]``; weight ``[G, O, I, kh, kw]``. Times the mask ``[G, O]`` where there is one."""
+
+    mask: Tensor | None
+
+    def forward(self, x: Tensor) -> Tensor:
+        stride, dilation = (self.stride[0], self.stride[1]), (self.dilation[0], self.dilation[1])
+        padding = self.padding if isinstance(self.padding, str) else (self.padding[0], self.padding[1])
+        if self.padding_mode != "zeros":
+            x = functional.pad(x, self._reversed_padding_repeated_twice, self.padding_mode)
+            padding = (0, 0)
+        batches = _unfold(x, len(self.weight))
+        if self.mask is None:
+            z = stacked_conv2d(batches, self.weight, self.bias, stride, padding, dilation, self.groups)
+        else:
+            z = masked_conv2d(batches, self.weight, self.mask, self.bias, stride, padding, dilation, self.groups)
+        return z.flatten(0, 1)
+
+
+class StackedLinear(nn.Linear):
+    """G linear layers on ``[G * N, I]``; weight ``[G, O, I]``."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        product = torch.bmm(_unfold(x, len(self.weight)), self.weight.mT)
+        if isinstance(self.bias, Tensor):
+            product = product + self.bias.unsqueeze(1)
+        return product.flatten(0, 1)
+
+
+class StackedBatchNorm2d(nn.BatchNorm2d):
+    """G batch norms on ``[G * N, C, H, W]``, each over its own batch; parameters and statistics ``[G, C]``."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        assert self.running_mean is not None and self.running_var is not None and self.num_batches_tracked is not None
+        if self.training:
+            self.num_batches_tracked.add_(1)
+        return self._together(x) if x.is_cuda else self._in_turn(x)
+
+    def _in_turn(self, x: Tensor) -> Tensor:
+        """One call for each model: no copies."""
+        parts = [
+            self._normalized(batch, *(None if value is None else value[g] for value in self._values()))
+            for g, batch in enumerate(_unfold(x, self._stack))
+        ]
+        return torch.cat(parts)
+
+    def _together(self, x: Tensor) -> Tensor:
+        """One call for all, as G * C channels: few launches, at the price of a copy either way."""
+        wide = _unfold(x, self._stack).transpose(0, 1).flatten(1, 2)
+        flat = self._normalized(wide, *(None if value is None else value.view(-1) for value in self._values()))
+        apart: Tensor = flat.unflatten(1, (self._stack, -1))
+        return apart.transpose(0, 1).flatten(0, 1)
+
+    @property
+    def _stack(self) -> int:
+        assert self.running_mean is not None
+        return len(self.running_mean)
+
+    def _values(self) -> tuple[Tensor | None, ...]:
+        return self.running_mean, self.running_var, self.weight, self.bias
+
+    def _normalized(
+        self, x: Tensor, mean: Tensor | None, variance: Tensor | None, weight: Tensor | None, bias: Tensor | None
+    ) -> Tensor:
+        assert self.momentum is not None
+        return functional.batch_norm(x, mean, variance, weight, bias, self.training, self.momentum, self.eps)
+
+
+_KINDS: dict[type[nn.Module], type[nn.Module]] = {
+    nn.Conv2d: StackedConv2d,
+    nn.Linear: StackedLinear,
+    nn.BatchNorm2d: StackedBatchNorm2d,
+}
+
+
+def _shapes(model: Model) -> dict[str, torch.Size]:
+    return {name: value.shape for name, value in model.network.state_dict().items()}
+
+
+def _stack_up(child: nn.Module, kind: type[nn.Module], all_models: Sequence[nn.Module]) -> None:
+    """Turns ``child`` into its stacked kind where it stands, with the parameters and buffers of all models."""
+    child.__class__ = kind
+    if issubclass(kind, nn.Conv2d):
+        child.register_buffer("mask", None, persistent=False)
+    for name, parameter in list(child.named_parameters(recurse=False)):
+        values = torch.stack([one.get_parameter(name).detach() for one in all_models])
+        setattr(child, name, nn.Parameter(values, parameter.requires_grad))
+    for name, _ in list(child.named_buffers(recurse=False)):
+        setattr(child, name, torch.stack([one.get_buffer(name) for one in all_models]))
+
+
+def _unfold(x: Tensor, stack: int) -> Tensor:
+    """``[G * N, *]`` as ``[G, N, *]``."""
+    return x.view(stack, len(x) // stack, *x.shape[1:])
+
+
+def _normalized(module: Normalized, images: Tensor) -> Tensor:
+    """What ``module`` hands to its network."""
+    if module.is_identity:
+        return images
+    return (images - module.mean) / module.std

@@ -1,0 +1,165 @@
+"""The CUDA kernels of a stack's masked convolution with their autograd; :mod:`bdprune.ops.mask` says when they run."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from bdprune.ops import _backend
+from bdprune.ops._check import is_channels_fastest
+
+_ops = torch.ops.bdprune
+
+Pair = tuple[int, int]
+Setting = tuple[Pair, Pair, Pair, int]
+"""Stride, padding, dilation and groups."""
+
+
+def takes(x: Tensor, weight: Tensor) -> bool:
+    """Whether the kernels run on these tensors: there is none for float64, and one model is the library's strength."""
+    built = x.is_cuda and _backend.is_native(x) and x.dtype in (torch.float16, torch.bfloat16, torch.float32)
+    return built and len(weight) > 1
+
+
+def setting_of(
+    weight: Tensor,
+    stride: int | tuple[int, int],
+    padding: int | tuple[int, int] | str,
+    dilation: int | tuple[int, int],
+    groups: int,
+) -> Setting | None:
+    """The arguments of a convolution in full; None for a padding that PyTorch must see to."""
+    steps, spread = _pair(stride), _pair(dilation)
+    if isinstance(padding, str):
+        reach = [spread[axis] * (weight.shape[axis - 2] - 1) if padding == "same" else 0 for axis in (0, 1)]
+        if any(total % 2 for total in reach) or (padding == "same" and steps != (1, 1)):
+            return None
+        return steps, (reach[0] // 2, reach[1] // 2), spread, groups
+    return steps, _pair(padding), spread, groups
+
+
+def run(x: Tensor, weight: Tensor, mask: Tensor | None, bias: Tensor | None, setting: Setting) -> Tensor:
+    """``mask * (conv(x, weight) + bias)`` of a stack, differentiable once in all four."""
+    if torch.is_autocast_enabled(x.device.type):
+        dtype = torch.get_autocast_dtype(x.device.type)
+        x, weight = x.to(dtype), weight.to(dtype)
+    factors = weight.new_ones(weight.shape[:2], dtype=torch.float32) if mask is None else mask.float()
+    product: Tensor = _StackedConv.apply(x, weight, factors, None if bias is None else bias.float(), setting)  # type: ignore[no-untyped-call]
+    return product
+
+
+class _StackedConv(torch.autograd.Function):
+    """Two convolutions backward at most where the weight is frozen: none of them forms the masked gradient."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, mask: Tensor, bias: Tensor | None, setting: Setting) -> Tensor:
+        need_z = ctx.needs_input_grad[2]
+        y, z = _ops.stacked_conv2d(x, weight, mask.contiguous(), _dense(bias), *setting, need_z, _exact())
+        ctx.save_for_backward(x if ctx.needs_input_grad[1] else None, weight, mask, z if need_z else None)
+        ctx.setting, ctx.x_shape = setting, x.shape
+        product: Tensor = y
+        return product
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        x, weight, mask, z = ctx.saved_tensors
+        need_x, need_weight, need_mask, need_bias, _ = ctx.needs_input_grad
+        grad_x = grad_weight = grad_mask = grad_bias = None
+        if need_x:
+            size = ctx.x_shape[-2:]
+            grad_x = _ops.stacked_conv2d_input_grad(grad, weight, mask.contiguous(), *size, *ctx.setting, _exact())
+            grad_x = grad_x if len(ctx.x_shape) == 5 else grad_x.sum(0)
+        if need_mask:
+            grad_mask = _ops.channel_scale_backward(grad, z, mask, False, True)[1]
+        if need_weight or need_bias:
+            grad_z = _ops.channel_scale(grad, mask)
+            grad_weight = _weight_gradient(grad_z, x, weight, ctx.setting) if need_weight else None
+            grad_bias = grad_z.float().sum((1, 3, 4)) if need_bias else None
+        return grad_x, grad_weight, grad_mask, grad_bias, None
+
+
+def _weight_gradient(grad: Tensor, x: Tensor, weight: Tensor, setting: Setting) -> Tensor:
+    """By the library, as one convolution with G times the groups."""
+    stride, padding, dilation, groups = setting
+    stack = len(weight)
+    inputs = x.expand(stack, *x.shape) if x.dim() == 4 else x
+    _, flat, _ = torch.ops.aten.convolution_backward(
+        grad.transpose(0, 1).flatten(1, 2),
+        inputs.transpose(0, 1).flatten(1, 2),
+        weight.flatten(0, 1),
+        None,
+        stride,
+        padding,
+        dilation,
+        False,
+        (0, 0),
+        stack * groups,
+        (False, True, False),
+    )
+    gradient: Tensor = flat.view(weight.shape)
+    return gradient
+
+
+def _exact() -> bool:
+    """Whether float32 convolutions must not be rounded to TF32: what PyTorch asks of its own."""
+    return not torch.backends.cudnn.allow_tf32
+
+
+def _dense(bias: Tensor | None) -> Tensor | None:
+    return None if bias is None else bias.contiguous()
+
+
+def _pair(value: int | tuple[int, int]) -> Pair:
+    return (value, value) if isinstance(value, int) else (value[0], value[1])
+
+
+def _new_maps(like: Tensor, channels: int, height: int, width: int) -> Tensor:
+    """``[G, N, channels, height, width]`` in the layout of ``like`` ``[G, N, C, H, W]``."""
+    stack, samples = like.shape[:2]
+    if like.is_contiguous() or not is_channels_fastest(like.reshape(stack * samples, *like.shape[2:])):
+        return like.new_empty(stack, samples, channels, height, width)
+    return like.new_empty(stack, samples, height, width, channels).movedim(-1, 2)
+
+
+def _fake(
+    x: Tensor,
+    weight: Tensor,
+    mask: Tensor,
+    bias: Tensor | None,
+    stride: list[int],
+    padding: list[int],
+    dilation: list[int],
+    groups: int,
+    need_z: bool,
+    exact: bool,
+) -> tuple[Tensor, Tensor]:
+    maps = x if x.dim() == 5 else x.unsqueeze(0)
+    size = [
+        (x.shape[axis - 2] + 2 * padding[axis] - dilation[axis] * (weight.shape[axis - 2] - 1) - 1) // stride[axis] + 1
+        for axis in (0, 1)
+    ]
+    one = _new_maps(maps, weight.shape[1], size[0], size[1])
+    y = one.new_empty_strided((len(weight), *one.shape[1:]), one.stride())
+    return y, torch.empty_like(y) if need_z else x.new_empty(0)
+
+
+def _fake_input_grad(
+    grad: Tensor,
+    weight: Tensor,
+    mask: Tensor,
+    height: int,
+    width: int,
+    stride: list[int],
+    padding: list[int],
+    dilation: list[int],
+    groups: int,
+    exact: bool,
+) -> Tensor:
+    return _new_maps(grad, weight.shape[2] * groups, height, width)
+
+
+if _backend.HAS_OPS:
+    torch.library.register_fake("bdprune::stacked_conv2d", _fake)
+    torch.library.register_fake("bdprune::stacked_conv2d_input_grad", _fake_input_grad)

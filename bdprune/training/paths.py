@@ -1,0 +1,145 @@
+"""Which of two ways to run a stack is the faster one here, by a short trial whose outcome is kept."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import platform
+import tempfile
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Literal
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from bdprune.model.handle import Model
+from bdprune.model.stacked import StackedNetwork, agrees, why_not
+from bdprune.training.precision import Plan, seconds_of
+
+Way = Literal["stack", "loop"]
+
+_ROUNDS = 3  # the first pays for what is set up once
+_WORTH = 0.9  # a stack must take at most this share of the loop's time: below, the difference may be noise
+
+
+@dataclass(frozen=True)
+class PathChoice:
+    """What a stack runs by, and why.
+
+    Attributes:
+        path: ``stack``, all models in the same steps, or ``loop``, one after another.
+        device: name of the device.
+        shape: architecture, number of models and shape of the batch of the trial.
+        stack_seconds: one forward and backward pass of all models in one; None where there was no trial.
+        loop_seconds: the same one after another.
+        reason: in words, where there was no trial.
+    """
+
+    path: Way
+    device: str
+    shape: str
+    stack_seconds: float | None = None
+    loop_seconds: float | None = None
+    reason: str = ""
+
+
+def choose(models: Sequence[Model], images: Tensor) -> PathChoice:
+    """The path for ``models`` in steps on ``images`` ``[N, C, H, W]``; tried once for every shape, device and torch.
+
+    The outcome is kept in :func:`cache_file`, so that other processes need no trial.
+    """
+    device, shape = _device_name(models[0]), _shape_name(models, images)
+    objection = "there is one model" if len(models) == 1 else why_not(models)
+    if objection:
+        return PathChoice("loop", device, shape, reason=objection)
+    key = _key(models, images)
+    known = _read()
+    if key in known:
+        return known[key]
+    choice = _tried(models, images, device, shape)
+    _write({**_read(), key: choice})
+    return choice
+
+
+def known_choices() -> list[PathChoice]:
+    """Every choice that was made on this machine and is kept."""
+    return list(_read().values())
+
+
+def cache_file() -> Path:
+    """``paths.json`` in ``BDPRUNE_CACHE``, else in the user's cache directory."""
+    home = os.environ.get("XDG_CACHE_HOME") or str(Path.home() / ".cache")
+    return Path(os.environ.get("BDPRUNE_CACHE") or Path(home) / "bdprune") / "paths.json"
+
+
+def _tried(models: Sequence[Model], images: Tensor, device: str, shape: str) -> PathChoice:
+    stacked = StackedNetwork(models)
+    if not agrees(stacked):
+        return PathChoice("loop", device, shape, reason="the forward pass does more than its layers do")
+    stacked.train().arrange(channels_last=True)
+    alone = [model.clone().module.train() for model in models]
+    for module in alone:
+        Plan().arrange(module)
+    batch = images.to(models[0].device, memory_format=torch.channels_last)
+
+    def together() -> None:
+        logits = stacked(batch).flatten(0, 1)
+        functional.cross_entropy(logits, logits.detach().argmax(1)).backward()
+
+    def one_by_one() -> None:
+        for module in alone:
+            logits = module(batch)
+            functional.cross_entropy(logits, logits.detach().argmax(1)).backward()
+
+    stack_seconds, loop_seconds = _fastest(batch.device, together, one_by_one)
+    path: Way = "stack" if stack_seconds <= _WORTH * loop_seconds else "loop"
+    return PathChoice(path, device, shape, stack_seconds, loop_seconds)
+
+
+def _fastest(device: torch.device, *runs: Callable[[], None]) -> list[float]:
+    """Least seconds of each run; they take turns, so that a busy machine hurts them alike."""
+    rounds = [[seconds_of(run, device) for run in runs] for _ in range(_ROUNDS)]
+    return [min(times) for times in zip(*rounds, strict=True)]
+
+
+def _key(models: Sequence[Model], images: Tensor) -> str:
+    shapes = [(name, tuple(value.shape)) for name, value in models[0].network.state_dict().items()]
+    where = (_device_name(models[0]), torch.__version__)
+    what = (where, len(models), tuple(images.shape), shapes)
+    return hashlib.sha256(repr(what).encode()).hexdigest()[:16]
+
+
+def _device_name(model: Model) -> str:
+    if model.device.type == "cuda":
+        return torch.cuda.get_device_name(model.device)
+    return f"{model.device.type} {platform.machine()}, {torch.get_num_threads()} threads"
+
+
+def _shape_name(models: Sequence[Model], images: Tensor) -> str:
+    parameters = sum(parameter.numel() for parameter in models[0].network.parameters())
+    return f"{len(models)} x {models[0].arch}, {parameters:,} parameters, batch {list(images.shape)}"
+
+
+def _read() -> dict[str, PathChoice]:
+    """What is kept; nothing where the file is missing or not ours to understand."""
+    try:
+        entries = json.loads(cache_file().read_text())
+        return {key: PathChoice(**entry) for key, entry in entries.items() if entry["path"] in ("stack", "loop")}
+    except (OSError, ValueError, TypeError, KeyError, AttributeError):
+        return {}
+
+
+def _write(choices: dict[str, PathChoice]) -> None:
+    """Puts the file in place in one move; a machine that keeps no files goes without."""
+    target = cache_file()
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile("w", dir=target.parent, suffix=".json", delete=False) as file:
+            json.dump({key: asdict(choice) for key, choice in choices.items()}, file, indent=2)
+        os.replace(file.name, target)
+    except OSError:
+        return

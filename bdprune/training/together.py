@@ -1,0 +1,235 @@
+"""Unlearning and recovery of a stack of models in the same steps, each model as if it were alone.
+
+Within an epoch nothing is read back from the device: whether a model has stopped or broken down is a number on the
+device that its next update is multiplied by, and its trajectory is kept there until the epoch is over.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from bdprune.data.clean import CleanData
+from bdprune.errors import TrainingError
+from bdprune.model.handle import Model
+from bdprune.model.mask import MaskedNetwork
+from bdprune.model.stacked import StackedNetwork
+from bdprune.training.normalization import keep_running_statistics
+from bdprune.training.precision import Plan, Precision, plan_for
+from bdprune.training.recover import Recovered, RecoverSettings, check_finite, descend
+from bdprune.training.trajectory import UnlearnStep
+from bdprune.training.unlearn import (
+    Attempt,
+    Unlearned,
+    UnlearnSettings,
+    batches,
+    no_finite_step,
+    step_of,
+    stop_accuracy,
+)
+
+
+def unlearn_together(
+    models: Sequence[Model],
+    data: CleanData,
+    settings: UnlearnSettings,
+    seed: int = 0,
+    precision: Precision = "float32",
+) -> list[Unlearned | TrainingError]:
+    """What :func:`bdprune.training.unlearn.unlearn` makes of each model; its error where it would raise one.
+
+    Models that need another try make it together, each at the learning rate of its own.
+    """
+    results: list[Unlearned | TrainingError] = [TrainingError("Not unlearned.", "")] * len(models)
+    pending = {index: Attempt(settings.lr, settings.retries, settings.raises) for index in range(len(models))}
+    while pending:
+        tried = list(pending)
+        rates = [pending[index].lr for index in tried]
+        outcomes = _ascend([models[index] for index in tried], data, settings, rates, seed, precision)
+        for index, (result, finite) in zip(tried, outcomes, strict=True):
+            attempt = pending.pop(index).after(result, finite, settings.min_steps)
+            if attempt:
+                pending[index] = attempt
+            else:
+                results[index] = result if result.trajectory else no_finite_step(result.lr)
+    return results
+
+
+def recover_together(
+    unlearned: Sequence[Model],
+    data: CleanData,
+    settings: RecoverSettings,
+    seed: int = 0,
+    precision: Precision = "float32",
+) -> list[Recovered | TrainingError]:
+    """What :func:`bdprune.training.recover.recover` makes of each model; its error where it would raise one."""
+    stacked = StackedNetwork(unlearned)
+    masked = MaskedNetwork(stacked).train()
+    if len(data) < settings.small_data:
+        keep_running_statistics(masked)
+    plan = _plan(precision, unlearned[0], data)
+    stacked.arrange(plan.channels_last)
+    optimizer = torch.optim.SGD(masked.masks.values(), settings.lr, settings.momentum)
+    generator = torch.Generator().manual_seed(seed)
+    steps: list[Tensor] = []
+    for _ in range(settings.epochs):
+        for images, labels in batches(data, settings.batch_size, settings.padding, generator, unlearned[0].device):
+            losses = settings.loss_scale * _losses(plan.logits(masked, images), labels)
+            descend(masked, optimizer, losses.sum())
+            steps.append(losses.detach())
+    masks = {name: mask.detach().cpu().clone() for name, mask in masked.masks.items()}
+    by_model = torch.stack(steps, 1).tolist()
+    return [_recovered(index, masks, losses, settings, plan) for index, losses in enumerate(by_model)]
+
+
+def _recovered(
+    index: int, masks: dict[str, Tensor], losses: list[float], settings: RecoverSettings, plan: Plan
+) -> Recovered | TrainingError:
+    try:
+        check_finite(losses)
+    except TrainingError as error:
+        return error
+    own = {name: mask[index].clone() for name, mask in masks.items()}
+    return Recovered(own, tuple(loss / settings.loss_scale for loss in losses), plan)
+
+
+@dataclass(frozen=True)
+class _Seen:
+    """One step of the stack, on the device: losses and whether the step counts ``[G]``, predictions ``[G, N]``."""
+
+    losses: Tensor
+    counts: Tensor
+    predicted: Tensor
+    labels: Tensor
+
+
+class _Ascent:
+    """The stack on its way: parameters, momenta and who is still going, all on the device."""
+
+    def __init__(self, stacked: StackedNetwork, plan: Plan, settings: UnlearnSettings, floors: Sequence[float]) -> None:
+        self._module, self._plan, self._settings = stacked, plan, settings
+        self._parameters = [parameter for parameter in stacked.network.parameters() if parameter.requires_grad]
+        self._buffers = list(stacked.network.buffers())
+        self._momenta = [torch.zeros_like(parameter) for parameter in self._parameters]
+        device = self._parameters[0].device
+        self._floors = torch.tensor(floors, dtype=torch.float64, device=device)
+        self.going = torch.ones(len(floors), dtype=torch.bool, device=device)
+        self.failed = torch.zeros_like(self.going)
+
+    def step(self, images: Tensor, labels: Tensor, rates: Tensor) -> _Seen:
+        """One step up the loss; a model that has stopped, or whose next state would not be finite, stays as it is."""
+        before = [buffer.clone() for buffer in self._buffers]
+        logits = self._plan.logits(self._module, images)
+        losses = _losses(logits, labels)
+        gradients = torch.autograd.grad(-losses.sum(), self._parameters)
+        with torch.no_grad():
+            after, momenta = self._moved(gradients, rates)
+            finite = losses.isfinite() & _finite([*after, *self._buffers])
+            counts = self.going & finite
+            _keep([*self._parameters, *self._momenta], counts, [*after, *momenta])
+            _keep(self._buffers, ~counts, before)
+            predicted = logits.argmax(2)
+            self.failed |= self.going & ~finite
+            self.going = counts
+            if self._settings.stop_on == "batch":
+                self.going = counts & ~((predicted == labels).float().mean(1).double() <= self._floors)
+        return _Seen(losses.detach(), counts, predicted, labels)
+
+    def _moved(self, gradients: Sequence[Tensor], rates: Tensor) -> tuple[list[Tensor], list[Tensor]]:
+        """Parameters and momenta after a step of SGD with weight decay, each model at its own rate."""
+        after, momenta = [], []
+        for parameter, momentum, gradient in zip(self._parameters, self._momenta, gradients, strict=True):
+            decayed = gradient.add(parameter, alpha=self._settings.weight_decay)
+            momenta.append(momentum * self._settings.momentum + decayed)
+            after.append(parameter - _per_model(rates, parameter) * momenta[-1])
+        return after, momenta
+
+
+def _ascend(
+    models: Sequence[Model],
+    data: CleanData,
+    settings: UnlearnSettings,
+    rates: Sequence[float],
+    seed: int,
+    precision: Precision,
+) -> list[tuple[Unlearned, bool]]:
+    """One try of every model, and whether it stayed finite."""
+    stacked = StackedNetwork(models).train()
+    if len(data) < settings.small_data:
+        keep_running_statistics(stacked)
+    plan = _plan(precision, models[0], data)
+    stacked.arrange(plan.channels_last)
+    floors = [stop_accuracy(model, data, settings) for model in models]
+    ascent = _Ascent(stacked, plan, settings, floors)
+    device = models[0].device
+    generator = torch.Generator().manual_seed(seed)
+    trajectories: list[list[UnlearnStep]] = [[] for _ in models]
+    stopped = [False] * len(models)
+    per_epoch = -(-len(data) // settings.batch_size)
+    rate = torch.tensor(rates, dtype=torch.float32, device=device)
+    for epoch in range(settings.max_epochs):
+        passed = sum(milestone <= epoch for milestone in settings.milestones)
+        shuffled = batches(data, settings.batch_size, settings.padding, generator, device)
+        seen = [ascent.step(images, labels, rate * 0.1**passed) for images, labels in shuffled]
+        _read(seen, trajectories, models[0].num_classes)
+        going, failed = ascent.going.tolist(), ascent.failed.tolist()
+        for index, steps in enumerate(trajectories):
+            stopped[index] = stopped[index] or not (going[index] or failed[index])
+            if settings.stop_on == "epoch" and going[index]:
+                last = steps[-per_epoch:]
+                stopped[index] = sum(step.accuracy for step in last) / len(last) <= floors[index]
+        ascent.going &= ~torch.tensor(stopped, device=device)
+        if not any(one and not end for one, end in zip(going, stopped, strict=True)):
+            break
+    failed = ascent.failed.tolist()
+    return [
+        (Unlearned(stacked.model(g), tuple(trajectories[g]), per_epoch, rates[g], stopped[g], plan), not failed[g])
+        for g in range(len(models))
+    ]
+
+
+def _read(seen: Sequence[_Seen], trajectories: list[list[UnlearnStep]], num_classes: int) -> None:
+    """Adds the steps that count to the trajectories of their models."""
+    for step in seen:
+        losses, counts = step.losses.tolist(), step.counts.tolist()
+        predicted, labels = step.predicted.cpu(), step.labels.cpu()
+        for index, trajectory in enumerate(trajectories):
+            if counts[index]:
+                trajectory.append(step_of(losses[index], predicted[index], labels, num_classes))
+
+
+def _plan(precision: Precision, model: Model, data: CleanData) -> Plan:
+    """The plan of one model holds for the stack: it is what that model would run by alone."""
+    module = model.clone().module.train()
+    return plan_for(precision, module, data.images)
+
+
+def _losses(logits: Tensor, labels: Tensor) -> Tensor:
+    """Mean cross-entropy of every model ``[G]``, from logits ``[G, N, K]``."""
+    stack, count, _ = logits.shape
+    return (
+        functional.cross_entropy(logits.flatten(0, 1), labels.repeat(stack), reduction="none")
+        .view(stack, count)
+        .mean(1)
+    )
+
+
+def _per_model(values: Tensor, like: Tensor) -> Tensor:
+    """``[G]`` in a shape that broadcasts over ``[G, *]``."""
+    return values.view(-1, *[1] * (like.dim() - 1))
+
+
+def _keep(values: Sequence[Tensor], chosen: Tensor, new: Sequence[Tensor]) -> None:
+    """Puts ``new`` into ``values`` for the models that are ``chosen`` ``[G]``."""
+    for value, other in zip(values, new, strict=True):
+        value.copy_(torch.where(_per_model(chosen, value), other, value))
+
+
+def _finite(tensors: Sequence[Tensor]) -> Tensor:
+    """Which models ``[G]`` have only finite numbers in ``tensors``, each ``[G, *]``."""
+    parts = [value.flatten(1).isfinite().all(1) for value in tensors if value.is_floating_point() and value.numel()]
+    return torch.stack(parts).all(0)

@@ -1,0 +1,68 @@
+#!/usr/bin/env bash
+# All that a machine with an NVIDIA GPU is needed for, in one call, in under nine minutes, without a network:
+#
+#     bench/gpu.sh [PYTHON]          # PYTHON: one with a CUDA build of torch >= 2.11, pytest, ninja and pybind11
+#
+# builds the ops for this card, runs every test that uses it, runs each op under compute-sanitizer (memcheck and
+# racecheck), and climbs the ladders. What happened goes to bench/results/gpu.txt with the hardware and the commit, the
+# figures to bench/results/ladders-cuda.json. The card's settings are read, never changed. Exit code 0: all of it
+# passed; 1: something failed (the rest still ran); 2: this machine cannot do it.
+set -uo pipefail
+cd "$(dirname "$0")/.."
+python=${1:-python3}
+results=bench/results
+report=$results/gpu.txt
+failures=0
+
+cannot() {
+  echo "bench/gpu.sh: $1" >&2
+  exit 2
+}
+
+# step SECONDS NAME COMMAND...: runs it, at most that long, and notes how it went.
+step() {
+  local limit=$1 name=$2 start=$SECONDS code=0
+  shift 2
+  echo "== $name"
+  timeout --kill-after=10 "$limit" "$@" 2>&1 | tail -n 40 || code=$?
+  [ "$code" -eq 0 ] || failures=$((failures + 1))
+  echo "$name: $([ "$code" -eq 0 ] && echo passed || echo "FAILED with $code"), $((SECONDS - start)) s" | tee -a "$report"
+}
+
+command -v nvidia-smi >/dev/null || cannot "nvidia-smi was not found: there is no NVIDIA GPU here, or no driver."
+nvidia-smi -L >/dev/null || cannot "nvidia-smi sees no GPU: check the driver."
+command -v "$python" >/dev/null || cannot "$python was not found: give a Python with a CUDA build of torch."
+"$python" -c 'import pytest, ninja, pybind11' || cannot "install pytest, ninja and pybind11 for $python first."
+"$python" -c 'import sys, torch; sys.exit(not torch.cuda.is_available())' ||
+  cannot "torch of $python does not see the GPU: install a CUDA build of torch that fits the driver."
+nvcc=$("$python" -c 'from torch.utils.cpp_extension import CUDA_HOME; print(CUDA_HOME or "")' 2>/dev/null)/bin/nvcc
+[ -x "$nvcc" ] || cannot "nvcc was not found: put a CUDA toolkit on PATH or in CUDA_HOME."
+sanitizer=$(command -v compute-sanitizer || echo "$(dirname "$nvcc")/compute-sanitizer")
+
+export FORCE_CUDA=1 BDPRUNE_BACKEND=native PYTHONPATH=$PWD
+TORCH_CUDA_ARCH_LIST=$("$python" -c 'import torch; print("{}.{}".format(*torch.cuda.get_device_capability()))')
+export TORCH_CUDA_ARCH_LIST
+mkdir -p "$results"
+{
+  echo "commit $(git rev-parse HEAD)$(git diff --quiet HEAD || echo ', with changes')"
+  date -u +'%Y-%m-%d %H:%M UTC'
+  nvidia-smi --query-gpu=name,driver_version,memory.total,clocks.max.sm,clocks.max.mem,power.limit --format=csv
+  "$python" -c 'import torch; print("torch", torch.__version__, "CUDA", torch.version.cuda)'
+  "$nvcc" --version | tail -n 2
+} >"$report"
+
+step 150 "build" "$python" setup.py build_ext --inplace
+step 120 "tests" "$python" -m pytest tests/ops tests/cuda tests/scoring -q -p no:cacheprovider \
+  -k 'cuda and not emulated and not cuda_check'
+if [ -x "$sanitizer" ]; then
+  for tool in memcheck racecheck; do
+    step 60 "$tool" "$sanitizer" --tool "$tool" --kernel-regex kns=bdprune --error-exitcode 3 "$python" -m bench.gpu_ops
+  done
+else
+  failures=$((failures + 1))
+  echo "compute-sanitizer: FAILED, it is not part of this toolkit" | tee -a "$report"
+fi
+step 150 "bench-gpu" make --old-file=env bench-gpu PYTHON="$python" GPU_MINUTES=2
+
+echo "$failures steps failed, $SECONDS s in all" | tee -a "$report"
+[ "$failures" -eq 0 ]

@@ -1,0 +1,56 @@
+"""bench/gpu.sh on a machine without a GPU, and the list of ops that it has the sanitizers look at."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from bench import gpu_ops
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_without_a_gpu_it_says_so_and_leaves_no_report(tmp_path: Path) -> None:
+    done = subprocess.run(["bash", "bench/gpu.sh", sys.executable], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 2 and done.stderr.startswith("bench/gpu.sh: ") and "GPU" in done.stderr
+    # A driver that sees the card is not enough: torch must, too.
+    (tmp_path / "nvidia-smi").write_text("#!/bin/sh\n")
+    (tmp_path / "nvidia-smi").chmod(0o755)
+    env = {**os.environ, "PATH": f"{tmp_path}{os.pathsep}{os.environ['PATH']}"}
+    command = ["bash", "bench/gpu.sh", sys.executable]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env=env)
+    assert done.returncode == 2 and "CUDA build of torch" in done.stderr
+    assert not (ROOT / "bench/results/gpu.txt").exists()
+
+
+def test_every_op_with_a_kernel_is_looked_at() -> None:
+    sources = "".join(path.read_text() for path in (ROOT / "csrc/cuda").glob("*.cu"))
+    looked_at = Path(gpu_ops.__file__).read_text()
+    kernels = [line.split('"')[1] for line in sources.splitlines() if "m.impl(" in line]
+    assert len(kernels) >= 6
+    assert [name for name in kernels if f"torch.ops.bdprune.{name}(" not in looked_at] == []
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_ops_alone_say_that_there_is_no_gpu(capsys: pytest.CaptureFixture[str]) -> None:
+    assert gpu_ops.main() == 2
+    assert "no CUDA device" in capsys.readouterr().err
+
+
+@pytest.mark.skipif(shutil.which("make") is None, reason="there is no make")
+def test_the_ladders_are_called_without_making_an_environment() -> None:
+    command = ["make", "-n", "--old-file=env", "bench-gpu", f"PYTHON={sys.executable}", "GPU_MINUTES=2"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+    assert "pip install" not in done.stdout and "--device cuda --threads 1 --minutes 2" in done.stdout
+
+
+@pytest.mark.parametrize("name", ["channel_moments_update_", "channel_scale", "filter_spectral_norms"])
+def test_inputs_of_the_ops_are_sound(name: str) -> None:
+    gpu_ops.OPS[name]("cpu")
