@@ -43,7 +43,8 @@ def screen(path: str | Path) -> dict[str, NDArray[np.float64]]:
 
     Returns:
         For each such tensor, by name and in the order of the file, the largest singular value of each filter's
-        ``[I / groups, kh * kw]`` matrix: float64 ``[O]``; NaN for a filter that is not finite.
+        ``[I / groups, kh * kw]`` matrix: float64 ``[O]``, as exact as those of ``filter_spectral_norms``; NaN for a
+        filter that is not finite.
 
     Raises:
         UnsupportedError: the file is not a safetensors file.

@@ -54,7 +54,9 @@ def test_norms_of_a_checkpoint(
     assert set(norms) == expected
     for name in expected:
         exact = reference.spectral_norms(tensors[name], None).numpy()
-        assert np.allclose(norms[name], exact, rtol=1e-13, atol=0.0, equal_nan=True)
+        # The core sums products of narrower weights in float32 over short runs.
+        rtol = 3e-7 if native and tensors[name].dtype != torch.float64 else 1e-13
+        assert np.allclose(norms[name], exact, rtol=rtol, atol=0.0, equal_nan=True)
     assert np.isnan(norms["conv1.weight"]).tolist() == [i == 4 for i in range(20)]
 
 

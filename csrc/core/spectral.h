@@ -7,7 +7,7 @@
 // Precision: the largest eigenvalue of a Gram matrix is well conditioned. Products of float32 and narrower input are
 // added up in float over at most 32 positions and a few such runs, and in double beyond: the relative error of sigma
 // is below 1e-7 on random filters and below 3e-7 where every rounding goes the same way (all elements equal), less than
-// that of float32 svdvals; all products in double would take twice the time. Filters whose squares
+// that of float32 svdvals; half as many doubles fit a register. Filters whose squares
 // leave the range of float are multiplied by a power of two and summed again. With float64 input everything is double,
 // scaled by a power of two first, and the relative error a few 1e-16.
 #pragma once

@@ -44,4 +44,4 @@ def test_spectral_norms_are_much_faster_than_svdvals(benchmark: Any) -> None:
         lambda: torch.linalg.svdvals(weight.flatten(2)).amax(-1), lambda: filter_spectral_norms([weight])
     )
     benchmark.pedantic(filter_spectral_norms, ([weight],), rounds=5)
-    assert plain > 1.5 * ours
+    assert plain > 3 * ours
