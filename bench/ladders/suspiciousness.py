@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import cache, partial
-from typing import Any
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -115,9 +115,9 @@ def plain(
     return SCORE.combine(statistics, sigma)
 
 
-def by_image(model: Model, data: CleanData) -> Scores:
+def by_image(model: Model, data: CleanData, worker: tuple[nn.Module, Scores] | None = None) -> Scores:
     """Forward and backward one image at a time."""
-    module, weights = _worker(model)
+    module, weights = worker or _worker(model)
     total = {
         name: torch.zeros(len(weight), device=weight.device, dtype=weight.dtype) for name, weight in weights.items()
     }
@@ -128,7 +128,7 @@ def by_image(model: Model, data: CleanData) -> Scores:
     return {name: value / len(data) for name, value in total.items()}
 
 
-def by_vmap(model: Model, data: CleanData, transform: Callable[[Any], Any] = lambda function: function) -> Scores:
+def by_vmap(model: Model, data: CleanData) -> Scores:
     """Gradients of ten images at a time by ``torch.func``; all weights' gradients of ten images lie in memory."""
     module, weights = _worker(model)
     names = {f"network.{name}.weight": name for name in weights}
@@ -137,7 +137,7 @@ def by_vmap(model: Model, data: CleanData, transform: Callable[[Any], Any] = lam
         return functional.cross_entropy(functional_call(module, parameters, (image[None],)), label[None])
 
     parameters = {key: weights[name].detach() for key, name in names.items()}
-    gradients = transform(vmap(grad(loss), in_dims=(None, 0, 0)))
+    gradients = vmap(grad(loss), in_dims=(None, 0, 0))
     total: Scores = {}
     for images, labels in zip(data.images.split(_CHUNK), data.labels.split(_CHUNK), strict=True):
         chunk = gradients(parameters, images.to(model.device), labels.to(model.device))
@@ -221,18 +221,17 @@ def _worker(model: Model) -> tuple[nn.Module, Scores]:
 def _compiled(plan: Plan, model: Model, data: CleanData) -> tuple[Rung, ...]:
     if plan.quick or not can_compile(plan.device):
         return ()
-    kept: list[Any] = []
+    kept: list[tuple[nn.Module, Scores]] = []
 
-    def once(function: Any) -> Any:
-        # The function closes over one copy of the network; a new one each time would be compiled each time.
+    def saliency(model: Model, data: CleanData) -> Scores:
+        # A new copy of the network each time would be compiled each time.
         if not kept:
-            kept.append(torch.compile(function, dynamic=False))
-        return kept[0]
+            module, weights = _worker(model)
+            kept.append((cast(nn.Module, torch.compile(module, dynamic=False)), weights))
+        return by_image(model, data, kept[0])
 
-    def run() -> Scores:
-        return plain(model, data, partial(by_vmap, transform=once), moments.by_addmm, spectral.gram_eigvalsh)
-
-    return (Rung(f"torch.compile: vmap of grad over {_CHUNK} images", "compile", run),)
+    run = partial(plain, model, data, saliency, moments.by_addmm, spectral.gram_eigvalsh)
+    return (Rung("torch.compile: backward pass per image", "compile", run),)
 
 
 def _map_work(width: int) -> list[tuple[float, float]]:
