@@ -27,7 +27,8 @@ def moments(device: str) -> None:
         leading = (x.shape[0],) if stack else ()
         shapes = [(*leading, channels, channels), *[(*leading, channels)] * 3]
         cross, total, norms, shift = (torch.zeros(shape, dtype=torch.float64, device=device) for shape in shapes)
-        torch.ops.bdprune.channel_moments_update_(cross, total, norms, x, shift)
+        for tensor_cores in (False, True):
+            torch.ops.bdprune.channel_moments_update_(cross, total, norms, x, shift, tensor_cores)
 
 
 def scale(device: str) -> None:

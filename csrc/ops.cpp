@@ -16,7 +16,10 @@ STABLE_TORCH_LIBRARY(bdprune, m)
   //   norm_sum: float64 [C]     += sum over samples of |x[n, c]|_2 / sqrt(P), of the unshifted x
   //   shift:    float64 [C], representable in float32 unless x is float64
   // A cross [G, C, C] makes it a stack: x [G, N, C, *], and [G, C] for the others.
-  m.def("channel_moments_update_(Tensor(a!) cross, Tensor(b!) sum, Tensor(c!) norm_sum, Tensor x, Tensor shift) -> ()");
+  //   tensor_cores: on CUDA, each float32 product as three TF32 products; elsewhere, and in float64, it says nothing
+  m.def(
+      "channel_moments_update_(Tensor(a!) cross, Tensor(b!) sum, Tensor(c!) norm_sum, Tensor x, Tensor shift, bool "
+      "tensor_cores=False) -> ()");
 
   // mask [C] (any floating dtype) times z [N, C, *]; returns z's dtype and, where z is dense, z's layout. A mask [G, C]
   // makes it a stack: z [G, N, C, *].

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 import torch
 from torch import Tensor
 
@@ -21,6 +23,8 @@ class ChannelMoments:
         device: where the sums live and where the batches must be; the CPU by default.
         stack: G for the moments of a stack of maps at once; then batches are ``[G, N, C]`` or ``[G, N, C, *]``, every
             result has G as its first axis, and all are to the bit those of G objects.
+        precision: of products of float32 and narrower maps on a GPU: ``ieee`` float32, or ``tf32x3``, three TF32
+            products on tensor cores for each, which is as good but for the last bits. The CPU is always ``ieee``.
 
     The batches are shifted by the mean of the first one before anything is squared, products are summed in float32
     within chunks of 256 positions (float64 for float64 input) and merged in float64. So the correlation stays right
@@ -40,13 +44,22 @@ class ChannelMoments:
             [1., 1.]], dtype=torch.float64)
     """
 
-    def __init__(self, num_channels: int, device: torch.device | str | None = None, stack: int | None = None) -> None:
+    def __init__(
+        self,
+        num_channels: int,
+        device: torch.device | str | None = None,
+        stack: int | None = None,
+        precision: Literal["ieee", "tf32x3"] = "ieee",
+    ) -> None:
         if num_channels < 1:
             raise ValueError(f"num_channels must be at least 1, got {num_channels}")
         if stack is not None and stack < 1:
             raise ValueError(f"stack must be at least 1, got {stack}")
+        if precision not in ("ieee", "tf32x3"):
+            raise ValueError(f"precision must be ieee or tf32x3, got {precision!r}")
         self.num_channels = num_channels
         self.stack = stack
+        self._tensor_cores = precision == "tf32x3"
         self.count = 0
         """Samples N seen so far."""
         self.positions = 0
@@ -87,7 +100,7 @@ class ChannelMoments:
                 self._shift = (
                     _provisional_mean(x) if self.stack is None else torch.stack(list(map(_provisional_mean, x)))
                 )
-            _update(self._cross, self._sum, self._norm_sum, x.detach(), self._shift)
+            _update(self._cross, self._sum, self._norm_sum, x.detach(), self._shift, self._tensor_cores)
         self.count += sizes[0]
         self.positions += sizes.numel() // self.num_channels
 
@@ -180,14 +193,14 @@ def _provisional_mean(x: Tensor) -> Tensor:
     return torch.where(rounded.isfinite(), rounded, mean.double().nan_to_num(nan=0.0, posinf=0.0, neginf=0.0))
 
 
-def _update(cross: Tensor, total: Tensor, norm_sum: Tensor, x: Tensor, shift: Tensor) -> None:
+def _update(cross: Tensor, total: Tensor, norm_sum: Tensor, x: Tensor, shift: Tensor, tensor_cores: bool) -> None:
     if _backend.is_native(x):
-        torch.ops.bdprune.channel_moments_update_(cross, total, norm_sum, x, shift)
+        torch.ops.bdprune.channel_moments_update_(cross, total, norm_sum, x, shift, tensor_cores)
     else:
         reference.channel_moments_update_(cross, total, norm_sum, x, shift)
 
 
-def _fake(cross: Tensor, sum: Tensor, norm_sum: Tensor, x: Tensor, shift: Tensor) -> None:
+def _fake(cross: Tensor, sum: Tensor, norm_sum: Tensor, x: Tensor, shift: Tensor, tensor_cores: bool = False) -> None:
     return None
 
 

@@ -45,7 +45,7 @@ void update_one(const Tensor& cross, const Tensor& sum, const Tensor& norm_sum, 
   }
 }
 
-void channel_moments_update_cpu(Tensor cross, Tensor sum, Tensor norm_sum, Tensor x, Tensor shift) {
+void channel_moments_update_cpu(Tensor cross, Tensor sum, Tensor norm_sum, Tensor x, Tensor shift, bool) {
   if (cross.dim() < 3) return update_one(cross, sum, norm_sum, x, shift);
   for (int64_t g = 0; g < x.size(0); ++g) {
     const auto part = [g](const Tensor& t) { return torch::stable::select(t, 0, g); };

@@ -3,15 +3,17 @@
 //
 // Cross moments: the C x C matrix is cut into tiles of kTile x kTile, of which only those on and above the diagonal are
 // computed; each is split along the N * P positions among blocks. A block subtracts the shift while it stages a slab of
-// positions in shared memory, straight from NCHW or channels_last, and takes products in float32 (IEEE, no TF32), or in
-// float64 for float64 maps. Runs of kRun positions are added up in that type and then moved to float64. A second kernel
-// adds the splits in order and writes both triangles.
-// Sums and norms: one warp (or, in channels_last, one column of threads) per sample and channel, in float64, then one
-// warp per channel over the samples.
-// The splits depend on the shape only, and nothing is summed by atomics: results repeat to the bit.
+// positions in shared memory, straight from NCHW or channels_last, and takes products in IEEE float32, or in float64
+// for float64 maps; by choice on tensor cores, each factor as the sum of two TF32 numbers and each product as three of
+// the four between them (3xTF32), which is float32 but for the last bits. Runs of kRun positions are added up in that
+// type and then moved to float64. A second kernel adds the splits in order and writes both triangles. Sums and norms:
+// one warp (or, in channels_last, one column of threads) per sample and channel, in float64, then one warp per channel
+// over the samples. The splits depend on the shape only, and nothing is summed by atomics: results repeat to the bit.
 #include <algorithm>
 #include <vector>
 
+#include "../core/implicit_gemm.h"
+#include "mma.cuh"
 #include "utils.cuh"
 
 namespace bdprune::cuda {
@@ -24,6 +26,7 @@ constexpr int kRun = 128;          // positions summed before the float64 accumu
 constexpr int kShortestSplit = 4 * kRun;
 constexpr int kThreads = 256;  // 16 x 16 threads, each with kMicro x kMicro entries of the tile
 constexpr int kMicro = kTile / 16;
+constexpr int kEntries = kMicro * kMicro;  // of a thread
 constexpr int64_t kBlocksWanted = 1024;
 constexpr int64_t kTileEntries = kTile * kTile;
 
@@ -90,9 +93,86 @@ __device__ __forceinline__ void stage_slab(math_t (&slab)[kSlab][kPitch], const 
   }
 }
 
+// Where entry e of a thread lies in the tile. On tensor cores a warp has 32 x 16 entries of it: 2 x 2 fragments.
+template <bool kTensor>
+__device__ __forceinline__ core::Place entry_place(int e) {
+  const int thread = threadIdx.x;
+  if constexpr (kTensor) {
+    const int warp = thread / kWarpSize;
+    const core::Place place = core::c_place(thread % kWarpSize, e % 4);
+    return {warp / 4 * 32 + e / 8 * 16 + place.row, warp % 4 * 16 + e / 4 % 2 * 8 + place.column};
+  } else {
+    return {thread / 16 * kMicro + e / kMicro, thread % 16 * kMicro + e % kMicro};
+  }
+}
+
+// run += the products of a slab, in the compute type.
+template <typename math_t>
+__device__ __forceinline__ void multiply_exactly(const math_t (&rows)[kSlab][kPitch],
+                                                 const math_t (&columns)[kSlab][kPitch], math_t (&run)[kEntries]) {
+  const core::Place first = entry_place<false>(0);
+#pragma unroll 8
+  for (int k = 0; k < kSlab; ++k) {
+    const auto a = *reinterpret_cast<const Vector<math_t, kMicro>*>(&rows[k][first.row]);
+    const auto b = *reinterpret_cast<const Vector<math_t, kMicro>*>(&columns[k][first.column]);
+#pragma unroll
+    for (int e = 0; e < kEntries; ++e) run[e] = fma(a.value[e / kMicro], b.value[e % kMicro], run[e]);
+  }
+}
+
+// A float32 as the sum of two TF32 numbers, but for its last two or three bits.
+__device__ __forceinline__ void split_tf32(float value, uint32_t& high, uint32_t& low) {
+  uint32_t bits;
+  memcpy(&bits, &value, sizeof bits);
+  high = core::round_to_tf32(bits);
+  float part;
+  memcpy(&part, &high, sizeof part);
+  part = value - part;
+  memcpy(&bits, &part, sizeof bits);
+  low = core::round_to_tf32(bits);
+}
+
+// The same by 3xTF32.
+__device__ __forceinline__ void multiply_tf32x3(const float (&rows)[kSlab][kPitch],
+                                                const float (&columns)[kSlab][kPitch], float (&run)[kEntries]) {
+  const int lane = threadIdx.x % kWarpSize, warp = threadIdx.x / kWarpSize;
+  const int first_row = warp / 4 * 32, first_column = warp % 4 * 16;
+  float sums[2][2][4];
+#pragma unroll
+  for (int e = 0; e < kEntries; ++e) sums[e / 8][e / 4 % 2][e % 4] = run[e];
+#pragma unroll 2
+  for (int k = 0; k < kSlab; k += 8) {
+    uint32_t a[2][2][4], b[2][2][2];  // high and low part, fragment, element
+#pragma unroll
+    for (int f = 0; f < 2; ++f) {
+#pragma unroll
+      for (int i = 0; i < 4; ++i) {
+        const core::Place at = core::a_place_k8(lane, i);
+        split_tf32(rows[k + at.column][first_row + 16 * f + at.row], a[0][f][i], a[1][f][i]);
+      }
+#pragma unroll
+      for (int i = 0; i < 2; ++i) {
+        const core::Place at = core::b_place_k8(lane, i);
+        split_tf32(columns[k + at.row][first_column + 8 * f + at.column], b[0][f][i], b[1][f][i]);
+      }
+    }
+#pragma unroll
+    for (int i = 0; i < 2; ++i) {
+#pragma unroll
+      for (int j = 0; j < 2; ++j) {
+        mma_tf32(sums[i][j], a[1][i], b[0][j]);
+        mma_tf32(sums[i][j], a[0][i], b[1][j]);
+        mma_tf32(sums[i][j], a[0][i], b[0][j]);
+      }
+    }
+  }
+#pragma unroll
+  for (int e = 0; e < kEntries; ++e) run[e] = sums[e / 8][e / 4 % 2][e % 4];
+}
+
 // Block (map and tile, split): partial[split, map, tile] = sum over the split's positions of (x_i - s_i)(x_j - s_j),
 // float64.
-template <typename scalar_t, bool kChannelsLast>
+template <typename scalar_t, bool kChannelsLast, bool kTensor>
 __global__ void __launch_bounds__(kThreads, std::is_same_v<scalar_t, double> ? 1 : 2)
     cross_kernel(const scalar_t* __restrict__ x, MapLayout layout, const double* __restrict__ shift,
                  double* __restrict__ partial, int64_t positions_per_split, int tiles) {
@@ -119,9 +199,8 @@ __global__ void __launch_bounds__(kThreads, std::is_same_v<scalar_t, double> ? 1
   }
   __syncthreads();
 
-  const int left = threadIdx.x / 16 * kMicro, right = threadIdx.x % 16 * kMicro;
-  math_t run[kMicro][kMicro] = {};
-  double sum[kMicro][kMicro] = {};
+  math_t run[kEntries] = {};
+  double sum[kEntries] = {};
   Cursor cursor(begin + threadIdx.x % kSlab, layout);
   for (int64_t start = begin; start < end; start += kSlab) {
     stage_slab<scalar_t, math_t, kChannelsLast>(rows, x, layout, cursor, row_shift, first_row, start, end);
@@ -131,35 +210,27 @@ __global__ void __launch_bounds__(kThreads, std::is_same_v<scalar_t, double> ? 1
     cursor.advance(layout);
     __syncthreads();
     const math_t(&others)[kSlab][kPitch] = diagonal ? rows : columns;
-#pragma unroll 8
-    for (int k = 0; k < kSlab; ++k) {
-      const auto a = *reinterpret_cast<const Vector<math_t, kMicro>*>(&rows[k][left]);
-      const auto b = *reinterpret_cast<const Vector<math_t, kMicro>*>(&others[k][right]);
-#pragma unroll
-      for (int i = 0; i < kMicro; ++i) {
-#pragma unroll
-        for (int j = 0; j < kMicro; ++j) run[i][j] = fma(a.value[i], b.value[j], run[i][j]);
-      }
+    if constexpr (kTensor) {
+      multiply_tf32x3(rows, others, run);
+    } else {
+      multiply_exactly(rows, others, run);
     }
     __syncthreads();
     const bool last = start + kSlab >= end;
     if (last || (start - begin) % kRun == kRun - kSlab) {
 #pragma unroll
-      for (int i = 0; i < kMicro; ++i) {
-#pragma unroll
-        for (int j = 0; j < kMicro; ++j) {
-          sum[i][j] += static_cast<double>(run[i][j]);
-          run[i][j] = 0;
-        }
+      for (int e = 0; e < kEntries; ++e) {
+        sum[e] += static_cast<double>(run[e]);
+        run[e] = 0;
       }
     }
   }
 
   double* out = partial + (static_cast<int64_t>(blockIdx.y) * gridDim.x + blockIdx.x) * kTileEntries;
 #pragma unroll
-  for (int i = 0; i < kMicro; ++i) {
-#pragma unroll
-    for (int j = 0; j < kMicro; ++j) out[(left + i) * kTile + right + j] = sum[i][j];
+  for (int e = 0; e < kEntries; ++e) {
+    const core::Place place = entry_place<kTensor>(e);
+    out[place.row * kTile + place.column] = sum[e];
   }
 }
 
@@ -174,9 +245,11 @@ __global__ void __launch_bounds__(kThreads)
     const int64_t row = static_cast<int64_t>(tile.row) * kTile + entry / kTile;
     const int64_t column = static_cast<int64_t>(tile.column) * kTile + entry % kTile;
     if (row >= channels || column >= channels) continue;
+    // In 3xTF32 (i, j) and (j, i) of a tile on the diagonal add up in another order: one of them counts for both.
+    const int source = row > column ? entry % kTile * kTile + entry / kTile : entry;
     double sum = 0;
     for (int64_t split = 0; split < splits; ++split) {
-      sum += partial[(split * gridDim.x + blockIdx.x) * kTileEntries + entry];
+      sum += partial[(split * gridDim.x + blockIdx.x) * kTileEntries + source];
     }
     cross[row * channels + column] += sum;
     if (tile.row != tile.column) cross[column * channels + row] += sum;
@@ -275,7 +348,17 @@ MapLayout layout_of(const Stack& stack) {
   return {stack.size, stack.samples(), c, p, c * p, p, 1};
 }
 
-void add_cross(Tensor& cross, const Stack& stack, const Tensor& shift) {
+// The kernel for maps of scalar_t; 3xTF32 would lose what float64 maps have.
+template <typename scalar_t>
+auto cross_kernel_for(bool channels_last, bool tensor_cores) {
+  constexpr bool kTensor = !std::is_same_v<scalar_t, double>;
+  if (kTensor && tensor_cores) {
+    return channels_last ? cross_kernel<scalar_t, true, kTensor> : cross_kernel<scalar_t, false, kTensor>;
+  }
+  return channels_last ? cross_kernel<scalar_t, true, false> : cross_kernel<scalar_t, false, false>;
+}
+
+void add_cross(Tensor& cross, const Stack& stack, const Tensor& shift, bool tensor_cores) {
   const MapLayout layout = layout_of(stack);
   const int64_t side = ceil_div(layout.channels, kTile), tiles = side * (side + 1) / 2;
   const int64_t total = layout.samples * layout.positions;
@@ -288,9 +371,9 @@ void add_cross(Tensor& cross, const Stack& stack, const Tensor& shift) {
   const Tensor partial = empty_on_device(splits * layout.maps * tiles * kTileEntries, ScalarType::Double, cross);
   dispatch_floating(stack.map.tensor.scalar_type(), [&](auto type) {
     using scalar_t = typename decltype(type)::type;
-    auto kernel = layout.channel_stride == 1 ? cross_kernel<scalar_t, true> : cross_kernel<scalar_t, false>;
-    launch(kernel, dim3(layout.maps * tiles, splits), dim3(kThreads), stream, stack.map.tensor.data_ptr(), layout,
-           shift.data_ptr(), partial.data_ptr(), per_split, tiles);
+    launch(cross_kernel_for<scalar_t>(layout.channel_stride == 1, tensor_cores), dim3(layout.maps * tiles, splits),
+           dim3(kThreads), stream, stack.map.tensor.data_ptr(), layout, shift.data_ptr(), partial.data_ptr(), per_split,
+           tiles);
   });
   launch(merge_cross_kernel, dim3(layout.maps * tiles), dim3(kThreads), stream, partial.data_ptr(), cross.data_ptr(),
          layout.channels, splits, tiles);
@@ -329,7 +412,8 @@ void check_moment(const Tensor& moment, const Tensor& x, bool stacked, std::vect
   BDP_CHECK(moment.sizes().vec() == shape, name, " must have the channels of x, ", channels, ", along each axis");
 }
 
-void channel_moments_update_(Tensor cross, Tensor sum, Tensor norm_sum, const Tensor& x, const Tensor& shift) {
+void channel_moments_update_(Tensor cross, Tensor sum, Tensor norm_sum, const Tensor& x, const Tensor& shift,
+                             bool tensor_cores) {
   const bool stacked = cross.dim() == 3;
   BDP_CHECK(x.dim() >= (stacked ? 3 : 2), "x must be [N, C, *], or [G, N, C, *] for a stack, got ", x.dim(),
             " dimensions");
@@ -341,7 +425,7 @@ void channel_moments_update_(Tensor cross, Tensor sum, Tensor norm_sum, const Te
   if (x.numel() == 0) return;
   const DeviceGuard guard(x.get_device_index());
   const Stack stack = as_stack(x, stacked);
-  add_cross(cross, stack, shift);
+  add_cross(cross, stack, shift, tensor_cores);
   add_sums(sum, norm_sum, stack, shift);
 }
 

@@ -15,12 +15,12 @@ SHAPES = [
 ]
 
 
-def moments(ops, x, shift, state=None):
+def moments(ops, x, shift, state=None, tensor_cores=False):
     channels = x.size(1)
     cross, total, norms = state or (
         torch.zeros(s, dtype=torch.float64) for s in ((channels, channels), channels, channels)
     )
-    ops.channel_moments_update_(cross, total, norms, x, shift)
+    ops.channel_moments_update_(cross, total, norms, x, shift, tensor_cores)
     return cross, total, norms
 
 
@@ -48,6 +48,33 @@ def test_moments(emulated, randn, shape, dtype):
     found = moments(emulated.ops, x, shift)
     check(found, x, shift)
     assert torch.equal(found[0], found[0].T)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("shape", SHAPES)
+def test_three_tf32_products_are_as_good_as_a_float32_one(emulated, randn, shape, dtype):
+    shift = randn(shape[1], seed=1).double()
+    x = randn(*shape, dtype=dtype)
+    for own in (x, x.movedim(1, -1).contiguous().movedim(-1, 1)):
+        found = moments(emulated.ops, own, shift, tensor_cores=True)
+        check(found, own, shift)
+        assert torch.equal(found[0], found[0].T)
+        exact = moments(emulated.ops, own, shift)
+        assert torch.equal(found[1], exact[1]) and torch.equal(found[2], exact[2])
+        assert dtype != torch.float64 or torch.equal(found[0], exact[0])
+
+
+def test_three_tf32_products_far_from_the_origin(emulated, randn):
+    x = randn(5, 4, 40, 41) + 30
+    shift = x[0].mean((1, 2)).double()
+    results = []
+    for seed in range(2):
+        emulated.seed(seed)
+        found = moments(emulated.ops, x, shift, tensor_cores=True)
+        check(found, x, shift)
+        results.append(found[0])
+    assert torch.equal(*results)
+    assert not torch.equal(results[0], moments(emulated.ops, x, shift)[0]), "the tensor cores should have been used"
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.float32, torch.float64])

@@ -198,6 +198,18 @@ def test_wrong_arguments_say_what_they_got() -> None:
         moments.merge(ChannelMoments(4))
     with pytest.raises(ValueError, match="at least 1, got 0"):
         ChannelMoments(0)
+    with pytest.raises(ValueError, match="ieee or tf32x3, got 'tf32'"):
+        ChannelMoments(3, precision="tf32")
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_tf32x3_is_float32_but_for_the_last_bits(dtype: torch.dtype, device: str) -> None:
+    x = random((6, 70, 9, 7), dtype, device) + 3
+    ours = ChannelMoments(70, device, precision="tf32x3")
+    ours.update(x)
+    exact = moments_of(x)
+    assert torch.allclose(ours.covariance, exact.covariance, rtol=1e-5, atol=1e-6)
+    assert torch.equal(ours.mean, exact.mean)
 
 
 def state(channels: int, device: str) -> list[Tensor]:
