@@ -6,8 +6,10 @@ detectors start from, and reading it costs one pass over the file.
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
+import stat
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -34,6 +36,11 @@ class _Convolution:
     dtype: str
     start: int
 
+    @property
+    def end(self) -> int:
+        """The byte behind its last."""
+        return self.start + math.prod(self.shape) * _ITEM_BYTES[self.dtype]
+
 
 def screen(path: str | Path) -> dict[str, NDArray[np.float64]]:
     """Spectral norm of every filter of every convolution in a safetensors file.
@@ -54,13 +61,21 @@ def screen(path: str | Path) -> dict[str, NDArray[np.float64]]:
     """
     path = Path(path)
     try:
-        size = path.stat().st_size
+        status = path.stat()
+        if not stat.S_ISREG(status.st_mode):
+            raise UnsupportedError(f"{path} is no regular file.", "Pass a file with the ending .safetensors.")
+        size = status.st_size
         with path.open("rb") as file:
             prefix = file.read(8)
             header_bytes = _header_length(path, prefix, size)
             header = file.read(header_bytes)
         tensors = _parse_header(path, header)
-        convolutions = sorted(_convolutions(path, tensors, 8 + header_bytes, size), key=lambda conv: conv.start)
+        convolutions = sorted(
+            _convolutions(path, tensors, 8 + header_bytes, size), key=lambda conv: (conv.start, conv.end)
+        )
+        for before, after in itertools.pairwise(convolutions):
+            if after.start < before.end:
+                raise ArtifactError(f"{path} claims the same bytes for {before.name} and {after.name}.")
         if not convolutions:
             return {}
         data = np.memmap(path, dtype=np.uint8, mode="r")
@@ -120,9 +135,8 @@ def _entry(path: Path, name: str, entry: object) -> tuple[str, list[int], tuple[
 
 def _norms(data: NDArray[np.uint8], conv: _Convolution) -> NDArray[np.float64]:
     count, channels, height, width = conv.shape
-    end = conv.start + math.prod(conv.shape) * _ITEM_BYTES[conv.dtype]
     # A copy is aligned, whatever the file does.
-    raw = np.array(data[conv.start : end])
+    raw = np.array(data[conv.start : conv.end])
     try:
         from bdprune import _core
     except ImportError:

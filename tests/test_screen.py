@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -100,6 +101,23 @@ def test_another_kind_of_file_is_unsupported(content: bytes, tmp_path: Path) -> 
     path.write_bytes(content)
     with pytest.raises(UnsupportedError, match="not a safetensors file"):
         screen(path)
+
+
+def test_tensors_that_share_their_bytes_are_refused(tmp_path: Path) -> None:
+    one = {"dtype": "F32", "shape": [1, 1, 3, 3], "data_offsets": [0, 36]}
+    path = write(tmp_path / "shared.safetensors", {"a": one, "b": one}, np.ones(9, dtype=np.float32).tobytes())
+    with pytest.raises(ArtifactError, match="same bytes for a and b"):
+        screen(path)
+    empty = {"dtype": "F32", "shape": [0, 1, 3, 3], "data_offsets": [0, 0]}
+    path = write(tmp_path / "apart.safetensors", {"a": one, "b": empty}, np.ones(9, dtype=np.float32).tobytes())
+    assert {name: len(norms) for name, norms in screen(path).items()} == {"a": 1, "b": 0}
+
+
+def test_pipes_and_folders_are_not_read(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    for path in (tmp_path, tmp_path / "pipe"):
+        with pytest.raises(UnsupportedError, match="no regular file"):
+            screen(path)
 
 
 def test_a_giant_header_is_refused_before_it_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

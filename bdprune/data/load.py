@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -14,7 +16,7 @@ from bdprune.data.dataset import DatasetSource, SizedDataset
 from bdprune.data.folder import FolderSource
 from bdprune.data.npz import NpzSource
 from bdprune.data.parquet import ParquetSource
-from bdprune.data.source import MAX_BYTES, ImageSource
+from bdprune.data.source import MAX_BYTES, ImageSource, as_labels, as_pixels
 from bdprune.errors import DataError, OptionError
 
 _KINDS = "Give a folder with one sub-folder per class, an .npz archive, a parquet file or a torch Dataset."
@@ -56,12 +58,34 @@ def load_clean(
     if per_class is not None and per_class < 1:
         raise OptionError(f"{per_class} images per class is too few.", "Ask for at least 1.")
     opened = _open(source, input_shape)
-    _check_labels(opened, num_classes)
+    _check_labels(opened.labels, opened.name, opened.class_names, num_classes)
     generator = torch.Generator().manual_seed(seed)
     labels = opened.labels
     index = torch.arange(len(labels)) if per_class is None else sample_per_class(labels, per_class, generator)
     images, notes = _read_images(opened, index.tolist(), input_shape)
     return CleanData(images, labels[index], opened.name, opened.class_names, notes)
+
+
+def check_clean(data: CleanData, input_shape: tuple[int, int, int], num_classes: int) -> CleanData:
+    """Clean data made in memory, held to all that ``load_clean`` promises: on the CPU, as float32 and int64.
+
+    Raises:
+        DataError: they don't fit the model, or are no images in [0, 1] with a label each.
+    """
+    if tuple(data.images.shape[1:]) != input_shape:
+        raise DataError(
+            f"The images of {data.source} have shape {tuple(data.images.shape[1:])}, the model takes {input_shape}.",
+            "Use images like those the model was trained on.",
+        )
+    labels = as_labels(data.labels.detach().cpu().numpy(), data.source)
+    if len(data.images) != len(labels):
+        raise DataError(
+            f"{data.source} holds {len(data.images)} images but {len(labels)} labels.", "Give one label an image."
+        )
+    _check_labels(labels, data.source, data.class_names, num_classes)
+    images = data.images.detach().cpu()
+    pixels = as_pixels((images.float() if images.is_floating_point() else images).numpy(), data.source)
+    return replace(data, images=_unit(torch.from_numpy(pixels)), labels=labels)
 
 
 def _open(source: object, input_shape: tuple[int, int, int] | None) -> ImageSource:
@@ -80,8 +104,8 @@ def _open_path(path: Path, input_shape: tuple[int, int, int] | None) -> ImageSou
     try:
         with path.open("rb") as file:
             magic = file.read(4)
-    except OSError as error:
-        reason = error.strerror or type(error).__name__
+    except (OSError, ValueError) as error:
+        reason = (error.strerror if isinstance(error, OSError) else None) or str(error)
         raise DataError(f"{path} cannot be read: {reason}.", "Check the path and its permissions.") from error
     if magic == b"PAR1":
         return ParquetSource(path)
@@ -90,32 +114,31 @@ def _open_path(path: Path, input_shape: tuple[int, int, int] | None) -> ImageSou
     raise DataError(f"{path} is no clean data that can be read.", _KINDS)
 
 
-def _check_labels(source: ImageSource, num_classes: int | None) -> None:
-    labels, names = source.labels, source.class_names
+def _check_labels(labels: Tensor, source: str, names: Sequence[str], num_classes: int | None) -> None:
     if not len(labels):
-        raise DataError(f"{source.name} holds 0 images.", _KINDS)
+        raise DataError(f"{source} holds 0 images.", _KINDS)
     if num_classes is not None and names and len(names) != num_classes:
         raise DataError(
-            f"{source.name} names {len(names)} classes, the model has {num_classes}.",
+            f"{source} names {len(names)} classes, the model has {num_classes}.",
             "Use data of the model's own classes; in a folder tree, keep an empty folder for each class without "
             "images, or name the folders by label number.",
         )
     if num_classes is not None and int(labels.max()) >= num_classes:
-        raise _out_of_range(source, num_classes)
+        raise _out_of_range(labels, source, num_classes)
     if len(labels) == 1:
-        raise DataError(f"{source.name} holds 1 image.", "Give at least 2 images of different classes.")
+        raise DataError(f"{source} holds 1 image.", "Give at least 2 images of different classes.")
     if len(torch.unique(labels)) == 1:
         raise DataError(
-            f"All {len(labels)} images of {source.name} are of class {int(labels[0])}.",
+            f"All {len(labels)} images of {source} are of class {int(labels[0])}.",
             "Give images of at least 2 classes; otherwise no label stands out.",
         )
 
 
-def _out_of_range(source: ImageSource, num_classes: int) -> DataError:
-    highest = int(source.labels.max())
-    from_one = highest == num_classes and int(source.labels.min()) >= 1
+def _out_of_range(labels: Tensor, source: str, num_classes: int) -> DataError:
+    highest = int(labels.max())
+    from_one = highest == num_classes and int(labels.min()) >= 1
     return DataError(
-        f"{source.name} has label {highest}, the model has classes 0 to {num_classes - 1}.",
+        f"{source} has label {highest}, the model has classes 0 to {num_classes - 1}.",
         "The labels seem to count from 1: subtract 1." if from_one else "Use data of the model's own classes.",
     )
 

@@ -17,6 +17,9 @@ from bdprune.data.source import MAX_BYTES, MAX_IMAGES, as_labels, as_pixels
 from bdprune.errors import DataError
 
 IMAGE_KEYS = ("images", "x", "X", "data", "x_test")
+_LARGE = 64 << 20
+_MAX_RATIO = 200
+"""A large array is at most so many times smaller when packed; photographs don't reach 10."""
 LABEL_KEYS = ("labels", "y", "Y", "targets", "label", "y_test")
 
 
@@ -80,6 +83,11 @@ def _read_array(archive: zipfile.ZipFile, info: zipfile.ZipInfo, path: Path) -> 
     if info.file_size > MAX_BYTES:
         raise DataError(
             f"{info.filename} in {path} unpacks to {info.file_size} bytes.", f"At most {MAX_BYTES} are read."
+        )
+    if info.file_size > _LARGE and info.file_size > _MAX_RATIO * info.compress_size:
+        raise DataError(
+            f"{info.filename} in {path} unpacks from {info.compress_size} bytes to {info.file_size}.",
+            "That is a zip bomb or holds no photographs; write it again without compression (numpy.savez).",
         )
     with archive.open(info) as file:
         shape, dtype = _read_header(file, info, path)

@@ -33,6 +33,7 @@ class UnlearningDetector:
         unlearning: settings of the ascent.
         threshold: a lead above this is flagged (docs/detection.md has the measurements).
         named_within: steps in which a network must fall for its label to be named.
+        min_images: fewer clean images than this are refused: their flip shares are noise (docs/detection.md).
         seed: of order and augmentation.
     """
 
@@ -41,6 +42,7 @@ class UnlearningDetector:
     )
     threshold: float = 0.22
     named_within: int = 40
+    min_images: int = 100
     seed: int = 0
 
     id = "bdprune.unlearning"
@@ -50,10 +52,12 @@ class UnlearningDetector:
         """Unlearns a copy of ``model`` on ``data`` and reads the trajectory.
 
         Raises:
-            DataError: no data.
+            DataError: no data, or too few.
         """
         if data is None:
             raise DataError("The unlearning detector needs clean images.", "Pass some with --data.")
+        if len(data) < self.min_images:
+            raise DataError(f"{len(data)} clean images are too few to unlearn on.", f"Give {self.min_images} or more.")
         start = time.perf_counter()
         unlearned = unlearn(model, data, self.unlearning, self.seed)
         return self.read(unlearned, time.perf_counter() - start)

@@ -13,11 +13,13 @@ import torch
 
 from bdprune.errors import ArtifactError, UnsupportedError
 from bdprune.model import safetensors_file, torch_file
+from bdprune.model.pickle_walk import MAX_PICKLE_BYTES
 from bdprune.model.state import Found, find_state
 
 Format = Literal["torch-zip", "torch-legacy", "safetensors"]
 
 MAX_FILE_BYTES = 8 << 30
+_HEAD_BYTES = 512
 _GIVE_CHECKPOINT = "Give a checkpoint saved with torch.save or as safetensors."
 _FOREIGN = (
     (b"\x89HDF\r\n\x1a\n", "an HDF5 file (Keras)"),
@@ -86,8 +88,7 @@ def read_artifact(path: str | Path) -> tuple[Artifact, Found]:
     """
     path = Path(path)
     try:
-        data = _read(path)
-        kind = _format(data)
+        data, kind = _read(path)
         checkpoint, metadata = _open(kind, data)
         found = find_state(checkpoint)
     except ArtifactError as error:
@@ -98,7 +99,7 @@ def read_artifact(path: str | Path) -> tuple[Artifact, Found]:
     return Artifact(path, kind, len(data), digest, found.keys, checkpoint=checkpoint, metadata=metadata), found
 
 
-def _read(path: Path) -> bytes:
+def _read(path: Path) -> tuple[bytes, Format]:
     try:
         status = path.stat()
         if stat.S_ISDIR(status.st_mode):
@@ -107,17 +108,22 @@ def _read(path: Path) -> bytes:
             raise UnsupportedError("it is no regular file.", _GIVE_CHECKPOINT)
         if status.st_size > MAX_FILE_BYTES:
             raise UnsupportedError(f"it has {status.st_size} bytes, more than any image classifier.", _GIVE_CHECKPOINT)
-        data = path.read_bytes()
+        with path.open("rb") as file:
+            head = file.read(_HEAD_BYTES)
+            kind = _format(head)  # what is no checkpoint is refused before all of it is in memory
+            file.seek(0)
+            plain = kind == "torch-legacy" and not torch_file.is_legacy(head)
+            data = file.read(MAX_PICKLE_BYTES if plain else MAX_FILE_BYTES)
     except (OSError, ValueError) as error:
         reason = (error.strerror if isinstance(error, OSError) else None) or str(error)
         raise ArtifactError(f"{reason}.", "Check the path and its permissions.") from None
     if not data:
         raise ArtifactError("the file is empty.", "Fetch it again.")
-    return data
+    return data, kind
 
 
 def _format(data: bytes) -> Format:
-    """The format by its first bytes; the extension says nothing."""
+    """The format by the first bytes; the extension says nothing."""
     for magic, name in _FOREIGN:
         if data.startswith(magic):
             raise UnsupportedError(f"it is {name}.", _GIVE_CHECKPOINT)

@@ -10,7 +10,7 @@ from typing import Self
 import torch
 
 from bdprune.data.clean import CleanData
-from bdprune.errors import OptionError
+from bdprune.errors import DataError, OptionError
 from bdprune.model.handle import Model
 from bdprune.model.prune import PruneMode, prune
 from bdprune.purify.base import CurvePoint, Purified
@@ -100,9 +100,18 @@ class RNP:
         return cls(unlearning=unlearning, recovery=recovery, **{**published, **settings})  # type: ignore[arg-type]
 
     def __call__(self, model: Model, data: CleanData) -> Purified:
-        """Repairs a copy of ``model`` with ``data``, of which a share is held out for the threshold."""
+        """Repairs a copy of ``model`` with ``data``, of which a share is held out for the threshold.
+
+        Raises:
+            DataError: no class has an image to spare for that.
+        """
         clock = [time.perf_counter()]
         rest, held = data.split(self.held_out, torch.Generator().manual_seed(self.seed))
+        if not len(held):
+            raise DataError(
+                f"{len(data)} clean images, one of each class, leave none to choose a threshold on.",
+                "Give at least two of a class, or use the method suspiciousness.",
+            )
         unlearned = unlearn(model, rest, self.unlearning, self.seed, self.precision)
         clock.append(time.perf_counter())
         masks = recover(unlearned.model, rest, self.recovery, self.seed, self.precision).masks
@@ -128,7 +137,7 @@ class RNP:
             num_filters=sum(map(len, masks.values())),
             masks=masks,
             threshold=chosen.threshold if chosen else float("nan"),
-            threshold_rule=self._rule(tuning is not None, len(held), len(rest)),
+            threshold_rule=self._rule(chosen is not None, tuning is not None, len(held), len(rest)),
             accuracy_before=sweep.accuracy_before,
             accuracy_after=clean_accuracy(repaired.module, held.images, held.labels),
             curve=tuple(CurvePoint(p.threshold, p.clean_accuracy, p.filters_pruned) for p in sweep.points),
@@ -138,9 +147,11 @@ class RNP:
             params=asdict(self),
         )
 
-    def _rule(self, tuned: bool, held: int, rest: int) -> str:
+    def _rule(self, found: bool, tuned: bool, held: int, rest: int) -> str:
         drop = self.tuned_drop if tuned else self.max_drop
         where = f"{held} held-out images" + (f" and on the other {rest}" if self.strict else "")
+        if not found:
+            return f"nothing is pruned: every threshold costs more than {100 * drop:g} points on {where}"
         return f"highest that costs at most {100 * drop:g} points on {where}" + (", then fine-tuned" if tuned else "")
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 
-from bdprune.scan.result import Result, Verdict
+from bdprune.scan.result import PurifyResult, Result, Verdict
 
 ORDER: tuple[Verdict, ...] = ("backdoored", "suspicious", "error", "inconclusive", "clean")
 """Verdicts, the one that needs attention first."""
@@ -41,6 +41,11 @@ def headline(result: Result) -> str:
 def advice(result: Result) -> str:
     """What to do now."""
     return f"{result.error.mend} {ADVICE['error']}".strip() if result.error else ADVICE[result.verdict]
+
+
+def outcome(result: PurifyResult) -> str:
+    """``repaired``, or ``unchanged`` where nothing was pruned."""
+    return "repaired" if result.filters_pruned else "unchanged"
 
 
 def label(result: Result) -> str:

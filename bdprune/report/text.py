@@ -55,7 +55,9 @@ def fleet_text(results: Sequence[Result], *, colour: bool = False) -> str:
 
 def purify_text(result: PurifyResult, *, colour: bool = False) -> str:
     """What a repair did: accuracy before and after, and what was cut."""
-    title = _paint("REPAIRED", _COLOURS["clean"], colour)
+    title = _paint(
+        summary.outcome(result).upper(), _COLOURS["clean" if result.filters_pruned else "suspicious"], colour
+    )
     threshold = f"{summary.number(result.threshold)} ({plain(result.threshold_rule)})"
     output = f"{plain(result.output.path)} ({summary.size(result.output.bytes)})" if result.output else "not written"
     rows = [

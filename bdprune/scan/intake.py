@@ -13,7 +13,7 @@ from torch import nn
 
 from bdprune.data.clean import CleanData
 from bdprune.data.dataset import SizedDataset
-from bdprune.data.load import load_clean
+from bdprune.data.load import check_clean, load_clean
 from bdprune.data.normalizations import parse_normalization
 from bdprune.errors import ArchitectureError, DataError, OptionError, first_line
 from bdprune.model.handle import Model, Normalization
@@ -22,6 +22,10 @@ from bdprune.scan.device import parse_device
 
 ModelSource: TypeAlias = Model | nn.Module | str | os.PathLike[str]
 DataSource: TypeAlias = CleanData | SizedDataset | str | os.PathLike[str] | None
+
+
+LARGEST_SEED = 2**63 - 1
+"""The largest that every generator takes."""
 
 
 @dataclass(frozen=True)
@@ -34,7 +38,10 @@ class ModelOptions:
         input_shape: (channels, height, width) of one image; None takes what the architecture is made for.
         normalize: what the model expects before its first layer: a name, numbers, or None for nothing.
         device: where to run: ``cpu``, ``cuda``, ``cuda:N`` or ``auto``.
-        seed: of everything random.
+        seed: of everything random, not negative.
+
+    Raises:
+        OptionError: a seed that cannot be.
     """
 
     arch: str | None = None
@@ -43,6 +50,10 @@ class ModelOptions:
     normalize: Normalization | str | None = None
     device: str = "cpu"
     seed: int = 0
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.seed, int) or not 0 <= self.seed <= LARGEST_SEED:
+            raise OptionError(f"{str(self.seed)[:80]} is no seed.", f"Give a whole number from 0 to {LARGEST_SEED}.")
 
     def normalization(self) -> Normalization | None:
         """The normalisation as numbers."""
@@ -81,6 +92,8 @@ def take_model(source: ModelSource, options: ModelOptions) -> Model:
 def _from_module(module: nn.Module, options: ModelOptions, normalization: Normalization, device: torch.device) -> Model:
     if options.input_shape is None:
         raise OptionError("A module does not say what images it takes.", "Give input_shape=(channels, height, width).")
+    if next(module.parameters(), None) is None:
+        raise ArchitectureError("The module has no parameters.", "Give one that was trained.")
     network = copy.deepcopy(module).to(device).float().eval()
     try:
         with torch.no_grad():
@@ -142,16 +155,7 @@ class DataShelf:
         )
 
     def _sampled(self, data: CleanData, model: Model) -> CleanData:
-        if tuple(data.images.shape[1:]) != model.input_shape:
-            raise DataError(
-                f"The clean images have shape {tuple(data.images.shape[1:])}, the model takes {model.input_shape}.",
-                "Use images like those the model was trained on.",
-            )
-        if len(data) and int(data.labels.max()) >= model.num_classes:
-            raise DataError(
-                f"The clean data has label {int(data.labels.max())}, the model has {model.num_classes} classes.",
-                "Use data of the model's own classes.",
-            )
+        data = check_clean(data, model.input_shape, model.num_classes)
         if self.per_class is None:
             return data
         return data.sample(self.per_class, torch.Generator().manual_seed(self.seed))

@@ -84,9 +84,10 @@ def _agreed_label(flagged: Sequence[Evidence]) -> int | None:
 def _silence(evidence: Sequence[Evidence], sanity: Sanity | None) -> str:
     if sanity is None:
         return "No clean data was given: only data-free detectors ran, and their silence proves nothing."
-    spoiled = [one.detector for one in evidence if not _is_heard(one)]
+    spoiled = [one for one in evidence if not _is_heard(one)]
     if spoiled:
-        return f"No finite score from {', '.join(spoiled)}."
+        why = "".join(f" {one.details['error']}" for one in spoiled if "error" in one.details)
+        return f"No finite score from {', '.join(one.detector for one in spoiled)}.{why}"
     return f"{LEADER} did not run, and the silence of the others proves nothing."
 
 

@@ -19,6 +19,7 @@ from bdprune.scoring.outliers import layer_z_scores
 from bdprune.scoring.suspiciousness import Suspiciousness
 
 Method = Literal["lipschitz", "suspiciousness"]
+METHODS: tuple[Method, ...] = ("lipschitz", "suspiciousness")
 
 
 def score(
@@ -41,7 +42,7 @@ def score(
         **options: as in ``ModelOptions``.
 
     Raises:
-        OptionError: the method needs clean data and got none.
+        OptionError: an unknown method, one that needs clean data and got none, or less than no filters to list.
         BdpruneError: anything else that is wrong with the file, the data or the options.
 
     Example:
@@ -50,6 +51,10 @@ def score(
         (20, [True, True, True])
     """
     clock, known = Clock(), ModelOptions(**options)
+    if method not in METHODS:
+        raise OptionError(f"There is no score {method!r}.", f"Choose one of {', '.join(METHODS)}.")
+    if top < 0:
+        raise OptionError(f"{top} filters cannot be listed.", "Give 0 or more.")
     taken = take_model(model, known)
     clean = DataShelf(data, per_class, known.seed).fit_for(taken)
     scores = _scores(taken, clean, method)

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import io
 import pickle
+import tracemalloc
 import zipfile
 from pathlib import Path
 
@@ -212,3 +213,16 @@ def test_damage_anywhere_is_an_error_or_harmless(tmp_path: Path, pixels: np.ndar
         except DataError:
             failures += 1
     assert failures > 100
+
+
+def test_zip_bomb_is_refused_unpacked(tmp_path: Path) -> None:
+    images, labels = np.zeros((30_000, 32, 32, 3), np.uint8), np.arange(30_000) % 10
+    np.savez_compressed(tmp_path / "bomb.npz", images=images, labels=labels)
+    assert (tmp_path / "bomb.npz").stat().st_size < 1 << 20
+    del images
+    tracemalloc.start()
+    with pytest.raises(DataError, match="zip bomb"):
+        load_clean(tmp_path / "bomb.npz")
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 16 << 20

@@ -2,6 +2,7 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
+import torch
 
 from bdprune.detect.unlearning import UnlearningDetector
 from bdprune.errors import DataError
@@ -57,6 +58,13 @@ def test_runs_on_a_network_and_records_how(bright: Any) -> None:
     steps = evidence.details["trajectory"]
     assert steps[0]["accuracy"] > steps[-1]["accuracy"]
     assert all(sum(step["votes"]) == 30 for step in steps)
+
+
+def test_too_few_images_are_an_error(bright: Any) -> None:
+    few = bright.data.subset(torch.arange(99))
+    with pytest.raises(DataError, match="99 clean images are too few"):
+        UnlearningDetector()(bright.model, few)
+    assert UnlearningDetector(SETTINGS, min_images=99)(bright.model, few).score >= 0
 
 
 def test_without_data_is_an_error(bright: Any) -> None:

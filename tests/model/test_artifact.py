@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -62,13 +63,27 @@ def test_missing_empty_folder_and_unreadable(write: Write, tmp_path: Path, monke
     with pytest.raises(ArtifactError, match="null"):
         read_artifact(Path("a\0b"))
 
-    def refuse(self: Path) -> bytes:
+    def refuse(self: Path, mode: str) -> None:
         raise PermissionError(13, "Permission denied")
 
-    monkeypatch.setattr(Path, "read_bytes", refuse)
+    monkeypatch.setattr(Path, "open", refuse)
     with pytest.raises(ArtifactError, match="Permission denied") as caught:
-        read_artifact(write(b"x"))
+        read_artifact(tmp_path / "model.pth")
     assert "permissions" in caught.value.mend
+
+
+@pytest.mark.parametrize("head", [b"GGUF", b"", b"\x80\x04K\x01."])
+def test_large_file_that_is_no_checkpoint_is_not_read_whole(tmp_path: Path, head: bytes) -> None:
+    path = tmp_path / "large.pth"
+    with path.open("wb") as file:
+        file.write(head)
+        file.truncate(1 << 30)  # no place on the disk, a gigabyte in memory
+    tracemalloc.start()
+    with pytest.raises(UnsupportedError):
+        read_artifact(path)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 100 << 20
 
 
 def test_devices_pipes_and_giants_are_not_read(tmp_path: Path) -> None:

@@ -4,7 +4,7 @@ from typing import Any
 import pytest
 import torch
 
-from bdprune.errors import OptionError
+from bdprune.errors import DataError, OptionError
 from bdprune.purify.rnp import RNP
 from bdprune.training.evaluate import clean_accuracy
 from bdprune.training.finetune import FineTuneSettings
@@ -62,6 +62,21 @@ def test_no_fine_tuning_where_a_threshold_keeps_the_promise(bright: Any) -> None
     )
     state = asked.model.network.state_dict()
     assert all(torch.equal(value, state[name]) for name, value in plain.model.network.state_dict().items())
+
+
+def test_nothing_is_pruned_where_every_threshold_costs_too_much(bright: Any) -> None:
+    result = replace(QUICK, max_drop=-1.0)(bright.model, bright.data)
+    assert result.pruned == {} and result.threshold_rule.startswith("nothing is pruned: every threshold costs more")
+    assert all(
+        torch.equal(value, bright.model.network.state_dict()[name])
+        for name, value in result.model.network.state_dict().items()
+    )
+
+
+def test_one_image_of_each_class_is_an_error(bright: Any) -> None:
+    one = bright.data.sample(1, torch.Generator().manual_seed(0))
+    with pytest.raises(DataError, match="3 clean images, one of each class, leave none"):
+        QUICK(bright.model, one)
 
 
 def test_same_seed_same_repair(bright: Any) -> None:

@@ -92,10 +92,16 @@ def test_module_that_makes_no_logits_of_such_images_is_an_error(check: Callable[
         assert words in found.error.message and found.artifact is None
 
 
-def test_real_detectors_all_run_on_a_tiny_network(check: Callable[..., Result]) -> None:
-    found = check(detectors=None)
+def test_real_detectors_all_run_on_a_tiny_network(check: Callable[..., Result], tiny: Any) -> None:
+    few = load_clean(tiny.data)
+    found = check(data=few.subset(torch.arange(120) % len(few)), detectors=None)
     assert [one.id for one in found.detectors] == ["bdprune.unlearning", "bdprune.lipschitz", "bdprune.suspiciousness"]
     assert all(one.score is not None and one.seconds for one in found.detectors)
+
+
+def test_too_few_images_are_never_called_clean(check: Callable[..., Result]) -> None:
+    found = check(detectors=None)
+    assert found.verdict == "inconclusive" and "90 clean images are too few" in found.findings[0].message
 
 
 def test_flag_of_the_leader_names_the_label(check: Callable[..., Result]) -> None:
@@ -169,9 +175,35 @@ def test_bad_data_is_an_error_verdict_that_still_names_the_model(check: Callable
 def test_data_in_memory_that_does_not_fit_is_an_error_too(check: Callable[..., Result]) -> None:
     small = CleanData(torch.rand(6, 3, 4, 4), torch.tensor([0, 1, 2] * 2))
     high = CleanData(torch.rand(6, 3, 8, 8), torch.tensor([0, 1, 7] * 2))
-    for data, words in ((small, "(3, 4, 4)"), (high, "label 7")):
+    good = torch.rand(6, 3, 8, 8), torch.tensor([0, 1, 2] * 2)
+    wrong = [
+        (small, "(3, 4, 4)"),
+        (high, "label 7"),
+        (CleanData(good[0][:0], good[1][:0]), "0 images"),
+        (CleanData(good[0][:1], good[1][:1]), "1 image"),
+        (CleanData(good[0], good[1] * 0), "of class 0"),
+        (CleanData(good[0], good[1] - 1), "hold -1"),
+        (CleanData(good[0], good[1].float()), "not integers"),
+        (CleanData(good[0], good[1][:5]), "6 images but 5 labels"),
+        (CleanData(good[0] * 255, good[1]), "0 to 255"),
+        (CleanData(good[0] * float("nan"), good[1]), "NaN"),
+    ]
+    for data, words in wrong:
         found = check(data=data)
         assert found.verdict == "error" and found.error and words in found.error.message
+
+
+def test_data_in_memory_of_any_number_type_is_taken(check: Callable[..., Result], tiny: Any) -> None:
+    clean = load_clean(tiny.data)
+    whole = CleanData((clean.images * 255).round().to(torch.uint8), clean.labels.int())
+    for data in (whole, CleanData(clean.images.double(), clean.labels.short())):
+        found = check(data=data)
+        assert found.verdict == "clean" and found.data and found.data.clean_accuracy == 1.0
+
+
+def test_module_without_parameters_is_an_error(check: Callable[..., Result]) -> None:
+    found = check(torch.nn.Sequential(torch.nn.AdaptiveAvgPool2d(1), torch.nn.Flatten()))
+    assert found.error and "no parameters" in found.error.message
 
 
 @pytest.mark.parametrize(
@@ -185,6 +217,8 @@ def test_data_in_memory_that_does_not_fit_is_an_error_too(check: Callable[..., R
         ({"timeout": 0}, "timeout of 0 seconds"),
         ({"input_shape": (1, 8, 8)}, r"images of shape \(3, 8, 8\), not \(1, 8, 8\)"),
         ({"per_class": 0}, "too few"),
+        ({"seed": -1}, "-1 is no seed"),
+        ({"seed": 1 << 64}, "is no seed"),
     ],
 )
 def test_option_that_cannot_work_raises(check: Callable[..., Result], options: dict[str, Any], words: str) -> None:

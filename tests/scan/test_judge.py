@@ -38,6 +38,13 @@ def test_leader_alone_makes_it_backdoored_and_names_the_label() -> None:
     assert found.risk is not None and found.risk > 0.5
 
 
+def test_silence_says_why() -> None:
+    silent = Evidence(LEADER, float("nan"), float("nan"), False, details={"error": "5 images are too few."})
+    found = judge([silent], SANE)
+    assert found.verdict == "inconclusive"
+    assert found.findings[0].message == f"No finite score from {LEADER}. 5 images are too few."
+
+
 def test_one_detector_with_two_settings_does_not_confirm_itself() -> None:
     found = judge([unlearning(0.9), unlearning(0.8)], SANE)
     assert "BD101" not in [one.rule_id for one in found.findings]

@@ -42,6 +42,13 @@ def test_suspiciousness_needs_data(tiny: Any, options: dict[str, Any]) -> None:
     assert all(one.score is not None and one.score >= 0 for one in found.top)
 
 
+def test_what_cannot_be_asked_is_refused(tiny: Any, options: dict[str, Any]) -> None:
+    with pytest.raises(OptionError, match="no score 'magic'"):
+        score(tiny.path, tiny.data, method="magic", **options)  # type: ignore[arg-type]
+    with pytest.raises(OptionError, match="-1 filters"):
+        score(tiny.path, top=-1, **options)
+
+
 def test_spoilt_scores_come_last_and_are_null(tiny: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     values = torch.tensor([1.0, float("nan"), 3.0, 2.0])
     monkeypatch.setattr("bdprune.scan.score.channel_lipschitz", lambda model: {"conv": values})
