@@ -1,5 +1,5 @@
-// channel_moments_update_ on the CPU: chunks of positions in order; within a chunk the packing is shared out by
-// channels and the products by tiles.
+// channel_moments_update_ on the CPU: chunks of positions in order. Threads share slabs of samples where there are few
+// channels; where there are many, the packing of a chunk by channels and its products by tiles.
 #include <algorithm>
 
 #include "../core/moments.h"
@@ -14,31 +14,76 @@ double* double_data(const Tensor& t, int64_t numel, const char* name) {
   return static_cast<double*>(t.mutable_data_ptr());
 }
 
+// Few channels are too little work for a chunk to be shared out, so whole samples are: each slab of them has sums of
+// its own, added up in order. How many slabs there are depends on the map alone, and with it the bits; all their cross
+// sums take 2 MB at most.
+constexpr int64_t kSlabs = 8, kSlabSums = 1 << 18;
+
+void add_samples(const core::FeatureView& view, const double* shift, double* cross, double* sum, double* norm_sum) {
+  const AlignedBuffer buffer(core::moment_buffer_bytes(view));
+  std::fill_n(static_cast<char*>(buffer.get()), core::moment_buffer_bytes(view), 0);
+  std::vector<double> squares(static_cast<size_t>(view.channels), 0.0);
+  const core::MomentState state{sum, norm_sum, squares.data()};
+  // Shares of at least some 30k elements to pack and 500k multiply-adds, below which a thread costs more than it saves.
+  const int64_t grain_octets = 16, grain_pairs = 2, total = view.samples * view.positions;
+  for (int64_t start = 0; start < total; start += core::kChunk) {
+    const int64_t count = std::min(core::kChunk, total - start);
+    torch::stable::parallel_for(0, view.octets(), grain_octets, [&](int64_t begin, int64_t end) {
+      core::pack_moments(view, shift, start, count, begin, end, buffer.get(), state);
+    });
+    torch::stable::parallel_for(0, core::moment_pairs(view), grain_pairs, [&](int64_t begin, int64_t end) {
+      core::cross_moments(view, count, begin, end, buffer.get(), cross);
+    });
+  }
+}
+
+// The samples [begin, end) of a map.
+core::FeatureView samples_of(const core::FeatureView& view, int64_t element_size, int64_t begin, int64_t end) {
+  core::FeatureView part = view;
+  part.data = static_cast<const char*>(view.data) + begin * view.channels * view.positions * element_size;
+  part.samples = end - begin;
+  return part;
+}
+
+void add_slabs(const core::FeatureView& view, int64_t element_size, int64_t slabs, const double* shift, double* cross,
+               double* sum, double* norm_sum) {
+  const int64_t channels = view.channels;
+  const int64_t size = channels * (channels + 2);  // cross, sum, norm_sum
+  std::vector<double> sums(static_cast<size_t>(slabs * size), 0.0);
+  torch::stable::parallel_for(0, slabs, 1, [&](int64_t first, int64_t last) {
+    for (int64_t slab = first; slab < last; ++slab) {
+      double* own = sums.data() + slab * size;
+      const auto part = samples_of(view, element_size, slab * view.samples / slabs, (slab + 1) * view.samples / slabs);
+      add_samples(part, shift, own, own + channels * channels, own + channels * (channels + 1));
+    }
+  });
+  for (int64_t slab = 0; slab < slabs; ++slab) {
+    const double* own = sums.data() + slab * size;
+    for (int64_t i = 0; i < channels * channels; ++i) cross[i] += own[i];
+    for (int64_t c = 0; c < channels; ++c) {
+      sum[c] += own[channels * channels + c];
+      norm_sum[c] += own[channels * (channels + 1) + c];
+    }
+  }
+}
+
 void update_one(const Tensor& cross, const Tensor& sum, const Tensor& norm_sum, const Tensor& x, const Tensor& shift) {
   const FeatureMap map = as_feature_map(x);
-  const int64_t channels = map.channels, total = map.samples * map.positions;
+  const int64_t channels = map.channels;
   double* out = double_data(cross, channels * channels, "cross");
   const double* shift_data = double_data(shift, channels, "shift");
   double *sum_data = double_data(sum, channels, "sum"), *norm_data = double_data(norm_sum, channels, "norm_sum");
-  if (total == 0 || channels == 0) return;
+  if (map.numel() == 0) return;
 
   const core::FeatureView view{
       map.tensor.const_data_ptr(), core_dtype(x.scalar_type()), map.samples, channels, map.positions,
       map.channels_fastest};
-  const AlignedBuffer buffer(core::moment_buffer_bytes(view));
-  std::fill_n(static_cast<char*>(buffer.get()), core::moment_buffer_bytes(view), 0);
-  std::vector<double> squares(static_cast<size_t>(channels), 0.0);
-  const core::MomentState state{sum_data, norm_data, squares.data()};
-  // Shares of at least some 30k elements to pack and 500k multiply-adds, below which a thread costs more than it saves.
-  const int64_t grain_octets = 16, grain_pairs = 2;
-  for (int64_t start = 0; start < total; start += core::kChunk) {
-    const int64_t count = std::min(core::kChunk, total - start);
-    torch::stable::parallel_for(0, view.octets(), grain_octets, [&](int64_t begin, int64_t end) {
-      core::pack_moments(view, shift_data, start, count, begin, end, buffer.get(), state);
-    });
-    torch::stable::parallel_for(0, core::moment_pairs(view), grain_pairs, [&](int64_t begin, int64_t end) {
-      core::cross_moments(view, count, begin, end, buffer.get(), out);
-    });
+  const int64_t slabs = std::min({view.samples, kSlabs, kSlabSums / (channels * channels)});
+  if (slabs > 1) {
+    const auto element_size = static_cast<int64_t>(map.tensor.element_size());
+    add_slabs(view, element_size, slabs, shift_data, out, sum_data, norm_data);
+  } else {
+    add_samples(view, shift_data, out, sum_data, norm_data);
   }
   for (int64_t i = 0; i < channels; ++i) {
     for (int64_t j = 0; j < i; ++j) out[i * channels + j] = out[j * channels + i];
