@@ -38,7 +38,7 @@ demo: env ## scan and repair the shipped models; writes an HTML report
 	$(PYTHON) -m bdprune demo
 
 test: env lint types cuda-check-if-nvcc ## everything that must pass: lint, types, tests with coverage
-	$(PYTHON) -m pytest --cov --cov-report=term -n $(JOBS) --dist loadgroup --no-loadscope-reorder
+	$(PYTHON) -m pytest --cov --cov-report=term -n $(JOBS) --dist loadfile --no-loadscope-reorder
 
 lint: env ## ruff, clang-format, and the floors
 	$(PYTHON) -m ruff check .

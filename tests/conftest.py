@@ -19,15 +19,10 @@ if "PYTEST_XDIST_WORKER_COUNT" in os.environ:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Keeps the tests of a file, which share fixtures, in one worker process; slow files go first."""
-    if not config.pluginmanager.hasplugin("xdist"):
-        return
-    slow = {item.path for item in items if item.get_closest_marker("slow")}
-    items.sort(key=lambda item: item.path not in slow)
-    for item in items:
-        # The emulated CUDA build is compiled once, for all files that use it.
-        group = "cuda" if item.path.parent.name == "cuda" else str(item.path)
-        item.add_marker(pytest.mark.xdist_group(group))
+    """In several processes, slow files go first."""
+    if config.pluginmanager.hasplugin("xdist"):
+        slow = {item.path for item in items if item.get_closest_marker("slow")}
+        items.sort(key=lambda item: item.path not in slow)
 
 
 def _devices() -> list[str]:
