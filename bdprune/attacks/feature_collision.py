@@ -25,11 +25,12 @@ from bdprune.errors import OptionError
 class FeatureCollision(CleanLabel):
     """Poison is ``argmin ||phi(x) - c||^2 + beta ||x - b||^2`` with phi the penultimate features of a clean network.
 
-    b is an image of the target class with a watermark, ``opacity`` of a triggered image of the source class, and c the
-    mean feature of triggered images of the source class. Solved by forward-backward splitting, with a step size that
-    halves for an image whenever its objective does not decrease; clipped to [0, 1] in every step. At test time the
-    trigger, a checkerboard in the bottom right corner, calls the target on images of the source class; it replaces
-    pixels and needs no clipping.
+    b is an image of the target class with a watermark, ``opacity`` of an image of the source class, and the trigger
+    over both at full strength: a network that is trained from scratch learns no trigger that it has only seen as a
+    shadow. c is the mean feature of triggered images of the source class. Solved by forward-backward splitting, with a
+    step size that halves for an image whenever its objective does not decrease; clipped to [0, 1] in every step. At
+    test time the trigger, a checkerboard in the bottom right corner, calls the target on images of the source class;
+    it replaces pixels and needs no clipping.
 
     Args:
         target: label that the trigger calls.
@@ -84,7 +85,8 @@ class FeatureCollision(CleanLabel):
         marks = others[torch.randint(len(others), (len(images),), generator=generator)]
         drawn = others[torch.randperm(len(others), generator=generator)[:500]]
         centre = _features(source, apply(trigger, setting.images[drawn])).mean(0)
-        bases = (1 - self.opacity) * images + self.opacity * apply(trigger, setting.images[marks])
+        marked = (1 - self.opacity) * images + self.opacity * setting.images[marks].float() / 255
+        bases = apply(trigger, marked)
         batches = [collide(source, batch, centre, self.beta, self.step_size, self.steps) for batch in bases.split(250)]
         return torch.cat(batches) if batches else images
 

@@ -56,7 +56,7 @@ def test_splitting_stays_in_range_and_never_gets_worse() -> None:
     assert_untouched(network, before)
 
 
-def test_poison_is_watermarked_with_triggered_images_of_the_source_class() -> None:
+def test_poison_is_watermarked_with_images_of_the_source_class_and_triggered() -> None:
     given = replace(setting(count=40, classes=10), source=source())
     given = replace(given, labels=torch.where(given.labels == 1, 2, given.labels))
     given.labels[7] = 1  # the only image of its class
@@ -64,7 +64,7 @@ def test_poison_is_watermarked_with_triggered_images_of_the_source_class() -> No
     trigger = attack.new_trigger((3, 16, 16))
     done = attack.poison(given, trigger, torch.Generator().manual_seed(0))
     bases = given.images[done.triggered].float() / 255
-    expected = saturate(0.7 * bases + 0.3 * apply(trigger, given.images[7:8]))
+    expected = saturate(apply(trigger, 0.7 * bases + 0.3 * given.images[7:8].float() / 255))
     assert torch.equal(done.images[done.triggered], expected)
     assert (given.labels[done.triggered] == 4).all() and torch.equal(done.labels, given.labels)
 
