@@ -9,6 +9,7 @@ Environment:
     BDPRUNE_NO_NATIVE=1   install pure Python; the ops then run on their plain-PyTorch reference
     FORCE_CUDA=1 / 0      build / leave out bdprune._C_cuda whatever is found
     TORCH_CUDA_ARCH_LIST  CUDA architectures, "8.0;9.0" if unset
+    CUDA_HOME             the CUDA toolkit, for where the nvcc on PATH does not lie in it (-lcudart is not found then)
     DEBUG=1               -O0 -g, asserts on
     BDPRUNE_SANITIZE=...  passed to -fsanitize=, e.g. address,undefined
     MAX_JOBS              parallel compilations

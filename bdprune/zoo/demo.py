@@ -112,13 +112,14 @@ def _examine(
             path, clean, method="rnp", output=target, seed=seed, progress=lambda stage: progress(entry.name, stage)
         )
         documents.append(repair.result)
-        after = _measure(repair.model, entry, attack, zoo, test)
+        after = against_truth(repair.model, entry, attack, zoo, test)
     progress(entry.name, "measuring against the truth")
-    before = _measure(load(path), entry, attack, zoo, test)
+    before = against_truth(load(path), entry, attack, zoo, test)
     return Row(entry.name, attack.target if attack else None, result, before, after), documents
 
 
-def _measure(model: Model, entry: Entry, attack: Attack | None, zoo: Path, test: CleanData) -> Measured:
+def against_truth(model: Model, entry: Entry, attack: Attack | None, zoo: Path, test: CleanData) -> Measured:
+    """Clean accuracy on ``test``, and attack success of the trigger in folder ``zoo`` where there is an attack."""
     accuracy = clean_accuracy(model.module, test.images, test.labels)
     if attack is None:
         return Measured(accuracy, None)

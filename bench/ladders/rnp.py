@@ -229,7 +229,13 @@ def sweep_ladder(plan: Plan, model: Model, data: CleanData, width: int) -> Ladde
 
 
 def plain_unlearn(
-    model: Model, data: CleanData, style: Style, lr: float = 0.01, epochs: int = 1, stop_accuracy: float = -1.0
+    model: Model,
+    data: CleanData,
+    style: Style,
+    lr: float = 0.01,
+    epochs: int = 1,
+    stop_accuracy: float = -1.0,
+    seed: int = 0,
 ) -> nn.Module:
     """The published loop: train mode, SGD with momentum 0.9 and weight decay 5e-4, on the negative loss.
 
@@ -239,7 +245,7 @@ def plain_unlearn(
     network.train()
     module.train()
     optimizer = torch.optim.SGD(module.parameters(), lr, 0.9, weight_decay=5e-4, fused=style.fused)
-    for images, labels in _published_batches(model, data, style, epochs):
+    for images, labels in _published_batches(model, data, style, epochs, seed):
         optimizer.zero_grad()
         logits = network(images)
         (-functional.cross_entropy(logits, labels)).backward()
@@ -249,7 +255,7 @@ def plain_unlearn(
     return module.get_submodule("network")
 
 
-def plain_recover(model: Model, data: CleanData, style: Style, epochs: int = 1) -> list[Tensor]:
+def plain_recover(model: Model, data: CleanData, style: Style, epochs: int = 1, seed: int = 0) -> list[Tensor]:
     """The published loop: a mask in every batch norm, SGD of 0.2 with momentum 0.9 on 0.2 times the loss, clipped."""
     masked = copy.deepcopy(model.module).requires_grad_(not style.frozen)
     replace_modules(masked, nn.BatchNorm2d, MaskedNorm)
@@ -259,7 +265,7 @@ def plain_recover(model: Model, data: CleanData, style: Style, epochs: int = 1) 
     norms = {name: one for name, one in module.get_submodule("network").named_modules() if isinstance(one, MaskedNorm)}
     masks = [norm.mask for norm in norms.values()]
     optimizer = torch.optim.SGD(masks, 0.2, 0.9, fused=style.fused)
-    for images, labels in _published_batches(model, data, style, epochs):
+    for images, labels in _published_batches(model, data, style, epochs, seed):
         optimizer.zero_grad()
         (0.2 * functional.cross_entropy(network(images), labels)).backward()
         optimizer.step()
@@ -346,8 +352,10 @@ def _scaled(work: Work, scale: float) -> Work:
     return replace(work, bytes=work.bytes * scale, flops=work.flops * scale)
 
 
-def _published_batches(model: Model, data: CleanData, style: Style, epochs: int) -> Iterator[tuple[Tensor, Tensor]]:
-    generator = torch.Generator().manual_seed(0)
+def _published_batches(
+    model: Model, data: CleanData, style: Style, epochs: int, seed: int
+) -> Iterator[tuple[Tensor, Tensor]]:
+    generator = torch.Generator().manual_seed(seed)
     for _ in range(epochs):
         for images, labels in batches(data, BATCH, 4, generator, model.device):
             yield style.batch(images), labels

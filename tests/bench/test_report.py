@@ -182,8 +182,25 @@ def test_the_profile_is_shown_where_there_is_one() -> None:
     ],
 )
 def test_masks_must_agree_in_rank_and_in_what_is_pruned(fields: dict[str, Any], met: str) -> None:
-    found = {"model": "m", "precision": "auto", "rank_correlation": 0.995, "largest_difference": 0.05, "threshold": 0.5}
-    found |= {"pruned": [7, 8], "same_pruned": True, "sweep_seconds": {"plain": 6.0, "ours": 1.5}}
     assert precision([]) == ""
-    *_, line = precision([found | fields]).splitlines()
-    assert line.endswith(f"| 0.5 | 7 and 8 | {met} | 4 times faster |")
+    lines = precision([paths(fields)]).splitlines()
+    assert (
+        lines[-3]
+        == f"| m | 1 | {lines[-3].split('|')[3].strip()} | 0.05 | 0.5 | 7 and 8 | {met} | 90 and 91 | 1 and 2 |"
+    )
+
+
+def test_paths_are_held_against_the_spread_of_the_seeds() -> None:
+    *_, line = precision([paths({})]).splitlines()
+    assert "mean CA differs by 1.50 points, seeds by up to 3.00; mean ASR differs by 1.00 points" in line
+    assert line.endswith("4 times faster than a plain one on these masks.")
+
+
+def paths(fields: dict[str, Any]) -> dict[str, Any]:
+    """A record of two seeds; ``fields`` are of the second."""
+    found = {"rank_correlation": 0.995, "largest_difference": 0.05, "threshold": 0.5, "pruned": [7, 8]}
+    found |= {"same_pruned": True, "plans": []}
+    first = [{"ca": 92.0, "asr": 0.0}, {"ca": 94.0, "asr": 1.0}]
+    second = [{"ca": 90.0, "asr": 1.0}, {"ca": 91.0, "asr": 2.0}]
+    seeds = [found | {"seed": 0, "left": first}, found | {"seed": 1, "left": second} | fields]
+    return {"model": "m", "precision": "auto", "seeds": seeds, "sweep_seconds": {"plain": 6.0, "ours": 1.5}}

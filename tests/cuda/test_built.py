@@ -1,0 +1,34 @@
+"""The CUDA module as built against a CUDA build of torch: it loads, and the dispatcher has its kernels."""
+
+from __future__ import annotations
+
+import importlib
+import re
+from pathlib import Path
+
+import pytest
+import torch
+
+from bdprune.ops import _backend
+
+SCHEMAS = Path(__file__).resolve().parents[2] / "csrc" / "ops.cpp"
+OPS = re.findall(r'm\.def\(\s*"(\w+)', SCHEMAS.read_text())
+
+
+def test_schemas_were_found() -> None:
+    assert {"filter_spectral_norms", "channel_scale", "stacked_conv2d"} <= set(OPS)
+
+
+@pytest.mark.skipif(torch.version.cuda is None, reason="torch is a CPU build")
+@pytest.mark.parametrize("op", OPS)
+def test_every_op_has_a_kernel_for_cuda(op: str) -> None:
+    pytest.importorskip("bdprune._C_cuda", reason="bdprune._C_cuda was not built", exc_type=ModuleNotFoundError)
+    assert torch._C._dispatch_has_kernel_for_dispatch_key(f"bdprune::{op}", "CUDA")
+
+
+@pytest.mark.skipif(torch.version.cuda is None, reason="torch is a CPU build")
+def test_the_module_speaks_the_stable_abi() -> None:
+    pytest.importorskip("bdprune._C_cuda", reason="bdprune._C_cuda was not built", exc_type=ModuleNotFoundError)
+    module = importlib.import_module("bdprune._C_cuda")
+    assert module.__file__ and module.__file__.endswith(".abi3.so")
+    assert _backend._CUDA.module is module
