@@ -1,11 +1,13 @@
 """Verdicts and repairs of a zoo's models over several seeds, on the full test set.
 
     python bench/efficacy.py zoo/demo/manifest.toml --data DIR [--seeds 5] [--part scans] [--only MODEL] [--rows FILE]
+                              [--clean zoo/demo/defence.npz]
 
 DIR holds the zoo's dataset. Prints Markdown tables: what a scan says of every model, and clean accuracy (CA) and attack
 success rate (ASR) before and after each repair, beside RNP's own figures (Li et al., 2023, Tables 2 and 10: ResNet-18
-of width 64, 200 epochs). Seeds change the split, the order and the augmentation; the clean images are the zoo's.
-Thresholds are chosen on those alone, with the same settings for every attack. Triggers and test images only measure.
+of width 64, 200 epochs). Seeds change the split, the order and the augmentation; the clean images are the zoo's, or
+those of --clean. Thresholds are chosen on those alone, with the same settings for every attack. Triggers and test
+images only measure.
 
 Every row is appended to FILE (JSON lines) as it is done; rows that are there already are not run again.
 """
@@ -208,7 +210,7 @@ def repair_table(rows: list[Row], before: dict[str, Row], method: str) -> str:
 def defence_images(homes: Iterable[Path]) -> Path:
     """The clean images of the first folder that has any; a zoo may go by those of one that it includes."""
     found = next((home / "defence.npz" for home in homes if (home / "defence.npz").exists()), None)
-    return found or sys.exit("No folder of the zoo holds a defence.npz; set defence_images in its manifest.")
+    return found or sys.exit("No folder of the zoo holds a defence.npz; name some with --clean.")
 
 
 def _by(rows: list[Row], what: str) -> dict[str, list[Row]]:
@@ -244,6 +246,7 @@ def main() -> None:
     parser.add_argument(
         "--method", choices=list(METHODS), action="append", default=[], help="repeatable (default: all)"
     )
+    parser.add_argument("--clean", type=Path, help="the defender's images, for a zoo that keeps none")
     parser.add_argument("--rows", type=Path, help="JSON lines that the rows are kept in")
     options = parser.parse_args()
     record = Record(options.rows)
@@ -257,7 +260,7 @@ def main() -> None:
             continue
         if entry.dataset not in sets:
             sets[entry.dataset] = read_dataset(options.data, entry.dataset, "test")
-        clean = load_clean(defence_images([folder, zoo.home, *(one.home for one in zoo.models)]))
+        clean = load_clean(options.clean or defence_images([folder, zoo.home, *(one.home for one in zoo.models)]))
         run(
             record,
             Subject(entry, folder, clean, sets[entry.dataset]),
