@@ -10,7 +10,7 @@ import pytest
 from bdprune.attacks.registry import ATTACKS
 from bdprune.data.datasets import PUBLISHED
 from bdprune.training.fit import Schedule
-from bdprune.zoo.manifest import read_manifest
+from bdprune.zoo.manifest import Manifest, read_manifest
 from bdprune.zoo.store import Shelf
 
 ROOT = Path(__file__).parents[2] / "zoo"
@@ -68,8 +68,13 @@ def test_standard_zoo_is_what_was_asked_for() -> None:
 
 def test_small_zoo_has_every_attack_of_the_standard_zoo() -> None:
     small, standard = (read_manifest(ROOT / f"cifar10-w{width}.toml") for width in (8, 32))
-    attacks = {entry.name: (entry.attack, entry.source) for entry in standard.models if entry.attack}
-    assert {entry.name: (entry.attack, entry.source) for entry in small.models if entry.attack} == attacks
+
+    def attacks(zoo: Manifest) -> dict[str, object]:
+        # A-Blend's covers are fewer in the small zoo: its networks are too small for as many as the paper has.
+        attacked = [(entry, dict(entry.attack)) for entry in zoo.models if entry.attack]
+        return {entry.name: (attack | {"cover_rate": None}, entry.source) for entry, attack in attacked}
+
+    assert attacks(small) == attacks(standard)
     assert {entry.make_attack().kind for entry in small.models if entry.attack} == set(ATTACKS)  # type: ignore[union-attr]
 
 
