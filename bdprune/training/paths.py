@@ -9,15 +9,17 @@ import platform
 import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional
 
 from bdprune.model.handle import Model
 from bdprune.model.stacked import StackedNetwork, agrees, why_not
+from bdprune.training.graph import WARM_UPS, Captured, Tensors, recorder_for
 from bdprune.training.precision import Plan, seconds_of
 
 Way = Literal["stack", "loop"]
@@ -103,23 +105,29 @@ def _tried(stacked: StackedNetwork, images: Tensor) -> tuple[float, float]:
         Plan().arrange(module)
     batch = images.to(models[0].device, memory_format=torch.channels_last)
 
-    def together() -> None:
-        logits = stacked(batch).flatten(0, 1)
-        functional.cross_entropy(logits, logits.detach().argmax(1)).backward()
+    recorder = recorder_for(batch.device)
+    together, *each = [Captured(partial(_pass, module), recorder) for module in (stacked, *alone)]
 
     def one_by_one() -> None:
-        for module in alone:
-            logits = module(batch)
-            functional.cross_entropy(logits, logits.detach().argmax(1)).backward()
+        for step in each:
+            step(batch)
 
-    stack_seconds, loop_seconds = _fastest(batch.device, together, one_by_one)
+    rounds = _ROUNDS + (WARM_UPS if recorder else 0)
+    stack_seconds, loop_seconds = _fastest(batch.device, rounds, lambda: together(batch), one_by_one)
     return stack_seconds, loop_seconds
 
 
-def _fastest(device: torch.device, *runs: Callable[[], None]) -> list[float]:
+def _pass(module: nn.Module, images: Tensor) -> Tensors:
+    """A forward and a backward pass."""
+    logits = module(images).flatten(0, -2)
+    functional.cross_entropy(logits, logits.detach().argmax(1)).backward()
+    return (logits.detach(),)
+
+
+def _fastest(device: torch.device, rounds: int, *runs: Callable[[], object]) -> list[float]:
     """Least seconds of each run; they take turns, so that a busy machine hurts them alike."""
-    rounds = [[seconds_of(run, device) for run in runs] for _ in range(_ROUNDS)]
-    return [min(times) for times in zip(*rounds, strict=True)]
+    times = [[seconds_of(run, device) for run in runs] for _ in range(rounds)]
+    return [min(of_one) for of_one in zip(*times, strict=True)]
 
 
 def _key(models: Sequence[Model], images: Tensor) -> str:
