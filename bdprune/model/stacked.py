@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -25,12 +25,14 @@ class StackedNetwork(nn.Module):
 
     Args:
         models: of one architecture, on one device, in eval mode; they stay as they are.
+        own: paths of the layers that have G sets of parameters; None for all layers. The others are the first model's,
+            on the images of all at once, which in eval mode is the same where the models differ in ``own`` alone.
 
     Raises:
         ValueError: :func:`why_not` has an objection.
     """
 
-    def __init__(self, models: Sequence[Model]) -> None:
+    def __init__(self, models: Sequence[Model], own: Container[str] | None = None) -> None:
         super().__init__()
         objection = why_not(models)
         if objection:
@@ -40,7 +42,7 @@ class StackedNetwork(nn.Module):
         self._normalizations = [Normalized(nn.Identity(), model.normalization).to(model.device) for model in models]
         for path, child in list(self.network.named_modules()):
             kind = _KINDS.get(type(child))
-            if kind is not None:
+            if kind is not None and (own is None or path in own):
                 _stack_up(child, kind, [model.network.get_submodule(path) for model in models])
 
     def forward(self, images: Tensor) -> Tensor:

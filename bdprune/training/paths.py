@@ -25,7 +25,7 @@ from bdprune.training.precision import Plan, seconds_of
 Way = Literal["stack", "loop"]
 
 _FEW_MODELS, _FEW_IMAGES = 2, 16  # of the first trial on a CPU: little beside one step of an unlearning
-_ROUNDS = 3  # the first pays for what is set up once
+ROUNDS = 3  # the first pays for what is set up once
 _WORTH = 0.9  # a stack must take at most this share of the loop's time: below, the difference may be noise
 
 
@@ -60,7 +60,7 @@ def choose(models: Sequence[Model], images: Tensor) -> PathChoice:
     """
     objection = "there is one model" if len(models) == 1 else why_not(models)
     if objection:
-        return PathChoice("loop", _device_name(models[0]), _shape_name(models, images), reason=objection)
+        return PathChoice("loop", _device_name(models[0]), f"{len(models)} x {describe(models[0])}", reason=objection)
     if models[0].device.type == "cpu":
         small = _kept_or_tried(models[:_FEW_MODELS], images[:_FEW_IMAGES])
         if small.path == "loop":
@@ -69,16 +69,35 @@ def choose(models: Sequence[Model], images: Tensor) -> PathChoice:
 
 
 def _kept_or_tried(models: Sequence[Model], images: Tensor) -> PathChoice:
-    device, shape, key = _device_name(models[0]), _shape_name(models, images), _key(models, images)
+    model = models[0]
+    shape = f"{len(models)} x {describe(model)}, batch {list(images.shape)}"
+
+    def trial() -> Sequence[float] | None:
+        stacked = StackedNetwork(models)
+        return _tried(stacked, images) if agrees(stacked) else None
+
+    return kept_or_tried(model, shape, trial, lambda: agrees(StackedNetwork(models)))
+
+
+def kept_or_tried(
+    model: Model, shape: str, trial: Callable[[], Sequence[float] | None], is_sound: Callable[[], bool]
+) -> PathChoice:
+    """The choice that is kept for ``shape`` on the device of ``model``, else that of a trial, which is then kept.
+
+    Args:
+        shape: what is tried, in words; with the shapes of the model's parameters it tells trials apart.
+        trial: least seconds of the stack and of the loop; None where the stack does not say what the models say. That
+            says nothing of other models of this shape, so it is not kept.
+        is_sound: whether the stack does, for a choice that was kept of other models.
+    """
+    device, key = _device_name(model), _key(model, shape)
     kept = _read().get(key)
-    if kept is not None and kept.path == "loop":
+    if kept is not None and (kept.path == "loop" or is_sound()):
         return kept
-    stacked = StackedNetwork(models)
-    if not agrees(stacked):  # says nothing of other models of this shape, so it is not kept
+    seconds = trial() if kept is None else None
+    if seconds is None:
         return PathChoice("loop", device, shape, reason="the forward pass does more than its layers do")
-    if kept is not None:
-        return kept
-    stack_seconds, loop_seconds = _tried(stacked, images)
+    stack_seconds, loop_seconds = seconds
     path: Way = "stack" if stack_seconds <= _WORTH * loop_seconds else "loop"
     choice = PathChoice(path, device, shape, stack_seconds, loop_seconds)
     _write({**_read(), key: choice})
@@ -96,7 +115,7 @@ def cache_file() -> Path:
     return Path(os.environ.get("BDPRUNE_CACHE") or Path(home) / "bdprune") / "paths.json"
 
 
-def _tried(stacked: StackedNetwork, images: Tensor) -> tuple[float, float]:
+def _tried(stacked: StackedNetwork, images: Tensor) -> list[float]:
     """Least seconds of a forward and backward pass of all models: in one, and one after another."""
     models = stacked.models
     stacked.train().arrange(channels_last=True)
@@ -112,9 +131,8 @@ def _tried(stacked: StackedNetwork, images: Tensor) -> tuple[float, float]:
         for step in each:
             step(batch)
 
-    rounds = _ROUNDS + (WARM_UPS if recorder else 0)
-    stack_seconds, loop_seconds = _fastest(batch.device, rounds, lambda: together(batch), one_by_one)
-    return stack_seconds, loop_seconds
+    rounds = ROUNDS + (WARM_UPS if recorder else 0)
+    return fastest(batch.device, rounds, lambda: together(batch), one_by_one)
 
 
 def _pass(module: nn.Module, images: Tensor) -> Tensors:
@@ -124,16 +142,15 @@ def _pass(module: nn.Module, images: Tensor) -> Tensors:
     return (logits.detach(),)
 
 
-def _fastest(device: torch.device, rounds: int, *runs: Callable[[], object]) -> list[float]:
+def fastest(device: torch.device, rounds: int, *runs: Callable[[], object]) -> list[float]:
     """Least seconds of each run; they take turns, so that a busy machine hurts them alike."""
     times = [[seconds_of(run, device) for run in runs] for _ in range(rounds)]
     return [min(of_one) for of_one in zip(*times, strict=True)]
 
 
-def _key(models: Sequence[Model], images: Tensor) -> str:
-    shapes = [(name, tuple(value.shape)) for name, value in models[0].network.state_dict().items()]
-    where = (_device_name(models[0]), torch.__version__)
-    what = (where, len(models), tuple(images.shape), shapes)
+def _key(model: Model, shape: str) -> str:
+    shapes = [(name, tuple(value.shape)) for name, value in model.network.state_dict().items()]
+    what = (_device_name(model), torch.__version__, shape, shapes)
     return hashlib.sha256(repr(what).encode()).hexdigest()[:16]
 
 
@@ -143,9 +160,9 @@ def _device_name(model: Model) -> str:
     return f"{model.device.type} {platform.machine()}, {torch.get_num_threads()} threads"
 
 
-def _shape_name(models: Sequence[Model], images: Tensor) -> str:
-    parameters = sum(parameter.numel() for parameter in models[0].network.parameters())
-    return f"{len(models)} x {models[0].arch}, {parameters:,} parameters, batch {list(images.shape)}"
+def describe(model: Model) -> str:
+    """Architecture and size, in words."""
+    return f"{model.arch}, {sum(parameter.numel() for parameter in model.network.parameters()):,} parameters"
 
 
 def _read() -> dict[str, PathChoice]:

@@ -2,8 +2,8 @@
 
 Within an epoch nothing is read back from the device: whether a model has stopped or broken down is a number on the
 device that decides over its next update, and its trajectory is kept there until the epoch is over. So a step can be
-recorded as a CUDA graph (:mod:`bdprune.training.graph`): its learning rates come in as a tensor, and all that it changes
-it changes in place.
+recorded as a CUDA graph (:mod:`bdprune.training.graph`): learning rates come in as a tensor, and all that it changes it
+changes in place.
 """
 
 from __future__ import annotations
@@ -131,7 +131,8 @@ class _Ascent:
 
     def step(self, images: Tensor, labels: Tensor, rates: Tensor) -> _Seen:
         """One step up the loss; a model that has stopped, or whose next state would not be finite, stays as it is."""
-        return _Seen(*self._run(images, labels, rates), labels)
+        losses, counts, predicted = self._run(images, labels, rates)
+        return _Seen(losses, counts, predicted, labels)
 
     def _step(self, images: Tensor, labels: Tensor, rates: Tensor) -> Tensors:
         before = [buffer.clone() for buffer in self._buffers]

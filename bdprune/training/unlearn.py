@@ -252,8 +252,8 @@ def batches(
     """One shuffled pass over ``data``, augmented: (images ``[B, C, H, W]``, labels ``[B]``) on ``device``.
 
     Batches are of nearly equal size, at most ``batch_size``: statistics of a last batch with a handful of images
-    would mean nothing, neither to a batch norm nor to a stop accuracy. What is drawn is drawn on the CPU, and the images
-    go to ``device`` once: a copy of each batch would wait for the steps before it.
+    would mean nothing, neither to a batch norm nor to a stop accuracy. What is random is drawn on the CPU, and the
+    images go to ``device`` once: a copy of each batch would wait for the steps before it.
     """
     images, labels = data.images.to(device, non_blocking=True), data.labels.to(device, non_blocking=True)
     order = torch.randperm(len(data), generator=generator)

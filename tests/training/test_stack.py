@@ -188,12 +188,12 @@ def times(stack: float, loop: float) -> Any:
 def test_the_faster_way_is_taken_and_kept(
     bright: Any, cache: Path, monkeypatch: pytest.MonkeyPatch, seconds: tuple[float, float], path: str
 ) -> None:
-    monkeypatch.setattr(paths, "_fastest", times(*seconds))
+    monkeypatch.setattr(paths, "fastest", times(*seconds))
     models, images = siblings(bright.model), bright.data.images[:20]
     choice = paths.choose(models, images)
     assert (choice.path, choice.stack_seconds, choice.loop_seconds) == (path, *seconds)
     assert choice in paths.known_choices()
-    monkeypatch.setattr(paths, "_fastest", times(1.0, 0.0))
+    monkeypatch.setattr(paths, "fastest", times(1.0, 0.0))
     assert paths.choose(models, images) == choice, "kept choices need no trial"
     assert paths.choose(models, images[:10]).loop_seconds == 0.0, "another shape needs one"
     assert len(json.loads(cache.read_text())) == (3 if path == "stack" else 2)
@@ -203,10 +203,10 @@ def test_a_cpu_tries_two_models_on_a_few_images_before_all_of_them(
     bright: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     models, images = siblings(bright.model), bright.data.images[:20]
-    monkeypatch.setattr(paths, "_fastest", times(1.0, 1.0))
+    monkeypatch.setattr(paths, "fastest", times(1.0, 1.0))
     assert "2 x bright, " in paths.choose(models, images).shape and len(paths.known_choices()) == 1
     monkeypatch.setattr(paths, "_read", lambda: {})
-    monkeypatch.setattr(paths, "_fastest", times(0.5, 1.0))
+    monkeypatch.setattr(paths, "fastest", times(0.5, 1.0))
     assert "3 x bright, " in paths.choose(models, images).shape
 
 
@@ -214,7 +214,7 @@ def test_models_that_are_no_stack_say_nothing_of_others_of_their_shape(
     bright: Any, cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     images = bright.data.images[:20]
-    monkeypatch.setattr(paths, "_fastest", times(0.5, 1.0))
+    monkeypatch.setattr(paths, "fastest", times(0.5, 1.0))
     assert "does more" in paths.choose([bright.model, broken(bright.model)], images).reason
     assert not cache.exists()
     assert paths.choose(siblings(bright.model, 2), images).path == "stack"
@@ -245,6 +245,6 @@ def test_a_cache_that_cannot_be_written_is_done_without(
 ) -> None:
     cache.parent.joinpath("file").write_text("")
     monkeypatch.setenv("BDPRUNE_CACHE", str(cache.parent / "file"))
-    monkeypatch.setattr(paths, "_fastest", times(1.0, 1.0))
+    monkeypatch.setattr(paths, "fastest", times(1.0, 1.0))
     assert paths.choose(siblings(bright.model), bright.data.images[:4]).path == "loop"
     assert paths.known_choices() == []
