@@ -24,8 +24,9 @@ TIGHT = {"Spectral norms": 1e-5, "Masked convolution": 1e-4, "File to data-free 
 
 
 @pytest.fixture(autouse=True)
-def nothing_compiled(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Compiling takes longer than all other rungs together."""
+def nothing_compiled(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Compiling takes longer than all other rungs together. Trials of stacks are kept where no user's cache is."""
+    monkeypatch.setenv("BDPRUNE_CACHE", str(tmp_path))
     monkeypatch.setattr(ladder_module, "can_compile", lambda device: False)
 
 

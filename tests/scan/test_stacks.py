@@ -324,16 +324,19 @@ def siblings(bright: Any, count: int) -> list[Model]:
     return found
 
 
-def test_real_detectors_see_in_a_stack_what_they_see_alone(bright: Any) -> None:
+def test_real_detectors_see_in_a_stack_what_they_see_alone(
+    bright: Any, device: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
     unlearning = UnlearnSettings(lr=0.02, batch_size=50, max_epochs=6, padding=1, min_steps=6)
     detectors = [UnlearningDetector(unlearning, seed=3), LipschitzDetector()]
     assert all(isinstance(one, StackDetector) for one in detectors)
     models = siblings(bright, 4)
-    together = list(scan_many(models, bright.data, detectors=detectors, stack=4, seed=3))
-    again = list(scan_many(models, bright.data, detectors=detectors, stack=4, seed=3))
+    together = list(scan_many(models, bright.data, detectors=detectors, stack=4, seed=3, device=device))
+    again = list(scan_many(models, bright.data, detectors=detectors, stack=4, seed=3, device=device))
     assert [without_times(one) for one in together] == [without_times(one) for one in again]
     for model, mine in zip(models, together, strict=True):
-        alone = scan(model, bright.data, detectors=detectors, seed=3)
+        alone = scan(model, bright.data, detectors=detectors, seed=3, device=device)
         assert (mine.verdict, mine.target_label) == (alone.verdict, alone.target_label)
         for ours, theirs in zip(mine.detectors, alone.detectors, strict=True):
             assert ours.details["stack"] == 4

@@ -32,7 +32,13 @@ def forced(path: paths.Way) -> paths.PathChoice:
     return paths.PathChoice(path, "cpu", "forced")
 
 
-def siblings(model: Model, count: int = 3) -> list[Model]:
+@pytest.fixture(autouse=True)
+def exact(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Float32 is float32 on a GPU too."""
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
+
+
+def siblings(model: Model, count: int = 3, device: str = "cpu") -> list[Model]:
     """The model and others of its architecture, each a little off in its own way."""
     found = [model]
     for seed in range(1, count):
@@ -42,7 +48,7 @@ def siblings(model: Model, count: int = 3) -> list[Model]:
             for parameter in other.parameters():
                 parameter.add_(torch.randn(parameter.shape, generator=generator) * 0.05)
         found.append(model.with_network(other))
-    return found
+    return [one.with_network(one.clone().network.to(device)) for one in found]
 
 
 def assert_same_unlearning(mine: Unlearned | TrainingError, alone: Unlearned) -> None:
@@ -72,9 +78,9 @@ SETTINGS: dict[str, dict[str, Any]] = {
 
 
 @pytest.mark.parametrize("name", SETTINGS)
-def test_unlearning_together_is_unlearning_one_after_another(bright: Any, name: str) -> None:
+def test_unlearning_together_is_unlearning_one_after_another(bright: Any, name: str, device: str) -> None:
     settings = UnlearnSettings(**{"batch_size": 50, "max_epochs": 6, "padding": 1, **SETTINGS[name]})
-    models = siblings(bright.model)
+    models = siblings(bright.model, device=device)
     together = unlearn_together(models, bright.data, settings, seed=3)
     for model, mine in zip(models, together, strict=True):
         assert_same_unlearning(mine, unlearn(model, bright.data, settings, seed=3))
@@ -127,9 +133,9 @@ def test_a_stack_of_one_is_the_model_alone(bright: Any, monkeypatch: pytest.Monk
 
 
 @pytest.mark.parametrize("small_data", [0, 1000], ids=["batch_statistics", "running_statistics"])
-def test_recovery_together_is_recovery_one_after_another(bright: Any, small_data: int) -> None:
+def test_recovery_together_is_recovery_one_after_another(bright: Any, small_data: int, device: str) -> None:
     settings = RecoverSettings(batch_size=50, epochs=3, padding=1, loss_scale=0.2, small_data=small_data)
-    models = siblings(bright.model)
+    models = siblings(bright.model, device=device)
     for model, mine in zip(models, recover_together(models, bright.data, settings, seed=5), strict=True):
         alone = recover(model, bright.data, settings, seed=5)
         assert isinstance(mine, Recovered)

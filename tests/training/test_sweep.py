@@ -104,9 +104,13 @@ def normless(bright: Any) -> Model:
 
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("make", [lambda bright: bright.model, normless], ids=["norms", "without a norm"])
-def test_thresholds_at_once_are_thresholds_one_after_another(bright: Any, make: Any, mode: PruneMode) -> None:
+def test_thresholds_at_once_are_thresholds_one_after_another(
+    bright: Any, make: Any, mode: PruneMode, device: str
+) -> None:
     one, two = bright.data.subset(bright.data.labels == 0), bright.data.subset(bright.data.labels != 0)
-    args = (make(bright), ladder(bright), [one, two], THRESHOLDS, 0.02, mode, False)
+    model = make(bright)
+    model = model.with_network(model.clone().network.to(device))
+    args = (model, ladder(bright), [one, two], THRESHOLDS, 0.02, mode, False)
     for hopeless in (1.0, 0.1):
         loop, stack = (sweep_thresholds(*args, hopeless=hopeless, way=way) for way in ("loop", "stack"))
         assert stack == loop
