@@ -65,9 +65,12 @@ class CudaRecorder:
         return outputs
 
     def record(self, run: Callable[[], Tensors]) -> tuple[Callable[[], Any], Tensors]:
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.device(self._device), torch.cuda.graph(graph, self._pool, self._side):
-            outputs = run()
+        graph, current = torch.cuda.CUDAGraph(), torch.cuda.current_stream(self._device)
+        try:
+            with torch.cuda.device(self._device), torch.cuda.graph(graph, pool=self._pool, stream=self._side):
+                outputs = run()
+        finally:
+            torch.cuda.set_stream(current)  # a recording that fails leaves its own in place
         return graph.replay, outputs
 
     def random_state(self) -> Tensor:

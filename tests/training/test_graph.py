@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import copy
 import importlib
-from collections.abc import Callable
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -267,6 +268,67 @@ def test_a_cpu_runs_steps_as_they_are_written_and_the_setting_is_checked(monkeyp
     monkeypatch.setenv("BDPRUNE_GRAPHS", "yes")
     with pytest.raises(OptionError, match="Set it to 0 or 1"):
         recorder_for(cpu)
+
+
+class Streams:
+    """Plays those parts of torch.cuda that a recorder calls, and notes on which stream what runs."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, fails: bool) -> None:
+        self.current, self.notes, self.fails = "main", list[str](), fails
+        for name in ("Stream", "stream", "graph", "current_stream", "set_stream", "graph_pool_handle", "CUDAGraph"):
+            monkeypatch.setattr(torch.cuda, name, getattr(self, f"_{name}"))
+        monkeypatch.setattr(torch.cuda, "device", lambda device: nullcontext())
+
+    def note(self, what: str) -> None:
+        self.notes.append(f"{what} on {self.current}")
+
+    def _Stream(self, device: torch.device) -> Any:
+        return SimpleNamespace(name="side", wait_stream=lambda other: self.notes.append(f"side waits for {other.name}"))
+
+    def _current_stream(self, device: torch.device) -> Any:
+        return SimpleNamespace(name="main", wait_stream=lambda other: self.notes.append(f"main waits for {other.name}"))
+
+    def _set_stream(self, stream: Any) -> None:
+        self.current = stream.name
+
+    @contextmanager
+    def _stream(self, stream: Any) -> Iterator[None]:
+        before, self.current = self.current, stream.name
+        yield
+        self.current = before
+
+    @contextmanager
+    def _graph(self, graph: Any, pool: str, stream: Any) -> Iterator[None]:
+        before, self.current = self.current, stream.name
+        yield
+        if self.fails:
+            raise RuntimeError("the recording is void")
+        self.current = before
+
+    def _graph_pool_handle(self) -> str:
+        return "pool"
+
+    def _CUDAGraph(self) -> Any:
+        return SimpleNamespace(replay=lambda: self.note("replayed"))
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_cuda_recorder_works_on_a_stream_beside_and_comes_back(monkeypatch: pytest.MonkeyPatch, fails: bool) -> None:
+    streams = Streams(monkeypatch, fails)
+    monkeypatch.setattr(graph.CudaRecorder, "random_state", lambda recorder: torch.zeros(1))
+    total = torch.zeros(1)
+
+    def step(one: Tensor) -> Tensors:
+        streams.note("ran")
+        return (total.add_(one).clone(),)
+
+    run = Captured(step, graph.CudaRecorder(torch.device("cuda")))
+    for _ in range(WARM_UPS + 2):
+        run(torch.ones(1))
+    warmed = ["side waits for main", "ran on side", "main waits for side"] * WARM_UPS
+    recorded = ["ran on side", "replayed on main", "replayed on main"]
+    refused = ["ran on side", "ran on main", "ran on main"]
+    assert streams.notes == warmed + (refused if fails else recorded)
 
 
 needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="graphs are CUDA's: there is no GPU here")
