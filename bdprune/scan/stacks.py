@@ -14,9 +14,8 @@ from functools import partial
 
 from bdprune.detect.base import Evidence, StackDetector
 from bdprune.errors import OptionError
-from bdprune.model.handle import Model
 from bdprune.model.stacked import StackedNetwork, agrees, why_not
-from bdprune.scan.device import free_memory
+from bdprune.scan.device import free_memory, parse_device
 from bdprune.scan.engine import Candidate, Job, Progress, detectors_for, examine, nothing_seen, survive, take_in
 from bdprune.scan.intake import ModelSource
 from bdprune.scan.result import Result
@@ -61,11 +60,12 @@ class StackOptions:
 
 @dataclass(eq=False)
 class _Place:
-    """A model in the line: its result where it is done, else the candidate that waits for its stack."""
+    """A model in the line: its result where it is done, else the candidate that waits, and the bytes of its weights."""
 
     source: ModelSource
     result: Result | None = None
     candidate: Candidate | None = None
+    weights: int = 0
 
 
 @dataclass(eq=False)
@@ -119,7 +119,7 @@ class StackedScan:
         found = survive(partial(take_in, source, self._job, self._progress), source, self._job)
         if isinstance(found, Result):
             return _Place(source, found)
-        place = _Place(source, None, found)
+        place = _Place(source, None, found, weight_bytes(found.model))
         kind = _kind(found)
         if kind not in self._stacks:
             size = survive(partial(self._size, found), source, self._job)
@@ -132,19 +132,19 @@ class StackedScan:
 
     def _is_crowded(self) -> bool:
         """Whether models that wait take too much memory, or others wait too long behind them."""
-        waiting = [place.candidate for place in self._line if place.candidate is not None]
-        if not waiting:
-            return False
-        weights = sum(weight_bytes(candidate.model) for candidate in waiting)
-        return weights > self._half(waiting[0].model) or len(self._line) > _PATIENCE * self._options.most
+        waiting = [place for place in self._line if place.candidate is not None]
+        weights = sum(place.weights for place in waiting)
+        crowded = len(self._line) > _PATIENCE * self._options.most or weights > self._half()
+        return bool(waiting) and crowded
 
     def _oldest(self) -> _Stack:
         oldest = next(place for place in self._line if place.candidate is not None)
         return next(stack for stack in self._stacks.values() if oldest in stack.places)
 
-    def _half(self, model: Model) -> int:
+    def _half(self) -> int:
         if self._room is None:
-            self._room = self._options.memory or free_memory(model.device) // 2
+            device = parse_device(self._job.options.device)
+            self._room = self._options.memory or free_memory(device) // 2
         return self._room // 2
 
     def _size(self, candidate: Candidate) -> int:
@@ -161,7 +161,7 @@ class StackedScan:
                 return 1
             if choose([candidate.model] * 2, candidate.usable.images[:batch]).path == "loop":
                 return 1
-        fit = self._half(candidate.model) // footprint(candidate.model, batch)
+        fit = self._half() // footprint(candidate.model, batch)
         return max(1, min(self._options.most, fit))
 
     def _run(self, stack: _Stack) -> None:

@@ -56,7 +56,8 @@ def choose(models: Sequence[Model], images: Tensor) -> PathChoice:
     On a CPU two models on a few images are tried first: a stack saves calls there, and nothing else, so where it does
     not win on the smallest of maps the loop is taken, and no time goes into a trial of the whole.
 
-    The outcome is kept in :func:`cache_file`, so that other processes need no trial.
+    A number of models that is no power of two goes by the next smaller one. The outcome is kept in :func:`cache_file`,
+    so that other processes need no trial.
     """
     objection = "there is one model" if len(models) == 1 else why_not(models)
     if objection:
@@ -69,14 +70,15 @@ def choose(models: Sequence[Model], images: Tensor) -> PathChoice:
 
 
 def _kept_or_tried(models: Sequence[Model], images: Tensor) -> PathChoice:
-    model = models[0]
-    shape = f"{len(models)} x {describe(model)}, batch {list(images.shape)}"
+    some = models[: 1 << (len(models).bit_length() - 1)]
+
+    def is_sound() -> bool:
+        return agrees(StackedNetwork(models))
 
     def trial() -> Sequence[float] | None:
-        stacked = StackedNetwork(models)
-        return _tried(stacked, images) if agrees(stacked) else None
+        return _tried(StackedNetwork(some), images) if is_sound() else None
 
-    return kept_or_tried(model, shape, trial, lambda: agrees(StackedNetwork(models)))
+    return kept_or_tried(models[0], f"{len(some)} x {describe(models[0])}, batch {list(images.shape)}", trial, is_sound)
 
 
 def kept_or_tried(

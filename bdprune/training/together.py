@@ -31,7 +31,7 @@ from bdprune.training.unlearn import (
     UnlearnSettings,
     batches,
     no_finite_step,
-    step_of,
+    steps_of,
     stop_accuracy,
 )
 
@@ -213,10 +213,10 @@ def _read(seen: Sequence[_Seen], trajectories: list[list[UnlearnStep]], num_clas
     sizes = [len(step.labels) for step in seen]
     predicted = torch.cat([step.predicted for step in seen], 1).cpu().split(sizes, 1)
     labels = torch.cat([step.labels for step in seen]).cpu().split(sizes)
-    for number in range(len(seen)):
-        for index, trajectory in enumerate(trajectories):
-            if counts[number][index]:
-                trajectory.append(step_of(losses[number][index], predicted[number][index], labels[number], num_classes))
+    for step, counting in zip(zip(losses, predicted, labels, strict=True), counts, strict=True):
+        for trajectory, counted, record in zip(trajectories, counting, steps_of(*step, num_classes), strict=True):
+            if counted:
+                trajectory.append(record)
 
 
 def _plan(precision: Precision, model: Model, data: CleanData) -> Plan:
