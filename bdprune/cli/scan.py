@@ -77,6 +77,7 @@ def scan(
         raise UnsupportedError(f"No checkpoint in {', '.join(paths)}.", f"Looked for {' '.join(SUFFIXES)}.")
     results: list[Result] = []
     with Progress(len(models), shown=not (quiet or no_progress)) as progress:
+        stack = 1 if stack == "auto" and len(models) == 1 else stack  # one model needs no trial
         settings = {"per_class": per_class, "timeout": timeout, "stack": stack, "stack_memory": stack_memory}
         stream = _scan_many(models, data, detectors, progress, **settings, **known_model_options(options))
         while True:

@@ -116,6 +116,10 @@ def test_stack_and_its_memory_reach_the_scan(
     monkeypatch.setattr("bdprune.scan.engine.scan_many", lambda paths, data, **rest: iter(asked.update(rest) or ()))
     run("scan", tiny.path, "--stack", "8", "--stack-memory", size, "--exit-zero")
     assert (asked["stack"], asked["stack_memory"]) == (8, count)
+    run("scan", tiny.path, "--exit-zero")
+    assert (asked["stack"], asked["stack_memory"]) == (1, None), "one model needs no trial"
+    run("scan", tiny.path, tiny.folder, tiny.folder / "tinynet.py", "--exit-zero")
+    assert asked["stack"] == "auto"
 
 
 def test_models_in_a_stack_are_told_by_their_own_names(

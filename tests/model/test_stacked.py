@@ -43,24 +43,28 @@ def images(count: int = 5) -> Tensor:
 
 @pytest.mark.parametrize("training", [False, True], ids=["eval", "train"])
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last], ids=str)
-def test_logits_and_gradients_are_those_of_the_models(layout: torch.memory_format, training: bool) -> None:
-    alone = models()
+def test_logits_and_gradients_are_those_of_the_models(
+    layout: torch.memory_format, training: bool, device: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
+    alone = [model.with_network(model.network.to(device)) for model in models()]
+    near = {} if device == "cpu" else {"rtol": 1e-4, "atol": 1e-4}
     stacked = StackedNetwork(alone).train(training)
     stacked.arrange(layout == torch.channels_last)
-    batch = images().contiguous(memory_format=layout)
+    batch = images().to(device).contiguous(memory_format=layout)
     logits = stacked(batch)
     logits.square().sum().backward()
     for g, model in enumerate(alone):
         own = model.clone()
         module = own.module.train(training).to(memory_format=layout)
         one = module(batch)
-        torch.testing.assert_close(logits[g], one)
+        torch.testing.assert_close(logits[g], one, **near)
         one.square().sum().backward()
         after = stacked.model(g).network.state_dict()
         for name, value in own.network.state_dict().items():
-            torch.testing.assert_close(after[name], value)
+            torch.testing.assert_close(after[name], value, **near)
         for name, parameter in own.network.named_parameters():
-            torch.testing.assert_close(stacked.network.get_parameter(name).grad[g], parameter.grad)
+            torch.testing.assert_close(stacked.network.get_parameter(name).grad[g], parameter.grad, **near)
 
 
 def test_models_are_left_alone_and_come_back_as_they_were() -> None:
