@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Container, Sequence
+from collections.abc import Container, Iterator, Sequence
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
@@ -96,13 +97,25 @@ def agrees(stacked: StackedNetwork) -> bool:
     """Whether the stack says what its models say of a few images: a forward pass may do things that cannot be seen."""
     first = stacked.models[0]
     images = torch.rand(_PROBE, *first.input_shape, generator=torch.Generator().manual_seed(0)).to(first.device)
-    expected = torch.stack([model.module(images) for model in stacked.models])
-    try:
-        found = stacked(images)
-    except Exception:  # networks of any kind come here
-        return False
+    with _without_tf32():
+        expected = torch.stack([model.module(images) for model in stacked.models])
+        try:
+            found = stacked(images)
+        except Exception:  # networks of any kind come here
+            return False
     scale = expected.abs().max().clamp(min=1e-6)
     return bool((found - expected).abs().max() <= _TOLERANCE * scale)
+
+
+@contextmanager
+def _without_tf32() -> Iterator[None]:
+    """Over many layers, its rounding alone would pass for another function."""
+    before = torch.backends.cudnn.allow_tf32
+    torch.backends.cudnn.allow_tf32 = False
+    try:
+        yield
+    finally:
+        torch.backends.cudnn.allow_tf32 = before
 
 
 class StackedConv2d(nn.Conv2d):

@@ -197,3 +197,12 @@ def test_hidden_deeds_of_a_forward_pass_are_found_out() -> None:
     centred = models(2, make=lambda seed: OverTheBatch(*network(seed)).eval())
     assert why_not(centred) == "" and not agrees(StackedNetwork(centred))
     assert agrees(StackedNetwork(models(2)))
+
+
+def test_agreement_is_looked_at_without_tf32_which_is_then_as_before(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", True)
+    stacked, seen = StackedNetwork(models()), list[bool]()
+    stacked.register_forward_pre_hook(lambda *call: seen.append(torch.backends.cudnn.allow_tf32))
+    assert agrees(stacked) and seen == [False] and torch.backends.cudnn.allow_tf32
+    monkeypatch.setattr(StackedNetwork, "forward", lambda *call: 1 / 0)
+    assert not agrees(stacked) and torch.backends.cudnn.allow_tf32
