@@ -58,7 +58,7 @@ cuda-check: env ## compile the CUDA sources for sm_80 and sm_90 and look for spi
 	$(PYTHON) tools/cuda_check.py
 
 bench: env ## the speed ladders on this CPU; writes docs/benchmarks.md
-	$(PYTHON) -m bench.ladders --device cpu --threads 1 2 --minutes 13 --out bench/results/ladders-cpu.json
+	$(PYTHON) -m bench.ladders --device cpu --threads 1 2 --minutes 14 --out bench/results/ladders-cpu.json
 	$(PYTHON) -m bench.ladders.report bench/results/ladders-*.json --precision $(wildcard bench/results/precision-*.json)
 
 bench-gpu: env ## the same ladders on a CUDA device

@@ -51,18 +51,20 @@ mkdir -p "$results"
   "$nvcc" --version | tail -n 2
 } >"$report"
 
-step 150 "build" "$python" setup.py build_ext --inplace
-step 120 "tests" "$python" -m pytest tests/ops tests/cuda tests/scoring -q -p no:cacheprovider \
+step 120 "build" "$python" setup.py build_ext --inplace
+step 90 "tests" "$python" -m pytest tests/ops tests/cuda tests/scoring -q -p no:cacheprovider \
   -k 'cuda and not emulated and not cuda_check'
+step 50 "training tests" "$python" -m pytest tests/training tests/model tests/scan/test_stacks.py -q \
+  -p no:cacheprovider -k cuda
 if [ -x "$sanitizer" ]; then
   for tool in memcheck racecheck; do
-    step 60 "$tool" "$sanitizer" --tool "$tool" --kernel-regex kns=bdprune --error-exitcode 3 "$python" -m bench.gpu_ops
+    step 50 "$tool" "$sanitizer" --tool "$tool" --kernel-regex kns=bdprune --error-exitcode 3 "$python" -m bench.gpu_ops
   done
 else
   failures=$((failures + 1))
   echo "compute-sanitizer: FAILED, it is not part of this toolkit" | tee -a "$report"
 fi
-step 150 "bench-gpu" make --old-file=env bench-gpu PYTHON="$python" GPU_MINUTES=2
+step 180 "bench-gpu" make --old-file=env bench-gpu PYTHON="$python" GPU_MINUTES=2.2
 
 echo "$failures steps failed, $SECONDS s in all" | tee -a "$report"
 [ "$failures" -eq 0 ]

@@ -123,7 +123,7 @@ def _paths() -> Iterator[Check]:
         yield Check("path", "note", f"no stack has been tried yet; trials are kept in {cache_file()}")
     for choice in choices:
         stack, loop = choice.stack_seconds or 0, choice.loop_seconds or 0
-        found = f"{choice.shape} on {choice.device}: stack {1000 * stack:.1f} ms, loop {1000 * loop:.1f} ms a step"
+        found = f"{choice.shape} on {choice.device}: stack {1000 * stack:.1f} ms, loop {1000 * loop:.1f} ms"
         yield Check("path", "ok", f"{choice.path}: {found}")
 
 

@@ -54,6 +54,28 @@ def data_options(function: Function) -> Function:
     return _apply(function, options)
 
 
+def stack_options(function: Function) -> Function:
+    """How many models are scanned at once: ``stack`` and ``stack_memory``."""
+    options = [
+        click.option(
+            "--stack",
+            metavar="auto|N",
+            default="auto",
+            show_default=True,
+            callback=_stack,
+            help="Scan up to N models of one architecture in the same steps; 1 takes one after another, auto what a "
+            "short trial finds faster. Not with --timeout, which takes a process for every model.",
+        ),
+        click.option(
+            "--stack-memory",
+            metavar="SIZE",
+            callback=_bytes,
+            help="What stacks may take, as in 2GiB; larger ones are split.  [default: half of what is free]",
+        ),
+    ]
+    return _apply(function, options)
+
+
 def progress_options(function: Function) -> Function:
     """How much is said: ``quiet`` and ``no_progress``."""
     options = [
@@ -104,3 +126,20 @@ def _data(context: click.Context, parameter: click.Parameter, value: str | None)
             "Give a folder or file of clean images, or none.",
         )
     return Path(value)
+
+
+def _stack(context: click.Context, parameter: click.Parameter, value: str) -> int | str:
+    if value != "auto" and not re.fullmatch(r"[1-9]\d{0,5}", value):
+        raise OptionError(f"{value[:80]!r} is no size of a stack.", "Give auto, or a number of models.")
+    return value if value == "auto" else int(value)
+
+
+def _bytes(context: click.Context, parameter: click.Parameter, value: str | None) -> int | None:
+    if value is None:
+        return None
+    parts = re.fullmatch(r"(\d{1,15}(?:\.\d{1,9})?) ?([KMGT]i?B|B)?", value)
+    if parts is None:
+        raise OptionError(f"{value[:80]!r} is no size in memory.", "Give a number and a unit, as in 2GiB or 500MB.")
+    unit = parts[2] or "B"
+    base = 1024 if "i" in unit else 1000
+    return int(float(parts[1]) * base ** "BKMGT".index(unit[0]))

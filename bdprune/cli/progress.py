@@ -58,13 +58,13 @@ class Progress:
 
             self._live.update(self._task, description=f"{escape(self._name)}: {escape(plain(stage))}")
 
-    def finished(self, verdict: str) -> None:
-        """One more model is done."""
+    def finished(self, verdict: str, name: str) -> None:
+        """One more model is done, not always the one that was announced last: stacks read ahead."""
         self._done += 1
         if self._live is not None and self._task is not None:
             self._live.update(self._task, completed=self._done)
         elif self._shown and self._total > 1:
-            print(f"[{self._done}/{self._total}] {verdict}  {self._name}", file=sys.stderr, flush=True)
+            print(f"[{self._done}/{self._total}] {verdict}  {plain(name)}", file=sys.stderr, flush=True)
 
     @contextmanager
     def paused(self) -> Iterator[None]:

@@ -16,6 +16,7 @@ from bdprune.cli.options import (
     known_model_options,
     model_options,
     progress_options,
+    stack_options,
 )
 from bdprune.cli.progress import Progress
 from bdprune.errors import UnsupportedError
@@ -31,6 +32,7 @@ KINDS = ("text", "json", "jsonl", "html")
 @model_options
 @click.option("--detectors", metavar="NAME,NAME", help="Which detectors run.  [default: all]")
 @click.option("--timeout", type=float, metavar="SECONDS", help="Give up on a model after so long.  [default: never]")
+@stack_options
 @click.option(
     "--fail-on",
     type=click.Choice(["suspicious", "backdoored", "never"]),
@@ -48,6 +50,8 @@ def scan(
     per_class: int,
     detectors: str | None,
     timeout: float | None,
+    stack: int | str,
+    stack_memory: int | None,
     fail_on: exit_codes.FailOn,
     exit_zero: bool,
     formats: tuple[str, ...],
@@ -73,14 +77,16 @@ def scan(
         raise UnsupportedError(f"No checkpoint in {', '.join(paths)}.", f"Looked for {' '.join(SUFFIXES)}.")
     results: list[Result] = []
     with Progress(len(models), shown=not (quiet or no_progress)) as progress:
-        stream = _scan_many(models, data, detectors, per_class, timeout, progress, known_model_options(options))
+        stack = 1 if stack == "auto" and len(models) == 1 else stack  # one model needs no trial
+        settings = {"per_class": per_class, "timeout": timeout, "stack": stack, "stack_memory": stack_memory}
+        stream = _scan_many(models, data, detectors, progress, **settings, **known_model_options(options))
         while True:
             with redirect_stdout(sys.stderr):  # an --arch of the user's own may print
                 result = next(stream, None)
             if result is None:
                 break
             results.append(result)
-            progress.finished(result.verdict)
+            progress.finished(result.verdict, result.name)
             if outputs.Output("jsonl") in wanted:
                 with progress.paused():
                     outputs.emit(outputs.render("jsonl", [result], as_array=False, colour=False))
@@ -93,10 +99,8 @@ def _scan_many(
     models: list[Path],
     data: Path | None,
     detectors: str | None,
-    per_class: int,
-    timeout: float | None,
     progress: Progress,
-    options: dict[str, Any],
+    **settings: Any,
 ) -> Any:
     progress.stage("starting")
     from bdprune.scan.engine import scan_many
@@ -105,8 +109,6 @@ def _scan_many(
         progress.through(models),
         data,
         detectors=list(dict.fromkeys(map(str.strip, detectors.split(",")))) if detectors else None,
-        per_class=per_class,
-        timeout=timeout,
         progress=progress.stage,
-        **options,
+        **settings,
     )

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from bdprune.data.clean import CleanData
+from bdprune.errors import BdpruneError
 from bdprune.model.handle import Model
 
 
@@ -44,3 +46,21 @@ class Detector(Protocol):
     def needs_data(self) -> bool: ...
 
     def __call__(self, model: Model, data: CleanData | None) -> Evidence: ...
+
+
+@runtime_checkable
+class StackDetector(Detector, Protocol):
+    """A detector that may also be given many models at once. It must see in each what it sees in that model alone.
+
+    ``batch_size`` is the images of each model in a step of training, by which a scan reckons how many models fit into
+    memory and tries whether they are faster together; 0 for a detector that does not train.
+    """
+
+    @property
+    def batch_size(self) -> int: ...
+
+    def together(self, models: Sequence[Model], data: CleanData | None) -> Sequence[Evidence | BdpruneError]:
+        """For each of the models, of one architecture and on one device, its evidence, or the error that it alone
+        would have raised. An exception that is raised sends every model through the detector by itself.
+        """
+        ...

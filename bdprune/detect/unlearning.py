@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from bdprune.data.clean import CleanData
 from bdprune.detect.base import Evidence
-from bdprune.errors import DataError
+from bdprune.errors import DataError, TrainingError
 from bdprune.model.handle import Model
+from bdprune.training.together import unlearn_together
 from bdprune.training.trajectory import flip_shares, last_epoch, lead, top_label
 from bdprune.training.unlearn import Unlearned, UnlearnSettings, unlearn
 
@@ -54,13 +56,34 @@ class UnlearningDetector:
         Raises:
             DataError: no data, or too few.
         """
+        data = self._enough(data)
+        start = time.perf_counter()
+        unlearned = unlearn(model, data, self.unlearning, self.seed)
+        return self.read(unlearned, time.perf_counter() - start)
+
+    @property
+    def batch_size(self) -> int:
+        """Images of each model in a step."""
+        return self.unlearning.batch_size
+
+    def together(self, models: Sequence[Model], data: CleanData | None) -> list[Evidence | TrainingError]:
+        """Unlearns copies of all models in the same steps.
+
+        Raises:
+            DataError: no data, or too few.
+        """
+        data = self._enough(data)
+        start = time.perf_counter()
+        outcomes = unlearn_together(models, data, self.unlearning, self.seed)
+        share = (time.perf_counter() - start) / len(models)
+        return [one if isinstance(one, TrainingError) else self.read(one, share) for one in outcomes]
+
+    def _enough(self, data: CleanData | None) -> CleanData:
         if data is None:
             raise DataError("The unlearning detector needs clean images.", "Pass some with --data.")
         if len(data) < self.min_images:
             raise DataError(f"{len(data)} clean images are too few to unlearn on.", f"Give {self.min_images} or more.")
-        start = time.perf_counter()
-        unlearned = unlearn(model, data, self.unlearning, self.seed)
-        return self.read(unlearned, time.perf_counter() - start)
+        return data
 
     def read(self, unlearned: Unlearned, seconds: float = 0.0) -> Evidence:
         """The evidence in an unlearning that has been done already."""

@@ -9,7 +9,7 @@ on, concatenation and channel slices rearrange them, and everything else ends th
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator, Mapping, MutableMapping, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, MutableMapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, TypeAlias
@@ -59,6 +59,25 @@ class FilterGroup:
     def norm(self) -> NormSlice | None:
         """The one norm whose scale can carry the filters' mask: exactly one consumer, and nothing but it."""
         return self.norms[0] if len(self.norms) == 1 and self.exclusive else None
+
+
+_OURS = "bdprune.model.architectures."
+_traced: dict[Hashable, tuple[FilterGroup, ...]] = {}
+
+
+def groups_of(network: nn.Module, input_shape: tuple[int, int, int]) -> tuple[FilterGroup, ...]:
+    """:func:`trace_groups`, once a process for every shape of our own architectures: a folder of models has few.
+
+    What the forward pass of one of them does is a matter of its layers and their shapes alone.
+    """
+    if not type(network).__module__.startswith(_OURS):
+        return trace_groups(network, input_shape)
+    layers = tuple((path, type(layer)) for path, layer in network.named_modules())
+    shapes = tuple((name, value.shape) for name, value in network.state_dict().items())
+    key = layers, shapes, input_shape
+    if key not in _traced:
+        _traced[key] = trace_groups(network, input_shape)
+    return _traced[key]
 
 
 def trace_groups(network: nn.Module, input_shape: tuple[int, int, int]) -> tuple[FilterGroup, ...]:

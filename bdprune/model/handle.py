@@ -92,9 +92,9 @@ class Model:
     @cached_property
     def groups(self) -> tuple[FilterGroup, ...]:
         """Every conv with the norm that consumes its output, found by tracing one forward pass."""
-        from bdprune.model.groups import trace_groups
+        from bdprune.model.groups import groups_of
 
-        return trace_groups(self.network, self.input_shape)
+        return groups_of(self.network, self.input_shape)
 
     def clone(self) -> Model:
         """A model with parameters and buffers of its own."""

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Container, Iterator, Sequence
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
@@ -25,12 +26,14 @@ class StackedNetwork(nn.Module):
 
     Args:
         models: of one architecture, on one device, in eval mode; they stay as they are.
+        own: paths of the layers that have G sets of parameters; None for all layers. The others are the first model's,
+            on the images of all at once, which in eval mode is the same where the models differ in ``own`` alone.
 
     Raises:
         ValueError: :func:`why_not` has an objection.
     """
 
-    def __init__(self, models: Sequence[Model]) -> None:
+    def __init__(self, models: Sequence[Model], own: Container[str] | None = None) -> None:
         super().__init__()
         objection = why_not(models)
         if objection:
@@ -40,7 +43,7 @@ class StackedNetwork(nn.Module):
         self._normalizations = [Normalized(nn.Identity(), model.normalization).to(model.device) for model in models]
         for path, child in list(self.network.named_modules()):
             kind = _KINDS.get(type(child))
-            if kind is not None:
+            if kind is not None and (own is None or path in own):
                 _stack_up(child, kind, [model.network.get_submodule(path) for model in models])
 
     def forward(self, images: Tensor) -> Tensor:
@@ -94,13 +97,25 @@ def agrees(stacked: StackedNetwork) -> bool:
     """Whether the stack says what its models say of a few images: a forward pass may do things that cannot be seen."""
     first = stacked.models[0]
     images = torch.rand(_PROBE, *first.input_shape, generator=torch.Generator().manual_seed(0)).to(first.device)
-    expected = torch.stack([model.module(images) for model in stacked.models])
-    try:
-        found = stacked(images)
-    except Exception:  # networks of any kind come here
-        return False
+    with _without_tf32():
+        expected = torch.stack([model.module(images) for model in stacked.models])
+        try:
+            found = stacked(images)
+        except Exception:  # networks of any kind come here
+            return False
     scale = expected.abs().max().clamp(min=1e-6)
     return bool((found - expected).abs().max() <= _TOLERANCE * scale)
+
+
+@contextmanager
+def _without_tf32() -> Iterator[None]:
+    """Over many layers, its rounding alone would pass for another function."""
+    before = torch.backends.cudnn.allow_tf32
+    torch.backends.cudnn.allow_tf32 = False
+    try:
+        yield
+    finally:
+        torch.backends.cudnn.allow_tf32 = before
 
 
 class StackedConv2d(nn.Conv2d):

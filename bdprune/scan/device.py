@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import torch
 
 from bdprune.errors import OptionError
@@ -24,3 +26,14 @@ def parse_device(text: str) -> torch.device:
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
         raise OptionError(f"There is no device {text!r} here.", "Use --device cpu, or see `bdprune doctor`.")
     return device
+
+
+def free_memory(device: torch.device) -> int:
+    """Bytes that can be had on ``device`` now, as far as the system tells; a gibibyte where it does not."""
+    if device.type == "cuda":
+        return int(torch.cuda.mem_get_info(device)[0])
+    try:
+        lines = Path("/proc/meminfo").read_text().splitlines()
+        return next(int(line.split()[1]) << 10 for line in lines if line.startswith("MemAvailable:"))
+    except (OSError, StopIteration, ValueError, IndexError):
+        return 1 << 30

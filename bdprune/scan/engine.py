@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 
@@ -33,6 +34,9 @@ from bdprune.scan.intake import DataShelf, DataSource, ModelOptions, ModelSource
 from bdprune.scan.judge import judge
 from bdprune.scan.result import Finding, Result
 
+if TYPE_CHECKING:
+    from bdprune.scan.stacks import StackOptions
+
 Progress = Callable[[str], None]
 """Told what happens next to the model at hand: ``loading``, ``checking the clean data``, or a detector's id."""
 
@@ -40,6 +44,8 @@ LONGEST_TIMEOUT = 1_000_000
 """Seconds; much more does not fit into what the system waits with."""
 
 log = logging.getLogger(__name__)
+
+_Done = TypeVar("_Done")
 
 
 def scan(
@@ -88,6 +94,8 @@ def scan_many(
     detectors: Sequence[str | Detector] | None = None,
     per_class: int | None = None,
     timeout: float | None = None,
+    stack: int | str = "auto",
+    stack_memory: int | None = None,
     progress: Progress | None = None,
     **options: Any,
 ) -> Iterator[Result]:
@@ -95,25 +103,44 @@ def scan_many(
 
     The clean data is read once. Arguments and errors are those of ``scan``; ``timeout`` counts for each model. An
     unexpected exception also becomes a verdict ``error``.
+
+    Args:
+        stack: how many models of one architecture are scanned in the same steps at most (:mod:`bdprune.scan.stacks`);
+            1 takes one after another, ``auto`` fills stacks where a short trial finds that faster. With ``timeout``
+            every model has a process of its own, and there are no stacks.
+        stack_memory: bytes that stacks may take; None takes half of what is free on the device.
     """
+    from bdprune.scan.stacks import StackOptions
+
     job = _job(data, detectors, per_class, options)
-    return _results(paths, job, timeout, progress or silent)
+    stacking = StackOptions(stack, stack_memory)
+    if timeout is not None and stacking.size not in ("auto", 1):
+        raise OptionError(
+            "A time limit takes a process for every model, and models in a stack share one.",
+            "Leave out --timeout or --stack.",
+        )
+    return _results(paths, job, timeout, stacking, progress or silent)
 
 
-def _results(paths: Iterable[ModelSource], job: Job, timeout: float | None, progress: Progress) -> Iterator[Result]:
+def _results(
+    paths: Iterable[ModelSource], job: Job, timeout: float | None, stacking: StackOptions, progress: Progress
+) -> Iterator[Result]:
+    if timeout is None:
+        from bdprune.scan.stacks import StackedScan
+
+        yield from StackedScan(job, stacking, progress).results(paths)
+        return
     with ExitStack() as stack:
         run = _runner(job, timeout, stack)
         for path in paths:
-            yield _survive(run, path, job, progress)
+            yield survive(partial(run, path, progress), path, job)
 
 
-def _survive(
-    run: Callable[[ModelSource, Progress], Result], source: ModelSource, job: Job, progress: Progress
-) -> Result:
+def survive(run: Callable[[], _Done], source: ModelSource, job: Job) -> _Done | Result:
     """What ``run`` makes of one model; a bug that it hits is the result of this model, not the end of the others."""
     clock = Clock()
     try:
-        return run(source, progress)
+        return run()
     except OptionError:
         raise
     except Exception as error:
@@ -175,35 +202,76 @@ def _runner(job: Job, timeout: float | None, stack: ExitStack) -> Callable[[Mode
     return worker.scan
 
 
+@dataclass(frozen=True)
+class Candidate:
+    """A model that was taken in, and how it does on the clean data.
+
+    Attributes:
+        data: the clean images; None for a run without.
+        sanity: how the model does on them; None without any.
+        started: when it was taken in.
+        seconds: wall time that took.
+    """
+
+    model: Model
+    data: CleanData | None
+    sanity: Sanity | None
+    started: str
+    seconds: float
+
+    @property
+    def usable(self) -> CleanData | None:
+        """The clean images, if the model does its clean job on them."""
+        return self.data if self.sanity is not None and self.sanity.ok else None
+
+
 def scan_one(source: ModelSource, job: Job, progress: Progress) -> Result:
     """Scans one model in this process."""
+    candidate = take_in(source, job, progress)
+    return candidate if isinstance(candidate, Result) else examine(candidate, job, progress)
+
+
+def take_in(source: ModelSource, job: Job, progress: Progress) -> Candidate | Result:
+    """The model and the clean data, checked against each other; a result where they cannot be had."""
     clock = Clock()
     model: Model | None = None
     try:
         progress("loading")
         model = take_model(source, job.options)
         data = job.shelf.fit_for(model)
-        return _examine(model, data, job, progress, clock)
+        sanity: Sanity | None = None
+        if data is not None:
+            progress("checking the clean data")
+            sanity = check_sanity(model, data)
+        return Candidate(model, data, sanity, clock.started, clock.seconds)
     except OptionError:
         raise
     except BdpruneError as error:
         return failure(source, error, job, clock, model)
 
 
-def _examine(model: Model, data: CleanData | None, job: Job, progress: Progress, clock: Clock) -> Result:
-    sanity: Sanity | None = None
-    if data is not None:
-        progress("checking the clean data")
-        sanity = check_sanity(model, data)
-    usable = data if sanity is not None and sanity.ok else None
-    chosen = registry.detectors(job.detectors, job.options.seed)
-    left_out = [detector.id for detector in chosen if detector.needs_data and usable is None]
+def detectors_for(candidate: Candidate, job: Job) -> list[Detector]:
+    """The detectors that run on this model: without usable clean data only those that need none."""
+    return [one for one in _chosen(job) if candidate.usable is not None or not one.needs_data]
+
+
+def examine(candidate: Candidate, job: Job, progress: Progress, known: Mapping[int, Evidence] | None = None) -> Result:
+    """Runs the detectors and judges.
+
+    Args:
+        known: evidence that there is already, by the detector's place in :func:`detectors_for`.
+    """
+    clock, known = Clock(), known or {}
+    running = detectors_for(candidate, job)
+    left_out = [one.id for one in _chosen(job) if candidate.usable is None and one.needs_data]
     evidence = [
-        _run(detector, model, usable, progress) for detector in chosen if usable is not None or not detector.needs_data
+        known[place] if place in known else _run(detector, candidate, progress)
+        for place, detector in enumerate(running)
     ]
-    judgement = judge(evidence, sanity)
+    judgement = judge(evidence, candidate.sanity)
+    model, data = candidate.model, candidate.data
     return Result(
-        started=clock.started,
+        started=candidate.started,
         verdict=judgement.verdict,
         risk=judgement.risk,
         target_label=judgement.target_label,
@@ -211,24 +279,32 @@ def _examine(model: Model, data: CleanData | None, job: Job, progress: Progress,
         model=model_info(model),
         detectors=tuple(map(detector_result, evidence)),
         findings=(*judgement.findings, *_unchecked(left_out)),
-        data=data_info(data, sanity) if data is not None else None,
+        data=data_info(data, candidate.sanity) if data is not None else None,
         env=env(model.device, job.options.seed),
-        seconds=clock.seconds,
+        seconds=candidate.seconds + sum(one.seconds for one in known.values()) + clock.seconds,
     )
 
 
-def _run(detector: Detector, model: Model, data: CleanData | None, progress: Progress) -> Evidence:
-    """What the detector saw; one that broke down saw nothing, and says why in its details."""
+def _chosen(job: Job) -> list[Detector]:
+    return registry.detectors(job.detectors, job.options.seed)
+
+
+def _run(detector: Detector, candidate: Candidate, progress: Progress) -> Evidence:
+    """What the detector saw; one that broke down saw nothing."""
     progress(detector.id)
-    start = time.perf_counter()
+    clock = Clock()
     try:
-        return detector(model, data)
+        return detector(candidate.model, candidate.usable)
     except OptionError:
         raise
     except BdpruneError as error:
-        nothing = float("nan")
-        seconds = time.perf_counter() - start
-        return Evidence(detector.id, nothing, nothing, False, seconds=seconds, details={"error": str(error)})
+        return nothing_seen(detector, error, clock.seconds)
+
+
+def nothing_seen(detector: Detector, error: BdpruneError, seconds: float) -> Evidence:
+    """The evidence of a detector that broke down: it says why in its details."""
+    nothing = float("nan")
+    return Evidence(detector.id, nothing, nothing, False, seconds=seconds, details={"error": str(error)})
 
 
 def _unchecked(left_out: Sequence[str]) -> tuple[Finding, ...]:

@@ -9,20 +9,23 @@ import platform
 import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional
 
 from bdprune.model.handle import Model
 from bdprune.model.stacked import StackedNetwork, agrees, why_not
+from bdprune.training.graph import WARM_UPS, Captured, Tensors, recorder_for
 from bdprune.training.precision import Plan, seconds_of
 
 Way = Literal["stack", "loop"]
 
-_ROUNDS = 3  # the first pays for what is set up once
+_FEW_MODELS, _FEW_IMAGES = 2, 16  # of the first trial on a CPU: little beside one step of an unlearning
+ROUNDS = 3  # the first pays for what is set up once
 _WORTH = 0.9  # a stack must take at most this share of the loop's time: below, the difference may be noise
 
 
@@ -50,17 +53,55 @@ class PathChoice:
 def choose(models: Sequence[Model], images: Tensor) -> PathChoice:
     """The path for ``models`` in steps on ``images`` ``[N, C, H, W]``; tried once for every shape, device and torch.
 
-    The outcome is kept in :func:`cache_file`, so that other processes need no trial.
+    On a CPU two models on a few images are tried first: a stack saves calls there, and nothing else, so where it does
+    not win on the smallest of maps the loop is taken, and no time goes into a trial of the whole.
+
+    A number of models that is no power of two goes by the next smaller one. The outcome is kept in :func:`cache_file`,
+    so that other processes need no trial.
     """
-    device, shape = _device_name(models[0]), _shape_name(models, images)
     objection = "there is one model" if len(models) == 1 else why_not(models)
     if objection:
-        return PathChoice("loop", device, shape, reason=objection)
-    key = _key(models, images)
-    known = _read()
-    if key in known:
-        return known[key]
-    choice = _tried(models, images, device, shape)
+        return PathChoice("loop", _device_name(models[0]), f"{len(models)} x {describe(models[0])}", reason=objection)
+    if models[0].device.type == "cpu":
+        small = _kept_or_tried(models[:_FEW_MODELS], images[:_FEW_IMAGES])
+        if small.path == "loop":
+            return small
+    return _kept_or_tried(models, images)
+
+
+def _kept_or_tried(models: Sequence[Model], images: Tensor) -> PathChoice:
+    some = models[: 1 << (len(models).bit_length() - 1)]
+
+    def is_sound() -> bool:
+        return agrees(StackedNetwork(models))
+
+    def trial() -> Sequence[float] | None:
+        return _tried(StackedNetwork(some), images) if is_sound() else None
+
+    return kept_or_tried(models[0], f"{len(some)} x {describe(models[0])}, batch {list(images.shape)}", trial, is_sound)
+
+
+def kept_or_tried(
+    model: Model, shape: str, trial: Callable[[], Sequence[float] | None], is_sound: Callable[[], bool]
+) -> PathChoice:
+    """The choice that is kept for ``shape`` on the device of ``model``, else that of a trial, which is then kept.
+
+    Args:
+        shape: what is tried, in words; with the shapes of the model's parameters it tells trials apart.
+        trial: least seconds of the stack and of the loop; None where the stack does not say what the models say. That
+            says nothing of other models of this shape, so it is not kept.
+        is_sound: whether the stack does, for a choice that was kept of other models.
+    """
+    device, key = _device_name(model), _key(model, shape)
+    kept = _read().get(key)
+    if kept is not None and (kept.path == "loop" or is_sound()):
+        return kept
+    seconds = trial() if kept is None else None
+    if seconds is None:
+        return PathChoice("loop", device, shape, reason="the forward pass does more than its layers do")
+    stack_seconds, loop_seconds = seconds
+    path: Way = "stack" if stack_seconds <= _WORTH * loop_seconds else "loop"
+    choice = PathChoice(path, device, shape, stack_seconds, loop_seconds)
     _write({**_read(), key: choice})
     return choice
 
@@ -76,40 +117,42 @@ def cache_file() -> Path:
     return Path(os.environ.get("BDPRUNE_CACHE") or Path(home) / "bdprune") / "paths.json"
 
 
-def _tried(models: Sequence[Model], images: Tensor, device: str, shape: str) -> PathChoice:
-    stacked = StackedNetwork(models)
-    if not agrees(stacked):
-        return PathChoice("loop", device, shape, reason="the forward pass does more than its layers do")
+def _tried(stacked: StackedNetwork, images: Tensor) -> list[float]:
+    """Least seconds of a forward and backward pass of all models: in one, and one after another."""
+    models = stacked.models
     stacked.train().arrange(channels_last=True)
     alone = [model.clone().module.train() for model in models]
     for module in alone:
         Plan().arrange(module)
     batch = images.to(models[0].device, memory_format=torch.channels_last)
 
-    def together() -> None:
-        logits = stacked(batch).flatten(0, 1)
-        functional.cross_entropy(logits, logits.detach().argmax(1)).backward()
+    recorder = recorder_for(batch.device)
+    together, *each = [Captured(partial(_pass, module), recorder) for module in (stacked, *alone)]
 
     def one_by_one() -> None:
-        for module in alone:
-            logits = module(batch)
-            functional.cross_entropy(logits, logits.detach().argmax(1)).backward()
+        for step in each:
+            step(batch)
 
-    stack_seconds, loop_seconds = _fastest(batch.device, together, one_by_one)
-    path: Way = "stack" if stack_seconds <= _WORTH * loop_seconds else "loop"
-    return PathChoice(path, device, shape, stack_seconds, loop_seconds)
+    rounds = ROUNDS + (WARM_UPS if recorder else 0)
+    return fastest(batch.device, rounds, lambda: together(batch), one_by_one)
 
 
-def _fastest(device: torch.device, *runs: Callable[[], None]) -> list[float]:
+def _pass(module: nn.Module, images: Tensor) -> Tensors:
+    """A forward and a backward pass."""
+    logits = module(images).flatten(0, -2)
+    functional.cross_entropy(logits, logits.detach().argmax(1)).backward()
+    return (logits.detach(),)
+
+
+def fastest(device: torch.device, rounds: int, *runs: Callable[[], object]) -> list[float]:
     """Least seconds of each run; they take turns, so that a busy machine hurts them alike."""
-    rounds = [[seconds_of(run, device) for run in runs] for _ in range(_ROUNDS)]
-    return [min(times) for times in zip(*rounds, strict=True)]
+    times = [[seconds_of(run, device) for run in runs] for _ in range(rounds)]
+    return [min(of_one) for of_one in zip(*times, strict=True)]
 
 
-def _key(models: Sequence[Model], images: Tensor) -> str:
-    shapes = [(name, tuple(value.shape)) for name, value in models[0].network.state_dict().items()]
-    where = (_device_name(models[0]), torch.__version__)
-    what = (where, len(models), tuple(images.shape), shapes)
+def _key(model: Model, shape: str) -> str:
+    shapes = [(name, tuple(value.shape)) for name, value in model.network.state_dict().items()]
+    what = (_device_name(model), torch.__version__, shape, shapes)
     return hashlib.sha256(repr(what).encode()).hexdigest()[:16]
 
 
@@ -119,9 +162,9 @@ def _device_name(model: Model) -> str:
     return f"{model.device.type} {platform.machine()}, {torch.get_num_threads()} threads"
 
 
-def _shape_name(models: Sequence[Model], images: Tensor) -> str:
-    parameters = sum(parameter.numel() for parameter in models[0].network.parameters())
-    return f"{len(models)} x {models[0].arch}, {parameters:,} parameters, batch {list(images.shape)}"
+def describe(model: Model) -> str:
+    """Architecture and size, in words."""
+    return f"{model.arch}, {sum(parameter.numel() for parameter in model.network.parameters()):,} parameters"
 
 
 def _read() -> dict[str, PathChoice]:

@@ -14,6 +14,7 @@ from bdprune.data.clean import CleanData
 from bdprune.errors import TrainingError
 from bdprune.model.handle import Model
 from bdprune.model.mask import MaskedNetwork
+from bdprune.training.graph import Tensors, captured
 from bdprune.training.normalization import keep_running_statistics
 from bdprune.training.precision import Plan, Precision, plan_for
 from bdprune.training.unlearn import batches
@@ -72,16 +73,21 @@ def recover(
     plan.arrange(masked)
     optimizer = torch.optim.SGD(masked.masks.values(), settings.lr, settings.momentum)
     generator = torch.Generator().manual_seed(seed)
-    losses: list[float] = []
+
+    def step(images: Tensor, labels: Tensor) -> Tensors:
+        loss = settings.loss_scale * functional.cross_entropy(plan.logits(masked, images), labels)
+        descend(masked, optimizer, loss)
+        return (loss.detach(),)
+
+    run = captured(step, unlearned.device)
+    steps: list[Tensor] = []
     for _ in range(settings.epochs):
-        # The losses are read once an epoch: on a GPU every look at one waits for the device.
-        epoch: list[Tensor] = []
         for images, labels in batches(data, settings.batch_size, settings.padding, generator, unlearned.device):
-            loss = settings.loss_scale * functional.cross_entropy(plan.logits(masked, images), labels)
-            descend(masked, optimizer, loss)
-            epoch.append(loss.detach())
-        losses += torch.stack(epoch).tolist()
-        check_finite(losses)
+            steps += run(images, labels)
+        if unlearned.device.type == "cpu":  # elsewhere a look at a loss waits for the device
+            check_finite(torch.stack(steps).tolist())
+    losses = torch.stack(steps).tolist()
+    check_finite(losses)
     masks = {name: mask.detach().cpu().clone() for name, mask in masked.masks.items()}
     return Recovered(masks, tuple(loss / settings.loss_scale for loss in losses), plan)
 

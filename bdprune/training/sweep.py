@@ -2,16 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
+from typing import TypeAlias
 
 from torch import Tensor
 
 from bdprune.data.clean import CleanData
 from bdprune.model.handle import Model
 from bdprune.model.prune import PruneMode
-from bdprune.training.evaluate import share_right
+from bdprune.training.evaluate import BATCH, share_right
+from bdprune.training.paths import ROUNDS, PathChoice, Way, describe, fastest, kept_or_tried
 from bdprune.training.pruned import CACHE_BYTES, PrunedPredictions
+from bdprune.training.pruned_stack import StackedPredictions
+
+Predictions: TypeAlias = PrunedPredictions | StackedPredictions
+
+_FEW_STEPS, _FEW_IMAGES = 5, 8  # of a trial on a CPU: little beside a sweep
 
 
 @dataclass(frozen=True)
@@ -65,6 +73,7 @@ def sweep_thresholds(
     stop_early: bool = True,
     hopeless: float = 1.0,
     cache_bytes: int = CACHE_BYTES,
+    way: Way | None = None,
 ) -> Sweep:
     """Prunes ``model`` at rising thresholds and measures what clean accuracy is left.
 
@@ -81,15 +90,18 @@ def sweep_thresholds(
             because a filter whose loss hurts alone may be no loss together with those that worked against it.
         hopeless: a point that costs more than this on one set is not measured on those that follow.
         cache_bytes: memory for what is kept; 0 keeps nothing.
+        way: ``loop`` takes one threshold after another; ``stack`` all of them at once, as masks of one network, which
+            is the same but for float32 rounding. None is the loop on a CPU and what :func:`sweep_path` finds elsewhere;
+            a sweep that may stop early is always a loop, and so is that of a network that cannot be stacked.
     """
-    steps: list[dict[str, list[int]]] = [{}]
-    step_of: list[int] = []
-    for threshold in thresholds:
-        pruned = below(masks, threshold)
-        if pruned != steps[-1]:
-            steps.append(pruned)
-        step_of.append(len(steps) - 1)
-    predictions = PrunedPredictions(model, [data.images for data in sets], steps, mode, cache_bytes)
+    steps, step_of = _steps(masks, thresholds)
+    images = [data.images for data in sets]
+    if way is None and model.device.type != "cpu" and not stop_early:
+        way = sweep_path(model, masks, images[0], thresholds, mode).path
+    predictions: Predictions | None = None
+    if way == "stack" and not stop_early:
+        predictions = _all_at_once(model, images, steps, mode)
+    predictions = predictions or PrunedPredictions(model, images, steps, mode, cache_bytes)
     before = [share_right(predictions.predict(0, index), data.labels) for index, data in enumerate(sets)]
     points: list[SweepPoint] = []
     for threshold, step in zip(thresholds, step_of, strict=True):
@@ -103,8 +115,63 @@ def sweep_thresholds(
     return Sweep(before[0], tuple(points))
 
 
+def sweep_path(
+    model: Model, masks: Mapping[str, Tensor], images: Tensor, thresholds: Sequence[float], mode: PruneMode
+) -> PathChoice:
+    """Whether a sweep of these thresholds is faster all at once; tried once for every shape, on a part of it on a CPU.
+
+    Args:
+        images: of the sweep, ``[N, C, H, W]``.
+    """
+    steps, _ = _steps(masks, thresholds)
+    if len(steps) == 1:
+        return PathChoice("loop", "", "", reason="no threshold prunes anything")
+    if model.device.type == "cpu":
+        steps, images = steps[:: -(-len(steps) // _FEW_STEPS)], images[:_FEW_IMAGES]
+    images = images[:BATCH]
+    shape = f"sweep of {len(steps)} x {describe(model)}, batch {list(images.shape)}"
+
+    def trial() -> Sequence[float] | None:
+        together = _all_at_once(model, [images], steps, mode)
+        if together is None:
+            return None
+
+        def run(predictions: Callable[[], Predictions]) -> None:
+            made = predictions()
+            for step in range(len(steps)):
+                made.predict(step, 0)
+
+        at_once = partial(run, lambda: StackedPredictions(model, [images], steps, mode))
+        one_by_one = partial(run, lambda: PrunedPredictions(model, [images], steps, mode))
+        return fastest(model.device, ROUNDS, at_once, one_by_one)
+
+    return kept_or_tried(model, shape, trial, lambda: _all_at_once(model, [images], steps, mode) is not None)
+
+
+def _steps(masks: Mapping[str, Tensor], thresholds: Sequence[float]) -> tuple[list[dict[str, list[int]]], list[int]]:
+    """Every different pruning, none at all first, and for each threshold which of them is its own."""
+    steps: list[dict[str, list[int]]] = [{}]
+    step_of: list[int] = []
+    for threshold in thresholds:
+        pruned = below(masks, threshold)
+        if pruned != steps[-1]:
+            steps.append(pruned)
+        step_of.append(len(steps) - 1)
+    return steps, step_of
+
+
+def _all_at_once(
+    model: Model, images: Sequence[Tensor], steps: Sequence[dict[str, list[int]]], mode: PruneMode
+) -> StackedPredictions | None:
+    """None for a network that cannot be stacked."""
+    try:
+        return StackedPredictions(model, images, steps, mode)
+    except ValueError:
+        return None
+
+
 def _drops(
-    predictions: PrunedPredictions, step: int, sets: Sequence[CleanData], before: Sequence[float], hopeless: float
+    predictions: Predictions, step: int, sets: Sequence[CleanData], before: Sequence[float], hopeless: float
 ) -> list[float]:
     """Fall of clean accuracy on each set, up to the first set on which it is hopeless."""
     drops: list[float] = []

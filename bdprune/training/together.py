@@ -1,7 +1,9 @@
 """Unlearning and recovery of a stack of models in the same steps, each model as if it were alone.
 
 Within an epoch nothing is read back from the device: whether a model has stopped or broken down is a number on the
-device that its next update is multiplied by, and its trajectory is kept there until the epoch is over.
+device that decides over its next update, and its trajectory is kept there until the epoch is over. So a step can be
+recorded as a CUDA graph (:mod:`bdprune.training.graph`): learning rates come in as a tensor, and all that it changes it
+changes in place.
 """
 
 from __future__ import annotations
@@ -18,6 +20,7 @@ from bdprune.errors import TrainingError
 from bdprune.model.handle import Model
 from bdprune.model.mask import MaskedNetwork
 from bdprune.model.stacked import StackedNetwork
+from bdprune.training.graph import Tensors, captured
 from bdprune.training.normalization import keep_running_statistics
 from bdprune.training.precision import Plan, Precision, plan_for
 from bdprune.training.recover import Recovered, RecoverSettings, check_finite, descend
@@ -28,7 +31,7 @@ from bdprune.training.unlearn import (
     UnlearnSettings,
     batches,
     no_finite_step,
-    step_of,
+    steps_of,
     stop_accuracy,
 )
 
@@ -76,11 +79,16 @@ def recover_together(
     optimizer = torch.optim.SGD(masked.masks.values(), settings.lr, settings.momentum)
     generator = torch.Generator().manual_seed(seed)
     steps: list[Tensor] = []
+
+    def step(images: Tensor, labels: Tensor) -> Tensors:
+        losses = settings.loss_scale * _losses(plan.logits(masked, images), labels)
+        descend(masked, optimizer, losses.sum())
+        return (losses.detach(),)
+
+    run = captured(step, unlearned[0].device)
     for _ in range(settings.epochs):
         for images, labels in batches(data, settings.batch_size, settings.padding, generator, unlearned[0].device):
-            losses = settings.loss_scale * _losses(plan.logits(masked, images), labels)
-            descend(masked, optimizer, losses.sum())
-            steps.append(losses.detach())
+            steps += run(images, labels)
     masks = {name: mask.detach().cpu().clone() for name, mask in masked.masks.items()}
     by_model = torch.stack(steps, 1).tolist()
     return [_recovered(index, masks, losses, settings, plan) for index, losses in enumerate(by_model)]
@@ -119,9 +127,14 @@ class _Ascent:
         self._floors = torch.tensor(floors, dtype=torch.float64, device=device)
         self.going = torch.ones(len(floors), dtype=torch.bool, device=device)
         self.failed = torch.zeros_like(self.going)
+        self._run = captured(self._step, device)
 
     def step(self, images: Tensor, labels: Tensor, rates: Tensor) -> _Seen:
         """One step up the loss; a model that has stopped, or whose next state would not be finite, stays as it is."""
+        losses, counts, predicted = self._run(images, labels, rates)
+        return _Seen(losses, counts, predicted, labels)
+
+    def _step(self, images: Tensor, labels: Tensor, rates: Tensor) -> Tensors:
         before = [buffer.clone() for buffer in self._buffers]
         logits = self._plan.logits(self._module, images)
         losses = _losses(logits, labels)
@@ -134,10 +147,10 @@ class _Ascent:
             _keep(self._buffers, ~counts, before)
             predicted = logits.argmax(2)
             self.failed |= self.going & ~finite
-            self.going = counts
+            self.going.copy_(counts)
             if self._settings.stop_on == "batch":
-                self.going = counts & ~((predicted == labels).float().mean(1).double() <= self._floors)
-        return _Seen(losses.detach(), counts, predicted, labels)
+                self.going &= ~((predicted == labels).float().mean(1).double() <= self._floors)
+        return losses.detach(), counts, predicted
 
     def _moved(self, gradients: Sequence[Tensor], rates: Tensor) -> tuple[list[Tensor], list[Tensor]]:
         """Parameters and momenta after a step of SGD with weight decay, each model at its own rate."""
@@ -193,13 +206,17 @@ def _ascend(
 
 
 def _read(seen: Sequence[_Seen], trajectories: list[list[UnlearnStep]], num_classes: int) -> None:
-    """Adds the steps that count to the trajectories of their models."""
-    for step in seen:
-        losses, counts = step.losses.tolist(), step.counts.tolist()
-        predicted, labels = step.predicted.cpu(), step.labels.cpu()
-        for index, trajectory in enumerate(trajectories):
-            if counts[index]:
-                trajectory.append(step_of(losses[index], predicted[index], labels, num_classes))
+    """Adds the steps that count to the trajectories of their models; a few copies from the device in all."""
+    losses, counts = (
+        torch.stack(values).tolist() for values in zip(*((s.losses, s.counts) for s in seen), strict=True)
+    )
+    sizes = [len(step.labels) for step in seen]
+    predicted = torch.cat([step.predicted for step in seen], 1).cpu().split(sizes, 1)
+    labels = torch.cat([step.labels for step in seen]).cpu().split(sizes)
+    for step, counting in zip(zip(losses, predicted, labels, strict=True), counts, strict=True):
+        for trajectory, counted, record in zip(trajectories, counting, steps_of(*step, num_classes), strict=True):
+            if counted:
+                trajectory.append(record)
 
 
 def _plan(precision: Precision, model: Model, data: CleanData) -> Plan:

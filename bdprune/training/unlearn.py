@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -203,23 +203,30 @@ def _ascent_step(
     optimizer.step()
     # Counted on the CPU: there every count is free, on a GPU each would wait for the device.
     predicted, labels = logits.detach().argmax(1).cpu(), labels.cpu()
-    return step_of(value, predicted, labels, num_classes)
+    return steps_of([value], predicted[None], labels, num_classes)[0]
 
 
-def step_of(loss: float, predicted: Tensor, labels: Tensor, num_classes: int) -> UnlearnStep:
-    """The record of a step from its predictions and labels ``[N]``, both on the CPU."""
+def steps_of(losses: Sequence[float], predicted: Tensor, labels: Tensor, num_classes: int) -> list[UnlearnStep]:
+    """The records of one step of every model.
+
+    Args:
+        losses: of each model.
+        predicted: labels ``[G, N]``, on the CPU.
+        labels: ``[N]``, on the CPU.
+    """
     right = predicted == labels
-    return UnlearnStep(
-        loss=loss,
-        accuracy=right.float().mean().item(),
-        votes=_counts(predicted, num_classes),
-        wrong_votes=_counts(predicted[~right], num_classes),
-        label_counts=_counts(labels, num_classes),
+    votes = functional.one_hot(predicted, num_classes)
+    columns = (
+        losses,
+        right.float().mean(1).tolist(),
+        votes.sum(1).tolist(),
+        votes.mul(~right.unsqueeze(2)).sum(1).tolist(),
     )
-
-
-def _counts(labels: Tensor, num_classes: int) -> tuple[int, ...]:
-    return tuple(torch.bincount(labels, minlength=num_classes).tolist())
+    label_counts = tuple(torch.bincount(labels, minlength=num_classes).tolist())
+    return [
+        UnlearnStep(loss, accuracy, tuple(all_votes), tuple(wrong_votes), label_counts)
+        for loss, accuracy, all_votes, wrong_votes in zip(*columns, strict=True)
+    ]
 
 
 class _Snapshot:
@@ -252,8 +259,11 @@ def batches(
     """One shuffled pass over ``data``, augmented: (images ``[B, C, H, W]``, labels ``[B]``) on ``device``.
 
     Batches are of nearly equal size, at most ``batch_size``: statistics of a last batch with a handful of images
-    would mean nothing, neither to a batch norm nor to a stop accuracy.
+    would mean nothing, neither to a batch norm nor to a stop accuracy. What is random is drawn on the CPU, and the
+    images go to ``device`` once: a copy of each batch would wait for the steps before it.
     """
+    images, labels = data.images.to(device, non_blocking=True), data.labels.to(device, non_blocking=True)
     order = torch.randperm(len(data), generator=generator)
     for index in order.tensor_split(-(-len(data) // batch_size)):
-        yield crop_and_flip(data.images[index], generator, padding).to(device), data.labels[index].to(device)
+        chosen = index.to(device, non_blocking=True)
+        yield crop_and_flip(images[chosen], generator, padding), labels[chosen]

@@ -22,7 +22,7 @@ from typing import Any
 
 import torch
 
-from bench.ladders import loading, machine, masked_conv, moments, record, rnp, spectral, startup, suspiciousness
+from bench.ladders import loading, machine, masked_conv, moments, record, rnp, spectral, stack, startup, suspiciousness
 from bench.ladders.floors import Ceilings, measure_ceilings
 from bench.ladders.ladder import Ladder
 from bench.ladders.plan import Plan, cpu_plan, cuda_plan, quick_plan
@@ -30,6 +30,7 @@ from bench.ladders.profile import profiles
 from bench.ladders.timing import Clock, cpu_clock, device_clock, measure, wall_clock
 
 SUBJECTS: dict[str, Callable[[Plan], list[Ladder]]] = {
+    "stack": stack.ladders,
     "spectral": spectral.ladders,
     "moments": moments.ladders,
     "masked_conv": masked_conv.ladders,

@@ -37,7 +37,8 @@ write. Each ladder goes from the author's loop over the best eager PyTorch that 
 * **Floor** is the time that the bytes or the floating point operations of the task take at best, at the rates of a copy
   and of a float32 matrix product that were measured in the same run. 100 % is the floor. Data that lies in a cache is
   read faster than it is copied, so a row may be above it. A *bound* row is work that no rung can leave out.
-* **Error** is the largest one against float64. Every rung takes and gives float32, without TF32 or half precision.
+* **Error** is the largest one against float64. Every rung takes and gives float32, without half precision, and without
+  TF32 but where the case says so.
 * **Peak** is by how much memory grew during one call: resident memory on a CPU, the allocator's on a GPU.
 * Ratios are of medians. A ratio whose quartiles overlap is noise.
 """
@@ -91,7 +92,10 @@ def targets(record: Record) -> str:
         "| what | target | threads | wanted | measured | met | at the floor |",
         "|---|---|---|---|---|---|---|",
     ]
+    device = record.get("machine", {}).get("device", "cpu")
     for target in TARGETS:
+        if target.device not in ("", device):
+            continue
         for run, ladder in ladders(record):
             figure = target.figure(ladder) if target.concerns(ladder) else None
             # What takes long runs with one number of threads only. A rung that broke down is a miss.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 Record = dict[str, Any]
@@ -27,6 +27,7 @@ class Target:
         at_least: whether more is better.
         unit: after the figure.
         against: kind or first word of the rung that ours is so many times faster than, where that is the figure.
+        device: the only kind of device that it is meant for; empty for all.
     """
 
     what: str
@@ -36,6 +37,7 @@ class Target:
     at_least: bool = True
     unit: str = "x"
     against: str = ""
+    device: str = ""
 
     def concerns(self, ladder: Record) -> bool:
         """Whether it is about this ladder."""
@@ -94,6 +96,33 @@ def _slowest_error(ladder: Record) -> float | None:
     return None if ours is None or ours["error"] is None else float(ours["error"])
 
 
+def _over_floor(ladder: Record) -> float | None:
+    ours, floor = best(ladder, "ours"), ladder["floor_seconds"]
+    return float(ours["seconds"] / floor) if ours and floor else None
+
+
+def _over_torch(ladder: Record) -> float | None:
+    """How many times faster than the best that PyTorch has, written by hand or compiled."""
+    others = [row for kind in ("author", "eager", "compile") if (row := best(ladder, kind))]
+    return ratio(min(others, key=lambda row: float(row["seconds"]), default=None), best(ladder, "ours"))
+
+
+def _models_a_second(ladder: Record) -> float | None:
+    ours = best(ladder, "ours")
+    return int(ladder["case"].split(" x ")[0]) / ours["seconds"] if ours else None
+
+
+def _over_loop(ladder: Record) -> float | None:
+    stack, loop = (_seconds(name)(ladder) for name in ("bdprune.stack(models).unlearn", "ours, one after another"))
+    return loop / stack if stack and loop else None
+
+
+def _stack_conv(width: int, limit: float) -> Target:
+    words = (*_STACK, "masked convolution", f"width {width}")
+    return Target("faster than the best of PyTorch", words, _over_torch, limit, device="cuda")
+
+
+_STACK = ("Stack of models",)
 _SPECTRAL, _MOMENTS, _CONV = ("Spectral norms",), ("Channel moments",), ("Masked convolution",)
 
 TARGETS = (
@@ -101,6 +130,7 @@ TARGETS = (
     _faster(_SPECTRAL, "author", "faster than the author's loop", 50),
     Target("time over one reading of the weights", _SPECTRAL, _over_bound, 4, at_least=False),
     _faster((*_MOMENTS, "layers of"), "eager", "faster than the best eager rung", 1.5),
+    Target("time over the floor", (*_MOMENTS, "layers of"), _over_floor, 2, at_least=False, device="cuda"),
     Target("error at a mean of 30 sigma", (*_MOMENTS, "mean = 30"), _slowest_error, 1e-5, at_least=False, unit=""),
     Target("time over the unmasked convolution", _CONV, _over_bound, 1.05, at_least=False),
     _faster(_CONV, "author", "faster than masking weights under autograd", 1.3),
@@ -108,6 +138,13 @@ TARGETS = (
     _faster(("RNP", ": recovery"), "author", "faster than the published loop", 3),
     _faster(("RNP", ": sweep"), "author", "faster than a plain sweep", 3),
     *(_faster(("Suspiciousness score",), name, f"faster than {name}", 3) for name in ("ANP", "NAD", "AWM", "CLP")),
+    Target("time over the read floor", (*_STACK, "spectral norms"), _over_floor, 3, at_least=False, device="cuda"),
+    replace(_faster((*_STACK, "spectral norms"), "svdvals", "faster than svdvals", 100), device="cuda"),
+    *(_stack_conv(width, limit) for width, limit in ((16, 2), (32, 2), (64, 1))),
+    Target("speed over the loop", (*_STACK, "unlearning"), _over_loop, 0.95),
+    Target("models scored", (*_STACK, "data-free scores"), _models_a_second, 200, unit="a second", device="cuda"),
+    Target("one model", (*_STACK, "RNP"), _seconds("bdprune.stack of one model"), 1, False, "s", device="cuda"),
+    Target("a model of the stack", (*_STACK, "RNP"), _seconds("bdprune.stack(models)"), 0.3, False, "s", device="cuda"),
     Target("file to data-free scores", ("File to",), _seconds("bdprune.load + channel_lipschitz"), 0.5, False, "s"),
     Target("import for --help", ("Start of",), _seconds("bdprune --help"), 0.25, False, "s"),
 )

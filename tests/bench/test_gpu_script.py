@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -28,6 +29,14 @@ def test_without_a_gpu_it_says_so_and_leaves_no_report(tmp_path: Path) -> None:
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env=env)
     assert done.returncode == 2 and "CUDA build of torch" in done.stderr
     assert not (ROOT / "bench/results/gpu.txt").exists()
+
+
+def test_it_stops_within_nine_minutes_and_runs_what_trains_on_the_gpu() -> None:
+    script = Path(ROOT / "bench/gpu.sh").read_text()
+    limits = [int(found) for found in re.findall(r"^ *step (\d+) ", script, re.MULTILINE)]
+    sanitizers = 2
+    assert len(limits) == 5 and sum(limits) + limits[3] * (sanitizers - 1) <= 540
+    assert "tests/training tests/model" in script
 
 
 def test_every_op_with_a_kernel_is_looked_at() -> None:

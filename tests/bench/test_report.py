@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
@@ -159,10 +160,25 @@ def test_a_whole_rnp_needs_all_three_phases() -> None:
 
 def test_every_target_concerns_a_ladder_that_is_measured(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("bench.ladders.ladder.can_compile", lambda device: False)
-    plan = quick_plan(torch.device("cpu"))
+    plan = replace(quick_plan(torch.device("cpu")), stack=((2, 16, 4), (2, 32, 4), (2, 64, 4)))
     made = [{"name": one.name, "case": one.case} for make in SUBJECTS.values() for one in make(plan)]
     for target in TARGETS:
         assert any(target.concerns(one) for one in made), target
+
+
+def test_targets_of_a_gpu_are_held_against_a_gpu_alone() -> None:
+    rows = [row("loop", "author", 9.0), row("vmap", "eager", 3.0), row("fast", "compile", 2.0), row("o", "ours", 1.5)]
+    conv = ladder("Stack of models, masked convolution", "64 x [128, 16, 32, 32], of ResNet-18 width 16", *rows)
+    found = measured(conv)
+    assert lines_of(found) == []
+    (line,) = lines_of(found | {"machine": {"device": "cuda"}})
+    assert "| at least 2 x | 1.33 | **no** |" in line
+    scores = ladder("Stack of models, data-free scores", "64 x ResNet-18 width 64", row("o", "ours", 0.25))
+    (line,) = lines_of(measured(scores) | {"machine": {"device": "cuda"}})
+    assert "| at least 200 a second | 256 | yes |" in line
+    norms = ladder("Stack of models, spectral norms", "64 x", row("svdvals", "eager", 150.0), row("o", "ours", 2.0))
+    floor, svd = lines_of(measured(norms) | {"machine": {"device": "cuda"}})
+    assert "| at most 3 x | 2 | yes |" in floor and "| at least 100 x | 75 | **no** |" in svd
 
 
 def test_the_profile_is_shown_where_there_is_one() -> None:

@@ -17,6 +17,7 @@ from bench.ladders.networks import conv_flops, resnet18
 from bench.ladders.plan import quick_plan
 from bench.ladders.rnp import PRUNED, THRESHOLDS, published_masks
 from bench.ladders.spectral import resnet18_shapes, vgg19_shapes
+from bench.ladders.stack import with_tf32
 
 LOOSE = 2e-2
 """Some eager rungs lose digits on purpose of being listed: raw float32 sums where the mean is large."""
@@ -24,8 +25,9 @@ TIGHT = {"Spectral norms": 1e-5, "Masked convolution": 1e-4, "File to data-free 
 
 
 @pytest.fixture(autouse=True)
-def nothing_compiled(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Compiling takes longer than all other rungs together."""
+def nothing_compiled(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Compiling takes longer than all other rungs together. Trials of stacks are kept where no user's cache is."""
+    monkeypatch.setenv("BDPRUNE_CACHE", str(tmp_path))
     monkeypatch.setattr(ladder_module, "can_compile", lambda device: False)
 
 
@@ -42,6 +44,14 @@ def test_every_rung_agrees(subject: str, device: str) -> None:
             if rung.exact:
                 limit = TIGHT.get(ladder.name, LOOSE)
                 assert ladder.error(output) < limit, f"{ladder.name}, {ladder.case}: {rung.name}"
+
+
+def test_tf32_is_allowed_while_a_rung_runs_and_not_after(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
+    rung = Rung("asks", "ours", lambda: torch.backends.cudnn.allow_tf32)
+    found = with_tf32(Ladder("name", "case", (rung,)))
+    assert found.case == "case, TF32 on every rung" and found.rungs[0].call() is True
+    assert torch.backends.cudnn.allow_tf32 is False and rung.call() is False
 
 
 def test_at_least_three_eager_rungs_for_what_is_computed_in_pytorch() -> None:

@@ -79,7 +79,7 @@ def test_paths_of_stacks_are_shown(run: Run, tmp_path: Path, monkeypatch: pytest
     (tmp_path / "paths.json").write_text(json.dumps({"key": {**kept, "reason": ""}}))
     done = run("doctor", "--paths")
     assert done.exit_code == 0
-    assert "loop: 3 x small on cpu: stack 500.0 ms, loop 250.0 ms a step" in done.stdout
+    assert "loop: 3 x small on cpu: stack 500.0 ms, loop 250.0 ms" in done.stdout
     assert "path" not in states(run("doctor", "--format", "json"))
 
 

@@ -16,6 +16,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from click.testing import Result as Ran
 
@@ -136,6 +137,32 @@ def test_ctrl_c_is_exit_130_and_leaves_nothing(start: Start, tiny: Any, tmp_path
     os.killpg(process.pid, signal.SIGINT)  # as a terminal does: to the worker too
     _check_interrupted(process)
     assert set(os.listdir(tmp_path)) <= before
+
+
+NAPPER = """
+import time
+from pathlib import Path
+from tinynet import TinyNet
+
+class Napper(TinyNet):
+    def forward(self, images):
+        if self.training and len(images) > 50:
+            Path(__file__).with_name("started").touch()
+            time.sleep(600)
+        return super().forward(images)
+"""
+
+
+def test_ctrl_c_while_a_stack_runs_is_as_quiet(start: Start, tiny: Any, tmp_path: Path) -> None:
+    (tmp_path / "napper.py").write_text(NAPPER)
+    (tmp_path / "other.pth").write_bytes(tiny.path.read_bytes())
+    clean = dict(np.load(tiny.data))
+    np.savez(tmp_path / "more.npz", **{name: np.concatenate([value, value]) for name, value in clean.items()})
+    data = ["--data", tmp_path / "more.npz", "--arch", "napper:Napper", "--input-shape", "3x8x8", "--no-progress"]
+    process = start("scan", tiny.path, tmp_path / "other.pth", *data, "--stack", "2", start_new_session=True)
+    _wait_for(tmp_path / "started", process)
+    os.killpg(process.pid, signal.SIGINT)
+    _check_interrupted(process)
 
 
 def _check_interrupted(process: subprocess.Popen[str]) -> None:

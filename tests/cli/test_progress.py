@@ -11,11 +11,11 @@ from bdprune.cli.progress import Progress
 
 def run(total: int, shown: bool) -> None:
     with Progress(total, shown) as progress:
-        for _ in progress.through([Path(f"{index}\x1b.pth") for index in range(total)]):
+        for file in progress.through([Path(f"{index}\x1b.pth") for index in range(total)]):
             progress.stage("loading [bold]")
             with progress.paused():
                 pass
-            progress.finished("clean")
+            progress.finished("clean", str(file))
 
 
 def test_log_gets_a_line_a_model(capsys: pytest.CaptureFixture[str]) -> None:

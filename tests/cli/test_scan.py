@@ -106,6 +106,36 @@ def test_json_lines_come_one_a_model(scan: Run, tiny: Any, tmp_path: Path) -> No
     assert len(target.read_text().splitlines()) == 2
 
 
+@pytest.mark.parametrize(
+    ("size", "count"), [("7", 7), ("2GiB", 2 << 30), ("1.5 MB", 1_500_000), ("3KiB", 3 << 10), ("5B", 5)]
+)
+def test_stack_and_its_memory_reach_the_scan(
+    run: Run, tiny: Any, monkeypatch: pytest.MonkeyPatch, size: str, count: int
+) -> None:
+    asked: dict[str, Any] = {}
+    monkeypatch.setattr("bdprune.scan.engine.scan_many", lambda paths, data, **rest: iter(asked.update(rest) or ()))
+    run("scan", tiny.path, "--stack", "8", "--stack-memory", size, "--exit-zero")
+    assert (asked["stack"], asked["stack_memory"]) == (8, count)
+    run("scan", tiny.path, "--exit-zero")
+    assert (asked["stack"], asked["stack_memory"]) == (1, None), "one model needs no trial"
+    run("scan", tiny.path, tiny.folder, tiny.folder / "tinynet.py", "--exit-zero")
+    assert asked["stack"] == "auto"
+
+
+def test_models_in_a_stack_are_told_by_their_own_names(
+    run: Run, tiny: Any, model_args: list[str], tmp_path: Path
+) -> None:
+    folder = tmp_path / "models"
+    folder.mkdir()
+    for name in ("a.pth", "b.pth"):
+        (folder / name).write_bytes(tiny.path.read_bytes())
+    done = run("scan", folder, *model_args, "--detectors", "lipschitz", "--stack", "2", "--format", "jsonl")
+    found = [Result.from_json(line) for line in done.stdout.splitlines()]
+    assert [Path(one.name).name for one in found] == ["a.pth", "b.pth"]
+    assert [one.detectors[0].details["stack"] for one in found] == [2, 2]
+    assert [line.rpartition("/")[2] for line in done.stderr.splitlines()] == ["a.pth", "b.pth"]
+
+
 def test_glob_and_one_file_in_a_folder_stay_arrays(scan: Run, tiny: Any) -> None:
     assert isinstance(json.loads(scan("-f", "json", path=f"{tiny.folder}/*.pth").stdout), list)
     assert isinstance(json.loads(scan("-f", "json", path=tiny.folder).stdout), list)
@@ -178,6 +208,11 @@ def test_nothing_supported_is_exit_3(scan: Run, tmp_path: Path) -> None:
         (["--timeout", "-1"], "timeout of -1 seconds"),
         (["--timeout", "nan"], "timeout of nan seconds"),
         (["--timeout", "inf"], "timeout of inf seconds"),
+        (["--stack", "0"], "'0' is no size of a stack"),
+        (["--stack", "1.5"], "'1.5' is no size of a stack"),
+        (["--stack", "2", "--timeout", "9"], "Leave out --timeout or --stack"),
+        (["--stack-memory", "much"], "'much' is no size in memory"),
+        (["--stack-memory", "0"], "cannot run in 0 bytes"),
         (["--data", "x" * 300], "no clean data at"),
         (["-f", "html=" + "x" * 300], "File name too long"),
         (["-f", "html=same", "-f", "json=same"], "same is written already"),

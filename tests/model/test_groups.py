@@ -11,8 +11,10 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from bdprune.errors import ArchitectureError
+from bdprune.model import groups as groups_module
 from bdprune.model.architectures import REGISTRY, build
-from bdprune.model.groups import FilterGroup, NormSlice, trace_groups
+from bdprune.model.architectures.resnet import ResNet18Cifar
+from bdprune.model.groups import FilterGroup, NormSlice, groups_of, trace_groups
 
 
 def traced(name: str, size: int | None = None, **settings: Any) -> dict[str, FilterGroup]:
@@ -359,3 +361,28 @@ def test_tracing_changes_nothing(fingerprint: Callable[[nn.Module], str], traini
 def test_wrong_images_are_one_error(small_network: nn.Module) -> None:
     with pytest.raises(ArchitectureError, match=r"cannot take images of shape \(3, 20, 20\)"):
         trace_groups(small_network, (3, 20, 20))
+
+
+def test_networks_of_ours_are_traced_once_for_every_shape_and_others_each(monkeypatch: pytest.MonkeyPatch) -> None:
+    traced: list[nn.Module] = []
+
+    def trace(network: nn.Module, input_shape: tuple[int, int, int]) -> tuple[FilterGroup, ...]:
+        traced.append(network)
+        return trace_groups(network, input_shape)
+
+    monkeypatch.setattr(groups_module, "trace_groups", trace)
+    monkeypatch.setattr(groups_module, "_traced", {})
+    narrow, wide = (ResNet18Cifar(10, width=width).eval() for width in (8, 10))
+    for network in (narrow, ResNet18Cifar(10, width=8).eval(), wide):
+        assert groups_of(network, (3, 32, 32)) == trace_groups(network, (3, 32, 32))
+    assert traced == [narrow, wide]
+    narrow.bn1 = nn.Identity()
+    assert groups_of(narrow, (3, 32, 32))[0].norms == ()
+
+    class Own(ResNet18Cifar):
+        pass
+
+    own = [Own(10, width=8).eval() for _ in range(2)]
+    for network in own:
+        groups_of(network, (3, 32, 32))
+    assert traced[3:] == own

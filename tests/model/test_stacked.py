@@ -43,24 +43,28 @@ def images(count: int = 5) -> Tensor:
 
 @pytest.mark.parametrize("training", [False, True], ids=["eval", "train"])
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last], ids=str)
-def test_logits_and_gradients_are_those_of_the_models(layout: torch.memory_format, training: bool) -> None:
-    alone = models()
+def test_logits_and_gradients_are_those_of_the_models(
+    layout: torch.memory_format, training: bool, device: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
+    alone = [model.with_network(model.network.to(device)) for model in models()]
+    near = {} if device == "cpu" else {"rtol": 1e-4, "atol": 1e-4}
     stacked = StackedNetwork(alone).train(training)
     stacked.arrange(layout == torch.channels_last)
-    batch = images().contiguous(memory_format=layout)
+    batch = images().to(device).contiguous(memory_format=layout)
     logits = stacked(batch)
     logits.square().sum().backward()
     for g, model in enumerate(alone):
         own = model.clone()
         module = own.module.train(training).to(memory_format=layout)
         one = module(batch)
-        torch.testing.assert_close(logits[g], one)
+        torch.testing.assert_close(logits[g], one, **near)
         one.square().sum().backward()
         after = stacked.model(g).network.state_dict()
         for name, value in own.network.state_dict().items():
-            torch.testing.assert_close(after[name], value)
+            torch.testing.assert_close(after[name], value, **near)
         for name, parameter in own.network.named_parameters():
-            torch.testing.assert_close(stacked.network.get_parameter(name).grad[g], parameter.grad)
+            torch.testing.assert_close(stacked.network.get_parameter(name).grad[g], parameter.grad, **near)
 
 
 def test_models_are_left_alone_and_come_back_as_they_were() -> None:
@@ -193,3 +197,12 @@ def test_hidden_deeds_of_a_forward_pass_are_found_out() -> None:
     centred = models(2, make=lambda seed: OverTheBatch(*network(seed)).eval())
     assert why_not(centred) == "" and not agrees(StackedNetwork(centred))
     assert agrees(StackedNetwork(models(2)))
+
+
+def test_agreement_is_looked_at_without_tf32_which_is_then_as_before(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", True)
+    stacked, seen = StackedNetwork(models()), list[bool]()
+    stacked.register_forward_pre_hook(lambda *call: seen.append(torch.backends.cudnn.allow_tf32))
+    assert agrees(stacked) and seen == [False] and torch.backends.cudnn.allow_tf32
+    monkeypatch.setattr(StackedNetwork, "forward", lambda *call: 1 / 0)
+    assert not agrees(stacked) and torch.backends.cudnn.allow_tf32

@@ -32,7 +32,13 @@ def forced(path: paths.Way) -> paths.PathChoice:
     return paths.PathChoice(path, "cpu", "forced")
 
 
-def siblings(model: Model, count: int = 3) -> list[Model]:
+@pytest.fixture(autouse=True)
+def exact(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Float32 is float32 on a GPU too."""
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
+
+
+def siblings(model: Model, count: int = 3, device: str = "cpu") -> list[Model]:
     """The model and others of its architecture, each a little off in its own way."""
     found = [model]
     for seed in range(1, count):
@@ -42,7 +48,7 @@ def siblings(model: Model, count: int = 3) -> list[Model]:
             for parameter in other.parameters():
                 parameter.add_(torch.randn(parameter.shape, generator=generator) * 0.05)
         found.append(model.with_network(other))
-    return found
+    return [one.with_network(one.clone().network.to(device)) for one in found]
 
 
 def assert_same_unlearning(mine: Unlearned | TrainingError, alone: Unlearned) -> None:
@@ -72,9 +78,9 @@ SETTINGS: dict[str, dict[str, Any]] = {
 
 
 @pytest.mark.parametrize("name", SETTINGS)
-def test_unlearning_together_is_unlearning_one_after_another(bright: Any, name: str) -> None:
+def test_unlearning_together_is_unlearning_one_after_another(bright: Any, name: str, device: str) -> None:
     settings = UnlearnSettings(**{"batch_size": 50, "max_epochs": 6, "padding": 1, **SETTINGS[name]})
-    models = siblings(bright.model)
+    models = siblings(bright.model, device=device)
     together = unlearn_together(models, bright.data, settings, seed=3)
     for model, mine in zip(models, together, strict=True):
         assert_same_unlearning(mine, unlearn(model, bright.data, settings, seed=3))
@@ -127,9 +133,9 @@ def test_a_stack_of_one_is_the_model_alone(bright: Any, monkeypatch: pytest.Monk
 
 
 @pytest.mark.parametrize("small_data", [0, 1000], ids=["batch_statistics", "running_statistics"])
-def test_recovery_together_is_recovery_one_after_another(bright: Any, small_data: int) -> None:
+def test_recovery_together_is_recovery_one_after_another(bright: Any, small_data: int, device: str) -> None:
     settings = RecoverSettings(batch_size=50, epochs=3, padding=1, loss_scale=0.2, small_data=small_data)
-    models = siblings(bright.model)
+    models = siblings(bright.model, device=device)
     for model, mine in zip(models, recover_together(models, bright.data, settings, seed=5), strict=True):
         alone = recover(model, bright.data, settings, seed=5)
         assert isinstance(mine, Recovered)
@@ -181,22 +187,44 @@ def test_empty_stacks_and_wrong_masks_are_refused(bright: Any) -> None:
 
 def times(stack: float, loop: float) -> Any:
     """A clock that gives each way its seconds."""
-    return lambda device, *runs: [run() or seconds for run, seconds in zip(runs, (stack, loop), strict=True)]
+    return lambda device, rounds, *runs: [(run(), seconds)[1] for run, seconds in zip(runs, (stack, loop), strict=True)]
 
 
 @pytest.mark.parametrize(("seconds", "path"), [((0.5, 1.0), "stack"), ((1.0, 1.0), "loop"), ((2.0, 1.0), "loop")])
 def test_the_faster_way_is_taken_and_kept(
     bright: Any, cache: Path, monkeypatch: pytest.MonkeyPatch, seconds: tuple[float, float], path: str
 ) -> None:
-    monkeypatch.setattr(paths, "_fastest", times(*seconds))
+    monkeypatch.setattr(paths, "fastest", times(*seconds))
     models, images = siblings(bright.model), bright.data.images[:20]
     choice = paths.choose(models, images)
     assert (choice.path, choice.stack_seconds, choice.loop_seconds) == (path, *seconds)
-    assert "3 x bright" in choice.shape and choice in paths.known_choices()
-    monkeypatch.setattr(paths, "_fastest", times(1.0, 0.0))
+    assert choice in paths.known_choices()
+    monkeypatch.setattr(paths, "fastest", times(1.0, 0.0))
     assert paths.choose(models, images) == choice, "kept choices need no trial"
     assert paths.choose(models, images[:10]).loop_seconds == 0.0, "another shape needs one"
-    assert len(json.loads(cache.read_text())) == 2
+    assert len(json.loads(cache.read_text())) == (3 if path == "stack" else 2)
+
+
+def test_a_cpu_tries_two_models_on_a_few_images_before_all_of_them(
+    bright: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    models, images = siblings(bright.model, 5), bright.data.images[:20]
+    monkeypatch.setattr(paths, "fastest", times(1.0, 1.0))
+    assert "2 x bright, " in paths.choose(models, images).shape and len(paths.known_choices()) == 1
+    monkeypatch.setattr(paths, "_read", lambda: {})
+    monkeypatch.setattr(paths, "fastest", times(0.5, 1.0))
+    assert "4 x bright, " in paths.choose(models, images).shape, "five go by four"
+
+
+def test_models_that_are_no_stack_say_nothing_of_others_of_their_shape(
+    bright: Any, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    images = bright.data.images[:20]
+    monkeypatch.setattr(paths, "fastest", times(0.5, 1.0))
+    assert "does more" in paths.choose([bright.model, broken(bright.model)], images).reason
+    assert not cache.exists()
+    assert paths.choose(siblings(bright.model, 2), images).path == "stack"
+    assert "does more" in paths.choose([bright.model, broken(bright.model)], images).reason
 
 
 def test_real_trial_measures_both_ways(bright: Any) -> None:
@@ -223,6 +251,6 @@ def test_a_cache_that_cannot_be_written_is_done_without(
 ) -> None:
     cache.parent.joinpath("file").write_text("")
     monkeypatch.setenv("BDPRUNE_CACHE", str(cache.parent / "file"))
-    monkeypatch.setattr(paths, "_fastest", times(1.0, 1.0))
+    monkeypatch.setattr(paths, "fastest", times(1.0, 1.0))
     assert paths.choose(siblings(bright.model), bright.data.images[:4]).path == "loop"
     assert paths.known_choices() == []

@@ -1,11 +1,26 @@
+import copy
+from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from torch import nn
 
-from bdprune.model.prune import prune
+import bdprune
+from bdprune.model.handle import Model, Normalization
+from bdprune.model.prune import MODES, PruneMode, prune
+from bdprune.training import paths, sweep
 from bdprune.training.evaluate import clean_accuracy
-from bdprune.training.sweep import below, sweep_thresholds
+from bdprune.training.pruned import PrunedPredictions
+from bdprune.training.pruned_stack import StackedPredictions
+from bdprune.training.sweep import below, sweep_path, sweep_thresholds
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Trials are kept where no other test and no user's cache is."""
+    monkeypatch.setenv("BDPRUNE_CACHE", str(tmp_path))
 
 
 def ladder(bright: Any) -> dict[str, torch.Tensor]:
@@ -78,3 +93,85 @@ def test_hopeless_points_are_measured_on_the_first_set_alone(bright: Any) -> Non
         assert short.clean_accuracy == full.clean_accuracy
         assert short.drop == (first.drop if first.drop > 0.1 else full.drop)
     assert any(point.drop > 0.1 for point in alone.points)
+
+
+def normless(bright: Any) -> Model:
+    """The network with its second norm left out, so that a conv is pruned itself, behind a normalisation."""
+    network = copy.deepcopy(bright.model.network)
+    network[4] = nn.Identity()
+    return Model(network, "normless", 3, (3, 8, 8), Normalization((0.1,) * 3, (0.9,) * 3))
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("make", [lambda bright: bright.model, normless], ids=["norms", "without a norm"])
+def test_thresholds_at_once_are_thresholds_one_after_another(
+    bright: Any, make: Any, mode: PruneMode, device: str
+) -> None:
+    one, two = bright.data.subset(bright.data.labels == 0), bright.data.subset(bright.data.labels != 0)
+    model = make(bright)
+    model = model.with_network(model.clone().network.to(device))
+    args = (model, ladder(bright), [one, two], THRESHOLDS, 0.02, mode, False)
+    for hopeless in (1.0, 0.1):
+        loop, stack = (sweep_thresholds(*args, hopeless=hopeless, way=way) for way in ("loop", "stack"))
+        assert stack == loop
+    assert len({point.clean_accuracy for point in stack.points}) > 1
+
+
+def test_layers_that_no_threshold_touches_are_not_copied(bright: Any) -> None:
+    prunings = [{}, {"3": [0]}, {"3": [0, 5]}]
+    together = StackedPredictions(bright.model, [bright.data.images], prunings, "zero_gamma")
+    shapes = {name: value.shape for name, value in together._stacked.network.named_parameters()}
+    own = {name: value.shape for name, value in bright.model.network.named_parameters()}
+    assert {name for name in shapes if shapes[name] != own[name]} == {"4.weight", "4.bias"}
+    alone = PrunedPredictions(bright.model, [bright.data.images], prunings, "zero_gamma")
+    assert all(torch.equal(together.predict(step, 0), alone.predict(step, 0)) for step in range(3))
+
+
+def test_a_network_that_is_no_stack_is_swept_one_after_another(bright: Any) -> None:
+    class Louder(nn.Sequential):
+        def forward(self, images: torch.Tensor) -> torch.Tensor:
+            found: torch.Tensor = super().forward(images) * len(images)
+            return found
+
+    network = Louder(*copy.deepcopy(bright.model.network)).eval()
+    model = bright.model.with_network(network)
+    with pytest.raises(ValueError, match="does more than its layers do"):
+        StackedPredictions(model, [bright.data.images], [{}, {"3": [0]}], "zero_gamma")
+    args = (model, ladder(bright), [bright.data], THRESHOLDS, 0.02, "zero_gamma", False)
+    assert sweep_thresholds(*args, way="stack") == sweep_thresholds(*args, way="loop")
+    assert "does more" in sweep_path(model, ladder(bright), bright.data.images, THRESHOLDS, "zero_gamma").reason
+
+
+@pytest.mark.parametrize(("seconds", "path"), [((0.5, 1.0), "stack"), ((1.0, 1.0), "loop")])
+def test_the_faster_way_of_a_sweep_is_tried_on_a_part_and_kept(
+    bright: Any, monkeypatch: pytest.MonkeyPatch, seconds: tuple[float, float], path: str
+) -> None:
+    def fastest(device: torch.device, rounds: int, *runs: Any) -> Sequence[float]:
+        for run in runs:
+            run()
+        return seconds
+
+    monkeypatch.setattr(sweep, "fastest", fastest)
+    args = (bright.model, ladder(bright), bright.data.images, THRESHOLDS, "zero_gamma")
+    choice = sweep_path(*args)
+    assert choice.path == path and "sweep of 4 x bright" in choice.shape and "[8, 3, 8, 8]" in choice.shape
+    assert paths.known_choices() == [choice]
+    monkeypatch.setattr(sweep, "fastest", None)
+    assert sweep_path(*args) == choice, "kept choices need no trial"
+
+
+def test_a_stack_sweeps_by_the_faster_way(bright: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[object] = []
+    choice = paths.PathChoice("stack", "cpu", "forced")
+    monkeypatch.setattr("bdprune.training.stack.sweep_path", lambda *args: asked.append(args) or choice)
+    masks = [ladder(bright), {"0": torch.ones(12), "3": torch.ones(12) / 2}]
+    stack = bdprune.stack([bright.model] * 2)
+    found = stack.sweep(masks, [bright.data], THRESHOLDS, 0.02, stop_early=False)
+    assert len(asked) == 2
+    for mask, one in zip(masks, found, strict=True):
+        assert one == sweep_thresholds(bright.model, mask, [bright.data], THRESHOLDS, 0.02, "zero_gamma", False)
+
+
+def test_a_sweep_that_prunes_nothing_needs_no_trial(bright: Any) -> None:
+    masks = {"0": torch.ones(12), "3": torch.ones(12)}
+    assert "prunes anything" in sweep_path(bright.model, masks, bright.data.images, [0.5], "zero_gamma").reason

@@ -1,0 +1,157 @@
+"""Training steps as CUDA graphs: recorded once for every shape of batch, then launched as one.
+
+A step of a small network is hundreds of kernels that take less time than it takes to launch them. A graph launches the
+same kernels on the same memory in one call, so its numbers are those of the step as it is written. Shuffling and
+augmentation stay outside: a graph would repeat what it drew.
+
+``BDPRUNE_GRAPHS=0`` runs every step as it is written; ``1``, the default, records where the device is a GPU.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Protocol, TypeAlias
+
+import torch
+from torch import Tensor
+
+from bdprune.errors import OptionError
+
+Tensors: TypeAlias = tuple[Tensor, ...]
+
+WARM_UPS = 3
+"""Steps of a shape that run as written before it is recorded: libraries choose kernels, optimizers make their state."""
+
+log = logging.getLogger(__name__)
+
+
+class Recorder(Protocol):
+    """What records and replays; CUDA's is the one in use, and tests bring one that works on a CPU."""
+
+    def warm_up(self, run: Callable[[], Tensors]) -> Tensors:
+        """Runs it, where a recording would run."""
+        ...
+
+    def record(self, run: Callable[[], Tensors]) -> tuple[Callable[[], Any], Tensors]:
+        """Records without running it: what replays it, and the tensors that a replay fills.
+
+        Raises:
+            RuntimeError: it does something that cannot be recorded.
+        """
+        ...
+
+    def random_state(self) -> Tensor:
+        """Where the device's generator stands."""
+        ...
+
+
+class CudaRecorder:
+    """CUDA graphs that share their memory: they are replayed one at a time, and what they give is copied out."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        self._side = torch.cuda.Stream(device)
+        self._pool = torch.cuda.graph_pool_handle()
+
+    def warm_up(self, run: Callable[[], Tensors]) -> Tensors:
+        current = torch.cuda.current_stream(self._device)
+        self._side.wait_stream(current)
+        with torch.cuda.stream(self._side):
+            outputs = run()
+        current.wait_stream(self._side)
+        return outputs
+
+    def record(self, run: Callable[[], Tensors]) -> tuple[Callable[[], Any], Tensors]:
+        graph, current = torch.cuda.CUDAGraph(), torch.cuda.current_stream(self._device)
+        try:
+            with torch.cuda.device(self._device), torch.cuda.graph(graph, pool=self._pool, stream=self._side):
+                outputs = run()
+        finally:
+            torch.cuda.set_stream(current)  # a recording that fails leaves its own in place
+        return graph.replay, outputs
+
+    def random_state(self) -> Tensor:
+        return torch.cuda.get_rng_state(self._device)
+
+
+@dataclass
+class _Shape:
+    """One shape of batch: the memory that its steps read, and its recording once there is one."""
+
+    inputs: Tensors
+    warm_ups: int = 0
+    replay: Callable[[], Any] | None = None
+    outputs: Tensors = ()
+
+
+class Captured:
+    """A step that is replayed from a recording where it can be, and else runs as it is written.
+
+    Args:
+        step: tensors in, tensors out. Whatever else it changes it changes in place, and it reads nothing back from the
+            device. One that draws at random is never recorded.
+        recorder: None runs every step as it is written.
+    """
+
+    def __init__(self, step: Callable[..., Tensors], recorder: Recorder | None) -> None:
+        self._step, self._recorder = step, recorder
+        self._shapes: dict[Any, _Shape] = {}
+
+    def __call__(self, *inputs: Tensor) -> Tensors:
+        """One step; what it gives is the caller's own."""
+        if self._recorder is None:
+            return self._step(*inputs)
+        key = tuple((one.shape, one.stride(), one.dtype) for one in inputs)
+        if key not in self._shapes:
+            self._shapes[key] = _Shape(tuple(torch.empty_like(one) for one in inputs))
+        shape = self._shapes[key]
+        for kept, one in zip(shape.inputs, inputs, strict=True):
+            kept.copy_(one)
+        if shape.warm_ups < WARM_UPS:
+            return self._warmed_up(shape, self._recorder)
+        if shape.replay is None and not self._recorded(shape, self._recorder):
+            return self._step(*inputs)
+        assert shape.replay is not None
+        shape.replay()
+        return tuple(one.clone() for one in shape.outputs)
+
+    def _warmed_up(self, shape: _Shape, recorder: Recorder) -> Tensors:
+        before = recorder.random_state()
+        outputs = recorder.warm_up(lambda: self._step(*shape.inputs))
+        shape.warm_ups += 1
+        if not torch.equal(before, recorder.random_state()):
+            self._give_up()
+        return outputs
+
+    def _recorded(self, shape: _Shape, recorder: Recorder) -> bool:
+        try:
+            shape.replay, shape.outputs = recorder.record(lambda: self._step(*shape.inputs))
+        except RuntimeError:
+            log.debug("a step cannot be recorded", exc_info=True)
+            self._give_up()
+            return False
+        return True
+
+    def _give_up(self) -> None:
+        self._recorder = None
+        self._shapes.clear()
+
+
+def recorder_for(device: torch.device) -> Recorder | None:
+    """What records steps on ``device``; None where they run as they are written.
+
+    Raises:
+        OptionError: ``BDPRUNE_GRAPHS`` is neither 0 nor 1.
+    """
+    wanted = os.environ.get("BDPRUNE_GRAPHS") or "1"
+    if wanted not in ("0", "1"):
+        raise OptionError(f"BDPRUNE_GRAPHS is {wanted!r}.", "Set it to 0 or 1.")
+    return CudaRecorder(device) if wanted == "1" and device.type == "cuda" else None
+
+
+def captured(step: Callable[..., Tensors], device: torch.device) -> Captured:
+    """``step`` as graphs on a GPU, and as it is written elsewhere."""
+    return Captured(step, recorder_for(device))
