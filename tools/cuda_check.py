@@ -84,7 +84,7 @@ def demangle(symbols: Sequence[str]) -> dict[str, str]:
 def short_name(signature: str) -> str:
     """The function's name and template arguments out of a demangled signature."""
     plain = re.sub(r"\(anonymous namespace\)::|\b\w+::", "", signature)
-    match = re.search(r"\w+_kernel(<[^(]*>)?", plain)
+    match = re.search(r"\w+_kernel(<([^()]|\(\w+\))*>)?", plain)
     return match[0] if match else signature
 
 

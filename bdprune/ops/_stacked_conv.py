@@ -68,16 +68,17 @@ class _StackedConv(torch.autograd.Function):
         need_x, need_weight, need_mask, need_bias, _ = ctx.needs_input_grad
         grad_x = grad_weight = grad_mask = grad_bias = None
         if need_x:
-            size = ctx.x_shape[-2:]
-            grad_x = _ops.stacked_conv2d_input_grad(grad, weight, mask.contiguous(), *size, *ctx.setting, _exact())
+            # With the mask's gradient, in the same launch, where z was kept for it.
+            rest = (mask.contiguous(), *ctx.x_shape[-2:], *ctx.setting, _exact())
+            grad_x, grad_mask = _ops.stacked_conv2d_backward(grad, z, weight, *rest)
             grad_x = grad_x if len(ctx.x_shape) == 5 else grad_x.sum(0)
-        if need_mask:
+        elif need_mask:
             grad_mask = _ops.channel_scale_backward(grad, z, mask, False, True)[1]
         if need_weight or need_bias:
             grad_z = _ops.channel_scale(grad, mask)
             grad_weight = _weight_gradient(grad_z, x, weight, ctx.setting) if need_weight else None
             grad_bias = grad_z.float().sum((1, 3, 4)) if need_bias else None
-        return grad_x, grad_weight, grad_mask, grad_bias, None
+        return grad_x, grad_weight, grad_mask if need_mask else None, grad_bias, None
 
 
 def _weight_gradient(grad: Tensor, x: Tensor, weight: Tensor, setting: Setting) -> Tensor:
@@ -141,12 +142,13 @@ def _fake(
         for axis in (0, 1)
     ]
     one = _new_maps(maps, weight.shape[1], size[0], size[1])
-    y = one.new_empty_strided((len(weight), *one.shape[1:]), one.stride())
+    y = one.new_empty_strided((len(mask), *one.shape[1:]), one.stride())
     return y, torch.empty_like(y) if need_z else x.new_empty(0)
 
 
-def _fake_input_grad(
+def _fake_backward(
     grad: Tensor,
+    z: Tensor | None,
     weight: Tensor,
     mask: Tensor,
     height: int,
@@ -156,10 +158,12 @@ def _fake_input_grad(
     dilation: list[int],
     groups: int,
     exact: bool,
-) -> Tensor:
-    return _new_maps(grad, weight.shape[2] * groups, height, width)
+) -> tuple[Tensor, Tensor]:
+    like = grad if z is None else z
+    grad_x = _new_maps(like, weight.shape[2] * groups, height, width)
+    return grad_x, mask.new_empty(mask.shape if z is not None else (0,))
 
 
 if _backend.HAS_OPS:
     torch.library.register_fake("bdprune::stacked_conv2d", _fake)
-    torch.library.register_fake("bdprune::stacked_conv2d_input_grad", _fake_input_grad)
+    torch.library.register_fake("bdprune::stacked_conv2d_backward", _fake_backward)

@@ -55,6 +55,10 @@ def test_parse_ptxas_refuses_what_it_does_not_know():
             "cross_kernel<Half, true>",
         ),
         ("bdprune::cuda::(anonymous namespace)::merge_sums_kernel(double const*)", "merge_sums_kernel"),
+        (
+            "void cuda::(anonymous namespace)::conv_kernel<(cuda::(anonymous namespace)::Math)1, true>(int)",
+            "conv_kernel<(Math)1, true>",
+        ),
         ("_Z1fv", "_Z1fv"),
     ],
 )
