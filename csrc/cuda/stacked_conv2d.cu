@@ -34,6 +34,10 @@ constexpr int kStaged = kConvRows * kConvDepth / kConvThreads;  // elements of a
 // How the operands are multiplied. kExact: float32 on the ordinary cores.
 enum class Math { kExact, kTensor };
 
+// Blocks that are to fit on a multiprocessor: what their registers are cut to. The exact product is for checks.
+template <Math kMath>
+constexpr int kBlocksEach = kMath == Math::kExact ? 2 : 3;
+
 // In which order threads read an operand: neighbouring threads along its lines (rows or columns of the product), or
 // along the depth, one by one or in whole vectors.
 enum class Order { kLines, kDepth, kVectors };
@@ -227,7 +231,7 @@ __device__ __forceinline__ void multiply(const Operands<scalar_t>& tile, Sums& s
     }
   } else {
     // The same elements of the tile as a tensor core would leave with this lane.
-#pragma unroll 2
+#pragma unroll 4
     for (int k = 0; k < kConvDepth; ++k) {
 #pragma unroll
       for (int i = 0; i < kRowFragments; ++i) {
@@ -297,7 +301,7 @@ __device__ __forceinline__ void sum_for_mask(const ConvCall& call, const core::C
 // Block: one tile. Forward: y = mask * (x * weight + bias), and the unmasked z where asked. kGradient: y = the gradient
 // of the input from that of the output, x; and, from the z that goes with it, `partial` [splits, maps, channels of x].
 template <Math kMath, bool kGradient, typename scalar_t>
-__global__ void __launch_bounds__(kConvThreads, 3)
+__global__ void __launch_bounds__(kConvThreads, kBlocksEach<kMath>)
     conv_kernel(const scalar_t* __restrict__ x, const scalar_t* __restrict__ weight, const float* __restrict__ mask,
                 const float* __restrict__ bias, scalar_t* __restrict__ y, scalar_t* __restrict__ z,
                 double* __restrict__ partial, const __grid_constant__ ConvCall call) {

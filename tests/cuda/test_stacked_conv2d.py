@@ -260,7 +260,8 @@ def test_wrong_arguments(emulated):
 def on_kernels(emulated, monkeypatch):
     """The public functions on the emulated kernels, as on a GPU."""
     monkeypatch.setattr(_stacked_conv, "_ops", emulated.ops)
-    monkeypatch.setattr(_stacked_conv, "takes", lambda x, weight: True)
+    monkeypatch.setattr(_stacked_conv, "takes", lambda x: True)
+    monkeypatch.setenv("BDPRUNE_CONV_PATH", "kernel")
     monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
 
 
@@ -278,9 +279,40 @@ def test_autograd_is_that_of_the_composition(on_kernels, monkeypatch, randn, cas
         return [y.detach(), plain.detach(), *torch.autograd.grad(total, own)]
 
     found = gradients()
-    monkeypatch.setattr(_stacked_conv, "takes", lambda x, weight: False)
+    monkeypatch.setattr(_stacked_conv, "takes", lambda x: False)
     for mine, theirs in zip(found, gradients(), strict=True):
         torch.testing.assert_close(mine, theirs, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("frozen", [False, True], ids=["learning", "frozen"])
+@pytest.mark.parametrize("stack", [None, 3])
+@pytest.mark.parametrize("case", ["3x3", "groups"])
+def test_autograd_of_one_weight_is_that_of_the_composition(on_kernels, monkeypatch, randn, case, stack, frozen):
+    x, weight, _, settings = numbers(randn, case, torch.float32)
+    leading = () if stack is None else (stack,)
+    x, mask, bias = randn(*leading, *x.shape[1:]), randn(*leading, weight.shape[1], seed=2), randn(weight.shape[1])
+
+    def gradients():
+        own = [leaf.detach().clone() for leaf in (x, weight[0], mask, bias)]
+        wanted = [leaf.requires_grad_() for leaf in (own[::2] if frozen else own)]
+        y = masked_conv2d(*own, *settings)
+        return [y.detach(), *torch.autograd.grad((y * randn(*y.shape, seed=5)).sum(), wanted)]
+
+    found = gradients()
+    monkeypatch.setattr(_stacked_conv, "takes", lambda x: False)
+    for mine, theirs in zip(found, gradients(), strict=True):
+        torch.testing.assert_close(mine, theirs, rtol=1e-4, atol=1e-4)
+
+
+def test_the_mask_learns_without_the_input(on_kernels, monkeypatch, randn):
+    x, weight, mask, settings = numbers(randn, "3x3", torch.float32)
+    own = mask.clone().requires_grad_()
+    y = masked_conv2d(x, weight, own, None, *settings)
+    (found,) = torch.autograd.grad(y.square().sum(), own)
+    z = convs(x.double(), weight.double(), settings)
+    torch.testing.assert_close(
+        found.double(), (2 * z.square() * mask.double()[..., None, None].unsqueeze(1)).sum((1, 3, 4))
+    )
 
 
 def test_same_padding_goes_to_the_kernels_where_it_is_even(on_kernels, randn):
@@ -315,3 +347,22 @@ def test_fake_kernels_say_what_the_kernels_give(emulated, randn, shared):
             both = zip(emulated.ops.stacked_conv2d_backward(*rest), _stacked_conv._fake_backward(*rest), strict=True)
             for real, fake in both:
                 assert (real.shape, real.stride(), real.dtype) == (fake.shape, fake.stride(), fake.dtype)
+
+
+@pytest.mark.parametrize("fastest", [False, True], ids=["nchw", "channels_last"])
+def test_opcheck(emulated, randn, fastest):
+    on_gpu = emulated.launches is None
+    name, device = ("bdprune", "cuda") if on_gpu else ("bdprune_simt", "cpu")
+    x, weight, mask, settings = numbers(randn, "stride 2", torch.float32)
+    x, weight, mask = layouts(x)[fastest].to(device), weight.to(device), mask.to(device)
+    ops = getattr(torch.ops, name)
+    with torch.library._scoped_library(name, "FRAGMENT") as library:
+        if not on_gpu:
+            torch.library.register_fake(f"{name}::stacked_conv2d", _stacked_conv._fake, lib=library)
+            torch.library.register_fake(f"{name}::stacked_conv2d_backward", _stacked_conv._fake_backward, lib=library)
+        for own_weight in (weight, weight[:1].expand_as(weight)):
+            torch.library.opcheck(ops.stacked_conv2d.default, (x, own_weight, mask, None, *settings, True, True))
+            y, z = ops.stacked_conv2d(x, own_weight, mask, None, *settings, True, True)
+            for known in (None, z):
+                rest = (own_weight, mask, *x.shape[-2:], *settings, True)
+                torch.library.opcheck(ops.stacked_conv2d_backward.default, (y, known, *rest))
