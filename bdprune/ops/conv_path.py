@@ -145,14 +145,13 @@ def _shape_name(operands: Operands, setting: object) -> str:
     sizes = list(x.shape)
     sizes[-4] = 1 << max(sizes[-4] - 1, 0).bit_length()
     masked = "" if mask is None else f", mask {list(mask.shape)}"
-    layout = "channels_last" if _is_channels_last(x) else "NCHW"
     names = zip("xwmb", operands, strict=True)
     grads = "".join(name for name, value in names if value is not None and value.requires_grad)
     grads = grads if torch.is_grad_enabled() and grads else "none"
     kind = str(_dtype_of(x)).removeprefix("torch.") + (", TF32" if torch.backends.cudnn.allow_tf32 else "")
     return (
-        f"x {sizes} {kind} {layout}, weight {list(weight.shape)}{masked}{', bias' if bias is not None else ''}, "
-        f"{setting}, gradients {grads}"
+        f"x {sizes} {kind} {_layout(x)}, weight {list(weight.shape)} {_layout(weight)}{masked}"
+        f"{', bias' if bias is not None else ''}, {setting}, gradients {grads}"
     )
 
 
@@ -161,9 +160,9 @@ def _dtype_of(x: Tensor) -> torch.dtype:
     return torch.get_autocast_dtype(x.device.type) if torch.is_autocast_enabled(x.device.type) else x.dtype
 
 
-def _is_channels_last(x: Tensor) -> bool:
+def _layout(x: Tensor) -> str:
     one = x[0] if x.dim() == 5 and len(x) else x
-    return one.dim() == 4 and not one.is_contiguous() and is_channels_fastest(one)
+    return "channels_last" if not one.is_contiguous() and is_channels_fastest(one) else "NCHW"
 
 
 @functools.cache

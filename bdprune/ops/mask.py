@@ -80,8 +80,9 @@ def masked_conv2d(
         groups: divides I and O.
 
     Returns:
-        ``[N, O, H', W']``, or ``[G, N, O, H', W']``: the same bits as G calls, but for a shared weight, where one
-        convolution runs over all batches. Gradients flow to x and mask, and to weight and bias if they ask.
+        ``[N, O, H', W']``, or ``[G, N, O, H', W']``: on the CPU the same bits as G calls, but for a shared weight,
+        where one convolution runs over all batches; on a GPU up to rounding, since :mod:`bdprune.ops.conv_path`
+        chooses what runs. Gradients flow to x and mask, and to weight and bias if they ask.
 
     Raises:
         TypeError: an argument is not a floating tensor.

@@ -82,6 +82,7 @@ def test_what_differs_is_tried_for_itself() -> None:
         (operands(x=True), SETTING),
         (operands(mask=True), SETTING),
         ((x.movedim(2, -1).contiguous().movedim(-1, 2), weight, mask, None), SETTING),
+        ((x, weight.movedim(2, -1).contiguous().movedim(-1, 2), mask, None), SETTING),
         ((x.float(), weight.float(), mask, None), SETTING),
         ((x, weight, mask, torch.ones(2, 4)), SETTING),
         ((x[0], weight, mask, None), SETTING),
