@@ -42,15 +42,19 @@ def scale(device: str) -> None:
 def conv(device: str) -> None:
     for dtype in DTYPES[:3]:
         for exact in (True, False):
-            for size, stride, groups in ((3, 1, 1), (1, 2, 1), (3, 2, 2)):
-                x = random((2, 3, 6, 9, 7), dtype, device)
-                weight, mask = random((2, 70, 6 // groups, size, size), dtype, device), torch.ones(2, 70, device=device)
+            # 6 and 70 channels are no whole vectors, 16 and 80 are.
+            for channels, filters, size, stride, groups in ((6, 70, 3, 1, 1), (16, 80, 1, 2, 1), (16, 80, 3, 2, 2)):
+                x = random((2, 3, channels, 9, 7), dtype, device)
+                weight = random((2, filters, channels // groups, size, size), dtype, device)
+                mask = torch.ones(2, filters, device=device)
                 mask[:, :64] = 0
                 rest = ((stride, stride), (size // 2, size // 2), (1, 1), groups)
                 for own in layouts(x):
-                    for need_z in (True, False):
-                        y, _ = torch.ops.bdprune.stacked_conv2d(own, weight, mask, None, *rest, need_z, exact)
-                    torch.ops.bdprune.stacked_conv2d_input_grad(y, weight, mask, 9, 7, *rest, exact)
+                    for some in (*layouts(weight), weight[:1]):
+                        for need_z in (False, True):
+                            y, z = torch.ops.bdprune.stacked_conv2d(own, some, mask, None, *rest, need_z, exact)
+                        for known in (None, z):
+                            torch.ops.bdprune.stacked_conv2d_backward(y, known, some, mask, 9, 7, *rest, exact)
 
 
 OPS = {"filter_spectral_norms": spectral, "channel_moments_update_": moments, "channel_scale": scale}

@@ -104,6 +104,13 @@ inline Stack as_stack(const Tensor& x, bool stacked) {
   return {as_feature_map(torch::stable::reshape(x, flat)), sizes[0]};
 }
 
+// grad in the memory order of `map`.
+inline Tensor in_layout_of(const FeatureMap& map, const FeatureMap& grad) {
+  if (grad.channels_fastest == map.channels_fastest) return grad.tensor;
+  Tensor copy = torch::stable::empty_like(map.tensor);
+  return torch::stable::copy_(copy, grad.tensor);
+}
+
 // `flat` [G * N, C, *] in the shape of x.
 inline Tensor in_shape_of(const Tensor& x, const Tensor& flat) {
   return flat.dim() == x.dim() ? flat : torch::stable::reshape(flat, x.sizes());

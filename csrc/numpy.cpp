@@ -6,6 +6,7 @@
 #include <algorithm>
 #include <cmath>
 #include <new>
+#include <optional>
 #include <string>
 #include <utility>
 #include <vector>
@@ -126,19 +127,20 @@ py::list jacobi_schedule(int n) {
 }
 
 // Where a tap reads: for each position of the map that the rows run over, that of the other map, or -1.
-py::array_t<int64_t> conv_sources(std::pair<int64_t, int64_t> size, std::pair<int64_t, int64_t> out_size,
-                                  std::pair<int64_t, int64_t> kernel, std::pair<int64_t, int64_t> stride,
-                                  std::pair<int64_t, int64_t> pad, std::pair<int64_t, int64_t> dilation, int64_t tap,
-                                  bool gradient) {
+py::array_t<int64_t> conv_sources(std::pair<int, int> size, std::pair<int, int> out_size, std::pair<int, int> kernel,
+                                  std::pair<int, int> stride, std::pair<int, int> pad, std::pair<int, int> dilation,
+                                  std::pair<int, int> tap, bool gradient) {
   const bdprune::core::ConvShape shape{size.first,   size.second,   out_size.first, out_size.second,
                                        kernel.first, kernel.second, stride.first,   stride.second,
                                        pad.first,    pad.second,    dilation.first, dilation.second};
   const auto& rows = gradient ? size : out_size;
-  py::array_t<int64_t> sources(rows.first * rows.second);
+  py::array_t<int64_t> sources({rows.first, rows.second});
   int64_t* to = sources.mutable_data();
-  for (int64_t at = 0; at < sources.size(); ++at) {
-    to[at] = gradient ? bdprune::core::source_position<true>(shape, at, tap)
-                      : bdprune::core::source_position<false>(shape, at, tap);
+  for (int y = 0; y < rows.first; ++y) {
+    for (int x = 0; x < rows.second; ++x) {
+      *to++ = gradient ? bdprune::core::source_position<true>(shape, y, x, tap.first, tap.second)
+                       : bdprune::core::source_position<false>(shape, y, x, tap.first, tap.second);
+    }
   }
   return sources;
 }
@@ -146,6 +148,56 @@ py::array_t<int64_t> conv_sources(std::pair<int64_t, int64_t> size, std::pair<in
 py::tuple conv_tile(int64_t block, int64_t row_tiles, int64_t column_tiles, int64_t groups) {
   const auto tile = bdprune::core::conv_tile(block, row_tiles, column_tiles, groups);
   return py::make_tuple(tile.map, tile.group, tile.column_tile, tile.row_tile);
+}
+
+py::list conv_walk(std::pair<int, int> kernel, int64_t depth, const std::optional<std::vector<float>>& mask) {
+  bdprune::core::ConvShape shape{};
+  shape.kernel_height = kernel.first;
+  shape.kernel_width = kernel.second;
+  if (mask && static_cast<int64_t>(mask->size()) != depth)
+    throw py::value_error("mask must have one value per channel");
+  py::list steps;
+  for (bdprune::core::ConvWalk walk(depth, mask ? mask->data() : nullptr); !walk.done(); walk.next(shape)) {
+    steps.append(py::make_tuple(walk.first, walk.tap_y, walk.tap_x));
+  }
+  return steps;
+}
+
+// Of an operand: (line, depth) of all elements that `thread` stages, with `width` neighbours at a time along the depth,
+// or along the lines with width 0.
+py::list stage_places(int thread, int width) {
+  using bdprune::core::kConvDepth, bdprune::core::kConvRows, bdprune::core::kConvThreads;
+  const auto place = [&](int turn) {
+    switch (width) {
+      case 8:
+        return bdprune::core::stage_by_depth<8>(thread, turn);
+      case 4:
+        return bdprune::core::stage_by_depth<4>(thread, turn);
+      default:
+        return bdprune::core::stage_by_line(thread, turn);
+    }
+  };
+  const int each = std::max(width, 1);
+  py::list places;
+  for (int turn = 0; turn < kConvRows * kConvDepth / kConvThreads / each; ++turn) {
+    for (int i = 0; i < each; ++i) places.append(py::make_tuple(place(turn).line, place(turn).depth + i));
+  }
+  return places;
+}
+
+// For each block (row tile, column tile) of an input gradient: (split, rows from, to, channels from, to) of its sum.
+py::list mask_shares(int64_t rows, int64_t channels, int64_t row_tiles, int64_t column_tiles) {
+  const bdprune::core::MaskSplit split(rows, channels, row_tiles, column_tiles);
+  py::list shares;
+  for (int64_t row = 0; row < row_tiles; ++row) {
+    const int64_t own = split.of(row);
+    for (int64_t column = 0; own >= 0 && column < column_tiles; ++column) {
+      shares.append(py::make_tuple(own, own * split.rows_each, std::min(rows, (own + 1) * split.rows_each),
+                                   std::min(channels, column * split.channels_each),
+                                   std::min(channels, (column + 1) * split.channels_each)));
+    }
+  }
+  return shares;
 }
 
 py::list fragment_places(const std::string& which, int lane) {
@@ -178,6 +230,12 @@ PYBIND11_MODULE(_core, m) {
         "Position that a tap reads for every position of the output (of the input, for its gradient), or -1.");
   m.def("conv_tile", &conv_tile, py::arg("block"), py::arg("row_tiles"), py::arg("column_tiles"), py::arg("groups"),
         "(map, group, column tile, row tile) of a block.");
+  m.def("conv_walk", &conv_walk, py::arg("kernel"), py::arg("depth"), py::arg("mask") = py::none(),
+        "(first channel, tap row, tap column) of each step of a tile; chunks of zero mask are left out.");
+  m.def("stage_places", &stage_places, py::arg("thread"), py::arg("width"),
+        "(line, depth) of each element of an operand that a thread stages: `width` at a time, or 0 for by lines.");
+  m.def("mask_shares", &mask_shares, py::arg("rows"), py::arg("channels"), py::arg("row_tiles"),
+        py::arg("column_tiles"), "(split, rows from, to, channels from, to) of each block that sums for the mask.");
   m.def("fragment_places", &fragment_places, py::arg("which"), py::arg("lane"),
         "(row, column) of each element of a lane's fragment: a8, b8 (TF32), a16, b16 (16-bit) or c.");
   m.def("round_to_tf32", &bdprune::core::round_to_tf32, py::arg("bits"), "The bits of a float32 rounded to TF32.");

@@ -31,15 +31,17 @@ STABLE_TORCH_LIBRARY(bdprune, m)
 
   // The masked convolutions of G models in one launch (CUDA only; elsewhere bdprune.ops composes them).
   //   x:      [G, N, I, H, W], or one batch [N, I, H, W] for all; float16, bfloat16 or float32
-  //   weight: [G, O, I / groups, kh, kw] of x's dtype     mask, bias: float32 [G, O]
+  //   weight: [G, O, I / groups, kh, kw] of x's dtype, read where it lies; [1, O, ...] or expanded: one for all G
+  //   mask, bias: float32 [G, O]
   //   exact:  multiply float32 as such, not as TF32
   //   returns: ([G, N, O, H', W'], the same without the mask if need_z, else [0]) in x's dtype and layout
   m.def(
       "stacked_conv2d(Tensor x, Tensor weight, Tensor mask, Tensor? bias, int[] stride, int[] padding, int[] dilation, "
       "int groups, bool need_z, bool exact) -> (Tensor, Tensor)");
 
-  // The gradient of its input [G, N, I, height, width] from that of its masked output, grad [G, N, O, H', W'].
+  // From grad [G, N, O, H', W'], the gradient of its masked output: (that of its input [G, N, I, height, width]; that
+  // of its mask, sum of grad * z, float32 [G, O], where z is given, else [0]).
   m.def(
-      "stacked_conv2d_input_grad(Tensor grad, Tensor weight, Tensor mask, int height, int width, int[] stride, int[] "
-      "padding, int[] dilation, int groups, bool exact) -> Tensor");
+      "stacked_conv2d_backward(Tensor grad, Tensor? z, Tensor weight, Tensor mask, int height, int width, int[] "
+      "stride, int[] padding, int[] dilation, int groups, bool exact) -> (Tensor, Tensor)");
 }

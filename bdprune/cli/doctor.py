@@ -35,7 +35,9 @@ class Check:
 
 @click.command(short_help="Say what was built and what runs here.")
 @click.option("--format", "kind", type=click.Choice(["text", "json"]), default="text", show_default=True)
-@click.option("--paths", is_flag=True, help="Also say which way stacks of models run here, and how fast.")
+@click.option(
+    "--paths", is_flag=True, help="Also say which way stacks of models and convolutions run here, and how fast."
+)
 def doctor(kind: str, paths: bool) -> int:
     """Say what was built, for which torch, CUDA and CPU, what runs here, and the mend for what does not.
 
@@ -125,6 +127,16 @@ def _paths() -> Iterator[Check]:
         stack, loop = choice.stack_seconds or 0, choice.loop_seconds or 0
         found = f"{choice.shape} on {choice.device}: stack {1000 * stack:.1f} ms, loop {1000 * loop:.1f} ms"
         yield Check("path", "ok", f"{choice.path}: {found}")
+    yield from _conv_paths()
+
+
+def _conv_paths() -> Iterator[Check]:
+    """What trials of convolutions have chosen on this machine; there are some only where there is a GPU."""
+    from bdprune.ops.conv_path import known_choices
+
+    for choice in known_choices():
+        times = ", ".join(f"{way} {1000 * seconds:.2f} ms" for way, seconds in choice.seconds.items())
+        yield Check("conv path", "ok", f"{choice.path}: {choice.shape} on {choice.device}: {times}")
 
 
 def _packages() -> Iterator[Check]:

@@ -17,10 +17,9 @@ Setting = tuple[Pair, Pair, Pair, int]
 """Stride, padding, dilation and groups."""
 
 
-def takes(x: Tensor, weight: Tensor) -> bool:
-    """Whether the kernels run on these tensors: there is none for float64, and one model is the library's strength."""
-    built = x.is_cuda and _backend.is_native(x) and x.dtype in (torch.float16, torch.bfloat16, torch.float32)
-    return built and len(weight) > 1
+def takes(x: Tensor) -> bool:
+    """Whether the kernels run on such a tensor: there is none for float64."""
+    return x.is_cuda and _backend.is_native(x) and x.dtype in (torch.float16, torch.bfloat16, torch.float32)
 
 
 def setting_of(
@@ -41,7 +40,19 @@ def setting_of(
 
 
 def run(x: Tensor, weight: Tensor, mask: Tensor | None, bias: Tensor | None, setting: Setting) -> Tensor:
-    """``mask * (conv(x, weight) + bias)`` of a stack, differentiable once in all four."""
+    """``mask * (conv(x, weight) + bias)``, differentiable once in all four.
+
+    Args:
+        x: ``[G, N, I, H, W]`` or ``[N, I, H, W]``.
+        weight: ``[G, O, I / groups, kh, kw]``, or ``[O, I / groups, kh, kw]``, which is read by all and never copied.
+        mask: ``[G, O]``, ``[O]`` with such an x and weight, or None with weights of their own.
+        bias: in the shape of the weight's filters, or None.
+        setting: what :func:`setting_of` gives.
+    """
+    if mask is not None and mask.dim() == 1:
+        return run(x[None], weight[None], mask[None], None if bias is None else bias[None], setting).squeeze(0)
+    if weight.dim() == 4 and mask is not None:
+        weight, bias = weight[None], None if bias is None else bias.expand(mask.shape)
     if torch.is_autocast_enabled(x.device.type):
         dtype = torch.get_autocast_dtype(x.device.type)
         x, weight = x.to(dtype), weight.to(dtype)
@@ -68,26 +79,27 @@ class _StackedConv(torch.autograd.Function):
         need_x, need_weight, need_mask, need_bias, _ = ctx.needs_input_grad
         grad_x = grad_weight = grad_mask = grad_bias = None
         if need_x:
-            size = ctx.x_shape[-2:]
-            grad_x = _ops.stacked_conv2d_input_grad(grad, weight, mask.contiguous(), *size, *ctx.setting, _exact())
+            # With the mask's gradient, in the same launch, where z was kept for it.
+            rest = (mask.contiguous(), *ctx.x_shape[-2:], *ctx.setting, _exact())
+            grad_x, grad_mask = _ops.stacked_conv2d_backward(grad, z, weight, *rest)
             grad_x = grad_x if len(ctx.x_shape) == 5 else grad_x.sum(0)
-        if need_mask:
+        elif need_mask:
             grad_mask = _ops.channel_scale_backward(grad, z, mask, False, True)[1]
         if need_weight or need_bias:
             grad_z = _ops.channel_scale(grad, mask)
             grad_weight = _weight_gradient(grad_z, x, weight, ctx.setting) if need_weight else None
             grad_bias = grad_z.float().sum((1, 3, 4)) if need_bias else None
-        return grad_x, grad_weight, grad_mask, grad_bias, None
+        return grad_x, grad_weight, grad_mask if need_mask else None, grad_bias, None
 
 
 def _weight_gradient(grad: Tensor, x: Tensor, weight: Tensor, setting: Setting) -> Tensor:
-    """By the library, as one convolution with G times the groups."""
+    """By the library, as one convolution with G times the groups, or of all batches where they share a weight."""
     stride, padding, dilation, groups = setting
     stack = len(weight)
-    inputs = x.expand(stack, *x.shape) if x.dim() == 4 else x
+    inputs = x.expand(len(grad), *x.shape) if x.dim() == 4 else x
+    side_by_side = [maps.transpose(0, 1).flatten(1, 2) if stack > 1 else maps.flatten(0, 1) for maps in (grad, inputs)]
     _, flat, _ = torch.ops.aten.convolution_backward(
-        grad.transpose(0, 1).flatten(1, 2),
-        inputs.transpose(0, 1).flatten(1, 2),
+        *side_by_side,
         weight.flatten(0, 1),
         None,
         stride,
@@ -141,12 +153,13 @@ def _fake(
         for axis in (0, 1)
     ]
     one = _new_maps(maps, weight.shape[1], size[0], size[1])
-    y = one.new_empty_strided((len(weight), *one.shape[1:]), one.stride())
+    y = one.new_empty_strided((mask.shape[0], *one.shape[1:]), one.stride())
     return y, torch.empty_like(y) if need_z else x.new_empty(0)
 
 
-def _fake_input_grad(
+def _fake_backward(
     grad: Tensor,
+    z: Tensor | None,
     weight: Tensor,
     mask: Tensor,
     height: int,
@@ -156,10 +169,12 @@ def _fake_input_grad(
     dilation: list[int],
     groups: int,
     exact: bool,
-) -> Tensor:
-    return _new_maps(grad, weight.shape[2] * groups, height, width)
+) -> tuple[Tensor, Tensor]:
+    like = grad if z is None else z
+    grad_x = _new_maps(like, weight.shape[2] * groups, height, width)
+    return grad_x, mask.new_empty(mask.shape if z is not None else (0,))
 
 
 if _backend.HAS_OPS:
     torch.library.register_fake("bdprune::stacked_conv2d", _fake)
-    torch.library.register_fake("bdprune::stacked_conv2d_input_grad", _fake_input_grad)
+    torch.library.register_fake("bdprune::stacked_conv2d_backward", _fake_backward)

@@ -5,13 +5,14 @@ Both take a stack of G models, or G masks of one model, as their leading axis.
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from bdprune.ops import _backend, _stacked_conv, reference
+from bdprune.ops import _backend, _stacked_conv, conv_path, reference
 from bdprune.ops._check import check_feature_map, check_floating, check_mask, empty_like_map
 
 
@@ -79,8 +80,9 @@ def masked_conv2d(
         groups: divides I and O.
 
     Returns:
-        ``[N, O, H', W']``, or ``[G, N, O, H', W']``: the same bits as G calls, but for a shared weight, where one
-        convolution runs over all batches. Gradients flow to x and mask, and to weight and bias if they ask.
+        ``[N, O, H', W']``, or ``[G, N, O, H', W']``: on the CPU the same bits as G calls, but for a shared weight,
+        where one convolution runs over all batches; on a GPU up to rounding, since :mod:`bdprune.ops.conv_path`
+        chooses what runs. Gradients flow to x and mask, and to weight and bias if they ask.
 
     Raises:
         TypeError: an argument is not a floating tensor.
@@ -99,15 +101,7 @@ def masked_conv2d(
     stack = mask.shape[0] if mask.dim() == 2 else None
     _check_conv(x, weight, bias, stack, groups)
     check_mask(mask, weight.shape[-4], x.device, stack)
-    if stack is None:
-        return channel_scale(F.conv2d(x, weight, bias, stride, padding, dilation, groups), mask)
-    if weight.dim() == 5:
-        setting = _stacked_conv.setting_of(weight, stride, padding, dilation, groups)
-        if setting and _stacked_conv.takes(x, weight):
-            return _stacked_conv.run(x, weight, mask, bias, setting)
-        return channel_scale(stacked_conv2d(x, weight, bias, stride, padding, dilation, groups), mask)
-    z = F.conv2d(x if x.dim() == 4 else x.flatten(0, 1), weight, bias, stride, padding, dilation, groups)
-    return channel_scale(z.expand(stack, *z.shape) if x.dim() == 4 else z.view(*x.shape[:2], *z.shape[1:]), mask)
+    return _conv(x, weight, mask, bias, (stride, padding, dilation, groups))
 
 
 def stacked_conv2d(
@@ -145,16 +139,70 @@ def stacked_conv2d(
     if weight.dim() != 5:
         raise ValueError(f"weight must have 5 dimensions, got shape {list(weight.shape)}")
     _check_conv(x, weight, bias, len(weight), groups)
-    setting = _stacked_conv.setting_of(weight, stride, padding, dilation, groups)
-    if setting and _stacked_conv.takes(x, weight):
-        return _stacked_conv.run(x, weight, None, bias, setting)
+    return _conv(x, weight, None, bias, (stride, padding, dilation, groups))
+
+
+_Settings = tuple[int | tuple[int, int], int | tuple[int, int] | str, int | tuple[int, int], int]
+
+
+def _conv(x: Tensor, weight: Tensor, mask: Tensor | None, bias: Tensor | None, settings: _Settings) -> Tensor:
+    """The masked convolution by the way that is chosen where there are several."""
+    setting = _stacked_conv.setting_of(weight, *settings) if _stacked_conv.takes(x) else None
+    if setting is None:
+        return _by_library(settings, x, weight, mask, bias)
+    ways = _ways(setting, settings, x, weight, mask)
+    return ways[conv_path.choose(ways, (x, weight, mask, bias), setting)](x, weight, mask, bias)
+
+
+def _ways(
+    setting: _stacked_conv.Setting, settings: _Settings, x: Tensor, weight: Tensor, mask: Tensor | None
+) -> dict[str, conv_path.Run]:
+    """What can run it, the safest guess first: our kernel for a stack, the library where it has one convolution."""
+    library = partial(_by_library, settings)
+    if x.dim() == 4 and weight.dim() == 4 and mask is not None and mask.dim() == 2:
+        return {"library": library}  # one convolution is all there is to do
+    kernel = partial(_stacked_conv.run, setting=setting)
+    if weight.dim() == 4 or len(weight) == 1:
+        return {"library": library, "kernel": kernel}
+    return {"kernel": kernel, "library": library, "grouped": partial(_grouped, settings)}
+
+
+def _by_library(settings: _Settings, x: Tensor, weight: Tensor, mask: Tensor | None, bias: Tensor | None) -> Tensor:
+    """PyTorch's convolutions, as many as there are weights, and the fused mask."""
+    if weight.dim() == 5:
+        z = _one_by_one(settings, x, weight, bias)
+    else:
+        z = _conv2d(settings, x if x.dim() == 4 else x.flatten(0, 1), weight, bias)
+        if mask is not None and mask.dim() == 2:
+            z = z.expand(len(mask), *z.shape) if x.dim() == 4 else z.view(*x.shape[:2], *z.shape[1:])
+    return z if mask is None else channel_scale(z, mask)
+
+
+def _conv2d(settings: _Settings, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    stride, padding, dilation, groups = settings
+    return F.conv2d(x, weight, bias, stride, padding, dilation, groups)
+
+
+def _one_by_one(settings: _Settings, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     batches = x.unbind() if x.dim() == 5 else [x] * len(weight)
     biases = [None] * len(weight) if bias is None else bias.unbind()
-    parts = [
-        F.conv2d(*one, stride, padding, dilation, groups) for one in zip(batches, weight.unbind(), biases, strict=True)
-    ]
+    parts = [_conv2d(settings, *one) for one in zip(batches, weight.unbind(), biases, strict=True)]
     # Side by side along the batch, where channels_last stays what it is; a new axis would lose it.
     return torch.cat(parts).view(len(weight), *parts[0].shape)
+
+
+def _grouped(settings: _Settings, x: Tensor, weight: Tensor, mask: Tensor | None, bias: Tensor | None) -> Tensor:
+    """All models side by side along the channels of one convolution; one batch for all needs no groups for that."""
+    stack, groups = len(weight), settings[3]
+    flat_bias = None if bias is None else bias.flatten()
+    if x.dim() == 4 and groups == 1:
+        wide, together = x, 1
+    else:
+        batches = x.expand(stack, *x.shape) if x.dim() == 4 else x
+        wide, together = batches.transpose(0, 1).flatten(1, 2), stack * groups
+    z = _conv2d((*settings[:3], together), wide, weight.flatten(0, 1), flat_bias)
+    z = z.unflatten(1, (stack, -1)).transpose(0, 1)
+    return z if mask is None else channel_scale(z, mask)
 
 
 def _check_conv(x: Tensor, weight: Tensor, bias: Tensor | None, stack: int | None, groups: int) -> None:

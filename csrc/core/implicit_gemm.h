@@ -12,46 +12,124 @@
 
 namespace bdprune::core {
 
-struct ConvShape {
-  int64_t height, width;          // of an input map
-  int64_t out_height, out_width;  // of an output map
-  int64_t kernel_height, kernel_width;
-  int64_t stride_height, stride_width;
-  int64_t pad_height, pad_width;
-  int64_t dilation_height, dilation_width;
+// A block makes a tile of the product and adds it up in chunks of kConvDepth channels.
+inline constexpr int kConvThreads = 128, kConvRows = 64, kConvColumns = 64, kConvDepth = 32;
 
-  BDP_HD int64_t taps() const { return kernel_height * kernel_width; }
+// Largest size, stride, padding and dilation: coordinates are 32-bit, so that they are cheap to divide.
+inline constexpr int64_t kConvLargest = (int64_t{1} << 30) - 1;
+
+struct ConvShape {
+  int height, width;          // of an input map
+  int out_height, out_width;  // of an output map
+  int kernel_height, kernel_width;
+  int stride_height, stride_width;
+  int pad_height, pad_width;
+  int dilation_height, dilation_width;
 };
 
 // Along one axis: the input coordinate that a tap reads for an output coordinate, and the output coordinate that a tap
 // carries an input coordinate to; -1 where there is none.
-BDP_HD inline int64_t input_coordinate(int64_t out, int64_t tap, int64_t stride, int64_t pad, int64_t dilation,
-                                       int64_t size) {
-  const int64_t in = out * stride - pad + tap * dilation;
+BDP_HD inline int input_coordinate(int out, int tap, int stride, int pad, int dilation, int size) {
+  const int in = out * stride - pad + tap * dilation;
   return in >= 0 && in < size ? in : -1;
 }
 
-BDP_HD inline int64_t output_coordinate(int64_t in, int64_t tap, int64_t stride, int64_t pad, int64_t dilation,
-                                        int64_t size) {
-  const int64_t scaled = in + pad - tap * dilation;
+BDP_HD inline int output_coordinate(int in, int tap, int stride, int pad, int dilation, int size) {
+  const int scaled = in + pad - tap * dilation;
   if (scaled < 0 || scaled % stride != 0 || scaled / stride >= size) return -1;
   return scaled / stride;
 }
 
-// The position, counted by rows, of the map that is read for position `at` of the map that the rows of the product run
-// over; -1 where the tap falls outside. kGradient: of the input gradient.
+// The position, counted by rows, of the map that is read for position (y, x) of the map that the rows of the product
+// run over; -1 where the tap falls outside. kGradient: of the input gradient.
 template <bool kGradient>
-BDP_HD inline int64_t source_position(const ConvShape& s, int64_t at, int64_t tap) {
-  const int64_t tap_y = tap / s.kernel_width, tap_x = tap % s.kernel_width;
-  const int64_t width = kGradient ? s.width : s.out_width;
-  const int64_t y = at / width, x = at % width;
+BDP_HD inline int64_t source_position(const ConvShape& s, int y, int x, int tap_y, int tap_x) {
   const auto along = kGradient ? output_coordinate : input_coordinate;
-  const int64_t from_y =
+  const int from_y =
       along(y, tap_y, s.stride_height, s.pad_height, s.dilation_height, kGradient ? s.out_height : s.height);
-  const int64_t from_x =
-      along(x, tap_x, s.stride_width, s.pad_width, s.dilation_width, kGradient ? s.out_width : s.width);
-  return from_y < 0 || from_x < 0 ? -1 : from_y * (kGradient ? s.out_width : s.width) + from_x;
+  const int from_x = along(x, tap_x, s.stride_width, s.pad_width, s.dilation_width, kGradient ? s.out_width : s.width);
+  return from_y < 0 || from_x < 0 ? -1 : int64_t{from_y} * (kGradient ? s.out_width : s.width) + from_x;
 }
+
+// Whether every mask of [begin, end) is 0.
+BDP_HD inline bool all_zero(const float* mask, int64_t begin, int64_t end) {
+  for (int64_t c = begin; c < end; ++c) {
+    if (mask[c] != 0) return false;
+  }
+  return true;
+}
+
+// The steps in which a block adds up its tile: chunks of channels from the outside in, and each chunk's taps. With a
+// mask over the channels, chunks of which every mask is 0 are left out.
+struct ConvWalk {
+  int64_t depth;
+  const float* mask;  // null: none
+  int64_t first = 0;  // channel of the chunk
+  int tap_y = 0, tap_x = 0;
+
+  BDP_HD ConvWalk(int64_t depth_, const float* mask_) : depth(depth_), mask(mask_) { skip(); }
+
+  BDP_HD bool done() const { return first >= depth; }
+
+  BDP_HD void next(const ConvShape& s) {
+    if (++tap_x < s.kernel_width) return;
+    tap_x = 0;
+    if (++tap_y < s.kernel_height) return;
+    tap_y = 0;
+    first += kConvDepth;
+    skip();
+  }
+
+ private:
+  BDP_HD void skip() {
+    while (mask && !done() && all_zero(mask, first, first + kConvDepth < depth ? first + kConvDepth : depth)) {
+      first += kConvDepth;
+    }
+  }
+};
+
+// Which part of an operand [64 lines, kConvDepth] a thread stages at its turn: kWidth neighbours along the depth, or,
+// one by one, neighbours along the lines on neighbouring threads.
+struct StagePlace {
+  int line, depth;
+};
+
+template <int kWidth>
+BDP_HD constexpr StagePlace stage_by_depth(int thread, int turn) {
+  const int unit = thread + turn * kConvThreads;
+  return {unit / (kConvDepth / kWidth), unit % (kConvDepth / kWidth) * kWidth};
+}
+
+BDP_HD constexpr StagePlace stage_by_line(int thread, int turn) {
+  const int unit = thread + turn * kConvThreads;
+  return {unit % kConvRows, unit / kConvRows};
+}
+static_assert(kConvRows == kConvColumns);
+
+// How the blocks of an input gradient share out the sum for the gradient of the mask: a row tile's share of the output
+// positions of all samples lies where its own input positions do, so that what it reads is read again by its taps, and
+// its column tiles share the channels. Every position and channel has one block.
+struct MaskSplit {
+  int64_t rows, channels;  // of the output's maps: positions of all samples, channels of a group
+  int64_t rows_each, channels_each, splits, every;
+
+  MaskSplit() = default;
+
+  BDP_HD MaskSplit(int64_t rows_, int64_t channels_, int64_t row_tiles, int64_t column_tiles)
+      : rows(rows_), channels(channels_) {
+    const int64_t wanted = (rows + kConvRows - 1) / kConvRows;
+    const int64_t most = wanted < row_tiles ? wanted : row_tiles;
+    rows_each = (rows + most - 1) / most;
+    splits = (rows + rows_each - 1) / rows_each;
+    every = row_tiles / splits;
+    channels_each = (channels + column_tiles - 1) / column_tiles;
+  }
+
+  // The split of a row tile, or -1 where it has none.
+  BDP_HD int64_t of(int64_t row_tile) const {
+    return row_tile % every == 0 && row_tile / every < splits ? row_tile / every : -1;
+  }
+};
 
 // A block's tile: neighbouring blocks differ in their rows first, so that they read the same weights.
 struct ConvTile {

@@ -7,7 +7,7 @@
 #include <algorithm>
 #include <limits>
 
-#include "utils.cuh"
+#include "partial_sums.cuh"
 
 namespace bdprune::cuda {
 namespace {
@@ -121,17 +121,6 @@ __global__ void __launch_bounds__(kThreads)
   }
 }
 
-// Stage two: grad_mask[c] = sum of partial[split, c] over the splits, in order.
-template <typename mask_t>
-__global__ void __launch_bounds__(kThreads)
-    merge_kernel(const double* __restrict__ partial, mask_t* __restrict__ grad_mask, int64_t splits, int64_t channels) {
-  const int64_t channel = static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x;
-  if (channel >= channels) return;
-  double sum = 0;
-  for (int64_t split = 0; split < splits; ++split) sum += partial[split * channels + channel];
-  grad_mask[channel] = static_cast<mask_t>(sum);
-}
-
 // A stack of maps as a matrix of rows that lie one behind the other: for each map N*C rows of H*W, or N*H*W rows of C
 // in channels_last.
 struct Rows {
@@ -239,23 +228,6 @@ Tensor reduce_rows(const Tensor& z, const Rows& rows, const Tensor& grad, const 
          stream, grad.data_ptr(), z.data_ptr(), mask.data_ptr(), grad_z.data_ptr(), partial.data_ptr(), positions,
          per_row, per_split, groups);
   return partial;
-}
-
-// Stage two, into grad_mask [C] or [G, C] of any floating dtype.
-void merge_into(Tensor& grad_mask, const Tensor& partial) {
-  const int64_t channels = grad_mask.numel();
-  dispatch_floating(grad_mask.scalar_type(), [&](auto type) {
-    using mask_t = typename decltype(type)::type;
-    launch(merge_kernel<mask_t>, dim3(ceil_div(channels, kThreads)), dim3(kThreads), current_stream(grad_mask),
-           partial.data_ptr(), grad_mask.data_ptr(), partial.numel() / channels, channels);
-  });
-}
-
-// grad in the memory order of `map`.
-Tensor in_layout_of(const FeatureMap& map, const FeatureMap& grad) {
-  if (grad.channels_fastest == map.channels_fastest) return grad.tensor;
-  Tensor copy = torch::stable::empty_like(map.tensor);
-  return torch::stable::copy_(copy, grad.tensor);
 }
 
 std::tuple<Tensor, Tensor> channel_scale_backward(const Tensor& grad, const Tensor& z, const Tensor& mask, bool need_z,

@@ -1,15 +1,17 @@
-// filter_spectral_norms on CUDA: all filters of all weights in at most one launch per dtype and size class.
+// filter_spectral_norms on CUDA: all filters of all weights in one launch.
 //
 // A filter is a matrix of a short and a long side. Its Gram matrix on the short side (n x n) is accumulated in float64,
-// and the root of its largest eigenvalue is the norm. A launch covers every filter of its class through a table of
-// weights, so a fleet of models costs as few launches as one layer does.
+// and the root of its largest eigenvalue is the norm. The launch takes a table of weights, so a fleet of models costs
+// what one layer does: one small copy and one launch. By n, a filter belongs to one of four classes:
 //   n = 1        one warp per filter: the 2-norm (1x1 and linear weights, depthwise filters)
 //   2 <= n <= 9  one warp per filter: 45 accumulators per lane, lanes along the long side (3x3, or up to 9 channels)
 //   n <= 49      one block per filter, Gram matrix in shared memory (5x5, 7x7)
 //   larger       the same block code with the Gram matrix in a device workspace; correct, not tuned
+// A class has a run of blocks of its own, the costly ones first. The kernel's registers are those of the second class,
+// which its 45 float64 sums need; the first makes up for the fewer warps by more loads in flight.
 // Nothing is summed by atomics: results repeat to the bit. A filter that is not finite gives NaN, and only itself.
 #include <algorithm>
-#include <array>
+#include <limits>
 #include <utility>
 
 #include "../core/jacobi.h"
@@ -22,23 +24,41 @@ constexpr int kWarpSide = 9;  // largest n of the warp kernel
 constexpr int kGramEntries = kWarpSide * (kWarpSide + 1) / 2;
 constexpr int kEvenSide = kWarpSide + 1;  // Jacobi runs on an even size; the added row is zero
 constexpr int kWarpsPerBlock = 4;
-constexpr int kBlockThreads = 256;
+constexpr int kThreads = kWarpSize * kWarpsPerBlock;
+constexpr int kVectorLoads = 8;  // of a lane in flight, n = 1
+
 constexpr int kBlockSide = core::kJacobiMax + core::kJacobiMax % 2;  // largest even n in shared memory
-constexpr int64_t kWorkspaceBlocks = 256;                // most blocks of the launch that works in device memory,
+constexpr int64_t kMostBlocks = 1 << 20;                             // of a class that goes on to further filters
+constexpr int64_t kWorkspaceBlocks = 256;                // most blocks of the class that works in device memory,
 constexpr int64_t kWorkspaceDoubles = int64_t{1} << 25;  // and most memory it takes (256 MiB)
 
 // One weight tensor [filters, short, long] or [stacks, filters, short, long], as the kernels read it.
 struct WeightTable {
   const void* data;
-  const void* scale;  // null: 1
-  int64_t begin;      // number of its first filter within the launch
-  int64_t output;     // place of its first filter in the result
-  int64_t filters;    // filters per stack entry
+  const void* scale;        // null: 1
+  int64_t begin;            // number of its first filter within its class
+  int64_t output;           // place of its first filter in the result
+  int64_t stacks, filters;  // filters per stack entry
   int64_t stack_stride, filter_stride, short_stride, long_stride;
   int64_t scale_stack_stride, scale_stride;
   int64_t long_size;
   int32_t short_size;
-  int32_t scale_dtype;
+  ScalarType dtype, scale_dtype;
+};
+
+// The classes by the order of their blocks.
+enum SizeClass { kWorkspace, kBlock, kWarp, kVector, kNumClasses };
+
+// What the blocks of one class do.
+struct ClassWork {
+  int first_weight, weights;  // of the table
+  int blocks;
+  int64_t filters;
+};
+
+struct Work {
+  ClassWork classes[kNumClasses];
+  int64_t workspace_stride;  // doubles that a block of kWorkspace has to itself
 };
 
 // One filter of it.
@@ -53,8 +73,8 @@ struct Filter {
   __device__ __forceinline__ scalar_t at(int s, int64_t l) const { return data[s * short_stride + l * long_stride]; }
 };
 
-__device__ inline double load_scale(const void* data, int32_t dtype, int64_t index) {
-  switch (static_cast<ScalarType>(dtype)) {
+__device__ inline double load_scale(const void* data, ScalarType dtype, int64_t index) {
+  switch (dtype) {
     case ScalarType::Float:
       return static_cast<const float*>(data)[index];
     case ScalarType::Double:
@@ -66,9 +86,9 @@ __device__ inline double load_scale(const void* data, int32_t dtype, int64_t ind
   }
 }
 
-// Finds the weight that holds the given filter of the launch: the last one that begins at or before it.
-template <typename scalar_t>
-__device__ Filter<scalar_t> find_filter(const WeightTable* __restrict__ table, int num_weights, int64_t filter) {
+// Finds the weight that holds the given filter of the class: the last one that begins at or before it.
+__device__ inline const WeightTable& find_weight(const WeightTable* __restrict__ table, int num_weights,
+                                                 int64_t filter) {
   int low = 0, high = num_weights - 1;
   while (low < high) {
     const int middle = (low + high + 1) / 2;
@@ -78,7 +98,11 @@ __device__ Filter<scalar_t> find_filter(const WeightTable* __restrict__ table, i
       high = middle - 1;
     }
   }
-  const WeightTable& weight = table[low];
+  return table[low];
+}
+
+template <typename scalar_t>
+__device__ Filter<scalar_t> filter_of(const WeightTable& weight, int64_t filter) {
   const int64_t local = filter - weight.begin;
   const int64_t stack = local / weight.filters, own = local % weight.filters;
   const int64_t scale_at = stack * weight.scale_stack_stride + own * weight.scale_stride;
@@ -99,7 +123,7 @@ struct WarpGroup {
 };
 struct BlockGroup {
   __device__ int rank() const { return threadIdx.x; }
-  __device__ int size() const { return kBlockThreads; }
+  __device__ int size() const { return kThreads; }
   __device__ void sync() const { __syncthreads(); }
 };
 
@@ -183,23 +207,29 @@ __device__ void store_norm(void* output, bool wide, const Filter<scalar_t>& filt
   }
 }
 
-// n = 1: the 2-norm of the long side, one warp per filter.
+// n = 1: the 2-norm of the long side, by one warp.
 template <typename scalar_t>
-__global__ void __launch_bounds__(kWarpSize* kWarpsPerBlock, 3)
-    vector_norms_kernel(const WeightTable* __restrict__ table, int num_weights, int64_t num_filters, void* output,
-                        bool wide) {
-  const int64_t index = static_cast<int64_t>(blockIdx.x) * kWarpsPerBlock + threadIdx.x / kWarpSize;
-  if (index >= num_filters) return;
-  const Filter<scalar_t> filter = find_filter<scalar_t>(table, num_weights, index);
+__device__ __forceinline__ void vector_norm(const Filter<scalar_t>& filter, void* output, bool wide) {
+  constexpr int64_t kTurn = kWarpSize * kVectorLoads;
+  const int lane = threadIdx.x % kWarpSize;
   const double factor = range_factor(filter);
   double sum = 0;
-  for (int64_t l = threadIdx.x % kWarpSize; l < filter.long_size; l += kWarpSize) {
-    const double value = static_cast<double>(filter.at(0, l)) * factor;
-    sum = fma(value, value, sum);
+  for (int64_t base = lane; base < filter.long_size; base += kTurn) {
+    scalar_t values[kVectorLoads];
+#pragma unroll
+    for (int i = 0; i < kVectorLoads; ++i) {
+      const int64_t l = base + i * kWarpSize;
+      values[i] = l < filter.long_size ? filter.at(0, l) : static_cast<scalar_t>(0);
+    }
+#pragma unroll
+    for (int i = 0; i < kVectorLoads; ++i) {
+      const double value = static_cast<double>(values[i]) * factor;
+      sum = fma(value, value, sum);
+    }
   }
   sum = warp_sum(sum);
   const double norm = isfinite(sum) ? sqrt(sum) : static_cast<double>(NAN);
-  if (threadIdx.x % kWarpSize == 0) store_norm(output, wide, filter, norm, factor);
+  if (lane == 0) store_norm(output, wide, filter, norm, factor);
 }
 
 // Adds the accumulators of all lanes. Every exchange halves what a lane holds, so the 45 sums cost 46 exchanges instead
@@ -215,21 +245,28 @@ __device__ __forceinline__ void fold(double (&values)[kGramEntries + 1], int off
   }
 }
 
-// n <= 9: lanes along the long side, 32 entries of it per turn through shared memory, so that global reads coalesce
-// whichever side is contiguous.
+// Shared memory of a block of each class.
+struct WarpShared {
+  double grams[kWarpsPerBlock][kEvenSide * kEvenSide];
+  core::Rotation<double> rotations[kWarpsPerBlock][kEvenSide / 2];
+  double stages[kWarpsPerBlock][kWarpSize * kWarpSide];  // float for all dtypes but float64
+};
+struct BlockShared {
+  double gram[kBlockSide * kBlockSide];
+  core::Rotation<double> rotations[kBlockSide / 2];
+};
+union Shared {
+  WarpShared warp;
+  BlockShared block;
+};
+
+// n <= 9, by one warp: lanes along the long side, 32 entries of it per turn through shared memory, so that global reads
+// coalesce whichever side is contiguous.
 template <typename scalar_t>
-__global__ void __launch_bounds__(kWarpSize* kWarpsPerBlock, 3)
-    warp_norms_kernel(const WeightTable* __restrict__ table, int num_weights, int64_t num_filters, void* output,
-                      bool wide) {
-  __shared__ compute_t<scalar_t> stages[kWarpsPerBlock][kWarpSize * kWarpSide];
-  __shared__ double grams[kWarpsPerBlock][kEvenSide * kEvenSide];
-  __shared__ core::Rotation<double> rotations[kWarpsPerBlock][kEvenSide / 2];
+__device__ __forceinline__ void warp_norm(const Filter<scalar_t>& filter, WarpShared& shared, void* output, bool wide) {
   const int warp = threadIdx.x / kWarpSize, lane = threadIdx.x % kWarpSize;
-  const int64_t index = static_cast<int64_t>(blockIdx.x) * kWarpsPerBlock + warp;
-  if (index >= num_filters) return;  // the whole warp leaves; only warps are synchronised below
-  const Filter<scalar_t> filter = find_filter<scalar_t>(table, num_weights, index);
   const double factor = range_factor(filter);
-  compute_t<scalar_t>* stage = stages[warp];
+  auto* stage = reinterpret_cast<compute_t<scalar_t>*>(shared.stages[warp]);
 
   double sums[kGramEntries + 1] = {};
   const bool long_first = filter.long_stride < filter.short_stride;
@@ -261,7 +298,7 @@ __global__ void __launch_bounds__(kWarpSize* kWarpsPerBlock, 3)
   fold<6>(sums, 2, lane & 2);
   fold<3>(sums, 1, lane & 1);
 
-  double* gram = grams[warp];
+  double* gram = shared.grams[warp];
   const int side = filter.short_size + filter.short_size % 2;
   for (int i = lane; i < side * side; i += kWarpSize) gram[i] = 0;
   __syncwarp();
@@ -277,61 +314,94 @@ __global__ void __launch_bounds__(kWarpSize* kWarpsPerBlock, 3)
     if (column < side) gram[row * side + column] = gram[column * side + row] = sums[i];
   }
   __syncwarp();
-  const double norm = largest_root(WarpGroup(), gram, rotations[warp], side, core::jacobi_sweeps(filter.short_size));
+  const double norm =
+      largest_root(WarpGroup(), gram, shared.rotations[warp], side, core::jacobi_sweeps(filter.short_size));
   if (lane == 0) store_norm(output, wide, filter, norm, factor);
 }
 
-// n > 9: one block per filter and turn, one warp per entry of the Gram matrix, which lies in shared memory or, without
-// a limit on n, in `workspace`: per block `stride` doubles, the matrix first and the rotations behind it.
-template <typename scalar_t, bool kShared>
-__global__ void __launch_bounds__(kBlockThreads, 2)
-    block_norms_kernel(const WeightTable* __restrict__ table, int num_weights, int64_t num_filters, void* output,
-                       bool wide, double* workspace, int64_t stride) {
-  __shared__ double shared_gram[kShared ? kBlockSide * kBlockSide : 1];
-  __shared__ core::Rotation<double> shared_rotations[kShared ? kBlockSide / 2 : 1];
-  constexpr int kWarps = kBlockThreads / kWarpSize;
+// n > 9, by one block: a warp per entry of the Gram matrix.
+template <typename scalar_t>
+__device__ __forceinline__ void block_norm(const Filter<scalar_t>& filter, double* gram,
+                                           core::Rotation<double>* rotations, void* output, bool wide) {
   const int warp = threadIdx.x / kWarpSize, lane = threadIdx.x % kWarpSize;
-  for (int64_t index = blockIdx.x; index < num_filters; index += gridDim.x) {
-    const Filter<scalar_t> filter = find_filter<scalar_t>(table, num_weights, index);
-    const int side = filter.short_size + filter.short_size % 2;
-    double* gram = kShared ? shared_gram : workspace + blockIdx.x * stride;
-    auto* rotations = kShared ? shared_rotations
-                              : reinterpret_cast<core::Rotation<double>*>(gram + static_cast<int64_t>(side) * side);
-    const double factor = range_factor(filter);
-    for (int entry = warp; entry < side * side; entry += kWarps) {
-      const int row = entry / side, column = entry % side;
-      if (column < row) continue;
-      double sum = 0;
-      for (int64_t l = lane; column < filter.short_size && l < filter.long_size; l += kWarpSize) {
-        sum = fma(static_cast<double>(filter.at(row, l)) * factor, static_cast<double>(filter.at(column, l)) * factor,
-                  sum);
-      }
-      sum = warp_sum(sum);
-      if (lane == 0) gram[row * side + column] = gram[column * side + row] = sum;
+  const int side = filter.short_size + filter.short_size % 2;
+  const double factor = range_factor(filter);
+  for (int entry = warp; entry < side * side; entry += kWarpsPerBlock) {
+    const int row = entry / side, column = entry % side;
+    if (column < row) continue;
+    double sum = 0;
+    for (int64_t l = lane; column < filter.short_size && l < filter.long_size; l += kWarpSize) {
+      sum =
+          fma(static_cast<double>(filter.at(row, l)) * factor, static_cast<double>(filter.at(column, l)) * factor, sum);
     }
-    __syncthreads();
-    // Jacobi converges quadratically: the sweeps that serve n = 49 need few more for any n that a kernel window has.
-    const int sweeps = core::jacobi_sweeps(filter.short_size) + (kShared ? 0 : 3);
-    const double norm = largest_root(BlockGroup(), gram, rotations, side, sweeps);
-    if (threadIdx.x == 0) store_norm(output, wide, filter, norm, factor);
-    __syncthreads();  // the next turn overwrites the matrix that other threads may still read
+    sum = warp_sum(sum);
+    if (lane == 0) gram[row * side + column] = gram[column * side + row] = sum;
+  }
+  __syncthreads();
+  // Jacobi converges quadratically: the sweeps that serve n = 49 need few more for any n that a kernel window has.
+  const int sweeps = core::jacobi_sweeps(filter.short_size) + (filter.short_size > core::kJacobiMax ? 3 : 0);
+  const double norm = largest_root(BlockGroup(), gram, rotations, side, sweeps);
+  if (threadIdx.x == 0) store_norm(output, wide, filter, norm, factor);
+  __syncthreads();  // the next filter overwrites the matrix that other threads may still read
+}
+
+// Calls fn(Type<T>{}) with the C++ type of a dtype that the host has checked.
+template <typename Fn>
+__device__ __forceinline__ void with_type(ScalarType dtype, Fn&& fn) {
+  switch (dtype) {
+    case ScalarType::Float:
+      return fn(Type<float>{});
+    case ScalarType::Double:
+      return fn(Type<double>{});
+    case ScalarType::Half:
+      return fn(Type<torch::headeronly::Half>{});
+    default:
+      return fn(Type<torch::headeronly::BFloat16>{});
   }
 }
 
-enum SizeClass { kVector, kWarp, kBlock, kWorkspace, kNumClasses };
-
-constexpr std::array kDtypes = {ScalarType::Half, ScalarType::BFloat16, ScalarType::Float, ScalarType::Double};
+// Every block finds its class, and in it its filters. `workspace`: per block of kWorkspace a matrix and, behind it, the
+// rotations.
+__global__ void __launch_bounds__(kThreads, 3)
+    norms_kernel(const WeightTable* __restrict__ table, const __grid_constant__ Work work, void* output, bool wide,
+                 double* workspace) {
+  __shared__ Shared shared;
+  int size = 0, block = static_cast<int>(blockIdx.x);
+  while (block >= work.classes[size].blocks) block -= work.classes[size++].blocks;
+  const ClassWork own = work.classes[size];
+  table += own.first_weight;
+  if (size == kWarp || size == kVector) {
+    const int64_t index = static_cast<int64_t>(block) * kWarpsPerBlock + threadIdx.x / kWarpSize;
+    if (index >= own.filters) return;  // the whole warp leaves; only warps are synchronised below
+    const WeightTable& weight = find_weight(table, own.weights, index);
+    with_type(weight.dtype, [&](auto type) {
+      const auto filter = filter_of<typename decltype(type)::type>(weight, index);
+      if (size == kVector) {
+        vector_norm(filter, output, wide);
+      } else {
+        warp_norm(filter, shared.warp, output, wide);
+      }
+    });
+    return;
+  }
+  for (int64_t index = block; index < own.filters; index += own.blocks) {
+    const WeightTable& weight = find_weight(table, own.weights, index);
+    double* gram = shared.block.gram;
+    auto* rotations = shared.block.rotations;
+    if (size == kWorkspace) {
+      const int64_t side = weight.short_size + weight.short_size % 2;
+      gram = workspace + block * work.workspace_stride;
+      rotations = reinterpret_cast<core::Rotation<double>*>(gram + side * side);
+    }
+    with_type(weight.dtype, [&](auto type) {
+      block_norm(filter_of<typename decltype(type)::type>(weight, index), gram, rotations, output, wide);
+    });
+  }
+}
 
 SizeClass size_class(int64_t side) {
   return side <= 1 ? kVector : side <= kWarpSide ? kWarp : side <= core::kJacobiMax ? kBlock : kWorkspace;
 }
-
-// The weights of one launch.
-struct Launch {
-  std::vector<WeightTable> table;
-  int64_t filters = 0;
-  int64_t largest_side = 0;
-};
 
 // Weight with its window axes (the last two) collapsible into one, as they are in every dense layout.
 Tensor with_flat_window(const Tensor& weight) {
@@ -347,6 +417,8 @@ WeightTable describe(const Tensor& weight, const OptionalTensor& scale) {
   const bool stacked = d == 5;
   WeightTable entry{};
   entry.data = weight.data_ptr();
+  entry.dtype = weight.scalar_type();
+  entry.stacks = stacked ? weight.size(0) : 1;
   entry.filters = weight.size(stacked);
   entry.stack_stride = stacked ? weight.stride(0) : 0;
   entry.filter_stride = weight.stride(stacked);
@@ -368,7 +440,7 @@ WeightTable describe(const Tensor& weight, const OptionalTensor& scale) {
   if (scale) {
     const int64_t last = scale->dim() - 1;
     entry.scale = scale->data_ptr();
-    entry.scale_dtype = static_cast<int32_t>(scale->scalar_type());
+    entry.scale_dtype = scale->scalar_type();
     entry.scale_stride = scale->stride(last);
     entry.scale_stack_stride = stacked ? scale->stride(0) : 0;
   }
@@ -389,84 +461,75 @@ void check_weight(const Tensor& weight, const OptionalTensor& scale, const Tenso
   BDP_CHECK(fits, "a scale must be [O] or [G, O] like the filters of its weight");
 }
 
-template <typename scalar_t>
-void launch_class(SizeClass size, const Launch& work, const WeightTable* table, Tensor& output, cudaStream_t stream) {
-  const bool wide = output.scalar_type() == ScalarType::Double;
-  const int count = static_cast<int>(work.table.size());
-  if (size == kVector || size == kWarp) {
-    auto kernel = size == kVector ? vector_norms_kernel<scalar_t> : warp_norms_kernel<scalar_t>;
-    launch(kernel, dim3(ceil_div(work.filters, kWarpsPerBlock)), dim3(kWarpSize * kWarpsPerBlock), stream, table, count,
-           work.filters, output.data_ptr(), wide);
-    return;
+// The table with its classes one after another, and what their blocks do.
+Work arrange(std::vector<WeightTable>& table) {
+  // Long filters first within a class: the last blocks to run are short ones.
+  std::stable_sort(table.begin(), table.end(), [](const WeightTable& a, const WeightTable& b) {
+    const SizeClass of_a = size_class(a.short_size), of_b = size_class(b.short_size);
+    return of_a != of_b ? of_a < of_b : a.long_size > b.long_size;
+  });
+  Work work{};
+  int64_t largest = 0;
+  for (size_t i = 0; i < table.size(); ++i) {
+    const SizeClass size = size_class(table[i].short_size);
+    ClassWork& own = work.classes[size];
+    if (own.weights++ == 0) own.first_weight = static_cast<int>(i);
+    table[i].begin = own.filters;
+    own.filters += table[i].stacks * table[i].filters;
+    if (size == kWorkspace) largest = std::max<int64_t>(largest, table[i].short_size + table[i].short_size % 2);
   }
-  if (size == kBlock) {
-    launch(block_norms_kernel<scalar_t, true>, dim3(std::min<int64_t>(work.filters, 1 << 20)), dim3(kBlockThreads),
-           stream, table, count, work.filters, output.data_ptr(), wide, nullptr, 0);
-    return;
+  work.workspace_stride = largest * largest + 3 * (largest / 2);
+  const int64_t fitting = std::max<int64_t>(kWorkspaceDoubles / std::max<int64_t>(work.workspace_stride, 1), 1);
+  for (int size = 0; size < kNumClasses; ++size) {
+    ClassWork& own = work.classes[size];
+    const int64_t blocks = size == kWorkspace ? std::min({own.filters, kWorkspaceBlocks, fitting})
+                           : size == kBlock   ? std::min(own.filters, kMostBlocks)
+                                              : ceil_div(own.filters, kWarpsPerBlock);
+    BDP_CHECK(blocks <= std::numeric_limits<int32_t>::max() / kNumClasses,
+              "too many filters for one launch: ", own.filters);
+    own.blocks = static_cast<int>(blocks);
   }
-  const int64_t side = work.largest_side + work.largest_side % 2;
-  const int64_t stride = side * side + 3 * (side / 2);
-  const int64_t fitting = std::max<int64_t>(kWorkspaceDoubles / stride, 1);
-  const int64_t blocks = std::min({work.filters, kWorkspaceBlocks, fitting});
-  const Tensor workspace = empty_on_device(blocks * stride, ScalarType::Double, output);
-  launch(block_norms_kernel<scalar_t, false>, dim3(blocks), dim3(kBlockThreads), stream, table, count, work.filters,
-         output.data_ptr(), wide, workspace.data_ptr(), stride);
+  return work;
 }
 
 Tensor filter_spectral_norms(const std::vector<Tensor>& weights, const std::vector<OptionalTensor>& scales) {
   BDP_CHECK(!weights.empty() && weights.size() == scales.size(), "expected one scale (or None) per weight, got ",
             weights.size(), " weights and ", scales.size(), " scales");
   const DeviceGuard guard(weights[0].get_device_index());
-  std::array<std::array<Launch, kDtypes.size()>, kNumClasses> launches;
-  std::vector<Tensor> alive;  // copies that the kernels read
+  std::vector<WeightTable> table;
+  std::vector<Tensor> alive;  // copies that the kernel reads
   int64_t num_filters = 0;
   bool wide = false;
   for (size_t i = 0; i < weights.size(); ++i) {
     check_weight(weights[i], scales[i], weights[0]);
     alive.push_back(with_flat_window(weights[i]));
     const Tensor& weight = alive.back();
-    const auto dtype = std::find(kDtypes.begin(), kDtypes.end(), weight.scalar_type());
-    BDP_CHECK(dtype != kDtypes.end(), "a weight must be float16, bfloat16, float32 or float64");
-    wide = wide || *dtype == ScalarType::Double;
+    BDP_CHECK(is_floating(weight.scalar_type()), "a weight must be float16, bfloat16, float32 or float64");
+    wide = wide || weight.scalar_type() == ScalarType::Double;
     WeightTable entry = describe(weight, scales[i]);
-    const int64_t filters = (weight.dim() == 5 ? weight.size(0) : 1) * entry.filters;
-    if (filters == 0) continue;
-    Launch& work = launches[size_class(entry.short_size)][dtype - kDtypes.begin()];
-    entry.begin = work.filters;
     entry.output = num_filters;
-    work.table.push_back(entry);
-    work.filters += filters;
-    work.largest_side = std::max<int64_t>(work.largest_side, entry.short_size);
-    num_filters += filters;
+    num_filters += entry.stacks * entry.filters;
+    if (entry.stacks * entry.filters > 0) table.push_back(entry);
   }
   Tensor output = empty_on_device(num_filters, wide ? ScalarType::Double : ScalarType::Float, weights[0]);
   if (num_filters == 0) return output;
 
-  std::vector<WeightTable> host;
-  for (const auto& by_dtype : launches) {
-    for (const Launch& work : by_dtype) host.insert(host.end(), work.table.begin(), work.table.end());
-  }
-  const size_t bytes = host.size() * sizeof(WeightTable);
+  const Work work = arrange(table);
+  int64_t blocks = 0;
+  for (const ClassWork& own : work.classes) blocks += own.blocks;
+  const size_t bytes = table.size() * sizeof(WeightTable);
   const Tensor device = empty_on_device(static_cast<int64_t>(bytes), ScalarType::Byte, weights[0]);
+  const Tensor workspace =
+      empty_on_device(work.classes[kWorkspace].blocks * work.workspace_stride, ScalarType::Double, weights[0]);
   const cudaStream_t stream = current_stream(weights[0]);
-  // From pageable memory the copy is staged before the call returns, so `host` may go out of scope. A graph would read
+  // From pageable memory the copy is staged before the call returns, so `table` may go out of scope. A graph would read
   // it again at every replay.
   cudaStreamCaptureStatus capture = cudaStreamCaptureStatusNone;
   STD_CUDA_CHECK(cudaStreamIsCapturing(stream, &capture));
   BDP_CHECK(capture == cudaStreamCaptureStatusNone, "filter_spectral_norms cannot be captured in a CUDA graph");
-  STD_CUDA_CHECK(cudaMemcpyAsync(device.data_ptr(), host.data(), bytes, cudaMemcpyHostToDevice, stream));
-
-  const auto* table = static_cast<const WeightTable*>(device.data_ptr());
-  for (int size = 0; size < kNumClasses; ++size) {
-    for (size_t d = 0; d < kDtypes.size(); ++d) {
-      const Launch& work = launches[size][d];
-      if (work.filters == 0) continue;
-      dispatch_floating(kDtypes[d], [&](auto type) {
-        launch_class<typename decltype(type)::type>(static_cast<SizeClass>(size), work, table, output, stream);
-      });
-      table += work.table.size();
-    }
-  }
+  STD_CUDA_CHECK(cudaMemcpyAsync(device.data_ptr(), table.data(), bytes, cudaMemcpyHostToDevice, stream));
+  launch(norms_kernel, dim3(blocks), dim3(kThreads), stream, static_cast<const WeightTable*>(device.data_ptr()), work,
+         output.data_ptr(), wide, static_cast<double*>(workspace.data_ptr()));
   return output;
 }
 

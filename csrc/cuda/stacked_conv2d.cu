@@ -1,30 +1,46 @@
-// stacked_conv2d and its input gradient on CUDA: the masked convolutions of G models as one implicit matrix product.
+// stacked_conv2d and its backward on CUDA: the masked convolutions of G models as one implicit matrix product.
 //
-// A block makes a tile of kTileRows positions x kTileColumns channels of one model and one group. It walks the summed
-// channels in chunks of kTileDepth and each chunk's taps, stages both operands in shared memory as the tensor cores
-// take them (TF32, or float16 and bfloat16 as they are), and sums in float32. Tensors are read and written where they
-// lie: NCHW and channels_last differ in their strides and in which neighbour a thread reads next. The mask is part of
-// the product: forward, the epilogue multiplies by it, and a tile of which every mask is 0 is not computed at all; in
-// the gradient the staging does, and a chunk of which every mask is 0 is left out. (So 0 * Inf is 0 there.) Nothing is
-// summed across blocks: results repeat to the bit, and a stack gives the bits of its models.
+// A block makes a tile of 64 positions x 64 channels of one model and one group. It walks the summed channels in chunks
+// of 32 and each chunk's taps, stages both operands in shared memory as the tensor cores take them (TF32, or float16
+// and bfloat16 as they are), and sums in float32. There are two stages: while one is multiplied, the numbers of the
+// next are on their way from global memory into registers, which any layout and dtype allows. Tensors are read and
+// written where they lie: NCHW, channels_last and weights in any order, or one weight for all models, differ in strides
+// and in which neighbours a thread reads, 16 bytes at a time where that is possible. The mask is part of the product:
+// forward, the epilogue multiplies by it, and a tile of which every mask is 0 is not computed at all; in the gradient
+// the staging does, and a chunk of which every mask is 0 is left out. (So 0 * Inf is 0 there.) Nothing is summed by
+// atomics: results repeat to the bit, and a stack gives the bits of its models.
+//
+// The gradient of the mask, the sum of grad * z, is taken in the launch of the input gradient. What the backward pass
+// must move is then grad and z read and the input's gradient written, once each, beside the weights: a block sums over
+// the piece of grad that its own taps read, so the second read is served by the L2 cache, where a launch of its own
+// would fetch grad again. z cannot be had from y = mask * z where the mask is 0, so it has to be kept.
 #include <algorithm>
+#include <array>
 #include <limits>
 
 #include "../core/implicit_gemm.h"
 #include "mma.cuh"
-#include "utils.cuh"
+#include "partial_sums.cuh"
 
 namespace bdprune::cuda {
 namespace {
 
-constexpr int kThreads = 128;  // 2 x 2 warps, each with 32 rows and 32 columns of the tile
-constexpr int kTileRows = 64;
-constexpr int kTileColumns = 64;
-constexpr int kTileDepth = 32;
-constexpr int kRowFragments = 2, kColumnFragments = 4;  // of 16 rows and of 8 columns, per warp
+using core::kConvColumns, core::kConvDepth, core::kConvRows, core::kConvThreads;
+
+constexpr int kRowFragments = 2, kColumnFragments = 4;  // of 16 rows and of 8 columns, per warp: 2 x 2 warps a tile
+constexpr int kConvWarps = kConvThreads / kWarpSize;
+constexpr int kStaged = kConvRows * kConvDepth / kConvThreads;  // elements of an operand that a thread stages
 
 // How the operands are multiplied. kExact: float32 on the ordinary cores.
 enum class Math { kExact, kTensor };
+
+// Blocks that are to fit on a multiprocessor: what their registers are cut to. The exact product is for checks.
+template <Math kMath>
+constexpr int kBlocksEach = kMath == Math::kExact ? 2 : 3;
+
+// In which order threads read an operand: neighbouring threads along its lines (rows or columns of the product), or
+// along the depth, one by one or in whole vectors.
+enum class Order { kLines, kDepth, kVectors };
 
 // A stack of maps [maps, samples, channels, positions] by strides; a stack of one map for all has map stride 0.
 struct MapStrides {
@@ -38,72 +54,133 @@ struct ConvCall {
   int64_t columns, depth;  // channels of the result and of the source, in one group
   int64_t row_positions;   // positions of a result map
   int64_t row_tiles, column_tiles, groups;
-  int64_t weight_map, weight_group, weight_column, weight_depth;  // strides; a tap's is 1
-  bool channels_fastest;                                          // of the source
+  int64_t weight_map, weight_group, weight_column, weight_depth, weight_tap_y, weight_tap_x;  // strides
+  Order source_order, weight_order;
+  core::MaskSplit split;     // of the gradient
+  int64_t source_positions;  // of a source map
+  bool source_channels_fastest;
 };
 
-// Pitch of a row of an operand in shared memory: a warp's fragment loads hit 32 different banks.
+// Pitch of a line of an operand in shared memory: a warp's fragment loads hit 32 different banks, and a line begins at
+// a multiple of a vector.
 template <typename scalar_t>
-constexpr int kPitch = kTileDepth + (sizeof(scalar_t) == 2 ? 8 : 4);
+constexpr int kPitch = kConvDepth + (sizeof(scalar_t) == 2 ? 8 : 4);
 
 template <typename scalar_t>
-struct Operands {
-  scalar_t rows[kTileRows][kPitch<scalar_t>];
-  scalar_t columns[kTileColumns][kPitch<scalar_t>];
-  int64_t sources[kTileRows];  // where each row's channel 0 lies for the tap at hand, or -1
+constexpr int kVector = kVectorBytes / sizeof(scalar_t);
+
+template <typename scalar_t>
+struct alignas(kVectorBytes) Operands {
+  scalar_t rows[kConvRows][kPitch<scalar_t>];
+  scalar_t columns[kConvColumns][kPitch<scalar_t>];
+  int64_t sources[kConvRows];  // where each row's channel 0 lies for the step at hand, or -1
+  float factors[kConvDepth];   // of the gradient: the masks of the chunk
 };
 
-template <Math kMath, typename scalar_t>
-__device__ __forceinline__ scalar_t as_operand(float value) {
+// The row of the product that a thread locates at every step.
+struct Row {
+  int64_t sample;  // its offset in the source; -1: there is no such row
+  int y, x;
+};
+
+template <bool kGradient>
+__device__ __forceinline__ Row row_of(const ConvCall& call, int64_t row) {
+  if (row >= call.rows) return {-1, 0, 0};
+  const int64_t sample = row / call.row_positions;
+  const int position = static_cast<int>(row - sample * call.row_positions);
+  const int width = kGradient ? call.shape.width : call.shape.out_width;
+  return {sample * call.source.sample, position / width, position % width};
+}
+
+template <bool kGradient, typename scalar_t>
+__device__ __forceinline__ void locate(Operands<scalar_t>& tile, const ConvCall& call, const Row& row,
+                                       const core::ConvWalk& step) {
+  const int spare = static_cast<int>(threadIdx.x) - kConvRows;
+  if (kGradient && spare >= 0 && spare < kConvDepth) {
+    const int64_t channel = step.first + spare;
+    tile.factors[spare] = channel < step.depth ? step.mask[channel] : 0;
+  }
+  if (spare >= 0) return;
+  const int64_t at =
+      row.sample < 0 ? -1 : core::source_position<kGradient>(call.shape, row.y, row.x, step.tap_y, step.tap_x);
+  tile.sources[threadIdx.x] = at < 0 ? -1 : row.sample + at * call.source.position;
+}
+
+// Fetches a thread's part of an operand, whose line begins at offset(line) of `data`, or is all 0 where that is -1.
+template <typename scalar_t, typename Offset>
+__device__ __forceinline__ void fetch(scalar_t (&values)[kStaged], const scalar_t* __restrict__ data, Order order,
+                                      int64_t stride, int64_t first_depth, int64_t depth, Offset&& offset) {
+  constexpr int kWidth = kVector<scalar_t>;
+  if (order == Order::kLines) {
+    // A thread stays on its line, and goes down it with steps that are all alike.
+    const core::StagePlace start = core::stage_by_line(threadIdx.x, 0);
+    constexpr int kDown = core::stage_by_line(0, 1).depth;
+    const int64_t line = offset(start.line);
+    const int left =
+        line < 0 ? 0 : static_cast<int>(depth - first_depth < kConvDepth ? depth - first_depth : kConvDepth);
+    const scalar_t* at = data + line + (first_depth + start.depth) * stride;
+#pragma unroll
+    for (int i = 0; i < kStaged; ++i, at += kDown * stride) {
+      values[i] = start.depth + i * kDown < left ? *at : static_cast<scalar_t>(0);
+    }
+    return;
+  }
+#pragma unroll
+  for (int turn = 0; turn < kStaged / kWidth; ++turn) {
+    const core::StagePlace place = core::stage_by_depth<kWidth>(threadIdx.x, turn);
+    const int64_t line = offset(place.line), channel = first_depth + place.depth;
+    if (order == Order::kVectors) {
+      Vector<scalar_t, kWidth> vector = {};
+      if (line >= 0 && channel < depth) {
+        vector = *reinterpret_cast<const Vector<scalar_t, kWidth>*>(data + line + channel);
+      }
+#pragma unroll
+      for (int i = 0; i < kWidth; ++i) values[turn * kWidth + i] = vector.value[i];
+    } else {
+#pragma unroll
+      for (int i = 0; i < kWidth; ++i) {
+        values[turn * kWidth + i] =
+            line >= 0 && channel + i < depth ? data[line + (channel + i) * stride] : static_cast<scalar_t>(0);
+      }
+    }
+  }
+}
+
+// The number as the tensor cores take it; of the gradient, times its channel's mask.
+template <Math kMath, bool kMasked, typename scalar_t>
+__device__ __forceinline__ scalar_t as_operand(scalar_t value, const float* factor) {
+  if constexpr (kMasked) value = static_cast<scalar_t>(static_cast<float>(value) * *factor);
   if constexpr (kMath == Math::kTensor && std::is_same_v<scalar_t, float>) {
     uint32_t bits;
     memcpy(&bits, &value, sizeof bits);
     bits = core::round_to_tf32(bits);
     memcpy(&value, &bits, sizeof bits);
   }
-  return static_cast<scalar_t>(value);
+  return value;
 }
 
-template <bool kGradient, typename scalar_t>
-__device__ __forceinline__ void locate_rows(Operands<scalar_t>& tile, const ConvCall& call, int64_t first_row,
-                                            int64_t tap) {
-  const int r = threadIdx.x;
-  if (r >= kTileRows) return;
-  const int64_t row = first_row + r;
-  int64_t source = -1;
-  if (row < call.rows) {
-    const int64_t sample = row / call.row_positions;
-    const int64_t at = core::source_position<kGradient>(call.shape, row - sample * call.row_positions, tap);
-    if (at >= 0) source = sample * call.source.sample + at * call.source.position;
-  }
-  tile.sources[r] = source;
-}
-
-template <Math kMath, bool kGradient, typename scalar_t>
-__device__ __forceinline__ void stage(Operands<scalar_t>& tile, const ConvCall& call, const scalar_t* __restrict__ x,
-                                      const scalar_t* __restrict__ weight, const float* __restrict__ mask,
-                                      int64_t first_column, int64_t first_depth, int64_t tap) {
-#pragma unroll 4
-  for (int e = threadIdx.x; e < kTileRows * kTileDepth; e += kThreads) {
-    const int r = call.channels_fastest ? e / kTileDepth : e % kTileRows;
-    const int k = call.channels_fastest ? e % kTileDepth : e / kTileRows;
-    const int64_t channel = first_depth + k;
-    float value = 0;
-    if (tile.sources[r] >= 0 && channel < call.depth) {
-      value = static_cast<float>(x[tile.sources[r] + channel * call.source.channel]);
-      if constexpr (kGradient) value *= mask[channel];
+// Puts what fetch has brought into its place.
+template <Math kMath, bool kMasked, typename scalar_t>
+__device__ __forceinline__ void store(scalar_t (*lines)[kPitch<scalar_t>], const scalar_t (&values)[kStaged],
+                                      Order order, const float* factors) {
+  constexpr int kWidth = kVector<scalar_t>;
+  if (order == Order::kLines) {
+#pragma unroll
+    for (int i = 0; i < kStaged; ++i) {
+      const core::StagePlace place = core::stage_by_line(threadIdx.x, i);
+      lines[place.line][place.depth] = as_operand<kMath, kMasked>(values[i], factors + place.depth);
     }
-    tile.rows[r][k] = as_operand<kMath, scalar_t>(value);
+    return;
   }
-#pragma unroll 4
-  for (int e = threadIdx.x; e < kTileColumns * kTileDepth; e += kThreads) {
-    const int c = e / kTileDepth, k = e % kTileDepth;
-    const int64_t column = first_column + c, channel = first_depth + k;
-    float value = 0;
-    if (column < call.columns && channel < call.depth) {
-      value = static_cast<float>(weight[column * call.weight_column + channel * call.weight_depth + tap]);
+#pragma unroll
+  for (int turn = 0; turn < kStaged / kWidth; ++turn) {
+    const core::StagePlace place = core::stage_by_depth<kWidth>(threadIdx.x, turn);
+    Vector<scalar_t, kWidth> vector;
+#pragma unroll
+    for (int i = 0; i < kWidth; ++i) {
+      vector.value[i] = as_operand<kMath, kMasked>(values[turn * kWidth + i], factors + place.depth + i);
     }
-    tile.columns[c][k] = as_operand<kMath, scalar_t>(value);
+    *reinterpret_cast<Vector<scalar_t, kWidth>*>(&lines[place.line][place.depth]) = vector;
   }
 }
 
@@ -124,7 +201,7 @@ __device__ __forceinline__ void multiply(const Operands<scalar_t>& tile, Sums& s
     constexpr bool kWide = std::is_same_v<scalar_t, float>;
     constexpr int kStep = kWide ? 8 : 16;
 #pragma unroll
-    for (int k = 0; k < kTileDepth; k += kStep) {
+    for (int k = 0; k < kConvDepth; k += kStep) {
       uint32_t a[kRowFragments][4], b[kColumnFragments][2];
 #pragma unroll
       for (int i = 0; i < 4; ++i) {
@@ -155,7 +232,7 @@ __device__ __forceinline__ void multiply(const Operands<scalar_t>& tile, Sums& s
   } else {
     // The same elements of the tile as a tensor core would leave with this lane.
 #pragma unroll 4
-    for (int k = 0; k < kTileDepth; ++k) {
+    for (int k = 0; k < kConvDepth; ++k) {
 #pragma unroll
       for (int i = 0; i < kRowFragments; ++i) {
 #pragma unroll
@@ -172,46 +249,112 @@ __device__ __forceinline__ void multiply(const Operands<scalar_t>& tile, Sums& s
   }
 }
 
-// Whether every mask of [begin, end) is 0; all threads get the same answer.
-__device__ __forceinline__ bool all_zero(const float* __restrict__ mask, int64_t begin, int64_t end) {
-  for (int64_t c = begin; c < end; ++c) {
-    if (mask[c] != 0) return false;
+// partial[split, c] = sum of grad * z over this block's share of positions, for its share of the group's channels c:
+// `channels` of them lie from `grad`, `z` and `partial` on. Lanes go along whichever of the two lies side by side.
+template <typename scalar_t>
+__device__ __forceinline__ void sum_for_mask(const ConvCall& call, const core::ConvTile& at,
+                                             const scalar_t* __restrict__ grad, const scalar_t* __restrict__ z,
+                                             double* __restrict__ partial) {
+  __shared__ double shares[kConvWarps][kWarpSize];
+  const core::MaskSplit& split = call.split;
+  const int64_t own = split.of(at.row_tile);
+  if (own < 0) return;
+  const int warp = threadIdx.x / kWarpSize, lane = threadIdx.x % kWarpSize;
+  const int64_t begin = own * split.rows_each;
+  const int64_t end = begin + split.rows_each < split.rows ? begin + split.rows_each : split.rows;
+  const int64_t first = at.column_tile * split.channels_each;
+  const int64_t last = first + split.channels_each < split.channels ? first + split.channels_each : split.channels;
+  if (call.source_channels_fastest) {
+    for (int64_t base = first; base < last; base += kWarpSize) {
+      const int64_t channel = base + lane;
+      double sum = 0;
+#pragma unroll 4
+      for (int64_t row = begin + warp; channel < last && row < end; row += kConvWarps) {
+        const int64_t place = row * call.source.position + channel;
+        sum = fma(static_cast<double>(grad[place]), static_cast<double>(z[place]), sum);
+      }
+      shares[warp][lane] = sum;
+      __syncthreads();
+      if (warp == 0 && channel < last) {
+        for (int other = 1; other < kConvWarps; ++other) sum += shares[other][lane];
+        partial[channel] = sum;
+      }
+      __syncthreads();
+    }
+    return;
   }
-  return true;
+  const int64_t first_sample = (begin + lane) / call.source_positions;
+  const int64_t first_position = begin + lane - first_sample * call.source_positions;
+  for (int64_t channel = first + warp; channel < last; channel += kConvWarps) {
+    double sum = 0;
+    int64_t sample = first_sample, position = first_position;
+    for (int64_t row = begin + lane; row < end; row += kWarpSize) {
+      const int64_t place = sample * call.source.sample + channel * call.source.channel + position;
+      sum = fma(static_cast<double>(grad[place]), static_cast<double>(z[place]), sum);
+      for (position += kWarpSize; position >= call.source_positions; position -= call.source_positions) ++sample;
+    }
+    sum = warp_sum(sum);
+    if (lane == 0) partial[channel] = sum;
+  }
 }
 
 // Block: one tile. Forward: y = mask * (x * weight + bias), and the unmasked z where asked. kGradient: y = the gradient
-// of the input from that of the output, x.
+// of the input from that of the output, x; and, from the z that goes with it, `partial` [splits, maps, channels of x].
 template <Math kMath, bool kGradient, typename scalar_t>
-__global__ void __launch_bounds__(kThreads)
+__global__ void __launch_bounds__(kConvThreads, kBlocksEach<kMath>)
     conv_kernel(const scalar_t* __restrict__ x, const scalar_t* __restrict__ weight, const float* __restrict__ mask,
-                const float* __restrict__ bias, scalar_t* __restrict__ y, scalar_t* __restrict__ z, ConvCall call) {
-  __shared__ Operands<scalar_t> tile;
+                const float* __restrict__ bias, scalar_t* __restrict__ y, scalar_t* __restrict__ z,
+                double* __restrict__ partial, const __grid_constant__ ConvCall call) {
+  __shared__ Operands<scalar_t> tiles[2];
   const core::ConvTile at = core::conv_tile(blockIdx.x, call.row_tiles, call.column_tiles, call.groups);
-  const int64_t first_row = at.row_tile * kTileRows, first_column = at.column_tile * kTileColumns;
+  const int64_t first_row = at.row_tile * kConvRows, first_column = at.column_tile * kConvColumns;
   // Masks and biases belong to output channels: the columns of the forward product, the depth of the gradient's.
   const int64_t masked = kGradient ? call.depth : call.columns;
   const int64_t first_mask = (at.map * call.groups + at.group) * masked;
   mask += first_mask;
-  x += at.map * call.source.map + at.group * call.depth * call.source.channel;
+  const int64_t source = at.map * call.source.map + at.group * call.depth * call.source.channel;
+  x += source;
   weight += at.map * call.weight_map + at.group * call.weight_group;
+  if constexpr (kGradient) {
+    if (partial) {
+      const int64_t channels = gridDim.x / (call.row_tiles * call.column_tiles) * call.depth;
+      sum_for_mask(call, at, x, z + source, partial + call.split.of(at.row_tile) * channels + first_mask);
+    }
+  }
 
   Sums sums = {};
   const int warp = threadIdx.x / kWarpSize, lane = threadIdx.x % kWarpSize;
   const int row = warp / 2 * 32, column = warp % 2 * 32;
-  const int64_t last_column = first_column + kTileColumns < call.columns ? first_column + kTileColumns : call.columns;
-  const bool skipped = !kGradient && !z && all_zero(mask, first_column, last_column);
-  const int64_t depth = skipped ? 0 : call.depth, taps = call.shape.taps();
-  for (int64_t first = 0; first < depth; first += kTileDepth) {
-    if (kGradient && all_zero(mask, first, first + kTileDepth < depth ? first + kTileDepth : depth)) continue;
-    for (int64_t tap = 0; tap < taps; ++tap) {
-      locate_rows<kGradient>(tile, call, first_row, tap);
-      __syncthreads();
-      stage<kMath, kGradient>(tile, call, x, weight, mask, first_column, first, tap);
-      __syncthreads();
-      multiply<kMath>(tile, sums, row, column);
-      __syncthreads();
-    }
+  const int64_t last_column = first_column + kConvColumns < call.columns ? first_column + kConvColumns : call.columns;
+  const bool skipped = !kGradient && !z && core::all_zero(mask, first_column, last_column);
+
+  const Row own = row_of<kGradient>(call, first_row + threadIdx.x % kConvRows);
+  core::ConvWalk step(skipped ? 0 : call.depth, kGradient ? mask : nullptr);
+  scalar_t row_values[kStaged], column_values[kStaged];
+  const auto fetch_both = [&](const Operands<scalar_t>& tile) {
+    fetch(row_values, x, call.source_order, call.source.channel, step.first, call.depth,
+          [&](int line) { return tile.sources[line]; });
+    const int64_t tap = step.tap_y * call.weight_tap_y + step.tap_x * call.weight_tap_x;
+    fetch(column_values, weight, call.weight_order, call.weight_depth, step.first, call.depth, [&](int line) {
+      return first_column + line < call.columns ? (first_column + line) * call.weight_column + tap : -1;
+    });
+  };
+  if (!step.done()) {
+    locate<kGradient>(tiles[0], call, own, step);
+    __syncthreads();
+    fetch_both(tiles[0]);
+  }
+  // One barrier a step: a stage is written again only after the barrier of the step in between, which no thread passes
+  // before it has multiplied it.
+  for (int stage = 0; !step.done(); stage ^= 1) {
+    Operands<scalar_t>& tile = tiles[stage];
+    store<kMath, kGradient>(tile.rows, row_values, call.source_order, tile.factors);
+    store<kMath, false>(tile.columns, column_values, call.weight_order, tile.factors);
+    step.next(call.shape);
+    if (!step.done()) locate<kGradient>(tiles[stage ^ 1], call, own, step);
+    __syncthreads();
+    if (!step.done()) fetch_both(tiles[stage ^ 1]);
+    multiply<kMath>(tile, sums, row, column);
   }
 
   const int64_t result = at.map * call.result.map + at.group * call.columns * call.result.channel;
@@ -251,7 +394,14 @@ struct ConvSetting {
   core::ConvShape shape;
 };
 
+// Size of the output along an axis.
 int64_t out_size(int64_t size, int64_t kernel, int64_t stride, int64_t pad, int64_t dilation) {
+  for (const int64_t number : {size, kernel, stride, pad, dilation}) {
+    BDP_CHECK(number <= core::kConvLargest, "sizes, strides, paddings and dilations must be below 2^30, got ", number);
+  }
+  BDP_CHECK(stride > 0 && dilation > 0 && pad >= 0, "stride and dilation must be positive, and padding not negative");
+  BDP_CHECK(kernel > 0 && size + 2 * pad >= dilation * (kernel - 1) + 1, "the kernel is larger than the padded input");
+  BDP_CHECK(size + 2 * pad <= core::kConvLargest, "the padded input must be below 2^30, got ", size + 2 * pad);
   return (size + 2 * pad - dilation * (kernel - 1) - 1) / stride + 1;
 }
 
@@ -262,28 +412,55 @@ ConvSetting setting_of(const Tensor& weight, const Tensor& mask, int64_t height,
   BDP_CHECK(stride.size() == 2 && padding.size() == 2 && dilation.size() == 2,
             "stride, padding and dilation must have two numbers each");
   BDP_CHECK(groups > 0 && weight.size(1) % groups == 0, "groups must divide ", weight.size(1), ", got ", groups);
-  for (int axis = 0; axis < 2; ++axis) {
-    BDP_CHECK(stride[axis] > 0 && dilation[axis] > 0 && padding[axis] >= 0,
-              "stride and dilation must be positive, and padding not negative");
-  }
   BDP_CHECK(mask.scalar_type() == ScalarType::Float && mask.is_contiguous() && mask.dim() == 2 &&
-                mask.size(0) == weight.size(0) && mask.size(1) == weight.size(1),
+                mask.size(1) == weight.size(1),
             "mask must be contiguous float32 [G, O]");
+  BDP_CHECK(weight.size(0) == 1 || weight.size(0) == mask.size(0), "weight must be that of one model or of ",
+            mask.size(0), ", got ", weight.size(0));
   const int64_t kernel_height = weight.size(3), kernel_width = weight.size(4);
-  const core::ConvShape shape{height,
-                              width,
-                              out_size(height, kernel_height, stride[0], padding[0], dilation[0]),
-                              out_size(width, kernel_width, stride[1], padding[1], dilation[1]),
-                              kernel_height,
-                              kernel_width,
-                              stride[0],
-                              stride[1],
-                              padding[0],
-                              padding[1],
-                              dilation[0],
-                              dilation[1]};
-  BDP_CHECK(shape.out_height > 0 && shape.out_width > 0, "the kernel is larger than the padded input");
-  return {weight.size(0), groups, weight.size(2) * groups, weight.size(1), shape};
+  const int64_t out_height = out_size(height, kernel_height, stride[0], padding[0], dilation[0]);
+  const int64_t out_width = out_size(width, kernel_width, stride[1], padding[1], dilation[1]);
+  const auto narrow = [](int64_t number) { return static_cast<int>(number); };  // checked by out_size
+  const core::ConvShape shape{narrow(height),        narrow(width),        narrow(out_height),  narrow(out_width),
+                              narrow(kernel_height), narrow(kernel_width), narrow(stride[0]),   narrow(stride[1]),
+                              narrow(padding[0]),    narrow(padding[1]),   narrow(dilation[0]), narrow(dilation[1])};
+  return {mask.size(0), groups, weight.size(2) * groups, weight.size(1), shape};
+}
+
+bool is_aligned(const Tensor& tensor) { return reinterpret_cast<uintptr_t>(tensor.data_ptr()) % kVectorBytes == 0; }
+
+// Whether every stride is one of whole vectors.
+template <size_t kCount>
+bool whole_vectors(const Tensor& tensor, const std::array<int64_t, kCount>& strides) {
+  const int64_t width = tensor.scalar_type() == ScalarType::Float ? kVector<float> : kVector<torch::headeronly::Half>;
+  return is_aligned(tensor) && std::all_of(strides.begin(), strides.end(), [&](int64_t s) { return s % width == 0; });
+}
+
+void read_source(ConvCall& call, const Stack& source) {
+  const MapStrides& strides = call.source;
+  call.source_positions = source.map.positions;
+  call.source_channels_fastest = source.map.channels_fastest;
+  const std::array all{strides.map, strides.sample, strides.position, call.depth};
+  call.source_order = !source.map.channels_fastest            ? Order::kLines
+                      : whole_vectors(source.map.tensor, all) ? Order::kVectors
+                                                              : Order::kDepth;
+}
+
+// The weight [G or 1, O, I / groups, kh, kw] by its strides, whatever they are.
+template <bool kGradient>
+void read_weight(ConvCall& call, const Tensor& weight) {
+  const auto stride = [&](int64_t axis) { return weight.size(axis) > 1 ? weight.stride(axis) : 0; };
+  call.weight_map = stride(0);
+  call.weight_column = stride(kGradient ? 2 : 1);
+  call.weight_depth = stride(kGradient ? 1 : 2);
+  call.weight_group = (kGradient ? call.depth : call.columns) * stride(1);
+  call.weight_tap_y = stride(3);
+  call.weight_tap_x = stride(4);
+  const std::array all{call.weight_map,   call.weight_group, call.weight_column,
+                       call.weight_tap_y, call.weight_tap_x, call.depth};
+  call.weight_order = call.weight_depth == 1 && whole_vectors(weight, all) ? Order::kVectors
+                      : call.weight_depth <= call.weight_column            ? Order::kDepth
+                                                                           : Order::kLines;
 }
 
 MapStrides strides_of(const Stack& stack) {
@@ -299,27 +476,49 @@ Tensor new_maps(const Tensor& like, int64_t count, int64_t channels, int64_t hei
   return torch::stable::transpose(torch::stable::transpose(flat, 2, 3), 1, 2);
 }
 
+// Fills in what both directions have in common, and launches. `map` is that of `y`.
 template <bool kGradient>
-void run(const ConvCall& call, const ConvSetting& setting, bool exact, const Tensor& x, const Tensor& weight,
-         const Tensor& mask, const Tensor* bias, Tensor& y, Tensor* z) {
+void run(ConvCall& call, const ConvSetting& setting, bool exact, const Stack& source, bool shared, const Tensor& weight,
+         const Tensor& mask, const OptionalTensor& bias, const FeatureMap& map, const Tensor* z, Tensor* partial) {
+  const int64_t per_group = setting.out_channels / setting.groups;
+  call.shape = setting.shape;
+  call.source = strides_of(source);
+  if (shared) call.source.map = 0;
+  call.result = strides_of({map, setting.maps});
+  call.groups = setting.groups;
+  call.columns = kGradient ? setting.channels / setting.groups : per_group;
+  call.depth = kGradient ? per_group : setting.channels / setting.groups;
+  call.row_positions = map.positions;
+  call.rows = map.samples / setting.maps * map.positions;
+  call.row_tiles = ceil_div(call.rows, kConvRows);
+  call.column_tiles = ceil_div(call.columns, kConvColumns);
+  read_source(call, source);
+  read_weight<kGradient>(call, weight);
+  if (partial) {
+    call.split =
+        core::MaskSplit(source.samples() * source.map.positions, call.depth, call.row_tiles, call.column_tiles);
+    *partial = empty_on_device(call.split.splits * mask.numel(), ScalarType::Double, mask);
+  }
   const int64_t blocks = setting.maps * setting.groups * call.column_tiles * call.row_tiles;
   BDP_CHECK(blocks <= std::numeric_limits<int32_t>::max(), "too many tiles for one launch: ", blocks);
   const auto go = [&](auto math, auto type) {
     using scalar_t = typename decltype(type)::type;
-    launch(conv_kernel<decltype(math)::value, kGradient, scalar_t>, dim3(blocks), dim3(kThreads), current_stream(x),
-           static_cast<const scalar_t*>(x.data_ptr()), static_cast<const scalar_t*>(weight.data_ptr()),
-           static_cast<const float*>(mask.data_ptr()), bias ? static_cast<const float*>(bias->data_ptr()) : nullptr,
-           static_cast<scalar_t*>(y.data_ptr()), z ? static_cast<scalar_t*>(z->data_ptr()) : nullptr, call);
+    launch(conv_kernel<decltype(math)::value, kGradient, scalar_t>, dim3(blocks), dim3(kConvThreads),
+           current_stream(mask), static_cast<const scalar_t*>(source.map.tensor.data_ptr()),
+           static_cast<const scalar_t*>(weight.data_ptr()), static_cast<const float*>(mask.data_ptr()),
+           bias ? static_cast<const float*>(bias->data_ptr()) : nullptr, static_cast<scalar_t*>(map.tensor.data_ptr()),
+           z ? static_cast<scalar_t*>(z->data_ptr()) : nullptr,
+           partial ? static_cast<double*>(partial->data_ptr()) : nullptr, call);
   };
   using Exact = std::integral_constant<Math, Math::kExact>;
   using OnTensorCores = std::integral_constant<Math, Math::kTensor>;
-  switch (x.scalar_type()) {
+  switch (weight.scalar_type()) {
     case ScalarType::Float:
       return exact ? go(Exact{}, Type<float>{}) : go(OnTensorCores{}, Type<float>{});
     case ScalarType::Half:
       return go(OnTensorCores{}, Type<torch::headeronly::Half>{});
     default:
-      BDP_CHECK(x.scalar_type() == ScalarType::BFloat16, "x must be float16, bfloat16 or float32");
+      BDP_CHECK(weight.scalar_type() == ScalarType::BFloat16, "x must be float16, bfloat16 or float32");
       return go(OnTensorCores{}, Type<torch::headeronly::BFloat16>{});
   }
 }
@@ -344,44 +543,26 @@ std::tuple<Tensor, Tensor> stacked_conv2d(const Tensor& x, const Tensor& weight,
   }
   const DeviceGuard guard(x.get_device_index());
   const Stack source = as_stack(x, stacked);
-  const core::ConvShape& shape = setting.shape;
-  const int64_t samples = source.samples(), positions = shape.out_height * shape.out_width;
+  const int64_t samples = source.samples(), height = setting.shape.out_height, width = setting.shape.out_width;
   const bool fastest = source.map.channels_fastest;
   const auto maps = [&](int64_t count) {
-    return new_maps(x, count * samples, setting.out_channels, shape.out_height, shape.out_width, fastest);
+    return new_maps(x, count * samples, setting.out_channels, height, width, fastest);
   };
-  Tensor y = maps(setting.maps);
-  Tensor z = need_z ? maps(setting.maps) : empty_on_device(0, x.scalar_type(), x);
-  const std::vector<int64_t> sizes{setting.maps, samples, setting.out_channels, shape.out_height, shape.out_width};
+  const Tensor y = maps(setting.maps);
+  const Tensor z = need_z ? maps(setting.maps) : empty_on_device(0, x.scalar_type(), x);
+  const std::vector<int64_t> sizes{setting.maps, samples, setting.out_channels, height, width};
   if (y.numel() > 0) {
-    const Tensor filters = torch::stable::contiguous(weight);
     ConvCall call{};
-    call.shape = shape;
-    call.source = strides_of(source);
-    if (!stacked) call.source.map = 0;
-    const FeatureMap result{y, setting.maps * samples, setting.out_channels, positions, fastest};
-    call.result = strides_of({result, setting.maps});
-    call.rows = samples * positions;
-    call.columns = setting.out_channels / groups;
-    call.depth = setting.channels / groups;
-    call.row_positions = positions;
-    call.row_tiles = ceil_div(call.rows, kTileRows);
-    call.column_tiles = ceil_div(call.columns, kTileColumns);
-    call.groups = groups;
-    call.weight_depth = shape.taps();
-    call.weight_column = call.depth * shape.taps();
-    call.weight_group = call.columns * call.weight_column;
-    call.weight_map = setting.out_channels * call.weight_column;
-    call.channels_fastest = fastest;
-    run<false>(call, setting, exact, source.map.tensor, filters, mask, bias ? &*bias : nullptr, y,
-               need_z ? &z : nullptr);
+    const FeatureMap map{y, setting.maps * samples, setting.out_channels, height * width, fastest};
+    run<false>(call, setting, exact, source, !stacked, weight, mask, bias, map, need_z ? &z : nullptr, nullptr);
   }
   return {torch::stable::reshape(y, sizes), need_z ? torch::stable::reshape(z, sizes) : z};
 }
 
-Tensor stacked_conv2d_input_grad(const Tensor& grad, const Tensor& weight, const Tensor& mask, int64_t height,
-                                 int64_t width, std::vector<int64_t> stride, std::vector<int64_t> padding,
-                                 std::vector<int64_t> dilation, int64_t groups, bool exact) {
+std::tuple<Tensor, Tensor> stacked_conv2d_backward(const Tensor& grad, const OptionalTensor& z, const Tensor& weight,
+                                                   const Tensor& mask, int64_t height, int64_t width,
+                                                   std::vector<int64_t> stride, std::vector<int64_t> padding,
+                                                   std::vector<int64_t> dilation, int64_t groups, bool exact) {
   check_same_device(weight, grad, "weight");
   check_same_device(mask, grad, "mask");
   BDP_CHECK(grad.scalar_type() == weight.scalar_type(), "grad and weight must have the same dtype");
@@ -391,33 +572,33 @@ Tensor stacked_conv2d_input_grad(const Tensor& grad, const Tensor& weight, const
                 grad.size(3) == shape.out_height && grad.size(4) == shape.out_width,
             "grad must be [", setting.maps, ", N, ", setting.out_channels, ", ", shape.out_height, ", ",
             shape.out_width, "]");
-  const DeviceGuard guard(grad.get_device_index());
-  const Stack source = as_stack(grad, true);
-  const int64_t samples = source.samples(), positions = height * width;
-  const bool fastest = source.map.channels_fastest;
-  Tensor result = new_maps(grad, setting.maps * samples, setting.channels, height, width, fastest);
-  if (result.numel() > 0) {
-    const Tensor filters = torch::stable::contiguous(weight);
-    ConvCall call{};
-    call.shape = shape;
-    call.source = strides_of(source);
-    const FeatureMap map{result, setting.maps * samples, setting.channels, positions, fastest};
-    call.result = strides_of({map, setting.maps});
-    call.rows = samples * positions;
-    call.columns = setting.channels / groups;
-    call.depth = setting.out_channels / groups;
-    call.row_positions = positions;
-    call.row_tiles = ceil_div(call.rows, kTileRows);
-    call.column_tiles = ceil_div(call.columns, kTileColumns);
-    call.groups = groups;
-    call.weight_depth = call.columns * shape.taps();
-    call.weight_column = shape.taps();
-    call.weight_group = call.depth * call.weight_depth;
-    call.weight_map = setting.out_channels * call.weight_depth;
-    call.channels_fastest = fastest;
-    run<true>(call, setting, exact, source.map.tensor, filters, mask, nullptr, result, nullptr);
+  if (z) {
+    check_same_device(*z, grad, "z");
+    BDP_CHECK(z->scalar_type() == grad.scalar_type() && z->sizes().vec() == grad.sizes().vec(),
+              "z must have the dtype and the shape of grad");
   }
-  return torch::stable::reshape(result, {setting.maps, samples, setting.channels, height, width});
+  const DeviceGuard guard(grad.get_device_index());
+  Stack source = as_stack(grad, true);
+  FeatureMap unmasked = source.map;
+  if (z) {
+    unmasked = as_stack(*z, true).map;
+    source.map = {in_layout_of(unmasked, source.map), unmasked.samples, unmasked.channels, unmasked.positions,
+                  unmasked.channels_fastest};
+  }
+  const int64_t samples = source.samples();
+  const bool fastest = source.map.channels_fastest;
+  const Tensor result = new_maps(grad, setting.maps * samples, setting.channels, height, width, fastest);
+  Tensor grad_mask = z ? torch::stable::new_zeros(mask, mask.sizes()) : empty_on_device(0, ScalarType::Float, mask);
+  if (result.numel() > 0) {
+    ConvCall call{};
+    const FeatureMap map{result, setting.maps * samples, setting.channels, height * width, fastest};
+    Tensor partial;
+    const bool need_mask = z && grad.numel() > 0;
+    run<true>(call, setting, exact, source, false, weight, mask, std::nullopt, map,
+              need_mask ? &unmasked.tensor : nullptr, need_mask ? &partial : nullptr);
+    if (need_mask) merge_into(grad_mask, partial);
+  }
+  return {torch::stable::reshape(result, {setting.maps, samples, setting.channels, height, width}), grad_mask};
 }
 
 }  // namespace
@@ -426,5 +607,5 @@ Tensor stacked_conv2d_input_grad(const Tensor& grad, const Tensor& weight, const
 STABLE_TORCH_LIBRARY_IMPL(bdprune, CUDA, m)
 {
   m.impl("stacked_conv2d", TORCH_BOX(&bdprune::cuda::stacked_conv2d));
-  m.impl("stacked_conv2d_input_grad", TORCH_BOX(&bdprune::cuda::stacked_conv2d_input_grad));
+  m.impl("stacked_conv2d_backward", TORCH_BOX(&bdprune::cuda::stacked_conv2d_backward));
 }

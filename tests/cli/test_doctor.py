@@ -83,6 +83,14 @@ def test_paths_of_stacks_are_shown(run: Run, tmp_path: Path, monkeypatch: pytest
     assert "path" not in states(run("doctor", "--format", "json"))
 
 
+def test_paths_of_convolutions_are_shown(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("BDPRUNE_CACHE", str(tmp_path))
+    kept = {"path": "kernel", "device": "a GPU", "shape": "x [2]", "seconds": {"kernel": 0.001, "library": 0.0025}}
+    (tmp_path / "conv-paths.json").write_text(json.dumps({"key": kept}))
+    found = states(run("doctor", "--paths", "--format", "json"))["conv path"]["found"]
+    assert found == "kernel: x [2] on a GPU: kernel 1.00 ms, library 2.50 ms"
+
+
 def test_missing_packages_are_named_with_their_mend(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     known = doctor._version
     gone = ("rich", "pyarrow")

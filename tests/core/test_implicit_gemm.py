@@ -40,9 +40,9 @@ def test_sources_make_convolutions_and_their_input_gradients(size, kernel, strid
     assert tuple(y.shape[2:]) == out
     for gradient, source, expected in ((False, x.detach(), y.detach()), (True, grad, grad_x)):
         values, found = source.flatten().numpy(), np.zeros(expected.numel())
-        for tap in range(kernel[0] * kernel[1]):
-            places = core.conv_sources(size, out, kernel, stride, pad, dilation, tap, gradient)
-            found += np.where(places >= 0, values[places], 0.0) * float(weight.flatten()[tap])
+        for tap in np.ndindex(kernel):
+            places = core.conv_sources(size, out, kernel, stride, pad, dilation, tap, gradient).flatten()
+            found += np.where(places >= 0, values[places], 0.0) * float(weight[0, 0][tap])
         assert found == pytest.approx(expected.flatten().numpy(), abs=1e-12)
 
 
@@ -53,6 +53,39 @@ def test_every_tile_has_one_block(maps: int, groups: int, columns: int, rows: in
     assert sorted(tiles) == [
         (m, g, c, r) for m in range(maps) for g in range(groups) for c in range(columns) for r in range(rows)
     ]
+
+
+@given(
+    kernel=st.tuples(st.integers(1, 4), st.integers(1, 4)),
+    mask=st.lists(st.sampled_from([0.0, 0.5]), min_size=1, max_size=130),
+    runs=st.lists(st.tuples(st.integers(0, 3), st.booleans()), max_size=4),
+)
+def test_a_tile_is_walked_chunk_by_chunk_and_tap_by_tap(kernel, mask, runs) -> None:
+    for chunk, zero in runs:  # whole chunks of zeros are rare among random masks
+        mask[32 * chunk : 32 * chunk + 32] = [0.0 if zero else value for value in mask[32 * chunk : 32 * chunk + 32]]
+    chunks = range(0, len(mask), 32)
+    assert core.conv_walk(kernel, len(mask)) == [(first, *tap) for first in chunks for tap in np.ndindex(kernel)]
+    kept = [first for first in chunks if any(mask[first : first + 32])]
+    assert core.conv_walk(kernel, len(mask), mask) == [(first, *tap) for first in kept for tap in np.ndindex(kernel)]
+
+
+@pytest.mark.parametrize("width", [0, 4, 8])
+def test_every_element_of_an_operand_is_staged_once(width: int) -> None:
+    places = [place for thread in range(128) for place in core.stage_places(thread, width)]
+    assert sorted(places) == [(line, depth) for line in range(64) for depth in range(32)]
+
+
+@given(
+    rows=st.integers(1, 700), channels=st.integers(1, 70), row_tiles=st.integers(1, 12), column_tiles=st.integers(1, 4)
+)
+def test_every_position_and_channel_counts_once_for_the_mask(rows, channels, row_tiles, column_tiles) -> None:
+    counts = np.zeros((rows, channels), dtype=int)
+    shares = core.mask_shares(rows, channels, row_tiles, column_tiles)
+    for _, top, bottom, left, right in shares:
+        counts[top:bottom, left:right] += 1
+    assert (counts == 1).all()
+    splits = {split for split, *_ in shares}
+    assert splits == set(range(len(splits))) and len(splits) <= min(row_tiles, -(-rows // 64))
 
 
 SHAPES = {"a8": (16, 8), "b8": (8, 8), "a16": (16, 16), "b16": (16, 8), "c": (16, 8)}

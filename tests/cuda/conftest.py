@@ -95,9 +95,9 @@ def _targets() -> list[str]:
 @pytest.fixture(scope="session", params=_targets())
 def emulated(request: pytest.FixtureRequest) -> SimpleNamespace:
     """`ops`: the CUDA kernels for CPU tensors, emulated, and on the GPU where there is one; `seed(n)`: sets the order
-    in which the emulator runs the threads of a block."""
+    in which the emulator runs the threads of a block; `launches()`: kernels that it has run so far."""
     if request.param == "cuda":
-        return SimpleNamespace(ops=OnDevice(torch.ops.bdprune, "cuda"), seed=lambda seed: None)
+        return SimpleNamespace(ops=OnDevice(torch.ops.bdprune, "cuda"), seed=lambda seed: None, launches=None)
     compiler = os.environ.get("CXX") or shutil.which("g++") or shutil.which("c++")
     if compiler is None or shutil.which("nm") is None:
         pytest.skip("the emulated CUDA build needs a C++ compiler and nm")
@@ -109,7 +109,12 @@ def emulated(request: pytest.FixtureRequest) -> SimpleNamespace:
     torch.ops.load_library(library)
     handle = ctypes.CDLL(str(library))
     assert _name_shared_memory(library, handle) > 0
-    return SimpleNamespace(ops=torch.ops.bdprune_simt, seed=lambda seed: handle.simt_seed(ctypes.c_uint64(seed)))
+    handle.simt_launches.restype = ctypes.c_int64
+    return SimpleNamespace(
+        ops=torch.ops.bdprune_simt,
+        seed=lambda seed: handle.simt_seed(ctypes.c_uint64(seed)),
+        launches=handle.simt_launches,
+    )
 
 
 def randn(*shape: int, dtype: torch.dtype = torch.float32, seed: int = 0) -> torch.Tensor:

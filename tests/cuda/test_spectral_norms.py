@@ -36,14 +36,23 @@ def test_largest_singular_value(emulated, randn, shape, dtype):
 
 
 def test_one_call_for_weights_of_all_shapes_and_dtypes(emulated, randn):
-    shapes = [shape for shape in SHAPES if shape[-3:] != (60, 8, 8)]
-    weights = [randn(*shape, dtype=DTYPES[i % 3], seed=i) for i, shape in enumerate(shapes * 2)]
+    weights = [randn(*shape, dtype=DTYPES[i % 3], seed=i) for i, shape in enumerate(SHAPES * 2)]
     scales = [randn(*weight.shape[: weight.dim() - 3 if weight.dim() > 2 else 1], dtype=DTYPES[i % 4], seed=i + 100)
               if i % 3 else None for i, weight in enumerate(weights)]  # fmt: skip
     expected = [
         exact(w) * (1 if s is None else s.double().abs().flatten()) for w, s in zip(weights, scales, strict=True)
     ]
     torch.testing.assert_close(norms(emulated.ops, weights, scales).double(), torch.cat(expected), **tolerance(None))
+
+
+def test_it_is_one_launch_and_a_filter_keeps_its_bits_in_it(emulated, randn):
+    weights = [randn(*shape, dtype=DTYPES[i % 4], seed=i) for i, shape in enumerate(SHAPES)]
+    before = emulated.launches and emulated.launches()
+    together = norms(emulated.ops, weights)
+    assert before is None or emulated.launches() == before + 1
+    alone = [norms(emulated.ops, [weight]) for weight in weights]
+    for mine, one in zip(together.split([len(one) for one in alone]), alone, strict=True):
+        assert torch.equal(mine.to(one.dtype), one)  # a list with one float64 weight is float64
 
 
 def test_strided_weights(emulated, randn):

@@ -35,6 +35,7 @@ ucontext_t scheduler;
 int running;
 const std::function<void()>* body;
 std::string failure;
+int64_t launches = 0;
 
 int block_threads() { return static_cast<int>(blockDim.x * blockDim.y * blockDim.z); }
 
@@ -121,6 +122,7 @@ void wait(Scope scope) {
 
 cudaError_t run_grid(dim3 grid, dim3 block, const std::function<void()>& thread) {
   if (!within_limits(grid, block)) return cudaErrorInvalidConfiguration;
+  ++launches;
   gridDim = grid;
   blockDim = block;
   body = &thread;
@@ -139,6 +141,9 @@ cudaError_t run_grid(dim3 grid, dim3 block, const std::function<void()>& thread)
 
 // Order in which fibers run from here on.
 EXPORTED void simt_seed(uint64_t seed) { simt::generator.seed(seed); }
+
+// Kernels launched so far.
+EXPORTED int64_t simt_launches() { return simt::launches; }
 
 // Names a __shared__ variable, `offset` bytes behind simt_seed. They are statics of the kernels, so only the symbol
 // table knows them all.
