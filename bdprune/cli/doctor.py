@@ -118,11 +118,11 @@ def _self_test() -> Check:
 
 def _paths() -> Iterator[Check]:
     """What trials of stacks have chosen on this machine."""
-    from bdprune.training.paths import cache_file, known_choices
+    from bdprune.training.paths import KEPT
 
-    choices = known_choices()
+    choices = list(KEPT.read().values())
     if not choices:
-        yield Check("path", "note", f"no stack has been tried yet; trials are kept in {cache_file()}")
+        yield Check("path", "note", f"no stack has been tried yet; trials are kept in {KEPT.file}")
     for choice in choices:
         stack, loop = choice.stack_seconds or 0, choice.loop_seconds or 0
         found = f"{choice.shape} on {choice.device}: stack {1000 * stack:.1f} ms, loop {1000 * loop:.1f} ms"
@@ -132,9 +132,9 @@ def _paths() -> Iterator[Check]:
 
 def _conv_paths() -> Iterator[Check]:
     """What trials of convolutions have chosen on this machine; there are some only where there is a GPU."""
-    from bdprune.ops.conv_path import known_choices
+    from bdprune.ops.conv_path import KEPT
 
-    for choice in known_choices():
+    for choice in KEPT.read().values():
         times = ", ".join(f"{way} {1000 * seconds:.2f} ms" for way, seconds in choice.seconds.items())
         yield Check("conv path", "ok", f"{choice.path}: {choice.shape} on {choice.device}: {times}")
 

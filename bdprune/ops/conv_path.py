@@ -2,7 +2,7 @@
 
 The ways are ``kernel`` (one launch of our own over all models), ``library`` (PyTorch's convolutions, one model after
 another, and one fused mask kernel) and ``grouped`` (one convolution of PyTorch's with G times the groups). Ways differ
-by rounding, so a machine's choices are kept in :func:`cache_file`, where they are the same for every later run.
+by rounding, so a machine's choices are kept (:data:`KEPT`) and are the same for every later run.
 
 ``BDPRUNE_CONV_PATH`` chooses: ``auto`` (the default: a trial), or the name of a way, which then runs wherever it can.
 There is no trial while a CUDA graph is captured, while ``torch.compile`` traces, and where PyTorch is asked for
@@ -12,12 +12,9 @@ deterministic algorithms: then the first of the ways runs, unless the shape has 
 from __future__ import annotations
 
 import functools
-import json
 import os
-import tempfile
-import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -25,16 +22,14 @@ from torch import Tensor
 
 from bdprune.errors import OptionError
 from bdprune.ops._check import is_channels_fastest
+from bdprune.ops.trial import ROUNDS, Kept, Timer, least_seconds, seconds_of
 
 WAYS = ("kernel", "library", "grouped")
-
-_ROUNDS = 3  # the first pays for what is set up once
 
 Operands = tuple[Tensor, Tensor, Tensor | None, Tensor | None]
 """x, weight, mask and bias of a masked convolution."""
 
 Run = Callable[[Tensor, Tensor, Tensor | None, Tensor | None], Tensor]
-Timer = Callable[[Callable[[], object], torch.device], float]
 
 
 @dataclass(frozen=True)
@@ -52,15 +47,6 @@ class ConvChoice:
     device: str
     shape: str
     seconds: dict[str, float]
-
-
-def seconds_of(run: Callable[[], object], device: torch.device) -> float:
-    """Wall time of one run, until ``device`` is done with it."""
-    _wait(device)
-    start = time.perf_counter()
-    run()
-    _wait(device)
-    return time.perf_counter() - start
 
 
 def choose(ways: Mapping[str, Run], operands: Operands, setting: object, timer: Timer = seconds_of) -> str:
@@ -93,19 +79,9 @@ def choose(ways: Mapping[str, Run], operands: Operands, setting: object, timer: 
     except torch.OutOfMemoryError:
         return first
     choice = ConvChoice(min(seconds, key=seconds.__getitem__), name, shape, seconds)
-    _keep(choice)
+    _known()[_key(name, shape)] = choice
+    KEPT.add(_key(name, shape), choice)
     return choice.path
-
-
-def known_choices() -> list[ConvChoice]:
-    """Every choice that was made on this machine and is kept."""
-    return list(_read().values())
-
-
-def cache_file() -> Path:
-    """``conv-paths.json`` in ``BDPRUNE_CACHE``, else in the user's cache directory."""
-    home = os.environ.get("XDG_CACHE_HOME") or str(Path.home() / ".cache")
-    return Path(os.environ.get("BDPRUNE_CACHE") or Path(home) / "bdprune") / "conv-paths.json"
 
 
 def _requested() -> str:
@@ -122,10 +98,9 @@ def _is_fixed(device: torch.device) -> bool:
 
 
 def _tried(ways: Mapping[str, Run], operands: Operands, device: torch.device, timer: Timer) -> dict[str, float]:
-    """Least seconds of each way; they take turns, so that a busy machine hurts them alike."""
-    passes = {name: functools.partial(_one_pass, run, operands) for name, run in ways.items()}
-    rounds = [{name: timer(one, device) for name, one in passes.items()} for _ in range(_ROUNDS)]
-    return {name: min(times[name] for times in rounds) for name in passes}
+    """Least seconds of each way."""
+    passes = [functools.partial(_one_pass, run, operands) for run in ways.values()]
+    return dict(zip(ways, least_seconds(device, ROUNDS, *passes, timer=timer), strict=True))
 
 
 def _one_pass(run: Run, operands: Operands) -> None:
@@ -170,50 +145,25 @@ def _device_name(device: torch.device) -> str:
     return torch.cuda.get_device_name(device) if device.type == "cuda" else str(device)
 
 
-def _wait(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-
-
 def _key(device: str, shape: str) -> str:
     return f"{device}; torch {torch.__version__}; {shape}"
 
 
 @functools.cache
 def _read_once(file: Path) -> dict[str, ConvChoice]:
-    return _read()
+    return KEPT.read()
 
 
 def _known() -> dict[str, ConvChoice]:
     """The choices that this process goes by: what it found kept, and its own."""
-    return _read_once(cache_file())
-
-
-def _keep(choice: ConvChoice) -> None:
-    """For this process and, in one move of a file, for later ones; a machine that keeps no files goes without."""
-    key, target = _key(choice.device, choice.shape), cache_file()
-    _known()[key] = choice
-    entries = {name: asdict(one) for name, one in {**_read(), key: choice}.items()}
-    try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile("w", dir=target.parent, suffix=".json", delete=False) as file:
-            json.dump(entries, file, indent=2)
-        os.replace(file.name, target)
-    except OSError:
-        return
-
-
-def _read() -> dict[str, ConvChoice]:
-    """What is kept; nothing where the file is missing or not ours to understand."""
-    try:
-        entries = json.loads(cache_file().read_text())
-        choices = {key: ConvChoice(**entry) for key, entry in entries.items()}
-        return {key: choice for key, choice in choices.items() if _is_sound(choice)}
-    except (OSError, ValueError, TypeError, AttributeError):
-        return {}
+    return _read_once(KEPT.file)
 
 
 def _is_sound(choice: ConvChoice) -> bool:
     times: Sequence[object] = list(choice.seconds.values())
     texts = isinstance(choice.device, str) and isinstance(choice.shape, str)
     return texts and choice.path in WAYS and all(isinstance(value, float) for value in times)
+
+
+KEPT = Kept("conv-paths.json", ConvChoice, _is_sound)
+"""Every choice that was made on this machine."""

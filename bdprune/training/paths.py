@@ -3,14 +3,10 @@
 from __future__ import annotations
 
 import hashlib
-import json
-import os
 import platform
-import tempfile
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from typing import Literal
 
 import torch
@@ -19,13 +15,13 @@ from torch.nn import functional
 
 from bdprune.model.handle import Model
 from bdprune.model.stacked import StackedNetwork, agrees, why_not
+from bdprune.ops.trial import ROUNDS, Kept, least_seconds
 from bdprune.training.graph import WARM_UPS, Captured, Tensors, recorder_for
-from bdprune.training.precision import Plan, seconds_of
+from bdprune.training.precision import Plan
 
 Way = Literal["stack", "loop"]
 
 _FEW_MODELS, _FEW_IMAGES = 2, 16  # of the first trial on a CPU: little beside one step of an unlearning
-ROUNDS = 3  # the first pays for what is set up once
 _WORTH = 0.9  # a stack must take at most this share of the loop's time: below, the difference may be noise
 
 
@@ -56,7 +52,7 @@ def choose(models: Sequence[Model], images: Tensor) -> PathChoice:
     On a CPU two models on a few images are tried first: a stack saves calls there, and nothing else, so where it does
     not win on the smallest of maps the loop is taken, and no time goes into a trial of the whole.
 
-    A number of models that is no power of two goes by the next smaller one. The outcome is kept in :func:`cache_file`,
+    A number of models that is no power of two goes by the next smaller one. The outcome is kept (:data:`KEPT`),
     so that other processes need no trial.
     """
     objection = "there is one model" if len(models) == 1 else why_not(models)
@@ -93,7 +89,7 @@ def kept_or_tried(
         is_sound: whether the stack does, for a choice that was kept of other models.
     """
     device, key = _device_name(model), _key(model, shape)
-    kept = _read().get(key)
+    kept = KEPT.read().get(key)
     if kept is not None and (kept.path == "loop" or is_sound()):
         return kept
     seconds = trial() if kept is None else None
@@ -102,19 +98,8 @@ def kept_or_tried(
     stack_seconds, loop_seconds = seconds
     path: Way = "stack" if stack_seconds <= _WORTH * loop_seconds else "loop"
     choice = PathChoice(path, device, shape, stack_seconds, loop_seconds)
-    _write({**_read(), key: choice})
+    KEPT.add(key, choice)
     return choice
-
-
-def known_choices() -> list[PathChoice]:
-    """Every choice that was made on this machine and is kept."""
-    return list(_read().values())
-
-
-def cache_file() -> Path:
-    """``paths.json`` in ``BDPRUNE_CACHE``, else in the user's cache directory."""
-    home = os.environ.get("XDG_CACHE_HOME") or str(Path.home() / ".cache")
-    return Path(os.environ.get("BDPRUNE_CACHE") or Path(home) / "bdprune") / "paths.json"
 
 
 def _tried(stacked: StackedNetwork, images: Tensor) -> list[float]:
@@ -134,7 +119,7 @@ def _tried(stacked: StackedNetwork, images: Tensor) -> list[float]:
             step(batch)
 
     rounds = ROUNDS + (WARM_UPS if recorder else 0)
-    return fastest(batch.device, rounds, lambda: together(batch), one_by_one)
+    return least_seconds(batch.device, rounds, lambda: together(batch), one_by_one)
 
 
 def _pass(module: nn.Module, images: Tensor) -> Tensors:
@@ -142,12 +127,6 @@ def _pass(module: nn.Module, images: Tensor) -> Tensors:
     logits = module(images).flatten(0, -2)
     functional.cross_entropy(logits, logits.detach().argmax(1)).backward()
     return (logits.detach(),)
-
-
-def fastest(device: torch.device, rounds: int, *runs: Callable[[], object]) -> list[float]:
-    """Least seconds of each run; they take turns, so that a busy machine hurts them alike."""
-    times = [[seconds_of(run, device) for run in runs] for _ in range(rounds)]
-    return [min(of_one) for of_one in zip(*times, strict=True)]
 
 
 def _key(model: Model, shape: str) -> str:
@@ -167,22 +146,9 @@ def describe(model: Model) -> str:
     return f"{model.arch}, {sum(parameter.numel() for parameter in model.network.parameters()):,} parameters"
 
 
-def _read() -> dict[str, PathChoice]:
-    """What is kept; nothing where the file is missing or not ours to understand."""
-    try:
-        entries = json.loads(cache_file().read_text())
-        return {key: PathChoice(**entry) for key, entry in entries.items() if entry["path"] in ("stack", "loop")}
-    except (OSError, ValueError, TypeError, KeyError, AttributeError):
-        return {}
+def _is_sound(choice: PathChoice) -> bool:
+    return choice.path in ("stack", "loop")
 
 
-def _write(choices: dict[str, PathChoice]) -> None:
-    """Puts the file in place in one move; a machine that keeps no files goes without."""
-    target = cache_file()
-    try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile("w", dir=target.parent, suffix=".json", delete=False) as file:
-            json.dump({key: asdict(choice) for key, choice in choices.items()}, file, indent=2)
-        os.replace(file.name, target)
-    except OSError:
-        return
+KEPT = Kept("paths.json", PathChoice, _is_sound)
+"""Every choice that was made on this machine."""

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import copy
 import math
-import time
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -14,13 +12,13 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from bdprune.errors import OptionError
+from bdprune.ops.trial import ROUNDS, seconds_of
 from bdprune.training.layout import training_layout
 
 Precision = Literal["float32", "bfloat16", "auto"]
 PRECISIONS: tuple[Precision, ...] = ("float32", "bfloat16", "auto")
 
 _IMAGES = 16  # images of one trial: enough to fill the convs, little beside an epoch
-_ROUNDS = 3  # the first pays for what is set up once
 _WORTH = 0.8  # bfloat16 must take at most this share of float32's time: precision is not given away for noise
 
 
@@ -106,7 +104,7 @@ def _fastest(module: nn.Module, images: Tensor) -> Plan:
     for plan, trial in trials.items():
         plan.arrange(trial)
     with torch.random.fork_rng(range(torch.cuda.device_count())):  # dropout draws
-        for _ in range(_ROUNDS):
+        for _ in range(ROUNDS):
             for plan, trial in trials.items():  # in turn, so that a busy machine hurts them alike
                 seconds[plan] = min(seconds[plan], _seconds(plan, trial, images))
     exact = min((plan for plan in trials if not plan.bfloat16), key=seconds.__getitem__)
@@ -127,17 +125,3 @@ def _seconds(plan: Plan, module: nn.Module, images: Tensor) -> float:
         functional.cross_entropy(logits, logits.detach().argmax(1)).backward()
 
     return seconds_of(run, images.device)
-
-
-def seconds_of(run: Callable[[], object], device: torch.device) -> float:
-    """Wall time of one run, until ``device`` is done with it."""
-    _wait(device)
-    start = time.perf_counter()
-    run()
-    _wait(device)
-    return time.perf_counter() - start
-
-
-def _wait(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)

@@ -12,8 +12,9 @@ from torch import Tensor
 from bdprune.data.clean import CleanData
 from bdprune.model.handle import Model
 from bdprune.model.prune import PruneMode
+from bdprune.ops.trial import ROUNDS, least_seconds
 from bdprune.training.evaluate import BATCH, share_right
-from bdprune.training.paths import ROUNDS, PathChoice, Way, describe, fastest, kept_or_tried
+from bdprune.training.paths import PathChoice, Way, describe, kept_or_tried
 from bdprune.training.pruned import CACHE_BYTES, PrunedPredictions
 from bdprune.training.pruned_stack import StackedPredictions
 
@@ -143,7 +144,7 @@ def sweep_path(
 
         at_once = partial(run, lambda: StackedPredictions(model, [images], steps, mode))
         one_by_one = partial(run, lambda: PrunedPredictions(model, [images], steps, mode))
-        return fastest(model.device, ROUNDS, at_once, one_by_one)
+        return least_seconds(model.device, ROUNDS, at_once, one_by_one)
 
     return kept_or_tried(model, shape, trial, lambda: _all_at_once(model, [images], steps, mode) is not None)
 

@@ -68,9 +68,9 @@ def test_the_faster_way_is_tried_once_and_kept(cache: Path) -> None:
     conv_path._read_once.cache_clear()  # as in another process
     later = Ways(kernel=0.1, library=1.0)
     assert later(operands()) == "library" and later.ran == []
-    (choice,) = conv_path.known_choices()
+    (choice,) = list(conv_path.KEPT.read().values())
     assert (choice.path, choice.device, choice.seconds) == ("library", "cpu", {"kernel": 2.0, "library": 1.0})
-    assert "x [2, 4, 3, 5, 5] float64" in choice.shape and list(cache.iterdir()) == [conv_path.cache_file()]
+    assert "x [2, 4, 3, 5, 5] float64" in choice.shape and list(cache.iterdir()) == [conv_path.KEPT.file]
 
 
 def test_what_differs_is_tried_for_itself() -> None:
@@ -111,7 +111,7 @@ def test_there_is_no_trial_where_it_would_do_harm(setting: str, monkeypatch: pyt
         monkeypatch.setattr(conv_path, "_is_fixed", lambda device: True)
     else:
         monkeypatch.setattr(torch, "are_deterministic_algorithms_enabled", lambda: True)
-    assert ways(operands()) == "kernel" and ways.ran == [] and conv_path.known_choices() == []
+    assert ways(operands()) == "kernel" and ways.ran == [] and list(conv_path.KEPT.read().values()) == []
 
 
 def test_what_was_tried_before_a_capture_holds_in_it(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -126,7 +126,7 @@ def test_a_trial_without_memory_is_none() -> None:
         raise torch.OutOfMemoryError("full")
 
     assert conv_path.choose({"kernel": broken, "library": broken}, operands(), SETTING) == "kernel"
-    assert conv_path.known_choices() == []
+    assert list(conv_path.KEPT.read().values()) == []
 
 
 def test_the_environment_chooses(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -143,13 +143,13 @@ def test_the_environment_chooses(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize("text", ["", "[]", "{", '{"a": 1}', '{"a": {"path": "kernel"}}'])
 def test_a_file_that_is_not_ours_is_no_choice(text: str) -> None:
-    conv_path.cache_file().write_text(text)
+    conv_path.KEPT.file.write_text(text)
     ways = Ways(kernel=1.0, library=2.0)
     assert ways(operands()) == "kernel" and len(ways.ran) == 6
-    (entry,) = json.loads(conv_path.cache_file().read_text()).values()
+    (entry,) = json.loads(conv_path.KEPT.file.read_text()).values()
     entry["path"] = "kernels"
-    conv_path.cache_file().write_text(json.dumps({"a": entry}))
-    assert conv_path.known_choices() == []
+    conv_path.KEPT.file.write_text(json.dumps({"a": entry}))
+    assert list(conv_path.KEPT.read().values()) == []
 
 
 def test_a_machine_that_keeps_no_files_goes_without(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

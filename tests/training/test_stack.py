@@ -198,7 +198,7 @@ def test_the_faster_way_is_taken_and_kept(
     models, images = siblings(bright.model), bright.data.images[:20]
     choice = paths.choose(models, images)
     assert (choice.path, choice.stack_seconds, choice.loop_seconds) == (path, *seconds)
-    assert choice in paths.known_choices()
+    assert choice in list(paths.KEPT.read().values())
     monkeypatch.setattr(paths, "fastest", times(1.0, 0.0))
     assert paths.choose(models, images) == choice, "kept choices need no trial"
     assert paths.choose(models, images[:10]).loop_seconds == 0.0, "another shape needs one"
@@ -210,7 +210,7 @@ def test_a_cpu_tries_two_models_on_a_few_images_before_all_of_them(
 ) -> None:
     models, images = siblings(bright.model, 5), bright.data.images[:20]
     monkeypatch.setattr(paths, "fastest", times(1.0, 1.0))
-    assert "2 x bright, " in paths.choose(models, images).shape and len(paths.known_choices()) == 1
+    assert "2 x bright, " in paths.choose(models, images).shape and len(list(paths.KEPT.read().values())) == 1
     monkeypatch.setattr(paths, "_read", lambda: {})
     monkeypatch.setattr(paths, "fastest", times(0.5, 1.0))
     assert "4 x bright, " in paths.choose(models, images).shape, "five go by four"
@@ -243,7 +243,7 @@ def test_one_model_and_unlike_models_need_no_trial(bright: Any, cache: Path) -> 
 @pytest.mark.parametrize("text", ["", "[]", '{"a": 1}', '{"a": {"path": "x"}}', '{"a": {"path": "loop", "b": 1}}'])
 def test_a_cache_that_is_not_ours_counts_as_empty(cache: Path, text: str) -> None:
     cache.write_text(text)
-    assert paths.known_choices() == []
+    assert list(paths.KEPT.read().values()) == []
 
 
 def test_a_cache_that_cannot_be_written_is_done_without(
@@ -253,4 +253,4 @@ def test_a_cache_that_cannot_be_written_is_done_without(
     monkeypatch.setenv("BDPRUNE_CACHE", str(cache.parent / "file"))
     monkeypatch.setattr(paths, "fastest", times(1.0, 1.0))
     assert paths.choose(siblings(bright.model), bright.data.images[:4]).path == "loop"
-    assert paths.known_choices() == []
+    assert list(paths.KEPT.read().values()) == []

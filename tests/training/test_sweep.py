@@ -155,7 +155,7 @@ def test_the_faster_way_of_a_sweep_is_tried_on_a_part_and_kept(
     args = (bright.model, ladder(bright), bright.data.images, THRESHOLDS, "zero_gamma")
     choice = sweep_path(*args)
     assert choice.path == path and "sweep of 4 x bright" in choice.shape and "[8, 3, 8, 8]" in choice.shape
-    assert paths.known_choices() == [choice]
+    assert list(paths.KEPT.read().values()) == [choice]
     monkeypatch.setattr(sweep, "fastest", None)
     assert sweep_path(*args) == choice, "kept choices need no trial"
 

@@ -1,0 +1,83 @@
+"""Short trials of what is faster here, and their outcomes, kept for later runs on this machine."""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, Generic, TypeVar
+
+import torch
+
+Timer = Callable[[Callable[[], object], torch.device], float]
+
+_Outcome = TypeVar("_Outcome")
+
+ROUNDS = 3
+"""Of a trial; the first pays for what is set up once."""
+
+
+def seconds_of(run: Callable[[], object], device: torch.device) -> float:
+    """Wall time of one run, until ``device`` is done with it."""
+    _wait(device)
+    start = time.perf_counter()
+    run()
+    _wait(device)
+    return time.perf_counter() - start
+
+
+def least_seconds(
+    device: torch.device, rounds: int, *runs: Callable[[], object], timer: Timer = seconds_of
+) -> list[float]:
+    """Least seconds of each run; they take turns, so that a busy machine hurts them alike."""
+    times = [[timer(run, device) for run in runs] for _ in range(rounds)]
+    return [min(of_one) for of_one in zip(*times, strict=True)]
+
+
+class Kept(Generic[_Outcome]):
+    """Outcomes of one kind of trial in a JSON file; a machine that keeps no files goes without.
+
+    Args:
+        name: of the file, in ``BDPRUNE_CACHE``, else in the user's cache directory.
+        make: a dataclass, from its fields.
+        is_sound: whether what was read from the file makes sense.
+    """
+
+    def __init__(self, name: str, make: Callable[..., _Outcome], is_sound: Callable[[_Outcome], bool]) -> None:
+        self._name, self._make, self._is_sound = name, make, is_sound
+
+    @property
+    def file(self) -> Path:
+        """Where they are kept."""
+        home = os.environ.get("XDG_CACHE_HOME") or str(Path.home() / ".cache")
+        return Path(os.environ.get("BDPRUNE_CACHE") or Path(home) / "bdprune") / self._name
+
+    def read(self) -> dict[str, _Outcome]:
+        """What is kept, by key; nothing where the file is missing or not ours to understand."""
+        try:
+            entries = json.loads(self.file.read_text())
+            found = {key: self._make(**entry) for key, entry in entries.items()}
+            return {key: one for key, one in found.items() if self._is_sound(one)}
+        except (OSError, ValueError, TypeError, AttributeError):
+            return {}
+
+    def add(self, key: str, outcome: _Outcome) -> None:
+        """Keeps one more; the file is put in place in one move."""
+        entries: dict[str, Any] = {name: asdict(one) for name, one in {**self.read(), key: outcome}.items()}  # type: ignore[call-overload]
+        target = self.file
+        try:
+            target.parent.mkdir(parents=True, exist_ok=True)
+            with tempfile.NamedTemporaryFile("w", dir=target.parent, suffix=".json", delete=False) as file:
+                json.dump(entries, file, indent=2)
+            os.replace(file.name, target)
+        except OSError:
+            return
+
+
+def _wait(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
