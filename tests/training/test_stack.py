@@ -194,12 +194,12 @@ def times(stack: float, loop: float) -> Any:
 def test_the_faster_way_is_taken_and_kept(
     bright: Any, cache: Path, monkeypatch: pytest.MonkeyPatch, seconds: tuple[float, float], path: str
 ) -> None:
-    monkeypatch.setattr(paths, "fastest", times(*seconds))
+    monkeypatch.setattr(paths, "least_seconds", times(*seconds))
     models, images = siblings(bright.model), bright.data.images[:20]
     choice = paths.choose(models, images)
     assert (choice.path, choice.stack_seconds, choice.loop_seconds) == (path, *seconds)
     assert choice in list(paths.KEPT.read().values())
-    monkeypatch.setattr(paths, "fastest", times(1.0, 0.0))
+    monkeypatch.setattr(paths, "least_seconds", times(1.0, 0.0))
     assert paths.choose(models, images) == choice, "kept choices need no trial"
     assert paths.choose(models, images[:10]).loop_seconds == 0.0, "another shape needs one"
     assert len(json.loads(cache.read_text())) == (3 if path == "stack" else 2)
@@ -209,10 +209,10 @@ def test_a_cpu_tries_two_models_on_a_few_images_before_all_of_them(
     bright: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     models, images = siblings(bright.model, 5), bright.data.images[:20]
-    monkeypatch.setattr(paths, "fastest", times(1.0, 1.0))
-    assert "2 x bright, " in paths.choose(models, images).shape and len(list(paths.KEPT.read().values())) == 1
-    monkeypatch.setattr(paths, "_read", lambda: {})
-    monkeypatch.setattr(paths, "fastest", times(0.5, 1.0))
+    monkeypatch.setattr(paths, "least_seconds", times(1.0, 1.0))
+    assert "2 x bright, " in paths.choose(models, images).shape and len(paths.KEPT.read()) == 1
+    monkeypatch.setattr(paths.KEPT, "read", lambda: {})
+    monkeypatch.setattr(paths, "least_seconds", times(0.5, 1.0))
     assert "4 x bright, " in paths.choose(models, images).shape, "five go by four"
 
 
@@ -220,7 +220,7 @@ def test_models_that_are_no_stack_say_nothing_of_others_of_their_shape(
     bright: Any, cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     images = bright.data.images[:20]
-    monkeypatch.setattr(paths, "fastest", times(0.5, 1.0))
+    monkeypatch.setattr(paths, "least_seconds", times(0.5, 1.0))
     assert "does more" in paths.choose([bright.model, broken(bright.model)], images).reason
     assert not cache.exists()
     assert paths.choose(siblings(bright.model, 2), images).path == "stack"
@@ -251,6 +251,6 @@ def test_a_cache_that_cannot_be_written_is_done_without(
 ) -> None:
     cache.parent.joinpath("file").write_text("")
     monkeypatch.setenv("BDPRUNE_CACHE", str(cache.parent / "file"))
-    monkeypatch.setattr(paths, "fastest", times(1.0, 1.0))
+    monkeypatch.setattr(paths, "least_seconds", times(1.0, 1.0))
     assert paths.choose(siblings(bright.model), bright.data.images[:4]).path == "loop"
     assert list(paths.KEPT.read().values()) == []

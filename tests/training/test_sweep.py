@@ -151,12 +151,12 @@ def test_the_faster_way_of_a_sweep_is_tried_on_a_part_and_kept(
             run()
         return seconds
 
-    monkeypatch.setattr(sweep, "fastest", fastest)
+    monkeypatch.setattr(sweep, "least_seconds", fastest)
     args = (bright.model, ladder(bright), bright.data.images, THRESHOLDS, "zero_gamma")
     choice = sweep_path(*args)
     assert choice.path == path and "sweep of 4 x bright" in choice.shape and "[8, 3, 8, 8]" in choice.shape
     assert list(paths.KEPT.read().values()) == [choice]
-    monkeypatch.setattr(sweep, "fastest", None)
+    monkeypatch.setattr(sweep, "least_seconds", None)
     assert sweep_path(*args) == choice, "kept choices need no trial"
 
 
