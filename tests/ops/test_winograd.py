@@ -20,7 +20,7 @@ from .test_mask import layouts
 
 native = pytest.mark.skipif(not _backend.HAS_OPS, reason="the compiled ops are not built or not wanted")
 
-# Winograd's sums are of larger numbers than the direct ones: measured up to 2.6 in the mean, 2.5 at the maximum.
+# Winograd's sums are of larger numbers than the direct ones: measured up to 2.8 in the mean, 2.7 at the maximum.
 MEAN, MAX = 4.0, 6.0
 # Of a rounding of the sum of the products' magnitudes; few products have no error to speak of in a direct convolution.
 BOUND = 32.0
@@ -48,6 +48,10 @@ def plain(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     return F.conv2d(x, weight, bias, padding=1)
 
 
+def channels_last(x: Tensor) -> Tensor:
+    return x.contiguous(memory_format=torch.channels_last) if x.dim() == 4 else x
+
+
 def magnitudes(x: Tensor, weight: Tensor, bias: Tensor | None, grad: Tensor) -> list[Tensor]:
     """What the rounding errors of output and gradients are measured by."""
     return both_ways(plain, *(None if one is None else one.double().abs() for one in (x, weight, bias, grad)))
@@ -61,7 +65,7 @@ def assert_near(ours: list[Tensor], exact: list[Tensor], sizes: list[Tensor]) ->
 
 @pytest.mark.parametrize("channels, size", [(32, 32), (64, 16), (128, 8), (256, 4)])
 def test_error_is_a_few_times_that_of_a_direct_convolution(channels: int, size: int) -> None:
-    x, weight, _, grad = tensors((4, channels, channels, size, size))
+    x, weight, _, grad = (channels_last(one) for one in tensors((16, channels, channels, size, size)))
     given = x.relu(), weight, None, grad
     exact = both_ways(plain, *(None if one is None else one.double() for one in given))
     for mine, direct, truth in zip(both_ways(winograd_conv2d, *given), both_ways(plain, *given), exact, strict=True):
