@@ -82,8 +82,8 @@ def plan_for(precision: Precision, module: nn.Module, images: Tensor) -> Plan:
 
     ``float32`` and ``bfloat16`` run in channels_last where that is sound (``training_layout``). ``auto`` times a
     forward and a backward pass of each plan, once a process for every shape of network and images, and takes bfloat16
-    only where it saves a fifth of the time; it is not tried where the machine has to emulate it. Winograd's algorithm is
-    tried where the compiled op is.
+    only where it saves a fifth of the time; it is not tried where the machine has to emulate it. Winograd's algorithm
+    is tried where the compiled op is.
 
     Args:
         module: in the mode, and asking for the gradients, in which it will train; stays as it is.

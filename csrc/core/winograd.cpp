@@ -8,15 +8,15 @@
 namespace bdprune::core {
 namespace {
 
-constexpr int64_t kEdge = 6;   // of a tile's input
-constexpr int64_t kRows = 6;   // tiles that a product works on at a time
+constexpr int64_t kEdge = 6;    // of a tile's input
+constexpr int64_t kRows = 6;    // tiles that a product works on at a time
 constexpr int64_t kBlock = 48;  // tiles that are transformed at a time: their parts stay in the L2 cache
-constexpr int64_t kSkew = 16;  // floats between the parts, which would fall into the same cache sets else
+constexpr int64_t kSkew = 16;   // floats between the parts, which would fall into the same cache sets else
 
 // The points +-kA and +-kB, with kA * kB = 1.
 constexpr float kA = 2.0f / 3, kB = 1.5f;
 constexpr float kA2 = 4.0f / 9, kB2 = 2.25f, kA3 = 8.0f / 27, kB3 = 3.375f;
-constexpr float kSum = 97.0f / 36;                                           // kA2 + kB2
+constexpr float kSum = 97.0f / 36;                          // kA2 + kB2
 constexpr float kNormA = -81.0f / 130, kNormB = 8.0f / 65;  // 1 / prod (point - others)
 
 template <int kBytes>
@@ -26,13 +26,11 @@ constexpr int64_t kWide = kBytes / sizeof(float);
 template <int kBytes>
 constexpr int64_t kPanel = 2 * kWide<kBytes>;
 
-constexpr int64_t kRun = 16;   // inputs whose filters are gathered at a time: a cache line of channels_last weights
+constexpr int64_t kRun = 16;  // inputs whose filters are gathered at a time: a cache line of channels_last weights
 
 constexpr int64_t round_up(int64_t value, int64_t step) { return (value + step - 1) / step * step; }
 
-int64_t panel_width() {
-  return isa() == Isa::kAvx512 ? kPanel<64> : isa() == Isa::kAvx2 ? kPanel<32> : kPanel<16>;
-}
+int64_t panel_width() { return isa() == Isa::kAvx512 ? kPanel<64> : isa() == Isa::kAvx2 ? kPanel<32> : kPanel<16>; }
 
 // Floats of a row of a chunk, and between its parts. Rows are an odd number of cache lines long where channels come in
 // thirty-twos, so that a column of them does not fall into few cache sets.
@@ -244,8 +242,8 @@ BDP_INLINE void transform_gradients(const WinogradMap& map, const float* data, i
   }
 }
 
-// out[i][:] = sum over k of a[i * a_row + k * a_step] * b[k * b_step + :], for kRows rows i and one panel of columns; with
-// kAdd on top of what is there.
+// out[i][:] = sum over k of a[i * a_row + k * a_step] * b[k * b_step + :], for kRows rows i and one panel of columns;
+// with kAdd on top of what is there.
 template <int kBytes, bool kAdd>
 BDP_INLINE void product(const float* a, int64_t a_row, int64_t a_step, const float* b, int64_t b_step, int64_t depth,
                         float* out, int64_t out_row) {
@@ -339,7 +337,8 @@ BDP_INLINE void forward_any(const WinogradMap& x, const float* data, const float
         const float* right = filters + panel * x.channels * kPanel<kBytes>;
         float* to = products.data + part * products.part + panel * kPanel<kBytes>;
         for (int64_t row = 0; row < rows; row += kRows) {
-          product<kBytes, false>(left + row * depth, depth, 1, right, kPanel<kBytes>, x.channels, to + row * width, width);
+          product<kBytes, false>(left + row * depth, depth, 1, right, kPanel<kBytes>, x.channels, to + row * width,
+                                 width);
         }
       }
     }
@@ -420,12 +419,13 @@ BDP_TARGET_AVX2 void filters_avx2(const WinogradFilters& filters, int64_t begin,
   filters_any<32>(filters, begin, end, transformed);
 }
 BDP_TARGET_AVX512 void forward_avx512(const WinogradMap& x, const float* data, const float* transformed,
-                                      const float* bias, int64_t outputs, const float* zeros, int64_t begin, int64_t end, float* scratch,
-                                      float* out) {
+                                      const float* bias, int64_t outputs, const float* zeros, int64_t begin,
+                                      int64_t end, float* scratch, float* out) {
   forward_any<64>(x, data, transformed, bias, outputs, zeros, begin, end, scratch, out);
 }
 BDP_TARGET_AVX2 void forward_avx2(const WinogradMap& x, const float* data, const float* transformed, const float* bias,
-                                  int64_t outputs, const float* zeros, int64_t begin, int64_t end, float* scratch, float* out) {
+                                  int64_t outputs, const float* zeros, int64_t begin, int64_t end, float* scratch,
+                                  float* out) {
   forward_any<32>(x, data, transformed, bias, outputs, zeros, begin, end, scratch, out);
 }
 BDP_TARGET_AVX512 void inputs_avx512(const WinogradMap& map, const float* data, int64_t begin, int64_t end,
@@ -486,7 +486,8 @@ int64_t winograd_scratch(int64_t inputs, int64_t outputs) {
 void winograd_forward(const WinogradMap& x, const float* data, const float* transformed, const float* bias,
                       int64_t outputs, const float* zeros, int64_t begin, int64_t end, float* scratch, float* out) {
 #if BDP_X86
-  if (isa() == Isa::kAvx512) return forward_avx512(x, data, transformed, bias, outputs, zeros, begin, end, scratch, out);
+  if (isa() == Isa::kAvx512)
+    return forward_avx512(x, data, transformed, bias, outputs, zeros, begin, end, scratch, out);
   if (isa() == Isa::kAvx2) return forward_avx2(x, data, transformed, bias, outputs, zeros, begin, end, scratch, out);
 #endif
   forward_any<16>(x, data, transformed, bias, outputs, zeros, begin, end, scratch, out);

@@ -41,8 +41,13 @@ struct WinogradFilters {
   int64_t output_stride, input_stride, row_stride, column_stride;
 
   WinogradFilters adjoint() const {
-    return {data + 2 * row_stride + 2 * column_stride, inputs,      outputs,       input_stride, output_stride,
-            -row_stride,                               -column_stride};
+    return {data + 2 * row_stride + 2 * column_stride,
+            inputs,
+            outputs,
+            input_stride,
+            output_stride,
+            -row_stride,
+            -column_stride};
   }
 };
 

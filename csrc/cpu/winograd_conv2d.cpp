@@ -1,9 +1,8 @@
 // winograd_conv2d and its gradients on the CPU: shares tiles, panels of filters and parts of the products out among the
 // threads. Scratch is taken once a call, or once a thread where each needs its own.
-#include "../core/winograd.h"
-
 #include <algorithm>
 
+#include "../core/winograd.h"
 #include "kernels.h"
 
 namespace bdprune {
@@ -37,9 +36,9 @@ Tensor empty_map(int64_t samples, int64_t channels, int64_t height, int64_t widt
 }
 
 core::WinogradFilters filters_of(const Tensor& weight) {
-  BDP_CHECK(weight.dim() == 4 && weight.size(2) == 3 && weight.size(3) == 3 &&
-                weight.scalar_type() == ScalarType::Float,
-            "expected a float32 weight [O, I, 3, 3], got ", weight.dim(), " dimensions");
+  BDP_CHECK(
+      weight.dim() == 4 && weight.size(2) == 3 && weight.size(3) == 3 && weight.scalar_type() == ScalarType::Float,
+      "expected a float32 weight [O, I, 3, 3], got ", weight.dim(), " dimensions");
   return {static_cast<const float*>(weight.const_data_ptr()),
           weight.size(0),
           weight.size(1),
@@ -56,9 +55,9 @@ Tensor convolve(const Tensor& x, const core::WinogradFilters& filters, const flo
   const Tensor out = empty_map(map.samples, filters.outputs, map.height, map.width);
   const AlignedBuffer transformed = floats(core::winograd_filter_floats(filters.inputs, filters.outputs));
   const int64_t grain = ceil_div(kFiltersGrain, filters.inputs);
-  torch::stable::parallel_for(
-      0, core::winograd_panels(filters.outputs), grain,
-      [&](int64_t begin, int64_t end) { core::winograd_filters(filters, begin, end, data_of(transformed)); });
+  torch::stable::parallel_for(0, core::winograd_panels(filters.outputs), grain, [&](int64_t begin, int64_t end) {
+    core::winograd_filters(filters, begin, end, data_of(transformed));
+  });
   const AlignedBuffer padding = zeros(map.channels);
   const float* from = static_cast<const float*>(x.const_data_ptr());
   float* to = static_cast<float*>(out.mutable_data_ptr());
@@ -109,10 +108,9 @@ Tensor winograd_conv2d_weight_grad_cpu(Tensor grad, Tensor x) {
   }
   const core::WinogradFilters shape = filters_of(result);
   float* to = static_cast<float*>(result.mutable_data_ptr());
-  torch::stable::parallel_for(0, core::winograd_panels(out.channels), ceil_div(kFiltersGrain, in.channels),
-                              [&](int64_t begin, int64_t end) {
-                                core::winograd_weight_grad(data_of(sums), shape, begin, end, to);
-                              });
+  torch::stable::parallel_for(
+      0, core::winograd_panels(out.channels), ceil_div(kFiltersGrain, in.channels),
+      [&](int64_t begin, int64_t end) { core::winograd_weight_grad(data_of(sums), shape, begin, end, to); });
   return result;
 }
 
