@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import copy
 import math
-import time
-from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -15,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from bdprune.errors import OptionError
+from bdprune.training.clock import seconds_of as seconds_of
 from bdprune.training.layout import training_layout
 from bdprune.training.winograd import WinogradConvs, has_winograd_convs
 
@@ -132,24 +131,10 @@ def _is_worth_a_trial(plan: Plan, module: nn.Module, device: torch.device) -> bo
 
 
 def _seconds(plan: Plan, module: nn.Module, images: Tensor) -> float:
-    """Wall time of one forward and one backward pass."""
+    """Time of one forward and one backward pass."""
 
     def run() -> None:
         logits = plan.logits(module, images)
         functional.cross_entropy(logits, logits.detach().argmax(1)).backward()
 
     return seconds_of(run, images.device)
-
-
-def seconds_of(run: Callable[[], object], device: torch.device) -> float:
-    """Wall time of one run, until ``device`` is done with it."""
-    _wait(device)
-    start = time.perf_counter()
-    run()
-    _wait(device)
-    return time.perf_counter() - start
-
-
-def _wait(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-import time
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -13,6 +13,7 @@ from torch.overrides import TorchFunctionMode
 
 from bdprune.ops import winograd_conv2d
 from bdprune.ops.winograd import takes
+from bdprune.training.clock import seconds_of
 
 _IMAGES = 16  # of one trial
 _ROUNDS = 3  # the first pays for what is set up once
@@ -88,9 +89,7 @@ def _measure(x: Tensor, weight: Tensor, needs: tuple[bool, bool]) -> bool:
     seconds = dict.fromkeys((winograd_conv2d, _direct), math.inf)
     for _ in range(_ROUNDS):
         for conv in seconds:  # in turn, so that a busy machine hurts them alike
-            start = time.perf_counter()
-            run(conv)
-            seconds[conv] = min(seconds[conv], time.perf_counter() - start)
+            seconds[conv] = min(seconds[conv], seconds_of(partial(run, conv), x.device))
     return seconds[winograd_conv2d] < seconds[_direct]
 
 
