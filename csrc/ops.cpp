@@ -29,6 +29,14 @@ STABLE_TORCH_LIBRARY(bdprune, m)
   // channel in mask's dtype and shape). What is not needed comes back as an empty [0] tensor.
   m.def("channel_scale_backward(Tensor grad, Tensor z, Tensor mask, bool need_z, bool need_mask) -> (Tensor, Tensor)");
 
+  // 3x3 convolutions with stride 1 and padding 1 by Winograd's algorithm (CPU only, float32, channels_last out).
+  //   x: [N, I, H, W]   weight: [O, I, 3, 3]   bias: [O]; returns [N, O, H, W]
+  m.def("winograd_conv2d(Tensor x, Tensor weight, Tensor? bias) -> Tensor");
+
+  // The gradients of its input [N, I, H, W] and of its weight [O, I, 3, 3], from grad [N, O, H, W].
+  m.def("winograd_conv2d_input_grad(Tensor grad, Tensor weight) -> Tensor");
+  m.def("winograd_conv2d_weight_grad(Tensor grad, Tensor x) -> Tensor");
+
   // The masked convolutions of G models in one launch (CUDA only; elsewhere bdprune.ops composes them).
   //   x:      [G, N, I, H, W], or one batch [N, I, H, W] for all; float16, bfloat16 or float32
   //   weight: [G, O, I / groups, kh, kw] of x's dtype, read where it lies; [1, O, ...] or expanded: one for all G

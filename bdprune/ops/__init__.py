@@ -6,5 +6,14 @@ from bdprune.ops._backend import backend
 from bdprune.ops.mask import channel_scale, masked_conv2d, stacked_conv2d
 from bdprune.ops.moments import ChannelMoments
 from bdprune.ops.spectral import filter_spectral_norms
+from bdprune.ops.winograd import winograd_conv2d
 
-__all__ = ["ChannelMoments", "backend", "channel_scale", "filter_spectral_norms", "masked_conv2d", "stacked_conv2d"]
+__all__ = [
+    "ChannelMoments",
+    "backend",
+    "channel_scale",
+    "filter_spectral_norms",
+    "masked_conv2d",
+    "stacked_conv2d",
+    "winograd_conv2d",
+]

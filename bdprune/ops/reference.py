@@ -9,6 +9,7 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 
 def filter_matrices(weight: Tensor) -> Tensor:
@@ -69,6 +70,11 @@ def channel_scale_backward(
     grad_z = channel_scale(grad, mask) if need_z else z.new_empty(0)
     grad_mask = (grad.double() * z.double()).sum(dims).to(mask.dtype) if need_mask else mask.new_empty(0)
     return grad_z, grad_mask
+
+
+def winograd_conv2d(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """Reference of ``bdprune::winograd_conv2d``; its autograd is that of the compiled op's gradients."""
+    return functional.conv2d(x, weight, bias, padding=1)
 
 
 def _per_channel(mask: Tensor, z: Tensor) -> Tensor:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -14,6 +15,7 @@ from torch.nn import functional
 from bdprune.errors import OptionError
 from bdprune.ops.trial import ROUNDS, seconds_of
 from bdprune.training.layout import training_layout
+from bdprune.training.winograd import WinogradConvs, has_winograd_convs
 
 Precision = Literal["float32", "bfloat16", "auto"]
 PRECISIONS: tuple[Precision, ...] = ("float32", "bfloat16", "auto")
@@ -29,10 +31,13 @@ class Plan:
     Args:
         bfloat16: under bfloat16 autocast: convs and linear layers compute in bfloat16.
         channels_last: memory layout of images and weights.
+        winograd: 3x3 convs by Winograd's algorithm where that is faster (``training/winograd.py``). It rounds about
+            twice as coarsely as float32 convs do otherwise, and is taken for float32 nonetheless.
     """
 
     bfloat16: bool = False
     channels_last: bool = True
+    winograd: bool = False
 
     def arrange(self, module: nn.Module) -> None:
         """Lays out the parameters of ``module`` in place."""
@@ -40,7 +45,8 @@ class Plan:
 
     def logits(self, module: nn.Module, images: Tensor) -> Tensor:
         """What ``module`` says of ``images`` ``[N, C, H, W]``: ``[N, K]`` float32."""
-        with torch.autocast(images.device.type, torch.bfloat16, enabled=self.bfloat16):
+        convs = WinogradConvs() if self.winograd else nullcontext()
+        with torch.autocast(images.device.type, torch.bfloat16, enabled=self.bfloat16), convs:
             logits: Tensor = module(images.contiguous(memory_format=self._layout))
         return logits.float() if self.bfloat16 else logits
 
@@ -62,7 +68,10 @@ def autocast(device: torch.device, bf16: bool) -> torch.autocast:
     return torch.autocast(device.type, torch.bfloat16, enabled=bf16 and computes_bfloat16(device))
 
 
-PLANS = tuple(Plan(bfloat16, channels_last) for bfloat16 in (False, True) for channels_last in (True, False))
+PLANS = (
+    *(Plan(bfloat16, channels_last) for bfloat16 in (False, True) for channels_last in (True, False)),
+    Plan(winograd=True),
+)
 _measured: dict[Any, Plan] = {}
 
 
@@ -71,7 +80,8 @@ def plan_for(precision: Precision, module: nn.Module, images: Tensor) -> Plan:
 
     ``float32`` and ``bfloat16`` run in channels_last where that is sound (``training_layout``). ``auto`` times a
     forward and a backward pass of each plan, once a process for every shape of network and images, and takes bfloat16
-    only where it saves a fifth of the time; it is not tried where the machine has to emulate it.
+    only where it saves a fifth of the time; it is not tried where the machine has to emulate it. Winograd's algorithm
+    is tried where the compiled op is.
 
     Args:
         module: in the mode, and asking for the gradients, in which it will train; stays as it is.
@@ -114,11 +124,13 @@ def _fastest(module: nn.Module, images: Tensor) -> Plan:
 
 def _is_worth_a_trial(plan: Plan, module: nn.Module, device: torch.device) -> bool:
     sound = not plan.channels_last or training_layout(module) is torch.channels_last
+    if plan.winograd and not has_winograd_convs(module):
+        return False
     return sound and (not plan.bfloat16 or computes_bfloat16(device))
 
 
 def _seconds(plan: Plan, module: nn.Module, images: Tensor) -> float:
-    """Wall time of one forward and one backward pass."""
+    """Time of one forward and one backward pass."""
 
     def run() -> None:
         logits = plan.logits(module, images)

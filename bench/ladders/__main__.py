@@ -22,7 +22,19 @@ from typing import Any
 
 import torch
 
-from bench.ladders import loading, machine, masked_conv, moments, record, rnp, spectral, stack, startup, suspiciousness
+from bench.ladders import (
+    loading,
+    machine,
+    masked_conv,
+    moments,
+    record,
+    rnp,
+    spectral,
+    stack,
+    startup,
+    suspiciousness,
+    winograd,
+)
 from bench.ladders.floors import Ceilings, measure_ceilings
 from bench.ladders.ladder import Ladder
 from bench.ladders.plan import Plan, cpu_plan, cuda_plan, quick_plan
@@ -34,6 +46,7 @@ SUBJECTS: dict[str, Callable[[Plan], list[Ladder]]] = {
     "spectral": spectral.ladders,
     "moments": moments.ladders,
     "masked_conv": masked_conv.ladders,
+    "winograd": winograd.ladders,
     "loading": loading.ladders,
     "startup": startup.ladders,
     "suspiciousness": suspiciousness.ladders,

@@ -18,7 +18,7 @@ from bdprune.training.unlearn import UnlearnSettings, unlearn
 from bench.ladders.networks import clean_images, resnet18
 
 KINDS = {
-    "convolutions, backward": ("convolution_backward",),
+    "convolutions, backward": ("convolution_backward", "conv2d_input_grad", "conv2d_weight_grad"),
     "convolutions, forward": ("convolution", "conv2d"),
     "batch norm": ("batch_norm",),
     "activations, residual sums, pooling": ("relu", "threshold", "aten::add", "pool", "aten::mean", "aten::div"),

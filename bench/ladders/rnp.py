@@ -18,6 +18,7 @@ from torch.nn import functional
 
 from bdprune.data.clean import CleanData
 from bdprune.model.handle import Model
+from bdprune.training.precision import Precision, computes_bfloat16
 from bdprune.training.recover import RecoverSettings, recover
 from bdprune.training.sweep import sweep_thresholds
 from bdprune.training.unlearn import UnlearnSettings, batches, unlearn
@@ -136,19 +137,15 @@ def unlearn_ladder(plan: Plan, model: Model, data: CleanData, size: Size) -> Lad
         return moved(plain_unlearn(model, data, TRUTH))
 
     rungs = _rungs(plan, size, partial(plain_unlearn, model, data), EAGER)
-    mine = Rung(
-        "bdprune.training.unlearn",
-        "ours",
-        lambda: unlearn(model, data, settings).model.network,
-        size.scale,
-        f"{size.note}; its copies of the model counted as often",
+    mine = _ours(
+        "bdprune.training.unlearn", size, data, lambda some, how: unlearn(model, some, settings, 0, how).model.network
     )
     forward = conv_flops(model.network) * size.images
     work = Work(5 * weight_bytes(model.network) * size.steps, 3 * forward)
     return Ladder(
         f"RNP width {size.width}: unlearning",
         _CASE,
-        (*rungs, mine),
+        (*rungs, *mine),
         (_scaled(work, size.scale),),
         lambda network: relative_error(moved(network), truth()),
         "largest error of the change of a weight, relative to the largest change",
@@ -166,25 +163,39 @@ def recover_ladder(plan: Plan, model: Model, data: CleanData, size: Size) -> Lad
         return plain_recover(model, data, TRUTH)
 
     rungs = _rungs(plan, size, partial(plain_recover, model, data), FROZEN)
-    mine = Rung(
+    mine = _ours(
         "bdprune.training.recover",
-        "ours",
-        lambda: list(recover(model, data, settings).masks.values()),
-        size.scale,
-        f"{size.note}; its copies of the model counted as often",
+        size,
+        data,
+        lambda some, how: list(recover(model, some, settings, 0, how).masks.values()),
     )
     forward = conv_flops(model.network) * size.images
     work = Work(2 * weight_bytes(model.network) * size.steps, 2 * forward)
     return Ladder(
         f"RNP width {size.width}: recovery",
         _CASE,
-        (*rungs, mine),
+        (*rungs, *mine),
         (_scaled(work, size.scale),),
         lambda masks: absolute_error(masks, truth()),
         "largest absolute error of a mask",
         seconds=3 * plan.seconds,
         host=True,
     )
+
+
+def _ours(name: str, size: Size, data: CleanData, run: Callable[[CleanData, Precision], object]) -> tuple[Rung, ...]:
+    """``run`` as this machine runs it fastest, and in plain float32. The trials, once a process, are not timed.
+
+    Where that may be bfloat16, which no other rung computes in, plain float32 comes first: it is the one that counts.
+    """
+    run(CleanData(data.images[:16], data.labels[:16]), "auto")
+    exact = not computes_bfloat16(data.images.device)
+    note = f"{size.note}; its copies of the model counted as often"
+    auto = Rung(
+        f"{name}, precision auto", "ours", lambda: run(data, "auto"), size.scale, f"{note}; trials not timed", exact
+    )
+    plain = Rung(f"{name}, float32", "ours", lambda: run(data, "float32"), size.scale, note)
+    return (auto, plain) if exact else (plain, auto)
 
 
 def sweep_ladder(plan: Plan, model: Model, data: CleanData, width: int) -> Ladder:

@@ -13,14 +13,15 @@ from bdprune.ops import _backend
 
 SCHEMAS = Path(__file__).resolve().parents[2] / "csrc" / "ops.cpp"
 OPS = re.findall(r'm\.def\(\s*"(\w+)', SCHEMAS.read_text())
+CPU_ONLY = {"winograd_conv2d", "winograd_conv2d_input_grad", "winograd_conv2d_weight_grad"}
 
 
 def test_schemas_were_found() -> None:
-    assert {"filter_spectral_norms", "channel_scale", "stacked_conv2d"} <= set(OPS)
+    assert {"filter_spectral_norms", "channel_scale", "stacked_conv2d"} | CPU_ONLY <= set(OPS)
 
 
 @pytest.mark.skipif(torch.version.cuda is None, reason="torch is a CPU build")
-@pytest.mark.parametrize("op", OPS)
+@pytest.mark.parametrize("op", sorted(set(OPS) - CPU_ONLY))
 def test_every_op_has_a_kernel_for_cuda(op: str) -> None:
     pytest.importorskip("bdprune._C_cuda", reason="bdprune._C_cuda was not built", exc_type=ModuleNotFoundError)
     assert torch._C._dispatch_has_kernel_for_dispatch_key(f"bdprune::{op}", "CUDA")

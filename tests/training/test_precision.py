@@ -42,7 +42,7 @@ def test_float32_in_channels_last_is_the_default(bright: Any) -> None:
 
 
 def test_auto_takes_the_fastest_and_asks_once(bright: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    tried = timed(monkeypatch, 1.0, 1.5, 0.9, 0.4)
+    tried = timed(monkeypatch, 1.0, 1.5, 0.9, 0.4, 1.0)
     module = bright.model.clone().module.train()
     for _ in range(2):
         assert plan_for("auto", module, bright.data.images) == Plan(bfloat16=True, channels_last=False)
@@ -52,12 +52,12 @@ def test_auto_takes_the_fastest_and_asks_once(bright: Any, monkeypatch: pytest.M
 
 
 def test_auto_keeps_float32_where_bfloat16_saves_little(bright: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    timed(monkeypatch, 1.5, 1.0, 0.85, 0.85)
+    timed(monkeypatch, 1.5, 1.0, 0.85, 0.85, 1.2)
     assert plan_for("auto", bright.model.module, bright.data.images) == Plan(channels_last=False)
 
 
 def test_auto_does_not_try_what_is_emulated(bright: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    tried = timed(monkeypatch, 1.5, 1.0, 0.1, 0.1)
+    tried = timed(monkeypatch, 1.5, 1.0, 0.1, 0.1, 1.2)
     monkeypatch.setattr(precision, "computes_bfloat16", lambda device: False)
     assert plan_for("auto", bright.model.module, bright.data.images) == Plan(channels_last=False)
     assert not any(plan.bfloat16 for plan in tried)

@@ -1,0 +1,99 @@
+"""3x3 convolutions with fewer multiplications."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from bdprune.ops import _backend, reference
+from bdprune.ops._check import check_floating, check_same_device
+
+
+def winograd_conv2d(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """``conv2d(x, weight, bias, stride=1, padding=1)`` by Winograd's F(4x4, 3x3): 36 products instead of 144.
+
+    Args:
+        x: ``[N, I, H, W]``; what is not channels_last is copied first.
+        weight: ``[O, I, 3, 3]``, any strides.
+        bias: ``[O]`` or None.
+
+    Returns:
+        ``[N, O, H, W]`` in channels_last, differentiable once in all three. The bits do not depend on the number of
+        threads. The compiled kernel takes float32 on the CPU; elsewhere, and in other dtypes, this is ``conv2d``.
+
+    Raises:
+        TypeError: an argument is not a floating tensor.
+        ValueError: shapes, dtypes or devices do not fit.
+
+    Precision: on random maps of the sizes in ResNet-18 and 16 images, the root mean square error is 1.8 to 2.6 times
+    that of a direct float32 convolution in channels_last for the output and for the gradient of ``x``, and 0.6 to 2.8
+    times for the gradient of ``weight``, whose sums over large maps go in blocks. A NaN or Inf spoils all outputs of
+    the 4x4 tiles whose 6x6 inputs hold it, and an Inf may come out as NaN.
+
+    Source: Lavin and Gray, Fast Algorithms for Convolutional Neural Networks, CVPR 2016.
+    """
+    _check(x, weight, bias)
+    if not takes(x, weight, bias):
+        return reference.winograd_conv2d(x, weight, bias)
+    out: Tensor = torch.ops.bdprune.winograd_conv2d(x, weight, bias)
+    return out
+
+
+def takes(x: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
+    """Whether the compiled kernel runs on these tensors, whose shapes fit."""
+    given = [value for value in (x, weight, bias) if value is not None]
+    return _backend.HAS_OPS and all(value.device.type == "cpu" and value.dtype == torch.float32 for value in given)
+
+
+def _check(x: Tensor, weight: Tensor, bias: Tensor | None) -> None:
+    for name, value in (("x", x), ("weight", weight), ("bias", bias)):
+        if value is None:
+            continue
+        check_floating(name, value)
+        check_same_device(name, value, x.device)
+        if value.dtype != x.dtype:
+            raise ValueError(f"{name} must be {x.dtype} as x is, got {value.dtype}")
+    if x.dim() != 4 or 0 in x.shape[1:]:
+        raise ValueError(f"x must be [N, I, H, W] with at least one channel and pixel, got shape {list(x.shape)}")
+    if weight.dim() != 4 or weight.shape[1:] != (x.shape[1], 3, 3) or not len(weight):
+        raise ValueError(f"weight must be [O, {x.shape[1]}, 3, 3], got shape {list(weight.shape)}")
+    if bias is not None and bias.shape != weight.shape[:1]:
+        raise ValueError(f"bias must be {list(weight.shape[:1])}, got shape {list(bias.shape)}")
+
+
+def _setup_context(ctx: Any, inputs: tuple[Tensor, Tensor, Tensor | None], output: Tensor) -> None:
+    x, weight, _ = inputs
+    need_x, need_weight = ctx.needs_input_grad[:2]
+    ctx.save_for_backward(x if need_weight else None, weight if need_x else None)
+
+
+def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+    x, weight = ctx.saved_tensors
+    grad_x = None if weight is None else torch.ops.bdprune.winograd_conv2d_input_grad(grad, weight)
+    grad_weight = None if x is None else torch.ops.bdprune.winograd_conv2d_weight_grad(grad, x)
+    return grad_x, grad_weight, grad.sum((0, 2, 3)) if ctx.needs_input_grad[2] else None
+
+
+def _new(like: Tensor, *sizes: int) -> Tensor:
+    return torch.empty(sizes, dtype=like.dtype, device=like.device, memory_format=torch.channels_last)
+
+
+def _fake(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    return _new(x, x.shape[0], weight.shape[0], *x.shape[2:])
+
+
+def _fake_input_grad(grad: Tensor, weight: Tensor) -> Tensor:
+    return _new(grad, grad.shape[0], weight.shape[1], *grad.shape[2:])
+
+
+def _fake_weight_grad(grad: Tensor, x: Tensor) -> Tensor:
+    return _new(grad, grad.shape[1], x.shape[1], 3, 3)
+
+
+if _backend.HAS_OPS:
+    torch.library.register_fake("bdprune::winograd_conv2d", _fake)
+    torch.library.register_fake("bdprune::winograd_conv2d_input_grad", _fake_input_grad)
+    torch.library.register_fake("bdprune::winograd_conv2d_weight_grad", _fake_weight_grad)
+    torch.library.register_autograd("bdprune::winograd_conv2d", _backward, setup_context=_setup_context)

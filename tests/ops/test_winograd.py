@@ -1,0 +1,211 @@
+"""winograd_conv2d: values and gradients against float64, beside what plain float32 convolution gets wrong."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+from torch.nn import functional as F
+
+from bdprune.ops import _backend, winograd_conv2d
+
+from .helpers import DTYPES, random, threads
+from .test_mask import layouts
+
+native = pytest.mark.skipif(not _backend.HAS_OPS, reason="the compiled ops are not built or not wanted")
+
+# Winograd's sums are of larger numbers than the direct ones: measured up to 2.8 in the mean, 2.7 at the maximum.
+MEAN, MAX = 4.0, 6.0
+# Of a rounding of the sum of the products' magnitudes; few products have no error to speak of in a direct convolution.
+BOUND = 32.0
+
+SHAPES = [(2, 3, 5, 8, 8), (1, 1, 1, 1, 1), (3, 8, 16, 4, 4), (2, 17, 33, 7, 5), (1, 64, 20, 13, 2), (65, 5, 3, 3, 9)]
+"""N, I, O, H, W: whole tiles and cut ones, whole registers and cut ones, more tiles than a chunk."""
+
+
+def tensors(shape: tuple[int, int, int, int, int], dtype: torch.dtype = torch.float32) -> tuple[Tensor, ...]:
+    """x, weight, bias and the gradient of the output."""
+    n, i, o, h, w = shape
+    sizes = [(n, i, h, w), (o, i, 3, 3), (o,), (n, o, h, w)]
+    x, weight, bias, grad = (random(size, dtype, seed=seed) for seed, size in enumerate(sizes))
+    return x, weight / (3 * i**0.5), bias, grad
+
+
+def both_ways(function: object, x: Tensor, weight: Tensor, bias: Tensor | None, grad: Tensor) -> list[Tensor]:
+    """Output and gradients."""
+    inputs = [value.detach().requires_grad_() for value in (x, weight, bias) if value is not None]
+    out = function(*inputs)  # type: ignore[operator]
+    return [out.detach(), *torch.autograd.grad(out, inputs, grad)]
+
+
+def plain(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    return F.conv2d(x, weight, bias, padding=1)
+
+
+def channels_last(x: Tensor) -> Tensor:
+    return x.contiguous(memory_format=torch.channels_last) if x.dim() == 4 else x
+
+
+def magnitudes(x: Tensor, weight: Tensor, bias: Tensor | None, grad: Tensor) -> list[Tensor]:
+    """What the rounding errors of output and gradients are measured by."""
+    return both_ways(plain, *(None if one is None else one.double().abs() for one in (x, weight, bias, grad)))
+
+
+def assert_near(ours: list[Tensor], exact: list[Tensor], sizes: list[Tensor]) -> None:
+    for mine, truth, size in zip(ours, exact, sizes, strict=True):
+        assert mine.shape == truth.shape and mine.dtype == torch.float32
+        assert (mine.double() - truth).abs().max() <= BOUND * 2**-24 * size.max()
+
+
+@pytest.mark.parametrize("channels, size", [(32, 32), (64, 16), (128, 8), (256, 4)])
+def test_error_is_a_few_times_that_of_a_direct_convolution(channels: int, size: int) -> None:
+    x, weight, _, grad = (channels_last(one) for one in tensors((16, channels, channels, size, size)))
+    given = x.relu(), weight, None, grad
+    exact = both_ways(plain, *(None if one is None else one.double() for one in given))
+    for mine, direct, truth in zip(both_ways(winograd_conv2d, *given), both_ways(plain, *given), exact, strict=True):
+        error, usual = mine.double() - truth, direct.double() - truth
+        assert error.square().mean() <= MEAN**2 * usual.square().mean()
+        assert error.abs().max() <= MAX * usual.abs().max()
+
+
+@pytest.mark.parametrize("with_bias", [False, True], ids=["plain", "bias"])
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_any_layout(shape: tuple[int, int, int, int, int], with_bias: bool) -> None:
+    x, weight, bias, grad = tensors(shape)
+    offset = bias if with_bias else None
+    exact = both_ways(plain, *(None if one is None else one.double() for one in (x, weight, offset, grad)))
+    sizes = magnitudes(x, weight, offset, grad)
+    for other_x in layouts(x):
+        assert_near(both_ways(winograd_conv2d, other_x, weight, offset, grad), exact, sizes)
+    for other_weight, other_grad in zip(layouts(weight), layouts(grad), strict=True):
+        assert_near(both_ways(winograd_conv2d, x, other_weight, offset, other_grad), exact, sizes)
+
+
+@settings(max_examples=50, deadline=None)
+@given(
+    st.tuples(st.integers(1, 9), st.integers(1, 40), st.integers(1, 40), st.integers(1, 18), st.integers(1, 18)),
+    st.sampled_from([1e-12, 1.0, 1e12]),
+)
+def test_any_shape_and_scale(shape: tuple[int, int, int, int, int], scale: float) -> None:
+    x, weight, bias, grad = tensors(shape)
+    given = (x * scale, weight, bias * scale, grad)
+    exact = both_ways(plain, *(one.double() for one in given))
+    assert_near(both_ways(winograd_conv2d, *given), exact, magnitudes(*given))
+
+
+@pytest.mark.parametrize("isa", ["baseline", "avx2"])
+@native
+def test_every_instruction_set(isa: str) -> None:
+    """The chosen one is read once a process."""
+    if _backend.build_info()["cpu_features"] == isa:
+        pytest.skip("all other tests run on it")
+    tests = [f"{__file__}::{test.__name__}" for test in (test_any_shape_and_scale, test_same_bits_with_any_threads)]
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *tests]
+    done = subprocess.run(command, env={**os.environ, "BDPRUNE_ISA": isa}, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout
+
+
+def test_an_impulse_draws_the_filter() -> None:
+    x = torch.zeros(1, 1, 6, 6)
+    x[0, 0, 2, 3] = 1.0
+    weight = torch.arange(9.0).view(1, 1, 3, 3)
+    out = winograd_conv2d(x, weight)
+    assert torch.allclose(out[0, 0, 1:4, 2:5], weight[0, 0].flip(0, 1), atol=1e-5)
+    assert out.sum().item() == pytest.approx(36.0, abs=1e-4)
+
+
+def test_only_what_is_asked_for_is_computed() -> None:
+    x, weight, bias, grad = tensors(SHAPES[0])
+    full = both_ways(winograd_conv2d, x, weight, bias, grad)
+    for index, name in enumerate(("x", "weight", "bias")):
+        inputs = {"x": x, "weight": weight, "bias": bias}
+        inputs[name] = inputs[name].clone().requires_grad_()
+        (alone,) = torch.autograd.grad(winograd_conv2d(**inputs), inputs[name], grad)
+        assert torch.equal(alone, full[1 + index])
+
+
+def test_same_bits_with_any_threads() -> None:
+    x, weight, bias, grad = tensors((13, 24, 40, 17, 9))
+    results = []
+    for count in (1, 2, 3):
+        with threads(count):
+            results.append(both_ways(winograd_conv2d, x, weight, bias, grad))
+    for other in results[1:]:
+        assert all(torch.equal(a, b) for a, b in zip(results[0], other, strict=True))
+
+
+def test_the_bits_of_an_image_do_not_depend_on_its_batch() -> None:
+    x, weight, bias, _ = tensors((30, 6, 9, 10, 10))
+    whole = winograd_conv2d(x, weight, bias)
+    assert all(torch.equal(winograd_conv2d(one[None], weight, bias)[0], out) for one, out in zip(x, whole, strict=True))
+
+
+def test_empty_batch() -> None:
+    x, weight, bias, grad = tensors((0, 4, 6, 5, 5))
+    out, grad_x, grad_weight, grad_bias = both_ways(winograd_conv2d, x, weight, bias, grad)
+    assert out.shape == (0, 6, 5, 5) and grad_x.shape == x.shape
+    assert not grad_weight.any() and not grad_bias.any()
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_what_is_not_finite_spoils_no_more_than_its_tiles(value: float) -> None:
+    x, weight, _, _ = tensors((2, 3, 4, 12, 12))
+    out = winograd_conv2d(x, weight)
+    x[0, 1, 5, 6] = value  # read by the tile of rows and columns 4 to 7 alone
+    spoilt = winograd_conv2d(x, weight)
+    assert not spoilt[0, :, 4:7, 5:8].isfinite().any()
+    spoilt[0, :, 4:8, 4:8] = out[0, :, 4:8, 4:8]
+    assert torch.equal(spoilt, out)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_other_dtypes_are_plain_convolutions(dtype: torch.dtype) -> None:
+    x, weight, bias, _ = (one.to(dtype) for one in tensors(SHAPES[0]))
+    ours = winograd_conv2d(x, weight, bias)
+    assert ours.dtype == dtype
+    assert torch.equal(ours, plain(x, weight, bias)) == (dtype != torch.float32 or not _backend.HAS_OPS)
+
+
+def test_what_does_not_fit_is_refused() -> None:
+    x, weight, bias, _ = tensors(SHAPES[0])
+    with pytest.raises(TypeError, match="list"):
+        winograd_conv2d([x], weight)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match=r"x must be \[N, I, H, W\]"):
+        winograd_conv2d(x[0], weight)
+    with pytest.raises(ValueError, match="at least one"):
+        winograd_conv2d(x[..., :0], weight)
+    for wrong in (weight[:, :2], weight[..., :2], weight[0], weight[:0]):
+        with pytest.raises(ValueError, match=r"weight must be \[O, 3, 3, 3\]"):
+            winograd_conv2d(x, wrong)
+    with pytest.raises(ValueError, match=r"bias must be \[5\]"):
+        winograd_conv2d(x, weight, bias[:3])
+    with pytest.raises(ValueError, match="float64"):
+        winograd_conv2d(x, weight.double())
+
+
+@native
+@pytest.mark.parametrize("fastest", [False, True], ids=["nchw", "channels_last"])
+def test_opcheck(fastest: bool) -> None:
+    x, weight, bias, grad = tensors(SHAPES[0])
+    if fastest:
+        x, weight, grad = (one.contiguous(memory_format=torch.channels_last) for one in (x, weight, grad))
+    ops = torch.ops.bdprune
+    wanted = [one.detach().requires_grad_() for one in (x, weight, bias)]
+    torch.library.opcheck(ops.winograd_conv2d.default, tuple(wanted))
+    torch.library.opcheck(ops.winograd_conv2d.default, (x, weight.clone().requires_grad_(), None))
+    torch.library.opcheck(ops.winograd_conv2d_input_grad.default, (grad, weight))
+    torch.library.opcheck(ops.winograd_conv2d_weight_grad.default, (grad, x))
+
+
+@native
+def test_compiles_without_a_graph_break() -> None:
+    x, weight, _, grad = tensors(SHAPES[2])
+    compiled = torch.compile(winograd_conv2d, fullgraph=True, backend="aot_eager")
+    found, expected = (both_ways(function, x, weight, None, grad) for function in (compiled, winograd_conv2d))
+    assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))

@@ -1,0 +1,161 @@
+"""Convolutions of whole networks by Winograd's algorithm: which ones, and what comes of it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from bdprune.ops import _backend
+from bdprune.training import precision, winograd
+from bdprune.training.precision import Plan, plan_for
+from bdprune.training.recover import RecoverSettings, recover
+from bdprune.training.unlearn import UnlearnSettings, unlearn
+from bdprune.training.winograd import WinogradConvs, has_winograd_convs
+
+pytestmark = pytest.mark.skipif(not _backend.HAS_OPS, reason="the compiled ops are not built or not wanted")
+
+UNLEARN = UnlearnSettings(lr=0.05, weight_decay=0, batch_size=60, padding=0, max_epochs=2, stop_accuracy=0.0)
+RECOVER = RecoverSettings(batch_size=60, epochs=2, padding=0)
+
+
+@pytest.fixture(autouse=True)
+def always(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[tuple[int, ...]]]:
+    """Every conv that may runs so, whatever is faster; gives the shapes of their inputs."""
+    seen: list[tuple[int, ...]] = []
+
+    def takes_over(x: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
+        seen.append(tuple(x.shape))
+        return True
+
+    monkeypatch.setattr(winograd, "_is_faster", takes_over)
+    yield seen
+
+
+@pytest.mark.parametrize(
+    "conv",
+    [
+        nn.Conv2d(4, 4, 3, padding=1),
+        nn.Conv2d(4, 4, 3, padding="same", bias=False),
+        nn.Conv2d(4, 4, (3, 3), (1, 1), 1, (1, 1)),
+    ],
+    ids=str,
+)
+def test_what_is_taken_over(conv: nn.Conv2d, always: list[Any]) -> None:
+    assert has_winograd_convs(nn.Sequential(nn.ReLU(), conv))
+    x = torch.randn(2, 4, 6, 6)
+    expected = conv(x)
+    with WinogradConvs():
+        out = conv(x)
+    assert len(always) == 1
+    torch.testing.assert_close(out, expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "conv",
+    [
+        nn.Conv2d(4, 4, 3),
+        nn.Conv2d(4, 4, 3, padding=1, stride=2),
+        nn.Conv2d(4, 4, 3, padding=1, groups=2),
+        nn.Conv2d(4, 4, 3, padding=(1, 0)),
+        nn.Conv2d(4, 4, 3, padding=2, dilation=2),
+        nn.Conv2d(4, 4, 1),
+        nn.Conv2d(4, 4, (3, 1), padding=(1, 0)),
+        nn.Conv2d(4, 4, 5, padding=1),
+        nn.Conv2d(4, 4, 3, padding=1).double(),
+    ],
+    ids=str,
+)
+def test_what_is_left_alone(conv: nn.Conv2d, always: list[Any]) -> None:
+    assert not has_winograd_convs(conv)
+    x = torch.randn(2, 4, 6, 6, dtype=conv.weight.dtype)
+    expected = conv(x)
+    with WinogradConvs():
+        assert torch.equal(conv(x), expected)
+    assert not always
+
+
+def test_padding_of_another_mode_is_done_before(always: list[Any]) -> None:
+    conv, x = nn.Conv2d(4, 4, 3, padding=1, padding_mode="reflect"), torch.randn(2, 4, 6, 6)
+    with WinogradConvs():
+        assert torch.equal(conv(x), F.conv2d(F.pad(x, (1, 1, 1, 1), "reflect"), conv.weight, conv.bias))
+    assert not always
+
+
+def test_one_image_without_a_batch_is_left_alone(always: list[Any]) -> None:
+    with WinogradConvs():
+        assert nn.Conv2d(4, 4, 3, padding=1)(torch.randn(4, 6, 6)).shape == (4, 6, 6)
+    assert not always
+
+
+def test_a_plan_says_nearly_the_same_and_leaves_the_module_alone(bright: Any, always: list[Any]) -> None:
+    module = bright.model.clone().module
+    plan = Plan(winograd=True)
+    plan.arrange(module)
+    before = {name: value.clone() for name, value in module.state_dict().items()}
+    exact = Plan().logits(module, bright.data.images[:20])
+    assert not always
+    logits = plan.logits(module, bright.data.images[:20])
+    assert len(always) == 2
+    torch.testing.assert_close(logits, exact, rtol=1e-4, atol=1e-4 * exact.abs().max().item())
+    assert not torch.equal(logits, exact)
+    assert all(torch.equal(value, before[name]) for name, value in module.state_dict().items())
+    assert torch.equal(Plan().logits(module, bright.data.images[:20]), exact)
+
+
+def test_unlearns_and_recovers_alike(bright: Any, always: list[Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    exact = unlearn(bright.model, bright.data, UNLEARN), recover(bright.model, bright.data, RECOVER)
+    assert not always
+    monkeypatch.setattr(precision, "_measured", {})
+    monkeypatch.setattr(precision, "_seconds", lambda plan, *_: 0.1 if plan.winograd else 1.0)
+    fast = (
+        unlearn(bright.model, bright.data, UNLEARN, precision="auto"),
+        recover(bright.model, bright.data, RECOVER, precision="auto"),
+    )
+    assert always and fast[0].plan == fast[1].plan == Plan(winograd=True)
+    losses = [[step.loss for step in result.trajectory] for result in (exact[0], fast[0])]
+    assert losses[1] == pytest.approx(losses[0], rel=1e-2, abs=1e-3)
+    for name, mask in exact[1].masks.items():
+        torch.testing.assert_close(fast[1].masks[name], mask, rtol=0, atol=1e-3)
+
+
+def test_is_not_tried_where_no_conv_may_run_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    tried: list[Plan] = []
+    monkeypatch.setattr(precision, "_measured", {})
+    monkeypatch.setattr(precision, "_seconds", lambda plan, *_: tried.append(plan) or 1.0)
+    network = nn.Sequential(nn.Conv2d(3, 8, 5), nn.Flatten(), nn.LazyLinear(2))
+    images = torch.rand(4, 3, 8, 8)
+    network(images)
+    plan_for("auto", network, images)
+    assert tried and not any(plan.winograd for plan in tried)
+
+
+def test_each_shape_is_measured_once_and_the_faster_one_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.undo()
+    monkeypatch.setattr(winograd, "_faster", {})
+    measured: list[tuple[int, ...]] = []
+
+    def fake(x: Tensor, weight: Tensor, needs: tuple[bool, bool]) -> bool:
+        measured.append((*x.shape, *needs))
+        return x.shape[1] == 4
+
+    monkeypatch.setattr(winograd, "_measure", fake)
+    wide, narrow = nn.Conv2d(4, 4, 3, padding=1), nn.Conv2d(2, 4, 3, padding=1)
+    x = torch.randn(5, 4, 6, 6)
+    with WinogradConvs():
+        outs = [wide(x), wide(x[:3]), narrow(x[:, :2])]
+        with torch.no_grad():
+            wide(x)
+    assert measured == [(5, 4, 6, 6, False, True), (5, 2, 6, 6, False, True), (5, 4, 6, 6, False, False)]
+    assert torch.equal(outs[2], narrow(x[:, :2])) and not torch.equal(outs[0], wide(x))
+
+
+def test_a_measurement_leaves_gradients_and_memory_formats_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.undo()
+    x, conv = torch.randn(3, 8, 6, 6, requires_grad=True), nn.Conv2d(8, 8, 3, padding=1)
+    assert winograd._measure(x, conv.weight, (True, True)) in (True, False)
+    assert x.grad is None and conv.weight.grad is None and conv.weight.is_contiguous()
