@@ -14,7 +14,8 @@ from bdprune.ops import winograd_conv2d
 from bdprune.ops.trial import ROUNDS, least_seconds
 from bdprune.ops.winograd import takes
 
-_IMAGES = 16  # of one trial
+_IMAGES = (16, 64)  # of one trial, at least and at most
+_PIXELS = 4096  # of a trial's maps: on fewer the transforms of wide filters, done once a batch, would seem too dear
 
 _faster: dict[Any, bool] = {}
 
@@ -74,8 +75,10 @@ def _is_faster(x: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
 
 
 def _measure(x: Tensor, weight: Tensor, needs: tuple[bool, bool]) -> bool:
-    """Times both, forward and backward, on some of the images."""
-    some = x[:_IMAGES].detach().contiguous(memory_format=torch.channels_last).requires_grad_(needs[0])
+    """Times both, forward and backward, on copies of one image."""
+    count = min(max(_PIXELS // x.shape[2:].numel(), _IMAGES[0]), _IMAGES[1])
+    copies = x[:1].detach().expand(count, -1, -1, -1)
+    some = copies.contiguous(memory_format=torch.channels_last).requires_grad_(needs[0])
     filters = weight.detach().clone().requires_grad_(needs[1])
     wanted = [one for one in (some, filters) if one.requires_grad]
 

@@ -6,8 +6,9 @@
 // [tiles, in_channels] x [in_channels, out_channels], and transformed back (A^T m A). The gradient of the input is the
 // same convolution with the filters turned round and transposed; that of the weight is the adjoint of the three steps.
 //
-// The points are 0, +-2/3, +-3/2 and infinity. They make the error twice that of a direct float32 convolution, where
-// the usual 0, +-1, +-2 make it four times as large: their powers stay close to one, and as 2/3 * 3/2 = 1 some vanish.
+// The points are 0, +-2/3, +-3/2 and infinity: their powers stay closer to one than those of the usual 0, +-1, +-2,
+// which keeps the rounding error down to about twice that of a direct float32 convolution, and as 2/3 * 3/2 = 1 some
+// vanish.
 //
 // Every output is summed up in an order that depends on the shapes alone, so the bits do not depend on how the ranges
 // are cut among threads. Edges are padded with zeros, so a NaN or Inf spoils all 36 inputs of its tiles.
