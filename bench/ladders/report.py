@@ -137,18 +137,25 @@ def precision(records: Sequence[Record]) -> str:
         f"are a rank correlation of at least {ALIKE:g}, and the same filters pruned but for masks within {NEAR:g} of",
         "the threshold. CA and ASR, in per cent, are what the threshold that each path chooses leaves, before any",
         "fine-tuning, by the fast path and by the plain one.\n",
-        "| model | seed | rank correlation | largest difference | threshold | pruned by each | met | CA | ASR |",
-        "|---|---|---|---|---|---|---|---|---|",
+        "| model | fast path | seed | rank correlation | furthest apart | threshold | pruned by each | met | CA | ASR |",
+        "|---|---|---|---|---|---|---|---|---|---|",
     ]
     for record in records:
         for found in record["seeds"]:
             pruned = "–" if found["pruned"] is None else " and ".join(map(str, found["pruned"]))
             met = found["rank_correlation"] >= ALIKE and found["same_pruned"] is not False
-            cells = [record["model"], str(found["seed"]), f"{found['rank_correlation']:.4f}"]
+            cells = [record["model"], _way(found), str(found["seed"]), f"{found['rank_correlation']:.4f}"]
             cells += [f"{found['largest_difference']:.2g}", _figure(found["threshold"]), pruned, _met(met)]
             cells += [" and ".join(_figure(one[what]) for one in found["left"]) for what in ("ca", "asr")]
             lines.append(_line(cells))
     return "\n".join([*lines, "", *map(_both_paths, records)]) + "\n"
+
+
+def _way(found: Record) -> str:
+    """What the fast path of unlearning or recovery was."""
+    plans = " ".join(found["plans"])
+    ways = [name for name, word in (("Winograd", "winograd=True"), ("bfloat16", "bfloat16=True")) if word in plans]
+    return " and ".join(ways) or "float32"
 
 
 def _both_paths(record: Record) -> str:
@@ -162,7 +169,7 @@ def _both_paths(record: Record) -> str:
             apart = abs(sum(fast) - sum(plain)) / len(fast)
             parts.append(f"mean {name} differs by {apart:.2f} points, seeds by up to {noise:.2f}")
     return (
-        f"* {record['model']}, precision {record['precision']}: {'; '.join(parts)}. The sweep of 19 thresholds is "
+        f"* {record['model']}, {_way(record['seeds'][0])}: {'; '.join(parts)}. The sweep of 19 thresholds is "
         f"{seconds['plain'] / seconds['ours']:.3g} times faster than a plain one on these masks."
     )
 
