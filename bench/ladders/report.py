@@ -137,7 +137,7 @@ def precision(records: Sequence[Record]) -> str:
         f"are a rank correlation of at least {ALIKE:g}, and the same filters pruned but for masks within {NEAR:g} of",
         "the threshold. CA and ASR, in per cent, are what the threshold that each path chooses leaves, before any",
         "fine-tuning, by the fast path and by the plain one.\n",
-        "| model | fast path | seed | rank correlation | furthest apart | threshold | pruned by each | met | CA | ASR |",
+        "| model | fast path | seed | rank correlation | most apart | threshold | pruned by each | met | CA | ASR |",
         "|---|---|---|---|---|---|---|---|---|---|",
     ]
     for record in records:
