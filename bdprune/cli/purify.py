@@ -44,6 +44,12 @@ KINDS = ("text", "json", "html")
     metavar="SHARE",
     help="Largest fall of clean accuracy that the threshold may cost, as in 0.02.  [default: the method's]",
 )
+@click.option(
+    "--precision",
+    type=click.Choice(["float32", "bfloat16", "auto"]),
+    help="What rnp trains in; auto times what this machine has, and may differ in the last digits from run to run.  "
+    "[default: float32]",
+)
 @model_options
 @format_option(KINDS)
 @progress_options
@@ -56,6 +62,7 @@ def purify(
     preset: str | None,
     mode: str | None,
     max_acc_drop: float | None,
+    precision: str | None,
     formats: tuple[str, ...],
     quiet: bool,
     no_progress: bool,
@@ -77,7 +84,7 @@ def purify(
     wanted = outputs.plan(formats, (), KINDS, quiet)
     check_writable(output)
     outputs.check_apart([output, *(one.path for one in wanted)], [path, data])
-    asked = {"preset": preset, "mode": mode, "max_drop": max_acc_drop}
+    asked = {"preset": preset, "mode": mode, "max_drop": max_acc_drop, "precision": precision}
     with Progress(1, shown=not (quiet or no_progress)) as progress, redirect_stdout(sys.stderr):
         progress.stage("starting")
         from bdprune.scan.purify import purify as repair

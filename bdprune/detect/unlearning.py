@@ -11,6 +11,7 @@ from bdprune.data.clean import CleanData
 from bdprune.detect.base import Evidence
 from bdprune.errors import DataError, TrainingError
 from bdprune.model.handle import Model
+from bdprune.training.precision import Precision
 from bdprune.training.together import unlearn_together
 from bdprune.training.trajectory import flip_shares, last_epoch, lead, top_label
 from bdprune.training.unlearn import Unlearned, UnlearnSettings, unlearn
@@ -36,6 +37,8 @@ class UnlearningDetector:
         threshold: a lead above this is flagged (docs/detection.md has the measurements).
         named_within: steps in which a network must fall for its label to be named.
         min_images: fewer clean images than this are refused: their flip shares are noise (docs/detection.md).
+        precision: of the ascent: ``float32``, in which the threshold was set; ``bfloat16``; or ``auto``, the fastest on
+            this machine by a short trial, whose last digits may differ from run to run.
         seed: of order and augmentation.
     """
 
@@ -45,6 +48,7 @@ class UnlearningDetector:
     threshold: float = 0.22
     named_within: int = 40
     min_images: int = 100
+    precision: Precision = "float32"
     seed: int = 0
 
     id = "bdprune.unlearning"
@@ -58,7 +62,7 @@ class UnlearningDetector:
         """
         data = self._enough(data)
         start = time.perf_counter()
-        unlearned = unlearn(model, data, self.unlearning, self.seed)
+        unlearned = unlearn(model, data, self.unlearning, self.seed, self.precision)
         return self.read(unlearned, time.perf_counter() - start)
 
     @property
@@ -74,7 +78,7 @@ class UnlearningDetector:
         """
         data = self._enough(data)
         start = time.perf_counter()
-        outcomes = unlearn_together(models, data, self.unlearning, self.seed)
+        outcomes = unlearn_together(models, data, self.unlearning, self.seed, self.precision)
         share = (time.perf_counter() - start) / len(models)
         return [one if isinstance(one, TrainingError) else self.read(one, share) for one in outcomes]
 
@@ -99,7 +103,7 @@ class UnlearningDetector:
             flagged=score > self.threshold,
             target_label=label if agreed else None,
             seconds=seconds,
-            params={**asdict(self.unlearning), "seed": self.seed},
+            params={**asdict(self.unlearning), "precision": self.precision, "seed": self.seed},
             details={"final_label": label, **_details(unlearned, shares)},
         )
 

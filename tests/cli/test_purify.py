@@ -48,9 +48,11 @@ def test_json_and_html_of_one_run(purify: Run, tmp_path: Path) -> None:
 
 
 def test_rnp_takes_its_preset_and_accuracy_guard(purify: Run, tmp_path: Path) -> None:
-    done = purify("-o", tmp_path / "o.pth", "--preset", "robust", "--max-acc-drop", "0.5", "-f", "json", method="rnp")
+    settings = ("--preset", "robust", "--max-acc-drop", "0.5", "--precision", "auto")
+    done = purify("-o", tmp_path / "o.pth", *settings, "-f", "json", method="rnp")
     assert done.exit_code == 0, done.output
-    assert json.loads(done.stdout)["params"]["max_drop"] == 0.5
+    params = json.loads(done.stdout)["params"]
+    assert params["max_drop"] == 0.5 and params["precision"] == "auto"
 
 
 @pytest.mark.parametrize(
@@ -60,6 +62,7 @@ def test_rnp_takes_its_preset_and_accuracy_guard(purify: Run, tmp_path: Path) ->
         (["-o", "no/such/folder/out.pth"], "cannot be written"),
         (["-o", "."], "is a folder"),
         (["-o", "out.pth", "--preset", "paper"], "takes no preset"),
+        (["-o", "out.pth", "--precision", "auto"], "takes no precision"),
         (["-o", "out.pth", "--max-acc-drop", "2"], "2.0 is not in the range"),
         (["-o", "out.pth", "--mode", "melt"], "'melt' is not one of"),
         (["-o", "out.pth", "--format", "jsonl"], "no format 'jsonl'"),

@@ -6,6 +6,7 @@ import torch
 
 from bdprune.detect.unlearning import UnlearningDetector
 from bdprune.errors import DataError
+from bdprune.training.precision import Plan
 from bdprune.training.trajectory import UnlearnStep
 from bdprune.training.unlearn import Unlearned, UnlearnSettings
 
@@ -46,6 +47,19 @@ def test_names_no_label_of_a_network_that_falls_slowly(bright: Any) -> None:
         evidence = UnlearningDetector(threshold=0.2, named_within=within).read(steps)
         assert evidence.flagged
         assert evidence.target_label == label
+
+
+def test_precision_reaches_the_ascent(bright: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
+
+    def plan_for(precision: str, module: object, images: object) -> Plan:
+        asked.append(precision)
+        return Plan()
+
+    monkeypatch.setattr("bdprune.training.unlearn.plan_for", plan_for)
+    evidence = UnlearningDetector(SETTINGS, precision="auto")(bright.model, bright.data)
+    assert asked and set(asked) == {"auto"} and evidence.params["precision"] == "auto"
+    assert UnlearningDetector().precision == "float32"
 
 
 def test_runs_on_a_network_and_records_how(bright: Any) -> None:
