@@ -76,6 +76,17 @@ def stack_options(function: Function) -> Function:
     return _apply(function, options)
 
 
+def precision_option(trains: str) -> Callable[[Function], Function]:
+    """``precision``: of ``trains``, in words."""
+    return click.option(
+        "--precision",
+        type=click.Choice(["winograd", "float32", "bfloat16", "auto"]),
+        help=f"How {trains} compute: float32 with Winograd's 3x3 convolutions, faster on a CPU; float32 as PyTorch has "
+        "it; bfloat16; or auto, what a short trial finds fastest, whose last digits may differ from run to run.  "
+        "[default: winograd]",
+    )
+
+
 def progress_options(function: Function) -> Function:
     """How much is said: ``quiet`` and ``no_progress``."""
     options = [

@@ -15,6 +15,7 @@ from bdprune.cli.options import (
     format_option,
     known_model_options,
     model_options,
+    precision_option,
     progress_options,
 )
 from bdprune.cli.progress import Progress
@@ -44,12 +45,7 @@ KINDS = ("text", "json", "html")
     metavar="SHARE",
     help="Largest fall of clean accuracy that the threshold may cost, as in 0.02.  [default: the method's]",
 )
-@click.option(
-    "--precision",
-    type=click.Choice(["float32", "bfloat16", "auto"]),
-    help="What rnp trains in; auto times what this machine has, and may differ in the last digits from run to run.  "
-    "[default: float32]",
-)
+@precision_option("the repair's steps")
 @model_options
 @format_option(KINDS)
 @progress_options

@@ -15,6 +15,7 @@ from bdprune.cli.options import (
     format_option,
     known_model_options,
     model_options,
+    precision_option,
     progress_options,
     stack_options,
 )
@@ -31,6 +32,7 @@ KINDS = ("text", "json", "jsonl", "html")
 @data_options
 @model_options
 @click.option("--detectors", metavar="NAME,NAME", help="Which detectors run.  [default: all]")
+@precision_option("the detectors that train")
 @click.option("--timeout", type=float, metavar="SECONDS", help="Give up on a model after so long.  [default: never]")
 @stack_options
 @click.option(
@@ -49,6 +51,7 @@ def scan(
     data: Path | None,
     per_class: int,
     detectors: str | None,
+    precision: str | None,
     timeout: float | None,
     stack: int | str,
     stack_memory: int | None,
@@ -78,8 +81,9 @@ def scan(
     results: list[Result] = []
     with Progress(len(models), shown=not (quiet or no_progress)) as progress:
         stack = 1 if stack == "auto" and len(models) == 1 else stack  # one model needs no trial
-        settings = {"per_class": per_class, "timeout": timeout, "stack": stack, "stack_memory": stack_memory}
-        stream = _scan_many(models, data, detectors, progress, **settings, **known_model_options(options))
+        settings = {"per_class": per_class, "precision": precision, "timeout": timeout}
+        stacking = {"stack": stack, "stack_memory": stack_memory}
+        stream = _scan_many(models, data, detectors, progress, **settings, **stacking, **known_model_options(options))
         while True:
             with redirect_stdout(sys.stderr):  # an --arch of the user's own may print
                 result = next(stream, None)

@@ -11,7 +11,7 @@ from bdprune.data.clean import CleanData
 from bdprune.detect.base import Evidence
 from bdprune.errors import DataError, TrainingError
 from bdprune.model.handle import Model
-from bdprune.training.precision import Precision
+from bdprune.training.precision import DEFAULT, Precision
 from bdprune.training.together import unlearn_together
 from bdprune.training.trajectory import flip_shares, last_epoch, lead, top_label
 from bdprune.training.unlearn import Unlearned, UnlearnSettings, unlearn
@@ -37,8 +37,9 @@ class UnlearningDetector:
         threshold: a lead above this is flagged (docs/detection.md has the measurements).
         named_within: steps in which a network must fall for its label to be named.
         min_images: fewer clean images than this are refused: their flip shares are noise (docs/detection.md).
-        precision: of the ascent: ``float32``, in which the threshold was set; ``bfloat16``; or ``auto``, the fastest on
-            this machine by a short trial, whose last digits may differ from run to run.
+        precision: of the ascent: ``winograd``, float32 with the fastest convolutions; ``float32``, what PyTorch
+            computes, in which the threshold was set; ``bfloat16``; or ``auto``, the fastest on this machine by a short
+            trial, whose last digits may differ from run to run.
         seed: of order and augmentation.
     """
 
@@ -48,7 +49,7 @@ class UnlearningDetector:
     threshold: float = 0.22
     named_within: int = 40
     min_images: int = 100
-    precision: Precision = "float32"
+    precision: Precision = DEFAULT
     seed: int = 0
 
     id = "bdprune.unlearning"

@@ -16,7 +16,7 @@ from bdprune.model.prune import PruneMode, prune
 from bdprune.purify.base import CurvePoint, Purified
 from bdprune.training.evaluate import clean_accuracy
 from bdprune.training.finetune import FineTuneSettings, fine_tune
-from bdprune.training.precision import Precision
+from bdprune.training.precision import DEFAULT, Precision
 from bdprune.training.recover import RecoverSettings, recover
 from bdprune.training.sweep import sweep_thresholds
 from bdprune.training.trajectory import sink_label
@@ -66,9 +66,9 @@ class RNP:
             where no threshold keeps ``max_drop``: it wakes backdoors, so it is not done for nothing. None for never.
         tuned_drop: largest fall before such a fine-tuning, which is trusted to bring it back.
         mode: how a filter is pruned; the paper zeroes gamma.
-        precision: of unlearning and recovery: ``float32``, in which the published efficacy was measured; ``bfloat16``;
-            or ``auto``, the fastest on this machine by a short trial (on a CPU often Winograd's convolutions, which
-            round about twice as coarsely as others in float32).
+        precision: of unlearning, recovery and fine-tuning: ``winograd``, float32 with 3x3 convolutions that round about
+            twice as coarsely as PyTorch's and are twice as fast on a CPU; ``float32``, what PyTorch computes;
+            ``bfloat16``; or ``auto``, the fastest on this machine by a short trial.
         seed: of the split, the order and the augmentation.
     """
 
@@ -82,7 +82,7 @@ class RNP:
     fine_tuning: FineTuneSettings | None = field(default_factory=lambda: FineTuneSettings(lr=0.005, epochs=10))
     tuned_drop: float = 0.08
     mode: PruneMode = "zero_gamma"
-    precision: Precision = "float32"
+    precision: Precision = DEFAULT
     seed: int = 0
 
     id = "bdprune.rnp"
@@ -120,7 +120,17 @@ class RNP:
         thresholds = [index * self.step for index in range(round(0.95 / self.step) + 1)]
         sets = (held, rest) if self.strict else (held,)
         hopeless = max(self.max_drop, self.tuned_drop)
-        sweep = sweep_thresholds(model, masks, sets, thresholds, self.max_drop, self.mode, self.stop_early, hopeless)
+        sweep = sweep_thresholds(
+            model,
+            masks,
+            sets,
+            thresholds,
+            self.max_drop,
+            self.mode,
+            self.stop_early,
+            hopeless,
+            precision=self.precision,
+        )
         chosen = sweep.highest(self.max_drop)
         tuning = self.fine_tuning if chosen is None else None
         if tuning:
@@ -129,7 +139,7 @@ class RNP:
         repaired = prune(model, pruned, self.mode)
         clock.append(time.perf_counter())
         if tuning and pruned:
-            repaired = fine_tune(repaired, rest, tuning, pruned, self.mode, self.seed)
+            repaired = fine_tune(repaired, rest, tuning, pruned, self.mode, self.seed, self.precision)
         clock.append(time.perf_counter())
         return Purified(
             model=repaired,

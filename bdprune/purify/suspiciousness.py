@@ -20,6 +20,7 @@ from bdprune.scoring.suspiciousness import Suspiciousness
 from bdprune.training.augment import crop_and_flip
 from bdprune.training.evaluate import clean_accuracy
 from bdprune.training.finetune import FineTuneSettings, fine_tune
+from bdprune.training.precision import DEFAULT, Precision, convs_of
 from bdprune.training.pruned import PrunedPredictions, Pruning
 
 _LADDER = tuple(3.5 - 0.25 * step for step in range(11))  # 3.5 down to 1
@@ -46,6 +47,7 @@ class SuspiciousnessPruning:
         fine_tuning: settings of the fine-tuning; None for none. With fewer than 100 images its learning rate shrinks
             with their number: a network that fits ten images closely forgets the rest.
         mode: how a filter is pruned; the paper takes the batch norm with it.
+        precision: of trying mu and of the fine-tuning (:func:`bdprune.training.precision.plan_for`).
         seed: of the views, and of the fine-tuning's order and augmentation.
     """
 
@@ -57,6 +59,7 @@ class SuspiciousnessPruning:
     # on a handful of clean images wake the backdoor up again (docs/detection.md).
     fine_tuning: FineTuneSettings | None = field(default_factory=lambda: FineTuneSettings(lr=1e-3, small_data=10_000))
     mode: PruneMode = "zero_gamma_beta"
+    precision: Precision = DEFAULT
     seed: int = 0
 
     id = "bdprune.suspiciousness"
@@ -66,13 +69,14 @@ class SuspiciousnessPruning:
         clock = [time.perf_counter()]
         scores = self.score(model, data)
         clock.append(time.perf_counter())
-        mu, curve = (self.mu, ()) if self.mu is not None else self._choose(model, data, scores)
+        with convs_of(self.precision):
+            mu, curve = (self.mu, ()) if self.mu is not None else self._choose(model, data, scores)
         pruned = outlying(scores, mu, self.max_share)
         repaired = prune(model, pruned, self.mode)
         clock.append(time.perf_counter())
         tuning = self._small_steps(len(data))
         if tuning and pruned:
-            repaired = fine_tune(repaired, data, tuning, pruned, self.mode, self.seed)
+            repaired = fine_tune(repaired, data, tuning, pruned, self.mode, self.seed, self.precision)
         clock.append(time.perf_counter())
         laps = [end - start for start, end in itertools.pairwise(clock)]
         return Purified(

@@ -33,6 +33,7 @@ from bdprune.scan.device import parse_device
 from bdprune.scan.intake import DataShelf, DataSource, ModelOptions, ModelSource, take_model
 from bdprune.scan.judge import judge
 from bdprune.scan.result import Finding, Result
+from bdprune.training.precision import Precision, check_precision
 
 if TYPE_CHECKING:
     from bdprune.scan.stacks import StackOptions
@@ -54,6 +55,7 @@ def scan(
     *,
     detectors: Sequence[str | Detector] | None = None,
     per_class: int | None = None,
+    precision: Precision | None = None,
     timeout: float | None = None,
     progress: Progress | None = None,
     **options: Any,
@@ -66,6 +68,8 @@ def scan(
             ``CleanData``. Without any, only data-free detectors run and the verdict is never ``clean``.
         detectors: names of detectors, or detectors; None runs all there are.
         per_class: at most so many clean images of each class; None takes all.
+        precision: of detectors that train, where they are given by name: ``winograd``, ``float32``, ``bfloat16`` or
+            ``auto`` (:func:`bdprune.training.precision.plan_for`); None is their default.
         timeout: seconds after which the scan is given up with the verdict ``error``; it then runs in a process of its
             own, so a script that uses it needs the usual ``if __name__ == "__main__":``.
         progress: called with a word on what happens next.
@@ -82,7 +86,7 @@ def scan(
         >>> scan("missing.pth").error.message
         'Cannot load missing.pth: No such file or directory.'
     """
-    job = _job(data, detectors, per_class, options)
+    job = _job(data, detectors, per_class, precision, options)
     with ExitStack() as stack:
         return _runner(job, timeout, stack)(model, progress or silent)
 
@@ -93,6 +97,7 @@ def scan_many(
     *,
     detectors: Sequence[str | Detector] | None = None,
     per_class: int | None = None,
+    precision: Precision | None = None,
     timeout: float | None = None,
     stack: int | str = "auto",
     stack_memory: int | None = None,
@@ -112,7 +117,7 @@ def scan_many(
     """
     from bdprune.scan.stacks import StackOptions
 
-    job = _job(data, detectors, per_class, options)
+    job = _job(data, detectors, per_class, precision, options)
     stacking = StackOptions(stack, stack_memory)
     if timeout is not None and stacking.size not in ("auto", 1):
         raise OptionError(
@@ -155,6 +160,7 @@ class Job:
     shelf: DataShelf
     detectors: Sequence[str | Detector] | None
     options: ModelOptions
+    precision: Precision | None = None
     threads: int = field(default_factory=torch.get_num_threads)
 
 
@@ -176,7 +182,11 @@ def silent(stage: str) -> None:
 
 
 def _job(
-    data: DataSource, detectors: Sequence[str | Detector] | None, per_class: int | None, options: dict[str, Any]
+    data: DataSource,
+    detectors: Sequence[str | Detector] | None,
+    per_class: int | None,
+    precision: Precision | None,
+    options: dict[str, Any],
 ) -> Job:
     try:
         known = ModelOptions(**options)
@@ -184,8 +194,10 @@ def _job(
         raise TypeError(f"scan got an unknown option: {error}") from None
     parse_device(known.device)
     known.normalization()
-    registry.detectors(detectors, known.seed)
-    return Job(DataShelf(data, per_class, known.seed), detectors, known)
+    if precision is not None:
+        check_precision(precision)
+    registry.detectors(detectors, known.seed, precision)
+    return Job(DataShelf(data, per_class, known.seed), detectors, known, precision)
 
 
 def _runner(job: Job, timeout: float | None, stack: ExitStack) -> Callable[[ModelSource, Progress], Result]:
@@ -286,7 +298,7 @@ def examine(candidate: Candidate, job: Job, progress: Progress, known: Mapping[i
 
 
 def _chosen(job: Job) -> list[Detector]:
-    return registry.detectors(job.detectors, job.options.seed)
+    return registry.detectors(job.detectors, job.options.seed, job.precision)
 
 
 def _run(detector: Detector, candidate: Candidate, progress: Progress) -> Evidence:

@@ -11,6 +11,7 @@ from typing import Any, cast
 from bdprune.detect.base import Detector
 from bdprune.errors import OptionError
 from bdprune.purify.base import Purifier
+from bdprune.training.precision import Precision
 
 _BUILT_IN = {
     "bdprune.detectors": {
@@ -32,14 +33,17 @@ def names(group: str) -> list[str]:
     return list(_homes(group))
 
 
-def detectors(chosen: Sequence[str | Detector] | None, seed: int) -> list[Detector]:
-    """The chosen detectors, all of them for None; a name is made with its default settings and ``seed``.
+def detectors(chosen: Sequence[str | Detector] | None, seed: int, precision: Precision | None = None) -> list[Detector]:
+    """The chosen detectors, all of them for None.
+
+    A name is made with its default settings, but for ``seed`` and, unless it is None, ``precision``, if it takes them.
 
     Raises:
         OptionError: a name that no detector has.
     """
+    settings = {"seed": seed} if precision is None else {"seed": seed, "precision": precision}
     wanted = names("bdprune.detectors") if chosen is None else chosen
-    return [_detector(one, seed) if isinstance(one, str) else one for one in wanted]
+    return [_detector(one, settings) if isinstance(one, str) else one for one in wanted]
 
 
 def purifier(method: str | Purifier, settings: Mapping[str, Any], seed: int) -> Purifier:
@@ -59,17 +63,18 @@ def purifier(method: str | Purifier, settings: Mapping[str, Any], seed: int) -> 
     refused += ["preset"] if preset and not hasattr(make, "preset") else []
     if refused:
         raise OptionError(f"The purifier {method!r} takes no {', '.join(refused)}.", "Leave it out.")
-    own |= _seeded(make, seed)
+    own |= _taken(make, {"seed": seed})
     return cast(Purifier, make.preset(preset, **own) if preset else make(**own))
 
 
-def _detector(name: str, seed: int) -> Detector:
+def _detector(name: str, settings: Mapping[str, Any]) -> Detector:
     make = _load("bdprune.detectors", name)
-    return cast(Detector, make(**_seeded(make, seed)))
+    return cast(Detector, make(**_taken(make, settings)))
 
 
-def _seeded(make: Any, seed: int) -> dict[str, Any]:
-    return {"seed": seed} if "seed" in inspect.signature(make).parameters else {}
+def _taken(make: Any, settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Those of ``settings`` that ``make`` takes."""
+    return {name: value for name, value in settings.items() if name in inspect.signature(make).parameters}
 
 
 def _load(group: str, name: str) -> Any:

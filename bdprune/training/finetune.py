@@ -12,7 +12,7 @@ from bdprune.data.clean import CleanData
 from bdprune.model.handle import Model
 from bdprune.model.prune import PruneMode, prune_
 from bdprune.training.normalization import keep_running_statistics
-from bdprune.training.precision import plan_for
+from bdprune.training.precision import DEFAULT, Precision, plan_for
 from bdprune.training.unlearn import batches
 
 
@@ -46,18 +46,23 @@ def fine_tune(
     pruned: Mapping[str, Sequence[int]],
     mode: PruneMode,
     seed: int = 0,
+    precision: Precision = DEFAULT,
 ) -> Model:
     """A fine-tuned copy of ``model`` in which the filters in ``pruned`` are still pruned the way ``mode`` says.
 
     Args:
         pruned: group name -> indices of its pruned filters.
         seed: of order and augmentation.
+        precision: see :func:`bdprune.training.precision.plan_for`.
+
+    Raises:
+        OptionError: an unknown precision.
     """
     worker = model.clone()
     module = worker.module.train()
     if len(data) < settings.small_data:
         keep_running_statistics(module)
-    plan = plan_for("float32", module, data.images)
+    plan = plan_for(precision, module, data.images)
     optimizer = torch.optim.SGD(module.parameters(), settings.lr, settings.momentum, weight_decay=settings.weight_decay)
     generator = torch.Generator().manual_seed(seed)
     for _ in range(settings.epochs):

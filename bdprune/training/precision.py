@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -17,8 +17,9 @@ from bdprune.ops.trial import ROUNDS, seconds_of
 from bdprune.training.layout import training_layout
 from bdprune.training.winograd import WinogradConvs, has_winograd_convs
 
-Precision = Literal["float32", "bfloat16", "auto"]
-PRECISIONS: tuple[Precision, ...] = ("float32", "bfloat16", "auto")
+Precision = Literal["winograd", "float32", "bfloat16", "auto"]
+PRECISIONS: tuple[Precision, ...] = ("winograd", "float32", "bfloat16", "auto")
+DEFAULT: Precision = "winograd"
 
 _IMAGES = 16  # images of one trial: enough to fill the convs, little beside an epoch
 _WORTH = 0.8  # bfloat16 must take at most this share of float32's time: precision is not given away for noise
@@ -32,7 +33,7 @@ class Plan:
         bfloat16: under bfloat16 autocast: convs and linear layers compute in bfloat16.
         channels_last: memory layout of images and weights.
         winograd: 3x3 convs by Winograd's algorithm where that is faster (``training/winograd.py``). It rounds about
-            twice as coarsely as float32 convs do otherwise, and is taken for float32 nonetheless.
+            twice as coarsely as float32 convs do otherwise.
     """
 
     bfloat16: bool = False
@@ -45,14 +46,27 @@ class Plan:
 
     def logits(self, module: nn.Module, images: Tensor) -> Tensor:
         """What ``module`` says of ``images`` ``[N, C, H, W]``: ``[N, K]`` float32."""
-        convs = WinogradConvs() if self.winograd else nullcontext()
-        with torch.autocast(images.device.type, torch.bfloat16, enabled=self.bfloat16), convs:
+        with torch.autocast(images.device.type, torch.bfloat16, enabled=self.bfloat16), _convs(self.winograd):
             logits: Tensor = module(images.contiguous(memory_format=self._layout))
         return logits.float() if self.bfloat16 else logits
 
     @property
     def _layout(self) -> torch.memory_format:
         return torch.channels_last if self.channels_last else torch.contiguous_format
+
+
+def convs_of(precision: Precision) -> AbstractContextManager[object]:
+    """Within it, convs of a network that does not train run as ``precision`` has it: always float32.
+
+    Raises:
+        OptionError: an unknown precision.
+    """
+    check_precision(precision)
+    return _convs(precision in ("winograd", "auto"))
+
+
+def _convs(winograd: bool) -> AbstractContextManager[object]:
+    return WinogradConvs() if winograd else nullcontext()
 
 
 def computes_bfloat16(device: torch.device) -> bool:
@@ -78,10 +92,12 @@ _measured: dict[Any, Plan] = {}
 def plan_for(precision: Precision, module: nn.Module, images: Tensor) -> Plan:
     """The plan to train ``module`` by.
 
-    ``float32`` and ``bfloat16`` run in channels_last where that is sound (``training_layout``). ``auto`` times a
-    forward and a backward pass of each plan, once a process for every shape of network and images, and takes bfloat16
-    only where it saves a fifth of the time; it is not tried where the machine has to emulate it. Winograd's algorithm
-    is tried where the compiled op is.
+    ``float32`` is what PyTorch computes, and ``winograd`` the same with 3x3 convs by Winograd's algorithm on a CPU: it
+    is faster, rounds about twice as coarsely, and gives the same bits run after run. ``bfloat16`` is autocast. All of
+    them run in channels_last where that is sound (``training_layout``); where it is not, or there is no conv that could
+    run by it, ``winograd`` is ``float32``. ``auto`` times a forward and a backward pass of each plan, once a process
+    for every shape of network and images, and takes bfloat16 only where it saves a fifth of the time; it is not tried
+    where the machine has to emulate it.
 
     Args:
         module: in the mode, and asking for the gradients, in which it will train; stays as it is.
@@ -90,15 +106,22 @@ def plan_for(precision: Precision, module: nn.Module, images: Tensor) -> Plan:
     Raises:
         OptionError: an unknown precision.
     """
-    if precision not in PRECISIONS:
-        raise OptionError(f"The precision is {precision!r}.", f"Choose one of {', '.join(PRECISIONS)}.")
+    check_precision(precision)
     if precision != "auto":
-        return Plan(precision == "bfloat16", training_layout(module) is torch.channels_last)
+        channels_last = training_layout(module) is torch.channels_last
+        winograd = precision == "winograd" and channels_last and has_winograd_convs(module)
+        return Plan(precision == "bfloat16", channels_last, winograd)
     images = images[:_IMAGES].to(next(module.parameters()).device)
     key = _shape(module, images)
     if key not in _measured:
         _measured[key] = _fastest(module, images)
     return _measured[key]
+
+
+def check_precision(precision: str) -> None:
+    """Raises OptionError for an unknown precision."""
+    if precision not in PRECISIONS:
+        raise OptionError(f"The precision is {precision!r}.", f"Choose one of {', '.join(PRECISIONS)}.")
 
 
 def _shape(module: nn.Module, images: Tensor) -> Any:

@@ -16,7 +16,7 @@ from bdprune.model.handle import Model
 from bdprune.model.mask import MaskedNetwork
 from bdprune.training.graph import Tensors, captured
 from bdprune.training.normalization import keep_running_statistics
-from bdprune.training.precision import Plan, Precision, plan_for
+from bdprune.training.precision import DEFAULT, Plan, Precision, plan_for
 from bdprune.training.unlearn import batches
 
 
@@ -53,7 +53,7 @@ class Recovered:
 
 
 def recover(
-    unlearned: Model, data: CleanData, settings: RecoverSettings, seed: int = 0, precision: Precision = "float32"
+    unlearned: Model, data: CleanData, settings: RecoverSettings, seed: int = 0, precision: Precision = DEFAULT
 ) -> Recovered:
     """Minimises cross-entropy on ``data`` over masks alone; the weights of ``unlearned`` stay as they are.
 

@@ -15,7 +15,7 @@ from bdprune.model.handle import Model
 from bdprune.model.prune import PruneMode
 from bdprune.scoring.lipschitz import channel_lipschitz_of
 from bdprune.training.paths import PathChoice, choose
-from bdprune.training.precision import Precision
+from bdprune.training.precision import DEFAULT, Precision
 from bdprune.training.recover import Recovered, RecoverSettings, recover
 from bdprune.training.sweep import Sweep, sweep_path, sweep_thresholds
 from bdprune.training.together import recover_together, unlearn_together
@@ -70,7 +70,7 @@ class Stack:
         return channel_lipschitz_of(self.models)
 
     def unlearn(
-        self, data: CleanData, settings: UnlearnSettings, seed: int = 0, precision: Precision = "float32"
+        self, data: CleanData, settings: UnlearnSettings, seed: int = 0, precision: Precision = DEFAULT
     ) -> list[Unlearned | TrainingError]:
         """Every model unlearned on ``data``: each stops, and starts over at another learning rate, for itself."""
         if self.path(data, settings.batch_size).path == "stack":
@@ -78,7 +78,7 @@ class Stack:
         return [_caught(partial(unlearn, model, data, settings, seed, precision)) for model in self.models]
 
     def recover(
-        self, data: CleanData, settings: RecoverSettings, seed: int = 0, precision: Precision = "float32"
+        self, data: CleanData, settings: RecoverSettings, seed: int = 0, precision: Precision = DEFAULT
     ) -> list[Recovered | TrainingError]:
         """A mask for every model of this stack, which are taken as unlearned."""
         if self.path(data, settings.batch_size).path == "stack":

@@ -15,6 +15,7 @@ from bdprune.model.prune import PruneMode
 from bdprune.ops.trial import ROUNDS, least_seconds
 from bdprune.training.evaluate import BATCH, share_right
 from bdprune.training.paths import PathChoice, Way, describe, kept_or_tried
+from bdprune.training.precision import DEFAULT, Precision, convs_of
 from bdprune.training.pruned import CACHE_BYTES, PrunedPredictions
 from bdprune.training.pruned_stack import StackedPredictions
 
@@ -75,6 +76,7 @@ def sweep_thresholds(
     hopeless: float = 1.0,
     cache_bytes: int = CACHE_BYTES,
     way: Way | None = None,
+    precision: Precision = DEFAULT,
 ) -> Sweep:
     """Prunes ``model`` at rising thresholds and measures what clean accuracy is left.
 
@@ -94,6 +96,7 @@ def sweep_thresholds(
         way: ``loop`` takes one threshold after another; ``stack`` all of them at once, as masks of one network, which
             is the same but for float32 rounding. None is the loop on a CPU and what :func:`sweep_path` finds elsewhere;
             a sweep that may stop early is always a loop, and so is that of a network that cannot be stacked.
+        precision: whether convs run by Winograd's algorithm (``winograd``, ``auto``); a sweep is always float32.
     """
     steps, step_of = _steps(masks, thresholds)
     images = [data.images for data in sets]
@@ -102,18 +105,19 @@ def sweep_thresholds(
     predictions: Predictions | None = None
     if way == "stack" and not stop_early:
         predictions = _all_at_once(model, images, steps, mode)
-    predictions = predictions or PrunedPredictions(model, images, steps, mode, cache_bytes)
-    before = [share_right(predictions.predict(0, index), data.labels) for index, data in enumerate(sets)]
-    points: list[SweepPoint] = []
-    for threshold, step in zip(thresholds, step_of, strict=True):
-        if points and steps[step] == points[-1].pruned:
-            points.append(replace(points[-1], threshold=threshold))
-        else:
-            drops = _drops(predictions, step, sets, before, hopeless)
-            points.append(SweepPoint(threshold, before[0] - drops[0], max(drops), steps[step]))
-        if stop_early and points[-1].drop > max_drop:
-            break
-    return Sweep(before[0], tuple(points))
+    with convs_of(precision):
+        predictions = predictions or PrunedPredictions(model, images, steps, mode, cache_bytes)
+        before = [share_right(predictions.predict(0, index), data.labels) for index, data in enumerate(sets)]
+        points: list[SweepPoint] = []
+        for threshold, step in zip(thresholds, step_of, strict=True):
+            if points and steps[step] == points[-1].pruned:
+                points.append(replace(points[-1], threshold=threshold))
+            else:
+                drops = _drops(predictions, step, sets, before, hopeless)
+                points.append(SweepPoint(threshold, before[0] - drops[0], max(drops), steps[step]))
+            if stop_early and points[-1].drop > max_drop:
+                break
+        return Sweep(before[0], tuple(points))
 
 
 def sweep_path(

@@ -22,7 +22,7 @@ from bdprune.model.mask import MaskedNetwork
 from bdprune.model.stacked import StackedNetwork
 from bdprune.training.graph import Tensors, captured
 from bdprune.training.normalization import keep_running_statistics
-from bdprune.training.precision import Plan, Precision, plan_for
+from bdprune.training.precision import DEFAULT, Plan, Precision, plan_for
 from bdprune.training.recover import Recovered, RecoverSettings, check_finite, descend
 from bdprune.training.trajectory import UnlearnStep
 from bdprune.training.unlearn import (
@@ -41,7 +41,7 @@ def unlearn_together(
     data: CleanData,
     settings: UnlearnSettings,
     seed: int = 0,
-    precision: Precision = "float32",
+    precision: Precision = DEFAULT,
 ) -> list[Unlearned | TrainingError]:
     """What :func:`bdprune.training.unlearn.unlearn` makes of each model; its error where it would raise one.
 
@@ -67,7 +67,7 @@ def recover_together(
     data: CleanData,
     settings: RecoverSettings,
     seed: int = 0,
-    precision: Precision = "float32",
+    precision: Precision = DEFAULT,
 ) -> list[Recovered | TrainingError]:
     """What :func:`bdprune.training.recover.recover` makes of each model; its error where it would raise one."""
     stacked = StackedNetwork(unlearned)

@@ -17,7 +17,7 @@ from bdprune.model.stacked import why_not
 from bdprune.training.augment import crop_and_flip
 from bdprune.training.evaluate import clean_accuracy
 from bdprune.training.normalization import keep_running_statistics
-from bdprune.training.precision import Plan, Precision, plan_for
+from bdprune.training.precision import DEFAULT, Plan, Precision, plan_for
 from bdprune.training.trajectory import UnlearnStep
 
 
@@ -81,7 +81,7 @@ class Unlearned:
 
 
 def unlearn(
-    model: Model, data: CleanData, settings: UnlearnSettings, seed: int = 0, precision: Precision = "float32"
+    model: Model, data: CleanData, settings: UnlearnSettings, seed: int = 0, precision: Precision = DEFAULT
 ) -> Unlearned:
     """Maximises cross-entropy on ``data`` over all parameters of a copy of ``model``.
 

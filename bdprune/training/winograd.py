@@ -1,9 +1,7 @@
-"""Convolutions of a network by Winograd's algorithm, wherever that is faster here."""
+"""Convolutions of a network by Winograd's algorithm, wherever that is faster."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from functools import partial
 from typing import Any
 
 import torch
@@ -11,27 +9,21 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from bdprune.ops import winograd_conv2d
-from bdprune.ops.trial import ROUNDS, least_seconds
-from bdprune.ops.winograd import takes
-
-_IMAGES = (16, 64)  # of one trial, at least and at most
-_PIXELS = 4096  # of a trial's maps: on fewer the transforms of wide filters, done once a batch, would seem too dear
-
-_faster: dict[Any, bool] = {}
+from bdprune.ops.winograd import pays, takes
 
 
 class WinogradConvs(TorchFunctionMode):
-    """Within it, 3x3 convolutions of float32 maps on the CPU run by ``winograd_conv2d`` where it is the faster one.
+    """Within it, 3x3 convolutions of float32 maps on the CPU run by ``winograd_conv2d`` where that ``pays``.
 
-    Modules stay as they are: what is taken over is the call of ``conv2d``, with its backward pass. Which one is faster
-    is measured once a process for each shape of maps and filters and what asks for a gradient.
+    Modules stay as they are: what is taken over is the call of ``conv2d``, with its backward pass. Under autocast
+    nothing is: there the caller wants another precision.
     """
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         if func is torch.conv2d:
             call = _arguments(*args, **kwargs)
-            if call is not None and _is_faster(*call):
+            if call is not None and pays(*call[:2]):
                 return winograd_conv2d(*call)
         return func(*args, **kwargs)
 
@@ -57,39 +49,10 @@ def _arguments(
 ) -> tuple[Tensor, Tensor, Tensor | None] | None:
     """The arguments of ``winograd_conv2d`` for a call of ``conv2d``, None where it cannot do the same."""
     fits = _fits(weight, stride, padding, dilation, groups) and input.dim() == 4 and 0 not in input.shape
-    return (input, weight, bias) if fits and takes(input, weight, bias) else None
+    fits = fits and takes(input, weight, bias) and not torch.is_autocast_enabled(input.device.type)
+    return (input, weight, bias) if fits else None
 
 
 def _fits(weight: Tensor, stride: Any, padding: Any, dilation: Any, groups: int) -> bool:
     ones = all(value in (1, (1, 1), [1, 1]) for value in (stride, dilation))
     return weight.shape[2:] == (3, 3) and ones and padding in (1, (1, 1), [1, 1], "same") and groups == 1
-
-
-def _is_faster(x: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
-    learns = torch.is_grad_enabled()
-    needs = (learns and x.requires_grad, learns and weight.requires_grad)
-    key = (x.shape[1:], len(weight), needs, torch.get_num_threads())
-    if key not in _faster:
-        _faster[key] = _measure(x, weight, needs)
-    return _faster[key]
-
-
-def _measure(x: Tensor, weight: Tensor, needs: tuple[bool, bool]) -> bool:
-    """Times both, forward and backward, on copies of one image."""
-    count = min(max(_PIXELS // x.shape[2:].numel(), _IMAGES[0]), _IMAGES[1])
-    copies = x[:1].detach().expand(count, -1, -1, -1)
-    some = copies.contiguous(memory_format=torch.channels_last).requires_grad_(needs[0])
-    filters = weight.detach().clone().requires_grad_(needs[1])
-    wanted = [one for one in (some, filters) if one.requires_grad]
-
-    def run(conv: Callable[[Tensor, Tensor], Tensor]) -> None:
-        out = conv(some, filters)
-        if wanted:
-            torch.autograd.grad(out, wanted, out.detach())
-
-    ours, direct = least_seconds(x.device, ROUNDS, partial(run, winograd_conv2d), partial(run, _direct))
-    return ours < direct
-
-
-def _direct(x: Tensor, weight: Tensor) -> Tensor:
-    return nn.functional.conv2d(x, weight, padding=1)

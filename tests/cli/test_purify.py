@@ -62,7 +62,6 @@ def test_rnp_takes_its_preset_and_accuracy_guard(purify: Run, tmp_path: Path) ->
         (["-o", "no/such/folder/out.pth"], "cannot be written"),
         (["-o", "."], "is a folder"),
         (["-o", "out.pth", "--preset", "paper"], "takes no preset"),
-        (["-o", "out.pth", "--precision", "auto"], "takes no precision"),
         (["-o", "out.pth", "--max-acc-drop", "2"], "2.0 is not in the range"),
         (["-o", "out.pth", "--mode", "melt"], "'melt' is not one of"),
         (["-o", "out.pth", "--format", "jsonl"], "no format 'jsonl'"),

@@ -59,7 +59,7 @@ def test_precision_reaches_the_ascent(bright: Any, monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr("bdprune.training.unlearn.plan_for", plan_for)
     evidence = UnlearningDetector(SETTINGS, precision="auto")(bright.model, bright.data)
     assert asked and set(asked) == {"auto"} and evidence.params["precision"] == "auto"
-    assert UnlearningDetector().precision == "float32"
+    assert UnlearningDetector().precision == "winograd"
 
 
 def test_runs_on_a_network_and_records_how(bright: Any) -> None:

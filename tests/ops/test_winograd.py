@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from bdprune.ops import _backend, winograd_conv2d
+from bdprune.ops.winograd import pays
 
 from .helpers import DTYPES, random, threads
 from .test_mask import layouts
@@ -209,3 +210,22 @@ def test_compiles_without_a_graph_break() -> None:
     compiled = torch.compile(winograd_conv2d, fullgraph=True, backend="aot_eager")
     found, expected = (both_ways(function, x, weight, None, grad) for function in (compiled, winograd_conv2d))
     assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
+
+
+@pytest.mark.parametrize(
+    ("x", "outputs", "expected"),
+    [
+        ((128, 64, 32, 32), 64, True),
+        ((8, 16, 4, 4), 16, True),
+        ((8, 16, 7, 7), 32, True),
+        ((128, 3, 32, 32), 64, False),  # few channels
+        ((128, 64, 32, 32), 15, False),
+        ((128, 64, 2, 2), 64, False),  # tiles over the edge
+        ((128, 64, 5, 5), 64, False),
+        ((8, 512, 8, 8), 512, False),  # more filters to transform than tiles to use them on
+        ((16, 512, 8, 8), 512, True),
+        ((0, 64, 8, 8), 64, False),
+    ],
+)
+def test_it_pays_by_shape_alone(x: tuple[int, ...], outputs: int, expected: bool) -> None:
+    assert pays(torch.empty(x, device="meta"), torch.empty(outputs, x[1], 3, 3, device="meta")) is expected

@@ -97,7 +97,7 @@ def test_precision_reaches_both_loops(bright: Any, monkeypatch: pytest.MonkeyPat
     result = replace(QUICK, precision="auto")(bright.model, bright.data)
     assert asked == [("auto", "Normalized"), ("auto", "MaskedNetwork")]
     assert result.params["precision"] == "auto"
-    assert RNP().precision == "float32"
+    assert RNP().precision == "winograd"
 
 
 def test_presets_hold_the_published_settings() -> None:

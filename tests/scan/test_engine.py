@@ -218,6 +218,7 @@ def test_module_without_parameters_is_an_error(check: Callable[..., Result]) -> 
         ({"input_shape": (1, 8, 8)}, r"images of shape \(3, 8, 8\), not \(1, 8, 8\)"),
         ({"per_class": 0}, "too few"),
         ({"seed": -1}, "-1 is no seed"),
+        ({"precision": "float8"}, "precision is 'float8'"),
         ({"seed": 1 << 64}, "is no seed"),
     ],
 )

@@ -49,6 +49,13 @@ def test_all_of_ours_come_first_and_carry_the_seed() -> None:
     assert made[0].seed == 7  # type: ignore[attr-defined]
 
 
+def test_a_precision_reaches_those_that_take_one() -> None:
+    ascent, data_free, _ = registry.detectors(None, seed=0, precision="float32")
+    assert ascent.precision == "float32" and not hasattr(data_free, "precision")  # type: ignore[attr-defined]
+    (default,) = registry.detectors(["unlearning"], seed=0)
+    assert default.precision == "winograd"  # type: ignore[attr-defined]
+
+
 def test_chosen_by_name_or_handed_over_in_order() -> None:
     own = Plugged(3)
     made = registry.detectors(["lipschitz", own], seed=7)

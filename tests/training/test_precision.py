@@ -34,11 +34,11 @@ def timed(monkeypatch: pytest.MonkeyPatch, *seconds: float) -> list[Plan]:
     return tried
 
 
-def test_float32_in_channels_last_is_the_default(bright: Any) -> None:
-    assert Plan() == Plan(bfloat16=False, channels_last=True)
+def test_float32_is_in_channels_last_and_as_pytorch_computes_it(bright: Any) -> None:
+    assert Plan() == Plan(bfloat16=False, channels_last=True, winograd=False)
     assert plan_for("float32", bright.model.module, bright.data.images) == Plan()
-    assert unlearn(bright.model, bright.data, UNLEARN).plan == Plan()
-    assert recover(bright.model, bright.data, RECOVER).plan == Plan()
+    assert unlearn(bright.model, bright.data, UNLEARN, precision="float32").plan == Plan()
+    assert recover(bright.model, bright.data, RECOVER, precision="float32").plan == Plan()
 
 
 def test_auto_takes_the_fastest_and_asks_once(bright: Any, monkeypatch: pytest.MonkeyPatch) -> None:

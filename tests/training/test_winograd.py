@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from bdprune.errors import OptionError
 from bdprune.ops import _backend
 from bdprune.training import precision, winograd
 from bdprune.training.precision import Plan, plan_for
@@ -28,11 +29,11 @@ def always(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[tuple[int, ...]]]:
     """Every conv that may runs so, whatever is faster; gives the shapes of their inputs."""
     seen: list[tuple[int, ...]] = []
 
-    def takes_over(x: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
+    def takes_over(x: Tensor, weight: Tensor) -> bool:
         seen.append(tuple(x.shape))
         return True
 
-    monkeypatch.setattr(winograd, "_is_faster", takes_over)
+    monkeypatch.setattr(winograd, "pays", takes_over)
     yield seen
 
 
@@ -108,7 +109,10 @@ def test_a_plan_says_nearly_the_same_and_leaves_the_module_alone(bright: Any, al
 
 
 def test_unlearns_and_recovers_alike(bright: Any, always: list[Any], monkeypatch: pytest.MonkeyPatch) -> None:
-    exact = unlearn(bright.model, bright.data, UNLEARN), recover(bright.model, bright.data, RECOVER)
+    exact = (
+        unlearn(bright.model, bright.data, UNLEARN, precision="float32"),
+        recover(bright.model, bright.data, RECOVER, precision="float32"),
+    )
     assert not always
     monkeypatch.setattr(precision, "_measured", {})
     monkeypatch.setattr(precision, "_seconds", lambda plan, *_: 0.1 if plan.winograd else 1.0)
@@ -134,28 +138,36 @@ def test_is_not_tried_where_no_conv_may_run_so(monkeypatch: pytest.MonkeyPatch) 
     assert tried and not any(plan.winograd for plan in tried)
 
 
-def test_each_shape_is_measured_once_and_the_faster_one_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_conv_runs_so_where_it_pays(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.undo()
-    monkeypatch.setattr(winograd, "_faster", {})
-    measured: list[tuple[int, ...]] = []
-
-    def fake(x: Tensor, weight: Tensor, needs: tuple[bool, bool]) -> bool:
-        measured.append((*x.shape, *needs))
-        return x.shape[1] == 4
-
-    monkeypatch.setattr(winograd, "_measure", fake)
-    wide, narrow = nn.Conv2d(4, 4, 3, padding=1), nn.Conv2d(2, 4, 3, padding=1)
-    x = torch.randn(5, 4, 6, 6)
+    wide, narrow = nn.Conv2d(16, 32, 3, padding=1), nn.Conv2d(15, 32, 3, padding=1)
+    x = torch.randn(4, 16, 8, 8)
     with WinogradConvs():
-        outs = [wide(x), wide(x[:3]), narrow(x[:, :2])]
-        with torch.no_grad():
-            wide(x)
-    assert measured == [(5, 4, 6, 6, False, True), (5, 2, 6, 6, False, True), (5, 4, 6, 6, False, False)]
-    assert torch.equal(outs[2], narrow(x[:, :2])) and not torch.equal(outs[0], wide(x))
+        outs = wide(x), narrow(x[:, :15])
+    assert not torch.equal(outs[0], wide(x)) and torch.equal(outs[1], narrow(x[:, :15]))
 
 
-def test_a_measurement_leaves_gradients_and_memory_formats_alone(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.undo()
-    x, conv = torch.randn(3, 8, 6, 6, requires_grad=True), nn.Conv2d(8, 8, 3, padding=1)
-    assert winograd._measure(x, conv.weight, (True, True)) in (True, False)
-    assert x.grad is None and conv.weight.grad is None and conv.weight.is_contiguous()
+def test_autocast_wants_another_precision(always: list[Any]) -> None:
+    conv, x = nn.Conv2d(16, 16, 3, padding=1), torch.randn(4, 16, 8, 8)
+    with torch.autocast("cpu", torch.bfloat16), WinogradConvs():
+        assert conv(x).dtype == torch.bfloat16
+    assert not always
+
+
+def test_it_is_the_default_where_the_layout_is_sound() -> None:
+    images = torch.rand(8, 3, 8, 8)
+    three = nn.Sequential(nn.Conv2d(3, 16, 3, padding=1), nn.Conv2d(16, 16, 3, padding=1))
+    assert plan_for(precision.DEFAULT, three, images) == plan_for("winograd", three, images) == Plan(winograd=True)
+    mangled = nn.Sequential(*three, nn.Conv2d(3, 4, 1, stride=2))  # stays contiguous: training/layout.py
+    assert plan_for("winograd", mangled, images) == Plan(channels_last=False)
+    assert plan_for("winograd", nn.Conv2d(3, 16, 5), images) == Plan()
+
+
+def test_convs_of_a_precision(always: list[Any]) -> None:
+    conv, x = nn.Conv2d(4, 4, 3, padding=1), torch.randn(2, 4, 6, 6)
+    for name, count in (("winograd", 1), ("auto", 2), ("float32", 2), ("bfloat16", 2)):
+        with precision.convs_of(name):  # type: ignore[arg-type]
+            conv(x)
+        assert len(always) == count
+    with pytest.raises(OptionError, match="float8"):
+        precision.convs_of("float8")  # type: ignore[arg-type]
