@@ -135,7 +135,7 @@ class Record:
         """Makes and writes the row of ``key`` unless it is there."""
         if _key(key) in self.rows:
             return
-        row = key | make()
+        row = key | make() | {"commit": _environment()["commit"]}
         self.rows[_key(key)] = row
         print(json.dumps(row), file=sys.stderr, flush=True)
         if self.path:
