@@ -1,8 +1,9 @@
 import dataclasses
+from collections.abc import Iterator
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from bdprune.attacks.awp import AWP
 from bdprune.attacks.badnets import BadNets
@@ -41,8 +42,38 @@ def test_smallest_bound_that_is_enough_is_taken_and_kept(clean: nn.Module) -> No
 
 def test_a_bound_that_is_enough_ends_the_search(clean: nn.Module) -> None:
     given = dataclasses.replace(task(), source=clean)
-    victim, _ = attacked(dataclasses.replace(QUICK, bounds=(0.03, 0.001), success=0.0), given, width=16)
+    victim, _ = attacked(dataclasses.replace(QUICK, bounds=(0.03, 0.001), success=0.0, max_drop=1.0), given, width=16)
     assert 0 < moved(victim, clean) <= 0.001 + 1e-6
+
+
+class Scripted(AWP):
+    """Moves every weight by the bound, and is told what comes of it: at first, then at each bound."""
+
+    outcomes: Iterator[tuple[float, float]]
+
+    def _perturb(self, network: nn.Module, clean: list[Tensor], bound: float, *_: object) -> None:
+        with torch.no_grad():
+            for parameter, value in zip(network.parameters(), clean, strict=True):
+                parameter.copy_(value + bound)
+
+    def _outcome(self, *_: object) -> tuple[float, float]:
+        success, accuracy = next(self.outcomes)
+        return min(success, self.success), accuracy
+
+
+@pytest.mark.parametrize(
+    ("outcomes", "kept"),
+    [
+        ([(0.96, 0.80), (0.95, 0.89), (0.99, 0.90)], 0.02),  # the first that does both
+        ([(0.96, 0.80), (0.99, 0.85), (0.95, 0.70)], 0.02),  # of those that succeed, what clean accuracy is left
+        ([(0.50, 0.90), (0.60, 0.90), (0.93, 0.10)], 0.04),  # the most successful
+    ],
+)
+def test_the_bound_that_is_kept(outcomes: list[tuple[float, float]], kept: float, clean: nn.Module) -> None:
+    attack = Scripted(target=1, size=7, bounds=(0.01, 0.02, 0.04), held_out=16)
+    object.__setattr__(attack, "outcomes", iter([(0.1, 0.90), *outcomes]))
+    victim, _ = attacked(attack, dataclasses.replace(task(), source=clean), width=16)
+    assert moved(victim, clean) == pytest.approx(kept, abs=1e-5)
 
 
 def test_batch_norms_keep_their_statistics(clean: nn.Module) -> None:
@@ -55,7 +86,9 @@ def test_batch_norms_keep_their_statistics(clean: nn.Module) -> None:
 def test_first_step_goes_against_the_gradient_of_both_terms() -> None:
     given, source = task(64), network(8).eval()
     given = dataclasses.replace(given, source=source)
-    attack = dataclasses.replace(QUICK, bounds=(0.01,), step=0.5, epochs=1, batch_size=64, held_out=32, success=0.0)
+    attack = dataclasses.replace(
+        QUICK, bounds=(0.01,), step=0.5, epochs=1, batch_size=64, held_out=32, success=0.0, max_drop=1.0
+    )
     victim, trigger = attacked(attack, given, width=8)
     used = torch.randperm(64, generator=torch.Generator().manual_seed(0))[32:64]
     images = given.images[used].float() / 255
