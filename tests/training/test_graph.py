@@ -6,7 +6,6 @@ and not a line of Python, so whatever the step keeps outside of tensors is missi
 
 from __future__ import annotations
 
-import copy
 import importlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
@@ -27,6 +26,8 @@ from bdprune.training.graph import WARM_UPS, Captured, Tensors, recorder_for
 from bdprune.training.recover import RecoverSettings, recover
 from bdprune.training.together import recover_together, unlearn_together
 from bdprune.training.unlearn import UnlearnSettings
+
+from ..helpers import siblings
 
 aten = torch.ops.aten
 READS_BACK = {aten._local_scalar_dense, aten.nonzero, aten.masked_select, aten.equal, aten.is_nonzero, aten.unique_dim}
@@ -108,18 +109,6 @@ def tapes(monkeypatch: pytest.MonkeyPatch) -> Tapes:
     for name in ("together", "recover"):
         module = importlib.import_module(f"bdprune.training.{name}")
         monkeypatch.setattr(module, "captured", lambda step, device: Captured(step, found))
-    return found
-
-
-def siblings(model: Model, count: int = 3) -> list[Model]:
-    found = [model]
-    for seed in range(1, count):
-        network = copy.deepcopy(model.network)
-        generator = torch.Generator().manual_seed(seed)
-        with torch.no_grad():
-            for parameter in network.parameters():
-                parameter.add_(torch.randn(parameter.shape, generator=generator) * 0.05)
-        found.append(model.with_network(network))
     return found
 
 
@@ -226,7 +215,7 @@ def test_nothing_is_read_back_before_the_epoch_or_the_recovery_is_over(
 
     for name in ("together", "recover"):
         monkeypatch.setattr(importlib.import_module(f"bdprune.training.{name}"), "captured", counted)
-    models = [one.with_network(copy.deepcopy(one.network).to("meta")) for one in siblings(bright.model)]
+    models = siblings(bright.model, device="meta")
     monkeypatch.setattr(Model, "groups", bright.model.groups)
     monkeypatch.setattr(torch, "autocast", lambda *settings, **named: nullcontext())  # knows no such device
     recovery = RecoverSettings(batch_size=50, epochs=4, padding=1)
@@ -337,7 +326,7 @@ needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="graphs are
 @needs_gpu
 @pytest.mark.parametrize("name", UNLEARNING)
 def test_cuda_graphs_unlearn_as_the_steps_as_written(bright: Any, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    models = [one.with_network(copy.deepcopy(one.network).cuda()) for one in siblings(bright.model)]
+    models = siblings(bright.model, device="cuda")
     found = []
     for setting in ("0", "1"):
         monkeypatch.setenv("BDPRUNE_GRAPHS", setting)
@@ -350,7 +339,7 @@ def test_cuda_graphs_unlearn_as_the_steps_as_written(bright: Any, name: str, mon
 
 @needs_gpu
 def test_cuda_graphs_recover_as_the_steps_as_written(bright: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    models = [one.with_network(copy.deepcopy(one.network).cuda()) for one in siblings(bright.model)]
+    models = siblings(bright.model, device="cuda")
     settings = RecoverSettings(batch_size=50, epochs=4, padding=1, loss_scale=0.2)
     found = []
     for setting in ("0", "1"):

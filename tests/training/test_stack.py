@@ -20,6 +20,8 @@ from bdprune.training.sweep import sweep_thresholds
 from bdprune.training.together import recover_together, unlearn_together
 from bdprune.training.unlearn import Unlearned, UnlearnSettings, unlearn
 
+from ..helpers import siblings
+
 
 @pytest.fixture(autouse=True)
 def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
@@ -36,19 +38,6 @@ def forced(path: paths.Way) -> paths.PathChoice:
 def exact(monkeypatch: pytest.MonkeyPatch) -> None:
     """Float32 is float32 on a GPU too."""
     monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
-
-
-def siblings(model: Model, count: int = 3, device: str = "cpu") -> list[Model]:
-    """The model and others of its architecture, each a little off in its own way."""
-    found = [model]
-    for seed in range(1, count):
-        other = copy.deepcopy(model.network)
-        generator = torch.Generator().manual_seed(seed)
-        with torch.no_grad():
-            for parameter in other.parameters():
-                parameter.add_(torch.randn(parameter.shape, generator=generator) * 0.05)
-        found.append(model.with_network(other))
-    return [one.with_network(one.clone().network.to(device)) for one in found]
 
 
 def assert_same_unlearning(mine: Unlearned | TrainingError, alone: Unlearned) -> None:
