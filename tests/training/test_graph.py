@@ -21,7 +21,7 @@ from torch.utils._pytree import tree_leaves
 
 from bdprune.errors import OptionError
 from bdprune.model.handle import Model
-from bdprune.training import graph
+from bdprune.training import graph, watch
 from bdprune.training.graph import WARM_UPS, Captured, Tensors, recorder_for
 from bdprune.training.recover import RecoverSettings, recover
 from bdprune.training.together import recover_together, unlearn_together
@@ -203,8 +203,15 @@ def test_a_step_that_reads_back_fails_on_the_tape() -> None:
         run(torch.ones(2))
 
 
-@pytest.mark.parametrize(("phase", "steps"), [("unlearning", 5), ("recovery", 20), ("recovery alone", 20)])
-def test_nothing_is_read_back_before_the_epoch_or_the_recovery_is_over(
+class Unknowing:
+    """A watch that hears nothing, whoever is still going."""
+
+    def is_over(self, going: Tensor) -> bool:
+        return False
+
+
+@pytest.mark.parametrize(("phase", "steps"), [("unlearning", 100), ("recovery", 20), ("recovery alone", 20)])
+def test_nothing_is_read_back_before_the_phase_is_over(
     bright: Any, phase: str, steps: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Meta tensors have no values: whoever looks at one, or copies it to the CPU, raises."""
@@ -215,6 +222,7 @@ def test_nothing_is_read_back_before_the_epoch_or_the_recovery_is_over(
 
     for name in ("together", "recover"):
         monkeypatch.setattr(importlib.import_module(f"bdprune.training.{name}"), "captured", counted)
+    monkeypatch.setattr(importlib.import_module("bdprune.training.together"), "watch_on", lambda device: Unknowing())
     models = siblings(bright.model, device="meta")
     monkeypatch.setattr(Model, "groups", bright.model.groups)
     monkeypatch.setattr(torch, "autocast", lambda *settings, **named: nullcontext())  # knows no such device
@@ -348,3 +356,31 @@ def test_cuda_graphs_recover_as_the_steps_as_written(bright: Any, monkeypatch: p
     for written, replayed in zip(*found, strict=True):
         for key, mask in written.masks.items():  # type: ignore[union-attr]
             torch.testing.assert_close(mask, replayed.masks[key], rtol=1e-4, atol=1e-5)  # type: ignore[union-attr]
+
+
+@needs_gpu
+def test_cuda_unlearning_never_waits_between_its_first_epoch_and_its_end(
+    bright: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without graphs, because recording one waits. Trials of convolutions, too, are done in the first epoch."""
+    together = importlib.import_module("bdprune.training.together")
+    monkeypatch.setenv("BDPRUNE_GRAPHS", "0")
+    asked: list[bool] = []
+    is_over, read = watch.LateWatch.is_over, together._read
+
+    def strict(one: watch.LateWatch, going: Tensor) -> bool:
+        torch.cuda.set_sync_debug_mode("error")
+        asked.append(is_over(one, going))
+        return asked[-1]
+
+    def relaxed(*args: Any) -> Any:
+        torch.cuda.set_sync_debug_mode("default")
+        return read(*args)
+
+    monkeypatch.setattr(watch.LateWatch, "is_over", strict)
+    monkeypatch.setattr(together, "_read", relaxed)
+    try:
+        unlearn_together(siblings(bright.model, device="cuda"), bright.data, UNLEARNING["milestones"], seed=3)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    assert len(asked) > 1

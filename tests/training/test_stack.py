@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import copy
 import json
+from collections import Counter
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +17,12 @@ import bdprune
 from bdprune.errors import OptionError, TrainingError
 from bdprune.model.handle import Model
 from bdprune.scoring.lipschitz import channel_lipschitz
-from bdprune.training import paths
+from bdprune.training import paths, together
 from bdprune.training.recover import Recovered, RecoverSettings, recover
 from bdprune.training.sweep import sweep_thresholds
 from bdprune.training.together import recover_together, unlearn_together
 from bdprune.training.unlearn import Unlearned, UnlearnSettings, unlearn
+from bdprune.training.watch import LateWatch
 
 from ..helpers import siblings
 
@@ -77,6 +81,35 @@ def test_unlearning_together_is_unlearning_one_after_another(bright: Any, name: 
     assert name != "batch" or len(lengths) > 1, "the models should stop at different steps"
 
 
+@dataclass
+class Arrived:
+    """A mark that the device has come past."""
+
+    def query(self) -> bool:
+        return True
+
+
+@pytest.mark.parametrize("name", SETTINGS)
+def test_an_epoch_after_all_have_stopped_changes_nothing(
+    bright: Any, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = UnlearnSettings(**{"batch_size": 50, "max_epochs": 6, "padding": 1, **SETTINGS[name]})
+    run = partial(unlearn_together, siblings(bright.model), bright.data, settings, seed=3)
+    tries: list[Any] = []
+    epoch = together._Ascent.epoch
+    monkeypatch.setattr(together._Ascent, "epoch", lambda *args: tries.append(args[0]) or epoch(*args))
+    at_once, needed = run(), list(Counter(tries).values())
+    tries.clear()
+    monkeypatch.setattr(together, "watch_on", lambda device: LateWatch(torch.zeros(2, dtype=torch.bool), Arrived))
+    late, spent = run(), list(Counter(tries).values())
+    assert spent == [min(epochs + 1, settings.max_epochs) for epochs in needed]
+    for ours, theirs in zip(late, at_once, strict=True):
+        assert isinstance(ours, Unlearned) and isinstance(theirs, Unlearned)
+        assert replace(ours, model=theirs.model) == theirs
+        state = theirs.model.network.state_dict()
+        assert all(torch.equal(value, state[key]) for key, value in ours.model.network.state_dict().items())
+
+
 def broken(model: Model) -> Model:
     """A copy whose loss is not a number."""
     network = copy.deepcopy(model.network)
@@ -95,6 +128,11 @@ def test_a_model_that_breaks_down_stays_alone_with_it(bright: Any) -> None:
     recovered = recover_together(models, bright.data, RecoverSettings(batch_size=50, epochs=1, padding=1))
     assert isinstance(recovered[1], TrainingError) and "in step 1" in str(recovered[1])
     assert isinstance(recovered[0], Recovered) and isinstance(recovered[2], Recovered)
+
+
+def test_no_epoch_is_no_step(bright: Any) -> None:
+    (none,) = unlearn_together([bright.model], bright.data, UnlearnSettings(max_epochs=0))
+    assert isinstance(none, TrainingError) and "not finite" in str(none)
 
 
 def test_a_step_that_would_not_be_finite_is_taken_back(bright: Any) -> None:
