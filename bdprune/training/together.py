@@ -73,7 +73,7 @@ def recover_together(
     precision: Precision = "float32",
 ) -> list[Recovered | TrainingError]:
     """What :func:`bdprune.training.recover.recover` makes of each model; its error where it would raise one."""
-    stacked = StackedNetwork(unlearned)
+    stacked = StackedNetwork(unlearned, frozen=True)
     masked = MaskedNetwork(stacked).train()
     if len(data) < settings.small_data:
         keep_running_statistics(masked)

@@ -16,6 +16,7 @@ import torch
 import bdprune
 from bdprune.errors import OptionError, TrainingError
 from bdprune.model.handle import Model
+from bdprune.model.stacked import StackedNetwork
 from bdprune.scoring.lipschitz import channel_lipschitz
 from bdprune.training import paths, together
 from bdprune.training.recover import Recovered, RecoverSettings, recover
@@ -169,6 +170,23 @@ def test_recovery_together_is_recovery_one_after_another(bright: Any, small_data
         assert mine.losses == pytest.approx(alone.losses, rel=1e-4)
         for name, mask in alone.masks.items():
             torch.testing.assert_close(mine.masks[name], mask, rtol=1e-4, atol=1e-5)
+
+
+def test_recovery_of_one_model_given_often_holds_its_weights_once(bright: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    made: list[StackedNetwork] = []
+
+    def noted(models: list[Model], **options: Any) -> StackedNetwork:
+        made.append(StackedNetwork(models, **options))
+        return made[-1]
+
+    monkeypatch.setattr(together, "StackedNetwork", noted)
+    settings = RecoverSettings(batch_size=50, epochs=2, padding=1)
+    alone = recover(bright.model, bright.data, settings, seed=5)
+    for mine in recover_together([bright.model] * 3, bright.data, settings, seed=5):
+        assert isinstance(mine, Recovered) and mine.losses == pytest.approx(alone.losses, rel=1e-4)
+        for name, mask in alone.masks.items():
+            torch.testing.assert_close(mine.masks[name], mask, rtol=1e-4, atol=1e-5)
+    assert all(len(value) == 3 and value.stride(0) == 0 for value in made[0].parameters())
 
 
 @pytest.mark.parametrize("path", ["stack", "loop"])
