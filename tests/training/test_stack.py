@@ -251,12 +251,15 @@ def test_the_faster_way_is_taken_and_kept(
 
 
 def test_a_cpu_tries_two_models_on_a_few_images_before_all_of_them(
-    bright: Any, monkeypatch: pytest.MonkeyPatch
+    bright: Any, cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     models, images = siblings(bright.model, 5), bright.data.images[:20]
     monkeypatch.setattr(paths, "least_seconds", times(1.0, 1.0))
     assert "2 x bright, " in paths.choose(models, images).shape and len(paths.KEPT.read()) == 1
-    monkeypatch.setattr(paths.KEPT, "read", lambda: {})
+    monkeypatch.setattr(paths, "why_not", None)
+    assert "2 x bright, " in paths.choose(models, images).shape, "a loop that is kept is all there is to look at"
+    monkeypatch.undo()
+    monkeypatch.setenv("BDPRUNE_CACHE", str(cache.parent / "other"))
     monkeypatch.setattr(paths, "least_seconds", times(0.5, 1.0))
     assert "4 x bright, " in paths.choose(models, images).shape, "five go by four"
 
@@ -291,11 +294,16 @@ def test_a_cache_that_is_not_ours_counts_as_empty(cache: Path, text: str) -> Non
     assert list(paths.KEPT.read().values()) == []
 
 
-def test_a_cache_that_cannot_be_written_is_done_without(
+def test_a_cache_that_cannot_be_written_lasts_as_long_as_the_process(
     bright: Any, cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     cache.parent.joinpath("file").write_text("")
     monkeypatch.setenv("BDPRUNE_CACHE", str(cache.parent / "file"))
     monkeypatch.setattr(paths, "least_seconds", times(1.0, 1.0))
-    assert paths.choose(siblings(bright.model), bright.data.images[:4]).path == "loop"
+    choice = paths.choose(siblings(bright.model), bright.data.images[:4])
+    monkeypatch.setattr(paths, "least_seconds", None)
+    assert choice.path == "loop" and paths.choose(siblings(bright.model), bright.data.images[:4]) == choice
     assert list(paths.KEPT.read().values()) == []
+    paths.KEPT.forget()
+    with pytest.raises(TypeError, match="not callable"):
+        paths.choose(siblings(bright.model), bright.data.images[:4])
