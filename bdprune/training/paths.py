@@ -72,7 +72,7 @@ def choose(models: Sequence[Model], images: Tensor) -> PathChoice:
 
 
 def _kept_or_tried(models: Sequence[Model], images: Tensor) -> PathChoice:
-    some = _power_of_two(models)
+    some = power_of_two(models)
 
     def is_sound() -> bool:
         return agrees(StackedNetwork(models))
@@ -83,7 +83,7 @@ def _kept_or_tried(models: Sequence[Model], images: Tensor) -> PathChoice:
     return kept_or_tried(models[0], _shape(some, images), trial, is_sound)
 
 
-def _power_of_two(models: Sequence[Model]) -> Sequence[Model]:
+def power_of_two(models: Sequence[Model]) -> Sequence[Model]:
     """The first of them, as many as the next smaller power of two."""
     return models[: 1 << (len(models).bit_length() - 1)]
 
