@@ -15,6 +15,7 @@ from bdprune.training.pruned import Predict, PrunedPredictions, Pruning
 from bdprune.training.pruned_stack import in_one_stack
 
 _FEW_STEPS, _FEW_IMAGES = 5, 8  # of a trial on a CPU: little beside a sweep
+_ENOUGH_MODELS = 4  # of a trial: with more of them a pass has no more images
 
 
 def sweep_path(
@@ -27,16 +28,16 @@ def sweep_path(
     """Whether a sweep is faster in a stack; tried once for every shape, on a part of it on a CPU.
 
     For one model the stack is of all its prunings, and the loop takes one after another. For several the stack is of
-    all models, and the loop takes one after another, each by the way that is faster for one. A number of models that is
-    no power of two goes by the next smaller one. A stack that was faster for others of this shape may still be none:
-    whoever makes it finds out.
+    all models, and the loop takes one after another, each by the way that is faster for one. Three models go by two,
+    and more than four by four. A stack that was faster for others of this shape may still be none: whoever makes it
+    finds out.
 
     Args:
         prunings: of each model, one for each step of the sweep, none at all first.
         images: of the sweep, ``[N, C, H, W]``.
         stop_early: whether it may end at any step: then one model alone takes one after another.
     """
-    models = power_of_two(models)
+    models = power_of_two(models[:_ENOUGH_MODELS])
     prunings, images = prunings[: len(models)], images[:BATCH]
     count = len(prunings[0])
     if count == 1:

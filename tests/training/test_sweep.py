@@ -255,9 +255,9 @@ def test_the_faster_way_of_several_models_is_tried_and_kept(
         return seconds
 
     monkeypatch.setattr("bdprune.training.sweep_path.least_seconds", fastest)
-    args = (siblings(bright.model), [ladder_steps(bright)] * 3, bright.data.images, "zero_gamma", stop_early)
+    args = (siblings(bright.model, 9), [ladder_steps(bright)] * 9, bright.data.images, "zero_gamma", stop_early)
     choice = sweep_path(*args)
-    assert choice.path == path and "sweep of 4 x 2 x bright" in choice.shape, "three go by two"
+    assert choice.path == path and "sweep of 4 x 4 x bright" in choice.shape, "four speak for nine"
     assert len(tried) == (1 if stop_early else 2), "each alone goes its own way, which is tried as well"
     assert choice in paths.KEPT.read().values() and sweep_path(*args) == choice
     assert len(tried) == (1 if stop_early else 2)

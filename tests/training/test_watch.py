@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -56,3 +57,24 @@ def test_a_late_watch_says_what_was_an_epoch_ago_once_it_has_arrived(
     assert [late.is_over(one) for one in asked] == [False, False, False, True]
     assert device.asked == [behind + 1] * 3 + [0], "the last epoch is never waited for"
     assert len(naps) == 3 * behind
+
+
+def test_a_gpu_is_watched_through_pinned_memory_and_marks_on_its_stream(monkeypatch: pytest.MonkeyPatch) -> None:
+    made: list[bool] = []
+    empty, gpu = torch.empty, torch.device("cuda", 1)
+
+    def pinned(*shape: int, pin_memory: bool, **options: Any) -> Tensor:
+        made.append(pin_memory)
+        return empty(*shape, **options)
+
+    def stream(device: torch.device) -> SimpleNamespace:
+        assert device == gpu
+        return SimpleNamespace(record_event=lambda: SimpleNamespace(query=lambda: True))
+
+    monkeypatch.setattr(torch, "empty", pinned)
+    monkeypatch.setattr(torch.cuda, "current_stream", stream)
+    late = watch_on(gpu)
+    monkeypatch.undo()
+    monkeypatch.setattr(torch.cuda, "current_stream", stream)
+    assert [late.is_over(one) for one in (going(True), going(False), going(False))] == [False, False, True]
+    assert made == [True]
