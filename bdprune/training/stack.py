@@ -98,7 +98,7 @@ class Stack:
         """The threshold sweep of every model with its own mask.
 
         On a CPU they are swept one after another, each from the feature maps that it has kept. Elsewhere all models are
-        at one threshold in the same pass where a trial (:func:`bdprune.training.sweep.sweep_path`) finds that faster.
+        at one threshold in the same pass where a trial (:mod:`bdprune.training.sweep_path`) finds that faster.
 
         Raises:
             OptionError: not one mask a model.
