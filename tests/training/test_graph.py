@@ -210,7 +210,7 @@ class Unknowing:
         return False
 
 
-@pytest.mark.parametrize(("phase", "steps"), [("unlearning", 100), ("recovery", 20), ("recovery alone", 20)])
+@pytest.mark.parametrize(("phase", "steps"), [("batch", 100), ("epoch", 100), ("recovery", 20), ("recovery alone", 20)])
 def test_nothing_is_read_back_before_the_phase_is_over(
     bright: Any, phase: str, steps: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -227,8 +227,14 @@ def test_nothing_is_read_back_before_the_phase_is_over(
     monkeypatch.setattr(Model, "groups", bright.model.groups)
     monkeypatch.setattr(torch, "autocast", lambda *settings, **named: nullcontext())  # knows no such device
     recovery = RecoverSettings(batch_size=50, epochs=4, padding=1)
+
+    def unlearning(stop_on: str) -> object:
+        settings = UnlearnSettings(batch_size=50, padding=1, stop_on=stop_on, milestones=(3,))
+        return unlearn_together(models, bright.data, settings)
+
     runs: dict[str, Callable[[], object]] = {
-        "unlearning": lambda: unlearn_together(models, bright.data, UnlearnSettings(batch_size=50, padding=1)),
+        "batch": lambda: unlearning("batch"),
+        "epoch": lambda: unlearning("epoch"),
         "recovery": lambda: recover_together(models, bright.data, recovery),
         "recovery alone": lambda: recover(models[0], bright.data, recovery),
     }
