@@ -28,12 +28,14 @@ class StackedNetwork(nn.Module):
         models: of one architecture, on one device, in eval mode; they stay as they are.
         own: paths of the layers that have G sets of parameters; None for all layers. The others are the first model's,
             on the images of all at once, which in eval mode is the same where the models differ in ``own`` alone.
+        frozen: no parameter will change. Where the models are one and the same, given G times, one copy of each then
+            serves all, through an axis of stride 0; buffers are each model's own all the same.
 
     Raises:
         ValueError: :func:`why_not` has an objection.
     """
 
-    def __init__(self, models: Sequence[Model], own: Container[str] | None = None) -> None:
+    def __init__(self, models: Sequence[Model], own: Container[str] | None = None, frozen: bool = False) -> None:
         super().__init__()
         objection = why_not(models)
         if objection:
@@ -41,10 +43,11 @@ class StackedNetwork(nn.Module):
         self.models = tuple(models)
         self.network = copy.deepcopy(models[0].network)
         self._normalizations = [Normalized(nn.Identity(), model.normalization).to(model.device) for model in models]
+        shared = frozen and all(model is models[0] for model in models)
         for path, child in list(self.network.named_modules()):
             kind = _KINDS.get(type(child))
             if kind is not None and (own is None or path in own):
-                _stack_up(child, kind, [model.network.get_submodule(path) for model in models])
+                _stack_up(child, kind, [model.network.get_submodule(path) for model in models], shared)
 
     def forward(self, images: Tensor) -> Tensor:
         parts = [_normalized(module, images) for module in self._normalizations]
@@ -57,7 +60,11 @@ class StackedNetwork(nn.Module):
         for child in self.network.modules():
             if isinstance(child, StackedConv2d):
                 weight = child.weight.data
-                child.weight.data = weight.flatten(0, 1).contiguous(memory_format=layout).view(weight.shape)
+                one = _shared(weight)
+                if one is None:
+                    child.weight.data = weight.flatten(0, 1).contiguous(memory_format=layout).view(weight.shape)
+                else:
+                    child.weight.data = one.contiguous(memory_format=layout).expand(weight.shape)
 
     def model(self, index: int) -> Model:
         """Model ``index`` with the parameters and buffers that the stack has now, of its own."""
@@ -98,7 +105,8 @@ def agrees(stacked: StackedNetwork) -> bool:
     first = stacked.models[0]
     images = torch.rand(_PROBE, *first.input_shape, generator=torch.Generator().manual_seed(0)).to(first.device)
     with _without_tf32():
-        expected = torch.stack([model.module(images) for model in stacked.models])
+        alone = {id(model): model.module(images) for model in {id(model): model for model in stacked.models}.values()}
+        expected = torch.stack([alone[id(model)] for model in stacked.models])
         try:
             found = stacked(images)
         except Exception:  # networks of any kind come here
@@ -129,11 +137,14 @@ class StackedConv2d(nn.Conv2d):
         if self.padding_mode != "zeros":
             x = functional.pad(x, self._reversed_padding_repeated_twice, self.padding_mode)
             padding = (0, 0)
-        batches = _unfold(x, len(self.weight))
-        if self.mask is None:
-            z = stacked_conv2d(batches, self.weight, self.bias, stride, padding, dilation, self.groups)
+        batches, one = _unfold(x, len(self.weight)), _shared(self.weight)
+        weight, bias = (self.weight, self.bias) if one is None else (one, _shared(self.bias))
+        if self.mask is not None:
+            z = masked_conv2d(batches, weight, self.mask, bias, stride, padding, dilation, self.groups)
+        elif one is not None:
+            return functional.conv2d(x, weight, bias, stride, padding, dilation, self.groups)
         else:
-            z = masked_conv2d(batches, self.weight, self.mask, self.bias, stride, padding, dilation, self.groups)
+            z = stacked_conv2d(batches, weight, bias, stride, padding, dilation, self.groups)
         return z.flatten(0, 1)
 
 
@@ -141,6 +152,9 @@ class StackedLinear(nn.Linear):
     """G linear layers on ``[G * N, I]``; weight ``[G, O, I]``."""
 
     def forward(self, x: Tensor) -> Tensor:
+        one = _shared(self.weight)
+        if one is not None:
+            return functional.linear(x, one, _shared(self.bias))
         product = torch.bmm(_unfold(x, len(self.weight)), self.weight.mT)
         if isinstance(self.bias, Tensor):
             product = product + self.bias.unsqueeze(1)
@@ -167,7 +181,7 @@ class StackedBatchNorm2d(nn.BatchNorm2d):
     def _together(self, x: Tensor) -> Tensor:
         """One call for all, as G * C channels: few launches, at the price of a copy either way."""
         wide = _unfold(x, self._stack).transpose(0, 1).flatten(1, 2)
-        flat = self._normalized(wide, *(None if value is None else value.view(-1) for value in self._values()))
+        flat = self._normalized(wide, *(None if value is None else value.reshape(-1) for value in self._values()))
         apart: Tensor = flat.unflatten(1, (self._stack, -1))
         return apart.transpose(0, 1).flatten(0, 1)
 
@@ -197,16 +211,24 @@ def _shapes(model: Model) -> dict[str, torch.Size]:
     return {name: value.shape for name, value in model.network.state_dict().items()}
 
 
-def _stack_up(child: nn.Module, kind: type[nn.Module], all_models: Sequence[nn.Module]) -> None:
+def _stack_up(child: nn.Module, kind: type[nn.Module], all_models: Sequence[nn.Module], shared: bool) -> None:
     """Turns ``child`` into its stacked kind where it stands, with the parameters and buffers of all models."""
     child.__class__ = kind
     if issubclass(kind, nn.Conv2d):
         child.register_buffer("mask", None, persistent=False)
     for name, parameter in list(child.named_parameters(recurse=False)):
-        values = torch.stack([one.get_parameter(name).detach() for one in all_models])
-        setattr(child, name, nn.Parameter(values, parameter.requires_grad))
+        if shared:
+            values = parameter.detach().expand(len(all_models), *parameter.shape)
+        else:
+            values = torch.stack([one.get_parameter(name).detach() for one in all_models])
+        setattr(child, name, nn.Parameter(values, parameter.requires_grad and not shared))
     for name, _ in list(child.named_buffers(recurse=False)):
         setattr(child, name, torch.stack([one.get_buffer(name) for one in all_models]))
+
+
+def _shared(values: Tensor | None) -> Tensor | None:
+    """The one value of all models, None where each has its own."""
+    return values[0] if values is not None and len(values) > 1 and values.stride(0) == 0 else None
 
 
 def _unfold(x: Tensor, stack: int) -> Tensor:

@@ -15,7 +15,6 @@ import functools
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -69,7 +68,7 @@ def choose(ways: Mapping[str, Run], operands: Operands, setting: object, timer: 
         return wanted if wanted in ways else first
     device = operands[0].device
     shape, name = _shape_name(operands, setting), _device_name(device)
-    known = _known().get(_key(name, shape))
+    known = KEPT.known.get(_key(name, shape))
     if known is not None and known.path in ways:
         return known.path
     if _is_fixed(device):
@@ -79,7 +78,6 @@ def choose(ways: Mapping[str, Run], operands: Operands, setting: object, timer: 
     except torch.OutOfMemoryError:
         return first
     choice = ConvChoice(min(seconds, key=seconds.__getitem__), name, shape, seconds)
-    _known()[_key(name, shape)] = choice
     KEPT.add(_key(name, shape), choice)
     return choice.path
 
@@ -147,16 +145,6 @@ def _device_name(device: torch.device) -> str:
 
 def _key(device: str, shape: str) -> str:
     return f"{device}; torch {torch.__version__}; {shape}"
-
-
-@functools.cache
-def _read_once(file: Path) -> dict[str, ConvChoice]:
-    return KEPT.read()
-
-
-def _known() -> dict[str, ConvChoice]:
-    """The choices that this process goes by: what it found kept, and its own."""
-    return _read_once(KEPT.file)
 
 
 def _is_sound(choice: ConvChoice) -> bool:

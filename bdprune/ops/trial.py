@@ -43,7 +43,7 @@ def least_seconds(
 
 
 class Kept(Generic[_Outcome]):
-    """Outcomes of one kind of trial in a JSON file; a machine that keeps no files goes without.
+    """Outcomes of one kind of trial in a JSON file; where no file can be kept, they last as long as the process.
 
     Args:
         name: of the file, in ``BDPRUNE_CACHE``, else in the user's cache directory.
@@ -53,12 +53,24 @@ class Kept(Generic[_Outcome]):
 
     def __init__(self, name: str, make: Callable[..., _Outcome], is_sound: Callable[[_Outcome], bool]) -> None:
         self._name, self._make, self._is_sound = name, make, is_sound
+        self._known: dict[Path, dict[str, _Outcome]] = {}
 
     @property
     def file(self) -> Path:
         """Where they are kept."""
         home = os.environ.get("XDG_CACHE_HOME") or str(Path.home() / ".cache")
         return Path(os.environ.get("BDPRUNE_CACHE") or Path(home) / "bdprune") / self._name
+
+    @property
+    def known(self) -> dict[str, _Outcome]:
+        """What this process goes by, by key: the file as it found it, and what it has added since."""
+        if self.file not in self._known:
+            self._known[self.file] = self.read()
+        return self._known[self.file]
+
+    def forget(self) -> None:
+        """Starts like another process, which goes by the file alone."""
+        self._known.clear()
 
     def read(self) -> dict[str, _Outcome]:
         """What is kept, by key; nothing where the file is missing or not ours to understand."""
@@ -71,6 +83,7 @@ class Kept(Generic[_Outcome]):
 
     def add(self, key: str, outcome: _Outcome) -> None:
         """Keeps one more; the file is put in place in one move."""
+        self.known[key] = outcome
         entries: dict[str, Any] = {name: asdict(one) for name, one in {**self.read(), key: outcome}.items()}  # type: ignore[call-overload]
         target = self.file
         try:

@@ -13,7 +13,7 @@ from bdprune.model.handle import Model
 from bdprune.model.prune import PruneMode, prune_
 from bdprune.training.normalization import keep_running_statistics
 from bdprune.training.precision import DEFAULT, Precision, plan_for
-from bdprune.training.unlearn import batches
+from bdprune.training.shuffle import passes
 
 
 @dataclass(frozen=True)
@@ -65,8 +65,8 @@ def fine_tune(
     plan = plan_for(precision, module, data.images)
     optimizer = torch.optim.SGD(module.parameters(), settings.lr, settings.momentum, weight_decay=settings.weight_decay)
     generator = torch.Generator().manual_seed(seed)
-    for _ in range(settings.epochs):
-        for images, labels in batches(data, settings.batch_size, settings.padding, generator, model.device):
+    for batches in passes(data, settings.epochs, settings.batch_size, settings.padding, generator, model.device):
+        for images, labels in batches:
             loss = functional.cross_entropy(plan.logits(module, images), labels)
             optimizer.zero_grad()
             loss.backward()

@@ -55,18 +55,24 @@ def choose(models: Sequence[Model], images: Tensor) -> PathChoice:
     A number of models that is no power of two goes by the next smaller one. The outcome is kept (:data:`KEPT`),
     so that other processes need no trial.
     """
+    few = (models[:_FEW_MODELS], images[:_FEW_IMAGES])
+    if models[0].device.type == "cpu" and len(models) > 1:
+        # First of all, because it is nearly always so and a loop should lose no time to a stack that does not run.
+        small = KEPT.known.get(_key(models[0], _shape(*few)))
+        if small is not None and small.path == "loop":
+            return small
     objection = "there is one model" if len(models) == 1 else why_not(models)
     if objection:
         return PathChoice("loop", _device_name(models[0]), f"{len(models)} x {describe(models[0])}", reason=objection)
     if models[0].device.type == "cpu":
-        small = _kept_or_tried(models[:_FEW_MODELS], images[:_FEW_IMAGES])
+        small = _kept_or_tried(*few)
         if small.path == "loop":
             return small
     return _kept_or_tried(models, images)
 
 
 def _kept_or_tried(models: Sequence[Model], images: Tensor) -> PathChoice:
-    some = models[: 1 << (len(models).bit_length() - 1)]
+    some = power_of_two(models)
 
     def is_sound() -> bool:
         return agrees(StackedNetwork(models))
@@ -74,7 +80,17 @@ def _kept_or_tried(models: Sequence[Model], images: Tensor) -> PathChoice:
     def trial() -> Sequence[float] | None:
         return _tried(StackedNetwork(some), images) if is_sound() else None
 
-    return kept_or_tried(models[0], f"{len(some)} x {describe(models[0])}, batch {list(images.shape)}", trial, is_sound)
+    return kept_or_tried(models[0], _shape(some, images), trial, is_sound)
+
+
+def power_of_two(models: Sequence[Model]) -> Sequence[Model]:
+    """The first of them, as many as the next smaller power of two."""
+    return models[: 1 << (len(models).bit_length() - 1)]
+
+
+def _shape(models: Sequence[Model], images: Tensor) -> str:
+    """Models and batch of a trial, in words."""
+    return f"{len(models)} x {describe(models[0])}, batch {list(images.shape)}"
 
 
 def kept_or_tried(
@@ -89,7 +105,7 @@ def kept_or_tried(
         is_sound: whether the stack does, for a choice that was kept of other models.
     """
     device, key = _device_name(model), _key(model, shape)
-    kept = KEPT.read().get(key)
+    kept = KEPT.known.get(key)
     if kept is not None and (kept.path == "loop" or is_sound()):
         return kept
     seconds = trial() if kept is None else None

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -16,6 +16,8 @@ CACHE_BYTES = 1 << 30
 """Memory that kept feature maps may take. A map of 500 images in the first stage of ResNet-18 takes 131 MB."""
 
 Pruning = Mapping[str, Sequence[int]]
+Predict = Callable[[int, int], Tensor]
+"""Step and set -> labels ``[N]`` (int64, CPU) that are predicted for the set under the pruning of the step."""
 _PROBE = 8  # images on which the program is held against the network
 
 

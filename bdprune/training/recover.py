@@ -17,7 +17,7 @@ from bdprune.model.mask import MaskedNetwork
 from bdprune.training.graph import Tensors, captured
 from bdprune.training.normalization import keep_running_statistics
 from bdprune.training.precision import DEFAULT, Plan, Precision, plan_for
-from bdprune.training.unlearn import batches
+from bdprune.training.shuffle import passes
 
 
 @dataclass(frozen=True)
@@ -79,12 +79,13 @@ def recover(
         descend(masked, optimizer, loss)
         return (loss.detach(),)
 
-    run = captured(step, unlearned.device)
+    device = unlearned.device
+    run = captured(step, device)
     steps: list[Tensor] = []
-    for _ in range(settings.epochs):
-        for images, labels in batches(data, settings.batch_size, settings.padding, generator, unlearned.device):
+    for batches in passes(data, settings.epochs, settings.batch_size, settings.padding, generator, device):
+        for images, labels in batches:
             steps += run(images, labels)
-        if unlearned.device.type == "cpu":  # elsewhere a look at a loss waits for the device
+        if device.type == "cpu":  # elsewhere a look at a loss waits for the device
             check_finite(torch.stack(steps).tolist())
     losses = torch.stack(steps).tolist()
     check_finite(losses)

@@ -17,7 +17,7 @@ from bdprune.scoring.lipschitz import channel_lipschitz_of
 from bdprune.training.paths import PathChoice, choose
 from bdprune.training.precision import DEFAULT, Precision
 from bdprune.training.recover import Recovered, RecoverSettings, recover
-from bdprune.training.sweep import Sweep, sweep_path, sweep_thresholds
+from bdprune.training.sweep import Sweep, sweep_models
 from bdprune.training.together import recover_together, unlearn_together
 from bdprune.training.unlearn import Unlearned, UnlearnSettings, unlearn
 
@@ -94,23 +94,20 @@ class Stack:
         mode: PruneMode = "zero_gamma",
         stop_early: bool = True,
         hopeless: float = 1.0,
+        precision: Precision = DEFAULT,
     ) -> list[Sweep]:
         """The threshold sweep of every model with its own mask.
 
-        Models have no feature maps in common that a stack could share, so they are swept one after another. With
-        ``stop_early`` False the thresholds of a model are taken all at once where a trial (:func:`sweep_path`) finds
-        that faster than one after another, which goes on from the feature maps that it has kept.
+        On a CPU they are swept one after another, each from the feature maps that it has kept. Elsewhere all models are
+        at one threshold in the same pass where a trial (:mod:`bdprune.training.sweep_path`) finds that faster.
 
         Raises:
             OptionError: not one mask a model.
         """
         if len(masks) != len(self.models):
             raise OptionError(f"There are {len(masks)} masks for {len(self.models)} models.", "Give one for each.")
-        found = []
-        for model, mask in zip(self.models, masks, strict=True):
-            way = None if stop_early else sweep_path(model, mask, sets[0].images, thresholds, mode).path
-            found.append(sweep_thresholds(model, mask, sets, thresholds, max_drop, mode, stop_early, hopeless, way=way))
-        return found
+        rest = (sets, thresholds, max_drop, mode, stop_early, hopeless)
+        return sweep_models(self.models, masks, *rest, precision=precision)
 
 
 def _caught(run: Callable[[], _Done]) -> _Done | TrainingError:

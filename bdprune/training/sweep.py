@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from itertools import zip_longest
 from typing import TypeAlias
 
 from torch import Tensor
@@ -12,16 +13,17 @@ from torch import Tensor
 from bdprune.data.clean import CleanData
 from bdprune.model.handle import Model
 from bdprune.model.prune import PruneMode
-from bdprune.ops.trial import ROUNDS, least_seconds
-from bdprune.training.evaluate import BATCH, share_right
-from bdprune.training.paths import PathChoice, Way, describe, kept_or_tried
+from bdprune.training.evaluate import share_right
+from bdprune.training.footprint import weight_bytes
+from bdprune.training.paths import Way
 from bdprune.training.precision import DEFAULT, Precision, convs_of
-from bdprune.training.pruned import CACHE_BYTES, PrunedPredictions
-from bdprune.training.pruned_stack import StackedPredictions
+from bdprune.training.pruned import CACHE_BYTES, Predict, PrunedPredictions
+from bdprune.training.pruned_stack import in_one_stack
+from bdprune.training.sweep_path import sweep_path
 
-Predictions: TypeAlias = PrunedPredictions | StackedPredictions
-
-_FEW_STEPS, _FEW_IMAGES = 5, 8  # of a trial on a CPU: little beside a sweep
+Masks: TypeAlias = Mapping[str, Tensor]
+Steps: TypeAlias = list[dict[str, list[int]]]
+"""The prunings of a model, none at all first."""
 
 
 @dataclass(frozen=True)
@@ -59,15 +61,31 @@ class Sweep:
         return fits[-1] if fits else None
 
 
-def below(scores: Mapping[str, Tensor], threshold: float) -> dict[str, list[int]]:
+def below(scores: Masks, threshold: float) -> dict[str, list[int]]:
     """Filters whose score is at or below ``threshold``; groups without one are left out."""
     hits = {name: (score <= threshold).nonzero().flatten().tolist() for name, score in scores.items()}
     return {name: index for name, index in hits.items() if index}
 
 
+@dataclass(frozen=True)
+class _Course:
+    """What is the same for every model of a sweep; see :func:`sweep_thresholds`."""
+
+    sets: Sequence[CleanData]
+    thresholds: Sequence[float]
+    max_drop: float
+    mode: PruneMode
+    stop_early: bool
+    hopeless: float
+
+    @property
+    def images(self) -> list[Tensor]:
+        return [data.images for data in self.sets]
+
+
 def sweep_thresholds(
     model: Model,
-    masks: Mapping[str, Tensor],
+    masks: Masks,
     sets: Sequence[CleanData],
     thresholds: Sequence[float],
     max_drop: float,
@@ -98,90 +116,113 @@ def sweep_thresholds(
             a sweep that may stop early is always a loop, and so is that of a network that cannot be stacked.
         precision: whether convs run by Winograd's algorithm (``winograd``, ``auto``); a sweep is always float32.
     """
-    steps, step_of = _steps(masks, thresholds)
-    images = [data.images for data in sets]
+    course = _Course(sets, thresholds, max_drop, mode, stop_early, hopeless)
+    (steps,), step_of = _steps([masks], thresholds)
     if way is None and model.device.type != "cpu" and not stop_early:
-        way = sweep_path(model, masks, images[0], thresholds, mode).path
-    predictions: Predictions | None = None
+        way = sweep_path([model], [steps], sets[0].images, mode).path
     if way == "stack" and not stop_early:
-        predictions = _all_at_once(model, images, steps, mode)
+        together = in_one_stack([model], [steps], course.images, mode)
+        if together is not None:
+            return _swept(together, [steps], step_of, course)[0]
     with convs_of(precision):
-        predictions = predictions or PrunedPredictions(model, images, steps, mode, cache_bytes)
-        before = [share_right(predictions.predict(0, index), data.labels) for index, data in enumerate(sets)]
-        points: list[SweepPoint] = []
-        for threshold, step in zip(thresholds, step_of, strict=True):
-            if points and steps[step] == points[-1].pruned:
-                points.append(replace(points[-1], threshold=threshold))
-            else:
-                drops = _drops(predictions, step, sets, before, hopeless)
-                points.append(SweepPoint(threshold, before[0] - drops[0], max(drops), steps[step]))
-            if stop_early and points[-1].drop > max_drop:
-                break
-        return Sweep(before[0], tuple(points))
+        alone = PrunedPredictions(model, course.images, steps, mode, cache_bytes)
+        return _swept([alone.predict], [steps], step_of, course)[0]
 
 
-def sweep_path(
-    model: Model, masks: Mapping[str, Tensor], images: Tensor, thresholds: Sequence[float], mode: PruneMode
-) -> PathChoice:
-    """Whether a sweep of these thresholds is faster all at once; tried once for every shape, on a part of it on a CPU.
+def sweep_models(
+    models: Sequence[Model],
+    masks: Sequence[Masks],
+    sets: Sequence[CleanData],
+    thresholds: Sequence[float],
+    max_drop: float,
+    mode: PruneMode,
+    stop_early: bool = True,
+    hopeless: float = 1.0,
+    memory: int = CACHE_BYTES,
+    way: Way | None = None,
+    precision: Precision = DEFAULT,
+) -> list[Sweep]:
+    """The sweep of every model with its own mask, as :func:`sweep_thresholds` makes it of each.
 
     Args:
-        images: of the sweep, ``[N, C, H, W]``.
+        memory: bytes for what a loop keeps, or for the weights of the models that are swept in one stack: those for
+            which there is no room come in a stack after it.
+        way: ``loop`` takes one model after another; ``stack`` takes all at the same thresholds, each in one pass, which
+            is the same but for images whose two largest logits are within float32 rounding of each other. None is the
+            loop on a CPU, which goes on from feature maps that it has kept, and what :func:`sweep_path` finds
+            elsewhere; models that cannot be stacked are always a loop.
+        precision: of a loop, as there.
     """
-    steps, _ = _steps(masks, thresholds)
-    if len(steps) == 1:
-        return PathChoice("loop", "", "", reason="no threshold prunes anything")
-    if model.device.type == "cpu":
-        steps, images = steps[:: -(-len(steps) // _FEW_STEPS)], images[:_FEW_IMAGES]
-    images = images[:BATCH]
-    shape = f"sweep of {len(steps)} x {describe(model)}, batch {list(images.shape)}"
-
-    def trial() -> Sequence[float] | None:
-        together = _all_at_once(model, [images], steps, mode)
-        if together is None:
-            return None
-
-        def run(predictions: Callable[[], Predictions]) -> None:
-            made = predictions()
-            for step in range(len(steps)):
-                made.predict(step, 0)
-
-        at_once = partial(run, lambda: StackedPredictions(model, [images], steps, mode))
-        one_by_one = partial(run, lambda: PrunedPredictions(model, [images], steps, mode))
-        return least_seconds(model.device, ROUNDS, at_once, one_by_one)
-
-    return kept_or_tried(model, shape, trial, lambda: _all_at_once(model, [images], steps, mode) is not None)
+    course = _Course(sets, thresholds, max_drop, mode, stop_early, hopeless)
+    room = max(1, memory // weight_bytes(models[0]))
+    found: list[Sweep] = []
+    for start in range(0, len(models), room):
+        some, own = models[start : start + room], masks[start : start + room]
+        steps, step_of = _steps(own, thresholds)
+        if way is None:
+            on_cpu = models[0].device.type == "cpu"
+            way = "loop" if on_cpu else sweep_path(some, steps, sets[0].images, mode, stop_early).path
+        together = None
+        if way == "stack" and len(some) > 1:
+            together = in_one_stack(some, steps, course.images, mode, memory, one_step=stop_early)
+        if together is not None:
+            found += _swept(together, steps, step_of, course)
+        else:
+            rest = (sets, thresholds, max_drop, mode, stop_early, hopeless, memory, None, precision)
+            found += [sweep_thresholds(model, mask, *rest) for model, mask in zip(some, own, strict=True)]
+    return found
 
 
-def _steps(masks: Mapping[str, Tensor], thresholds: Sequence[float]) -> tuple[list[dict[str, list[int]]], list[int]]:
-    """Every different pruning, none at all first, and for each threshold which of them is its own."""
-    steps: list[dict[str, list[int]]] = [{}]
+def _steps(masks: Sequence[Masks], thresholds: Sequence[float]) -> tuple[list[Steps], list[int]]:
+    """The prunings of every model, none at all first, and for each threshold which of them is its own.
+
+    All have one more where that of some model changes.
+    """
+    steps = [[dict[str, list[int]]() for _ in masks]]
     step_of: list[int] = []
     for threshold in thresholds:
-        pruned = below(masks, threshold)
+        pruned = [below(own, threshold) for own in masks]
         if pruned != steps[-1]:
             steps.append(pruned)
         step_of.append(len(steps) - 1)
-    return steps, step_of
+    return [list(own) for own in zip(*steps, strict=True)], step_of
 
 
-def _all_at_once(
-    model: Model, images: Sequence[Tensor], steps: Sequence[dict[str, list[int]]], mode: PruneMode
-) -> StackedPredictions | None:
-    """None for a network that cannot be stacked."""
-    try:
-        return StackedPredictions(model, images, steps, mode)
-    except ValueError:
-        return None
+def _swept(
+    predict: Sequence[Predict], prunings: Sequence[Steps], step_of: Sequence[int], course: _Course
+) -> list[Sweep]:
+    """The sweep of every model, all at one threshold before the next: so a stack can take it for all of them."""
+    before = [[share_right(one(0, index), data.labels) for one in predict] for index, data in enumerate(course.sets)]
+    accuracies = list(zip(*before, strict=True))
+    sweeps = [_points(*one, step_of, course) for one in zip(predict, prunings, accuracies, strict=True)]
+    points: list[list[SweepPoint]] = [[] for _ in sweeps]
+    for at_one_threshold in zip_longest(*sweeps):
+        for so_far, point in zip(points, at_one_threshold, strict=True):
+            so_far += [point] if point else []
+    return [Sweep(first[0], tuple(own)) for first, own in zip(accuracies, points, strict=True)]
 
 
-def _drops(
-    predictions: Predictions, step: int, sets: Sequence[CleanData], before: Sequence[float], hopeless: float
-) -> list[float]:
+def _points(
+    predict: Predict, steps: Steps, before: Sequence[float], step_of: Sequence[int], course: _Course
+) -> Iterator[SweepPoint]:
+    """A point for each threshold, up to where the sweep stops."""
+    point: SweepPoint | None = None
+    for threshold, step in zip(course.thresholds, step_of, strict=True):
+        if point and steps[step] == point.pruned:
+            point = replace(point, threshold=threshold)
+        else:
+            drops = _drops(partial(predict, step), before, course)
+            point = SweepPoint(threshold, before[0] - drops[0], max(drops), steps[step])
+        yield point
+        if course.stop_early and point.drop > course.max_drop:
+            return
+
+
+def _drops(predict: Callable[[int], Tensor], before: Sequence[float], course: _Course) -> list[float]:
     """Fall of clean accuracy on each set, up to the first set on which it is hopeless."""
     drops: list[float] = []
-    for index, (data, accuracy) in enumerate(zip(sets, before, strict=True)):
-        drops.append(accuracy - share_right(predictions.predict(step, index), data.labels))
-        if drops[-1] > hopeless:
+    for index, (data, accuracy) in enumerate(zip(course.sets, before, strict=True)):
+        drops.append(accuracy - share_right(predict(index), data.labels))
+        if drops[-1] > course.hopeless:
             break
     return drops

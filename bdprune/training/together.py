@@ -1,9 +1,10 @@
 """Unlearning and recovery of a stack of models in the same steps, each model as if it were alone.
 
-Within an epoch nothing is read back from the device: whether a model has stopped or broken down is a number on the
-device that decides over its next update, and its trajectory is kept there until the epoch is over. So a step can be
-recorded as a CUDA graph (:mod:`bdprune.training.graph`): learning rates come in as a tensor, and all that it changes it
-changes in place.
+Until a try is over nothing is read back from the device: whether a model has stopped or broken down is a number there
+that decides over its next update, and trajectories are kept there. A GPU tells an epoch late that all have stopped
+(:mod:`bdprune.training.watch`); the steps of that epoch change nothing and leave no record. So no step waits, and a
+step can be recorded as a CUDA graph (:mod:`bdprune.training.graph`): learning rates come in as a tensor, and all that
+it changes it changes in place.
 """
 
 from __future__ import annotations
@@ -24,16 +25,17 @@ from bdprune.training.graph import Tensors, captured
 from bdprune.training.normalization import keep_running_statistics
 from bdprune.training.precision import DEFAULT, Plan, Precision, plan_for
 from bdprune.training.recover import Recovered, RecoverSettings, check_finite, descend
+from bdprune.training.shuffle import Batches, passes
 from bdprune.training.trajectory import UnlearnStep
 from bdprune.training.unlearn import (
     Attempt,
     Unlearned,
     UnlearnSettings,
-    batches,
     no_finite_step,
     steps_of,
     stop_accuracy,
 )
+from bdprune.training.watch import watch_on
 
 
 def unlearn_together(
@@ -49,10 +51,11 @@ def unlearn_together(
     """
     results: list[Unlearned | TrainingError] = [TrainingError("Not unlearned.", "")] * len(models)
     pending = {index: Attempt(settings.lr, settings.retries, settings.raises) for index in range(len(models))}
+    floors = [stop_accuracy(model, data, settings) for model in models]
     while pending:
         tried = list(pending)
-        rates = [pending[index].lr for index in tried]
-        outcomes = _ascend([models[index] for index in tried], data, settings, rates, seed, precision)
+        tries = [(models[index], floors[index], pending[index].lr) for index in tried]
+        outcomes = _ascend(tries, data, settings, seed, precision)
         for index, (result, finite) in zip(tried, outcomes, strict=True):
             attempt = pending.pop(index).after(result, finite, settings.min_steps)
             if attempt:
@@ -70,7 +73,7 @@ def recover_together(
     precision: Precision = DEFAULT,
 ) -> list[Recovered | TrainingError]:
     """What :func:`bdprune.training.recover.recover` makes of each model; its error where it would raise one."""
-    stacked = StackedNetwork(unlearned)
+    stacked = StackedNetwork(unlearned, frozen=True)
     masked = MaskedNetwork(stacked).train()
     if len(data) < settings.small_data:
         keep_running_statistics(masked)
@@ -85,9 +88,10 @@ def recover_together(
         descend(masked, optimizer, losses.sum())
         return (losses.detach(),)
 
-    run = captured(step, unlearned[0].device)
-    for _ in range(settings.epochs):
-        for images, labels in batches(data, settings.batch_size, settings.padding, generator, unlearned[0].device):
+    device = unlearned[0].device
+    run = captured(step, device)
+    for batches in passes(data, settings.epochs, settings.batch_size, settings.padding, generator, device):
+        for images, labels in batches:
             steps += run(images, labels)
     masks = {name: mask.detach().cpu().clone() for name, mask in masked.masks.items()}
     by_model = torch.stack(steps, 1).tolist()
@@ -125,14 +129,21 @@ class _Ascent:
         self._momenta = [torch.zeros_like(parameter) for parameter in self._parameters]
         device = self._parameters[0].device
         self._floors = torch.tensor(floors, dtype=torch.float64, device=device)
+        self._accuracies = torch.zeros_like(self._floors)  # their sum since the epoch began
         self.going = torch.ones(len(floors), dtype=torch.bool, device=device)
         self.failed = torch.zeros_like(self.going)
         self._run = captured(self._step, device)
 
-    def step(self, images: Tensor, labels: Tensor, rates: Tensor) -> _Seen:
-        """One step up the loss; a model that has stopped, or whose next state would not be finite, stays as it is."""
-        losses, counts, predicted = self._run(images, labels, rates)
-        return _Seen(losses, counts, predicted, labels)
+    def epoch(self, batches: Batches, rates: Tensor) -> list[_Seen]:
+        """Steps up the loss; a model that has stopped, or whose next state would not be finite, stays as it is."""
+        self._accuracies.zero_()
+        seen: list[_Seen] = []
+        for images, labels in batches:
+            losses, counts, predicted = self._run(images, labels, rates)
+            seen.append(_Seen(losses, counts, predicted, labels))
+        if self._settings.stop_on == "epoch":
+            self.going &= self._accuracies / len(seen) > self._floors
+        return seen
 
     def _step(self, images: Tensor, labels: Tensor, rates: Tensor) -> Tensors:
         before = [buffer.clone() for buffer in self._buffers]
@@ -146,10 +157,13 @@ class _Ascent:
             _keep([*self._parameters, *self._momenta], counts, [*after, *momenta])
             _keep(self._buffers, ~counts, before)
             predicted = logits.argmax(2)
+            # A quotient of whole numbers, which is the same on every device: a mean may be off by a bit.
+            accuracies = ((predicted == labels).sum(1) / len(labels)).double()
+            self._accuracies += accuracies
             self.failed |= self.going & ~finite
             self.going.copy_(counts)
             if self._settings.stop_on == "batch":
-                self.going &= ~((predicted == labels).float().mean(1).double() <= self._floors)
+                self.going &= accuracies > self._floors
         return losses.detach(), counts, predicted
 
     def _moved(self, gradients: Sequence[Tensor], rates: Tensor) -> tuple[list[Tensor], list[Tensor]]:
@@ -163,50 +177,44 @@ class _Ascent:
 
 
 def _ascend(
-    models: Sequence[Model],
+    tries: Sequence[tuple[Model, float, float]],
     data: CleanData,
     settings: UnlearnSettings,
-    rates: Sequence[float],
     seed: int,
     precision: Precision,
 ) -> list[tuple[Unlearned, bool]]:
-    """One try of every model, and whether it stayed finite."""
+    """One try of every model, at its own stop accuracy and learning rate, and whether it stayed finite."""
+    models, floors, rates = (list(of_all) for of_all in zip(*tries, strict=True))
     stacked = StackedNetwork(models).train()
     if len(data) < settings.small_data:
         keep_running_statistics(stacked)
     plan = _plan(precision, models[0], data)
     stacked.arrange(plan.channels_last)
-    floors = [stop_accuracy(model, data, settings) for model in models]
     ascent = _Ascent(stacked, plan, settings, floors)
     device = models[0].device
-    generator = torch.Generator().manual_seed(seed)
-    trajectories: list[list[UnlearnStep]] = [[] for _ in models]
-    stopped = [False] * len(models)
-    per_epoch = -(-len(data) // settings.batch_size)
     rate = torch.tensor(rates, dtype=torch.float32, device=device)
-    for epoch in range(settings.max_epochs):
-        passed = sum(milestone <= epoch for milestone in settings.milestones)
-        shuffled = batches(data, settings.batch_size, settings.padding, generator, device)
-        seen = [ascent.step(images, labels, rate * 0.1**passed) for images, labels in shuffled]
-        _read(seen, trajectories, models[0].num_classes)
-        going, failed = ascent.going.tolist(), ascent.failed.tolist()
-        for index, steps in enumerate(trajectories):
-            stopped[index] = stopped[index] or not (going[index] or failed[index])
-            if settings.stop_on == "epoch" and going[index]:
-                last = steps[-per_epoch:]
-                stopped[index] = sum(step.accuracy for step in last) / len(last) <= floors[index]
-        ascent.going &= ~torch.tensor(stopped, device=device)
-        if not any(one and not end for one, end in zip(going, stopped, strict=True)):
+    watch = watch_on(device)
+    generator = torch.Generator().manual_seed(seed)
+    shuffled = passes(data, settings.max_epochs, settings.batch_size, settings.padding, generator, device)
+    seen: list[_Seen] = []
+    for epoch, batches in enumerate(shuffled):
+        seen += ascent.epoch(batches, rate * 0.1 ** sum(milestone <= epoch for milestone in settings.milestones))
+        if watch.is_over(ascent.going):
             break
-    failed = ascent.failed.tolist()
+    trajectories = _read(seen, len(models), models[0].num_classes)
+    failed, stopped = ascent.failed.tolist(), (~ascent.going & ~ascent.failed).tolist()
+    per_epoch = -(-len(data) // settings.batch_size)
     return [
         (Unlearned(stacked.model(g), tuple(trajectories[g]), per_epoch, rates[g], stopped[g], plan), not failed[g])
         for g in range(len(models))
     ]
 
 
-def _read(seen: Sequence[_Seen], trajectories: list[list[UnlearnStep]], num_classes: int) -> None:
-    """Adds the steps that count to the trajectories of their models; a few copies from the device in all."""
+def _read(seen: Sequence[_Seen], models: int, num_classes: int) -> list[list[UnlearnStep]]:
+    """The steps of each model that count; a few copies from the device in all."""
+    trajectories: list[list[UnlearnStep]] = [[] for _ in range(models)]
+    if not seen:
+        return trajectories
     losses, counts = (
         torch.stack(values).tolist() for values in zip(*((s.losses, s.counts) for s in seen), strict=True)
     )
@@ -217,6 +225,7 @@ def _read(seen: Sequence[_Seen], trajectories: list[list[UnlearnStep]], num_clas
         for trajectory, counted, record in zip(trajectories, counting, steps_of(*step, num_classes), strict=True):
             if counted:
                 trajectory.append(record)
+    return trajectories
 
 
 def _plan(precision: Precision, model: Model, data: CleanData) -> Plan:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -14,10 +14,10 @@ from bdprune.data.clean import CleanData
 from bdprune.errors import TrainingError
 from bdprune.model.handle import Model
 from bdprune.model.stacked import why_not
-from bdprune.training.augment import crop_and_flip
 from bdprune.training.evaluate import clean_accuracy
 from bdprune.training.normalization import keep_running_statistics
 from bdprune.training.precision import DEFAULT, Plan, Precision, plan_for
+from bdprune.training.shuffle import passes
 from bdprune.training.trajectory import UnlearnStep
 
 
@@ -162,8 +162,8 @@ def _ascend(
     last_finite = _Snapshot(worker.network)
     stopped = False
     batches_per_epoch = -(-len(data) // settings.batch_size)
-    for _ in range(settings.max_epochs):
-        for images, labels in batches(data, settings.batch_size, settings.padding, generator, model.device):
+    for batches in passes(data, settings.max_epochs, settings.batch_size, settings.padding, generator, model.device):
+        for images, labels in batches:
             step = _ascent_step(module, plan, optimizer, images, labels, model.num_classes)
             if step is None or not last_finite.take():
                 last_finite.restore()
@@ -251,19 +251,3 @@ class _Snapshot:
     def restore(self) -> None:
         """Puts the network back into the state that was kept."""
         self._network.load_state_dict(self._kept)
-
-
-def batches(
-    data: CleanData, batch_size: int, padding: int, generator: torch.Generator, device: torch.device
-) -> Iterator[tuple[Tensor, Tensor]]:
-    """One shuffled pass over ``data``, augmented: (images ``[B, C, H, W]``, labels ``[B]``) on ``device``.
-
-    Batches are of nearly equal size, at most ``batch_size``: statistics of a last batch with a handful of images
-    would mean nothing, neither to a batch norm nor to a stop accuracy. What is random is drawn on the CPU, and the
-    images go to ``device`` once: a copy of each batch would wait for the steps before it.
-    """
-    images, labels = data.images.to(device, non_blocking=True), data.labels.to(device, non_blocking=True)
-    order = torch.randperm(len(data), generator=generator)
-    for index in order.tensor_split(-(-len(data) // batch_size)):
-        chosen = index.to(device, non_blocking=True)
-        yield crop_and_flip(images[chosen], generator, padding), labels[chosen]

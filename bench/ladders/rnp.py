@@ -20,8 +20,9 @@ from bdprune.data.clean import CleanData
 from bdprune.model.handle import Model
 from bdprune.training.precision import Precision, computes_bfloat16
 from bdprune.training.recover import RecoverSettings, recover
+from bdprune.training.shuffle import passes
 from bdprune.training.sweep import sweep_thresholds
-from bdprune.training.unlearn import UnlearnSettings, batches, unlearn
+from bdprune.training.unlearn import UnlearnSettings, unlearn
 from bench.ladders.ladder import Kind, Ladder, Rung, Work, absolute_error, can_compile, max_or_nan, relative_error
 from bench.ladders.networks import clean_images, conv_flops, replace_modules, resnet18, weight_bytes
 from bench.ladders.plan import Plan
@@ -369,8 +370,8 @@ def _published_batches(
     model: Model, data: CleanData, style: Style, epochs: int, seed: int
 ) -> Iterator[tuple[Tensor, Tensor]]:
     generator = torch.Generator().manual_seed(seed)
-    for _ in range(epochs):
-        for images, labels in batches(data, BATCH, 4, generator, model.device):
+    for batches in passes(data, epochs, BATCH, 4, generator, model.device):
+        for images, labels in batches:
             yield style.batch(images), labels
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 import pytest
 import torch
@@ -119,6 +119,55 @@ def test_masked_stack_is_a_stack_of_masked_networks(norm: bool) -> None:
         for name, mask in one.masks.items():
             torch.testing.assert_close(masked.masks[name].grad[g], mask.grad)
     torch.testing.assert_close(masked(batch), logits)  # nothing of the first pass stays behind
+
+
+def storage(values: Iterable[Tensor]) -> int:
+    """Bytes of memory behind the values, each piece counted once."""
+    pieces = {value.untyped_storage().data_ptr(): value.untyped_storage().nbytes() for value in values}
+    return sum(pieces.values())
+
+
+def test_one_model_given_often_has_one_copy_of_frozen_weights() -> None:
+    one, other = models(2)
+    alone = storage(one.network.parameters())
+    frozen = StackedNetwork([one] * 3, frozen=True)
+    for layout in (False, True, False):
+        frozen.arrange(channels_last=layout)
+        assert storage(frozen.parameters()) == alone
+        assert all(len(value) == 3 and not value.requires_grad for value in frozen.parameters())
+    assert not {value.data_ptr() for value in frozen.parameters()} & {p.data_ptr() for p in one.network.parameters()}
+    assert storage(frozen.buffers()) == 3 * storage(one.network.buffers())
+    assert storage(StackedNetwork([one] * 3).parameters()) == 3 * alone
+    assert storage(StackedNetwork([one, other, one], frozen=True).parameters()) == 3 * alone
+    back = frozen.model(2).network.state_dict()
+    assert all(torch.equal(value, back[name]) for name, value in one.network.state_dict().items())
+
+
+@pytest.mark.parametrize("training", [False, True], ids=["eval", "train"])
+@pytest.mark.parametrize("norm", [True, False], ids=["norm", "bare_convs"])
+@pytest.mark.parametrize("channels_last", [False, True], ids=["nchw", "channels_last"])
+def test_masks_on_one_copy_are_masks_on_copies(
+    norm: bool, training: bool, channels_last: bool, device: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
+    (model,) = models(1, make=lambda seed: network(seed, norm).to(device))
+    stacks = [StackedNetwork([model] * 3, frozen=frozen) for frozen in (True, False)]
+    for stacked in stacks:
+        stacked.arrange(channels_last)
+    found = [MaskedNetwork(stacked).train(training) for stacked in stacks]
+    for masked in found:
+        for name, mask in masked.masks.items():
+            mask.data.uniform_(generator=torch.Generator(device).manual_seed(len(name)))
+    shared, copied = (masked(images().to(device)) for masked in found)
+    near = {"rtol": 1e-4, "atol": 1e-5}
+    torch.testing.assert_close(shared, copied, **near)
+    assert not torch.allclose(shared[0], shared[1])
+    for logits in (shared, copied):
+        logits.square().sum().backward()
+    for name, mask in found[1].masks.items():
+        torch.testing.assert_close(found[0].masks[name].grad, mask.grad, **near)
+    for ours, theirs in zip(found[0].buffers(), found[1].buffers(), strict=True):
+        torch.testing.assert_close(ours, theirs, **near)
 
 
 STACKED = ("resnet18_cifar", "resnet20_cifar", "preact_resnet18", "wrn_16_1", "vgg16_bn_cifar", "densenet121_cifar")

@@ -26,6 +26,8 @@ from bdprune.training import paths
 from bdprune.training.footprint import footprint, weight_bytes
 from bdprune.training.unlearn import UnlearnSettings
 
+from ..helpers import siblings
+
 
 @pytest.fixture(autouse=True)
 def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
@@ -311,19 +313,6 @@ def test_stacks_that_cannot_be_are_refused_before_anything_is_read(
         scan_many([tiny.path], tiny.data, **options)
 
 
-def siblings(bright: Any, count: int) -> list[Model]:
-    """Models of one architecture, each a little off in its own way."""
-    found = [bright.model]
-    for seed in range(1, count):
-        network = copy.deepcopy(bright.model.network)
-        generator = torch.Generator().manual_seed(seed)
-        with torch.no_grad():
-            for parameter in network.parameters():
-                parameter.add_(torch.randn(parameter.shape, generator=generator) * 0.02)
-        found.append(bright.model.with_network(network))
-    return found
-
-
 def test_real_detectors_see_in_a_stack_what_they_see_alone(
     bright: Any, device: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -331,7 +320,7 @@ def test_real_detectors_see_in_a_stack_what_they_see_alone(
     unlearning = UnlearnSettings(lr=0.02, batch_size=50, max_epochs=6, padding=1, min_steps=6)
     detectors = [UnlearningDetector(unlearning, seed=3), LipschitzDetector()]
     assert all(isinstance(one, StackDetector) for one in detectors)
-    models = siblings(bright, 4)
+    models = siblings(bright.model, 4, scale=0.02)
     together = list(scan_many(models, bright.data, detectors=detectors, stack=4, seed=3, device=device))
     again = list(scan_many(models, bright.data, detectors=detectors, stack=4, seed=3, device=device))
     assert [without_times(one) for one in together] == [without_times(one) for one in again]

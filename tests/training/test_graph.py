@@ -6,7 +6,6 @@ and not a line of Python, so whatever the step keeps outside of tensors is missi
 
 from __future__ import annotations
 
-import copy
 import importlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
@@ -22,11 +21,13 @@ from torch.utils._pytree import tree_leaves
 
 from bdprune.errors import OptionError
 from bdprune.model.handle import Model
-from bdprune.training import graph
+from bdprune.training import graph, watch
 from bdprune.training.graph import WARM_UPS, Captured, Tensors, recorder_for
 from bdprune.training.recover import RecoverSettings, recover
 from bdprune.training.together import recover_together, unlearn_together
 from bdprune.training.unlearn import UnlearnSettings
+
+from ..helpers import siblings
 
 aten = torch.ops.aten
 READS_BACK = {aten._local_scalar_dense, aten.nonzero, aten.masked_select, aten.equal, aten.is_nonzero, aten.unique_dim}
@@ -108,18 +109,6 @@ def tapes(monkeypatch: pytest.MonkeyPatch) -> Tapes:
     for name in ("together", "recover"):
         module = importlib.import_module(f"bdprune.training.{name}")
         monkeypatch.setattr(module, "captured", lambda step, device: Captured(step, found))
-    return found
-
-
-def siblings(model: Model, count: int = 3) -> list[Model]:
-    found = [model]
-    for seed in range(1, count):
-        network = copy.deepcopy(model.network)
-        generator = torch.Generator().manual_seed(seed)
-        with torch.no_grad():
-            for parameter in network.parameters():
-                parameter.add_(torch.randn(parameter.shape, generator=generator) * 0.05)
-        found.append(model.with_network(network))
     return found
 
 
@@ -214,8 +203,15 @@ def test_a_step_that_reads_back_fails_on_the_tape() -> None:
         run(torch.ones(2))
 
 
-@pytest.mark.parametrize(("phase", "steps"), [("unlearning", 5), ("recovery", 20), ("recovery alone", 20)])
-def test_nothing_is_read_back_before_the_epoch_or_the_recovery_is_over(
+class Unknowing:
+    """A watch that hears nothing, whoever is still going."""
+
+    def is_over(self, going: Tensor) -> bool:
+        return False
+
+
+@pytest.mark.parametrize(("phase", "steps"), [("batch", 100), ("epoch", 100), ("recovery", 20), ("recovery alone", 20)])
+def test_nothing_is_read_back_before_the_phase_is_over(
     bright: Any, phase: str, steps: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Meta tensors have no values: whoever looks at one, or copies it to the CPU, raises."""
@@ -226,12 +222,19 @@ def test_nothing_is_read_back_before_the_epoch_or_the_recovery_is_over(
 
     for name in ("together", "recover"):
         monkeypatch.setattr(importlib.import_module(f"bdprune.training.{name}"), "captured", counted)
-    models = [one.with_network(copy.deepcopy(one.network).to("meta")) for one in siblings(bright.model)]
+    monkeypatch.setattr(importlib.import_module("bdprune.training.together"), "watch_on", lambda device: Unknowing())
+    models = siblings(bright.model, device="meta")
     monkeypatch.setattr(Model, "groups", bright.model.groups)
     monkeypatch.setattr(torch, "autocast", lambda *settings, **named: nullcontext())  # knows no such device
     recovery = RecoverSettings(batch_size=50, epochs=4, padding=1)
+
+    def unlearning(stop_on: str) -> object:
+        settings = UnlearnSettings(batch_size=50, padding=1, stop_on=stop_on, milestones=(3,))
+        return unlearn_together(models, bright.data, settings)
+
     runs: dict[str, Callable[[], object]] = {
-        "unlearning": lambda: unlearn_together(models, bright.data, UnlearnSettings(batch_size=50, padding=1)),
+        "batch": lambda: unlearning("batch"),
+        "epoch": lambda: unlearning("epoch"),
         "recovery": lambda: recover_together(models, bright.data, recovery),
         "recovery alone": lambda: recover(models[0], bright.data, recovery),
     }
@@ -337,7 +340,7 @@ needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="graphs are
 @needs_gpu
 @pytest.mark.parametrize("name", UNLEARNING)
 def test_cuda_graphs_unlearn_as_the_steps_as_written(bright: Any, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    models = [one.with_network(copy.deepcopy(one.network).cuda()) for one in siblings(bright.model)]
+    models = siblings(bright.model, device="cuda")
     found = []
     for setting in ("0", "1"):
         monkeypatch.setenv("BDPRUNE_GRAPHS", setting)
@@ -350,7 +353,7 @@ def test_cuda_graphs_unlearn_as_the_steps_as_written(bright: Any, name: str, mon
 
 @needs_gpu
 def test_cuda_graphs_recover_as_the_steps_as_written(bright: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    models = [one.with_network(copy.deepcopy(one.network).cuda()) for one in siblings(bright.model)]
+    models = siblings(bright.model, device="cuda")
     settings = RecoverSettings(batch_size=50, epochs=4, padding=1, loss_scale=0.2)
     found = []
     for setting in ("0", "1"):
@@ -359,3 +362,31 @@ def test_cuda_graphs_recover_as_the_steps_as_written(bright: Any, monkeypatch: p
     for written, replayed in zip(*found, strict=True):
         for key, mask in written.masks.items():  # type: ignore[union-attr]
             torch.testing.assert_close(mask, replayed.masks[key], rtol=1e-4, atol=1e-5)  # type: ignore[union-attr]
+
+
+@needs_gpu
+def test_cuda_unlearning_never_waits_between_its_first_epoch_and_its_end(
+    bright: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without graphs, because recording one waits. Trials of convolutions, too, are done in the first epoch."""
+    together = importlib.import_module("bdprune.training.together")
+    monkeypatch.setenv("BDPRUNE_GRAPHS", "0")
+    asked: list[bool] = []
+    is_over, read = watch.LateWatch.is_over, together._read
+
+    def strict(one: watch.LateWatch, going: Tensor) -> bool:
+        torch.cuda.set_sync_debug_mode("error")
+        asked.append(is_over(one, going))
+        return asked[-1]
+
+    def relaxed(*args: Any) -> Any:
+        torch.cuda.set_sync_debug_mode("default")
+        return read(*args)
+
+    monkeypatch.setattr(watch.LateWatch, "is_over", strict)
+    monkeypatch.setattr(together, "_read", relaxed)
+    try:
+        unlearn_together(siblings(bright.model, device="cuda"), bright.data, UNLEARNING["milestones"], seed=3)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    assert len(asked) > 1

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import copy
 import json
+from collections import Counter
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +16,16 @@ import torch
 import bdprune
 from bdprune.errors import OptionError, TrainingError
 from bdprune.model.handle import Model
+from bdprune.model.stacked import StackedNetwork
 from bdprune.scoring.lipschitz import channel_lipschitz
-from bdprune.training import paths
+from bdprune.training import paths, together
 from bdprune.training.recover import Recovered, RecoverSettings, recover
 from bdprune.training.sweep import sweep_thresholds
 from bdprune.training.together import recover_together, unlearn_together
 from bdprune.training.unlearn import Unlearned, UnlearnSettings, unlearn
+from bdprune.training.watch import LateWatch
+
+from ..helpers import siblings
 
 
 @pytest.fixture(autouse=True)
@@ -36,19 +43,6 @@ def forced(path: paths.Way) -> paths.PathChoice:
 def exact(monkeypatch: pytest.MonkeyPatch) -> None:
     """Float32 is float32 on a GPU too."""
     monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
-
-
-def siblings(model: Model, count: int = 3, device: str = "cpu") -> list[Model]:
-    """The model and others of its architecture, each a little off in its own way."""
-    found = [model]
-    for seed in range(1, count):
-        other = copy.deepcopy(model.network)
-        generator = torch.Generator().manual_seed(seed)
-        with torch.no_grad():
-            for parameter in other.parameters():
-                parameter.add_(torch.randn(parameter.shape, generator=generator) * 0.05)
-        found.append(model.with_network(other))
-    return [one.with_network(one.clone().network.to(device)) for one in found]
 
 
 def assert_same_unlearning(mine: Unlearned | TrainingError, alone: Unlearned) -> None:
@@ -69,7 +63,8 @@ def assert_same_unlearning(mine: Unlearned | TrainingError, alone: Unlearned) ->
 
 SETTINGS: dict[str, dict[str, Any]] = {
     "batch": {"lr": 0.02},
-    "epoch": {"lr": 0.02, "stop_on": "epoch", "milestones": (1, 2)},
+    "epoch": {"lr": 0.015, "stop_on": "epoch", "max_epochs": 8},
+    "milestones": {"lr": 0.02, "stop_on": "epoch", "milestones": (1, 2)},
     "share": {"lr": 0.02, "stop_share": 0.6},
     "lowered": {"lr": 0.2, "min_steps": 6},
     "raised": {"lr": 1e-4, "max_epochs": 2, "raises": 1},
@@ -85,7 +80,36 @@ def test_unlearning_together_is_unlearning_one_after_another(bright: Any, name: 
     for model, mine in zip(models, together, strict=True):
         assert_same_unlearning(mine, unlearn(model, bright.data, settings, seed=3))
     lengths = {len(mine.trajectory) for mine in together if isinstance(mine, Unlearned)}
-    assert name != "batch" or len(lengths) > 1, "the models should stop at different steps"
+    assert name not in ("batch", "epoch") or len(lengths) > 1, "the models should stop at different steps"
+
+
+@dataclass
+class Arrived:
+    """A mark that the device has come past."""
+
+    def query(self) -> bool:
+        return True
+
+
+@pytest.mark.parametrize("name", SETTINGS)
+def test_an_epoch_after_all_have_stopped_changes_nothing(
+    bright: Any, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = UnlearnSettings(**{"batch_size": 50, "max_epochs": 6, "padding": 1, **SETTINGS[name]})
+    run = partial(unlearn_together, siblings(bright.model), bright.data, settings, seed=3)
+    tries: list[Any] = []
+    epoch = together._Ascent.epoch
+    monkeypatch.setattr(together._Ascent, "epoch", lambda *args: tries.append(args[0]) or epoch(*args))
+    at_once, needed = run(), list(Counter(tries).values())
+    tries.clear()
+    monkeypatch.setattr(together, "watch_on", lambda device: LateWatch(torch.zeros(2, dtype=torch.bool), Arrived))
+    late, spent = run(), list(Counter(tries).values())
+    assert spent == [min(epochs + 1, settings.max_epochs) for epochs in needed]
+    for ours, theirs in zip(late, at_once, strict=True):
+        assert isinstance(ours, Unlearned) and isinstance(theirs, Unlearned)
+        assert replace(ours, model=theirs.model) == theirs
+        state = theirs.model.network.state_dict()
+        assert all(torch.equal(value, state[key]) for key, value in ours.model.network.state_dict().items())
 
 
 def broken(model: Model) -> Model:
@@ -106,6 +130,11 @@ def test_a_model_that_breaks_down_stays_alone_with_it(bright: Any) -> None:
     recovered = recover_together(models, bright.data, RecoverSettings(batch_size=50, epochs=1, padding=1))
     assert isinstance(recovered[1], TrainingError) and "in step 1" in str(recovered[1])
     assert isinstance(recovered[0], Recovered) and isinstance(recovered[2], Recovered)
+
+
+def test_no_epoch_is_no_step(bright: Any) -> None:
+    (none,) = unlearn_together([bright.model], bright.data, UnlearnSettings(max_epochs=0))
+    assert isinstance(none, TrainingError) and "not finite" in str(none)
 
 
 def test_a_step_that_would_not_be_finite_is_taken_back(bright: Any) -> None:
@@ -142,6 +171,23 @@ def test_recovery_together_is_recovery_one_after_another(bright: Any, small_data
         assert mine.losses == pytest.approx(alone.losses, rel=1e-4)
         for name, mask in alone.masks.items():
             torch.testing.assert_close(mine.masks[name], mask, rtol=1e-4, atol=1e-5)
+
+
+def test_recovery_of_one_model_given_often_holds_its_weights_once(bright: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    made: list[StackedNetwork] = []
+
+    def noted(models: list[Model], **options: Any) -> StackedNetwork:
+        made.append(StackedNetwork(models, **options))
+        return made[-1]
+
+    monkeypatch.setattr(together, "StackedNetwork", noted)
+    settings = RecoverSettings(batch_size=50, epochs=2, padding=1)
+    alone = recover(bright.model, bright.data, settings, seed=5)
+    for mine in recover_together([bright.model] * 3, bright.data, settings, seed=5):
+        assert isinstance(mine, Recovered) and mine.losses == pytest.approx(alone.losses, rel=1e-4)
+        for name, mask in alone.masks.items():
+            torch.testing.assert_close(mine.masks[name], mask, rtol=1e-4, atol=1e-5)
+    assert all(len(value) == 3 and value.stride(0) == 0 for value in made[0].parameters())
 
 
 @pytest.mark.parametrize("path", ["stack", "loop"])
@@ -206,12 +252,15 @@ def test_the_faster_way_is_taken_and_kept(
 
 
 def test_a_cpu_tries_two_models_on_a_few_images_before_all_of_them(
-    bright: Any, monkeypatch: pytest.MonkeyPatch
+    bright: Any, cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     models, images = siblings(bright.model, 5), bright.data.images[:20]
     monkeypatch.setattr(paths, "least_seconds", times(1.0, 1.0))
     assert "2 x bright, " in paths.choose(models, images).shape and len(paths.KEPT.read()) == 1
-    monkeypatch.setattr(paths.KEPT, "read", lambda: {})
+    monkeypatch.setattr(paths, "why_not", None)
+    assert "2 x bright, " in paths.choose(models, images).shape, "a loop that is kept is all there is to look at"
+    monkeypatch.undo()
+    monkeypatch.setenv("BDPRUNE_CACHE", str(cache.parent / "other"))
     monkeypatch.setattr(paths, "least_seconds", times(0.5, 1.0))
     assert "4 x bright, " in paths.choose(models, images).shape, "five go by four"
 
@@ -246,11 +295,16 @@ def test_a_cache_that_is_not_ours_counts_as_empty(cache: Path, text: str) -> Non
     assert list(paths.KEPT.read().values()) == []
 
 
-def test_a_cache_that_cannot_be_written_is_done_without(
+def test_a_cache_that_cannot_be_written_lasts_as_long_as_the_process(
     bright: Any, cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     cache.parent.joinpath("file").write_text("")
     monkeypatch.setenv("BDPRUNE_CACHE", str(cache.parent / "file"))
     monkeypatch.setattr(paths, "least_seconds", times(1.0, 1.0))
-    assert paths.choose(siblings(bright.model), bright.data.images[:4]).path == "loop"
+    choice = paths.choose(siblings(bright.model), bright.data.images[:4])
+    monkeypatch.setattr(paths, "least_seconds", None)
+    assert choice.path == "loop" and paths.choose(siblings(bright.model), bright.data.images[:4]) == choice
     assert list(paths.KEPT.read().values()) == []
+    paths.KEPT.forget()
+    with pytest.raises(TypeError, match="not callable"):
+        paths.choose(siblings(bright.model), bright.data.images[:4])

@@ -10,11 +10,15 @@ from torch import nn
 import bdprune
 from bdprune.model.handle import Model, Normalization
 from bdprune.model.prune import MODES, PruneMode, prune
-from bdprune.training import paths, sweep
+from bdprune.training import paths, pruned_stack, sweep
 from bdprune.training.evaluate import clean_accuracy
+from bdprune.training.footprint import weight_bytes
 from bdprune.training.pruned import PrunedPredictions
 from bdprune.training.pruned_stack import StackedPredictions
-from bdprune.training.sweep import below, sweep_path, sweep_thresholds
+from bdprune.training.sweep import below, sweep_models, sweep_thresholds
+from bdprune.training.sweep_path import sweep_path
+
+from ..helpers import siblings
 
 
 @pytest.fixture(autouse=True)
@@ -26,6 +30,11 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def ladder(bright: Any) -> dict[str, torch.Tensor]:
     """Masks 0, 0.1, ... on the last group: every threshold step prunes one filter more."""
     return {"0": torch.ones(12), "3": torch.arange(12) / 10}
+
+
+def ladder_steps(bright: Any) -> list[dict[str, list[int]]]:
+    """The prunings of a sweep down that ladder."""
+    return [below(ladder(bright), threshold) for threshold in (-1.0, *THRESHOLDS)]
 
 
 THRESHOLDS = [0.05, 0.15, 0.25, 0.35, 0.45, 0.55, 0.65, 0.75, 0.85, 0.95]
@@ -119,12 +128,12 @@ def test_thresholds_at_once_are_thresholds_one_after_another(
 
 def test_layers_that_no_threshold_touches_are_not_copied(bright: Any) -> None:
     prunings = [{}, {"3": [0]}, {"3": [0, 5]}]
-    together = StackedPredictions(bright.model, [bright.data.images], prunings, "zero_gamma")
+    together = StackedPredictions([bright.model], [prunings], [bright.data.images], "zero_gamma", at_once=3)
     shapes = {name: value.shape for name, value in together._stacked.network.named_parameters()}
     own = {name: value.shape for name, value in bright.model.network.named_parameters()}
     assert {name for name in shapes if shapes[name] != own[name]} == {"4.weight", "4.bias"}
     alone = PrunedPredictions(bright.model, [bright.data.images], prunings, "zero_gamma")
-    assert all(torch.equal(together.predict(step, 0), alone.predict(step, 0)) for step in range(3))
+    assert all(torch.equal(together.predict(0, step, 0), alone.predict(step, 0)) for step in range(3))
 
 
 def test_a_network_that_is_no_stack_is_swept_one_after_another(bright: Any) -> None:
@@ -136,10 +145,12 @@ def test_a_network_that_is_no_stack_is_swept_one_after_another(bright: Any) -> N
     network = Louder(*copy.deepcopy(bright.model.network)).eval()
     model = bright.model.with_network(network)
     with pytest.raises(ValueError, match="does more than its layers do"):
-        StackedPredictions(model, [bright.data.images], [{}, {"3": [0]}], "zero_gamma")
+        StackedPredictions([model], [[{}, {"3": [0]}]], [bright.data.images], "zero_gamma", at_once=2)
     args = (model, ladder(bright), [bright.data], THRESHOLDS, 0.02, "zero_gamma", False)
     assert sweep_thresholds(*args, way="stack") == sweep_thresholds(*args, way="loop")
-    assert "does more" in sweep_path(model, ladder(bright), bright.data.images, THRESHOLDS, "zero_gamma").reason
+    assert "does more" in sweep_path([model], [ladder_steps(bright)], bright.data.images, "zero_gamma").reason
+    both = ([model] * 2, [ladder(bright)] * 2, [bright.data], THRESHOLDS, 0.02, "zero_gamma")
+    assert sweep_models(*both, way="stack") == sweep_models(*both, way="loop")
 
 
 @pytest.mark.parametrize(("seconds", "path"), [((0.5, 1.0), "stack"), ((1.0, 1.0), "loop")])
@@ -151,27 +162,131 @@ def test_the_faster_way_of_a_sweep_is_tried_on_a_part_and_kept(
             run()
         return seconds
 
-    monkeypatch.setattr(sweep, "least_seconds", fastest)
-    args = (bright.model, ladder(bright), bright.data.images, THRESHOLDS, "zero_gamma")
+    monkeypatch.setattr("bdprune.training.sweep_path.least_seconds", fastest)
+    args = ([bright.model], [ladder_steps(bright)], bright.data.images, "zero_gamma")
     choice = sweep_path(*args)
     assert choice.path == path and "sweep of 4 x bright" in choice.shape and "[8, 3, 8, 8]" in choice.shape
     assert list(paths.KEPT.read().values()) == [choice]
-    monkeypatch.setattr(sweep, "least_seconds", None)
+    monkeypatch.setattr("bdprune.training.sweep_path.least_seconds", None)
     assert sweep_path(*args) == choice, "kept choices need no trial"
 
 
-def test_a_stack_sweeps_by_the_faster_way(bright: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    asked: list[object] = []
-    choice = paths.PathChoice("stack", "cpu", "forced")
-    monkeypatch.setattr("bdprune.training.stack.sweep_path", lambda *args: asked.append(args) or choice)
-    masks = [ladder(bright), {"0": torch.ones(12), "3": torch.ones(12) / 2}]
-    stack = bdprune.stack([bright.model] * 2)
-    found = stack.sweep(masks, [bright.data], THRESHOLDS, 0.02, stop_early=False)
-    assert len(asked) == 2
-    for mask, one in zip(masks, found, strict=True):
-        assert one == sweep_thresholds(bright.model, mask, [bright.data], THRESHOLDS, 0.02, "zero_gamma", False)
+def three(bright: Any, device: str = "cpu") -> tuple[list[Model], list[dict[str, torch.Tensor]]]:
+    """Models that fall at different thresholds: masks that rise fast, as the ladder does, and slowly."""
+    masks = [{"0": torch.ones(12), "3": torch.arange(12) / by} for by in (3, 10, 30)]
+    return siblings(bright.model, device=device), masks
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("stop_early", [True, False])
+def test_models_at_once_are_models_one_after_another(
+    bright: Any, mode: PruneMode, stop_early: bool, device: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made: list[tuple[int, int]] = []
+    stack = pruned_stack.StackedPredictions
+
+    def noted(models: Sequence[Model], *args: Any) -> StackedPredictions:
+        made.append((len(models), args[-1]))
+        return stack(models, *args)
+
+    monkeypatch.setattr(pruned_stack, "StackedPredictions", noted)
+    models, masks = three(bright, device)
+    for images, at_once in ((60, 2), (240, 1)):
+        sets = [bright.data.subset(torch.arange(images)), bright.data.subset(torch.arange(100, 120))]
+        for hopeless in (1.0, 0.1):
+            args = (models, masks, sets, THRESHOLDS, 0.02, mode, stop_early, hopeless)
+            found = sweep_models(*args, way="stack")
+            assert found == [
+                sweep_thresholds(model, mask, *args[2:], way="loop") for model, mask in zip(models, masks, strict=True)
+            ]
+            assert made.pop() == (3, 1 if stop_early else at_once) and not made
+    assert len({len(one.points) for one in found}) == (3 if stop_early else 1), "each should stop where it stops alone"
+
+
+def test_masks_of_one_model_at_once_copy_only_what_is_pruned(bright: Any) -> None:
+    _, masks = three(bright)
+    args = ([bright.model] * 3, masks, [bright.data], THRESHOLDS, 0.02, "zero_gamma", False)
+    assert sweep_models(*args, way="stack") == sweep_models(*args, way="loop")
+    stack = StackedPredictions([bright.model] * 3, [[{}, {"3": [0]}]] * 3, [bright.data.images], "zero_gamma")
+    assert len(stack._stacked.network.get_parameter("3.weight")) == 12
+    assert len(stack._stacked.network.get_parameter("4.weight")) == 3
+
+
+def test_models_for_whose_weights_there_is_no_room_are_swept_after_the_others(
+    bright: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[int] = []
+    in_one_stack = sweep.in_one_stack
+    monkeypatch.setattr(
+        sweep, "in_one_stack", lambda models, *a, **b: asked.append(len(models)) or in_one_stack(models, *a, **b)
+    )
+    models, masks = three(bright)
+    models, masks = [*models, *models], [*masks, *masks]
+    args = (models, masks, [bright.data], THRESHOLDS, 0.02, "zero_gamma", False)
+    separate = sweep_models(*args, way="loop")
+    for room, stacks in ((6.5, [6]), (4.5, [4, 2]), (5.5, [5]), (1.5, []), (0.5, [])):
+        memory = int(room * weight_bytes(bright.model))
+        assert sweep_models(*args, memory=memory, way="stack") == separate
+        assert asked == stacks
+        asked.clear()
+
+
+def test_a_cpu_sweeps_models_one_after_another_without_a_trial(bright: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sweep, "sweep_path", None)
+    monkeypatch.setattr(sweep, "in_one_stack", None)
+    models, masks = three(bright)
+    for stop_early in (True, False):
+        args = ([bright.data], THRESHOLDS, 0.02, "zero_gamma", stop_early)
+        found = bdprune.stack(models).sweep(masks, *args)
+        assert found == [sweep_thresholds(one, mask, *args) for one, mask in zip(models, masks, strict=True)]
+
+
+@pytest.mark.parametrize(("seconds", "path"), [((0.5, 1.0), "stack"), ((1.0, 1.0), "loop")])
+@pytest.mark.parametrize("stop_early", [True, False])
+def test_the_faster_way_of_several_models_is_tried_and_kept(
+    bright: Any, monkeypatch: pytest.MonkeyPatch, seconds: tuple[float, float], path: str, stop_early: bool
+) -> None:
+    tried: list[int] = []
+
+    def fastest(device: torch.device, rounds: int, *runs: Any) -> Sequence[float]:
+        tried.append(len(runs))
+        for run in runs:
+            run()
+        return seconds
+
+    monkeypatch.setattr("bdprune.training.sweep_path.least_seconds", fastest)
+    args = (siblings(bright.model, 9), [ladder_steps(bright)] * 9, bright.data.images, "zero_gamma", stop_early)
+    choice = sweep_path(*args)
+    assert choice.path == path and "sweep of 4 x 4 x bright" in choice.shape, "four speak for nine"
+    assert len(tried) == (1 if stop_early else 2), "each alone goes its own way, which is tried as well"
+    assert choice in paths.KEPT.read().values() and sweep_path(*args) == choice
+    assert len(tried) == (1 if stop_early else 2)
+    assert "may stop" in sweep_path(*(one[:1] for one in args[:2]), *args[2:4], True).reason
+
+
+@pytest.mark.parametrize("way", ["stack", "loop"])
+def test_elsewhere_models_are_swept_by_the_way_that_was_found(
+    bright: Any, way: paths.Way, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Models whose device is named like a GPU, while they lie on the CPU."""
+
+    class Gpu(str):
+        type = "cuda"
+
+    asked: list[Any] = []
+
+    def found(*args: Any) -> paths.PathChoice:
+        asked.append(args)
+        return paths.PathChoice(way, "cuda", "forced")
+
+    monkeypatch.setattr(sweep, "sweep_path", found)
+    models, masks = three(bright)
+    args = ([bright.data], THRESHOLDS, 0.02, "zero_gamma", False)
+    separate = [sweep_thresholds(one, mask, *args, way="loop") for one, mask in zip(models, masks, strict=True)]
+    monkeypatch.setattr(Model, "device", Gpu("cpu"))
+    assert sweep_models(models, masks, *args) == separate
+    assert [len(one[0]) for one in asked] == ([3] if way == "stack" else [3, 1, 1, 1])
 
 
 def test_a_sweep_that_prunes_nothing_needs_no_trial(bright: Any) -> None:
-    masks = {"0": torch.ones(12), "3": torch.ones(12)}
-    assert "prunes anything" in sweep_path(bright.model, masks, bright.data.images, [0.5], "zero_gamma").reason
+    assert "prunes anything" in sweep_path([bright.model], [[{}]], bright.data.images, "zero_gamma").reason

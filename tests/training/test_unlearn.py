@@ -9,7 +9,7 @@ from torch import Tensor
 from bdprune.data.clean import CleanData
 from bdprune.errors import TrainingError
 from bdprune.model.handle import Model
-from bdprune.training.unlearn import UnlearnSettings, _Snapshot, batches, unlearn
+from bdprune.training.unlearn import UnlearnSettings, _Snapshot, unlearn
 
 
 @pytest.fixture
@@ -106,18 +106,3 @@ def test_a_snapshot_goes_back_to_the_last_finite_state(model: Model, value: floa
     assert (weight[0] == 2.0).all()
     assert torch.equal(weight[1:], model.network.get_parameter("3.weight")[1:])
     assert torch.equal(mean, model.network.get_buffer("4.running_mean"))
-
-
-def test_batches_pass_over_every_image_once(data: CleanData) -> None:
-    seen = torch.cat(
-        [labels for _, labels in batches(data, 16, 0, torch.Generator().manual_seed(0), torch.device("cpu"))]
-    )
-    assert seen.bincount().tolist() == data.labels.bincount().tolist()
-
-
-def test_batches_are_of_nearly_equal_size(data: CleanData) -> None:
-    passes = batches(data, 50, 0, torch.Generator().manual_seed(0), torch.device("cpu"))
-    assert [len(labels) for _, labels in passes] == [40, 40, 40]
-    one_more = data.subset(torch.arange(101))
-    passes = batches(one_more, 50, 0, torch.Generator().manual_seed(0), torch.device("cpu"))
-    assert [len(labels) for _, labels in passes] == [34, 34, 33]

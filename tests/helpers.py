@@ -1,0 +1,22 @@
+"""What tests of several rooms need."""
+
+from __future__ import annotations
+
+import copy
+
+import torch
+
+from bdprune.model.handle import Model
+
+
+def siblings(model: Model, count: int = 3, scale: float = 0.05, device: str = "cpu") -> list[Model]:
+    """The model and others of its architecture, each off by noise of its own, of this standard deviation."""
+    found = [model]
+    for seed in range(1, count):
+        network = copy.deepcopy(model.network)
+        generator = torch.Generator().manual_seed(seed)
+        with torch.no_grad():
+            for parameter in network.parameters():
+                parameter.add_(torch.randn(parameter.shape, generator=generator) * scale)
+        found.append(model.with_network(network))
+    return [one.with_network(copy.deepcopy(one.network).to(device)) for one in found]
