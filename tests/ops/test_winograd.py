@@ -228,4 +228,5 @@ def test_compiles_without_a_graph_break() -> None:
     ],
 )
 def test_it_pays_by_shape_alone(x: tuple[int, ...], outputs: int, expected: bool) -> None:
-    assert pays(torch.empty(x, device="meta"), torch.empty(outputs, x[1], 3, 3, device="meta")) is expected
+    maps, weight = torch.empty(x, device="meta"), torch.empty(outputs, x[1], 3, 3, device="meta")
+    assert pays(maps, weight) is pays(maps.expand(3, *x), weight.expand(3, *weight.shape)) is expected
