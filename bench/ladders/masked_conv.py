@@ -14,6 +14,7 @@ from torch.nn import functional
 from bdprune.model.handle import Model
 from bdprune.model.mask import MaskedNetwork
 from bdprune.ops import masked_conv2d
+from bdprune.training.winograd import WinogradConvs
 from bench.ladders.ladder import Ladder, Rung, Work, compiled, relative_error
 from bench.ladders.plan import Plan
 
@@ -61,7 +62,7 @@ def conv_ladder(plan: Plan, channels: int, size: int, name: str, kind: torch.mem
         Rung("mask times weights, by autograd", "author", partial(both_ways, on_weights, data)),
         *(Rung(name, "eager", partial(both_ways, call, data)) for name, call in variants.items()),
         *compiled(plan.device, "mask times output", on_output, lambda fast: both_ways(fast, data)),
-        Rung("bdprune.ops.masked_conv2d", "ours", partial(both_ways, ours, data)),
+        *_two_ways("bdprune.ops.masked_conv2d", plan.device, partial(both_ways, ours, data)),
         Rung("no mask, gradient of the input", "bound", partial(unmasked, data), exact=False),
     )
     case = f"[{plan.conv_images}, {channels}, {size}, {size}], 3x3, {name}"
@@ -97,7 +98,7 @@ def norm_ladder(plan: Plan, channels: int, size: int) -> Ladder:
         Rung("mask times output of the norm", "eager", after_norm),
         Rung("mask times scale of the norm", "eager", partial(both_ways, scale_of_norm, data)),
         *compiled(plan.device, "mask times scale of the norm", scale_of_norm, lambda fast: both_ways(fast, data)),
-        Rung("bdprune.model.mask.MaskedNetwork", "ours", in_network),
+        *_two_ways("bdprune.model.mask.MaskedNetwork", plan.device, in_network),
         Rung("no mask, gradient of the input", "bound", plain, exact=False),
     )
     case = f"[{plan.conv_images}, {channels}, {size}, {size}], 3x3 and batch norm in train mode, channels_last"
@@ -105,6 +106,18 @@ def norm_ladder(plan: Plan, channels: int, size: int) -> Ladder:
     return Ladder(
         "Masked convolution", case, rungs, (_work(data),), _error(data, scale_of_norm), what, seconds=plan.seconds
     )
+
+
+def _two_ways(name: str, device: torch.device, run: Callable[[], Result]) -> tuple[Rung, ...]:
+    """Ours; on a CPU by Winograd's algorithm, as a plan of ``precision="auto"`` may choose, and then as it is."""
+    if device.type != "cpu":
+        return (Rung(name, "ours", run),)
+
+    def by_winograd() -> Result:
+        with WinogradConvs():
+            return run()
+
+    return Rung(f"{name}, Winograd", "ours", by_winograd), Rung(f"{name}, direct", "ours", run)
 
 
 def both_ways(call: Callable[[Tensor, Tensor, Tensor], Tensor], data: Problem) -> Result:
