@@ -33,8 +33,12 @@ STABLE_TORCH_LIBRARY(bdprune, m)
   //   x: [N, I, H, W]   weight: [O, I, 3, 3]   bias: [O]; returns [N, O, H, W]
   m.def("winograd_conv2d(Tensor x, Tensor weight, Tensor? bias) -> Tensor");
 
-  // The gradients of its input [N, I, H, W] and of its weight [O, I, 3, 3], from grad [N, O, H, W].
-  m.def("winograd_conv2d_input_grad(Tensor grad, Tensor weight) -> Tensor");
+  // The same times a mask, float32 [O]; returns (that, the same without the mask if need_z, else [0]).
+  m.def("winograd_masked_conv2d(Tensor x, Tensor weight, Tensor mask, Tensor? bias, bool need_z) -> (Tensor, Tensor)");
+
+  // The gradients of the input [N, I, H, W], with the mask where there is one, and of the weight [O, I, 3, 3] without,
+  // from grad [N, O, H, W].
+  m.def("winograd_conv2d_input_grad(Tensor grad, Tensor weight, Tensor? mask=None) -> Tensor");
   m.def("winograd_conv2d_weight_grad(Tensor grad, Tensor x) -> Tensor");
 
   // The masked convolutions of G models in one launch (CUDA only; elsewhere bdprune.ops composes them).

@@ -5,15 +5,18 @@ Both take a stack of G models, or G masks of one model, as their leading axis.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+from torch.overrides import handle_torch_function, has_torch_function
 
-from bdprune.ops import _backend, _stacked_conv, conv_path, reference
+from bdprune.ops import _backend, _masked_winograd, _stacked_conv, conv_path, reference
 from bdprune.ops._check import check_feature_map, check_floating, check_mask, empty_like_map
+from bdprune.ops.winograd import fits, pays, takes, winograd_conv2d
 
 
 def channel_scale(z: Tensor, mask: Tensor) -> Tensor:
@@ -60,6 +63,7 @@ def masked_conv2d(
     padding: int | tuple[int, int] | str = 0,
     dilation: int | tuple[int, int] = 1,
     groups: int = 1,
+    winograd: bool = False,
 ) -> Tensor:
     """``mask[c] * (conv2d(x, weight)[:, c] + bias[c])``: a convolution whose filters fade with their mask.
 
@@ -78,6 +82,8 @@ def masked_conv2d(
         padding: a number, a pair, ``"same"`` or ``"valid"``.
         dilation: a number or a pair.
         groups: divides I and O.
+        winograd: by :func:`bdprune.ops.winograd_conv2d` where that can do it and pays, with its precision and its
+            layout of the output. A :class:`torch.overrides.TorchFunctionMode` may take over the call, and ask for it.
 
     Returns:
         ``[N, O, H', W']``, or ``[G, N, O, H', W']``: on the CPU the same bits as G calls, but for a shared weight,
@@ -95,13 +101,20 @@ def masked_conv2d(
     >>> masked_conv2d(x, weight, torch.tensor([1.0, 0.25])).flatten()
     tensor([4., 1.])
     """
+    settings = (stride, padding, dilation, groups)
+    if has_torch_function((x, weight, mask)):
+        given = (x, weight, mask, bias, *settings)
+        taken_over: Tensor = handle_torch_function(masked_conv2d, (x, weight, mask), *given, winograd=winograd)
+        return taken_over
     check_floating("x", x)
     check_floating("weight", weight)
     check_floating("mask", mask)
     stack = mask.shape[0] if mask.dim() == 2 else None
     _check_conv(x, weight, bias, stack, groups)
     check_mask(mask, weight.shape[-4], x.device, stack)
-    return _conv(x, weight, mask, bias, (stride, padding, dilation, groups))
+    if winograd and _winograd_runs(x, weight, bias, settings):
+        return _by_winograd(x, weight, mask, bias)
+    return _conv(x, weight, mask, bias, settings)
 
 
 def stacked_conv2d(
@@ -143,13 +156,27 @@ def stacked_conv2d(
 
 
 _Settings = tuple[int | tuple[int, int], int | tuple[int, int] | str, int | tuple[int, int], int]
+_Convolution = Callable[[Tensor, Tensor, Tensor | None], Tensor]
+
+
+def _winograd_runs(x: Tensor, weight: Tensor, bias: Tensor | None, settings: _Settings) -> bool:
+    able = fits(weight, *settings) and takes(x, weight, bias) and not torch.is_autocast_enabled("cpu")
+    return able and 0 not in x.shape and pays(x, weight)
+
+
+def _by_winograd(x: Tensor, weight: Tensor, mask: Tensor, bias: Tensor | None) -> Tensor:
+    """In one op where there is one mask and it alone learns."""
+    learns = weight.requires_grad or (bias is not None and bias.requires_grad)
+    if mask.dim() == 1 and not (learns and torch.is_grad_enabled()):
+        return _masked_winograd.run(x, weight, mask, bias)
+    return _by_library(winograd_conv2d, x, weight, mask, bias)
 
 
 def _conv(x: Tensor, weight: Tensor, mask: Tensor | None, bias: Tensor | None, settings: _Settings) -> Tensor:
     """The masked convolution by the way that is chosen where there are several."""
     setting = _stacked_conv.setting_of(weight, *settings) if _stacked_conv.takes(x) else None
     if setting is None:
-        return _by_library(settings, x, weight, mask, bias)
+        return _by_library(partial(_conv2d, settings), x, weight, mask, bias)
     ways = _ways(setting, settings, x, weight, mask)
     return ways[conv_path.choose(ways, (x, weight, mask, bias), setting)](x, weight, mask, bias)
 
@@ -158,7 +185,7 @@ def _ways(
     setting: _stacked_conv.Setting, settings: _Settings, x: Tensor, weight: Tensor, mask: Tensor | None
 ) -> dict[str, conv_path.Run]:
     """What can run it, the safest guess first: our kernel for a stack, the library where it has one convolution."""
-    library = partial(_by_library, settings)
+    library = partial(_by_library, partial(_conv2d, settings))
     if x.dim() == 4 and weight.dim() == 4 and mask is not None and mask.dim() == 2:
         return {"library": library}  # one convolution is all there is to do
     kernel = partial(_stacked_conv.run, setting=setting)
@@ -167,12 +194,12 @@ def _ways(
     return {"kernel": kernel, "library": library, "grouped": partial(_grouped, settings)}
 
 
-def _by_library(settings: _Settings, x: Tensor, weight: Tensor, mask: Tensor | None, bias: Tensor | None) -> Tensor:
-    """PyTorch's convolutions, as many as there are weights, and the fused mask."""
+def _by_library(conv: _Convolution, x: Tensor, weight: Tensor, mask: Tensor | None, bias: Tensor | None) -> Tensor:
+    """Convolutions of one model, as many as there are weights, and the fused mask."""
     if weight.dim() == 5:
-        z = _one_by_one(settings, x, weight, bias)
+        z = _one_by_one(conv, x, weight, bias)
     else:
-        z = _conv2d(settings, x if x.dim() == 4 else x.flatten(0, 1), weight, bias)
+        z = conv(x if x.dim() == 4 else x.flatten(0, 1), weight, bias)
         if mask is not None and mask.dim() == 2:
             z = z.expand(len(mask), *z.shape) if x.dim() == 4 else z.view(*x.shape[:2], *z.shape[1:])
     return z if mask is None else channel_scale(z, mask)
@@ -183,10 +210,10 @@ def _conv2d(settings: _Settings, x: Tensor, weight: Tensor, bias: Tensor | None)
     return F.conv2d(x, weight, bias, stride, padding, dilation, groups)
 
 
-def _one_by_one(settings: _Settings, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+def _one_by_one(conv: _Convolution, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     batches = x.unbind() if x.dim() == 5 else [x] * len(weight)
     biases = [None] * len(weight) if bias is None else bias.unbind()
-    parts = [_conv2d(settings, *one) for one in zip(batches, weight.unbind(), biases, strict=True)]
+    parts = [conv(*one) for one in zip(batches, weight.unbind(), biases, strict=True)]
     # Side by side along the batch, where channels_last stays what it is; a new axis would lose it.
     return torch.cat(parts).view(len(weight), *parts[0].shape)
 

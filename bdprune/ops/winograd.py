@@ -52,6 +52,12 @@ def takes(x: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
     return _backend.HAS_OPS and all(value.device.type == "cpu" and value.dtype == torch.float32 for value in given)
 
 
+def fits(weight: Tensor, stride: Any, padding: Any, dilation: Any, groups: int) -> bool:
+    """Whether it is a convolution that Winograd's algorithm does: 3x3, stride, padding and dilation 1, one group."""
+    ones = all(value in (1, (1, 1), [1, 1]) for value in (stride, dilation))
+    return weight.shape[-2:] == (3, 3) and ones and padding in (1, (1, 1), [1, 1], "same") and groups == 1
+
+
 def pays(x: Tensor, weight: Tensor) -> bool:
     """Whether ``winograd_conv2d`` is faster than a direct convolution of these shapes; the same on every machine.
 
@@ -61,13 +67,13 @@ def pays(x: Tensor, weight: Tensor) -> bool:
     once, meet too few tiles.
 
     Args:
-        x: ``[N, I, H, W]``.
+        x: ``[N, I, H, W]``; a stack axis before these is left out, of the weight too.
         weight: ``[O, I, 3, 3]``.
     """
-    samples, channels, height, width = x.shape
+    samples, channels, height, width = x.shape[-4:]
     tiles = samples * -(-height // _TILE) * -(-width // _TILE)
     covered = samples * height * width / (tiles * _TILE * _TILE) if tiles else 0.0
-    narrow, wide = min(len(weight), channels), max(len(weight), channels)
+    narrow, wide = sorted((weight.shape[-4], channels))
     return narrow >= _LEAST_CHANNELS and covered >= _LEAST_COVER and tiles >= wide * _TILES_PER_CHANNEL
 
 
@@ -108,7 +114,7 @@ def _fake(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     return _new(x, x.shape[0], weight.shape[0], *x.shape[2:])
 
 
-def _fake_input_grad(grad: Tensor, weight: Tensor) -> Tensor:
+def _fake_input_grad(grad: Tensor, weight: Tensor, mask: Tensor | None = None) -> Tensor:
     return _new(grad, grad.shape[0], weight.shape[1], *grad.shape[2:])
 
 

@@ -14,8 +14,10 @@ from torch.nn import functional
 from bdprune.model.handle import Model
 from bdprune.model.mask import MaskedNetwork
 from bdprune.ops import masked_conv2d
+from bdprune.training.winograd import WinogradConvs
 from bench.ladders.ladder import Ladder, Rung, Work, compiled, relative_error
 from bench.ladders.plan import Plan
+from bench.ladders.winograd import FEWER
 
 Result = tuple[Tensor, Tensor, Tensor]
 """Output, gradient of the input, gradient of the mask."""
@@ -50,7 +52,7 @@ def problem(count: int, channels: int, size: int, device: torch.device, kind: to
 
 
 def conv_ladder(plan: Plan, channels: int, size: int, name: str, kind: torch.memory_format) -> Ladder:
-    """One layer. The floor is two convolutions, or what they read and write."""
+    """One layer. The floor is two convolutions, on a CPU by Winograd's products, or what they read and write."""
     data = problem(plan.conv_images, channels, size, plan.device, kind)
     variants: dict[str, Callable[[Tensor, Tensor, Tensor], Tensor]] = {
         "mask times output": on_output,
@@ -61,8 +63,7 @@ def conv_ladder(plan: Plan, channels: int, size: int, name: str, kind: torch.mem
         Rung("mask times weights, by autograd", "author", partial(both_ways, on_weights, data)),
         *(Rung(name, "eager", partial(both_ways, call, data)) for name, call in variants.items()),
         *compiled(plan.device, "mask times output", on_output, lambda fast: both_ways(fast, data)),
-        Rung("bdprune.ops.masked_conv2d", "ours", partial(both_ways, ours, data)),
-        Rung("no mask, gradient of the input", "bound", partial(unmasked, data), exact=False),
+        *_ours("bdprune.ops.masked_conv2d", plan.device, partial(both_ways, ours, data), partial(unmasked, data)),
     )
     case = f"[{plan.conv_images}, {channels}, {size}, {size}], 3x3, {name}"
     what = "largest error of output and gradients, relative to the largest value"
@@ -97,14 +98,32 @@ def norm_ladder(plan: Plan, channels: int, size: int) -> Ladder:
         Rung("mask times output of the norm", "eager", after_norm),
         Rung("mask times scale of the norm", "eager", partial(both_ways, scale_of_norm, data)),
         *compiled(plan.device, "mask times scale of the norm", scale_of_norm, lambda fast: both_ways(fast, data)),
-        Rung("bdprune.model.mask.MaskedNetwork", "ours", in_network),
-        Rung("no mask, gradient of the input", "bound", plain, exact=False),
+        *_ours("bdprune.model.mask.MaskedNetwork", plan.device, in_network, plain),
     )
     case = f"[{plan.conv_images}, {channels}, {size}, {size}], 3x3 and batch norm in train mode, channels_last"
     what = "largest error of output and gradients, relative to the largest value"
     return Ladder(
         "Masked convolution", case, rungs, (_work(data),), _error(data, scale_of_norm), what, seconds=plan.seconds
     )
+
+
+def _ours(name: str, device: torch.device, run: Callable[[], Result], bound: Callable[[], Tensor]) -> tuple[Rung, ...]:
+    """Ours and PyTorch's convolutions without a mask; on a CPU by Winograd's algorithm first, and then directly."""
+    unmasked = "no mask, gradient of the input"
+    if device.type != "cpu":
+        return Rung(name, "ours", run), Rung(unmasked, "bound", bound, exact=False)
+    return (
+        Rung(f"{name}, Winograd", "ours", partial(by_winograd, run)),
+        Rung(f"{name}, direct", "ours", run),
+        Rung(f"{unmasked}, Winograd", "ours", partial(by_winograd, bound), exact=False),
+        Rung(unmasked, "bound", bound, note="by PyTorch's convolutions", exact=False),
+    )
+
+
+def by_winograd(run: Callable[[], Result | Tensor]) -> Result | Tensor:
+    """As the steps of unlearning and recovery run by default on a CPU."""
+    with WinogradConvs():
+        return run()
 
 
 def both_ways(call: Callable[[Tensor, Tensor, Tensor], Tensor], data: Problem) -> Result:
@@ -178,6 +197,7 @@ def _pair(data: Problem) -> nn.Sequential:
 def _work(data: Problem) -> Work:
     """Forward: read input, write output. Backward: read gradient, write gradient. Two convolutions."""
     flops = 2 * 2.0 * data.weight.numel() * data.x.shape[0] * data.x.shape[2] * data.x.shape[3]
+    flops /= FEWER if data.x.device.type == "cpu" else 1
     return Work(4 * data.x.nbytes + 2 * data.weight.nbytes, flops)
 
 

@@ -175,17 +175,18 @@ BDP_INLINE void transform_inputs(const WinogradMap& map, const float* data, int6
 // The outputs of the tiles [begin, end) from the rows of `products`.
 template <int kBytes>
 BDP_INLINE void transform_outputs(const WinogradMap& map, const Parts& products, int64_t begin, int64_t end,
-                                  const float* bias, float* data) {
+                                  const WinogradEpilogue& epilogue, float* data) {
   using V = Vector<kBytes>;
   for (int64_t index = begin; index < end; ++index) {
     const Place at = place(map, index);
     const float* row = products.data + (index - begin) * products.row;
-    float* corner = data + ((at.sample * map.height + at.y) * map.width + at.x) * map.channels;
+    const int64_t corner = ((at.sample * map.height + at.y) * map.width + at.x) * map.channels;
     const int64_t down = std::min<int64_t>(kWinogradTile, map.height - at.y);
     const int64_t across = std::min<int64_t>(kWinogradTile, map.width - at.x);
     for (int64_t c = 0; c < map.channels; c += kWide<kBytes>) {
       const int64_t lanes = map.channels - c;
-      const V offset = bias ? load_some<V>(bias + c, lanes) : V{};
+      const V offset = epilogue.bias ? load_some<V>(epilogue.bias + c, lanes) : V{};
+      const V factor = epilogue.mask ? load_some<V>(epilogue.mask + c, lanes) : V{} + 1.0f;
       V half[4][6];
 #pragma GCC unroll 6
       for (int64_t j = 0; j < kEdge; ++j) {
@@ -200,7 +201,10 @@ BDP_INLINE void transform_outputs(const WinogradMap& map, const Parts& products,
         V line[4];
         output_line(half[i], line);
         for (int64_t j = 0; j < across; ++j) {
-          store_some<V>(corner + (i * map.width + j) * map.channels + c, line[j] + offset, lanes);
+          const int64_t to = corner + (i * map.width + j) * map.channels + c;
+          const V unmasked = line[j] + offset;
+          if (epilogue.unmasked) store_some<V>(epilogue.unmasked + to, unmasked, lanes);
+          store_some<V>(data + to, unmasked * factor, lanes);
         }
       }
     }
@@ -299,9 +303,12 @@ BDP_INLINE void filters_any(const WinogradFilters& filters, int64_t begin, int64
       float taps[kRun * 9 * kWide<kBytes>];
       gather_filters<kBytes>(filters, output, first, taps);
       for (int64_t input = first; input < std::min(first + kRun, filters.inputs); ++input) {
+        const float scale = filters.input_scale ? filters.input_scale[input] : 1.0f;
         V g[9], half[3][6];
 #pragma GCC unroll 9
-        for (int64_t tap = 0; tap < 9; ++tap) g[tap] = load<V>(taps + ((input - first) * 9 + tap) * kWide<kBytes>);
+        for (int64_t tap = 0; tap < 9; ++tap) {
+          g[tap] = scale * load<V>(taps + ((input - first) * 9 + tap) * kWide<kBytes>);
+        }
 #pragma GCC unroll 3
         for (int64_t j = 0; j < 3; ++j) filter_line(g[j], g[3 + j], g[6 + j], half[j]);
         float* out = column + input * kPanel<kBytes>;
@@ -318,9 +325,9 @@ BDP_INLINE void filters_any(const WinogradFilters& filters, int64_t begin, int64
 }
 
 template <int kBytes>
-BDP_INLINE void forward_any(const WinogradMap& x, const float* data, const float* transformed, const float* bias,
-                            int64_t outputs, const float* zeros, int64_t begin, int64_t end, float* scratch,
-                            float* out) {
+BDP_INLINE void forward_any(const WinogradMap& x, const float* data, const float* transformed,
+                            const WinogradEpilogue& epilogue, int64_t outputs, const float* zeros, int64_t begin,
+                            int64_t end, float* scratch, float* out) {
   const int64_t panels = winograd_panels(outputs);
   const int64_t depth = round_up(x.channels, kWide<kBytes>), width = panels * kPanel<kBytes>;
   const Parts inputs{scratch, kBlock * depth + kSkew, depth};
@@ -342,7 +349,7 @@ BDP_INLINE void forward_any(const WinogradMap& x, const float* data, const float
         }
       }
     }
-    transform_outputs<kBytes>(map, products, first, last, bias, out);
+    transform_outputs<kBytes>(map, products, first, last, epilogue, out);
   }
 }
 
@@ -419,14 +426,14 @@ BDP_TARGET_AVX2 void filters_avx2(const WinogradFilters& filters, int64_t begin,
   filters_any<32>(filters, begin, end, transformed);
 }
 BDP_TARGET_AVX512 void forward_avx512(const WinogradMap& x, const float* data, const float* transformed,
-                                      const float* bias, int64_t outputs, const float* zeros, int64_t begin,
-                                      int64_t end, float* scratch, float* out) {
-  forward_any<64>(x, data, transformed, bias, outputs, zeros, begin, end, scratch, out);
+                                      const WinogradEpilogue& epilogue, int64_t outputs, const float* zeros,
+                                      int64_t begin, int64_t end, float* scratch, float* out) {
+  forward_any<64>(x, data, transformed, epilogue, outputs, zeros, begin, end, scratch, out);
 }
-BDP_TARGET_AVX2 void forward_avx2(const WinogradMap& x, const float* data, const float* transformed, const float* bias,
-                                  int64_t outputs, const float* zeros, int64_t begin, int64_t end, float* scratch,
-                                  float* out) {
-  forward_any<32>(x, data, transformed, bias, outputs, zeros, begin, end, scratch, out);
+BDP_TARGET_AVX2 void forward_avx2(const WinogradMap& x, const float* data, const float* transformed,
+                                  const WinogradEpilogue& epilogue, int64_t outputs, const float* zeros, int64_t begin,
+                                  int64_t end, float* scratch, float* out) {
+  forward_any<32>(x, data, transformed, epilogue, outputs, zeros, begin, end, scratch, out);
 }
 BDP_TARGET_AVX512 void inputs_avx512(const WinogradMap& map, const float* data, int64_t begin, int64_t end,
                                      const float* zeros, const Parts& out) {
@@ -483,14 +490,16 @@ int64_t winograd_scratch(int64_t inputs, int64_t outputs) {
   return kWinogradParts * (kBlock * (depth + width) + 2 * kSkew);
 }
 
-void winograd_forward(const WinogradMap& x, const float* data, const float* transformed, const float* bias,
-                      int64_t outputs, const float* zeros, int64_t begin, int64_t end, float* scratch, float* out) {
+void winograd_forward(const WinogradMap& x, const float* data, const float* transformed,
+                      const WinogradEpilogue& epilogue, int64_t outputs, const float* zeros, int64_t begin, int64_t end,
+                      float* scratch, float* out) {
 #if BDP_X86
   if (isa() == Isa::kAvx512)
-    return forward_avx512(x, data, transformed, bias, outputs, zeros, begin, end, scratch, out);
-  if (isa() == Isa::kAvx2) return forward_avx2(x, data, transformed, bias, outputs, zeros, begin, end, scratch, out);
+    return forward_avx512(x, data, transformed, epilogue, outputs, zeros, begin, end, scratch, out);
+  if (isa() == Isa::kAvx2)
+    return forward_avx2(x, data, transformed, epilogue, outputs, zeros, begin, end, scratch, out);
 #endif
-  forward_any<16>(x, data, transformed, bias, outputs, zeros, begin, end, scratch, out);
+  forward_any<16>(x, data, transformed, epilogue, outputs, zeros, begin, end, scratch, out);
 }
 
 int64_t winograd_chunk_floats(int64_t channels) { return kWinogradParts * chunk_part(channels); }

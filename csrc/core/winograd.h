@@ -34,22 +34,33 @@ struct WinogradMap {
   int64_t tiles() const { return samples * tiles_down() * tiles_across(); }
 };
 
-// Filters [outputs, inputs, 3, 3] of any strides, in elements. Turned round and transposed, they are those of the
-// gradient of the input.
+// Filters [outputs, inputs, 3, 3] of any strides, in elements, times input_scale [inputs] where that is not null.
+// Turned round and transposed, they are those of the gradient of the input; a mask over the outputs then scales the
+// inputs.
 struct WinogradFilters {
   const float* data;
   int64_t outputs, inputs;
   int64_t output_stride, input_stride, row_stride, column_stride;
+  const float* input_scale = nullptr;
 
-  WinogradFilters adjoint() const {
+  WinogradFilters adjoint(const float* mask) const {
     return {data + 2 * row_stride + 2 * column_stride,
             inputs,
             outputs,
             input_stride,
             output_stride,
             -row_stride,
-            -column_stride};
+            -column_stride,
+            mask};
   }
+};
+
+// What becomes of the sums y of a channel: unmasked = y + bias, out = unmasked * mask. Null is a bias of zeros, a mask
+// of ones, or an unmasked map [samples, height, width, outputs] that nobody wants.
+struct WinogradEpilogue {
+  const float* bias = nullptr;
+  const float* mask = nullptr;
+  float* unmasked = nullptr;
 };
 
 // Panels of output channels in transformed filters, and floats of all of them. To be aligned to 64 bytes, as all
@@ -63,10 +74,10 @@ void winograd_filters(const WinogradFilters& filters, int64_t begin, int64_t end
 // Floats of scratch that a call of winograd_forward needs.
 int64_t winograd_scratch(int64_t inputs, int64_t outputs);
 
-// The outputs [samples, height, width, outputs] of the tiles [begin, end) of x; bias [outputs] or null, zeros
-// [channels] are what pads it.
-void winograd_forward(const WinogradMap& x, const float* data, const float* transformed, const float* bias,
-                      int64_t outputs, const float* zeros, int64_t begin, int64_t end, float* scratch, float* out);
+// The outputs [samples, height, width, outputs] of the tiles [begin, end) of x; zeros [channels] are what pads it.
+void winograd_forward(const WinogradMap& x, const float* data, const float* transformed,
+                      const WinogradEpilogue& epilogue, int64_t outputs, const float* zeros, int64_t begin, int64_t end,
+                      float* scratch, float* out);
 
 // The gradient of the weight goes chunk by chunk of at most kWinogradChunk tiles: both maps are transformed, and their
 // products added to sums over all tiles, which are transformed back at the end.

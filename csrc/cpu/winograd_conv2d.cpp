@@ -1,6 +1,7 @@
 // winograd_conv2d and its gradients on the CPU: shares tiles, panels of filters and parts of the products out among the
 // threads. Scratch is taken once a call, or once a thread where each needs its own.
 #include <algorithm>
+#include <optional>
 
 #include "../core/winograd.h"
 #include "kernels.h"
@@ -14,6 +15,30 @@ constexpr int64_t kFiltersGrain = 1 << 11;
 AlignedBuffer floats(int64_t count) { return AlignedBuffer(count * static_cast<int64_t>(sizeof(float))); }
 
 float* data_of(const AlignedBuffer& buffer) { return static_cast<float*>(buffer.get()); }
+
+// Memory for transformed filters, or for as large sums, which a thread keeps for its next call. malloc hands blocks of
+// more than 32 MB back to the system, and their pages would take longer to come again than the transform itself.
+class FilterMemory {
+ public:
+  explicit FilterMemory(int64_t count) {
+    static constexpr int64_t kKeptFloats = 16 << 20;
+    thread_local std::optional<AlignedBuffer> kept;
+    thread_local int64_t size = 0;
+    if (count > kKeptFloats) {
+      own_ = floats(count);
+    } else if (!kept || count > size) {
+      kept.reset();  // before the larger one is taken
+      kept = floats(count);
+      size = count;
+    }
+    data_ = data_of(own_ ? *own_ : *kept);
+  }
+  float* data() const { return data_; }  // for any thread
+
+ private:
+  std::optional<AlignedBuffer> own_;
+  float* data_;
+};
 
 AlignedBuffer zeros(int64_t count) {
   AlignedBuffer buffer = floats(count);
@@ -48,22 +73,37 @@ core::WinogradFilters filters_of(const Tensor& weight) {
           weight.stride(3)};
 }
 
+// A float32 vector with one entry for each filter, dense; null where there is none.
+class PerFilter {
+ public:
+  PerFilter(const char* name, const OptionalTensor& values, int64_t filters) {
+    if (!values) return;
+    BDP_CHECK(values->scalar_type() == ScalarType::Float && values->dim() == 1 && values->size(0) == filters, name,
+              " must be float32 with one entry for each of ", filters, " filters, got ", values->numel());
+    dense_ = torch::stable::contiguous(*values);
+  }
+  const float* data() const { return dense_ ? static_cast<const float*>(dense_->const_data_ptr()) : nullptr; }
+
+ private:
+  OptionalTensor dense_;
+};
+
 // The convolution of x with `filters`.
-Tensor convolve(const Tensor& x, const core::WinogradFilters& filters, const float* bias) {
+Tensor convolve(const Tensor& x, const core::WinogradFilters& filters, const core::WinogradEpilogue& epilogue) {
   BDP_CHECK(x.size(1) == filters.inputs, "expected ", filters.inputs, " channels, got ", x.size(1));
   const core::WinogradMap map = map_of(x);
   const Tensor out = empty_map(map.samples, filters.outputs, map.height, map.width);
-  const AlignedBuffer transformed = floats(core::winograd_filter_floats(filters.inputs, filters.outputs));
+  const FilterMemory transformed(core::winograd_filter_floats(filters.inputs, filters.outputs));
   const int64_t grain = ceil_div(kFiltersGrain, filters.inputs);
   torch::stable::parallel_for(0, core::winograd_panels(filters.outputs), grain, [&](int64_t begin, int64_t end) {
-    core::winograd_filters(filters, begin, end, data_of(transformed));
+    core::winograd_filters(filters, begin, end, transformed.data());
   });
   const AlignedBuffer padding = zeros(map.channels);
   const float* from = static_cast<const float*>(x.const_data_ptr());
   float* to = static_cast<float*>(out.mutable_data_ptr());
   torch::stable::parallel_for(0, map.tiles(), kTilesGrain, [&](int64_t begin, int64_t end) {
     const AlignedBuffer scratch = floats(core::winograd_scratch(filters.inputs, filters.outputs));
-    core::winograd_forward(map, from, data_of(transformed), bias, filters.outputs, data_of(padding), begin, end,
+    core::winograd_forward(map, from, transformed.data(), epilogue, filters.outputs, data_of(padding), begin, end,
                            data_of(scratch), to);
   });
   return out;
@@ -71,15 +111,24 @@ Tensor convolve(const Tensor& x, const core::WinogradFilters& filters, const flo
 
 Tensor winograd_conv2d_cpu(Tensor x, Tensor weight, OptionalTensor bias) {
   const core::WinogradFilters filters = filters_of(weight);
-  if (!bias) return convolve(dense_map(x), filters, nullptr);
-  BDP_CHECK(bias->scalar_type() == ScalarType::Float && bias->numel() == filters.outputs,
-            "bias must be float32 with one entry for each of ", filters.outputs, " filters, got ", bias->numel());
-  const Tensor offsets = torch::stable::contiguous(*bias);
-  return convolve(dense_map(x), filters, static_cast<const float*>(offsets.const_data_ptr()));
+  const PerFilter offsets("bias", bias, filters.outputs);
+  return convolve(dense_map(x), filters, {offsets.data()});
 }
 
-Tensor winograd_conv2d_input_grad_cpu(Tensor grad, Tensor weight) {
-  return convolve(dense_map(grad), filters_of(weight).adjoint(), nullptr);
+std::tuple<Tensor, Tensor> winograd_masked_conv2d_cpu(Tensor x, Tensor weight, Tensor mask, OptionalTensor bias,
+                                                      bool need_z) {
+  const core::WinogradFilters filters = filters_of(weight);
+  const PerFilter offsets("bias", bias, filters.outputs), factors("mask", mask, filters.outputs);
+  const Tensor z = need_z ? empty_map(x.size(0), filters.outputs, x.size(2), x.size(3))
+                          : torch::stable::empty({0}, ScalarType::Float);
+  float* unmasked = need_z ? static_cast<float*>(z.mutable_data_ptr()) : nullptr;
+  return {convolve(dense_map(x), filters, {offsets.data(), factors.data(), unmasked}), z};
+}
+
+Tensor winograd_conv2d_input_grad_cpu(Tensor grad, Tensor weight, OptionalTensor mask) {
+  const core::WinogradFilters filters = filters_of(weight);
+  const PerFilter factors("mask", mask, filters.outputs);
+  return convolve(dense_map(grad), filters.adjoint(factors.data()), {});
 }
 
 Tensor winograd_conv2d_weight_grad_cpu(Tensor grad, Tensor x) {
@@ -91,7 +140,7 @@ Tensor winograd_conv2d_weight_grad_cpu(Tensor grad, Tensor x) {
   if (in.tiles() == 0) return torch::stable::zero_(result);
   const AlignedBuffer left = zeros(core::winograd_chunk_floats(in.channels));
   const AlignedBuffer right = zeros(core::winograd_chunk_floats(out.channels));
-  const AlignedBuffer sums = floats(core::winograd_sum_floats(in.channels, out.channels));
+  const FilterMemory sums(core::winograd_sum_floats(in.channels, out.channels));
   const AlignedBuffer padding = zeros(in.channels);
   const float* x_data = static_cast<const float*>(inputs.const_data_ptr());
   const float* grad_data = static_cast<const float*>(outputs.const_data_ptr());
@@ -103,14 +152,14 @@ Tensor winograd_conv2d_weight_grad_cpu(Tensor grad, Tensor x) {
     });
     const core::WinogradChunk chunk{in.channels, out.channels, last - first};
     torch::stable::parallel_for(0, core::kWinogradParts, 1, [&](int64_t begin, int64_t end) {
-      core::winograd_products(chunk, data_of(left), data_of(right), first == 0, begin, end, data_of(sums));
+      core::winograd_products(chunk, data_of(left), data_of(right), first == 0, begin, end, sums.data());
     });
   }
   const core::WinogradFilters shape = filters_of(result);
   float* to = static_cast<float*>(result.mutable_data_ptr());
   torch::stable::parallel_for(
       0, core::winograd_panels(out.channels), ceil_div(kFiltersGrain, in.channels),
-      [&](int64_t begin, int64_t end) { core::winograd_weight_grad(data_of(sums), shape, begin, end, to); });
+      [&](int64_t begin, int64_t end) { core::winograd_weight_grad(sums.data(), shape, begin, end, to); });
   return result;
 }
 
@@ -120,6 +169,7 @@ Tensor winograd_conv2d_weight_grad_cpu(Tensor grad, Tensor x) {
 STABLE_TORCH_LIBRARY_IMPL(bdprune, CPU, m)
 {
   m.impl("winograd_conv2d", TORCH_BOX(&bdprune::winograd_conv2d_cpu));
+  m.impl("winograd_masked_conv2d", TORCH_BOX(&bdprune::winograd_masked_conv2d_cpu));
   m.impl("winograd_conv2d_input_grad", TORCH_BOX(&bdprune::winograd_conv2d_input_grad_cpu));
   m.impl("winograd_conv2d_weight_grad", TORCH_BOX(&bdprune::winograd_conv2d_weight_grad_cpu));
 }

@@ -13,7 +13,12 @@ from bdprune.ops import _backend
 
 SCHEMAS = Path(__file__).resolve().parents[2] / "csrc" / "ops.cpp"
 OPS = re.findall(r'm\.def\(\s*"(\w+)', SCHEMAS.read_text())
-CPU_ONLY = {"winograd_conv2d", "winograd_conv2d_input_grad", "winograd_conv2d_weight_grad"}
+CPU_ONLY = {
+    "winograd_conv2d",
+    "winograd_conv2d_input_grad",
+    "winograd_conv2d_weight_grad",
+    "winograd_masked_conv2d",
+}
 
 
 def test_schemas_were_found() -> None:

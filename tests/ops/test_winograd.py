@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -141,6 +142,22 @@ def test_same_bits_with_any_threads() -> None:
         assert all(torch.equal(a, b) for a, b in zip(results[0], other, strict=True))
 
 
+@pytest.mark.parametrize("channels", [8, 704], ids=["kept_memory", "memory_of_its_own"])
+def test_filters_of_any_number(channels: int) -> None:
+    x, weight, _, grad = tensors((2, channels, channels, 5, 3))
+    exact = both_ways(plain, x.double(), weight.double(), None, grad.double())
+    assert_near(both_ways(winograd_conv2d, x, weight, None, grad), exact, magnitudes(x, weight, None, grad))
+
+
+def test_calls_at_the_same_time_do_not_disturb_one_another() -> None:
+    problems = [tensors((3, 8 * channels, 40 - channels, 9, 9)) for channels in range(1, 9)]
+    expected = [both_ways(winograd_conv2d, *one) for one in problems]
+    with ThreadPoolExecutor(4) as pool:
+        found = list(pool.map(lambda one: both_ways(winograd_conv2d, *one), problems * 4))
+    for mine, alone in zip(found, expected * 4, strict=True):
+        assert all(torch.equal(a, b) for a, b in zip(mine, alone, strict=True))
+
+
 def test_the_bits_of_an_image_do_not_depend_on_its_batch() -> None:
     x, weight, bias, _ = tensors((30, 6, 9, 10, 10))
     whole = winograd_conv2d(x, weight, bias)
@@ -228,4 +245,5 @@ def test_compiles_without_a_graph_break() -> None:
     ],
 )
 def test_it_pays_by_shape_alone(x: tuple[int, ...], outputs: int, expected: bool) -> None:
-    assert pays(torch.empty(x, device="meta"), torch.empty(outputs, x[1], 3, 3, device="meta")) is expected
+    maps, weight = torch.empty(x, device="meta"), torch.empty(outputs, x[1], 3, 3, device="meta")
+    assert pays(maps, weight) is pays(maps.expand(3, *x), weight.expand(3, *weight.shape)) is expected

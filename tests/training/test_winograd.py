@@ -8,10 +8,12 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
+from torch.nn import functional
 
 from bdprune.errors import OptionError
-from bdprune.ops import _backend
+from bdprune.model.handle import Model
+from bdprune.model.mask import MaskedNetwork
+from bdprune.ops import _backend, _masked_winograd, mask
 from bdprune.training import precision, winograd
 from bdprune.training.precision import Plan, plan_for
 from bdprune.training.recover import RecoverSettings, recover
@@ -83,7 +85,9 @@ def test_what_is_left_alone(conv: nn.Conv2d, always: list[Any]) -> None:
 def test_padding_of_another_mode_is_done_before(always: list[Any]) -> None:
     conv, x = nn.Conv2d(4, 4, 3, padding=1, padding_mode="reflect"), torch.randn(2, 4, 6, 6)
     with WinogradConvs():
-        assert torch.equal(conv(x), F.conv2d(F.pad(x, (1, 1, 1, 1), "reflect"), conv.weight, conv.bias))
+        assert torch.equal(
+            conv(x), functional.conv2d(functional.pad(x, (1, 1, 1, 1), "reflect"), conv.weight, conv.bias)
+        )
     assert not always
 
 
@@ -108,6 +112,29 @@ def test_a_plan_says_nearly_the_same_and_leaves_the_module_alone(bright: Any, al
     assert torch.equal(Plan().logits(module, bright.data.images[:20]), exact)
 
 
+def test_masked_convs_run_so_in_one_op(monkeypatch: pytest.MonkeyPatch) -> None:
+    shapes: list[tuple[int, ...]] = []
+
+    def run(x: Tensor, *rest: Tensor) -> Tensor:
+        shapes.append(tuple(x.shape))
+        return original(x, *rest)
+
+    original = _masked_winograd.run
+    monkeypatch.setattr(_masked_winograd, "run", run)
+    monkeypatch.setattr(mask, "pays", lambda x, weight: len(weight) > 4)
+    layers = (nn.Conv2d(3, 4, 3, padding=1), nn.ReLU(), nn.Conv2d(4, 8, 3, padding=1), nn.ReLU())
+    plain = nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 3)).eval()
+    masked = MaskedNetwork(Model(plain, "plain", 3, (3, 8, 8))).train()
+    images = torch.rand(5, 3, 8, 8)
+    grads = []
+    for plan in (Plan(), Plan(winograd=True)):
+        loss = functional.cross_entropy(plan.logits(masked, images), torch.tensor([0, 1, 2, 0, 1]))
+        grads.append(torch.autograd.grad(loss, list(masked.masks.values())))
+        assert shapes == ([(5, 4, 8, 8)] if plan.winograd else []), "the other one has too few filters"
+    for ours, direct in zip(*reversed(grads), strict=True):
+        torch.testing.assert_close(ours, direct, rtol=1e-4, atol=1e-6)
+
+
 def test_unlearns_and_recovers_alike(bright: Any, always: list[Any], monkeypatch: pytest.MonkeyPatch) -> None:
     exact = (
         unlearn(bright.model, bright.data, UNLEARN, precision="float32"),
@@ -123,8 +150,8 @@ def test_unlearns_and_recovers_alike(bright: Any, always: list[Any], monkeypatch
     assert always and fast[0].plan == fast[1].plan == Plan(winograd=True)
     losses = [[step.loss for step in result.trajectory] for result in (exact[0], fast[0])]
     assert losses[1] == pytest.approx(losses[0], rel=1e-2, abs=1e-3)
-    for name, mask in exact[1].masks.items():
-        torch.testing.assert_close(fast[1].masks[name], mask, rtol=0, atol=1e-3)
+    for name, expected in exact[1].masks.items():
+        torch.testing.assert_close(fast[1].masks[name], expected, rtol=0, atol=1e-3)
 
 
 def test_is_not_tried_where_no_conv_may_run_so(monkeypatch: pytest.MonkeyPatch) -> None:

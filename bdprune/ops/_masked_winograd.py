@@ -1,0 +1,58 @@
+"""Winograd's convolution with a mask on its filters and its autograd; :mod:`bdprune.ops.mask` says when it runs."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from bdprune.ops import _backend
+
+_ops = torch.ops.bdprune
+
+
+def run(x: Tensor, weight: Tensor, mask: Tensor, bias: Tensor | None) -> Tensor:
+    """``mask * (conv2d(x, weight, padding=1) + bias)``, differentiable once in x and mask alone.
+
+    The mask is multiplied in as the outputs are stored, and backward into the filters as they are transformed, so no
+    masked gradient is ever formed.
+
+    Args:
+        x: float32 ``[N, I, H, W]``.
+        weight: float32 ``[O, I, 3, 3]``, frozen.
+        mask: ``[O]``, any floating dtype.
+        bias: float32 ``[O]``, frozen, or None.
+    """
+    need_z = mask.requires_grad and torch.is_grad_enabled()
+    product: Tensor = _ops.winograd_masked_conv2d(x, weight, mask.float(), bias, need_z)[0]
+    return product
+
+
+_Inputs = tuple[Tensor, Tensor, Tensor, Tensor | None, bool]
+
+
+def _setup_context(ctx: Any, inputs: _Inputs, output: tuple[Tensor, Tensor]) -> None:
+    _, weight, mask, _, need_z = inputs
+    ctx.mark_non_differentiable(output[1])
+    ctx.set_materialize_grads(False)
+    ctx.save_for_backward(weight if ctx.needs_input_grad[0] else None, mask, output[1] if need_z else None)
+
+
+def _backward(ctx: Any, grad: Tensor, _: None) -> tuple[Tensor | None, ...]:
+    weight, mask, z = ctx.saved_tensors
+    grad = grad.contiguous(memory_format=torch.channels_last)  # here, lest both ops copy it
+    grad_x = None if weight is None else _ops.winograd_conv2d_input_grad(grad, weight, mask)
+    grad_mask = None if z is None else _ops.channel_scale_backward(grad, z, mask, False, True)[1]
+    return grad_x, None, grad_mask, None, None
+
+
+def _fake(x: Tensor, weight: Tensor, mask: Tensor, bias: Tensor | None, need_z: bool) -> tuple[Tensor, Tensor]:
+    sizes = x.shape[0], len(weight), *x.shape[2:]
+    y = torch.empty(sizes, dtype=x.dtype, device=x.device, memory_format=torch.channels_last)
+    return y, torch.empty_like(y) if need_z else y.new_empty(0)
+
+
+if _backend.HAS_OPS:
+    torch.library.register_fake("bdprune::winograd_masked_conv2d", _fake)
+    torch.library.register_autograd("bdprune::winograd_masked_conv2d", _backward, setup_context=_setup_context)
