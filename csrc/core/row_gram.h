@@ -13,6 +13,7 @@
 
 #include <algorithm>
 #include <cstdint>
+#include <cstring>
 #include <type_traits>
 
 #include "lanes.h"
@@ -63,7 +64,7 @@ BDP_INLINE void add_row(const float* x, v8f (&sums)[kRowProducts]) {
 
 // Adds the products of `rows` rows at x, at most kRunRows * kRuns, to `sums`, D's lanes at a time.
 template <typename D>
-BDP_INLINE void add_rows(const float* x, int64_t rows, double (&sums)[kRowProducts][kLanes]) {
+BDP_INLINE void add_rows(const float* x, int64_t rows, double* sums) {
   v8f total[kRowProducts] = {};
   while (rows > 0) {
     // Two accumulators of each product, since the chain of additions of one does not fill the time.
@@ -84,8 +85,9 @@ BDP_INLINE void add_rows(const float* x, int64_t rows, double (&sums)[kRowProduc
   for (int k = 0; k < kRowProducts; ++k) {
     float single[kLanes];
     store(single, total[k]);
-    for (int lane = 0; lane < kLanes; lane += kCount)
-      store(sums[k] + lane, load<D>(sums[k] + lane) + widen_to(single + lane, D{}));
+#pragma GCC unroll 4
+    for (int lane = 0; lane < kLanes; lane += kCount, sums += kCount)
+      store(sums, load<D>(sums) + widen_to(single + lane, D{}));
   }
 }
 
@@ -97,11 +99,10 @@ BDP_INLINE void widen_scaled(const T* x, int64_t count, float factor, float* out
   for (; i < count; ++i) out[i] = widen(x[i]) * factor;
 }
 
-// Gram matrix of the dense row-major [rows, 9] filter x times `factor`: element (i, j), i <= j, to
-// gram[(9 i + j) kLanes].
+// Sums of the products, in the order of kProducts, of the dense row-major [rows, 9] filter x times `factor`.
 template <typename D, typename T>
-BDP_INLINE void row_gram(const T* x, int64_t rows, double factor, double* gram) {
-  double sums[kRowProducts][kLanes] = {};
+BDP_INLINE void row_sums(const T* x, int64_t rows, double factor, double (&sums)[kRowProducts * kLanes]) {
+  std::memset(sums, 0, sizeof(sums));
   for (int64_t start = 0; start < rows; start += kWidenedRows) {
     const int64_t count = std::min(kWidenedRows, rows - start);
     if constexpr (std::is_same_v<T, float>) {
@@ -114,12 +115,26 @@ BDP_INLINE void row_gram(const T* x, int64_t rows, double factor, double* gram) 
     widen_scaled(x + start * 9, count * 9, static_cast<float>(factor), wide);
     add_rows<D>(wide, count, sums);
   }
-#pragma GCC unroll 6
-  for (int k = 0; k < kRowProducts; ++k) {
-#pragma GCC unroll 8
-    for (int lane = 0; lane < kLanes; ++lane) {
-      const Product product = kProducts[k][lane];
-      if (product.i >= 0) gram[(9 * product.i + product.j) * kLanes] = sums[k][lane];
+}
+
+// The sums of eight filters as Gram matrices, one filter per lane: element (i, j), i <= j, at gram[(9 i + j) kLanes].
+BDP_INLINE void to_lanes(const double (&sums)[kLanes][kRowProducts * kLanes], double* gram) {
+#pragma GCC unroll 12
+  for (int place = 0; place < kRowProducts * kLanes; place += 4) {
+#pragma GCC unroll 2
+    for (int lane = 0; lane < kLanes; lane += 4) {
+      const v4d a = load<v4d>(sums[lane] + place), b = load<v4d>(sums[lane + 1] + place);
+      const v4d c = load<v4d>(sums[lane + 2] + place), d = load<v4d>(sums[lane + 3] + place);
+      const v4d ab[2] = {__builtin_shufflevector(a, b, 0, 4, 2, 6), __builtin_shufflevector(a, b, 1, 5, 3, 7)};
+      const v4d cd[2] = {__builtin_shufflevector(c, d, 0, 4, 2, 6), __builtin_shufflevector(c, d, 1, 5, 3, 7)};
+#pragma GCC unroll 4
+      for (int k = 0; k < 4; ++k) {
+        const Product product = kProducts[place / kLanes][place % kLanes + k];
+        if (product.i < 0) continue;
+        const v4d four = k < 2 ? __builtin_shufflevector(ab[k % 2], cd[k % 2], 0, 1, 4, 5)
+                               : __builtin_shufflevector(ab[k % 2], cd[k % 2], 2, 3, 6, 7);
+        store(gram + (9 * product.i + product.j) * kLanes + lane, four);
+      }
     }
   }
 }

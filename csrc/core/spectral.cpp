@@ -212,13 +212,15 @@ BDP_INLINE void add_sums(const GramSums<N>& to, int64_t stride) {
 // Gram matrices of eight filters whose rows hold nine values.
 template <typename D, typename T>
 BDP_INLINE void row_grams(const Octet<T>& octet, int64_t rows, double* gram) {
+  double sums[kLanes][kRowProducts * kLanes];
   for (int l = 0; l < kLanes; ++l) {
     if (l == 0 || octet.filter[l] != octet.filter[l - 1]) {
-      row_gram<D>(octet.filter[l], rows, octet.factor[l], gram + l);
+      row_sums<D>(octet.filter[l], rows, octet.factor[l], sums[l]);
     } else {
-      for (int i = 0; i < 81 * kLanes; i += kLanes) gram[i + l] = gram[i + l - 1];
+      std::memcpy(sums[l], sums[l - 1], sizeof(sums[l]));
     }
   }
+  to_lanes(sums, gram);
 }
 
 // Adds the products of the columns of packed, slots of kSlot numbers, to the Gram matrices.
@@ -414,7 +416,8 @@ template <typename T>
 void accumulate_gram(const FilterBank& bank, const Octet<T> (&octets)[kOctets], bool scaled, double* scratch) {
   const int64_t side = bank.side(), length = bank.length(), stride = padded(side), apart = stride * stride * kLanes;
   const TypedKernels<T>& typed = std::get<TypedKernels<T>>(kernels().typed);
-  if (typed.row_grams && bank.cols == 9 && bank.rows >= 9) {
+  // With fewer rows it takes as long to put a filter's sums into their lanes as to pack its values.
+  if (typed.row_grams && bank.cols == 9 && bank.rows >= kRunRows) {
     for (int o = 0; o < kOctets; ++o) typed.row_grams(octets[o], length, scratch + o * apart);
     return;
   }
