@@ -48,8 +48,28 @@ struct Octet {
   v8d factor;  // power of two that brings the filter's maximum near 1 where squares would leave the range, else 1
 };
 
-template <typename T>
+// Elements [offset, offset + 8) of the eight filters, out[i] those of place offset + i. V is what registers hold.
+template <typename V, typename T>
 BDP_INLINE void load_eight(const Octet<T>& octet, int64_t offset, v8f (&out)[8]) {
+  if constexpr (sizeof(V) < sizeof(v8f)) {
+    // Rearranging what is wider than a register, GCC would take every element by itself.
+#pragma GCC unroll 4
+    for (int quarter = 0; quarter < 4; ++quarter) {
+      const int first = quarter / 2 * 4, lane = quarter % 2 * 4;
+      v4f r[4];
+#pragma GCC unroll 4
+      for (int l = 0; l < 4; ++l) r[l] = load_four(octet.filter[lane + l] + offset + first);
+      const v4f a = __builtin_shufflevector(r[0], r[1], 0, 4, 1, 5),
+                b = __builtin_shufflevector(r[0], r[1], 2, 6, 3, 7);
+      const v4f c = __builtin_shufflevector(r[2], r[3], 0, 4, 1, 5),
+                d = __builtin_shufflevector(r[2], r[3], 2, 6, 3, 7);
+      const v4f places[4] = {__builtin_shufflevector(a, c, 0, 1, 4, 5), __builtin_shufflevector(a, c, 2, 3, 6, 7),
+                             __builtin_shufflevector(b, d, 0, 1, 4, 5), __builtin_shufflevector(b, d, 2, 3, 6, 7)};
+#pragma GCC unroll 4
+      for (int i = 0; i < 4; ++i) store(reinterpret_cast<float*>(&out[first + i]) + lane, places[i]);
+    }
+    return;
+  }
   // Joining the halves of filters l and l + 4 while loading saves the last of the three rounds of a transpose.
 #pragma GCC unroll 2
   for (int half = 0; half < 2; ++half) {
@@ -71,6 +91,7 @@ BDP_INLINE void load_eight(const Octet<T>& octet, int64_t offset, v8f (&out)[8])
   }
 }
 
+template <typename V>
 BDP_INLINE void load_eight(const Octet<double>& octet, int64_t offset, v8d (&out)[8]) {
   const double* const* f = octet.filter;
 #pragma GCC unroll 8
@@ -89,7 +110,7 @@ BDP_INLINE Lanes<T> load_one(const Octet<T>& octet, int64_t offset) {
 
 // Transposes the run [offset, offset + count) of the eight filters into lanes: element i goes to row i / width, column
 // i % width of `packed`, whose rows are `stride` slots of kAbreast octets apart.
-template <int kAbreast, bool kScaled, typename T>
+template <typename V, int kAbreast, bool kScaled, typename T>
 BDP_INLINE void pack(const Octet<T>& octet, int64_t offset, int64_t count, int64_t width, int64_t stride,
                      Lanes<T>* packed) {
   const Lanes<T> factor = __builtin_convertvector(octet.factor, Lanes<T>);
@@ -101,7 +122,7 @@ BDP_INLINE void pack(const Octet<T>& octet, int64_t offset, int64_t count, int64
       for (int l = 0; l < kLanes; ++l) __builtin_prefetch(octet.filter[l] + offset + i + kPrefetch, 0, 2);
     }
     Lanes<T> eight[8] = {};
-    load_eight(octet, offset + i, eight);
+    load_eight<V>(octet, offset + i, eight);
     if (kScaled) {
 #pragma GCC unroll 8
       for (int k = 0; k < 8; ++k) eight[k] *= factor;
@@ -359,7 +380,8 @@ struct Kernels {
   template <bool kScaled, typename T>                                                                          \
   target void pack_lanes(const Octet<T>& octet, int64_t offset, int64_t count, int64_t width, int64_t stride,  \
                          Lanes<T>* packed) {                                                                   \
-    pack<std::is_same_v<T, double> ? 1 : kAbreast, kScaled>(octet, offset, count, width, stride, packed);      \
+    constexpr int kBeside = std::is_same_v<T, double> ? 1 : kAbreast;                                          \
+    pack<singles, kBeside, kScaled>(octet, offset, count, width, stride, packed);                              \
   }                                                                                                            \
   template <typename T>                                                                                        \
   target void norms(const Octet<T>& octet, int64_t length, double* out) {                                      \
