@@ -6,9 +6,9 @@
 // kProducts, hold all 45 products of two values; rearrangements within a half are the cheapest that there are.
 //
 // Precision: an accumulator adds up kRunRows products in float, and kRuns of those are added up in float and then to
-// doubles. Where every rounding goes the same way the relative error of a sum is below
-// (kRunRows / 2 + kRuns / 4 + 2) 2^-24, 1.2e-6, and that of the norm half of it; where they go either way it is the
-// square root of that many roundings at the most.
+// doubles. The relative error of a sum of squares is below (kRunRows / 2 + kRuns / 4 + 2) 2^-24 = 1.2e-6, and that of
+// the norm half of it, if every rounding is as large as it can be and goes the same way. Measured where all go the same
+// way: 2.3e-7 of the norm; on random filters 4e-8.
 #pragma once
 
 #include <algorithm>
