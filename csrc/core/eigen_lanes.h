@@ -40,8 +40,18 @@ BDP_INLINE V lane_root(V x) {
   return x;
 }
 
+// All ones where a comparison of V's lanes holds, else zero.
 template <typename V>
-BDP_INLINE bool any_lane(const decltype(V{} > V{})& mask) {
+using Mask = decltype(V{} > V{});
+
+// As `mask ? a : b`, which GCC takes lane by lane for AVX-512 where the mask is more than one comparison.
+template <typename V>
+BDP_INLINE V choose(const Mask<V>& mask, const V& a, const V& b) {
+  return (V)((mask & (Mask<V>)a) | (~mask & (Mask<V>)b));
+}
+
+template <typename V>
+BDP_INLINE bool any_lane(const Mask<V>& mask) {
   int64_t any = 0;
   for (size_t l = 0; l < sizeof(V) / sizeof(double); ++l) any |= mask[l];
   return any != 0;
@@ -171,9 +181,8 @@ BDP_INLINE V upper_bound(const Tridiagonal<V, kWays>& t, int n, int way) {
 // it. In a cluster the step is slow, and the interval is halved instead.
 template <typename V, int kWays>
 BDP_INLINE void largest_of(const Tridiagonal<V, kWays>& t, int n, V (&high)[kWays]) {
-  using Mask = decltype(V{} > V{});
   V x[kWays], low[kWays];
-  Mask open[kWays];
+  Mask<V> open[kWays];
 #pragma GCC unroll 2
   for (int way = 0; way < kWays; ++way) {
     low[way] = V{};
@@ -182,7 +191,7 @@ BDP_INLINE void largest_of(const Tridiagonal<V, kWays>& t, int n, V (&high)[kWay
   }
   for (int step = 0; step < kMostSteps; ++step) {
     V u[kWays], g[kWays], h[kWays], sum_g[kWays], sum_h[kWays];
-    Mask above[kWays];
+    Mask<V> above[kWays];
 #pragma GCC unroll 2
     for (int way = 0; way < kWays; ++way) {
       const V q = x[way] - t.d[0][way];
@@ -205,22 +214,23 @@ BDP_INLINE void largest_of(const Tridiagonal<V, kWays>& t, int n, V (&high)[kWay
         sum_h[way] += g[way] * g[way] + h[way];
       }
     }
-    bool more = false;
+    Mask<V> more = {};
 #pragma GCC unroll 2
     for (int way = 0; way < kWays; ++way) {
       const V variance = lane_max(V(n * sum_h[way] - sum_g[way] * sum_g[way]), V{});
       const V down = n / (sum_g[way] + lane_root(V((n - 1.0) * variance)));
-      const V new_high = open[way] & above[way] ? lane_min(high[way], V(x[way] - down)) : high[way];
-      low[way] = lane_max(low[way], V(above[way] ? x[way] - sum_g[way] / sum_h[way] : x[way]));
+      const V new_high = choose<V>(open[way] & above[way], lane_min(high[way], V(x[way] - down)), high[way]);
+      low[way] = lane_max(low[way], choose<V>(above[way], x[way] - sum_g[way] / sum_h[way], x[way]));
       const V gap = new_high - low[way];
       // Near a simple eigenvalue the step is better than the interval: its error is at most half of gap^2 / down.
-      const Mask simple = above[way] & (gap < 0.125 * down);
+      const Mask<V> simple = above[way] & (gap < 0.125 * down);
       high[way] = new_high;
       open[way] &= (gap > 0x1p-51 * new_high) & ~(simple & (gap * gap <= 0x1p-52 * new_high * down));
-      x[way] = above[way] & (V{} + step < kLaguerreSteps) ? new_high : 0.5 * (low[way] + new_high);
-      more |= any_lane<V>(open[way]);
+      const V middle = 0.5 * (low[way] + new_high);
+      x[way] = step < kLaguerreSteps ? choose<V>(above[way], new_high, middle) : middle;
+      more |= open[way];
     }
-    if (!more) return;
+    if (!any_lane<V>(more)) return;
   }
 }
 

@@ -117,6 +117,15 @@ BDP_INLINE v8d load_double(const T* p) {
 }
 BDP_INLINE v8d load_double(const double* p) { return load<v8d>(p); }
 
+// As many consecutive elements as a register of doubles holds.
+BDP_INLINE v2d widen_to(const float* p, v2d) { return v2d{p[0], p[1]}; }
+BDP_INLINE v4d widen_to(const float* p, v4d) { return v4d{p[0], p[1], p[2], p[3]}; }
+BDP_INLINE v8d widen_to(const float* p, v8d) { return v8d{p[0], p[1], p[2], p[3], p[4], p[5], p[6], p[7]}; }
+template <typename D>
+BDP_INLINE D widen_to(const double* p, D) {
+  return load<D>(p);
+}
+
 // One element as float or, for double, as double; and back.
 BDP_INLINE float widen(float x) { return x; }
 BDP_INLINE double widen(double x) { return x; }

@@ -8,6 +8,7 @@
 
 #include "eigen_lanes.h"
 #include "isa.h"
+#include "row_gram.h"
 #include "tridiagonal.h"
 
 namespace bdprune::core {
@@ -47,8 +48,28 @@ struct Octet {
   v8d factor;  // power of two that brings the filter's maximum near 1 where squares would leave the range, else 1
 };
 
-template <typename T>
+// Elements [offset, offset + 8) of the eight filters, out[i] those of place offset + i. V is what registers hold.
+template <typename V, typename T>
 BDP_INLINE void load_eight(const Octet<T>& octet, int64_t offset, v8f (&out)[8]) {
+  if constexpr (sizeof(V) < sizeof(v8f)) {
+    // Rearranging what is wider than a register, GCC would take every element by itself.
+#pragma GCC unroll 4
+    for (int quarter = 0; quarter < 4; ++quarter) {
+      const int first = quarter / 2 * 4, lane = quarter % 2 * 4;
+      v4f r[4];
+#pragma GCC unroll 4
+      for (int l = 0; l < 4; ++l) r[l] = load_four(octet.filter[lane + l] + offset + first);
+      const v4f a = __builtin_shufflevector(r[0], r[1], 0, 4, 1, 5),
+                b = __builtin_shufflevector(r[0], r[1], 2, 6, 3, 7);
+      const v4f c = __builtin_shufflevector(r[2], r[3], 0, 4, 1, 5),
+                d = __builtin_shufflevector(r[2], r[3], 2, 6, 3, 7);
+      const v4f places[4] = {__builtin_shufflevector(a, c, 0, 1, 4, 5), __builtin_shufflevector(a, c, 2, 3, 6, 7),
+                             __builtin_shufflevector(b, d, 0, 1, 4, 5), __builtin_shufflevector(b, d, 2, 3, 6, 7)};
+#pragma GCC unroll 4
+      for (int i = 0; i < 4; ++i) store(reinterpret_cast<float*>(&out[first + i]) + lane, places[i]);
+    }
+    return;
+  }
   // Joining the halves of filters l and l + 4 while loading saves the last of the three rounds of a transpose.
 #pragma GCC unroll 2
   for (int half = 0; half < 2; ++half) {
@@ -70,6 +91,7 @@ BDP_INLINE void load_eight(const Octet<T>& octet, int64_t offset, v8f (&out)[8])
   }
 }
 
+template <typename V>
 BDP_INLINE void load_eight(const Octet<double>& octet, int64_t offset, v8d (&out)[8]) {
   const double* const* f = octet.filter;
 #pragma GCC unroll 8
@@ -88,7 +110,7 @@ BDP_INLINE Lanes<T> load_one(const Octet<T>& octet, int64_t offset) {
 
 // Transposes the run [offset, offset + count) of the eight filters into lanes: element i goes to row i / width, column
 // i % width of `packed`, whose rows are `stride` slots of kAbreast octets apart.
-template <int kAbreast, bool kScaled, typename T>
+template <typename V, int kAbreast, bool kScaled, typename T>
 BDP_INLINE void pack(const Octet<T>& octet, int64_t offset, int64_t count, int64_t width, int64_t stride,
                      Lanes<T>* packed) {
   const Lanes<T> factor = __builtin_convertvector(octet.factor, Lanes<T>);
@@ -97,10 +119,10 @@ BDP_INLINE void pack(const Octet<T>& octet, int64_t offset, int64_t count, int64
   for (; i + 8 <= count; i += 8) {
     // Eight streams are more than the hardware follows well.
     if (i % 16 == 0) {
-      for (int l = 0; l < kLanes; ++l) __builtin_prefetch(octet.filter[l] + offset + i + kPrefetch);
+      for (int l = 0; l < kLanes; ++l) __builtin_prefetch(octet.filter[l] + offset + i + kPrefetch, 0, 2);
     }
     Lanes<T> eight[8] = {};
-    load_eight(octet, offset + i, eight);
+    load_eight<V>(octet, offset + i, eight);
     if (kScaled) {
 #pragma GCC unroll 8
       for (int k = 0; k < 8; ++k) eight[k] *= factor;
@@ -183,14 +205,6 @@ BDP_INLINE void gram_blocks(const GramTask<V, kSplit>& task) {
   }
 }
 
-BDP_INLINE v2d widen_to(const float* p, v2d) { return v2d{p[0], p[1]}; }
-BDP_INLINE v4d widen_to(const float* p, v4d) { return v4d{p[0], p[1], p[2], p[3]}; }
-BDP_INLINE v8d widen_to(const float* p, v8d) { return v8d{p[0], p[1], p[2], p[3], p[4], p[5], p[6], p[7]}; }
-template <typename D>
-BDP_INLINE D widen_to(const double* p, D) {
-  return load<D>(p);
-}
-
 // Where the sums of a chunk go: first to `sums`, in slots, then to the Gram matrices, those of the first eight lanes to
 // `gram` and of the next to gram + apart. The first chunk's are put there, the others added.
 template <typename N>
@@ -214,6 +228,20 @@ BDP_INLINE void add_sums(const GramSums<N>& to, int64_t stride) {
       }
     }
   }
+}
+
+// Gram matrices of eight filters whose rows hold nine values.
+template <typename D, typename T>
+BDP_INLINE void row_grams(const Octet<T>& octet, int64_t rows, double* gram) {
+  double sums[kLanes][kRowProducts * kLanes];
+  for (int l = 0; l < kLanes; ++l) {
+    if (l == 0 || octet.filter[l] != octet.filter[l - 1]) {
+      row_sums<D>(octet.filter[l], rows, octet.factor[l], sums[l]);
+    } else {
+      std::memcpy(sums[l], sums[l - 1], sizeof(sums[l]));
+    }
+  }
+  to_lanes(sums, gram);
 }
 
 // Adds the products of the columns of packed, slots of kSlot numbers, to the Gram matrices.
@@ -323,13 +351,14 @@ double scale_factor(const T* x, int64_t count) {
   return std::ldexp(1.0, std::clamp(-std::ilogb(largest), -kMost, kMost));
 }
 
-// What is compiled once per instruction set: few, large functions, of which only the first three depend on the type.
+// What is compiled once per instruction set: few, large functions, of which only the first four depend on the type.
 template <typename T>
 struct TypedKernels {
   void (*pack)(const Octet<T>& octet, int64_t offset, int64_t count, int64_t width, int64_t stride, Lanes<T>* packed);
   void (*pack_scaled)(const Octet<T>& octet, int64_t offset, int64_t count, int64_t width, int64_t stride,
                       Lanes<T>* packed);
   void (*vector_norms)(const Octet<T>& octet, int64_t length, double* out);
+  void (*row_grams)(const Octet<T>& octet, int64_t rows, double* gram);  // null where it has no use
 };
 
 template <typename N>
@@ -345,36 +374,44 @@ struct Kernels {
   void (*largest_9)(v8d* gram, int64_t apart, int64_t stride, int side, double* out);
 };
 
-#define BDP_SPECTRAL_KERNELS(name, target, singles, doubles, many)                                              \
-  namespace name {                                                                                              \
-  constexpr int kAbreast = sizeof(singles) > sizeof(v8f) ? 2 : 1;                                               \
-  template <bool kScaled, typename T>                                                                           \
-  target void pack_lanes(const Octet<T>& octet, int64_t offset, int64_t count, int64_t width, int64_t stride,   \
-                         Lanes<T>* packed) {                                                                    \
-    pack<std::is_same_v<T, double> ? 1 : kAbreast, kScaled>(octet, offset, count, width, stride, packed);       \
-  }                                                                                                             \
-  template <typename T>                                                                                         \
-  target void norms(const Octet<T>& octet, int64_t length, double* out) {                                       \
-    vector_norms<doubles>(octet, length, out);                                                                  \
-  }                                                                                                             \
-  target void update(const float* packed, int64_t rows, int64_t stride, const GramSums<float>& to) {            \
-    gram_update<singles, doubles, kAbreast * kLanes, many>(packed, rows, stride, to);                           \
-  }                                                                                                             \
-  target void update(const double* packed, int64_t rows, int64_t stride, const GramSums<double>& to) {          \
-    gram_update<doubles, doubles, kLanes, many>(packed, rows, stride, to);                                      \
-  }                                                                                                             \
-  target void largest(v8d* gram, int64_t apart, int64_t stride, int side, double* out) {                        \
-    largest_lanes<doubles, 0>(gram, apart, stride, side, out);                                                  \
-  }                                                                                                             \
-  target void largest_9(v8d* gram, int64_t apart, int64_t, int, double* out) {                                  \
-    largest_lanes<doubles, 9>(gram, apart, 9, 9, out);                                                          \
-  }                                                                                                             \
-  template <typename T>                                                                                         \
-  constexpr TypedKernels<T> kTyped = {pack_lanes<std::is_same_v<T, double>, T>, pack_lanes<true, T>, norms<T>}; \
-  constexpr Kernels kKernels = {{kTyped<float>, kTyped<double>, kTyped<Half>, kTyped<BFloat16>},                \
-                                {GramKernels<float>{kAbreast, update}, GramKernels<double>{1, update}},         \
-                                largest,                                                                        \
-                                largest_9};                                                                     \
+#define BDP_SPECTRAL_KERNELS(name, target, singles, doubles, many)                                             \
+  namespace name {                                                                                             \
+  constexpr int kAbreast = sizeof(singles) > sizeof(v8f) ? 2 : 1;                                              \
+  template <bool kScaled, typename T>                                                                          \
+  target void pack_lanes(const Octet<T>& octet, int64_t offset, int64_t count, int64_t width, int64_t stride,  \
+                         Lanes<T>* packed) {                                                                   \
+    constexpr int kBeside = std::is_same_v<T, double> ? 1 : kAbreast;                                          \
+    pack<singles, kBeside, kScaled>(octet, offset, count, width, stride, packed);                              \
+  }                                                                                                            \
+  template <typename T>                                                                                        \
+  target void norms(const Octet<T>& octet, int64_t length, double* out) {                                      \
+    vector_norms<doubles>(octet, length, out);                                                                 \
+  }                                                                                                            \
+  template <typename T>                                                                                        \
+  constexpr bool kByRows = sizeof(singles) >= sizeof(v8f) && !std::is_same_v<T, double>;                       \
+  template <typename T>                                                                                        \
+  target void grams(const Octet<T>& octet, int64_t rows, double* gram) {                                       \
+    if constexpr (kByRows<T>) row_grams<doubles>(octet, rows, gram);                                           \
+  }                                                                                                            \
+  target void update(const float* packed, int64_t rows, int64_t stride, const GramSums<float>& to) {           \
+    gram_update<singles, doubles, kAbreast * kLanes, many>(packed, rows, stride, to);                          \
+  }                                                                                                            \
+  target void update(const double* packed, int64_t rows, int64_t stride, const GramSums<double>& to) {         \
+    gram_update<doubles, doubles, kLanes, many>(packed, rows, stride, to);                                     \
+  }                                                                                                            \
+  target void largest(v8d* gram, int64_t apart, int64_t stride, int side, double* out) {                       \
+    largest_lanes<doubles, 0>(gram, apart, stride, side, out);                                                 \
+  }                                                                                                            \
+  target void largest_9(v8d* gram, int64_t apart, int64_t, int, double* out) {                                 \
+    largest_lanes<doubles, 9>(gram, apart, 9, 9, out);                                                         \
+  }                                                                                                            \
+  template <typename T>                                                                                        \
+  constexpr TypedKernels<T> kTyped = {pack_lanes<std::is_same_v<T, double>, T>, pack_lanes<true, T>, norms<T>, \
+                                      kByRows<T> ? grams<T> : nullptr};                                        \
+  constexpr Kernels kKernels = {{kTyped<float>, kTyped<double>, kTyped<Half>, kTyped<BFloat16>},               \
+                                {GramKernels<float>{kAbreast, update}, GramKernels<double>{1, update}},        \
+                                largest,                                                                       \
+                                largest_9};                                                                    \
   }
 
 BDP_SPECTRAL_KERNELS(baseline, , v4f, v2d, false)
@@ -400,12 +437,17 @@ int64_t slot_bytes(Dtype dtype) {
 template <typename T>
 void accumulate_gram(const FilterBank& bank, const Octet<T> (&octets)[kOctets], bool scaled, double* scratch) {
   const int64_t side = bank.side(), length = bank.length(), stride = padded(side), apart = stride * stride * kLanes;
+  const TypedKernels<T>& typed = std::get<TypedKernels<T>>(kernels().typed);
+  // With fewer rows it takes as long to put a filter's sums into their lanes as to pack its values.
+  if (typed.row_grams && bank.cols == 9 && bank.rows >= kRunRows) {
+    for (int o = 0; o < kOctets; ++o) typed.row_grams(octets[o], length, scratch + o * apart);
+    return;
+  }
   const int64_t chunk = chunk_length(side, slot_bytes(bank.dtype));
   Number<T>* sums = reinterpret_cast<Number<T>*>(scratch + kOctets * apart);
   Number<T>* packed_start = sums + stride * stride * slot_bytes(bank.dtype) / int64_t(sizeof(Number<T>));
   // Nothing else writes the padding of the packed rows.
   if (stride != side) std::memset(packed_start, 0, static_cast<size_t>(stride * chunk * slot_bytes(bank.dtype)));
-  const TypedKernels<T>& typed = std::get<TypedKernels<T>>(kernels().typed);
   const GramKernels<Number<T>>& gram = std::get<GramKernels<Number<T>>>(kernels().gram);
   const auto pack = scaled ? typed.pack_scaled : typed.pack;
   for (int o = 0; o < kOctets; o += gram.abreast) {
@@ -483,7 +525,9 @@ void norms_of(const FilterBank& bank, int64_t batch, double* scratch, double* ou
 int64_t FilterBank::batch_cost() const {
   const int64_t n = side();
   if (n <= 1) return kBatch * std::max<int64_t>(1, length());
-  const int64_t eigen = 2 * n * n * n;
+  // 4/3 n^3 multiply-adds that wait for each other and for divisions take three times as long as those of the Gram
+  // matrix.
+  const int64_t eigen = 4 * n * n * n;
   return kBatch * (n * (n + 1) / 2 * length() + eigen);
 }
 

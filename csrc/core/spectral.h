@@ -1,15 +1,16 @@
 // Largest singular values of many small matrices: the torch-free part of filter_spectral_norms.
 //
 // A filter is a dense row-major [rows, cols] matrix M. The Gram matrix on its smaller side is accumulated for eight
-// filters at a time, one filter per lane, and its largest eigenvalue found by eigen_lanes.h, so a filter's bits depend
-// on nothing but the filter: not on its neighbours, the list or the number of threads.
+// filters at a time, one filter per lane, or, for 3x3 filters of many channels, by row_gram.h for one filter after the
+// other. Its largest eigenvalue is found by eigen_lanes.h, so a filter's bits depend on nothing but the filter: not on
+// its neighbours, the list or the number of threads.
 //
 // Precision: the largest eigenvalue of a Gram matrix is well conditioned. Products of float32 and narrower input are
-// added up in float over at most 32 positions and a few such runs, and in double beyond: the relative error of sigma
-// is below 1e-7 on random filters and below 3e-7 where every rounding goes the same way (all elements equal), less than
-// that of float32 svdvals; half as many doubles fit a register. Filters whose squares
-// leave the range of float are multiplied by a power of two and summed again. With float64 input everything is double,
-// scaled by a power of two first, and the relative error a few 1e-16.
+// added up in float over at most 32 positions and a few such runs (row_gram.h: eight), and in double beyond: the
+// relative error of sigma is below 1e-7 on random filters and below 3e-7 where every rounding goes the same way (all
+// elements equal), less than that of float32 svdvals; half as many doubles fit a register. Filters whose squares leave
+// the range of float are multiplied by a power of two and summed again. With float64 input everything is double, scaled
+// by a power of two first, and the relative error a few 1e-16.
 #pragma once
 
 #include <cstddef>

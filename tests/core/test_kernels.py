@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import subprocess
 import sys
@@ -36,6 +37,28 @@ def test_norms_of_any_shape(count: int, rows: int, cols: int, dtype: str, seed: 
     x = np.random.default_rng(seed).standard_normal((count, rows, cols)).astype(dtype)
     rel = 1e-13 if dtype == "float64" else FLOAT_RUNS
     assert core.spectral_norms(x, dtype, count, rows, cols) == pytest.approx(svd_norms(x), rel=rel)
+
+
+@pytest.mark.parametrize("dtype", ["float16", "float32", "float64"])
+@pytest.mark.parametrize("rows", [9, 31, 32, 33, 63, 64, 65, 66, 255, 256, 257, 258, 600])
+def test_rows_of_nine(rows: int, dtype: str) -> None:
+    """3x3 filters from 32 channels on have a kernel of their own, which takes two rows at a time."""
+    x = np.random.default_rng(rows).standard_normal((11, rows, 9)).astype(dtype)
+    rel = 1e-13 if dtype == "float64" else FLOAT_RUNS
+    norms = core.spectral_norms(x, dtype, *x.shape)
+    assert norms == pytest.approx(svd_norms(x), rel=rel)
+    x[5] = np.nan  # The rows before and after it lie beside the others' in memory.
+    others = np.arange(11) != 5
+    assert np.array_equal(core.spectral_norms(x, dtype, *x.shape)[others], norms[others])
+    assert core.spectral_norms(x[3:4].copy(), dtype, 1, rows, 9)[0] == norms[3]
+
+
+def test_every_product_of_a_row_counts() -> None:
+    """Two columns of equal values and zeros elsewhere: the largest singular value is the norm of both together."""
+    for i, j in itertools.combinations(range(9), 2):
+        x = np.zeros((1, 40, 9), np.float32)
+        x[..., [i, j]] = 0.5
+        assert core.spectral_norms(x, "float32", 1, 40, 9)[0] == pytest.approx(20**0.5, rel=1e-7)
 
 
 @st.composite
