@@ -1,6 +1,7 @@
 """Measures the ladders and writes them as JSON.
 
-    python -m bench.ladders [--device cpu] [--threads 1 2] [--only NAME] [--minutes 14] [--quick] [--out FILE]
+    python -m bench.ladders [--device cpu] [--threads 1 2] [--only NAME] [--minutes 14] [--rnp-images N] [--quick]
+                            --out FILE
 
 Precision is the same on every rung: float32 in and out, no TF32, no half precision; the error column is against
 float64. What takes long for one row (compiling, other methods) runs with the last number of threads
@@ -79,6 +80,8 @@ def main(arguments: list[str] | None = None) -> None:
         now = time.monotonic()
         until = now + (end - now) * share(counts[index:])
         plan = _plan(device, threads, options.quick, complete=index == len(counts) - 1)
+        if options.rnp_images:
+            plan = replace(plan, rnp=tuple((width, options.rnp_images, swept) for width, _, swept in plan.rnp))
         clock = cpu_clock if options.clock == "cpu" else None
         run(plan, options.only or list(SUBJECTS), threads, until, done, options.out, clock)
 
@@ -180,6 +183,9 @@ def _parser() -> argparse.ArgumentParser:
         help="cpu counts processor time, ceilings too: for one thread on a machine that others use",
     )
     parser.add_argument("--only", action="append", choices=list(SUBJECTS), help="repeatable (default: all)")
+    parser.add_argument(
+        "--rnp-images", type=int, help="images of RNP's timed steps: 125 make a step as large as those of a real run"
+    )
     parser.add_argument("--minutes", type=float, default=14.0, help="no ladder is begun after so long")
     parser.add_argument(
         "--quick", action="store_true", help="tiny shapes, to see that it works; the figures mean nothing"
