@@ -113,7 +113,7 @@ def scores_ladder(plan: Plan, models: Sequence[Model], width: int) -> Ladder:
         ]
 
     def one_by_one() -> list[Tensor]:
-        return [score for model in models for score in channel_lipschitz(model).values()]
+        return [score for model in models for score in channel_lipschitz(replace(model)).values()]
 
     @cache
     def truth() -> list[Tensor]:
