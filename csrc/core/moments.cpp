@@ -116,27 +116,28 @@ BDP_INLINE void pack_typed(const FeatureView& x, const double* shift, int64_t st
   }
 }
 
-// acc[i][j] = sum over the chunk of rows[i] * columns[j], kRows x 2 registers of accumulators, added to the part of
-// cross that lies inside the matrix.
-template <typename C, int kBytes, int kRows>
+// acc[i][j] = sum over the chunk of rows[i] * columns[j], kRows x kWidth registers of accumulators, added to the part
+// of cross that lies inside the matrix.
+template <typename C, int kBytes, int kRows, int kWidth>
 BDP_INLINE void cross_tile(const C* rows, const C* columns, int64_t count, int64_t i0, int64_t j0, int64_t channels,
                            double* cross) {
   using V = typename Register<C, kBytes>::type;
   constexpr int kWide = kBytes / sizeof(C);
-  V left[kRows] = {}, right[kRows] = {};
+  V sums[kWidth][kRows] = {};
   for (int64_t k = 0; k < count; ++k, rows += kPanel<C>, columns += kPanel<C>) {
-    const V a = load<V>(columns), b = load<V>(columns + kWide);
+    V column[kWidth];
+#pragma GCC unroll 2
+    for (int w = 0; w < kWidth; ++w) column[w] = load<V>(columns + w * kWide);
 #pragma GCC unroll 8
     for (int i = 0; i < kRows; ++i) {
-      left[i] += rows[i] * a;
-      right[i] += rows[i] * b;
+#pragma GCC unroll 2
+      for (int w = 0; w < kWidth; ++w) sums[w][i] += rows[i] * column[w];
     }
   }
-  const int64_t valid = std::min<int64_t>(2 * kWide, channels - j0);
+  const int64_t valid = std::min<int64_t>(kWidth * kWide, channels - j0);
   for (int i = 0; i < kRows && i0 + i < channels; ++i) {
-    C line[2 * kWide];
-    store(line, left[i]);
-    store(line + kWide, right[i]);
+    C line[kWidth * kWide];
+    for (int w = 0; w < kWidth; ++w) store(line + w * kWide, sums[w][i]);
     double* out = cross + (i0 + i) * channels + j0;
     for (int64_t j = 0; j < valid; ++j) out[j] += line[j];
   }
@@ -159,7 +160,12 @@ BDP_INLINE void cross_typed(const FeatureView& x, int64_t count, int64_t begin, 
         for (int64_t j = 0; j < kPanel<C>; j += kColumns) {
           const int64_t j0 = b * kPanel<C> + j;
           if (j0 >= x.channels || j0 + kColumns <= i0) continue;
-          cross_tile<C, kBytes, kRows>(rows + i, columns + j, count, i0, j0, x.channels, cross);
+          constexpr int64_t kHalf = kColumns / 2;
+          if (j0 + kHalf > i0) {
+            cross_tile<C, kBytes, kRows, 2>(rows + i, columns + j, count, i0, j0, x.channels, cross);
+          } else if (j0 + kHalf < x.channels) {  // the left half lies below the diagonal, where nothing is read
+            cross_tile<C, kBytes, kRows, 1>(rows + i, columns + j + kHalf, count, i0, j0 + kHalf, x.channels, cross);
+          }
         }
       }
     }
