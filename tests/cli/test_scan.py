@@ -9,6 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import click
 import numpy as np
 import pytest
 import torch
@@ -318,3 +319,13 @@ def test_bug_in_a_detector_is_an_error_verdict_without_a_traceback(scan: Run, mo
     done = scan()
     assert done.exit_code == 2 and "Unexpected ZeroDivisionError" in done.stdout
     assert "Traceback" not in done.output
+
+
+def test_the_precisions_offered_are_those_there_are() -> None:
+    from bdprune.cli.scan import scan as command
+    from bdprune.training.precision import DEFAULT, PRECISIONS
+
+    (option,) = (one for one in command.params if one.name == "precision")
+    assert isinstance(option, click.Option) and isinstance(option.type, click.Choice)
+    assert tuple(option.type.choices) == PRECISIONS
+    assert f"[default: {DEFAULT}]" in (option.help or "")
