@@ -194,7 +194,9 @@ def _measure(shelf: Shelf, entry: Entry, sets: Sets, work: Path, device: torch.d
     assert folder is not None
     cost = read_cost(work) or (Cost(known.seconds, known.env) if known else Cost(None, None))
     add_truth(
-        folder, truth_of(entry, folder, sets(entry.dataset, "test"), cost), [one.name for one in shelf.zoo.models]
+        folder,
+        truth_of(entry, folder, sets(entry.dataset, "test"), cost, device),
+        [one.name for one in shelf.zoo.models],
     )
 
 
