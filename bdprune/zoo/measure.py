@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from dataclasses import dataclass
 
 import torch
@@ -46,7 +47,8 @@ def measure(
         test: all test images.
         num_classes: K.
         attack: the model's attack, None for a clean model.
-        trigger: images in [0, 1] -> triggered images, on the CPU; the same for every image batch.
+        trigger: images in [0, 1] -> triggered images, the same for every image batch; a copy of it runs where the
+            network is.
     """
     labels = test.labels
     accuracy = _share(_predict(network, test.images, None) == labels)
@@ -64,9 +66,11 @@ def measure(
 @torch.no_grad()
 def _predict(network: nn.Module, images: Tensor, trigger: nn.Module | None) -> Tensor:
     """Labels ``[N]`` of images uint8 ``[N, C, H, W]``, triggered where there is a trigger."""
+    device = next(network.parameters()).device
+    trigger = copy.deepcopy(trigger).to(device) if trigger else None
     parts = []
     for batch in images.split(_BATCH):
-        floats = batch.float() / 255
+        floats = batch.to(device).float() / 255
         parts.append(predict(network, trigger(floats).clamp(0, 1) if trigger else floats, _BATCH))
     return torch.cat(parts) if parts else torch.empty(0, dtype=torch.int64)
 
