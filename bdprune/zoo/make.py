@@ -146,7 +146,9 @@ def _make_one(
             return
         if not shelf.made(entry):
             _train(shelf, entry, sets, work, progress, say, device)
-        _measure(shelf, entry, sets, work, device)
+        truth = shelf.truth(entry)
+        if truth is None or not truth.complete:  # another process may have been quicker
+            _measure(shelf, entry, sets, work, device)
         shutil.rmtree(work)
         with contextlib.suppress(OSError):  # another model is in the making
             work.parent.rmdir()
@@ -193,9 +195,8 @@ def _measure(shelf: Shelf, entry: Entry, sets: Sets, work: Path, device: torch.d
     folder, known = shelf.made(entry), shelf.truth(entry)
     assert folder is not None
     cost = read_cost(work) or (Cost(known.seconds, known.env) if known else Cost(None, None))
-    add_truth(
-        folder, truth_of(entry, folder, sets(entry.dataset, "test"), cost), [one.name for one in shelf.zoo.models]
-    )
+    truth = truth_of(entry, folder, sets(entry.dataset, "test"), cost, device)
+    add_truth(folder, truth, [one.name for one in shelf.zoo.models])
 
 
 def truth_of(entry: Entry, folder: Path, test: RawImages, cost: Cost, device: torch.device | None = None) -> Truth:
