@@ -39,7 +39,7 @@ from bdprune.model.load import load
 from bdprune.purify.base import Purified
 from bdprune.purify.rnp import RNP
 from bdprune.purify.suspiciousness import SuspiciousnessPruning
-from bdprune.scan.device import parse_device
+from bdprune.scan.device import device_name, parse_device
 from bdprune.scan.engine import scan
 from bdprune.zoo.manifest import Entry, read_manifest
 from bdprune.zoo.measure import measure
@@ -264,7 +264,7 @@ def main() -> None:
     parser.add_argument("--rows", type=Path, help="JSON lines that the rows are kept in")
     options = parser.parse_args()
     device = parse_device(options.device)
-    record = Record(options.rows, torch.cuda.get_device_name(device) if device.type == "cuda" else device.type)
+    record = Record(options.rows, device_name(device))
     parts = ["scans", "repairs"] if options.part == "both" else [options.part]
     zoo = read_manifest(options.manifest)
     shelf = Shelf(zoo)
