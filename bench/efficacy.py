@@ -1,7 +1,7 @@
 """Verdicts and repairs of a zoo's models over several seeds, on the full test set.
 
     python bench/efficacy.py zoo/demo/manifest.toml --data DIR [--seeds 5] [--part scans] [--only MODEL] [--rows FILE]
-                              [--clean zoo/demo/defence.npz]
+                              [--clean zoo/demo/defence.npz] [--device cuda]
 
 DIR holds the zoo's dataset. Prints Markdown tables: what a scan says of every model, and clean accuracy (CA) and attack
 success rate (ASR) before and after each repair, beside RNP's own figures (Li et al., 2023, Tables 2 and 10: ResNet-18
@@ -39,6 +39,7 @@ from bdprune.model.load import load
 from bdprune.purify.base import Purified
 from bdprune.purify.rnp import RNP
 from bdprune.purify.suspiciousness import SuspiciousnessPruning
+from bdprune.scan.device import device_name, parse_device
 from bdprune.scan.engine import scan
 from bdprune.zoo.manifest import Entry, read_manifest
 from bdprune.zoo.measure import measure
@@ -75,15 +76,22 @@ class Subject:
         folder: where its files are.
         clean: the defender's images.
         test: the full test set.
+        device: where it is scanned, repaired and measured.
     """
 
-    def __init__(self, entry: Entry, folder: Path, clean: CleanData, test: RawImages) -> None:
-        self.name, self.clean = entry.name, clean
+    def __init__(self, entry: Entry, folder: Path, clean: CleanData, test: RawImages, device: torch.device) -> None:
+        self.name, self.clean, self.device = entry.name, clean, device
         self.path = weights_path(folder, entry.name)
         self.attack = entry.make_attack()
         self.truth = self.attack.target if self.attack else None
         self._test, self._num_classes = test, entry.num_classes
         self._trigger = load_trigger(entry, self.attack, folder, shape_of(test.images)) if self.attack else None
+
+    def load(self) -> Model:
+        """The model as it was delivered."""
+        model = load(self.path)
+        model.network.to(self.device)
+        return model
 
     def measure(self, model: Model) -> Row:
         """CA and ASR in per cent on the full test set; the ASR of a clean model is None."""
@@ -94,7 +102,7 @@ class Subject:
 
 def scan_row(subject: Subject, seed: int) -> Row:
     """Verdict, label and every detector's score."""
-    result = scan(subject.path, subject.clean, seed=seed)
+    result = scan(subject.path, subject.clean, seed=seed, device=str(subject.device))
     return {
         "verdict": result.verdict,
         "label": result.target_label,
@@ -112,7 +120,7 @@ def repair_row(subject: Subject, method: str, seed: int) -> Row:
     if count < len(data):
         data = data.sample(per_class, torch.Generator().manual_seed(seed))
     start = time.perf_counter()
-    result: Purified = make(seed)(load(subject.path), data)
+    result: Purified = make(seed)(subject.load(), data)
     seconds = time.perf_counter() - start
     pruned = sum(map(len, result.pruned.values()))
     threshold = None if math.isnan(result.threshold) else result.threshold
@@ -121,10 +129,15 @@ def repair_row(subject: Subject, method: str, seed: int) -> Row:
 
 
 class Record:
-    """Rows in a JSON lines file, each written as soon as it is done, keyed by part, model, method and seed."""
+    """Rows in a JSON lines file, each written as soon as it is done, keyed by part, model, method and seed.
 
-    def __init__(self, path: Path | None) -> None:
-        self.path = path
+    Args:
+        path: of the file; None keeps none.
+        device: name of what the new rows are made on.
+    """
+
+    def __init__(self, path: Path | None, device: str) -> None:
+        self.path, self.device = path, device
         self.rows: dict[tuple[Any, ...], Row] = {}
         if path and path.exists():
             for line in path.read_text().splitlines():
@@ -135,7 +148,7 @@ class Record:
         """Makes and writes the row of ``key`` unless it is there."""
         if _key(key) in self.rows:
             return
-        row = key | make() | {"commit": _environment()["commit"]}
+        row = key | make() | {"commit": _environment()["commit"], "device": self.device}
         self.rows[_key(key)] = row
         print(json.dumps(row), file=sys.stderr, flush=True)
         if self.path:
@@ -156,7 +169,7 @@ def run(record: Record, subject: Subject, parts: list[str], methods: list[str], 
     base: Row = {"model": subject.name, "kind": subject.attack.kind if subject.attack else None, "truth": subject.truth}
     if "repairs" in parts and subject.attack:
         key = base | {"part": "before", "method": None, "seed": None}
-        record.add(key, lambda: subject.measure(load(subject.path)))
+        record.add(key, lambda: subject.measure(subject.load()))
     for seed in range(seeds):
         if "scans" in parts:
             key = base | {"part": "scan", "method": None, "seed": seed}
@@ -247,9 +260,11 @@ def main() -> None:
         "--method", choices=list(METHODS), action="append", default=[], help="repeatable (default: all)"
     )
     parser.add_argument("--clean", type=Path, help="the defender's images, for a zoo that keeps none")
+    parser.add_argument("--device", default="cpu", help="cpu, cuda, cuda:N or auto (cpu)")
     parser.add_argument("--rows", type=Path, help="JSON lines that the rows are kept in")
     options = parser.parse_args()
-    record = Record(options.rows)
+    device = parse_device(options.device)
+    record = Record(options.rows, device_name(device))
     parts = ["scans", "repairs"] if options.part == "both" else [options.part]
     zoo = read_manifest(options.manifest)
     shelf = Shelf(zoo)
@@ -263,7 +278,7 @@ def main() -> None:
         clean = load_clean(options.clean or defence_images([folder, zoo.home, *(one.home for one in zoo.models)]))
         run(
             record,
-            Subject(entry, folder, clean, sets[entry.dataset]),
+            Subject(entry, folder, clean, sets[entry.dataset], device),
             parts,
             options.method or list(METHODS),
             options.seeds,

@@ -141,6 +141,7 @@ def fit(
     with seeded(seed), _deterministic():
         kept = checkpoint.load(_recipe(network, images, labels, schedule, seed)) if checkpoint else None
         layout = training_layout(network)
+        winograd = layout is torch.channels_last and device.type == "cpu"
         network.to(memory_format=layout).train()  # type: ignore[call-overload]
         run = _Run(network, objective or CrossEntropy(), schedule, steps, seed)
         if kept is not None:
@@ -149,7 +150,7 @@ def fit(
         while run.done < steps:
             index = run.next_batch(len(images))
             batch = crop_and_flip(images[index], run.generator, schedule.padding, schedule.flip).float() / 255
-            with convs_of("winograd" if layout is torch.channels_last else "float32"):
+            with convs_of("winograd" if winograd else "float32"):
                 loss = run.step(batch.contiguous(memory_format=layout), labels[index])
             progress(run.done, steps, loss)
             if checkpoint and (checkpoint.due() or run.done == steps):

@@ -17,6 +17,7 @@ from bdprune.data.datasets import Part, read_dataset
 from bdprune.data.parquet import RawImages
 from bdprune.errors import DataError, OptionError
 from bdprune.report.files import make_folder
+from bdprune.scan.device import device_name
 from bdprune.zoo.manifest import Entry, Manifest, read_manifest
 from bdprune.zoo.measure import measure
 from bdprune.zoo.store import (
@@ -146,7 +147,9 @@ def _make_one(
             return
         if not shelf.made(entry):
             _train(shelf, entry, sets, work, progress, say, device)
-        _measure(shelf, entry, sets, work, device)
+        truth = shelf.truth(entry)
+        if truth is None or not truth.complete:  # another process may have been quicker
+            _measure(shelf, entry, sets, work, device)
         shutil.rmtree(work)
         with contextlib.suppress(OSError):  # another model is in the making
             work.parent.rmdir()
@@ -166,7 +169,7 @@ def _train(
     source = _load_source(shelf, entry, say) if entry.source else None
     trained = train_model(entry, train, work, source, device, progress, say)
     folder = shelf.place(entry)
-    write_cost(work, Cost(trained.seconds, Env(str(torch.__version__), entry.threads)))
+    write_cost(work, Cost(trained.seconds, Env(str(torch.__version__), entry.threads, device_name(device))))
     if trained.trigger is not None:
         save_trigger(trained.trigger, trigger_path(folder, entry.name))
     # The weights come last: where they are, the model is made.
@@ -193,11 +196,8 @@ def _measure(shelf: Shelf, entry: Entry, sets: Sets, work: Path, device: torch.d
     folder, known = shelf.made(entry), shelf.truth(entry)
     assert folder is not None
     cost = read_cost(work) or (Cost(known.seconds, known.env) if known else Cost(None, None))
-    add_truth(
-        folder,
-        truth_of(entry, folder, sets(entry.dataset, "test"), cost, device),
-        [one.name for one in shelf.zoo.models],
-    )
+    truth = truth_of(entry, folder, sets(entry.dataset, "test"), cost, device)
+    add_truth(folder, truth, [one.name for one in shelf.zoo.models])
 
 
 def truth_of(entry: Entry, folder: Path, test: RawImages, cost: Cost, device: torch.device | None = None) -> Truth:

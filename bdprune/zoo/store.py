@@ -26,11 +26,12 @@ from bdprune.model.load import load
 from bdprune.zoo.manifest import Entry, Manifest
 
 
-class Env(msgspec.Struct, frozen=True):
-    """What trained a model: the version of torch, and the number of threads."""
+class Env(msgspec.Struct, frozen=True, omit_defaults=True):
+    """What trained a model: the version of torch, the number of threads, and the GPU's name or ``cpu``."""
 
     torch: str
     threads: int
+    device: str = "cpu"
 
 
 class Cost(msgspec.Struct, frozen=True):
