@@ -55,4 +55,4 @@ def test_a_step_there_is_a_step_here(gpu: torch.device) -> None:
             optimizer.step()
     for one, two in zip(here.state_dict().values(), there.state_dict().values(), strict=True):
         assert two.device == gpu
-        assert torch.allclose(one, two.cpu(), atol=1e-4)
+        assert torch.allclose(one, two.cpu(), atol=1e-3)
