@@ -20,6 +20,8 @@ from bdprune.training.precision import PRECISIONS
 
 from ..helpers import siblings
 
+pytestmark = pytest.mark.usefixtures("gpu")  # before anything is trained
+
 
 @pytest.fixture
 def place(gpu: torch.device, monkeypatch: pytest.MonkeyPatch) -> str:

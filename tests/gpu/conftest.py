@@ -12,9 +12,9 @@ from ..zoo.conftest import tiny_data, write
 __all__ = ["tiny_data", "write"]
 
 
-@pytest.fixture(scope="session", autouse=True)
+@pytest.fixture(scope="session")
 def gpu() -> torch.device:
-    """There from the first test on: autograd looks once what devices there are."""
+    """To be there before the first backward pass: autograd looks once what devices there are."""
     if torch.cuda.is_available():
         return torch.device("cuda", 0)
     from .pretend import pretend_device
