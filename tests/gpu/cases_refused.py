@@ -56,3 +56,15 @@ def test_a_step_there_is_a_step_here(gpu: torch.device) -> None:
     for one, two in zip(here.state_dict().values(), there.state_dict().values(), strict=True):
         assert two.device == gpu
         assert torch.allclose(one, two.cpu(), atol=1e-3)
+
+
+def test_autocast_is_that_of_a_gpu(gpu: torch.device) -> None:
+    x = torch.ones(2, 3, device=gpu)
+    with torch.autocast(gpu.type, torch.bfloat16):
+        y = functional.linear(x, torch.ones(2, 3, device=gpu))
+        assert y.dtype == torch.bfloat16
+        assert y.softmax(1).dtype == torch.cat([x, y], 1).dtype == torch.float32
+        with torch.autocast(gpu.type, enabled=False):
+            assert functional.linear(x, x).dtype == torch.float32
+    with torch.autocast("cpu", torch.bfloat16):
+        assert functional.linear(x, x).dtype == torch.float32

@@ -20,7 +20,7 @@ from bdprune.training.precision import PRECISIONS
 
 from ..helpers import siblings
 
-pytestmark = pytest.mark.usefixtures("gpu")  # before anything is trained
+pytestmark = pytest.mark.usefixtures("gpu", "bfloat16")  # before anything is trained
 
 
 @pytest.fixture

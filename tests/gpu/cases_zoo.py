@@ -13,6 +13,11 @@ from torch import Tensor, nn
 from bdprune.attacks.registry import ATTACKS
 from bdprune.zoo.make import make
 
+from ..zoo.conftest import HEAD as OF_A_CPU
+
+HEAD = OF_A_CPU.replace("bf16 = false", "bf16 = true")
+
+pytestmark = pytest.mark.usefixtures("bfloat16")
 Write = Callable[..., Path]
 
 SETTINGS = dict.fromkeys(ATTACKS, "target = 1") | {
@@ -58,7 +63,7 @@ def test_broken_off_and_taken_up_on_a_gpu_it_is_the_same_model(
     from bdprune.training import checkpoint
 
     monkeypatch.setattr(checkpoint.Checkpoint, "due", lambda self: True)
-    manifest = write(models(kind))
+    manifest = write(models(kind), HEAD)
     (truth,) = make(manifest, tiny_data, only=["one"], device=gpu)
     assert truth.complete and 0 <= truth.clean_accuracy <= 1
 
@@ -91,5 +96,5 @@ def test_network_and_trigger_run_there(
             return forward(self, images)
 
         monkeypatch.setattr(module, "forward", noted)
-    make(write(models("lira")), tiny_data, only=["one"], device=gpu)
+    make(write(models("lira"), HEAD), tiny_data, only=["one"], device=gpu)
     assert all(calls == {(True, gpu.type), (False, gpu.type)} for calls in seen.values())

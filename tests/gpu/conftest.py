@@ -7,6 +7,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from bdprune.training import precision
+
 from ..zoo.conftest import tiny_data, write
 
 __all__ = ["tiny_data", "write"]
@@ -20,6 +22,13 @@ def gpu() -> torch.device:
     from .pretend import pretend_device
 
     return pretend_device()
+
+
+@pytest.fixture
+def bfloat16(gpu: torch.device, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The device that stands for a GPU computes in it as one does."""
+    if gpu.type != "cuda":
+        monkeypatch.setattr(precision, "computes_bfloat16", lambda device: True)
 
 
 @pytest.fixture(autouse=True)
