@@ -36,11 +36,13 @@ def channel_lipschitz_of(models: Sequence[Model]) -> list[dict[str, Tensor]]:
 def norm_gain(network: nn.Module, group: FilterGroup) -> Tensor | None:
     """``|gamma| / sqrt(v + eps)`` per filter ``[num_filters]``, the largest over its norms; None without a norm."""
     gains = []
+    device = next(network.get_submodule(group.conv).parameters()).device
     for consumer in group.norms:
         norm = network.get_submodule(consumer.name)
         assert isinstance(norm, nn.modules.batchnorm._BatchNorm)
         channels = slice(consumer.start, consumer.start + group.num_filters)
-        gamma = norm.weight.detach() if norm.affine else torch.ones(norm.num_features)
-        variance = norm.running_var if norm.running_var is not None else torch.ones(norm.num_features)
+        ones = torch.ones(norm.num_features, device=device)
+        gamma = norm.weight.detach() if norm.affine else ones
+        variance = norm.running_var if norm.running_var is not None else ones
         gains.append((gamma.abs() / (variance + norm.eps).sqrt())[channels])
     return torch.stack(gains).amax(0) if gains else None

@@ -138,7 +138,7 @@ def fit(
             f"{len(images)} images are less than one step of {schedule.batch_size}.", "Give a smaller batch size."
         )
     device = next(network.parameters()).device
-    with seeded(seed), torch.backends.cudnn.flags(deterministic=True, benchmark=False):
+    with seeded(seed), _deterministic():
         kept = checkpoint.load(_recipe(network, images, labels, schedule, seed)) if checkpoint else None
         layout = training_layout(network)
         winograd = layout is torch.channels_last and device.type == "cpu"
@@ -165,6 +165,18 @@ def seeded(seed: int) -> Iterator[None]:
     with torch.random.fork_rng(range(torch.cuda.device_count())):
         torch.manual_seed(seed)
         yield
+
+
+@contextmanager
+def _deterministic() -> Iterator[None]:
+    """The same bits run after run from cuDNN, which stays on: ``cudnn.flags`` would switch it off."""
+    cudnn = torch.backends.cudnn
+    before = cudnn.deterministic, cudnn.benchmark
+    cudnn.deterministic, cudnn.benchmark = True, False
+    try:
+        yield
+    finally:
+        cudnn.deterministic, cudnn.benchmark = before
 
 
 class _Run:

@@ -221,6 +221,17 @@ def test_global_randomness_is_left_alone_and_not_used() -> None:
     assert same(*nets)
 
 
+def test_cudnn_stays_on_and_gives_the_same_bits(monkeypatch: pytest.MonkeyPatch) -> None:
+    cudnn, names = torch.backends.cudnn, ("enabled", "deterministic", "benchmark", "allow_tf32")
+    monkeypatch.setattr(cudnn, "benchmark", True)
+    monkeypatch.setattr(cudnn, "allow_tf32", False)
+    before = [getattr(cudnn, name) for name in names]
+    seen: list[list[bool]] = []
+    fit(network(), *stripes(64), Schedule(1, 64), 0, lambda *_: seen.append([getattr(cudnn, name) for name in names]))
+    assert seen == [[True, True, False, False]]
+    assert [getattr(cudnn, name) for name in names] == before == [True, False, True, False]
+
+
 def test_what_cannot_be_trained_is_named() -> None:
     images, labels = stripes(8)
     with pytest.raises(OptionError, match="8 images are less than one step of 16"):
