@@ -5,13 +5,14 @@
 #
 # builds the ops for this card, runs every test that uses it, runs each op under compute-sanitizer (memcheck and
 # racecheck), and climbs the ladders. What happened goes to bench/results/gpu.txt with the hardware and the commit, the
-# figures to bench/results/ladders-cuda.json. The card's settings are read, never changed. Exit code 0: all of it
-# passed; 1: something failed (the rest still ran); 2: this machine cannot do it.
+# figures to bench/results/ladders-cuda.json, and all that each step printed to build/gpu. The card's settings are read,
+# never changed. Exit code 0: all of it passed; 1: something failed (the rest still ran); 2: this machine cannot do it.
 set -uo pipefail
 cd "$(dirname "$0")/.."
 python=${1:-python3}
 results=bench/results
 report=$results/gpu.txt
+logs=build/gpu
 failures=0
 
 cannot() {
@@ -24,7 +25,8 @@ step() {
   local limit=$1 name=$2 start=$SECONDS code=0
   shift 2
   echo "== $name"
-  timeout --kill-after=10 "$limit" "$@" 2>&1 | tail -n 40 || code=$?
+  timeout --kill-after=10 "$limit" "$@" >"$logs/$name.txt" 2>&1 || code=$?
+  tail -n 40 "$logs/$name.txt"
   [ "$code" -eq 0 ] || failures=$((failures + 1))
   echo "$name: $([ "$code" -eq 0 ] && echo passed || echo "FAILED with $code"), $((SECONDS - start)) s" | tee -a "$report"
 }
@@ -32,17 +34,25 @@ step() {
 command -v nvidia-smi >/dev/null || cannot "nvidia-smi was not found: there is no NVIDIA GPU here, or no driver."
 nvidia-smi -L >/dev/null || cannot "nvidia-smi sees no GPU: check the driver."
 command -v "$python" >/dev/null || cannot "$python was not found: give a Python with a CUDA build of torch."
-"$python" -c 'import pytest, ninja, pybind11' || cannot "install pytest, ninja and pybind11 for $python first."
+"$python" -c 'import pytest, hypothesis, ninja, pybind11' ||
+  cannot "install pytest, hypothesis, ninja and pybind11 for $python first."
+"$python" -c 'import click, jinja2, msgspec, numpy, PIL, pyarrow, rich, safetensors' ||
+  cannot "install what bdprune needs for $python first: the lists are in pyproject.toml."
 "$python" -c 'import sys, torch; sys.exit(not torch.cuda.is_available())' ||
   cannot "torch of $python does not see the GPU: install a CUDA build of torch that fits the driver."
+# The toolkit that nvcc says it is: what lies on PATH may be a script elsewhere, and torch would look beside that.
+if [ -z "${CUDA_HOME:-}" ] && command -v nvcc >/dev/null; then
+  top=$(nvcc --dryrun -x cu /dev/null 2>&1 | sed -n 's/^#\$ TOP=//p') && [ -d "$top/include" ] &&
+    CUDA_HOME=$(cd "$top" && pwd) && export CUDA_HOME
+fi
 nvcc=$("$python" -c 'from torch.utils.cpp_extension import CUDA_HOME; print(CUDA_HOME or "")' 2>/dev/null)/bin/nvcc
 [ -x "$nvcc" ] || cannot "nvcc was not found: put a CUDA toolkit on PATH or in CUDA_HOME."
 sanitizer=$(command -v compute-sanitizer || echo "$(dirname "$nvcc")/compute-sanitizer")
 
-export FORCE_CUDA=1 BDPRUNE_BACKEND=native PYTHONPATH=$PWD
+export FORCE_CUDA=1 BDPRUNE_BACKEND=native PYTHONPATH=$PWD${PYTHONPATH:+:$PYTHONPATH}
 TORCH_CUDA_ARCH_LIST=$("$python" -c 'import torch; print("{}.{}".format(*torch.cuda.get_device_capability()))')
 export TORCH_CUDA_ARCH_LIST
-mkdir -p "$results"
+mkdir -p "$results" "$logs"
 {
   echo "commit $(git rev-parse HEAD)$(git diff --quiet HEAD || echo ', with changes')"
   date -u +'%Y-%m-%d %H:%M UTC'

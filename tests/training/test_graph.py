@@ -365,6 +365,7 @@ def test_cuda_graphs_recover_as_the_steps_as_written(bright: Any, monkeypatch: p
 
 
 @needs_gpu
+@pytest.mark.filterwarnings("ignore:Synchronization debug mode is a prototype")
 def test_cuda_unlearning_never_waits_between_its_first_epoch_and_its_end(
     bright: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
