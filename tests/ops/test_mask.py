@@ -187,7 +187,7 @@ def test_the_profiler_sees_the_weight_gradient_only_when_it_is_asked_for(device:
 
     def backward_ops(weight: Tensor) -> set[str]:
         loss = masked_conv2d(x, weight, mask).sum()
-        with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
+        with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], acc_events=True) as profile:
             loss.backward()
         return {event.key for event in profile.key_averages()}
 
