@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # All that a machine with an NVIDIA GPU is needed for, in one call, in under nine minutes, without a network:
 #
-#     bench/gpu.sh [PYTHON]          # PYTHON: one with a CUDA build of torch >= 2.11, pytest, ninja and pybind11
+#     bench/gpu.sh [PYTHON]      # PYTHON: one with a CUDA build of torch >= 2.11, and what bdprune and its tests need
 #
 # builds the ops for this card, runs every test that uses it, runs each op under compute-sanitizer (memcheck and
 # racecheck), and climbs the ladders. What happened goes to bench/results/gpu.txt with the hardware and the commit, the
@@ -25,7 +25,7 @@ step() {
   local limit=$1 name=$2 start=$SECONDS code=0
   shift 2
   echo "== $name"
-  timeout --kill-after=10 "$limit" "$@" >"$logs/$name.txt" 2>&1 || code=$?
+  timeout --signal=INT --kill-after=10 "$limit" "$@" >"$logs/$name.txt" 2>&1 || code=$?  # pytest then sums up
   tail -n 40 "$logs/$name.txt"
   [ "$code" -eq 0 ] || failures=$((failures + 1))
   echo "$name: $([ "$code" -eq 0 ] && echo passed || echo "FAILED with $code"), $((SECONDS - start)) s" | tee -a "$report"
@@ -49,23 +49,26 @@ nvcc=$("$python" -c 'from torch.utils.cpp_extension import CUDA_HOME; print(CUDA
 [ -x "$nvcc" ] || cannot "nvcc was not found: put a CUDA toolkit on PATH or in CUDA_HOME."
 sanitizer=$(command -v compute-sanitizer || echo "$(dirname "$nvcc")/compute-sanitizer")
 
-export FORCE_CUDA=1 BDPRUNE_BACKEND=native PYTHONPATH=$PWD${PYTHONPATH:+:$PYTHONPATH}
+export FORCE_CUDA=1 BDPRUNE_BACKEND=native PYTHONUNBUFFERED=1 PYTEST_DISABLE_PLUGIN_AUTOLOAD=1
+export PYTHONPATH=$PWD${PYTHONPATH:+:$PYTHONPATH}
 TORCH_CUDA_ARCH_LIST=$("$python" -c 'import torch; print("{}.{}".format(*torch.cuda.get_device_capability()))')
 export TORCH_CUDA_ARCH_LIST
 mkdir -p "$results" "$logs"
 {
-  echo "commit $(git rev-parse HEAD)$(git diff --quiet HEAD || echo ', with changes')"
+  echo "commit $(git rev-parse HEAD 2>/dev/null || echo unknown)$(git diff --quiet HEAD 2>/dev/null || echo ', with changes')"
   date -u +'%Y-%m-%d %H:%M UTC'
   nvidia-smi --query-gpu=name,driver_version,memory.total,clocks.max.sm,clocks.max.mem,power.limit --format=csv
   "$python" -c 'import torch; print("torch", torch.__version__, "CUDA", torch.version.cuda)'
   "$nvcc" --version | tail -n 2
 } >"$report"
 
-step 120 "build" "$python" setup.py build_ext --inplace
-step 90 "tests" "$python" -m pytest tests/ops tests/cuda tests/scoring -q -p no:cacheprovider \
-  -k 'cuda and not emulated and not cuda_check'
-step 50 "training tests" "$python" -m pytest tests/training tests/model tests/scan/test_stacks.py -q \
-  -p no:cacheprovider -k cuda
+# A kernel that reads where it must not spoils its whole process: where xdist is there, files go to several of them.
+tests=("$python" -m pytest -v --tb=short --durations=10 -p no:cacheprovider -o faulthandler_timeout=30)
+"$python" -c 'import xdist' 2>/dev/null && tests+=(-p xdist.plugin -n 6 --dist loadfile)
+
+step 100 "build" "$python" setup.py build_ext --inplace
+step 90 "tests" "${tests[@]}" tests/ops tests/cuda tests/scoring -k 'cuda and not emulated and not cuda_check'
+step 60 "training tests" "${tests[@]}" tests/training tests/model tests/scan/test_stacks.py -k cuda
 if [ -x "$sanitizer" ]; then
   for tool in memcheck racecheck; do
     step 50 "$tool" "$sanitizer" --tool "$tool" --kernel-regex kns=bdprune --error-exitcode 3 "$python" -m bench.gpu_ops
@@ -74,7 +77,8 @@ else
   failures=$((failures + 1))
   echo "compute-sanitizer: FAILED, it is not part of this toolkit" | tee -a "$report"
 fi
-step 180 "bench-gpu" make --old-file=env bench-gpu PYTHON="$python" GPU_MINUTES=2.2
+step 175 "ladders" "$python" -m bench.ladders --device cuda --threads 1 --minutes 2.2 --out "$results/ladders-cuda.json"
+step 15 "tables" "$python" -m bench.ladders.report "$results"/ladders-*.json --precision "$results"/precision-*.json
 
 echo "$failures steps failed, $SECONDS s in all" | tee -a "$report"
 [ "$failures" -eq 0 ]
