@@ -10,6 +10,7 @@ import importlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -337,7 +338,15 @@ def test_cuda_recorder_works_on_a_stream_beside_and_comes_back(monkeypatch: pyte
 needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="graphs are CUDA's: there is no GPU here")
 
 
+@pytest.fixture
+def repeatable(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No weight gradient is summed by atomics, and trials are kept where no other test and no user's are."""
+    monkeypatch.setattr(torch.backends.cudnn, "deterministic", True)
+    monkeypatch.setenv("BDPRUNE_CACHE", str(tmp_path))
+
+
 @needs_gpu
+@pytest.mark.usefixtures("repeatable")
 @pytest.mark.parametrize("name", UNLEARNING)
 def test_cuda_graphs_unlearn_as_the_steps_as_written(bright: Any, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     models = siblings(bright.model, device="cuda")
@@ -352,6 +361,7 @@ def test_cuda_graphs_unlearn_as_the_steps_as_written(bright: Any, name: str, mon
 
 
 @needs_gpu
+@pytest.mark.usefixtures("repeatable")
 def test_cuda_graphs_recover_as_the_steps_as_written(bright: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     models = siblings(bright.model, device="cuda")
     settings = RecoverSettings(batch_size=50, epochs=4, padding=1, loss_scale=0.2)
@@ -365,6 +375,8 @@ def test_cuda_graphs_recover_as_the_steps_as_written(bright: Any, monkeypatch: p
 
 
 @needs_gpu
+@pytest.mark.usefixtures("repeatable")
+@pytest.mark.filterwarnings("ignore:Synchronization debug mode is a prototype")
 def test_cuda_unlearning_never_waits_between_its_first_epoch_and_its_end(
     bright: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
