@@ -7,9 +7,14 @@
 # racecheck), and climbs the ladders. What happened goes to bench/results/gpu.txt with the hardware and the commit, the
 # figures to bench/results/ladders-cuda.json, and all that each step printed to build/gpu. The card's settings are read,
 # never changed. Exit code 0: all of it passed; 1: something failed (the rest still ran); 2: this machine cannot do it.
+#
+# STEP is one of build, tests, training, memcheck, racecheck, ladders, tables; all of them by default. Named ones add to
+# the report. PATIENCE=N gives every step N times as long, for a machine that has other work.
 set -uo pipefail
 cd "$(dirname "$0")/.."
 python=${1:-python3}
+steps=" ${*:2} "
+[ $# -gt 1 ] || steps=" build tests training memcheck racecheck ladders tables "
 results=bench/results
 report=$results/gpu.txt
 logs=build/gpu
@@ -20,10 +25,11 @@ cannot() {
   exit 2
 }
 
-# step SECONDS NAME COMMAND...: runs it, at most that long, and notes how it went.
+# step SECONDS NAME COMMAND...: runs it where it is asked for, at most that long, and notes how it went.
 step() {
-  local limit=$1 name=$2 start=$SECONDS code=0
+  local limit=$(($1 * ${PATIENCE:-1})) name=$2 start=$SECONDS code=0
   shift 2
+  [[ $steps == *" $name "* ]] || return 0
   echo "== $name"
   timeout --signal=INT --kill-after=10 "$limit" "$@" >"$logs/$name.txt" 2>&1 || code=$?  # pytest then sums up
   tail -n 40 "$logs/$name.txt"
@@ -60,7 +66,9 @@ mkdir -p "$results" "$logs"
   nvidia-smi --query-gpu=name,driver_version,memory.total,clocks.max.sm,clocks.max.mem,power.limit --format=csv
   "$python" -c 'import torch; print("torch", torch.__version__, "CUDA", torch.version.cuda)'
   "$nvcc" --version | tail -n 2
-} >"$report"
+} >"$report.head"
+[ $# -gt 1 ] || rm -f "$report"
+cat "$report.head" >>"$report" && rm "$report.head"
 
 # A kernel that reads where it must not spoils its whole process: where xdist is there, files go to several of them.
 tests=("$python" -m pytest -v --tb=short --durations=10 -p no:cacheprovider -o faulthandler_timeout=30)
@@ -68,15 +76,10 @@ tests=("$python" -m pytest -v --tb=short --durations=10 -p no:cacheprovider -o f
 
 step 100 "build" "$python" setup.py build_ext --inplace
 step 90 "tests" "${tests[@]}" tests/ops tests/cuda tests/scoring -k 'cuda and not emulated and not cuda_check'
-step 60 "training tests" "${tests[@]}" tests/training tests/model tests/scan/test_stacks.py -k cuda
-if [ -x "$sanitizer" ]; then
-  for tool in memcheck racecheck; do
-    step 50 "$tool" "$sanitizer" --tool "$tool" --kernel-regex kns=bdprune --error-exitcode 3 "$python" -m bench.gpu_ops
-  done
-else
-  failures=$((failures + 1))
-  echo "compute-sanitizer: FAILED, it is not part of this toolkit" | tee -a "$report"
-fi
+step 60 "training" "${tests[@]}" tests/training tests/model tests/scan/test_stacks.py -k cuda
+for tool in memcheck racecheck; do
+  step 50 "$tool" "$sanitizer" --tool "$tool" --kernel-regex kns=bdprune --error-exitcode 3 "$python" -m bench.gpu_ops
+done
 step 175 "ladders" "$python" -m bench.ladders --device cuda --threads 1 --minutes 2.2 --out "$results/ladders-cuda.json"
 step 15 "tables" "$python" -m bench.ladders.report "$results"/ladders-*.json --precision "$results"/precision-*.json
 
