@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
@@ -138,7 +138,7 @@ def fit(
             f"{len(images)} images are less than one step of {schedule.batch_size}.", "Give a smaller batch size."
         )
     device = next(network.parameters()).device
-    with seeded(seed), torch.backends.cudnn.flags(deterministic=True, benchmark=False):
+    with seeded(seed), _repeatable_cudnn():
         kept = checkpoint.load(_recipe(network, images, labels, schedule, seed)) if checkpoint else None
         layout = training_layout(network)
         network.to(memory_format=layout).train()  # type: ignore[call-overload]
@@ -156,6 +156,15 @@ def fit(
                 checkpoint.save(run.state_dict())
     network.zero_grad()
     network.eval()
+
+
+def _repeatable_cudnn() -> AbstractContextManager[None]:
+    """No sums by atomics, and no choice by trial; TF32 as it is set. Without ``enabled`` these flags turn cuDNN off."""
+    allow_tf32 = torch.backends.cudnn.allow_tf32
+    flags: AbstractContextManager[None] = torch.backends.cudnn.flags(
+        enabled=True, benchmark=False, deterministic=True, allow_tf32=allow_tf32
+    )
+    return flags
 
 
 @contextmanager
