@@ -40,7 +40,8 @@ def norm_gain(network: nn.Module, group: FilterGroup) -> Tensor | None:
         norm = network.get_submodule(consumer.name)
         assert isinstance(norm, nn.modules.batchnorm._BatchNorm)
         channels = slice(consumer.start, consumer.start + group.num_filters)
-        gamma = norm.weight.detach() if norm.affine else torch.ones(norm.num_features)
-        variance = norm.running_var if norm.running_var is not None else torch.ones(norm.num_features)
+        ones = torch.ones(norm.num_features, device=network.get_submodule(group.conv).weight.device)  # type: ignore[arg-type]
+        gamma = norm.weight.detach() if norm.affine else ones
+        variance = norm.running_var if norm.running_var is not None else ones
         gains.append((gamma.abs() / (variance + norm.eps).sqrt())[channels])
     return torch.stack(gains).amax(0) if gains else None
