@@ -22,11 +22,11 @@ cannot() {
 
 # step SECONDS NAME COMMAND...: runs it, at most that long, and notes how it went.
 step() {
-  local limit=$1 name=$2 start=$SECONDS code=0
+  local limit=$1 name=$2 log=$logs/${2// /-}.txt start=$SECONDS code=0
   shift 2
   echo "== $name"
-  timeout --signal=INT --kill-after=10 "$limit" "$@" >"$logs/$name.txt" 2>&1 || code=$?  # pytest then sums up
-  tail -n 40 "$logs/$name.txt"
+  timeout --signal=INT --kill-after=10 "$limit" "$@" >"$log" 2>&1 || code=$?  # pytest then sums up
+  tail -n 40 "$log"
   [ "$code" -eq 0 ] || failures=$((failures + 1))
   echo "$name: $([ "$code" -eq 0 ] && echo passed || echo "FAILED with $code"), $((SECONDS - start)) s" | tee -a "$report"
 }
