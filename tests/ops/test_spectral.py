@@ -56,7 +56,9 @@ def test_error_is_at_most_twice_that_of_svdvals(shape: tuple[int, ...], dtype: t
     assert ours.shape == (shape[:2] if len(shape) == 5 else shape[:1])
     assert ours.dtype == (torch.float64 if dtype == torch.float64 else torch.float32)
     exact = exact_norms(weight)
-    assert_error_ratio(ours.flatten(), plain_norms(weight), exact, rounding(exact, ours.dtype, terms=16))
+    # On CUDA, Jacobi's rotations of a 64 x 64 matrix round more often than the CPU's way to the largest eigenvalue.
+    terms = 16 if device == "cpu" else 48
+    assert_error_ratio(ours.flatten(), plain_norms(weight), exact, rounding(exact, ours.dtype, terms))
 
 
 def test_hand_computed(device: str) -> None:
