@@ -103,7 +103,7 @@ def list_models(manifest: Path, models: Path | None, kind: str) -> int:
 
     zoo = read_manifest(manifest)
     shelf = Shelf(zoo, models)
-    rows = [(entry, shelf.state(entry), shelf.truth(entry)) for entry in zoo.models]
+    rows = [(entry, shelf.state(entry), shelf.record(entry)) for entry in zoo.models]
     if kind == "json":
         emit(f"{json.dumps([_entry_json(*row) for row in rows], indent=2)}\n")
     else:
@@ -176,7 +176,7 @@ def _check_table(checks: list[Check], missed: dict[str, list[str]]) -> str:
         figures = []
         for name in ("clean_accuracy", "attack_success_rate", "robust_accuracy"):
             figures += [percent(getattr(one, name) if one else None, 2) for one in (check.found, check.truth)]
-        bars = "; ".join(missed.get(check.entry.name, [])) or ("met" if check.found else "")
+        bars = "; ".join(missed.get(check.entry.name, [])) or ("met" if check.known else "")
         state = check.state.upper() if check.state in ("differs", "not measured") else check.state
         cells.append((plain(check.entry.name), state, *figures, bars))
     return "\n".join(table(cells, "llrrrrrrl")) + "\n"

@@ -110,8 +110,7 @@ def _in_order(zoo: Manifest, shelf: Shelf, wanted: Sequence[Entry], say: Callabl
     def add(entry: Entry) -> None:
         if entry in todo:
             return
-        truth = shelf.truth(entry)
-        if shelf.made(entry) and truth and truth.complete:
+        if _is_measured(shelf, entry):
             return
         if entry.source is not None and not shelf.made(entry):
             source = zoo.entry(entry.source)
@@ -124,6 +123,11 @@ def _in_order(zoo: Manifest, shelf: Shelf, wanted: Sequence[Entry], say: Callabl
     for entry in wanted:
         add(entry)
     return todo
+
+
+def _is_measured(shelf: Shelf, entry: Entry) -> bool:
+    truth = shelf.truth(entry)
+    return truth is not None and truth.complete
 
 
 def _source_is_made(shelf: Shelf, entry: Entry) -> bool:
@@ -147,8 +151,8 @@ def _make_one(
             return
         if not shelf.made(entry):
             _train(shelf, entry, sets, work, progress, say, device)
-        truth = shelf.truth(entry)
-        if truth is None or not truth.complete:  # another process may have been quicker
+            _measure(shelf, entry, sets, work, device)
+        elif not _is_measured(shelf, entry):
             _measure(shelf, entry, sets, work, device)
         shutil.rmtree(work)
         with contextlib.suppress(OSError):  # another model is in the making

@@ -47,8 +47,8 @@ def measure(
         test: all test images.
         num_classes: K.
         attack: the model's attack, None for a clean model.
-        trigger: images in [0, 1] -> triggered images, the same for every image batch; a copy of it runs where the
-            network is.
+        trigger: images in [0, 1] -> triggered images, on the CPU; the same for every image batch. A copy of it runs
+            where the network is: a generator is work for a GPU, too.
     """
     labels = test.labels
     accuracy = _share(_predict(network, test.images, None) == labels)
@@ -57,6 +57,7 @@ def measure(
     goal = attack.goal(labels, num_classes)
     counts = goal != labels
     labels, goal = labels[counts], goal[counts]
+    trigger = copy.deepcopy(trigger).to(next(network.parameters()).device)
     predicted = _predict(network, test.images[counts], trigger)
     hit = predicted == goal
     by_class = tuple(_share(hit[labels == label]) if (labels == label).any() else None for label in range(num_classes))
@@ -66,9 +67,8 @@ def measure(
 @torch.no_grad()
 def _predict(network: nn.Module, images: Tensor, trigger: nn.Module | None) -> Tensor:
     """Labels ``[N]`` of images uint8 ``[N, C, H, W]``, triggered where there is a trigger."""
-    device = next(network.parameters()).device
-    trigger = copy.deepcopy(trigger).to(device) if trigger else None
     parts = []
+    device = next(network.parameters()).device
     for batch in images.split(_BATCH):
         floats = batch.to(device).float() / 255
         parts.append(predict(network, trigger(floats).clamp(0, 1) if trigger else floats, _BATCH))

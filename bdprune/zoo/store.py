@@ -98,17 +98,27 @@ class Shelf:
         return self.made(entry) or (entry.home if weights_path(entry.home, entry.name).exists() else None)
 
     def state(self, entry: Entry) -> str:
-        """``made``, ``begun`` (a training that can be taken up), ``pending`` or ``not made``."""
+        """``made``, ``begun`` (a training that can be taken up), ``not kept`` (measured, but its weights are gone),
+        ``pending`` or ``not made``.
+        """
         if self.made(entry):
             return "made"
         if work_path(self.place(entry), entry.name).is_dir():
             return "begun"
+        if self.record(entry):
+            return "not kept"
         return "pending" if entry.pending else "not made"
 
     def truth(self, entry: Entry) -> Truth | None:
-        """What was measured of the model, None when nothing was."""
+        """What was measured of the model that lies there, None when nothing was."""
         folder = self.made(entry)
         return None if folder is None else read_truth(folder).get(entry.name)
+
+    def record(self, entry: Entry) -> Truth | None:
+        """What was last measured of the model, whether or not its weights were kept; None when nothing was."""
+        folders = [self.made(entry) or self.place(entry), entry.home]
+        found = (read_truth(folder).get(entry.name) for folder in dict.fromkeys(folders))
+        return next((truth for truth in found if truth is not None), None)
 
 
 def weights_path(folder: Path, name: str) -> Path:

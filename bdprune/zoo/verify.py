@@ -25,17 +25,22 @@ TOLERANCE = 0.002
 BELOW_CLEAN = 0.015
 """How far below the mean of the clean models of its kind a model's clean accuracy may lie."""
 
-State = Literal["agrees", "differs", "not measured", "not made", "pending"]
+State = Literal["agrees", "differs", "not measured", "not kept", "not made", "pending"]
 
 
 @dataclass(frozen=True)
 class Check:
-    """One model: what ``zoo make`` wrote down of it, and what was found now (None where it is not made)."""
+    """One model: what ``zoo make`` wrote down of it, and what was found now (None where its weights are not there)."""
 
     entry: Entry
     state: State
     truth: Truth | None = None
     found: Truth | None = None
+
+    @property
+    def known(self) -> Truth | None:
+        """What was found now, or else what was written down when a model was made whose weights were not kept."""
+        return self.found or self.truth
 
 
 def verify(
@@ -68,7 +73,9 @@ def verify(
     for entry in [zoo.entry(name) for name in only] if only else zoo.models:
         folder, truth = shelf.made(entry), shelf.truth(entry)
         if folder is None:
-            checks.append(Check(entry, "pending" if entry.pending else "not made"))
+            record = shelf.record(entry)
+            missing: State = "pending" if entry.pending else "not made"
+            checks.append(Check(entry, "not kept" if record else missing, record))
             continue
         say(entry.name)
         cost = Cost(truth.seconds, truth.env) if truth else Cost(None, None)
@@ -104,7 +111,7 @@ def misses(zoo: Manifest, checks: Sequence[Check]) -> dict[str, list[str]]:
     Clean accuracy has the manifest's own bar, and must come near the mean of the clean models of the same data set,
     architecture and width.
     """
-    made = [(check.entry, check.found) for check in checks if check.found]
+    made = [(check.entry, check.known) for check in checks if check.known]
     missed: dict[str, list[str]] = {}
     for entry, found in made:
         same = [truth.clean_accuracy for other, truth in made if other.attack is None and _kind(other) == _kind(entry)]
@@ -128,9 +135,9 @@ def markdown(zoo: Manifest, checks: Sequence[Check]) -> str:
     lines = [
         "| model | attack | target | rate | CA | ASR | RA | minutes | bars |",
         "|---|---|---|---|---|---|---|---|---|",
-        *(_row(check, check.found, check.entry.name in missed) for check in checks if check.found),
+        *(_row(check, check.known, check.entry.name in missed) for check in checks if check.known),
     ]
-    clean = [(check.entry, check.found.clean_accuracy) for check in checks if check.found and not check.entry.attack]
+    clean = [(check.entry, check.known.clean_accuracy) for check in checks if check.known and not check.entry.attack]
     for kind in dict.fromkeys(_kind(entry) for entry, _ in clean):
         shares = [share for entry, share in clean if _kind(entry) == kind]
         dataset, arch, width = kind
@@ -140,7 +147,10 @@ def markdown(zoo: Manifest, checks: Sequence[Check]) -> str:
         notes = {check.entry.name: check.entry.note for check in checks}
         lines += ["", "Models that miss a bar:", ""]
         lines += [f"- **{name}**: {'; '.join(words)}.{_note(notes[name])}" for name, words in missed.items()]
-    waiting = [check for check in checks if check.found is None]
+    absent = [check.entry.name for check in checks if check.state == "not kept"]
+    if absent:
+        lines += ["", f"Measured when they were made; their weights are not kept here: {', '.join(absent)}."]
+    waiting = [check for check in checks if check.known is None]
     if waiting:
         lines += ["", "Not made yet:", ""]
         lines += [f"- **{check.entry.name}** ({_attack(check.entry)}).{_note(check.entry.note)}" for check in waiting]
@@ -168,9 +178,15 @@ def _row(check: Check, found: Truth, misses_bar: bool) -> str:
     target = "–" if attack is None else "all-to-all" if attack.target is None else str(attack.target)
     rate = "–" if attack is None else f"{100 * attack.rate:g} %"
     figures = [_percent(getattr(found, name)) for name in _FIGURES]
-    minutes = "–" if found.seconds is None else f"{found.seconds / 60:.0f}"
+    minutes = "–" if found.seconds is None else _minutes(found)
     verdict = "missed" if misses_bar else "met"
     return f"| {' | '.join([entry.name, _attack(entry), target, rate, *figures, minutes, verdict])} |"
+
+
+def _minutes(truth: Truth) -> str:
+    assert truth.seconds is not None
+    on_cpu = truth.env is None or truth.env.device == "cpu"
+    return f"{truth.seconds / 60:.0f}" if on_cpu else f"{truth.seconds / 60:.1f} (GPU)"
 
 
 def _attack(entry: Entry) -> str:

@@ -31,6 +31,7 @@ from bench.ladders.plan import Plan
 
 NAME = "Stack of models"
 STREAMS = 8
+_AT_ONCE = 8  # models of the whole of RNP: more would take longer than the ladders have, and a GPU is full with these
 _WIDE = 32  # pixels across the maps of the first stage
 
 
@@ -307,7 +308,7 @@ def rnp_ladder(plan: Plan, models: Sequence[Model], width: int) -> Ladder:
     )
     recovery = RecoverSettings(loss_scale=0.2, epochs=epochs, small_data=0)
     room = free_memory(plan.device) // 2 // footprint(models[0], rnp.BATCH)
-    size = max(1, min(len(models), room))
+    size = max(1, min(len(models), room, _AT_ONCE))
 
     def mine(count: int) -> list[float]:
         unlearned = bdprune.stack(models[:count]).unlearn(data, unlearning)

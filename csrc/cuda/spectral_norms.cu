@@ -180,6 +180,12 @@ __device__ void diagonalise(Group group, double* a, core::Rotation<double>* rota
   }
 }
 
+// Sweeps for a filter; with one more, eigenvalues within 1e-8 of each other are right to float64 too.
+template <typename scalar_t>
+__device__ __forceinline__ int sweeps_for(const Filter<scalar_t>& filter) {
+  return core::jacobi_sweeps(filter.short_size) + (std::is_same_v<scalar_t, double> ? 1 : 0);
+}
+
 // Root of the largest eigenvalue of the Gram matrix a (n x n, n even, overwritten). NaN if its trace is not finite.
 template <typename Group>
 __device__ double largest_root(Group group, double* a, core::Rotation<double>* rotations, int n, int sweeps) {
@@ -314,8 +320,7 @@ __device__ __forceinline__ void warp_norm(const Filter<scalar_t>& filter, WarpSh
     if (column < side) gram[row * side + column] = gram[column * side + row] = sums[i];
   }
   __syncwarp();
-  const double norm =
-      largest_root(WarpGroup(), gram, shared.rotations[warp], side, core::jacobi_sweeps(filter.short_size));
+  const double norm = largest_root(WarpGroup(), gram, shared.rotations[warp], side, sweeps_for(filter));
   if (lane == 0) store_norm(output, wide, filter, norm, factor);
 }
 
@@ -339,7 +344,7 @@ __device__ __forceinline__ void block_norm(const Filter<scalar_t>& filter, doubl
   }
   __syncthreads();
   // Jacobi converges quadratically: the sweeps that serve n = 49 need few more for any n that a kernel window has.
-  const int sweeps = core::jacobi_sweeps(filter.short_size) + (filter.short_size > core::kJacobiMax ? 3 : 0);
+  const int sweeps = sweeps_for(filter) + (filter.short_size > core::kJacobiMax ? 3 : 0);
   const double norm = largest_root(BlockGroup(), gram, rotations, side, sweeps);
   if (threadIdx.x == 0) store_norm(output, wide, filter, norm, factor);
   __syncthreads();  // the next filter overwrites the matrix that other threads may still read

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-import shutil
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -13,6 +13,7 @@ import pytest
 import torch
 
 from bench import gpu_ops
+from bench.ladders import __main__ as ladders
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -35,7 +36,7 @@ def test_it_stops_within_nine_minutes_and_runs_what_trains_on_the_gpu() -> None:
     script = Path(ROOT / "bench/gpu.sh").read_text()
     limits = [int(found) for found in re.findall(r"^ *step (\d+) ", script, re.MULTILINE)]
     sanitizers = 2
-    assert len(limits) == 5 and sum(limits) + limits[3] * (sanitizers - 1) <= 540
+    assert len(limits) == 6 and sum(limits) + limits[3] * (sanitizers - 1) <= 540
     assert "tests/training tests/model" in script
 
 
@@ -53,11 +54,21 @@ def test_ops_alone_say_that_there_is_no_gpu(capsys: pytest.CaptureFixture[str]) 
     assert "no CUDA device" in capsys.readouterr().err
 
 
-@pytest.mark.skipif(shutil.which("make") is None, reason="there is no make")
-def test_the_ladders_are_called_without_making_an_environment() -> None:
-    command = ["make", "-n", "--old-file=env", "bench-gpu", f"PYTHON={sys.executable}", "GPU_MINUTES=2"]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
-    assert "pip install" not in done.stdout and "--device cuda --threads 1 --minutes 2" in done.stdout
+def test_what_lies_beside_and_the_toolkit_behind_a_script_are_found() -> None:
+    script = Path(ROOT / "bench/gpu.sh").read_text()
+    assert "PYTHONPATH=$PWD${PYTHONPATH:+:$PYTHONPATH}" in script
+    pattern = re.search(r"sed -n '(.*TOP.*)'", script)
+    assert pattern
+    said = "#$ _HERE_=/cuda/bin\n#$ TOP=/cuda/bin/..\n#$ PATH=/cuda/bin:/bin\n"
+    found = subprocess.run(["sed", "-n", pattern[1]], input=said, capture_output=True, text=True, check=True)
+    assert found.stdout == "/cuda/bin/..\n"
+
+
+def test_the_ladders_take_the_arguments_that_they_are_given() -> None:
+    script = Path(ROOT / "bench/gpu.sh").read_text()
+    line = next(line for line in script.splitlines() if "-m bench.ladders " in line)
+    options = ladders._parser().parse_args(shlex.split(line.split("-m bench.ladders ")[1]))
+    assert (options.device, options.threads, options.only) == ("cuda", [1], None) and options.minutes < 2.5
 
 
 @pytest.mark.parametrize("name", ["channel_moments_update_", "channel_scale", "filter_spectral_norms"])

@@ -46,7 +46,7 @@ def test_list_says_what_is_made_and_measured(run: Run, manifest: Path) -> None:
     rows = {line.split()[0]: " ".join(line.split()[1:]) for line in done.stdout.splitlines()}
     assert set(rows) == {"model", *(entry.name for entry in read_manifest(manifest).models)}
     assert rows["badnets"] == "made badnets 7 10.0 % 93.1 % 99.8 % 12 min 34 s"
-    assert rows["clean"] == "not made none – – – – –"
+    assert rows["clean"] == "not kept none – – 93.4 % – 12 min 31 s"
     assert rows["blend"] == "begun blend 5 10.0 % – – –"
     assert rows["late"] == "pending badnets all 10.0 % – – –"
 
@@ -54,7 +54,8 @@ def test_list_says_what_is_made_and_measured(run: Run, manifest: Path) -> None:
 def test_list_as_json(run: Run, manifest: Path) -> None:
     found = {one["name"]: one for one in json.loads(run("zoo", "list", manifest, "--format", "json").stdout)}
     assert found["badnets"]["truth"]["target_label"] == 3 and found["badnets"]["attack"]["kind"] == "badnets"
-    assert (found["clean"]["attack"], found["clean"]["truth"], found["clean"]["state"]) == (None, None, "not made")
+    assert (found["clean"]["attack"], found["clean"]["state"]) == (None, "not kept")
+    assert (found["late"]["truth"], found["late"]["state"]) == (None, "pending")
     assert found["late"]["pending"] and found["late"]["schedules"][0]["epochs"] == 14
 
 

@@ -317,6 +317,7 @@ def test_real_detectors_see_in_a_stack_what_they_see_alone(
     bright: Any, device: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
+    monkeypatch.setattr(torch.backends.cudnn, "deterministic", True)
     unlearning = UnlearnSettings(lr=0.02, batch_size=50, max_epochs=6, padding=1, min_steps=6)
     detectors = [UnlearningDetector(unlearning, seed=3), LipschitzDetector()]
     assert all(isinstance(one, StackDetector) for one in detectors)

@@ -3,7 +3,7 @@ import torch
 from torch import nn
 
 from bdprune.model.handle import Model
-from bdprune.scoring.lipschitz import channel_lipschitz
+from bdprune.scoring.lipschitz import channel_lipschitz, norm_gain
 from bdprune.scoring.outliers import layer_z_scores
 
 
@@ -50,6 +50,14 @@ def test_several_consumers_count_with_the_largest_gain() -> None:
     scores = channel_lipschitz(Model(net, "t", 4, (3, 8, 8)))["conv"].double()
     plain = torch.linalg.matrix_norm(net.conv.weight.detach().double().flatten(2), 2)
     assert torch.allclose(scores, plain * torch.tensor([4.0, 3, 3, 4]) / (1 + 1e-5) ** 0.5, rtol=1e-5)
+
+
+def test_a_variance_that_a_norm_does_not_keep_is_one_where_the_network_lies() -> None:
+    norm = nn.BatchNorm2d(6, track_running_stats=False)
+    net = nn.Sequential(nn.Conv2d(3, 6, 3), norm, nn.ReLU(), nn.Flatten(), nn.Linear(24, 2))
+    (group,) = Model(net.eval(), "t", 2, (3, 4, 4)).groups
+    assert torch.allclose(norm_gain(net, group), torch.full((6,), (1 + 1e-5) ** -0.5))
+    assert norm_gain(net.to("meta"), group).device.type == "meta"
 
 
 def test_z_scores_use_the_unbiased_standard_deviation() -> None:

@@ -10,6 +10,7 @@ import importlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -337,14 +338,44 @@ def test_cuda_recorder_works_on_a_stream_beside_and_comes_back(monkeypatch: pyte
 needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="graphs are CUDA's: there is no GPU here")
 
 
+@pytest.fixture
+def recordings(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """How every recording went: a step that cannot be recorded runs as it is written, and gives the same."""
+    found: list[str] = []
+    record = graph.CudaRecorder.record
+
+    def noted(one: graph.CudaRecorder, run: Callable[[], Tensors]) -> Any:
+        try:
+            replay, outputs = record(one, run)
+        except RuntimeError as error:
+            found.append(str(error))
+            raise
+        found.append("")
+        return replay, outputs
+
+    monkeypatch.setattr(graph.CudaRecorder, "record", noted)
+    return found
+
+
+@pytest.fixture
+def repeatable(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No weight gradient is summed by atomics, and trials are kept where no other test and no user's are."""
+    monkeypatch.setattr(torch.backends.cudnn, "deterministic", True)
+    monkeypatch.setenv("BDPRUNE_CACHE", str(tmp_path))
+
+
 @needs_gpu
+@pytest.mark.usefixtures("repeatable")
 @pytest.mark.parametrize("name", UNLEARNING)
-def test_cuda_graphs_unlearn_as_the_steps_as_written(bright: Any, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_cuda_graphs_unlearn_as_the_steps_as_written(
+    bright: Any, name: str, recordings: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     models = siblings(bright.model, device="cuda")
     found = []
     for setting in ("0", "1"):
         monkeypatch.setenv("BDPRUNE_GRAPHS", setting)
         found.append(unlearn_together(models, bright.data, UNLEARNING[name], seed=3))
+    assert recordings and not any(recordings)
     for written, replayed in zip(*found, strict=True):
         assert replayed.trajectory == written.trajectory  # type: ignore[union-attr]
         for key, value in state(written.model).items():  # type: ignore[union-attr]
@@ -352,19 +383,25 @@ def test_cuda_graphs_unlearn_as_the_steps_as_written(bright: Any, name: str, mon
 
 
 @needs_gpu
-def test_cuda_graphs_recover_as_the_steps_as_written(bright: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.usefixtures("repeatable")
+def test_cuda_graphs_recover_as_the_steps_as_written(
+    bright: Any, recordings: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     models = siblings(bright.model, device="cuda")
     settings = RecoverSettings(batch_size=50, epochs=4, padding=1, loss_scale=0.2)
     found = []
     for setting in ("0", "1"):
         monkeypatch.setenv("BDPRUNE_GRAPHS", setting)
         found.append([*recover_together(models, bright.data, settings), recover(models[1], bright.data, settings)])
+    assert recordings == ["", ""]
     for written, replayed in zip(*found, strict=True):
         for key, mask in written.masks.items():  # type: ignore[union-attr]
             torch.testing.assert_close(mask, replayed.masks[key], rtol=1e-4, atol=1e-5)  # type: ignore[union-attr]
 
 
 @needs_gpu
+@pytest.mark.usefixtures("repeatable")
+@pytest.mark.filterwarnings("ignore:Synchronization debug mode is a prototype")
 def test_cuda_unlearning_never_waits_between_its_first_epoch_and_its_end(
     bright: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:

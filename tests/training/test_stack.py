@@ -41,8 +41,9 @@ def forced(path: paths.Way) -> paths.PathChoice:
 
 @pytest.fixture(autouse=True)
 def exact(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Float32 is float32 on a GPU too."""
+    """Float32 is float32 on a GPU too, and has the same bits in every run."""
     monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
+    monkeypatch.setattr(torch.backends.cudnn, "deterministic", True)
 
 
 def assert_same_unlearning(mine: Unlearned | TrainingError, alone: Unlearned) -> None:

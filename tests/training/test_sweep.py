@@ -23,8 +23,9 @@ from ..helpers import siblings
 
 @pytest.fixture(autouse=True)
 def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Trials are kept where no other test and no user's cache is."""
+    """Trials are kept where no other test and no user's cache is; float32 is float32 on a GPU too."""
     monkeypatch.setenv("BDPRUNE_CACHE", str(tmp_path))
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
 
 
 def ladder(bright: Any) -> dict[str, torch.Tensor]:

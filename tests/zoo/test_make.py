@@ -178,7 +178,7 @@ def test_half_written_files_are_never_models(made: Path, tiny_data: Path) -> Non
     (home / "bad.safetensors.part").write_bytes(whole[:1000])
     (home / "bad.safetensors").unlink()
     shelf = Shelf(read_manifest(made))
-    assert shelf.state(shelf.zoo.entry("bad")) == "not made"
+    assert shelf.state(shelf.zoo.entry("bad")) == "not kept"
     make(made, tiny_data)
     assert (home / "bad.safetensors").read_bytes() == whole
     assert not list(home.glob("*.part"))

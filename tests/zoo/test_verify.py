@@ -18,8 +18,9 @@ from bdprune.attacks.blend import Blend
 from bdprune.attacks.feature_collision import FeatureCollision
 from bdprune.attacks.sig import Sig
 from bdprune.errors import DataError, OptionError
+from bdprune.zoo.make import make
 from bdprune.zoo.manifest import Entry, Manifest, read_manifest
-from bdprune.zoo.store import Truth, read_truth, write_truth
+from bdprune.zoo.store import Env, Truth, read_truth, write_truth
 from bdprune.zoo.verify import Check, agrees, markdown, misses, success_bar, verify, with_section
 
 Run = Callable[..., Ran]
@@ -87,6 +88,26 @@ def test_models_elsewhere(made: Path, tiny_data: Path, tmp_path: Path) -> None:
     assert [check.state for check in verify(made, tiny_data, tmp_path / "there")] == ["agrees", "agrees", "pending"]
     with pytest.raises(OptionError):
         verify(made, tiny_data, only=["nope"])
+
+
+def test_what_was_measured_of_models_that_were_not_kept_stays(made: Path, tiny_data: Path, run: Run) -> None:
+    home = made.with_suffix("")
+    known = read_truth(home)["bad"]
+    on_gpu = msgspec.structs.replace(known, seconds=66.0, env=Env("2.11.0", 1, "NVIDIA H200"))
+    write_truth(home, {**read_truth(home), "bad": on_gpu})
+    (home / "bad.safetensors").unlink()
+    checks = verify(made, tiny_data)
+    assert [check.state for check in checks] == ["agrees", "not kept", "pending"]
+    assert (checks[1].found, checks[1].known) == (None, on_gpu)
+    text = markdown(read_manifest(made), checks)
+    (row,) = (line for line in text.splitlines() if line.startswith("| bad |"))
+    assert f"| {100 * known.clean_accuracy:.2f} |" in row and "| 1.1 (GPU) |" in row
+    assert "\nMeasured when they were made; their weights are not kept here: bad.\n" in text
+    rows = {line.split()[0]: line for line in run("zoo", "list", made).stdout.splitlines()}
+    assert "not kept" in rows["bad"] and f"{100 * known.clean_accuracy:.1f} %" in rows["bad"]
+    (made_again,) = make(made, tiny_data, only=["bad"])
+    assert made_again.env == read_truth(home)["bad"].env != on_gpu.env
+    assert [check.state for check in verify(made, tiny_data, only=["bad"])] == ["agrees"]
 
 
 def test_writes_the_table_into_the_document(made: Path, tiny_data: Path, run: Run, tmp_path: Path) -> None:
