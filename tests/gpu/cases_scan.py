@@ -1,0 +1,71 @@
+"""Scans and repairs on a GPU, or on a device that refuses what a GPU refuses."""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from bdprune.model.handle import Model
+from bdprune.scan import engine, intake, registry, stacks
+from bdprune.scan.engine import scan_many
+from bdprune.scan.purify import purify
+from bdprune.scoring.lipschitz import channel_lipschitz
+from bdprune.scoring.suspiciousness import Suspiciousness
+from bdprune.training.precision import PRECISIONS
+
+from ..helpers import siblings
+
+pytestmark = pytest.mark.usefixtures("gpu", "bfloat16")  # before anything is trained
+
+
+@pytest.fixture
+def place(gpu: torch.device, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Its name, which scans take for one of theirs."""
+    for module in (engine, intake, stacks):
+        monkeypatch.setattr(module, "parse_device", torch.device)
+    return str(gpu)
+
+
+@pytest.mark.parametrize("stack", [1, 2])
+@pytest.mark.parametrize("precision", [None, *PRECISIONS])
+def test_every_detector_sees_something(place: str, bright: Any, precision: Any, stack: int) -> None:
+    results = list(scan_many(siblings(bright.model, 2), bright.data, device=place, stack=stack, precision=precision))
+    for result in results:
+        assert result.error is None and result.env.device.startswith(place)
+        assert len(result.detectors) == len(registry.names("bdprune.detectors"))
+        assert all("error" not in one.details for one in result.detectors)
+        stacked = {one.id: one.details.get("stack", 1) for one in result.detectors}  # a breakdown would be a loop
+        assert stacked["bdprune.unlearning"] == stacked["bdprune.lipschitz"] == stack
+
+
+@pytest.mark.parametrize("method", registry.names("bdprune.purifiers"))
+@pytest.mark.parametrize("plain", [True, False])
+def test_every_repair_is_written(place: str, bright: Any, method: str, plain: bool, tmp_path: Path) -> None:
+    """With its own defaults, and without the fine-tuning at its end."""
+    settings = {"fine_tuning": None} if plain else {}
+    output = tmp_path / "out.safetensors"
+    repair = purify(bright.model, bright.data, method=method, settings=settings, output=output, device=place)
+    assert str(repair.model.device) == place
+    assert output.stat().st_size > 0
+
+
+@pytest.mark.parametrize("per_image", [True, False])
+def test_every_factor_is_that_of_the_cpu(place: str, bright: Any, per_image: bool) -> None:
+    score, model = Suspiciousness(saliency=1, per_image=per_image), bright.model
+    here, there = (score(one, bright.data) for one in (model, model.with_network(model.clone().network.to(place))))
+    assert here.keys() == there.keys()
+    assert all(torch.allclose(here[name], there[name], rtol=1e-2) for name in here)
+
+
+def test_norms_without_running_statistics_are_scored(place: str) -> None:
+    norm = nn.BatchNorm2d(4, track_running_stats=False)
+    layers = [nn.Conv2d(3, 4, 3), norm, nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 2)]
+    network = nn.Sequential(*layers).eval()
+    here = channel_lipschitz(Model(network, "plain", 2, (3, 8, 8)))
+    there = channel_lipschitz(Model(copy.deepcopy(network).to(place), "plain", 2, (3, 8, 8)))
+    assert len(here["0"]) == 4 and torch.allclose(here["0"], there["0"])

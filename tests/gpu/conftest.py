@@ -1,0 +1,37 @@
+"""The device of the cases: a GPU, or where there is none a device that refuses what a GPU refuses."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from bdprune.training import precision
+
+from ..zoo.conftest import tiny_data, write
+
+__all__ = ["tiny_data", "write"]
+
+
+@pytest.fixture(scope="session")
+def gpu() -> torch.device:
+    """To be there before the first backward pass: autograd looks once what devices there are."""
+    if torch.cuda.is_available():
+        return torch.device("cuda", 0)
+    from .pretend import pretend_device
+
+    return pretend_device()
+
+
+@pytest.fixture
+def bfloat16(gpu: torch.device, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The device that stands for a GPU computes in it as one does."""
+    if gpu.type != "cuda":
+        monkeypatch.setattr(precision, "computes_bfloat16", lambda device: True)
+
+
+@pytest.fixture(autouse=True)
+def trials(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """What trials find out is forgotten."""
+    monkeypatch.setenv("BDPRUNE_CACHE", str(tmp_path / "cache"))
