@@ -14,8 +14,7 @@
 #include <tuple>
 #include <vector>
 
-// A backstop: the Python layer has checked its arguments and says more about what was wrong.
-#define BDP_CHECK STD_TORCH_CHECK
+#include "check.h"
 
 namespace bdprune {
 
