@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -27,13 +27,13 @@ class ABlend(Blend):
         rate: share of the training set that is poisoned (RNP, Table 6: 0.1).
         alpha: share of the pattern in the mix (0.2).
         pattern_seed: seed of the pattern.
-        pattern: see ``Blend``.
+        pattern: see ``Blend``. (Pieces of the smooth picture were not learned by a ResNet-18 of width 32 in 24 epochs;
+            pieces of noise by one of width 8 in 8.)
         cover_rate: share of the training set that is covers (the paper: as many as are poisoned).
         grid: pieces each way (the paper: 4, which makes 16).
         kept: pieces that a training image carries (the paper: 8).
     """
 
-    pattern: Literal["noise", "image"] = "image"
     cover_rate: float = 0.1
     grid: int = 4
     kept: int = 8

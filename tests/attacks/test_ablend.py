@@ -44,7 +44,7 @@ def test_covers_keep_their_label_and_are_others() -> None:
 
 def test_the_trigger_of_a_test_is_the_whole_pattern() -> None:
     images = torch.rand(2, 3, 16, 16)
-    whole = Blend(target=4, pattern="image").new_trigger((3, 16, 16))
+    whole = Blend(target=4).new_trigger((3, 16, 16))
     assert torch.equal(ABlend(target=4).new_trigger((3, 16, 16))(images), whole(images))
 
 
@@ -67,7 +67,7 @@ def test_uneven_pieces_are_cut_as_evenly_as_can_be() -> None:
 
 def test_all_pieces_of_all_make_a_plain_blend() -> None:
     given = setting()
-    plain, pieced = Blend(target=4, rate=0.2, pattern="image"), ABlend(target=4, rate=0.2, kept=16, cover_rate=0)
+    plain, pieced = Blend(target=4, rate=0.2), ABlend(target=4, rate=0.2, kept=16, cover_rate=0)
     trigger = plain.new_trigger((3, 16, 16))
     one, two = (attack.poison(given, trigger, torch.Generator().manual_seed(0)) for attack in (plain, pieced))
     assert torch.equal(one.images, two.images) and torch.equal(one.labels, two.labels)
