@@ -244,20 +244,6 @@ def test_what_cannot_be_trained_is_named() -> None:
         fit(net, images, labels, Schedule(epochs=1, batch_size=8, bf16=False), 0)
 
 
-@pytest.mark.parametrize("tf32", [True, False])
-def test_cudnn_is_on_and_repeats_itself(tf32: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    cudnn = torch.backends.cudnn
-    monkeypatch.setattr(cudnn, "allow_tf32", tf32)
-    seen = []
-
-    def progress(*step: object) -> None:
-        seen.append((cudnn.enabled, cudnn.deterministic, cudnn.benchmark, cudnn.allow_tf32))
-
-    images, labels = stripes()
-    fit(network(), images, labels, Schedule(epochs=1, batch_size=32, bf16=False), 0, progress)
-    assert set(seen) == {(True, True, False, tf32)} and cudnn.enabled and not cudnn.deterministic
-
-
 def test_runs_on_every_device(device: str) -> None:
     images, labels = stripes()
     net = network().to(device)
