@@ -34,6 +34,7 @@ step() {
   timeout --signal=INT --kill-after=10 "$limit" "$@" >"$logs/$name.txt" 2>&1 || code=$?  # pytest then sums up
   tail -n 40 "$logs/$name.txt"
   [ "$code" -eq 0 ] || failures=$((failures + 1))
+  tail -n 1 "$logs/$name.txt" >>"$report" # what pytest and the sanitizers counted
   echo "$name: $([ "$code" -eq 0 ] && echo passed || echo "FAILED with $code"), $((SECONDS - start)) s" | tee -a "$report"
 }
 

@@ -14,6 +14,7 @@ from bdprune.attacks.registry import ATTACKS
 from bdprune.zoo.make import make
 
 from ..zoo.conftest import HEAD as OF_A_CPU
+from ..zoo.conftest import MODELS as SOURCES
 
 HEAD = OF_A_CPU.replace("bf16 = false", "bf16 = true")
 
@@ -29,15 +30,6 @@ SETTINGS = dict.fromkeys(ATTACKS, "target = 1") | {
     "awp": "target = 1, epochs = 1, held_out = 12",
     "adv-t": "target = 1, defence_images = 30, rounds = 1, epochs = 1",
 }
-SOURCES = """
-[[models]]
-name = "clean"
-seed = 1
-[[models]]
-name = "bad"
-seed = 2
-attack = {kind = "badnets", target = 1, rate = 0.25}
-"""
 
 
 def models(kind: str) -> str:
