@@ -36,10 +36,11 @@ from bdprune.data.load import load_clean
 from bdprune.data.parquet import RawImages
 from bdprune.model.handle import Model
 from bdprune.model.load import load
+from bdprune.ops.trial import device_name
 from bdprune.purify.base import Purified
 from bdprune.purify.rnp import RNP
 from bdprune.purify.suspiciousness import SuspiciousnessPruning
-from bdprune.scan.device import device_name, parse_device
+from bdprune.scan.device import parse_device
 from bdprune.scan.engine import scan
 from bdprune.zoo.manifest import Entry, read_manifest
 from bdprune.zoo.measure import measure

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from bdprune.errors import OptionError
 from bdprune.ops._check import is_channels_fastest
-from bdprune.ops.trial import ROUNDS, Kept, Timer, least_seconds, seconds_of
+from bdprune.ops.trial import ROUNDS, Kept, Timer, device_name, least_seconds, seconds_of
 
 WAYS = ("kernel", "library", "grouped")
 
@@ -67,7 +67,7 @@ def choose(ways: Mapping[str, Run], operands: Operands, setting: object, timer: 
     if wanted != "auto" or len(ways) == 1:
         return wanted if wanted in ways else first
     device = operands[0].device
-    shape, name = _shape_name(operands, setting), _device_name(device)
+    shape, name = _shape_name(operands, setting), device_name(device)
     known = KEPT.known.get(_key(name, shape))
     if known is not None and known.path in ways:
         return known.path
@@ -139,10 +139,6 @@ def _layout(x: Tensor) -> str:
 
 
 @functools.cache
-def _device_name(device: torch.device) -> str:
-    return torch.cuda.get_device_name(device) if device.type == "cuda" else str(device)
-
-
 def _key(device: str, shape: str) -> str:
     return f"{device}; torch {torch.__version__}; {shape}"
 

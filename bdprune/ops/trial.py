@@ -34,6 +34,11 @@ def seconds_of(run: Callable[[], object], device: torch.device) -> float:
     return clock() - start
 
 
+def device_name(device: torch.device) -> str:
+    """The GPU's own name, or the device's type."""
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
+
+
 def least_seconds(
     device: torch.device, rounds: int, *runs: Callable[[], object], timer: Timer = seconds_of
 ) -> list[float]:

@@ -16,6 +16,7 @@ from bdprune.detect.base import Evidence
 from bdprune.errors import BdpruneError, first_line
 from bdprune.model.handle import Model
 from bdprune.ops import backend
+from bdprune.ops.trial import device_name
 from bdprune.scan.result import ArtifactInfo, DataInfo, DetectorResult, Env, ErrorInfo, ModelInfo, SanityInfo, finite
 
 
@@ -98,17 +99,13 @@ def env(device: torch.device, seed: int) -> Env:
         version=bdprune.__version__,
         torch=str(torch.__version__),
         cuda=torch.version.cuda,
-        device=_device_name(device),
+        device=f"{device} ({device_name(device)})" if device.type == "cuda" else str(device),
         backend=backend(),
         threads=torch.get_num_threads(),
         seed=seed,
         python=platform.python_version(),
         platform=platform.platform(),
     )
-
-
-def _device_name(device: torch.device) -> str:
-    return f"{device} ({torch.cuda.get_device_name(device)})" if device.type == "cuda" else str(device)
 
 
 def error_info(error: Exception) -> ErrorInfo:

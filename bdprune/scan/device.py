@@ -28,13 +28,6 @@ def parse_device(text: str) -> torch.device:
     return device
 
 
-def device_name(device: torch.device | None) -> str:
-    """The GPU's own name, or the device's type; None is the CPU."""
-    if device is None or device.type != "cuda":
-        return "cpu" if device is None else device.type
-    return torch.cuda.get_device_name(device)
-
-
 def free_memory(device: torch.device) -> int:
     """Bytes that can be had on ``device`` now, as far as the system tells; a gibibyte where it does not."""
     if device.type == "cuda":

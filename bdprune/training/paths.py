@@ -15,7 +15,7 @@ from torch.nn import functional
 
 from bdprune.model.handle import Model
 from bdprune.model.stacked import StackedNetwork, agrees, why_not
-from bdprune.ops.trial import ROUNDS, Kept, least_seconds
+from bdprune.ops.trial import ROUNDS, Kept, device_name, least_seconds
 from bdprune.training.graph import WARM_UPS, Captured, Tensors, recorder_for
 from bdprune.training.precision import Plan
 
@@ -152,9 +152,8 @@ def _key(model: Model, shape: str) -> str:
 
 
 def _device_name(model: Model) -> str:
-    if model.device.type == "cuda":
-        return torch.cuda.get_device_name(model.device)
-    return f"{model.device.type} {platform.machine()}, {torch.get_num_threads()} threads"
+    name = device_name(model.device)
+    return name if model.device.type == "cuda" else f"{name} {platform.machine()}, {torch.get_num_threads()} threads"
 
 
 def describe(model: Model) -> str:

@@ -16,8 +16,8 @@ from bdprune.data.clean import CleanData
 from bdprune.data.datasets import Part, read_dataset
 from bdprune.data.parquet import RawImages
 from bdprune.errors import DataError, OptionError
+from bdprune.ops.trial import device_name
 from bdprune.report.files import make_folder
-from bdprune.scan.device import device_name
 from bdprune.zoo.manifest import Entry, Manifest, read_manifest
 from bdprune.zoo.measure import measure
 from bdprune.zoo.store import (
@@ -173,7 +173,8 @@ def _train(
     source = _load_source(shelf, entry, say) if entry.source else None
     trained = train_model(entry, train, work, source, device, progress, say)
     folder = shelf.place(entry)
-    write_cost(work, Cost(trained.seconds, Env(str(torch.__version__), entry.threads, device_name(device))))
+    where = device_name(device or torch.device("cpu"))
+    write_cost(work, Cost(trained.seconds, Env(str(torch.__version__), entry.threads, where)))
     if trained.trigger is not None:
         save_trigger(trained.trigger, trigger_path(folder, entry.name))
     # The weights come last: where they are, the model is made.
