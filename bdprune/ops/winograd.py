@@ -62,9 +62,9 @@ def pays(x: Tensor, weight: Tensor) -> bool:
     """Whether ``winograd_conv2d`` is faster than a direct convolution of these shapes; the same on every machine.
 
     A rule and not a trial, so that repeated runs give the same bits. It was read off times of both, with and without
-    gradients, of 3 to 512 channels on maps of 2x2 to 32x32 pixels, on AVX2 and on AVX-512: transforms cost too much
-    where channels are few to multiply, where tiles hang over the edge of the map, and where the filters, transformed
-    once, meet too few tiles.
+    gradients, of 3 to 512 channels on maps of 2x2 to 32x32 pixels, on AVX2 and on AVX-512 (``bench/winograd_rule.py``
+    times them again): transforms cost too much where channels are few to multiply, where tiles hang over the edge of
+    the map, and where the filters, transformed once, meet too few tiles.
 
     Args:
         x: ``[N, I, H, W]``; a stack axis before these is left out, of the weight too.

@@ -1,0 +1,154 @@
+"""Whether the rule that chooses between Winograd's and a direct convolution chooses the faster one.
+
+    python -m bench.winograd_rule [--batches 16 128] [--rounds 5] [--threads 1] [--json results.json]
+
+The rule, ``bdprune.ops.winograd.pays``, goes by shape alone, so that repeated runs give the same bits. Here both ways
+are timed on a grid of shapes: 3x3 convolutions from C to C channels, and from an image's 3, on square maps, in
+channels_last and float32, forward only and with both gradients. Prints how many times faster Winograd's is (processor
+time with one thread), and what the rule costs: its time over that of the faster way.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
+from statistics import geometric_mean
+
+import torch
+
+from bdprune.ops import winograd_conv2d
+from bdprune.ops.trial import ROUNDS, least_seconds
+from bdprune.ops.winograd import pays
+from bench.ladders.machine import describe
+from bench.ladders.winograd import Conv, Problem, both_ways, direct
+
+CHANNELS = (8, 16, 32, 64, 128, 256, 512)
+SIZES = (2, 4, 5, 6, 7, 8, 14, 16, 28, 32)
+MOST_VALUES = 1 << 21  # of a map: beyond, a shape would take too long and tell nothing new
+WRONG = 1.1  # times the faster way; below, the difference may be noise
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """Least seconds of both ways on one shape.
+
+    Attributes:
+        shape: of the input, ``[N, C, H, W]``.
+        outputs: channels of the output.
+        gradients: whether both gradients were computed too.
+        rule: whether the rule takes Winograd's.
+    """
+
+    shape: tuple[int, int, int, int]
+    outputs: int
+    gradients: bool
+    direct: float
+    winograd: float
+    rule: bool
+
+    @property
+    def speedup(self) -> float:
+        """How many times faster Winograd's is."""
+        return self.direct / self.winograd
+
+    @property
+    def cost(self) -> float:
+        """Time by the rule over that of the faster way; 1 where the rule is right."""
+        return (self.winograd if self.rule else self.direct) / min(self.winograd, self.direct)
+
+
+def shapes(
+    batches: Sequence[int], channels: Sequence[int], sizes: Sequence[int]
+) -> Iterator[tuple[int, int, int, int]]:
+    """Samples, inputs, outputs and pixels of a side."""
+    for samples in batches:
+        for inputs, outputs in [(3, channels[-1]), *((count, count) for count in channels)]:
+            for size in sizes:
+                if samples * max(inputs, outputs) * size * size <= MOST_VALUES:
+                    yield samples, inputs, outputs, size
+
+
+def outcomes(samples: int, inputs: int, outputs: int, size: int, rounds: int) -> list[Outcome]:
+    """Both ways on one shape, without and with gradients."""
+    data = _problem(samples, inputs, outputs, size)
+    rule = pays(data.x, data.weight)
+    found = []
+    for gradients in (False, True):
+        run = both_ways if gradients else _forward
+        runs = [partial(run, conv, data) for conv in (direct, winograd_conv2d)]
+        direct_seconds, winograd_seconds = least_seconds(data.x.device, rounds, *runs)
+        found.append(Outcome((samples, inputs, size, size), outputs, gradients, direct_seconds, winograd_seconds, rule))
+    return found
+
+
+def _problem(samples: int, inputs: int, outputs: int, size: int) -> Problem:
+    generator = torch.Generator().manual_seed(0)
+    maps = [torch.randn(samples, count, size, size, generator=generator) for count in (inputs, outputs)]
+    weight = torch.randn(outputs, inputs, 3, 3, generator=generator)
+    return Problem(maps[0], weight, maps[1]).to(torch.float32, torch.channels_last)
+
+
+@torch.no_grad()
+def _forward(conv: Conv, data: Problem) -> None:
+    conv(data.x, data.weight)
+
+
+def summary(found: Sequence[Outcome]) -> str:
+    """What the rule costs, in words."""
+    wrong = [one for one in found if one.cost > WRONG]
+    worst = max(found, key=lambda one: one.cost)
+    best = [min(one.direct, one.winograd) for one in found]
+    rule_cost = geometric_mean(one.cost for one in found)
+    direct_cost = geometric_mean(one.direct / least for one, least in zip(found, best, strict=True))
+    winograd_cost = geometric_mean(one.winograd / least for one, least in zip(found, best, strict=True))
+    return (
+        f"{len(found)} timings. Time by the rule over that of the faster way: {rule_cost:.3f} on "
+        f"geometric average, above {WRONG} in {len(wrong)}, {worst.cost:.2f} at worst ({list(worst.shape)} to "
+        f"{worst.outputs} channels). Always direct: {direct_cost:.3f}; always Winograd's: {winograd_cost:.3f}."
+    )
+
+
+def main() -> None:
+    """Prints the table while it is measured, and keeps it if asked to."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--batches", type=int, nargs="+", default=[16, 128])
+    parser.add_argument("--channels", type=int, nargs="+", default=CHANNELS)
+    parser.add_argument("--sizes", type=int, nargs="+", default=SIZES)
+    parser.add_argument("--rounds", type=int, default=ROUNDS)
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--json", type=Path)
+    args = parser.parse_args()
+    torch.set_num_threads(args.threads)
+    print("| input | outputs | gradients | Winograd's is faster by | the rule | costs |\n|---|---|---|---|---|---|")
+    found: list[Outcome] = []
+    for shape in shapes(args.batches, args.channels, args.sizes):
+        for one in outcomes(*shape, args.rounds):
+            found.append(one)
+            cells = (list(one.shape), one.outputs, "yes" if one.gradients else "no", f"{one.speedup:.2f}")
+            print(
+                "|",
+                " | ".join(map(str, cells)),
+                "|",
+                "Winograd" if one.rule else "direct",
+                f"| {one.cost:.2f} |",
+                flush=True,
+            )
+    if not found:
+        sys.exit("No shape is left; give smaller --batches, --channels or --sizes.")
+    print("\n" + summary(found))
+    if args.json:
+        record = {
+            "machine": describe(torch.device("cpu")),
+            "threads": args.threads,
+            "outcomes": [asdict(one) for one in found],
+        }
+        args.json.write_text(json.dumps(record, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
