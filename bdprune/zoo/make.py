@@ -169,7 +169,7 @@ def _train(
     device: torch.device | None,
 ) -> None:
     train = sets(entry.dataset, "train")
-    _check_labels(entry, train)
+    _check_fit(entry, train, sets(entry.dataset, "test"))
     source = _load_source(shelf, entry, say) if entry.source else None
     trained = train_model(entry, train, work, source, device, progress, say)
     folder = shelf.place(entry)
@@ -222,6 +222,18 @@ def truth_of(entry: Entry, folder: Path, test: RawImages, cost: Cost, device: to
         class_success=found.class_success,
         env=cost.env,
     )
+
+
+def _check_fit(entry: Entry, train: RawImages, test: RawImages) -> None:
+    """Known before hours of training: that the model can be measured."""
+    _check_labels(entry, train)
+    _check_labels(entry, test)
+    if shape_of(train.images) != shape_of(test.images):
+        raise DataError(
+            f"The training images of {entry.dataset} have shape {shape_of(train.images)}, its test images "
+            f"{shape_of(test.images)}.",
+            "Bring all images to one size and one number of channels.",
+        )
 
 
 def _check_labels(entry: Entry, raw: RawImages) -> None:

@@ -21,6 +21,8 @@ from bdprune.zoo.make import make
 from bdprune.zoo.manifest import read_manifest
 from bdprune.zoo.store import Shelf, Truth, locked, read_truth, work_path, write_truth
 
+from .conftest import HEAD, write_parquet
+
 Write = Callable[..., Path]
 
 
@@ -127,18 +129,12 @@ def test_a_source_that_was_not_asked_for_is_made_and_told(write: Write, tiny_dat
 
 def test_included_models_stay_where_they_are(made: Path, tiny_data: Path, write: Write, tmp_path: Path) -> None:
     own = '[[models]]\nname = "more"\nseed = 5\n'
-    manifest = write(own, f'include = ["zoo/tiny.toml"]\n{read_head()}', "all.toml")
+    manifest = write(own, f'include = ["zoo/tiny.toml"]\n{HEAD}', "all.toml")
     steps: list[str] = []
     truths = make(manifest, tiny_data, progress=lambda name, *_: steps.append(name))
     assert [truth.name for truth in truths] == ["clean", "bad", "more"]
     assert set(steps) == {"more"}
     assert sorted(path.name for path in (tmp_path / "all").glob("*.safetensors")) == ["more.safetensors"]
-
-
-def read_head() -> str:
-    from .conftest import HEAD
-
-    return HEAD
 
 
 def test_attacks_without_training_go_from_start_to_finish(
@@ -215,6 +211,22 @@ def test_more_labels_than_classes_are_an_error(write: Write, tiny_data: Path) ->
     manifest = write('[[models]]\nname = "clean"\nseed = 1\nnum_classes = 2\n')
     with pytest.raises(DataError, match="has label 2, model 'clean' has classes 0 to 1"):
         make(manifest, tiny_data)
+
+
+def test_what_cannot_be_measured_is_not_trained(write: Write, tiny_data: Path, tmp_path: Path) -> None:
+    data, steps = tmp_path / "data", list[str]()
+    shutil.copytree(tiny_data, data)
+
+    def fails(message: str) -> None:
+        with pytest.raises(DataError, match=message):
+            make(manifest, data, progress=lambda name, *_: steps.append(name))
+        assert not steps
+
+    manifest = write(head=HEAD.replace("test_images = 9", "test_images = 0"))
+    write_parquet(data / "tiny/test.parquet", 30, 1, size=40)
+    fails(r"training images of tiny have shape \(3, 32, 32\), its test images \(3, 40, 40\)")
+    (data / "tiny/test.parquet").unlink()
+    fails("no data set 'tiny'")
 
 
 class Killed(Exception):
