@@ -15,7 +15,7 @@ import pytest
 import torch
 
 from bdprune.data.load import load_clean
-from bdprune.errors import ArtifactError, DataError, OptionError
+from bdprune.errors import ArtifactError, DataError, OptionError, OutputError
 from bdprune.model.load import load
 from bdprune.zoo.make import make
 from bdprune.zoo.manifest import read_manifest
@@ -227,6 +227,21 @@ def test_what_cannot_be_measured_is_not_trained(write: Write, tiny_data: Path, t
     fails(r"training images of tiny have shape \(3, 32, 32\), its test images \(3, 40, 40\)")
     (data / "tiny/test.parquet").unlink()
     fails("no data set 'tiny'")
+
+
+@pytest.mark.parametrize(
+    "name", ["defence.npz", "bad.trigger", "bad.safetensors", "truth.json", ".making/bad/cost.json"]
+)
+def test_a_place_that_cannot_be_written_is_named(made: Path, tiny_data: Path, tmp_path: Path, name: str) -> None:
+    """A folder stands where the file is written; then it is gone, and nothing is trained again."""
+    partial = tmp_path / "out" / f"{name}.part"
+    partial.mkdir(parents=True)
+    with pytest.raises(OutputError, match=rf"Cannot write .*{name}: "):
+        make(made, tiny_data, tmp_path / "out", only=["bad"])
+    partial.rmdir()
+    make(made, tiny_data, tmp_path / "out", only=["bad"])
+    for file in ("bad.safetensors", "bad.trigger"):
+        assert (tmp_path / "out" / file).read_bytes() == (made.with_suffix("") / file).read_bytes()
 
 
 class Killed(Exception):
