@@ -77,7 +77,8 @@ class AdvT(BadNets):
             check_share(name, getattr(self, name))
         for name in ("rounds", "epochs", "batch_size", "defence_images"):
             check_at_least(name, getattr(self, name), 1)
-        check_at_least("eps", self.eps, 0)
+        for name in ("eps", "lr", "padding"):
+            check_at_least(name, getattr(self, name), 0)
 
     def poison(self, setting: Setting, trigger: nn.Module, generator: torch.Generator) -> Poisoned:
         """The clean set: the source was trained on a poisoned one, and replay is poisoned in the batch."""
