@@ -16,7 +16,7 @@ from torch.optim.lr_scheduler import LambdaLR, LRScheduler, OneCycleLR
 from bdprune.errors import OptionError, TrainingError
 from bdprune.training.augment import crop_and_flip
 from bdprune.training.checkpoint import Checkpoint, digest
-from bdprune.training.layout import training_layout
+from bdprune.training.layout import laid_out, training_layout
 from bdprune.training.precision import autocast, computes_bfloat16, convs_of
 
 _RANGES = "Give a peak_lr above 0, a warmup from 0 to below 1, a momentum between 0 and 1, and nothing below 0."
@@ -164,7 +164,7 @@ def fit(
             index = run.next_batch(len(images))
             batch = crop_and_flip(images[index], run.generator, schedule.padding, schedule.flip).float() / 255
             with convs_of("winograd" if winograd else "float32"):
-                loss = run.step(batch.contiguous(memory_format=layout), labels[index])
+                loss = run.step(laid_out(batch, layout), labels[index])
             progress(run.done, steps, loss)
             if checkpoint and (checkpoint.due() or run.done == steps):
                 checkpoint.save(run.state_dict())
