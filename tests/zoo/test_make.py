@@ -275,7 +275,7 @@ def test_broken_off_behind_the_training_nothing_is_trained_again(
     made: Path, tiny_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     out = tmp_path / "out"
-    for place in ("save_weights", "measure", "add_truth"):
+    for place in ("save_trigger", "save_weights", "measure", "add_truth"):
         with monkeypatch.context() as patch:
 
             def die(*_: object) -> None:
@@ -284,6 +284,8 @@ def test_broken_off_behind_the_training_nothing_is_trained_again(
             patch.setattr(f"bdprune.zoo.make.{place}", die)
             with pytest.raises(Killed):
                 make(made, tiny_data, out, only=["bad"])
+        # Weights without their trigger would count as a model.
+        assert (out / "bad.trigger").exists() or not (out / "bad.safetensors").exists()
     seen: list[int] = []
     make(made, tiny_data, out, only=["bad"], progress=lambda name, done, *_: seen.append(done))
     assert not seen
