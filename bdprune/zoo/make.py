@@ -267,7 +267,7 @@ def _save_samples(zoo: Manifest, folder: Path, sets: Sets) -> None:
         make_folder(folder)
         with locked(folder):
             raw = sets(zoo.dataset, part)
-            index = balanced(raw.labels, count // len(torch.unique(raw.labels)))
+            index = balanced(raw.labels, max(count // len(torch.unique(raw.labels)), 1))
             save_images(CleanData(raw.images[index].float() / 255, raw.labels[index]), folder / f"{name}.npz")
 
 

@@ -136,7 +136,8 @@ class Manifest:
         home: folder where the files of its own models lie: that of the manifest when it is called ``manifest.toml``,
             else one of the manifest's name beside it.
         models: those of the manifests that it includes, then its own, in the order in which they are made.
-        defence_images: clean training images to keep beside the models, as many of every class; 0 keeps none.
+        defence_images: clean training images to keep beside the models, as many of every class and at least one; 0
+            keeps none.
         test_images: the same for test images.
         min_clean_accuracy: bar of all its models, in [0, 1]; None is none.
     """

@@ -207,6 +207,12 @@ def test_missing_data_and_unknown_names_are_named(made: Path, tiny_data: Path, t
         make(made, tiny_data, tmp_path / "out", only=["nope"])
 
 
+def test_fewer_images_than_classes_are_one_of_each(write: Write, tiny_data: Path, tmp_path: Path) -> None:
+    manifest = write(head=HEAD.replace("defence_images = 6", "defence_images = 2"))
+    make(manifest, tiny_data, tmp_path / "out", only=["clean"])
+    assert load_clean(tmp_path / "out" / "defence.npz").class_counts == {0: 1, 1: 1, 2: 1}
+
+
 def test_more_labels_than_classes_are_an_error(write: Write, tiny_data: Path) -> None:
     manifest = write('[[models]]\nname = "clean"\nseed = 1\nnum_classes = 2\n')
     with pytest.raises(DataError, match="has label 2, model 'clean' has classes 0 to 1"):
