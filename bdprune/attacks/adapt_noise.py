@@ -20,7 +20,7 @@ from bdprune.data.clean import CleanData, sample_per_class
 from bdprune.model.groups import FilterGroup
 from bdprune.model.handle import Model
 from bdprune.training.augment import crop_and_flip
-from bdprune.training.layout import training_layout
+from bdprune.training.layout import laid_out, training_layout
 from bdprune.training.recover import RecoverSettings, recover
 from bdprune.training.sweep import below, sweep_thresholds
 from bdprune.training.unlearn import UnlearnSettings, unlearn
@@ -77,7 +77,8 @@ class AdvT(BadNets):
             check_share(name, getattr(self, name))
         for name in ("rounds", "epochs", "batch_size", "defence_images"):
             check_at_least(name, getattr(self, name), 1)
-        check_at_least("eps", self.eps, 0)
+        for name in ("eps", "lr", "padding"):
+            check_at_least(name, getattr(self, name), 0)
 
     def poison(self, setting: Setting, trigger: nn.Module, generator: torch.Generator) -> Poisoned:
         """The clean set: the source was trained on a poisoned one, and replay is poisoned in the batch."""
@@ -129,7 +130,7 @@ class AdvT(BadNets):
         for _ in range(self.epochs):
             for part in mine[torch.randperm(len(mine), generator=generator)].split(self.batch_size):
                 batch = crop_and_flip(setting.images[part], generator, self.padding, self.flip)
-                images = batch.to(device, memory_format=layout).float() / 255
+                images = laid_out(batch.to(device), layout).float() / 255
                 labels = setting.labels[part].to(device)
                 changes = adverse(network, noisy, images, labels, self.eps)
                 # The batch norms' statistics are those of the network as it is used, without noise.

@@ -71,6 +71,8 @@ class AWP(BadNets):
         check_share("max_drop", self.max_drop)
         for name in ("epochs", "batch_size", "held_out"):
             check_at_least(name, getattr(self, name), 1)
+        for name in ("step", "trigger_weight"):
+            check_at_least(name, getattr(self, name), 0)
 
     def poison(self, setting: Setting, trigger: nn.Module, generator: torch.Generator) -> Poisoned:
         """The clean set: nothing is trained on it."""

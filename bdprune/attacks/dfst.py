@@ -88,10 +88,19 @@ class DFST(Attack):
         check_at_least("end", self.end, self.first_round)
         check_at_least("rounds", self.rounds, 0)
         check_at_least("images", self.images, 1)
-        check_at_least("injector_steps", self.injector_steps, 0)
+        for name in ("injector_steps", "injector_lr"):
+            check_at_least(name, getattr(self, name), 0)
 
     def new_trigger(self, shape: Shape) -> Sunrise:
         return Sunrise(shape, self.alpha, self.light_seed)
+
+    def start(self, network: nn.Module, setting: Setting) -> None:
+        """Makes sure, before half of the schedule is done, that the network has the layer."""
+        if self.layer is not None and self.layer not in dict(network.named_modules()):
+            raise OptionError(
+                f"The setting layer is {self.layer!r}, which a {type(network).__name__} does not have.",
+                "Give the path of one of its modules, or leave it out.",
+            )
 
     def objective(self, setting: Setting, trigger: nn.Module) -> DetoxifyingObjective:
         return DetoxifyingObjective(self, setting, copy.deepcopy(trigger).to(setting.device))

@@ -56,6 +56,7 @@ class Dynamic(Attack):
         check_share("cross_rate", self.cross_rate)
         check_share("rate and cross_rate together", self.rate + self.cross_rate)
         check_share("mask_share", self.mask_share)
+        check_at_least("lr", self.lr, 0)
         check_at_least("width", self.width, 1)
 
     def new_trigger(self, shape: Shape) -> InputAware:

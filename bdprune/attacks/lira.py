@@ -57,6 +57,7 @@ class LIRA(Attack):
         super().__post_init__()
         for name in ("eps", "alpha", "first_share"):
             check_share(name, getattr(self, name))
+        check_at_least("lr", self.lr, 0)
         check_at_least("lag", self.lag, 1)
         check_at_least("width", self.width, 1)
 

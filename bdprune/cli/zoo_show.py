@@ -32,15 +32,20 @@ DEFAULT_DATA = Path("zoo/demo/test.npz")
 )
 @click.option("--count", type=click.IntRange(1, 100), default=5, show_default=True, metavar="N", help="Rows.")
 @click.option(
-    "-o", "--output", required=True, type=click.Path(path_type=Path), metavar="FILE.png", help="Where the picture goes."
+    "-o",
+    "--output",
+    type=click.Path(path_type=Path),
+    metavar="FILE.png",
+    help="Where the picture goes.  [default: ATTACK.png]",
 )
 def show(
-    attack: str, data: Path | None, settings: tuple[str, ...], trigger: Path | None, count: int, output: Path
+    attack: str, data: Path | None, settings: tuple[str, ...], trigger: Path | None, count: int, output: Path | None
 ) -> int:
     """Draw what an attack does to images: clean, triggered, and the difference ten times as strong on grey.
 
     \b
-    bdprune zoo show blend -o blend.png
+    bdprune zoo show blend
+    bdprune zoo show badnets --set target=all-to-all -o all.png
     bdprune zoo show badnets --set size=5 --set margin=0 --data photos/ -o patch.png
     bdprune zoo show lira --trigger zoo/cifar10-w32/lira.trigger -o lira.png
     """
@@ -49,8 +54,9 @@ def show(
     from bdprune.model.save import write_atomically
     from bdprune.zoo import show as drawing
 
-    check_writable(output)
     made = drawing.attack_of(attack, dict(map(_split, settings)))
+    output = output or Path(f"{made.kind}.png")
+    check_writable(output)
     clean = load_clean(_source(data), per_class=count)
     images = drawing.some_victims(made, clean, count)
     ready = drawing.ready_trigger(made, shape_of(images), trigger)

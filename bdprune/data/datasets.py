@@ -131,7 +131,8 @@ def read_dataset(root: Path, name: str, part: Part) -> RawImages:
     Args:
         root: folder that holds the data sets.
         name: one of ``PUBLISHED``, whose files, counts, sizes and bytes are checked; or the name of a folder with
-            ``train.parquet`` and ``test.parquet``, or with ``train/`` and ``test/`` that hold a folder per class.
+            ``train.parquet`` and ``test.parquet``, or with ``train/`` and ``test/`` that hold a folder per class, the
+            same in both: a label is the place of a name among all of them.
         part: "train" or "test".
 
     Raises:
@@ -156,7 +157,19 @@ def _read_folders(folder: Path, name: str, part: Part) -> RawImages:
             f"There is no data set {name!r} in {folder.parent}.",
             f"Known are {', '.join(PUBLISHED)}; or put {part}.parquet, or {part}/ with a folder per class, there.",
         )
-    return read_source(FolderSource(folder / part))
+    source, other = FolderSource(folder / part), folder / ("test" if part == "train" else "train")
+    if other.is_dir():
+        _check_classes(source, FolderSource(other))
+    return read_source(source)
+
+
+def _check_classes(one: FolderSource, two: FolderSource) -> None:
+    names = set(one.class_names) ^ set(two.class_names)
+    if names:
+        raise DataError(
+            f"{one.name} and {two.name} have not the same class folders: only one has {min(names)[:80]!r}.",
+            "Give both the same; an empty folder keeps the place of a class without images.",
+        )
 
 
 def _check(path: Path, raw: RawImages, published: Published, facts: _Facts) -> None:

@@ -16,8 +16,10 @@ from torch.optim.lr_scheduler import LambdaLR, LRScheduler, OneCycleLR
 from bdprune.errors import OptionError, TrainingError
 from bdprune.training.augment import crop_and_flip
 from bdprune.training.checkpoint import Checkpoint, digest
-from bdprune.training.layout import training_layout
+from bdprune.training.layout import laid_out, training_layout
 from bdprune.training.precision import autocast, computes_bfloat16, convs_of
+
+_RANGES = "Give a peak_lr above 0, a warmup from 0 to below 1, a momentum between 0 and 1, and nothing below 0."
 
 
 @dataclass(frozen=True)
@@ -41,7 +43,7 @@ class Schedule:
         flip: mirror half of the images; wrong where mirroring changes the class, as with traffic signs.
 
     Raises:
-        OptionError: no epoch or no image a step.
+        OptionError: no epoch, no image a step, or a number that no training can be run with.
     """
 
     epochs: int = 10
@@ -63,6 +65,17 @@ class Schedule:
                 f"A schedule of {self.epochs} epochs with {self.batch_size} images a step trains nothing.",
                 "Give at least 1 of both.",
             )
+        ranges = {
+            "peak_lr": 0 < self.peak_lr < math.inf,
+            "warmup": 0 <= self.warmup < 1,
+            "momentum": 0 < self.momentum < 1,
+            "weight_decay": 0 <= self.weight_decay < math.inf,
+            "padding": self.padding >= 0,
+            "decay": 0 <= self.decay < math.inf,
+        }
+        for name, fits in ranges.items():
+            if not fits:
+                raise OptionError(f"The setting {name} of a schedule is {getattr(self, name)}.", _RANGES)
 
     def steps(self, count: int) -> int:
         """Steps in all over ``count`` images; the odd ones at the end of an epoch's order are left out."""
@@ -151,7 +164,7 @@ def fit(
             index = run.next_batch(len(images))
             batch = crop_and_flip(images[index], run.generator, schedule.padding, schedule.flip).float() / 255
             with convs_of("winograd" if winograd else "float32"):
-                loss = run.step(batch.contiguous(memory_format=layout), labels[index])
+                loss = run.step(laid_out(batch, layout), labels[index])
             progress(run.done, steps, loss)
             if checkpoint and (checkpoint.due() or run.done == steps):
                 checkpoint.save(run.state_dict())
@@ -258,9 +271,9 @@ class _Run:
 
 def _scheduler(optimizer: torch.optim.Optimizer, schedule: Schedule, steps: int) -> LRScheduler:
     if schedule.policy == "one-cycle":
-        return OneCycleLR(
-            optimizer, schedule.peak_lr, total_steps=steps, pct_start=schedule.warmup, cycle_momentum=False
-        )
+        # From the peak at once where the rise is one step: torch would divide by the way from its first to its last.
+        warmup = 0.0 if schedule.warmup * steps == 1 else schedule.warmup
+        return OneCycleLR(optimizer, schedule.peak_lr, total_steps=steps, pct_start=warmup, cycle_momentum=False)
     an_epoch = steps // schedule.epochs
     return LambdaLR(
         optimizer, lambda step: schedule.decay ** sum(step >= an_epoch * epoch for epoch in schedule.milestones)

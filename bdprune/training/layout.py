@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 
 def training_layout(network: nn.Module) -> torch.memory_format:
@@ -17,6 +17,16 @@ def training_layout(network: nn.Module) -> torch.memory_format:
     if on_cpu and any(map(_is_mangled, network.modules())):
         return torch.contiguous_format
     return torch.channels_last
+
+
+def laid_out(images: Tensor, layout: torch.memory_format) -> Tensor:
+    """Images ``[N, C, H, W]`` in that layout, down to their strides.
+
+    The strides of one channel mean nothing, so that a grey image in channels_last counts as contiguous and stays as it
+    is; but convolutions go by them, and would hand on channels_last to the whole network.
+    """
+    images = images.contiguous(memory_format=layout)
+    return images.flatten().view(images.shape) if layout is torch.contiguous_format else images
 
 
 def _is_mangled(module: nn.Module) -> bool:

@@ -14,7 +14,7 @@ from torch.nn import functional
 
 from bdprune.errors import OptionError
 from bdprune.ops.trial import ROUNDS, seconds_of
-from bdprune.training.layout import training_layout
+from bdprune.training.layout import laid_out, training_layout
 from bdprune.training.winograd import WinogradConvs, has_winograd_convs
 
 Precision = Literal["winograd", "float32", "bfloat16", "auto"]
@@ -47,7 +47,7 @@ class Plan:
     def logits(self, module: nn.Module, images: Tensor) -> Tensor:
         """What ``module`` says of ``images`` ``[N, C, H, W]``: ``[N, K]`` float32."""
         with torch.autocast(images.device.type, torch.bfloat16, enabled=self.bfloat16), _convs(self.winograd):
-            logits: Tensor = module(images.contiguous(memory_format=self._layout))
+            logits: Tensor = module(laid_out(images, self._layout))
         return logits.float() if self.bfloat16 else logits
 
     @property

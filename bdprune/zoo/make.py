@@ -169,7 +169,7 @@ def _train(
     device: torch.device | None,
 ) -> None:
     train = sets(entry.dataset, "train")
-    _check_labels(entry, train)
+    _check_fit(entry, train, sets(entry.dataset, "test"))
     source = _load_source(shelf, entry, say) if entry.source else None
     trained = train_model(entry, train, work, source, device, progress, say)
     folder = shelf.place(entry)
@@ -224,6 +224,18 @@ def truth_of(entry: Entry, folder: Path, test: RawImages, cost: Cost, device: to
     )
 
 
+def _check_fit(entry: Entry, train: RawImages, test: RawImages) -> None:
+    """Known before hours of training: that the model can be measured."""
+    _check_labels(entry, train)
+    _check_labels(entry, test)
+    if shape_of(train.images) != shape_of(test.images):
+        raise DataError(
+            f"The training images of {entry.dataset} have shape {shape_of(train.images)}, its test images "
+            f"{shape_of(test.images)}.",
+            "Bring all images to one size and one number of channels.",
+        )
+
+
 def _check_labels(entry: Entry, raw: RawImages) -> None:
     highest = int(raw.labels.max())
     if highest >= entry.num_classes:
@@ -255,7 +267,7 @@ def _save_samples(zoo: Manifest, folder: Path, sets: Sets) -> None:
         make_folder(folder)
         with locked(folder):
             raw = sets(zoo.dataset, part)
-            index = balanced(raw.labels, count // len(torch.unique(raw.labels)))
+            index = balanced(raw.labels, max(count // len(torch.unique(raw.labels)), 1))
             save_images(CleanData(raw.images[index].float() / 255, raw.labels[index]), folder / f"{name}.npz")
 
 

@@ -6,7 +6,7 @@ import dataclasses
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import msgspec
 import torch
@@ -22,6 +22,11 @@ ALL_TO_ALL = "all-to-all"
 """What a manifest gives as target, because TOML has no null."""
 
 
+_Count = Annotated[int, msgspec.Meta(ge=1)]
+_Images = Annotated[int, msgspec.Meta(ge=0)]
+_Schedules = Annotated[list[Schedule], msgspec.Meta(min_length=1)]
+
+
 class _Model(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """One model as the file has it; what is None is the zoo's."""
 
@@ -30,10 +35,10 @@ class _Model(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     attack: dict[str, Any] | None = None
     source: str | None = None
     dataset: str | None = None
-    num_classes: int | None = None
+    num_classes: _Count | None = None
     arch: str | None = None
-    width: int | None = None
-    schedules: list[Schedule] | None = None
+    width: _Count | None = None
+    schedules: _Schedules | None = None
     pending: bool = False
     note: str = ""
 
@@ -44,16 +49,16 @@ class _Zoo(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     name: str
     dataset: str
     arch: str
-    width: int
-    schedules: list[Schedule]
+    width: _Count
+    schedules: _Schedules
     models: list[_Model] = []
     include: list[str] = []
-    num_classes: int | None = None
+    num_classes: _Count | None = None
     class_names: list[str] = []
-    threads: int = 1
-    defence_images: int = 500
-    test_images: int = 1000
-    min_clean_accuracy: float | None = None
+    threads: _Count = 1
+    defence_images: _Images = 500
+    test_images: _Images = 1000
+    min_clean_accuracy: Annotated[float, msgspec.Meta(ge=0, le=1)] | None = None
 
 
 @dataclass(frozen=True)
@@ -100,7 +105,7 @@ class Entry:
             return None
         settings = dict(self.attack)
         kind = settings.pop("kind", None)
-        if kind not in ATTACKS:
+        if not isinstance(kind, str) or kind not in ATTACKS:
             raise OptionError(f"Model {self.name!r} names the attack {kind!r}.", f"Known are {', '.join(ATTACKS)}.")
         unknown = settings.keys() - {field.name for field in dataclasses.fields(ATTACKS[kind])}
         if unknown:
@@ -131,7 +136,8 @@ class Manifest:
         home: folder where the files of its own models lie: that of the manifest when it is called ``manifest.toml``,
             else one of the manifest's name beside it.
         models: those of the manifests that it includes, then its own, in the order in which they are made.
-        defence_images: clean training images to keep beside the models, as many of every class; 0 keeps none.
+        defence_images: clean training images to keep beside the models, as many of every class and at least one; 0
+            keeps none.
         test_images: the same for test images.
         min_clean_accuracy: bar of all its models, in [0, 1]; None is none.
     """
@@ -260,6 +266,8 @@ def _check_source(manifest: Manifest, entry: Entry, needed: str) -> None:
             f"The attack of model {entry.name!r} starts from a {needed} model, {source.name!r} is {kind}.",
             "Name another source.",
         )
+    if needed == "backdoored":
+        _check_same_backdoor(entry, source)
     for field in ("dataset", "num_classes", "arch", "width"):
         ours, theirs = getattr(entry, field), getattr(source, field)
         if ours != theirs:
@@ -273,3 +281,15 @@ def _check_source(manifest: Manifest, entry: Entry, needed: str) -> None:
             raise OptionError(f"Model {entry.name!r} is a source of itself.", "Name another source.")
         seen.add(source.name)
         source = manifest.entry(source.source)
+
+
+def _check_same_backdoor(entry: Entry, source: Entry) -> None:
+    """An attack that goes on from a backdoored model measures its own trigger: it must be the model's."""
+    ours, theirs = entry.make_attack(), source.make_attack()
+    assert ours is not None and theirs is not None
+    shared = [field.name for field in dataclasses.fields(theirs) if field.name != "rate"]
+    if not isinstance(ours, type(theirs)) or any(getattr(ours, name) != getattr(theirs, name) for name in shared):
+        raise OptionError(
+            f"Model {entry.name!r} goes on with another trigger or target than its source {source.name!r} was given.",
+            f"Name a source of the same {', '.join(shared)}.",
+        )

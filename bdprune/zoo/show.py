@@ -17,6 +17,7 @@ from bdprune.attacks.registry import ATTACKS
 from bdprune.data.clean import CleanData
 from bdprune.errors import ArtifactError, OptionError, OutputError, first_line
 from bdprune.model.safetensors_file import looks_like_safetensors, read_safetensors
+from bdprune.zoo.manifest import ALL_TO_ALL
 
 AMPLIFIED = 10
 COLUMNS = ("clean", "triggered", f"difference x{AMPLIFIED}")
@@ -30,7 +31,8 @@ def attack_of(kind: str, settings: Mapping[str, str]) -> Attack:
 
     Args:
         kind: as in a manifest.
-        settings: the attack's settings as text, such as ``{"target": "3"}``; the target is 0 by default.
+        settings: the attack's settings as text, such as ``{"target": "3"}``; the target is 0 by default and may be
+            "all-to-all", as in a manifest.
 
     Raises:
         OptionError: an unknown attack or setting, or a value that the setting cannot have.
@@ -41,8 +43,11 @@ def attack_of(kind: str, settings: Mapping[str, str]) -> Attack:
     for name in settings:
         if name not in known:
             raise OptionError(f"The attack {kind} has no setting {name!r}.", f"Its settings are {', '.join(known)}.")
+    values: dict[str, str | None] = {"target": "0", **settings}
+    if values["target"] == ALL_TO_ALL:
+        values["target"] = None
     try:
-        return msgspec.convert({"target": "0", **settings}, ATTACKS[kind], strict=False)
+        return msgspec.convert(values, ATTACKS[kind], strict=False)
     except msgspec.ValidationError as error:
         raise OptionError(f"A setting of {kind} has a wrong value: {error}.", "Correct it.") from None
 

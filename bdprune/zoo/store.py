@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from bdprune.attacks.base import Attack, Shape
 from bdprune.data.clean import CleanData
-from bdprune.errors import DataError
+from bdprune.errors import DataError, OutputError
 from bdprune.model.load import load
 from bdprune.zoo.manifest import Entry, Manifest
 
@@ -197,10 +197,8 @@ def load_trigger(entry: Entry, attack: Attack, folder: Path, shape: Shape) -> nn
 def save_images(data: CleanData, path: Path) -> None:
     """Writes images and labels as a compressed ``.npz`` of uint8 ``[N, C, H, W]`` and int64 ``[N]``."""
     images = (data.images * 255).round().to(torch.uint8).numpy()
-    partial = _partial(path)
-    with partial.open("wb") as file:
+    with _written(path) as partial, partial.open("wb") as file:
         np.savez_compressed(file, images=images, labels=data.labels.numpy())
-    _put(partial, path)
 
 
 def read_truth(folder: Path) -> dict[str, Truth]:
@@ -220,9 +218,8 @@ def read_truth(folder: Path) -> dict[str, Truth]:
 
 def write_truth(folder: Path, truths: Mapping[str, Truth]) -> None:
     """Writes ``truth.json``, whole or not at all."""
-    partial = _partial(folder / "truth.json")
-    partial.write_bytes(msgspec.json.format(msgspec.json.encode(list(truths.values())), indent=2) + b"\n")
-    _put(partial, folder / "truth.json")
+    with _written(folder / "truth.json") as partial:
+        partial.write_bytes(msgspec.json.format(msgspec.json.encode(list(truths.values())), indent=2) + b"\n")
 
 
 def add_truth(folder: Path, truth: Truth, order: list[str]) -> None:
@@ -241,9 +238,8 @@ def add_truth(folder: Path, truth: Truth, order: list[str]) -> None:
 
 def write_cost(work: Path, cost: Cost) -> None:
     """Keeps, in the folder of a model in the making, what training it took, until it is measured."""
-    partial = _partial(work / "cost.json")
-    partial.write_bytes(msgspec.json.encode(cost))
-    _put(partial, work / "cost.json")
+    with _written(work / "cost.json") as partial:
+        partial.write_bytes(msgspec.json.encode(cost))
 
 
 def read_cost(work: Path) -> Cost | None:
@@ -279,17 +275,22 @@ def _lock(handle: int, wait: bool) -> bool:
 
 
 def _save(state: dict[str, Tensor], path: Path) -> None:
-    partial = _partial(path)
-    partial.write_bytes(to_bytes(state))
-    _put(partial, path)
+    with _written(path) as partial:
+        partial.write_bytes(to_bytes(state))
 
 
-def _partial(path: Path) -> Path:
-    return path.with_name(f"{path.name}.part")
+@contextmanager
+def _written(path: Path) -> Iterator[Path]:
+    """A file to write, which is moved to ``path`` once its bytes are safe.
 
-
-def _put(partial: Path, path: Path) -> None:
-    """Moves a file that is written to where it belongs, once its bytes are safe."""
-    with partial.open("rb") as file:
-        os.fsync(file.fileno())
-    os.replace(partial, path)
+    Raises:
+        OutputError: it cannot be written.
+    """
+    partial = path.with_name(f"{path.name}.part")
+    try:
+        yield partial
+        with partial.open("rb") as file:
+            os.fsync(file.fileno())
+        os.replace(partial, path)
+    except OSError as error:
+        raise OutputError(f"Cannot write {path}: {error}.", "Make room there, or choose a place.") from None

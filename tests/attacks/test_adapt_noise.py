@@ -92,6 +92,19 @@ def test_keeps_both_tasks_and_leans_on_the_filters_found(backdoored: nn.Module) 
     assert losses[1] < losses[0]
 
 
+@pytest.mark.parametrize("target", [1, None])
+def test_replay_poisons_its_share_of_a_batch_and_nothing_else(target: int | None) -> None:
+    attack, given = AdvT(target=target, rate=0.25), task(32)
+    images, trigger = given.images.float() / 255, attack.new_trigger((3, 16, 16))
+    replayed, taught = attack._replay(images, given.labels, trigger, CLASSES)
+    changed = (replayed != images).flatten(1).any(1)
+    assert changed.sum() == 8
+    goal = attack.goal(given.labels, CLASSES)
+    assert (goal != given.labels)[changed].all()
+    assert torch.equal(replayed, torch.where(changed.view(-1, 1, 1, 1), trigger(images), images))
+    assert torch.equal(taught, torch.where(changed, goal, given.labels))
+
+
 def test_same_seed_same_weights(backdoored: nn.Module) -> None:
     given = dataclasses.replace(task(), source=backdoored)
     one, two = (attacked(dataclasses.replace(ATTACK, epochs=1), given, width=8)[0] for _ in range(2))

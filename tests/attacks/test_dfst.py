@@ -77,6 +77,13 @@ def test_neurons_of_a_named_layer_are_means_of_its_channels() -> None:
     assert not net.head._forward_pre_hooks
 
 
+def test_a_layer_that_the_network_lacks_is_named_before_any_training() -> None:
+    given, schedule = task(32), Schedule(epochs=1, batch_size=16, bf16=False)
+    with pytest.raises(OptionError, match="setting layer is 'layer4', which a Sequential does not have"):
+        attacked(DFST(target=1, layer="layer4", first_round=1.0, end=1.0), given, schedule)
+    attacked(DFST(target=1, layer="3", first_round=1.0, end=1.0), given, schedule)
+
+
 @pytest.mark.parametrize("layer", [None, "3"])
 def test_both_terms_reach_the_injector(layer: str | None) -> None:
     """The public port computes them without gradients, so that only likeness trains its injector."""

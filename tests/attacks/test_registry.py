@@ -208,6 +208,13 @@ def test_a_missing_source_is_named(kind: str) -> None:
         ("feature-collision", {"opacity": -0.1}),
         ("feature-collision", {"source_class": -1}),
         ("feature-collision", {"beta": -1.0}),
+        ("dynamic", {"lr": -0.01}),
+        ("lira", {"lr": float("nan")}),
+        ("dfst", {"injector_lr": -0.01}),
+        ("awp", {"step": -0.1}),
+        ("awp", {"trigger_weight": -1.0}),
+        ("adv-t", {"lr": -0.01}),
+        ("adv-t", {"padding": -1}),
     ],
 )
 def test_bad_settings_of_one_attack_are_named(kind: str, settings: dict[str, Any]) -> None:

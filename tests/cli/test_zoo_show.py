@@ -33,6 +33,16 @@ def test_show_writes_a_picture_and_says_how_strong_the_trigger_is(run: Run, imag
         assert opened.size == (8 + 3 * 136, 20 + 2 * 136)
 
 
+def test_the_picture_has_the_attacks_name_where_none_is_given(
+    run: Run, images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("PIL.Image")
+    monkeypatch.chdir(tmp_path)
+    done = run("zoo", "show", "badnets", "--data", images)
+    assert done.exit_code == 0, done.output
+    assert done.stdout.startswith("badnets.png: ") and Path("badnets.png").exists()
+
+
 def test_the_demos_images_are_the_default(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("PIL.Image")
     monkeypatch.chdir(tmp_path)
@@ -64,7 +74,7 @@ def test_what_cannot_be_is_exit_4_and_leaves_no_file(
 
 
 def test_an_unwritable_picture_is_known_before_any_work(run: Run, tmp_path: Path) -> None:
-    done = run("zoo", "show", "nope", "-o", tmp_path)
+    done = run("zoo", "show", "badnets", "-o", tmp_path)
     assert done.exit_code != 0 and "is a folder" in done.stderr
 
 

@@ -129,6 +129,18 @@ def test_sets_of_other_names_are_folders_per_class_or_parquet(root: Path, images
         read_dataset(root, "pets", "train")
 
 
+def test_both_parts_have_the_same_class_folders(root: Path, images: np.ndarray, encode: Encode) -> None:
+    """Without "cat", "dog" would be label 0 in one part and 1 in the other."""
+    for name in ("train/cat", "train/dog", "test/dog"):
+        (root / "pets" / name).mkdir(parents=True)
+        (root / "pets" / name / "a.png").write_bytes(encode(images[0]))
+    for part in ("train", "test"):
+        with pytest.raises(DataError, match="not the same class folders: only one has 'cat'"):
+            read_dataset(root, "pets", part)  # type: ignore[arg-type]
+    (root / "pets/test/cat").mkdir()
+    assert read_dataset(root, "pets", "test").labels.tolist() == [1]
+
+
 def test_no_such_set(root: Path) -> None:
     with pytest.raises(DataError, match="no data set 'cifar11'") as caught:
         read_dataset(root, "cifar11", "train")

@@ -1,3 +1,4 @@
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -242,6 +243,33 @@ def test_what_cannot_be_trained_is_named() -> None:
         net = network()
         net[6].weight.data.fill_(float("nan"))  # type: ignore[index, union-attr]
         fit(net, images, labels, Schedule(epochs=1, batch_size=8, bf16=False), 0)
+
+
+@pytest.mark.parametrize(
+    ("name", "values"),
+    [
+        ("peak_lr", [0.0, -0.1, math.nan, math.inf]),
+        ("warmup", [-0.1, 1.0, math.nan]),
+        ("momentum", [0.0, 1.0, -0.9, math.nan]),
+        ("weight_decay", [-1e-4, math.nan]),
+        ("padding", [-1]),
+        ("decay", [-0.1, math.nan]),
+    ],
+)
+def test_no_schedule_of_numbers_that_cannot_be_trained_with(name: str, values: list[float]) -> None:
+    for value in values:
+        with pytest.raises(OptionError, match=f"setting {name} of a schedule is {value}"):
+            Schedule(**{name: value})  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("batch_size", [64, 32, 16, 8])
+def test_a_cycle_may_be_of_any_number_of_steps(batch_size: int) -> None:
+    """1, 2, 4 and 8 steps, of which a quarter rises: of four just one."""
+    images, labels = stripes(64)
+    seen: list[int] = []
+    schedule = Schedule(epochs=1, batch_size=batch_size, bf16=False)
+    fit(network(), images, labels, schedule, 0, lambda step, *_: seen.append(step))
+    assert seen == list(range(1, 64 // batch_size + 1))
 
 
 def test_runs_on_every_device(device: str) -> None:

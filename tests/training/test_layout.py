@@ -6,16 +6,19 @@ from torch import nn
 
 from bdprune.data.clean import CleanData
 from bdprune.model.handle import Model
+from bdprune.training.augment import crop_and_flip
 from bdprune.training.finetune import FineTuneSettings, fine_tune
 from bdprune.training.fit import Schedule, fit
-from bdprune.training.layout import training_layout
+from bdprune.training.layout import laid_out, training_layout
 from bdprune.training.precision import Plan, plan_for
 from bdprune.training.recover import RecoverSettings, recover
 from bdprune.training.unlearn import UnlearnSettings, unlearn
 
 
-def shortcut(channels: int, **settings: Any) -> nn.Module:
-    return nn.Sequential(nn.Conv2d(3, channels, 3, padding=1), nn.Conv2d(channels, 8, 1, **{"stride": 2, **settings}))
+def shortcut(channels: int, colours: int = 3, **settings: Any) -> nn.Module:
+    return nn.Sequential(
+        nn.Conv2d(colours, channels, 3, padding=1), nn.Conv2d(channels, 8, 1, **{"stride": 2, **settings})
+    )
 
 
 @pytest.mark.parametrize(("capability", "floats"), [("AVX2", 8), ("AVX512", 16), ("DEFAULT", 16)])
@@ -34,16 +37,27 @@ def test_other_convs_are_sound(settings: dict[str, Any]) -> None:
     assert training_layout(conv) is torch.channels_last
 
 
-def test_loops_keep_to_it() -> None:
+@pytest.mark.parametrize("colours", [1, 3])
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+def test_a_convolution_hands_on_the_layout_of_its_images(layout: torch.memory_format, colours: int) -> None:
+    images = crop_and_flip(torch.rand(2, colours, 8, 8), torch.Generator())
+    given = laid_out(images, layout)
+    assert torch.equal(given, images)
+    conv = nn.Conv2d(colours, 8, 3).to(memory_format=layout)  # type: ignore[call-overload]
+    assert conv(given).is_contiguous(memory_format=layout)
+
+
+@pytest.mark.parametrize("colours", [1, 3])
+def test_loops_keep_to_it(colours: int) -> None:
     """Every conv of such a network sees contiguous maps only, whatever the augmentation made."""
     seen: list[bool] = []
-    network = nn.Sequential(shortcut(4), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 3))
+    network = nn.Sequential(shortcut(4, colours), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 3))
     for module in network.modules():
         if isinstance(module, nn.Conv2d):
             module.register_forward_hook(lambda conv, inputs, out: seen.append(inputs[0].is_contiguous()))
-    images, labels = torch.rand(30, 3, 8, 8), torch.arange(30) % 3
+    images, labels = torch.rand(30, colours, 8, 8), torch.arange(30) % 3
     fit(network, (images * 255).to(torch.uint8), labels, Schedule(epochs=1, batch_size=10), seed=0)
-    model = Model(network, "test", 3, (3, 8, 8))
+    model = Model(network, "test", 3, (colours, 8, 8))
     data = CleanData(images, labels)
     fine_tune(model, data, FineTuneSettings(epochs=1), {}, "zero_gamma")
     recover(unlearn(model, data, UnlearnSettings(max_epochs=1)).model, data, RecoverSettings(epochs=1))

@@ -15,11 +15,13 @@ import pytest
 import torch
 
 from bdprune.data.load import load_clean
-from bdprune.errors import ArtifactError, DataError, OptionError
+from bdprune.errors import ArtifactError, DataError, OptionError, OutputError
 from bdprune.model.load import load
 from bdprune.zoo.make import make
 from bdprune.zoo.manifest import read_manifest
 from bdprune.zoo.store import Shelf, Truth, locked, read_truth, work_path, write_truth
+
+from .conftest import HEAD, write_parquet
 
 Write = Callable[..., Path]
 
@@ -127,18 +129,12 @@ def test_a_source_that_was_not_asked_for_is_made_and_told(write: Write, tiny_dat
 
 def test_included_models_stay_where_they_are(made: Path, tiny_data: Path, write: Write, tmp_path: Path) -> None:
     own = '[[models]]\nname = "more"\nseed = 5\n'
-    manifest = write(own, f'include = ["zoo/tiny.toml"]\n{read_head()}', "all.toml")
+    manifest = write(own, f'include = ["zoo/tiny.toml"]\n{HEAD}', "all.toml")
     steps: list[str] = []
     truths = make(manifest, tiny_data, progress=lambda name, *_: steps.append(name))
     assert [truth.name for truth in truths] == ["clean", "bad", "more"]
     assert set(steps) == {"more"}
     assert sorted(path.name for path in (tmp_path / "all").glob("*.safetensors")) == ["more.safetensors"]
-
-
-def read_head() -> str:
-    from .conftest import HEAD
-
-    return HEAD
 
 
 def test_attacks_without_training_go_from_start_to_finish(
@@ -211,10 +207,47 @@ def test_missing_data_and_unknown_names_are_named(made: Path, tiny_data: Path, t
         make(made, tiny_data, tmp_path / "out", only=["nope"])
 
 
+def test_fewer_images_than_classes_are_one_of_each(write: Write, tiny_data: Path, tmp_path: Path) -> None:
+    manifest = write(head=HEAD.replace("defence_images = 6", "defence_images = 2"))
+    make(manifest, tiny_data, tmp_path / "out", only=["clean"])
+    assert load_clean(tmp_path / "out" / "defence.npz").class_counts == {0: 1, 1: 1, 2: 1}
+
+
 def test_more_labels_than_classes_are_an_error(write: Write, tiny_data: Path) -> None:
     manifest = write('[[models]]\nname = "clean"\nseed = 1\nnum_classes = 2\n')
     with pytest.raises(DataError, match="has label 2, model 'clean' has classes 0 to 1"):
         make(manifest, tiny_data)
+
+
+def test_what_cannot_be_measured_is_not_trained(write: Write, tiny_data: Path, tmp_path: Path) -> None:
+    data, steps = tmp_path / "data", list[str]()
+    shutil.copytree(tiny_data, data)
+
+    def fails(message: str) -> None:
+        with pytest.raises(DataError, match=message):
+            make(manifest, data, progress=lambda name, *_: steps.append(name))
+        assert not steps
+
+    manifest = write(head=HEAD.replace("test_images = 9", "test_images = 0"))
+    write_parquet(data / "tiny/test.parquet", 30, 1, size=40)
+    fails(r"training images of tiny have shape \(3, 32, 32\), its test images \(3, 40, 40\)")
+    (data / "tiny/test.parquet").unlink()
+    fails("no data set 'tiny'")
+
+
+@pytest.mark.parametrize(
+    "name", ["defence.npz", "bad.trigger", "bad.safetensors", "truth.json", ".making/bad/cost.json"]
+)
+def test_a_place_that_cannot_be_written_is_named(made: Path, tiny_data: Path, tmp_path: Path, name: str) -> None:
+    """A folder stands where the file is written; then it is gone, and nothing is trained again."""
+    partial = tmp_path / "out" / f"{name}.part"
+    partial.mkdir(parents=True)
+    with pytest.raises(OutputError, match=rf"Cannot write .*{name}: "):
+        make(made, tiny_data, tmp_path / "out", only=["bad"])
+    partial.rmdir()
+    make(made, tiny_data, tmp_path / "out", only=["bad"])
+    for file in ("bad.safetensors", "bad.trigger"):
+        assert (tmp_path / "out" / file).read_bytes() == (made.with_suffix("") / file).read_bytes()
 
 
 class Killed(Exception):
@@ -248,7 +281,7 @@ def test_broken_off_behind_the_training_nothing_is_trained_again(
     made: Path, tiny_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     out = tmp_path / "out"
-    for place in ("save_weights", "measure", "add_truth"):
+    for place in ("save_trigger", "save_weights", "measure", "add_truth"):
         with monkeypatch.context() as patch:
 
             def die(*_: object) -> None:
@@ -257,6 +290,8 @@ def test_broken_off_behind_the_training_nothing_is_trained_again(
             patch.setattr(f"bdprune.zoo.make.{place}", die)
             with pytest.raises(Killed):
                 make(made, tiny_data, out, only=["bad"])
+        # Weights without their trigger would count as a model.
+        assert (out / "bad.trigger").exists() or not (out / "bad.safetensors").exists()
     seen: list[int] = []
     make(made, tiny_data, out, only=["bad"], progress=lambda name, done, *_: seen.append(done))
     assert not seen

@@ -101,6 +101,16 @@ def test_known_data_sets_bring_their_classes(manifest: Write) -> None:
     [
         ("width = 4", "width = 'four'", "not valid"),
         ("width = 4", "", "not valid.*width"),
+        ("width = 4", "width = 0", "not valid.*width"),
+        ("width = 4", "width = 4\nthreads = 0", "not valid.*threads"),
+        ("width = 4", "width = 4\ndefence_images = -1", "not valid.*defence_images"),
+        ("width = 4", "width = 4\ntest_images = -1", "not valid.*test_images"),
+        ("width = 4", "width = 4\nmin_clean_accuracy = 89", "not valid.*min_clean_accuracy"),
+        ("num_classes = 3", "num_classes = 0", "not valid.*num_classes"),
+        ("seed = 1", "seed = 1\nwidth = -4", "not valid.*width"),
+        ("seed = 1", "seed = 1\nschedules = []", "not valid.*schedules"),
+        ("[[schedules]]\nepochs = 1", "schedules = []", "not valid.*schedules"),
+        ("epochs = 1", "epochs = 1\nwarmup = 2.0", "warmup of a schedule is 2"),
         ("epochs = 1", "epoch = 1", "not valid.*epoch"),
         ("width = 4", "width = 4\nwidht = 5", "not valid.*widht"),
         ("seed = 1", "seed = 1\nwidht = 5", "not valid.*widht"),
@@ -108,6 +118,7 @@ def test_known_data_sets_bring_their_classes(manifest: Write) -> None:
         ("epochs = 1", "epochs = 0", "0 epochs"),
         ('arch = "resnet18_cifar"', 'arch = "resnet19"', "architecture 'resnet19' is not known"),
         ('kind = "badnets"', 'kind = "badnet"', "'badnet'"),
+        ('kind = "badnets"', 'kind = ["badnets"]', r"\['badnets'\]"),
         ("size = 5", "sise = 5", "model 'bad'.*sise"),
         ("size = 5", "size = 'big'", "model 'bad'.*int"),
         ("target = 1, ", "", "model 'bad'.*target"),
@@ -125,6 +136,27 @@ def test_known_data_sets_bring_their_classes(manifest: Write) -> None:
 def test_mistakes_are_named(manifest: Write, old: str, new: str, message: str) -> None:
     with pytest.raises(OptionError, match=message):
         read_manifest(manifest(TEXT.replace(old, new, 1)))
+
+
+@pytest.mark.parametrize(
+    ("settings", "fits"),
+    [
+        ("target = 1, size = 5", True),
+        ("target = 1, size = 5, rate = 0.2, eps = 0.1", True),
+        ("target = 2, size = 5", False),
+        ("target = 1, size = 3", False),
+        ("target = 1, size = 5, margin = 0", False),
+    ],
+)
+def test_a_backdoor_is_gone_on_with_and_not_exchanged(manifest: Write, settings: str, fits: bool) -> None:
+    models = f'[[models]]\nname = "more"\nseed = 5\nsource = "bad"\nattack = {{kind = "adv-t", {settings}}}\n'
+    if fits:
+        assert read_manifest(manifest(TEXT + models)).entry("more").source == "bad"
+        models, message = models.replace('"bad"', '"mix"'), "than its source 'mix'"
+    else:
+        message = "'more' goes on with another trigger or target than its source 'bad'"
+    with pytest.raises(OptionError, match=message):
+        read_manifest(manifest(TEXT + models))
 
 
 def test_missing_file_and_unknown_model(manifest: Write, tmp_path: Path) -> None:

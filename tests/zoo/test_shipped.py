@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 
 import pytest
+from safetensors.torch import load_file
 
 from bdprune.data.load import load_clean
 from bdprune.model.load import load
@@ -14,22 +15,27 @@ ZOO = Path(__file__).parents[2] / "zoo" / "demo"
 NAMES = ("clean", "badnets", "blend")
 
 
-def header(name: str) -> tuple[bytes, dict[str, dict[str, object]]]:
-    data = (ZOO / f"{name}.safetensors").read_bytes()
-    length = int.from_bytes(data[:8], "little")
-    return data[8 : 8 + length], json.loads(data[8 : 8 + length])
+FOLDERS = sorted({path.parent for path in ZOO.parent.glob("*/*.safetensors")})
 
 
-def test_headers_are_the_same_bytes() -> None:
-    first, parsed = header(NAMES[0])
-    assert "__metadata__" not in parsed
-    assert all(header(name)[0] == first for name in NAMES[1:])
-    assert len({(ZOO / f"{name}.safetensors").stat().st_size for name in NAMES}) == 1
+def header(path: Path) -> bytes:
+    with path.open("rb") as file:
+        return file.read(int.from_bytes(file.read(8), "little"))
 
 
-def test_batch_counters_say_nothing() -> None:
-    for name in NAMES:
-        state = load(ZOO / f"{name}.safetensors").network.state_dict()
+@pytest.mark.parametrize("folder", FOLDERS, ids=lambda folder: folder.name)
+def test_headers_are_the_same_bytes(folder: Path) -> None:
+    paths = sorted(folder.glob("*.safetensors"))
+    first = header(paths[0])
+    assert "__metadata__" not in json.loads(first)
+    assert all(header(path) == first for path in paths)
+    assert len({path.stat().st_size for path in paths}) == 1
+
+
+@pytest.mark.parametrize("folder", FOLDERS, ids=lambda folder: folder.name)
+def test_batch_counters_say_nothing(folder: Path) -> None:
+    for path in folder.glob("*.safetensors"):
+        state = load_file(path)
         counters = [value for key, value in state.items() if key.endswith("num_batches_tracked")]
         assert len(counters) == 20
         assert all(value == 0 for value in counters)

@@ -20,6 +20,7 @@ from bdprune.zoo.show import attack_of, grid, panels, picture, ready_trigger, so
 def test_settings_are_read_from_text() -> None:
     assert attack_of("badnets", {}) == BadNets(target=0)
     assert attack_of("badnets", {"target": "3", "size": "5", "rate": "0.05"}) == BadNets(3, 0.05, size=5)
+    assert attack_of("badnets", {"target": "all-to-all"}) == BadNets(target=None)
     assert attack_of("blend", {"pattern": "image", "alpha": "0.1"}) == Blend(0, pattern="image", alpha=0.1)
 
 
