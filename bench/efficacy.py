@@ -270,9 +270,13 @@ def main() -> None:
     zoo = read_manifest(options.manifest)
     shelf = Shelf(zoo)
     sets: dict[str, RawImages] = {}
+    left_out = []
     for entry in zoo.models:
         folder = shelf.made(entry)
-        if folder is None or (options.only and entry.name not in options.only):
+        if options.only and entry.name not in options.only:
+            continue
+        if folder is None:
+            left_out.append(entry.name)
             continue
         if entry.dataset not in sets:
             sets[entry.dataset] = read_dataset(options.data, entry.dataset, "test")
@@ -285,6 +289,8 @@ def main() -> None:
             options.seeds,
         )
     before = {row["model"]: row for row in record.of("before")}
+    if left_out:
+        print(f"Left out, because their weights are not here: {', '.join(left_out)}.\n")
     print(scan_table(record.of("scan")))
     for method in METHODS:
         print(f"\n{method}\n\n{repair_table(record.of('repair'), before, method)}")
