@@ -40,6 +40,8 @@ MODELS = click.option(
 DEVICE = click.option("--device", default="cpu", show_default=True, metavar="cpu|cuda[:N]|auto", help="Where to run.")
 ONLY = click.option("--only", multiple=True, metavar="NAME", help="This model; repeatable.  [default: all]")
 
+_WRONG = ("differs", "other recipe", "not measured")  # states with which a zoo is not verified
+
 
 @click.group(short_help="Make, list and verify models of known truth.")
 def zoo() -> None:
@@ -137,7 +139,7 @@ def verify(
     """Measure the models of a manifest again on the full test set, and compare with what `zoo make` wrote down.
 
     Clean accuracy, attack success and robust accuracy may differ by 0.2 points, which is 20 of 10,000 images. Exits
-    with 1 if one differs more, or was never measured.
+    with 1 if one differs more, was never measured, or was made before the manifest was changed.
 
     \b
     bdprune zoo verify zoo/cifar10-w32.toml --data data/
@@ -156,7 +158,7 @@ def verify(
     checks = verify_models(manifest, data, models, only, device=parse_device(device), **told)
     zoo = read_manifest(manifest)
     emit(_check_table(checks, misses(zoo, checks)))
-    if any(check.state in ("differs", "not measured") for check in checks):
+    if any(check.state in _WRONG for check in checks):
         return exit_codes.FOUND
     if document is not None:
         _write_section(document, zoo.name, markdown(zoo, checks))
@@ -177,7 +179,7 @@ def _check_table(checks: list[Check], missed: dict[str, list[str]]) -> str:
         for name in ("clean_accuracy", "attack_success_rate", "robust_accuracy"):
             figures += [percent(getattr(one, name) if one else None, 2) for one in (check.found, check.truth)]
         bars = "; ".join(missed.get(check.entry.name, [])) or ("met" if check.known else "")
-        state = check.state.upper() if check.state in ("differs", "not measured") else check.state
+        state = check.state.upper() if check.state in _WRONG else check.state
         cells.append((plain(check.entry.name), state, *figures, bars))
     return "\n".join(table(cells, "llrrrrrrl")) + "\n"
 

@@ -29,6 +29,7 @@ from bdprune.zoo.store import (
     load_network,
     load_trigger,
     locked,
+    other_recipe,
     read_cost,
     save_images,
     save_trigger,
@@ -122,7 +123,19 @@ def _in_order(zoo: Manifest, shelf: Shelf, wanted: Sequence[Entry], say: Callabl
 
     for entry in wanted:
         add(entry)
+    for entry in [*wanted, *(zoo.entry(entry.source) for entry in todo if entry.source)]:
+        _check_recipe(shelf, entry)
     return todo
+
+
+def _check_recipe(shelf: Shelf, entry: Entry) -> None:
+    changes = other_recipe(entry, shelf.truth(entry))
+    if changes:
+        path = weights_path(shelf.made(entry) or shelf.place(entry), entry.name)
+        raise OptionError(
+            f"{path} was made by another recipe than the manifest has for {entry.name!r}: {changes}.",
+            "Delete it to make it again, or give the new model another name.",
+        )
 
 
 def _is_measured(shelf: Shelf, entry: Entry) -> bool:
@@ -174,7 +187,7 @@ def _train(
     trained = train_model(entry, train, work, source, device, progress, say)
     folder = shelf.place(entry)
     where = device_name(device or torch.device("cpu"))
-    write_cost(work, Cost(trained.seconds, Env(str(torch.__version__), entry.threads, where)))
+    write_cost(work, Cost(trained.seconds, Env(str(torch.__version__), entry.threads, where), entry.recipe))
     if trained.trigger is not None:
         save_trigger(trained.trigger, trigger_path(folder, entry.name))
     # The weights come last: where they are, the model is made.
@@ -200,7 +213,7 @@ def _measure(shelf: Shelf, entry: Entry, sets: Sets, work: Path, device: torch.d
     """Measures what was written: half precision is what users get."""
     folder, known = shelf.made(entry), shelf.truth(entry)
     assert folder is not None
-    cost = read_cost(work) or (Cost(known.seconds, known.env) if known else Cost(None, None))
+    cost = read_cost(work) or (known.cost if known else Cost())
     truth = truth_of(entry, folder, sets(entry.dataset, "test"), cost, device)
     add_truth(folder, truth, [one.name for one in shelf.zoo.models])
 
@@ -221,6 +234,7 @@ def truth_of(entry: Entry, folder: Path, test: RawImages, cost: Cost, device: to
         seconds=cost.seconds,
         class_success=found.class_success,
         env=cost.env,
+        recipe=cost.recipe,
     )
 
 

@@ -95,6 +95,24 @@ class Entry:
     pending: bool = False
     note: str = ""
 
+    @property
+    def recipe(self) -> dict[str, Any]:
+        """All that decides what the model is; settings that have their default value are left out.
+
+        So a later version that knows more settings reads the same recipe.
+        """
+        attack = self.make_attack()
+        return {
+            "seed": self.seed,
+            "dataset": self.dataset,
+            "num_classes": self.num_classes,
+            "arch": self.arch,
+            "width": self.width,
+            "schedules": [_not_default(schedule) for schedule in self.schedules],
+            "attack": attack and {"kind": attack.kind, **_not_default(attack)},
+            "source": self.source,
+        }
+
     def make_attack(self) -> Attack | None:
         """The attack object, None for a clean model.
 
@@ -281,6 +299,13 @@ def _check_source(manifest: Manifest, entry: Entry, needed: str) -> None:
             raise OptionError(f"Model {entry.name!r} is a source of itself.", "Name another source.")
         seen.add(source.name)
         source = manifest.entry(source.source)
+
+
+def _not_default(settings: Any) -> dict[str, Any]:
+    """Fields of a dataclass that differ from their default, as they are read from JSON."""
+    values = ((field, getattr(settings, field.name)) for field in dataclasses.fields(settings))
+    kept = {field.name: value for field, value in values if value != field.default}
+    return dict(msgspec.json.decode(msgspec.json.encode(kept)))
 
 
 def _check_same_backdoor(entry: Entry, source: Entry) -> None:

@@ -11,6 +11,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import numpy as np
@@ -35,10 +36,11 @@ class Env(msgspec.Struct, frozen=True, omit_defaults=True):
 
 
 class Cost(msgspec.Struct, frozen=True):
-    """Seconds that a model took and what trained it; None where that is not known."""
+    """Seconds that a model took, what trained it, and by what recipe; None where that is not known."""
 
-    seconds: float | None
-    env: Env | None
+    seconds: float | None = None
+    env: Env | None = None
+    recipe: dict[str, Any] | None = None
 
 
 class Truth(msgspec.Struct, frozen=True):
@@ -54,6 +56,7 @@ class Truth(msgspec.Struct, frozen=True):
         seconds: training time, that of killed runs included as far as they were taken up; None when it is not known.
         class_success: attack success rate by true label, None for labels without such images; empty for a clean model.
         env: what trained it, None when that is not known.
+        recipe: what it was made by (``Entry.recipe``), None when that is not known.
     """
 
     name: str
@@ -64,6 +67,12 @@ class Truth(msgspec.Struct, frozen=True):
     seconds: float | None
     class_success: tuple[float | None, ...] = ()
     env: Env | None = None
+    recipe: dict[str, Any] | None = None
+
+    @property
+    def cost(self) -> Cost:
+        """How it was made."""
+        return Cost(self.seconds, self.env, self.recipe)
 
     @property
     def complete(self) -> bool:
@@ -98,11 +107,11 @@ class Shelf:
         return self.made(entry) or (entry.home if weights_path(entry.home, entry.name).exists() else None)
 
     def state(self, entry: Entry) -> str:
-        """``made``, ``begun`` (a training that can be taken up), ``not kept`` (measured, but its weights are gone),
-        ``pending`` or ``not made``.
+        """``made``, ``other recipe`` (made before the manifest was changed), ``begun`` (a training that can be taken
+        up), ``not kept`` (measured, but its weights are gone), ``pending`` or ``not made``.
         """
         if self.made(entry):
-            return "made"
+            return "other recipe" if other_recipe(entry, self.truth(entry)) else "made"
         if work_path(self.place(entry), entry.name).is_dir():
             return "begun"
         if self.record(entry):
@@ -116,9 +125,18 @@ class Shelf:
 
     def record(self, entry: Entry) -> Truth | None:
         """What was last measured of the model, whether or not its weights were kept; None when nothing was."""
-        folders = [self.made(entry) or self.place(entry), entry.home]
-        found = (read_truth(folder).get(entry.name) for folder in dict.fromkeys(folders))
-        return next((truth for truth in found if truth is not None), None)
+        if self.made(entry):
+            return self.truth(entry)
+        found = (read_truth(folder).get(entry.name) for folder in dict.fromkeys([self.place(entry), entry.home]))
+        return next((truth for truth in found if truth and not other_recipe(entry, truth)), None)
+
+
+def other_recipe(entry: Entry, truth: Truth | None) -> str:
+    """What the manifest has otherwise than the model was made, in words; empty where it has nothing so."""
+    if truth is None or truth.recipe is None:
+        return ""
+    was, now = truth.recipe, entry.recipe
+    return ", ".join(f"{name} {was.get(name)}, now {now[name]}" for name in now if was.get(name) != now[name])
 
 
 def weights_path(folder: Path, name: str) -> Path:

@@ -17,7 +17,7 @@ from bdprune.attacks.clean_label import CleanLabel
 from bdprune.data.datasets import read_dataset
 from bdprune.zoo.make import truth_of
 from bdprune.zoo.manifest import Entry, Manifest, read_manifest
-from bdprune.zoo.store import Cost, Shelf, Truth
+from bdprune.zoo.store import Cost, Shelf, Truth, other_recipe
 
 TOLERANCE = 0.002
 """How far a figure may lie from the truth: 20 of 10,000 images. Another machine rounds otherwise and flips a few."""
@@ -25,7 +25,7 @@ TOLERANCE = 0.002
 BELOW_CLEAN = 0.015
 """How far below the mean of the clean models of its kind a model's clean accuracy may lie."""
 
-State = Literal["agrees", "differs", "not measured", "not kept", "not made", "pending"]
+State = Literal["agrees", "differs", "other recipe", "not measured", "not kept", "not made", "pending"]
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,7 @@ class Check:
     @property
     def known(self) -> Truth | None:
         """What was found now, or else what was written down when a model was made whose weights were not kept."""
-        return self.found or self.truth
+        return None if self.state == "other recipe" else self.found or self.truth
 
 
 def verify(
@@ -77,8 +77,11 @@ def verify(
             missing: State = "pending" if entry.pending else "not made"
             checks.append(Check(entry, "not kept" if record else missing, record))
             continue
+        if other_recipe(entry, truth):
+            checks.append(Check(entry, "other recipe", truth))
+            continue
         say(entry.name)
-        cost = Cost(truth.seconds, truth.env) if truth else Cost(None, None)
+        cost = truth.cost if truth else Cost()
         found = truth_of(entry, folder, sets(entry.dataset), cost, device)
         state: State = "not measured" if truth is None else "agrees" if agrees(truth, found) else "differs"
         checks.append(Check(entry, state, truth, found))

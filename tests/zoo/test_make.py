@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import msgspec
 import pytest
 import torch
 
@@ -20,6 +21,7 @@ from bdprune.model.load import load
 from bdprune.zoo.make import make
 from bdprune.zoo.manifest import read_manifest
 from bdprune.zoo.store import Shelf, Truth, locked, read_truth, work_path, write_truth
+from bdprune.zoo.verify import verify
 
 from .conftest import HEAD, write_parquet
 
@@ -81,6 +83,25 @@ def test_a_model_without_its_truth_is_measured_and_not_trained(made: Path, tiny_
     for name in ("clean", "bad"):
         assert found[name].clean_accuracy == known[name].clean_accuracy
         assert found[name].class_success == known[name].class_success
+
+
+def test_what_changes_no_model_is_no_other_recipe(made: Path, tiny_data: Path) -> None:
+    """A default that is spelt out, a note, threads; and a truth of a time when recipes were not written down."""
+    text = made.read_text().replace("target = 1, rate = 0.25", "target = 1, size = 3, rate = 0.25")
+    made.write_text(text.replace("num_classes = 3", "num_classes = 3\nthreads = 1").replace("no time", "none"))
+    assert [check.state for check in verify(made, tiny_data)] == ["agrees", "agrees", "pending"]
+    home = made.with_suffix("")
+    write_truth(home, {name: msgspec.structs.replace(one, recipe=None) for name, one in read_truth(home).items()})
+    made.write_text(text.replace("seed = 2", "seed = 9"))
+    assert [truth.name for truth in make(made, tiny_data)] == ["clean", "bad"]
+
+
+def test_a_source_of_another_recipe_is_no_source(write: Write, tiny_data: Path) -> None:
+    manifest = write(SOURCED)
+    make(manifest, tiny_data, only=["origin"])
+    write(SOURCED.replace("seed = 1", "seed = 5"))
+    with pytest.raises(OptionError, match=r"origin\.safetensors was made by another recipe .*: seed 1, now 5"):
+        make(manifest, tiny_data, only=["hard"])
 
 
 def test_training_leaves_global_randomness_and_threads_alone(made: Path, tiny_data: Path, tmp_path: Path) -> None:

@@ -110,6 +110,23 @@ def test_what_was_measured_of_models_that_were_not_kept_stays(made: Path, tiny_d
     assert [check.state for check in verify(made, tiny_data, only=["bad"])] == ["agrees"]
 
 
+def test_a_changed_manifest_is_not_taken_for_the_models_recipe(made: Path, tiny_data: Path, run: Run) -> None:
+    before = made.read_text()
+    made.write_text(before.replace("target = 1, rate = 0.25", "target = 2, rate = 0.25"))
+    weights = made.with_suffix("") / "bad.safetensors"
+    with pytest.raises(OptionError, match=r"bad\.safetensors was made by another recipe .*: attack .*1.*, now .*2"):
+        make(made, tiny_data)
+    assert [check.state for check in verify(made, tiny_data)] == ["agrees", "other recipe", "pending"]
+    assert verify(made, tiny_data, only=["bad"])[0].known is None
+    done = run("zoo", "verify", made, "--data", tiny_data, "--only", "bad")
+    assert done.exit_code == 1 and "OTHER RECIPE" in done.stdout
+    assert "bad    other recipe" in run("zoo", "list", made).stdout
+    weights.unlink()
+    assert [check.state for check in verify(made, tiny_data)] == ["agrees", "not made", "pending"]
+    assert make(made, tiny_data, only=["bad"])[0].target_label == 2
+    assert [check.state for check in verify(made, tiny_data, only=["bad"])] == ["agrees"]
+
+
 def test_writes_the_table_into_the_document(made: Path, tiny_data: Path, run: Run, tmp_path: Path) -> None:
     document = tmp_path / "zoo.md"
     document.write_text("# The zoo\n\nBy hand.\n")
