@@ -167,7 +167,7 @@ def _make_one(
             _measure(shelf, entry, sets, work, device)
         elif not _is_measured(shelf, entry):
             _measure(shelf, entry, sets, work, device)
-        shutil.rmtree(work)
+        shutil.rmtree(work, ignore_errors=True)  # it may be gone, by a process that ended while this one came
         with contextlib.suppress(OSError):  # another model is in the making
             work.parent.rmdir()
 

@@ -271,13 +271,17 @@ def locked(folder: Path, wait: bool = True) -> Iterator[bool]:
     """Holds a folder for this process; the lock is gone with the process, however it ends.
 
     Args:
-        folder: exists.
+        folder: to hold; where it is gone, another process has just finished with it.
         wait: whether to wait for another process that holds it.
 
     Yields:
         Whether it is held.
     """
-    handle = os.open(folder, os.O_RDONLY)
+    try:
+        handle = os.open(folder, os.O_RDONLY)
+    except FileNotFoundError:
+        yield False
+        return
     try:
         yield _lock(handle, wait)
     finally:

@@ -104,6 +104,12 @@ def test_a_source_of_another_recipe_is_no_source(write: Write, tiny_data: Path) 
         make(manifest, tiny_data, only=["hard"])
 
 
+def test_a_folder_that_is_gone_cannot_be_held(tmp_path: Path) -> None:
+    """Another process has just finished with it and taken it away."""
+    with locked(tmp_path / "gone", wait=False) as held:
+        assert not held
+
+
 def test_training_leaves_global_randomness_and_threads_alone(made: Path, tiny_data: Path, tmp_path: Path) -> None:
     torch.manual_seed(7)
     expected, threads = torch.rand(3), torch.get_num_threads()
