@@ -11,10 +11,10 @@ def training_layout(network: nn.Module) -> torch.memory_format:
 
     In torch 2.13, oneDNN's gradient of a strided 1x1 convolution in channels_last writes beyond its memory where the
     input has fewer channels than a vector register has floats: the process dies at some later allocation, or works on
-    with spoiled values. Networks with such a convolution stay contiguous on the CPU.
+    with spoiled values. Networks with such a convolution stay contiguous, except on CUDA, which has no oneDNN.
     """
-    on_cpu = all(parameter.device.type == "cpu" for parameter in network.parameters())
-    if on_cpu and any(map(_is_mangled, network.modules())):
+    on_cuda = any(parameter.device.type == "cuda" for parameter in network.parameters())
+    if not on_cuda and any(map(_is_mangled, network.modules())):
         return torch.contiguous_format
     return torch.channels_last
 

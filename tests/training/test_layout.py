@@ -1,3 +1,4 @@
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -31,10 +32,18 @@ def test_few_channels_into_a_strided_1x1_conv_stay_contiguous(
     assert training_layout(shortcut(floats, groups=2)) is torch.contiguous_format
 
 
-@pytest.mark.parametrize("settings", [{"stride": 1}, {"kernel_size": 3}, {"device": "meta"}])
+@pytest.mark.parametrize("settings", [{"stride": 1}, {"kernel_size": 3}])
 def test_other_convs_are_sound(settings: dict[str, Any]) -> None:
     conv = nn.Conv2d(3, 8, **{"kernel_size": 1, "stride": 2, **settings})
     assert training_layout(conv) is torch.channels_last
+
+
+def test_cuda_has_no_onednn_and_other_devices_may(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A device of somebody's own, such as the one that tests/gpu makes, may run the CPU's kernels."""
+    for name, layout in (("cuda", torch.channels_last), ("privateuseone", torch.contiguous_format)):
+        network = shortcut(4)
+        monkeypatch.setattr(network, "parameters", lambda name=name: iter([SimpleNamespace(device=torch.device(name))]))
+        assert training_layout(network) is layout
 
 
 @pytest.mark.parametrize("colours", [1, 3])
