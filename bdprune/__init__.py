@@ -16,8 +16,8 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from bdprune.model.load import load as load
     from bdprune.scan.engine import scan as scan
+    from bdprune.scan.intake import load as load
     from bdprune.scan.purify import purify as purify
     from bdprune.scan.result import Result as Result
     from bdprune.scan.score import score as score
@@ -29,7 +29,7 @@ __all__ = ["Result", "__version__", "load", "purify", "scan", "score", "stack"]
 
 _HOMES = {
     "Result": "bdprune.scan.result",
-    "load": "bdprune.model.load",
+    "load": "bdprune.scan.intake",
     "purify": "bdprune.scan.purify",
     "scan": "bdprune.scan.engine",
     "score": "bdprune.scan.score",

@@ -32,6 +32,10 @@ class UnsupportedError(ArtifactError):
     """A file is no model checkpoint at all, or one of a format that bdprune does not read."""
 
 
+class NoWeightsError(UnsupportedError):
+    """A file can be read and holds no weights: the state of an optimiser or a scheduler, arguments, random state."""
+
+
 class ArchitectureError(BdpruneError):
     """The architecture of a checkpoint is unknown or ambiguous, or its tensors do not fit it."""
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import doctest
 import importlib
+import inspect
 import re
 import sys
 from collections.abc import Iterator
@@ -11,6 +12,8 @@ from pathlib import Path
 from types import ModuleType
 
 import pytest
+
+import bdprune
 
 ROOT = Path(__file__).resolve().parent.parent
 DOCUMENTS = ["README.md", "docs/python.md"]
@@ -76,6 +79,8 @@ def test_there_are_examples() -> None:
 @pytest.mark.parametrize("name", MODULES)
 def test_docstring_examples_are_right(name: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(folder)
+    for public in (bdprune.scan, bdprune.purify):
+        inspect.unwrap(public)  # type: ignore[arg-type]  # imports what doctest would import while it walks the package
     done = doctest.testmod(importlib.import_module(name), optionflags=doctest.ELLIPSIS)
     assert done.failed == 0
     assert done.attempted > 0

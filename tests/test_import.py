@@ -53,8 +53,8 @@ def test_version_is_that_of_the_project() -> None:
 
 
 def test_public_names_are_the_functions_of_their_rooms() -> None:
-    from bdprune.model.load import load
     from bdprune.scan.engine import scan
+    from bdprune.scan.intake import load
     from bdprune.scan.purify import purify
     from bdprune.scan.result import Result
     from bdprune.scan.score import score

@@ -24,26 +24,41 @@ Exit codes:
   2    at least one scan failed or timed out
   3    nothing that is supported was scanned
   4    usage error, or an output that cannot be written
-  5    at least one model could not be judged
+  5    at least one model could not be judged, or, without --skip-unknown, something that may hold weights was
+       not scanned
   130  interrupted
 When several hold: 4, then 1, 2, 5, 3, 0."""
 
 FailOn = Literal["suspicious", "backdoored", "never"]
 
 
-def of_scan(results: Sequence[Result], fail_on: FailOn = "suspicious", exit_zero: bool = False) -> int:
-    """The code for these results: the first that applies of 1, 2, 5, 3 and 0."""
+def of_scan(
+    results: Sequence[Result],
+    fail_on: FailOn = "suspicious",
+    exit_zero: bool = False,
+    *,
+    unknown: bool = False,
+    skip_unknown: bool = False,
+) -> int:
+    """The code for these results: the first that applies of 1, 2, 5, 3 and 0.
+
+    Args:
+        unknown: whether something that may hold weights was passed over.
+        skip_unknown: files in formats that are not read do not count where something else was scanned.
+    """
     if exit_zero:
         return OK
     failing = {"suspicious": ("suspicious", "backdoored"), "backdoored": ("backdoored",), "never": ()}[fail_on]
-    verdicts = {result.verdict for result in results}
-    if verdicts & set(failing):
+    if {result.verdict for result in results} & set(failing):
         return FOUND
-    if all(_is_unsupported(result) for result in results):
+    supported = [result for result in results if not _is_unsupported(result)]
+    if not supported:
         return UNSUPPORTED
+    verdicts = {result.verdict for result in supported}
     if "error" in verdicts:
         return FAILED
-    return INCONCLUSIVE if "inconclusive" in verdicts else OK
+    unknown = (unknown or len(supported) < len(results)) and not skip_unknown
+    return INCONCLUSIVE if "inconclusive" in verdicts or unknown else OK
 
 
 def of_error(error: errors.BdpruneError) -> int:
@@ -56,4 +71,5 @@ def of_error(error: errors.BdpruneError) -> int:
 
 
 def _is_unsupported(result: Result) -> bool:
-    return result.error is not None and result.error.type == errors.UnsupportedError.__name__
+    unsupported = (errors.UnsupportedError.__name__, errors.NoWeightsError.__name__)
+    return result.error is not None and result.error.type in unsupported

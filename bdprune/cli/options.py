@@ -16,11 +16,22 @@ Function = TypeVar("Function", bound=Callable[..., Any])
 
 
 def model_options(function: Function) -> Function:
-    """How to take in a model: ``arch``, ``num_classes``, ``input_shape``, ``normalize``, ``device`` and ``seed``."""
+    """How to load a model: the fields of ``ModelOptions``."""
     options = [
         click.option("--arch", metavar="NAME|MODULE:CALLABLE", help="Architecture; recognised when left out."),
         click.option("--num-classes", type=click.IntRange(min=2), metavar="N", help="Number of classes; read off."),
-        click.option("--input-shape", metavar="CxHxW", callback=_shape, help="Shape of one image, as in 3x32x32."),
+        click.option(
+            "--input-shape",
+            metavar="CxHxW",
+            callback=_shape,
+            help="Shape of one image, as in 3x32x32.  [default: the size of the images, or the usual one of the "
+            "architecture, whichever the model does better on]",
+        ),
+        click.option(
+            "--state-key",
+            metavar="KEY",
+            help="Which set of weights of a file that holds several, as in state_dict_ema.  [default: all of them]",
+        ),
         click.option(
             "--normalize",
             metavar="NAME|M1,M2,M3,S1,S2,S3",
@@ -34,7 +45,7 @@ def model_options(function: Function) -> Function:
 
 
 def data_options(function: Function) -> Function:
-    """The clean data: ``data`` and ``per_class``."""
+    """The clean data: ``data``, ``per_class`` and ``class_order``."""
     options = [
         click.option(
             "--data",
@@ -49,6 +60,12 @@ def data_options(function: Function) -> Function:
             show_default=True,
             metavar="N",
             help="Use at most so many clean images of each class.",
+        ),
+        click.option(
+            "--class-order",
+            metavar="number|text|FILE.json",
+            help="Which class of the model a label of the data is: the same number; its place in text order (0, 1, 10, "
+            "11, ..., as ImageFolder numbers folders); or what a JSON file maps it to.  [default: number]",
         ),
     ]
     return _apply(function, options)
@@ -109,8 +126,8 @@ def format_option(kinds: tuple[str, ...]) -> Callable[[Function], Function]:
 
 
 def known_model_options(values: dict[str, Any]) -> dict[str, Any]:
-    """Those of ``values`` that say how to take in a model."""
-    names = ("arch", "num_classes", "input_shape", "normalize", "device", "seed")
+    """Those of ``values`` that say how to load a model."""
+    names = ("arch", "num_classes", "input_shape", "normalize", "device", "seed", "state_key")
     return {name: values[name] for name in names}
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from bdprune.errors import OptionError, OutputError
 from bdprune.report.files import check_writable, is_special, write_text
-from bdprune.scan.result import Document, PurifyResult, Result, ScoreResult
+from bdprune.scan.result import CoverageResult, Document, PurifyResult, Result, ScoreResult
 
 _BY_SUFFIX = {".json": "json", ".jsonl": "jsonl", ".html": "html", ".htm": "html", ".txt": "text", ".log": "text"}
 
@@ -71,32 +71,47 @@ def check_apart(written: Sequence[Path | None], read: Sequence[Path | None]) -> 
         seen[place] = f"{path} is written already"
 
 
-def write(outputs: Sequence[Output], documents: Sequence[Document], *, as_array: bool) -> None:
+def write(
+    outputs: Sequence[Output],
+    documents: Sequence[Document],
+    *,
+    as_array: bool,
+    coverage: CoverageResult | None = None,
+) -> None:
     """Writes every output but JSON Lines on standard output, which are written as the results come.
 
     Args:
         as_array: JSON becomes an array even when there is one result.
+        coverage: what became of the files that have no results; the last element of an array.
     """
     for one in outputs:
         if one.path is not None:
-            write_text(one.path, render(one.kind, documents, as_array=as_array, colour=False))
+            write_text(one.path, render(one.kind, documents, as_array=as_array, colour=False, coverage=coverage))
         elif one.kind != "jsonl":
-            emit(render(one.kind, documents, as_array=as_array, colour=use_colour()))
+            emit(render(one.kind, documents, as_array=as_array, colour=use_colour(), coverage=coverage))
 
 
-def render(kind: str, documents: Sequence[Document], *, as_array: bool, colour: bool) -> str:
+def render(
+    kind: str,
+    documents: Sequence[Document],
+    *,
+    as_array: bool,
+    colour: bool,
+    coverage: CoverageResult | None = None,
+) -> str:
     """These results in one format."""
     from bdprune.report import machine
 
     if kind == "html":
         from bdprune.report.html import html_page
 
-        return html_page(documents)
+        return html_page(documents, coverage=coverage)
+    records: list[Document | CoverageResult] = [*documents, *([coverage] if coverage is not None else [])]
     if kind == "json":
-        return machine.json_array(documents) if as_array else machine.json_document(documents[0])
+        return machine.json_array(records) if as_array else machine.json_document(documents[0])
     if kind == "jsonl":
-        return "".join(map(machine.json_line, documents))
-    return _text(documents, colour)
+        return "".join(map(machine.json_line, records))
+    return _text(documents, colour, coverage)
 
 
 class ClosedPipeError(Exception):
@@ -128,22 +143,23 @@ def use_colour() -> bool:
     return sys.stdout is not None and sys.stdout.isatty() and not os.environ.get("NO_COLOR")
 
 
-def _text(documents: Sequence[Document], colour: bool) -> str:
+def _text(documents: Sequence[Document], colour: bool, coverage: CoverageResult | None) -> str:
     from bdprune.report import summary, text
 
+    passed_over = text.coverage_text(coverage) if coverage is not None else ""
     if not documents:
-        return f"{summary.tally([])}\n"
+        return f"{passed_over}{summary.tally([])}\n"
     scans = [one for one in documents if isinstance(one, Result)]
     if len(scans) > 1:
         loud = [one for one in scans if one.verdict != "clean"]
         blocks = [text.scan_text(one, colour=colour) for one in loud]
-        return "\n".join([*blocks, text.fleet_text(scans, colour=colour)])
+        return "\n".join([*blocks, text.fleet_text(scans, colour=colour)]) + passed_over
     writers: dict[type[Document], Callable[..., str]] = {
         Result: text.scan_text,
         PurifyResult: text.purify_text,
         ScoreResult: text.score_text,
     }
-    return "".join(writers[type(one)](one, colour=colour) for one in documents)
+    return "\n".join(writers[type(one)](one, colour=colour) for one in documents) + passed_over
 
 
 def _split(text: str, kinds: Sequence[str]) -> tuple[str, Path | None]:

@@ -9,7 +9,7 @@ from typing import Any
 
 import click
 
-from bdprune.cli import outputs
+from bdprune.cli import exit_codes, outputs
 from bdprune.cli.options import (
     data_options,
     format_option,
@@ -55,6 +55,7 @@ def purify(
     output: Path,
     data: Path | None,
     per_class: int,
+    class_order: str | None,
     preset: str | None,
     mode: str | None,
     max_acc_drop: float | None,
@@ -67,7 +68,8 @@ def purify(
     """Cut the backdoor out of a checkpoint and write a drop-in replacement.
 
     The threshold is chosen on held-out clean images only. The repaired file has the format, names and extra entries of
-    the one at PATH, which stays as it is.
+    the one at PATH, which stays as it is. Every set of weights in it is repaired; where one is left, the report says so
+    and the exit code is 5.
 
     \b
     bdprune purify model.pth --data clean_images/ --normalize cifar10 -o repaired.pth
@@ -92,8 +94,10 @@ def purify(
             output=output,
             settings={name: value for name, value in asked.items() if value is not None},
             per_class=per_class,
+            class_order=class_order,
             progress=progress.stage,
             **known_model_options(options),
         )
-    outputs.write(wanted, [done.result], as_array=False)
-    return 0
+    results = [done.result, *(other.result for other in done.others)]
+    outputs.write(wanted, results, as_array=len(results) > 1)
+    return exit_codes.INCONCLUSIVE if done.result.left else exit_codes.OK

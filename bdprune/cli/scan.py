@@ -20,8 +20,8 @@ from bdprune.cli.options import (
     stack_options,
 )
 from bdprune.cli.progress import Progress
-from bdprune.errors import UnsupportedError
-from bdprune.scan.paths import SUFFIXES, expand
+from bdprune.errors import NoWeightsError, UnsupportedError
+from bdprune.scan.paths import Sources, expand
 from bdprune.scan.result import Result
 
 KINDS = ("text", "json", "jsonl", "html")
@@ -43,6 +43,11 @@ KINDS = ("text", "json", "jsonl", "html")
     help="Exit with 1 from this verdict on.",
 )
 @click.option("--exit-zero", is_flag=True, help="Exit with 0 whatever was found, except for usage errors.")
+@click.option(
+    "--skip-unknown",
+    is_flag=True,
+    help="Files and weights that could not be scanned are named, and do not change the exit code.",
+)
 @format_option(KINDS)
 @click.option("-o", "--output", "files", multiple=True, metavar="FILE", help="Where a --format goes, in order.")
 @progress_options
@@ -50,6 +55,7 @@ def scan(
     paths: tuple[str, ...],
     data: Path | None,
     per_class: int,
+    class_order: str | None,
     detectors: str | None,
     precision: str | None,
     timeout: float | None,
@@ -57,6 +63,7 @@ def scan(
     stack_memory: int | None,
     fail_on: exit_codes.FailOn,
     exit_zero: bool,
+    skip_unknown: bool,
     formats: tuple[str, ...],
     files: tuple[str, ...],
     quiet: bool,
@@ -65,8 +72,10 @@ def scan(
 ) -> int:
     """Say whether checkpoints are backdoored, and which label the backdoor leads to.
 
-    PATH is a checkpoint (safetensors, or torch in any of its formats), a folder of them, or a glob. Nothing in a
-    checkpoint is ever executed. Without clean images only data-free detectors run, and no verdict is "clean".
+    PATH is a checkpoint (safetensors, or torch in any of its formats), the index of shards, a folder of them, or a
+    glob. Checkpoints are known by their content, and what is passed over is named. Each set of weights in a file gets a
+    result of its own. Nothing in a checkpoint is ever executed. Without clean images only data-free detectors run, and
+    no verdict is "clean".
 
     \b
     bdprune scan model.pth --data clean_images/ --normalize cifar10
@@ -74,29 +83,63 @@ def scan(
     bdprune scan 'models/**/*.pth' --data clean.parquet --timeout 600 -f html=report.html
     """
     wanted = outputs.plan(formats, files, KINDS, quiet)
-    models = expand(paths)
+    sources = expand(paths, [data] if data is not None else [])
+    models = sources.models
     outputs.check_apart([one.path for one in wanted], [*models, data])
     if not models and not exit_zero:
-        raise UnsupportedError(f"No checkpoint in {', '.join(paths)}.", f"Looked for {' '.join(SUFFIXES)}.")
+        raise _nothing_to_scan(paths, sources)
     results: list[Result] = []
     with Progress(len(models), shown=not (quiet or no_progress)) as progress:
         stack = 1 if stack == "auto" and len(models) == 1 else stack  # one model needs no trial
-        settings = {"per_class": per_class, "precision": precision, "timeout": timeout}
-        stacking = {"stack": stack, "stack_memory": stack_memory}
-        stream = _scan_many(models, data, detectors, progress, **settings, **stacking, **known_model_options(options))
+        settings = {
+            "per_class": per_class,
+            "class_order": class_order,
+            "precision": precision,
+            "timeout": timeout,
+            "stack": stack,
+            "stack_memory": stack_memory,
+            "skip_unknown": skip_unknown,
+        }
+        stream = _scan_many(models, data, detectors, progress, **settings, **known_model_options(options))
         while True:
             with redirect_stdout(sys.stderr):  # an --arch of the user's own may print
                 result = next(stream, None)
             if result is None:
                 break
+            if len(models) > 1 and _holds_no_weights(result):
+                sources.pass_over(Path(result.name), _reason(result))
+                continue
             results.append(result)
             progress.finished(result.verdict, result.name)
             if outputs.Output("jsonl") in wanted:
                 with progress.paused():
                     outputs.emit(outputs.render("jsonl", [result], as_array=False, colour=False))
-    as_array = len(paths) > 1 or not Path(paths[0]).is_file()
-    outputs.write(wanted, results, as_array=as_array)
-    return exit_codes.of_scan(results, fail_on, exit_zero)
+    coverage = sources.record()
+    if coverage is not None and outputs.Output("jsonl") in wanted:
+        outputs.emit(outputs.render("jsonl", [], as_array=True, colour=False, coverage=coverage))
+    as_array = len(results) != 1 or len(paths) > 1 or not Path(paths[0]).is_file()
+    outputs.write(wanted, results, as_array=as_array, coverage=coverage)
+    unknown = sources.may_hold_weights and not skip_unknown
+    return exit_codes.of_scan(results, fail_on, exit_zero, unknown=unknown, skip_unknown=skip_unknown)
+
+
+def _holds_no_weights(result: Result) -> bool:
+    return result.error is not None and result.error.type == NoWeightsError.__name__
+
+
+def _reason(result: Result) -> str:
+    """Why a file without weights is passed over, without the name of the file."""
+    assert result.error is not None
+    return result.error.message.rpartition(": ")[2].removeprefix("it ").rstrip(".")
+
+
+def _nothing_to_scan(paths: tuple[str, ...], sources: Sources) -> UnsupportedError:
+    """The error where no file is a checkpoint: what was found instead."""
+    found = [f"{len(files)} x {reason}" for (reason, _), files in sources.passed_over.items()]
+    seen = f" Found {sources.files} files: {', '.join(found)}." if found else " It holds no files."
+    return UnsupportedError(
+        f"No checkpoint in {', '.join(paths)}.{seen}", "Give a checkpoint saved with torch.save or as safetensors."
+    )
 
 
 def _scan_many(

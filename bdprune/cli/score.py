@@ -35,6 +35,7 @@ def score(
     top: int,
     data: Path | None,
     per_class: int,
+    class_order: str | None,
     formats: tuple[str, ...],
     **options: Any,
 ) -> int:
@@ -51,6 +52,14 @@ def score(
     with redirect_stdout(sys.stderr):
         from bdprune.scan.score import score as score_filters
 
-        result = score_filters(path, data, method=method, top=top, per_class=per_class, **known_model_options(options))
+        result = score_filters(
+            path,
+            data,
+            method=method,
+            top=top,
+            per_class=per_class,
+            class_order=class_order,
+            **known_model_options(options),
+        )
     outputs.write(wanted, [result], as_array=False)
     return 0

@@ -3,11 +3,36 @@
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass, replace
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import cached_property
+from typing import TypeAlias
 
 import torch
 from torch import Tensor
+
+ClassOrder: TypeAlias = str | os.PathLike[str] | Mapping[int, int] | Sequence[int] | None
+"""``number``, ``text``, the path of a JSON file, or the label of the model for each label of the data."""
+
+
+@dataclass(frozen=True)
+class OtherSize:
+    """A size of the images in which a model does clearly better, such as the one that they have in their source.
+
+    Attributes:
+        size: (height, width).
+        accuracy: clean accuracy in that size, 0-1.
+        accuracy_now: clean accuracy on the same images in the size that they were brought to, 0-1.
+        loss: mean cross-entropy in that size, in nats.
+        images: number of images on which it was measured.
+    """
+
+    size: tuple[int, int]
+    accuracy: float
+    accuracy_now: float
+    loss: float
+    images: int
 
 
 @dataclass(frozen=True)
@@ -20,6 +45,10 @@ class CleanData:
         source: where they came from, as shown in reports.
         class_names: name of each label, empty when unknown.
         notes: what was done to the images on the way in, such as resizing, one sentence each.
+        passed_over: how many files of a folder were not read, by suffix or reason.
+        native_size: (height, width) that all images had in their source, None when they had several or it is unknown.
+        other_size: a size in which the model does clearly better; None where none was found.
+        class_order: the renumbering that was applied, label in the source -> label here; empty when there was none.
     """
 
     images: Tensor
@@ -27,6 +56,10 @@ class CleanData:
     source: str = "memory"
     class_names: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
+    passed_over: Mapping[str, int] = field(default_factory=dict, hash=False)
+    native_size: tuple[int, int] | None = None
+    other_size: OtherSize | None = None
+    class_order: Mapping[int, int] = field(default_factory=dict, hash=False)
 
     def __len__(self) -> int:
         return len(self.labels)

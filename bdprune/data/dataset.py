@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.utils.data import Subset, TensorDataset
 
 from bdprune.data.decode import image_pixels
-from bdprune.data.source import MAX_IMAGES, as_class_names, as_labels, as_pixels
+from bdprune.data.source import MAX_IMAGES, Plain, as_class_names, as_labels, as_pixels
 from bdprune.errors import DataError, first_line
 
 
@@ -24,7 +24,7 @@ class SizedDataset(Protocol):
     def __getitem__(self, index: int, /) -> Any: ...
 
 
-class DatasetSource:
+class DatasetSource(Plain):
     """Items ``(image, label)``: image a tensor ``[C, H, W]``, an array ``[H, W, C]`` or ``[H, W]``, or a Pillow image.
 
     Pixels are uint8, or floats in [0, 1]: a transform that normalises must be left out. Labels come from

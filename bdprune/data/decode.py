@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import struct
 import warnings
 from typing import TYPE_CHECKING
 
@@ -10,22 +11,25 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from bdprune.data.formats import READ, format_of
 from bdprune.errors import DataError
 
 if TYPE_CHECKING:
     from PIL.Image import Image
+    from PIL.ImageFile import ImageFile
 
 INSTALL_MEND = "Install it with: pip install 'bdprune[parquet]'"
-FORMATS = ("PNG", "JPEG", "WEBP", "BMP")
 MAX_ENCODED_BYTES = 64 << 20
 MAX_PIXELS = 1 << 26
 
 _GRAY_MODES = frozenset({"1", "L", "LA", "La"})
 _COLOR_MODES = frozenset({"P", "PA", "RGB", "RGBA", "RGBa", "RGBX", "CMYK", "YCbCr"})
+_TIFF_BITS, _TIFF_TILE = 258, (322, 323)
+_J2K_SIZE = b"\xff\x4f\xff\x51"
 
 
 def decode_image(encoded: bytes, where: str) -> Tensor:
-    """Decodes one PNG, JPEG, WebP or BMP image.
+    """Decodes one image of a format in ``FORMATS``, which its first bytes tell.
 
     The size in the header is checked before any pixel is decoded: at most ``MAX_PIXELS``.
 
@@ -37,7 +41,8 @@ def decode_image(encoded: bytes, where: str) -> Tensor:
         uint8 ``[1, H, W]`` for grey images, ``[3, H, W]`` for all others.
 
     Raises:
-        DataError: the bytes are too many, no such image, damaged, too large, or not opaque 8-bit pixels.
+        DataError: the bytes are too many, of another format, damaged, too large, more than one frame, or not opaque
+            8-bit pixels.
     """
     try:
         from PIL import Image
@@ -45,21 +50,73 @@ def decode_image(encoded: bytes, where: str) -> Tensor:
         raise DataError(f"Decoding {where} needs Pillow.", INSTALL_MEND) from error
     if len(encoded) > MAX_ENCODED_BYTES:
         raise DataError(f"{where} takes {len(encoded)} bytes, more than the {MAX_ENCODED_BYTES} of any real image.")
+    kind = format_of(encoded)
+    if kind is None:
+        raise _not_decoded(where, "its first bytes are of no format that is read")
     try:
         with warnings.catch_warnings():
-            # Pillow warns from its own, looser limit; ours is an error and follows right below.
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-            image = Image.open(io.BytesIO(encoded), formats=FORMATS)
-        _check_size(image.size, where)
-        image.load()
+            # Pillow warns of large sizes, where ours is an error, and of damage, which the pixels show.
+            warnings.simplefilter("ignore")
+            image = Image.open(io.BytesIO(encoded), formats=(kind,))
+            _check_header(image, encoded, where)
+            image.load()
     except DataError:
         raise
     except Exception as error:  # decoders fail in many ways on hostile bytes; each means the same to the reader
-        raise DataError(
-            f"{where} cannot be decoded as an image: {str(error) or type(error).__name__}.",
-            "Remove or replace it; PNG, JPEG, WebP and BMP are read.",
-        ) from error
+        raise _not_decoded(where, str(error) or type(error).__name__) from error
     return image_pixels(image, where)
+
+
+def _not_decoded(where: str, reason: str) -> DataError:
+    return DataError(
+        f"{where} cannot be decoded as an image: {reason.rstrip('.')}.", f"Remove or replace it; {READ} are read."
+    )
+
+
+def _check_header(image: ImageFile, encoded: bytes, where: str) -> None:
+    """Refuses what would take too much memory, and what Pillow would cut down without a word."""
+    _check_size(image.size, where)
+    for size in _inner_sizes(image, encoded):
+        _check_size(size, where)
+    # The further pictures in a JPEG (MPO) are previews or another view; every JPEG reader shows the first.
+    if image.format != "MPO" and getattr(image, "is_animated", False):
+        raise DataError(f"{where} has more than one frame.", "Save the frame that counts as an image of its own.")
+    bits = _bits(image, encoded)
+    if bits > 8:
+        raise DataError(f"{where} has pixels of {bits} bits, not 8 bits.", "Convert it to 8-bit RGB or grey.")
+
+
+def _inner_sizes(image: ImageFile, encoded: bytes) -> list[tuple[int, int]]:
+    """Further sizes in the file by which its decoder takes memory."""
+    tags = getattr(image, "tag_v2", None)
+    if tags is not None and all(tag in tags for tag in _TIFF_TILE):
+        return [(int(tags[_TIFF_TILE[0]]), int(tags[_TIFF_TILE[1]]))]
+    start = encoded.find(_J2K_SIZE) if image.format == "JPEG2000" else -1
+    if start >= 0:
+        right, down, left, top = struct.unpack_from(">4I", encoded, start + 8)
+        return [(right - left, down - top)]
+    return []
+
+
+def _bits(image: ImageFile, encoded: bytes) -> int:
+    """Bits of one channel as the header says them, for the formats that may have more than 8; 8 for the others."""
+    kind = image.format
+    if kind == "PNG":
+        return 16 if ";16" in str(image.tile[0][3]) else 8
+    if kind == "SGI":
+        return 8 * encoded[3]
+    if kind == "TIFF":
+        return int(max(image.tag_v2.get(_TIFF_BITS, (1,))))  # type: ignore[attr-defined]
+    if kind == "PPM":
+        largest = image.tile[0][3]
+        return largest[-1].bit_length() if isinstance(largest, tuple) and isinstance(largest[-1], int) else 8
+    if kind == "JPEG2000":
+        start = encoded.find(_J2K_SIZE)
+        return (encoded[start + 42] & 0x7F) + 1 if start >= 0 else 8
+    if kind == "AVIF":
+        start = encoded.find(b"av1C")
+        return 10 if start >= 0 and encoded[start + 6] & 0x40 else 8
+    return 8
 
 
 def image_pixels(image: Image, where: str) -> Tensor:
@@ -73,7 +130,8 @@ def image_pixels(image: Image, where: str) -> Tensor:
     """
     _check_size(image.size, where)
     if image.mode not in _GRAY_MODES | _COLOR_MODES:
-        raise DataError(f"{where} has pixels of mode {image.mode}, not 8 bits.", "Convert it to 8-bit RGB or grey.")
+        deep = ", not 8 bits" if image.mode[:1] in "IF" else ""
+        raise DataError(f"{where} has pixels of mode {image.mode}{deep}.", "Convert it to 8-bit RGB or grey.")
     target = "L" if image.mode in _GRAY_MODES else "RGB"
     if image.has_transparency_data:
         image = image.convert("RGBA")

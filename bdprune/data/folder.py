@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import os
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -10,34 +10,58 @@ import torch
 from torch import Tensor
 
 from bdprune.data.decode import MAX_ENCODED_BYTES, decode_image
+from bdprune.data.formats import READ
 from bdprune.data.source import MAX_LABEL, as_class_names
+from bdprune.data.tree import (
+    BROKEN,
+    LOOP,
+    UNIMPORTANT,
+    Walk,
+    counted,
+    identity,
+    image_files,
+    list_folder,
+    plural,
+    reason_against,
+    suffix_of,
+    unreadable,
+)
 from bdprune.errors import DataError
-
-SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp"})
 
 
 class FolderSource:
-    """Images below ``root/<class>/``, at any depth; hidden files and other file types are passed over.
+    """Images below ``root/<class>/``, at any depth, through links to files and folders.
 
-    Class folders that all have whole numbers as names mean these labels; otherwise label i is the i-th name in
-    sorted order, and an empty folder keeps the place of a class without images.
+    Images are known by suffix or by their first bytes. Other files, hidden ones and what systems leave behind
+    (``__MACOSX``, ``Thumbs.db``) are passed over and counted. Class folders that all have whole numbers as names mean
+    these labels; otherwise label i is the i-th name in sorted order, and an empty folder keeps the place of a class
+    without images.
 
     Raises:
-        DataError: a folder can't be read, there are no class folders, or two of them mean the same label.
+        DataError: a folder can't be read, there are no class folders, two of them mean the same label, or one holds
+            files but not one image.
     """
 
     def __init__(self, root: Path) -> None:
         self.name = str(root)
-        folders = _class_folders(root)
+        passed_over: Counter[str] = Counter()
+        above = _above(root)
+        loops: list[Path] = []
+        folders = _class_folders(root, above, passed_over, loops)
         numbers = _numbers([folder.name for folder in folders])
         self.class_names = () if numbers else as_class_names([folder.name for folder in folders])
         self._files: list[Path] = []
         labels: list[int] = []
         for label, folder in zip(numbers or range(len(folders)), folders, strict=True):
-            files = _image_files(folder)
-            self._files += files
-            labels += [label] * len(files)
+            walk = image_files(folder, above)
+            _check_class(folder, walk)
+            passed_over += walk.passed_over
+            loops += walk.loops
+            self._files += walk.files
+            labels += [label] * len(walk.files)
         self.labels = torch.tensor(labels, dtype=torch.int64)
+        self.passed_over = dict(passed_over.most_common())
+        self.notes = _notes(root, passed_over, loops)
 
     def describe(self, index: int) -> str:
         return str(self._files[index])
@@ -48,16 +72,61 @@ class FolderSource:
             yield slot, decode_image(_read_bytes(path), str(path))
 
 
-def _class_folders(root: Path) -> list[Path]:
+def _above(root: Path) -> set[tuple[int, int]]:
+    """The root and all folders that hold it: a link back to one of them would bring in the other classes."""
     try:
-        entries = sorted(root.iterdir(), key=lambda entry: entry.name)
-        folders = [entry for entry in entries if entry.is_dir() and not entry.name.startswith(".")]
-    except OSError as error:
-        raise _unreadable(root, error) from error
+        resolved = root.resolve()
+        return {identity(folder) for folder in (resolved, *resolved.parents)}
+    except (OSError, RuntimeError) as error:
+        raise unreadable(root, error if isinstance(error, OSError) else OSError(str(error))) from error
+
+
+def _class_folders(root: Path, above: set[tuple[int, int]], passed_over: Counter[str], loops: list[Path]) -> list[Path]:
+    entries = list_folder(root)
+    folders: list[Path] = []
+    for entry in entries:
+        reason = reason_against(entry) or _no_class(entry, above)
+        if reason:
+            passed_over[reason] += 1
+            loops += [entry] if reason == LOOP else []
+        else:
+            folders.append(entry)
     if not folders:
         found = f"{len(entries)} other entries" if entries else "nothing"
         raise DataError(f"{root} holds {found} but no class folders.", "Put the images into one sub-folder per class.")
     return folders
+
+
+def _no_class(entry: Path, above: set[tuple[int, int]]) -> str | None:
+    try:
+        if not entry.is_dir():
+            return suffix_of(entry) if entry.exists() else BROKEN
+        return LOOP if identity(entry) in above else None
+    except OSError as error:
+        raise unreadable(entry, error) from error
+
+
+def _check_class(folder: Path, walk: Walk) -> None:
+    """An empty class is one without images on purpose; one whose files are all of another kind is a mistake."""
+    other = Counter({what: count for what, count in walk.passed_over.items() if what not in UNIMPORTANT})
+    if walk.files or not other:
+        return
+    held = plural(sum(other.values()), "file")
+    raise DataError(
+        f"The class folder {folder} holds {held} but no image that can be read: {counted(other)}.",
+        f"Convert its images to PNG, repair its links, or move the folder away if it is not a class; {READ} are read.",
+    )
+
+
+def _notes(root: Path, passed_over: Counter[str], loops: list[Path]) -> tuple[str, ...]:
+    notes = []
+    if passed_over:
+        notes.append(f"Passed over in the folder: {counted(passed_over)}.")
+    if loops:
+        first = as_class_names([loops[0].relative_to(root)])[0]
+        links = f"{first} and {plural(len(loops) - 1, 'other link')} lead" if loops[1:] else f"{first} leads"
+        notes.append(f"The link {links} back to a folder that was read before; it was not followed.")
+    return tuple(notes)
 
 
 def _numbers(names: list[str]) -> list[int] | None:
@@ -74,27 +143,9 @@ def _numbers(names: list[str]) -> list[int] | None:
     return numbers
 
 
-def _image_files(folder: Path) -> list[Path]:
-    def fail(error: OSError) -> None:
-        raise _unreadable(folder, error) from error
-
-    files: list[Path] = []
-    for parent, folders, names in os.walk(folder, onerror=fail):
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
-        candidates = (Path(parent, name) for name in sorted(names) if not name.startswith("."))
-        # is_file leaves out pipes and devices, which would block or never end.
-        files += [path for path in candidates if path.suffix.lower() in SUFFIXES and path.is_file()]
-    return files
-
-
 def _read_bytes(path: Path) -> bytes:
     try:
         with path.open("rb") as file:
             return file.read(MAX_ENCODED_BYTES + 1)
     except OSError as error:
-        raise _unreadable(path, error) from error
-
-
-def _unreadable(path: Path, error: OSError) -> DataError:
-    reason = error.strerror or type(error).__name__
-    return DataError(f"{path} cannot be read: {reason}.", "Check the path and its permissions.")
+        raise unreadable(path, error) from error

@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+import math
 import os
-from collections.abc import Sequence
-from dataclasses import replace
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
 from torch import Tensor
 from torch.nn.functional import interpolate
 
-from bdprune.data.clean import CleanData, sample_per_class
+from bdprune.data.clean import ClassOrder, CleanData, sample_per_class
 from bdprune.data.dataset import DatasetSource, SizedDataset
 from bdprune.data.folder import FolderSource
 from bdprune.data.npz import NpzSource
+from bdprune.data.order import read_order, renumber, shown, start_of_text_order
 from bdprune.data.parquet import ParquetSource
 from bdprune.data.source import MAX_BYTES, ImageSource, as_labels, as_pixels
 from bdprune.errors import DataError, OptionError
@@ -29,6 +32,7 @@ def load_clean(
     seed: int = 0,
     input_shape: tuple[int, int, int] | None = None,
     num_classes: int | None = None,
+    class_order: ClassOrder = None,
 ) -> CleanData:
     """Reads labelled clean images as float32 in [0, 1].
 
@@ -41,13 +45,16 @@ def load_clean(
         input_shape: (C, H, W) that the model takes; images of another size are resized (bilinear, antialiased) and
             a note in the result says so. None: all images must have one size.
         num_classes: number of labels of the model; a label beyond it is an error.
+        class_order: which label of the model a label of the data means. None or ``number``: the same. ``text``: its
+            place among the numbers of all classes sorted as texts (0, 1, 10, 11, ...), as ImageFolder labels folders
+            that are named by number. Else a mapping or a sequence, or the path of a JSON file that holds one.
 
     Returns:
         At least 2 images of at least 2 classes: with fewer, a label vote and batch statistics mean nothing.
 
     Raises:
         DataError: the data can't be read or doesn't fit the model.
-        OptionError: ``per_class`` is less than 1.
+        OptionError: ``per_class`` is less than 1, or ``class_order`` is not an order.
 
     Example:
         >>> from torch.utils.data import TensorDataset
@@ -55,37 +62,140 @@ def load_clean(
         >>> load_clean(TensorDataset(images, labels), per_class=2).class_counts
         {0: 2, 1: 2}
     """
-    if per_class is not None and per_class < 1:
-        raise OptionError(f"{per_class} images per class is too few.", "Ask for at least 1.")
+    check_per_class(per_class)
+    order = read_order(class_order)
     opened = _open(source, input_shape)
-    _check_labels(opened.labels, opened.name, opened.class_names, num_classes)
+    named = isinstance(opened, FolderSource) and bool(opened.class_names)
+    ordered = _order_classes(opened.labels, opened.class_names, order, num_classes, opened.name, named_folders=named)
     generator = torch.Generator().manual_seed(seed)
-    labels = opened.labels
+    labels = ordered.labels
     index = torch.arange(len(labels)) if per_class is None else sample_per_class(labels, per_class, generator)
-    images, notes = _read_images(opened, index.tolist(), input_shape)
-    return CleanData(images, labels[index], opened.name, opened.class_names, notes)
+    read = _read_images(opened, index.tolist(), input_shape)
+    return CleanData(
+        images=read.images,
+        labels=labels[index],
+        source=opened.name,
+        class_names=ordered.names,
+        notes=(*opened.notes, *ordered.notes, *read.notes),
+        passed_over=opened.passed_over,
+        native_size=read.native_size,
+        class_order=ordered.applied,
+    )
 
 
-def check_clean(data: CleanData, input_shape: tuple[int, int, int], num_classes: int) -> CleanData:
-    """Clean data made in memory, held to all that ``load_clean`` promises: on the CPU, as float32 and int64.
+def check_per_class(per_class: int | None) -> None:
+    """Refuses a number of images that leaves none.
 
     Raises:
-        DataError: they don't fit the model, or are no images in [0, 1] with a label each.
+        OptionError: ``per_class`` is less than 1.
     """
-    if tuple(data.images.shape[1:]) != input_shape:
+    if per_class is not None and per_class < 1:
+        raise OptionError(f"{per_class} images per class is too few.", "Give --per-class 1 or more (per_class).")
+
+
+def check_clean(
+    data: CleanData, input_shape: tuple[int, int, int], num_classes: int, class_order: ClassOrder = None
+) -> CleanData:
+    """Clean data made in memory, held to all that ``load_clean`` promises: on the CPU, as float32 and int64.
+
+    Images of another size than ``input_shape`` stay as they are: :func:`resize_clean` brings them to it.
+
+    Raises:
+        DataError: they don't fit the model, or are not images in [0, 1] with a label each.
+        OptionError: ``class_order`` is not an order.
+    """
+    if data.images.ndim != 4 or not all(data.images.shape[2:]):
         raise DataError(
-            f"The images of {data.source} have shape {tuple(data.images.shape[1:])}, the model takes {input_shape}.",
-            "Use images like those the model was trained on.",
+            f"The images of {data.source} have shape {tuple(data.images.shape)}.", "Give images [N, C, H, W]."
         )
+    if len(data.images) and data.images.shape[1] != input_shape[0]:
+        raise _wrong_channels(data.source, data.images.shape[1], input_shape[0])
     labels = as_labels(data.labels.detach().cpu().numpy(), data.source)
     if len(data.images) != len(labels):
         raise DataError(
             f"{data.source} holds {len(data.images)} images but {len(labels)} labels.", "Give one label an image."
         )
-    _check_labels(labels, data.source, data.class_names, num_classes)
+    ordered = _order_classes(labels, data.class_names, read_order(class_order), num_classes, data.source)
     images = data.images.detach().cpu()
     pixels = as_pixels((images.float() if images.is_floating_point() else images).numpy(), data.source)
-    return replace(data, images=_unit(torch.from_numpy(pixels)), labels=labels)
+    return replace(
+        data,
+        images=_unit(torch.from_numpy(pixels)),
+        labels=ordered.labels,
+        class_names=ordered.names,
+        notes=(*data.notes, *ordered.notes),
+        native_size=(images.shape[2], images.shape[3]),
+        class_order=_composed(data.class_order, ordered.applied),
+    )
+
+
+def resize_clean(data: CleanData, size: tuple[int, int]) -> CleanData:
+    """The images in ``size`` (height, width), bilinear and antialiased, with a note that says so.
+
+    Raises:
+        DataError: they would take too much memory.
+    """
+    found = (data.images.shape[2], data.images.shape[3])
+    if found == size:
+        return data
+    check_bytes(data.source, (len(data), data.images.shape[1], *size))
+    images = torch.empty((*data.images.shape[:2], *size))
+    for row, image in zip(images, data.images, strict=True):
+        row.copy_(_resize(image, size))
+    return replace(data, images=images, notes=(*data.notes, _resize_note(len(data), {found}, size)))
+
+
+def check_bytes(source: str, shape: Sequence[int]) -> None:
+    """Refuses float32 images of ``shape`` that would take more than ``MAX_BYTES``.
+
+    Raises:
+        DataError: they would.
+    """
+    needed = 4 * math.prod(shape)
+    if needed > MAX_BYTES:
+        raise DataError(
+            f"The images of {source} would take {needed / 2**30:.1f} GiB of memory.",
+            "Take fewer of each class, for example --per-class 50 (per_class=50).",
+        )
+
+
+@dataclass(frozen=True)
+class _Ordered:
+    """Labels and names in the order of the model, the renumbering behind them, and what to say of it."""
+
+    labels: Tensor
+    names: tuple[str, ...]
+    applied: Mapping[int, int]
+    notes: tuple[str, ...] = ()
+
+
+def _order_classes(
+    labels: Tensor,
+    names: tuple[str, ...],
+    order: str | dict[int, int],
+    num_classes: int | None,
+    source: str,
+    *,
+    named_folders: bool = False,
+) -> _Ordered:
+    """Renumbers the labels and checks that they fit the model."""
+    if named_folders and order == "text":
+        _check_labels(labels, source, names, num_classes)
+        return _Ordered(labels, names, {}, ("The class folders have names; their labels are in text order already.",))
+    placed, renamed, applied = renumber(labels, names, order, num_classes, source)
+    # A map may pick some classes of the data, so only without one must the names be those of the model.
+    _check_labels(placed, source, names if isinstance(order, str) else (), num_classes)
+    if not applied:
+        return _Ordered(placed, renamed, {})
+    by = f"text order {start_of_text_order(num_classes)}" if order == "text" and num_classes else "given class order"
+    pairs = shown(applied)
+    note = f"The labels were renumbered by the {by} ({pairs})." if pairs else f"The {by} leaves the labels as they are."
+    return _Ordered(placed, renamed, applied, (note,))
+
+
+def _composed(one: Mapping[int, int], two: Mapping[int, int]) -> Mapping[int, int]:
+    """First ``one``, then ``two``; an empty one renumbers nothing."""
+    return {label: two[place] for label, place in one.items() if place in two} if one and two else one or two
 
 
 def _open(source: object, input_shape: tuple[int, int, int] | None) -> ImageSource:
@@ -121,7 +231,7 @@ def _check_labels(labels: Tensor, source: str, names: Sequence[str], num_classes
         raise DataError(
             f"{source} names {len(names)} classes, the model has {num_classes}.",
             "Use data of the model's own classes; in a folder tree, keep an empty folder for each class without "
-            "images, or name the folders by label number.",
+            "images, name the folders by label number, or give --class-order FILE.json.",
         )
     if num_classes is not None and int(labels.max()) >= num_classes:
         raise _out_of_range(labels, source, num_classes)
@@ -143,47 +253,42 @@ def _out_of_range(labels: Tensor, source: str, num_classes: int) -> DataError:
     )
 
 
-def _read_images(
-    source: ImageSource, index: list[int], input_shape: tuple[int, int, int] | None
-) -> tuple[Tensor, tuple[str, ...]]:
-    """Images at ``index`` as float32 ``[M, C, H, W]`` in [0, 1], and notes on what was done to them."""
+@dataclass(frozen=True)
+class _Read:
+    """Images as float32 ``[M, C, H, W]`` in [0, 1], what was done to them, and the one size that all of them had."""
+
+    images: Tensor
+    notes: tuple[str, ...]
+    native_size: tuple[int, int] | None
+
+
+def _read_images(source: ImageSource, index: list[int], input_shape: tuple[int, int, int] | None) -> _Read:
     images = [torch.empty(0)] * len(index)
     size = None if input_shape is None else input_shape[1:]
-    resized: set[tuple[int, int]] = set()
-    count = 0
+    sizes: Counter[tuple[int, int]] = Counter()
     for slot, image in source.read(index):
         found = (image.shape[1], image.shape[2])
         size = size or found
-        _check_bytes(source, len(index) * image.shape[0] * size[0] * size[1] * 4)
+        check_bytes(source.name, (len(index), image.shape[0], *size))
         if found != size and input_shape is None:
             raise DataError(
                 f"{source.describe(index[slot])} is {found[0]}x{found[1]}, others are {size[0]}x{size[1]}.",
-                "Bring all images to one size, or state the input shape of the model.",
+                "Bring all images to one size, or give --input-shape (input_shape).",
             )
-        if found != size:
-            image = _resize(image, size)
-            resized.add(found)
-            count += 1
-        images[slot] = image
-    notes = [_resize_note(count, resized, size)] if size and resized else []
+        sizes[found] += 1
+        images[slot] = image if found == size else _resize(image, size)
+    others = {found: count for found, count in sizes.items() if found != size}
+    notes = [_resize_note(sum(others.values()), set(others), size)] if size and others else []
     stack, repeated = _stack(source, images, None if input_shape is None else input_shape[0])
     if repeated:
         notes.append(f"{repeated} grey images among colour ones had their channel repeated.")
-    return stack, tuple(notes)
+    return _Read(stack, tuple(notes), next(iter(sizes)) if len(sizes) == 1 else None)
 
 
 def _resize_note(count: int, found: set[tuple[int, int]], size: tuple[int, int]) -> str:
     first = min(found)
     was = f"{first[0]}x{first[1]}" if len(found) == 1 else f"{len(found)} other sizes"
     return f"{count} images were resized from {was} to {size[0]}x{size[1]} (bilinear)."
-
-
-def _check_bytes(source: ImageSource, needed: int) -> None:
-    if needed > MAX_BYTES:
-        raise DataError(
-            f"The images of {source.name} would take {needed / 2**30:.1f} GiB of memory.",
-            "Take fewer of each class, for example 50 (per_class, --per-class).",
-        )
 
 
 def _unit(image: Tensor) -> Tensor:
@@ -204,14 +309,17 @@ def _stack(source: ImageSource, images: list[Tensor], channels: int | None) -> t
     wanted = channels or max(found)
     mixed = found == {1, 3} and wanted == 3
     if found != {wanted} and not mixed:
-        kinds = {1: "grey (1 channel)", 3: "RGB (3 channels)"}
-        other = max(found - {wanted})
-        raise DataError(
-            f"{source.name} holds images that are {kinds.get(other, f'of {other} channels')}, "
-            f"the model takes {kinds.get(wanted, f'{wanted} channels')}.",
-            "Use images like those the model was trained on.",
-        )
+        raise _wrong_channels(source.name, max(found - {wanted}), wanted)
     stack = torch.empty((len(images), wanted, *images[0].shape[1:]))
     for row, image in zip(stack, images, strict=True):
         row.copy_(_unit(image).expand_as(row))
     return stack, sum(image.shape[0] == 1 for image in images) if mixed else 0
+
+
+def _wrong_channels(source: str, found: int, wanted: int) -> DataError:
+    kinds = {1: "grey (1 channel)", 3: "RGB (3 channels)"}
+    return DataError(
+        f"{source} holds images that are {kinds.get(found, f'of {found} channels')}, "
+        f"the model takes {kinds.get(wanted, f'{wanted} channels')}.",
+        "Use images like those the model was trained on, or convert them.",
+    )

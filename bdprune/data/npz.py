@@ -13,7 +13,7 @@ import torch
 from numpy.lib import format as npy
 from torch import Tensor
 
-from bdprune.data.source import MAX_BYTES, MAX_IMAGES, as_labels, as_pixels
+from bdprune.data.source import MAX_BYTES, MAX_IMAGES, Plain, as_labels, as_pixels
 from bdprune.errors import DataError
 
 IMAGE_KEYS = ("images", "x", "X", "data", "x_test")
@@ -23,7 +23,7 @@ _MAX_RATIO = 200
 LABEL_KEYS = ("labels", "y", "Y", "targets", "label", "y_test")
 
 
-class NpzSource:
+class NpzSource(Plain):
     """Images and labels of an ``.npz`` archive.
 
     Images are ``[N, H, W]`` (grey), ``[N, H, W, C]`` or ``[N, C, H, W]``; of the last two, the layout is told by

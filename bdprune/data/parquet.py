@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 
 from bdprune.data.decode import INSTALL_MEND, decode_image
-from bdprune.data.source import MAX_IMAGES, ImageSource, as_class_names, as_labels
+from bdprune.data.formats import READ
+from bdprune.data.source import MAX_IMAGES, ImageSource, Plain, as_class_names, as_labels
 from bdprune.errors import DataError
 
 IMAGE_COLUMNS = ("image", "img")
@@ -63,7 +64,7 @@ def read_source(source: ImageSource) -> RawImages:
     return RawImages(stack, source.labels, source.class_names)
 
 
-class ParquetSource:
+class ParquetSource(Plain):
     """Rows of a parquet file: a column ``image`` (encoded bytes, or a struct with ``bytes``) and a column ``label``.
 
     Labels are read at once, images batch by batch and only where asked for, so memory stays small. A ``path``
@@ -131,7 +132,7 @@ class ParquetSource:
         if not (pa.types.is_binary(cell) or pa.types.is_large_binary(cell) or pa.types.is_binary_view(cell)):
             raise DataError(
                 f"The column {self._image_column} of {self.name} is of type {str(kind)[:80]}.",
-                "Store encoded images (PNG, JPEG, WebP or BMP) as bytes, or a struct with a field bytes.",
+                f"Store encoded images ({READ}) as bytes, or a struct with a field bytes.",
             )
         return is_struct
 

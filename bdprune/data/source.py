@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Protocol
 
 import numpy as np
@@ -31,6 +31,14 @@ class ImageSource(Protocol):
     def class_names(self) -> tuple[str, ...]:
         """Name of each label, empty when unknown."""
 
+    @property
+    def passed_over(self) -> Mapping[str, int]:
+        """How many files of a folder were not taken as images, by suffix or reason."""
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What a reader should know of the source, one sentence each."""
+
     def describe(self, index: int) -> str:
         """What to call image ``index`` in errors."""
 
@@ -39,6 +47,18 @@ class ImageSource(Protocol):
 
         Pixels are uint8, or float32 in [0, 1].
         """
+
+
+class Plain:
+    """The part of a source that passes nothing over and has nothing to say."""
+
+    @property
+    def passed_over(self) -> Mapping[str, int]:
+        return {}
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        return ()
 
 
 def as_labels(values: np.ndarray[Any, Any], where: str) -> Tensor:

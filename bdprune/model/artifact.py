@@ -1,44 +1,49 @@
-"""Opens a checkpoint file: says what it is, checks it in full, reads it, and keeps what saving it back needs."""
+"""Opens a checkpoint: says what it is, checks it in full, reads it, and keeps what saving it back needs."""
 
 from __future__ import annotations
 
 import hashlib
 import stat
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from torch import Tensor
 
-from bdprune.errors import ArtifactError, UnsupportedError
-from bdprune.model import safetensors_file, torch_file
-from bdprune.model.pickle_walk import MAX_PICKLE_BYTES
-from bdprune.model.state import Found, find_state
+from bdprune.errors import ArtifactError, NoWeightsError, UnsupportedError
+from bdprune.model import file_kinds, safetensors_file, torch_file
+from bdprune.model.file_kinds import HEAD_BYTES, kind_of_bytes
+from bdprune.model.pickle_walk import MAX_PICKLE_BYTES, shown
+from bdprune.model.shards import GIVE_INDEX, MAX_INDEX_BYTES, shard_names
+from bdprune.model.state import Contents, contents_of
+from bdprune.model.state import Path as KeyPath
 
 Format = Literal["torch-zip", "torch-legacy", "safetensors"]
 
 MAX_FILE_BYTES = 8 << 30
-_HEAD_BYTES = 512
 _GIVE_CHECKPOINT = "Give a checkpoint saved with torch.save or as safetensors."
-_FOREIGN = (
-    (b"\x89HDF\r\n\x1a\n", "an HDF5 file (Keras)"),
-    (b"GGUF", "a GGUF file (a language model)"),
-    (b"\x93NUMPY", "a NumPy array"),
-    (b"\x1f\x8b", "a gzip archive"),
-    (b"BZh", "a bzip2 archive"),
-    (b"\xfd7zXZ\x00", "an xz archive"),
-    (b"7z\xbc\xaf", "a 7z archive"),
-    (b"\x28\xb5\x2f\xfd", "a zstd archive"),
-    (b"\x89PNG", "a PNG image"),
-    (b"\xff\xd8\xff", "a JPEG image"),
-    (b"PAR1", "a parquet file"),
-    (b"%PDF", "a PDF"),
-    (b"\x7fELF", "a program"),
-    (b"<!DOCTYPE", "an HTML page (a failed download?)"),
-    (b"<html", "an HTML page (a failed download?)"),
-    (b"version https://git-lfs", "a Git LFS pointer, not the file itself"),
-)
+
+
+@dataclass(frozen=True)
+class Slot:
+    """The place of one tensor of a network in the checkpoint.
+
+    Attributes:
+        name: of the tensor in the network.
+        dtype: in the file.
+        original: the values of the file where float32 cannot give them back (float64), and the unmasked weight where
+            the file keeps a weight and its mask apart; else None.
+        mask: the mask that belongs to ``original``; None where there is none.
+        is_mask: whether the mask itself is stored here.
+    """
+
+    name: str
+    dtype: torch.dtype
+    original: Tensor | None = None
+    mask: Tensor | None = None
+    is_mask: bool = False
 
 
 @dataclass(frozen=True)
@@ -46,60 +51,96 @@ class Artifact:
     """Where a model came from and how to write it back.
 
     Attributes:
-        path: the file.
+        path: the file; of a model in shards the index.
         format: ``torch-zip``, ``torch-legacy`` or ``safetensors``.
-        bytes: size of the file.
-        sha256: digest of the file, hexadecimal.
-        state_keys: keys that lead to the state dict inside the checkpoint; none when it is the checkpoint.
+        bytes: size of the file, or of the index and all shards.
+        sha256: digest of the file, hexadecimal; in shards that of the digests of the index and of every shard.
+        state_key: name of this set of weights inside the checkpoint; empty when there is no other and no wrapper.
         prefix: what stands before every name of the network in the state dict, such as ``module.``.
-        dtypes: names in the state dict, in the order of the file, each with its original dtype (None: no tensor).
-        kept: entries of the state dict that the float32 network cannot give back: float64 tensors, entries that are
-            no part of the network.
-        checkpoint: everything else in the checkpoint, with an empty dict in place of the state dict.
-        metadata: of the safetensors header, or the attribute of that name that ``nn.Module.state_dict`` sets.
+        sets: names of all sets of weights in the file.
+        unscanned: names of weights beside this set that belong to no network that was recognised.
+        kept: names of entries without weights that are written back as they are.
+        left_out: other sets of weights in the file that were not loaded, each with the reason.
+        places: paths of keys to the state dict; several where the checkpoint holds the same dict several times.
+        slots: keys of the state dict -> the tensor of the network that belongs there.
+        checkpoint: the whole checkpoint; None in place of what the network can give back.
+        metadata: of the safetensors header.
+        shards: keys -> file of the tensor; empty for a single file.
     """
 
     path: Path
     format: Format
     bytes: int
     sha256: str
-    state_keys: tuple[str, ...] = ()
+    state_key: str = ""
     prefix: str = ""
-    dtypes: Mapping[str, torch.dtype | None] = field(default_factory=dict, repr=False, compare=False)
-    kept: Mapping[str, Any] = field(default_factory=dict, repr=False, compare=False)
+    sets: tuple[str, ...] = ()
+    unscanned: tuple[str, ...] = ()
+    kept: tuple[str, ...] = ()
+    left_out: tuple[str, ...] = ()
+    places: tuple[KeyPath, ...] = ((),)
+    slots: Mapping[str, Slot] = field(default_factory=dict, repr=False, compare=False)
     checkpoint: Any = field(default=None, repr=False, compare=False)
-    metadata: Mapping[str, Any] | None = field(default=None, repr=False, compare=False)
-
-    @property
-    def state_key(self) -> str:
-        """Key of the state dict inside the checkpoint, nested ones joined by ``/``; ``""`` when it is bare."""
-        return "/".join(self.state_keys)
+    metadata: Mapping[str, str] = field(default_factory=dict, repr=False, compare=False)
+    shards: Mapping[str, str] = field(default_factory=dict, repr=False, compare=False)
 
 
-def read_artifact(path: str | Path) -> tuple[Artifact, Found]:
-    """Reads a checkpoint without running anything in it.
+@dataclass(frozen=True)
+class Checkpoint:
+    """A file as it was read: the object in it, and where its state dicts stand. Attributes as in ``Artifact``."""
 
-    Returns:
-        the artifact, its ``prefix``, ``dtypes`` and ``kept`` still empty, and the state dict that was found in it.
+    path: Path
+    format: Format
+    bytes: int
+    sha256: str
+    value: Any = field(repr=False)
+    contents: Contents = field(repr=False)
+    metadata: Mapping[str, str] = field(default_factory=dict, repr=False)
+    shards: Mapping[str, str] = field(default_factory=dict, repr=False)
+
+
+def read_checkpoint(path: str | Path) -> Checkpoint:
+    """Reads a checkpoint without running anything in it; shards are read by their index.
 
     Raises:
         ArtifactError: missing, unreadable, damaged or hostile.
-        UnsupportedError: no checkpoint.
+        NoWeightsError: sound, and without weights.
+        UnsupportedError: not a checkpoint.
     """
     path = Path(path)
     try:
         data, kind = _read(path)
-        checkpoint, metadata = _open(kind, data)
-        found = find_state(checkpoint)
+        if kind == "index":
+            return _read_shards(path, data)
+        value, metadata = _open(kind, data)
+        contents = contents_of(value)
     except ArtifactError as error:
         raise type(error)(f"Cannot load {path}: {error.message}", error.mend) from None
-    digest = hashlib.sha256(data).hexdigest()
-    if kind != "safetensors":
-        metadata = getattr(found.state, "_metadata", None)
-    return Artifact(path, kind, len(data), digest, found.keys, checkpoint=checkpoint, metadata=metadata), found
+    return Checkpoint(path, kind, len(data), hashlib.sha256(data).hexdigest(), value, contents, metadata)
 
 
-def _read(path: Path) -> tuple[bytes, Format]:
+def with_values(node: Any, places: Sequence[KeyPath], values: Mapping[str, Any]) -> Any:
+    """A copy of a checkpoint with ``values`` in the dicts at ``places``; everything off the path there is shared."""
+    here = () in places
+    below: dict[Any, list[KeyPath]] = {}
+    for place in places:
+        if place:
+            below.setdefault(place[0], []).append(place[1:])
+    if isinstance(node, list | tuple):
+        parts = [with_values(part, below[key], values) if key in below else part for key, part in enumerate(node)]
+        return type(node)(parts)
+    copy = type(node)()
+    for key, part in node.items():
+        if here and key in values:
+            copy[key] = values[key]
+        else:
+            copy[key] = with_values(part, below[key], values) if key in below else part
+    if hasattr(node, "_metadata"):
+        copy._metadata = node._metadata  # where nn.Module.state_dict puts versions
+    return copy
+
+
+def _read(path: Path) -> tuple[bytes, Any]:
     try:
         status = path.stat()
         if stat.S_ISDIR(status.st_mode):
@@ -109,11 +150,12 @@ def _read(path: Path) -> tuple[bytes, Format]:
         if status.st_size > MAX_FILE_BYTES:
             raise UnsupportedError(f"it has {status.st_size} bytes, more than any image classifier.", _GIVE_CHECKPOINT)
         with path.open("rb") as file:
-            head = file.read(_HEAD_BYTES)
-            kind = _format(head)  # what is no checkpoint is refused before all of it is in memory
+            head = file.read(HEAD_BYTES)
+            kind = _format(head)  # what is not a checkpoint is refused before all of it is in memory
             file.seek(0)
             plain = kind == "torch-legacy" and not torch_file.is_legacy(head)
-            data = file.read(MAX_PICKLE_BYTES if plain else MAX_FILE_BYTES)
+            limit = MAX_INDEX_BYTES if kind == "index" else MAX_PICKLE_BYTES if plain else MAX_FILE_BYTES
+            data = file.read(limit)
     except (OSError, ValueError) as error:
         reason = (error.strerror if isinstance(error, OSError) else None) or str(error)
         raise ArtifactError(f"{reason}.", "Check the path and its permissions.") from None
@@ -122,25 +164,74 @@ def _read(path: Path) -> tuple[bytes, Format]:
     return data, kind
 
 
-def _format(data: bytes) -> Format:
-    """The format by the first bytes; the extension says nothing."""
-    for magic, name in _FOREIGN:
-        if data.startswith(magic):
-            raise UnsupportedError(f"it is {name}.", _GIVE_CHECKPOINT)
-    if data[257:262] == b"ustar":
-        mend = "Load it with an old torch in a place you trust and save its state dict again."
-        raise UnsupportedError("it is a tar archive (torch before 0.1.10 wrote those).", mend)
-    if data.startswith(b"PK"):
+def _format(head: bytes) -> str:
+    """The format by the first bytes; the suffix says nothing."""
+    kind = kind_of_bytes(head)
+    if kind == file_kinds.TORCH_ZIP:
         return "torch-zip"
-    if torch_file.is_legacy(data):
-        return "torch-legacy"
-    if safetensors_file.looks_like_safetensors(data):
+    if kind == file_kinds.SAFETENSORS:
         return "safetensors"
-    return "torch-legacy"
+    if kind == file_kinds.INDEX:
+        return "index"
+    if head[257:262] == b"ustar":
+        hint = "Load it with an old torch in a place you trust and save its state dict again."
+        raise UnsupportedError("it is a tar archive (torch before 0.1.10 wrote those).", hint)
+    if kind in (file_kinds.PICKLE, file_kinds.EMPTY, file_kinds.UNKNOWN, file_kinds.TEXT):
+        return "torch-legacy"
+    raise UnsupportedError(f"it is {kind.name}.", _GIVE_CHECKPOINT)
 
 
-def _open(kind: Format, data: bytes) -> tuple[Any, Mapping[str, Any] | None]:
+def _open(kind: Format, data: bytes) -> tuple[Any, Mapping[str, str]]:
     if kind == "safetensors":
         return safetensors_file.read_safetensors(data)
-    (torch_file.check_zip if kind == "torch-zip" else torch_file.check_legacy)(data)
-    return torch_file.load_checked(data), None
+    check: Callable[[bytes], None] = torch_file.check_zip if kind == "torch-zip" else torch_file.check_legacy
+    try:
+        check(data)
+    except UnsupportedError:
+        raise
+    except ArtifactError:
+        arguments = torch_file.arguments_in(data)
+        if arguments:
+            raise NoWeightsError(f"it holds no weights but {arguments}.", _GIVE_CHECKPOINT) from None
+        raise
+    return torch_file.load_checked(data), {}
+
+
+def _read_shards(path: Path, index: bytes) -> Checkpoint:
+    names = shard_names(index)
+    state: dict[str, Tensor] = {}
+    digest, total, formats = hashlib.sha256(hashlib.sha256(index).digest()), len(index), set()
+    metadata: Mapping[str, str] = {}
+    for shard in dict.fromkeys(names.values()):
+        data, kind = _shard(path.parent / shard)
+        total += len(data)
+        if total > MAX_FILE_BYTES:
+            raise UnsupportedError(f"its shards have more than {MAX_FILE_BYTES} bytes.", _GIVE_CHECKPOINT)
+        part, metadata = _open(kind, data)
+        _check_shard(shard, part, {name for name, home in names.items() if home == shard})
+        state |= part
+        formats.add(kind)
+        digest.update(hashlib.sha256(data).digest())
+    if len(formats) > 1:
+        raise ArtifactError(f"its shards are of different formats: {', '.join(sorted(formats))}.", GIVE_INDEX)
+    ordered = {name: state[name] for name in names}
+    return Checkpoint(path, formats.pop(), total, digest.hexdigest(), ordered, contents_of(ordered), metadata, names)
+
+
+def _shard(path: Path) -> tuple[bytes, Format]:
+    try:
+        data, kind = _read(path)
+    except ArtifactError as error:
+        raise type(error)(f"its shard {shown(path.name)} cannot be read: {error.message}", GIVE_INDEX) from None
+    if kind == "index":
+        raise ArtifactError(f"its shard {shown(path.name)} is an index itself.", GIVE_INDEX)
+    return data, kind
+
+
+def _check_shard(name: str, part: Any, expected: set[str]) -> None:
+    if not isinstance(part, dict) or not all(isinstance(value, Tensor) for value in part.values()):
+        raise ArtifactError(f"its shard {shown(name)} is not a map of names to tensors.", GIVE_INDEX)
+    odd = sorted(map(str, expected ^ set(part)))
+    if odd:
+        where = "only the index names" if odd[0] in expected else "the index does not name"
+        raise ArtifactError(f"{where} the tensor {shown(odd[0])} of the shard {shown(name)}.", GIVE_INDEX)

@@ -2,25 +2,47 @@
 
 from __future__ import annotations
 
-import importlib
-import inspect
-import sys
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, TypeAlias
 
 import torch
 from torch import Tensor, nn
 
-from bdprune.errors import ArchitectureError, ArtifactError, OptionError, first_line
-from bdprune.model.artifact import Artifact, read_artifact
+from bdprune.errors import ArchitectureError, ArtifactError, BdpruneError, OptionError
+from bdprune.model.artifact import Artifact, Checkpoint, Slot, read_checkpoint, with_values
 from bdprune.model.handle import Model, Normalization
-from bdprune.model.recognise import differences, recognise, shapes_of
-from bdprune.model.state import Found, prefixes, to_float32
+from bdprune.model.match import Fit, Found, Matcher, find_networks, is_pruned, mask_of, prefixes_of
+from bdprune.model.outputs import give_logits
+from bdprune.model.own_network import OwnMatcher, OwnNetwork
+from bdprune.model.pickle_walk import shown
+from bdprune.model.recognise import KnownMatcher, not_recognised, shapes_of
+from bdprune.model.state import StateDict, check_expansion, check_finite, is_weight_name, joined, typed
 
-_DEFAULT_SIZE = 32
+Shape: TypeAlias = tuple[int, int, int]
+_GIVE_KEY = "Choose one of them with --state-key."
+
+
+@dataclass(frozen=True)
+class Unloaded:
+    """A set of weights that could not be loaded: its name in the file, and why."""
+
+    name: str
+    error: BdpruneError
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """What was loaded from one file: a model for every set of weights in it, the preferred one first.
+
+    Attributes:
+        models: at least one.
+        unloaded: sets of weights that no model could be made of.
+    """
+
+    models: tuple[Model, ...]
+    unloaded: tuple[Unloaded, ...] = ()
 
 
 def load(
@@ -29,162 +51,335 @@ def load(
     arch: str | None = None,
     num_classes: int | None = None,
     normalize: Normalization | None = None,
-    input_size: int | tuple[int, int] | None = None,
+    input_shape: tuple[int, int, int] | None = None,
+    state_key: str | None = None,
 ) -> Model:
     """Loads a checkpoint without running anything in it; the network is float32, on the CPU, in eval mode.
 
     Args:
-        path: safetensors or torch file (zip or legacy); wrappers and prefixes are found by themselves.
+        path: safetensors or torch file (zip or legacy), or the index of shards; wrappers and prefixes are found.
         arch: name of the registry, or ``module:callable`` (which imports and runs that code of yours); None
             recognises the architecture.
-        num_classes: number of logits, to check it; needed only by a callable whose last tensor does not tell.
+        num_classes: number of logits, to check it; a callable that takes it gets it.
         normalize: what the network expects to be applied to images in [0, 1]; None is nothing.
-        input_size: height and width of the images; None takes what the architecture is made for.
+        input_shape: (channels, height, width) of the images; None takes what the architecture is made for.
+        state_key: which set of weights of a file with several; None takes the weights as trained, before averages.
 
     Raises:
         ArtifactError: the file is missing, damaged or hostile, or its weights are quantised, NaN or infinite.
-        UnsupportedError: the file is no checkpoint.
+        UnsupportedError: the file is not a checkpoint.
         ArchitectureError: the architecture is unknown or ambiguous, or the tensors do not fit it.
-        OptionError: ``arch`` or ``input_size`` cannot work.
+        OptionError: ``arch`` or ``input_shape`` cannot work.
 
     Example:
         >>> load("resnet20.th").arch                       # doctest: +SKIP
         'resnet20_cifar'
     """
-    artifact, found = read_artifact(path)
+    loaded = load_all(
+        path,
+        arch=arch,
+        num_classes=num_classes,
+        normalize=normalize,
+        input_shape=input_shape,
+        state_key=state_key,
+    )
+    first, *others = loaded.models
+    assert first.artifact is not None
+    names = [_named(one.artifact.state_key) for one in others if one.artifact is not None]
+    left = [f"{name}: not loaded, because one model was asked for" for name in names]
+    return replace(first, artifact=replace(first.artifact, left_out=(*first.artifact.left_out, *left)))
+
+
+def load_all(
+    path: str | Path,
+    *,
+    arch: str | None = None,
+    num_classes: int | None = None,
+    normalize: Normalization | None = None,
+    input_shape: tuple[int, int, int] | None = None,
+    state_key: str | None = None,
+) -> Loaded:
+    """Loads every set of weights in a checkpoint: of a student and its teacher, their averages, several models.
+
+    Arguments and errors are those of :func:`load`. Sets that fit no network come back as ``unloaded`` if another one
+    fits; if none does, the error of the first is raised.
+    """
+    if input_shape is not None and min(input_shape) < 1:
+        raise OptionError(f"The input shape is {input_shape}.", "Give channels, height and width in pixels.")
+    checkpoint = read_checkpoint(path)
+    matcher: _Builder = OwnNetworks(arch, num_classes) if arch and ":" in arch else KnownNetworks(arch)
     try:
-        tensors = to_float32(found.tensors(), artifact.bytes)
+        check_expansion(_all_tensors(checkpoint), checkpoint.bytes)
+        sets = _sets(checkpoint, matcher)
+        chosen, unloaded = _choose(sets, state_key)
     except ArtifactError as error:
         raise type(error)(f"Cannot load {path}: {error.message}", error.mend) from None
-    size = (input_size, input_size) if isinstance(input_size, int) else input_size
-    if size is not None and min(size) < 1:
-        raise OptionError(f"The input size is {size}.", "Give the height and width of the images in pixels.")
-    if arch is not None and ":" in arch:
-        model, prefix = _own(arch, tensors, num_classes, size or (_DEFAULT_SIZE, _DEFAULT_SIZE))
-    else:
-        model, prefix = _known(arch, tensors, size)
-    if num_classes is not None and num_classes != model.num_classes:
-        mend = "Leave num_classes out, or give the checkpoint that has so many classes."
-        raise ArchitectureError(f"The model has {model.num_classes} classes, not {num_classes}.", mend)
-    kept = _keep(artifact, found, model.network, prefix)
-    return replace(model, artifact=kept, normalization=normalize or Normalization())
+    models: list[Model] = []
+    for one in chosen:
+        try:
+            model = _build(checkpoint, one, matcher, input_shape, num_classes)
+            models.append(replace(model, normalization=normalize or Normalization()))
+        except BdpruneError as error:
+            unloaded.append(Unloaded(one.name, _placed(path, error)))
+    if not models:
+        raise unloaded[0].error
+    left = [f"{_named(one.name)}: {one.error.message}" for one in unloaded]
+    left += [f"{_named(one.name)}: not chosen" for one in sets if state_key is not None and one not in chosen]
+    names = tuple(one.name for one in sets)
+    return Loaded(tuple(_knowing(model, names, tuple(left)) for model in models), tuple(unloaded))
 
 
-def _known(arch: str | None, tensors: Mapping[str, Tensor], size: tuple[int, int] | None) -> tuple[Model, str]:
-    prefix = prefixes(tensors)[-1]
-    state = {name.removeprefix(prefix): tensor for name, tensor in tensors.items()}
-    recognised = recognise(shapes_of(state), arch)
-    network = recognised.skeleton()
-    for name in network.state_dict():
-        state.setdefault(name, torch.tensor(0))  # only num_batches_tracked can be missing
-    network.load_state_dict(state, assign=True)
-    network.requires_grad_(True)
-    height, width = size or (recognised.input_size, recognised.input_size)
-    model = Model(network, recognised.name, recognised.num_classes, (recognised.in_channels, height, width))
-    if size is not None:
-        _num_logits(network, model.input_shape)
-    return model, prefix
+@dataclass(frozen=True, eq=False)
+class _Set:
+    """One network in the file: its name, the state dict it stands in, and what was found there."""
+
+    name: str
+    home: StateDict
+    found: Found | None
+    left: tuple[str, ...] = ()
+    kept: tuple[str, ...] = ()
+    error: BdpruneError | None = None
 
 
-def _own(arch: str, tensors: Mapping[str, Tensor], num_classes: int | None, size: tuple[int, int]) -> tuple[Model, str]:
-    """A network of the user's own: the first prefix with which the tensors fit is taken off."""
-    if num_classes is None:
-        num_classes = next((tensor.shape[0] for tensor in reversed(list(tensors.values())) if tensor.ndim == 2), None)
-    network = _call(arch, num_classes)
-    expected = shapes_of(network.state_dict())
-    tried = [(prefix, {name.removeprefix(prefix): t for name, t in tensors.items()}) for prefix in prefixes(tensors)]
-    prefix, state = min(tried, key=lambda item: len(differences(expected, shapes_of(item[1]))))
-    differs = differences(expected, shapes_of(state))
-    if differs:
-        mend = "Give the callable that built the network of this checkpoint, and num_classes if it needs it."
-        raise ArchitectureError(f"The checkpoint is no {arch}: {', '.join(differs[:3])}.", mend)
-    network.load_state_dict({**network.state_dict(), **state})
-    network.eval().requires_grad_(True)
-    channels = next((tensor.shape[1] for tensor in state.values() if tensor.ndim == 4), 3)
-    shape = (channels, *size)
-    return Model(network, arch, _num_logits(network, shape), shape), prefix
+class _Builder(Matcher, Protocol):
+    """Matches shapes, explains what does not match, and builds what does."""
+
+    def explain(self, shapes: Mapping[str, tuple[int, ...]]) -> BdpruneError: ...
+
+    def build(self, fit: Any) -> tuple[nn.Module, str, Sequence[Shape], int]: ...
 
 
-def _call(arch: str, num_classes: int | None) -> nn.Module:
-    function = _import(arch)
-    accepts = "num_classes" in _parameters(function)
+class KnownNetworks:
+    """Networks of the registry.
+
+    Args:
+        arch: the only one to try; None tries all.
+    """
+
+    def __init__(self, arch: str | None) -> None:
+        self._match, self._arch = KnownMatcher(arch), arch
+
+    def __call__(self, shapes: Mapping[str, tuple[int, ...]], extras: bool) -> Fit | None:
+        return self._match(shapes, extras)
+
+    def explain(self, shapes: Mapping[str, tuple[int, ...]]) -> BdpruneError:
+        """Why these shapes fit no architecture."""
+        return not_recognised(shapes, self._arch)
+
+    def build(self, fit: Any) -> tuple[nn.Module, str, Sequence[Shape], int]:
+        """The network on the meta device, its name, the shape of its images, and the number of its logits."""
+        found = fit.recognised
+        shape = (found.in_channels, found.input_size, found.input_size)
+        return found.skeleton(), found.name, [shape], found.num_classes
+
+
+class OwnNetworks:
+    """Networks that a callable of the user's own builds.
+
+    Args:
+        arch: ``module:callable``.
+        num_classes: given to the callable if it takes it; None reads it off the checkpoint.
+    """
+
+    def __init__(self, arch: str, num_classes: int | None) -> None:
+        self._match, self._arch = OwnMatcher(arch, num_classes), arch
+
+    def __call__(self, shapes: Mapping[str, tuple[int, ...]], extras: bool) -> OwnNetwork | None:
+        return self._match(shapes, extras)
+
+    def explain(self, shapes: Mapping[str, tuple[int, ...]]) -> BdpruneError:
+        """How these shapes differ from the callable's network."""
+        return self._match.explain(shapes)
+
+    def build(self, fit: Any) -> tuple[nn.Module, str, Sequence[Shape], int]:
+        """The network, its name, the shapes that its images may have; a forward pass tells the number of its logits."""
+        return self._match.build(fit), self._arch, fit.shapes, 0
+
+
+def _all_tensors(checkpoint: Checkpoint) -> dict[str, Tensor]:
+    return {
+        f"{number}/{name}": tensor
+        for number, state in enumerate(checkpoint.contents.states)
+        for name, tensor in state.tensors().items()
+    }
+
+
+def _sets(checkpoint: Checkpoint, matcher: _Builder) -> list[_Set]:
+    return [one for state in checkpoint.contents.states for one in _sets_in(state, matcher)]
+
+
+def _sets_in(state: StateDict, matcher: _Builder) -> list[_Set]:
+    """The networks in one state dict; a set without a network where there is none."""
+    tensors = state.tensors()
+    shapes = shapes_of(tensors)
     try:
-        with torch.random.fork_rng(devices=[]), _working_directory_first():
-            network = function(**({"num_classes": num_classes} if accepts and num_classes else {}))
-    except (Exception, SystemExit) as error:
-        message = f"{arch} raised {type(error).__name__}: {first_line(error)}."
-        raise OptionError(message, "It is called with num_classes if it takes that, else with nothing.") from error
-    if not isinstance(network, nn.Module):
-        raise OptionError(f"{arch} returned a {type(network).__name__}, no torch.nn.Module.", "Name another callable.")
-    return network.cpu().float()
+        found, left = find_networks(shapes, matcher)
+    except BdpruneError as error:
+        return [_Set(state.name, state, None, error=error)]
+    if not found:
+        common = _common_prefix(shapes)
+        stripped = {name.removeprefix(common): shape for name, shape in shapes.items()}
+        return [_Set(state.name, state, None, error=matcher.explain(stripped))]
+    weights = tuple(name for name in left if is_weight_name(name, tensors[name]))
+    used = {key for one in found for key in one.slots} | set(weights)
+    kept = tuple(str(key) for key in state.state if key not in used)
+    names = (
+        [state.name] if len(found) == 1 else ["/".join(filter(None, (state.name, one.prefix[:-1]))) for one in found]
+    )
+    return [_Set(name, state, one, weights, kept) for name, one in zip(names, found, strict=True)]
 
 
-def _import(arch: str) -> Callable[..., Any]:
-    module_name, _, attribute = arch.partition(":")
-    try:
-        with _working_directory_first():
-            value: Any = importlib.import_module(module_name)
-        for part in attribute.split("."):
-            value = getattr(value, part)
-    except (Exception, SystemExit) as error:  # a script ends the program where it is imported
-        mend = "Give arch as module:callable, with a module that Python can import from here."
-        raise OptionError(f"Cannot import {arch}: {type(error).__name__}: {first_line(error)}.", mend) from error
-    if not callable(value):
-        raise OptionError(f"{arch} is a {type(value).__name__}, not callable.", "Name a class or function.")
-    return value  # type: ignore[no-any-return]
+def _joined(state: str, prefix: str) -> str:
+    return "/".join(filter(None, (state, prefix.removesuffix("."))))
 
 
-@contextmanager
-def _working_directory_first() -> Iterator[None]:
-    """A console script, unlike ``python -m``, does not look for modules where it is run."""
-    here = str(Path.cwd())
-    sys.path.insert(0, here)
-    try:
-        yield
-    finally:
-        sys.path.remove(here)
+def _common_prefix(shapes: Mapping[str, Any]) -> str:
+    """The longest prefix that stands before every name."""
+    shared = [prefix for prefix in prefixes_of(shapes) if all(name.startswith(prefix) for name in shapes)]
+    return shared[-1]
 
 
-def _parameters(function: Callable[..., Any]) -> Mapping[str, inspect.Parameter]:
-    try:
-        return inspect.signature(function).parameters
-    except (TypeError, ValueError):
-        return {}
+def _choose(sets: list[_Set], state_key: str | None) -> tuple[list[_Set], list[Unloaded]]:
+    """The sets that are to be built, and those that cannot be.
+
+    Raises:
+        ArtifactError: there is no set of the name ``state_key``, or several.
+    """
+    if state_key is not None:
+        named = [one for one in sets if state_key in (one.name, *map(joined, one.home.paths))]
+        exact = [one for one in named if one.name == state_key] or named
+        if len(exact) != 1:
+            names = ", ".join(_named(shown(one.name) if one.name else "") for one in sets)
+            found = "several sets" if exact else "no set"
+            raise ArtifactError(f"it holds {found} of weights {state_key!r}; it holds {names}.", _GIVE_KEY)
+        sets = exact
+    fitting = [one for one in sets if one.found is not None]
+    failed = [Unloaded(one.name, one.error) for one in sets if one.found is None and one.error is not None]
+    if not fitting:
+        raise failed[0].error
+    return fitting, failed
 
 
-def _num_logits(network: nn.Module, shape: tuple[int, int, int]) -> int:
-    """Number of logits, by one forward pass."""
-    try:
-        with torch.no_grad():
-            logits = network(torch.zeros(1, *shape))
-    except Exception as error:
-        mend = "Give the height and width of the images it was trained on as input_size."
+def _build(
+    checkpoint: Checkpoint,
+    one: _Set,
+    matcher: _Builder,
+    input_shape: tuple[int, int, int] | None,
+    num_classes: int | None,
+) -> Model:
+    assert one.found is not None
+    network, name, shapes, known_count = matcher.build(one.found.fit)
+    if ":" not in name and input_shape is not None and input_shape[0] != shapes[0][0]:
+        _, height, width = input_shape
         raise ArchitectureError(
-            f"The network cannot take images of shape {shape}: {first_line(error)}.", mend
-        ) from error
-    if not isinstance(logits, Tensor) or logits.ndim != 2:
-        found = f"shape {tuple(logits.shape)}" if isinstance(logits, Tensor) else type(logits).__name__
-        raise ArchitectureError(f"The network gives {found} instead of logits of shape (1, classes).")
-    return logits.shape[1]
+            f"The model takes images of {shapes[0][0]} channels, not {input_shape[0]}.",
+            f"Give --input-shape {shapes[0][0]}x{height}x{width}, or leave it out.",
+        )
+    slots = _slots(one)
+    _fill(network, one, slots)
+    network.eval().requires_grad_(True)
+    if ":" in name or input_shape is not None or known_count == 1:
+        shape, count = _first_that_runs(network, [input_shape] if input_shape else shapes, num_classes)
+    else:
+        shape, count = shapes[0], known_count
+    if num_classes is not None and num_classes != count:
+        hint = "Leave out --num-classes, or give the checkpoint that has so many classes."
+        raise ArchitectureError(f"The model has {count} classes, not {num_classes}.", hint)
+    return Model(network, name, count, shape, artifact=_artifact(checkpoint, one, slots))
 
 
-def _keep(artifact: Artifact, found: Found, network: nn.Module, prefix: str) -> Artifact:
-    """The artifact with all that ``save`` needs beside the network."""
-    dtypes: dict[str, torch.dtype | None] = {}
-    kept: dict[str, Any] = {}
-    own = network.state_dict().keys()
-    for key, value in found.state.items():
-        dtypes[key] = value.dtype if isinstance(value, Tensor) else None
-        if key.removeprefix(prefix) not in own or dtypes[key] == torch.float64:
-            kept[key] = value
-    checkpoint = _hollow(artifact.checkpoint, found.keys)
-    return replace(artifact, prefix=prefix, dtypes=dtypes, kept=kept, checkpoint=checkpoint)
+def _first_that_runs(network: nn.Module, shapes: Sequence[Shape], num_classes: int | None) -> tuple[Shape, int]:
+    """The first of ``shapes`` that the network takes, and the number of its logits."""
+    first: ArchitectureError | None = None
+    for shape in shapes:
+        try:
+            return shape, give_logits(network, shape, num_classes)
+        except ArchitectureError as error:
+            first = first or error
+    assert first is not None
+    raise first
 
 
-def _hollow(checkpoint: Any, keys: tuple[str, ...]) -> Any:
-    """``checkpoint`` without the state dict at ``keys``; its dicts on the way there are copied."""
-    if not keys:
-        return type(checkpoint)()
-    outer = checkpoint.copy()
-    outer[keys[0]] = _hollow(checkpoint[keys[0]], keys[1:])
-    return outer
+def _slots(one: _Set) -> dict[str, Slot]:
+    """The place of every tensor of the network in the file, by key."""
+    assert one.found is not None
+    tensors = one.home.state
+    slots: dict[str, Slot] = {}
+    for short, key in one.found.keys.items():
+        name, tensor = one.found.fit.inner + short, tensors[key]
+        if is_pruned(short, key):
+            mask_key = mask_of(key)
+            mask = tensors[mask_key]
+            slots[key] = Slot(name, tensor.dtype, tensor, mask)
+            slots[mask_key] = Slot(name, mask.dtype, tensor, mask, is_mask=True)
+        else:
+            slots[key] = Slot(name, tensor.dtype, tensor if tensor.dtype == torch.float64 else None)
+    return slots
+
+
+def _fill(network: nn.Module, one: _Set, slots: Mapping[str, Slot]) -> None:
+    """Loads the tensors of the set into ``network``, each in the type that the network has for it."""
+    expected: dict[str, Tensor] = network.state_dict()
+    state: dict[str, Tensor] = {}
+    for key, slot in slots.items():
+        if slot.name not in expected or slot.is_mask:
+            continue
+        tensor = one.home.state[key]
+        if slot.mask is not None:
+            tensor = _masked(key, tensor, slot.mask)
+        state[slot.name] = typed(key, tensor, expected[slot.name].dtype)
+    checked = {name for name, _ in network.named_parameters()}
+    checked |= {name for name in state if name.endswith(("running_mean", "running_var"))}
+    check_finite({name: value for name, value in state.items() if name in checked})
+    for name, value in expected.items():
+        if name not in state:  # only num_batches_tracked can be missing
+            state[name] = torch.zeros(value.shape, dtype=value.dtype) if value.is_meta else value
+    network.load_state_dict(state, assign=any(value.is_meta for value in expected.values()))
+
+
+def _masked(key: str, original: Tensor, mask: Tensor) -> Tensor:
+    if mask.shape != original.shape or not original.is_floating_point():
+        raise ArtifactError(
+            f"the mask of {shown(key)} has shape {tuple(mask.shape)}, the weight {tuple(original.shape)}.",
+            "Call torch.nn.utils.prune.remove on the network before saving it.",
+        )
+    return original * mask.to(original.dtype)
+
+
+def _artifact(checkpoint: Checkpoint, one: _Set, slots: Mapping[str, Slot]) -> Artifact:
+    """All that ``save`` needs beside the network; what the network can give back is not kept twice."""
+    assert one.found is not None
+    places = one.home.paths
+    given = {key: None for key, slot in slots.items() if slot.original is None}
+    return Artifact(
+        path=checkpoint.path,
+        format=checkpoint.format,
+        bytes=checkpoint.bytes,
+        sha256=checkpoint.sha256,
+        state_key=one.name,
+        prefix=one.found.prefix,
+        unscanned=(*one.left, *checkpoint.contents.beside),
+        kept=one.kept,
+        places=places,
+        slots=dict(slots),
+        checkpoint=with_values(checkpoint.value, places, given),
+        metadata=checkpoint.metadata,
+        shards=checkpoint.shards,
+    )
+
+
+def _knowing(model: Model, sets: tuple[str, ...], left_out: tuple[str, ...]) -> Model:
+    """``model`` that knows of the other sets of weights in its file."""
+    assert model.artifact is not None
+    return replace(model, artifact=replace(model.artifact, sets=sets, left_out=left_out))
+
+
+def _named(name: str) -> str:
+    return name or "the checkpoint itself"
+
+
+def _placed(path: str | Path, error: BdpruneError) -> BdpruneError:
+    """An ``ArtifactError`` that says which file it is about; others speak of the model."""
+    if isinstance(error, ArtifactError):
+        return type(error)(f"Cannot load {path}: {error.message}", error.mend)
+    return error

@@ -150,6 +150,25 @@ def first_global(stream: io.BytesIO) -> str | None:
     return None
 
 
+def plain_globals(stream: io.BytesIO) -> list[str] | None:
+    """Names of all globals that a pickle refers to; None where they cannot be told without running it.
+
+    Only the opcode of protocol 2, which spells a name out, is believed. A name put together on the stack is not.
+    """
+    names: list[str] = []
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            for opcode, argument, _ in itertools.islice(pickletools.genops(stream), MAX_OPCODES):
+                if opcode.name == "GLOBAL":
+                    names.append(_dotted(str(argument)))
+                elif opcode.name in ("STACK_GLOBAL", "INST", "OBJ", "EXT1", "EXT2", "EXT4", "BINPERSID", "PERSID"):
+                    return None
+    except (ValueError, IndexError, KeyError, TypeError, OverflowError, MemoryError):
+        return None
+    return names
+
+
 def refuse_global(name: str, what: str) -> NoReturn:
     """Raises the ArtifactError for a pickle that refers to ``name``."""
     if "qtensor" in name or name.startswith("torch.Q"):

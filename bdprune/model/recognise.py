@@ -18,7 +18,7 @@ from bdprune.model.pickle_walk import shown
 
 _NEAREST = 3
 _DIFFERENCES = 3
-_OWN = "If it is a network of your own, give arch='module:callable' (--arch module:callable)."
+_OWN = "If it is a network of your own, name the callable that builds it: --arch module:callable."
 
 
 @dataclass(frozen=True)
@@ -50,6 +50,42 @@ class Recognised:
         return _skeleton(REGISTRY[self.name], self.settings)
 
 
+@dataclass(frozen=True)
+class KnownFit:
+    """An architecture of the registry, and the names that are its own among those that it was compared with."""
+
+    recognised: Recognised
+    names: frozenset[str]
+    inner: str = ""
+
+
+@dataclass(frozen=True)
+class KnownMatcher:
+    """Matches shapes with the registry, or with one of its architectures.
+
+    Args:
+        arch: name of the only architecture to try; None tries all.
+    """
+
+    arch: str | None = None
+
+    def __call__(self, shapes: Shapes, extras: bool) -> KnownFit | None:
+        """The architecture that fits.
+
+        Raises:
+            ArchitectureError: more than one fits.
+        """
+        entries = [architecture(self.arch)] if self.arch else list(REGISTRY.values())
+        fits = [found for entry in entries if (found := _fit(entry, shapes, extras))]
+        if len(fits) > 1:
+            names = ", ".join(found.name for found in fits)
+            raise ArchitectureError(f"The checkpoint fits several architectures: {names}.", "Choose one with --arch.")
+        if not fits:
+            return None
+        own = _expected(fits[0].name, tuple(fits[0].settings.items()))
+        return KnownFit(fits[0], frozenset(shapes.keys() & own.keys())) if own is not None else None
+
+
 def recognise(shapes: Shapes, arch: str | None = None) -> Recognised:
     """The architecture whose state dict has exactly these names and shapes.
 
@@ -61,14 +97,16 @@ def recognise(shapes: Shapes, arch: str | None = None) -> Recognised:
         ArchitectureError: none fits (with the nearest ones and how they differ), or more than one.
         OptionError: ``arch`` is no name of the registry.
     """
+    fit = KnownMatcher(arch)(shapes, extras=False)
+    if fit is None:
+        raise not_recognised(shapes, arch)
+    return fit.recognised
+
+
+def not_recognised(shapes: Shapes, arch: str | None = None) -> ArchitectureError:
+    """The error for shapes that fit no architecture: the nearest ones, and how they differ."""
     entries = [architecture(arch)] if arch else list(REGISTRY.values())
-    fits = [found for entry in entries if (found := _fit(entry, shapes))]
-    if len(fits) == 1:
-        return fits[0]
-    if fits:
-        names = ", ".join(found.name for found in fits)
-        raise ArchitectureError(f"The checkpoint fits several architectures: {names}.", "Choose one with --arch.")
-    raise ArchitectureError(_nearest(entries, shapes, arch), _OWN)
+    return ArchitectureError(_nearest(entries, shapes, arch), _OWN)
 
 
 def differences(expected: Shapes, found: Shapes) -> list[str]:
@@ -88,12 +126,27 @@ def shapes_of(tensors: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
     return {name: tuple(tensor.shape) for name, tensor in tensors.items()}
 
 
-def _fit(entry: Architecture, shapes: Shapes) -> Recognised | None:
+def fits(expected: Shapes, found: Shapes, extras: bool) -> bool:
+    """Whether ``found`` has all names and shapes of ``expected``, and no others.
+
+    With ``extras`` it may have others whose first part is not the name of a module of ``expected``: a name inside of
+    one would change what that module computes.
+    """
+    if any(
+        found.get(name) != shape and not (name not in found and _optional(name)) for name, shape in expected.items()
+    ):
+        return False
+    own = {name.partition(".")[0] for name in expected}
+    unknown = found.keys() - expected.keys()
+    return not unknown or (extras and not any(name.partition(".")[0] in own for name in unknown))
+
+
+def _fit(entry: Architecture, shapes: Shapes, extras: bool) -> Recognised | None:
     settings = entry.read(shapes) if entry.may_fit(shapes) else None
     if settings is None:
         return None
     expected = _expected(entry.name, tuple(settings.items()))
-    if expected is None or differences(expected, shapes):
+    if expected is None or not fits(expected, shapes, extras):
         return None
     return Recognised(entry.name, settings, settings.get("input_size", entry.input_size))
 

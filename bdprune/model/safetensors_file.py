@@ -30,11 +30,6 @@ _MAX_HEADER_BYTES = 16 << 20
 _HOSTILE = "The file is damaged or hostile; fetch it again from a source you trust."
 
 
-def looks_like_safetensors(data: bytes) -> bool:
-    """Whether the bytes begin with a header length that leads to a JSON object."""
-    return len(data) > 8 and data[8:9] == b"{" and not data.startswith(b"{")
-
-
 def read_safetensors(data: bytes) -> tuple[dict[str, Tensor], dict[str, str]]:
     """Tensors in the order of the header, and the header's metadata. Every claim is checked before it is believed.
 

@@ -1,15 +1,16 @@
-"""Finds the state dict in a checkpoint, takes off prefixes, and turns it into finite float32 tensors."""
+"""Finds every state dict in a checkpoint, and turns tensors into finite ones of the types that a network has."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections import Counter
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from bdprune.errors import ArtifactError, UnsupportedError
+from bdprune.errors import ArtifactError, NoWeightsError, UnsupportedError
 from bdprune.model.pickle_walk import shown
 
 # In order of preference: the weights as trained before their averages.
@@ -34,132 +35,170 @@ WRAPPERS = (
     "ema",
     "ema_model",
 )
-PREFIXES = ("module.", "_orig_mod.", "model.", "net.", "network.", "backbone.")
-# Written beside the weights by averaging and by profilers; no part of any network.
-_BYSTANDERS = ("n_averaged", "total_ops", "total_params")
-_MAX_DEPTH = 3
-_MAX_NODES = 10_000
+# Written beside the weights by averaging and by profilers; not part of any network.
+_COUNTERS = ("n_averaged", "total_ops", "total_params")
+_MAX_DEPTH = 6
+_MOST_PLACES = 64
+_GENERATORS = frozenset({"python", "numpy", "cpu", "cuda", "torch", "mlu", "musa", "npu", "xla", "rng_state"})
+_MAX_NAMED = 200
 _EXPANSION = 2
-_STATE_MEND = "Save the state dict: torch.save(model.state_dict(), path)."
+_SAVE_STATE = "Save the state dict: torch.save(model.state_dict(), path)."
+
+Path = tuple[Any, ...]
+"""Keys of dicts and indices of lists that lead to a state dict; empty for the checkpoint itself."""
 
 
 @dataclass(frozen=True)
-class Found:
+class StateDict:
     """A state dict inside a checkpoint.
 
     Attributes:
-        keys: path of keys that leads to it; empty when it is the checkpoint itself.
+        paths: where it stands; more than one path where the checkpoint holds the very same dict several times.
         state: the state dict as stored: names to tensors, and whatever else stands among them.
     """
 
-    keys: tuple[str, ...]
+    paths: tuple[Path, ...]
     state: Mapping[str, Any]
+
+    @property
+    def name(self) -> str:
+        """Its first path joined by ``/``; empty when it is the checkpoint itself."""
+        return joined(self.paths[0])
 
     def tensors(self) -> dict[str, Tensor]:
         """Its tensors that may belong to a network, in order."""
         items = ((key, value) for key, value in self.state.items() if isinstance(value, Tensor))
-        return {key: value for key, value in items if key.rpartition(".")[2] not in _BYSTANDERS}
+        return {key: value for key, value in items if key.rpartition(".")[2] not in _COUNTERS}
 
 
-def find_state(checkpoint: object) -> Found:
-    """The state dict in ``checkpoint``, wherever the usual wrappers put it.
+@dataclass(frozen=True)
+class Contents:
+    """All that a checkpoint holds.
 
-    Raises:
-        UnsupportedError: there is none.
-        ArtifactError: there are several under names that do not say which is the model.
+    Attributes:
+        states: its state dicts, the preferred one first.
+        beside: names of weights that stand outside of them, such as a list of averaged tensors.
+        optimisers: paths of the states of optimisers, joined by ``/``; their tensors are not weights.
     """
-    found = sorted(_states(checkpoint), key=lambda item: _rank(item.keys))
-    if not found:
-        kind = f"a {type(checkpoint).__name__}" if not isinstance(checkpoint, dict) else _keys_of(checkpoint)
-        raise UnsupportedError(f"it holds no state dict but {kind}.", _STATE_MEND)
-    if len(found) > 1 and _rank(found[0].keys) == _rank(found[1].keys):
-        names = ", ".join(shown("/".join(item.keys)) for item in found[:5])
-        raise ArtifactError(f"it holds {len(found)} state dicts: {names}.", "Save the one to be scanned on its own.")
-    return found[0]
+
+    states: tuple[StateDict, ...]
+    beside: tuple[str, ...] = ()
+    optimisers: tuple[str, ...] = ()
 
 
-def prefixes(tensors: Mapping[str, Tensor]) -> list[str]:
-    """Every prefix that could be taken off all names, from the empty one to the longest."""
-    names = list(tensors)
-    result = [""]
-    while True:
-        longer = [result[-1] + prefix for prefix in PREFIXES]
-        shared = [prefix for prefix in longer if names and all(name.startswith(prefix) for name in names)]
-        if not shared:
-            return result
-        result.append(shared[0])
-
-
-def to_float32(tensors: Mapping[str, Tensor], file_bytes: int) -> dict[str, Tensor]:
-    """Copies of ``tensors`` in float32 (counters stay whole numbers), each with memory of its own.
-
-    Args:
-        tensors: the tensors of a state dict.
-        file_bytes: size of the file they came from; what they claim together must be in proportion.
+def contents_of(checkpoint: object) -> Contents:
+    """Every state dict in ``checkpoint``, wherever it stands, and the weights outside of them.
 
     Raises:
-        ArtifactError: quantised, complex, NaN or infinite weights, negative variances, or tensors that together are
-            far larger than the file.
+        NoWeightsError: it holds no weights at all, such as the state of an optimiser.
+        UnsupportedError: it holds weights but no state dict, or is nested more deeply than any checkpoint.
+    """
+    search = _Search()
+    search.visit(checkpoint)
+    states = sorted(search.states.values(), key=lambda state: _rank(state.paths[0]))
+    if not states and not search.beside:
+        raise NoWeightsError(f"it holds no weights but {_what_else(checkpoint, search.optimisers)}.", _SAVE_STATE)
+    if not states:
+        kind = _keys_of(checkpoint) if isinstance(checkpoint, dict) else f"a {type(checkpoint).__name__}"
+        raise UnsupportedError(f"it holds no state dict but {kind}.", _SAVE_STATE)
+    return Contents(tuple(states), tuple(search.beside), tuple(search.optimisers))
+
+
+class _Search:
+    """A walk through nested dicts and lists, breadth first; a pickle may hold one dict many times, or itself."""
+
+    def __init__(self) -> None:
+        self.states: dict[int, StateDict] = {}
+        self.beside: list[str] = []
+        self.optimisers: list[str] = []
+        self._visits: Counter[int] = Counter()
+
+    def visit(self, checkpoint: object) -> None:
+        queue: list[tuple[Path, object]] = [((), checkpoint)]
+        for path, node in queue:
+            self._visits[id(node)] += 1
+            if self._visits[id(node)] > _MOST_PLACES:
+                self._check_forgotten(node)
+                continue
+            if isinstance(node, dict):
+                self._visit_dict(path, node)
+            else:
+                self._visit_list(path, node)
+            if len(path) < _MAX_DEPTH and not _is_optimiser(node):
+                queue += [((*path, key), value) for key, value in _containers(node)]
+
+    def _visit_dict(self, path: Path, node: Mapping[Any, Any]) -> None:
+        if _is_optimiser(node):
+            self.optimisers.append(joined(path))
+        elif id(node) in self.states:
+            known = self.states[id(node)]
+            self.states[id(node)] = StateDict((*known.paths, path), known.state)
+        elif _is_state(node):
+            self.states[id(node)] = StateDict((path,), node)
+        else:
+            kernels = [key for key, value in node.items() if _is_weight(value) and value.ndim == 4]
+            self._note([joined((*path, key)) for key in kernels])
+
+    def _visit_list(self, path: Path, node: object) -> None:
+        values = node if isinstance(node, list | tuple) else ()
+        weights = [index for index, value in enumerate(values) if _is_weight(value)]
+        if len(weights) > 1:  # one matrix is a measurement, several are the parameters of a network
+            self._note([f"{joined(path)}[{index}]" for index in weights])
+
+    def _note(self, names: list[str]) -> None:
+        self.beside += [shown(name, 120).strip("'") for name in names[: _MAX_NAMED - len(self.beside)]]
+
+    def _check_forgotten(self, node: object) -> None:
+        if id(node) in self.states:
+            raise UnsupportedError(f"it holds one state dict in more than {_MOST_PLACES} places.", _SAVE_STATE)
+
+
+def joined(path: Path) -> str:
+    """``path`` as it is shown and chosen: keys with ``/`` between them."""
+    return "/".join(map(str, path))
+
+
+def is_weight_name(name: str, tensor: Tensor) -> bool:
+    """Whether a tensor beside a network may be a weight of another: a kernel, or a ``weight`` of two axes or more."""
+    named = "weight" in name.rpartition(".")[2] and tensor.ndim >= 2
+    return tensor.is_floating_point() and (named or tensor.ndim == 4)
+
+
+def check_expansion(tensors: Mapping[str, Tensor], file_bytes: int) -> None:
+    """Makes sure that what ``tensors`` claim together is in proportion to the file that they came from.
+
+    Raises:
+        ArtifactError: it is not, as where one small storage stands under thousands of names.
     """
     total = sum(tensor.numel() for tensor in tensors.values())
     if total > _EXPANSION * file_bytes:
-        mend = "The file is damaged or hostile; fetch it again from a source you trust."
-        raise ArtifactError(f"its tensors claim {total} elements in a file of {file_bytes} bytes.", mend)
-    for name, tensor in tensors.items():
-        _check_dtype(name, tensor)
-    copies = {name: _copy(tensor) for name, tensor in tensors.items()}
-    _check_finite(copies)
-    return copies
+        hint = "The file is damaged or hostile; fetch it again from a source you trust."
+        raise ArtifactError(f"its tensors claim {total} elements in a file of {file_bytes} bytes.", hint)
 
 
-def _states(checkpoint: object) -> Iterator[Found]:
-    """Breadth first, each dict once (a pickle may hold the same one many times, or itself)."""
-    queue: list[tuple[tuple[str, ...], object]] = [((), checkpoint)]
-    seen: set[int] = set()
-    for keys, node in queue:
-        if not isinstance(node, dict) or id(node) in seen or len(seen) > _MAX_NODES:
-            continue
-        seen.add(id(node))
-        if _is_state(node):
-            yield Found(keys, node)
-        elif len(keys) < _MAX_DEPTH:
-            queue.extend(((*keys, key), value) for key, value in node.items() if isinstance(key, str))
+def typed(name: str, tensor: Tensor, dtype: torch.dtype) -> Tensor:
+    """A copy of ``tensor`` in the type that a network has for it, with memory of its own.
 
-
-def _is_state(node: Mapping[Any, Any]) -> bool:
-    """Whether some entry is a weight of at least two dimensions."""
-    return any(
-        isinstance(key, str) and key.endswith("weight") and isinstance(value, Tensor) and value.ndim >= 2
-        for key, value in node.items()
-    )
-
-
-def _rank(keys: tuple[str, ...]) -> tuple[int, ...]:
-    return tuple(WRAPPERS.index(key) if key in WRAPPERS else len(WRAPPERS) for key in keys)
-
-
-def _keys_of(checkpoint: Mapping[Any, Any]) -> str:
-    names = ", ".join(shown(key, 40) for key in list(checkpoint)[:5])
-    return f"the keys {names}" if names else "an empty dict"
-
-
-def _check_dtype(name: str, tensor: Tensor) -> None:
+    Raises:
+        ArtifactError: a quantised, complex or sparse tensor, or whole numbers where the network has fractions.
+    """
     if tensor.layout != torch.strided or tensor.is_quantized or tensor.is_complex():
-        raise ArtifactError(f"the tensor {shown(name)} is {tensor.dtype}, {tensor.layout}.", _STATE_MEND)
-    if not tensor.is_floating_point() and tensor.ndim > 0:
+        raise ArtifactError(f"the tensor {shown(name)} is {tensor.dtype}, {tensor.layout}.", _SAVE_STATE)
+    if dtype.is_floating_point and not tensor.is_floating_point():
         raise ArtifactError(
             f"the tensor {shown(name)} of shape {tuple(tensor.shape)} holds whole numbers ({tensor.dtype}), "
             "so the model is quantised.",
             "Give the float32 checkpoint from before quantisation.",
         )
-
-
-def _copy(tensor: Tensor) -> Tensor:
-    dtype = torch.float32 if tensor.is_floating_point() else tensor.dtype
     return tensor.detach().to(dtype, copy=True, memory_format=torch.contiguous_format)
 
 
-def _check_finite(tensors: Mapping[str, Tensor]) -> None:
+def check_finite(tensors: Mapping[str, Tensor]) -> None:
+    """Makes sure that weights and statistics are numbers, and that no variance is negative.
+
+    Raises:
+        ArtifactError: they are not.
+    """
     broken = {name: int((~tensor.isfinite()).sum()) for name, tensor in tensors.items() if not _is_finite(tensor)}
     if broken:
         name, count = next(iter(broken.items()))
@@ -171,6 +210,58 @@ def _check_finite(tensors: Mapping[str, Tensor]) -> None:
     for name, tensor in tensors.items():
         if name.endswith("running_var") and (tensor < 0).any():
             raise ArtifactError(f"the variance {shown(name)} is negative.", "The file is damaged; fetch it again.")
+
+
+def _containers(node: object) -> list[tuple[Any, object]]:
+    """Dicts and lists in ``node``, each with the key or the index that leads there."""
+    pairs: Iterable[tuple[Any, object]] = ()
+    if isinstance(node, dict):
+        pairs = node.items()
+    elif isinstance(node, list | tuple):
+        pairs = enumerate(node)
+    return [(key, value) for key, value in pairs if isinstance(value, dict | list | tuple) and value]
+
+
+def _is_state(node: Mapping[Any, Any]) -> bool:
+    """Whether some entry is a weight of at least two dimensions."""
+    return any(
+        isinstance(key, str)
+        and key.rpartition(".")[2].startswith("weight")
+        and isinstance(value, Tensor)
+        and value.ndim >= 2
+        for key, value in node.items()
+    )
+
+
+def _is_optimiser(node: object) -> bool:
+    return isinstance(node, dict) and "state" in node and "param_groups" in node
+
+
+def _is_weight(value: Any) -> bool:
+    return isinstance(value, Tensor) and value.is_floating_point() and value.ndim >= 2
+
+
+def _rank(path: Path) -> tuple[int, ...]:
+    return tuple(WRAPPERS.index(key) if key in WRAPPERS else len(WRAPPERS) for key in path)
+
+
+def _keys_of(checkpoint: Mapping[Any, Any]) -> str:
+    names = ", ".join(shown(key, 40) for key in list(checkpoint)[:5])
+    return f"the keys {names}" if names else "an empty dict"
+
+
+def _what_else(checkpoint: object, optimisers: list[str]) -> str:
+    """What a checkpoint without weights is, in words."""
+    if optimisers:
+        return "the state of an optimiser"
+    if not isinstance(checkpoint, dict):
+        return f"a {type(checkpoint).__name__}"
+    keys = {str(key) for key in checkpoint}
+    if keys & {"last_epoch", "base_lrs", "_step_count"}:
+        return "the state of a learning-rate scheduler"
+    if keys <= _GENERATORS and keys:
+        return "the state of random generators"
+    return _keys_of(checkpoint)
 
 
 def _is_finite(tensor: Tensor) -> bool:

@@ -21,6 +21,7 @@ from bdprune.model.pickle_walk import (
     StorageClaim,
     Walked,
     first_global,
+    plain_globals,
     refuse_global,
     shown,
     walk,
@@ -33,6 +34,29 @@ _END_OF_DIRECTORY = struct.Struct("<4s4H2LH")
 _FETCH = "The file is damaged; fetch it again."
 _HOSTILE = "The file is damaged or hostile; fetch it again from a source you trust."
 _GIVE = "Give a checkpoint saved with torch.save or as safetensors."
+_MAX_ARGUMENTS = 64 << 10
+_ARGUMENT_TYPES = frozenset(
+    {
+        "_codecs.encode",
+        "argparse.Namespace",
+        "collections.OrderedDict",
+        "datetime.timedelta",
+        "numpy._core.multiarray._reconstruct",
+        "numpy.core.multiarray._reconstruct",
+        "numpy.dtype",
+        "numpy.ndarray",
+        "pathlib.PosixPath",
+        "torch.device",
+    }
+)
+_ARGUMENT_MODULES = (
+    "accelerate.state.",
+    "accelerate.utils.dataclasses.",
+    "transformers.trainer_pt_utils.",
+    "transformers.trainer_utils.",
+    "transformers.training_args.",
+)
+"""Globals that arguments and random states are made of. None of them runs what it is given."""
 _TORCHSCRIPT = "Save the state dict of the module it was made from: torch.save(model.state_dict(), path)."
 
 
@@ -88,6 +112,24 @@ def is_legacy(data: bytes) -> bool:
     return data.startswith(b"\x80\x02\x8a\n" + LEGACY_MAGIC.to_bytes(10, "little") + b".")
 
 
+def arguments_in(data: bytes) -> str:
+    """What kinds of harmless objects a file holds that cannot be loaded but has no tensor either; empty otherwise.
+
+    Trainers write their arguments and random states in this form. Every global of the pickle is compared with a list;
+    nothing of it is run.
+    """
+    try:
+        pickle = _only_pickle(data) if data.startswith(b"PK") else data
+    except (zipfile.BadZipFile, zipfile.LargeZipFile, NotImplementedError, EOFError, ValueError, OSError, RuntimeError):
+        return ""
+    if pickle is None or len(pickle) > _MAX_ARGUMENTS:
+        return ""
+    names = plain_globals(io.BytesIO(pickle))
+    if not names or not all(name in _ARGUMENT_TYPES or name.startswith(_ARGUMENT_MODULES) for name in names):
+        return ""
+    return f"Python objects, such as {shown(names[0])}"
+
+
 def load_checked(data: bytes) -> Any:
     """The object in ``data``, which one of the checks above has passed; tensors on the CPU.
 
@@ -108,6 +150,17 @@ def dump(checkpoint: object, legacy: bool) -> bytes:
     buffer = io.BytesIO()
     torch.save(checkpoint, buffer, _use_new_zipfile_serialization=not legacy)
     return buffer.getvalue()
+
+
+def _only_pickle(data: bytes) -> bytes | None:
+    """``data.pkl`` of a zip archive of torch.save that stores no tensor; None of any other."""
+    with zipfile.ZipFile(io.BytesIO(data)) as archive:
+        names = archive.namelist()
+        inner = [name.partition("/")[2] for name in names]
+        if any(name.startswith("data/") for name in inner) or inner.count("data.pkl") != 1:
+            return None
+        info = archive.getinfo(names[inner.index("data.pkl")])
+        return archive.read(info) if info.file_size <= _MAX_ARGUMENTS else None
 
 
 def _check_directory(data: bytes, archive: zipfile.ZipFile) -> None:

@@ -12,7 +12,7 @@ import jinja2
 from markupsafe import Markup, escape
 
 from bdprune.report import charts, summary, svg
-from bdprune.scan.result import Document, PurifyResult, Result, ScoreResult
+from bdprune.scan.result import CoverageResult, Document, PurifyResult, Result, ScoreResult
 
 
 @dataclass(frozen=True)
@@ -25,13 +25,19 @@ class Table:
     note: str = ""
 
 
-def html_page(documents: Sequence[Document], title: str = "", top: Table | None = None) -> str:
+def html_page(
+    documents: Sequence[Document],
+    title: str = "",
+    top: Table | None = None,
+    coverage: CoverageResult | None = None,
+) -> str:
     """The page for these results, in their order; several scans get a table on top that leads to each.
 
     Args:
         documents: scans, repairs and scores, mixed as they like.
         title: of the page; by default what was scanned.
         top: what comes before everything else.
+        coverage: what became of the files that have no result.
     """
     numbered = list(enumerate(documents, 1))
     scans = [(index, one) for index, one in numbered if isinstance(one, Result)]
@@ -44,6 +50,7 @@ def html_page(documents: Sequence[Document], title: str = "", top: Table | None 
         documents=numbered,
         scans=scans,
         tally=tally,
+        coverage=coverage,
         env=documents[0].env if documents else None,
         started=documents[0].started if documents else "",
     )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from bdprune.scan.result import Document
+from bdprune.scan.result import CoverageResult, Document
 
 
 def json_document(document: Document) -> str:
@@ -12,12 +12,12 @@ def json_document(document: Document) -> str:
     return f"{document.to_json()}\n"
 
 
-def json_array(documents: Sequence[Document]) -> str:
+def json_array(documents: Sequence[Document | CoverageResult]) -> str:
     """Many results as one JSON array, one line each."""
     lines = ",\n".join(document.to_json(indent=None) for document in documents)
     return f"[\n{lines}\n]\n" if lines else "[]\n"
 
 
-def json_line(document: Document) -> str:
+def json_line(document: Document | CoverageResult) -> str:
     """One result as one line."""
     return f"{document.to_json(indent=None)}\n"

@@ -5,10 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 
-from bdprune.scan.result import PurifyResult, Result, Verdict
-
-ORDER: tuple[Verdict, ...] = ("backdoored", "suspicious", "error", "inconclusive", "clean")
-"""Verdicts, the one that needs attention first."""
+from bdprune.scan.result import ATTENTION, CoverageResult, PurifyResult, Result, Verdict
 
 MEANING: dict[Verdict, str] = {
     "clean": "No sign of a backdoor was found.",
@@ -44,8 +41,10 @@ def advice(result: Result) -> str:
 
 
 def outcome(result: PurifyResult) -> str:
-    """``repaired``, or ``unchanged`` where nothing was pruned."""
-    return "repaired" if result.filters_pruned else "unchanged"
+    """``repaired``, ``partly repaired`` where weights of the file were left, ``unchanged`` where nothing was pruned."""
+    if not result.filters_pruned:
+        return "unchanged"
+    return "partly repaired" if result.left else "repaired"
 
 
 def label(result: Result) -> str:
@@ -58,7 +57,7 @@ def label(result: Result) -> str:
 
 def rank(result: Result) -> tuple[int, float]:
     """Sorts results by need of attention: verdict, then risk."""
-    return ORDER.index(result.verdict), -(result.risk or 0.0)
+    return ATTENTION.index(result.verdict), -(result.risk or 0.0)
 
 
 def percent(share: float | None, digits: int = 1) -> str:
@@ -95,5 +94,15 @@ def size(count: int | None) -> str:
 def tally(results: Sequence[Result]) -> str:
     """``3 models: 1 backdoored, 2 clean``."""
     counts = Counter(result.verdict for result in results)
-    parts = [f"{counts[verdict]} {verdict}" for verdict in ORDER if counts[verdict]]
+    parts = [f"{counts[verdict]} {verdict}" for verdict in ATTENTION if counts[verdict]]
     return f"{len(results)} model{'s' if len(results) != 1 else ''}: {', '.join(parts) or 'nothing scanned'}"
+
+
+def passed_over(coverage: CoverageResult) -> list[tuple[str, str]]:
+    """For every reason why files were passed over, what to call it and their names; what may hold weights first."""
+    rows = []
+    for one in coverage.passed_over:
+        caution = "may hold weights: " if one.may_hold_weights else ""
+        more = f" and {one.count - len(one.paths)} more" if one.count > len(one.paths) else ""
+        rows.append((f"{one.count} x {caution}{one.reason}", f"{', '.join(one.paths)}{more}"))
+    return rows

@@ -6,9 +6,20 @@ import re
 from collections.abc import Iterable, Sequence
 
 from bdprune.report import summary
-from bdprune.scan.result import DataInfo, DetectorResult, ModelInfo, PurifyResult, Result, ScoreResult
+from bdprune.scan.result import (
+    CoverageResult,
+    DataInfo,
+    DetectorResult,
+    ModelInfo,
+    PurifyResult,
+    Result,
+    ScoreResult,
+    WeightCoverage,
+    some,
+)
 
 _COLOURS = {"clean": "32", "suspicious": "33", "backdoored": "1;31", "inconclusive": "35", "error": "31"}
+_MOST_NAMED = 5
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069]")
 
 
@@ -29,6 +40,7 @@ def scan_text(result: Result, *, colour: bool = False) -> str:
         ("target", plain(summary.label(result))),
         *_model_rows(result.model),
         *_data_rows(result.data),
+        *_coverage_rows(result),
         ("time", f"{summary.seconds(result.seconds)} on {plain(result.env.device)}, {result.env.backend} ops"),
     ]
     lines += _aligned(rows)
@@ -53,10 +65,23 @@ def fleet_text(results: Sequence[Result], *, colour: bool = False) -> str:
     return "\n".join([head, *painted, "", f"  {summary.tally(results)}"]) + "\n"
 
 
+def coverage_text(coverage: CoverageResult) -> str:
+    """The files that have no result, by reason: those that may hold weights by name, of others the first few."""
+    lines = ["", f"  Passed over: {coverage.files - coverage.scanned} of {coverage.files} files"]
+    for one in coverage.passed_over:
+        shown = one.paths if one.may_hold_weights else one.paths[:_MOST_NAMED]
+        more = f" and {one.count - len(shown)} more" if one.count > len(shown) else ""
+        caution = "MAY HOLD WEIGHTS: " if one.may_hold_weights else ""
+        lines.append(f"    {caution}{plain(one.reason)}: {plain(', '.join(shown))}{more}")
+    return "\n".join(lines) + "\n"
+
+
 def purify_text(result: PurifyResult, *, colour: bool = False) -> str:
     """What a repair did: accuracy before and after, and what was cut."""
     title = _paint(
-        summary.outcome(result).upper(), _COLOURS["clean" if result.filters_pruned else "suspicious"], colour
+        summary.outcome(result).upper(),
+        _COLOURS["clean" if summary.outcome(result) == "repaired" else "suspicious"],
+        colour,
     )
     threshold = f"{summary.number(result.threshold)} ({plain(result.threshold_rule)})"
     output = f"{plain(result.output.path)} ({summary.size(result.output.bytes)})" if result.output else "not written"
@@ -66,6 +91,7 @@ def purify_text(result: PurifyResult, *, colour: bool = False) -> str:
         ("pruned", f"{result.filters_pruned} of {result.filters} filters in {len(result.pruned)} groups"),
         ("threshold", threshold),
         *([("target", f"label {result.target_label}")] if result.target_label is not None else []),
+        *[("left", plain(one)) for one in result.left],
         *_model_rows(result.model),
         *_data_rows(result.data),
         ("time", f"{summary.seconds(result.seconds)} on {plain(result.env.device)}, {result.env.backend} ops"),
@@ -116,7 +142,23 @@ def _data_rows(data: DataInfo | None) -> list[tuple[str, str]]:
     if data is None:
         return [("data", "none")]
     accuracy = "" if data.clean_accuracy is None else f", clean accuracy {summary.percent(data.clean_accuracy)}"
-    return [("data", f"{data.count} images of {data.classes} classes from {plain(data.source)}{accuracy}")]
+    told = f"{data.count} images of {data.classes} classes from {plain(data.source)}{accuracy}"
+    return [("data", told), *[("note", plain(note)) for note in data.notes]]
+
+
+def _coverage_rows(result: Result) -> list[tuple[str, str]]:
+    """Which detectors did not run, and what else the file holds."""
+    rows = [("not run", ", ".join(map(plain, result.not_run)))] if result.not_run else []
+    coverage = result.coverage
+    if coverage is not None:
+        rows += [("same weights", plain(some(coverage.same)))] if coverage.same else []
+        rows += [("kept", f"{plain(some(coverage.kept))}, without weights")] if coverage.kept else []
+        rows += [("not scanned", plain(some((*coverage.unscanned, *coverage.left_out))))] if _left(coverage) else []
+    return rows
+
+
+def _left(coverage: WeightCoverage) -> bool:
+    return bool(coverage.unscanned or coverage.left_out)
 
 
 def _detector_row(one: DetectorResult) -> tuple[str, ...]:

@@ -15,9 +15,20 @@ from bdprune.data.sanity import Sanity
 from bdprune.detect.base import Evidence
 from bdprune.errors import BdpruneError, first_line
 from bdprune.model.handle import Model
+from bdprune.model.state import joined
 from bdprune.ops import backend
 from bdprune.ops.trial import device_name
-from bdprune.scan.result import ArtifactInfo, DataInfo, DetectorResult, Env, ErrorInfo, ModelInfo, SanityInfo, finite
+from bdprune.scan.result import (
+    ArtifactInfo,
+    DataInfo,
+    DetectorResult,
+    Env,
+    ErrorInfo,
+    ModelInfo,
+    SanityInfo,
+    WeightCoverage,
+    finite,
+)
 
 
 def artifact_info(model: Model) -> ArtifactInfo | None:
@@ -32,6 +43,21 @@ def artifact_info(model: Model) -> ArtifactInfo | None:
         sha256=artifact.sha256,
         state_key=artifact.state_key,
         prefix=artifact.prefix,
+        sets=artifact.sets,
+    )
+
+
+def weight_coverage(model: Model) -> WeightCoverage | None:
+    """What of the file was looked at; None for a model that was handed over in memory."""
+    artifact = model.artifact
+    if artifact is None:
+        return None
+    return WeightCoverage(
+        scanned=sum(value.numel() for value in model.network.state_dict().values() if value.is_floating_point()),
+        unscanned=artifact.unscanned,
+        same=tuple(map(joined, artifact.places[1:])),
+        kept=artifact.kept,
+        left_out=artifact.left_out,
     )
 
 
@@ -64,13 +90,20 @@ def data_info(data: CleanData, sanity: Sanity | None = None) -> DataInfo:
         digest=data.digest,
         class_names=data.class_names,
         notes=data.notes,
+        passed_over=dict(data.passed_over),
         clean_accuracy=sanity.accuracy if sanity else None,
         sanity=_sanity_info(sanity) if sanity else None,
     )
 
 
 def _sanity_info(sanity: Sanity) -> SanityInfo:
-    return SanityInfo(ok=sanity.ok, message=sanity.message, mend=sanity.suggestion, fits=sanity.fits)
+    return SanityInfo(
+        ok=sanity.ok,
+        message=sanity.message,
+        mend=sanity.suggestion,
+        fits=sanity.fits,
+        class_map=dict(sorted(sanity.class_map.items())),
+    )
 
 
 def detector_result(evidence: Evidence) -> DetectorResult:

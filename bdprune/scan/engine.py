@@ -12,13 +12,16 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
+import msgspec
 import torch
 
-from bdprune.data.clean import CleanData
+from bdprune.data.clean import ClassOrder, CleanData
+from bdprune.data.order import read_order
 from bdprune.data.sanity import Sanity, check_sanity
 from bdprune.detect.base import Detector, Evidence
 from bdprune.errors import BdpruneError, OptionError
 from bdprune.model.handle import Model
+from bdprune.model.load import Loaded, Unloaded
 from bdprune.scan import registry
 from bdprune.scan.describe import (
     artifact_info,
@@ -28,11 +31,12 @@ from bdprune.scan.describe import (
     error_info,
     model_info,
     unread_artifact,
+    weight_coverage,
 )
 from bdprune.scan.device import parse_device
-from bdprune.scan.intake import DataShelf, DataSource, ModelOptions, ModelSource, take_model
+from bdprune.scan.intake import DataShelf, DataSource, ModelOptions, ModelSource, take_models
 from bdprune.scan.judge import judge
-from bdprune.scan.result import Finding, Result
+from bdprune.scan.result import ATTENTION, ArtifactInfo, Finding, Result, Severity, WeightCoverage, some
 from bdprune.training.precision import Precision, check_precision
 
 if TYPE_CHECKING:
@@ -57,10 +61,15 @@ def scan(
     per_class: int | None = None,
     precision: Precision | None = None,
     timeout: float | None = None,
+    class_order: ClassOrder = None,
+    skip_unknown: bool = False,
     progress: Progress | None = None,
     **options: Any,
 ) -> Result:
     """Verdict on one model. Bad files and bad data give the verdict ``error``, never an exception.
+
+    Where a file holds several sets of weights, each is scanned, and the result that needs attention most comes back;
+    ``scan_many`` gives all of them.
 
     Args:
         model: path of a checkpoint, a module, or what ``bdprune.load`` gave.
@@ -73,11 +82,14 @@ def scan(
         timeout: seconds after which the scan is given up with the verdict ``error``; it then runs in a process of its
             own, so a script that uses it needs the usual ``if __name__ == "__main__":``.
         progress: called with a word on what happens next.
-        **options: ``arch``, ``num_classes``, ``input_shape``, ``normalize``, ``device`` (``cpu``) and ``seed`` (0), as
-            in ``ModelOptions``.
+        class_order: how labels of the data become labels of the model: ``number`` (as they are), ``text`` (numbered
+            folders in text order, as ImageFolder numbers them), or a map, or the path of a JSON file with one.
+        skip_unknown: let weights that could not be scanned not stand against the verdict ``clean``.
+        **options: ``arch``, ``num_classes``, ``input_shape``, ``normalize``, ``device`` (``cpu``), ``seed`` (0) and
+            ``state_key``, as in ``ModelOptions``.
 
     Raises:
-        OptionError: an option that cannot work; nothing was scanned.
+        OptionError: an option that can work with no model; nothing was scanned.
 
     Example:
         >>> result = scan("model.pth", "clean_images/", per_class=10, detectors=["lipschitz"])
@@ -86,9 +98,10 @@ def scan(
         >>> scan("missing.pth").error.message
         'Cannot load missing.pth: No such file or directory.'
     """
-    job = _job(data, detectors, per_class, precision, options)
+    job = _job(data, detectors, per_class, precision, class_order, skip_unknown, options)
     with ExitStack() as stack:
-        return _runner(job, timeout, stack)(model, progress or silent)
+        results = _runner(job, timeout, stack)(model, progress or silent)
+    return min(results, key=_attention)
 
 
 def scan_many(
@@ -101,13 +114,15 @@ def scan_many(
     timeout: float | None = None,
     stack: int | str = "auto",
     stack_memory: int | None = None,
+    class_order: ClassOrder = None,
+    skip_unknown: bool = False,
     progress: Progress | None = None,
     **options: Any,
 ) -> Iterator[Result]:
-    """One result a model, in order, as they come; a model that fails does not stop the others.
+    """One result for every set of weights, in order, as they come; a model that fails does not stop the others.
 
-    The clean data is read once. Arguments and errors are those of ``scan``; ``timeout`` counts for each model. An
-    unexpected exception also becomes a verdict ``error``.
+    The clean data is read once. Arguments and errors are those of ``scan``; ``timeout`` counts for each file. An
+    unexpected exception also becomes a verdict ``error``, and so does an option that cannot work with one model.
 
     Args:
         stack: how many models of one architecture are scanned in the same steps at most (:mod:`bdprune.scan.stacks`);
@@ -117,7 +132,7 @@ def scan_many(
     """
     from bdprune.scan.stacks import StackOptions
 
-    job = _job(data, detectors, per_class, precision, options)
+    job = _job(data, detectors, per_class, precision, class_order, skip_unknown, options)
     stacking = StackOptions(stack, stack_memory)
     if timeout is not None and stacking.size not in ("auto", 1):
         raise OptionError(
@@ -138,16 +153,15 @@ def _results(
     with ExitStack() as stack:
         run = _runner(job, timeout, stack)
         for path in paths:
-            yield survive(partial(run, path, progress), path, job)
+            found = survive(partial(run, path, progress), path, job)
+            yield from [found] if isinstance(found, Result) else found
 
 
 def survive(run: Callable[[], _Done], source: ModelSource, job: Job) -> _Done | Result:
-    """What ``run`` makes of one model; a bug that it hits is the result of this model, not the end of the others."""
+    """What ``run`` makes of one model; an error of any kind is the result of this model, not the end of the others."""
     clock = Clock()
     try:
         return run()
-    except OptionError:
-        raise
     except Exception as error:
         log.debug("unexpected error in %s", source, exc_info=True)
         return failure(source, error, job, clock)
@@ -161,6 +175,7 @@ class Job:
     detectors: Sequence[str | Detector] | None
     options: ModelOptions
     precision: Precision | None = None
+    skip_unknown: bool = False
     threads: int = field(default_factory=torch.get_num_threads)
 
 
@@ -186,21 +201,27 @@ def _job(
     detectors: Sequence[str | Detector] | None,
     per_class: int | None,
     precision: Precision | None,
+    class_order: ClassOrder,
+    skip_unknown: bool,
     options: dict[str, Any],
 ) -> Job:
+    """All that holds for every model, checked before the first one is loaded."""
     try:
         known = ModelOptions(**options)
     except TypeError as error:
         raise TypeError(f"scan got an unknown option: {error}") from None
-    parse_device(known.device)
-    known.normalization()
+    known.check()
+    read_order(class_order)
+    if per_class is not None and per_class < 1:
+        raise OptionError(f"{per_class} images per class is too few.", "Give --per-class 1 or more.")
     if precision is not None:
         check_precision(precision)
     registry.detectors(detectors, known.seed, precision)
-    return Job(DataShelf(data, per_class, known.seed), detectors, known, precision)
+    shelf = DataShelf(data, per_class, known.seed, class_order, fixed_size=known.input_shape is not None)
+    return Job(shelf, detectors, known, precision, skip_unknown)
 
 
-def _runner(job: Job, timeout: float | None, stack: ExitStack) -> Callable[[ModelSource, Progress], Result]:
+def _runner(job: Job, timeout: float | None, stack: ExitStack) -> Callable[[ModelSource, Progress], list[Result]]:
     if timeout is None:
         return lambda model, progress: scan_one(model, job, progress)
     from bdprune.scan.worker import Worker
@@ -212,6 +233,11 @@ def _runner(job: Job, timeout: float | None, stack: ExitStack) -> Callable[[Mode
         )
     worker = stack.enter_context(Worker(job, timeout))
     return worker.scan
+
+
+def _attention(result: Result) -> tuple[int, float]:
+    """Sorts results by how much attention they need, the most first."""
+    return ATTENTION.index(result.verdict), -(result.risk or 0.0)
 
 
 @dataclass(frozen=True)
@@ -237,29 +263,65 @@ class Candidate:
         return self.data if self.sanity is not None and self.sanity.ok else None
 
 
-def scan_one(source: ModelSource, job: Job, progress: Progress) -> Result:
-    """Scans one model in this process."""
-    candidate = take_in(source, job, progress)
-    return candidate if isinstance(candidate, Result) else examine(candidate, job, progress)
+def scan_one(source: ModelSource, job: Job, progress: Progress) -> list[Result]:
+    """Scans one file in this process: a result for each of its sets of weights."""
+    results = []
+    for one in take_in(source, job, progress):
+        results.append(one if isinstance(one, Result) else _examined(one, source, job, progress))
+    return results
 
 
-def take_in(source: ModelSource, job: Job, progress: Progress) -> Candidate | Result:
-    """The model and the clean data, checked against each other; a result where they cannot be had."""
+def _examined(candidate: Candidate, source: ModelSource, job: Job, progress: Progress) -> Result:
+    return survive(partial(examine, candidate, job, progress), source, job)
+
+
+def take_in(source: ModelSource, job: Job, progress: Progress) -> list[Candidate | Result]:
+    """Every set of weights with the clean data that fits it; a result in place of what cannot be scanned."""
     clock = Clock()
-    model: Model | None = None
     try:
         progress("loading")
-        model = take_model(source, job.options)
-        data = job.shelf.fit_for(model)
+        loaded = take_models(source, job.options)
+    except BdpruneError as error:
+        return [failure(source, error, job, clock)]
+    found = [_with_data(model, source, job, progress) for model in loaded.models]
+    if not job.skip_unknown:
+        found += [_not_checked(one, loaded, job) for one in loaded.unloaded]
+    return found
+
+
+def _with_data(model: Model, source: ModelSource, job: Job, progress: Progress) -> Candidate | Result:
+    """The model and the clean data, checked against each other; a result where they do not fit."""
+    clock = Clock()
+    try:
+        fitted, data = job.shelf.fit_for(model)
         sanity: Sanity | None = None
         if data is not None:
             progress("checking the clean data")
-            sanity = check_sanity(model, data)
-        return Candidate(model, data, sanity, clock.started, clock.seconds)
-    except OptionError:
-        raise
+            sanity = check_sanity(fitted, data)
+        return Candidate(fitted, data, sanity, clock.started, clock.seconds)
     except BdpruneError as error:
         return failure(source, error, job, clock, model)
+
+
+def _not_checked(one: Unloaded, loaded: Loaded, job: Job) -> Result:
+    """The result for a set of weights beside a model that was loaded."""
+    model = loaded.models[0]
+    info = artifact_info(model)
+    assert info is not None
+    hint = f" {one.error.mend}" if one.error.mend else ""
+    message = f"These weights were not checked: {one.error.message}{hint}"
+    return Result(
+        started=Clock().started,
+        verdict="inconclusive",
+        risk=None,
+        target_label=None,
+        artifact=msgspec.structs.replace(info, state_key=one.name, prefix=None),
+        model=None,
+        data=None,
+        env=env(model.device, job.options.seed),
+        seconds=0.0,
+        findings=(Finding(rule_id="BD001", severity="medium", message=message),),
+    )
 
 
 def detectors_for(candidate: Candidate, job: Job) -> list[Detector]:
@@ -281,19 +343,22 @@ def examine(candidate: Candidate, job: Job, progress: Progress, known: Mapping[i
         for place, detector in enumerate(running)
     ]
     judgement = judge(evidence, candidate.sanity)
-    model, data = candidate.model, candidate.data
+    model, data, coverage = candidate.model, candidate.data, weight_coverage(candidate.model)
+    unscanned = coverage.unscanned if coverage and not job.skip_unknown else ()
     return Result(
         started=candidate.started,
-        verdict=judgement.verdict,
+        verdict="inconclusive" if judgement.verdict == "clean" and unscanned else judgement.verdict,
         risk=judgement.risk,
         target_label=judgement.target_label,
         artifact=artifact_info(model),
         model=model_info(model),
         detectors=tuple(map(detector_result, evidence)),
-        findings=(*judgement.findings, *_unchecked(left_out)),
+        findings=(*judgement.findings, *_unchecked(left_out), *_not_scanned(coverage)),
         data=data_info(data, candidate.sanity) if data is not None else None,
         env=env(model.device, job.options.seed),
         seconds=candidate.seconds + sum(one.seconds for one in known.values()) + clock.seconds,
+        coverage=coverage,
+        not_run=tuple(left_out),
     )
 
 
@@ -307,8 +372,6 @@ def _run(detector: Detector, candidate: Candidate, progress: Progress) -> Eviden
     clock = Clock()
     try:
         return detector(candidate.model, candidate.usable)
-    except OptionError:
-        raise
     except BdpruneError as error:
         return nothing_seen(detector, error, clock.seconds)
 
@@ -326,6 +389,17 @@ def _unchecked(left_out: Sequence[str]) -> tuple[Finding, ...]:
     return (Finding(rule_id="BD000", severity="info", message=message),)
 
 
+def _not_scanned(coverage: WeightCoverage | None) -> tuple[Finding, ...]:
+    """What the file holds beside the weights that were scanned."""
+    if coverage is None or not (coverage.unscanned or coverage.left_out):
+        return ()
+    parts = [f"weights that belong to no network that was recognised: {some(coverage.unscanned)}"]
+    others = [f"other sets of weights: {some(coverage.left_out)}"]
+    told = (parts if coverage.unscanned else []) + (others if coverage.left_out else [])
+    severity: Severity = "medium" if coverage.unscanned else "info"
+    return (Finding(rule_id="BD001", severity=severity, message=f"Not scanned: {'; '.join(told)}."),)
+
+
 def failure(
     source: ModelSource, error: Exception, job: Job, clock: Clock | None = None, model: Model | None = None
 ) -> Result:
@@ -336,10 +410,16 @@ def failure(
         verdict="error",
         risk=None,
         target_label=None,
-        artifact=None if isinstance(source, Model | torch.nn.Module) else unread_artifact(Path(source)),
+        artifact=_artifact_of(source, model),
         model=model_info(model) if model else None,
         data=None,
         env=env(parse_device(job.options.device), job.options.seed),
         seconds=clock.seconds,
         error=error_info(error),
     )
+
+
+def _artifact_of(source: ModelSource, model: Model | None) -> ArtifactInfo | None:
+    if model is not None:
+        return artifact_info(model)
+    return None if isinstance(source, Model | torch.nn.Module) else unread_artifact(Path(source))

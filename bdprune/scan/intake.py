@@ -6,18 +6,24 @@ import copy
 import os
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import torch
 from torch import nn
 
-from bdprune.data.clean import CleanData
+from bdprune.data.clean import ClassOrder, CleanData
 from bdprune.data.dataset import SizedDataset
-from bdprune.data.load import check_clean, load_clean
+from bdprune.data.load import check_clean, check_per_class, load_clean, resize_clean
 from bdprune.data.normalizations import parse_normalization
-from bdprune.errors import ArchitectureError, DataError, OptionError, first_line
+from bdprune.data.order import read_order
+from bdprune.data.size import fit_size
+from bdprune.errors import ArchitectureError, DataError, OptionError
+from bdprune.model.architectures import architecture
 from bdprune.model.handle import Model, Normalization
-from bdprune.model.load import load
+from bdprune.model.load import Loaded, load_all
+from bdprune.model.load import load as load_one
+from bdprune.model.outputs import give_logits
+from bdprune.model.own_network import import_callable
 from bdprune.scan.device import parse_device
 
 ModelSource: TypeAlias = Model | nn.Module | str | os.PathLike[str]
@@ -30,15 +36,16 @@ LARGEST_SEED = 2**63 - 1
 
 @dataclass(frozen=True)
 class ModelOptions:
-    """How to take in a model.
+    """How to load a model.
 
     Args:
         arch: registry name or ``module:callable``; None recognises it.
         num_classes: number of logits; None reads it off.
-        input_shape: (channels, height, width) of one image; None takes what the architecture is made for.
+        input_shape: (channels, height, width) of one image; None takes what the architecture and the images suggest.
         normalize: what the model expects before its first layer: a name, numbers, or None for nothing.
         device: where to run: ``cpu``, ``cuda``, ``cuda:N`` or ``auto``.
         seed: of everything random, not negative.
+        state_key: which set of weights of a file that holds several; None takes all, or where one is wanted the first.
 
     Raises:
         OptionError: a seed that cannot be.
@@ -50,6 +57,7 @@ class ModelOptions:
     normalize: Normalization | str | None = None
     device: str = "cpu"
     seed: int = 0
+    state_key: str | None = None
 
     def __post_init__(self) -> None:
         if not isinstance(self.seed, int) or not 0 <= self.seed <= LARGEST_SEED:
@@ -59,6 +67,47 @@ class ModelOptions:
         """The normalisation as numbers."""
         return parse_normalization(self.normalize) if isinstance(self.normalize, str) else self.normalize
 
+    def check(self) -> None:
+        """Makes sure of all that can be known before a model is loaded.
+
+        Raises:
+            OptionError: a device that is not here, an unknown normalisation, architecture or callable, or a shape that
+                cannot be.
+        """
+        parse_device(self.device)
+        self.normalization()
+        if self.input_shape is not None and min(self.input_shape) < 1:
+            raise OptionError(f"The input shape is {self.input_shape}.", "Give channels, height and width in pixels.")
+        if self.arch is not None and ":" in self.arch:
+            import_callable(self.arch)
+        elif self.arch is not None:
+            architecture(self.arch)
+
+
+def load(path: str | os.PathLike[str], **options: Any) -> Model:
+    """Loads one model of a checkpoint without running anything in it, in eval mode on its device.
+
+    Args:
+        path: safetensors or torch file (zip or legacy), or the index of shards; wrappers and prefixes are found.
+        **options: ``arch``, ``num_classes``, ``input_shape``, ``normalize`` (a name such as ``cifar10``, numbers or a
+            ``Normalization``), ``device``, ``seed`` and ``state_key``, as in ``ModelOptions`` and on the command line.
+
+    Returns:
+        The preferred set of weights of the file, or the one that ``state_key`` names; ``model.artifact.left_out``
+        names the others.
+
+    Raises:
+        ArtifactError: the file is missing, damaged or hostile, or its weights are quantised, NaN or infinite.
+        UnsupportedError: the file is not a checkpoint.
+        ArchitectureError: the architecture is unknown or ambiguous, or the tensors do not fit it.
+        OptionError: an option that cannot work.
+
+    Example:
+        >>> load("resnet20.th", normalize="imagenet").arch                       # doctest: +SKIP
+        'resnet20_cifar'
+    """
+    return take_model(Path(path), ModelOptions(**options))
+
 
 def take_model(source: ModelSource, options: ModelOptions) -> Model:
     """The model, in eval mode on its device; the caller's own module or model is left as it is.
@@ -67,26 +116,45 @@ def take_model(source: ModelSource, options: ModelOptions) -> Model:
         ArtifactError, ArchitectureError: the file cannot be read, or is no network that is known.
         OptionError: a device that is not here, or a module whose input shape is not said.
     """
+    if isinstance(source, Model | nn.Module):
+        return _in_memory(source, options)
+    model = load_one(Path(source), **_load_settings(options))
+    return _on_device(model, parse_device(options.device))
+
+
+def take_models(source: ModelSource, options: ModelOptions) -> Loaded:
+    """Every set of weights of the source as a model of its own, and those that no model can be made of.
+
+    Raises:
+        BdpruneError: as :func:`take_model`, where no model can be had at all.
+    """
+    if isinstance(source, Model | nn.Module):
+        return Loaded((_in_memory(source, options),))
+    loaded = load_all(Path(source), **_load_settings(options))
+    device = parse_device(options.device)
+    return Loaded(tuple(_on_device(model, device) for model in loaded.models), loaded.unloaded)
+
+
+def _load_settings(options: ModelOptions) -> dict[str, Any]:
+    return {
+        "arch": options.arch,
+        "num_classes": options.num_classes,
+        "normalize": options.normalization(),
+        "input_shape": options.input_shape,
+        "state_key": options.state_key,
+    }
+
+
+def _on_device(model: Model, device: torch.device) -> Model:
+    return model if model.device == device else model.with_network(model.network.to(device))
+
+
+def _in_memory(source: Model | nn.Module, options: ModelOptions) -> Model:
     device, normalization = parse_device(options.device), options.normalization()
-    if isinstance(source, Model):
-        model = source if normalization is None else replace(source, normalization=normalization)
-        return model if model.device == device else model.with_network(model.clone().network.to(device))
     if isinstance(source, nn.Module):
         return _from_module(source, options, normalization or Normalization(), device)
-    input_size = options.input_shape and options.input_shape[1:]
-    model = load(
-        Path(source),
-        arch=options.arch,
-        num_classes=options.num_classes,
-        normalize=normalization,
-        input_size=input_size,
-    )
-    if options.input_shape not in (None, model.input_shape):
-        raise OptionError(
-            f"The model takes images of shape {model.input_shape}, not {options.input_shape}.",
-            "Give that number of channels in --input-shape.",
-        )
-    return model.with_network(model.network.to(device))
+    model = source if normalization is None else replace(source, normalization=normalization)
+    return model if model.device == device else model.with_network(model.clone().network.to(device))
 
 
 def _from_module(module: nn.Module, options: ModelOptions, normalization: Normalization, device: torch.device) -> Model:
@@ -95,15 +163,7 @@ def _from_module(module: nn.Module, options: ModelOptions, normalization: Normal
     if next(module.parameters(), None) is None:
         raise ArchitectureError("The module has no parameters.", "Give one that was trained.")
     network = copy.deepcopy(module).to(device).float().eval()
-    try:
-        with torch.no_grad():
-            logits = network(torch.zeros(1, *options.input_shape, device=device))
-        _, num_classes = logits.shape
-    except Exception as error:
-        raise ArchitectureError(
-            f"The module makes no logits of images of shape {options.input_shape}: {first_line(error)}.",
-            "Give the input_shape that it was made for.",
-        ) from error
+    num_classes = give_logits(network, options.input_shape, options.num_classes)
     return Model(network, options.arch or type(module).__name__, num_classes, options.input_shape, normalization)
 
 
@@ -115,47 +175,72 @@ class DataShelf:
         source: where they come from, None for a run without.
         per_class: at most so many images of each class; None takes all.
         seed: of the sampling.
+        class_order: which label of the model a label of the data means, as in :func:`load_clean`.
+        fixed_size: the input shape was asked for, so the images are brought to it whatever their own size.
+
+    Raises:
+        OptionError: ``per_class`` is less than 1, or ``class_order`` is not an order.
     """
 
     source: DataSource
     per_class: int | None = None
     seed: int = 0
+    class_order: ClassOrder = None
+    fixed_size: bool = False
     _read: dict[tuple[tuple[int, int, int], int], CleanData | DataError] = field(default_factory=dict)
 
-    def fit_for(self, model: Model) -> CleanData | None:
-        """The clean data in the model's input shape; None for a run without.
+    def __post_init__(self) -> None:
+        check_per_class(self.per_class)
+        self.class_order = read_order(self.class_order)
+
+    def fit_for(self, model: Model) -> tuple[Model, CleanData | None]:
+        """The model and the clean data in the size that suits them; None for a run without data.
+
+        Where the images have a size of their own that the network takes and does clearly better with, the model that
+        comes back has that input shape, and ``notes`` of the data say so (:func:`bdprune.data.size.fit_size`).
 
         Raises:
             DataError: they cannot be read or do not fit the model.
         """
         if self.source is None:
-            return None
-        key = (model.input_shape, model.num_classes)
+            return model, None
+
+        def native(size: tuple[int, int]) -> CleanData:
+            return self._in_shape((model.input_shape[0], *size), model.num_classes)
+
+        resized = self._in_shape(model.input_shape, model.num_classes)
+        return fit_size(model, resized, native, fixed=self.fixed_size, seed=self.seed)
+
+    def _in_shape(self, shape: tuple[int, int, int], num_classes: int) -> CleanData:
+        key = (shape, num_classes)
         if key not in self._read:
-            self._read[key] = self._load(model)
+            self._read[key] = self._load(shape, num_classes)
         found = self._read[key]
         if isinstance(found, DataError):
             raise found
         return found
 
-    def _load(self, model: Model) -> CleanData | DataError:
+    def _load(self, shape: tuple[int, int, int], num_classes: int) -> CleanData | DataError:
         try:
-            return self._sampled(self.source, model) if isinstance(self.source, CleanData) else self._opened(model)
+            if isinstance(self.source, CleanData):
+                return self._sampled(self.source, shape, num_classes)
+            return self._opened(shape, num_classes)
         except DataError as error:
             return error
 
-    def _opened(self, model: Model) -> CleanData:
+    def _opened(self, shape: tuple[int, int, int], num_classes: int) -> CleanData:
         assert self.source is not None and not isinstance(self.source, CleanData)
         return load_clean(
             self.source,
             per_class=self.per_class,
             seed=self.seed,
-            input_shape=model.input_shape,
-            num_classes=model.num_classes,
+            input_shape=shape,
+            num_classes=num_classes,
+            class_order=self.class_order,
         )
 
-    def _sampled(self, data: CleanData, model: Model) -> CleanData:
-        data = check_clean(data, model.input_shape, model.num_classes)
-        if self.per_class is None:
-            return data
-        return data.sample(self.per_class, torch.Generator().manual_seed(self.seed))
+    def _sampled(self, data: CleanData, shape: tuple[int, int, int], num_classes: int) -> CleanData:
+        data = check_clean(data, shape, num_classes, self.class_order)
+        if self.per_class is not None:
+            data = data.sample(self.per_class, torch.Generator().manual_seed(self.seed))
+        return resize_clean(data, shape[1:])

@@ -1,26 +1,106 @@
-"""From what was typed to the files that will be scanned."""
+"""From what was typed to the models that will be scanned, and to what is passed over and why.
+
+Files are known by their content. What could hold weights and is not read is told apart from what holds none.
+"""
 
 from __future__ import annotations
 
 import glob
 import os
-from collections.abc import Sequence
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
-from bdprune.errors import OptionError
+from bdprune.errors import ArtifactError, OptionError
+from bdprune.model.file_kinds import INDEX, UNREADABLE, kind_of_file
+from bdprune.model.shards import MAX_INDEX_BYTES, shard_names
+from bdprune.scan.result import CoverageResult, PassedOver
 
 SUFFIXES = (".pt", ".pth", ".th", ".tar", ".ckpt", ".bin", ".pkl", ".safetensors")
+"""Names that promise a checkpoint: a file with one is always read, so that a damaged one is noticed."""
+
+_NO_MODELS = {
+    ".git": "a folder of version control",
+    ".hg": "a folder of version control",
+    ".svn": "a folder of version control",
+    "__pycache__": "compiled Python",
+}
+_SHARD = re.compile(r".+-\d{5}-of-\d{5}\.[a-z]+")
+_MOST_NAMED = 100
+ANOTHER_NAME = "another name of a file that is scanned"
 
 
-def expand(paths: Sequence[str | Path]) -> list[Path]:
-    """Files, in order and without repeats: a file as named, a folder's checkpoints (recursive, by suffix, sorted), the
-    matches of a glob (sorted; a folder among them stands for its checkpoints).
+@dataclass
+class Sources:
+    """What was found: models in order, and everything else by reason.
+
+    Attributes:
+        models: checkpoints and indices of shards, without repeats.
+        files: number of files that were found; a folder that is passed over counts as one.
+        passed_over: (reason, whether it may hold weights) -> paths.
+    """
+
+    models: list[Path] = field(default_factory=list)
+    files: int = 0
+    passed_over: dict[tuple[str, bool], list[Path]] = field(default_factory=dict)
+
+    def pass_over(self, path: Path, reason: str, may_hold_weights: bool = False) -> None:
+        """Remembers that ``path`` is not scanned."""
+        self.passed_over.setdefault((reason, may_hold_weights), []).append(path)
+
+    @property
+    def may_hold_weights(self) -> bool:
+        """Whether something that was passed over may hold weights."""
+        return any(possible for _, possible in self.passed_over)
+
+    def record(self) -> CoverageResult | None:
+        """What the report says of it; None where nothing was passed over."""
+        if not self.passed_over:
+            return None
+        groups = sorted(self.passed_over.items(), key=lambda item: (not item[0][1], item[0][0]))
+        return CoverageResult(
+            files=self.files,
+            scanned=self.files - sum(map(len, self.passed_over.values())),
+            passed_over=tuple(
+                PassedOver(
+                    reason=reason,
+                    may_hold_weights=possible,
+                    count=len(paths),
+                    paths=tuple(map(str, paths[: None if possible else _MOST_NAMED])),
+                )
+                for (reason, possible), paths in groups
+            ),
+        )
+
+
+def expand(paths: Sequence[str | Path], ignored: Iterable[Path] = ()) -> Sources:
+    """The models that ``paths`` name, and what is passed over.
+
+    A single file is a model whatever it holds. In a folder (with all folders below it, links followed), in the matches
+    of a glob and where several paths are given, files are told by their content. Shards are one model by their index,
+    and a file that several names lead to is one file.
+
+    Args:
+        paths: files, folders and globs.
+        ignored: files that have another part in the run, such as the clean data.
 
     Raises:
-        OptionError: something was named that does not exist, or a folder that cannot be read.
+        OptionError: something was named that does not exist.
     """
-    files = [file for path in paths for file in _files(str(path))]
-    return list(dict.fromkeys(files))
+    sources = Sources()
+    hidden = {os.path.realpath(path) for path in ignored}
+    alone = len(paths) == 1
+    candidates: list[Path] = []
+    for path in map(str, paths):
+        for file, chosen in _files(path, sources):
+            sources.files += 1
+            if os.path.realpath(file) in hidden:
+                sources.pass_over(file, "the clean data of this scan")
+            elif (chosen and alone) or _is_model(file, sources):
+                candidates.append(file)
+    sources.models = _without_repeats(_by_index(candidates, alone, sources), sources)
+    return sources
 
 
 def check_exists(path: str | Path) -> None:
@@ -35,26 +115,92 @@ def check_exists(path: str | Path) -> None:
         raise _lost(path, error) from error
 
 
-def _files(path: str) -> list[Path]:
+def _files(path: str, sources: Sources) -> Iterator[tuple[Path, bool]]:
+    """Files that ``path`` names, each with whether it was named itself."""
     if glob.has_magic(path) and not os.path.exists(path):
-        return [file for match in sorted(glob.glob(path, recursive=True)) for file in _checkpoints(Path(match))]
+        for match in sorted(glob.glob(path, recursive=True)):
+            for file in _below(Path(match), sources):
+                yield file, False
+        return
     check_exists(path)
-    return _checkpoints(Path(path))
+    is_folder = os.path.isdir(path)
+    for file in _below(Path(path), sources):
+        yield file, not is_folder
 
 
-def _checkpoints(path: Path) -> list[Path]:
-    """``path`` itself, or the checkpoints below the folder that it is.
-
-    Links that lead nowhere count: what was to be scanned and is not there must not go unnoticed.
-    """
+def _below(path: Path, sources: Sources) -> Iterator[Path]:
+    """``path`` itself, or all files below the folder that it is, sorted; links are followed, loops are found."""
     if not path.is_dir():
-        return [path]
+        yield path
+        return
+    found: list[Path] = []
+    seen: set[tuple[int, int]] = set()
 
     def fail(error: OSError) -> None:
-        raise _lost(error.filename, error) from error
+        sources.pass_over(Path(error.filename), f"a folder that cannot be read: {error.strerror}", True)
+        sources.files += 1
 
-    below = (Path(parent, name) for parent, _, names in os.walk(path, onerror=fail) for name in names)
-    return sorted(file for file in below if file.suffix.lower() in SUFFIXES)
+    for parent, folders, names in os.walk(path, onerror=fail, followlinks=True):
+        place = os.stat(parent)
+        if (place.st_dev, place.st_ino) in seen:
+            sources.pass_over(Path(parent), "a link to a folder that is scanned")
+            sources.files += 1
+            folders.clear()
+            continue
+        seen.add((place.st_dev, place.st_ino))
+        for name in [name for name in folders if name in _NO_MODELS]:
+            sources.pass_over(Path(parent, name), _NO_MODELS[name])
+            sources.files += 1
+        folders[:] = sorted(name for name in folders if name not in _NO_MODELS)
+        found += [Path(parent, name) for name in names]
+    yield from sorted(found)
+
+
+def _is_model(file: Path, sources: Sources) -> bool:
+    """Whether ``file`` is to be loaded; what is not is remembered with the reason."""
+    kind = kind_of_file(file)
+    promised = file.suffix.lower() in SUFFIXES
+    if kind.weights == "checkpoint" or (promised and (kind.weights == "possible" or file.is_file())):
+        return True
+    if kind == UNREADABLE and promised:
+        return True  # a link that leads nowhere: what was to be scanned and is not there must not go unnoticed
+    sources.pass_over(file, kind.name, kind.weights == "possible")
+    return False
+
+
+def _by_index(candidates: Sequence[Path], alone: bool, sources: Sources) -> list[Path]:
+    """Shards give way to the index that names them."""
+    indices = [path for path in candidates if kind_of_file(path) == INDEX]
+    if not alone or len(candidates) > 1 or sources.files > 1:
+        folders = {path.parent for path in candidates if _SHARD.fullmatch(path.name)}
+        indices += [path for folder in folders for path in folder.glob("*.index.json") if kind_of_file(path) == INDEX]
+    home = {shard: index for index in dict.fromkeys(indices) for shard in _shards(index)}
+    return list(dict.fromkeys(home.get(path, path) for path in candidates))
+
+
+def _shards(index: Path) -> list[Path]:
+    try:
+        with index.open("rb") as file:
+            names = shard_names(file.read(MAX_INDEX_BYTES))
+    except (OSError, ArtifactError):
+        return []  # loading the index says what is wrong with it
+    return [index.parent / name for name in dict.fromkeys(names.values())]
+
+
+def _without_repeats(candidates: Sequence[Path], sources: Sources) -> list[Path]:
+    """One path for each file: links inside of a Hugging Face cache lead to files that lie there as well."""
+    parts = {os.path.realpath(part) for path in candidates if kind_of_file(path) == INDEX for part in _shards(path)}
+    best: dict[str, Path] = {}
+    for path in candidates:
+        real = os.path.realpath(path)
+        known = best.get(real)
+        if known is None or (known.suffix.lower() not in SUFFIXES and path.suffix.lower() in SUFFIXES):
+            best[real] = path
+    chosen = {path for real, path in best.items() if real not in parts}
+    for path in candidates:
+        if path not in chosen:
+            sources.pass_over(path, ANOTHER_NAME)
+    return [path for path in candidates if path in chosen]
 
 
 def _lost(path: str | Path, error: OSError) -> OptionError:

@@ -2,38 +2,45 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from bdprune.data.clean import CleanData
+from bdprune.data.clean import ClassOrder, CleanData
 from bdprune.data.sanity import Sanity, check_sanity
-from bdprune.errors import OptionError, SanityError
+from bdprune.errors import BdpruneError, OptionError, SanityError
 from bdprune.model.handle import Model
 from bdprune.model.save import save
 from bdprune.purify.base import Purified, Purifier
 from bdprune.scan import registry
-from bdprune.scan.describe import artifact_info, data_info, env, model_info, number
+from bdprune.scan.describe import artifact_info, data_info, env, model_info, number, weight_coverage
 from bdprune.scan.engine import Clock, Progress, silent
-from bdprune.scan.intake import DataShelf, DataSource, ModelOptions, ModelSource, take_model
-from bdprune.scan.result import CurveInfo, Histogram, OutputInfo, PurifyResult, finite
+from bdprune.scan.intake import DataShelf, DataSource, ModelOptions, ModelSource, take_models
+from bdprune.scan.result import CurveInfo, Histogram, OutputInfo, PurifyResult, finite, some
 
 _BINS = 20
 
 
 @dataclass(frozen=True)
 class Repair:
-    """A repaired model, how the method came to it, and the record of it that goes to JSON."""
+    """A repaired model, how the method came to it, and the record of it that goes to JSON.
+
+    Attributes:
+        model: the repaired model.
+        purified: what the method gave.
+        result: the record.
+        others: repairs of the other sets of weights of the file; they stand in the same output.
+    """
 
     model: Model
     purified: Purified
     result: PurifyResult
+    others: tuple[Repair, ...] = ()
 
 
 def purify(
@@ -44,10 +51,13 @@ def purify(
     output: str | os.PathLike[str] | None = None,
     settings: Mapping[str, Any] | None = None,
     per_class: int | None = None,
+    class_order: ClassOrder = None,
     progress: Progress | None = None,
     **options: Any,
 ) -> Repair:
     """Cuts a backdoor out of a model; the one that is handed in stays as it is.
+
+    Every set of weights in a file is repaired, or ``result.left`` says which was not and why.
 
     Args:
         model: path of a checkpoint, a module, or what ``bdprune.load`` gave.
@@ -56,63 +66,100 @@ def purify(
         output: where to write the repaired checkpoint, in the format of the one it came from; None writes nothing.
         settings: constructor arguments of the purifier that is named.
         per_class: at most so many clean images of each class; None takes all.
+        class_order: as for ``bdprune.scan``.
         progress: called with a word on what happens next.
-        **options: ``arch``, ``num_classes``, ``input_shape``, ``normalize``, ``device`` and ``seed``, as in
-            ``ModelOptions``.
+        **options: ``arch``, ``num_classes``, ``input_shape``, ``normalize``, ``device``, ``seed`` and ``state_key``, as
+            in ``ModelOptions``.
 
     Raises:
         SanityError: the model does not do its clean job on this data, so nothing could be trusted.
-        BdpruneError: anything else that is wrong with the file, the data or the options.
+        BdpruneError: anything else that is wrong with the file, the data or the options; of a file with several sets
+            of weights, where none of them could be repaired.
 
     Example:
         >>> repair = purify("model.pth", "clean_images/", method="suspiciousness", output="repaired.pth")
         >>> repair.result.method, repair.result.accuracy_before, repair.result.output.path
         ('bdprune.suspiciousness', 1.0, 'repaired.pth')
     """
-    clock, say = Clock(), progress or silent
+    say = progress or silent
     known = ModelOptions(**options)
+    known.check()
     purifier = registry.purifier(method, settings or {}, known.seed)
-    say("loading")
-    taken = take_model(model, known)
-    clean = DataShelf(data, per_class, known.seed).fit_for(taken)
-    if clean is None:
+    if data is None:
         raise OptionError("A repair needs clean data.", "Give a few labelled clean images (--data).")
+    shelf = DataShelf(data, per_class, known.seed, class_order, fixed_size=known.input_shape is not None)
+    say("loading")
+    loaded = take_models(model, known)
+    done: list[_Done] = []
+    failed: list[tuple[str, BdpruneError]] = [(one.name, one.error) for one in loaded.unloaded]
+    for taken in loaded.models:
+        try:
+            done.append(_repaired(taken, shelf, purifier, known, say))
+        except BdpruneError as error:
+            if len(loaded.models) == 1:
+                raise
+            failed.append((taken.artifact.state_key if taken.artifact else "", error))
+    if not done:
+        raise failed[-1][1]
+    written = _write([one.purified.model for one in done], output)
+    left = _left(loaded.models[0], failed)
+    first, *others = [Repair(one.purified.model, one.purified, _record(one, written, left, known)) for one in done]
+    return replace(first, others=tuple(others))
+
+
+@dataclass(frozen=True)
+class _Done:
+    """One set of weights before and after its repair."""
+
+    model: Model
+    data: CleanData
+    sanity: Sanity
+    purified: Purified
+    started: str
+    seconds: float
+
+
+def _repaired(model: Model, shelf: DataShelf, purifier: Purifier, options: ModelOptions, say: Progress) -> _Done:
+    clock = Clock()
+    fitted, clean = shelf.fit_for(model)
+    assert clean is not None
     say("checking the clean data")
-    sanity = check_sanity(taken, clean)
+    sanity = check_sanity(fitted, clean)
     if not sanity.ok:
         raise SanityError(sanity.message, sanity.suggestion)
     say(purifier.id)
-    purified = purifier(taken, clean)
-    written = _write(purified.model, output)
-    return Repair(purified.model, purified, _record(taken, clean, sanity, purified, written, known, clock))
+    return _Done(fitted, clean, sanity, purifier(fitted, clean), clock.started, clock.seconds)
 
 
-def _write(model: Model, output: str | os.PathLike[str] | None) -> OutputInfo | None:
+def _left(model: Model, failed: Sequence[tuple[str, BdpruneError]]) -> tuple[str, ...]:
+    """What of the file is written back as it was, though it may hold weights."""
+    artifact = model.artifact
+    if artifact is None:
+        return ()
+    named = {name for name, _ in failed}
+    left = [f"{name or 'the checkpoint itself'}: {error}" for name, error in failed]
+    left += [one for one in artifact.left_out if one.partition(": ")[0] not in named]
+    if artifact.unscanned:
+        left.append(f"weights that belong to no network that was recognised: {some(artifact.unscanned)}")
+    return tuple(left)
+
+
+def _write(models: Sequence[Model], output: str | os.PathLike[str] | None) -> OutputInfo | None:
     if output is None:
         return None
-    path = Path(output)
-    save(model, path)
-    with path.open("rb") as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
-    kind = model.artifact.format if model.artifact else "safetensors"
-    return OutputInfo(path=str(path), format=kind, bytes=path.stat().st_size, sha256=digest)
+    written = save(models, Path(output))
+    kind = models[0].artifact.format if models[0].artifact else "safetensors"
+    return OutputInfo(path=str(written.path), format=kind, bytes=written.bytes, sha256=written.sha256)
 
 
-def _record(
-    model: Model,
-    data: CleanData,
-    sanity: Sanity,
-    purified: Purified,
-    output: OutputInfo | None,
-    options: ModelOptions,
-    clock: Clock,
-) -> PurifyResult:
+def _record(one: _Done, output: OutputInfo | None, left: tuple[str, ...], options: ModelOptions) -> PurifyResult:
+    purified = one.purified
     return PurifyResult(
-        started=clock.started,
-        artifact=artifact_info(model),
-        model=model_info(model),
-        data=data_info(data, sanity),
-        env=env(model.device, options.seed),
+        started=one.started,
+        artifact=artifact_info(one.model),
+        model=model_info(one.model),
+        data=data_info(one.data, one.sanity),
+        env=env(one.model.device, options.seed),
         method=purified.method,
         accuracy_before=number(purified.accuracy_before),
         accuracy_after=number(purified.accuracy_after),
@@ -134,7 +181,9 @@ def _record(
         phases={name: number(seconds) for name, seconds in purified.seconds.items()},
         params=finite(purified.params),
         output=output,
-        seconds=clock.seconds,
+        left=left,
+        coverage=weight_coverage(one.model),
+        seconds=one.seconds,
     )
 
 

@@ -15,9 +15,12 @@ import msgspec
 
 from bdprune.errors import DataError
 
-SCHEMA_VERSION: Literal["1.0"] = "1.0"
+SCHEMA_VERSION: Literal["1.1"] = "1.1"
 
 Verdict = Literal["clean", "suspicious", "backdoored", "inconclusive", "error"]
+ATTENTION: tuple[Verdict, ...] = ("backdoored", "suspicious", "error", "inconclusive", "clean")
+"""Verdicts, the one that needs attention most first."""
+
 Severity = Literal["info", "low", "medium", "high", "critical"]
 Share = Annotated[float, msgspec.Meta(ge=0, le=1)]
 Count = Annotated[int, msgspec.Meta(ge=0)]
@@ -26,9 +29,33 @@ Count = Annotated[int, msgspec.Meta(ge=0)]
 class Record(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Base of every record: immutable, named fields only, unknown fields refused."""
 
+    def to_json(self, *, indent: int | None = 2) -> str:
+        """JSON text without NaN or infinities; ``indent=None`` gives one line."""
+        compact = msgspec.json.encode(finite(msgspec.to_builtins(self)))
+        return (compact if indent is None else msgspec.json.format(compact, indent=indent)).decode()
+
+    @classmethod
+    def from_json(cls, text: str | bytes) -> Self:
+        """Read back what ``to_json`` wrote.
+
+        Raises:
+            DataError: the text is not JSON, or not a result of this kind and version.
+        """
+        try:
+            return msgspec.json.decode(text, type=cls)
+        except (msgspec.DecodeError, UnicodeDecodeError) as error:
+            raise DataError(
+                f"This is not a {cls.__name__} of schema {SCHEMA_VERSION}: {error}.",
+                "Compare it with `bdprune schema`.",
+            ) from error
+
 
 class ArtifactInfo(Record, frozen=True, kw_only=True):
-    """The file a model came from. What could not be read is null."""
+    """The file a model came from. What could not be read is null.
+
+    ``state_key`` names the set of weights inside the file, ``sets`` every set that the file holds. ``path`` of a model
+    in shards is its index, and ``bytes`` and ``sha256`` are of the index and all shards.
+    """
 
     path: str
     format: str | None = None
@@ -36,6 +63,7 @@ class ArtifactInfo(Record, frozen=True, kw_only=True):
     sha256: str | None = None
     state_key: str | None = None
     prefix: str | None = None
+    sets: tuple[str, ...] = ()
 
 
 class ModelInfo(Record, frozen=True, kw_only=True):
@@ -49,6 +77,22 @@ class ModelInfo(Record, frozen=True, kw_only=True):
     std: tuple[float, ...] = ()
     filter_groups: Count | None = None
     filters: Count | None = None
+
+
+class WeightCoverage(Record, frozen=True, kw_only=True):
+    """What of a set of weights was looked at.
+
+    ``scanned`` counts the numbers in its weights; ``unscanned`` names weights beside it that belong to no network that
+    was scanned; ``same`` names other places in the file where the very same weights stand; ``kept`` names entries
+    without weights, which a repair writes back as they are; ``left_out`` names other sets of weights in the file that
+    were not scanned.
+    """
+
+    scanned: Count
+    unscanned: tuple[str, ...] = ()
+    same: tuple[str, ...] = ()
+    kept: tuple[str, ...] = ()
+    left_out: tuple[str, ...] = ()
 
 
 class DetectorResult(Record, frozen=True, kw_only=True):
@@ -76,17 +120,23 @@ class Finding(Record, frozen=True, kw_only=True):
 class SanityInfo(Record, frozen=True, kw_only=True):
     """Whether the model does its clean job on the clean data; a scan of one that does not proves nothing.
 
-    ``fits`` names what fits better in short, such as ``imagenet``; ``mend`` says it in a sentence.
+    ``fits`` names what fits better in short, such as ``imagenet``; ``mend`` says it in a sentence. ``class_map`` is the
+    order of classes that fits better: label in the data -> label of the model; empty when none does.
     """
 
     ok: bool
     message: str
     mend: str = ""
     fits: str = ""
+    class_map: dict[int, int] = {}
 
 
 class DataInfo(Record, frozen=True, kw_only=True):
-    """The clean images that were used. ``per_class`` counts the images of each label that occurs."""
+    """The clean images that were used. ``per_class`` counts the images of each label that occurs.
+
+    ``notes`` says what was done to the images (resized, converted, renumbered); ``passed_over`` counts the files of a
+    folder that were not read, by suffix or reason.
+    """
 
     source: str
     count: Count
@@ -95,6 +145,7 @@ class DataInfo(Record, frozen=True, kw_only=True):
     digest: str
     class_names: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
+    passed_over: dict[str, Count] = {}
     clean_accuracy: Share | None = None
     sanity: SanityInfo | None = None
 
@@ -125,45 +176,30 @@ class ErrorInfo(Record, frozen=True, kw_only=True):
 class Document(Record, frozen=True, kw_only=True):
     """What every top-level result has, and how it travels."""
 
-    schema_version: Literal["1.0"] = SCHEMA_VERSION
+    schema_version: Literal["1.1"] = SCHEMA_VERSION
     started: str
     seconds: float
     artifact: ArtifactInfo | None
     model: ModelInfo | None
     data: DataInfo | None
     env: Env
+    coverage: WeightCoverage | None = None
 
     @property
     def name(self) -> str:
         """What to call the model in a report."""
-        return self.artifact.path if self.artifact else "model in memory"
-
-    def to_json(self, *, indent: int | None = 2) -> str:
-        """JSON text without NaN or infinities; ``indent=None`` gives one line."""
-        compact = msgspec.json.encode(finite(msgspec.to_builtins(self)))
-        return (compact if indent is None else msgspec.json.format(compact, indent=indent)).decode()
-
-    @classmethod
-    def from_json(cls, text: str | bytes) -> Self:
-        """Read back what ``to_json`` wrote.
-
-        Raises:
-            DataError: the text is not JSON, or not a result of this kind and version.
-        """
-        try:
-            return msgspec.json.decode(text, type=cls)
-        except (msgspec.DecodeError, UnicodeDecodeError) as error:
-            raise DataError(
-                f"This is not a {cls.__name__} of schema {SCHEMA_VERSION}: {error}.",
-                "Compare it with `bdprune schema`.",
-            ) from error
+        if self.artifact is None:
+            return "model in memory"
+        several = len(self.artifact.sets) > 1 and self.artifact.state_key
+        return f"{self.artifact.path}#{self.artifact.state_key}" if several else self.artifact.path
 
 
 class Result(Document, frozen=True, kw_only=True, tag_field="kind", tag="scan"):
     """Verdict on one model.
 
     ``risk`` is in [0, 1], larger is worse, null when nothing could be judged. ``target_label`` is the label that the
-    backdoor leads to, null when none is named. ``error`` is set exactly when the verdict is ``error``.
+    backdoor leads to, null when none is named. ``error`` is set exactly when the verdict is ``error``. ``not_run``
+    names the detectors that were asked for and did not run.
 
     Example:
         >>> import bdprune
@@ -178,6 +214,7 @@ class Result(Document, frozen=True, kw_only=True, tag_field="kind", tag="scan"):
     detectors: tuple[DetectorResult, ...] = ()
     findings: tuple[Finding, ...] = ()
     error: ErrorInfo | None = None
+    not_run: tuple[str, ...] = ()
 
     @property
     def target_name(self) -> str:
@@ -215,7 +252,8 @@ class PurifyResult(Document, frozen=True, kw_only=True, tag_field="kind", tag="p
     """What a repair did. Both accuracies are on the same clean images, held out where the method holds some out.
 
     ``threshold`` is null when the rule has no single one; ``pruned`` maps a filter group to the indices of its pruned
-    filters; ``masks`` is the histogram of what the threshold was put on.
+    filters; ``masks`` is the histogram of what the threshold was put on. ``left`` says which sets of weights of the
+    file were not repaired, and why: they stand in the new file as they were.
     """
 
     method: str
@@ -233,6 +271,7 @@ class PurifyResult(Document, frozen=True, kw_only=True, tag_field="kind", tag="p
     params: dict[str, Any] = {}
     findings: tuple[Finding, ...] = ()
     output: OutputInfo | None = None
+    left: tuple[str, ...] = ()
 
 
 class LayerScores(Record, frozen=True, kw_only=True):
@@ -264,11 +303,37 @@ class ScoreResult(Document, frozen=True, kw_only=True, tag_field="kind", tag="sc
     params: dict[str, Any] = {}
 
 
-KINDS: dict[str, type[Document]] = {"scan": Result, "purify": PurifyResult, "score": ScoreResult}
+class PassedOver(Record, frozen=True, kw_only=True):
+    """Files that were not scanned for one reason. All that may hold weights are in ``paths``, of others a hundred."""
+
+    reason: str
+    may_hold_weights: bool
+    count: Count
+    paths: tuple[str, ...]
+
+
+class CoverageResult(Record, frozen=True, kw_only=True, tag_field="kind", tag="coverage"):
+    """What became of the files in the folders of a scan. It follows the results where files were passed over.
+
+    ``files`` counts all files that were found, ``scanned`` those that results are about, shards among them.
+    """
+
+    schema_version: Literal["1.1"] = SCHEMA_VERSION
+    files: Count
+    scanned: Count
+    passed_over: tuple[PassedOver, ...] = ()
+
+
+KINDS: dict[str, type[Record]] = {
+    "scan": Result,
+    "purify": PurifyResult,
+    "score": ScoreResult,
+    "coverage": CoverageResult,
+}
 
 
 def schema(kind: str = "scan") -> dict[str, Any]:
-    """JSON Schema (2020-12) of one kind of result: ``scan``, ``purify`` or ``score``."""
+    """JSON Schema (2020-12) of one kind of result: ``scan``, ``purify``, ``score`` or ``coverage``."""
     found = msgspec.json.schema(KINDS[kind])
     for part in found["$defs"].values():
         part["description"] = inspect.cleandoc(part["description"]).partition("\n\nExample:")[0]
@@ -289,3 +354,9 @@ def finite(value: Any) -> Any:
     if isinstance(value, Sequence) and not isinstance(value, str | bytes):
         return [finite(item) for item in value]
     return str(value).encode(errors="replace").decode()
+
+
+def some(names: Sequence[str], most: int = 5) -> str:
+    """The first of ``names``, and how many more there are."""
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return f"{', '.join(names[:most])}{more}"

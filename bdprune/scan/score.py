@@ -7,10 +7,10 @@ from typing import Any, Literal
 
 from torch import Tensor
 
-from bdprune.data.clean import CleanData
+from bdprune.data.clean import ClassOrder, CleanData
 from bdprune.errors import OptionError
 from bdprune.model.handle import Model
-from bdprune.scan.describe import artifact_info, data_info, env, model_info, number
+from bdprune.scan.describe import artifact_info, data_info, env, model_info, number, weight_coverage
 from bdprune.scan.engine import Clock
 from bdprune.scan.intake import DataShelf, DataSource, ModelOptions, ModelSource, take_model
 from bdprune.scan.result import FilterScore, LayerScores, ScoreResult
@@ -29,6 +29,7 @@ def score(
     method: Method = "lipschitz",
     top: int = 20,
     per_class: int | None = None,
+    class_order: ClassOrder = None,
     **options: Any,
 ) -> ScoreResult:
     """How suspicious every filter is, and which stand out most of their layers.
@@ -39,6 +40,7 @@ def score(
         method: ``lipschitz`` (data-free) or ``suspiciousness`` (needs clean data).
         top: how many of the worst filters to list.
         per_class: at most so many clean images of each class; None takes all.
+        class_order: as for ``bdprune.scan``.
         **options: as in ``ModelOptions``.
 
     Raises:
@@ -55,8 +57,9 @@ def score(
         raise OptionError(f"There is no score {method!r}.", f"Choose one of {', '.join(METHODS)}.")
     if top < 0:
         raise OptionError(f"{top} filters cannot be listed.", "Give 0 or more.")
-    taken = take_model(model, known)
-    clean = DataShelf(data, per_class, known.seed).fit_for(taken)
+    known.check()
+    shelf = DataShelf(data, per_class, known.seed, class_order, fixed_size=known.input_shape is not None)
+    taken, clean = shelf.fit_for(take_model(model, known))
     scores = _scores(taken, clean, method)
     z_scores = layer_z_scores(scores)
     return ScoreResult(
@@ -69,6 +72,7 @@ def score(
         layers=tuple(_layer(name, scores[name], z_scores[name]) for name in scores),
         top=_worst(scores, z_scores, top),
         seconds=clock.seconds,
+        coverage=weight_coverage(taken),
     )
 
 

@@ -94,12 +94,7 @@ class StackedScan:
     def results(self, sources: Iterable[ModelSource]) -> Iterator[Result]:
         """One result a model, in order; those that stand behind one that waits come when its stack has run."""
         for source in sources:
-            try:
-                place = self._take(source)
-            except OptionError:
-                yield from self._rest()
-                raise
-            self._line.append(place)
+            self._take(source)
             while self._is_crowded():
                 self._run(self._oldest())
                 yield from self._finished()
@@ -115,20 +110,25 @@ class StackedScan:
         while self._line and self._line[0].result is not None:
             yield self._line.popleft().result  # type: ignore[misc]
 
-    def _take(self, source: ModelSource) -> _Place:
+    def _take(self, source: ModelSource) -> None:
+        """Puts every set of weights of ``source`` into the line."""
         found = survive(partial(take_in, source, self._job, self._progress), source, self._job)
-        if isinstance(found, Result):
-            return _Place(source, found)
-        place = _Place(source, None, found, weight_bytes(found.model))
-        kind = _kind(found)
+        for one in [found] if isinstance(found, Result) else found:
+            if isinstance(one, Result):
+                self._line.append(_Place(source, one))
+            else:
+                self._line.append(_Place(source, None, one, weight_bytes(one.model)))
+                self._into_stack(self._line[-1], one)
+
+    def _into_stack(self, place: _Place, candidate: Candidate) -> None:
+        kind = _kind(candidate)
         if kind not in self._stacks:
-            size = survive(partial(self._size, found), source, self._job)
+            size = survive(partial(self._size, candidate), place.source, self._job)
             self._stacks[kind] = _Stack(size if isinstance(size, int) else 1)
         stack = self._stacks[kind]
         stack.places.append(place)
         if len(stack.places) >= stack.size:
             self._run(stack)
-        return place
 
     def _is_crowded(self) -> bool:
         """Whether models that wait take too much memory, or others wait too long behind them."""

@@ -48,11 +48,11 @@ class Worker:
     ) -> None:
         self._kill()
 
-    def scan(self, source: ModelSource, progress: Progress) -> Result:
-        """Result of one model; a scan that takes too long, or whose process dies, gives the verdict ``error``.
+    def scan(self, source: ModelSource, progress: Progress) -> list[Result]:
+        """Results of one file; a scan that takes too long, or whose process dies, gives the verdict ``error``.
 
         Raises:
-            OptionError: an option that cannot work, or a model that cannot be sent to another process.
+            OptionError: a model that cannot be sent to another process.
         """
         task = _pickled(source, "This model")
         clock = Clock()
@@ -60,11 +60,11 @@ class Worker:
             return self._exchange(task, progress)
         except TimeLimitError as error:
             self._kill()
-            return failure(source, error, self._job, clock)
+            return [failure(source, error, self._job, clock)]
         except (EOFError, ConnectionError):
-            return failure(source, self._obituary(), self._job, clock)
+            return [failure(source, self._obituary(), self._job, clock)]
 
-    def _exchange(self, task: bytes, progress: Progress) -> Result:
+    def _exchange(self, task: bytes, progress: Progress) -> list[Result]:
         pipe = self._ready()
         pipe.send_bytes(task)
         deadline = time.monotonic() + self._timeout
@@ -72,10 +72,8 @@ class Worker:
             kind, value = json.loads(pipe.recv_bytes())
             if kind == "stage":
                 progress(value)
-            elif kind == "refused":
-                raise OptionError(*value)
             else:
-                return Result.from_json(value)
+                return [Result.from_json(one) for one in value]
         raise TimeLimitError(f"Timed out after {self._timeout:g} seconds.", "Allow more with --timeout.")
 
     def _ready(self) -> Connection:
@@ -142,11 +140,10 @@ def _serve(pipe: Connection, job_bytes: bytes) -> None:
 
 def _answer(source: ModelSource, job: Job, pipe: Connection) -> tuple[str, Any]:
     try:
-        return "result", scan_one(source, job, lambda stage: _say(pipe, "stage", stage)).to_json()
-    except OptionError as error:
-        return "refused", (error.message, error.mend)
+        results = scan_one(source, job, lambda stage: _say(pipe, "stage", stage))
     except Exception as error:
-        return "result", failure(source, error, job).to_json()
+        results = [failure(source, error, job)]
+    return "results", [one.to_json() for one in results]
 
 
 def _say(pipe: Connection, kind: str, value: Any) -> None:

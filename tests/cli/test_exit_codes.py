@@ -39,7 +39,8 @@ FAILED, UNSUPPORTED, INCONCLUSIVE = one("error"), one("error", "UnsupportedError
         ([UNSUPPORTED, UNSUPPORTED], 3),
         ([], 3),
         ([INCONCLUSIVE], 5),
-        ([CLEAN, UNSUPPORTED], 2),
+        ([CLEAN, UNSUPPORTED], 5),
+        ([FAILED, UNSUPPORTED], 2),
         ([CLEAN, INCONCLUSIVE], 5),
         ([INCONCLUSIVE, FAILED], 2),
         ([FAILED, INCONCLUSIVE, BACKDOORED, CLEAN], 1),
@@ -48,6 +49,15 @@ FAILED, UNSUPPORTED, INCONCLUSIVE = one("error"), one("error", "UnsupportedError
 def test_code_of_these_results(results: list[Result], code: int) -> None:
     for order in itertools.permutations(results):
         assert exit_codes.of_scan(order) == code
+
+
+def test_what_was_not_scanned_counts_unless_it_is_to_be_skipped() -> None:
+    assert exit_codes.of_scan([CLEAN], unknown=True) == 5
+    assert exit_codes.of_scan([CLEAN], unknown=True, skip_unknown=True) == 0
+    assert exit_codes.of_scan([CLEAN, UNSUPPORTED], skip_unknown=True) == 0
+    assert exit_codes.of_scan([UNSUPPORTED], skip_unknown=True) == 3
+    assert exit_codes.of_scan([INCONCLUSIVE], skip_unknown=True) == 5
+    assert exit_codes.of_scan([BACKDOORED], unknown=True) == 1
 
 
 def test_fail_on_moves_the_gate_and_only_the_gate() -> None:

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 
+from bdprune.data import tree
 from bdprune.data.load import load_clean
 from bdprune.errors import DataError
 
@@ -48,13 +49,130 @@ def test_hidden_and_foreign_files_are_passed_over(write_tree: Tree, encode: Enco
             "readme.md": b"",
         }
     )
-    assert load_clean(root).class_counts == {0: 1, 1: 1}
+    data = load_clean(root)
+    assert data.class_counts == {0: 1, 1: 1}
+    assert data.passed_over == {"hidden": 3, ".txt": 1, ".md": 1}
+    assert data.notes == ("Passed over in the folder: 3 hidden, 1 .md, 1 .txt.",)
+
+
+def test_what_systems_leave_behind_is_no_class_and_no_image(
+    write_tree: Tree, encode: Encode, pixels: np.ndarray
+) -> None:
+    image = encode(pixels[0])
+    left = ("__MACOSX/a/._1.png", "@eaDir/1.png", "lost+found/1.png", "$RECYCLE.BIN/1.png", "a/__pycache__/1.png")
+    files = ("a/._1.png", "a/Thumbs.db", "a/desktop.ini", "b/.DS_Store", "System Volume Information/1.png")
+    root = write_tree({"a/1.png": image, "b/1.png": image} | dict.fromkeys((*left, *files), image))
+    data = load_clean(root, num_classes=2)
+    assert data.class_names == ("a", "b") and len(data) == 2
+    assert data.passed_over == {"leftover": 10}
+
+
+def test_formats_of_photo_collections(write_tree: Tree, encode: Encode, pixels: np.ndarray, unit: torch.Tensor) -> None:
+    root = write_tree(
+        {
+            "a/1.ppm": encode(pixels[0], kind="PPM"),
+            "a/2.TIF": encode(pixels[1], kind="TIFF"),
+            "b/3.tga": encode(pixels[2], kind="TGA"),
+        }
+    )
+    data = load_clean(root)
+    assert torch.equal(data.images, unit[:3]) and data.notes == ()
+
+
+def test_images_are_known_by_their_first_bytes(
+    write_tree: Tree, encode: Encode, pixels: np.ndarray, unit: torch.Tensor
+) -> None:
+    root = write_tree(
+        {
+            "a/00017": encode(pixels[0]),
+            "a/x.png~": encode(pixels[1]),
+            "a/z.bak": b"PNG?",
+            "b/y.dat": encode(pixels[2], kind="PPM"),
+            "b/zz": b"",
+        }
+    )
+    data = load_clean(root)
+    assert torch.equal(data.images, unit[:3]) and data.labels.tolist() == [0, 0, 1]
+    assert data.passed_over == {".bak": 1, "(no suffix)": 1}
+
+
+def test_links_inside_classes_are_followed(
+    write_tree: Tree, encode: Encode, pixels: np.ndarray, unit: torch.Tensor, tmp_path: Path
+) -> None:
+    write_tree({f"{index}.png": encode(pixels[index]) for index in range(3)}, "store/part")
+    root = write_tree({"a/x.txt": b"", "b/y.txt": b""})
+    (root / "a" / "part").symlink_to("../../store/part")
+    (root / "b" / "2.png").symlink_to(tmp_path / "store" / "part" / "2.png")
+    data = load_clean(root)
+    assert torch.equal(data.images, unit[[0, 1, 2, 2]]) and data.labels.tolist() == [0, 0, 0, 1]
+
+
+def test_loops_end_and_are_named(write_tree: Tree, encode: Encode, pixels: np.ndarray) -> None:
+    root = write_tree({"a/deep/1.png": encode(pixels[0]), "b/2.png": encode(pixels[1])})
+    (root / "a" / "deep" / "again").symlink_to("../../a")
+    (root / "b" / "up").symlink_to("../..")
+    (root / "b" / "gone.png").symlink_to("nowhere.png")
+    (root / "b" / "self.png").symlink_to("self.png")
+    (root / "c").symlink_to(".")
+    data = load_clean(root)
+    assert data.class_counts == {0: 1, 1: 1} and data.class_names == ("a", "b")
+    assert data.passed_over == {"link to a folder read before": 3, "broken link": 2}
+    assert "The link c and 2 other links lead back to a folder that was read before" in data.notes[1]
+
+
+def test_many_links_to_one_folder_do_not_multiply(write_tree: Tree, encode: Encode, pixels: np.ndarray) -> None:
+    """Folder i has two links to folder i + 1: as many paths as 2 to the 20th."""
+    root = write_tree(
+        {"a/x/1.png": encode(pixels[0]), "b/2.png": encode(pixels[1]), "chain/20/3.png": encode(pixels[2])}
+    )
+    (root / "chain").rename(root.parent / "chain")
+    for step in range(20):
+        folder = root.parent / "chain" / str(step)
+        folder.mkdir()
+        (folder / "p").symlink_to(f"../{step + 1}")
+        (folder / "q").symlink_to(f"../{step + 1}")
+    (root / "a" / "chain").symlink_to("../../chain/0")
+    data = load_clean(root)
+    assert data.class_counts == {0: 2, 1: 1} and data.passed_over == {"link to a folder read before": 20}
+
+
+@pytest.mark.parametrize(
+    ("files", "found"),
+    [
+        ({"b/1.heic": b"x", "b/2.heic": b"x", "b/note.txt": b""}, r"3 files .*: 2 \.heic, 1 \.txt"),
+        ({"b/deep/1.eps": b"%!PS-Adobe"}, r"1 file .*: 1 \.eps"),
+    ],
+)
+def test_a_class_that_loses_all_its_files_is_an_error(
+    write_tree: Tree, encode: Encode, pixels: np.ndarray, files: dict[str, bytes], found: str
+) -> None:
+    root = write_tree({"a/1.png": encode(pixels[0]), "c/1.png": encode(pixels[1])} | files)
+    with pytest.raises(DataError, match=rf"class folder .*/b holds {found}.*Convert"):
+        load_clean(root)
+
+
+def test_a_class_of_broken_links_is_an_error(write_tree: Tree, encode: Encode, pixels: np.ndarray) -> None:
+    root = write_tree({"a/1.png": encode(pixels[0]), "c/1.png": encode(pixels[1])})
+    (root / "b").mkdir()
+    (root / "b" / "1.png").symlink_to("/nowhere/1.png")
+    with pytest.raises(DataError, match="/b holds 1 file but no image that can be read: 1 broken link"):
+        load_clean(root)
+
+
+def test_a_folder_of_too_many_files_is_refused(
+    write_tree: Tree, encode: Encode, pixels: np.ndarray, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root = write_tree({f"a/{index}/1.png": encode(pixels[0]) for index in range(4)})
+    monkeypatch.setattr(tree, "MAX_IMAGES", 6)
+    with pytest.raises(DataError, match="a holds more than 6 files"):
+        load_clean(root)
 
 
 def test_a_pipe_named_like_an_image_is_not_opened(write_tree: Tree, encode: Encode, pixels: np.ndarray) -> None:
     root = write_tree({"a/1.png": encode(pixels[0]), "b/1.png": encode(pixels[1])})
     os.mkfifo(root / "a" / "2.png")
-    assert len(load_clean(root)) == 2
+    data = load_clean(root)
+    assert len(data) == 2 and data.passed_over == {"not a file": 1}
 
 
 def test_an_empty_folder_keeps_its_place(write_tree: Tree, encode: Encode, pixels: np.ndarray) -> None:
@@ -80,7 +198,8 @@ def test_a_damaged_file_is_named(write_tree: Tree, encode: Encode, pixels: np.nd
     [
         ({}, "holds nothing but no class folders"),
         ({"1.png": b"", "2.png": b""}, "holds 2 other entries but no class folders.*one sub-folder per class"),
-        ({"a/readme.txt": b""}, "holds 0 images"),
+        ({"a/.gitkeep": b""}, "holds 0 images"),
+        ({"__MACOSX/1.png": b"", ".git/1.png": b""}, "2 other entries but no class folders"),
         ({"1/x.png": b"", "01/x.png": b""}, "Two class folders mean label 1"),
         ({"9999999/x.png": b""}, "too large for a label"),
         ({"9" * 200 + "/x.png": b""}, "too large for a label"),
@@ -95,10 +214,10 @@ def test_trees_that_are_none(write_tree: Tree, tmp_path: Path, files: dict[str, 
 def test_unreadable_root(write_tree: Tree, monkeypatch: pytest.MonkeyPatch) -> None:
     root = write_tree({"a/1.png": b""})
 
-    def refuse(self: Path) -> None:
+    def refuse(path: Path) -> None:
         raise PermissionError(13, "Permission denied")
 
-    monkeypatch.setattr(Path, "iterdir", refuse)
+    monkeypatch.setattr(os, "scandir", refuse)
     with pytest.raises(DataError, match=r"tree cannot be read: Permission denied.*permissions"):
         load_clean(root)
 

@@ -7,9 +7,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from bdprune.data.clean import CleanData
+from bdprune.data.clean import CleanData, OtherSize
 from bdprune.data.load import load_clean
 from bdprune.data.normalizations import NORMALIZATIONS, parse_normalization
+from bdprune.data.order import text_order
 from bdprune.data.sanity import Sanity, check_sanity
 from bdprune.errors import DataError
 from bdprune.model.handle import Model, Normalization
@@ -108,12 +109,106 @@ def test_labels_in_another_order_give_the_way_back() -> None:
     mixed = replace(clean, labels=order[clean.labels])
     found = check_sanity(fed(model_for(Normalization())), mixed)
     assert found.fits == "labels in another order"
-    pairs = found.suggestion.removeprefix("Renumber the classes: ").rstrip(".").split(", ")
-    back = dict(tuple(map(int, pair.split("→"))) for pair in pairs)
-    assert [back[int(label)] for label in mixed.labels] == clean.labels.tolist()
+    assert "100.0% with labels in another order (0→3, " in found.message
+    assert "data.sanity.class_map" in found.suggestion and "--class-order FILE.json" in found.suggestion
+    assert [found.class_map[int(label)] for label in mixed.labels] == clean.labels.tolist()
 
 
-@pytest.mark.parametrize("count", [10, 32])
+def many(count: int = 20) -> tuple[Model, CleanData]:
+    """A model of ``count`` classes that reads the label off a pixel, and five images of each class."""
+
+    class ReadsPixel(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.scale = nn.Parameter(torch.tensor(float(count)))
+
+        def forward(self, x: Tensor) -> Tensor:
+            return nn.functional.one_hot((x[:, 0, 0, 0] * self.scale).round().long() % count, count).float() * 10
+
+    labels = torch.arange(5 * count) % count
+    images = torch.full((len(labels), *SHAPE), 0.5)
+    images[:, 0, 0, 0] = labels / count
+    return Model(ReadsPixel().eval(), "reads", count, SHAPE), CleanData(images, labels)
+
+
+@pytest.mark.parametrize("per_class", [1, 5])
+def test_text_order_is_tried_by_name(per_class: int) -> None:
+    model, clean = many()
+    numbers = torch.tensor(sorted(range(20), key=str))[clean.labels]  # label i of the model is the i-th in text order
+    found = check_sanity(model, replace(clean, labels=numbers).subset(torch.arange(20 * per_class)))
+    assert (found.ok, found.fits, found.suggestion) == (False, "class order text", "Pass --class-order text.")
+    assert "but 100.0% with the classes in text order (0, 1, 10, 11, ...)" in found.message
+    assert found.class_map == {number: place for place, number in enumerate(sorted(range(20), key=str))}
+
+
+def test_normalisation_and_text_order_at_once() -> None:
+    """A model of 16 classes that needs ``imagenet`` and learned its classes from folders in text order."""
+    prototypes = torch.rand(16, 3, generator=torch.Generator().manual_seed(3)) * 0.6 + 0.2
+    truth = NORMALIZATIONS["imagenet"]
+    network = NearestColour((prototypes - torch.tensor(truth.mean)) / torch.tensor(truth.std) * 1.0)
+    labels = torch.arange(96) % 16
+    images = prototypes[labels].view(-1, 3, 1, 1).expand(-1, *SHAPE)
+    numbers = torch.tensor(sorted(range(16), key=str))[labels]
+    model = Model(network.eval(), "nearest", 16, SHAPE)
+    assert check_sanity(model, CleanData(images, labels)).fits.startswith("imagenet")
+    found = check_sanity(model, CleanData(images, numbers))
+    assert not found.ok and found.fits == "imagenet, class order text"
+    assert found.suggestion == "Pass --normalize imagenet and pass --class-order text."
+    assert found.normalization == truth and found.class_map == text_order(16)
+
+
+def test_a_renumbering_too_much_is_named() -> None:
+    model, clean = many()
+    order = text_order(20)
+    mixed = replace(clean, labels=torch.tensor([order[int(label)] for label in clean.labels]), class_order=order)
+    found = check_sanity(model, mixed)
+    assert (found.ok, found.suggestion) == (False, "Leave out --class-order.")
+    assert found.class_map == {label: label for label in range(20)}
+
+
+def test_a_map_is_from_the_labels_of_the_source() -> None:
+    """The source counts from 100, a first map is wrong: the map that is found replaces it, it does not follow it."""
+    model, clean = many()
+    applied = {100 + label: (7 * label + 3) % 20 for label in range(20)}
+    mixed = replace(clean, labels=(7 * clean.labels + 3) % 20, class_order=applied)
+    found = check_sanity(model, mixed)
+    assert found.fits == "labels in another order"
+    assert found.class_map == {100 + label: label for label in range(20)}
+
+
+def test_one_confused_class_does_not_hide_the_order() -> None:
+    """The model takes class 5 for class 9, so two labels share a prediction; the map still gives each its own."""
+    model, clean = many()
+    images = clean.images.clone()
+    images[clean.labels == 5, 0, 0, 0] = 9 / 20
+    order = torch.randperm(20, generator=torch.Generator().manual_seed(1))
+    found = check_sanity(model, CleanData(images, order[clean.labels]))
+    assert found.fits == "labels in another order" and found.tried[0].accuracy == pytest.approx(0.95)
+    wanted = {int(order[label]): label for label in range(20) if label not in (5, 9)}
+    assert wanted.items() <= found.class_map.items()
+    assert len(set(found.class_map.values())) == len(found.class_map) == 20
+
+
+def test_an_order_must_hold_on_images_that_did_not_suggest_it() -> None:
+    """Random predictions fit some order of the same few images to a half; on others it is worth nothing."""
+    model, clean = many()
+    generator = torch.Generator().manual_seed(0)
+    images = clean.images.clone()
+    images[:, 0, 0, 0] = torch.randint(0, 20, (100,), generator=generator) / 20
+    found = check_sanity(model, CleanData(images[:40], clean.labels[:40]), min_skill=0.3)
+    assert not found.ok and found.fits == "" and found.class_map == {}
+
+
+def test_the_size_of_the_source_is_named_where_it_does_better() -> None:
+    clean = replace(data(), labels=data().labels.flip(0), other_size=OtherSize((64, 48), 0.9, 0.2, 0.1, 100))
+    found = check_sanity(fed(model_for(Normalization())), clean)
+    assert (found.ok, found.fits, found.suggestion) == (False, "size 64x48", "Pass --input-shape 3x64x48.")
+    assert "90.0% with images of 64x48 (instead of 20.0% on the same 100 images)" in found.message
+    worse = replace(clean, other_size=OtherSize((64, 48), 0.3, 0.2, 0.1, 100))
+    assert check_sanity(fed(model_for(Normalization())), worse).fits != "size 64x48"
+
+
+@pytest.mark.parametrize("count", [10, 15])
 def test_an_order_is_not_read_into_a_few_images(count: int) -> None:
     clean, order = data(count), torch.tensor([3, 1, 4, 0, 5, 7, 2, 6])
     found = check_sanity(fed(model_for(Normalization())), replace(clean, labels=order[clean.labels]))
@@ -281,4 +376,4 @@ def test_published_model_with_reversed_labels_order(resnet20: Model, cifar: Clea
     model = replace(resnet20, normalization=NORMALIZATIONS["imagenet"])
     found = check_sanity(model, replace(cifar, labels=9 - cifar.labels))
     assert found.fits == "labels in another order"
-    assert "0→9, 1→8" in found.suggestion
+    assert "0→9, 1→8" in found.message and found.class_map == {label: 9 - label for label in range(10)}

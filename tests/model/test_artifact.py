@@ -13,8 +13,8 @@ import pytest
 import torch
 from torch import nn
 
-from bdprune.errors import ArtifactError, UnsupportedError
-from bdprune.model.artifact import MAX_FILE_BYTES, read_artifact
+from bdprune.errors import ArtifactError, NoWeightsError, UnsupportedError
+from bdprune.model.artifact import MAX_FILE_BYTES, read_checkpoint
 from bdprune.model.safetensors_file import dump_safetensors
 
 Write = Callable[..., Path]
@@ -27,11 +27,12 @@ def test_says_what_a_file_is(write: Write, kind: str) -> None:
         path = write(dump_safetensors(state, {}), "model.pth")
     else:
         path = write(state, "model.safetensors", _use_new_zipfile_serialization=kind == "torch-zip")
-    artifact, found = read_artifact(str(path))
-    assert (artifact.format, artifact.path, artifact.state_key) == (kind, path, "")
-    assert artifact.bytes == path.stat().st_size
-    assert artifact.sha256 == hashlib.sha256(path.read_bytes()).hexdigest()
-    assert torch.equal(found.tensors()["weight"], state["weight"])
+    found = read_checkpoint(str(path))
+    assert (found.format, found.path) == (kind, path)
+    assert found.bytes == path.stat().st_size
+    assert found.sha256 == hashlib.sha256(path.read_bytes()).hexdigest()
+    (only,) = found.contents.states
+    assert only.paths == ((),) and torch.equal(only.tensors()["weight"], state["weight"])
 
 
 @pytest.mark.parametrize(
@@ -49,26 +50,26 @@ def test_says_what_a_file_is(write: Write, kind: str) -> None:
 )
 def test_other_files_are_called_by_their_name(write: Write, content: bytes, message: str) -> None:
     with pytest.raises(UnsupportedError, match=message) as caught:
-        read_artifact(write(content))
+        read_checkpoint(write(content))
     assert "model.pth" in caught.value.message and caught.value.mend
 
 
 def test_missing_empty_folder_and_unreadable(write: Write, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(ArtifactError, match="No such file"):
-        read_artifact(tmp_path / "none.pth")
+        read_checkpoint(tmp_path / "none.pth")
     with pytest.raises(ArtifactError, match="empty"):
-        read_artifact(write(b""))
+        read_checkpoint(write(b""))
     with pytest.raises(UnsupportedError, match="folder"):
-        read_artifact(tmp_path)
+        read_checkpoint(tmp_path)
     with pytest.raises(ArtifactError, match="null"):
-        read_artifact(Path("a\0b"))
+        read_checkpoint(Path("a\0b"))
 
     def refuse(self: Path, mode: str) -> None:
         raise PermissionError(13, "Permission denied")
 
     monkeypatch.setattr(Path, "open", refuse)
     with pytest.raises(ArtifactError, match="Permission denied") as caught:
-        read_artifact(tmp_path / "model.pth")
+        read_checkpoint(tmp_path / "model.pth")
     assert "permissions" in caught.value.mend
 
 
@@ -80,7 +81,7 @@ def test_large_file_that_is_no_checkpoint_is_not_read_whole(tmp_path: Path, head
         file.truncate(1 << 30)  # no place on the disk, a gigabyte in memory
     tracemalloc.start()
     with pytest.raises(UnsupportedError):
-        read_artifact(path)
+        read_checkpoint(path)
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert peak < 100 << 20
@@ -90,15 +91,21 @@ def test_devices_pipes_and_giants_are_not_read(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe")
     for path in (tmp_path / "pipe", Path("/dev/zero")):
         with pytest.raises(UnsupportedError, match="no regular file"):
-            read_artifact(path)
+            read_checkpoint(path)
     giant = tmp_path / "giant.pth"
     with giant.open("wb") as file:
         file.truncate(MAX_FILE_BYTES + 1)
     with pytest.raises(UnsupportedError, match=r"8589934593 bytes"):
-        read_artifact(giant)
+        read_checkpoint(giant)
 
 
 @pytest.mark.parametrize("content", [{}, {"epoch": 1}, [1, 2], torch.ones(3), {"a": {"b": torch.ones(2)}}])
-def test_checkpoint_without_a_state_dict(write: Write, content: Any) -> None:
-    with pytest.raises(UnsupportedError, match="holds no state dict"):
-        read_artifact(write(content))
+def test_checkpoint_without_weights(write: Write, content: Any) -> None:
+    with pytest.raises(NoWeightsError, match="holds no weights"):
+        read_checkpoint(write(content))
+
+
+def test_weights_without_a_state_dict_are_not_passed_over(write: Write) -> None:
+    with pytest.raises(UnsupportedError, match="holds no state dict") as caught:
+        read_checkpoint(write({"shadow_params": [torch.ones(2, 3), torch.ones(3, 3)]}))
+    assert not isinstance(caught.value, NoWeightsError)

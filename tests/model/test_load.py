@@ -68,20 +68,23 @@ def test_counters_that_old_torch_did_not_write(write: Write, small_network: nn.M
 def test_normalisation_and_size(write: Write) -> None:
     network = build("resnet18_cifar", 3, width=2).eval()
     normalization = Normalization((0.5, 0.4, 0.3), (0.2, 0.3, 0.4))
-    model = load(write(network.state_dict()), normalize=normalization, input_size=(40, 48))
+    model = load(write(network.state_dict()), normalize=normalization, input_shape=(3, 40, 48))
     assert model.input_shape == (3, 40, 48)
     x = images(model)
     mean, std = (torch.tensor(values).view(1, 3, 1, 1) for values in (normalization.mean, normalization.std))
     assert torch.allclose(model.module(x), network((x - mean) / std), atol=1e-6)
-    assert load(write(network.state_dict()), input_size=64).input_shape == (3, 64, 64)
+    assert load(write(network.state_dict())).input_shape == (3, 32, 32)
 
 
 def test_options_that_cannot_work(write: Write, small_network: nn.Module) -> None:
     path = write(small_network.state_dict())
-    with pytest.raises(OptionError, match="input size is"):
-        load(path, input_size=0)
+    with pytest.raises(OptionError, match="input shape is"):
+        load(path, input_shape=(3, 0, 8))
     with pytest.raises(ArchitectureError, match=r"cannot take images of shape \(3, 64, 64\)"):
-        load(path, input_size=64)
+        load(path, input_shape=(3, 64, 64))
+    with pytest.raises(ArchitectureError, match="images of 3 channels, not 1") as caught:
+        load(path, input_shape=(1, 8, 8))
+    assert "--input-shape 3x8x8" in caught.value.mend
     with pytest.raises(ArchitectureError, match="4 classes, not 10"):
         load(path, num_classes=10)
     with pytest.raises(ArchitectureError, match="no resnet18_cifar"):
@@ -103,7 +106,7 @@ def test_random_numbers_are_left_alone(write: Write, small_network: nn.Module, o
     path = write(small_network.state_dict())
     before = torch.get_rng_state()
     load(path)
-    load(path, arch=f"{own_module}:make", input_size=8)
+    load(path, arch=f"{own_module}:make", input_shape=(3, 8, 8))
     assert torch.equal(torch.get_rng_state(), before)
 
 
@@ -128,9 +131,9 @@ class Wrapped(nn.Module):
     def forward(self, x): return self.model(x)
 class Maps(IbauCnn):
     def __init__(self): super().__init__(4, width=2, input_size=8)
-    def forward(self, x): return self.features(x)
-class Pairs(Maps):
-    def forward(self, x): return IbauCnn.forward(self, x), x
+    def forward(self, x): return self.features(x).flatten(2)
+class Nothing(Maps):
+    def forward(self, x): return "logits"
 value = 3
 """
     (tmp_path / "own_networks.py").write_text(code)
@@ -144,7 +147,7 @@ value = 3
 def test_own_architecture(write: Write, small_network: nn.Module, own_module: str, name: str, prefix: str) -> None:
     inner = "model." if name == "Wrapped" and not prefix.endswith("model.") else ""
     state = {prefix + inner + key: tensor for key, tensor in small_network.state_dict().items()}
-    model = load(write(state), arch=f"{own_module}:{name}", input_size=8)
+    model = load(write(state), arch=f"{own_module}:{name}", input_shape=(3, 8, 8))
     assert (model.arch, model.num_classes, model.input_shape) == (f"{own_module}:{name}", 4, (3, 8, 8))
     assert torch.equal(model.module(images(model)), small_network(images(model)))
     assert not model.network.training
@@ -161,23 +164,23 @@ def test_own_architecture(write: Write, small_network: nn.Module, own_module: st
         ("own_networks:broken", OptionError, "RuntimeError: no luck"),
         ("own_networks:leaves", OptionError, "SystemExit: 0"),
         ("own_networks:nothing", OptionError, "returned a int"),
-        ("own_networks:other", ArchitectureError, r"no own_networks:other: 'features.0.weight' has shape"),
+        ("own_networks:other", ArchitectureError, r"not a own_networks:other: 'features.0.weight' has shape"),
         ("own_networks:Maps", ArchitectureError, "instead of logits"),
-        ("own_networks:Pairs", ArchitectureError, "gives tuple instead of logits"),
+        ("own_networks:Nothing", ArchitectureError, "gives a str instead of logits"),
     ],
 )
 def test_own_architecture_that_fails(
     write: Write, small_network: nn.Module, own_module: str, arch: str, error: type[BdpruneError], message: str
 ) -> None:
     with pytest.raises(error, match=message):
-        load(write(small_network.state_dict()), arch=arch, input_size=8)
+        load(write(small_network.state_dict()), arch=arch, input_shape=(3, 8, 8))
     assert sys.path[0] != str(Path.cwd())
 
 
 def test_script_that_ends_the_program_is_no_success(write: Write, small_network: nn.Module, own_module: str) -> None:
     Path("script.py").write_text("import sys\nsys.exit(0)\n")
     with pytest.raises(OptionError, match=r"Cannot import script:main: SystemExit"):
-        load(write(small_network.state_dict()), arch="script:main", input_size=8)
+        load(write(small_network.state_dict()), arch="script:main", input_shape=(3, 8, 8))
 
 
 def files() -> dict[str, bytes]:

@@ -14,7 +14,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bdprune.errors import ArtifactError, UnsupportedError
-from bdprune.model.safetensors_file import DTYPES, dump_safetensors, looks_like_safetensors, read_safetensors
+from bdprune.model.file_kinds import looks_like_safetensors
+from bdprune.model.safetensors_file import DTYPES, dump_safetensors, read_safetensors
 
 
 def crafted(header: Any, body: bytes = b"") -> bytes:

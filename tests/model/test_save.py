@@ -16,7 +16,7 @@ import torch
 from torch import nn
 
 from bdprune.errors import OutputError
-from bdprune.model.artifact import read_artifact
+from bdprune.model.artifact import read_checkpoint
 from bdprune.model.handle import Model
 from bdprune.model.load import load
 from bdprune.model.prune import prune
@@ -64,7 +64,7 @@ def test_untouched_checkpoint_comes_back_bit_by_bit(
     path = write(checkpoint, _use_new_zipfile_serialization=not legacy)
     out = tmp_path / "out.pth"
     save(load(path), out)
-    assert read_artifact(out)[0].format == ("torch-legacy" if legacy else "torch-zip")
+    assert read_checkpoint(out).format == ("torch-legacy" if legacy else "torch-zip")
     assert_same(torch.load(out, weights_only=True), checkpoint)
 
 

@@ -91,7 +91,7 @@ def test_histogram_of_scores_spans_them_and_leaves_out_what_is_not_finite(tiny: 
 def test_written_file_loads_and_has_the_filters_cut(tiny: Any, options: dict[str, Any], tmp_path: Path) -> None:
     output = tmp_path / "out.pth"
     repair = purify(tiny.path, tiny.data, method=Fake(), output=output, **options)
-    again = load(output, arch=tiny.arch, input_size=8)
+    again = load(output, arch=tiny.arch, input_shape=(3, 8, 8))
     gamma = again.network.state_dict()["norm.weight"]
     assert gamma[6:].tolist() == [0, 0] and bool((gamma[:6] == 1).all())
     images = torch.rand(4, 3, 8, 8)

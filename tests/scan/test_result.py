@@ -54,7 +54,7 @@ def result(**changes: object) -> Result:
     return Result(**(base | changes))  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize("kind", ["scan", "purify", "score"])
+@pytest.mark.parametrize("kind", ["scan", "purify", "score", "coverage"])
 def test_schema_is_the_one_that_was_agreed(kind: str) -> None:
     """A change here breaks readers: raise SCHEMA_VERSION, then write the file anew with `bdprune schema KIND`."""
     assert json.loads(json.dumps(schema(kind))) == json.loads((GOLDEN / f"{kind}.schema.json").read_text())
@@ -64,7 +64,7 @@ def test_top_level_has_what_readers_were_promised() -> None:
     names = {"schema_version", "verdict", "risk", "target_label", "artifact", "model", "detectors", "findings", "data"}
     written = json.loads(result().to_json())
     assert names | {"env", "seconds", "error"} <= written.keys()
-    assert written["schema_version"] == "1.0" and written["kind"] == "scan"
+    assert written["schema_version"] == "1.1" and written["kind"] == "scan"
 
 
 def test_what_is_written_comes_back_equal() -> None:
@@ -90,7 +90,7 @@ def test_what_is_written_comes_back_equal() -> None:
 )
 def test_anything_else_is_refused(change: dict[str, object]) -> None:
     altered = json.loads(result().to_json()) | change
-    with pytest.raises(DataError, match=r"not a Result of schema 1\.0"):
+    with pytest.raises(DataError, match=r"not a Result of schema 1\.1"):
         Result.from_json(json.dumps(altered))
 
 

@@ -1,0 +1,167 @@
+"""Walks through folders that nobody vouches for: links are followed, loops end, and what is passed over is counted."""
+
+from __future__ import annotations
+
+import os
+import stat
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from bdprune.data.formats import HEAD_BYTES, SUFFIXES, is_surely_image
+from bdprune.data.source import MAX_IMAGES
+from bdprune.errors import DataError
+
+LEFTOVER_FOLDERS = frozenset(
+    {
+        *("__macosx", "@eadir", "__pycache__", "lost+found", "$recycle.bin", "system volume information"),
+        *("#recycle", "#snapshot", "@tmp", "recycler"),
+    }
+)
+LEFTOVER_FILES = frozenset({"thumbs.db", "ehthumbs.db", "desktop.ini", ".ds_store", "icon\r", "sync.ffs_db"})
+
+HIDDEN, LEFTOVER, BROKEN, LOOP = "hidden", "leftover", "broken link", "link to a folder read before"
+NOT_A_FILE, NO_SUFFIX = "not a file", "(no suffix)"
+UNIMPORTANT = frozenset({HIDDEN, LEFTOVER})
+"""Reasons for passing over that no image can be lost by."""
+
+_MAX_SUFFIX = 16
+
+
+@dataclass
+class Walk:
+    """What was found below one folder.
+
+    Attributes:
+        files: image files, those of a folder before those of its sub-folders, each sorted by name.
+        passed_over: how many other entries there are, by suffix or reason.
+        loops: links that lead to a folder that was read before; they were not followed.
+    """
+
+    files: list[Path] = field(default_factory=list)
+    passed_over: Counter[str] = field(default_factory=Counter)
+    loops: list[Path] = field(default_factory=list)
+
+
+def image_files(folder: Path, above: Iterable[tuple[int, int]] = ()) -> Walk:
+    """The image files below ``folder``, known by suffix or by their first bytes; links are followed.
+
+    Args:
+        above: (device, inode) of folders that must not be entered.
+
+    Raises:
+        DataError: a folder cannot be read, or there are more than ``MAX_IMAGES`` entries.
+    """
+    walk, visited, waiting, count = Walk(), set(above), [folder], 0
+    while waiting:
+        parent = waiting.pop()
+        if not _enter(parent, visited):
+            walk.loops.append(parent)
+            walk.passed_over[LOOP] += 1
+            continue
+        entries = list_folder(parent)
+        count += len(entries)
+        if count > MAX_IMAGES:
+            raise DataError(f"{folder} holds more than {MAX_IMAGES} files.", "Give a folder with fewer images.")
+        waiting += reversed([entry for entry in entries if _sort_out(entry, walk)])
+    return walk
+
+
+def list_folder(folder: Path) -> list[Path]:
+    """The entries of a folder, sorted by name.
+
+    Raises:
+        DataError: it cannot be read, or has more than ``MAX_IMAGES`` entries.
+    """
+    names: list[str] = []
+    try:
+        with os.scandir(folder) as entries:
+            for entry in entries:
+                names.append(entry.name)
+                if len(names) > MAX_IMAGES:
+                    raise DataError(f"{folder} holds more than {MAX_IMAGES} entries.", "Give a smaller folder.")
+    except OSError as error:
+        raise unreadable(folder, error) from error
+    return [folder / name for name in sorted(names)]
+
+
+def identity(folder: Path) -> tuple[int, int]:
+    """What a folder is known by, whichever links lead to it."""
+    found = folder.stat()
+    return found.st_dev, found.st_ino
+
+
+def reason_against(path: Path) -> str | None:
+    """Why an entry is passed over by its name alone; None where its name says nothing against it."""
+    name = path.name.lower()
+    if name in LEFTOVER_FILES | LEFTOVER_FOLDERS or name.startswith("._"):
+        return LEFTOVER
+    return HIDDEN if name.startswith(".") else None
+
+
+def suffix_of(path: Path) -> str:
+    """The suffix under which a file is counted, safe to print."""
+    suffix = "".join(c for c in path.suffix.lower() if c.isprintable())
+    return suffix[:_MAX_SUFFIX] or NO_SUFFIX
+
+
+def counted(passed_over: Counter[str]) -> str:
+    """The counts as a text, the largest first: ``3 .txt, 1 hidden``."""
+    most = [f"{count} {what}" for what, count in passed_over.most_common(8)]
+    rest = sum(passed_over.values()) - sum(count for _, count in passed_over.most_common(8))
+    return ", ".join([*most, f"{rest} others"] if rest else most)
+
+
+def plural(count: int, noun: str) -> str:
+    """``1 file``, ``2 files``."""
+    return f"{count} {noun}{'' if count == 1 else 's'}"
+
+
+def unreadable(path: Path, error: OSError) -> DataError:
+    """The error for a file or folder that the system does not let us read."""
+    reason = error.strerror or type(error).__name__
+    return DataError(f"{path} cannot be read: {reason}.", "Check the path and its permissions.")
+
+
+def _enter(folder: Path, visited: set[tuple[int, int]]) -> bool:
+    """Marks a folder as visited; False if it was before."""
+    try:
+        known = identity(folder)
+    except OSError as error:
+        raise unreadable(folder, error) from error
+    if known in visited:
+        return False
+    visited.add(known)
+    return True
+
+
+def _sort_out(path: Path, walk: Walk) -> bool:
+    """True for a folder to enter; a file is noted in ``walk``."""
+    reason = reason_against(path)
+    if reason:
+        walk.passed_over[reason] += 1
+        return False
+    try:
+        mode = path.stat().st_mode
+    except OSError:  # a link that leads nowhere or to itself
+        walk.passed_over[BROKEN] += 1
+        return False
+    if stat.S_ISDIR(mode):
+        return True
+    # Pipes and devices would block or never end.
+    if not stat.S_ISREG(mode):
+        walk.passed_over[NOT_A_FILE] += 1
+    elif path.suffix.lower() in SUFFIXES or is_surely_image(_head(path)):
+        walk.files.append(path)
+    else:
+        walk.passed_over[suffix_of(path)] += 1
+    return False
+
+
+def _head(path: Path) -> bytes:
+    try:
+        with path.open("rb") as file:
+            return file.read(HEAD_BYTES)
+    except OSError:
+        return b""  # of no known suffix and not readable: it is counted

@@ -1,0 +1,133 @@
+"""Finds the networks in a state dict: which names belong to which, under which prefix, and what is left beside them."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from bdprune.model.architectures.spec import Shapes
+
+_MAX_PARTS = 8
+_MAX_PREFIXES = 2000
+_PRUNED = re.compile(r"(.*)_(orig|mask)")
+
+
+class Fit(Protocol):
+    """What a matcher says of shapes that fit: which of the names are part of the network."""
+
+    @property
+    def names(self) -> frozenset[str]:
+        """Names as in the checkpoint, without the prefix."""
+
+    @property
+    def inner(self) -> str:
+        """What stands before these names in the network itself."""
+
+
+class Matcher(Protocol):
+    """Says whether shapes are those of a network."""
+
+    def __call__(self, shapes: Shapes, extras: bool) -> Fit | None:
+        """The fit, or None. With ``extras``, names outside of the network's own modules are overlooked."""
+
+
+@dataclass(frozen=True)
+class Found:
+    """A network that was found in a state dict.
+
+    Attributes:
+        prefix: what stands before its names.
+        fit: what the matcher said.
+        keys: names without the prefix -> keys of the state dict.
+    """
+
+    prefix: str
+    fit: Fit
+    keys: Mapping[str, str] = field(repr=False)
+
+    @property
+    def slots(self) -> list[str]:
+        """Keys of the state dict that belong to the network, the masks of pruned weights among them."""
+        masks = [mask_of(key) for name, key in self.keys.items() if is_pruned(name, key)]
+        return [*self.keys.values(), *masks]
+
+
+def find_networks(shapes: Shapes, matcher: Matcher) -> tuple[list[Found], list[str]]:
+    """All networks in a state dict, and the keys that belong to none.
+
+    The shortest prefix under which all names fit comes first; then one under which names are left over that lie
+    outside of the network's modules. What is left is searched again, so a student, its teacher and an average under
+    three prefixes are three networks.
+
+    Args:
+        shapes: of every tensor of the state dict, by key.
+        matcher: says whether shapes under a prefix are those of a network.
+    """
+    found: list[Found] = []
+    left = dict(shapes)
+    while left:
+        one = _first_fit(left, matcher)
+        if one is None:
+            break
+        found.append(one)
+        used = set(one.slots)
+        left = {key: shape for key, shape in left.items() if key not in used}
+    return found, list(left)
+
+
+def prefixes_of(shapes: Shapes) -> list[str]:
+    """Every prefix under which at least two weights stand, the shortest first; the empty one is always there."""
+    counts: Counter[str] = Counter()
+    for key, shape in shapes.items():
+        parts = key.split(".")[:-1][:_MAX_PARTS]
+        if len(shape) >= 2:
+            counts.update(".".join(parts[:depth]) + "." for depth in range(1, len(parts) + 1))
+    several = [prefix for prefix, count in counts.items() if count >= 2]
+    return ["", *sorted(several, key=lambda prefix: prefix.count("."))[:_MAX_PREFIXES]]
+
+
+def merged_masks(keys: Sequence[str]) -> dict[str, str]:
+    """Names of weights that torch.nn.utils.prune keeps apart: ``conv.weight`` -> ``conv.weight_orig``."""
+    known = set(keys)
+    merged = {}
+    for key in keys:
+        match = _PRUNED.fullmatch(key)
+        if match and match[2] == "orig" and f"{match[1]}_mask" in known and match[1] not in known:
+            merged[match[1]] = key
+    return merged
+
+
+def is_pruned(name: str, key: str) -> bool:
+    """Whether the weight ``name`` is stored at ``key`` without its mask."""
+    return key.endswith("_orig") and not name.endswith("_orig")
+
+
+def mask_of(key: str) -> str:
+    """Key of the mask of the weight that is stored at ``key``."""
+    return f"{key.removesuffix('_orig')}_mask"
+
+
+def _first_fit(shapes: Shapes, matcher: Matcher) -> Found | None:
+    candidates = prefixes_of(shapes)
+    for extras in (False, True):
+        for prefix in candidates:
+            for keys in _readings(shapes, prefix):
+                fit = matcher({name: shapes[key] for name, key in keys.items()}, extras)
+                if fit is not None:
+                    return Found(prefix, fit, {name: key for name, key in keys.items() if name in fit.names})
+    return None
+
+
+def _readings(shapes: Shapes, prefix: str) -> Iterator[dict[str, str]]:
+    """Names under ``prefix`` -> their keys: as they stand, then with pruned weights and their masks as one."""
+    keys = {key.removeprefix(prefix): key for key in shapes if key.startswith(prefix)}
+    yield keys
+    merged = merged_masks(list(keys))
+    if merged:
+        masks = {f"{name}_mask" for name in merged}
+        apart = set(merged.values())
+        plain = {name: key for name, key in keys.items() if name not in masks | apart}
+        yield plain | {name: keys[original] for name, original in merged.items()}

@@ -1,0 +1,191 @@
+"""Networks that a user's own callable builds, named as ``module:callable``."""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from bdprune.errors import ArchitectureError, OptionError, first_line
+from bdprune.model.architectures.spec import Shapes
+from bdprune.model.recognise import differences, fits, shapes_of
+
+_SIZES = (32, 28, 64, 96, 128, 224, 299)
+_MOST_COUNTS = 4
+
+
+@dataclass(frozen=True)
+class OwnNetwork:
+    """A network of the user's own that fits a part of a checkpoint.
+
+    Attributes:
+        names: its names in the checkpoint, without the checkpoint's prefix.
+        inner: what stands before these names in the network itself, where the callable wraps what was saved.
+        num_classes: with which it was built; None where the callable takes no number.
+        shapes: (C, H, W) that its images may have, the likeliest first.
+    """
+
+    names: frozenset[str]
+    inner: str
+    num_classes: int | None
+    shapes: tuple[tuple[int, int, int], ...]
+
+
+class OwnMatcher:
+    """Compares the callable's network with shapes.
+
+    Args:
+        arch: ``module:callable``; it is imported, and called with ``num_classes`` if it takes that or ``**kwargs``.
+        num_classes: number of logits; None tries what the shapes of the checkpoint suggest.
+
+    Raises:
+        OptionError: it cannot be imported or is not callable.
+    """
+
+    def __init__(self, arch: str, num_classes: int | None) -> None:
+        self._arch, self._function, self._given = arch, import_callable(arch), num_classes
+        self._parameters = _parameters(self._function)
+        self._expected: dict[int | None, dict[str, tuple[int, ...]] | OptionError] = {}
+
+    def __call__(self, shapes: Shapes, extras: bool) -> OwnNetwork | None:
+        """The network that fits, built for the number of classes with which it does.
+
+        Raises:
+            OptionError: the callable fails, or returns something else than a network.
+        """
+        for count, expected in self._networks(shapes):
+            for inner in _inner_prefixes(expected):
+                inside = {name.removeprefix(inner): shape for name, shape in expected.items()}
+                if not inside.keys() & shapes.keys():
+                    continue
+                if fits(inside, shapes, extras):
+                    return OwnNetwork(frozenset(inside.keys() & shapes.keys()), inner, count, _image_shapes(inside))
+        return None
+
+    def build(self, fit: OwnNetwork) -> nn.Module:
+        """A network with parameters of its own."""
+        return self._call(fit.num_classes)
+
+    def explain(self, shapes: Shapes) -> ArchitectureError:
+        """How ``shapes`` differ from the network: the error for a checkpoint that holds none."""
+        told = min((differences(expected, shapes) for _, expected in self._networks(shapes)), key=len)
+        return ArchitectureError(
+            f"The checkpoint is not a {self._arch}: {', '.join(told[:3])}.",
+            "Name the callable that built the network of this checkpoint (--arch), and --num-classes if it needs it.",
+        )
+
+    def _counts(self, shapes: Shapes) -> list[int | None]:
+        """Numbers of classes to try: what was given, else the rows of the last matrices and kernels of one pixel."""
+        own = self._parameters.get("num_classes")
+        takes = own is not None or any(one.kind is one.VAR_KEYWORD for one in self._parameters.values())
+        if self._given is not None or not takes:
+            return [self._given if takes else None]
+        heads = [shape[0] for shape in shapes.values() if len(shape) == 2 or (len(shape) == 4 and shape[2:] == (1, 1))]
+        counts: list[int | None] = [*list(dict.fromkeys(reversed(heads)))[:_MOST_COUNTS]]
+        needs = own is not None and own.default is own.empty
+        return counts if needs and counts else [*counts, None]
+
+    def _networks(self, shapes: Shapes) -> list[tuple[int | None, dict[str, tuple[int, ...]]]]:
+        """Names and shapes of the network for each number of classes that may be meant.
+
+        Raises:
+            OptionError: the callable fails for all of them.
+        """
+        counts = self._counts(shapes)
+        made = [(count, self._shapes(count)) for count in counts]
+        worked = [(count, expected) for count, expected in made if not isinstance(expected, OptionError)]
+        failed = [expected for _, expected in made if isinstance(expected, OptionError)]
+        if not worked:
+            raise failed[0]
+        return worked
+
+    def _shapes(self, count: int | None) -> dict[str, tuple[int, ...]] | OptionError:
+        if count not in self._expected:
+            try:
+                self._expected[count] = shapes_of(self._call(count).state_dict())
+            except OptionError as error:  # a number that was only guessed
+                self._expected[count] = error
+        return self._expected[count]
+
+    def _call(self, count: int | None) -> nn.Module:
+        try:
+            with torch.random.fork_rng(devices=[]), _working_directory_first():
+                network = self._function(**({} if count is None else {"num_classes": count}))
+        except (Exception, SystemExit) as error:
+            if count is not None and isinstance(error, TypeError) and "num_classes" in str(error):
+                return self._call(None)  # **kwargs that lead to something that has no classes to count
+            raise OptionError(
+                f"{self._arch} raised {type(error).__name__}: {first_line(error)}.",
+                "It is called with num_classes (--num-classes) if it takes that, else with nothing.",
+            ) from error
+        if not isinstance(network, nn.Module):
+            raise OptionError(
+                f"{self._arch} returned a {type(network).__name__}, which is not a torch.nn.Module.",
+                "Let --arch name another callable.",
+            )
+        return network.cpu().float()
+
+
+def _parameters(function: Callable[..., Any]) -> Mapping[str, inspect.Parameter]:
+    try:
+        return inspect.signature(function).parameters
+    except (TypeError, ValueError):
+        return {}
+
+
+def import_callable(arch: str) -> Callable[..., Any]:
+    """The callable that ``module:callable`` names.
+
+    Raises:
+        OptionError: the module cannot be imported, or has no such callable.
+    """
+    module_name, _, attribute = arch.partition(":")
+    try:
+        with _working_directory_first():
+            value: Any = importlib.import_module(module_name)
+        for part in attribute.split("."):
+            value = getattr(value, part)
+    except (Exception, SystemExit) as error:  # a script ends the program where it is imported
+        hint = "Give --arch module:callable, with a module that Python can import from here."
+        raise OptionError(f"Cannot import {arch}: {type(error).__name__}: {first_line(error)}.", hint) from error
+    if not callable(value):
+        raise OptionError(
+            f"{arch} is a {type(value).__name__}, not callable.", "Let --arch name a class or a function."
+        )
+    return value  # type: ignore[no-any-return]
+
+
+@contextmanager
+def _working_directory_first() -> Iterator[None]:
+    """A console script, unlike ``python -m``, does not look for modules where it is run."""
+    here = str(Path.cwd())
+    sys.path.insert(0, here)
+    try:
+        yield
+    finally:
+        sys.path.remove(here)
+
+
+def _inner_prefixes(expected: Mapping[str, tuple[int, ...]]) -> list[str]:
+    """The empty prefix, and each that stands before all names of the network."""
+    result = [""]
+    while True:
+        part = {name.removeprefix(result[-1]).partition(".")[0] for name in expected}
+        longer = f"{result[-1]}{part.pop()}." if len(part) == 1 else ""
+        if not longer or not all(name.startswith(longer) for name in expected):
+            return result
+        result.append(longer)
+
+
+def _image_shapes(expected: Shapes) -> tuple[tuple[int, int, int], ...]:
+    """Shapes of images that the network may take: the channels of its kernels at usual sizes."""
+    channels = list(dict.fromkeys(shape[1] for shape in expected.values() if len(shape) == 4 and shape[1] <= 4)) or [3]
+    return tuple((count, size, size) for size in _SIZES for count in channels)

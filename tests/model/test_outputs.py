@@ -1,0 +1,133 @@
+"""Networks that return tuples, objects, one logit or maps of one pixel, in eval and in training mode."""
+
+from __future__ import annotations
+
+import collections
+import copy
+import pickle
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, fx, nn
+
+from bdprune.errors import ArchitectureError
+from bdprune.model.handle import Model
+from bdprune.model.outputs import give_logits
+
+Pair = collections.namedtuple("Pair", ["logits", "aux"])
+SHAPE = (3, 4, 4)
+
+
+class Net(nn.Module):
+    """Two matrices of features and a way to return them."""
+
+    def __init__(self, kind: str, classes: int = 5) -> None:
+        super().__init__()
+        self.kind, self.head, self.aux = kind, nn.Linear(3, classes), nn.Linear(3, 7)
+
+    def forward(self, images: Tensor) -> Any:
+        features = images.mean((2, 3))
+        z, aux = self.head(features), self.aux(features)
+        made = {
+            "plain": z,
+            "tuple": (z, aux),
+            "features first": (features, z),
+            "list": [z],
+            "dict": {"logits": z, "features": features},
+            "out": {"out": z},
+            "named": Pair(z, aux),
+            "object": Output(logits=z),
+            "maps": z[:, :, None, None],
+            "aux in training": Pair(z, aux) if self.training else z,
+            "only in training": {"logits": z, "loss": aux} if self.training else (z, aux),
+            "squeezed": z.squeeze(1),
+            "text": "logits",
+            "cube": z[:, :, None],
+        }
+        return made[self.kind]
+
+
+class Output(dict):  # type: ignore[type-arg]
+    """As the Hugging Face classes do it."""
+
+    @property
+    def logits(self) -> Any:
+        return self["logits"]
+
+
+KINDS = ("plain", "tuple", "list", "dict", "out", "named", "object", "maps", "aux in training", "only in training")
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_logits_come_out_in_both_modes(kind: str) -> None:
+    network = Net(kind).eval()
+    names = list(network.state_dict())
+    assert give_logits(network, SHAPE) == 5
+    images = torch.rand(6, *SHAPE)
+    expected = network.head(images.mean((2, 3)))
+    assert torch.equal(network(images), expected) and torch.equal(network.train()(images), expected)
+    assert list(network.state_dict()) == names
+    for twin in (copy.deepcopy(network), pickle.loads(pickle.dumps(network))):
+        assert torch.equal(twin(images), expected)
+
+
+def test_the_number_of_classes_tells_logits_from_features() -> None:
+    network = Net("features first").eval()
+    assert give_logits(network, SHAPE, 5) == 5
+    images = torch.rand(2, *SHAPE)
+    assert torch.equal(network(images), network.head(images.mean((2, 3))))
+    assert give_logits(Net("features first").eval(), SHAPE) == 3
+
+
+@pytest.mark.parametrize("kind", ["plain", "squeezed", "tuple"])
+def test_one_logit_is_two_classes(kind: str) -> None:
+    network = Net(kind, classes=1).eval()
+    images = torch.rand(4, *SHAPE)
+    z = network.head(images.mean((2, 3)))
+    assert give_logits(network, SHAPE) == 2
+    logits = network(images)
+    assert torch.equal(logits, torch.cat([torch.zeros(4, 1), z], 1))
+    assert torch.allclose(logits.softmax(1)[:, 1:], z.sigmoid())
+
+
+def test_a_plain_network_keeps_its_class() -> None:
+    network = Net("plain").eval()
+    give_logits(network, SHAPE)
+    assert type(network) is Net
+
+
+def test_networks_of_one_class_stay_of_one_class_and_can_be_traced() -> None:
+    one, two = Net("tuple").eval(), Net("tuple").eval()
+    for network in (one, two):
+        give_logits(network, SHAPE)
+    assert type(one) is type(two) is not Net and isinstance(one, Net)
+    single = Net("plain", classes=1).eval()
+    give_logits(single, SHAPE)
+    images = torch.rand(2, *SHAPE)
+    assert torch.equal(fx.Interpreter(fx.symbolic_trace(Traced(single))).run(images), single(images))
+    assert Model(single, "net", 2, SHAPE).groups == ()
+
+
+class Traced(nn.Module):
+    """A network inside of another, as behind its normalisation."""
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, images: Tensor) -> Any:
+        return self.network(images)
+
+
+@pytest.mark.parametrize(("kind", "words"), [("text", "a str instead of logits"), ("cube", r"shape \(1, 5, 1\)")])
+def test_what_has_no_logits_says_what_it_returns(kind: str, words: str) -> None:
+    with pytest.raises(ArchitectureError, match=words) as caught:
+        give_logits(Net(kind).eval(), SHAPE)
+    assert "--arch" in caught.value.mend
+
+
+def test_images_that_do_not_fit_name_the_option() -> None:
+    with pytest.raises(ArchitectureError, match=r"cannot take images of shape \(1, 4, 4\)") as caught:
+        give_logits(Net("plain").eval(), (1, 4, 4))
+    assert "--input-shape" in caught.value.mend
