@@ -40,8 +40,12 @@ PREFIXES = ("", "module.", "_forward_module.", "some.thing.of.mine.")
 DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 EXTRAS: dict[str, State] = {
     "none": {},
-    "counters": {"n_averaged": torch.tensor(3), "features.total_ops": torch.zeros(1, dtype=torch.float64)},
-    "loss": {"criterion.weight": torch.ones(4), "metric.confusion": torch.ones(4, 4, dtype=torch.int64)},
+    "all": {
+        "n_averaged": torch.tensor(3),
+        "features.total_ops": torch.zeros(1, dtype=torch.float64),
+        "criterion.weight": torch.ones(4),
+        "metric.confusion": torch.ones(4, 4, dtype=torch.int64),
+    },
 }
 COMBINATIONS = [
     *itertools.product(("zip", "legacy"), WRAPPERS, PREFIXES, DTYPES, EXTRAS),
