@@ -20,7 +20,7 @@ class Progress:
     """Shows how far a run is. Use it as a context manager.
 
     Args:
-        total: how many models there are.
+        total: how many files there are.
         shown: False shows nothing at all.
     """
 
@@ -29,6 +29,7 @@ class Progress:
         self._shown = shown
         self._name = ""
         self._done = 0
+        self._last = ""
         self._live: RichProgress | None = None
         self._task: TaskID | None = None
 
@@ -58,9 +59,17 @@ class Progress:
 
             self._live.update(self._task, description=f"{escape(self._name)}: {escape(plain(stage))}")
 
-    def finished(self, verdict: str, name: str) -> None:
-        """One more model is done, not always the one that was announced last: stacks read ahead."""
-        self._done += 1
+    def finished(self, verdict: str, name: str, file: str = "") -> None:
+        """One more model is done, not always the one that was announced last: stacks read ahead.
+
+        Args:
+            verdict: what became of it.
+            name: of the model.
+            file: that it came from, if others may come from the same one.
+        """
+        if not file or file != self._last:
+            self._done += 1
+        self._last = file
         if self._live is not None and self._task is not None:
             self._live.update(self._task, completed=self._done)
         elif self._shown and self._total > 1:

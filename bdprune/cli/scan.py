@@ -106,11 +106,13 @@ def scan(
                 result = next(stream, None)
             if result is None:
                 break
+            file = result.artifact.path if result.artifact else result.name
             if len(models) > 1 and _holds_no_weights(result):
-                sources.pass_over(Path(result.name), _reason(result))
+                sources.pass_over(Path(file), _reason(result))
+                progress.finished("passed over", file, file)
                 continue
             results.append(result)
-            progress.finished(result.verdict, result.name)
+            progress.finished(result.verdict, result.name, file)
             if outputs.Output("jsonl") in wanted:
                 with progress.paused():
                     outputs.emit(outputs.render("jsonl", [result], as_array=False, colour=False))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 
-from bdprune.scan.result import ATTENTION, CoverageResult, PurifyResult, Result, Verdict
+from bdprune.scan.result import ATTENTION, PassedOver, PurifyResult, Result, Verdict
 
 MEANING: dict[Verdict, str] = {
     "clean": "No sign of a backdoor was found.",
@@ -98,11 +98,8 @@ def tally(results: Sequence[Result]) -> str:
     return f"{len(results)} model{'s' if len(results) != 1 else ''}: {', '.join(parts) or 'nothing scanned'}"
 
 
-def passed_over(coverage: CoverageResult) -> list[tuple[str, str]]:
-    """For every reason why files were passed over, what to call it and their names; what may hold weights first."""
-    rows = []
-    for one in coverage.passed_over:
-        caution = "may hold weights: " if one.may_hold_weights else ""
-        more = f" and {one.count - len(one.paths)} more" if one.count > len(one.paths) else ""
-        rows.append((f"{one.count} x {caution}{one.reason}", f"{', '.join(one.paths)}{more}"))
-    return rows
+def listed(group: PassedOver, most: int = 100) -> str:
+    """The paths of files that were passed over: all that may hold weights, of others ``most`` and how many more."""
+    shown = group.paths if group.may_hold_weights else group.paths[:most]
+    more = f" and {group.count - len(shown)} more" if group.count > len(shown) else ""
+    return f"{', '.join(shown)}{more}"

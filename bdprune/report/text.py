@@ -69,10 +69,8 @@ def coverage_text(coverage: CoverageResult) -> str:
     """The files that have no result, by reason: those that may hold weights by name, of others the first few."""
     lines = ["", f"  Passed over: {coverage.files - coverage.scanned} of {coverage.files} files"]
     for one in coverage.passed_over:
-        shown = one.paths if one.may_hold_weights else one.paths[:_MOST_NAMED]
-        more = f" and {one.count - len(shown)} more" if one.count > len(shown) else ""
         caution = "MAY HOLD WEIGHTS: " if one.may_hold_weights else ""
-        lines.append(f"    {caution}{plain(one.reason)}: {plain(', '.join(shown))}{more}")
+        lines.append(f"    {caution}{plain(one.reason)}: {plain(summary.listed(one, _MOST_NAMED))}")
     return "\n".join(lines) + "\n"
 
 

@@ -139,6 +139,9 @@ def test_sets_of_one_file_are_an_array(scan: Run, tmp_path: Path, good: Any, bad
     assert done.exit_code == 1
     assert [one["artifact"]["state_key"] for one in json.loads(done.stdout)] == ["state_dict", "state_dict_ema"]
     assert f"{path}#state_dict_ema" in scan(path).stdout
+    torch.save(good, tmp_path / "other.pth")
+    counted = [line.partition(" ")[0] for line in scan(path, tmp_path / "other.pth").stderr.splitlines()]
+    assert counted == ["[1/2]", "[1/2]", "[2/2]"]
     chosen = scan(path, "--state-key", "state_dict", "-f", "json")
     assert chosen.exit_code == 0 and json.loads(chosen.stdout)["coverage"]["left_out"] == ["state_dict_ema: not chosen"]
 
