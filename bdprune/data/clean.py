@@ -73,6 +73,17 @@ class CleanData:
         state.update(self.labels.cpu().contiguous().numpy().tobytes())
         return f"sha256:{state.hexdigest()}"
 
+    @cached_property
+    def by_content(self) -> CleanData:
+        """The same images sorted by the hash of pixels and label: whatever order they come in, they leave in this."""
+        keys = [
+            hashlib.sha256(image.contiguous().numpy().tobytes() + label.to_bytes(8, "little")).digest()
+            for image, label in zip(self.images.detach().cpu(), self.labels.tolist(), strict=True)
+        ]
+        ordered = self.subset(torch.tensor(sorted(range(len(keys)), key=keys.__getitem__), dtype=torch.int64))
+        ordered.__dict__["by_content"] = ordered  # sorted already
+        return ordered
+
     @property
     def class_counts(self) -> dict[int, int]:
         """Number of images of each label that occurs, in label order."""

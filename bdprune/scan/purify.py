@@ -19,8 +19,8 @@ from bdprune.model.save import save
 from bdprune.purify.base import Purified, Purifier
 from bdprune.scan import registry
 from bdprune.scan.describe import artifact_info, data_info, env, model_info, number, weight_coverage
-from bdprune.scan.engine import Clock, Progress, silent
 from bdprune.scan.intake import DataShelf, DataSource, ModelOptions, ModelSource, take_models
+from bdprune.scan.pipeline import Clock, Progress, silent
 from bdprune.scan.result import CurveInfo, Histogram, OutputInfo, PurifyResult, finite, some
 
 _BINS = 20

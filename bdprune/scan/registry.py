@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import logging
 from collections.abc import Mapping, Sequence
+from functools import cache
 from importlib.metadata import EntryPoint, entry_points
 from typing import Any, cast
 
@@ -85,7 +86,9 @@ def _load(group: str, name: str) -> Any:
     return homes[name].load()
 
 
+@cache
 def _homes(group: str) -> dict[str, EntryPoint]:
+    """Where everything in ``group`` is found. Installed packages are looked through once a process."""
     ours = {name: EntryPoint(name, home, group) for name, home in _BUILT_IN[group].items()}
     plugged = {point.name: point for point in entry_points(group=group)}
     for name in plugged.keys() & ours.keys():

@@ -11,8 +11,8 @@ from bdprune.data.clean import ClassOrder, CleanData
 from bdprune.errors import OptionError
 from bdprune.model.handle import Model
 from bdprune.scan.describe import artifact_info, data_info, env, model_info, number, weight_coverage
-from bdprune.scan.engine import Clock
 from bdprune.scan.intake import DataShelf, DataSource, ModelOptions, ModelSource, take_model
+from bdprune.scan.pipeline import Clock
 from bdprune.scan.result import FilterScore, LayerScores, ScoreResult
 from bdprune.scoring.lipschitz import channel_lipschitz
 from bdprune.scoring.outliers import layer_z_scores

@@ -16,8 +16,8 @@ from bdprune.detect.base import Evidence, StackDetector
 from bdprune.errors import OptionError
 from bdprune.model.stacked import StackedNetwork, agrees, why_not
 from bdprune.scan.device import free_memory, parse_device
-from bdprune.scan.engine import Candidate, Job, Progress, detectors_for, examine, nothing_seen, survive, take_in
 from bdprune.scan.intake import ModelSource
+from bdprune.scan.pipeline import Candidate, Job, Progress, detectors_for, examine, nothing_seen, survive, take_in
 from bdprune.scan.result import Result
 from bdprune.training.footprint import footprint, weight_bytes
 from bdprune.training.paths import choose
@@ -176,7 +176,7 @@ class StackedScan:
         for index, (place, candidate) in enumerate(zip(places, candidates, strict=True)):
             own = {number: seen[index] for number, seen in known.items()}
             run = partial(examine, candidate, self._job, self._progress, own)
-            place.result, place.candidate = survive(run, place.source, self._job), None
+            place.result, place.candidate = survive(run, place.source, self._job, candidate.model), None
 
     def _together(self, detector: StackDetector, candidates: Sequence[Candidate]) -> list[Evidence] | None:
         """What the detector saw in each model, None where it is to look at them one by one."""

@@ -16,8 +16,8 @@ from typing import Any, Self
 import torch
 
 from bdprune.errors import ArtifactError, BdpruneError, OptionError, first_line
-from bdprune.scan.engine import Clock, Job, Progress, failure, scan_one
 from bdprune.scan.intake import ModelSource
+from bdprune.scan.pipeline import Clock, Job, Progress, failure, scan_one
 from bdprune.scan.result import Result
 
 

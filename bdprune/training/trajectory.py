@@ -39,6 +39,26 @@ def last_epoch(trajectory: Sequence[UnlearnStep], steps_per_epoch: int) -> Seque
     return trajectory[-steps_per_epoch:]
 
 
+def halves(trajectory: Sequence[UnlearnStep]) -> tuple[Sequence[UnlearnStep], Sequence[UnlearnStep]]:
+    """The first and the second half of the steps to the collapse; of an odd number the second has one more.
+
+    Neither is empty: a single step is both.
+    """
+    middle = len(trajectory) // 2
+    return trajectory[: max(middle, 1)], trajectory[middle:]
+
+
+def middle_half(trajectory: Sequence[UnlearnStep]) -> Sequence[UnlearnStep]:
+    """The steps to the collapse without their first and their last quarter, each rounded down to whole steps."""
+    quarter = len(trajectory) // 4
+    return trajectory[quarter : len(trajectory) - quarter]
+
+
+def mean_shares(runs: Sequence[Sequence[float]]) -> list[float]:
+    """The mean over runs of the share of every label, ``[K]``."""
+    return [sum(of_label) / len(runs) for of_label in zip(*runs, strict=True)]
+
+
 def sink_label(trajectory: Sequence[UnlearnStep], steps_per_epoch: int) -> int:
     """The label with the largest flip share in the last pass: RNP's backdoor label."""
     return top_label(flip_shares(last_epoch(trajectory, steps_per_epoch)))
@@ -49,7 +69,7 @@ def top_label(shares: Sequence[float]) -> int:
     return max(range(len(shares)), key=lambda label: shares[label])
 
 
-def lead(shares: Sequence[float]) -> float:
-    """By how much the largest share leads the second largest, in [0, 1]."""
-    first, second = sorted(shares, reverse=True)[:2]
-    return first - second
+def leaders(shares: Sequence[float]) -> tuple[int, int]:
+    """The labels with the largest and the second largest share; on a tie the smaller label comes first."""
+    first, second = sorted(range(len(shares)), key=lambda label: -shares[label])[:2]
+    return first, second

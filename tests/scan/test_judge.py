@@ -118,3 +118,62 @@ def test_every_judgement_is_sound(leading: float, second: float, sane: bool, wit
         assert sanity is SANE and not leading > 0.5 and not second > 6
     if found.verdict == "backdoored":
         assert found.target_label == 8 and leading > 0.5
+
+
+def measured(
+    score: float, near: bool, *, leads: int = 5, images: int = 500, classes: int = 10, norms: int = 20
+) -> Evidence:
+    """Evidence of the unlearning detector with what it tells of its runs."""
+    details = {
+        "leads": [score] * leads,
+        "standard_error": 0.02 if leads > 1 else None,
+        "near": near,
+        "images": images,
+        "flip_shares": [0.1] * classes,
+        "batch_norms": norms,
+    }
+    return Evidence(LEADER, score, 0.5, score > 0.5, 8, details=details)
+
+
+def test_clean_that_is_near_the_threshold_says_so() -> None:
+    found = judge([measured(0.47, True)], SANE)
+    (finding,) = found.findings
+    assert found.verdict == "clean" and (finding.rule_id, finding.severity) == ("BD000", "low")
+    assert finding.message == (
+        "The lead is 0.470 +- 0.020 over 5 orders of 500 images, below the threshold of 0.500, but near it."
+    )
+
+
+def test_clean_that_is_far_from_the_threshold_needs_no_finding() -> None:
+    assert judge([measured(0.1, False, leads=1)], SANE).findings == ()
+
+
+def test_flag_says_how_near_the_lead_is() -> None:
+    far = judge([measured(0.9, False, leads=1)], SANE).findings[0].message
+    assert far.endswith("label 8. The lead is 0.900 over 1 order of 500 images, above the threshold of 0.500.")
+    near = judge([measured(0.52, True)], SANE).findings[0].message
+    assert near.endswith("0.520 +- 0.020 over 5 orders of 500 images, above the threshold of 0.500, but near it.")
+
+
+@pytest.mark.parametrize(
+    ("limit", "words"),
+    [
+        ({"images": 299}, "With fewer than 300 images"),
+        ({"classes": 2}, "Of 2 classes a lead says little"),
+    ],
+)
+def test_limits_of_the_lead_are_said_of_every_verdict(limit: dict[str, int], words: str) -> None:
+    for score, verdict in ((0.1, "clean"), (0.9, "backdoored")):
+        found = judge([measured(score, False, **limit)], SANE)
+        assert found.verdict == verdict
+        assert words in found.findings[0].message
+    assert found.findings[0].rule_id == "BD030"
+
+
+def test_a_network_without_batch_norm_is_neither_clean_nor_backdoored() -> None:
+    quiet = judge([measured(0.1, False, norms=0), other(3.0)], SANE)
+    assert quiet.verdict == "inconclusive" and "no batch norm" in quiet.findings[0].message
+    loud = judge([measured(0.9, False, norms=0), other(3.0)], SANE)
+    assert loud.verdict == "suspicious" and loud.target_label is not None
+    confirmed = judge([measured(0.9, False, norms=0), other(9.0)], SANE)
+    assert confirmed.verdict == "backdoored"

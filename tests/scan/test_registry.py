@@ -34,8 +34,20 @@ def plug(monkeypatch: pytest.MonkeyPatch) -> Any:
         monkeypatch.setattr(EntryPoint, "load", lambda point: names.get(point.name) or ORIGINAL(point))
         points = [EntryPoint(name, "anything:here", "bdprune.detectors") for name in names]
         monkeypatch.setattr(registry, "entry_points", lambda group: points if group == "bdprune.detectors" else [])
+        registry._homes.cache_clear()
 
-    return install
+    yield install
+    registry._homes.cache_clear()
+
+
+def test_installed_packages_are_looked_through_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[str] = []
+    monkeypatch.setattr(registry, "entry_points", lambda group: asked.append(group) or [])
+    registry._homes.cache_clear()
+    for _ in range(3):
+        registry.detectors(None, 0)
+    assert asked == ["bdprune.detectors"]
+    registry._homes.cache_clear()
 
 
 ORIGINAL = EntryPoint.load

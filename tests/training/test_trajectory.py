@@ -1,6 +1,15 @@
 import pytest
 
-from bdprune.training.trajectory import UnlearnStep, flip_shares, last_epoch, sink_label
+from bdprune.training.trajectory import (
+    UnlearnStep,
+    flip_shares,
+    halves,
+    last_epoch,
+    leaders,
+    mean_shares,
+    middle_half,
+    sink_label,
+)
 
 
 def step(votes: tuple[int, ...], wrong: tuple[int, ...], counts: tuple[int, ...]) -> UnlearnStep:
@@ -23,3 +32,23 @@ def test_sink_label_reads_the_last_pass_only() -> None:
     assert list(last_epoch([early, early, late], 1)) == [late]
     assert sink_label([early, early, early, late], 1) == 1
     assert sink_label([early, early, early, late], 4) == 0
+
+
+def test_middle_half_leaves_out_a_quarter_at_both_ends() -> None:
+    steps = [step((k, 0), (k, 0), (9, 9)) for k in range(11)]
+    assert [len(middle_half(steps[:count])) for count in (1, 3, 4, 8, 11)] == [1, 3, 2, 4, 7]
+    assert middle_half(steps[:8]) == steps[2:6]
+    assert middle_half(steps) == steps[2:9]
+
+
+def test_halves_are_never_empty() -> None:
+    steps = [step((k, 0), (k, 0), (9, 9)) for k in range(5)]
+    assert halves(steps) == (steps[:2], steps[2:])
+    assert halves(steps[:1]) == (steps[:1], steps[:1])
+
+
+def test_leaders_of_the_mean_over_runs() -> None:
+    shares = mean_shares([[0.1, 0.5, 0.3], [0.3, 0.1, 0.9]])
+    assert shares == pytest.approx([0.2, 0.3, 0.6])
+    assert leaders(shares) == (2, 1)
+    assert leaders([0.2, 0.4, 0.4]) == (1, 2)
