@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from bdprune.scan.engine import scan as scan
+    from bdprune.scan.engine import scan_many as scan_many
     from bdprune.scan.intake import load as load
     from bdprune.scan.purify import purify as purify
     from bdprune.scan.result import Result as Result
@@ -25,13 +26,14 @@ if TYPE_CHECKING:
 
 __version__ = "0.1.0"
 
-__all__ = ["Result", "__version__", "load", "purify", "scan", "score", "stack"]
+__all__ = ["Result", "__version__", "load", "purify", "scan", "scan_many", "score", "stack"]
 
 _HOMES = {
     "Result": "bdprune.scan.result",
     "load": "bdprune.scan.intake",
     "purify": "bdprune.scan.purify",
     "scan": "bdprune.scan.engine",
+    "scan_many": "bdprune.scan.engine",
     "score": "bdprune.scan.score",
     "stack": "bdprune.training.stack",
 }

@@ -19,7 +19,17 @@ PACKAGE = Path(bdprune.__file__).parent
 OPTION = re.compile(r"(?<![\w-])--([a-z][a-z-]*[a-z])")
 PARAMETER = re.compile(r"\b[a-z]+(?:_[a-z]+)+\b")
 # Words with an underscore that are not parameters of ours: torch's own, and arrays and columns in files.
-OTHERS = {"state_dict", "load_state_dict", "x_test", "y_test", "weight_map", "target_label", "clean_data"}
+OTHERS = {
+    "load_state_dict",
+    "no_grad",
+    "remove_parametrizations",
+    "remove_spectral_norm",
+    "state_dict",
+    "target_label",
+    "weight_map",
+    "x_test",
+    "y_test",
+}
 
 
 def options(command: click.Command) -> set[str]:

@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 import click
 
 from bdprune.errors import OptionError
+from bdprune.scan.shape import parse_shape
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 
@@ -137,12 +138,8 @@ def _apply(function: Function, options: list[Callable[[Any], Any]]) -> Function:
     return function
 
 
-def _shape(context: click.Context, parameter: click.Parameter, value: str | None) -> tuple[int, ...] | None:
-    if value is None:
-        return None
-    if not re.fullmatch(r"[1-9]\d{0,4}x[1-9]\d{0,4}x[1-9]\d{0,4}", value):
-        raise OptionError(f"{value!r} is no input shape.", "Give channels, height and width, as in 3x32x32.")
-    return tuple(int(part) for part in value.split("x"))
+def _shape(context: click.Context, parameter: click.Parameter, value: str | None) -> tuple[int, int, int] | None:
+    return None if value is None else parse_shape(value)
 
 
 def _data(context: click.Context, parameter: click.Parameter, value: str | None) -> Path | None:

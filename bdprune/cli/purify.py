@@ -82,7 +82,6 @@ def purify(
     wanted = outputs.plan(formats, (), KINDS, quiet)
     check_writable(output)
     outputs.check_apart([output, *(one.path for one in wanted)], [path, data])
-    asked = {"preset": preset, "mode": mode, "max_drop": max_acc_drop, "precision": precision}
     with Progress(1, shown=not (quiet or no_progress)) as progress, redirect_stdout(sys.stderr):
         progress.stage("starting")
         from bdprune.scan.purify import purify as repair
@@ -92,7 +91,10 @@ def purify(
             data,
             method=method,
             output=output,
-            settings={name: value for name, value in asked.items() if value is not None},
+            preset=preset,
+            mode=mode,
+            max_acc_drop=max_acc_drop,
+            precision=precision,
             per_class=per_class,
             class_order=class_order,
             progress=progress.stage,

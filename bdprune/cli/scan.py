@@ -157,7 +157,7 @@ def _scan_many(
     return scan_many(
         progress.through(models),
         data,
-        detectors=list(dict.fromkeys(map(str.strip, detectors.split(",")))) if detectors else None,
+        detectors=detectors or None,
         progress=progress.stage,
         **settings,
     )

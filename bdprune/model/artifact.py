@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import stat
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -66,6 +67,7 @@ class Artifact:
         checkpoint: the whole checkpoint; None in place of what the network can give back.
         metadata: of the safetensors header.
         shards: keys -> file of the tensor; empty for a single file.
+        index_metadata: of the index of the shards.
     """
 
     path: Path
@@ -83,6 +85,7 @@ class Artifact:
     checkpoint: Any = field(default=None, repr=False, compare=False)
     metadata: Mapping[str, str] = field(default_factory=dict, repr=False, compare=False)
     shards: Mapping[str, str] = field(default_factory=dict, repr=False, compare=False)
+    index_metadata: Mapping[str, Any] = field(default_factory=dict, repr=False, compare=False)
 
 
 @dataclass(frozen=True)
@@ -97,6 +100,7 @@ class Checkpoint:
     contents: Contents = field(repr=False)
     metadata: Mapping[str, str] = field(default_factory=dict, repr=False)
     shards: Mapping[str, str] = field(default_factory=dict, repr=False)
+    index_metadata: Mapping[str, Any] = field(default_factory=dict, repr=False)
 
 
 def read_checkpoint(path: str | Path) -> Checkpoint:
@@ -215,7 +219,18 @@ def _read_shards(path: Path, index: bytes) -> Checkpoint:
     if len(formats) > 1:
         raise ArtifactError(f"its shards are of different formats: {', '.join(sorted(formats))}.", GIVE_INDEX)
     ordered = {name: state[name] for name in names}
-    return Checkpoint(path, formats.pop(), total, digest.hexdigest(), ordered, contents_of(ordered), metadata, names)
+    found = json.loads(index).get("metadata")
+    return Checkpoint(
+        path,
+        formats.pop(),
+        total,
+        digest.hexdigest(),
+        ordered,
+        contents_of(ordered),
+        metadata,
+        names,
+        found if isinstance(found, dict) else {},
+    )
 
 
 def _shard(path: Path) -> tuple[bytes, Format]:

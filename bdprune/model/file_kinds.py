@@ -9,6 +9,7 @@ from __future__ import annotations
 import io
 import os
 import pickletools
+import re
 import stat
 import zipfile
 from dataclasses import dataclass
@@ -44,6 +45,7 @@ TEXT = FileKind("text", "none")
 UNKNOWN = FileKind("a file of unknown content", "possible")
 LABELLED_IMAGES = FileKind("labelled images", "none")
 UNREADABLE = FileKind("a file that cannot be read", "possible")
+APPLE_DOUBLE = FileKind("an AppleDouble file of macOS", "none")
 SPECIAL = FileKind("a pipe, socket or device", "none")
 
 _MAGIC: tuple[tuple[bytes, FileKind], ...] = (
@@ -69,7 +71,7 @@ _MAGIC: tuple[tuple[bytes, FileKind], ...] = (
     (b"<html", FileKind("an HTML page (a failed download?)", "none")),
     (b"SQLite format 3\x00", FileKind("an SQLite database", "none")),
     (b"\x00\x00\x00\x01Bud1", FileKind("a .DS_Store of macOS", "none")),
-    (b"\x00\x05\x16\x07", FileKind("an AppleDouble file of macOS", "none")),
+    (b"\x00\x05\x16\x07", APPLE_DOUBLE),
 )
 _ONNX = FileKind("an ONNX model, or another one in protobuf", "possible")
 _TFLITE = FileKind("a TensorFlow Lite model", "possible")
@@ -79,6 +81,7 @@ _EVENTS = FileKind("a TensorBoard log", "none")
 _WEBP = FileKind("a WebP image", "none")
 _BMP = FileKind("a BMP image", "none")
 _PROTOBUF_FIELDS = (0x12, 0x1A, 0x22, 0x28, 0x32, 0x3A, 0x42)
+_TEXT_PICKLE = re.compile(rb"[(\]}]|c[A-Za-z_][\w.]*\n[A-Za-z_]\w*\n")
 _PICKLE_STARTS = tuple(b"\x80" + bytes([protocol]) for protocol in range(1, 6))
 _IMAGE_ARRAYS = {"images", "x", "X", "data", "x_test"}
 _LABEL_ARRAYS = {"labels", "y", "Y", "targets", "label", "y_test"}
@@ -150,7 +153,7 @@ def _is_text(head: bytes) -> bool:
 
 def _is_text_pickle(head: bytes) -> bool:
     """Whether text is a pickle of protocol 0: its opcodes are letters, and prose breaks them within a few."""
-    if head[:1] not in (b"(", b"c", b"i", b"}", b"]", b"d", b"l"):
+    if not _TEXT_PICKLE.match(head):
         return False
     count = 0
     try:
@@ -179,6 +182,7 @@ def _kind_of_zip(path: Path) -> FileKind:
     if any(name.rpartition("/")[2] == "data.pkl" for name in names):
         return TORCH_ZIP
     arrays = {name.removesuffix(".npy") for name in names if name.endswith(".npy")}
-    if len(arrays) == len(names) and arrays & _IMAGE_ARRAYS and arrays & _LABEL_ARRAYS:
+    only_images = len(arrays) == len(names) and arrays <= _IMAGE_ARRAYS | _LABEL_ARRAYS
+    if only_images and arrays & _IMAGE_ARRAYS and arrays & _LABEL_ARRAYS:
         return LABELLED_IMAGES
     return _ZIP

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -18,9 +19,11 @@ from bdprune.model.outputs import give_logits
 from bdprune.model.own_network import OwnMatcher, OwnNetwork
 from bdprune.model.pickle_walk import shown
 from bdprune.model.recognise import KnownMatcher, not_recognised, shapes_of
+from bdprune.model.shards import GIVE_INDEX
 from bdprune.model.state import StateDict, check_expansion, check_finite, is_weight_name, joined, typed
 
 Shape: TypeAlias = tuple[int, int, int]
+_SHARD = re.compile(r".+-\d{5}-of-\d{5}\.[a-z]+")
 _GIVE_KEY = "Choose one of them with --state-key."
 
 
@@ -112,6 +115,10 @@ def load_all(
         check_expansion(_all_tensors(checkpoint), checkpoint.bytes)
         sets = _sets(checkpoint, matcher)
         chosen, unloaded = _choose(sets, state_key)
+    except ArchitectureError as error:
+        if _SHARD.fullmatch(checkpoint.path.name):
+            raise ArchitectureError(error.message, f"It is one shard of several. {GIVE_INDEX}") from None
+        raise
     except ArtifactError as error:
         raise type(error)(f"Cannot load {path}: {error.message}", error.mend) from None
     models: list[Model] = []
@@ -219,7 +226,7 @@ def _sets_in(state: StateDict, matcher: _Builder) -> list[_Set]:
     if not found:
         common = _common_prefix(shapes)
         stripped = {name.removeprefix(common): shape for name, shape in shapes.items()}
-        return [_Set(state.name, state, None, error=matcher.explain(stripped))]
+        return [_Set(state.name, state, None, error=_with_hint(matcher.explain(stripped), shapes))]
     weights = tuple(name for name in left if is_weight_name(name, tensors[name]))
     used = {key for one in found for key in one.slots} | set(weights)
     kept = tuple(str(key) for key in state.state if key not in used)
@@ -227,6 +234,20 @@ def _sets_in(state: StateDict, matcher: _Builder) -> list[_Set]:
         [state.name] if len(found) == 1 else ["/".join(filter(None, (state.name, one.prefix[:-1]))) for one in found]
     )
     return [_Set(name, state, one, weights, kept) for name, one in zip(names, found, strict=True)]
+
+
+def _with_hint(error: BdpruneError, names: Mapping[str, Any]) -> BdpruneError:
+    """``error`` with a better hint where the names tell what was done to the network before it was saved."""
+    ends = {name.rpartition(".")[2] for name in names}
+    if {"weight_g", "weight_v"} <= ends or {"original0", "original1"} <= ends:
+        hint = "Take weight normalisation off (torch.nn.utils.parametrize.remove_parametrizations) and save it again."
+    elif "weight_u" in ends:
+        hint = "Call torch.nn.utils.remove_spectral_norm on its layers and save it again."
+    elif "weight_orig" in ends:
+        hint = "Call torch.nn.utils.prune.remove on its layers and save it again."
+    else:
+        return error
+    return type(error)(error.message, hint)
 
 
 def _joined(state: str, prefix: str) -> str:
@@ -279,7 +300,8 @@ def _build(
     _fill(network, one, slots)
     network.eval().requires_grad_(True)
     if ":" in name or input_shape is not None or known_count == 1:
-        shape, count = _first_that_runs(network, [input_shape] if input_shape else shapes, num_classes)
+        expected = num_classes or next(iter(one.found.fit.heads), None)
+        shape, count = _first_that_runs(network, [input_shape] if input_shape else shapes, expected)
     else:
         shape, count = shapes[0], known_count
     if num_classes is not None and num_classes != count:
@@ -365,6 +387,7 @@ def _artifact(checkpoint: Checkpoint, one: _Set, slots: Mapping[str, Slot]) -> A
         checkpoint=with_values(checkpoint.value, places, given),
         metadata=checkpoint.metadata,
         shards=checkpoint.shards,
+        index_metadata=checkpoint.index_metadata,
     )
 
 

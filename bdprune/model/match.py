@@ -12,6 +12,7 @@ from bdprune.model.architectures.spec import Shapes
 
 _MAX_PARTS = 8
 _MAX_PREFIXES = 2000
+_WRAPPED = re.compile(r"(?<=\.)_(?:fsdp_wrapped_module|checkpoint_wrapped_module|orig_mod)\.")
 _PRUNED = re.compile(r"(.*)_(orig|mask)")
 
 
@@ -25,6 +26,10 @@ class Fit(Protocol):
     @property
     def inner(self) -> str:
         """What stands before these names in the network itself."""
+
+    @property
+    def heads(self) -> tuple[int, ...]:
+        """The likely number of logits, if that is not known; empty otherwise."""
 
 
 class Matcher(Protocol):
@@ -82,7 +87,7 @@ def prefixes_of(shapes: Shapes) -> list[str]:
     """Every prefix under which at least two weights stand, the shortest first; the empty one is always there."""
     counts: Counter[str] = Counter()
     for key, shape in shapes.items():
-        parts = key.split(".")[:-1][:_MAX_PARTS]
+        parts = key.split(".", _MAX_PARTS)[:-1]
         if len(shape) >= 2:
             counts.update(".".join(parts[:depth]) + "." for depth in range(1, len(parts) + 1))
     several = [prefix for prefix, count in counts.items() if count >= 2]
@@ -111,20 +116,38 @@ def mask_of(key: str) -> str:
 
 
 def _first_fit(shapes: Shapes, matcher: Matcher) -> Found | None:
-    candidates = prefixes_of(shapes)
+    under = _keys_under(shapes, prefixes_of(shapes))
     for extras in (False, True):
-        for prefix in candidates:
-            for keys in _readings(shapes, prefix):
+        for prefix, inside in under.items():
+            for keys in _readings(inside, prefix):
                 fit = matcher({name: shapes[key] for name, key in keys.items()}, extras)
                 if fit is not None:
                     return Found(prefix, fit, {name: key for name, key in keys.items() if name in fit.names})
     return None
 
 
-def _readings(shapes: Shapes, prefix: str) -> Iterator[dict[str, str]]:
-    """Names under ``prefix`` -> their keys: as they stand, then with pruned weights and their masks as one."""
-    keys = {key.removeprefix(prefix): key for key in shapes if key.startswith(prefix)}
+def _keys_under(shapes: Shapes, prefixes: Sequence[str]) -> dict[str, list[str]]:
+    """Keys that begin with each of ``prefixes``, in order; every key is looked at once for each of its own parts."""
+    under: dict[str, list[str]] = {prefix: [] for prefix in prefixes}
+    for key in shapes:
+        under[""].append(key)
+        parts = key.split(".", _MAX_PARTS)[:-1]
+        for depth in range(1, len(parts) + 1):
+            prefix = ".".join(parts[:depth]) + "."
+            if prefix in under:
+                under[prefix].append(key)
+    return under
+
+
+def _readings(inside: Sequence[str], prefix: str) -> Iterator[dict[str, str]]:
+    """Names under ``prefix`` -> their keys: as they stand, then without the parts that wrappers put into the middle of
+    names, then with pruned weights and their masks as one.
+    """
+    keys = {key.removeprefix(prefix): key for key in inside}
     yield keys
+    plain = {_WRAPPED.sub("", name): key for name, key in keys.items()}
+    if len(plain) == len(keys) and plain.keys() != keys.keys():
+        yield plain
     merged = merged_masks(list(keys))
     if merged:
         masks = {f"{name}_mask" for name in merged}

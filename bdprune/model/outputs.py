@@ -8,11 +8,15 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.dropout import _DropoutNd
+from torch.nn.modules.instancenorm import _InstanceNorm
 
 from bdprune.errors import ArchitectureError, first_line
 
 _KEYS = ("logits", "out")
 _OURS = "bdprune.model.architectures."
+_PROBE = 2  # images: of one alone, logits that are squeezed cannot be told from one logit
 
 
 def give_logits(network: nn.Module, shape: tuple[int, int, int], num_classes: int | None = None) -> int:
@@ -28,40 +32,53 @@ def give_logits(network: nn.Module, shape: tuple[int, int, int], num_classes: in
         num_classes: expected number of logits, which tells them from other matrices in a tuple.
 
     Raises:
-        ArchitectureError: the forward pass fails, or there are no logits in what it returns.
+        ArchitectureError: the forward pass fails, computes no gradients, or returns no logits.
     """
+    images = torch.rand(_PROBE, *shape, generator=torch.Generator().manual_seed(0))
+    images = images.to(next(network.parameters()).device)
     try:
-        with torch.no_grad():
-            output = network(torch.zeros(1, *shape, device=next(network.parameters()).device))
+        output = network(images)
     except Exception as error:
         raise ArchitectureError(
-            f"The network cannot take images of shape {shape}: {first_line(error)}.",
-            "Give the channels, height and width of the images it was trained on, as in --input-shape 3x32x32.",
+            f"The network cannot take images of shape {shape}: {first_line(error).rstrip('.')}.",
+            "Give --input-shape with the channels, height and width of the images it was trained on.",
         ) from error
     columns = _columns(output, num_classes)
     if columns is None:
         found = f"shape {tuple(output.shape)}" if isinstance(output, Tensor) else f"a {type(output).__name__}"
         raise ArchitectureError(
-            f"The network gives {found} instead of logits of shape (1, classes).",
+            f"The network gives {found} instead of logits of shape ({_PROBE}, classes) for {_PROBE} images.",
             "Let --arch name a callable whose network returns logits: a tensor, or an object with .logits.",
         )
-    if columns == 1 or not _is_plain(network, output, shape):
-        network._logit_columns = columns  # type: ignore[assignment]
+    logits = _columns_of(output, columns)[0]
+    if not logits.requires_grad and any(parameter.requires_grad for parameter in network.parameters()):
+        raise ArchitectureError(
+            "The forward pass computes no gradients, which scans and repairs need.",
+            "Take torch.no_grad and detach out of the network that --arch builds.",
+        )
+    place = _place_in_training(network, images, logits.detach(), columns)
+    if columns == 1 or place is not None or not _is_logits(output, columns):
+        network._logit_columns, network._logit_place = columns, place or 0  # type: ignore[assignment]
         network.__class__ = _with_logits(type(network))
     return max(columns, 2)
 
 
 @torch.fx.wrap
-def logits_of(output: Any, columns: int) -> Tensor:
+def logits_of(output: Any, columns: int, place: int = 0) -> Tensor:
     """The logits ``[N, K]`` in what a network returned; one column z becomes [0, z].
+
+    Args:
+        output: what the network returned.
+        columns: K.
+        place: which of the matrices with so many columns, where there are several.
 
     Raises:
         ArchitectureError: there are none.
     """
-    matrices = [matrix for matrix in _matrices(output) if matrix.shape[1] == columns]
+    matrices = _columns_of(output, columns)
     if not matrices:
         raise ArchitectureError(f"The network returns a {type(output).__name__} without {columns} logits.")
-    found = matrices[0]
+    found = matrices[min(place, len(matrices) - 1)]
     return torch.cat([torch.zeros_like(found), found], 1) if columns == 1 else found
 
 
@@ -69,9 +86,12 @@ class _Logits:
     """Placed before the class of a network: its forward pass returns the logits alone."""
 
     _logit_columns: int
+    _logit_place: int
+    training: bool
 
     def forward(self, *args: Any, **kwargs: Any) -> Tensor:
-        return logits_of(super().forward(*args, **kwargs), self._logit_columns)  # type: ignore[misc]
+        output = super().forward(*args, **kwargs)  # type: ignore[misc]
+        return logits_of(output, self._logit_columns, self._logit_place if self.training else 0)
 
     def __reduce__(self) -> tuple[Any, ...]:
         return _restored, (type(self).__mro__[2], self.__dict__)
@@ -95,20 +115,31 @@ def _with_logits(kind: type[nn.Module]) -> type[nn.Module]:
     return _made[kind]
 
 
-def _is_plain(network: nn.Module, output: Any, shape: tuple[int, int, int]) -> bool:
-    """Whether the network returns its logits and nothing else, in training mode as well as in eval mode."""
-    if not _is_logits(output):
-        return False
+def _place_in_training(network: nn.Module, images: Tensor, logits: Tensor, columns: int) -> int | None:
+    """Where the logits stand among the matrices that the network returns in training mode; None where they stand alone.
+
+    Training mode may add outputs, as in GoogLeNet, before or behind the main one. A copy is tried whose norms and
+    dropout stay in eval mode, so that its main output is that of eval mode.
+    """
     if type(network).__module__.startswith(_OURS):
-        return True
-    # Training mode may add outputs, as in GoogLeNet, and changes statistics, so a copy is tried.
+        return None
     trial = copy.deepcopy(network).train()
-    device = next(network.parameters()).device
+    for module in trial.modules():
+        if isinstance(module, _BatchNorm | _InstanceNorm | _DropoutNd):
+            module.eval()
     try:
         with torch.no_grad(), torch.random.fork_rng(devices=[]):
-            return _is_logits(trial(torch.zeros(2, *shape, device=device)), output.shape[1])
-    except Exception:  # whatever it is, training will meet it again and say so
-        return False
+            output = trial(images)
+    except Exception:  # whatever it is, training meets it again and says so
+        return 0
+    if _is_logits(output, columns):
+        return None
+    found = [(matrix - logits).abs().max().item() for matrix in _columns_of(output, columns)]
+    return min(range(len(found)), key=found.__getitem__, default=0)
+
+
+def _columns_of(output: Any, columns: int) -> list[Tensor]:
+    return [matrix for matrix in _matrices(output) if matrix.shape[1] == columns]
 
 
 def _is_logits(output: Any, columns: int | None = None) -> bool:
@@ -117,7 +148,8 @@ def _is_logits(output: Any, columns: int | None = None) -> bool:
 
 
 def _columns(output: Any, num_classes: int | None) -> int | None:
-    counts = [matrix.shape[1] for matrix in _matrices(output)]
+    matrices = _matrices(output)
+    counts = [matrix.shape[1] for matrix in [one for one in matrices if one.requires_grad] or matrices]
     return num_classes if num_classes in counts else next(iter(counts), None)
 
 

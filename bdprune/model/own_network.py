@@ -18,7 +18,7 @@ from bdprune.errors import ArchitectureError, OptionError, first_line
 from bdprune.model.architectures.spec import Shapes
 from bdprune.model.recognise import differences, fits, shapes_of
 
-_SIZES = (32, 28, 64, 96, 128, 224, 299)
+_SIZES = (32, 28, 64, 48, 56, 96, 112, 128, 224, 299)
 _MOST_COUNTS = 4
 
 
@@ -31,12 +31,14 @@ class OwnNetwork:
         inner: what stands before these names in the network itself, where the callable wraps what was saved.
         num_classes: with which it was built; None where the callable takes no number.
         shapes: (C, H, W) that its images may have, the likeliest first.
+        heads: rows of its last matrix: the number of logits, most likely.
     """
 
     names: frozenset[str]
     inner: str
     num_classes: int | None
     shapes: tuple[tuple[int, int, int], ...]
+    heads: tuple[int, ...] = ()
 
 
 class OwnMatcher:
@@ -53,6 +55,7 @@ class OwnMatcher:
     def __init__(self, arch: str, num_classes: int | None) -> None:
         self._arch, self._function, self._given = arch, import_callable(arch), num_classes
         self._parameters = _parameters(self._function)
+        self._names: frozenset[str] = frozenset()
         self._expected: dict[int | None, dict[str, tuple[int, ...]] | OptionError] = {}
 
     def __call__(self, shapes: Shapes, extras: bool) -> OwnNetwork | None:
@@ -61,13 +64,16 @@ class OwnMatcher:
         Raises:
             OptionError: the callable fails, or returns something else than a network.
         """
+        if self._names and self._names.isdisjoint(shapes):
+            return None  # the number of classes changes shapes, not names
         for count, expected in self._networks(shapes):
+            self._names = self._names or frozenset(_inside(expected))
             for inner in _inner_prefixes(expected):
                 inside = {name.removeprefix(inner): shape for name, shape in expected.items()}
                 if not inside.keys() & shapes.keys():
                     continue
                 if fits(inside, shapes, extras):
-                    return OwnNetwork(frozenset(inside.keys() & shapes.keys()), inner, count, _image_shapes(inside))
+                    return OwnNetwork(frozenset(inside.keys() & shapes.keys()), inner, count, *_guesses(inside))
         return None
 
     def build(self, fit: OwnNetwork) -> nn.Module:
@@ -131,7 +137,7 @@ class OwnMatcher:
                 f"{self._arch} returned a {type(network).__name__}, which is not a torch.nn.Module.",
                 "Let --arch name another callable.",
             )
-        return network.cpu().float()
+        return _ready(network, self._arch)
 
 
 def _parameters(function: Callable[..., Any]) -> Mapping[str, inspect.Parameter]:
@@ -139,6 +145,19 @@ def _parameters(function: Callable[..., Any]) -> Mapping[str, inspect.Parameter]
         return inspect.signature(function).parameters
     except (TypeError, ValueError):
         return {}
+
+
+def _ready(network: nn.Module, arch: str) -> nn.Module:
+    """The network on the CPU in float32, with all of its parameters."""
+    hint = "Let --arch name a callable that returns a network with all of its parameters, in plain PyTorch."
+    if isinstance(network, torch.jit.ScriptModule):
+        raise OptionError(f"{arch} returned a TorchScript module, which cannot be trained or traced.", hint)
+    try:
+        network = network.cpu().float()
+        shapes_of(network.state_dict())
+    except Exception as error:  # parameters on the meta device, or of a lazy layer
+        raise OptionError(f"{arch} returned a network without parameters: {first_line(error)}.", hint) from error
+    return network
 
 
 def import_callable(arch: str) -> Callable[..., Any]:
@@ -174,6 +193,11 @@ def _working_directory_first() -> Iterator[None]:
         sys.path.remove(here)
 
 
+def _inside(expected: Shapes) -> set[str]:
+    """Names of the network with each of its inner prefixes taken off."""
+    return {name.removeprefix(inner) for inner in _inner_prefixes(expected) for name in expected}
+
+
 def _inner_prefixes(expected: Mapping[str, tuple[int, ...]]) -> list[str]:
     """The empty prefix, and each that stands before all names of the network."""
     result = [""]
@@ -185,7 +209,8 @@ def _inner_prefixes(expected: Mapping[str, tuple[int, ...]]) -> list[str]:
         result.append(longer)
 
 
-def _image_shapes(expected: Shapes) -> tuple[tuple[int, int, int], ...]:
-    """Shapes of images that the network may take: the channels of its kernels at usual sizes."""
+def _guesses(expected: Shapes) -> tuple[tuple[tuple[int, int, int], ...], tuple[int, ...]]:
+    """Shapes that its images may have, the channels of its kernels at usual sizes; and the rows of its last matrix."""
+    heads = tuple(shape[0] for shape in expected.values() if len(shape) == 2)[-1:]
     channels = list(dict.fromkeys(shape[1] for shape in expected.values() if len(shape) == 4 and shape[1] <= 4)) or [3]
-    return tuple((count, size, size) for size in _SIZES for count in channels)
+    return tuple((count, size, size) for size in _SIZES for count in channels), heads

@@ -150,23 +150,26 @@ def first_global(stream: io.BytesIO) -> str | None:
     return None
 
 
-def plain_globals(stream: io.BytesIO) -> list[str] | None:
-    """Names of all globals that a pickle refers to; None where they cannot be told without running it.
+def plain_globals(stream: io.BytesIO) -> tuple[list[str], set[str]]:
+    """Names of all globals that a pickle refers to, and its strings; none where only running it would tell.
 
     Only the opcode of protocol 2, which spells a name out, is believed. A name put together on the stack is not.
     """
     names: list[str] = []
+    strings: set[str] = set()
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             for opcode, argument, _ in itertools.islice(pickletools.genops(stream), MAX_OPCODES):
                 if opcode.name == "GLOBAL":
                     names.append(_dotted(str(argument)))
-                elif opcode.name in ("STACK_GLOBAL", "INST", "OBJ", "EXT1", "EXT2", "EXT4", "BINPERSID", "PERSID"):
-                    return None
+                elif opcode.name in ("STACK_GLOBAL", "INST", "OBJ", "EXT1", "EXT2", "EXT4", "PERSID"):
+                    return [], set()
+                elif isinstance(argument, str):
+                    strings.add(argument)
     except (ValueError, IndexError, KeyError, TypeError, OverflowError, MemoryError):
-        return None
-    return names
+        return [], set()
+    return names, strings
 
 
 def refuse_global(name: str, what: str) -> NoReturn:

@@ -57,6 +57,7 @@ class KnownFit:
     recognised: Recognised
     names: frozenset[str]
     inner: str = ""
+    heads: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)

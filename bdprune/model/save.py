@@ -66,11 +66,20 @@ def to_files(models: Sequence[Model], path: Path) -> dict[Path, bytes]:
     if artifact is None or not artifact.shards or not path.name.endswith(".index.json"):
         return {path: to_bytes(models)}
     state = _checkpoint(models)
-    names = list(dict.fromkeys(artifact.shards.values()))
-    parts = {name: {key: state[key] for key, home in artifact.shards.items() if home == name} for name in names}
-    index = {"metadata": {"total_size": sum(map(_size, state.values()))}, "weight_map": dict(artifact.shards)}
+    names = _shard_names(path, list(dict.fromkeys(artifact.shards.values())))
+    homes = {key: names[home] for key, home in artifact.shards.items()}
+    parts = {name: {key: state[key] for key, home in homes.items() if home == name} for name in names.values()}
+    total = {"total_size": sum(map(_size, state.values()))}
+    index = {"metadata": {**artifact.index_metadata, **total}, "weight_map": homes}
     files = {path: (json.dumps(index, indent=2) + "\n").encode()}
     return files | {path.parent / name: _encoded(part, artifact) for name, part in parts.items()}
+
+
+def _shard_names(index: Path, old: Sequence[str]) -> dict[str, str]:
+    """Names of the new shards, made of that of their index: two models in one folder never share a shard."""
+    suffix = os.path.splitext(old[0])[1]
+    stem = index.name.removesuffix(".index.json").removesuffix(suffix)
+    return {name: f"{stem}-{part:05d}-of-{len(old):05d}{suffix}" for part, name in enumerate(old, 1)}
 
 
 def to_bytes(model: Model | Sequence[Model]) -> bytes:

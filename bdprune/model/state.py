@@ -37,7 +37,9 @@ WRAPPERS = (
 )
 # Written beside the weights by averaging and by profilers; not part of any network.
 _COUNTERS = ("n_averaged", "total_ops", "total_params")
-_MAX_DEPTH = 6
+_MAX_DEPTH = 32
+_SMALLEST_KERNEL = 9
+_SMALLEST_FLAT = 10_000
 _MOST_PLACES = 64
 _GENERATORS = frozenset({"python", "numpy", "cpu", "cuda", "torch", "mlu", "musa", "npu", "xla", "rng_state"})
 _MAX_NAMED = 200
@@ -95,13 +97,21 @@ def contents_of(checkpoint: object) -> Contents:
     """
     search = _Search()
     search.visit(checkpoint)
-    states = sorted(search.states.values(), key=lambda state: _rank(state.paths[0]))
-    if not states and not search.beside:
+    found = search.states or search.others
+    beside = list(search.beside)
+    if search.states:  # what only may be a state dict is named beside those that surely are
+        beside += [
+            f"{state.name or 'the checkpoint itself'}: {len(state.tensors())} tensors"
+            for state in search.others.values()
+            if _is_network(state)
+        ]
+    states = sorted(found.values(), key=lambda state: _rank(state.paths[0]))
+    if not states and not beside:
         raise NoWeightsError(f"it holds no weights but {_what_else(checkpoint, search.optimisers)}.", _SAVE_STATE)
     if not states:
         kind = _keys_of(checkpoint) if isinstance(checkpoint, dict) else f"a {type(checkpoint).__name__}"
         raise UnsupportedError(f"it holds no state dict but {kind}.", _SAVE_STATE)
-    return Contents(tuple(states), tuple(search.beside), tuple(search.optimisers))
+    return Contents(tuple(states), tuple(beside), tuple(search.optimisers))
 
 
 class _Search:
@@ -109,47 +119,55 @@ class _Search:
 
     def __init__(self) -> None:
         self.states: dict[int, StateDict] = {}
+        self.others: dict[int, StateDict] = {}
         self.beside: list[str] = []
         self.optimisers: list[str] = []
         self._visits: Counter[int] = Counter()
 
     def visit(self, checkpoint: object) -> None:
-        queue: list[tuple[Path, object]] = [((), checkpoint)]
-        for path, node in queue:
+        queue: list[tuple[Path, object, bool]] = [((), checkpoint, False)]
+        for path, node, of_optimiser in queue:
             self._visits[id(node)] += 1
             if self._visits[id(node)] > _MOST_PLACES:
                 self._check_forgotten(node)
                 continue
             if isinstance(node, dict):
-                self._visit_dict(path, node)
-            else:
+                self._visit_dict(path, node, of_optimiser)
+            elif not of_optimiser:
                 self._visit_list(path, node)
-            if len(path) < _MAX_DEPTH and not _is_optimiser(node):
-                queue += [((*path, key), value) for key, value in _containers(node)]
+            below = _containers(node)
+            if len(path) >= _MAX_DEPTH:
+                self._note([f"{joined((*path, key))} (nested too deeply)" for key, _ in below][:1], path, node)
+                continue
+            steps = _is_optimiser(node)
+            queue += [((*path, key), value, of_optimiser or (steps and key == "state")) for key, value in below]
 
-    def _visit_dict(self, path: Path, node: Mapping[Any, Any]) -> None:
+    def _visit_dict(self, path: Path, node: Mapping[Any, Any], of_optimiser: bool) -> None:
         if _is_optimiser(node):
             self.optimisers.append(joined(path))
-        elif id(node) in self.states:
-            known = self.states[id(node)]
-            self.states[id(node)] = StateDict((*known.paths, path), known.state)
-        elif _is_state(node):
-            self.states[id(node)] = StateDict((path,), node)
-        else:
-            kernels = [key for key, value in node.items() if _is_weight(value) and value.ndim == 4]
-            self._note([joined((*path, key)) for key in kernels])
+        kept = self.states if _is_state(node) else self.others if _may_be_state(node) and not of_optimiser else None
+        if kept is not None:
+            known = kept.get(id(node))
+            kept[id(node)] = StateDict((*known.paths, path) if known else (path,), node)
+        elif not of_optimiser:
+            single = [key for key, value in node.items() if _is_kernel(value) or _is_flat(value)]
+            self._note([joined((*path, key)) for key in single])
 
     def _visit_list(self, path: Path, node: object) -> None:
         values = node if isinstance(node, list | tuple) else ()
-        weights = [index for index, value in enumerate(values) if _is_weight(value)]
+        named = [value[1] if _is_pair(value) else value for value in values]
+        weights = [index for index, value in enumerate(named) if _is_weight(value)]
         if len(weights) > 1:  # one matrix is a measurement, several are the parameters of a network
             self._note([f"{joined(path)}[{index}]" for index in weights])
+        self._note([f"{joined(path)}[{index}]" for index, value in enumerate(named) if _is_flat(value)])
 
-    def _note(self, names: list[str]) -> None:
+    def _note(self, names: list[str], path: Path = (), node: object = None) -> None:
+        if node is not None and self._visits[id(node)] > 1:
+            return  # a loop, which has been looked at already
         self.beside += [shown(name, 120).strip("'") for name in names[: _MAX_NAMED - len(self.beside)]]
 
     def _check_forgotten(self, node: object) -> None:
-        if id(node) in self.states:
+        if id(node) in self.states or id(node) in self.others:
             raise UnsupportedError(f"it holds one state dict in more than {_MOST_PLACES} places.", _SAVE_STATE)
 
 
@@ -159,9 +177,11 @@ def joined(path: Path) -> str:
 
 
 def is_weight_name(name: str, tensor: Tensor) -> bool:
-    """Whether a tensor beside a network may be a weight of another: a kernel, or a ``weight`` of two axes or more."""
-    named = "weight" in name.rpartition(".")[2] and tensor.ndim >= 2
-    return tensor.is_floating_point() and (named or tensor.ndim == 4)
+    """Whether a tensor beside a network may hold weights of another: a kernel, a ``weight`` that is a matrix, or a
+    vector as long as a network. Means and deviations of a normalisation and weights of a loss are none.
+    """
+    named = "weight" in name.rpartition(".")[2] and _is_weight(tensor) and len(tensor) > 1
+    return named or _is_kernel(tensor) or _is_flat(tensor)
 
 
 def check_expansion(tensors: Mapping[str, Tensor], file_bytes: int) -> None:
@@ -226,19 +246,50 @@ def _is_state(node: Mapping[Any, Any]) -> bool:
     """Whether some entry is a weight of at least two dimensions."""
     return any(
         isinstance(key, str)
-        and key.rpartition(".")[2].startswith("weight")
         and isinstance(value, Tensor)
         and value.ndim >= 2
+        and any(part.startswith("weight") for part in key.split("."))
         for key, value in node.items()
     )
 
 
+def _may_be_state(node: Mapping[Any, Any]) -> bool:
+    """Whether a dict holds several named tensors of fractions, one a matrix: a network with names of its own."""
+    floating = [value for key, value in node.items() if isinstance(key, str) and _is_float(value)]
+    return len(floating) > 1 and any(value.ndim >= 2 for value in floating)
+
+
+def _is_network(state: StateDict) -> bool:
+    """Whether what may be a state dict has two matrices or a kernel; one matrix among numbers is a measurement."""
+    tensors = list(state.tensors().values())
+    return sum(_is_weight(tensor) for tensor in tensors) > 1 or any(map(_is_kernel, tensors))
+
+
 def _is_optimiser(node: object) -> bool:
-    return isinstance(node, dict) and "state" in node and "param_groups" in node
+    if not isinstance(node, dict):
+        return False
+    return isinstance(node.get("state"), dict) and isinstance(node.get("param_groups"), list)
+
+
+def _is_float(value: Any) -> bool:
+    return isinstance(value, Tensor) and value.is_floating_point()
 
 
 def _is_weight(value: Any) -> bool:
-    return isinstance(value, Tensor) and value.is_floating_point() and value.ndim >= 2
+    return _is_float(value) and value.ndim >= 2
+
+
+def _is_kernel(value: Any) -> bool:
+    return _is_float(value) and value.ndim == 4 and value.numel() >= _SMALLEST_KERNEL
+
+
+def _is_flat(value: Any) -> bool:
+    """Whether all parameters of a network may have been written into this vector."""
+    return _is_float(value) and value.ndim == 1 and value.numel() >= _SMALLEST_FLAT
+
+
+def _is_pair(value: object) -> bool:
+    return isinstance(value, tuple | list) and len(value) == 2 and isinstance(value[0], str)
 
 
 def _rank(path: Path) -> tuple[int, ...]:

@@ -42,13 +42,19 @@ _ARGUMENT_TYPES = frozenset(
         "collections.OrderedDict",
         "datetime.timedelta",
         "numpy._core.multiarray._reconstruct",
+        "numpy._core.multiarray.scalar",
         "numpy.core.multiarray._reconstruct",
+        "numpy.core.multiarray.scalar",
         "numpy.dtype",
         "numpy.ndarray",
         "pathlib.PosixPath",
+        "torch.ByteStorage",
+        "torch._utils._rebuild_tensor_v2",
         "torch.device",
     }
 )
+_FLOATS = frozenset({"f2", "f4", "f8"})
+"""How numpy writes types of fractions; the arrays of random states hold whole numbers."""
 _ARGUMENT_MODULES = (
     "accelerate.state.",
     "accelerate.utils.dataclasses.",
@@ -124,8 +130,13 @@ def arguments_in(data: bytes) -> str:
         return ""
     if pickle is None or len(pickle) > _MAX_ARGUMENTS:
         return ""
-    names = plain_globals(io.BytesIO(pickle))
-    if not names or not all(name in _ARGUMENT_TYPES or name.startswith(_ARGUMENT_MODULES) for name in names):
+    names, strings = plain_globals(io.BytesIO(pickle))
+    holds_arrays = any(name.endswith("._reconstruct") for name in names) and not _FLOATS.isdisjoint(strings)
+    if (
+        not names
+        or holds_arrays
+        or not all(name in _ARGUMENT_TYPES or name.startswith(_ARGUMENT_MODULES) for name in names)
+    ):
         return ""
     return f"Python objects, such as {shown(names[0])}"
 
@@ -153,11 +164,11 @@ def dump(checkpoint: object, legacy: bool) -> bytes:
 
 
 def _only_pickle(data: bytes) -> bytes | None:
-    """``data.pkl`` of a zip archive of torch.save that stores no tensor; None of any other."""
+    """``data.pkl`` of a zip archive of torch.save; None where there is none, or a large one."""
     with zipfile.ZipFile(io.BytesIO(data)) as archive:
         names = archive.namelist()
         inner = [name.partition("/")[2] for name in names]
-        if any(name.startswith("data/") for name in inner) or inner.count("data.pkl") != 1:
+        if inner.count("data.pkl") != 1:
             return None
         info = archive.getinfo(names[inner.index("data.pkl")])
         return archive.read(info) if info.file_size <= _MAX_ARGUMENTS else None

@@ -8,11 +8,10 @@ from functools import partial
 from typing import Any
 
 from bdprune.data.clean import ClassOrder
-from bdprune.data.order import read_order
 from bdprune.detect.base import Detector
 from bdprune.errors import OptionError
 from bdprune.scan import registry
-from bdprune.scan.intake import DataShelf, DataSource, ModelOptions, ModelSource
+from bdprune.scan.intake import DataShelf, DataSource, ModelSource, options_from
 from bdprune.scan.pipeline import Job, Progress, scan_one, silent, survive
 from bdprune.scan.result import ATTENTION, Result
 from bdprune.scan.stacks import StackedScan, StackOptions
@@ -27,7 +26,7 @@ def scan(
     model: ModelSource,
     data: DataSource = None,
     *,
-    detectors: Sequence[str | Detector] | None = None,
+    detectors: Sequence[str | Detector] | str | None = None,
     per_class: int | None = None,
     precision: Precision | None = None,
     timeout: float | None = None,
@@ -45,7 +44,7 @@ def scan(
         model: path of a checkpoint, a module, or what ``bdprune.load`` gave.
         data: labelled clean images: a class-per-folder tree, an ``.npz`` or parquet file, a torch Dataset or
             ``CleanData``. Without any, only data-free detectors run and the verdict is never ``clean``.
-        detectors: names of detectors, or detectors; None runs all there are.
+        detectors: names of detectors, or detectors, or names with commas between; None runs all there are.
         per_class: at most so many clean images of each class; None takes all.
         precision: of detectors that train, where they are given by name: ``winograd``, ``float32``, ``bfloat16`` or
             ``auto`` (:func:`bdprune.training.precision.plan_for`); None is their default.
@@ -78,7 +77,7 @@ def scan_many(
     paths: Iterable[ModelSource],
     data: DataSource = None,
     *,
-    detectors: Sequence[str | Detector] | None = None,
+    detectors: Sequence[str | Detector] | str | None = None,
     per_class: int | None = None,
     precision: Precision | None = None,
     timeout: float | None = None,
@@ -125,7 +124,7 @@ def _results(
 
 def _job(
     data: DataSource,
-    detectors: Sequence[str | Detector] | None,
+    detectors: Sequence[str | Detector] | str | None,
     per_class: int | None,
     precision: Precision | None,
     class_order: ClassOrder,
@@ -133,16 +132,12 @@ def _job(
     options: dict[str, Any],
 ) -> Job:
     """All that holds for every model, checked before the first one is loaded."""
-    try:
-        known = ModelOptions(**options)
-    except TypeError as error:
-        raise TypeError(f"scan got an unknown option: {error}") from None
+    known = options_from(options, "scan")
     known.check()
-    read_order(class_order)
-    if per_class is not None and per_class < 1:
-        raise OptionError(f"{per_class} images per class is too few.", "Give --per-class 1 or more.")
     if precision is not None:
         check_precision(precision)
+    if isinstance(detectors, str):
+        detectors = registry.split_names(detectors)
     registry.detectors(detectors, known.seed, precision)
     shelf = DataShelf(data, per_class, known.seed, class_order, fixed_size=known.input_shape is not None)
     return Job(shelf, detectors, known, precision, skip_unknown)

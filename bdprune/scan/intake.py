@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import os
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -17,7 +17,7 @@ from bdprune.data.load import check_clean, check_per_class, load_clean, resize_c
 from bdprune.data.normalizations import parse_normalization
 from bdprune.data.order import read_order
 from bdprune.data.size import fit_size
-from bdprune.errors import ArchitectureError, DataError, OptionError
+from bdprune.errors import ArchitectureError, DataError, OptionError, first_line
 from bdprune.model.architectures import architecture
 from bdprune.model.handle import Model, Normalization
 from bdprune.model.load import Loaded, load_all
@@ -25,6 +25,7 @@ from bdprune.model.load import load as load_one
 from bdprune.model.outputs import give_logits
 from bdprune.model.own_network import import_callable
 from bdprune.scan.device import parse_device
+from bdprune.scan.shape import parse_shape
 
 ModelSource: TypeAlias = Model | nn.Module | str | os.PathLike[str]
 DataSource: TypeAlias = CleanData | SizedDataset | str | os.PathLike[str] | None
@@ -41,7 +42,8 @@ class ModelOptions:
     Args:
         arch: registry name or ``module:callable``; None recognises it.
         num_classes: number of logits; None reads it off.
-        input_shape: (channels, height, width) of one image; None takes what the architecture and the images suggest.
+        input_shape: (channels, height, width) of one image, or ``3x32x32``; None takes what the architecture and the
+            images suggest.
         normalize: what the model expects before its first layer: a name, numbers, or None for nothing.
         device: where to run: ``cpu``, ``cuda``, ``cuda:N`` or ``auto``.
         seed: of everything random, not negative.
@@ -60,6 +62,12 @@ class ModelOptions:
     state_key: str | None = None
 
     def __post_init__(self) -> None:
+        shape: Any = self.input_shape
+        pair: Any = self.normalize
+        if isinstance(shape, str):  # as on the command line
+            object.__setattr__(self, "input_shape", parse_shape(shape))
+        if isinstance(pair, list | tuple):
+            object.__setattr__(self, "normalize", ",".join(map(str, pair)))
         if not isinstance(self.seed, int) or not 0 <= self.seed <= LARGEST_SEED:
             raise OptionError(f"{str(self.seed)[:80]} is no seed.", f"Give a whole number from 0 to {LARGEST_SEED}.")
 
@@ -84,6 +92,18 @@ class ModelOptions:
             architecture(self.arch)
 
 
+def options_from(values: dict[str, Any], caller: str) -> ModelOptions:
+    """``ModelOptions`` of keyword arguments.
+
+    Raises:
+        TypeError: one that ``caller`` does not take.
+    """
+    unknown = values.keys() - {field.name for field in fields(ModelOptions)}
+    if unknown:
+        raise TypeError(f"{caller}() takes no {', '.join(sorted(unknown))}")
+    return ModelOptions(**values)
+
+
 def load(path: str | os.PathLike[str], **options: Any) -> Model:
     """Loads one model of a checkpoint without running anything in it, in eval mode on its device.
 
@@ -106,7 +126,7 @@ def load(path: str | os.PathLike[str], **options: Any) -> Model:
         >>> load("resnet20.th", normalize="imagenet").arch                       # doctest: +SKIP
         'resnet20_cifar'
     """
-    return take_model(Path(path), ModelOptions(**options))
+    return take_model(Path(path), options_from(options, "load"))
 
 
 def take_model(source: ModelSource, options: ModelOptions) -> Model:
@@ -162,7 +182,13 @@ def _from_module(module: nn.Module, options: ModelOptions, normalization: Normal
         raise OptionError("A module does not say what images it takes.", "Give input_shape=(channels, height, width).")
     if next(module.parameters(), None) is None:
         raise ArchitectureError("The module has no parameters.", "Give one that was trained.")
-    network = copy.deepcopy(module).to(device).float().eval()
+    try:
+        network = copy.deepcopy(module).to(device).float().eval()
+    except Exception as error:  # tensors that were computed from others, or that have no memory
+        raise ArchitectureError(
+            f"The module cannot be copied: {first_line(error)}.",
+            "Give one whose parameters are plain, on a real device.",
+        ) from error
     num_classes = give_logits(network, options.input_shape, options.num_classes)
     return Model(network, options.arch or type(module).__name__, num_classes, options.input_shape, normalization)
 
@@ -190,6 +216,8 @@ class DataShelf:
     _read: dict[tuple[tuple[int, int, int], int], CleanData | DataError] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
+        if isinstance(self.source, str) and self.source == "none":
+            self.source = None
         check_per_class(self.per_class)
         self.class_order = read_order(self.class_order)
 

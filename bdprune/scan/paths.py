@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from bdprune.errors import ArtifactError, OptionError
-from bdprune.model.file_kinds import INDEX, UNREADABLE, kind_of_file
+from bdprune.model.file_kinds import APPLE_DOUBLE, INDEX, SPECIAL, kind_of_file
 from bdprune.model.shards import MAX_INDEX_BYTES, shard_names
 from bdprune.scan.result import CoverageResult, PassedOver
 
@@ -159,11 +159,10 @@ def _below(path: Path, sources: Sources) -> Iterator[Path]:
 def _is_model(file: Path, sources: Sources) -> bool:
     """Whether ``file`` is to be loaded; what is not is remembered with the reason."""
     kind = kind_of_file(file)
-    promised = file.suffix.lower() in SUFFIXES
-    if kind.weights == "checkpoint" or (promised and (kind.weights == "possible" or file.is_file())):
+    # A promised checkpoint is read whatever it holds: a link that leads nowhere or a failed download must be noticed.
+    promised = file.suffix.lower() in SUFFIXES and kind not in (SPECIAL, APPLE_DOUBLE)
+    if kind.weights == "checkpoint" or promised:
         return True
-    if kind == UNREADABLE and promised:
-        return True  # a link that leads nowhere: what was to be scanned and is not there must not go unnoticed
     sources.pass_over(file, kind.name, kind.weights == "possible")
     return False
 
@@ -193,14 +192,20 @@ def _without_repeats(candidates: Sequence[Path], sources: Sources) -> list[Path]
     best: dict[str, Path] = {}
     for path in candidates:
         real = os.path.realpath(path)
-        known = best.get(real)
-        if known is None or (known.suffix.lower() not in SUFFIXES and path.suffix.lower() in SUFFIXES):
+        if real not in best or _preference(path) > _preference(best[real]):
             best[real] = path
     chosen = {path for real, path in best.items() if real not in parts}
     for path in candidates:
         if path not in chosen:
             sources.pass_over(path, ANOTHER_NAME)
     return [path for path in candidates if path in chosen]
+
+
+def _preference(path: Path) -> int:
+    """Which of several names of a file to scan: an index among its shards, then a name that promises a checkpoint."""
+    if kind_of_file(path) == INDEX:
+        return 2 if all(shard.exists() for shard in _shards(path)) else 0
+    return int(path.suffix.lower() in SUFFIXES)
 
 
 def _lost(path: str | Path, error: OSError) -> OptionError:

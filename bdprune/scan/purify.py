@@ -19,7 +19,7 @@ from bdprune.model.save import save
 from bdprune.purify.base import Purified, Purifier
 from bdprune.scan import registry
 from bdprune.scan.describe import artifact_info, data_info, env, model_info, number, weight_coverage
-from bdprune.scan.intake import DataShelf, DataSource, ModelOptions, ModelSource, take_models
+from bdprune.scan.intake import DataShelf, DataSource, ModelOptions, ModelSource, options_from, take_models
 from bdprune.scan.pipeline import Clock, Progress, silent
 from bdprune.scan.result import CurveInfo, Histogram, OutputInfo, PurifyResult, finite, some
 
@@ -50,6 +50,10 @@ def purify(
     method: str | Purifier = "rnp",
     output: str | os.PathLike[str] | None = None,
     settings: Mapping[str, Any] | None = None,
+    preset: str | None = None,
+    mode: str | None = None,
+    max_acc_drop: float | None = None,
+    precision: str | None = None,
     per_class: int | None = None,
     class_order: ClassOrder = None,
     progress: Progress | None = None,
@@ -65,6 +69,7 @@ def purify(
         method: name of a purifier, or a purifier.
         output: where to write the repaired checkpoint, in the format of the one it came from; None writes nothing.
         settings: constructor arguments of the purifier that is named.
+        preset, mode, max_acc_drop, precision: settings by the names of the command line; None leaves the method's own.
         per_class: at most so many clean images of each class; None takes all.
         class_order: as for ``bdprune.scan``.
         progress: called with a word on what happens next.
@@ -82,10 +87,12 @@ def purify(
         ('bdprune.suspiciousness', 1.0, 'repaired.pth')
     """
     say = progress or silent
-    known = ModelOptions(**options)
+    known = options_from(options, "purify")
     known.check()
-    purifier = registry.purifier(method, settings or {}, known.seed)
-    if data is None:
+    asked = {"preset": preset, "mode": mode, "max_drop": max_acc_drop, "precision": precision}
+    chosen = {**(settings or {}), **{name: value for name, value in asked.items() if value is not None}}
+    purifier = registry.purifier(method, chosen, known.seed)
+    if data is None or data == "none":
         raise OptionError("A repair needs clean data.", "Give a few labelled clean images (--data).")
     shelf = DataShelf(data, per_class, known.seed, class_order, fixed_size=known.input_shape is not None)
     say("loading")

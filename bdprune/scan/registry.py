@@ -47,6 +47,11 @@ def detectors(chosen: Sequence[str | Detector] | None, seed: int, precision: Pre
     return [_detector(one, settings) if isinstance(one, str) else one for one in wanted]
 
 
+def split_names(text: str) -> list[str]:
+    """The names in ``text``, which has commas between them; each once."""
+    return list(dict.fromkeys(map(str.strip, text.split(","))))
+
+
 def purifier(method: str | Purifier, settings: Mapping[str, Any], seed: int) -> Purifier:
     """The purifier of that name, made with ``settings`` and ``seed``; one that is made already comes back as it is.
 

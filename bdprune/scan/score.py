@@ -11,7 +11,7 @@ from bdprune.data.clean import ClassOrder, CleanData
 from bdprune.errors import OptionError
 from bdprune.model.handle import Model
 from bdprune.scan.describe import artifact_info, data_info, env, model_info, number, weight_coverage
-from bdprune.scan.intake import DataShelf, DataSource, ModelOptions, ModelSource, take_model
+from bdprune.scan.intake import DataShelf, DataSource, ModelSource, options_from, take_model
 from bdprune.scan.pipeline import Clock
 from bdprune.scan.result import FilterScore, LayerScores, ScoreResult
 from bdprune.scoring.lipschitz import channel_lipschitz
@@ -52,7 +52,7 @@ def score(
         >>> len(scores.layers), [worst.z > 0 for worst in scores.top]
         (20, [True, True, True])
     """
-    clock, known = Clock(), ModelOptions(**options)
+    clock, known = Clock(), options_from(options, "score")
     if method not in METHODS:
         raise OptionError(f"There is no score {method!r}.", f"Choose one of {', '.join(METHODS)}.")
     if top < 0:

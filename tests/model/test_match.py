@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -97,3 +98,31 @@ def test_a_key_chooses_and_a_wrong_one_says_which_there_are(tmp_path: Path) -> N
     assert "--state-key" in caught.value.mend
     with pytest.raises(ArchitectureError, match="nothing in common"):
         load(tmp_path / "m.pth", state_key="netG")
+
+
+def test_parts_that_wrappers_put_into_the_middle_of_names_are_overlooked() -> None:
+    shapes = {name.replace("features.3.", "features.3._checkpoint_wrapped_module."): s for name, s in NETWORK.items()}
+    shapes = {name.replace("features.0.", "features.0._fsdp_wrapped_module."): s for name, s in shapes.items()}
+    (found,), left = find_networks(shapes, KnownMatcher())
+    assert left == [] and set(found.keys) == set(NETWORK) and set(found.keys.values()) == set(shapes)
+
+
+def test_normalisations_and_losses_beside_a_network_hold_no_weights(tmp_path: Path) -> None:
+    state = build("ibau_cnn", 4, width=2, input_size=8).state_dict()
+    beside = {"0.mean": torch.ones(1, 3, 1, 1), "0.std": torch.ones(1, 3, 1, 1), "loss.pos_weight": torch.ones(1, 4)}
+    torch.save({**beside, **{f"1.{name}": value for name, value in state.items()}}, tmp_path / "m.pth")
+    artifact = load(tmp_path / "m.pth").artifact
+    assert artifact and artifact.unscanned == () and artifact.kept == tuple(beside)
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        [f"p{number % 3000}.a{number}.weight" for number in range(40_000)],
+        [".".join(["x"] * (number % 200)) + f".n{number}.weight" for number in range(20_000)],
+    ],
+)
+def test_many_odd_names_are_refused_in_seconds(names: list[str]) -> None:
+    start = time.process_time()
+    assert found_in(dict.fromkeys(names, (2, 2)))[0] == []
+    assert time.process_time() - start < 5

@@ -56,6 +56,38 @@ class Output(dict):  # type: ignore[type-arg]
         return self["logits"]
 
 
+def test_the_main_output_of_training_is_told_by_its_values() -> None:
+    class Auxiliary(Net):
+        def forward(self, images: Tensor) -> Any:
+            main, other = self.head(images.mean((2, 3))), self.second(images.mean((2, 3)))
+            return (other, main) if self.training else main
+
+    network = Auxiliary("plain").eval()
+    network.second = nn.Linear(3, 5)
+    give_logits(network, SHAPE)
+    images = torch.rand(4, *SHAPE)
+    assert torch.equal(network.train()(images), network.head(images.mean((2, 3))))
+
+
+def test_logits_that_are_squeezed_are_not_one_logit() -> None:
+    class Squeezed(Net):
+        def forward(self, images: Tensor) -> Any:
+            return self.head(images.mean((2, 3))).squeeze()
+
+    assert give_logits(Squeezed("plain").eval(), SHAPE) == 5
+    assert give_logits(Squeezed("plain", classes=1).eval(), SHAPE) == 2
+
+
+def test_a_forward_pass_without_gradients_is_one_clear_error() -> None:
+    class Silent(Net):
+        def forward(self, images: Tensor) -> Any:
+            with torch.no_grad():
+                return super().forward(images)
+
+    with pytest.raises(ArchitectureError, match="computes no gradients"):
+        give_logits(Silent("plain").eval(), SHAPE)
+
+
 KINDS = ("plain", "tuple", "list", "dict", "out", "named", "object", "maps", "aux in training", "only in training")
 
 
@@ -77,7 +109,7 @@ def test_the_number_of_classes_tells_logits_from_features() -> None:
     assert give_logits(network, SHAPE, 5) == 5
     images = torch.rand(2, *SHAPE)
     assert torch.equal(network(images), network.head(images.mean((2, 3))))
-    assert give_logits(Net("features first").eval(), SHAPE) == 3
+    assert give_logits(Net("features first").eval(), SHAPE) == 5, "nothing can be learned of the features"
 
 
 @pytest.mark.parametrize("kind", ["plain", "squeezed", "tuple"])
@@ -120,7 +152,7 @@ class Traced(nn.Module):
         return self.network(images)
 
 
-@pytest.mark.parametrize(("kind", "words"), [("text", "a str instead of logits"), ("cube", r"shape \(1, 5, 1\)")])
+@pytest.mark.parametrize(("kind", "words"), [("text", "a str instead of logits"), ("cube", r"shape \(2, 5, 1\)")])
 def test_what_has_no_logits_says_what_it_returns(kind: str, words: str) -> None:
     with pytest.raises(ArchitectureError, match=words) as caught:
         give_logits(Net(kind).eval(), SHAPE)

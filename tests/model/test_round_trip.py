@@ -117,7 +117,7 @@ def write_shards(folder: Path, state: State) -> Path:
     for name in names:
         save_file({key: value for key, value in state.items() if where[key] == name}, folder / name, {"format": "pt"})
     index = folder / "model.safetensors.index.json"
-    index.write_text(json.dumps({"metadata": {"total_size": 1}, "weight_map": where}))
+    index.write_text(json.dumps({"metadata": {"total_size": 1, "by": "us"}, "weight_map": where}))
     return index
 
 
@@ -150,10 +150,14 @@ def test_shards_become_one_file_under_another_name(tmp_path: Path, small_network
 def test_shards_are_never_written_over_their_source(tmp_path: Path, small_network: nn.Module) -> None:
     index = write(tmp_path / "old", "shards", stored(small_network, "", torch.float32))
     before = {path.name: path.read_bytes() for path in index.parent.iterdir()}
-    for name in ("model.safetensors.index.json", "new.index.json", "model-00001-of-00002.safetensors"):
+    for name in ("model.safetensors.index.json", "model-00001-of-00002.safetensors"):
         with pytest.raises(OutputError, match="is the checkpoint that was read"):
             save(load(index), index.parent / name)
     assert {path.name: path.read_bytes() for path in index.parent.iterdir()} == before
+    save(load(index), index.parent / "new.safetensors.index.json")
+    assert {name: (index.parent / name).read_bytes() for name in before} == before
+    assert load(index.parent / "new.safetensors.index.json").num_classes == 4
+    assert json.loads((index.parent / "new.safetensors.index.json").read_text())["metadata"]["by"] == "us"
 
 
 @pytest.mark.parametrize(

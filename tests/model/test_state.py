@@ -199,3 +199,50 @@ def test_broken_tensors_are_counted() -> None:
 def test_one_tensor_under_many_names_cannot_fill_the_memory() -> None:
     with pytest.raises(ArtifactError, match="claim 6000 elements in a file of 100 bytes"):
         check_expansion({str(index): W for index in range(1000)}, 100)
+
+
+BELOW_OPTIMISER: list[tuple[Any, tuple[Any, ...]]] = [
+    ({"state": {0: {"exp_avg": W}}, "param_groups": [], "model": {"a.weight": W}}, ("model",)),
+    ({"train": {"state": {}, "param_groups": [], "ema": {"a.weight": W}}}, ("train", "ema")),
+    ({"state": "finished", "param_groups": [], "a.weight": W}, ()),
+    ({"state": {"hidden": {"a.weight": W}}, "param_groups": []}, ("state", "hidden")),
+]
+
+
+@pytest.mark.parametrize(("checkpoint", "path"), BELOW_OPTIMISER)
+def test_weights_beside_the_state_of_an_optimiser_are_found(checkpoint: Any, path: tuple[Any, ...]) -> None:
+    assert places(checkpoint) == [(path,)]
+
+
+def test_deeply_nested_weights_are_found_or_named() -> None:
+    deep: Any = {"a.weight": W}
+    for _ in range(20):
+        deep = {"x": deep}
+    assert len(places(deep)[0][0]) == 20
+    for _ in range(20):
+        deep = {"x": deep}
+    found = contents_of({"model": {"a.weight": W}, "deep": deep})
+    assert len(found.states) == 1 and found.beside[0].endswith("(nested too deeply)")
+    with pytest.raises(UnsupportedError) as caught:
+        contents_of(deep)
+    assert not isinstance(caught.value, NoWeightsError)
+
+
+@pytest.mark.parametrize(
+    ("more", "named"),
+    [
+        ({"ema_flat": torch.ones(20_000)}, "ema_flat"),
+        ({"ema": [("a.weight", W), ("b.weight", W)]}, "ema[0]"),
+        ({"ema": {"w1": W, "w2": W}}, "ema: 2 tensors"),
+    ],
+)
+def test_weights_in_other_forms_are_named(more: dict[str, Any], named: str) -> None:
+    assert named in contents_of({"model": {"a.weight": W}, **more}).beside
+
+
+def test_networks_with_names_of_their_own_are_state_dicts_where_no_other_is() -> None:
+    assert places({"w1": W, "b1": torch.ones(2)}) == [((),)]
+    assert places({"dense.kernel": W, "dense.bias": torch.ones(2), "step": 3}) == [((),)]
+    assert places({"l.parametrizations.weight.original0": W, "b": torch.ones(1)}) == [((),)]
+    with pytest.raises(NoWeightsError):
+        contents_of({"confusion": torch.ones(10, 10)})

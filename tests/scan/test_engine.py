@@ -276,3 +276,13 @@ def test_many_stop_at_an_option_that_cannot_work(tiny: Any) -> None:
         list(scan_many([tiny.path], tiny.data, arch="tinynet:Missing"))
     with pytest.raises(OptionError):
         scan_many([tiny.path], device="warp")  # before the first model is asked for
+
+
+def test_the_order_of_the_same_images_plays_no_part(check: Callable[..., Result], tiny: Any) -> None:
+    clean = load_clean(tiny.data)
+    few = clean.subset(torch.arange(120) % len(clean))
+    mixed = few.subset(torch.randperm(len(few), generator=torch.Generator().manual_seed(3)))
+    one, two = (check(data=data, detectors=["unlearning", "suspiciousness"]) for data in (few, mixed))
+    assert one.data and two.data and one.data.digest == two.data.digest
+    assert one.data.clean_accuracy == two.data.clean_accuracy and one.verdict == two.verdict
+    assert [detector.score for detector in one.detectors] == [detector.score for detector in two.detectors]

@@ -157,6 +157,15 @@ def test_clean_data_and_version_control_are_no_models(tmp_path: Path) -> None:
     assert passed(found)["a folder of version control"] == (False, [".git"])
 
 
+def test_leftovers_with_the_name_of_a_checkpoint_are_passed_over(tmp_path: Path) -> None:
+    (tmp_path / "__MACOSX").mkdir()
+    (tmp_path / "__MACOSX" / "._m.pth").write_bytes(b"\x00\x05\x16\x07" + bytes(40))
+    (tmp_path / "train.log").write_bytes(b"line of text\n" * 3000)
+    (tmp_path / "page.pth").write_bytes(b"<!DOCTYPE html><html>")
+    found = expand([tmp_path])
+    assert names(found, tmp_path) == ["page.pth"] and not found.may_hold_weights
+
+
 def shards(folder: Path, blobs: Path | None = None) -> Path:
     """Two shards and their index; with ``blobs`` the shards are links, as in the cache of Hugging Face."""
     folder.mkdir(parents=True)
@@ -186,6 +195,10 @@ def test_links_of_a_cache_and_what_they_lead_to_are_one_model(tmp_path: Path) ->
     index = shards(tmp_path / "snapshots" / "abc", tmp_path / "blobs")
     found = expand([tmp_path])
     assert found.models == [index] and passed(found) == {ANOTHER_NAME: (False, ["sha1", "sha2"])}
+    hashed = tmp_path / "blobs" / "index"
+    index.rename(hashed)
+    index.symlink_to(os.path.relpath(hashed, index.parent))
+    assert expand([tmp_path]).models == [index], "the index itself is a link in that cache as well"
     single = tmp_path / "one"
     (single / "blobs").mkdir(parents=True)
     save_file(WEIGHTS, single / "blobs" / "sha")
