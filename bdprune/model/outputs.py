@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
@@ -15,6 +16,7 @@ from torch.nn.modules.instancenorm import _InstanceNorm
 from bdprune.errors import ArchitectureError, first_line
 
 _KEYS = ("logits", "out")
+_DEPTH = 3  # of tuples in tuples
 _OURS = "bdprune.model.architectures."
 _PROBE = 2  # images: of one alone, logits that are squeezed cannot be told from one logit
 
@@ -44,6 +46,8 @@ def give_logits(network: nn.Module, shape: tuple[int, int, int], num_classes: in
             "Give --input-shape with the channels, height and width of the images it was trained on.",
         ) from error
     columns = _columns(output, num_classes)
+    with torch.no_grad():
+        network(images)  # weights that hooks compute (weight_norm) are without a graph again, so it can be copied
     if columns is None:
         found = f"shape {tuple(output.shape)}" if isinstance(output, Tensor) else f"a {type(output).__name__}"
         raise ArchitectureError(
@@ -153,19 +157,22 @@ def _columns(output: Any, num_classes: int | None) -> int | None:
     return num_classes if num_classes in counts else next(iter(counts), None)
 
 
-def _matrices(output: Any) -> list[Tensor]:
+def _matrices(output: Any, depth: int = _DEPTH) -> list[Tensor]:
     """Everything in ``output`` that may be logits, the likeliest first, each ``[N, K]``."""
     if isinstance(output, Tensor):
         return _as_matrix(output)
+    return [matrix for part in _parts(output) for matrix in _matrices(part, depth - 1)] if depth else []
+
+
+def _parts(output: Any) -> list[Any]:
+    """What an output object holds: its logits where it has some by that name."""
     if isinstance(output, Mapping):
-        chosen = [output[key] for key in _KEYS if key in output] or list(output.values())
-    elif isinstance(getattr(output, "logits", None), Tensor):
-        chosen = [output.logits]
-    elif isinstance(output, tuple | list):
-        chosen = list(output)
-    else:
-        chosen = []
-    return [matrix for value in chosen if isinstance(value, Tensor) for matrix in _as_matrix(value)]
+        return [output[key] for key in _KEYS if key in output] or list(output.values())
+    if isinstance(getattr(output, "logits", None), Tensor):
+        return [output.logits]
+    if isinstance(output, tuple | list):
+        return list(output)
+    return list(vars(output).values()) if dataclasses.is_dataclass(output) else []
 
 
 def _as_matrix(value: Tensor) -> list[Tensor]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import collections
 import copy
 import pickle
+from dataclasses import dataclass
 from typing import Any
 
 import pytest
@@ -44,8 +45,17 @@ class Net(nn.Module):
             "squeezed": z.squeeze(1),
             "text": "logits",
             "cube": z[:, :, None],
+            "nested": ((z, {}), None),
+            "dataclass": Made(z),
         }
         return made[self.kind]
+
+
+@dataclass
+class Made:
+    """An output object without a word on logits."""
+
+    scores: Tensor
 
 
 class Output(dict):  # type: ignore[type-arg]
@@ -78,6 +88,14 @@ def test_logits_that_are_squeezed_are_not_one_logit() -> None:
     assert give_logits(Squeezed("plain", classes=1).eval(), SHAPE) == 2
 
 
+def test_weights_that_hooks_compute_can_be_copied() -> None:
+    network = Net("plain")
+    torch.nn.utils.spectral_norm(network.head)  # type: ignore[no-untyped-call]
+    network.eval()
+    assert give_logits(network, SHAPE) == 5
+    copy.deepcopy(network)
+
+
 def test_a_forward_pass_without_gradients_is_one_clear_error() -> None:
     class Silent(Net):
         def forward(self, images: Tensor) -> Any:
@@ -88,7 +106,20 @@ def test_a_forward_pass_without_gradients_is_one_clear_error() -> None:
         give_logits(Silent("plain").eval(), SHAPE)
 
 
-KINDS = ("plain", "tuple", "list", "dict", "out", "named", "object", "maps", "aux in training", "only in training")
+KINDS = (
+    "plain",
+    "tuple",
+    "list",
+    "dict",
+    "out",
+    "named",
+    "object",
+    "maps",
+    "aux in training",
+    "only in training",
+    "nested",
+    "dataclass",
+)
 
 
 @pytest.mark.parametrize("kind", KINDS)
