@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from typing import Any, Protocol
 
@@ -38,6 +39,7 @@ class DatasetSource(Plain):
     def __init__(self, dataset: SizedDataset) -> None:
         self.name = type(dataset).__name__
         self._dataset = dataset
+        self.converted: Counter[str] = Counter()
         self.class_names = as_class_names(getattr(dataset, "classes", ()) or ())
         self._count = self._length()
         labels = _known_labels(dataset)
@@ -57,7 +59,7 @@ class DatasetSource(Plain):
                     f"the dataset announces {int(self.labels[position])}.",
                     "Make the targets of the dataset agree with its items.",
                 )
-            yield slot, _as_image(image, self.describe(position))
+            yield slot, _as_image(image, self.describe(position), self.converted)
 
     def _length(self) -> int:
         try:
@@ -118,7 +120,7 @@ def _known_labels(dataset: Any) -> np.ndarray[Any, Any] | None:
     return None
 
 
-def _as_image(image: Any, where: str) -> Tensor:
+def _as_image(image: Any, where: str, converted: Counter[str]) -> Tensor:
     if isinstance(image, Tensor):
         array = image.detach().cpu().float().numpy() if image.dtype == torch.bfloat16 else image.detach().cpu().numpy()
         return _from_array(array if array.ndim == 3 else array[None], where)
@@ -127,7 +129,7 @@ def _as_image(image: Any, where: str) -> Tensor:
     # Where Pillow was never imported, no item can be an image of its.
     pillow = sys.modules.get("PIL.Image")
     if pillow is not None and isinstance(image, pillow.Image):
-        return image_pixels(image, where)
+        return image_pixels(image, where, converted)
     raise DataError(
         f"{where} has an image of type {type(image).__name__}.", "Give a tensor, a NumPy array or a Pillow image."
     )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import struct
 import warnings
+from collections import Counter
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -22,13 +23,14 @@ INSTALL_MEND = "Install it with: pip install 'bdprune[parquet]'"
 MAX_ENCODED_BYTES = 64 << 20
 MAX_PIXELS = 1 << 26
 
+_CONVERTED = {"P": "palettes", "PA": "palettes", "CMYK": "CMYK", "RGBA": "opaque alpha", "LA": "opaque alpha"}
 _GRAY_MODES = frozenset({"1", "L", "LA", "La"})
 _COLOR_MODES = frozenset({"P", "PA", "RGB", "RGBA", "RGBa", "RGBX", "CMYK", "YCbCr"})
 _TIFF_BITS, _TIFF_TILE = 258, (322, 323)
 _J2K_SIZE = b"\xff\x4f\xff\x51"
 
 
-def decode_image(encoded: bytes, where: str) -> Tensor:
+def decode_image(encoded: bytes, where: str, converted: Counter[str] | None = None) -> Tensor:
     """Decodes one image of a format in ``FORMATS``, which its first bytes tell.
 
     The size in the header is checked before any pixel is decoded: at most ``MAX_PIXELS``.
@@ -36,6 +38,7 @@ def decode_image(encoded: bytes, where: str) -> Tensor:
     Args:
         encoded: the bytes of the file.
         where: what to call the image in errors, such as its path.
+        converted: counts images that are neither grey nor RGB in the file, by what they are there.
 
     Returns:
         uint8 ``[1, H, W]`` for grey images, ``[3, H, W]`` for all others.
@@ -64,7 +67,7 @@ def decode_image(encoded: bytes, where: str) -> Tensor:
         raise
     except Exception as error:  # decoders fail in many ways on hostile bytes; each means the same to the reader
         raise _not_decoded(where, str(error) or type(error).__name__) from error
-    return image_pixels(image, where)
+    return image_pixels(image, where, converted)
 
 
 def _not_decoded(where: str, reason: str) -> DataError:
@@ -119,7 +122,7 @@ def _bits(image: ImageFile, encoded: bytes) -> int:
     return 8
 
 
-def image_pixels(image: Image, where: str) -> Tensor:
+def image_pixels(image: Image, where: str, converted: Counter[str] | None = None) -> Tensor:
     """Pixels of a Pillow image: uint8 ``[1, H, W]`` (grey) or ``[3, H, W]``.
 
     Palettes, CMYK and fully opaque alpha become RGB. Transparency and more than 8 bits are refused, because what
@@ -133,6 +136,8 @@ def image_pixels(image: Image, where: str) -> Tensor:
         deep = ", not 8 bits" if image.mode[:1] in "IF" else ""
         raise DataError(f"{where} has pixels of mode {image.mode}{deep}.", "Convert it to 8-bit RGB or grey.")
     target = "L" if image.mode in _GRAY_MODES else "RGB"
+    if converted is not None and image.mode not in ("1", "L", "RGB"):
+        converted[_CONVERTED.get(image.mode, image.mode)] += 1
     if image.has_transparency_data:
         image = image.convert("RGBA")
         if image.getchannel("A").getextrema() != (255, 255):

@@ -44,6 +44,7 @@ class FolderSource:
 
     def __init__(self, root: Path) -> None:
         self.name = str(root)
+        self.converted: Counter[str] = Counter()
         passed_over: Counter[str] = Counter()
         above = _above(root)
         loops: list[Path] = []
@@ -69,7 +70,7 @@ class FolderSource:
     def read(self, index: Sequence[int]) -> Iterator[tuple[int, Tensor]]:
         for slot, position in enumerate(index):
             path = self._files[position]
-            yield slot, decode_image(_read_bytes(path), str(path))
+            yield slot, decode_image(_read_bytes(path), str(path), self.converted)
 
 
 def _above(root: Path) -> set[tuple[int, int]]:

@@ -282,6 +282,10 @@ def _read_images(source: ImageSource, index: list[int], input_shape: tuple[int, 
     stack, repeated = _stack(source, images, None if input_shape is None else input_shape[0])
     if repeated:
         notes.append(f"{repeated} grey images among colour ones had their channel repeated.")
+    if source.converted:
+        notes.append(
+            f"{source.converted.total()} images were converted to grey or RGB from {', '.join(source.converted)}."
+        )
     return _Read(stack, tuple(notes), next(iter(sizes)) if len(sizes) == 1 else None)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import zipfile
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import IO, Any
@@ -37,6 +38,7 @@ class NpzSource(Plain):
 
     def __init__(self, path: Path, input_shape: tuple[int, int, int] | None = None) -> None:
         self.name = str(path)
+        self.converted: Counter[str] = Counter()  # pixels are stored as they are
         try:
             images, labels = _read_pair(path)
         except DataError:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -77,6 +78,7 @@ class ParquetSource(Plain):
 
     def __init__(self, path: Path) -> None:
         self.name = str(path)
+        self.converted: Counter[str] = Counter()
         try:
             import pyarrow.parquet as pq
         except ImportError as error:
@@ -181,7 +183,7 @@ class ParquetSource(Plain):
     def _decode(self, cell: Any, row: int) -> Tensor:
         if not cell.is_valid:
             raise DataError(f"{self.describe(row)} has no image bytes.", "Store the encoded image itself, not a path.")
-        return decode_image(cell.as_py(), self.describe(row))
+        return decode_image(cell.as_py(), self.describe(row), self.converted)
 
     def _damaged(self, error: Exception) -> DataError:
         reason = str(error).split("\n")[0][:200] or type(error).__name__

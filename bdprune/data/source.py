@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Protocol
 
@@ -34,6 +35,10 @@ class ImageSource(Protocol):
     @property
     def passed_over(self) -> Mapping[str, int]:
         """How many files of a folder were not taken as images, by suffix or reason."""
+
+    @property
+    def converted(self) -> Counter[str]:
+        """How many of the images that were read are neither grey nor RGB in the source, by what they are there."""
 
     @property
     def notes(self) -> tuple[str, ...]:

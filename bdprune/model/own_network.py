@@ -130,7 +130,7 @@ class OwnMatcher:
                 return self._call(None)  # **kwargs that lead to something that has no classes to count
             raise OptionError(
                 f"{self._arch} raised {type(error).__name__}: {first_line(error)}.",
-                "It is called with num_classes (--num-classes) if it takes that, else with nothing; where it needs more, "
+                "It is called with num_classes (--num-classes) if it takes that, else with nothing; if it needs more, "
                 "let --arch name a function of your own that takes nothing.",
             ) from error
         if not isinstance(network, nn.Module):

@@ -261,3 +261,14 @@ def test_control_characters_in_folder_names_do_not_reach_the_report(
 ) -> None:
     root = write_tree({"a\x1b[31m/1.png": encode(pixels[0]), "b\n/1.png": encode(pixels[1])})
     assert load_clean(root).class_names == ("a[31m", "b")
+
+
+def test_images_that_were_converted_are_counted(tmp_path: Path) -> None:
+    from PIL import Image
+
+    for label, mode in enumerate(("P", "CMYK", "RGBA", "RGB")):
+        (tmp_path / str(label)).mkdir()
+        image = Image.new("RGB", (4, 4), (10 * label, 50, 90)).convert(mode)
+        image.save(tmp_path / str(label) / f"x.{'tiff' if mode == 'CMYK' else 'png'}")
+    notes = load_clean(tmp_path).notes
+    assert notes == ("3 images were converted to grey or RGB from palettes, CMYK, opaque alpha.",)
