@@ -60,7 +60,12 @@ def test_only_chosen_rows_are_decoded(
     )
     decoded: list[str] = []
     real = parquet.decode_image
-    monkeypatch.setattr(parquet, "decode_image", lambda cell, where, *more: (decoded.append(where), real(cell, where))[1])
+
+    def noted(cell: bytes, where: str, *more: object) -> torch.Tensor:
+        decoded.append(where)
+        return real(cell, where)
+
+    monkeypatch.setattr(parquet, "decode_image", noted)
     monkeypatch.setattr(parquet, "_BATCH_ROWS", 32)
     data = load_clean(path, per_class=3, seed=5)
     assert len(decoded) == 12
