@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from bdprune.model.handle import Model
-from bdprune.scan import engine, intake, registry, stacks
+from bdprune.scan import intake, pipeline, registry, stacks
 from bdprune.scan.engine import scan_many
 from bdprune.scan.purify import purify
 from bdprune.scoring.lipschitz import channel_lipschitz
@@ -26,7 +26,7 @@ pytestmark = pytest.mark.usefixtures("gpu", "bfloat16")  # before anything is tr
 @pytest.fixture
 def place(gpu: torch.device, monkeypatch: pytest.MonkeyPatch) -> str:
     """Its name, which scans take for one of theirs."""
-    for module in (engine, intake, stacks):
+    for module in (intake, pipeline, stacks):
         monkeypatch.setattr(module, "parse_device", torch.device)
     return str(gpu)
 
