@@ -42,7 +42,7 @@ def test_one_step_reaches_every_weight_and_the_file_is_recognised(name: str, siz
             assert parameter.grad.any() or key.endswith("bias"), key  # a bias in front of a norm has no gradient
     torch.optim.SGD(network.parameters(), 1e-3).step()
     save_weights(network, tmp_path / "model.safetensors")
-    model = load(tmp_path / "model.safetensors", input_size=size)
+    model = load(tmp_path / "model.safetensors", input_shape=(3, size, size))
     assert (model.arch, model.num_classes, model.input_shape) == (name, 12, (3, size, size))
     network.load_state_dict({key: value.half().float() for key, value in network.state_dict().items()})
     assert torch.allclose(model.network(images), network.eval()(images), atol=1e-5)
