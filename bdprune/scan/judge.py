@@ -57,7 +57,7 @@ def judge(evidence: Sequence[Evidence], sanity: Sanity | None) -> Judgement:
         return _inconclusive(_silence(evidence, sanity), findings)
     if not flagged and len(heard) < len(evidence):
         return _inconclusive(_silence(evidence, sanity), findings)
-    if not flagged and _has_no_norm(leader):
+    if _has_no_norm(leader) and all(one.detector == LEADER for one in flagged):
         return _inconclusive(_NO_NORM, findings)
     if not leader.flagged:
         verdict: Verdict = "suspicious" if flagged else "clean"
@@ -66,8 +66,6 @@ def judge(evidence: Sequence[Evidence], sanity: Sanity | None) -> Judgement:
     rivals = {one.target_label for one in flagged} - {None, label}
     if label is None:
         return Judgement("suspicious", _risk(heard), _agreed_label(flagged), findings)
-    if _has_no_norm(leader) and len(flagged) == 1:
-        return Judgement("suspicious", _risk(heard), label, findings)
     if rivals:
         return Judgement("suspicious", _risk(heard), label, (*findings, _disagreement(label, rivals)))
     return Judgement("backdoored", _risk([leader]), label, (*findings, *_confirmation(flagged, label)))

@@ -174,6 +174,8 @@ def test_a_network_without_batch_norm_is_neither_clean_nor_backdoored() -> None:
     quiet = judge([measured(0.1, False, norms=0), other(3.0)], SANE)
     assert quiet.verdict == "inconclusive" and "no batch norm" in quiet.findings[0].message
     loud = judge([measured(0.9, False, norms=0), other(3.0)], SANE)
-    assert loud.verdict == "suspicious" and loud.target_label is not None
+    assert loud.verdict == "inconclusive" and [one.rule_id for one in loud.findings] == ["BD000", "BD030"]
+    seen = judge([measured(0.1, False, norms=0), other(9.0)], SANE)
+    assert seen.verdict == "suspicious"
     confirmed = judge([measured(0.9, False, norms=0), other(9.0)], SANE)
     assert confirmed.verdict == "backdoored"
