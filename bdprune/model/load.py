@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -19,11 +18,10 @@ from bdprune.model.outputs import give_logits
 from bdprune.model.own_network import OwnMatcher, OwnNetwork
 from bdprune.model.pickle_walk import shown
 from bdprune.model.recognise import KnownMatcher, not_recognised, shapes_of
-from bdprune.model.shards import GIVE_INDEX
+from bdprune.model.shards import GIVE_INDEX, is_shard
 from bdprune.model.state import StateDict, check_expansion, check_finite, is_weight_name, joined, typed
 
 Shape: TypeAlias = tuple[int, int, int]
-_SHARD = re.compile(r".+-\d{5}-of-\d{5}\.[a-z]+")
 _GIVE_KEY = "Choose one of them with --state-key."
 
 
@@ -116,7 +114,7 @@ def load_all(
         sets = _sets(checkpoint, matcher)
         chosen, unloaded = _choose(sets, state_key)
     except ArchitectureError as error:
-        if _SHARD.fullmatch(checkpoint.path.name):
+        if is_shard(checkpoint.path):
             raise ArchitectureError(error.message, f"It is one shard of several. {GIVE_INDEX}") from None
         raise
     except ArtifactError as error:
@@ -230,9 +228,7 @@ def _sets_in(state: StateDict, matcher: _Builder) -> list[_Set]:
     weights = tuple(name for name in left if is_weight_name(name, tensors[name]))
     used = {key for one in found for key in one.slots} | set(weights)
     kept = tuple(str(key) for key in state.state if key not in used)
-    names = (
-        [state.name] if len(found) == 1 else ["/".join(filter(None, (state.name, one.prefix[:-1]))) for one in found]
-    )
+    names = [state.name] if len(found) == 1 else [_joined(state.name, one.prefix) for one in found]
     return [_Set(name, state, one, weights, kept) for name, one in zip(names, found, strict=True)]
 
 
@@ -381,7 +377,7 @@ def _artifact(checkpoint: Checkpoint, one: _Set, slots: Mapping[str, Slot]) -> A
         state_key=one.name,
         prefix=one.found.prefix,
         unscanned=(*one.left, *checkpoint.contents.beside),
-        kept=one.kept,
+        kept=(*one.kept, *(f"{name} (the state of an optimiser)" for name in checkpoint.contents.optimisers)),
         places=places,
         slots=dict(slots),
         checkpoint=with_values(checkpoint.value, places, given),

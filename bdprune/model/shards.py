@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 from bdprune.errors import ArtifactError
@@ -11,6 +12,12 @@ from bdprune.model.pickle_walk import shown
 MAX_INDEX_BYTES = 64 << 20
 GIVE_INDEX = "Give a folder that holds the index and all of its shards."
 _MAX_SHARDS = 1000
+_NAME = re.compile(r".+-\d{5}-of-\d{5}\.[a-z]+")
+
+
+def is_shard(path: Path) -> bool:
+    """Whether a file has the name of one shard of several, as in ``model-00001-of-00002.safetensors``."""
+    return _NAME.fullmatch(path.name) is not None
 
 
 def shard_names(data: bytes) -> dict[str, str]:

@@ -7,14 +7,13 @@ from __future__ import annotations
 
 import glob
 import os
-import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from bdprune.errors import ArtifactError, OptionError
 from bdprune.model.file_kinds import APPLE_DOUBLE, INDEX, SPECIAL, kind_of_file
-from bdprune.model.shards import MAX_INDEX_BYTES, shard_names
+from bdprune.model.shards import MAX_INDEX_BYTES, is_shard, shard_names
 from bdprune.scan.result import CoverageResult, PassedOver
 
 SUFFIXES = (".pt", ".pth", ".th", ".tar", ".ckpt", ".bin", ".pkl", ".safetensors")
@@ -26,7 +25,6 @@ _NO_MODELS = {
     ".svn": "a folder of version control",
     "__pycache__": "compiled Python",
 }
-_SHARD = re.compile(r".+-\d{5}-of-\d{5}\.[a-z]+")
 _MOST_NAMED = 100
 ANOTHER_NAME = "another name of a file that is scanned"
 
@@ -171,7 +169,7 @@ def _by_index(candidates: Sequence[Path], alone: bool, sources: Sources) -> list
     """Shards give way to the index that names them."""
     indices = [path for path in candidates if kind_of_file(path) == INDEX]
     if not alone or len(candidates) > 1 or sources.files > 1:
-        folders = {path.parent for path in candidates if _SHARD.fullmatch(path.name)}
+        folders = {path.parent for path in candidates if is_shard(path)}
         indices += [path for folder in folders for path in folder.glob("*.index.json") if kind_of_file(path) == INDEX]
     home = {shard: index for index in dict.fromkeys(indices) for shard in _shards(index)}
     return list(dict.fromkeys(home.get(path, path) for path in candidates))

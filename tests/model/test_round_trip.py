@@ -69,7 +69,8 @@ def test_a_repaired_file_loads_where_the_old_one_did(
     path = write(tmp_path / "old", kind, WRAPPERS[wrapper](state))
     model = load(path)
     assert model.artifact is not None
-    assert model.artifact.prefix == prefix and set(model.artifact.kept) == set(EXTRAS[extra])
+    optimiser = {"optimizer (the state of an optimiser)"} if wrapper == "nested" else set()
+    assert model.artifact.prefix == prefix and set(model.artifact.kept) == EXTRAS[extra].keys() | optimiser
     repaired = prune(model, FILTERS)
     out = tmp_path / "new" / path.name
     out.parent.mkdir()
