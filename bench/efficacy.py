@@ -29,22 +29,15 @@ from typing import Any
 
 import torch
 
-from bdprune.attacks.base import shape_of
-from bdprune.data.clean import CleanData
-from bdprune.data.datasets import read_dataset
-from bdprune.data.load import load_clean
-from bdprune.data.parquet import RawImages
-from bdprune.model.handle import Model
-from bdprune.model.load import load
+from bdprune.attacks import shape_of
+from bdprune.data import CleanData, RawImages, load_clean, read_dataset
+from bdprune.fleet import scan
+from bdprune.methods import Purified
+from bdprune.model import Model, load
 from bdprune.ops.trial import device_name
-from bdprune.purify.base import Purified
-from bdprune.purify.rnp import RNP
-from bdprune.purify.suspiciousness import SuspiciousnessPruning
-from bdprune.scan.device import parse_device
-from bdprune.scan.engine import scan
-from bdprune.zoo.manifest import Entry, read_manifest
-from bdprune.zoo.measure import measure
-from bdprune.zoo.store import Shelf, load_trigger, weights_path
+from bdprune.pipeline import parse_device
+from bdprune.purifiers import RNP, SuspiciousnessPruning
+from bdprune.zoo import Entry, Shelf, load_trigger, measure, read_manifest, weights_path
 
 Row = dict[str, Any]
 METHODS: dict[str, tuple[int, Callable[[int], RNP | SuspiciousnessPruning]]] = {

@@ -26,20 +26,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from bdprune.data.clean import CleanData
-from bdprune.data.load import load_clean
-from bdprune.model.handle import Model
-from bdprune.model.load import load
-from bdprune.model.prune import prune
-from bdprune.purify.rnp import RNP
-from bdprune.training.evaluate import clean_accuracy
-from bdprune.training.precision import PRECISIONS, Precision
-from bdprune.training.recover import recover
-from bdprune.training.sweep import SweepPoint, sweep_thresholds
-from bdprune.training.unlearn import unlearn
-from bdprune.zoo.demo import against_truth
-from bdprune.zoo.manifest import Entry, read_manifest
-from bdprune.zoo.store import weights_path
+from bdprune.data import CleanData, load_clean
+from bdprune.fleet import against_truth
+from bdprune.loops import SweepPoint, recover, sweep_thresholds, unlearn
+from bdprune.model import Model, load, prune
+from bdprune.purifiers import RNP
+from bdprune.runtime import PRECISIONS, Precision, clean_accuracy
+from bdprune.zoo import Entry, read_manifest, weights_path
 from bench.ladders.machine import describe
 from bench.ladders.rnp import AUTHOR, THRESHOLDS, plain_recover, plain_sweep, plain_unlearn
 from bench.ladders.targets import NEAR

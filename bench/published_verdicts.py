@@ -20,10 +20,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from bdprune.data.clean import CleanData
-from bdprune.data.datasets import read_dataset
-from bdprune.data.parquet import RawImages
-from bdprune.scan.engine import scan
+from bdprune.data import CleanData, RawImages, read_dataset
+from bdprune.fleet import scan
 
 CHECKPOINTS = {
     "ibau-cifar10-badnets-target8.pth": ("cifar10", 50, "none", 8),

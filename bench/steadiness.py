@@ -22,7 +22,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from bdprune.scan.engine import scan
+from bdprune.fleet import scan
 
 Row = dict[str, Any]
 PER_CLASS = 50

@@ -18,15 +18,11 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from bdprune.attacks.base import Attack, shape_of
-from bdprune.data.clean import CleanData
-from bdprune.data.load import load_clean
-from bdprune.model.handle import Model
-from bdprune.model.load import load
-from bdprune.scoring.lipschitz import channel_lipschitz
-from bdprune.scoring.statistics import filter_statistics
-from bdprune.scoring.suspiciousness import Suspiciousness
-from bdprune.zoo.manifest import read_manifest
+from bdprune.analysis import Suspiciousness, channel_lipschitz, filter_statistics
+from bdprune.attacks import Attack, shape_of
+from bdprune.data import CleanData, load_clean
+from bdprune.model import Model, load
+from bdprune.zoo import read_manifest
 
 ZOO = Path(__file__).parent.parent / "zoo" / "demo"
 

@@ -129,8 +129,8 @@ def bright() -> Bright:
     import torch
     from torch import nn
 
+    from bdprune.loops.fitting import Schedule, fit
     from bdprune.model.handle import Model
-    from bdprune.training.fit import Schedule, fit
 
     with torch.random.fork_rng():
         torch.manual_seed(0)

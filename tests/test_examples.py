@@ -17,7 +17,8 @@ import bdprune
 
 ROOT = Path(__file__).resolve().parent.parent
 DOCUMENTS = ["README.md", "docs/python.md"]
-MODULES = ["bdprune", "bdprune.scan.engine", "bdprune.scan.purify", "bdprune.scan.score", "bdprune.scan.result"]
+HOMES = ("fleet.scans", "pipeline.repair", "pipeline.scores", "record.result")
+MODULES = ["bdprune", *(f"bdprune.{home}" for home in HOMES)]
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -37,8 +38,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     import torch
     from PIL import Image
 
+    from bdprune.loops.fitting import Schedule, fit
     from bdprune.model.architectures import build
-    from bdprune.training.fit import Schedule, fit
 
     labels = torch.arange(90) % 3
     noise = torch.rand(90, 3, 32, 32, generator=torch.Generator().manual_seed(0)) / 2

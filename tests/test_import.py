@@ -53,11 +53,11 @@ def test_version_is_that_of_the_project() -> None:
 
 
 def test_public_names_are_the_functions_of_their_rooms() -> None:
-    from bdprune.scan.engine import scan
-    from bdprune.scan.intake import load
-    from bdprune.scan.purify import purify
-    from bdprune.scan.result import Result
-    from bdprune.scan.score import score
+    from bdprune.fleet.scans import scan
+    from bdprune.pipeline.open import load
+    from bdprune.pipeline.repair import purify
+    from bdprune.pipeline.scores import score
+    from bdprune.record.result import Result
 
     assert bdprune.load is load and bdprune.score is score and bdprune.Result is Result
     assert inspect.signature(bdprune.scan) == inspect.signature(scan)
@@ -68,12 +68,12 @@ def test_public_names_are_the_functions_of_their_rooms() -> None:
 def test_scan_and_purify_stay_callable_after_their_rooms_are_imported() -> None:
     code = """
 import bdprune
-import bdprune.purify.base, bdprune.scan.engine
-import bdprune.scan.purify
-from bdprune.scan import result
+import bdprune.methods.base, bdprune.fleet.scans
+import bdprune.pipeline.repair
+from bdprune.record import result
 seen = []
-bdprune.scan.engine.scan = lambda *args, **settings: seen.append((args, settings))
-bdprune.scan.purify.purify = lambda *args, **settings: seen.append((args, settings))
+bdprune.fleet.scans.scan = lambda *args, **settings: seen.append((args, settings))
+bdprune.pipeline.repair.purify = lambda *args, **settings: seen.append((args, settings))
 bdprune.scan("a", data="b")
 bdprune.purify("c", "d", method="e")
 print(seen)

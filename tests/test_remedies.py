@@ -13,7 +13,7 @@ import pytest
 
 import bdprune
 from bdprune.cli.main import main
-from bdprune.scan.intake import ModelOptions
+from bdprune.pipeline.open import ModelOptions
 
 PACKAGE = Path(bdprune.__file__).parent
 OPTION = re.compile(r"(?<![\w-])--([a-z][a-z-]*[a-z])")

@@ -16,14 +16,10 @@ from bdprune.attacks.badnets import BadNets
 from bdprune.attacks.base import Poisoned, Setting, TriggerType, shape_of
 from bdprune.attacks.beside import running_statistics, untouched
 from bdprune.attacks.check import check_at_least, check_share
-from bdprune.data.clean import CleanData, sample_per_class
-from bdprune.model.groups import FilterGroup
-from bdprune.model.handle import Model
-from bdprune.training.augment import crop_and_flip
-from bdprune.training.layout import laid_out, training_layout
-from bdprune.training.recover import RecoverSettings, recover
-from bdprune.training.sweep import below, sweep_thresholds
-from bdprune.training.unlearn import UnlearnSettings, unlearn
+from bdprune.data import CleanData, sample_per_class
+from bdprune.loops import RecoverSettings, UnlearnSettings, below, recover, sweep_thresholds, unlearn
+from bdprune.model import FilterGroup, Model
+from bdprune.runtime import crop_and_flip, laid_out, training_layout
 
 
 @dataclass(frozen=True)

@@ -14,9 +14,7 @@ from bdprune.attacks.base import Poisoned, Setting, TriggerType, apply
 from bdprune.attacks.beside import draw_apart, untouched
 from bdprune.attacks.check import check_at_least, check_share
 from bdprune.errors import OptionError
-from bdprune.training.evaluate import attack_success_rate, clean_accuracy, predict
-from bdprune.training.layout import training_layout
-from bdprune.training.precision import autocast
+from bdprune.runtime import attack_success_rate, autocast, clean_accuracy, predict, training_layout
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from bdprune.attacks.check import check_at_least, check_label, check_share
 from bdprune.attacks.poison import draw, saturate
-from bdprune.training.fit import CrossEntropy, Objective
+from bdprune.loops import CrossEntropy, Objective
 
 TriggerType = Literal["static", "input-dependent", "learned"]
 """One pattern for all images; one that depends on the image; one that was optimised on a model."""

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from bdprune.attacks.base import Poisoned, Setting
-from bdprune.training.fit import seeded
+from bdprune.loops import seeded
 
 
 class Companion:

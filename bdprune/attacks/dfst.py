@@ -19,7 +19,7 @@ from bdprune.attacks.features import head
 from bdprune.attacks.generators import Change
 from bdprune.attacks.style import Sunrise
 from bdprune.errors import OptionError
-from bdprune.training.fit import seeded
+from bdprune.loops import seeded
 
 
 @dataclass(frozen=True)

@@ -11,13 +11,12 @@ import click
 from bdprune.cli import exit_codes
 from bdprune.cli.outputs import emit, use_colour
 from bdprune.cli.progress import Progress
-from bdprune.report.files import check_writable, make_folder, write_text
-from bdprune.report.summary import percent, seconds
-from bdprune.report.text import plain, table
+from bdprune.files import check_writable, make_folder, write_text
+from bdprune.report import percent, plain, seconds, table
 
 if TYPE_CHECKING:
-    from bdprune.scan.result import Document
-    from bdprune.zoo.demo import Row
+    from bdprune.fleet import Row
+    from bdprune.record import Document
 
 COLUMNS = ("model", "truth", "verdict", "label", "", "clean accuracy", "attack success")
 NOTE = (
@@ -61,10 +60,10 @@ def demo(zoo: Path, output: Path, seed: int, quiet: bool) -> int:
     check_writable(report)
     with Progress(1, shown=not quiet) as progress:
         progress.stage("starting")
-        from bdprune.zoo.demo import run
+        from bdprune.fleet import run
 
         done = run(zoo, output, seed=seed, progress=lambda name, stage: _say(progress, quiet, name, stage))
-    from bdprune.report.html import Table, html_page
+    from bdprune.report import Table, html_page
 
     named = [_with_class_names(document, done.class_names) for document in done.documents]
     closing = f"{sum(row.right for row in done.rows)} of {len(done.rows)} verdicts right, in {seconds(done.seconds)}"

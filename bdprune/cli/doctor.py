@@ -16,7 +16,7 @@ import bdprune
 from bdprune.cli import exit_codes
 from bdprune.cli.outputs import emit, use_colour
 from bdprune.errors import BdpruneError
-from bdprune.report.text import plain, table
+from bdprune.report import plain, table
 
 _BUILD = "Build it in the source tree: pip install -e . --no-build-isolation (needs a C++ compiler)."
 _PACKAGES = ("numpy", "safetensors", "click", "rich", "msgspec", "jinja2")
@@ -118,7 +118,7 @@ def _self_test() -> Check:
 
 def _paths() -> Iterator[Check]:
     """What trials of stacks have chosen on this machine."""
-    from bdprune.training.paths import KEPT
+    from bdprune.runtime import KEPT
 
     choices = list(KEPT.read().values())
     if not choices:

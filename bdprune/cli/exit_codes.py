@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Literal
 
 from bdprune import errors
-from bdprune.scan.result import Result
+from bdprune.record import Result
 
 OK = 0
 FOUND = 1

@@ -26,7 +26,7 @@ from bdprune.cli.schema import schema
 from bdprune.cli.score import score
 from bdprune.cli.zoo import zoo
 from bdprune.errors import BdpruneError, first_line
-from bdprune.report.text import plain
+from bdprune.report import plain
 
 log = logging.getLogger("bdprune")
 

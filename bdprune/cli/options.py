@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 import click
 
 from bdprune.errors import OptionError
-from bdprune.scan.shape import parse_shape
+from bdprune.record import parse_shape
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 

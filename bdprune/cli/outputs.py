@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from bdprune.errors import OptionError, OutputError
-from bdprune.report.files import check_writable, is_special, write_text
-from bdprune.scan.result import CoverageResult, Document, PurifyResult, Result, ScoreResult
+from bdprune.files import check_writable, is_special, write_text
+from bdprune.record import CoverageResult, Document, PurifyResult, Result, ScoreResult
 
 _BY_SUFFIX = {".json": "json", ".jsonl": "jsonl", ".html": "html", ".htm": "html", ".txt": "text", ".log": "text"}
 
@@ -103,7 +103,7 @@ def render(
     from bdprune.report import machine
 
     if kind == "html":
-        from bdprune.report.html import html_page
+        from bdprune.report import html_page
 
         return html_page(documents, coverage=coverage)
     records: list[Document | CoverageResult] = [*documents, *([coverage] if coverage is not None else [])]

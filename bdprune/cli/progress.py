@@ -9,7 +9,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
-from bdprune.report.text import plain
+from bdprune.report import plain
 
 if TYPE_CHECKING:
     from rich.progress import Progress as RichProgress

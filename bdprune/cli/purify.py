@@ -20,8 +20,8 @@ from bdprune.cli.options import (
 )
 from bdprune.cli.progress import Progress
 from bdprune.errors import OptionError
-from bdprune.report.files import check_writable
-from bdprune.scan.paths import check_exists
+from bdprune.files import check_writable
+from bdprune.fleet import check_exists
 
 KINDS = ("text", "json", "html")
 
@@ -84,7 +84,7 @@ def purify(
     outputs.check_apart([output, *(one.path for one in wanted)], [path, data])
     with Progress(1, shown=not (quiet or no_progress)) as progress, redirect_stdout(sys.stderr):
         progress.stage("starting")
-        from bdprune.scan.purify import purify as repair
+        from bdprune.pipeline import purify as repair
 
         done = repair(
             next(progress.through([path])),

@@ -21,8 +21,8 @@ from bdprune.cli.options import (
 )
 from bdprune.cli.progress import Progress
 from bdprune.errors import NoWeightsError, UnsupportedError
-from bdprune.scan.paths import Sources, expand
-from bdprune.scan.result import Result
+from bdprune.fleet import Sources, expand
+from bdprune.record import Result
 
 KINDS = ("text", "json", "jsonl", "html")
 
@@ -152,7 +152,7 @@ def _scan_many(
     **settings: Any,
 ) -> Any:
     progress.stage("starting")
-    from bdprune.scan.engine import scan_many
+    from bdprune.fleet import scan_many
 
     return scan_many(
         progress.through(models),

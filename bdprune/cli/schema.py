@@ -7,8 +7,8 @@ import json
 import click
 
 from bdprune.cli.outputs import emit
-from bdprune.scan.result import KINDS
-from bdprune.scan.result import schema as json_schema
+from bdprune.record import KINDS
+from bdprune.record import schema as json_schema
 
 
 @click.command(short_help="Print the JSON Schema of a result.")

@@ -11,7 +11,7 @@ import click
 
 from bdprune.cli import outputs
 from bdprune.cli.options import data_options, format_option, known_model_options, model_options
-from bdprune.scan.paths import check_exists
+from bdprune.fleet import check_exists
 
 KINDS = ("text", "json", "html")
 
@@ -50,7 +50,7 @@ def score(
     wanted = outputs.plan(formats, (), KINDS, quiet=False)
     outputs.check_apart([one.path for one in wanted], [path, data])
     with redirect_stdout(sys.stderr):
-        from bdprune.scan.score import score as score_filters
+        from bdprune.pipeline import score as score_filters
 
         result = score_filters(
             path,

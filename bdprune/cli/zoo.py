@@ -14,14 +14,11 @@ from bdprune.cli import exit_codes
 from bdprune.cli.outputs import emit
 from bdprune.cli.zoo_show import show
 from bdprune.errors import OptionError
-from bdprune.report.files import check_writable, write_text
-from bdprune.report.summary import percent, seconds
-from bdprune.report.text import plain, table
+from bdprune.files import check_writable, write_text
+from bdprune.report import percent, plain, seconds, table
 
 if TYPE_CHECKING:
-    from bdprune.zoo.manifest import Entry
-    from bdprune.zoo.store import Truth
-    from bdprune.zoo.verify import Check
+    from bdprune.zoo import Check, Entry, Truth
 
 MANIFEST = click.argument("manifest", type=click.Path(path_type=Path), default=Path("zoo/demo/manifest.toml"))
 DATA = click.option(
@@ -78,9 +75,9 @@ def make(manifest: Path, data: Path, output: Path | None, only: tuple[str, ...],
     bdprune zoo make zoo/cifar10-w32.toml --data data/
     bdprune zoo make my.toml --data data/ -o my-zoo --only badnets
     """
-    from bdprune.scan.device import parse_device
-    from bdprune.zoo.make import make as make_models
-    from bdprune.zoo.manifest import read_manifest
+    from bdprune.pipeline import parse_device
+    from bdprune.zoo import make as make_models
+    from bdprune.zoo import read_manifest
 
     told: dict[str, Any] = {} if quiet else {"progress": Ticker(), "say": _say}
     truths = make_models(manifest, data, output, only, device=parse_device(device), **told)
@@ -100,8 +97,7 @@ def list_models(manifest: Path, models: Path | None, kind: str) -> int:
     bdprune zoo list
     bdprune zoo list my.toml --format json
     """
-    from bdprune.zoo.manifest import read_manifest
-    from bdprune.zoo.store import Shelf
+    from bdprune.zoo import Shelf, read_manifest
 
     zoo = read_manifest(manifest)
     shelf = Shelf(zoo, models)
@@ -145,10 +141,9 @@ def verify(
     bdprune zoo verify zoo/cifar10-w32.toml --data data/
     bdprune zoo verify zoo/cifar10-w32.toml --data data/ --write docs/zoo.md
     """
-    from bdprune.scan.device import parse_device
-    from bdprune.zoo.manifest import read_manifest
-    from bdprune.zoo.verify import markdown, misses
-    from bdprune.zoo.verify import verify as verify_models
+    from bdprune.pipeline import parse_device
+    from bdprune.zoo import markdown, misses, read_manifest
+    from bdprune.zoo import verify as verify_models
 
     if document is not None:
         check_writable(document)
@@ -166,7 +161,7 @@ def verify(
 
 
 def _write_section(document: Path, name: str, section: str) -> None:
-    from bdprune.zoo.verify import with_section
+    from bdprune.zoo import with_section
 
     text = document.read_text(encoding="utf-8") if document.exists() else ""
     write_text(document, with_section(text, name, section))

@@ -8,9 +8,8 @@ import click
 
 from bdprune.cli.outputs import emit
 from bdprune.errors import OptionError
-from bdprune.report.files import check_writable
-from bdprune.report.summary import percent
-from bdprune.report.text import plain
+from bdprune.files import check_writable
+from bdprune.report import percent, plain
 
 DEFAULT_DATA = Path("zoo/demo/test.npz")
 
@@ -49,9 +48,9 @@ def show(
     bdprune zoo show badnets --set size=5 --set margin=0 --data photos/ -o patch.png
     bdprune zoo show lira --trigger zoo/cifar10-w32/lira.trigger -o lira.png
     """
-    from bdprune.attacks.base import shape_of
-    from bdprune.data.load import load_clean
-    from bdprune.model.save import write_atomically
+    from bdprune.attacks import shape_of
+    from bdprune.data import load_clean
+    from bdprune.files import write_atomically
     from bdprune.zoo import show as drawing
 
     made = drawing.attack_of(attack, dict(map(_split, settings)))

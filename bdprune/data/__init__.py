@@ -1,8 +1,7 @@
-"""Clean data: loading it safely, sampling it, and checking that the model makes sense of it."""
-
-from bdprune.data.clean import CleanData
-from bdprune.data.load import load_clean
-from bdprune.data.normalizations import parse_normalization
-from bdprune.data.sanity import Sanity, check_sanity
-
-__all__ = ["CleanData", "Sanity", "check_sanity", "load_clean", "parse_normalization"]
+from bdprune.data.clean import ClassOrder, CleanData, OtherSize, sample_per_class
+from bdprune.data.dataset import SizedDataset
+from bdprune.data.datasets import PUBLISHED, Part, read_dataset
+from bdprune.data.load import check_clean, check_per_class, load_clean, resize_clean
+from bdprune.data.order import read_order, shown, start_of_text_order, text_order
+from bdprune.data.parquet import RawImages
+from bdprune.data.source import MAX_BYTES

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from bdprune.errors import OptionError
 
 if TYPE_CHECKING:
-    from bdprune.model.artifact import Artifact
+    from bdprune.files import Artifact
     from bdprune.model.groups import FilterGroup
 
 

@@ -12,9 +12,9 @@ import torch
 from torch import nn
 
 from bdprune.errors import ArchitectureError
+from bdprune.files import shown
 from bdprune.model.architectures import REGISTRY, architecture
 from bdprune.model.architectures.spec import Architecture, Settings, Shapes
-from bdprune.model.pickle_walk import shown
 
 _NEAREST = 3
 _DIFFERENCES = 3

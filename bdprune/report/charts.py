@@ -18,8 +18,8 @@ from typing import Any, TypeVar
 import msgspec
 from markupsafe import Markup
 
+from bdprune.record import DetectorResult, LayerScores, PurifyResult
 from bdprune.report.svg import Bar, Line, bars, lines
-from bdprune.scan.result import DetectorResult, LayerScores, PurifyResult
 
 T = TypeVar("T")
 

@@ -11,8 +11,8 @@ from typing import Any
 import jinja2
 from markupsafe import Markup, escape
 
+from bdprune.record import CoverageResult, Document, PurifyResult, Result, ScoreResult
 from bdprune.report import charts, summary, svg
-from bdprune.scan.result import CoverageResult, Document, PurifyResult, Result, ScoreResult
 
 
 @dataclass(frozen=True)

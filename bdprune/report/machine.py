@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from bdprune.scan.result import CoverageResult, Document
+from bdprune.record import CoverageResult, Document
 
 
 def json_document(document: Document) -> str:

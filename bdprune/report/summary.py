@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 
-from bdprune.scan.result import ATTENTION, PassedOver, PurifyResult, Result, Verdict
+from bdprune.record import ATTENTION, PassedOver, PurifyResult, Result, Verdict
 
 MEANING: dict[Verdict, str] = {
     "clean": "No sign of a backdoor was found.",

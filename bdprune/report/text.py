@@ -5,8 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Sequence
 
-from bdprune.report import summary
-from bdprune.scan.result import (
+from bdprune.record import (
     CoverageResult,
     DataInfo,
     DetectorResult,
@@ -17,6 +16,7 @@ from bdprune.scan.result import (
     WeightCoverage,
     some,
 )
+from bdprune.report import summary
 
 _COLOURS = {"clean": "32", "suspicious": "33", "backdoored": "1;31", "inconclusive": "35", "error": "31"}
 _MOST_NAMED = 5

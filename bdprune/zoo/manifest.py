@@ -11,12 +11,11 @@ from typing import Annotated, Any
 import msgspec
 import torch
 
-from bdprune.attacks.base import Attack
-from bdprune.attacks.registry import ATTACKS
-from bdprune.data.datasets import PUBLISHED
+from bdprune.attacks import ATTACKS, Attack
+from bdprune.data import PUBLISHED
 from bdprune.errors import OptionError
-from bdprune.model.architectures import architecture
-from bdprune.training.fit import Schedule
+from bdprune.loops import Schedule
+from bdprune.model import architecture
 
 ALL_TO_ALL = "all-to-all"
 """What a manifest gives as target, because TOML has no null."""

@@ -12,12 +12,10 @@ import msgspec
 import torch
 from torch import Tensor, nn
 
-from bdprune.attacks.base import Attack, Shape, apply
-from bdprune.attacks.registry import ATTACKS
-from bdprune.data.clean import CleanData
+from bdprune.attacks import ATTACKS, Attack, Shape, apply
+from bdprune.data import CleanData
 from bdprune.errors import ArtifactError, OptionError, OutputError, first_line
-from bdprune.model.file_kinds import looks_like_safetensors
-from bdprune.model.safetensors_file import read_safetensors
+from bdprune.files import looks_like_safetensors, read_safetensors
 from bdprune.zoo.manifest import ALL_TO_ALL
 
 AMPLIFIED = 10

@@ -20,10 +20,10 @@ from safetensors.torch import load_file
 from safetensors.torch import save as to_bytes
 from torch import Tensor, nn
 
-from bdprune.attacks.base import Attack, Shape
-from bdprune.data.clean import CleanData
+from bdprune.attacks import Attack, Shape
+from bdprune.data import CleanData
 from bdprune.errors import DataError, OutputError
-from bdprune.model.load import load
+from bdprune.model import load
 from bdprune.zoo.manifest import Entry, Manifest
 
 

@@ -11,11 +11,10 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from bdprune.attacks.base import Attack, Setting, shape_of
-from bdprune.data.parquet import RawImages
-from bdprune.model.architectures import build
-from bdprune.training.checkpoint import Checkpoint, digest
-from bdprune.training.fit import Objective, fit, machine, seeded
+from bdprune.attacks import Attack, Setting, shape_of
+from bdprune.data import RawImages
+from bdprune.loops import Checkpoint, Objective, digest, fit, machine, seeded
+from bdprune.model import build
 from bdprune.zoo.manifest import Entry
 
 Progress = Callable[[int, int, float], None]

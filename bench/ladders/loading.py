@@ -13,10 +13,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from bdprune.model.architectures.resnet import ResNet18Cifar
-from bdprune.model.load import load
-from bdprune.scan.score import score
-from bdprune.scoring.lipschitz import channel_lipschitz
+from bdprune.analysis import channel_lipschitz
+from bdprune.model import ResNet18Cifar, load
+from bdprune.pipeline import score
 from bench.ladders import spectral
 from bench.ladders.ladder import Ladder, Rung, Work, relative_error
 from bench.ladders.networks import resnet18

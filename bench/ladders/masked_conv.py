@@ -11,10 +11,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from bdprune.model.handle import Model
-from bdprune.model.mask import MaskedNetwork
+from bdprune.model import MaskedNetwork, Model
 from bdprune.ops import masked_conv2d
-from bdprune.training.winograd import WinogradConvs
+from bdprune.runtime import WinogradConvs
 from bench.ladders.ladder import Ladder, Rung, Work, compiled, relative_error
 from bench.ladders.plan import Plan
 from bench.ladders.winograd import FEWER
@@ -98,7 +97,7 @@ def norm_ladder(plan: Plan, channels: int, size: int) -> Ladder:
         Rung("mask times output of the norm", "eager", after_norm),
         Rung("mask times scale of the norm", "eager", partial(both_ways, scale_of_norm, data)),
         *compiled(plan.device, "mask times scale of the norm", scale_of_norm, lambda fast: both_ways(fast, data)),
-        *_ours("bdprune.model.mask.MaskedNetwork", plan.device, in_network, plain),
+        *_ours("bdprune.model.edit.mask.MaskedNetwork", plan.device, in_network, plain),
     )
     case = f"[{plan.conv_images}, {channels}, {size}, {size}], 3x3 and batch norm in train mode, channels_last"
     what = "largest error of output and gradients, relative to the largest value"

@@ -7,9 +7,8 @@ from collections.abc import Callable
 import torch
 from torch import nn
 
-from bdprune.data.clean import CleanData
-from bdprune.model.architectures.resnet import ResNet18Cifar
-from bdprune.model.handle import Model
+from bdprune.data import CleanData
+from bdprune.model import Model, ResNet18Cifar
 
 CLASSES, SIZE = 10, 32
 

@@ -13,8 +13,7 @@ import torch
 from torch.autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile
 
-from bdprune.training.recover import RecoverSettings, recover
-from bdprune.training.unlearn import UnlearnSettings, unlearn
+from bdprune.loops import RecoverSettings, UnlearnSettings, recover, unlearn
 from bench.ladders.networks import clean_images, resnet18
 
 KINDS = {

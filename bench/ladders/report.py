@@ -13,7 +13,7 @@ import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from bdprune.report.svg import Bar, bars
+from bdprune.report import Bar, bars
 from bench.ladders.targets import ALIKE, NEAR, TARGETS, Record, Row, best, ratio, whole_rnp
 
 _KINDS = {

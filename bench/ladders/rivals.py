@@ -14,10 +14,10 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn import functional
 
-from bdprune.data.clean import CleanData
-from bdprune.model.handle import Model
-from bdprune.scoring.lipschitz import norm_gain
-from bdprune.training.augment import crop_and_flip
+from bdprune.analysis import norm_gain
+from bdprune.data import CleanData
+from bdprune.model import Model
+from bdprune.runtime import crop_and_flip
 from bench.ladders import spectral
 from bench.ladders.ladder import Rung
 from bench.ladders.networks import replace_modules

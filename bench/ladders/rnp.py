@@ -16,13 +16,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from bdprune.data.clean import CleanData
-from bdprune.model.handle import Model
-from bdprune.training.precision import Precision, computes_bfloat16
-from bdprune.training.recover import RecoverSettings, recover
-from bdprune.training.shuffle import passes
-from bdprune.training.sweep import sweep_thresholds
-from bdprune.training.unlearn import UnlearnSettings, unlearn
+from bdprune.data import CleanData
+from bdprune.loops import RecoverSettings, UnlearnSettings, recover, sweep_thresholds, unlearn
+from bdprune.model import Model
+from bdprune.runtime import Precision, computes_bfloat16, passes
 from bench.ladders.ladder import Kind, Ladder, Rung, Work, absolute_error, can_compile, max_or_nan, relative_error
 from bench.ladders.networks import clean_images, conv_flops, replace_modules, resnet18, weight_bytes
 from bench.ladders.plan import Plan
@@ -139,7 +136,7 @@ def unlearn_ladder(plan: Plan, model: Model, data: CleanData, size: Size) -> Lad
 
     rungs = _rungs(plan, size, partial(plain_unlearn, model, data), EAGER)
     mine = _ours(
-        "bdprune.training.unlearn", size, data, lambda some, how: unlearn(model, some, settings, 0, how).model.network
+        "bdprune.loops.unlearning", size, data, lambda some, how: unlearn(model, some, settings, 0, how).model.network
     )
     forward = conv_flops(model.network) * size.images
     work = Work(5 * weight_bytes(model.network) * size.steps, 3 * forward)
@@ -165,7 +162,7 @@ def recover_ladder(plan: Plan, model: Model, data: CleanData, size: Size) -> Lad
 
     rungs = _rungs(plan, size, partial(plain_recover, model, data), FROZEN)
     mine = _ours(
-        "bdprune.training.recover",
+        "bdprune.loops.recovery",
         size,
         data,
         lambda some, how: list(recover(model, some, settings, 0, how).masks.values()),

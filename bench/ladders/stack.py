@@ -15,14 +15,12 @@ from torch import Tensor
 from torch.nn import functional
 
 import bdprune
-from bdprune.model.handle import Model
+from bdprune.analysis import channel_lipschitz, norm_gain
+from bdprune.loops import RecoverSettings, UnlearnSettings, unlearn, unlearn_together
+from bdprune.model import Model
 from bdprune.ops import filter_spectral_norms, masked_conv2d
-from bdprune.scan.device import free_memory
-from bdprune.scoring.lipschitz import channel_lipschitz, norm_gain
-from bdprune.training.footprint import footprint
-from bdprune.training.recover import RecoverSettings
-from bdprune.training.together import unlearn_together
-from bdprune.training.unlearn import UnlearnSettings, unlearn
+from bdprune.pipeline import free_memory
+from bdprune.runtime import footprint
 from bench.ladders import rnp, spectral
 from bench.ladders.ladder import Kind, Ladder, Rung, Work, can_compile, max_or_nan, relative_error
 from bench.ladders.masked_conv import Problem, both_ways, on_output, on_weights, unmasked

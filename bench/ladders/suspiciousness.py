@@ -15,11 +15,9 @@ from torch import Tensor, nn
 from torch.func import functional_call, grad, vmap
 from torch.nn import functional
 
-from bdprune.data.clean import CleanData
-from bdprune.model.handle import Model
-from bdprune.scoring.lipschitz import norm_gain
-from bdprune.scoring.statistics import FilterStatistics
-from bdprune.scoring.suspiciousness import Suspiciousness
+from bdprune.analysis import FilterStatistics, Suspiciousness, norm_gain
+from bdprune.data import CleanData
+from bdprune.model import Model
 from bench.ladders import moments, rivals, spectral
 from bench.ladders.ladder import Ladder, Rung, Work, can_compile, relative_error
 from bench.ladders.networks import clean_images, conv_flops, resnet18, weight_bytes

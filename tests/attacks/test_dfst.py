@@ -8,7 +8,7 @@ from bdprune.attacks.dfst import DFST, activations, ssim
 from bdprune.attacks.generators import Change
 from bdprune.attacks.poison import saturate
 from bdprune.errors import OptionError
-from bdprune.training.fit import Schedule
+from bdprune.loops.fitting import Schedule
 
 from .toy import attacked, measured, network, task, weights
 

@@ -15,8 +15,8 @@ from bdprune.attacks.dfst import DFST
 from bdprune.attacks.dynamic import Dynamic
 from bdprune.attacks.lira import LIRA
 from bdprune.attacks.registry import ATTACKS
-from bdprune.training.checkpoint import Checkpoint
-from bdprune.training.fit import Schedule
+from bdprune.loops.fitting import Schedule
+from bdprune.loops.resume import Checkpoint
 
 from .toy import attacked, network, task, weights
 

@@ -13,7 +13,7 @@ from bdprune.attacks.base import Attack, Setting, TriggerType, apply, shape_of
 from bdprune.attacks.clean_label import CleanLabel
 from bdprune.attacks.registry import ATTACKS
 from bdprune.errors import OptionError
-from bdprune.model.safetensors_file import dump_safetensors, read_safetensors
+from bdprune.files.safetensors_file import dump_safetensors, read_safetensors
 
 from .helpers import assert_untouched, frozen, setting, source
 

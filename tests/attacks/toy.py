@@ -4,9 +4,9 @@ import torch
 from torch import Tensor, nn
 
 from bdprune.attacks.base import Attack, Setting, shape_of
-from bdprune.training.checkpoint import Checkpoint
-from bdprune.training.evaluate import attack_success_rate, clean_accuracy
-from bdprune.training.fit import Schedule, fit, seeded
+from bdprune.loops.fitting import Schedule, fit, seeded
+from bdprune.loops.resume import Checkpoint
+from bdprune.runtime.evaluate import attack_success_rate, clean_accuracy
 
 CLASSES = 4
 

@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 from click.testing import Result as Ran
 
-from bdprune.scan.engine import scan
-from bdprune.zoo.demo import Demo, Measured, Row
+from bdprune.fleet.demo import Demo, Measured, Row
+from bdprune.fleet.scans import scan
 
 Run = Callable[..., Ran]
 
@@ -36,7 +36,7 @@ def outcome(tiny: Any, monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
             progress("model-0", "loading")
             return done
 
-        monkeypatch.setattr("bdprune.zoo.demo.run", run)
+        monkeypatch.setattr("bdprune.fleet.demo.run", run)
 
     return play
 

@@ -13,7 +13,7 @@ from click.testing import Result as Ran
 
 from bdprune.cli import doctor
 from bdprune.ops._backend import build_info
-from bdprune.scan.result import schema
+from bdprune.record.result import schema
 
 Run = Callable[..., Ran]
 

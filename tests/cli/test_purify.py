@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 from click.testing import Result as Ran
 
-from bdprune.model.load import load
-from bdprune.scan.result import PurifyResult
+from bdprune.model.loading import load
+from bdprune.record.result import PurifyResult
 
 Run = Callable[..., Ran]
 

@@ -15,8 +15,8 @@ import pytest
 import torch
 from click.testing import Result as Ran
 
-from bdprune.detect.base import Evidence
-from bdprune.scan.result import Result
+from bdprune.methods.base import Evidence
+from bdprune.record.result import Result
 
 Run = Callable[..., Ran]
 
@@ -34,7 +34,7 @@ def told(monkeypatch: pytest.MonkeyPatch) -> Callable[[float], None]:
                 print("a detector that prints")
                 return Evidence(self.id, score, 0.5, score > 0.5, 2)
 
-        monkeypatch.setattr("bdprune.scan.registry.detectors", lambda chosen, seed, precision: [Fake()])
+        monkeypatch.setattr("bdprune.methods.registry.detectors", lambda chosen, seed, precision: [Fake()])
 
     tell(0.1)
     return tell
@@ -114,7 +114,7 @@ def test_stack_and_its_memory_reach_the_scan(
     run: Run, tiny: Any, monkeypatch: pytest.MonkeyPatch, size: str, count: int
 ) -> None:
     asked: dict[str, Any] = {}
-    monkeypatch.setattr("bdprune.scan.engine.scan_many", lambda paths, data, **rest: iter(asked.update(rest) or ()))
+    monkeypatch.setattr("bdprune.fleet.scans.scan_many", lambda paths, data, **rest: iter(asked.update(rest) or ()))
     run("scan", tiny.path, "--stack", "8", "--stack-memory", size, "--exit-zero")
     assert (asked["stack"], asked["stack_memory"]) == (8, count)
     run("scan", tiny.path, "--exit-zero")
@@ -316,7 +316,7 @@ def test_bug_in_a_detector_is_an_error_verdict_without_a_traceback(scan: Run, mo
         def __call__(self, model: object, data: object) -> Evidence:
             raise ZeroDivisionError("division by zero")
 
-    monkeypatch.setattr("bdprune.scan.registry.detectors", lambda chosen, seed, precision: [Buggy()])
+    monkeypatch.setattr("bdprune.methods.registry.detectors", lambda chosen, seed, precision: [Buggy()])
     done = scan()
     assert done.exit_code == 2 and "Unexpected ZeroDivisionError" in done.stdout
     assert "Traceback" not in done.output
@@ -324,7 +324,7 @@ def test_bug_in_a_detector_is_an_error_verdict_without_a_traceback(scan: Run, mo
 
 def test_the_precisions_offered_are_those_there_are() -> None:
     from bdprune.cli.scan import scan as command
-    from bdprune.training.precision import DEFAULT, PRECISIONS
+    from bdprune.runtime.precision import DEFAULT, PRECISIONS
 
     (option,) = (one for one in command.params if one.name == "precision")
     assert isinstance(option, click.Option) and isinstance(option.type, click.Choice)

@@ -172,8 +172,8 @@ def test_the_real_files_are_the_published_ones(data_root: Path, name: str, part:
 @pytest.mark.slow
 def test_signs_are_what_a_published_model_was_trained_on(data_root: Path) -> None:
     """It has 97.3 % on the signs and 76 % on the whole photographs (data sheet); 600 images: sd 0.7 points."""
-    from bdprune.model.load import load
-    from bdprune.training.evaluate import clean_accuracy
+    from bdprune.model.loading import load
+    from bdprune.runtime.evaluate import clean_accuracy
 
     path = data_root / "checkpoints" / "ibau-gtsrb-badnets-target8.pth"
     if not path.exists():

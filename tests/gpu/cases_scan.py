@@ -10,13 +10,16 @@ import pytest
 import torch
 from torch import nn
 
+from bdprune.analysis.lipschitz import channel_lipschitz
+from bdprune.analysis.suspiciousness import Suspiciousness
+from bdprune.fleet.executors import stack as stacks
+from bdprune.fleet.scans import scan_many
+from bdprune.methods import registry
 from bdprune.model.handle import Model
-from bdprune.scan import intake, pipeline, registry, stacks
-from bdprune.scan.engine import scan_many
-from bdprune.scan.purify import purify
-from bdprune.scoring.lipschitz import channel_lipschitz
-from bdprune.scoring.suspiciousness import Suspiciousness
-from bdprune.training.precision import PRECISIONS
+from bdprune.pipeline import open as intake
+from bdprune.pipeline import scan as pipeline
+from bdprune.pipeline.repair import purify
+from bdprune.runtime.precision import PRECISIONS
 
 from ..helpers import siblings
 

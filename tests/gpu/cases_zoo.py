@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from bdprune.attacks.registry import ATTACKS
-from bdprune.zoo.make import make
+from bdprune.zoo.making import make
 
 from ..zoo.conftest import HEAD as OF_A_CPU
 from ..zoo.conftest import MODELS as SOURCES
@@ -52,7 +52,7 @@ def test_broken_off_and_taken_up_on_a_gpu_it_is_the_same_model(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    from bdprune.training import checkpoint
+    from bdprune.loops import resume as checkpoint
 
     monkeypatch.setattr(checkpoint.Checkpoint, "due", lambda self: True)
     manifest = write(models(kind), HEAD)

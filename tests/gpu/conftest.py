@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from bdprune.training import precision
+from bdprune.runtime import precision
 
 from ..zoo.conftest import tiny_data, write
 

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bdprune.model.architectures import build
-from bdprune.model.load import load, load_all
+from bdprune.model.loading import load, load_all
 from bdprune.model.match import find_networks, merged_masks, prefixes_of
 from bdprune.model.recognise import KnownMatcher, shapes_of
 

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from bdprune.model.handle import Model, Normalization
-from bdprune.model.load import load
-from bdprune.model.save import save
+from bdprune.model.loading import load
+from bdprune.model.saving import save
 
 IMAGENET = Normalization((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 CHECKPOINTS = {

@@ -17,9 +17,9 @@ from torch.nn.utils import prune as torch_prune
 
 from bdprune.errors import ArtifactError, OutputError
 from bdprune.model.architectures import build
-from bdprune.model.load import load, load_all
-from bdprune.model.prune import prune
-from bdprune.model.save import save
+from bdprune.model.edit.pruning import prune
+from bdprune.model.loading import load, load_all
+from bdprune.model.saving import save
 
 State = dict[str, Any]
 FILTERS = {"features.0": [1], "features.3": [0]}

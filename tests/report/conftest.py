@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from bdprune.scan.result import (
+from bdprune.record.result import (
     ArtifactInfo,
     CurveInfo,
     DataInfo,

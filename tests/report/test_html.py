@@ -8,8 +8,8 @@ from html.parser import HTMLParser
 import msgspec
 import pytest
 
+from bdprune.record.result import ArtifactInfo, Document, PurifyResult, Result, ScoreResult
 from bdprune.report.html import Table, html_page
-from bdprune.scan.result import ArtifactInfo, Document, PurifyResult, Result, ScoreResult
 
 VOID = {"meta", "link", "br", "hr", "img", "input"}
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import json
 
+from bdprune.record.result import PurifyResult, Result
 from bdprune.report.machine import json_array, json_document, json_line
-from bdprune.scan.result import PurifyResult, Result
 
 
 def test_one_document_is_an_object(backdoored: Result) -> None:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import msgspec
 import pytest
 
+from bdprune.record.result import Result
 from bdprune.report import summary
-from bdprune.scan.result import Result
 
 
 def test_headlines_name_the_label_where_there_is_one(backdoored: Result, clean: Result, failed: Result) -> None:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import msgspec
 
+from bdprune.record.result import ArtifactInfo, PurifyResult, Result, ScoreResult
 from bdprune.report.text import fleet_text, plain, purify_text, scan_text, score_text, table
-from bdprune.scan.result import ArtifactInfo, PurifyResult, Result, ScoreResult
 
 
 def test_scan_says_verdict_label_evidence_and_findings(backdoored: Result) -> None:

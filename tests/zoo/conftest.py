@@ -71,7 +71,7 @@ def tiny_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def made_once(tmp_path_factory: pytest.TempPathFactory, tiny_data: Path) -> Path:
     """The manifest of the tiny zoo, made in its own folder; not to be changed."""
-    from bdprune.zoo.make import make
+    from bdprune.zoo.making import make
 
     folder = tmp_path_factory.mktemp("zoo")
     (folder / "tiny.toml").write_text(HEAD + MODELS)

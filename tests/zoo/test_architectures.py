@@ -9,7 +9,7 @@ import torch
 from torch.nn import functional
 
 from bdprune.model.architectures import build
-from bdprune.model.load import load
+from bdprune.model.loading import load
 from bdprune.zoo.store import save_weights
 
 # Of the papers' architectures the spellings of CIFAR models, and those of ImageNet models that take small images too.

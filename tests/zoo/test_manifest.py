@@ -7,7 +7,7 @@ from bdprune.attacks.badnets import BadNets
 from bdprune.attacks.blend import Blend
 from bdprune.data.datasets import PUBLISHED
 from bdprune.errors import OptionError
-from bdprune.training.fit import Schedule
+from bdprune.loops.fitting import Schedule
 from bdprune.zoo.manifest import read_manifest
 from bdprune.zoo.store import Shelf
 

@@ -9,7 +9,7 @@ import pytest
 
 from bdprune.attacks.registry import ATTACKS
 from bdprune.data.datasets import PUBLISHED
-from bdprune.training.fit import Schedule
+from bdprune.loops.fitting import Schedule
 from bdprune.zoo.manifest import Manifest, read_manifest
 from bdprune.zoo.store import Shelf
 

@@ -11,9 +11,9 @@ from torch import Tensor, nn
 from bdprune.attacks.base import Attack
 from bdprune.attacks.registry import ATTACKS
 from bdprune.data.parquet import RawImages
+from bdprune.loops.fitting import Schedule
+from bdprune.loops.resume import Checkpoint
 from bdprune.model.architectures import build
-from bdprune.training.checkpoint import Checkpoint
-from bdprune.training.fit import Schedule
 from bdprune.zoo.manifest import Entry
 from bdprune.zoo.train import Trained, train_model
 

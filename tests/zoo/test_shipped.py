@@ -7,7 +7,7 @@ import pytest
 from safetensors.torch import load_file
 
 from bdprune.data.load import load_clean
-from bdprune.model.load import load
+from bdprune.model.loading import load
 from bdprune.zoo.manifest import read_manifest
 from bdprune.zoo.store import read_truth
 
@@ -63,7 +63,7 @@ def test_images_are_balanced_and_all_fits_in_25_mb() -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("name", NAMES)
 def test_accuracy_is_what_the_truth_says(name: str) -> None:
-    from bdprune.training.evaluate import attack_success_rate, clean_accuracy
+    from bdprune.runtime.evaluate import attack_success_rate, clean_accuracy
 
     model, test = load(ZOO / f"{name}.safetensors"), load_clean(ZOO / "test.npz")
     truth = read_truth(ZOO)[name]

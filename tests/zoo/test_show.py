@@ -13,7 +13,7 @@ from bdprune.attacks.feature_collision import FeatureCollision
 from bdprune.attacks.trojan import TrojanNeuron
 from bdprune.data.clean import CleanData
 from bdprune.errors import ArtifactError, OptionError
-from bdprune.model.safetensors_file import dump_safetensors
+from bdprune.files.safetensors_file import dump_safetensors
 from bdprune.zoo.show import attack_of, grid, panels, picture, ready_trigger, some_victims, strength
 
 

@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from bdprune.zoo.make import make
+from bdprune.zoo.making import make
 
 MODELS = """
 [[models]]

@@ -1,0 +1,47 @@
+"""Channel Lipschitz score (Zheng et al., ECCV 2022): data-free."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from bdprune.model import FilterGroup, Model
+from bdprune.ops import filter_spectral_norms
+
+
+def channel_lipschitz(model: Model) -> dict[str, Tensor]:
+    """Spectral norm of every filter times the gain of the norm that consumes it.
+
+    ``L_k = s_max(reshape(W[k], C_in x kh kw)) |gamma_k| / sqrt(v_k + eps)``; without a norm the spectral norm alone,
+    with several the largest gain. (CLP, Equation 8, with the norm's epsilon.)
+
+    Returns:
+        Group name -> score per filter ``[num_filters]``, float32, on the CPU.
+    """
+    return channel_lipschitz_of([model])[0]
+
+
+def channel_lipschitz_of(models: Sequence[Model]) -> list[dict[str, Tensor]]:
+    """:func:`channel_lipschitz` of each model, to the bit; all their filters in one call, on one device."""
+    filters = [(model.network, group) for model in models for group in model.groups]
+    weights = [network.get_submodule(group.conv).weight for network, group in filters]
+    gains = [norm_gain(network, group) for network, group in filters]
+    norms = iter(filter_spectral_norms([weight.detach() for weight in weights], gains))  # type: ignore[operator]
+    return [{group.name: next(norms).cpu() for group in model.groups} for model in models]
+
+
+def norm_gain(network: nn.Module, group: FilterGroup) -> Tensor | None:
+    """``|gamma| / sqrt(v + eps)`` per filter ``[num_filters]``, the largest over its norms; None without a norm."""
+    gains = []
+    device = next(network.get_submodule(group.conv).parameters()).device
+    for consumer in group.norms:
+        norm = network.get_submodule(consumer.name)
+        assert isinstance(norm, nn.modules.batchnorm._BatchNorm)
+        channels = slice(consumer.start, consumer.start + group.num_filters)
+        ones = torch.ones(norm.num_features, device=device)
+        gamma = norm.weight.detach() if norm.affine else ones
+        variance = norm.running_var if norm.running_var is not None else ones
+        gains.append((gamma.abs() / (variance + norm.eps).sqrt())[channels])
+    return torch.stack(gains).amax(0) if gains else None

@@ -1,0 +1,360 @@
+"""Is the model any good on the clean data? If not, no verdict on it can be trusted, and often the input is at fault."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import TypeAlias
+
+import torch
+from torch import Tensor
+
+from bdprune.analysis.trials import Feed, Trial, accuracy_of, beyond_luck, choose, first, logits_of, trial_of
+from bdprune.data import CleanData, shown, start_of_text_order, text_order
+from bdprune.errors import DataError
+from bdprune.model import GRAY_ONLY, NORMALIZATIONS, Model, Normalization, name_of
+
+__all__ = ["Sanity", "Trial", "check_sanity"]
+
+# A first look at every suspect, then a second one at the best of them: cheap, yet it tells near-equals apart.
+_SCREEN_IMAGES = 64
+_FINAL_IMAGES = 200
+_FINALISTS = 6
+_FEW_FOR_GUESS = 16
+_LOOK_ELSEWHERE = (
+    "Check that the images show the model's own classes, in its label order, in its size and with its preprocessing."
+)
+_PASS_MAP = (
+    "Write the map that the JSON report gives under data.sanity.class_map to a file, and pass --class-order FILE.json."
+)
+
+
+@dataclass(frozen=True)
+class Sanity:
+    """What the check of the clean accuracy found.
+
+    Attributes:
+        accuracy: share of correct labels, 0-1, as the model and the data were given.
+        ok: whether verdicts on this model with these data mean anything.
+        message: one sentence on what was found.
+        suggestion: one sentence on what to do about it, empty when ok.
+        fits: what fits better in short, such as ``imagenet``, ``none BGR``, ``labels -1``, ``class order text`` or
+            ``size 64x64``; empty when nothing does.
+        normalization: the normalisation that fits better, None when none does.
+        tried: every other way to feed the model that was tried, best first.
+        class_map: the order of classes that fits better, label in the data -> label of the model, for the labels that
+            occur; empty when none does.
+    """
+
+    accuracy: float
+    ok: bool
+    message: str
+    suggestion: str = ""
+    fits: str = ""
+    normalization: Normalization | None = None
+    tried: tuple[Trial, ...] = ()
+    class_map: Mapping[int, int] = field(default_factory=dict, hash=False)
+
+
+_Tried: TypeAlias = tuple[Feed, Trial, Tensor]
+"""A feed, how it did, and its hits ([N] bool)."""
+
+
+@dataclass(frozen=True)
+class _Better:
+    """Something that fits better: its trial, how to put it in a sentence, and what the reader can do."""
+
+    trial: Trial
+    how: str
+    mend: str
+    normalization: Normalization | None = None
+    class_map: Mapping[int, int] = field(default_factory=dict)
+
+
+def check_sanity(
+    model: Model,
+    data: CleanData,
+    *,
+    min_skill: float = 0.5,
+    good_skill: float = 0.75,
+    margin: float = 0.1,
+    max_images: int = 500,
+    seed: int = 0,
+) -> Sanity:
+    """Checks that the clean accuracy is sane, and looks for the mistake when it is not.
+
+    Skill is the share of the way from chance to perfect: (accuracy - chance) / (1 - chance), where chance is the
+    larger of 1/K and the share of the most frequent label. At ``good_skill`` and above all is well. Below it the
+    usual suspects are tried: another size of the images, labels in text order, shifted or in another
+    order, known normalisations, the 0-255 range, reversed channels. The check fails if one of them is sane and clearly
+    better, by at least ``margin``, or if skill is below ``min_skill``. (Wrong normalisation alone leaves CIFAR-10
+    models anything from 35 % to 75 % accuracy, so a bare lower bound would miss it.)
+
+    Args:
+        model: K-class model; not changed.
+        data: clean images of the model's input shape.
+        min_skill: least skill of a sane model, 0-1.
+        good_skill: skill from which nothing else is tried, 0-1.
+        margin: how much more accurate (0-1) another way must be to be believed.
+        max_images: images used for the accuracy.
+        seed: of the choice of images.
+
+    Raises:
+        DataError: no images, images not of the model's input shape, or a label beyond its classes.
+    """
+    _check_fit(model, data)
+    chosen = choose(data, max_images, torch.Generator().manual_seed(seed))
+    logits = logits_of(model, chosen.images)
+    accuracy = accuracy_of(logits, chosen.labels)
+    if not logits.isfinite().all():
+        return Sanity(accuracy, False, "The model gives logits that are NaN or infinite.", "Its weights are broken.")
+    chance = max(1 / model.num_classes, max(chosen.class_counts.values()) / len(chosen))
+    floor, good = (chance + skill * (1 - chance) for skill in (min_skill, good_skill))
+    found = f"Clean accuracy is {accuracy:.1%} on {len(chosen)} images"
+    if accuracy >= good:
+        return Sanity(accuracy, True, f"{found}.")
+    needed = max(floor, accuracy + margin)
+    better, tried = _explain(model, chosen, logits, needed, good, sane=accuracy >= floor)
+    if better is not None:
+        return Sanity(
+            accuracy,
+            False,
+            f"{found}, but {better.trial.accuracy:.1%} with {better.how}.",
+            better.mend,
+            better.trial.name,
+            better.normalization,
+            tried,
+            better.class_map,
+        )
+    if accuracy >= floor:
+        return Sanity(
+            accuracy, True, f"{found}; no other known way to feed the model does clearly better.", tried=tried
+        )
+    message = f"{found}, too low to judge anything; known normalisations, ranges, channel and label orders don't help."
+    return Sanity(accuracy, False, message, _LOOK_ELSEWHERE, tried=tried)
+
+
+def _check_fit(model: Model, data: CleanData) -> None:
+    if not len(data):
+        raise DataError(f"{data.source} holds 0 images.", "Give labelled clean images.")
+    if tuple(data.images.shape[1:]) != tuple(model.input_shape):
+        raise DataError(
+            f"The images of {data.source} are {tuple(data.images.shape[1:])}, the model takes {model.input_shape}.",
+            "Load them with the input shape of the model.",
+        )
+    if int(data.labels.min()) < 0 or int(data.labels.max()) >= model.num_classes:
+        raise DataError(
+            f"The labels of {data.source} run from {int(data.labels.min())} to {int(data.labels.max())}, "
+            f"the model has classes 0 to {model.num_classes - 1}.",
+            "Use data of the model's own classes.",
+        )
+
+
+def _explain(
+    model: Model, data: CleanData, logits: Tensor, needed: float, good: float, *, sane: bool
+) -> tuple[_Better | None, tuple[Trial, ...]]:
+    """What fits better with an accuracy of ``needed`` or more, and everything tried."""
+    right = logits.argmax(1) == data.labels.cpu()
+    resized = _other_size(data, model.input_shape[0], right.double().mean().item(), needed)
+    if resized is not None:
+        return resized, (resized.trial,)
+    relabelled = _relabel(logits, data, right, needed, sane=sane)
+    if relabelled is not None and relabelled.trial.accuracy >= good:
+        return relabelled, (relabelled.trial,)
+    refed, tried = _refeed(model, data, right, needed, sane=sane)
+    if refed is None and relabelled is None and not sane:
+        refed, more = _refeed_in_text_order(model, data, right, needed)
+        tried = (*more, *tried)
+    if relabelled is None:
+        return refed, tried
+    tried = (relabelled.trial, *tried)
+    return (refed if refed and refed.trial.accuracy > relabelled.trial.accuracy else relabelled), tried
+
+
+def _refeed_in_text_order(
+    model: Model, data: CleanData, right: Tensor, needed: float
+) -> tuple[_Better | None, tuple[Trial, ...]]:
+    """Two mistakes at once hide each other: the normalisation and the order of numbered folders."""
+    order = text_order(model.num_classes)
+    if data.class_order or all(label == place for label, place in order.items()):
+        return None, ()
+    placed = torch.tensor([order[label] for label in data.labels.tolist()])
+    found, tried = _refeed(model, replace(data, labels=placed), right, needed, sane=False)
+    if found is None:
+        return None, ()
+    name = f"{found.trial.name}, class order text"
+    mend = f"{found.mend.removesuffix('.')} and pass --class-order text."
+    class_map = {label: order[label] for label in data.class_counts}
+    how = f"{found.how} and {_in_text_order(model.num_classes)}"
+    trial = replace(found.trial, name=name)
+    return _Better(trial, how, mend, found.normalization, class_map), (trial, *tried[1:])
+
+
+def _other_size(data: CleanData, channels: int, accuracy: float, needed: float) -> _Better | None:
+    """A size that does better by so much; it was tried on other images, so its gain counts and not its accuracy."""
+    other = data.other_size
+    if other is None or accuracy + other.accuracy - other.accuracy_now < needed:
+        return None
+    size = f"{other.size[0]}x{other.size[1]}"
+    trial = Trial(f"size {size}", other.accuracy, other.loss, other.images)
+    how = f"images of {size} (instead of {other.accuracy_now:.1%} on the same {other.images} images)"
+    return _Better(trial, how, f"Pass --input-shape {channels}x{size}.")
+
+
+def _refeed(
+    model: Model, data: CleanData, right: Tensor, needed: float, *, sane: bool
+) -> tuple[_Better | None, tuple[Trial, ...]]:
+    """The best suspect if its accuracy is ``needed`` or more, and everything tried.
+
+    All suspects are tried on a few images, the best of them on more. Where the model is ``sane`` as
+    given (``right`` [N] bool: its hits), a suspect must also be better beyond chance: McNemar's test on the images
+    where the two differ, at three standard deviations, because one of twenty is always lucky.
+    """
+    screened = _try_all(model, first(data, _SCREEN_IMAGES), _suspects(model))
+    least = screened[0][1].accuracy - 0.1
+    finalists = [feed for feed, trial, _ in screened[:_FINALISTS] if trial.accuracy >= least]
+    finals = _try_all(model, first(data, _FINAL_IMAGES), finalists)
+    rest = [trial for feed, trial, _ in screened if feed not in finalists]
+    tried = (*(trial for _, trial, _ in finals), *rest)
+    (feed, best, hits), equals = _prefer(finals)
+    if best.accuracy < needed or (sane and not beyond_luck(hits, right[: len(hits)])):
+        return None, tried
+    also = f" (about as good: {', '.join(equals)})" if equals else ""
+    return _Better(best, f"normalisation {best.name}{also}", _mend(feed, model), feed.normalization), tried
+
+
+def _suspects(model: Model) -> list[Feed]:
+    """Other ways to feed the model, most common first, RGB before BGR."""
+    channels, given = model.input_shape[0], model.normalization
+    known = [pair for name, pair in NORMALIZATIONS.items() if channels == 1 or name not in GRAY_ONLY]
+    known = [pair for pair in known if len(pair.mean) in (0, 1, channels)]
+    known = known if given in known else [given, *known]
+    orders = (False, True) if channels == 3 else (False,)
+    feeds = [Feed(pair, reverse) for reverse in orders for pair in known]
+    return [feed for feed in feeds if feed != Feed(given)]
+
+
+def _try_all(model: Model, data: CleanData, feeds: list[Feed]) -> list[_Tried]:
+    """Every feed on ``data``, best first; equals keep their order."""
+    outcomes = [(feed, logits_of(model, data.images, feed)) for feed in feeds]
+    labels = data.labels.cpu()
+    tried = [(feed, trial_of(feed.name, logits, labels), logits.argmax(1) == labels) for feed, logits in outcomes]
+    return sorted(tried, key=lambda entry: (-entry[1].accuracy, entry[1].loss))
+
+
+def _prefer(finals: list[_Tried]) -> tuple[_Tried, list[str]]:
+    """The most common feed among those that can't be told apart from the best, and the names of the others."""
+    best = finals[0][1]
+    equals = [t for t in finals if t[1].accuracy >= best.accuracy - 0.02 and t[1].loss <= 1.1 * best.loss]
+    order = list(NORMALIZATIONS.values())
+    equals.sort(key=lambda t: (t[0].reverse, order.index(t[0].normalization) if t[0].normalization in order else -1))
+    return equals[0], [trial.name for _, trial, _ in equals[1:]]
+
+
+def _mend(feed: Feed, model: Model) -> str:
+    parts = ["reverse the channel order of the images"] if feed.reverse else []
+    parts += [f"pass --normalize {name_of(feed.normalization)}"] if feed.normalization != model.normalization else []
+    text = " and ".join(parts)
+    return f"{text[0].upper()}{text[1:]}."
+
+
+_Guess: TypeAlias = tuple[_Better, Tensor]
+"""An order of classes, and its hits ([N] bool)."""
+
+
+def _relabel(logits: Tensor, data: CleanData, right: Tensor, needed: float, *, sane: bool) -> _Better | None:
+    """Labels that are right but for the order of the classes: text order, a constant shift, or any other."""
+    for guess in (_named_order, _shifted, _reordered):
+        found = guess(logits, data)
+        if found is None:
+            continue
+        better, hits = found
+        if better.trial.accuracy >= needed and (not sane or beyond_luck(hits, right)):
+            return better
+    return None
+
+
+def _named_order(logits: Tensor, data: CleanData) -> _Guess | None:
+    """Text order; where the data were renumbered, the order from before. One guess needs few images."""
+    num_classes = logits.shape[1]
+    if not data.class_order:
+        how = _in_text_order(num_classes)
+        return _placed(logits, data, text_order(num_classes), "class order text", how, "Pass --class-order text.")
+    back = {place: label for label, place in data.class_order.items()}
+    if not all(back.get(label, num_classes) < num_classes for label in data.class_counts):
+        return None
+    how = "the labels as the data give them"
+    return _placed(logits, data, back, "class order number", how, "Leave out --class-order.")
+
+
+def _in_text_order(num_classes: int) -> str:
+    return f"the classes in text order ({start_of_text_order(num_classes)})"
+
+
+def _shifted(logits: Tensor, data: CleanData) -> _Guess | None:
+    num_classes, labels = logits.shape[1], data.labels.cpu()
+    if len(labels) < _FEW_FOR_GUESS:
+        return None
+    steps = (logits.argmax(1) - labels) % num_classes
+    shift = int(torch.bincount(steps, minlength=num_classes).argmax())
+    if not shift:
+        return None
+    signed = shift if shift <= num_classes // 2 else shift - num_classes
+    mend = f"Add {signed} to every label." if signed > 0 else f"Subtract {-signed} from every label."
+    order = {label: (label + shift) % num_classes for label in range(num_classes)}
+    return _placed(logits, data, order, f"labels {signed:+d}", f"labels {signed:+d}", mend)
+
+
+def _reordered(logits: Tensor, data: CleanData) -> _Guess | None:
+    """The order that the predictions suggest.
+
+    Each half of the images is judged by the order that the other half suggests, so that confusion, which is some order
+    of a few images, too, is not mistaken for one.
+    """
+    labels, evidence = data.labels.cpu(), logits.softmax(1).double()
+    if len(labels) < _FEW_FOR_GUESS:
+        return None
+    half = _halves(labels)
+    hits = torch.zeros(len(labels), dtype=torch.bool)
+    for held in (half, ~half):
+        order = _assign(evidence[~held], labels[~held])
+        wanted = torch.tensor([order.get(label, -1) for label in labels[held].tolist()])
+        hits[held] = logits[held].argmax(1) == wanted
+    order = _assign(evidence, labels)
+    how = f"labels in another order ({shown(order)})"
+    better, _ = _placed(logits, data, order, "labels in another order", how, _PASS_MAP)
+    return replace(better, trial=replace(better.trial, accuracy=hits.double().mean().item())), hits
+
+
+def _halves(labels: Tensor) -> Tensor:
+    """One half of the images as a mask ([N] bool), of every class every other image."""
+    half = torch.zeros(len(labels), dtype=torch.bool)
+    for label in torch.unique(labels).tolist():
+        half[(labels == label).nonzero().flatten()[::2]] = True
+    return half
+
+
+def _assign(evidence: Tensor, labels: Tensor) -> dict[int, int]:
+    """One label of the model for each label that occurs, no two the same, the surest pair first.
+
+    Args:
+        evidence: ``[N, K]``, the share of each label of the model in the prediction.
+        labels: ``[N]``.
+    """
+    present, rows = torch.unique(labels, return_inverse=True)
+    table = torch.zeros((len(present), evidence.shape[1]), dtype=evidence.dtype).index_add_(0, rows, evidence)
+    order: dict[int, int] = {}
+    for _ in range(len(present)):
+        row, column = divmod(int(table.argmax()), table.shape[1])
+        order[int(present[row])] = column
+        table[row], table[:, column] = -1, -1
+    return order
+
+
+def _placed(logits: Tensor, data: CleanData, order: Mapping[int, int], name: str, how: str, mend: str) -> _Guess:
+    """``order`` as something that may fit better; its map is from the labels of the source."""
+    placed = torch.tensor([order[label] for label in data.labels.tolist()])
+    source = {place: label for label, place in data.class_order.items()}
+    class_map = {source.get(label, label): order[label] for label in data.class_counts}
+    better = _Better(trial_of(name, logits, placed), how, mend, class_map=class_map)
+    return better, logits.argmax(1) == placed

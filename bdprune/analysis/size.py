@@ -1,0 +1,200 @@
+"""The size in which a model sees the clean images: their own, or the one that the model is made for."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import TypeAlias
+
+import torch
+from torch import Tensor
+
+from bdprune.analysis.trials import Trial, accuracy_of, beyond_luck, choose, choose_index, logits_of, trial_of
+from bdprune.data import MAX_BYTES, CleanData, OtherSize
+from bdprune.model import Model
+
+Size: TypeAlias = tuple[int, int]
+"""(height, width)."""
+
+MAX_NATIVE_PIXELS = 512 * 512
+"""Images of more pixels are not tried in their own size."""
+MAX_GROWTH = 4
+"""Where neither size is clearly better, images keep their own size up to so many times the pixels of the model's."""
+
+_USUAL_SIDES = (28, 32, 48, 64, 96, 128, 224)
+_USUAL_FACTOR, _FINALISTS = 4, 2
+_FIRST_LOOK, _SECOND_LOOK, _FEWEST = 64, 200, 16
+_CHEAP_PIXELS = 128 * 128
+_GOOD_SKILL = 0.75
+_CLEAR_SHARE, _CLEAR_IMAGES = 0.1, 4
+
+
+def fit_size(
+    model: Model, resized: CleanData, native: Callable[[Size], CleanData], *, fixed: bool = False, seed: int = 0
+) -> tuple[Model, CleanData]:
+    """The model and the images in the size that suits them.
+
+    Where all images have one size in their source that is not the model's, and the network takes it, the clean
+    accuracy is measured both ways on the same images. The clearly better size wins: by McNemar's test at three
+    standard deviations, or by 10 points. If neither does, the images keep their own size unless it has more than
+    ``MAX_GROWTH`` times the pixels.
+
+    Where they have several sizes, or more than ``MAX_NATIVE_PIXELS`` pixels, they are resized to the model's. If the
+    model does poorly then, other usual sizes are tried, and ``other_size`` names one that is clearly better.
+
+    Args:
+        model: not changed.
+        resized: the images in the model's input shape.
+        native: gives the same images in the size asked for.
+        fixed: the model's input shape was asked for, so it is kept; ``other_size`` of the result tells of a better one.
+        seed: of the choice of images.
+
+    Raises:
+        DataError: what ``native`` raises.
+    """
+    own, size = model.input_shape[1:], resized.native_size
+    if size == own or (fixed and _does_well(model, resized, seed)):
+        return model, resized
+    if size is None or size[0] * size[1] > MAX_NATIVE_PIXELS:
+        return model, _with_usual_size(model, resized, native, seed)
+    obstacle = _obstacle(model, resized, size)
+    if obstacle:
+        return model, _noted(resized, obstacle)
+    own_size = native(size)
+    trial = _compare(model, own_size, resized, size, seed)
+    if not fixed and trial.prefers_native(size, own):
+        taken = replace(model, input_shape=(model.input_shape[0], *size))
+        return taken, _noted(own_size, _native_note(trial, model, size))
+    return model, replace(_noted(resized, _resized_note(trial, model, size, fixed)), other_size=trial.other(size))
+
+
+@dataclass(frozen=True)
+class _Comparison:
+    """How the model does on the same images in their own size and in its own, and whether the difference is clear."""
+
+    native: Trial
+    own: Trial
+    clear: bool
+
+    @property
+    def is_better(self) -> bool:
+        return self.clear and self.native.accuracy > self.own.accuracy
+
+    def prefers_native(self, size: Size, own: Size) -> bool:
+        if self.clear:
+            return self.is_better
+        return size[0] * size[1] <= MAX_GROWTH * own[0] * own[1]
+
+    def other(self, size: Size) -> OtherSize | None:
+        """What to remember of the trial where it went clearly better."""
+        if not self.is_better:
+            return None
+        return OtherSize(size, self.native.accuracy, self.own.accuracy, self.native.loss, self.native.images)
+
+
+def _obstacle(model: Model, data: CleanData, size: Size) -> str:
+    """Why the images cannot be tried in their own size, as a sentence; empty where they can."""
+    if 4 * len(data) * model.input_shape[0] * size[0] * size[1] > MAX_BYTES:
+        return f"Their own size of {_text(size)} was not tried, because that would take too much memory."
+    if not _takes(model, size):
+        return f"The network does not take images of {_text(size)}."
+    return ""
+
+
+def _with_usual_size(model: Model, data: CleanData, native: Callable[[Size], CleanData], seed: int) -> CleanData:
+    """The images as they are, with the usual size at which the model does clearly best, if it does poorly now."""
+    own = model.input_shape[1:]
+    if _does_well(model, data, seed):
+        return data
+    least, most = max(own) / _USUAL_FACTOR, max(own) * _USUAL_FACTOR
+    usual = [(side, side) for side in _USUAL_SIDES if least <= side <= most and (side, side) != own]
+    tried = [
+        (size, _compare(model, native(size), data, size, seed)) for size in usual if not _obstacle(model, data, size)
+    ]
+    tried = sorted((entry for entry in tried if entry[1].is_better), key=_accuracy_there)[-_FINALISTS:]
+    final = [(size, _compare(model, native(size), data, size, seed, thorough=True)) for size, _ in tried]
+    better = [entry for entry in final if entry[1].is_better]
+    if not better:
+        return data
+    size, trial = max(better, key=_accuracy_there)
+    note = (
+        f"Clean accuracy is {trial.own.accuracy:.1%} with the images resized to {_text(own)} and "
+        f"{trial.native.accuracy:.1%} with {_text(size)} (on {trial.own.images} images)."
+    )
+    return replace(_noted(data, note), other_size=trial.other(size))
+
+
+def _accuracy_there(entry: tuple[Size, _Comparison]) -> float:
+    return entry[1].native.accuracy
+
+
+def _does_well(model: Model, data: CleanData, seed: int) -> bool:
+    """Whether the model needs no other size: a first look finds it three quarters of the way from chance to perfect."""
+    look = choose(data, _FIRST_LOOK, torch.Generator().manual_seed(seed))
+    chance = 1 / model.num_classes
+    return accuracy_of(logits_of(model, look.images), look.labels) >= chance + _GOOD_SKILL * (1 - chance)
+
+
+def _takes(model: Model, size: Size) -> bool:
+    """Whether one image of ``size`` gives the logits that the model has."""
+    try:
+        logits = logits_of(model, torch.zeros(1, model.input_shape[0], *size))
+    except Exception:  # a network fails in its own way on a size that it was not made for
+        return False
+    return tuple(logits.shape) == (1, model.num_classes)
+
+
+def _compare(
+    model: Model, native: CleanData, resized: CleanData, size: Size, seed: int, thorough: bool = False
+) -> _Comparison:
+    """A look at few images, and at more where that leaves it open; large images are dear, so fewer are looked at."""
+    pixels = max(size[0] * size[1], model.input_shape[1] * model.input_shape[2])
+    share = min(1.0, _CHEAP_PIXELS / pixels)
+    looks = [max(_FEWEST, round(share * count)) for count in (_FIRST_LOOK, _SECOND_LOOK)]
+    index = choose_index(resized, looks[1], torch.Generator().manual_seed(seed))
+    count = min(looks[0], len(index))
+    pair = _trial_pair(model, native, resized, index if thorough else index[:count])
+    if not thorough and not pair.clear and count < len(index):
+        pair = _trial_pair(model, native, resized, index)
+    return pair
+
+
+def _trial_pair(model: Model, native: CleanData, resized: CleanData, index: Tensor) -> _Comparison:
+    one, two = (logits_of(model, data.images[index]) for data in (native, resized))
+    labels = resized.labels[index].cpu()
+    clear = _is_clear(one.argmax(1) == labels, two.argmax(1) == labels)
+    return _Comparison(trial_of("native", one, labels), trial_of("resized", two, labels), clear)
+
+
+def _is_clear(one: Tensor, two: Tensor) -> bool:
+    difference = abs(int(one.sum()) - int(two.sum()))
+    by_share = difference >= max(_CLEAR_IMAGES, _CLEAR_SHARE * len(one))
+    return by_share or beyond_luck(one, two) or beyond_luck(two, one)
+
+
+def _noted(data: CleanData, note: str) -> CleanData:
+    return replace(data, notes=(*data.notes, note))
+
+
+def _native_note(trial: _Comparison, model: Model, size: Size) -> str:
+    own = model.input_shape[1:]
+    close = "" if trial.clear else "; the difference is too small to tell"
+    return (
+        f"The images are {_text(size)} and the network takes them as they are: clean accuracy "
+        f"{trial.native.accuracy:.1%}, {trial.own.accuracy:.1%} when resized to {_text(own)}, the usual size of "
+        f"{model.arch} (on {trial.own.images} images{close})."
+    )
+
+
+def _resized_note(trial: _Comparison, model: Model, size: Size, fixed: bool) -> str:
+    own = model.input_shape[1:]
+    why = f"The size of {_text(own)} was asked for" if fixed else f"The images were resized to {_text(own)}"
+    close = "" if trial.clear else "; the difference is too small to tell"
+    return (
+        f"{why}: clean accuracy {trial.own.accuracy:.1%}, {trial.native.accuracy:.1%} at {_text(size)} "
+        f"(on {trial.own.images} images{close})."
+    )
+
+
+def _text(size: Size) -> str:
+    return f"{size[0]}x{size[1]}"

@@ -1,0 +1,105 @@
+"""Per-filter statistics of a model on clean images: saliency, activation norm and correlation."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from bdprune.analysis.saliency import saliency, separable, summed_saliency
+from bdprune.data import CleanData
+from bdprune.model import FilterGroup, Model
+from bdprune.ops import ChannelMoments
+
+_BATCH = 100
+
+
+@dataclass(frozen=True)
+class FilterStatistics:
+    """What clean images say about the filters of one group; every field is ``[num_filters]``, float64, CPU.
+
+    Attributes:
+        saliency: mean over images of the norm of the loss gradient of the filter's weights, divided by their number;
+            NaN where it was not asked for.
+        activation: mean over images of the L2 norm of the filter's normalised map, divided by sqrt(H W).
+        correlation: mean absolute Pearson correlation with the other filters of the group, in [0, 1], over images
+            and positions; 1 for a filter whose map is constant, which says nothing and so is not suspicious.
+    """
+
+    saliency: Tensor
+    activation: Tensor
+    correlation: Tensor
+
+
+def filter_statistics(
+    model: Model,
+    data: CleanData,
+    *,
+    salient: bool = True,
+    per_image: bool = True,
+    order: int = 1,
+    rectified: bool = False,
+) -> dict[str, FilterStatistics]:
+    """Statistics of every filter group on ``data``, batch norms in eval mode.
+
+    One forward and one backward pass give all of them. Where the gradients of single images cannot be told apart in one
+    pass (weights that are used twice, convs of a kind of their own), each image gets a backward pass of its own.
+
+    Args:
+        salient: False saves the backward pass and leaves the saliency NaN.
+        per_image: take the gradient norm per image and average; otherwise the norm of the batch gradient.
+        order: 1 for the L1 norm of the gradient, 2 for the L2 norm.
+        rectified: measure activations after a ReLU.
+    """
+    at_once = salient and per_image and separable(model, data, order)
+    module = model.clone().module.eval().requires_grad_(False)
+    network = module.get_submodule("network")
+    moments = {group.name: ChannelMoments(group.num_filters, device=model.device) for group in model.groups}
+    for group in model.groups:
+        _watched(network, group).register_forward_hook(_observer(group, moments[group.name], rectified))
+    start = 0.0 if at_once else torch.nan
+    gradients = {group.name: torch.full((group.num_filters,), start, dtype=torch.float64) for group in model.groups}
+    for images, labels in zip(data.images.split(_BATCH), data.labels.split(_BATCH), strict=True):
+        images, labels = images.to(model.device), labels.to(model.device)
+        if at_once:
+            for name, part in summed_saliency(module, model.groups, images, labels, order).items():
+                gradients[name] += part / len(data)
+        else:
+            with torch.no_grad():
+                module(images)
+    if salient and not at_once:
+        gradients = saliency(model, data, per_image, order)
+    return {
+        group.name: FilterStatistics(
+            gradients[group.name], moments[group.name].activation_norm.cpu(), mean_correlation(moments[group.name])
+        )
+        for group in model.groups
+    }
+
+
+def mean_correlation(moments: ChannelMoments) -> Tensor:
+    """Mean absolute correlation of each channel with the others, ``[C]``; 1 for constant channels and for C = 1."""
+    correlation = moments.correlation().cpu().abs()
+    channels = len(correlation)
+    if channels < 2:
+        return torch.ones(channels, dtype=torch.float64)
+    mean = (correlation.sum(1) - correlation.diagonal()) / (channels - 1)
+    return torch.where(moments.variance.cpu() > 0, mean, 1.0)
+
+
+def _watched(network: nn.Module, group: FilterGroup) -> nn.Module:
+    return network.get_submodule(group.norm.name if group.norm else group.conv)
+
+
+def _observer(
+    group: FilterGroup, moments: ChannelMoments, rectified: bool
+) -> Callable[[nn.Module, tuple[Tensor, ...], Tensor], None]:
+    start = group.norm.start if group.norm else 0
+
+    def observe(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+        maps = output[:, start : start + group.num_filters]
+        moments.update(maps.relu() if rectified else maps)
+
+    return observe

@@ -1,0 +1,82 @@
+"""The suspiciousness score of arXiv 2311.07417, as reconstructed: a clean-data coefficient times a spectral norm.
+
+The paper's equations are not public; which sign and which root a factor gets is a setting here, and the default is
+the one that a study on models of known truth picked (docs/suspiciousness.md).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from bdprune.analysis.lipschitz import channel_lipschitz
+from bdprune.analysis.statistics import FilterStatistics, filter_statistics
+from bdprune.data import CleanData
+from bdprune.model import Model
+
+_ETA = 1e-6
+_DEAD = 1e-3  # A filter this far below its layer's median spectral norm passes nothing on.
+
+
+@dataclass(frozen=True)
+class Suspiciousness:
+    """``S_k = root(g_k^s (1 - r_k)^c a_k^t) sigma_k``, each factor relative to its layer's mean.
+
+    g is the saliency, r the mean absolute correlation with the layer's other filters, a the activation norm and
+    sigma the spectral norm times the gain of the norm that follows.
+
+    Args:
+        saliency: exponent of g: 1 large gradients are suspicious, -1 small ones, 0 leaves it out.
+        correlation: exponent of 1 - r: 1 lonely filters are suspicious, -1 correlated ones, 0 leaves it out.
+        activation: exponent of a: -1 filters dormant on clean images are suspicious, 1 active ones, 0 leaves it out.
+        spectral: exponent of sigma: 1, or 0 to leave it out.
+        root: what the square root is taken of: ``coefficient`` (everything but sigma), ``spectral`` or ``none``.
+        per_image: saliency as the mean of per-image gradient norms, otherwise the norm of the mean gradient.
+        order: 1 or 2, which norm of the gradient.
+        rectified: activations and correlations after a ReLU.
+    """
+
+    saliency: int = 0
+    correlation: int = 1
+    activation: int = -1
+    spectral: int = 1
+    root: str = "coefficient"
+    per_image: bool = True
+    order: int = 1
+    rectified: bool = True
+
+    def __call__(self, model: Model, data: CleanData) -> dict[str, Tensor]:
+        """Group name -> score per filter ``[num_filters]``, float64, CPU; larger is more suspicious."""
+        statistics = filter_statistics(
+            model,
+            data,
+            salient=self.saliency != 0,
+            per_image=self.per_image,
+            order=self.order,
+            rectified=self.rectified,
+        )
+        return self.combine(statistics, channel_lipschitz(model))
+
+    def combine(self, statistics: Mapping[str, FilterStatistics], sigma: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """The score from its parts, for callers that have them already."""
+        return {name: self._score(statistics[name], sigma[name].double()) for name in statistics}
+
+    def _score(self, statistics: FilterStatistics, sigma: Tensor) -> Tensor:
+        coefficient = (
+            (_relative(statistics.saliency) + _ETA) ** self.saliency
+            * (1 - statistics.correlation + _ETA) ** self.correlation
+            * (_relative(statistics.activation) + _ETA) ** self.activation
+        )
+        if self.root == "coefficient":
+            coefficient = coefficient.sqrt()
+        gain = sigma.sqrt() if self.root == "spectral" else sigma
+        score = coefficient * gain**self.spectral
+        return torch.where(sigma > _DEAD * sigma.median(), score, 0.0)
+
+
+def _relative(factor: Tensor) -> Tensor:
+    mean = factor.mean()
+    return factor / mean if mean > 0 else torch.zeros_like(factor)

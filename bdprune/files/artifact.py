@@ -1,0 +1,254 @@
+"""Opens a checkpoint: says what it is, checks it in full, reads it, and keeps what saving it back needs."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import stat
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from bdprune.errors import ArtifactError, NoWeightsError, UnsupportedError
+from bdprune.files import kinds as file_kinds
+from bdprune.files import safetensors_file, torch_file
+from bdprune.files.kinds import HEAD_BYTES, kind_of_bytes
+from bdprune.files.pickle_walk import MAX_PICKLE_BYTES, shown
+from bdprune.files.shards import GIVE_INDEX, MAX_INDEX_BYTES, shard_names
+from bdprune.files.state import Contents, contents_of, is_tensor
+from bdprune.files.state import Path as KeyPath
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+
+Format = Literal["torch-zip", "torch-legacy", "safetensors"]
+
+MAX_FILE_BYTES = 8 << 30
+_GIVE_CHECKPOINT = "Give a checkpoint saved with torch.save or as safetensors."
+
+
+@dataclass(frozen=True)
+class Slot:
+    """The place of one tensor of a network in the checkpoint.
+
+    Attributes:
+        name: of the tensor in the network.
+        dtype: in the file.
+        original: the values of the file where float32 cannot give them back (float64), and the unmasked weight where
+            the file keeps a weight and its mask apart; else None.
+        mask: the mask that belongs to ``original``; None where there is none.
+        is_mask: whether the mask itself is stored here.
+    """
+
+    name: str
+    dtype: torch.dtype
+    original: Tensor | None = None
+    mask: Tensor | None = None
+    is_mask: bool = False
+
+
+@dataclass(frozen=True)
+class Artifact:
+    """Where a model came from and how to write it back.
+
+    Attributes:
+        path: the file; of a model in shards the index.
+        format: ``torch-zip``, ``torch-legacy`` or ``safetensors``.
+        bytes: size of the file, or of the index and all shards.
+        sha256: digest of the file, hexadecimal; in shards that of the digests of the index and of every shard.
+        state_key: name of this set of weights inside the checkpoint; empty when there is no other and no wrapper.
+        prefix: what stands before every name of the network in the state dict, such as ``module.``.
+        sets: names of all sets of weights in the file.
+        unscanned: names of weights beside this set that belong to no network that was recognised.
+        kept: names of entries without weights that are written back as they are.
+        left_out: other sets of weights in the file that were not loaded, each with the reason.
+        places: paths of keys to the state dict; several where the checkpoint holds the same dict several times.
+        slots: keys of the state dict -> the tensor of the network that belongs there.
+        checkpoint: the whole checkpoint; None in place of what the network can give back.
+        metadata: of the safetensors header.
+        shards: keys -> file of the tensor; empty for a single file.
+        index_metadata: of the index of the shards.
+    """
+
+    path: Path
+    format: Format
+    bytes: int
+    sha256: str
+    state_key: str = ""
+    prefix: str = ""
+    sets: tuple[str, ...] = ()
+    unscanned: tuple[str, ...] = ()
+    kept: tuple[str, ...] = ()
+    left_out: tuple[str, ...] = ()
+    places: tuple[KeyPath, ...] = ((),)
+    slots: Mapping[str, Slot] = field(default_factory=dict, repr=False, compare=False)
+    checkpoint: Any = field(default=None, repr=False, compare=False)
+    metadata: Mapping[str, str] = field(default_factory=dict, repr=False, compare=False)
+    shards: Mapping[str, str] = field(default_factory=dict, repr=False, compare=False)
+    index_metadata: Mapping[str, Any] = field(default_factory=dict, repr=False, compare=False)
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A file as it was read: the object in it, and where its state dicts stand. Attributes as in ``Artifact``."""
+
+    path: Path
+    format: Format
+    bytes: int
+    sha256: str
+    value: Any = field(repr=False)
+    contents: Contents = field(repr=False)
+    metadata: Mapping[str, str] = field(default_factory=dict, repr=False)
+    shards: Mapping[str, str] = field(default_factory=dict, repr=False)
+    index_metadata: Mapping[str, Any] = field(default_factory=dict, repr=False)
+
+
+def read_checkpoint(path: str | Path) -> Checkpoint:
+    """Reads a checkpoint without running anything in it; shards are read by their index.
+
+    Raises:
+        ArtifactError: missing, unreadable, damaged or hostile.
+        NoWeightsError: sound, and without weights.
+        UnsupportedError: not a checkpoint.
+    """
+    path = Path(path)
+    try:
+        data, kind = _read(path)
+        if kind == "index":
+            return _read_shards(path, data)
+        value, metadata = _open(kind, data)
+        contents = contents_of(value)
+    except ArtifactError as error:
+        raise type(error)(f"Cannot load {path}: {error.message}", error.mend) from None
+    return Checkpoint(path, kind, len(data), hashlib.sha256(data).hexdigest(), value, contents, metadata)
+
+
+def with_values(node: Any, places: Sequence[KeyPath], values: Mapping[str, Any]) -> Any:
+    """A copy of a checkpoint with ``values`` in the dicts at ``places``; everything off the path there is shared."""
+    here = () in places
+    below: dict[Any, list[KeyPath]] = {}
+    for place in places:
+        if place:
+            below.setdefault(place[0], []).append(place[1:])
+    if isinstance(node, list | tuple):
+        parts = [with_values(part, below[key], values) if key in below else part for key, part in enumerate(node)]
+        return type(node)(parts)
+    copy = type(node)()
+    for key, part in node.items():
+        if here and key in values:
+            copy[key] = values[key]
+        else:
+            copy[key] = with_values(part, below[key], values) if key in below else part
+    if hasattr(node, "_metadata"):
+        copy._metadata = node._metadata  # where nn.Module.state_dict puts versions
+    return copy
+
+
+def _read(path: Path) -> tuple[bytes, Any]:
+    try:
+        status = path.stat()
+        if stat.S_ISDIR(status.st_mode):
+            raise UnsupportedError("it is a folder.", _GIVE_CHECKPOINT)
+        if not stat.S_ISREG(status.st_mode):
+            raise UnsupportedError("it is no regular file.", _GIVE_CHECKPOINT)
+        if status.st_size > MAX_FILE_BYTES:
+            raise UnsupportedError(f"it has {status.st_size} bytes, more than any image classifier.", _GIVE_CHECKPOINT)
+        with path.open("rb") as file:
+            head = file.read(HEAD_BYTES)
+            kind = _format(head)  # what is not a checkpoint is refused before all of it is in memory
+            file.seek(0)
+            plain = kind == "torch-legacy" and not torch_file.is_legacy(head)
+            limit = MAX_INDEX_BYTES if kind == "index" else MAX_PICKLE_BYTES if plain else MAX_FILE_BYTES
+            data = file.read(limit)
+    except (OSError, ValueError) as error:
+        reason = (error.strerror if isinstance(error, OSError) else None) or str(error)
+        raise ArtifactError(f"{reason}.", "Check the path and its permissions.") from None
+    if not data:
+        raise ArtifactError("the file is empty.", "Fetch it again.")
+    return data, kind
+
+
+def _format(head: bytes) -> str:
+    """The format by the first bytes; the suffix says nothing."""
+    kind = kind_of_bytes(head)
+    if kind == file_kinds.TORCH_ZIP:
+        return "torch-zip"
+    if kind == file_kinds.SAFETENSORS:
+        return "safetensors"
+    if kind == file_kinds.INDEX:
+        return "index"
+    if head[257:262] == b"ustar":
+        hint = "Load it with an old torch in a place you trust and save its state dict again."
+        raise UnsupportedError("it is a tar archive (torch before 0.1.10 wrote those).", hint)
+    if kind in (file_kinds.PICKLE, file_kinds.EMPTY, file_kinds.UNKNOWN, file_kinds.TEXT):
+        return "torch-legacy"
+    raise UnsupportedError(f"it is {kind.name}.", _GIVE_CHECKPOINT)
+
+
+def _open(kind: Format, data: bytes) -> tuple[Any, Mapping[str, str]]:
+    if kind == "safetensors":
+        return safetensors_file.read_safetensors(data)
+    check: Callable[[bytes], None] = torch_file.check_zip if kind == "torch-zip" else torch_file.check_legacy
+    try:
+        check(data)
+    except UnsupportedError:
+        raise
+    except ArtifactError:
+        arguments = torch_file.arguments_in(data)
+        if arguments:
+            raise NoWeightsError(f"it holds no weights but {arguments}.", _GIVE_CHECKPOINT) from None
+        raise
+    return torch_file.load_checked(data), {}
+
+
+def _read_shards(path: Path, index: bytes) -> Checkpoint:
+    names = shard_names(index)
+    state: dict[str, Tensor] = {}
+    digest, total, formats = hashlib.sha256(hashlib.sha256(index).digest()), len(index), set()
+    metadata: Mapping[str, str] = {}
+    for shard in dict.fromkeys(names.values()):
+        data, kind = _shard(path.parent / shard)
+        total += len(data)
+        if total > MAX_FILE_BYTES:
+            raise UnsupportedError(f"its shards have more than {MAX_FILE_BYTES} bytes.", _GIVE_CHECKPOINT)
+        part, metadata = _open(kind, data)
+        _check_shard(shard, part, {name for name, home in names.items() if home == shard})
+        state |= part
+        formats.add(kind)
+        digest.update(hashlib.sha256(data).digest())
+    if len(formats) > 1:
+        raise ArtifactError(f"its shards are of different formats: {', '.join(sorted(formats))}.", GIVE_INDEX)
+    ordered = {name: state[name] for name in names}
+    found = json.loads(index).get("metadata")
+    return Checkpoint(
+        path,
+        formats.pop(),
+        total,
+        digest.hexdigest(),
+        ordered,
+        contents_of(ordered),
+        metadata,
+        names,
+        found if isinstance(found, dict) else {},
+    )
+
+
+def _shard(path: Path) -> tuple[bytes, Format]:
+    try:
+        data, kind = _read(path)
+    except ArtifactError as error:
+        raise type(error)(f"its shard {shown(path.name)} cannot be read: {error.message}", GIVE_INDEX) from None
+    if kind == "index":
+        raise ArtifactError(f"its shard {shown(path.name)} is an index itself.", GIVE_INDEX)
+    return data, kind
+
+
+def _check_shard(name: str, part: Any, expected: set[str]) -> None:
+    if not isinstance(part, dict) or not all(map(is_tensor, part.values())):
+        raise ArtifactError(f"its shard {shown(name)} is not a map of names to tensors.", GIVE_INDEX)
+    odd = sorted(map(str, expected ^ set(part)))
+    if odd:
+        where = "only the index names" if odd[0] in expected else "the index does not name"
+        raise ArtifactError(f"{where} the tensor {shown(odd[0])} of the shard {shown(name)}.", GIVE_INDEX)

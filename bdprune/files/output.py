@@ -1,0 +1,92 @@
+"""Writing reports to files: all of one or nothing."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from pathlib import Path
+
+from bdprune.errors import OutputError
+
+
+def check_writable(path: Path) -> None:
+    """Makes sure, before long work, that ``path`` can be written; leaves nothing behind.
+
+    Raises:
+        OutputError: it is a folder, its folder does not exist, or nothing can be written there.
+    """
+    try:
+        if path.is_dir():
+            raise OutputError(f"{path} is a folder, not a file.", "Give the name of a file.")
+        if is_special(path):
+            return
+        with tempfile.TemporaryFile(dir=path.parent):
+            pass
+    except OSError as error:
+        raise _unwritable(path, error) from error
+
+
+def make_folder(path: Path) -> None:
+    """Makes sure that ``path`` is a folder.
+
+    Raises:
+        OutputError: it cannot be made.
+    """
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise _unwritable(path, error) from error
+
+
+def write_text(path: Path, text: str) -> None:
+    """Writes ``text`` to ``path`` so that a reader never sees half of it.
+
+    Raises:
+        OutputError: it cannot be written.
+    """
+    if not is_special(path):
+        write_atomically(path, text.encode())
+        return
+    try:
+        path.write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise _unwritable(path, error) from error
+
+
+def write_atomically(path: Path, data: bytes) -> None:
+    """Writes ``data`` beside ``path`` and moves it there.
+
+    Raises:
+        OutputError: that fails; nothing is left behind.
+    """
+    temporary = None
+    try:
+        with tempfile.NamedTemporaryFile(dir=path.parent, prefix=".bdprune-", delete=False) as file:
+            temporary = file.name
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.chmod(temporary, 0o666 & ~_umask())
+        os.replace(temporary, path)
+    except OSError as error:
+        raise OutputError(f"Cannot write {path}: {error.strerror or error}.", "Choose a path you can write.") from None
+    finally:
+        if temporary is not None:
+            Path(temporary).unlink(missing_ok=True)
+
+
+def _umask() -> int:
+    current = os.umask(0)
+    os.umask(current)
+    return current
+
+
+def is_special(path: Path) -> bool:
+    """Pipes and devices (``/dev/null``) are written to, not replaced."""
+    return os.path.exists(path) and not os.path.isfile(path)
+
+
+def _unwritable(path: Path, error: OSError) -> OutputError:
+    return OutputError(
+        f"{str(path)[:200]} cannot be written: {error.strerror or error}.", "Give a place that can be written."
+    )

@@ -1,0 +1,269 @@
+"""Checkpoints written by ``torch.save``: the zip archive (since 1.6) and the older stream of pickles.
+
+Both are checked in full before torch sees them, and torch sees the very bytes that were checked, with
+``weights_only=True``.
+"""
+
+from __future__ import annotations
+
+import io
+import struct
+import warnings
+import zipfile
+from collections.abc import Mapping
+from typing import Any
+
+from bdprune.errors import ArtifactError, UnsupportedError
+from bdprune.files.pickle_walk import (
+    MAX_PICKLE_BYTES,
+    StorageClaim,
+    Walked,
+    first_global,
+    plain_globals,
+    refuse_global,
+    shown,
+    walk,
+)
+
+LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
+_LEGACY_PROTOCOL = 1001
+_MAX_ENTRIES = 100_000
+_END_OF_DIRECTORY = struct.Struct("<4s4H2LH")
+_FETCH = "The file is damaged; fetch it again."
+_HOSTILE = "The file is damaged or hostile; fetch it again from a source you trust."
+_GIVE = "Give a checkpoint saved with torch.save or as safetensors."
+_MAX_ARGUMENTS = 64 << 10
+_ARGUMENT_TYPES = frozenset(
+    {
+        "_codecs.encode",
+        "argparse.Namespace",
+        "collections.OrderedDict",
+        "datetime.timedelta",
+        "numpy._core.multiarray._reconstruct",
+        "numpy._core.multiarray.scalar",
+        "numpy.core.multiarray._reconstruct",
+        "numpy.core.multiarray.scalar",
+        "numpy.dtype",
+        "numpy.ndarray",
+        "pathlib.PosixPath",
+        "torch.ByteStorage",
+        "torch._utils._rebuild_tensor_v2",
+        "torch.device",
+    }
+)
+_FLOATS = frozenset({"f2", "f4", "f8"})
+"""How numpy writes types of fractions; the arrays of random states hold whole numbers."""
+_ARGUMENT_MODULES = (
+    "accelerate.state.",
+    "accelerate.utils.dataclasses.",
+    "transformers.trainer_pt_utils.",
+    "transformers.trainer_utils.",
+    "transformers.training_args.",
+)
+"""Globals that arguments and random states are made of. None of them runs what it is given."""
+_TORCHSCRIPT = "Save the state dict of the module it was made from: torch.save(model.state_dict(), path)."
+
+
+def check_zip(data: bytes) -> None:
+    """Checks a zip archive of ``torch.save``: directory, names, sizes, checksums, pickle, storages.
+
+    Raises:
+        ArtifactError: it is damaged or hostile.
+        UnsupportedError: a sound zip archive that is no checkpoint.
+    """
+    try:
+        with zipfile.ZipFile(io.BytesIO(data)) as archive:
+            _check_directory(data, archive)
+            if not any(name.partition("/")[2] == "data.pkl" for name in archive.namelist()):
+                raise UnsupportedError("it is a zip archive without data.pkl, so no checkpoint of torch.save.", _GIVE)
+            entries = _entries(archive)
+            if "constants.pkl" in entries:
+                raise UnsupportedError("it is a TorchScript archive, not a state dict.", _TORCHSCRIPT)
+            _check_sizes(archive, len(data))
+            _check_contents(archive, entries)
+    except (zipfile.BadZipFile, zipfile.LargeZipFile, NotImplementedError, EOFError, ValueError, OSError) as error:
+        raise ArtifactError(f"the zip archive is truncated or damaged: {shown(error)}.", _FETCH) from None
+    except (struct.error, RuntimeError, MemoryError, OverflowError) as error:
+        raise ArtifactError(f"the zip archive cannot be read: {shown(error)}.", _FETCH) from None
+
+
+def check_legacy(data: bytes) -> None:
+    """Checks a stream of pickles with raw storages behind it, as ``torch.save`` wrote it before 1.6.
+
+    Raises:
+        ArtifactError: it is damaged or hostile.
+        UnsupportedError: a pickle of something else.
+    """
+    stream = io.BytesIO(data)
+    if not is_legacy(data):
+        _refuse_plain_pickle(data)
+    walk(stream, "header")
+    if walk(stream, "header").value != _LEGACY_PROTOCOL:
+        raise UnsupportedError("it is a checkpoint of an unknown version of the legacy format.", _FETCH)
+    walk(stream, "header")
+    walked = walk(stream, "checkpoint")
+    keys = walk(stream, "list of storages").value
+    if type(keys) is not list or not all(type(key) is str for key in keys) or sorted(keys) != sorted(walked.storages):
+        raise ArtifactError("the list of storages does not match those that the checkpoint refers to.", _FETCH)
+    for key in keys:
+        _check_legacy_storage(data, stream, walked.storages[key])
+    if stream.tell() != len(data):
+        raise ArtifactError(f"{len(data) - stream.tell()} bytes follow the last tensor.", _HOSTILE)
+
+
+def is_legacy(data: bytes) -> bool:
+    """Whether the bytes begin like a legacy checkpoint."""
+    return data.startswith(b"\x80\x02\x8a\n" + LEGACY_MAGIC.to_bytes(10, "little") + b".")
+
+
+def arguments_in(data: bytes) -> str:
+    """What kinds of harmless objects a file holds that cannot be loaded but has no tensor either; empty otherwise.
+
+    Trainers write their arguments and random states in this form. Every global of the pickle is compared with a list;
+    nothing of it is run.
+    """
+    try:
+        pickle = _only_pickle(data) if data.startswith(b"PK") else data
+    except (zipfile.BadZipFile, zipfile.LargeZipFile, NotImplementedError, EOFError, ValueError, OSError, RuntimeError):
+        return ""
+    if pickle is None or len(pickle) > _MAX_ARGUMENTS:
+        return ""
+    names, strings = plain_globals(io.BytesIO(pickle))
+    holds_arrays = any(name.endswith("._reconstruct") for name in names) and not _FLOATS.isdisjoint(strings)
+    if (
+        not names
+        or holds_arrays
+        or not all(name in _ARGUMENT_TYPES or name.startswith(_ARGUMENT_MODULES) for name in names)
+    ):
+        return ""
+    return f"Python objects, such as {shown(names[0])}"
+
+
+def load_checked(data: bytes) -> Any:
+    """The object in ``data``, which one of the checks above has passed; tensors on the CPU.
+
+    Raises:
+        ArtifactError: torch refuses it all the same.
+    """
+    import torch
+
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            return torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
+    except Exception as error:
+        first_line = (str(error).splitlines() or [type(error).__name__])[0]
+        raise ArtifactError(f"torch.load(weights_only=True) refuses it: {shown(first_line, 160)}.", _FETCH) from None
+
+
+def dump_torch(checkpoint: object, legacy: bool) -> bytes:
+    """``checkpoint`` as the bytes of a zip archive, or of the legacy format."""
+    import torch
+
+    buffer = io.BytesIO()
+    torch.save(checkpoint, buffer, _use_new_zipfile_serialization=not legacy)
+    return buffer.getvalue()
+
+
+def _only_pickle(data: bytes) -> bytes | None:
+    """``data.pkl`` of a zip archive of torch.save; None where there is none, or a large one."""
+    with zipfile.ZipFile(io.BytesIO(data)) as archive:
+        names = archive.namelist()
+        inner = [name.partition("/")[2] for name in names]
+        if inner.count("data.pkl") != 1:
+            return None
+        info = archive.getinfo(names[inner.index("data.pkl")])
+        return archive.read(info) if info.file_size <= _MAX_ARGUMENTS else None
+
+
+def _check_directory(data: bytes, archive: zipfile.ZipFile) -> None:
+    """One directory, right at the end, describing a file that starts at byte 0: no reader can see another one."""
+    tail = data[-_END_OF_DIRECTORY.size :]
+    if not tail.startswith(b"PK\x05\x06") or archive.comment:
+        raise ArtifactError("bytes follow the directory of the zip archive.", _HOSTILE)
+    if len(archive.infolist()) > _MAX_ENTRIES:
+        raise ArtifactError(f"the zip archive has {len(archive.infolist())} entries.", _HOSTILE)
+    if min((info.header_offset for info in archive.infolist()), default=0) != 0:
+        raise ArtifactError("bytes precede the first entry of the zip archive.", _HOSTILE)
+
+
+def _entries(archive: zipfile.ZipFile) -> dict[str, zipfile.ZipInfo]:
+    """Entries by name without the common top folder."""
+    infos = archive.infolist()
+    root = infos[0].filename.partition("/")[0] + "/" if infos else ""
+    entries: dict[str, zipfile.ZipInfo] = {}
+    for info in infos:
+        name = info.filename.removeprefix(root)
+        if info.orig_filename != info.filename or not info.filename.startswith(root) or not _is_plain(name):
+            raise ArtifactError(f"a zip entry has the odd name {shown(info.orig_filename)}.", _HOSTILE)
+        if name in entries:
+            raise ArtifactError(f"the zip archive has two entries named {shown(name)}.", _HOSTILE)
+        entries[name] = info
+    return entries
+
+
+def _is_plain(name: str) -> bool:
+    return bool(name) and name.isprintable() and name.isascii() and "\\" not in name and ".." not in name.split("/")
+
+
+def _check_sizes(archive: zipfile.ZipFile, file_bytes: int) -> None:
+    """``torch.save`` stores without compression, so nothing can be larger inside than outside."""
+    for info in sorted(archive.infolist(), key=lambda info: info.compress_size - info.file_size):
+        if info.compress_type != zipfile.ZIP_STORED or info.compress_size != info.file_size:
+            raise ArtifactError(
+                f"entry {shown(info.filename)} of the zip archive is compressed, from {info.file_size} bytes to "
+                f"{info.compress_size}, which torch.save never does.",
+                "It may be a zip bomb. If you trust it, unpack it and save the state dict with torch.save.",
+            )
+        if info.flag_bits & 1:
+            raise ArtifactError(f"entry {shown(info.filename)} of the zip archive is encrypted.", _HOSTILE)
+    total = sum(info.file_size for info in archive.infolist())
+    if total > file_bytes:
+        raise ArtifactError(f"the zip archive claims {total} bytes in a file of {file_bytes}.", _HOSTILE)
+
+
+def _check_contents(archive: zipfile.ZipFile, entries: Mapping[str, zipfile.ZipInfo]) -> None:
+    size = entries["data.pkl"].file_size
+    if size > MAX_PICKLE_BYTES:
+        raise ArtifactError(f"its data.pkl has {size} bytes, more than any state dict.", _HOSTILE)
+    stream = io.BytesIO(archive.read(entries["data.pkl"]))
+    walked = walk(stream, "checkpoint")
+    if stream.read(1):
+        raise ArtifactError("bytes follow the end of data.pkl.", _HOSTILE)
+    _check_zip_storages(walked, entries)
+    if "byteorder" in entries and archive.read(entries["byteorder"]) not in (b"little", b"big"):
+        raise ArtifactError("the zip archive names no known byte order.", _FETCH)
+    damaged = archive.testzip()
+    if damaged is not None:
+        raise ArtifactError(f"entry {shown(damaged)} of the zip archive is damaged (wrong checksum).", _FETCH)
+
+
+def _check_zip_storages(walked: Walked, entries: Mapping[str, zipfile.ZipInfo]) -> None:
+    for storage in walked.storages.values():
+        info = entries.get(f"data/{storage.key}")
+        if info is None:
+            raise ArtifactError(f"the storage {shown(storage.key)} is missing from the zip archive.", _FETCH)
+        _check_claim(storage, info.file_size)
+
+
+def _check_legacy_storage(data: bytes, stream: io.BytesIO, storage: StorageClaim) -> None:
+    header = stream.read(8)
+    count = struct.unpack("<q", header)[0] if len(header) == 8 else -1
+    if count != storage.count:
+        raise ArtifactError(f"a storage of {storage.count} elements is announced as {count}.", _FETCH)
+    _check_claim(storage, min(storage.count * storage.item_bytes, len(data) - stream.tell()))
+    stream.seek(storage.count * storage.item_bytes, io.SEEK_CUR)
+
+
+def _check_claim(storage: StorageClaim, found: int) -> None:
+    claimed = storage.count * storage.item_bytes
+    if claimed != found:
+        raise ArtifactError(f"a tensor storage claims {claimed} bytes where the file holds {found}.", _HOSTILE)
+
+
+def _refuse_plain_pickle(data: bytes) -> None:
+    """Names the first thing that a pickle that torch.save did not write asks for."""
+    name = first_global(io.BytesIO(data[:MAX_PICKLE_BYTES]))
+    if name:
+        refuse_global(name, "pickle")
+    raise UnsupportedError("it is no checkpoint: neither torch.save nor safetensors wrote it.", "Give a state dict.")

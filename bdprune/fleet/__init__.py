@@ -1,0 +1,3 @@
+from bdprune.fleet.demo import Row, against_truth, run
+from bdprune.fleet.scans import scan, scan_many
+from bdprune.fleet.sources import Sources, check_exists, expand

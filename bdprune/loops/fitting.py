@@ -1,0 +1,290 @@
+"""The trainer that makes the zoo: SGD with a one-cycle or a step schedule, crop and flip, bf16 where asked for."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, Literal, Protocol
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+from torch.optim.lr_scheduler import LambdaLR, LRScheduler, OneCycleLR
+
+from bdprune.errors import OptionError, TrainingError
+from bdprune.loops.resume import Checkpoint, digest
+from bdprune.runtime import autocast, computes_bfloat16, convs_of, crop_and_flip, laid_out, training_layout
+
+_RANGES = "Give a peak_lr above 0, a warmup from 0 to below 1, a momentum between 0 and 1, and nothing below 0."
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """A training recipe.
+
+    Args:
+        epochs: passes over the data.
+        batch_size: images a step.
+        peak_lr: highest learning rate; with steps, the first one.
+        warmup: share of all steps that one cycle spends rising to the peak.
+        momentum: Nesterov momentum.
+        weight_decay: L2 penalty on all parameters.
+        padding: pixels of the random crop.
+        bf16: run the network under bfloat16 autocast, where the machine computes in bfloat16. Elsewhere 3x3 convs run
+            by Winograd's algorithm where that is faster.
+        policy: how the learning rate goes: "one-cycle" (Smith and Topin, 2017) rises to the peak and falls to nothing;
+            "steps" multiplies it by ``decay`` at every milestone (the papers: 200 epochs, 0.1, a tenth at 60 and 120).
+        milestones: epochs, from 0, at whose beginning a step is taken.
+        decay: factor of one step.
+        flip: mirror half of the images; wrong where mirroring changes the class, as with traffic signs.
+
+    Raises:
+        OptionError: no epoch, no image a step, or a number that no training can be run with.
+    """
+
+    epochs: int = 10
+    batch_size: int = 128
+    peak_lr: float = 0.2
+    warmup: float = 0.25
+    momentum: float = 0.9
+    weight_decay: float = 5e-4
+    padding: int = 4
+    bf16: bool = True
+    policy: Literal["one-cycle", "steps"] = "one-cycle"
+    milestones: tuple[int, ...] = (60, 120)
+    decay: float = 0.1
+    flip: bool = True
+
+    def __post_init__(self) -> None:
+        if min(self.epochs, self.batch_size) < 1:
+            raise OptionError(
+                f"A schedule of {self.epochs} epochs with {self.batch_size} images a step trains nothing.",
+                "Give at least 1 of both.",
+            )
+        ranges = {
+            "peak_lr": 0 < self.peak_lr < math.inf,
+            "warmup": 0 <= self.warmup < 1,
+            "momentum": 0 < self.momentum < 1,
+            "weight_decay": 0 <= self.weight_decay < math.inf,
+            "padding": self.padding >= 0,
+            "decay": 0 <= self.decay < math.inf,
+        }
+        for name, fits in ranges.items():
+            if not fits:
+                raise OptionError(f"The setting {name} of a schedule is {getattr(self, name)}.", _RANGES)
+
+    def steps(self, count: int) -> int:
+        """Steps in all over ``count`` images; the odd ones at the end of an epoch's order are left out."""
+        return self.epochs * (count // self.batch_size)
+
+
+class Objective(Protocol):
+    """What a training step minimises, with whatever is trained beside the network and how far that has come."""
+
+    def loss(self, network: nn.Module, images: Tensor, labels: Tensor, done: float) -> Tensor:
+        """Loss of one step, a scalar.
+
+        Args:
+            network: images in [0, 1] -> logits, in train mode. Its gradients are the trainer's: they are cleared after
+                this call and before the backward pass.
+            images: ``[B, C, H, W]`` in [0, 1], augmented.
+            labels: ``[B]`` int64.
+            done: share of the schedule's steps that is done, in [0, 1).
+        """
+
+    def state_dict(self) -> dict[str, Any]:
+        """All that a resumed training needs: tensors, numbers, strings, and lists and dicts of them."""
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Takes up what ``state_dict`` gave."""
+
+
+class CrossEntropy:
+    """Plain cross-entropy."""
+
+    def loss(self, network: nn.Module, images: Tensor, labels: Tensor, done: float) -> Tensor:
+        return functional.cross_entropy(network(images).float(), labels)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """There is nothing to take up."""
+
+
+def fit(
+    network: nn.Module,
+    images: Tensor,
+    labels: Tensor,
+    schedule: Schedule,
+    seed: int,
+    progress: Callable[[int, int, float], None] = lambda step, steps, loss: None,
+    objective: Objective | None = None,
+    checkpoint: Checkpoint | None = None,
+) -> None:
+    """Trains ``network`` in place, on the device where it is.
+
+    Global randomness, which dropout draws from, is seeded for the training and left as it was.
+
+    Args:
+        network: images in [0, 1] -> logits.
+        images: ``[N, C, H, W]`` uint8, values 0-255.
+        labels: ``[N]`` int64.
+        seed: of order, augmentation and dropout; the same seed, threads and machine give the same weights.
+        progress: called after every step with (steps done, steps in all, loss).
+        objective: what is minimised, called under the schedule's autocast; cross-entropy by default.
+        checkpoint: written on the way and at the end. One of the same training is taken up: it goes on behind the last
+            step that was written, to the weights that it would have reached without the break.
+
+    Raises:
+        OptionError: there are fewer images than a step takes.
+        TrainingError: the loss is no finite number.
+        OutputError: the checkpoint cannot be written.
+    """
+    steps = schedule.steps(len(images))
+    if not steps:
+        raise OptionError(
+            f"{len(images)} images are less than one step of {schedule.batch_size}.", "Give a smaller batch size."
+        )
+    device = next(network.parameters()).device
+    with seeded(seed), _deterministic():
+        kept = checkpoint.load(_recipe(network, images, labels, schedule, seed)) if checkpoint else None
+        layout = training_layout(network)
+        winograd = layout is torch.channels_last and device.type == "cpu"
+        network.to(memory_format=layout).train()  # type: ignore[call-overload]
+        run = _Run(network, objective or CrossEntropy(), schedule, steps, seed)
+        if kept is not None:
+            run.load_state_dict(kept)
+        images, labels = images.to(device), labels.to(device)
+        while run.done < steps:
+            index = run.next_batch(len(images))
+            batch = crop_and_flip(images[index], run.generator, schedule.padding, schedule.flip).float() / 255
+            with convs_of("winograd" if winograd else "float32"):
+                loss = run.step(laid_out(batch, layout), labels[index])
+            progress(run.done, steps, loss)
+            if checkpoint and (checkpoint.due() or run.done == steps):
+                checkpoint.save(run.state_dict())
+    network.zero_grad()
+    network.eval()
+
+
+@contextmanager
+def seeded(seed: int) -> Iterator[None]:
+    """Seeds global randomness for a while, and leaves it as it was."""
+    with torch.random.fork_rng(range(torch.cuda.device_count())):
+        torch.manual_seed(seed)
+        yield
+
+
+@contextmanager
+def _deterministic() -> Iterator[None]:
+    """The same bits run after run from cuDNN, which stays on: ``cudnn.flags`` would switch it off."""
+    cudnn = torch.backends.cudnn
+    before = cudnn.deterministic, cudnn.benchmark
+    cudnn.deterministic, cudnn.benchmark = True, False
+    try:
+        yield
+    finally:
+        cudnn.deterministic, cudnn.benchmark = before
+
+
+class _Run:
+    """A training on its way: all that changes from step to step, and how far it has come.
+
+    Attributes:
+        done: steps done.
+        generator: of order and augmentation.
+    """
+
+    def __init__(self, network: nn.Module, objective: Objective, schedule: Schedule, steps: int, seed: int) -> None:
+        self.done = 0
+        self.generator = torch.Generator().manual_seed(seed)
+        self._network, self._objective, self._schedule, self._steps = network, objective, schedule, steps
+        self._optimizer = torch.optim.SGD(
+            network.parameters(), schedule.peak_lr, schedule.momentum, weight_decay=schedule.weight_decay, nesterov=True
+        )
+        self._rate = _scheduler(self._optimizer, schedule, steps)
+        self._device = next(network.parameters()).device
+        self._epoch_start = self.generator.get_state()
+        self._order: tuple[Tensor, ...] = ()
+
+    def next_batch(self, count: int) -> Tensor:
+        """Indices of the next step's images, out of ``count``; every epoch has an order of its own."""
+        position = self.done % (self._steps // self._schedule.epochs)
+        if position == 0:
+            self._epoch_start = self.generator.get_state()
+            self._order = self._draw_order(count)
+        elif not self._order:  # taken up in the middle of an epoch
+            now = self.generator.get_state()
+            self.generator.set_state(self._epoch_start)
+            self._order = self._draw_order(count)
+            self.generator.set_state(now)
+        return self._order[position]
+
+    def _draw_order(self, count: int) -> tuple[Tensor, ...]:
+        order, size = torch.randperm(count, generator=self.generator), self._schedule.batch_size
+        return tuple(order[: count // size * size].split(size))
+
+    def step(self, batch: Tensor, labels: Tensor) -> float:
+        """One step on images ``[B, C, H, W]`` in [0, 1]; its loss."""
+        with autocast(self._device, self._schedule.bf16):
+            loss = self._objective.loss(self._network, batch, labels, self.done / self._steps)
+        self._optimizer.zero_grad()
+        loss.backward()
+        self._optimizer.step()
+        self._rate.step()
+        self.done += 1
+        value = loss.item()
+        if not math.isfinite(value):
+            raise TrainingError(f"The loss is {value} after {self.done} steps.", "Lower the learning rate.")
+        return value
+
+    def state_dict(self) -> dict[str, Any]:
+        return {
+            "done": self.done,
+            "network": self._network.state_dict(),
+            "optimizer": self._optimizer.state_dict(),
+            "rate": self._rate.state_dict(),
+            "objective": self._objective.state_dict(),
+            "generator": self.generator.get_state(),
+            "epoch_start": self._epoch_start,
+            "random": torch.get_rng_state(),
+            "cuda": torch.cuda.get_rng_state(self._device) if self._device.type == "cuda" else None,
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.done = state["done"]
+        self._network.load_state_dict(state["network"])
+        self._optimizer.load_state_dict(state["optimizer"])
+        self._rate.load_state_dict(state["rate"])
+        self._objective.load_state_dict(state["objective"])
+        self.generator.set_state(state["generator"])
+        self._epoch_start = state["epoch_start"]
+        torch.set_rng_state(state["random"])
+        if state["cuda"] is not None:
+            torch.cuda.set_rng_state(state["cuda"], self._device)
+
+
+def _scheduler(optimizer: torch.optim.Optimizer, schedule: Schedule, steps: int) -> LRScheduler:
+    if schedule.policy == "one-cycle":
+        # From the peak at once where the rise is one step: torch would divide by the way from its first to its last.
+        warmup = 0.0 if schedule.warmup * steps == 1 else schedule.warmup
+        return OneCycleLR(optimizer, schedule.peak_lr, total_steps=steps, pct_start=warmup, cycle_momentum=False)
+    an_epoch = steps // schedule.epochs
+    return LambdaLR(
+        optimizer, lambda step: schedule.decay ** sum(step >= an_epoch * epoch for epoch in schedule.milestones)
+    )
+
+
+def machine() -> tuple[object, ...]:
+    """What of the machine determines the weights besides the device: version of torch, threads, instruction set."""
+    bfloat16 = computes_bfloat16(torch.device("cpu"))
+    return torch.__version__, torch.get_num_threads(), torch.backends.cpu.get_cpu_capability(), bfloat16
+
+
+def _recipe(network: nn.Module, images: Tensor, labels: Tensor, schedule: Schedule, seed: int) -> str:
+    """A digest of all that determines the weights, but for the objective."""
+    device = next(network.parameters()).device.type
+    return digest(network.state_dict(), images, labels, schedule, seed, device, machine())

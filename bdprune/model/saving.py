@@ -1,0 +1,152 @@
+"""Writes a model back as a drop-in checkpoint: same format, wrapper, names, order, types and extra entries."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from bdprune.errors import OutputError
+from bdprune.files import Artifact, Slot, dump_safetensors, dump_torch, with_values, write_atomically
+from bdprune.model.handle import Model
+
+
+@dataclass(frozen=True)
+class Written:
+    """A checkpoint that was written: its path (in shards the index), bytes in all, and SHA-256 as in ``Artifact``."""
+
+    path: Path
+    bytes: int
+    sha256: str
+
+
+def save(model: Model | Sequence[Model], path: str | Path) -> Written:
+    """Writes ``model`` to ``path``, in the format of the file it came from (safetensors if it came from none).
+
+    The file appears whole or not at all. Tensors that were not changed come back bit by bit. What came from shards is
+    written in shards where ``path`` ends in ``.index.json``, and else as one file.
+
+    Args:
+        model: a model; or several that came from one file, each from a set of weights of its own.
+        path: of the new file, never that of the old one.
+
+    Raises:
+        OutputError: the path cannot be written, or is a file the model came from.
+    """
+    path, models = Path(path), [model] if isinstance(model, Model) else list(model)
+    files = to_files(models, path)
+    artifact = models[0].artifact
+    sources = _sources(artifact) if artifact is not None else []
+    for name in files:
+        if any(_same(name, source) for source in sources):
+            hint = "Give another output path; it is never replaced."
+            raise OutputError(f"{name} is the checkpoint that was read.", hint)
+    digests = []
+    for name, data in reversed(files.items()):  # the index at last: it names nothing that is not there
+        write_atomically(name, data)
+        digests.append(hashlib.sha256(data))
+    digests.reverse()
+    whole = hashlib.sha256(b"".join(one.digest() for one in digests)) if len(digests) > 1 else digests[0]
+    return Written(path, sum(map(len, files.values())), whole.hexdigest())
+
+
+def to_files(models: Sequence[Model], path: Path) -> dict[Path, bytes]:
+    """The files of a checkpoint: one, or an index and its shards, the index first."""
+    artifact = models[0].artifact
+    if artifact is None or not artifact.shards or not path.name.endswith(".index.json"):
+        return {path: to_bytes(models)}
+    state = _checkpoint(models)
+    names = _shard_names(path, list(dict.fromkeys(artifact.shards.values())))
+    homes = {key: names[home] for key, home in artifact.shards.items()}
+    parts = {name: {key: state[key] for key, home in homes.items() if home == name} for name in names.values()}
+    total = {"total_size": sum(map(_size, state.values()))}
+    index = {"metadata": {**artifact.index_metadata, **total}, "weight_map": homes}
+    files = {path: (json.dumps(index, indent=2) + "\n").encode()}
+    return files | {path.parent / name: _encoded(part, artifact) for name, part in parts.items()}
+
+
+def _shard_names(index: Path, old: Sequence[str]) -> dict[str, str]:
+    """Names of the new shards, made of that of their index: two models in one folder never share a shard."""
+    suffix = os.path.splitext(old[0])[1]
+    stem = index.name.removesuffix(".index.json").removesuffix(suffix)
+    return {name: f"{stem}-{part:05d}-of-{len(old):05d}{suffix}" for part, name in enumerate(old, 1)}
+
+
+def to_bytes(model: Model | Sequence[Model]) -> bytes:
+    """The checkpoint file as bytes."""
+    models = [model] if isinstance(model, Model) else list(model)
+    artifact = models[0].artifact
+    if artifact is None:
+        return dump_safetensors(_tensors(models[0]), {})
+    return _encoded(_checkpoint(models), artifact)
+
+
+def _same(path: Path, source: Path) -> bool:
+    try:
+        return os.path.samefile(path, source)
+    except OSError:
+        return False
+
+
+def _sources(artifact: Artifact) -> list[Path]:
+    return [artifact.path, *(artifact.path.parent / name for name in set(artifact.shards.values()))]
+
+
+def _encoded(checkpoint: Any, artifact: Artifact) -> bytes:
+    if artifact.format == "safetensors":
+        return dump_safetensors(checkpoint, artifact.metadata)
+    return dump_torch(checkpoint, artifact.format == "torch-legacy")
+
+
+def _checkpoint(models: Sequence[Model]) -> Any:
+    """The checkpoint that the models came from, with their tensors in the places of the old ones."""
+    first = models[0].artifact
+    assert first is not None
+    checkpoint = first.checkpoint
+    for model in models:
+        assert model.artifact is not None
+        checkpoint = with_values(checkpoint, model.artifact.places, _original_form(_tensors(model), model.artifact))
+    return checkpoint
+
+
+def _tensors(model: Model) -> dict[str, Tensor]:
+    return {name: tensor.detach().cpu() for name, tensor in model.network.state_dict().items()}
+
+
+def _size(tensor: Tensor) -> int:
+    return tensor.numel() * tensor.element_size()
+
+
+def _original_form(tensors: Mapping[str, Tensor], artifact: Artifact) -> dict[str, Tensor]:
+    """The tensors of the network under the keys and in the types of the file."""
+    return {key: _in_slot(tensors[slot.name], slot) for key, slot in artifact.slots.items()}
+
+
+def _in_slot(tensor: Tensor, slot: Slot) -> Tensor:
+    if slot.original is None:
+        return tensor.to(slot.dtype)
+    if slot.mask is None:
+        return _in_double(tensor, slot.original)
+    return _unmasked(tensor, slot.original, slot.mask)[slot.is_mask]
+
+
+def _in_double(tensor: Tensor, original: Tensor) -> Tensor:
+    """The float64 original wherever its float32 copy was left alone."""
+    return torch.where(tensor == original.to(torch.float32), original, tensor.to(torch.float64))
+
+
+def _unmasked(tensor: Tensor, original: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+    """A weight and its mask, whose product is ``tensor``; both stay where the product was left alone."""
+    factor = mask.to(original.dtype)
+    changed = tensor != (original * factor).to(torch.float32)
+    opened = changed & (factor == 0) & (tensor != 0)
+    factor = torch.where(opened, torch.ones_like(factor), factor)
+    weight = tensor.to(original.dtype) / torch.where(factor == 0, torch.ones_like(factor), factor)
+    return torch.where(changed & (factor != 0), weight, original), factor.to(mask.dtype)

@@ -1,0 +1,151 @@
+"""From the objects of the lower floors to the records of a result."""
+
+from __future__ import annotations
+
+import math
+import os
+import platform
+from pathlib import Path
+
+import torch
+
+import bdprune
+from bdprune.analysis import Sanity
+from bdprune.data import CleanData
+from bdprune.errors import BdpruneError, first_line
+from bdprune.files import joined
+from bdprune.methods import Evidence
+from bdprune.model import Model
+from bdprune.ops import backend
+from bdprune.ops.trial import device_name
+from bdprune.record import (
+    ArtifactInfo,
+    DataInfo,
+    DetectorResult,
+    Env,
+    ErrorInfo,
+    ModelInfo,
+    SanityInfo,
+    WeightCoverage,
+    finite,
+)
+
+
+def artifact_info(model: Model) -> ArtifactInfo | None:
+    """The model's file; None for a model that was handed over in memory."""
+    artifact = model.artifact
+    if artifact is None:
+        return None
+    return ArtifactInfo(
+        path=str(artifact.path),
+        format=artifact.format,
+        bytes=artifact.bytes,
+        sha256=artifact.sha256,
+        state_key=artifact.state_key,
+        prefix=artifact.prefix,
+        sets=artifact.sets,
+    )
+
+
+def weight_coverage(model: Model) -> WeightCoverage | None:
+    """What of the file was looked at; None for a model that was handed over in memory."""
+    artifact = model.artifact
+    if artifact is None:
+        return None
+    return WeightCoverage(
+        scanned=sum(value.numel() for value in model.network.state_dict().values() if value.is_floating_point()),
+        unscanned=artifact.unscanned,
+        same=tuple(map(joined, artifact.places[1:])),
+        kept=artifact.kept,
+        left_out=artifact.left_out,
+    )
+
+
+def unread_artifact(path: Path) -> ArtifactInfo:
+    """What can be said of a file that could not be loaded."""
+    return ArtifactInfo(path=str(path), bytes=os.path.getsize(path) if os.path.isfile(path) else None)
+
+
+def model_info(model: Model) -> ModelInfo:
+    """The model as it was recognised."""
+    return ModelInfo(
+        arch=model.arch,
+        parameters=sum(parameter.numel() for parameter in model.network.parameters()),
+        num_classes=model.num_classes,
+        input_shape=model.input_shape,
+        mean=model.normalization.mean,
+        std=model.normalization.std,
+        filter_groups=len(model.groups),
+        filters=sum(group.num_filters for group in model.groups),
+    )
+
+
+def data_info(data: CleanData, sanity: Sanity | None = None) -> DataInfo:
+    """The clean data, and how the model does on them."""
+    return DataInfo(
+        source=data.source,
+        count=len(data),
+        classes=len(data.class_counts),
+        per_class=data.class_counts,
+        digest=data.digest,
+        class_names=data.class_names,
+        notes=data.notes,
+        passed_over=dict(data.passed_over),
+        clean_accuracy=sanity.accuracy if sanity else None,
+        sanity=_sanity_info(sanity) if sanity else None,
+    )
+
+
+def _sanity_info(sanity: Sanity) -> SanityInfo:
+    return SanityInfo(
+        ok=sanity.ok,
+        message=sanity.message,
+        mend=sanity.suggestion,
+        fits=sanity.fits,
+        class_map=dict(sorted(sanity.class_map.items())),
+    )
+
+
+def detector_result(evidence: Evidence) -> DetectorResult:
+    """Evidence without numbers that are not finite."""
+    return DetectorResult(
+        id=evidence.detector,
+        score=number(evidence.score),
+        threshold=number(evidence.threshold),
+        flagged=bool(evidence.flagged),
+        target_label=evidence.target_label,
+        seconds=number(evidence.seconds),
+        params=finite(evidence.params),
+        details=finite(evidence.details),
+    )
+
+
+def number(value: float) -> float | None:
+    """``value`` if it is finite, else None."""
+    return float(value) if math.isfinite(value) else None
+
+
+def env(device: torch.device, seed: int) -> Env:
+    """Everything around the run that may change its numbers."""
+    return Env(
+        tool="bdprune",
+        version=bdprune.__version__,
+        torch=str(torch.__version__),
+        cuda=torch.version.cuda,
+        device=f"{device} ({device_name(device)})" if device.type == "cuda" else str(device),
+        backend=backend(),
+        threads=torch.get_num_threads(),
+        seed=seed,
+        python=platform.python_version(),
+        platform=platform.platform(),
+    )
+
+
+def error_info(error: Exception) -> ErrorInfo:
+    """Class, message and mend of an error; one that was not raised on purpose is a bug and says so."""
+    if isinstance(error, BdpruneError):
+        return ErrorInfo(type=type(error).__name__, message=error.message, mend=error.mend)
+    message = f"Unexpected {type(error).__name__}: {first_line(error)}"
+    return ErrorInfo(
+        type=type(error).__name__, message=message, mend="Please report it, with what `bdprune --verbose` prints."
+    )

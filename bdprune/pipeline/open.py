@@ -1,0 +1,284 @@
+"""What a scan, a repair and a scoring have in common: taking in the model, the clean data and the options."""
+
+from __future__ import annotations
+
+import copy
+import os
+from dataclasses import dataclass, field, fields, replace
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import torch
+from torch import nn
+
+from bdprune.analysis import fit_size
+from bdprune.data import (
+    ClassOrder,
+    CleanData,
+    SizedDataset,
+    check_clean,
+    check_per_class,
+    load_clean,
+    read_order,
+    resize_clean,
+)
+from bdprune.errors import ArchitectureError, DataError, OptionError, first_line
+from bdprune.model import (
+    Loaded,
+    Model,
+    Normalization,
+    architecture,
+    give_logits,
+    import_callable,
+    load_all,
+    parse_normalization,
+)
+from bdprune.model import load as load_one
+from bdprune.pipeline.device import parse_device
+from bdprune.record import parse_shape
+
+ModelSource: TypeAlias = Model | nn.Module | str | os.PathLike[str]
+DataSource: TypeAlias = CleanData | SizedDataset | str | os.PathLike[str] | None
+
+
+LARGEST_SEED = 2**63 - 1
+"""The largest that every generator takes."""
+
+
+@dataclass(frozen=True)
+class ModelOptions:
+    """How to load a model.
+
+    Args:
+        arch: registry name or ``module:callable``; None recognises it.
+        num_classes: number of logits; None reads it off.
+        input_shape: (channels, height, width) of one image, or ``3x32x32``; None takes what the architecture and the
+            images suggest.
+        normalize: what the model expects before its first layer: a name, numbers, or None for nothing.
+        device: where to run: ``cpu``, ``cuda``, ``cuda:N`` or ``auto``.
+        seed: of everything random, not negative.
+        state_key: which set of weights of a file that holds several; None takes all, or where one is wanted the first.
+
+    Raises:
+        OptionError: a seed that cannot be.
+    """
+
+    arch: str | None = None
+    num_classes: int | None = None
+    input_shape: tuple[int, int, int] | None = None
+    normalize: Normalization | str | None = None
+    device: str = "cpu"
+    seed: int = 0
+    state_key: str | None = None
+
+    def __post_init__(self) -> None:
+        shape: Any = self.input_shape
+        pair: Any = self.normalize
+        if isinstance(shape, str):  # as on the command line
+            object.__setattr__(self, "input_shape", parse_shape(shape))
+        if isinstance(pair, list | tuple):
+            object.__setattr__(self, "normalize", ",".join(map(str, pair)))
+        if not isinstance(self.seed, int) or not 0 <= self.seed <= LARGEST_SEED:
+            raise OptionError(f"{str(self.seed)[:80]} is no seed.", f"Give a whole number from 0 to {LARGEST_SEED}.")
+
+    def normalization(self) -> Normalization | None:
+        """The normalisation as numbers."""
+        return parse_normalization(self.normalize) if isinstance(self.normalize, str) else self.normalize
+
+    def check(self) -> None:
+        """Makes sure of all that can be known before a model is loaded.
+
+        Raises:
+            OptionError: a device that is not here, an unknown normalisation, architecture or callable, or a shape that
+                cannot be.
+        """
+        parse_device(self.device)
+        self.normalization()
+        if self.input_shape is not None and min(self.input_shape) < 1:
+            raise OptionError(f"The input shape is {self.input_shape}.", "Give channels, height and width in pixels.")
+        if self.arch is not None and ":" in self.arch:
+            import_callable(self.arch)
+        elif self.arch is not None:
+            architecture(self.arch)
+
+
+def options_from(values: dict[str, Any], caller: str) -> ModelOptions:
+    """``ModelOptions`` of keyword arguments.
+
+    Raises:
+        TypeError: one that ``caller`` does not take.
+    """
+    unknown = values.keys() - {field.name for field in fields(ModelOptions)}
+    if unknown:
+        raise TypeError(f"{caller}() takes no {', '.join(sorted(unknown))}")
+    return ModelOptions(**values)
+
+
+def load(path: str | os.PathLike[str], **options: Any) -> Model:
+    """Loads one model of a checkpoint without running anything in it, in eval mode on its device.
+
+    Args:
+        path: safetensors or torch file (zip or legacy), or the index of shards; wrappers and prefixes are found.
+        **options: ``arch``, ``num_classes``, ``input_shape``, ``normalize`` (a name such as ``cifar10``, numbers or a
+            ``Normalization``), ``device``, ``seed`` and ``state_key``, as in ``ModelOptions`` and on the command line.
+
+    Returns:
+        The preferred set of weights of the file, or the one that ``state_key`` names; ``model.artifact.left_out``
+        names the others.
+
+    Raises:
+        ArtifactError: the file is missing, damaged or hostile, or its weights are quantised, NaN or infinite.
+        UnsupportedError: the file is not a checkpoint.
+        ArchitectureError: the architecture is unknown or ambiguous, or the tensors do not fit it.
+        OptionError: an option that cannot work.
+
+    Example:
+        >>> load("resnet20.th", normalize="imagenet").arch                       # doctest: +SKIP
+        'resnet20_cifar'
+    """
+    return take_model(Path(path), options_from(options, "load"))
+
+
+def take_model(source: ModelSource, options: ModelOptions) -> Model:
+    """The model, in eval mode on its device; the caller's own module or model is left as it is.
+
+    Raises:
+        ArtifactError, ArchitectureError: the file cannot be read, or is no network that is known.
+        OptionError: a device that is not here, or a module whose input shape is not said.
+    """
+    if isinstance(source, Model | nn.Module):
+        return _in_memory(source, options)
+    model = load_one(Path(source), **_load_settings(options))
+    return _on_device(model, parse_device(options.device))
+
+
+def take_models(source: ModelSource, options: ModelOptions) -> Loaded:
+    """Every set of weights of the source as a model of its own, and those that no model can be made of.
+
+    Raises:
+        BdpruneError: as :func:`take_model`, where no model can be had at all.
+    """
+    if isinstance(source, Model | nn.Module):
+        return Loaded((_in_memory(source, options),))
+    loaded = load_all(Path(source), **_load_settings(options))
+    device = parse_device(options.device)
+    return Loaded(tuple(_on_device(model, device) for model in loaded.models), loaded.unloaded)
+
+
+def _load_settings(options: ModelOptions) -> dict[str, Any]:
+    return {
+        "arch": options.arch,
+        "num_classes": options.num_classes,
+        "normalize": options.normalization(),
+        "input_shape": options.input_shape,
+        "state_key": options.state_key,
+    }
+
+
+def _on_device(model: Model, device: torch.device) -> Model:
+    return model if model.device == device else model.with_network(model.network.to(device))
+
+
+def _in_memory(source: Model | nn.Module, options: ModelOptions) -> Model:
+    device, normalization = parse_device(options.device), options.normalization()
+    if isinstance(source, nn.Module):
+        return _from_module(source, options, normalization or Normalization(), device)
+    model = source if normalization is None else replace(source, normalization=normalization)
+    return model if model.device == device else model.with_network(model.clone().network.to(device))
+
+
+def _from_module(module: nn.Module, options: ModelOptions, normalization: Normalization, device: torch.device) -> Model:
+    if options.input_shape is None:
+        raise OptionError("A module does not say what images it takes.", "Give input_shape=(channels, height, width).")
+    if next(module.parameters(), None) is None:
+        raise ArchitectureError("The module has no parameters.", "Give one that was trained.")
+    try:
+        network = copy.deepcopy(module).to(device).float().eval()
+    except Exception as error:  # tensors that were computed from others, or that have no memory
+        raise ArchitectureError(
+            f"The module cannot be copied: {first_line(error)}.",
+            "Give one whose parameters are plain, on a real device.",
+        ) from error
+    num_classes = give_logits(network, options.input_shape, options.num_classes)
+    return Model(network, options.arch or type(module).__name__, num_classes, options.input_shape, normalization)
+
+
+@dataclass
+class DataShelf:
+    """The clean data of a run: read once for every shape of model that asks, however many models there are.
+
+    Args:
+        source: where they come from, None for a run without.
+        per_class: at most so many images of each class; None takes all.
+        seed: of the sampling.
+        class_order: which label of the model a label of the data means, as in :func:`load_clean`.
+        fixed_size: the input shape was asked for, so the images are brought to it whatever their own size.
+
+    Raises:
+        OptionError: ``per_class`` is less than 1, or ``class_order`` is not an order.
+    """
+
+    source: DataSource
+    per_class: int | None = None
+    seed: int = 0
+    class_order: ClassOrder = None
+    fixed_size: bool = False
+    _read: dict[tuple[tuple[int, int, int], int], CleanData | DataError] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if isinstance(self.source, str) and self.source == "none":
+            self.source = None
+        check_per_class(self.per_class)
+        self.class_order = read_order(self.class_order)
+
+    def fit_for(self, model: Model) -> tuple[Model, CleanData | None]:
+        """The model and the clean data in the size that suits them; None for a run without data.
+
+        Where the images have a size of their own that the network takes and does clearly better with, the model that
+        comes back has that input shape, and ``notes`` of the data say so (:func:`bdprune.analysis.size.fit_size`).
+
+        Raises:
+            DataError: they cannot be read or do not fit the model.
+        """
+        if self.source is None:
+            return model, None
+
+        def native(size: tuple[int, int]) -> CleanData:
+            return self._in_shape((model.input_shape[0], *size), model.num_classes)
+
+        resized = self._in_shape(model.input_shape, model.num_classes)
+        return fit_size(model, resized, native, fixed=self.fixed_size, seed=self.seed)
+
+    def _in_shape(self, shape: tuple[int, int, int], num_classes: int) -> CleanData:
+        key = (shape, num_classes)
+        if key not in self._read:
+            self._read[key] = self._load(shape, num_classes)
+        found = self._read[key]
+        if isinstance(found, DataError):
+            raise found
+        return found
+
+    def _load(self, shape: tuple[int, int, int], num_classes: int) -> CleanData | DataError:
+        try:
+            if isinstance(self.source, CleanData):
+                return self._sampled(self.source, shape, num_classes)
+            return self._opened(shape, num_classes)
+        except DataError as error:
+            return error
+
+    def _opened(self, shape: tuple[int, int, int], num_classes: int) -> CleanData:
+        assert self.source is not None and not isinstance(self.source, CleanData)
+        return load_clean(
+            self.source,
+            per_class=self.per_class,
+            seed=self.seed,
+            input_shape=shape,
+            num_classes=num_classes,
+            class_order=self.class_order,
+        )
+
+    def _sampled(self, data: CleanData, shape: tuple[int, int, int], num_classes: int) -> CleanData:
+        data = check_clean(data, shape, num_classes, self.class_order)
+        if self.per_class is not None:
+            data = data.sample(self.per_class, torch.Generator().manual_seed(self.seed))
+        return resize_clean(data, shape[1:])

@@ -1,0 +1,2 @@
+from bdprune.purifiers.rnp import RNP
+from bdprune.purifiers.suspiciousness import SuspiciousnessPruning

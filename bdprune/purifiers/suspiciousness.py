@@ -1,0 +1,152 @@
+"""Suspiciousness pruning (arXiv 2311.07417): prune outlying filters with their batch norm, then fine-tune."""
+
+from __future__ import annotations
+
+import itertools
+import math
+import time
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, replace
+
+import torch
+from torch import Tensor
+
+from bdprune.analysis import Suspiciousness, layer_z_scores
+from bdprune.data import CleanData
+from bdprune.loops import FineTuneSettings, PrunedPredictions, Pruning, fine_tune
+from bdprune.methods import CurvePoint, Purified
+from bdprune.model import Model, PruneMode, prune
+from bdprune.runtime import DEFAULT, Precision, clean_accuracy, convs_of, crop_and_flip
+
+_LADDER = tuple(3.5 - 0.25 * step for step in range(11))  # 3.5 down to 1
+_LOOKS = 500  # images that each mu is tried on, views counted
+_ENOUGH = 100  # images that carry the full learning rate of fine-tuning
+
+Curve = tuple[CurvePoint, ...]
+
+
+@dataclass(frozen=True)
+class SuspiciousnessPruning:
+    """Prunes filters with score > mean + mu std of their layer, together with their norm, then fine-tunes.
+
+    The paper leaves mu open. Unless it is given, it is lowered from 3.5 in steps of a quarter for as long as clean
+    accuracy, over several mirrored and shifted views of every image, falls by at most ``max_drop`` beyond its own
+    sampling error: the one-standard-error rule (Breiman et al., 1984), because ten images cannot tell 2 points from 10.
+
+    Args:
+        score: settings of the score.
+        mu: how many standard deviations above its layer's mean a filter may score; None to choose it.
+        max_drop: fall of clean accuracy, less one standard error, that a chosen mu may cost before fine-tuning; in
+            [0, 1].
+        max_share: largest share of a layer that is pruned; the highest scores go first.
+        fine_tuning: settings of the fine-tuning; None for none. With fewer than 100 images its learning rate shrinks
+            with their number: a network that fits ten images closely forgets the rest.
+        mode: how a filter is pruned; the paper takes the batch norm with it.
+        precision: of trying mu and of the fine-tuning (:func:`bdprune.runtime.precision.plan_for`).
+        seed: of the views, and of the fine-tuning's order and augmentation.
+    """
+
+    score: Suspiciousness = field(default_factory=Suspiciousness)
+    mu: float | None = None
+    max_drop: float = 0.02
+    max_share: float = 0.1
+    # Small steps, and running statistics however many images there are: batch norms that estimate their statistics anew
+    # on a handful of clean images wake the backdoor up again (docs/detection.md).
+    fine_tuning: FineTuneSettings | None = field(default_factory=lambda: FineTuneSettings(lr=1e-3, small_data=10_000))
+    mode: PruneMode = "zero_gamma_beta"
+    precision: Precision = DEFAULT
+    seed: int = 0
+
+    id = "bdprune.suspiciousness"
+
+    def __call__(self, model: Model, data: CleanData) -> Purified:
+        """Repairs a copy of ``model``. All of ``data`` is used for scoring, fine-tuning and the accuracies reported."""
+        clock = [time.perf_counter()]
+        scores = self.score(model, data)
+        clock.append(time.perf_counter())
+        with convs_of(self.precision):
+            mu, curve = (self.mu, ()) if self.mu is not None else self._choose(model, data, scores)
+        pruned = outlying(scores, mu, self.max_share)
+        repaired = prune(model, pruned, self.mode)
+        clock.append(time.perf_counter())
+        tuning = self._small_steps(len(data))
+        if tuning and pruned:
+            repaired = fine_tune(repaired, data, tuning, pruned, self.mode, self.seed, self.precision)
+        clock.append(time.perf_counter())
+        laps = [end - start for start, end in itertools.pairwise(clock)]
+        return Purified(
+            model=repaired,
+            method=self.id,
+            pruned=pruned,
+            num_filters=sum(map(len, scores.values())),
+            masks=scores,
+            threshold=mu,
+            threshold_rule=self._rule(mu, len(data)),
+            accuracy_before=clean_accuracy(model.module, data.images, data.labels),
+            accuracy_after=clean_accuracy(repaired.module, data.images, data.labels),
+            curve=curve,
+            seconds=dict(zip(("score", "sweep", "fine_tune"), laps, strict=True)),
+            params=asdict(self),
+        )
+
+    def _choose(self, model: Model, data: CleanData, scores: Mapping[str, Tensor]) -> tuple[float, Curve]:
+        """The lowest mu before the first that costs too much, NaN when that is the highest, and what was tried."""
+        views = _views(data, max(_LOOKS // len(data), 1), self.seed)
+        prunings: list[Pruning] = [{}, *(outlying(scores, mu, self.max_share) for mu in _LADDER)]
+        predictions = PrunedPredictions(model, [views], prunings, self.mode)
+        before = _hits(predictions.predict(0, 0), data.labels)
+        chosen, drop = math.nan, torch.zeros(len(data))
+        curve: list[CurvePoint] = []
+        for step, mu in enumerate(_LADDER, 1):
+            if prunings[step] != prunings[step - 1]:
+                drop = before - _hits(predictions.predict(step, 0), data.labels)
+            curve.append(CurvePoint(mu, float((before - drop).mean()), sum(map(len, prunings[step].values()))))
+            if float(drop.mean()) - _standard_error(drop) > self.max_drop:
+                break
+            chosen = mu
+        return chosen, tuple(reversed(curve))
+
+    def _rule(self, mu: float, count: int) -> str:
+        what = f"score > mean + {mu:g} std of its layer, at most {self.max_share:.0%} of a layer"
+        bound = f"{100 * self.max_drop:g} points + one standard error on {count} clean images"
+        if self.mu is not None:
+            return what
+        if math.isnan(mu):
+            return f"nothing is pruned: no mu keeps {bound}"
+        return f"{what}; lowest mu that keeps {bound}"
+
+    def _small_steps(self, count: int) -> FineTuneSettings | None:
+        tuning = self.fine_tuning
+        return tuning and replace(tuning, lr=tuning.lr * min(count / _ENOUGH, 1.0))
+
+
+def outlying(scores: Mapping[str, Tensor], mu: float, max_share: float) -> dict[str, list[int]]:
+    """Filters more than ``mu`` standard deviations above their layer's mean; groups without one are left out.
+
+    Args:
+        scores: group name -> score per filter.
+        max_share: largest share of a layer, in [0, 1], rounded down but never below one filter.
+    """
+    chosen = {}
+    for name, z in layer_z_scores(scores).items():
+        order = torch.argsort(z, descending=True, stable=True)
+        order = order[: max(int(max_share * len(z)), 1)]
+        index = sorted(order[z[order] > mu].tolist())
+        if index:
+            chosen[name] = index
+    return chosen
+
+
+def _views(data: CleanData, count: int, seed: int) -> Tensor:
+    """``[count * N, C, H, W]``: the images as they are, then mirrored and shifted copies."""
+    generator = torch.Generator().manual_seed(seed)
+    return torch.cat([data.images, *(crop_and_flip(data.images, generator) for _ in range(count - 1))])
+
+
+def _hits(predicted: Tensor, labels: Tensor) -> Tensor:
+    """Share of its views that is classified right, for every image ``[N]``; ``predicted`` goes view by view."""
+    return (predicted.view(-1, len(labels)) == labels).double().mean(0)
+
+
+def _standard_error(values: Tensor) -> float:
+    return float(values.std()) / math.sqrt(len(values)) if len(values) > 1 else 0.0

@@ -1,0 +1,41 @@
+"""How much memory a model takes while it trains."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from bdprune.model import Model, StackedNetwork
+
+_COPIES = 8  # the stack's, gradients, momenta, both anew, and room for what each is worked out from
+_BESIDE = 2  # what a backward pass keeps, and as much again for gradients and temporary maps
+_PROBE = 2  # images: batch norms cannot train on one
+
+
+def footprint(model: Model, batch_size: int) -> int:
+    """Bytes that ``model`` adds to a stack which trains on ``batch_size`` images a step, 0 for none: a high estimate.
+
+    Feature maps that a backward pass needs are counted, in a forward pass of a few images on the model's device.
+    """
+    weights = weight_bytes(model)
+    if not batch_size:
+        return 2 * weights
+    stacked = StackedNetwork([model]).train()
+    own = {value.data_ptr() for value in [*stacked.parameters(), *stacked.buffers()]}
+    maps: dict[int, int] = {}
+
+    def keep(value: Tensor) -> Tensor:
+        if value.data_ptr() not in own:
+            maps[value.data_ptr()] = value.nbytes
+        return value
+
+    images = torch.zeros(_PROBE, *model.input_shape, device=model.device)
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda value: value):
+        logits = stacked(images)
+    kept: int = sum(maps.values()) + logits.nbytes
+    return _COPIES * weights + _BESIDE * kept * batch_size // _PROBE
+
+
+def weight_bytes(model: Model) -> int:
+    """Bytes of all parameters and buffers."""
+    return sum(value.nbytes for value in model.network.state_dict().values())

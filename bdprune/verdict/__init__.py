@@ -1,0 +1,1 @@
+from bdprune.verdict.judgement import judge

@@ -1,0 +1,202 @@
+"""Holding a zoo against its truth: every model measured again on the full test set, and the table for the documents."""
+
+from __future__ import annotations
+
+import functools
+import statistics
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import torch
+
+from bdprune.attacks import ABlend, Attack, CleanLabel
+from bdprune.data import read_dataset
+from bdprune.zoo.making import truth_of
+from bdprune.zoo.manifest import Entry, Manifest, read_manifest
+from bdprune.zoo.store import Cost, Shelf, Truth, other_recipe
+
+TOLERANCE = 0.002
+"""How far a figure may lie from the truth: 20 of 10,000 images. Another machine rounds otherwise and flips a few."""
+
+BELOW_CLEAN = 0.015
+"""How far below the mean of the clean models of its kind a model's clean accuracy may lie."""
+
+State = Literal["agrees", "differs", "other recipe", "not measured", "not kept", "not made", "pending"]
+
+
+@dataclass(frozen=True)
+class Check:
+    """One model: what ``zoo make`` wrote down of it, and what was found now (None where its weights are not there)."""
+
+    entry: Entry
+    state: State
+    truth: Truth | None = None
+    found: Truth | None = None
+
+    @property
+    def known(self) -> Truth | None:
+        """What was found now, or else what was written down when a model was made whose weights were not kept."""
+        return None if self.state == "other recipe" else self.found or self.truth
+
+
+def verify(
+    manifest: Path,
+    data: Path,
+    models: Path | None = None,
+    only: Sequence[str] = (),
+    say: Callable[[str], None] = lambda text: None,
+    device: torch.device | None = None,
+) -> list[Check]:
+    """Measures every model that is made again, and compares it with ``truth.json``; nothing is written.
+
+    Args:
+        manifest: TOML file.
+        data: folder that holds the data sets.
+        models: where the models lie; the manifest's folder by default.
+        only: names of the models; all by default.
+        say: told the name of each model as it is measured.
+        device: where to measure; the CPU by default.
+
+    Raises:
+        OptionError: the manifest is not valid or has no model of a name in ``only``.
+        DataError: the images or a trigger cannot be read.
+        ArtifactError: a model cannot be read.
+    """
+    zoo = read_manifest(manifest)
+    shelf = Shelf(zoo, models)
+    sets = functools.lru_cache(maxsize=1)(functools.partial(read_dataset, data, part="test"))
+    checks = []
+    for entry in [zoo.entry(name) for name in only] if only else zoo.models:
+        folder, truth = shelf.made(entry), shelf.truth(entry)
+        if folder is None:
+            record = shelf.record(entry)
+            missing: State = "pending" if entry.pending else "not made"
+            checks.append(Check(entry, "not kept" if record else missing, record))
+            continue
+        if other_recipe(entry, truth):
+            checks.append(Check(entry, "other recipe", truth))
+            continue
+        say(entry.name)
+        cost = truth.cost if truth else Cost()
+        found = truth_of(entry, folder, sets(entry.dataset), cost, device)
+        state: State = "not measured" if truth is None else "agrees" if agrees(truth, found) else "differs"
+        checks.append(Check(entry, state, truth, found))
+    return checks
+
+
+def agrees(truth: Truth, found: Truth) -> bool:
+    """Whether the target is the same and CA, ASR and RA lie within the tolerance."""
+    pairs = [(getattr(truth, name), getattr(found, name)) for name in _FIGURES]
+    if truth.target_label != found.target_label or any((one is None) != (two is None) for one, two in pairs):
+        return False
+    return all(one is None or abs(one - two) <= TOLERANCE for one, two in pairs)
+
+
+_FIGURES = ("clean_accuracy", "attack_success_rate", "robust_accuracy")
+
+
+def success_bar(attack: Attack) -> float:
+    """The attack success rate that a model of this kind should have, in [0, 1]."""
+    if isinstance(attack, CleanLabel):
+        return 0.85
+    if attack.target is None:
+        return 0.80
+    return 0.70 if isinstance(attack, ABlend) else 0.95
+
+
+def misses(zoo: Manifest, checks: Sequence[Check]) -> dict[str, list[str]]:
+    """Which bars each model misses, in words, by name; models that miss none are left out.
+
+    Clean accuracy has the manifest's own bar, and must come near the mean of the clean models of the same data set,
+    architecture and width.
+    """
+    made = [(check.entry, check.known) for check in checks if check.known]
+    missed: dict[str, list[str]] = {}
+    for entry, found in made:
+        same = [truth.clean_accuracy for other, truth in made if other.attack is None and _kind(other) == _kind(entry)]
+        words = []
+        if zoo.min_clean_accuracy is not None and found.clean_accuracy < zoo.min_clean_accuracy:
+            words.append(f"CA {_percent(found.clean_accuracy)} is below {_percent(zoo.min_clean_accuracy)}")
+        if same and found.clean_accuracy < statistics.mean(same) - BELOW_CLEAN:
+            gap = 100 * (statistics.mean(same) - found.clean_accuracy)
+            words.append(f"CA is {gap:.2f} points below the clean models' mean")
+        attack, rate = entry.make_attack(), found.attack_success_rate
+        if attack and rate is not None and rate < success_bar(attack):
+            words.append(f"ASR {_percent(rate)} is below {_percent(success_bar(attack))}")
+        if words:
+            missed[entry.name] = words
+    return missed
+
+
+def markdown(zoo: Manifest, checks: Sequence[Check]) -> str:
+    """The zoo as Markdown: a table of what is made, the models that miss a bar and why, and those that are pending."""
+    missed = misses(zoo, checks)
+    lines = [
+        "| model | attack | target | rate | CA | ASR | RA | minutes | bars |",
+        "|---|---|---|---|---|---|---|---|---|",
+        *(_row(check, check.known, check.entry.name in missed) for check in checks if check.known),
+    ]
+    clean = [(check.entry, check.known.clean_accuracy) for check in checks if check.known and not check.entry.attack]
+    for kind in dict.fromkeys(_kind(entry) for entry, _ in clean):
+        shares = [share for entry, share in clean if _kind(entry) == kind]
+        dataset, arch, width = kind
+        mean = _percent(statistics.mean(shares))
+        lines += ["", f"Mean CA of the clean models ({dataset}, {arch}, width {width}; {len(shares)}): {mean} %."]
+    if missed:
+        notes = {check.entry.name: check.entry.note for check in checks}
+        lines += ["", "Models that miss a bar:", ""]
+        lines += [f"- **{name}**: {'; '.join(words)}.{_note(notes[name])}" for name, words in missed.items()]
+    absent = [check.entry.name for check in checks if check.state == "not kept"]
+    if absent:
+        lines += ["", f"Measured when they were made; their weights are not kept here: {', '.join(absent)}."]
+    waiting = [check for check in checks if check.known is None]
+    if waiting:
+        lines += ["", "Not made yet:", ""]
+        lines += [f"- **{check.entry.name}** ({_attack(check.entry)}).{_note(check.entry.note)}" for check in waiting]
+    return "\n".join(lines) + "\n"
+
+
+def with_section(text: str, name: str, section: str) -> str:
+    """``text`` with ``section`` between the marks of the zoo ``name``; at its end where it has no such marks."""
+    begin, end = f"<!-- zoo verify {name}: begin -->", f"<!-- zoo verify {name}: end -->"
+    block = f"{begin}\n{section}{end}"
+    if begin in text and end in text.split(begin, 1)[1]:
+        before, rest = text.split(begin, 1)
+        return before + block + rest.split(end, 1)[1]
+    gap = "\n" if text and not text.endswith("\n\n") else ""
+    return f"{text}{gap}## {name}\n\n{block}\n"
+
+
+def _kind(entry: Entry) -> tuple[str, str, int]:
+    return entry.dataset, entry.arch, entry.width
+
+
+def _row(check: Check, found: Truth, misses_bar: bool) -> str:
+    entry = check.entry
+    attack = entry.make_attack()
+    target = "–" if attack is None else "all-to-all" if attack.target is None else str(attack.target)
+    rate = "–" if attack is None else f"{100 * attack.rate:g} %"
+    figures = [_percent(getattr(found, name)) for name in _FIGURES]
+    minutes = "–" if found.seconds is None else _minutes(found)
+    verdict = "missed" if misses_bar else "met"
+    return f"| {' | '.join([entry.name, _attack(entry), target, rate, *figures, minutes, verdict])} |"
+
+
+def _minutes(truth: Truth) -> str:
+    assert truth.seconds is not None
+    on_cpu = truth.env is None or truth.env.device == "cpu"
+    return f"{truth.seconds / 60:.0f}" if on_cpu else f"{truth.seconds / 60:.1f} (GPU)"
+
+
+def _attack(entry: Entry) -> str:
+    return str(entry.attack["kind"]) if entry.attack else "clean"
+
+
+def _note(note: str) -> str:
+    return f" {note}" if note else ""
+
+
+def _percent(share: float | None) -> str:
+    return "–" if share is None else f"{100 * share:.2f}"

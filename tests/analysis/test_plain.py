@@ -1,0 +1,96 @@
+"""The plain form: layers that change nothing are left out, and everything else stays."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from bdprune.analysis.plain import plain_form
+from bdprune.data.clean import CleanData
+from bdprune.model.handle import Model
+
+
+def idle_norm(kind: type[nn.Module], channels: int, mean: float = 0.0, var: float = 1.0) -> nn.Module:
+    """Gives back its input in eval mode: it adds the mean and multiplies by the deviation that it takes away."""
+    norm: Any = kind(channels)
+    norm.running_mean.fill_(mean)
+    norm.running_var.fill_(var)
+    with torch.no_grad():
+        norm.bias.fill_(mean)
+        norm.weight.fill_((var + norm.eps) ** 0.5)
+    return norm.eval()  # type: ignore[no-any-return]
+
+
+def rewritten(bright: Any, *layers: nn.Module) -> Model:
+    """The bright network with ``layers`` in the place of its head."""
+    network = nn.Sequential(*list(bright.model.network)[:-1], *layers)
+    return Model(network.eval(), "bright", 3, (3, 8, 8))
+
+
+def head(bright: Any) -> nn.Linear:
+    found = bright.model.network[-1]
+    assert isinstance(found, nn.Linear)
+    return found
+
+
+@pytest.mark.parametrize(("mean", "var"), [(0.0, 1.0), (0.7, 4.0)])
+def test_idle_norms_are_left_out_and_real_ones_kept(bright: Any, mean: float, var: float) -> None:
+    model = rewritten(bright, idle_norm(nn.BatchNorm1d, 12, mean, var), head(bright))
+    plain = plain_form(model, bright.data.images)
+    kinds = [type(child) for child in plain.network.children()]
+    assert kinds[-2:] == [nn.Identity, nn.Linear] and kinds.count(nn.BatchNorm2d) == 2
+    torch.testing.assert_close(plain.module(bright.data.images), model.module(bright.data.images))
+    assert isinstance(model.network[-2], nn.BatchNorm1d)  # type: ignore[index]
+
+
+def test_norm_that_moves_one_channel_is_kept(bright: Any) -> None:
+    norm = idle_norm(nn.BatchNorm1d, 12)
+    with torch.no_grad():
+        norm.get_parameter("bias")[3] = 0.1
+    model = rewritten(bright, norm, head(bright))
+    assert plain_form(model, bright.data.images) is model
+
+
+def test_rows_of_linear_layers_become_one(bright: Any) -> None:
+    old = head(bright)
+    first, second, last = nn.Linear(12, 12), nn.Linear(12, 12, bias=False), nn.Linear(12, 3)
+    with torch.no_grad():
+        first.weight.copy_(torch.linalg.qr(torch.randn(12, 12, generator=torch.Generator().manual_seed(1)))[0])
+        second.weight.copy_(2 * torch.eye(12))
+        last.weight.copy_(old.weight @ first.weight.T / 2)
+        last.bias.copy_(old.bias - 2 * last.weight @ first.bias)
+    plain = plain_form(rewritten(bright, first, second, last), bright.data.images)
+    (only,) = (child for child in plain.network.children() if isinstance(child, nn.Linear))
+    torch.testing.assert_close(only.weight, old.weight, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(only.bias, old.bias, rtol=1e-4, atol=1e-5)
+
+
+class Twice(nn.Module):
+    """Uses what its first linear layer gives in two places."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Linear(48, 3), nn.Linear(3, 3)
+
+    def forward(self, images: Tensor) -> Tensor:
+        z = self.first(images.flatten(1))
+        return self.second(z) + z  # type: ignore[no-any-return]
+
+
+def test_layers_that_cannot_be_joined_are_left_alone() -> None:
+    model = Model(Twice().eval(), "twice", 3, (3, 4, 4))
+    data = CleanData(torch.rand(9, 3, 4, 4, generator=torch.Generator().manual_seed(0)), torch.arange(9) % 3)
+    assert plain_form(model, data.images) is model
+
+
+def test_layer_that_is_used_twice_in_a_row_is_left_alone() -> None:
+    layer = nn.Linear(3, 3)
+    model = Model(nn.Sequential(nn.Flatten(), nn.Linear(48, 3), nn.ReLU(), layer, layer).eval(), "shared", 3, (3, 4, 4))
+    assert plain_form(model, torch.rand(9, 3, 4, 4)) is model
+
+
+def test_plain_network_is_given_back_as_it_is(bright: Any) -> None:
+    assert plain_form(bright.model, bright.data.images) is bright.model

@@ -1,0 +1,228 @@
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from bdprune.data.clean import CleanData
+from bdprune.detectors.unlearning import UnlearningDetector
+from bdprune.errors import DataError, TrainingError
+from bdprune.loops.trajectory import UnlearnStep
+from bdprune.loops.unlearning import Unlearned, UnlearnSettings
+from bdprune.methods.base import Evidence
+from bdprune.model.handle import Model
+from bdprune.runtime.precision import Plan
+
+SETTINGS = UnlearnSettings(lr=0.05, weight_decay=0, batch_size=30, padding=0, max_epochs=40)
+QUICK = UnlearnSettings(lr=0.1, weight_decay=0, batch_size=60, padding=1, max_epochs=3)
+
+
+def unlearned(model: Any, *wrong: tuple[int, ...], each: int = 10) -> Unlearned:
+    """A run of a step for each count of wrong votes, with ``each`` images of every label a step."""
+    steps = tuple(UnlearnStep(2.0, 0.1, votes, votes, (each,) * len(votes)) for votes in wrong)
+    return Unlearned(model, steps, len(steps), 0.01, True)
+
+
+def test_flags_one_sink_in_the_middle_of_the_steps(bright: Any) -> None:
+    run = unlearned(bright.model, (20, 0, 0), (1, 18, 2), (0, 16, 2), (0, 0, 20))
+    evidence = UnlearningDetector(threshold=0.5, two_class_threshold=0.5).read([run], 30, 1.5)
+    assert evidence.flagged
+    assert evidence.score == pytest.approx(34 / 40 - 4 / 40)
+    assert evidence.details["final_label"] == 1
+    assert evidence.seconds == 1.5
+    assert evidence.details["flip_shares"] == pytest.approx([1 / 40, 34 / 40, 4 / 40])
+
+
+def test_leaves_spread_out_votes_alone(bright: Any) -> None:
+    evidence = UnlearningDetector(threshold=0.2).read([unlearned(bright.model, (9, 7, 8))], 30)
+    assert not evidence.flagged
+    assert evidence.score == pytest.approx(1 / 20)
+
+
+def test_lead_is_the_mean_over_runs_with_its_standard_error(bright: Any) -> None:
+    # Leads of label 1 over label 2, which comes second in the mean: 14, 10 and -2 of 20 images of other classes.
+    runs = [unlearned(bright.model, votes) for votes in ((0, 16, 2), (5, 14, 4), (0, 8, 10))]
+    evidence = UnlearningDetector().read(runs, 30)
+    assert evidence.details["leads"] == pytest.approx([0.7, 0.5, -0.1])
+    assert evidence.score == pytest.approx(1.1 / 3)
+    # Deviations from 11/30: 10/30, 4/30, -14/30; their squares sum to 312/900; over 2 and over 3 runs.
+    assert evidence.details["standard_error"] == pytest.approx((312 / 900 / 2 / 3) ** 0.5)
+    assert evidence.details["runs"] == 3 and evidence.details["images"] == 30
+    assert UnlearningDetector().read(runs[:1], 30).details["standard_error"] is None
+
+
+def test_names_no_label_that_does_not_lead_in_both_halves(bright: Any) -> None:
+    late = unlearned(bright.model, (9, 1, 1), (9, 8, 1), (0, 18, 2), (0, 18, 2))
+    early = replace(late, trajectory=late.trajectory[::-1])
+    steady = unlearned(bright.model, *[(0, 18, 2)] * 4)
+    detector = UnlearningDetector(two_class_threshold=0.2)
+    for run, label in ((late, None), (early, None), (steady, 1)):
+        evidence = detector.read([run], 500)
+        assert evidence.flagged and evidence.details["final_label"] == 1
+        assert evidence.target_label == label
+
+
+def test_names_no_label_of_a_network_that_falls_slowly(bright: Any) -> None:
+    steps = unlearned(bright.model, *[(0, 18, 2)] * 12)
+    for within, label in ((12, 1), (11, None)):
+        evidence = UnlearningDetector(named_within=within).read([steps], 500)
+        assert evidence.flagged
+        assert evidence.target_label == label
+
+
+def test_threshold_falls_from_two_classes_to_ten(bright: Any) -> None:
+    detector = UnlearningDetector(threshold=0.1, two_class_threshold=0.5)
+    for classes, threshold in ((2, 0.5), (3, 0.45), (6, 0.3), (10, 0.1), (43, 0.1)):
+        evidence = detector.read([unlearned(bright.model, (7, *(0,) * (classes - 1)))], 500)
+        assert evidence.threshold == pytest.approx(threshold)
+
+
+class Scripted:
+    """Stands in for ``unlearn``: the runs to give, one after another, and the seeds that were asked for."""
+
+    def __init__(self, *runs: Unlearned) -> None:
+        self.runs, self.seeds = list(runs), list[int]()
+
+    def __call__(self, model: Any, data: Any, settings: Any, seed: int, precision: Any) -> Unlearned:
+        self.seeds.append(seed)
+        return self.runs[min(len(self.seeds), len(self.runs)) - 1]
+
+
+@pytest.mark.parametrize(
+    ("leads", "runs", "near"),
+    [
+        ((0.31,), 1, False),  # further than 0.1 above the threshold of 0.2
+        ((0.09,), 1, False),
+        ((0.25, 0.35), 2, False),  # mean 0.3, further than 0.1 / sqrt(2)
+        ((0.25, 0.2, 0.22), 7, True),  # the mean stays within 0.03, and 0.1 / sqrt(7) is 0.038
+    ],
+)
+def test_runs_are_repeated_while_the_lead_is_near(
+    bright: Any, monkeypatch: pytest.MonkeyPatch, leads: tuple[float, ...], runs: int, near: bool
+) -> None:
+    # Of 10 classes with 100 images a step each, 900 are of other classes than label 3.
+    votes = [(0, 0, 0, round(900 * lead), *(0,) * 6) for lead in leads]
+    script = Scripted(*(unlearned(bright.model, one, each=100) for one in votes))
+    monkeypatch.setattr("bdprune.detectors.unlearning.unlearn", script)
+    data = CleanData(torch.rand(500, 3, 8, 8), torch.arange(500) % 3)
+    evidence = UnlearningDetector(threshold=0.2, margin=0.1, max_runs=7, seed=5)(bright.model, data)
+    assert (evidence.details["runs"], evidence.details["near"]) == (runs, near)
+    assert script.seeds[0] == 5 and len(set(script.seeds)) == runs
+
+
+def test_fewer_images_need_a_larger_distance(bright: Any) -> None:
+    run = unlearned(bright.model, (27, *(0,) * 9))  # a lead of 27/90 = 0.3
+    detector = UnlearningDetector(threshold=0.15, margin=0.1)
+    assert not detector.read([run], 500).details["near"]
+    assert not detector.read([run], 2000).details["near"]
+    assert detector.read([run], 125).details["near"]  # within 0.2
+
+
+def test_flagged_run_whose_halves_disagree_is_repeated(bright: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    script = Scripted(unlearned(bright.model, (9, 1, 1), (0, 18, 2)), unlearned(bright.model, (0, 18, 2), (0, 18, 2)))
+    monkeypatch.setattr("bdprune.detectors.unlearning.unlearn", script)
+    data = CleanData(torch.rand(500, 3, 8, 8), torch.arange(500) % 3)
+    evidence = UnlearningDetector(two_class_threshold=0.1, threshold=0.1)(bright.model, data)
+    assert evidence.details["runs"] == 2 and evidence.target_label == 1
+
+
+def test_few_images_take_three_runs_at_least(bright: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("bdprune.detectors.unlearning.unlearn", Scripted(unlearned(bright.model, (0, 18, 2))))
+    for images, runs in ((299, 3), (300, 1)):
+        data = CleanData(torch.rand(images, 3, 8, 8), torch.arange(images) % 3)
+        details = UnlearningDetector(margin=0)(bright.model, data).details
+        assert details["runs"] == runs and (details["standard_error"] is None) == (runs == 1)
+
+
+def shuffled(data: CleanData) -> CleanData:
+    return data.subset(torch.randperm(len(data), generator=torch.Generator().manual_seed(9)))
+
+
+def test_order_of_the_same_images_plays_no_part(bright: Any) -> None:
+    detector = UnlearningDetector(QUICK, max_runs=2, margin=1)
+    one, two = (detector(bright.model, data) for data in (bright.data, shuffled(bright.data)))
+    assert one.details == two.details and one.score == two.score
+    assert one.details["runs"] == 2
+
+
+def test_order_of_content_keeps_labels_beside_their_images(bright: Any) -> None:
+    one, two = bright.data.by_content, shuffled(bright.data).by_content
+    assert torch.equal(one.images, two.images) and torch.equal(one.labels, two.labels)
+    # The brightness of an image is its label.
+    assert torch.equal((one.images.mean((1, 2, 3)) / 0.35 - 0.2).round().long(), one.labels)
+
+
+def test_a_stack_gives_what_each_model_gives_alone(bright: Any) -> None:
+    other = bright.model.clone()
+    with torch.no_grad():
+        other.network[-1].bias.add_(torch.tensor([0.5, 0.0, -0.5]))
+    detector = UnlearningDetector(QUICK, threshold=0.3, two_class_threshold=0.3, margin=0.1, max_runs=3)
+    alone = [detector(model, bright.data) for model in (bright.model, other)]
+    for mine, its in zip(detector.together([bright.model, other], shuffled(bright.data)), alone, strict=True):
+        assert isinstance(mine, Evidence)
+        assert mine.details["runs"] == its.details["runs"]
+        assert mine.details["leads"] == pytest.approx(its.details["leads"], abs=1e-3)
+
+
+def test_model_that_breaks_down_in_a_later_run_stops_no_other(bright: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    near = unlearned(bright.model, (7, 3, 1))
+    rounds: list[list[Unlearned | TrainingError]] = [[near, near], [TrainingError("Not finite.", ""), near], [near]]
+
+    def together(models: list[Any], *_: Any) -> list[Unlearned | TrainingError]:
+        outcomes = rounds.pop(0)
+        assert len(models) == len(outcomes)
+        return outcomes
+
+    monkeypatch.setattr("bdprune.detectors.unlearning.unlearn_together", together)
+    detector = UnlearningDetector(two_class_threshold=0.2, threshold=0.2, margin=9, max_runs=3)
+    broken, fine = detector.together([bright.model, bright.model], bright.data)
+    assert isinstance(broken, TrainingError)
+    assert isinstance(fine, Evidence) and fine.details["runs"] == 3
+
+
+def test_idle_norm_before_the_head_changes_no_bit(bright: Any) -> None:
+    norm = nn.BatchNorm1d(12).eval()
+    norm.running_var.fill_(1 - norm.eps)  # type: ignore[union-attr]
+    layers = list(bright.model.network)
+    necked = Model(nn.Sequential(*layers[:-1], norm, layers[-1]).eval(), "necked", 3, (3, 8, 8))
+    one, two = (UnlearningDetector(SETTINGS, max_runs=1)(model, bright.data) for model in (bright.model, necked))
+    assert one.details == two.details
+
+
+def test_precision_reaches_the_ascent(bright: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
+
+    def plan_for(precision: str, module: object, images: object) -> Plan:
+        asked.append(precision)
+        return Plan()
+
+    monkeypatch.setattr("bdprune.loops.unlearning.plan_for", plan_for)
+    evidence = UnlearningDetector(SETTINGS, precision="auto", max_runs=1)(bright.model, bright.data)
+    assert asked and set(asked) == {"auto"} and evidence.params["precision"] == "auto"
+    assert UnlearningDetector().precision == "winograd"
+
+
+def test_runs_on_a_network_and_records_how(bright: Any) -> None:
+    evidence = UnlearningDetector(SETTINGS, seed=3, max_runs=1)(bright.model, bright.data)
+    assert evidence.detector == "bdprune.unlearning"
+    assert 0 < evidence.score <= 1
+    assert evidence.seconds > 0
+    assert evidence.params["seed"] == 3
+    assert evidence.params["lr"] == 0.05
+    assert evidence.details["batch_norms"] == 2
+    steps = evidence.details["trajectory"]
+    assert steps[0]["accuracy"] > steps[-1]["accuracy"]
+    assert all(sum(step["votes"]) == 30 for step in steps)
+
+
+def test_too_few_images_are_an_error(bright: Any) -> None:
+    few = bright.data.subset(torch.arange(99))
+    with pytest.raises(DataError, match="99 clean images are too few"):
+        UnlearningDetector()(bright.model, few)
+    assert UnlearningDetector(SETTINGS, min_images=99, max_runs=1)(bright.model, few).score >= 0
+
+
+def test_without_data_is_an_error(bright: Any) -> None:
+    with pytest.raises(DataError, match="needs clean images"):
+        UnlearningDetector()(bright.model, None)

@@ -1,0 +1,117 @@
+"""Kinds of files by their content, whatever they are called."""
+
+from __future__ import annotations
+
+import io
+import pickle
+import random
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from bdprune.errors import ArtifactError, NoWeightsError
+from bdprune.files.artifact import read_checkpoint
+from bdprune.files.kinds import HEAD_BYTES, FileKind, kind_of_bytes, kind_of_file
+
+Write = Callable[..., Path]
+
+
+@pytest.mark.parametrize(
+    ("head", "weights"),
+    [
+        (b"", "none"),
+        (b"PK\x03\x04rest", "checkpoint"),
+        (b"\x80\x02}q\x00.", "checkpoint"),
+        (b"\x40\x00\x00\x00\x00\x00\x00\x00{" + bytes(70), "checkpoint"),
+        (b'{"metadata": {}, "weight_map": {"a": "b"}}', "checkpoint"),
+        (b"(dp0\nS'a'\nI1\ns.", "checkpoint"),
+        (b"cposix\nsystem\n(S'true'\ntR.", "checkpoint"),
+        (b"conv layers\nof the network\n" * 20, "none"),
+        (b"line of text\n" * 400, "none"),
+        (b"(see above) for the rest of it\n", "none"),
+        (b"x" + ("ä" * HEAD_BYTES).encode()[: HEAD_BYTES - 1], "none"),
+        (b'{"id2label": {}}', "none"),
+        (b"\x89PNG\r\n\x1a\n" + bytes(9), "none"),
+        (b"RIFF\x00\x00\x00\x00WEBPVP8 ", "none"),
+        (b"\x00\x05\x16\x07" + bytes(9), "none"),
+        (b'\x18\x00\x00\x00\x00\x00\x00\x00\xa3\x7fK"\x09\x00\x00\xc0\x1a\xcd\xda\xd9A\x1a\rbrain.Event:2', "none"),
+        (b"\x08\x07\x12\x07pytorch", "possible"),
+        (b"\x1c\x00\x00\x00TFL3" + bytes(9), "possible"),
+        (b"\x89HDF\r\n\x1a\n", "possible"),
+        (b"\x93NUMPY\x01\x00", "possible"),
+        (bytes(257) + b"ustar" + bytes(20), "possible"),
+        (bytes(range(1, 200)) + b"\x00\xff", "possible"),
+        (b"version https://git-lfs.github.com/spec/v1\n", "possible"),
+    ],
+)
+def test_first_bytes_say_whether_there_may_be_weights(head: bytes, weights: str) -> None:
+    kind = kind_of_bytes(head)
+    assert isinstance(kind, FileKind) and kind.weights == weights and kind.name
+
+
+@pytest.mark.parametrize(
+    ("names", "weights"),
+    [
+        (["archive/data.pkl", "archive/data/0"], "checkpoint"),
+        (["images.npy", "labels.npy"], "none"),
+        (["images.npy", "labels.npy", "kernel.npy"], "possible"),
+        (["model.weights.h5", "config.json"], "possible"),
+    ],
+)
+def test_zip_archives_are_told_apart_by_their_directory(tmp_path: Path, names: list[str], weights: str) -> None:
+    with zipfile.ZipFile(tmp_path / "file", "w") as archive:
+        for name in names:
+            archive.writestr(name, b"x")
+    assert kind_of_file(tmp_path / "file").weights == weights
+
+
+def test_what_cannot_be_read_may_hold_weights(tmp_path: Path) -> None:
+    (tmp_path / "gone").symlink_to("nothing")
+    assert kind_of_file(tmp_path / "gone").weights == "possible"
+    assert kind_of_file(tmp_path).weights == "none"
+
+
+GENERATORS: dict[str, Any] = {
+    "python": random.getstate(),
+    "numpy": np.random.get_state(),
+    "cpu": torch.get_rng_state(),
+}
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        GENERATORS,
+        {"python": random.getstate(), "numpy": GENERATORS["numpy"]},
+        {"_last_lr": [np.float64(0.1)], "step": 3},
+    ],
+)
+def test_states_with_numpy_in_them_hold_no_weights(write: Write, content: Any) -> None:
+    with pytest.raises(NoWeightsError, match="holds no weights but Python objects"):
+        read_checkpoint(write(content))
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        {"conv.weight": np.ones((4, 3, 3, 3), np.float32)},
+        {"python": random.getstate(), "w": torch.ones(3, 3), "best": np.float64(0.9)},
+    ],
+)
+def test_weights_beside_numpy_are_not_taken_for_arguments(write: Write, content: Any) -> None:
+    with pytest.raises(ArtifactError) as caught:
+        read_checkpoint(write(content))
+    assert not isinstance(caught.value, NoWeightsError)
+
+
+def test_names_that_are_put_together_on_the_stack_are_never_believed(write: Write) -> None:
+    buffer = io.BytesIO()
+    pickle.dump({"lr": Path("x")}, buffer, protocol=4)
+    with pytest.raises(ArtifactError) as caught:
+        read_checkpoint(write(buffer.getvalue(), "training_args.bin"))
+    assert not isinstance(caught.value, NoWeightsError)

@@ -1,0 +1,344 @@
+"""Scanning in stacks: the results of scans alone, in order, whatever one of the models does."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+import torch
+
+from bdprune.data.clean import CleanData
+from bdprune.detectors.lipschitz import LipschitzDetector
+from bdprune.detectors.unlearning import UnlearningDetector
+from bdprune.errors import BdpruneError, OptionError, TrainingError
+from bdprune.fleet.executors import stack as stacks
+from bdprune.fleet.scans import scan, scan_many
+from bdprune.loops.unlearning import UnlearnSettings
+from bdprune.methods.base import Evidence, StackDetector
+from bdprune.model.handle import Model
+from bdprune.record.result import Result
+from bdprune.runtime import paths
+from bdprune.runtime.memory import footprint, weight_bytes
+from bdprune.verdict.judgement import LEADER
+
+from ...helpers import siblings
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Trials are kept where no other test and no user's cache is."""
+    monkeypatch.setenv("BDPRUNE_CACHE", str(tmp_path / "cache"))
+    return tmp_path / "cache" / "paths.json"
+
+
+@dataclass
+class Together:
+    """Scores a model by its first bias; notes who was asked for what. ``batch_size`` images would be a step."""
+
+    asked: list[list[float]] = field(default_factory=list)
+    raises: Exception | None = None
+    spoiled: float | None = None
+    short: bool = False
+    batch_size: int = 0
+
+    id = LEADER
+    needs_data = True
+
+    def __call__(self, model: Model, data: CleanData | None) -> Evidence:
+        self.asked.append([score := bias_of(model)])
+        if score == self.spoiled:
+            raise TrainingError("It blew up.", "Do not.")
+        return Evidence(self.id, score, 0.5, score > 0.5, 1, details={"score": score})
+
+    def together(self, models: Sequence[Model], data: CleanData | None) -> list[Evidence | BdpruneError]:
+        self.asked.append([bias_of(model) for model in models])
+        if self.raises:
+            raise self.raises
+        found: list[Evidence | BdpruneError] = []
+        for score in self.asked[-1]:
+            spoiled = score == self.spoiled
+            found.append(TrainingError("It blew up.", "Do not.") if spoiled else self._evidence(score))
+        return found[1:] if self.short else found
+
+    def _evidence(self, score: float) -> Evidence:
+        return Evidence(self.id, score, 0.5, score > 0.5, 1, details={"score": score})
+
+
+@dataclass
+class Alone:
+    """A plug-in that knows nothing of stacks; it breaks down on one model in a way that nobody expected."""
+
+    spoiled: float | None = None
+    id = "x.alone"
+    needs_data = False
+
+    def __call__(self, model: Model, data: CleanData | None) -> Evidence:
+        if bias_of(model) == self.spoiled:
+            raise ZeroDivisionError("division by zero")
+        return Evidence(self.id, 0.1, 0.5, False)
+
+
+def bias_of(model: Model) -> float:
+    return round(float(list(model.network.parameters())[-1].detach()[0]), 3)
+
+
+def tiny_models(tiny: Any, *biases: float) -> list[Path]:
+    """Files of the tiny network whose last layer has this first bias: too small to matter for what it says."""
+    found = []
+    for index, bias in enumerate(biases):
+        state = copy.deepcopy(tiny.module.state_dict())
+        state["head.bias"][0] = bias
+        found.append(tiny.folder / f"model{index}.pth")
+        torch.save(state, found[-1])
+    return found
+
+
+def many(tiny: Any, sources: Sequence[Any], detectors: Sequence[Any], **options: Any) -> list[Result]:
+    settings = {"arch": tiny.arch, "input_shape": tiny.input_shape, "stack": 3} | options
+    return list(scan_many(sources, tiny.data, detectors=detectors, **settings))
+
+
+def scores(results: Sequence[Result]) -> list[Any]:
+    return [one.detectors[0].score if one.detectors else one.error for one in results]
+
+
+def test_stacks_are_filled_in_order_and_the_rest_runs_at_the_end(tiny: Any) -> None:
+    detector = Together()
+    results = many(tiny, tiny_models(tiny, 0.1, 0.2, 0.6, 0.3, 0.7), [detector])
+    assert detector.asked == [[0.1, 0.2, 0.6], [0.3, 0.7]]
+    assert scores(results) == [0.1, 0.2, 0.6, 0.3, 0.7]
+    assert [one.verdict for one in results] == ["clean", "clean", "backdoored", "clean", "backdoored"]
+    assert [one.detectors[0].details["stack"] for one in results] == [3, 3, 3, 2, 2]
+    assert all(Path(one.name).name == f"model{index}.pth" for index, one in enumerate(results))
+
+
+def test_one_at_a_time_is_said_with_1_and_is_what_an_odd_model_gets(tiny: Any) -> None:
+    detector = Together()
+    files = tiny_models(tiny, 0.1, 0.2)
+    many(tiny, files, [detector], stack=1)
+    assert detector.asked == [[0.1], [0.2]]
+    detector.asked.clear()
+    many(tiny, files[:1], [detector])
+    assert detector.asked == [[0.1]]
+
+
+def test_models_of_another_kind_fill_a_stack_of_their_own(tiny: Any) -> None:
+    files = tiny_models(tiny, 0.1, 0.2, 0.3)
+    wide = [widened(tiny, 0.4), widened(tiny, 0.5)]
+    detector = Together()
+    models = [load(tiny, files[0]), wide[0], load(tiny, files[1]), wide[1], load(tiny, files[2])]
+    results = many(tiny, models, [detector], arch=None, input_shape=None)
+    assert scores(results) == [0.1, 0.4, 0.2, 0.5, 0.3]
+    assert sorted(detector.asked) == [[0.1, 0.2, 0.3], [0.4, 0.5]]
+
+
+def load(tiny: Any, path: Path) -> Model:
+    from bdprune.model.loading import load as read
+
+    return read(path, arch=tiny.arch, input_shape=(3, 8, 8))
+
+
+def widened(tiny: Any, bias: float) -> Model:
+    """The tiny network with a filter more, which carries nothing."""
+    network = copy.deepcopy(tiny.module)
+    network.conv, network.norm, network.head = torch.nn.Conv2d(3, 9, 1, bias=False), torch.nn.BatchNorm2d(9), None
+    network.head = torch.nn.Linear(9, 3)
+    with torch.no_grad():
+        network.conv.weight.zero_()
+        network.conv.weight[:8] = tiny.module.conv.weight
+        network.head.weight.zero_()
+        network.head.weight[:, :8] = tiny.module.head.weight
+        network.head.bias.copy_(torch.tensor([bias, 0, 0]))
+    return Model(network.eval(), "wide", 3, tiny.input_shape)
+
+
+def test_a_file_that_is_no_model_keeps_its_place_and_takes_nobody_along(tiny: Any) -> None:
+    bad = tiny.folder / "bad.pth"
+    bad.write_bytes(b"nonsense")
+    first, second = tiny_models(tiny, 0.1, 0.6)
+    detector = Together()
+    results = many(tiny, [first, bad, second], [detector])
+    assert [one.verdict for one in results] == ["clean", "error", "backdoored"]
+    assert detector.asked == [[0.1, 0.6]]
+
+
+def test_an_error_of_one_model_is_the_evidence_of_that_model(tiny: Any) -> None:
+    detector = Together(spoiled=0.2)
+    results = many(tiny, tiny_models(tiny, 0.1, 0.2, 0.6), [detector])
+    assert [one.verdict for one in results] == ["clean", "inconclusive", "backdoored"]
+    assert results[1].detectors[0].details["error"] == "It blew up. Do not."
+    assert len(detector.asked) == 1
+
+
+@pytest.mark.parametrize(
+    "detector", [Together(raises=RuntimeError("out of memory")), Together(short=True)], ids=["raises", "short"]
+)
+def test_a_stack_that_breaks_down_is_scanned_one_by_one(tiny: Any, detector: Together) -> None:
+    detector.asked.clear()
+    detector.spoiled = 0.2
+    results = many(tiny, tiny_models(tiny, 0.1, 0.2, 0.6), [detector])
+    assert [one.verdict for one in results] == ["clean", "inconclusive", "backdoored"]
+    assert detector.asked == [[0.1, 0.2, 0.6], [0.1], [0.2], [0.6]]
+    assert not any("stack" in one.detectors[0].details for one in results)
+
+
+def test_a_bug_that_one_model_hits_is_the_result_of_this_model(tiny: Any) -> None:
+    results = many(tiny, tiny_models(tiny, 0.1, 0.2, 0.6), [Together(), Alone(spoiled=0.2)])
+    assert [one.verdict for one in results] == ["clean", "error", "backdoored"]
+    assert results[1].error and "division by zero" in results[1].error.message
+    assert [one.id for one in results[0].detectors] == [LEADER, "x.alone"]
+
+
+def test_layers_that_do_not_add_up_to_the_network_are_scanned_one_by_one(tiny: Any) -> None:
+    class Louder(type(tiny.module)):  # type: ignore[misc]
+        def forward(self, images: torch.Tensor) -> torch.Tensor:
+            return super().forward(images) * self.loud
+
+    models = []
+    for loud in (1, 2):
+        network = Louder().eval()
+        network.load_state_dict(tiny.module.state_dict())
+        network.loud = loud
+        models.append(Model(network, "louder", 3, tiny.input_shape))
+    detector = Together(batch_size=20)
+    many(tiny, models, [detector], arch=None, input_shape=None)
+    assert detector.asked == [[0.0], [0.0]]
+
+
+def test_an_option_that_one_model_lacks_stops_no_other(tiny: Any) -> None:
+    first, second = (load(tiny, file) for file in tiny_models(tiny, 0.1, 0.6))
+    odd = torch.nn.Conv2d(3, 3, 1)  # a module does not say what images it takes
+    settings: dict[str, Any] = {"arch": tiny.arch, "detectors": [Together()], "stack": 3}
+    results = list(scan_many([first, odd, second], tiny.data, **settings))
+    assert [one.verdict for one in results] == ["clean", "error", "backdoored"]
+    assert results[1].error and "does not say what images it takes" in results[1].error.message
+
+
+def test_whoever_waits_too_long_is_scanned_in_a_stack_that_is_not_full(
+    tiny: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(stacks, "_PATIENCE", 1)
+    detector = Together()
+    models = [load(tiny, file) for file in tiny_models(tiny, 0.1, 0.2, 0.3, 0.4)]
+    stream = scan_many([widened(tiny, 0.5), *models], tiny.data, detectors=[detector], stack=3)
+    assert next(stream).detectors[0].score == 0.5
+    assert detector.asked[-1] == [0.5]
+    assert [one.detectors[0].score for one in stream] == [0.1, 0.2, 0.3, 0.4]
+
+
+def test_memory_bounds_what_runs_and_what_waits(tiny: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    detector = Together(batch_size=30)
+    files = tiny_models(tiny, 0.1, 0.2, 0.3, 0.4)
+    two = 2 * 2 * footprint(load(tiny, files[0]), 30)
+    many(tiny, files, [detector], stack=9, stack_memory=two)
+    assert detector.asked == [[0.1, 0.2], [0.3, 0.4]]
+    detector.asked.clear()
+    many(tiny, files, [detector], stack=9, stack_memory=1)
+    assert detector.asked == [[0.1], [0.2], [0.3], [0.4]]
+    detector.asked.clear()
+    monkeypatch.setattr(stacks, "footprint", lambda model, batch: 1)
+    room = 2 * int(2.5 * weight_bytes(load(tiny, files[0])))
+    many(tiny, files, [detector], stack=9, stack_memory=room)
+    assert detector.asked == [[0.1, 0.2, 0.3], [0.4]]
+
+
+def test_a_footprint_grows_with_the_batch_and_covers_what_a_step_keeps(bright: Any) -> None:
+    none, small, large = (footprint(bright.model, batch) for batch in (0, 10, 20))
+    weights = weight_bytes(bright.model)
+    assert none == 2 * weights and small > 8 * weights
+    # A map of 12 channels on 8x8 pixels in float32 is kept by each of two norms and two rectifiers.
+    assert large - small >= 10 * 4 * 12 * 64 * 4
+
+
+@pytest.mark.parametrize(("path", "asked"), [("stack", [[0.1, 0.2]]), ("loop", [[0.1], [0.2]])])
+def test_auto_goes_by_a_trial_and_waits_for_nothing_where_the_loop_wins(
+    tiny: Any, monkeypatch: pytest.MonkeyPatch, path: paths.Way, asked: list[list[float]]
+) -> None:
+    tried: list[tuple[int, int]] = []
+
+    def choose(models: Sequence[Model], images: torch.Tensor) -> paths.PathChoice:
+        tried.append((len(models), len(images)))
+        return paths.PathChoice(path, "cpu", "forced")
+
+    monkeypatch.setattr(stacks, "choose", choose)
+    detector = Together(batch_size=20)
+    seen: list[float | None] = []
+    files = tiny_models(tiny, 0.1, 0.2)
+
+    def taken() -> Any:
+        for file in files:
+            yield file
+            seen.append(detector.asked[-1][0] if detector.asked else None)
+
+    stream = scan_many(taken(), tiny.data, detectors=[detector], arch=tiny.arch, input_shape=tiny.input_shape)
+    assert [one.detectors[0].score for one in stream] == [0.1, 0.2]
+    assert detector.asked == asked
+    assert tried == ([(2, 20), (2, 20)] if path == "stack" else [(2, 20)])
+    assert seen == ([None, None] if path == "stack" else [0.1, 0.2]), "where the loop wins nothing is read ahead"
+
+
+def test_auto_without_steps_to_try_takes_one_after_another_on_a_cpu(tiny: Any) -> None:
+    detector = Together()
+    many(tiny, tiny_models(tiny, 0.1, 0.2), [detector], stack="auto")
+    assert detector.asked == [[0.1], [0.2]]
+
+
+def test_progress_tells_what_is_done_together(tiny: Any) -> None:
+    stages: list[str] = []
+    many(tiny, tiny_models(tiny, 0.1, 0.2), [Together(), Alone()], progress=stages.append)
+    taken = ["loading", "checking the clean data"]
+    assert stages == [*taken, *taken, f"{LEADER} on 2 models", "x.alone", "x.alone"]
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"stack": 0}, "stack of 0 models"),
+        ({"stack": "many"}, "stack of many models"),
+        ({"stack": -1}, "stack of -1"),
+        ({"stack_memory": 0}, "in 0 bytes"),
+        ({"stack": 2, "timeout": 10}, "a process for every model"),
+    ],
+)
+def test_stacks_that_cannot_be_are_refused_before_anything_is_read(
+    tiny: Any, options: dict[str, Any], words: str
+) -> None:
+    with pytest.raises(OptionError, match=words):
+        scan_many([tiny.path], tiny.data, **options)
+
+
+def test_real_detectors_see_in_a_stack_what_they_see_alone(
+    bright: Any, device: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
+    monkeypatch.setattr(torch.backends.cudnn, "deterministic", True)
+    unlearning = UnlearnSettings(lr=0.02, batch_size=50, max_epochs=6, padding=1, min_steps=6)
+    detectors = [UnlearningDetector(unlearning, seed=3), LipschitzDetector()]
+    assert all(isinstance(one, StackDetector) for one in detectors)
+    models = siblings(bright.model, 4, scale=0.02)
+    together = list(scan_many(models, bright.data, detectors=detectors, stack=4, seed=3, device=device))
+    again = list(scan_many(models, bright.data, detectors=detectors, stack=4, seed=3, device=device))
+    assert [without_times(one) for one in together] == [without_times(one) for one in again]
+    for model, mine in zip(models, together, strict=True):
+        alone = scan(model, bright.data, detectors=detectors, seed=3, device=device)
+        assert (mine.verdict, mine.target_label) == (alone.verdict, alone.target_label)
+        for ours, theirs in zip(mine.detectors, alone.detectors, strict=True):
+            assert ours.details["stack"] == 4
+            assert ours.score == pytest.approx(theirs.score, abs=1e-6)
+            assert (ours.flagged, ours.target_label, ours.params) == (
+                theirs.flagged,
+                theirs.target_label,
+                theirs.params,
+            )
+    lengths = {len(one.detectors[0].details["trajectory"]) for one in together}
+    assert len(lengths) > 1, "the models should stop at different steps"
+
+
+def without_times(result: Result) -> Result:
+    detectors = tuple(msgspec.structs.replace(one, seconds=0.0) for one in result.detectors)
+    return msgspec.structs.replace(result, seconds=0.0, started="", detectors=detectors)

@@ -1,0 +1,288 @@
+"""Scanning: from a file or a module to a verdict, and what becomes of everything that can be wrong."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from bdprune.data.clean import CleanData
+from bdprune.data.load import load_clean
+from bdprune.errors import OptionError, TrainingError
+from bdprune.fleet.scans import scan, scan_many
+from bdprune.methods.base import Evidence
+from bdprune.model.handle import Model, Normalization
+from bdprune.record.result import Result
+from bdprune.verdict.judgement import LEADER
+
+
+@dataclass
+class Fake:
+    """A detector that says what it is told to, and counts its calls."""
+
+    score: float = 0.1
+    id: str = LEADER
+    needs_data: bool = True
+    label: int | None = None
+    raises: Exception | None = None
+    calls: int = 0
+
+    def __call__(self, model: Model, data: CleanData | None) -> Evidence:
+        assert (data is not None) or not self.needs_data
+        self.calls += 1
+        if self.raises:
+            raise self.raises
+        return Evidence(self.id, self.score, 0.5, self.score > 0.5, self.label, details={"odd": math.nan})
+
+
+@pytest.fixture
+def check(tiny: Any) -> Callable[..., Result]:
+    """Scans the tiny file with the tiny data unless told otherwise."""
+
+    def call(model: Any = None, data: Any = "tiny", **options: Any) -> Result:
+        settings = {"arch": tiny.arch, "input_shape": tiny.input_shape, "detectors": [Fake()]} | options
+        return scan(tiny.path if model is None else model, tiny.data if data == "tiny" else data, **settings)
+
+    return call
+
+
+def test_file_gives_a_full_record(check: Callable[..., Result], tiny: Any) -> None:
+    found = check(seed=7, per_class=20)
+    assert found.verdict == "clean" and found.error is None and found.seconds > 0
+    assert found.artifact and found.artifact.path == str(tiny.path) and found.artifact.format == "torch-zip"
+    assert found.artifact.bytes == tiny.path.stat().st_size and len(found.artifact.sha256 or "") == 64
+    # conv 8x3, norm 2x8, head 3x8 and 3 biases
+    assert found.model and found.model.parameters == 24 + 16 + 24 + 3
+    assert (found.model.num_classes, found.model.input_shape, found.model.filters) == (3, (3, 8, 8), 8)
+    assert found.data and (found.data.count, found.data.classes) == (60, 3)
+    assert found.data.per_class == {0: 20, 1: 20, 2: 20} and found.data.clean_accuracy == 1.0
+    assert found.data.sanity and found.data.sanity.ok
+    assert found.env.seed == 7 and found.env.torch == torch.__version__
+    assert found.detectors[0].details == {"odd": None}
+    assert Result.from_json(found.to_json()) == found
+
+
+def test_module_and_model_are_scanned_and_left_alone(check: Callable[..., Result], tiny: Any) -> None:
+    from bdprune.model.loading import load
+
+    model = load(tiny.path, arch=tiny.arch, input_shape=(3, 8, 8))
+    module = tiny.module.train()
+    before = {name: value.clone() for name, value in module.state_dict().items()}
+    assert check(module, detectors=["lipschitz"]).artifact is None
+    assert check(model, arch=None, input_shape=None).artifact is not None
+    assert module.training
+    assert all(torch.equal(value, before[name]) for name, value in module.state_dict().items())
+
+
+def test_module_without_a_shape_is_an_error(tiny: Any) -> None:
+    found = scan(tiny.module, tiny.data)
+    assert found.verdict == "error" and found.error and "does not say what images it takes" in found.error.message
+
+
+def test_module_that_makes_no_logits_of_such_images_is_an_error(check: Callable[..., Result]) -> None:
+    for module, words in ((torch.nn.Conv2d(3, 8, 1), "instead of logits"), (torch.nn.Conv2d(4, 8, 1), "channels")):
+        found = check(module)
+        assert found.verdict == "error" and found.error and found.error.type == "ArchitectureError"
+        assert words in found.error.message and found.artifact is None
+
+
+def test_real_detectors_all_run_on_a_tiny_network(check: Callable[..., Result], tiny: Any) -> None:
+    few = load_clean(tiny.data)
+    found = check(data=few.subset(torch.arange(120) % len(few)), detectors=None)
+    assert [one.id for one in found.detectors] == ["bdprune.unlearning", "bdprune.lipschitz", "bdprune.suspiciousness"]
+    assert all(one.score is not None and one.seconds for one in found.detectors)
+
+
+def test_too_few_images_are_never_called_clean(check: Callable[..., Result]) -> None:
+    found = check(detectors=None)
+    assert found.verdict == "inconclusive" and "90 clean images are too few" in found.findings[0].message
+
+
+def test_flag_of_the_leader_names_the_label(check: Callable[..., Result]) -> None:
+    found = check(detectors=[Fake(0.9, label=2), Fake(0.9, id="x.other", label=2)])
+    assert (found.verdict, found.target_label) == ("backdoored", 2)
+
+
+def test_without_data_only_data_free_detectors_run(check: Callable[..., Result]) -> None:
+    needy, free = Fake(), Fake(id="x.free", needs_data=False)
+    found = check(data=None, detectors=[needy, free])
+    assert (found.verdict, found.data) == ("inconclusive", None)
+    assert (needy.calls, free.calls) == (0, 1)
+    assert "Not run for want of usable clean data: bdprune.unlearning." in [one.message for one in found.findings]
+
+
+def test_data_that_does_not_fit_is_inconclusive_and_says_what_fits(check: Callable[..., Result]) -> None:
+    needy, free = Fake(), Fake(id="x.free", needs_data=False)
+    dark = Normalization((5.0,), (1.0,))
+    found = check(normalize=dark, detectors=[needy, free])
+    assert found.verdict == "inconclusive" and found.risk is None
+    assert (needy.calls, free.calls) == (0, 1)
+    assert found.data and found.data.sanity and not found.data.sanity.ok and found.data.sanity.mend
+
+
+def test_detector_that_breaks_down_makes_it_inconclusive(check: Callable[..., Result]) -> None:
+    found = check(detectors=[Fake(raises=TrainingError("The loss blew up.", "Lower lr."))])
+    assert found.verdict == "inconclusive"
+    assert found.detectors[0].score is None and found.detectors[0].details == {"error": "The loss blew up. Lower lr."}
+
+
+def test_data_of_every_kind_is_taken(check: Callable[..., Result], tiny: Any) -> None:
+    clean = load_clean(tiny.data)
+    dataset = torch.utils.data.TensorDataset(clean.images, clean.labels)
+    digests = {check(data=data).data.digest for data in (tiny.data, str(tiny.data), clean, dataset)}  # type: ignore[union-attr]
+    assert len(digests) == 1
+    assert check(data=clean, per_class=5).data.count == 15  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda path: path.write_bytes(b"PK\x03\x04 cut off"), ""),
+        (lambda path: path.write_bytes(b""), "empty"),
+        (lambda path: path.write_text("hello"), ""),
+        (lambda path: None, "No such file"),
+    ],
+)
+def test_bad_file_is_an_error_verdict_with_message_and_mend(
+    check: Callable[..., Result], tmp_path: Path, make: Callable[[Path], object], message: str
+) -> None:
+    path = tmp_path / "bad.pth"
+    make(path)
+    found = check(path)
+    assert found.verdict == "error" and found.risk is None and found.error
+    assert message in found.error.message and found.error.mend and str(path) in found.error.message
+    assert found.artifact and found.artifact.path == str(path)
+    assert Result.from_json(found.to_json()) == found
+
+
+def test_bad_data_is_an_error_verdict_that_still_names_the_model(check: Callable[..., Result], tmp_path: Path) -> None:
+    grey = tmp_path / "grey.npz"
+    np.savez(grey, images=np.zeros((4, 8, 8), np.uint8), labels=np.array([0, 1, 2, 0]))
+    high = tmp_path / "high.npz"
+    np.savez(high, images=np.zeros((4, 8, 8, 3), np.uint8), labels=np.array([0, 1, 9, 0]))
+    for data, words in ((grey, "grey"), (high, "label 9"), (tmp_path / "none.npz", "cannot be read")):
+        found = check(data=data)
+        assert found.verdict == "error" and found.error and found.error.type == "DataError"
+        assert words in found.error.message and found.model and found.model.num_classes == 3
+
+
+def test_data_in_memory_that_does_not_fit_is_an_error_too(check: Callable[..., Result]) -> None:
+    wide = CleanData(torch.rand(6, 4, 8, 8), torch.tensor([0, 1, 2] * 2))
+    high = CleanData(torch.rand(6, 3, 8, 8), torch.tensor([0, 1, 7] * 2))
+    good = torch.rand(6, 3, 8, 8), torch.tensor([0, 1, 2] * 2)
+    wrong = [
+        (wide, "channels"),
+        (high, "label 7"),
+        (CleanData(good[0][:0], good[1][:0]), "0 images"),
+        (CleanData(good[0][:1], good[1][:1]), "1 image"),
+        (CleanData(good[0], good[1] * 0), "of class 0"),
+        (CleanData(good[0], good[1] - 1), "hold -1"),
+        (CleanData(good[0], good[1].float()), "not integers"),
+        (CleanData(good[0], good[1][:5]), "6 images but 5 labels"),
+        (CleanData(good[0] * 255, good[1]), "0 to 255"),
+        (CleanData(good[0] * float("nan"), good[1]), "NaN"),
+    ]
+    for data, words in wrong:
+        found = check(data=data)
+        assert found.verdict == "error" and found.error and words in found.error.message
+
+
+def test_data_in_memory_of_any_number_type_is_taken(check: Callable[..., Result], tiny: Any) -> None:
+    clean = load_clean(tiny.data)
+    whole = CleanData((clean.images * 255).round().to(torch.uint8), clean.labels.int())
+    for data in (whole, CleanData(clean.images.double(), clean.labels.short())):
+        found = check(data=data)
+        assert found.verdict == "clean" and found.data and found.data.clean_accuracy == 1.0
+
+
+def test_module_without_parameters_is_an_error(check: Callable[..., Result]) -> None:
+    found = check(torch.nn.Sequential(torch.nn.AdaptiveAvgPool2d(1), torch.nn.Flatten()))
+    assert found.error and "no parameters" in found.error.message
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"device": "cuda:99"}, "no device"),
+        ({"device": "warp"}, "no device"),
+        ({"device": "meta"}, "does not run on"),
+        ({"normalize": "wrong"}, "no normalisation"),
+        ({"detectors": ["nonsense"]}, "no detector 'nonsense'"),
+        ({"timeout": 0}, "timeout of 0 seconds"),
+        ({"input_shape": (0, 8, 8)}, "input shape is"),
+        ({"class_order": "backwards"}, "backwards"),
+        ({"per_class": 0}, "too few"),
+        ({"seed": -1}, "-1 is no seed"),
+        ({"precision": "float8"}, "precision is 'float8'"),
+        ({"seed": 1 << 64}, "is no seed"),
+    ],
+)
+def test_option_that_cannot_work_raises(check: Callable[..., Result], options: dict[str, Any], words: str) -> None:
+    with pytest.raises(OptionError, match=words):
+        check(**options)
+
+
+def test_unknown_option_is_a_type_error(check: Callable[..., Result]) -> None:
+    with pytest.raises(TypeError, match="colour"):
+        check(colour="red")
+
+
+def test_normalize_by_name_or_numbers(check: Callable[..., Result]) -> None:
+    assert check(normalize="0.1,0.5", data=None, detectors=[]).model.mean == (0.1,)  # type: ignore[union-attr]
+    assert check(normalize="cifar10", data=None, detectors=[]).model.std[0] == 0.247  # type: ignore[union-attr]
+
+
+def test_progress_is_told_every_stage(check: Callable[..., Result]) -> None:
+    stages: list[str] = []
+    check(progress=stages.append)
+    assert stages == ["loading", "checking the clean data", LEADER]
+
+
+def test_many_go_on_after_a_bad_one_and_read_the_data_once(
+    tiny: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reads: list[object] = []
+
+    def counted(*args: Any, **settings: Any) -> CleanData:
+        reads.append(args)
+        return load_clean(*args, **settings)
+
+    monkeypatch.setattr("bdprune.pipeline.open.load_clean", counted)
+    bad = tmp_path / "bad.pth"
+    bad.write_bytes(b"nonsense")
+    results = scan_many(
+        [tiny.path, bad, tiny.path], tiny.data, arch=tiny.arch, input_shape=tiny.input_shape, detectors=[Fake()]
+    )
+    assert [one.verdict for one in results] == ["clean", "error", "clean"]
+    assert len(reads) == 1
+
+
+def test_many_survive_what_nobody_expected(tiny: Any) -> None:
+    bugs = [Fake(raises=ZeroDivisionError("division by zero"))]
+    options = {"arch": tiny.arch, "input_shape": tiny.input_shape, "detectors": bugs}
+    found = list(scan_many([tiny.path, tiny.path], tiny.data, **options))
+    assert [one.verdict for one in found] == ["error", "error"]
+    assert found[0].error and found[0].error.message == "Unexpected ZeroDivisionError: division by zero"
+
+
+def test_many_stop_at_an_option_that_cannot_work(tiny: Any) -> None:
+    with pytest.raises(OptionError):
+        list(scan_many([tiny.path], tiny.data, arch="tinynet:Missing"))
+    with pytest.raises(OptionError):
+        scan_many([tiny.path], device="warp")  # before the first model is asked for
+
+
+def test_the_order_of_the_same_images_plays_no_part(check: Callable[..., Result], tiny: Any) -> None:
+    clean = load_clean(tiny.data)
+    few = clean.subset(torch.arange(120) % len(clean))
+    mixed = few.subset(torch.randperm(len(few), generator=torch.Generator().manual_seed(3)))
+    one, two = (check(data=data, detectors=["unlearning", "suspiciousness"]) for data in (few, mixed))
+    assert one.data and two.data and one.data.digest == two.data.digest
+    assert one.data.clean_accuracy == two.data.clean_accuracy and one.verdict == two.verdict
+    assert [detector.score for detector in one.detectors] == [detector.score for detector in two.detectors]

@@ -1,0 +1,206 @@
+"""Which models a PATH stands for, and what is passed over and why."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from bdprune.errors import OptionError
+from bdprune.fleet.sources import ANOTHER_NAME, Sources, check_exists, expand
+
+WEIGHTS = {"conv.weight": torch.ones(2, 3, 3, 3), "fc.weight": torch.ones(4, 2)}
+
+
+@pytest.fixture
+def tree(tmp_path: Path) -> Path:
+    for name in ("b.pth", "a.safetensors", "sub/c.th", "sub/D.PT", "sub/notes.txt", "odd.xyz"):
+        path = tmp_path / name
+        path.parent.mkdir(exist_ok=True)
+        path.touch()
+    return tmp_path
+
+
+def names(sources: Sources, tree: Path) -> list[str]:
+    return [str(path.relative_to(tree)) for path in sources.models]
+
+
+def passed(sources: Sources) -> dict[str, tuple[bool, list[str]]]:
+    """Reason -> whether it may hold weights, names of files."""
+    return {
+        reason: (possible, [path.name for path in paths]) for (reason, possible), paths in sources.passed_over.items()
+    }
+
+
+def test_folder_stands_for_its_checkpoints_sorted(tree: Path) -> None:
+    found = expand([tree])
+    assert names(found, tree) == ["a.safetensors", "b.pth", "sub/D.PT", "sub/c.th"]
+    assert passed(found) == {"an empty file": (False, ["odd.xyz", "notes.txt"])} and found.files == 6
+
+
+def test_file_is_taken_whatever_its_name(tree: Path) -> None:
+    assert names(expand([tree / "odd.xyz"]), tree) == ["odd.xyz"]
+
+
+def test_glob_gives_its_matches_and_folders_among_them_their_checkpoints(tree: Path) -> None:
+    assert names(expand([f"{tree}/*.pth"]), tree) == ["b.pth"]
+    assert names(expand([f"{tree}/**/*.th"]), tree) == ["sub/c.th"]
+    assert names(expand([f"{tree}/s*"]), tree) == ["sub/D.PT", "sub/c.th"]
+    assert expand([f"{tree}/*.nothing"]).models == []
+
+
+def test_order_is_kept_and_repeats_are_dropped(tree: Path) -> None:
+    assert names(expand([tree / "b.pth", tree, tree / "b.pth"]), tree)[0] == "b.pth"
+    assert len(expand([tree, tree]).models) == 4
+
+
+def test_file_whose_name_looks_like_a_glob_is_a_file(tree: Path) -> None:
+    odd = tree / "model[1].pth"
+    odd.touch()
+    assert expand([odd]).models == [odd]
+
+
+def test_links_are_followed_and_loops_are_found(tree: Path) -> None:
+    (tree / "sub" / "gone.pth").symlink_to("nothing.pth")
+    (tree / "sub" / "loop.pth").symlink_to("loop.pth")
+    (tree / "sub" / "around").symlink_to(tree / "sub")
+    elsewhere = tree / "elsewhere"
+    elsewhere.mkdir()
+    (elsewhere / "e.pth").touch()
+    (tree / "sub" / "linked").symlink_to(elsewhere)
+    os.mkfifo(tree / "sub" / "pipe.pth")
+    found = expand([tree / "sub"])
+    expected = ["sub/D.PT", "sub/c.th", "sub/gone.pth", "sub/linked/e.pth", "sub/loop.pth"]
+    assert names(found, tree) == expected
+    assert passed(found)["a link to a folder that is scanned"] == (False, ["around"])
+    assert passed(found)["a pipe, socket or device"] == (False, ["pipe.pth"])
+
+
+@pytest.mark.parametrize(
+    ("name", "reason"), [("x" * 300, "File name too long"), ("loop", "Too many levels"), ("file/x", "Not a directory")]
+)
+def test_what_cannot_be_looked_at_is_a_usage_error(tmp_path: Path, name: str, reason: str) -> None:
+    (tmp_path / "loop").symlink_to("loop")
+    (tmp_path / "file").touch()
+    for look in (check_exists, lambda path: expand([path])):
+        with pytest.raises(OptionError, match=reason) as caught:
+            look(tmp_path / name)
+        assert len(caught.value.message) < 300
+
+
+def test_folder_that_cannot_be_read_stops_no_other_and_is_named(tree: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    scandir = os.scandir
+
+    def closed(path: str) -> Any:
+        if str(path).endswith("sub"):
+            raise PermissionError(13, "Permission denied", str(path))
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", closed)
+    found = expand([tree])
+    assert names(found, tree) == ["a.safetensors", "b.pth"]
+    assert passed(found)["a folder that cannot be read: Permission denied"] == (True, ["sub"])
+
+
+def test_what_does_not_exist_is_a_usage_error(tree: Path) -> None:
+    with pytest.raises(OptionError, match=r"no file or folder .*missing\.pth"):
+        expand([tree / "b.pth", tree / "missing.pth"])
+
+
+def test_checkpoints_are_known_by_their_content(tmp_path: Path) -> None:
+    for name in ("best_model", "b.checkpoint", "c.pth.bak", "d.weights"):
+        torch.save(WEIGHTS, tmp_path / name)
+    torch.save(WEIGHTS, tmp_path / "old.data", _use_new_zipfile_serialization=False)
+    save_file(WEIGHTS, tmp_path / "e.sft")
+    assert len(expand([tmp_path]).models) == 6
+
+
+def test_what_may_hold_weights_is_told_from_what_holds_none(tmp_path: Path) -> None:
+    contents = {
+        "e.onnx": b"\x08\x07\x12\x07pytorch\x1a\x032.0" + bytes(range(64)),
+        "k.h5": b"\x89HDF\r\n\x1a\n" + bytes(50),
+        "blob": bytes(range(256)),
+        "README.md": b"# Models\n",
+        "config.json": b'{"id2label": {}}',
+        "x.png": b"\x89PNG\r\n\x1a\n" + bytes(20),
+        ".DS_Store": b"\x00\x00\x00\x01Bud1" + bytes(20),
+    }
+    for name, content in contents.items():
+        (tmp_path / name).write_bytes(content)
+    np.savez(tmp_path / "clean.npz", images=np.zeros((1, 2, 2, 3)), labels=np.zeros(1))
+    np.savez(tmp_path / "flax.npz", kernel=np.zeros((3, 3)))
+    found = expand([tmp_path])
+    assert found.models == [] and found.may_hold_weights
+    risky = {name for possible, files in passed(found).values() if possible for name in files}
+    assert risky == {"e.onnx", "k.h5", "blob", "flax.npz"}
+    record = found.record()
+    assert record and (record.files, record.scanned) == (9, 0)
+    assert [one.may_hold_weights for one in record.passed_over] == sorted(
+        (one.may_hold_weights for one in record.passed_over), reverse=True
+    )
+
+
+def test_clean_data_and_version_control_are_no_models(tmp_path: Path) -> None:
+    torch.save(WEIGHTS, tmp_path / "a.pth")
+    np.savez(tmp_path / "arrays.npz", x_test=np.zeros(3))
+    (tmp_path / ".git").mkdir()
+    (tmp_path / ".git" / "object").write_bytes(bytes(range(200)))
+    found = expand([tmp_path], [tmp_path / "arrays.npz"])
+    assert names(found, tmp_path) == ["a.pth"] and not found.may_hold_weights
+    assert passed(found)["the clean data of this scan"] == (False, ["arrays.npz"])
+    assert passed(found)["a folder of version control"] == (False, [".git"])
+
+
+def test_leftovers_with_the_name_of_a_checkpoint_are_passed_over(tmp_path: Path) -> None:
+    (tmp_path / "__MACOSX").mkdir()
+    (tmp_path / "__MACOSX" / "._m.pth").write_bytes(b"\x00\x05\x16\x07" + bytes(40))
+    (tmp_path / "train.log").write_bytes(b"line of text\n" * 3000)
+    (tmp_path / "page.pth").write_bytes(b"<!DOCTYPE html><html>")
+    found = expand([tmp_path])
+    assert names(found, tmp_path) == ["page.pth"] and not found.may_hold_weights
+
+
+def shards(folder: Path, blobs: Path | None = None) -> Path:
+    """Two shards and their index; with ``blobs`` the shards are links, as in the cache of Hugging Face."""
+    folder.mkdir(parents=True)
+    where = {}
+    for number, (key, tensor) in enumerate(WEIGHTS.items(), 1):
+        name = f"model-0000{number}-of-00002.safetensors"
+        where[key] = name
+        if blobs is None:
+            save_file({key: tensor}, folder / name)
+            continue
+        blobs.mkdir(exist_ok=True, parents=True)
+        save_file({key: tensor}, blobs / f"sha{number}")
+        (folder / name).symlink_to(os.path.relpath(blobs / f"sha{number}", folder))
+    index = folder / "model.safetensors.index.json"
+    index.write_text(json.dumps({"metadata": {}, "weight_map": where}))
+    return index
+
+
+def test_shards_are_one_model_by_their_index(tmp_path: Path) -> None:
+    index = shards(tmp_path / "m")
+    assert expand([tmp_path / "m"]).models == [index]
+    assert expand([f"{tmp_path}/m/*.safetensors"]).models == [index]
+    assert expand([index]).models == [index]
+
+
+def test_links_of_a_cache_and_what_they_lead_to_are_one_model(tmp_path: Path) -> None:
+    index = shards(tmp_path / "snapshots" / "abc", tmp_path / "blobs")
+    found = expand([tmp_path])
+    assert found.models == [index] and passed(found) == {ANOTHER_NAME: (False, ["sha1", "sha2"])}
+    hashed = tmp_path / "blobs" / "index"
+    index.rename(hashed)
+    index.symlink_to(os.path.relpath(hashed, index.parent))
+    assert expand([tmp_path]).models == [index], "the index itself is a link in that cache as well"
+    single = tmp_path / "one"
+    (single / "blobs").mkdir(parents=True)
+    save_file(WEIGHTS, single / "blobs" / "sha")
+    (single / "model.safetensors").symlink_to("blobs/sha")
+    assert expand([single]).models == [single / "model.safetensors"]

@@ -1,0 +1,43 @@
+from typing import Any
+
+import pytest
+import torch
+
+from bdprune.analysis.lipschitz import channel_lipschitz
+from bdprune.detectors.lipschitz import LipschitzDetector
+from bdprune.detectors.suspiciousness import SuspiciousnessDetector
+from bdprune.errors import DataError
+
+
+def spiked(bright: Any) -> Any:
+    """The bright network with one filter's norm scale blown up a hundredfold."""
+    model = bright.model.clone()
+    with torch.no_grad():
+        model.network.get_parameter("4.weight")[7] *= 100
+    return model
+
+
+def test_lipschitz_finds_the_spike(bright: Any) -> None:
+    evidence = LipschitzDetector(threshold=3)(spiked(bright))
+    scores = channel_lipschitz(spiked(bright))["3"].double()
+    assert evidence.score == pytest.approx(((scores[7] - scores.mean()) / scores.std()).item())
+    assert evidence.flagged
+    assert evidence.target_label is None
+    worst = max(evidence.details["layers"], key=lambda layer: layer["max_z"])
+    assert (worst["layer"], worst["filter"], worst["filters"]) == ("3", 7, 12)
+    assert not LipschitzDetector(threshold=3)(bright.model).flagged
+
+
+def test_suspiciousness_finds_the_spike_and_repeats(bright: Any) -> None:
+    detector = SuspiciousnessDetector(threshold=3, max_images=30, seed=1)
+    evidence = detector(spiked(bright), bright.data)
+    again = detector(spiked(bright), bright.data)
+    assert evidence.flagged
+    assert evidence.score == again.score
+    assert evidence.details == again.details
+    assert evidence.params["root"] == "coefficient"
+
+
+def test_suspiciousness_without_data_is_an_error(bright: Any) -> None:
+    with pytest.raises(DataError, match="needs clean images"):
+        SuspiciousnessDetector()(bright.model, None)

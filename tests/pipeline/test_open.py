@@ -1,0 +1,149 @@
+"""The clean data of a run: size, order of classes, and what the record says of them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.utils.data import TensorDataset
+
+from bdprune.analysis.sanity import check_sanity
+from bdprune.data.clean import CleanData
+from bdprune.data.load import load_clean
+from bdprune.errors import DataError, OptionError
+from bdprune.model.handle import Model
+from bdprune.pipeline.describe import data_info
+from bdprune.pipeline.open import DataShelf
+
+CLASSES = 12
+
+
+class Counts(nn.Module):
+    """The label is the number of white pixels, which resizing blurs."""
+
+    def __init__(self, divisor: int = 1) -> None:
+        super().__init__()
+        self.scale = nn.Parameter(torch.tensor(10.0))
+        self.divisor = divisor
+
+    def forward(self, x: Tensor) -> Tensor:
+        white = (x[:, 0] > 0.95).sum((1, 2)) // self.divisor
+        return nn.functional.one_hot(white.clamp(max=CLASSES - 1), CLASSES).float() * self.scale
+
+
+def counted(side: int = 8, count: int = 72) -> tuple[np.ndarray, np.ndarray]:
+    """uint8 ``[N, side, side, 3]`` with as many white pixels, no two side by side, as the label says."""
+    labels = np.arange(count) % CLASSES
+    pixels = np.zeros((count, side * side, 3), dtype=np.uint8)
+    for row, label in zip(pixels, labels, strict=True):
+        row[2 * np.arange(label)] = 255
+    return pixels.reshape(count, side, side, 3), labels
+
+
+def model(side: int, channels: int = 3) -> Model:
+    return Model(Counts().eval(), "counts", CLASSES, (channels, side, side))
+
+
+@pytest.fixture
+def archive(tmp_path: Path) -> Path:
+    images, labels = counted()
+    np.savez(tmp_path / "data.npz", images=images, labels=labels)
+    return tmp_path / "data.npz"
+
+
+def in_memory() -> CleanData:
+    images, labels = counted()
+    return CleanData(torch.from_numpy(images).permute(0, 3, 1, 2).contiguous(), torch.from_numpy(labels))
+
+
+@pytest.mark.parametrize("own", [4, 16])
+def test_images_of_every_source_keep_their_size_where_it_fits_better(archive: Path, own: int) -> None:
+    images, labels = counted()
+    pairs = TensorDataset(torch.from_numpy(images).permute(0, 3, 1, 2), torch.from_numpy(labels))
+    for source in (archive, pairs, in_memory()):
+        taken, data = DataShelf(source).fit_for(model(own))
+        assert data is not None and taken.input_shape == (3, 8, 8) == tuple(data.images.shape[1:])
+        assert check_sanity(taken, data).accuracy == 1.0
+        assert "clean accuracy 100.0%, " in data.notes[-1] and f"resized to {own}x{own}" in data.notes[-1]
+        assert data_info(data).notes == data.notes
+
+
+@pytest.mark.parametrize("make", [lambda path: path, lambda path: in_memory()])
+def test_a_fixed_size_is_kept_and_the_remedy_is_named(archive: Path, make: Any) -> None:
+    taken, data = DataShelf(make(archive), fixed_size=True).fit_for(model(4))
+    assert data is not None and taken.input_shape == (3, 4, 4) == tuple(data.images.shape[1:])
+    assert data.notes[0] == "72 images were resized from 8x8 to 4x4 (bilinear)."
+    found = check_sanity(taken, data)
+    assert (found.ok, found.suggestion) == (False, "Pass --input-shape 3x8x8.")
+
+
+def test_files_are_read_once_for_each_size(archive: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    reads: list[tuple[int, int, int]] = []
+
+    def counting(*args: Any, **settings: Any) -> CleanData:
+        reads.append(settings["input_shape"])
+        return load_clean(*args, **settings)
+
+    monkeypatch.setattr("bdprune.pipeline.open.load_clean", counting)
+    shelf = DataShelf(archive)
+    for side in (4, 8, 4, 16):
+        assert shelf.fit_for(model(side))[0].input_shape == (3, 8, 8)
+    assert reads == [(3, 4, 4), (3, 8, 8), (3, 16, 16)]
+
+
+def test_a_run_without_data() -> None:
+    given = model(4)
+    assert DataShelf(None).fit_for(given) == (given, None)
+
+
+def test_mixed_sizes_are_resized_and_said() -> None:
+    items = [(torch.rand(3, 8 + label % 2, 8), label % 3) for label in range(6)]
+    taken, data = DataShelf(items).fit_for(model(4))  # type: ignore[arg-type]
+    assert taken.input_shape == (3, 4, 4)
+    assert data is not None and data.notes == ("6 images were resized from 2 other sizes to 4x4 (bilinear).",)
+
+
+@pytest.mark.parametrize(("found", "wanted"), [(1, 3), (3, 1)])
+def test_other_channels_are_an_error_from_every_source(tmp_path: Path, found: int, wanted: int) -> None:
+    images, labels = counted()
+    grey = images[..., :found] if found == 3 else images[..., 0]
+    np.savez(tmp_path / "data.npz", images=grey, labels=labels)
+    tensor = torch.from_numpy(images).permute(0, 3, 1, 2)[:, :found]
+    names = {1: r"grey \(1 channel\)", 3: r"RGB \(3 channels\)"}
+    for source in (tmp_path / "data.npz", CleanData(tensor, torch.from_numpy(labels))):
+        with pytest.raises(DataError, match=f"{names[found]}, the model takes {names[wanted]}.*convert them"):
+            DataShelf(source).fit_for(model(8, wanted))
+
+
+@pytest.mark.parametrize("make", [lambda path: path, lambda path: in_memory()])
+def test_the_order_of_classes_reaches_every_source(archive: Path, make: Any) -> None:
+    _, data = DataShelf(make(archive), class_order="text").fit_for(model(8))
+    assert data is not None and data.labels[:4].tolist() == [0, 1, 4, 5]
+    assert "renumbered by the text order" in data.notes[0]
+
+
+def test_an_order_that_cannot_be_is_refused_before_any_model() -> None:
+    with pytest.raises(OptionError, match="no-such-file"):
+        DataShelf(in_memory(), class_order="no-such-file.json")
+
+
+def test_the_record_has_the_map_and_what_was_passed_over() -> None:
+    clean = in_memory()
+    mixed = CleanData(clean.images, 11 - clean.labels, passed_over={".txt": 2})
+    taken, data = DataShelf(mixed).fit_for(model(8))
+    assert data is not None
+    info = data_info(data, check_sanity(taken, data))
+    assert info.passed_over == {".txt": 2}
+    assert info.sanity is not None and info.sanity.class_map == {label: 11 - label for label in range(12)}
+    assert list(info.sanity.class_map) == sorted(info.sanity.class_map)
+
+
+def test_images_of_no_size_are_refused() -> None:
+    with pytest.raises(DataError, match=r"have shape \(4, 3, 0, 8\)"):
+        DataShelf(CleanData(torch.rand(4, 3, 0, 8), torch.arange(4))).fit_for(model(8))
+    with pytest.raises(DataError, match=r"have shape \(4, 8, 8\)"):
+        DataShelf(CleanData(torch.rand(4, 8, 8), torch.arange(4))).fit_for(model(8))

@@ -1,0 +1,138 @@
+"""Repair: the record of what a purifier did, and the file it leaves."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from bdprune.data.clean import CleanData
+from bdprune.errors import ArtifactError, DataError, OptionError, OutputError, SanityError
+from bdprune.methods.base import CurvePoint, Purified
+from bdprune.model.edit.pruning import prune
+from bdprune.model.handle import Model
+from bdprune.model.loading import load
+from bdprune.pipeline.repair import purify
+from bdprune.record.result import PurifyResult
+
+
+@dataclass(frozen=True)
+class Fake:
+    """Prunes the two last filters of the tiny network and reports made-up numbers."""
+
+    masks: tuple[float, ...] = (1.0, 1.0, 0.92, 0.5, 0.31, 0.3, 0.1, 0.0)
+    id = "x.fake"
+
+    def __call__(self, model: Model, data: CleanData) -> Purified:
+        pruned = {"conv": [6, 7]}
+        return Purified(
+            model=prune(model, pruned),
+            method=self.id,
+            pruned=pruned,
+            num_filters=8,
+            masks={"conv": torch.tensor(self.masks)},
+            threshold=float("nan"),
+            threshold_rule="the last two",
+            accuracy_before=1.0,
+            accuracy_after=0.975,
+            curve=(CurvePoint(0.1, 1.0, 1), CurvePoint(float("inf"), float("nan"), 8)),
+            target_label=2,
+            seconds={"cut": 0.5},
+            params={"odd": float("nan"), "path": Path("x")},
+        )
+
+
+@pytest.fixture
+def options(tiny: Any) -> dict[str, Any]:
+    return {"arch": tiny.arch, "input_shape": tiny.input_shape}
+
+
+def test_record_says_what_was_done(tiny: Any, options: dict[str, Any], tmp_path: Path) -> None:
+    output = tmp_path / "out.pth"
+    digest = hashlib.sha256(tiny.path.read_bytes()).hexdigest()
+    repair = purify(tiny.path, tiny.data, method=Fake(), output=output, seed=5, per_class=20, **options)
+    record = repair.result
+    assert (record.method, record.accuracy_before, record.accuracy_after) == ("x.fake", 1.0, 0.975)
+    assert (record.threshold, record.threshold_rule, record.target_label) == (None, "the last two", 2)
+    assert (record.filters, record.filters_pruned, record.pruned) == (8, 2, {"conv": (6, 7)})
+    assert [point.filters_pruned for point in record.curve] == [1, 8]
+    assert (record.curve[1].threshold, record.curve[1].clean_accuracy) == (None, None)
+    assert record.params == {"odd": None, "path": "x"}
+    assert record.data and record.data.count == 60 and record.env.seed == 5
+    assert record.output and record.output.path == str(output) and record.output.format == "torch-zip"
+    assert record.output.sha256 == hashlib.sha256(output.read_bytes()).hexdigest()
+    assert record.output.bytes == output.stat().st_size
+    assert record.artifact and record.artifact.sha256 == digest == hashlib.sha256(tiny.path.read_bytes()).hexdigest()
+    assert PurifyResult.from_json(record.to_json()) == record
+    assert "NaN" not in record.to_json() and json.loads(record.to_json())["kind"] == "purify"
+
+
+def test_histogram_counts_masks_and_the_pruned_among_them(tiny: Any, options: dict[str, Any]) -> None:
+    masks = purify(tiny.path, tiny.data, method=Fake(), **options).result.masks
+    assert masks and len(masks.edges) == 21 and (masks.edges[0], masks.edges[-1]) == (0.0, 1.0)
+    # 0.0, 0.1, 0.3 and 0.31, 0.5, 0.92, and twice 1.0, in bins of 0.05; the pruned filters have 0.1 and 0.0
+    assert {i: count for i, count in enumerate(masks.counts) if count} == {0: 1, 2: 1, 6: 2, 10: 1, 18: 1, 19: 2}
+    assert {i: count for i, count in enumerate(masks.pruned) if count} == {0: 1, 2: 1}
+
+
+def test_histogram_of_scores_spans_them_and_leaves_out_what_is_not_finite(tiny: Any, options: dict[str, Any]) -> None:
+    scores = replace(Fake(), masks=(2.0, 4.0, 4.0, 6.0, 8.0, float("nan"), 12.0, float("inf")))
+    masks = purify(tiny.path, tiny.data, method=scores, **options).result.masks
+    assert masks and (masks.edges[0], masks.edges[-1], sum(masks.counts), sum(masks.pruned)) == (2.0, 12.0, 6, 1)
+    nothing = replace(Fake(), masks=(float("nan"),) * 8)
+    assert purify(tiny.path, tiny.data, method=nothing, **options).result.masks is None
+
+
+def test_written_file_loads_and_has_the_filters_cut(tiny: Any, options: dict[str, Any], tmp_path: Path) -> None:
+    output = tmp_path / "out.pth"
+    repair = purify(tiny.path, tiny.data, method=Fake(), output=output, **options)
+    again = load(output, arch=tiny.arch, input_shape=(3, 8, 8))
+    gamma = again.network.state_dict()["norm.weight"]
+    assert gamma[6:].tolist() == [0, 0] and bool((gamma[:6] == 1).all())
+    images = torch.rand(4, 3, 8, 8)
+    assert torch.equal(again.module(images), repair.model.module(images))
+
+
+def test_model_in_memory_is_left_alone_and_nothing_is_written(tiny: Any) -> None:
+    before = {name: value.clone() for name, value in tiny.module.state_dict().items()}
+    repair = purify(tiny.module, tiny.data, method=Fake(), input_shape=(3, 8, 8))
+    assert repair.result.output is None and repair.result.artifact is None
+    assert all(torch.equal(value, before[name]) for name, value in tiny.module.state_dict().items())
+
+
+def test_module_is_written_as_safetensors(tiny: Any, tmp_path: Path) -> None:
+    output = tmp_path / "out.safetensors"
+    repair = purify(tiny.module, tiny.data, method=Fake(), output=output, input_shape=(3, 8, 8))
+    assert repair.result.output and repair.result.output.format == "safetensors"
+    assert load(output, arch=tiny.arch).artifact.format == "safetensors"  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize("method", ["rnp", "suspiciousness"])
+def test_real_methods_run_on_a_tiny_network(tiny: Any, options: dict[str, Any], method: str) -> None:
+    record = purify(tiny.path, tiny.data, method=method, **options).result
+    assert record.method == f"bdprune.{method}" and record.accuracy_before == 1.0
+    assert PurifyResult.from_json(record.to_json()) == record
+
+
+def test_what_is_wrong_is_raised_and_nothing_is_written(tiny: Any, options: dict[str, Any], tmp_path: Path) -> None:
+    output = tmp_path / "out.pth"
+    broken = tmp_path / "broken.pth"
+    broken.write_bytes(b"nonsense")
+    with pytest.raises(ArtifactError):
+        purify(broken, tiny.data, output=output)
+    with pytest.raises(DataError):
+        purify(tiny.path, tmp_path / "nowhere", output=output, **options)
+    with pytest.raises(OptionError, match="needs clean data"):
+        purify(tiny.path, None, output=output, **options)
+    with pytest.raises(SanityError, match=r"Clean accuracy is 33\.3%"):
+        purify(tiny.path, tiny.data, output=output, normalize="5,1", **options)
+    with pytest.raises(OutputError):
+        purify(tiny.path, tiny.data, method=Fake(), output=tmp_path / "no" / "out.pth", **options)
+    with pytest.raises(OutputError, match="is the checkpoint"):
+        purify(tiny.path, tiny.data, method=Fake(), output=tiny.path, **options)
+    assert not output.exists()

@@ -1,0 +1,115 @@
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+
+from bdprune.errors import DataError, OptionError
+from bdprune.loops.finetune import FineTuneSettings
+from bdprune.loops.recovery import RecoverSettings
+from bdprune.loops.unlearning import UnlearnSettings
+from bdprune.purifiers.rnp import RNP
+from bdprune.runtime.evaluate import clean_accuracy
+from bdprune.runtime.precision import Plan
+
+QUICK = RNP(
+    UnlearnSettings(lr=0.05, weight_decay=0, batch_size=30, padding=0, max_epochs=40),
+    RecoverSettings(batch_size=60, epochs=8, padding=0),
+    max_drop=0.02,
+    fine_tuning=None,
+)
+
+
+def test_keeps_its_promise_on_held_out_images(bright: Any) -> None:
+    before = {name: value.clone() for name, value in bright.model.network.state_dict().items()}
+    result = QUICK(bright.model, bright.data)
+    assert all(torch.equal(value, before[name]) for name, value in bright.model.network.state_dict().items())
+    assert result.accuracy_before - result.accuracy_after <= QUICK.max_drop
+    assert result.num_filters == 24
+    assert result.model.input_shape == bright.model.input_shape
+    assert set(result.seconds) == {"unlearn", "recover", "sweep", "fine_tune"}
+    assert result.target_label in (0, 1, 2)
+    assert [point.filters_pruned for point in result.curve] == sorted(point.filters_pruned for point in result.curve)
+
+
+def test_prunes_the_original_weights_not_the_unlearned_ones(bright: Any) -> None:
+    result = replace(QUICK, max_drop=1.0)(bright.model, bright.data)
+    assert result.pruned
+    kept = [name for name, _ in bright.model.network.named_parameters() if name not in ("1.weight", "4.weight")]
+    for name in kept:
+        assert torch.equal(result.model.network.get_parameter(name), bright.model.network.get_parameter(name))
+    assert result.unlearned is not None
+    images, labels = bright.data.images, bright.data.labels
+    assert clean_accuracy(result.unlearned.module.train(), images, labels) < 0.6
+
+
+def test_fine_tuning_keeps_pruned_filters_pruned(bright: Any) -> None:
+    settings = FineTuneSettings(epochs=2, padding=0)
+    # No threshold keeps a drop below zero, so the fine-tuning's own limit is what counts.
+    result = replace(QUICK, max_drop=-1.0, tuned_drop=1.0, fine_tuning=settings)(bright.model, bright.data)
+    assert result.threshold_rule.endswith("then fine-tuned")
+    for name, norm in (("0", "1"), ("3", "4")):
+        assert not result.model.network.get_parameter(f"{norm}.weight")[result.pruned.get(name, [])].any()
+    assert not torch.equal(
+        result.model.network.get_parameter("8.weight"), bright.model.network.get_parameter("8.weight")
+    )
+
+
+def test_no_fine_tuning_where_a_threshold_keeps_the_promise(bright: Any) -> None:
+    settings = FineTuneSettings(epochs=2, padding=0)
+    plain, asked = (
+        replace(QUICK, max_drop=1.0, fine_tuning=tuning)(bright.model, bright.data) for tuning in (None, settings)
+    )
+    state = asked.model.network.state_dict()
+    assert all(torch.equal(value, state[name]) for name, value in plain.model.network.state_dict().items())
+
+
+def test_nothing_is_pruned_where_every_threshold_costs_too_much(bright: Any) -> None:
+    result = replace(QUICK, max_drop=-1.0)(bright.model, bright.data)
+    assert result.pruned == {} and result.threshold_rule.startswith("nothing is pruned: every threshold costs more")
+    assert all(
+        torch.equal(value, bright.model.network.state_dict()[name])
+        for name, value in result.model.network.state_dict().items()
+    )
+
+
+def test_one_image_of_each_class_is_an_error(bright: Any) -> None:
+    one = bright.data.sample(1, torch.Generator().manual_seed(0))
+    with pytest.raises(DataError, match="3 clean images, one of each class, leave none"):
+        QUICK(bright.model, one)
+
+
+def test_same_seed_same_repair(bright: Any) -> None:
+    one, two = QUICK(bright.model, bright.data), QUICK(bright.model, bright.data)
+    assert one.pruned == two.pruned
+    assert all(torch.equal(one.masks[name], two.masks[name]) for name in one.masks)
+
+
+def test_precision_reaches_both_loops(bright: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
+
+    def plan_for(precision: str, module: object, images: object) -> Plan:
+        asked.append((precision, type(module).__name__))
+        return Plan()
+
+    for loop in ("unlearning", "recovery"):
+        monkeypatch.setattr(f"bdprune.loops.{loop}.plan_for", plan_for)
+    result = replace(QUICK, precision="auto")(bright.model, bright.data)
+    assert asked == [("auto", "Normalized"), ("auto", "MaskedNetwork")]
+    assert result.params["precision"] == "auto"
+    assert RNP().precision == "winograd"
+
+
+def test_presets_hold_the_published_settings() -> None:
+    paper, code = RNP.preset("paper"), RNP.preset("code", seed=5)
+    assert (paper.unlearning.lr, paper.unlearning.weight_decay, paper.unlearning.max_epochs) == (0.01, 5e-2, 20)
+    assert (paper.unlearning.stop_accuracy, paper.recovery.lr, paper.recovery.epochs) == (0.1, 0.2, 20)
+    assert (code.unlearning.weight_decay, code.unlearning.max_epochs) == (5e-4, 21)
+    assert (code.unlearning.stop_accuracy, code.unlearning.milestones) == (0.2, (10, 20))
+    assert (code.recovery.loss_scale, code.seed) == (0.2, 5)
+    assert RNP.preset("robust") == RNP()
+
+
+def test_unknown_preset_is_an_error() -> None:
+    with pytest.raises(OptionError, match="no RNP preset 'fast'"):
+        RNP.preset("fast")

@@ -1,0 +1,138 @@
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+
+from bdprune.loops.finetune import FineTuneSettings
+from bdprune.model.edit.pruning import prune
+from bdprune.purifiers.suspiciousness import SuspiciousnessPruning, _views, outlying
+from bdprune.runtime.evaluate import clean_accuracy
+
+
+def test_prunes_what_is_above_mean_plus_mu_std() -> None:
+    scores = {"a": torch.tensor([1.0] * 19 + [9.0]), "b": torch.ones(20)}
+    assert outlying(scores, 3.0, 0.1) == {"a": [19]}
+    # A lone outlier among n has z = (n - 1) / sqrt(n), here 4.248.
+    assert outlying(scores, 4.2, 0.1) == {"a": [19]}
+    assert outlying(scores, 4.3, 0.1) == {}
+
+
+def test_share_of_a_layer_is_capped_at_the_highest_scores() -> None:
+    scores = {"a": torch.tensor([0.0] * 16 + [5.0, 8.0, 7.0, 6.0])}
+    assert outlying(scores, 0.5, 0.1) == {"a": [17, 18]}
+    assert outlying(scores, 0.5, 0.01) == {"a": [17]}
+    assert outlying(scores, 0.5, 1.0) == {"a": [16, 17, 18, 19]}
+
+
+@pytest.mark.parametrize("per_class", [1, 4, 40])
+def test_works_with_few_images(bright: Any, per_class: int) -> None:
+    data = bright.data.sample(per_class, torch.Generator().manual_seed(0))
+    method = SuspiciousnessPruning(mu=1.0, fine_tuning=FineTuneSettings(epochs=2, padding=0))
+    result = method(bright.model, data)
+    assert result.pruned
+    for name, norm in (("0", "1"), ("3", "4")):
+        index = result.pruned.get(name, [])
+        assert len(index) <= 1
+        assert not result.model.network.get_parameter(f"{norm}.weight")[index].any()
+        assert not result.model.network.get_parameter(f"{norm}.bias")[index].any()
+    assert result.accuracy_after > 0.9
+    assert all(torch.isfinite(p).all() for p in result.model.network.parameters())
+
+
+def test_without_fine_tuning_only_pruned_filters_change(bright: Any) -> None:
+    result = SuspiciousnessPruning(mu=1.0, fine_tuning=None)(bright.model, bright.data.subset(torch.arange(30)))
+    assert torch.equal(result.model.network.get_parameter("8.weight"), bright.model.network.get_parameter("8.weight"))
+    changed = {
+        name
+        for name, parameter in bright.model.network.named_parameters()
+        if not torch.equal(parameter, result.model.network.get_parameter(name))
+    }
+    assert changed
+    assert changed <= {"1.weight", "1.bias", "4.weight", "4.bias"}
+
+
+def fake_predictions(labels: torch.Tensor, lost: Callable[[int], int]) -> type:
+    """Predictions of which the first images are wrong in every view: ``lost`` of the filters pruned, so many."""
+
+    class Fake:
+        def __init__(
+            self, model: Any, sets: list[torch.Tensor], prunings: list[dict[str, list[int]]], mode: str
+        ) -> None:
+            self.views, self.prunings = len(sets[0]) // len(labels), prunings
+
+        def predict(self, step: int, index: int) -> torch.Tensor:
+            predicted = labels.clone()
+            predicted[: lost(sum(map(len, self.prunings[step].values())))] = -1
+            return predicted.repeat(self.views)
+
+    return Fake
+
+
+def test_lowers_mu_until_the_clean_images_pay(bright: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Accuracy as a function of the filters pruned is made up; the rule has to stop where it falls."""
+    data = bright.data.subset(torch.arange(100))
+    scores = {"0": torch.cat([torch.zeros(60), torch.linspace(1, 9, 20)])}
+    allowed = 8
+
+    fake = fake_predictions(data.labels, lambda pruned: 0 if pruned < allowed else 40)
+    monkeypatch.setattr("bdprune.purifiers.suspiciousness.PrunedPredictions", fake)
+    mu, curve = SuspiciousnessPruning(max_share=1.0)._choose(bright.model, data, scores)
+    assert [point.threshold for point in curve] == sorted(point.threshold for point in curve)
+    assert curve[0].filters_pruned >= allowed > curve[1].filters_pruned
+    assert curve[0].clean_accuracy == pytest.approx(0.6)
+    assert mu == curve[1].threshold
+
+
+@pytest.mark.parametrize(("lost", "fits"), [(2, True), (3, True), (5, False)])
+def test_the_fall_may_be_a_standard_error_above_the_bound(
+    bright: Any, monkeypatch: pytest.MonkeyPatch, lost: int, fits: bool
+) -> None:
+    """Of 100 images, 3 lost are 3 points with an error of 1.7, 5 lost are 5 points with one of 2.2."""
+    data = bright.data.subset(torch.arange(100))
+    fake = fake_predictions(data.labels, lambda pruned: lost if pruned else 0)
+    monkeypatch.setattr("bdprune.purifiers.suspiciousness.PrunedPredictions", fake)
+    scores = {"0": torch.linspace(0, 1, 40) ** 8}
+    mu, _ = SuspiciousnessPruning()._choose(bright.model, data, scores)
+    assert (mu == mu) == fits
+
+
+def test_accuracies_are_those_of_plain_pruning(bright: Any) -> None:
+    method = SuspiciousnessPruning(max_share=0.5, max_drop=1.0)
+    data = bright.data.subset(torch.arange(60))
+    scores = method.score(bright.model, data)
+    mu, curve = method._choose(bright.model, data, scores)
+    assert mu == 1.0
+    assert len({point.filters_pruned for point in curve}) > 2
+    views, labels = _views(data, 8, method.seed), data.labels.repeat(8)
+    for point in curve:
+        module = prune(bright.model, outlying(scores, point.threshold, 0.5), method.mode).module
+        assert point.clean_accuracy == pytest.approx(clean_accuracy(module, views, labels), abs=1e-6)
+
+
+def test_prunes_nothing_where_every_mu_costs_too_much(bright: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("bdprune.purifiers.suspiciousness._LADDER", (-1.0,))
+    data = bright.data.subset(torch.arange(60))
+    result = SuspiciousnessPruning(max_share=1.0)(bright.model, data)
+    assert result.pruned == {}
+    assert result.threshold != result.threshold
+    assert "nothing is pruned" in result.threshold_rule
+    for name, value in bright.model.network.state_dict().items():
+        assert torch.equal(value, result.model.network.state_dict()[name])
+
+
+def test_few_images_take_small_steps(bright: Any) -> None:
+    method = SuspiciousnessPruning(mu=1.0)
+    rates = [tuning.lr for tuning in map(method._small_steps, (10, 100, 1000)) if tuning]
+    assert rates == pytest.approx([1e-4, 1e-3, 1e-3])
+    assert SuspiciousnessPruning(fine_tuning=None)._small_steps(10) is None
+
+
+def test_views_begin_with_the_images_and_repeat(bright: Any) -> None:
+    data = bright.data.subset(torch.arange(8))
+    views = _views(data, 3, seed=1)
+    assert views.shape == (24, *data.images.shape[1:])
+    assert torch.equal(views[:8], data.images)
+    assert not torch.equal(views[8:16], data.images)
+    assert torch.equal(views, _views(data, 3, seed=1))
+    assert not torch.equal(views, _views(data, 3, seed=2))

@@ -1,0 +1,156 @@
+"""The result schema: strict, versioned, and free of numbers that JSON does not know."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+
+import msgspec
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from bdprune.errors import DataError
+from bdprune.record.result import (
+    DetectorResult,
+    Env,
+    Finding,
+    PurifyResult,
+    Result,
+    ScoreResult,
+    finite,
+    schema,
+)
+
+GOLDEN = Path(__file__).parent / "golden"
+
+ENV = Env(
+    tool="bdprune",
+    version="0.1.0",
+    torch="2.13.0",
+    cuda=None,
+    device="cpu",
+    backend="native",
+    threads=1,
+    seed=0,
+    python="3.11.7",
+    platform="Linux",
+)
+
+
+def result(**changes: object) -> Result:
+    base: dict[str, object] = {
+        "started": "2026-11-20T22:49:13+00:00",
+        "seconds": 1.5,
+        "artifact": None,
+        "model": None,
+        "data": None,
+        "env": ENV,
+        "verdict": "clean",
+        "risk": 0.25,
+        "target_label": None,
+    }
+    return Result(**(base | changes))  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("kind", ["scan", "purify", "score", "coverage"])
+def test_schema_is_the_one_that_was_agreed(kind: str) -> None:
+    """A change here breaks readers: raise SCHEMA_VERSION, then write the file anew with `bdprune schema KIND`."""
+    assert json.loads(json.dumps(schema(kind))) == json.loads((GOLDEN / f"{kind}.schema.json").read_text())
+
+
+def test_top_level_has_what_readers_were_promised() -> None:
+    names = {"schema_version", "verdict", "risk", "target_label", "artifact", "model", "detectors", "findings", "data"}
+    written = json.loads(result().to_json())
+    assert names | {"env", "seconds", "error"} <= written.keys()
+    assert written["schema_version"] == "1.1" and written["kind"] == "scan"
+
+
+def test_what_is_written_comes_back_equal() -> None:
+    detector = DetectorResult(id="a", score=1.0, threshold=0.5, flagged=True, details={"votes": [1, 2]})
+    finding = Finding(rule_id="BD030", severity="high", message="m", atlas=("AML.T0018.000",))
+    before = result(verdict="backdoored", target_label=8, detectors=(detector,), findings=(finding,))
+    assert Result.from_json(before.to_json()) == before
+    assert Result.from_json(before.to_json(indent=None)) == before
+    assert "\n" not in before.to_json(indent=None)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"verdict": "fine"},
+        {"risk": 1.5},
+        {"schema_version": "2.0"},
+        {"kind": "purify"},
+        {"surprise": 1},
+        {"target_label": "8"},
+        {"findings": [{"rule_id": "X1", "severity": "high", "message": "m"}]},
+    ],
+)
+def test_anything_else_is_refused(change: dict[str, object]) -> None:
+    altered = json.loads(result().to_json()) | change
+    with pytest.raises(DataError, match=r"not a Result of schema 1\.1"):
+        Result.from_json(json.dumps(altered))
+
+
+def test_text_that_is_no_json_is_refused() -> None:
+    for text in ("", "{", b"\xff\xfe"):
+        with pytest.raises(DataError):
+            Result.from_json(text)
+
+
+@given(
+    st.recursive(
+        st.none() | st.booleans() | st.integers(-(2**53), 2**53) | st.floats() | st.text(),
+        lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner),
+        max_leaves=20,
+    )
+)
+def test_finite_makes_strict_json_of_anything(value: object) -> None:
+    def refuse(constant: str) -> None:
+        raise AssertionError(constant)
+
+    cleaned = finite(value)
+    assert json.loads(json.dumps(cleaned, allow_nan=False), parse_constant=refuse) == cleaned
+    assert finite(cleaned) == cleaned
+
+
+def test_non_finite_numbers_become_null_and_finite_ones_stay() -> None:
+    assert finite({"a": [math.nan, 1.5, (math.inf, -math.inf)], 3: "NaN"}) == {
+        "a": [None, 1.5, [None, None]],
+        "3": "NaN",
+    }
+
+
+def test_objects_that_json_does_not_know_become_text() -> None:
+    class Version(str):
+        pass
+
+    assert finite({Path("a"): Path("b"), "v": Version("2.13")}) == {"a": "b", "v": "2.13"}
+    assert type(finite(Version("2.13"))) is str
+
+
+def test_non_finite_numbers_in_a_result_are_null_in_its_json() -> None:
+    detector = DetectorResult(id="a", score=math.nan, threshold=math.inf, flagged=False, details={"x": [math.nan]})
+    text = result(detectors=(detector,)).to_json()
+    assert "NaN" not in text and "Infinity" not in text
+    back = Result.from_json(text).detectors[0]
+    assert back.score is None and back.threshold is None and back.details == {"x": [None]}
+
+
+def test_kinds_do_not_pass_for_each_other() -> None:
+    text = result().to_json()
+    for kind in (PurifyResult, ScoreResult):
+        with pytest.raises(DataError):
+            kind.from_json(text)
+
+
+def test_records_cannot_be_changed() -> None:
+    with pytest.raises(AttributeError):
+        result().verdict = "clean"  # type: ignore[misc]
+
+
+def test_any_of_the_kinds_is_told_by_its_tag() -> None:
+    text = result().to_json()
+    assert isinstance(msgspec.json.decode(text, type=Result | PurifyResult | ScoreResult), Result)

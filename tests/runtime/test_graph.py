@@ -1,0 +1,429 @@
+"""Steps that are recorded once and replayed: the numbers of steps as they are written, and no look at the device.
+
+CUDA is played by a tape of the operations that a step runs. A replay of the tape runs them again on the same memory,
+and not a line of Python, so whatever the step keeps outside of tensors is missing from it, as from a CUDA graph.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from bdprune.errors import OptionError
+from bdprune.loops.recovery import RecoverSettings, recover
+from bdprune.loops.together import recover_together, unlearn_together
+from bdprune.loops.unlearning import UnlearnSettings
+from bdprune.model.handle import Model
+from bdprune.runtime import graph, watch
+from bdprune.runtime.graph import WARM_UPS, Captured, Tensors, recorder_for
+
+from ..helpers import siblings
+
+aten = torch.ops.aten
+READS_BACK = {aten._local_scalar_dense, aten.nonzero, aten.masked_select, aten.equal, aten.is_nonzero, aten.unique_dim}
+
+
+class Tape(TorchDispatchMode):
+    """Notes every operation, and puts the memory that was there before back as it was."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.operations: list[tuple[Any, Any, Any, list[Tensor]]] = []
+        self._made: set[int] = set()
+        self._before: dict[int, tuple[Any, Any]] = {}
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        assert func.overloadpacket not in READS_BACK, f"{func} reads back from the device"
+        kwargs = kwargs or {}
+        for one in tensors(args, kwargs):
+            storage = one.untyped_storage()
+            if storage.data_ptr() not in self._made | self._before.keys():
+                self._before[storage.data_ptr()] = storage, storage.clone()
+        out = func(*args, **kwargs)
+        self.operations.append((func, args, kwargs, tensors(out)))
+        self._made |= {one.untyped_storage().data_ptr() for one in tensors(out)} - self._before.keys()
+        return out
+
+    def restore(self) -> None:
+        for storage, before in self._before.values():
+            storage.copy_(before)
+
+    @torch.no_grad()
+    def replay(self) -> None:
+        for func, args, kwargs, outputs in self.operations:
+            known = {one.untyped_storage().data_ptr() for one in tensors(args, kwargs)}
+            views = all(one.untyped_storage().data_ptr() in known for one in outputs)
+            if views and not func._schema.is_mutable:
+                continue
+            for kept, new in zip(outputs, tensors(func(*args, **kwargs)), strict=True):
+                if kept.data_ptr() != new.data_ptr():
+                    kept.copy_(new)
+
+
+def tensors(*values: Any) -> list[Tensor]:
+    return [one for one in tree_leaves(values) if isinstance(one, Tensor)]
+
+
+@dataclass
+class Tapes:
+    """A recorder that works by tapes; notes what it was asked for."""
+
+    warmed_up: int = 0
+    replayed: int = 0
+    tapes: list[Tape] = field(default_factory=list)
+
+    def warm_up(self, run: Callable[[], Tensors]) -> Tensors:
+        self.warmed_up += 1
+        return run()
+
+    def record(self, run: Callable[[], Tensors]) -> tuple[Callable[[], Any], Tensors]:
+        with Tape() as tape:
+            outputs = run()
+        tape.restore()
+        self.tapes.append(tape)
+
+        def replay() -> None:
+            self.replayed += 1
+            tape.replay()
+
+        return replay, outputs
+
+    def random_state(self) -> Tensor:
+        return torch.get_rng_state()
+
+
+@pytest.fixture
+def tapes(monkeypatch: pytest.MonkeyPatch) -> Tapes:
+    """Steps are taped on the CPU from here on."""
+    found = Tapes()
+    for name in ("together", "recovery"):
+        module = importlib.import_module(f"bdprune.loops.{name}")
+        monkeypatch.setattr(module, "captured", lambda step, device: Captured(step, found))
+    return found
+
+
+def state(model: Model) -> dict[str, Tensor]:
+    return model.network.state_dict()
+
+
+UNLEARNING = {
+    "milestones": UnlearnSettings(lr=0.01, batch_size=50, max_epochs=6, padding=1, milestones=(2, 4)),
+    "epochs": UnlearnSettings(lr=0.02, batch_size=50, max_epochs=6, padding=1, stop_on="epoch"),
+    "another try": UnlearnSettings(lr=1e-4, batch_size=50, max_epochs=3, padding=1, raises=1),
+    "two shapes": UnlearnSettings(lr=0.002, batch_size=37, max_epochs=4, padding=1),
+    "breaks down": UnlearnSettings(lr=1e30, batch_size=50, max_epochs=3, padding=1, retries=0),
+    "running statistics": UnlearnSettings(lr=0.02, batch_size=50, max_epochs=3, padding=1, small_data=1000),
+}
+
+
+@pytest.mark.parametrize("name", UNLEARNING)
+def test_replayed_unlearning_has_the_bits_of_the_steps_as_written(
+    bright: Any, name: str, request: pytest.FixtureRequest
+) -> None:
+    models, settings = siblings(bright.model), UNLEARNING[name]
+    written = unlearn_together(models, bright.data, settings, seed=3)
+    tapes: Tapes = request.getfixturevalue("tapes")
+    replayed = unlearn_together(models, bright.data, settings, seed=3)
+    assert tapes.replayed > 0
+    for ours, theirs in zip(replayed, written, strict=True):
+        assert ours.trajectory == theirs.trajectory  # type: ignore[union-attr]
+        assert (ours.lr, ours.stopped) == (theirs.lr, theirs.stopped)  # type: ignore[union-attr]
+        for key, value in state(theirs.model).items():  # type: ignore[union-attr]
+            assert torch.equal(value, state(ours.model)[key])  # type: ignore[union-attr]
+
+
+def test_every_shape_of_batch_is_recorded_once_and_read_from_the_same_memory(bright: Any, tapes: Tapes) -> None:
+    settings = UnlearnSettings(lr=1e-4, batch_size=37, max_epochs=5, padding=1)
+    unlearn_together(siblings(bright.model), bright.data, settings)
+    # 240 images in batches of 35 and 34, two of the first kind and five of the second an epoch.
+    assert len(tapes.tapes) == 2 and tapes.warmed_up == 2 * WARM_UPS
+    assert tapes.replayed == 7 * 5 - 2 * WARM_UPS
+
+
+@pytest.mark.parametrize("together", [True, False], ids=["stack", "alone"])
+def test_replayed_recovery_has_the_bits_of_the_steps_as_written(
+    bright: Any, together: bool, request: pytest.FixtureRequest
+) -> None:
+    settings = RecoverSettings(batch_size=50, epochs=4, padding=1, loss_scale=0.2)
+    models = siblings(bright.model)
+
+    def run() -> list[Any]:
+        if together:
+            return list(recover_together(models, bright.data, settings, seed=5))
+        return [recover(models[1], bright.data, settings, seed=5)]
+
+    written = run()
+    tapes: Tapes = request.getfixturevalue("tapes")
+    replayed = run()
+    assert tapes.replayed == 5 * 4 - WARM_UPS
+    for ours, theirs in zip(replayed, written, strict=True):
+        assert ours.losses == theirs.losses
+        assert all(torch.equal(mask, ours.masks[name]) for name, mask in theirs.masks.items())
+    assert any((mask < 1).any() for mask in written[0].masks.values())
+
+
+def test_a_tape_misses_what_a_step_keeps_outside_of_tensors() -> None:
+    total, count = torch.zeros(1), [0]
+
+    def step(one: Tensor) -> Tensors:
+        count[0] += 1
+        total.add_(one * count[0])
+        return (total,)
+
+    written = Captured(step, None)
+    sums = [float(written(torch.ones(1))[0]) for _ in range(6)]
+    assert sums == [1, 3, 6, 10, 15, 21]
+    total.zero_()
+    count[0] = 0
+    taped = Captured(step, Tapes())
+    assert [float(taped(torch.ones(1))[0]) for _ in range(6)] == [1, 3, 6, 10, 14, 18]
+
+
+def test_what_a_step_gives_is_not_written_over_by_the_next() -> None:
+    run = Captured(lambda one: (one * 2,), Tapes())
+    found = [run(torch.tensor([float(index)]))[0] for index in range(6)]
+    assert [float(one) for one in found] == [0, 2, 4, 6, 8, 10]
+
+
+def test_a_step_that_reads_back_fails_on_the_tape() -> None:
+    run = Captured(lambda one: (one * one.sum().item(),), Tapes())
+    for _ in range(WARM_UPS):
+        run(torch.ones(2))
+    with pytest.raises(AssertionError, match="reads back"):
+        run(torch.ones(2))
+
+
+class Unknowing:
+    """A watch that hears nothing, whoever is still going."""
+
+    def is_over(self, going: Tensor) -> bool:
+        return False
+
+
+@pytest.mark.parametrize(("phase", "steps"), [("batch", 100), ("epoch", 100), ("recovery", 20), ("recovery alone", 20)])
+def test_nothing_is_read_back_before_the_phase_is_over(
+    bright: Any, phase: str, steps: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Meta tensors have no values: whoever looks at one, or copies it to the CPU, raises."""
+    done: list[Tensors] = []
+
+    def counted(step: Callable[..., Tensors], device: torch.device) -> Callable[..., Tensors]:
+        return lambda *inputs: done.append(step(*inputs)) or done[-1]  # type: ignore[func-returns-value]
+
+    for name in ("together", "recovery"):
+        monkeypatch.setattr(importlib.import_module(f"bdprune.loops.{name}"), "captured", counted)
+    monkeypatch.setattr(importlib.import_module("bdprune.loops.together"), "watch_on", lambda device: Unknowing())
+    models = siblings(bright.model, device="meta")
+    monkeypatch.setattr(Model, "groups", bright.model.groups)
+    monkeypatch.setattr(torch, "autocast", lambda *settings, **named: nullcontext())  # knows no such device
+    recovery = RecoverSettings(batch_size=50, epochs=4, padding=1)
+
+    def unlearning(stop_on: str) -> object:
+        settings = UnlearnSettings(batch_size=50, padding=1, stop_on=stop_on, milestones=(3,))
+        return unlearn_together(models, bright.data, settings)
+
+    runs: dict[str, Callable[[], object]] = {
+        "batch": lambda: unlearning("batch"),
+        "epoch": lambda: unlearning("epoch"),
+        "recovery": lambda: recover_together(models, bright.data, recovery),
+        "recovery alone": lambda: recover(models[0], bright.data, recovery),
+    }
+    with pytest.raises((NotImplementedError, RuntimeError), match="meta"):
+        runs[phase]()
+    assert len(done) == steps
+
+
+def test_a_step_that_draws_at_random_is_never_recorded() -> None:
+    tapes = Tapes()
+    run = Captured(lambda one: (nn.functional.dropout(one),), tapes)
+    drawn = {tuple(run(torch.ones(20))[0].tolist()) for _ in range(8)}
+    assert len(drawn) == 8 and tapes.warmed_up == 1 and not tapes.tapes
+
+
+def test_a_step_that_cannot_be_recorded_runs_as_it_is_written() -> None:
+    class Refusing(Tapes):
+        def record(self, run: Callable[[], Tensors]) -> tuple[Callable[[], Any], Tensors]:
+            raise RuntimeError("operation not permitted when stream is capturing")
+
+    total = torch.zeros(1)
+    run = Captured(lambda one: (total.add_(one).clone(),), Refusing())
+    assert [float(run(torch.ones(1))[0]) for _ in range(6)] == [1, 2, 3, 4, 5, 6]
+
+
+def test_a_cpu_runs_steps_as_they_are_written_and_the_setting_is_checked(monkeypatch: pytest.MonkeyPatch) -> None:
+    cpu, gpu = torch.device("cpu"), torch.device("cuda")
+    assert recorder_for(cpu) is None
+    monkeypatch.setattr(graph, "CudaRecorder", lambda device: ("recorder", device))
+    monkeypatch.delenv("BDPRUNE_GRAPHS", raising=False)
+    assert recorder_for(gpu) == ("recorder", gpu)
+    monkeypatch.setenv("BDPRUNE_GRAPHS", "0")
+    assert recorder_for(gpu) is None
+    monkeypatch.setenv("BDPRUNE_GRAPHS", "yes")
+    with pytest.raises(OptionError, match="Set it to 0 or 1"):
+        recorder_for(cpu)
+
+
+class Streams:
+    """Plays those parts of torch.cuda that a recorder calls, and notes on which stream what runs."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, fails: bool) -> None:
+        self.current, self.notes, self.fails = "main", list[str](), fails
+        for name in ("Stream", "stream", "graph", "current_stream", "set_stream", "graph_pool_handle", "CUDAGraph"):
+            monkeypatch.setattr(torch.cuda, name, getattr(self, f"_{name}"))
+        monkeypatch.setattr(torch.cuda, "device", lambda device: nullcontext())
+
+    def note(self, what: str) -> None:
+        self.notes.append(f"{what} on {self.current}")
+
+    def _Stream(self, device: torch.device) -> Any:
+        return SimpleNamespace(name="side", wait_stream=lambda other: self.notes.append(f"side waits for {other.name}"))
+
+    def _current_stream(self, device: torch.device) -> Any:
+        return SimpleNamespace(name="main", wait_stream=lambda other: self.notes.append(f"main waits for {other.name}"))
+
+    def _set_stream(self, stream: Any) -> None:
+        self.current = stream.name
+
+    @contextmanager
+    def _stream(self, stream: Any) -> Iterator[None]:
+        before, self.current = self.current, stream.name
+        yield
+        self.current = before
+
+    @contextmanager
+    def _graph(self, graph: Any, pool: str, stream: Any) -> Iterator[None]:
+        before, self.current = self.current, stream.name
+        yield
+        if self.fails:
+            raise RuntimeError("the recording is void")
+        self.current = before
+
+    def _graph_pool_handle(self) -> str:
+        return "pool"
+
+    def _CUDAGraph(self) -> Any:
+        return SimpleNamespace(replay=lambda: self.note("replayed"))
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_cuda_recorder_works_on_a_stream_beside_and_comes_back(monkeypatch: pytest.MonkeyPatch, fails: bool) -> None:
+    streams = Streams(monkeypatch, fails)
+    monkeypatch.setattr(graph.CudaRecorder, "random_state", lambda recorder: torch.zeros(1))
+    total = torch.zeros(1)
+
+    def step(one: Tensor) -> Tensors:
+        streams.note("ran")
+        return (total.add_(one).clone(),)
+
+    run = Captured(step, graph.CudaRecorder(torch.device("cuda")))
+    for _ in range(WARM_UPS + 2):
+        run(torch.ones(1))
+    warmed = ["side waits for main", "ran on side", "main waits for side"] * WARM_UPS
+    recorded = ["ran on side", "replayed on main", "replayed on main"]
+    refused = ["ran on side", "ran on main", "ran on main"]
+    assert streams.notes == warmed + (refused if fails else recorded)
+
+
+needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="graphs are CUDA's: there is no GPU here")
+
+
+@pytest.fixture
+def recordings(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """How every recording went: a step that cannot be recorded runs as it is written, and gives the same."""
+    found: list[str] = []
+    record = graph.CudaRecorder.record
+
+    def noted(one: graph.CudaRecorder, run: Callable[[], Tensors]) -> Any:
+        try:
+            replay, outputs = record(one, run)
+        except RuntimeError as error:
+            found.append(str(error))
+            raise
+        found.append("")
+        return replay, outputs
+
+    monkeypatch.setattr(graph.CudaRecorder, "record", noted)
+    return found
+
+
+@pytest.fixture
+def repeatable(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No weight gradient is summed by atomics, and trials are kept where no other test and no user's are."""
+    monkeypatch.setattr(torch.backends.cudnn, "deterministic", True)
+    monkeypatch.setenv("BDPRUNE_CACHE", str(tmp_path))
+
+
+@needs_gpu
+@pytest.mark.usefixtures("repeatable")
+@pytest.mark.parametrize("name", UNLEARNING)
+def test_cuda_graphs_unlearn_as_the_steps_as_written(
+    bright: Any, name: str, recordings: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    models = siblings(bright.model, device="cuda")
+    found = []
+    for setting in ("0", "1"):
+        monkeypatch.setenv("BDPRUNE_GRAPHS", setting)
+        found.append(unlearn_together(models, bright.data, UNLEARNING[name], seed=3))
+    assert recordings and not any(recordings)
+    for written, replayed in zip(*found, strict=True):
+        assert replayed.trajectory == written.trajectory  # type: ignore[union-attr]
+        for key, value in state(written.model).items():  # type: ignore[union-attr]
+            torch.testing.assert_close(value, state(replayed.model)[key], rtol=1e-5, atol=1e-6)  # type: ignore[union-attr]
+
+
+@needs_gpu
+@pytest.mark.usefixtures("repeatable")
+def test_cuda_graphs_recover_as_the_steps_as_written(
+    bright: Any, recordings: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    models = siblings(bright.model, device="cuda")
+    settings = RecoverSettings(batch_size=50, epochs=4, padding=1, loss_scale=0.2)
+    found = []
+    for setting in ("0", "1"):
+        monkeypatch.setenv("BDPRUNE_GRAPHS", setting)
+        found.append([*recover_together(models, bright.data, settings), recover(models[1], bright.data, settings)])
+    assert recordings == ["", ""]
+    for written, replayed in zip(*found, strict=True):
+        for key, mask in written.masks.items():  # type: ignore[union-attr]
+            torch.testing.assert_close(mask, replayed.masks[key], rtol=1e-4, atol=1e-5)  # type: ignore[union-attr]
+
+
+@needs_gpu
+@pytest.mark.usefixtures("repeatable")
+@pytest.mark.filterwarnings("ignore:Synchronization debug mode is a prototype")
+def test_cuda_unlearning_never_waits_between_its_first_epoch_and_its_end(
+    bright: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without graphs, because recording one waits. Trials of convolutions, too, are done in the first epoch."""
+    together = importlib.import_module("bdprune.loops.together")
+    monkeypatch.setenv("BDPRUNE_GRAPHS", "0")
+    asked: list[bool] = []
+    is_over, read = watch.LateWatch.is_over, together._read
+
+    def strict(one: watch.LateWatch, going: Tensor) -> bool:
+        torch.cuda.set_sync_debug_mode("error")
+        asked.append(is_over(one, going))
+        return asked[-1]
+
+    def relaxed(*args: Any) -> Any:
+        torch.cuda.set_sync_debug_mode("default")
+        return read(*args)
+
+    monkeypatch.setattr(watch.LateWatch, "is_over", strict)
+    monkeypatch.setattr(together, "_read", relaxed)
+    try:
+        unlearn_together(siblings(bright.model, device="cuda"), bright.data, UNLEARNING["milestones"], seed=3)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    assert len(asked) > 1

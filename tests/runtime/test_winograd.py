@@ -1,0 +1,200 @@
+"""Convolutions of whole networks by Winograd's algorithm: which ones, and what comes of it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from bdprune.errors import OptionError
+from bdprune.loops.recovery import RecoverSettings, recover
+from bdprune.loops.unlearning import UnlearnSettings, unlearn
+from bdprune.model.edit.mask import MaskedNetwork
+from bdprune.model.handle import Model
+from bdprune.ops import _backend, _masked_winograd, mask
+from bdprune.runtime import precision, winograd
+from bdprune.runtime.precision import Plan, plan_for
+from bdprune.runtime.winograd import WinogradConvs, has_winograd_convs
+
+pytestmark = pytest.mark.skipif(not _backend.HAS_OPS, reason="the compiled ops are not built or not wanted")
+
+UNLEARN = UnlearnSettings(lr=0.05, weight_decay=0, batch_size=60, padding=0, max_epochs=2, stop_accuracy=0.0)
+RECOVER = RecoverSettings(batch_size=60, epochs=2, padding=0)
+
+
+@pytest.fixture(autouse=True)
+def always(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[tuple[int, ...]]]:
+    """Every conv that may runs so, whatever is faster; gives the shapes of their inputs."""
+    seen: list[tuple[int, ...]] = []
+
+    def takes_over(x: Tensor, weight: Tensor) -> bool:
+        seen.append(tuple(x.shape))
+        return True
+
+    monkeypatch.setattr(winograd, "pays", takes_over)
+    yield seen
+
+
+@pytest.mark.parametrize(
+    "conv",
+    [
+        nn.Conv2d(4, 4, 3, padding=1),
+        nn.Conv2d(4, 4, 3, padding="same", bias=False),
+        nn.Conv2d(4, 4, (3, 3), (1, 1), 1, (1, 1)),
+    ],
+    ids=str,
+)
+def test_what_is_taken_over(conv: nn.Conv2d, always: list[Any]) -> None:
+    assert has_winograd_convs(nn.Sequential(nn.ReLU(), conv))
+    x = torch.randn(2, 4, 6, 6)
+    expected = conv(x)
+    with WinogradConvs():
+        out = conv(x)
+    assert len(always) == 1
+    torch.testing.assert_close(out, expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "conv",
+    [
+        nn.Conv2d(4, 4, 3),
+        nn.Conv2d(4, 4, 3, padding=1, stride=2),
+        nn.Conv2d(4, 4, 3, padding=1, groups=2),
+        nn.Conv2d(4, 4, 3, padding=(1, 0)),
+        nn.Conv2d(4, 4, 3, padding=2, dilation=2),
+        nn.Conv2d(4, 4, 1),
+        nn.Conv2d(4, 4, (3, 1), padding=(1, 0)),
+        nn.Conv2d(4, 4, 5, padding=1),
+        nn.Conv2d(4, 4, 3, padding=1).double(),
+    ],
+    ids=str,
+)
+def test_what_is_left_alone(conv: nn.Conv2d, always: list[Any]) -> None:
+    assert not has_winograd_convs(conv)
+    x = torch.randn(2, 4, 6, 6, dtype=conv.weight.dtype)
+    expected = conv(x)
+    with WinogradConvs():
+        assert torch.equal(conv(x), expected)
+    assert not always
+
+
+def test_padding_of_another_mode_is_done_before(always: list[Any]) -> None:
+    conv, x = nn.Conv2d(4, 4, 3, padding=1, padding_mode="reflect"), torch.randn(2, 4, 6, 6)
+    with WinogradConvs():
+        assert torch.equal(
+            conv(x), functional.conv2d(functional.pad(x, (1, 1, 1, 1), "reflect"), conv.weight, conv.bias)
+        )
+    assert not always
+
+
+def test_one_image_without_a_batch_is_left_alone(always: list[Any]) -> None:
+    with WinogradConvs():
+        assert nn.Conv2d(4, 4, 3, padding=1)(torch.randn(4, 6, 6)).shape == (4, 6, 6)
+    assert not always
+
+
+def test_a_plan_says_nearly_the_same_and_leaves_the_module_alone(bright: Any, always: list[Any]) -> None:
+    module = bright.model.clone().module
+    plan = Plan(winograd=True)
+    plan.arrange(module)
+    before = {name: value.clone() for name, value in module.state_dict().items()}
+    exact = Plan().logits(module, bright.data.images[:20])
+    assert not always
+    logits = plan.logits(module, bright.data.images[:20])
+    assert len(always) == 2
+    torch.testing.assert_close(logits, exact, rtol=1e-4, atol=1e-4 * exact.abs().max().item())
+    assert not torch.equal(logits, exact)
+    assert all(torch.equal(value, before[name]) for name, value in module.state_dict().items())
+    assert torch.equal(Plan().logits(module, bright.data.images[:20]), exact)
+
+
+def test_masked_convs_run_so_in_one_op(monkeypatch: pytest.MonkeyPatch) -> None:
+    shapes: list[tuple[int, ...]] = []
+
+    def run(x: Tensor, *rest: Tensor) -> Tensor:
+        shapes.append(tuple(x.shape))
+        return original(x, *rest)
+
+    original = _masked_winograd.run
+    monkeypatch.setattr(_masked_winograd, "run", run)
+    monkeypatch.setattr(mask, "pays", lambda x, weight: len(weight) > 4)
+    layers = (nn.Conv2d(3, 4, 3, padding=1), nn.ReLU(), nn.Conv2d(4, 8, 3, padding=1), nn.ReLU())
+    plain = nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 3)).eval()
+    masked = MaskedNetwork(Model(plain, "plain", 3, (3, 8, 8))).train()
+    images = torch.rand(5, 3, 8, 8)
+    grads = []
+    for plan in (Plan(), Plan(winograd=True)):
+        loss = functional.cross_entropy(plan.logits(masked, images), torch.tensor([0, 1, 2, 0, 1]))
+        grads.append(torch.autograd.grad(loss, list(masked.masks.values())))
+        assert shapes == ([(5, 4, 8, 8)] if plan.winograd else []), "the other one has too few filters"
+    for ours, direct in zip(*reversed(grads), strict=True):
+        torch.testing.assert_close(ours, direct, rtol=1e-4, atol=1e-6)
+
+
+def test_unlearns_and_recovers_alike(bright: Any, always: list[Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    exact = (
+        unlearn(bright.model, bright.data, UNLEARN, precision="float32"),
+        recover(bright.model, bright.data, RECOVER, precision="float32"),
+    )
+    assert not always
+    monkeypatch.setattr(precision, "_measured", {})
+    monkeypatch.setattr(precision, "_seconds", lambda plan, *_: 0.1 if plan.winograd else 1.0)
+    fast = (
+        unlearn(bright.model, bright.data, UNLEARN, precision="auto"),
+        recover(bright.model, bright.data, RECOVER, precision="auto"),
+    )
+    assert always and fast[0].plan == fast[1].plan == Plan(winograd=True)
+    losses = [[step.loss for step in result.trajectory] for result in (exact[0], fast[0])]
+    assert losses[1] == pytest.approx(losses[0], rel=1e-2, abs=1e-3)
+    for name, expected in exact[1].masks.items():
+        torch.testing.assert_close(fast[1].masks[name], expected, rtol=0, atol=1e-3)
+
+
+def test_is_not_tried_where_no_conv_may_run_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    tried: list[Plan] = []
+    monkeypatch.setattr(precision, "_measured", {})
+    monkeypatch.setattr(precision, "_seconds", lambda plan, *_: tried.append(plan) or 1.0)
+    network = nn.Sequential(nn.Conv2d(3, 8, 5), nn.Flatten(), nn.LazyLinear(2))
+    images = torch.rand(4, 3, 8, 8)
+    network(images)
+    plan_for("auto", network, images)
+    assert tried and not any(plan.winograd for plan in tried)
+
+
+def test_a_conv_runs_so_where_it_pays(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.undo()
+    wide, narrow = nn.Conv2d(16, 32, 3, padding=1), nn.Conv2d(15, 32, 3, padding=1)
+    x = torch.randn(4, 16, 8, 8)
+    with WinogradConvs():
+        outs = wide(x), narrow(x[:, :15])
+    assert not torch.equal(outs[0], wide(x)) and torch.equal(outs[1], narrow(x[:, :15]))
+
+
+def test_autocast_wants_another_precision(always: list[Any]) -> None:
+    conv, x = nn.Conv2d(16, 16, 3, padding=1), torch.randn(4, 16, 8, 8)
+    with torch.autocast("cpu", torch.bfloat16), WinogradConvs():
+        assert conv(x).dtype == torch.bfloat16
+    assert not always
+
+
+def test_it_is_the_default_where_the_layout_is_sound() -> None:
+    images = torch.rand(8, 3, 8, 8)
+    three = nn.Sequential(nn.Conv2d(3, 16, 3, padding=1), nn.Conv2d(16, 16, 3, padding=1))
+    assert plan_for(precision.DEFAULT, three, images) == plan_for("winograd", three, images) == Plan(winograd=True)
+    mangled = nn.Sequential(*three, nn.Conv2d(3, 4, 1, stride=2))  # stays contiguous: training/layout.py
+    assert plan_for("winograd", mangled, images) == Plan(channels_last=False)
+    assert plan_for("winograd", nn.Conv2d(3, 16, 5), images) == Plan()
+
+
+def test_convs_of_a_precision(always: list[Any]) -> None:
+    conv, x = nn.Conv2d(4, 4, 3, padding=1), torch.randn(2, 4, 6, 6)
+    for name, count in (("winograd", 1), ("auto", 2), ("float32", 2), ("bfloat16", 2)):
+        with precision.convs_of(name):  # type: ignore[arg-type]
+            conv(x)
+        assert len(always) == count
+    with pytest.raises(OptionError, match="float8"):
+        precision.convs_of("float8")  # type: ignore[arg-type]
