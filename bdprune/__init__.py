@@ -14,32 +14,104 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from bdprune.analysis import Analysis as Analysis
+    from bdprune.analysis import Case as Case
     from bdprune.analysis import stack as stack
+    from bdprune.data import CleanData as CleanData
+    from bdprune.errors import BdpruneError as BdpruneError
+    from bdprune.errors import OptionError as OptionError
+    from bdprune.fleet import StackOptions as StackOptions
     from bdprune.fleet import scan as scan
     from bdprune.fleet import scan_many as scan_many
+    from bdprune.loops import FineTuneSettings as FineTuneSettings
+    from bdprune.loops import RecoverSettings as RecoverSettings
+    from bdprune.loops import UnlearnSettings as UnlearnSettings
+    from bdprune.methods import Detector as Detector
+    from bdprune.methods import Purifier as Purifier
+    from bdprune.methods import Repair as Repair
+    from bdprune.model import Model as Model
+    from bdprune.model import Normalization as Normalization
+    from bdprune.pipeline import Repaired as Repaired
     from bdprune.pipeline import load as load
     from bdprune.pipeline import purify as purify
     from bdprune.pipeline import score as score
+    from bdprune.record import Attachment as Attachment
+    from bdprune.record import Evidence as Evidence
+    from bdprune.record import MethodInfo as MethodInfo
+    from bdprune.record import Needs as Needs
+    from bdprune.record import PurifyResult as PurifyResult
     from bdprune.record import Result as Result
+    from bdprune.record import Rule as Rule
+    from bdprune.record import ScoreResult as ScoreResult
+    from bdprune.registry import detector as detector
+    from bdprune.registry import purifier as purifier
+    from bdprune.report import html_page as html_page
 
 __version__ = "0.1.0"
 
 _HOMES = {
-    "Result": "record",
-    "load": "pipeline",
-    "purify": "pipeline",
-    "scan": "fleet",
-    "scan_many": "fleet",
-    "score": "pipeline",
-    "stack": "analysis",
+    "analysis": (
+        "Analysis",
+        "Case",
+        "stack",
+    ),
+    "data": ("CleanData",),
+    "errors": (
+        "BdpruneError",
+        "OptionError",
+    ),
+    "fleet": (
+        "StackOptions",
+        "scan",
+        "scan_many",
+    ),
+    "loops": (
+        "FineTuneSettings",
+        "RecoverSettings",
+        "UnlearnSettings",
+    ),
+    "methods": (
+        "Detector",
+        "Purifier",
+        "Repair",
+    ),
+    "model": (
+        "Model",
+        "Normalization",
+    ),
+    "pipeline": (
+        "Repaired",
+        "load",
+        "purify",
+        "score",
+    ),
+    "record": (
+        "Attachment",
+        "Evidence",
+        "MethodInfo",
+        "Needs",
+        "PurifyResult",
+        "Result",
+        "Rule",
+        "ScoreResult",
+    ),
+    "registry": (
+        "detector",
+        "purifier",
+    ),
+    "report": ("html_page",),
 }
-__all__ = ["Result", "__version__", "load", "purify", "scan", "scan_many", "score", "stack"]
+"""Public names by the package that defines them."""
+
+_HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
+
+__all__ = ["__version__", *_HOME_OF]
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _HOMES:
+    if name not in _HOME_OF:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(importlib.import_module(f"bdprune.{_HOMES[name]}"), name)
+    return getattr(importlib.import_module(f"bdprune.{_HOME_OF[name]}"), name)
 
 
 def __dir__() -> list[str]:

@@ -13,6 +13,7 @@ masks, pruned filters. In the default precision verdicts and labels must be equa
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 import sys
 from collections.abc import Iterator
@@ -52,7 +53,7 @@ def measure(name: str, precision: str) -> tuple[Record, Masks]:
 def _scan(path: Path, images: Path, precision: str) -> Record:
     result = bdprune.scan(path, images, precision=precision)
     detectors = {
-        one.id: {
+        one.detector: {
             "score": one.score,
             "threshold": one.threshold,
             "flagged": one.flagged,
@@ -65,7 +66,7 @@ def _scan(path: Path, images: Path, precision: str) -> Record:
 
 
 def _repair(repair: Any) -> tuple[Record, Masks]:
-    result, masks = repair.result, repair.purified.masks
+    result, masks = repair.result, repair.repair.masks
     record = {
         "threshold": result.threshold,
         "accuracy_before": result.accuracy_before,
@@ -89,7 +90,14 @@ def _digest(state: dict[str, Tensor]) -> str:
 
 def _score(path: Path, images: Path, method: str) -> Record:
     result = bdprune.score(path, images, method=method, top=10_000)
-    return {f"{one.layer}/{one.filter}": [one.score, one.z] for one in result.top}
+    scores = {f"{one.layer}/{one.filter}": [one.score, one.z] for one in result.top}
+    return shortened(scores)
+
+
+def shortened(scores: Record) -> Record:
+    """The twenty largest scores, and the digest of all."""
+    digest = hashlib.sha256(json.dumps(scores).encode()).hexdigest()
+    return {"top": dict(list(scores.items())[:20]), "digest": digest}
 
 
 def differences(was: Any, now: Any, where: str = "") -> Iterator[str]:
@@ -171,7 +179,7 @@ def main() -> int:
         records[f"{name} {precision}"], own = measure(name, precision)
         masks |= own
         print(f"{name} {precision}: {records[f'{name} {precision}']['scan']['verdict']}", flush=True)
-    records_file.write_text(json.dumps(records, indent=1) + "\n")
+    records_file.write_text(json.dumps(records) + "\n")
     save_file(masks, masks_file)
     return 0
 

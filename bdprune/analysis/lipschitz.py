@@ -3,12 +3,29 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
 
+from bdprune.analysis.case import Analysis, Case
 from bdprune.model import FilterGroup, Model
 from bdprune.ops import filter_spectral_norms
+
+
+@dataclass(frozen=True)
+class Lipschitz(Analysis[dict[str, Tensor]]):
+    """:func:`channel_lipschitz` of every filter."""
+
+    uses_data: ClassVar[bool] = False
+
+    def compute(self, case: Case) -> dict[str, Tensor]:
+        return channel_lipschitz(case.model)
+
+    def compute_stack(self, cases: Sequence[Case]) -> list[dict[str, Tensor]]:
+        """The filters of all models in one call."""
+        return channel_lipschitz_of([case.model for case in cases])
 
 
 def channel_lipschitz(model: Model) -> dict[str, Tensor]:

@@ -7,15 +7,25 @@ normalises by the batch, and two linear layers in a row move twice as fast as on
 from __future__ import annotations
 
 import copy
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from bdprune.analysis.case import Analysis, Case
 from bdprune.model import Model
 
 _PROBE = 8  # images on which the plain form is held against the model
 _TOLERANCE = 1e-3  # of the largest logit; of 1 for what a batch norm multiplies by and adds
+
+
+@dataclass(frozen=True)
+class PlainForm(Analysis[Model]):
+    """:func:`plain_form` of the model: the same function with fewer layers."""
+
+    def compute(self, case: Case) -> Model:
+        return plain_form(case.model, case.images.images)
 
 
 @torch.no_grad()

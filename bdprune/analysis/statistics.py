@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
 import torch
 from torch import Tensor, nn
 
+from bdprune.analysis.case import Analysis, Case
 from bdprune.analysis.saliency import saliency, separable, summed_saliency
 from bdprune.data import CleanData
 from bdprune.model import FilterGroup, Model
@@ -31,6 +32,19 @@ class FilterStatistics:
     saliency: Tensor
     activation: Tensor
     correlation: Tensor
+
+
+@dataclass(frozen=True)
+class Statistics(Analysis[dict[str, FilterStatistics]]):
+    """:func:`filter_statistics` of every filter group, with its settings."""
+
+    salient: bool = True
+    per_image: bool = True
+    order: int = 1
+    rectified: bool = False
+
+    def compute(self, case: Case) -> dict[str, FilterStatistics]:
+        return filter_statistics(case.model, case.images, **asdict(self))
 
 
 def filter_statistics(

@@ -12,8 +12,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from bdprune.analysis.lipschitz import channel_lipschitz
-from bdprune.analysis.statistics import FilterStatistics, filter_statistics
+from bdprune.analysis.case import Analysis, Case
+from bdprune.analysis.lipschitz import Lipschitz
+from bdprune.analysis.statistics import FilterStatistics, Statistics
 from bdprune.data import CleanData
 from bdprune.model import Model
 
@@ -22,7 +23,7 @@ _DEAD = 1e-3  # A filter this far below its layer's median spectral norm passes 
 
 
 @dataclass(frozen=True)
-class Suspiciousness:
+class Suspiciousness(Analysis[dict[str, Tensor]]):
     """``S_k = root(g_k^s (1 - r_k)^c a_k^t) sigma_k``, each factor relative to its layer's mean.
 
     g is the saliency, r the mean absolute correlation with the layer's other filters, a the activation norm and
@@ -48,17 +49,14 @@ class Suspiciousness:
     order: int = 1
     rectified: bool = True
 
-    def __call__(self, model: Model, data: CleanData) -> dict[str, Tensor]:
+    def compute(self, case: Case) -> dict[str, Tensor]:
         """Group name -> score per filter ``[num_filters]``, float64, CPU; larger is more suspicious."""
-        statistics = filter_statistics(
-            model,
-            data,
-            salient=self.saliency != 0,
-            per_image=self.per_image,
-            order=self.order,
-            rectified=self.rectified,
-        )
-        return self.combine(statistics, channel_lipschitz(model))
+        wanted = Statistics(self.saliency != 0, self.per_image, self.order, self.rectified)
+        return self.combine(case.get(wanted), case.get(Lipschitz()))
+
+    def __call__(self, model: Model, data: CleanData) -> dict[str, Tensor]:
+        """The score of one model on its own."""
+        return Case(model, data).get(self)
 
     def combine(self, statistics: Mapping[str, FilterStatistics], sigma: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """The score from its parts, for callers that have them already."""

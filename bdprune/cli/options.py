@@ -17,7 +17,7 @@ Function = TypeVar("Function", bound=Callable[..., Any])
 
 
 def model_options(function: Function) -> Function:
-    """How to load a model: the fields of ``ModelOptions``."""
+    """How to load a model."""
     options = [
         click.option("--arch", metavar="NAME|MODULE:CALLABLE", help="Architecture; recognised when left out."),
         click.option("--num-classes", type=click.IntRange(min=2), metavar="N", help="Number of classes; read off."),
@@ -82,7 +82,7 @@ def stack_options(function: Function) -> Function:
             show_default=True,
             callback=_stack,
             help="Scan up to N models of one architecture in the same steps; 1 takes one after another, auto what a "
-            "short trial finds faster. Not with --timeout, which takes a process for every model.",
+            "short trial finds faster. With --timeout a stack may take as long as its models one after another.",
         ),
         click.option(
             "--stack-memory",
@@ -126,10 +126,14 @@ def format_option(kinds: tuple[str, ...]) -> Callable[[Function], Function]:
     )
 
 
-def known_model_options(values: dict[str, Any]) -> dict[str, Any]:
-    """Those of ``values`` that say how to load a model."""
-    names = ("arch", "num_classes", "input_shape", "normalize", "device", "seed", "state_key")
-    return {name: values[name] for name in names}
+def attachments_option(function: Function) -> Function:
+    """``attachments``: a folder."""
+    return click.option(
+        "--attachments",
+        type=click.Path(path_type=Path),
+        metavar="DIR",
+        help="Write the tensors and pictures that methods give, such as masks, to this folder; the JSON names them.",
+    )(function)
 
 
 def _apply(function: Function, options: list[Callable[[Any], Any]]) -> Function:

@@ -10,10 +10,11 @@ from typing import Any
 import click
 
 from bdprune.cli import exit_codes, outputs
+from bdprune.cli.methods import MethodNames
 from bdprune.cli.options import (
+    attachments_option,
     data_options,
     format_option,
-    known_model_options,
     model_options,
     precision_option,
     progress_options,
@@ -21,19 +22,32 @@ from bdprune.cli.options import (
 from bdprune.cli.progress import Progress
 from bdprune.errors import OptionError
 from bdprune.files import check_writable
-from bdprune.fleet import check_exists
 
 KINDS = ("text", "json", "html")
 
 
 @click.command(short_help="Cut the backdoor out of a checkpoint.")
 @click.argument("path", type=click.Path(path_type=Path))
-@click.option("--method", default="rnp", show_default=True, metavar="rnp|suspiciousness", help="How to repair.")
+@click.option(
+    "--method",
+    default="rnp",
+    show_default=True,
+    type=MethodNames("purifier"),
+    help="How to repair; `bdprune purifiers` says what they do.",
+)
 @click.option(
     "-o", "--output", required=True, type=click.Path(path_type=Path), metavar="OUT", help="The new checkpoint."
 )
 @data_options
-@click.option("--preset", metavar="paper|code|robust", help="Settings of rnp: the paper's, its code's, or ours.")
+@click.option("--preset", metavar="NAME", help="A named set of the method's settings; `bdprune purifiers` lists them.")
+@click.option(
+    "--from",
+    "start_from",
+    type=click.Path(path_type=Path),
+    metavar="RESULT",
+    help="The JSON of a scan of the same weights on the same images: the repair checks that it was, "
+    "and goes on from there.",
+)
 @click.option(
     "--mode",
     type=click.Choice(["zero_gamma", "zero_gamma_beta", "weights"]),
@@ -47,19 +61,14 @@ KINDS = ("text", "json", "html")
 )
 @precision_option("the repair's steps")
 @model_options
+@attachments_option
 @format_option(KINDS)
 @progress_options
 def purify(
     path: Path,
-    method: str,
     output: Path,
     data: Path | None,
-    per_class: int,
-    class_order: str | None,
-    preset: str | None,
-    mode: str | None,
-    max_acc_drop: float | None,
-    precision: str | None,
+    start_from: Path | None,
     formats: tuple[str, ...],
     quiet: bool,
     no_progress: bool,
@@ -78,28 +87,18 @@ def purify(
     """
     if data is None:
         raise OptionError("A repair needs clean data.", "Give a few labelled clean images with --data.")
+    from bdprune.fleet import check_exists
+
     check_exists(path)
     wanted = outputs.plan(formats, (), KINDS, quiet)
     check_writable(output)
-    outputs.check_apart([output, *(one.path for one in wanted)], [path, data])
+    outputs.check_apart([output, *(one.path for one in wanted)], [path, data, start_from])
     with Progress(1, shown=not (quiet or no_progress)) as progress, redirect_stdout(sys.stderr):
         progress.stage("starting")
         from bdprune.pipeline import purify as repair
 
-        done = repair(
-            next(progress.through([path])),
-            data,
-            method=method,
-            output=output,
-            preset=preset,
-            mode=mode,
-            max_acc_drop=max_acc_drop,
-            precision=precision,
-            per_class=per_class,
-            class_order=class_order,
-            progress=progress.stage,
-            **known_model_options(options),
-        )
+        source = next(progress.through([path]))
+        done = repair(source, data, output=output, start_from=start_from, progress=progress.stage, **options)
     results = [done.result, *(other.result for other in done.others)]
     outputs.write(wanted, results, as_array=len(results) > 1)
     return exit_codes.INCONCLUSIVE if done.result.left else exit_codes.OK

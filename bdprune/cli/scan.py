@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterator
 from contextlib import redirect_stdout
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from bdprune.cli import exit_codes, outputs
+from bdprune.cli.methods import MethodNames
 from bdprune.cli.options import (
+    attachments_option,
     data_options,
     format_option,
-    known_model_options,
     model_options,
     precision_option,
     progress_options,
@@ -21,8 +23,10 @@ from bdprune.cli.options import (
 )
 from bdprune.cli.progress import Progress
 from bdprune.errors import NoWeightsError, UnsupportedError
-from bdprune.fleet import Sources, expand
 from bdprune.record import Result
+
+if TYPE_CHECKING:
+    from bdprune.fleet import Sources
 
 KINDS = ("text", "json", "jsonl", "html")
 
@@ -31,7 +35,11 @@ KINDS = ("text", "json", "jsonl", "html")
 @click.argument("paths", nargs=-1, required=True, metavar="PATH...")
 @data_options
 @model_options
-@click.option("--detectors", metavar="NAME,NAME", help="Which detectors run.  [default: all]")
+@click.option(
+    "--detectors",
+    type=MethodNames("detector"),
+    help="Which detectors run, with commas between; `bdprune detectors` says what they do.  [default: all]",
+)
 @precision_option("the detectors that train")
 @click.option("--timeout", type=float, metavar="SECONDS", help="Give up on a model after so long.  [default: never]")
 @stack_options
@@ -48,22 +56,17 @@ KINDS = ("text", "json", "jsonl", "html")
     is_flag=True,
     help="Files and weights that could not be scanned are named, and do not change the exit code.",
 )
+@attachments_option
 @format_option(KINDS)
 @click.option("-o", "--output", "files", multiple=True, metavar="FILE", help="Where a --format goes, in order.")
 @progress_options
 def scan(
     paths: tuple[str, ...],
     data: Path | None,
-    per_class: int,
-    class_order: str | None,
-    detectors: str | None,
-    precision: str | None,
-    timeout: float | None,
     stack: int | str,
     stack_memory: int | None,
     fail_on: exit_codes.FailOn,
     exit_zero: bool,
-    skip_unknown: bool,
     formats: tuple[str, ...],
     files: tuple[str, ...],
     quiet: bool,
@@ -82,47 +85,67 @@ def scan(
     bdprune scan models/ --data clean.npz --format jsonl > results.jsonl
     bdprune scan 'models/**/*.pth' --data clean.parquet --timeout 600 -f html=report.html
     """
+    from bdprune.fleet import expand
+
     wanted = outputs.plan(formats, files, KINDS, quiet)
     sources = expand(paths, [data] if data is not None else [])
     models = sources.models
     outputs.check_apart([one.path for one in wanted], [*models, data])
     if not models and not exit_zero:
         raise _nothing_to_scan(paths, sources)
-    results: list[Result] = []
+    streamed = outputs.Output("jsonl") in wanted
     with Progress(len(models), shown=not (quiet or no_progress)) as progress:
         stack = 1 if stack == "auto" and len(models) == 1 else stack  # one model needs no trial
-        settings = {
-            "per_class": per_class,
-            "class_order": class_order,
-            "precision": precision,
-            "timeout": timeout,
-            "stack": stack,
-            "stack_memory": stack_memory,
-            "skip_unknown": skip_unknown,
-        }
-        stream = _scan_many(models, data, detectors, progress, **settings, **known_model_options(options))
-        while True:
-            with redirect_stdout(sys.stderr):  # an --arch of the user's own may print
-                result = next(stream, None)
-            if result is None:
-                break
-            file = result.artifact.path if result.artifact else result.name
-            if len(models) > 1 and _holds_no_weights(result):
-                sources.pass_over(Path(file), _reason(result))
-                progress.finished("passed over", file, file)
-                continue
-            results.append(result)
-            progress.finished(result.verdict, result.name, file)
-            if outputs.Output("jsonl") in wanted:
-                with progress.paused():
-                    outputs.emit(outputs.render("jsonl", [result], as_array=False, colour=False))
+        stream = _scan_many(models, data, progress, stack, stack_memory, options)
+        results = list(_reported(stream, sources, progress, streamed))
     coverage = sources.record()
-    if coverage is not None and outputs.Output("jsonl") in wanted:
+    if coverage is not None and streamed:
         outputs.emit(outputs.render("jsonl", [], as_array=True, colour=False, coverage=coverage))
     as_array = len(results) != 1 or len(paths) > 1 or not Path(paths[0]).is_file()
     outputs.write(wanted, results, as_array=as_array, coverage=coverage)
+    skip_unknown = bool(options["skip_unknown"])
     unknown = sources.may_hold_weights and not skip_unknown
     return exit_codes.of_scan(results, fail_on, exit_zero, unknown=unknown, skip_unknown=skip_unknown)
+
+
+def _scan_many(
+    models: list[Path],
+    data: Path | None,
+    progress: Progress,
+    stack: int | str,
+    stack_memory: int | None,
+    options: dict[str, Any],
+) -> Iterator[Result]:
+    progress.stage("starting")
+    from bdprune.fleet import StackOptions, scan_many
+
+    return scan_many(
+        progress.through(models),
+        data,
+        detectors=options.pop("detectors") or None,
+        stack=StackOptions(stack, stack_memory),
+        progress=progress.stage,
+        **options,
+    )
+
+
+def _reported(stream: Iterator[Result], sources: Sources, progress: Progress, streamed: bool) -> Iterator[Result]:
+    """The results, each told as it comes; files of a folder that hold no weights are passed over."""
+    while True:
+        with redirect_stdout(sys.stderr):  # an --arch of the user's own may print
+            result = next(stream, None)
+        if result is None:
+            return
+        file = result.artifact.path if result.artifact else result.name
+        if len(sources.models) > 1 and _holds_no_weights(result):
+            sources.pass_over(Path(file), _reason(result))
+            progress.finished("passed over", file, file)
+            continue
+        progress.finished(result.verdict, result.name, file)
+        if streamed:
+            with progress.paused():
+                outputs.emit(outputs.render("jsonl", [result], as_array=False, colour=False))
+        yield result
 
 
 def _holds_no_weights(result: Result) -> bool:
@@ -141,23 +164,4 @@ def _nothing_to_scan(paths: tuple[str, ...], sources: Sources) -> UnsupportedErr
     seen = f" Found {sources.files} files: {', '.join(found)}." if found else " It holds no files."
     return UnsupportedError(
         f"No checkpoint in {', '.join(paths)}.{seen}", "Give a checkpoint saved with torch.save or as safetensors."
-    )
-
-
-def _scan_many(
-    models: list[Path],
-    data: Path | None,
-    detectors: str | None,
-    progress: Progress,
-    **settings: Any,
-) -> Any:
-    progress.stage("starting")
-    from bdprune.fleet import scan_many
-
-    return scan_many(
-        progress.through(models),
-        data,
-        detectors=detectors or None,
-        progress=progress.stage,
-        **settings,
     )

@@ -10,8 +10,7 @@ from typing import Any, Literal
 import click
 
 from bdprune.cli import outputs
-from bdprune.cli.options import data_options, format_option, known_model_options, model_options
-from bdprune.fleet import check_exists
+from bdprune.cli.options import data_options, format_option, model_options
 
 KINDS = ("text", "json", "html")
 
@@ -34,8 +33,6 @@ def score(
     method: Literal["lipschitz", "suspiciousness"],
     top: int,
     data: Path | None,
-    per_class: int,
-    class_order: str | None,
     formats: tuple[str, ...],
     **options: Any,
 ) -> int:
@@ -46,6 +43,8 @@ def score(
     bdprune score model.pth --method suspiciousness --data clean_images/ --top 50
     bdprune score model.pth --format json | jq '.top[0]'
     """
+    from bdprune.fleet import check_exists
+
     check_exists(path)
     wanted = outputs.plan(formats, (), KINDS, quiet=False)
     outputs.check_apart([one.path for one in wanted], [path, data])
@@ -57,9 +56,7 @@ def score(
             data,
             method=method,
             top=top,
-            per_class=per_class,
-            class_order=class_order,
-            **known_model_options(options),
+            **options,
         )
     outputs.write(wanted, [result], as_array=False)
     return 0

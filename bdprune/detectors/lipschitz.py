@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Sequence
 from dataclasses import dataclass
 
-from bdprune.analysis import channel_lipschitz, channel_lipschitz_of
-from bdprune.data import CleanData
-from bdprune.methods import Evidence, outlier_evidence
-from bdprune.model import Model
+from bdprune.analysis import Case, Lipschitz
+from bdprune.methods import Detector, Steps, outlier_evidence
+from bdprune.record import Needs, Rule
 
 
 @dataclass(frozen=True)
-class LipschitzDetector:
+class LipschitzDetector(Detector):
     """Flags a model with a filter whose channel Lipschitz score is far above its layer's.
 
     Args:
@@ -23,18 +20,18 @@ class LipschitzDetector:
     threshold: float = 6.0
 
     id = "bdprune.lipschitz"
-    needs_data = False
-    batch_size = 0
+    title = "a filter whose spectral norm stands out of its layer"
+    paper = "Zheng et al., Data-free Backdoor Removal based on Channel Lipschitzness, ECCV 2022, arXiv 2208.03111"
+    needs = Needs(images="none", minimum=0)
+    cost = "weights"
+    limits = "It sees backdoors that sit in one loud filter; most are spread over several and stay below its threshold."
+    rule = Rule(
+        id="BD020",
+        name="outlying-filter",
+        help="A filter answers far more strongly than the others of its layer, as filters that carry a trigger do.",
+    )
 
-    def __call__(self, model: Model, data: CleanData | None = None) -> Evidence:
-        """Scores the weights; ``data`` is not looked at."""
-        start = time.perf_counter()
-        return outlier_evidence(self.id, channel_lipschitz(model), self.threshold, start, {})
-
-    def together(self, models: Sequence[Model], data: CleanData | None = None) -> list[Evidence]:
-        """The filters of all models in one call."""
-        start = time.perf_counter()
-        scores = channel_lipschitz_of(models)
-        # Each is told its share of the call, and its own time beside it.
-        share = (time.perf_counter() - start) / len(models)
-        return [outlier_evidence(self.id, one, self.threshold, time.perf_counter() - share, {}) for one in scores]
+    def steps(self, case: Case) -> Steps:
+        """Scores the weights; clean images are not looked at."""
+        scores = yield Lipschitz()
+        return outlier_evidence(self, case, scores, self.threshold)

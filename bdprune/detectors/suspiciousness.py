@@ -2,20 +2,15 @@
 
 from __future__ import annotations
 
-import time
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 
-import torch
-
-from bdprune.analysis import Suspiciousness
-from bdprune.data import CleanData
-from bdprune.errors import DataError
-from bdprune.methods import Evidence, outlier_evidence
-from bdprune.model import Model
+from bdprune.analysis import Case, Suspiciousness
+from bdprune.methods import Detector, outlier_evidence
+from bdprune.record import Evidence, Needs, Rule
 
 
 @dataclass(frozen=True)
-class SuspiciousnessDetector:
+class SuspiciousnessDetector(Detector):
     """Flags a model with a filter whose suspiciousness score is far above its layer's.
 
     Args:
@@ -31,17 +26,23 @@ class SuspiciousnessDetector:
     seed: int = 0
 
     id = "bdprune.suspiciousness"
-    needs_data = True
+    title = "a filter that is loud, lonely and idle on clean images"
+    paper = "arXiv 2311.07417"
+    needs = Needs(images="labelled")
+    cost = "forward"
+    limits = "It is silent on clean networks by its high threshold, and on most backdoored ones too."
+    rule = Rule(
+        id="BD020",
+        name="outlying-filter",
+        help="A filter answers far more strongly than the others of its layer, as filters that carry a trigger do.",
+    )
 
-    def __call__(self, model: Model, data: CleanData | None) -> Evidence:
-        """Scores the filters on ``data``.
+    def __call__(self, case: Case) -> Evidence:
+        """Scores the filters on a few of the clean images.
 
         Raises:
-            DataError: no data.
+            DataError: no clean images.
         """
-        if data is None:
-            raise DataError("The suspiciousness detector needs clean images.", "Pass some with --data.")
-        start = time.perf_counter()
-        per_class = max(self.max_images // model.num_classes, 1)
-        few = data.sample(per_class, torch.Generator().manual_seed(self.seed))
-        return outlier_evidence(self.id, self.score(model, few), self.threshold, start, asdict(self.score))
+        self.check(case)
+        few = case.sample(self.max_images, self.seed)
+        return outlier_evidence(self, case, few.get(self.score), self.threshold)

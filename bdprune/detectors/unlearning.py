@@ -4,17 +4,14 @@ from __future__ import annotations
 
 import math
 import statistics
-import time
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from bdprune.analysis import plain_form
-from bdprune.data import CleanData
-from bdprune.errors import DataError, TrainingError
+from bdprune.analysis import SCAN_UNLEARNING, Case, Unlearning
 from bdprune.loops import (
     Unlearned,
     UnlearnSettings,
@@ -24,11 +21,9 @@ from bdprune.loops import (
     mean_shares,
     middle_half,
     top_label,
-    unlearn,
-    unlearn_together,
 )
-from bdprune.methods import Evidence
-from bdprune.model import Model
+from bdprune.methods import Detector, Steps
+from bdprune.record import Evidence, Needs, Rule
 from bdprune.runtime import DEFAULT, Precision
 
 _FULL = 500
@@ -40,11 +35,14 @@ _FEW, _FEW_RUNS = 300, 3
 _MANY = 10
 """Classes from which on the threshold does not depend on their number."""
 
-_Outcome = Unlearned | TrainingError
+_NO_NORM = (
+    "The network has no batch norm, and unlearning tells nothing sure of such a network: with the norms folded into "
+    "the convs, a backdoored network was missed and a clean one flagged."
+)
 
 
 @dataclass(frozen=True)
-class UnlearningDetector:
+class UnlearningDetector(Detector):
     """Flags a model whose wrong predictions, while it unlearns, pile up on one label.
 
     The flip share of a label k is the share of the images of other classes that are predicted as k. The statistic is
@@ -67,7 +65,7 @@ class UnlearningDetector:
 
     Of two classes, one takes all that the other loses, so a clean network has a large lead as well. The threshold for
     two classes is ``two_class_threshold``, that for ten or more is ``threshold``, and between them it falls on a
-    straight line. What is unlearned is the plain form of the network (:func:`bdprune.analysis.plain.plain_form`).
+    straight line. What is unlearned is the plain form of the network (``analysis/plain.py``).
 
     Args:
         unlearning: settings of the ascent.
@@ -84,9 +82,7 @@ class UnlearningDetector:
         seed: of order and augmentation.
     """
 
-    unlearning: UnlearnSettings = field(
-        default_factory=lambda: UnlearnSettings(weight_decay=5e-4, min_steps=8, raises=1)
-    )
+    unlearning: UnlearnSettings = SCAN_UNLEARNING
     threshold: float = 0.09
     two_class_threshold: float = 0.65
     margin: float = 0.05
@@ -97,100 +93,70 @@ class UnlearningDetector:
     seed: int = 0
 
     id = "bdprune.unlearning"
-    needs_data = True
+    title = "the label on which the wrong predictions of an unlearning network pile up"
+    paper = "Li et al., Reconstructive Neuron Pruning for Backdoor Defense, ICML 2023, arXiv 2305.14876, Section 4.3"
+    needs = Needs(images="labelled", minimum=100)
+    cost = "training"
+    label = True
+    decisive = True
+    rule = Rule(
+        id="BD030",
+        name="unlearned-label",
+        help="While the network unlearns its task on clean images, its predictions fall on one label, as those of a "
+        "backdoored network do.",
+    )
 
-    def __call__(self, model: Model, data: CleanData | None) -> Evidence:
-        """Unlearns copies of ``model`` on ``data``, in one order or more, and reads the trajectories.
-
-        Raises:
-            DataError: no data, or too few.
-            TrainingError: a run with no finite step.
-        """
-        data = self._enough(data).by_content
-        start = time.perf_counter()
-        plain = plain_form(model, data.images)
-
-        def one_round(places: Sequence[int], seed: int) -> list[_Outcome]:
-            return [unlearn(plain, data, self.unlearning, seed, self.precision)]
-
-        (runs,) = self._repeat(one_round, 1, len(data))
-        assert not isinstance(runs, TrainingError)
-        return self.read(runs, len(data), time.perf_counter() - start)
+    @property
+    def least_images(self) -> int:
+        return self.min_images
 
     @property
     def batch_size(self) -> int:
-        """Images of each model in a step."""
         return self.unlearning.batch_size
 
-    def together(self, models: Sequence[Model], data: CleanData | None) -> list[Evidence | TrainingError]:
-        """Unlearns copies of all models in the same steps, those that need another run once more.
+    def steps(self, case: Case) -> Steps:
+        """Unlearns copies of the model, in one order of the images or more, and reads the trajectories.
 
         Raises:
-            DataError: no data, or too few.
+            DataError: no clean images, or too few.
+            TrainingError: a run with no finite step.
         """
-        data = self._enough(data).by_content
-        start = time.perf_counter()
-        plain = [plain_form(model, data.images) for model in models]
+        data = self.check(case)
+        assert data is not None
+        runs: list[Unlearned] = []
+        for seed in self._seeds():
+            runs.append((yield Unlearning(self.unlearning, seed, self.precision, plain=True)))
+            if self._is_settled(runs, len(data)):
+                break
+        return self.read(runs, len(data))
 
-        def one_round(places: Sequence[int], seed: int) -> list[_Outcome]:
-            return unlearn_together([plain[k] for k in places], data, self.unlearning, seed, self.precision)
-
-        outcomes = self._repeat(one_round, len(models), len(data))
-        share = (time.perf_counter() - start) / len(models)
-        return [one if isinstance(one, TrainingError) else self.read(one, len(data), share) for one in outcomes]
-
-    def read(self, runs: Sequence[Unlearned], images: int, seconds: float = 0.0) -> Evidence:
+    def read(self, runs: Sequence[Unlearned], images: int) -> Evidence:
         """The evidence in the runs that have been made of one model, each on so many ``images``."""
         reading = _read(runs)
         threshold = self._threshold(reading)
         named = reading.agrees and reading.steps <= self.named_within
-        return Evidence(
-            detector=self.id,
-            score=reading.lead,
-            threshold=threshold,
-            flagged=reading.lead > threshold,
+        norms = sum(isinstance(child, _BatchNorm) for child in runs[0].model.network.modules())
+        near = self._is_near(reading, images)
+        return self.evidence(
+            reading.lead,
+            threshold,
             target_label=reading.label if named else None,
-            seconds=seconds,
-            params={**asdict(self.unlearning), "precision": self.precision, "seed": self.seed},
+            label_scores=tuple(reading.shares),
+            near=near,
+            remarks=(_about_lead(reading, images, threshold, near),),
+            limits=_limits(reading, images),
+            not_applicable="" if norms else _NO_NORM,
             details={
                 "final_label": reading.label,
                 "runs": len(runs),
                 "leads": reading.leads,
                 "standard_error": reading.error,
-                "near": self._is_near(reading, images),
+                "near": near,
                 "images": images,
+                "batch_norms": norms,
                 **_details(runs, reading.shares),
             },
         )
-
-    def _enough(self, data: CleanData | None) -> CleanData:
-        if data is None:
-            raise DataError("The unlearning detector needs clean images.", "Pass some with --data.")
-        if len(data) < self.min_images:
-            raise DataError(f"{len(data)} clean images are too few to unlearn on.", f"Give {self.min_images} or more.")
-        return data
-
-    def _repeat(
-        self, one_round: Callable[[Sequence[int], int], list[_Outcome]], models: int, images: int
-    ) -> list[list[Unlearned] | TrainingError]:
-        """The runs of every model, as many as each needs.
-
-        Args:
-            one_round: makes a run of each model whose place is given, with a seed.
-        """
-        runs: list[list[Unlearned]] = [[] for _ in range(models)]
-        errors: dict[int, TrainingError] = {}
-        pending = list(range(models))
-        for seed in self._seeds():
-            for place, outcome in zip(pending, one_round(pending, seed), strict=True):
-                if isinstance(outcome, TrainingError):
-                    errors[place] = outcome
-                else:
-                    runs[place].append(outcome)
-            pending = [place for place in pending if place not in errors and not self._is_settled(runs[place], images)]
-            if not pending:
-                break
-        return [errors.get(place, mine) for place, mine in enumerate(runs)]
 
     def _seeds(self) -> Iterator[int]:
         """The detector's own seed for the first run, and one drawn from it for each of the others."""
@@ -264,8 +230,29 @@ def _details(runs: Sequence[Unlearned], shares: list[float]) -> dict[str, Any]:
         "collapsed": all(run.stopped for run in runs),
         "lr": first.lr,
         "steps_per_epoch": first.steps_per_epoch,
-        "batch_norms": sum(isinstance(child, _BatchNorm) for child in first.model.network.modules()),
         "trajectory": [
             {"loss": step.loss, "accuracy": step.accuracy, "votes": list(step.votes)} for step in first.trajectory
         ],
     }
+
+
+def _about_lead(reading: _Reading, images: int, threshold: float, near: bool) -> str:
+    """The lead beside the threshold, in a sentence."""
+    spread = "" if reading.error is None else f" +- {reading.error:.3f}"
+    orders = "1 order" if len(reading.leads) == 1 else f"{len(reading.leads)} orders"
+    side = "above" if reading.lead > threshold else "below"
+    lead = f"The lead is {reading.lead:.3f}{spread} over {orders} of {images} images"
+    return f"{lead}, {side} the threshold of {threshold:.3f}{', but near it' if near else ''}."
+
+
+def _limits(reading: _Reading, images: int) -> tuple[str, ...]:
+    """What takes from the worth of a lead, a sentence each."""
+    limits = []
+    if images < _FEW:
+        limits.append(f"With fewer than {_FEW} images other images may give another lead.")
+    if len(reading.shares) < _MANY:
+        limits.append(
+            f"Of {len(reading.shares)} classes a lead says little: clean networks have one too, so the threshold is "
+            "high and many backdoored networks stay below it."
+        )
+    return tuple(limits)

@@ -1,3 +1,3 @@
-from bdprune.methods.base import CurvePoint, Detector, Evidence, Purified, Purifier, StackDetector
+from bdprune.methods.base import CurvePoint, Detector, Method, Phases, Purifier, Repair, Steps, what_changed
 from bdprune.methods.outliers import outlier_evidence
-from bdprune.methods.registry import detectors, names, purifier, split_names
+from bdprune.methods.stack import examine_stack

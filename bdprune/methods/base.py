@@ -1,71 +1,211 @@
-"""What a method is: a detector gives evidence, a purifier a repaired model."""
+"""What a method is: it describes itself, takes a case, and gives evidence (a detector) or a repaired model (a
+purifier).
+
+All settings are constructor arguments, so that ``repr`` of a method is the record of the experiment; a method is a
+frozen dataclass. What it says of itself stands in class attributes, and the registry, the command line, the
+documentation and the reports read them from there.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field
-from typing import Any, Protocol, runtime_checkable
+import inspect
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Generator, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field, is_dataclass
+from typing import Any, ClassVar, Literal, Self
 
 from torch import Tensor
 
+from bdprune.analysis import Analysis, Case
 from bdprune.data import CleanData
-from bdprune.errors import BdpruneError
+from bdprune.errors import DataError, OptionError
 from bdprune.model import Model
+from bdprune.record import Attachment, Change, Cost, Evidence, Gift, MethodInfo, Needs, Rule, finite
+
+Steps = Generator[Analysis[Any], Any, Evidence]
+"""What a detector needs, one analysis after another; each ``yield`` gives back its outcome."""
 
 
-@dataclass(frozen=True)
-class Evidence:
-    """What one detector saw in one model.
+class Method(ABC):
+    """What detectors and purifiers have in common: their description.
 
     Attributes:
-        detector: its id, such as ``bdprune.unlearning``.
-        score: the detector's statistic; larger is more suspicious.
-        threshold: ``flagged`` is ``score > threshold``.
-        flagged: whether the statistic is beyond the threshold.
-        target_label: the label it names, None when it names none.
-        seconds: wall time.
-        params: constructor settings, JSON values only.
-        details: whatever a report may draw, JSON values only.
+        id: of the method, with the package before the dot, such as ``bdprune.rnp``; results name it.
+        title: what it does, in a phrase.
+        paper: where it comes from; empty for one that was published nowhere.
+        needs: the clean images that it takes.
+        cost: what it does with a model (:data:`bdprune.record.COSTS`); a scan runs cheap detectors first.
+        gives: what it helps with (RNP, Table 1).
+        label: whether it may name the target label.
+        limits: what it cannot do by design, in a sentence; empty for a method that must pass every conformance check.
+        presets: constructor arguments by the name of the set.
     """
 
-    detector: str
-    score: float
-    threshold: float
-    flagged: bool
-    target_label: int | None = None
-    seconds: float = 0.0
-    params: dict[str, Any] = field(default_factory=dict)
-    details: dict[str, Any] = field(default_factory=dict)
+    kind: ClassVar[Literal["detector", "purifier"]]
+    id: ClassVar[str]
+    title: ClassVar[str]
+    paper: ClassVar[str] = ""
+    needs: ClassVar[Needs] = Needs()
+    cost: ClassVar[Cost] = "forward"
+    gives: ClassVar[tuple[Gift, ...]]
+    label: ClassVar[bool] = False
+    limits: ClassVar[str] = ""
+    presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
 
+    @classmethod
+    def preset(cls, name: str, **settings: Any) -> Self:
+        """The method with a named set of settings, some of them changed.
 
-class Detector(Protocol):
-    """``detector(model, data) -> Evidence``; all settings are constructor arguments."""
-
-    @property
-    def id(self) -> str: ...
-
-    @property
-    def needs_data(self) -> bool: ...
-
-    def __call__(self, model: Model, data: CleanData | None) -> Evidence: ...
-
-
-@runtime_checkable
-class StackDetector(Detector, Protocol):
-    """A detector that may also be given many models at once. It must see in each what it sees in that model alone.
-
-    ``batch_size`` is the images of each model in a step of training, by which a scan reckons how many models fit into
-    memory and tries whether they are faster together; 0 for a detector that does not train.
-    """
-
-    @property
-    def batch_size(self) -> int: ...
-
-    def together(self, models: Sequence[Model], data: CleanData | None) -> Sequence[Evidence | BdpruneError]:
-        """For each of the models, of one architecture and on one device, its evidence, or the error that it alone
-        would have raised. An exception that is raised sends every model through the detector by itself.
+        Raises:
+            OptionError: no set of that name, or a setting that the method does not take.
         """
+        if name not in cls.presets:
+            known = f"Choose one of {', '.join(cls.presets)}." if cls.presets else "Leave it out."
+            raise OptionError(f"There is no preset {name!r} of {cls.id}.", known)
+        return cls(**{**cls.presets[name], **settings})
+
+    @classmethod
+    def settings(cls) -> frozenset[str]:
+        """Names of the constructor's arguments."""
+        return frozenset(inspect.signature(cls).parameters)
+
+    @classmethod
+    def info(cls, name: str) -> MethodInfo:
+        """The description as a record.
+
+        Args:
+            name: under which the registry has it.
+        """
+        return MethodInfo(
+            id=cls.id,
+            name=name,
+            kind=cls.kind,
+            title=cls.title,
+            paper=cls.paper,
+            needs=cls.needs,
+            cost=cls.cost,
+            gives=cls.gives,
+            label=cls.label,
+            limits=cls.limits,
+            presets={key: finite(_plain(dict(value))) for key, value in cls.presets.items()},
+            settings=finite(_plain(cls())),
+            **cls._more_info(),
+        )
+
+    @classmethod
+    def _more_info(cls) -> dict[str, Any]:
+        return {}
+
+    @property
+    def params(self) -> dict[str, Any]:
+        """The settings, as results record them."""
+        return dict(_plain(self))
+
+    @property
+    def least_images(self) -> int:
+        """Fewer clean images than this are refused."""
+        return self.needs.minimum
+
+    def check(self, case: Case) -> CleanData | None:
+        """The clean images of ``case``, which are what the method needs.
+
+        Raises:
+            DataError: there are none, or too few.
+        """
+        needs, data = self.needs, case.data
+        if needs.images == "none":
+            return data
+        if data is None:
+            raise DataError(f"{self.id} needs clean images.", "Pass some with --data.")
+        if len(data) < self.least_images:
+            raise DataError(
+                f"{len(data)} clean images are too few for {self.id}.", f"Give at least {self.least_images}."
+            )
+        few = min((data.class_counts.get(label, 0) for label in range(case.model.num_classes)), default=0)
+        if few < needs.per_class:
+            raise DataError(
+                f"{self.id} needs {needs.per_class} clean images of every class.", "Give some of each class."
+            )
+        return data
+
+
+class Detector(Method):
+    """A method that says how suspicious a model is: ``detector(case) -> Evidence``.
+
+    A subclass defines ``__call__``. One that trains may define :meth:`steps` instead, and then takes a stack: it yields
+    the analyses that it needs, and for many models of one architecture those that agree are computed at once.
+
+    Attributes:
+        rule: under which its findings are reported.
+        decisive: whether its silence on sound clean data makes a model clean, and its word with a label backdoored.
+
+    Example:
+        A subclass in a package of its own is found by an entry point of the group ``bdprune.detectors``.
+
+        >>> from dataclasses import dataclass
+        >>> @dataclass(frozen=True)
+        ... class LargestWeight(Detector):
+        ...     threshold: float = 100.0
+        ...     id = "example.largest_weight"
+        ...     title = "the largest weight"
+        ...     needs = Needs(images="none")
+        ...     cost = "weights"
         ...
+        ...     def __call__(self, case):
+        ...         largest = max(float(value.abs().max()) for value in case.model.network.state_dict().values())
+        ...         return self.evidence(largest, self.threshold)
+        >>> LargestWeight()(Case(load("model.pth"))).flagged
+        True
+    """
+
+    kind = "detector"
+    gives: ClassVar[tuple[Gift, ...]] = ("detection",)
+    rule: ClassVar[Rule] = Rule(id="BD010", name="suspicious-model", help="A detector sees signs of a backdoor.")
+    decisive: ClassVar[bool] = False
+
+    def __call__(self, case: Case) -> Evidence:
+        """What the detector sees in one model, whatever order the images came in.
+
+        Raises:
+            BdpruneError: it cannot look at this model; a scan makes evidence without a score of it.
+        """
+        case = case.in_order()
+        steps, outcome = self.steps(case), None
+        while True:
+            try:
+                wanted = steps.send(outcome)
+            except StopIteration as done:
+                return done.value  # type: ignore[no-any-return]
+            outcome = case.get(wanted)
+
+    def steps(self, case: Case) -> Steps:
+        """The same as a generator of the analyses that it needs (see the class)."""
+        raise NotImplementedError(f"{type(self).__name__} defines neither __call__ nor steps")
+
+    @classmethod
+    def takes_stacks(cls) -> bool:
+        """Whether it may look at many models at once."""
+        return cls.steps is not Detector.steps
+
+    @property
+    def batch_size(self) -> int:
+        """Images of each model in a step of training, by which a scan reckons memory; 0 for one that does not train."""
+        return 0
+
+    @classmethod
+    def _more_info(cls) -> dict[str, Any]:
+        return {"rule": cls.rule, "decisive": cls.decisive, "stackable": cls.takes_stacks()}
+
+    def evidence(self, score: float, threshold: float, **more: Any) -> Evidence:
+        """Evidence of this detector, flagged where the score is above the threshold.
+
+        Args:
+            more: further fields of :class:`bdprune.record.Evidence`.
+        """
+        more.setdefault("params", self.params)
+        return Evidence(detector=self.id, score=score, threshold=threshold, flagged=score > threshold, **more)
 
 
 @dataclass(frozen=True)
@@ -77,47 +217,87 @@ class CurvePoint:
     filters_pruned: int
 
 
-@dataclass(frozen=True)
-class Purified:
+@dataclass(frozen=True, kw_only=True)
+class Repair:
     """A repaired model and how it came about.
 
     Attributes:
         model: the repaired model, same architecture and shapes as the one handed in.
         method: id of the purifier.
+        change: what was done to the weights: ``nothing``, ``pruned``, ``retrained`` or ``pruned and retrained``.
+        selection: how that was chosen, in one phrase.
+        accuracy_before: clean accuracy of the model handed in, in [0, 1]; on held-out images where the method holds
+            some out.
+        accuracy_after: of the repaired one, on the same images.
         pruned: group name -> indices of its pruned filters (groups with none are left out).
         num_filters: how many filters could have been pruned.
         masks: group name -> mask or score per filter ``[num_filters of the group]``, what the threshold was put on.
-        threshold: the threshold that was chosen; NaN when the rule has no single one.
-        threshold_rule: how it was chosen, in one phrase.
-        accuracy_before: clean accuracy of the model handed in, on the held-out clean images, in [0, 1].
-        accuracy_after: of the repaired one, on the same images.
+        threshold: the threshold that was chosen; NaN when there is no single one.
         curve: clean accuracy against threshold.
         target_label: label that the method read off on the way, None when it reads none.
-        unlearned: the unlearned model, for methods that make one.
         seconds: wall time of each phase.
         params: constructor settings, JSON values only.
+        attachments: tensors and pictures, such as the masks.
     """
 
     model: Model
     method: str
-    pruned: dict[str, list[int]]
-    num_filters: int
-    masks: dict[str, Tensor]
-    threshold: float
-    threshold_rule: str
+    change: Change
+    selection: str
     accuracy_before: float
     accuracy_after: float
+    pruned: dict[str, list[int]] = field(default_factory=dict)
+    num_filters: int = 0
+    masks: dict[str, Tensor] = field(default_factory=dict)
+    threshold: float = float("nan")
     curve: tuple[CurvePoint, ...] = ()
     target_label: int | None = None
-    unlearned: Model | None = None
     seconds: dict[str, float] = field(default_factory=dict)
     params: dict[str, Any] = field(default_factory=dict)
+    attachments: tuple[Attachment, ...] = ()
 
 
-class Purifier(Protocol):
-    """``purifier(model, data) -> Purified``; all settings are constructor arguments."""
+class Purifier(Method):
+    """A method that cuts a backdoor out: ``purifier(case) -> Repair``. It never changes the model of the case."""
 
-    @property
-    def id(self) -> str: ...
+    kind = "purifier"
+    gives: ClassVar[tuple[Gift, ...]] = ("removal",)
 
-    def __call__(self, model: Model, data: CleanData) -> Purified: ...
+    @abstractmethod
+    def __call__(self, case: Case) -> Repair:
+        """Repairs a copy of the model.
+
+        Raises:
+            DataError: the clean images are not enough.
+            TrainingError: an optimisation left the finite numbers.
+        """
+
+
+def what_changed(*, pruned: bool, retrained: bool) -> Change:
+    """The word for what was done to the weights."""
+    if pruned:
+        return "pruned and retrained" if retrained else "pruned"
+    return "retrained" if retrained else "nothing"
+
+
+class Phases:
+    """Wall time of the phases of a repair, by name."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
+
+    @contextmanager
+    def __call__(self, name: str) -> Iterator[None]:
+        """Times what runs within it, as phase ``name``."""
+        start = time.perf_counter()
+        yield
+        self.seconds[name] = time.perf_counter() - start
+
+
+def _plain(value: object) -> Any:
+    """Dataclasses as dicts, at any depth."""
+    if is_dataclass(value) and not isinstance(value, type):
+        return asdict(value)
+    if isinstance(value, Mapping):
+        return {key: _plain(one) for key, one in value.items()}
+    return value

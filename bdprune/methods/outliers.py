@@ -2,39 +2,28 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Mapping
-from typing import Any
 
 from torch import Tensor
 
-from bdprune.analysis import layer_z_scores
-from bdprune.methods import Evidence
+from bdprune.analysis import Case, layer_z_scores
+from bdprune.methods.base import Detector
+from bdprune.record import Evidence
 
 
-def outlier_evidence(
-    detector: str, scores: Mapping[str, Tensor], threshold: float, start: float, params: dict[str, Any]
-) -> Evidence:
+def outlier_evidence(detector: Detector, case: Case, scores: Mapping[str, Tensor], threshold: float) -> Evidence:
     """The largest z-score of any filter within its layer, against ``threshold``; details hold each layer's.
 
     Args:
-        scores: group name -> score per filter ``[num_filters]``.
-        start: when the detector began, by ``time.perf_counter``.
+        scores: group name -> score per filter ``[num_filters]``; attached to the evidence as ``filter_scores``.
     """
     z = layer_z_scores(scores)
     peaks = {name: value.max().item() for name, value in z.items()}
-    score = max(peaks.values(), default=0.0)
-    return Evidence(
-        detector=detector,
-        score=score,
-        threshold=threshold,
-        flagged=score > threshold,
-        seconds=time.perf_counter() - start,
-        params=params,
-        details={
-            "layers": [
-                {"layer": name, "filters": len(value), "max_z": peaks[name], "filter": int(value.argmax())}
-                for name, value in z.items()
-            ]
-        },
+    layers = [
+        {"layer": name, "filters": len(value), "max_z": peaks[name], "filter": int(value.argmax())}
+        for name, value in z.items()
+    ]
+    attached = (case.attach("filter_scores", scores),) if scores else ()
+    return detector.evidence(
+        max(peaks.values(), default=0.0), threshold, details={"layers": layers}, attachments=attached
     )

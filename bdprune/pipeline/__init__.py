@@ -1,18 +1,19 @@
+from bdprune.pipeline.attachments import with_saved_attachments
 from bdprune.pipeline.device import free_memory, parse_device
-from bdprune.pipeline.open import DataShelf, DataSource, ModelSource, load, options_from
-from bdprune.pipeline.repair import purify
+from bdprune.pipeline.open import CleanSource, DataSource, ModelSource, OptionNames, Options, load, options_from
+from bdprune.pipeline.repair import Repaired, purify
 from bdprune.pipeline.scan import (
-    Candidate,
     Clock,
     Job,
+    Opened,
+    Outcome,
     Progress,
     detectors_for,
-    examine,
+    examined,
     failure,
-    nothing_seen,
+    open_cases,
     scan_one,
     silent,
-    survive,
-    take_in,
+    survived,
 )
 from bdprune.pipeline.scores import score

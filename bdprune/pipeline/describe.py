@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import os
 import platform
 from pathlib import Path
@@ -14,20 +13,17 @@ from bdprune.analysis import Sanity
 from bdprune.data import CleanData
 from bdprune.errors import BdpruneError, first_line
 from bdprune.files import joined
-from bdprune.methods import Evidence
 from bdprune.model import Model
 from bdprune.ops import backend
 from bdprune.ops.trial import device_name
 from bdprune.record import (
     ArtifactInfo,
     DataInfo,
-    DetectorResult,
     Env,
     ErrorInfo,
     ModelInfo,
     SanityInfo,
     WeightCoverage,
-    finite,
 )
 
 
@@ -100,29 +96,10 @@ def _sanity_info(sanity: Sanity) -> SanityInfo:
     return SanityInfo(
         ok=sanity.ok,
         message=sanity.message,
-        mend=sanity.suggestion,
+        hint=sanity.suggestion,
         fits=sanity.fits,
         class_map=dict(sorted(sanity.class_map.items())),
     )
-
-
-def detector_result(evidence: Evidence) -> DetectorResult:
-    """Evidence without numbers that are not finite."""
-    return DetectorResult(
-        id=evidence.detector,
-        score=number(evidence.score),
-        threshold=number(evidence.threshold),
-        flagged=bool(evidence.flagged),
-        target_label=evidence.target_label,
-        seconds=number(evidence.seconds),
-        params=finite(evidence.params),
-        details=finite(evidence.details),
-    )
-
-
-def number(value: float) -> float | None:
-    """``value`` if it is finite, else None."""
-    return float(value) if math.isfinite(value) else None
 
 
 def env(device: torch.device, seed: int) -> Env:
@@ -142,10 +119,10 @@ def env(device: torch.device, seed: int) -> Env:
 
 
 def error_info(error: Exception) -> ErrorInfo:
-    """Class, message and mend of an error; one that was not raised on purpose is a bug and says so."""
+    """Class, message and hint of an error; one that was not raised on purpose is a bug and says so."""
     if isinstance(error, BdpruneError):
-        return ErrorInfo(type=type(error).__name__, message=error.message, mend=error.mend)
+        return ErrorInfo(type=type(error).__name__, message=error.message, hint=error.mend)
     message = f"Unexpected {type(error).__name__}: {first_line(error)}"
     return ErrorInfo(
-        type=type(error).__name__, message=message, mend="Please report it, with what `bdprune --verbose` prints."
+        type=type(error).__name__, message=message, hint="Please report it, with what `bdprune --verbose` prints."
     )

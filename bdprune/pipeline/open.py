@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import copy
 import os
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, TypedDict, Unpack
 
 import torch
 from torch import nn
@@ -36,6 +37,7 @@ from bdprune.model import (
 from bdprune.model import load as load_one
 from bdprune.pipeline.device import parse_device
 from bdprune.record import parse_shape
+from bdprune.runtime import Precision, check_precision
 
 ModelSource: TypeAlias = Model | nn.Module | str | os.PathLike[str]
 DataSource: TypeAlias = CleanData | SizedDataset | str | os.PathLike[str] | None
@@ -45,9 +47,25 @@ LARGEST_SEED = 2**63 - 1
 """The largest that every generator takes."""
 
 
+class OptionNames(TypedDict, total=False):
+    """Keyword arguments that a scan, a repair and a scoring take; :class:`Options` says what they mean."""
+
+    arch: str | None
+    num_classes: int | None
+    input_shape: tuple[int, int, int] | str | None
+    normalize: Normalization | str | Sequence[float] | None
+    device: str
+    seed: int
+    state_key: str | None
+    per_class: int | None
+    class_order: ClassOrder
+    precision: Precision | None
+    skip_unknown: bool
+
+
 @dataclass(frozen=True)
-class ModelOptions:
-    """How to load a model.
+class Options:
+    """How to load a model and its clean data, and how to compute.
 
     Args:
         arch: registry name or ``module:callable``; None recognises it.
@@ -58,6 +76,12 @@ class ModelOptions:
         device: where to run: ``cpu``, ``cuda``, ``cuda:N`` or ``auto``.
         seed: of everything random, not negative.
         state_key: which set of weights of a file that holds several; None takes all, or where one is wanted the first.
+        per_class: at most so many clean images of each class; None takes all.
+        class_order: how labels of the data become labels of the model: ``number`` (as they are), ``text`` (numbered
+            folders in text order, as ImageFolder numbers them), or a map, or the path of a JSON file with one.
+        precision: of methods that train, where they are given by name: ``winograd``, ``float32``, ``bfloat16`` or
+            ``auto`` (``runtime/precision.py``); None is their default.
+        skip_unknown: let weights that could not be scanned not stand against the verdict ``clean``.
 
     Raises:
         OptionError: a seed that cannot be.
@@ -70,6 +94,10 @@ class ModelOptions:
     device: str = "cpu"
     seed: int = 0
     state_key: str | None = None
+    per_class: int | None = None
+    class_order: ClassOrder = None
+    precision: Precision | None = None
+    skip_unknown: bool = False
 
     def __post_init__(self) -> None:
         shape: Any = self.input_shape
@@ -89,11 +117,13 @@ class ModelOptions:
         """Makes sure of all that can be known before a model is loaded.
 
         Raises:
-            OptionError: a device that is not here, an unknown normalisation, architecture or callable, or a shape that
-                cannot be.
+            OptionError: a device that is not here, an unknown normalisation, precision, architecture or callable, or a
+                shape that cannot be.
         """
         parse_device(self.device)
         self.normalization()
+        if self.precision is not None:
+            check_precision(self.precision)
         if self.input_shape is not None and min(self.input_shape) < 1:
             raise OptionError(f"The input shape is {self.input_shape}.", "Give channels, height and width in pixels.")
         if self.arch is not None and ":" in self.arch:
@@ -102,25 +132,25 @@ class ModelOptions:
             architecture(self.arch)
 
 
-def options_from(values: dict[str, Any], caller: str) -> ModelOptions:
-    """``ModelOptions`` of keyword arguments.
+def options_from(values: Mapping[str, Any], caller: str) -> Options:
+    """``Options`` of keyword arguments.
 
     Raises:
         TypeError: one that ``caller`` does not take.
     """
-    unknown = values.keys() - {field.name for field in fields(ModelOptions)}
+    unknown = values.keys() - {field.name for field in fields(Options)}
     if unknown:
         raise TypeError(f"{caller}() takes no {', '.join(sorted(unknown))}")
-    return ModelOptions(**values)
+    return Options(**values)
 
 
-def load(path: str | os.PathLike[str], **options: Any) -> Model:
+def load(path: str | os.PathLike[str], **options: Unpack[OptionNames]) -> Model:
     """Loads one model of a checkpoint without running anything in it, in eval mode on its device.
 
     Args:
         path: safetensors or torch file (zip or legacy), or the index of shards; wrappers and prefixes are found.
         **options: ``arch``, ``num_classes``, ``input_shape``, ``normalize`` (a name such as ``cifar10``, numbers or a
-            ``Normalization``), ``device``, ``seed`` and ``state_key``, as in ``ModelOptions`` and on the command line.
+            ``Normalization``), ``device``, ``seed`` and ``state_key``, as in ``Options`` and on the command line.
 
     Returns:
         The preferred set of weights of the file, or the one that ``state_key`` names; ``model.artifact.left_out``
@@ -139,7 +169,7 @@ def load(path: str | os.PathLike[str], **options: Any) -> Model:
     return take_model(Path(path), options_from(options, "load"))
 
 
-def take_model(source: ModelSource, options: ModelOptions) -> Model:
+def take_model(source: ModelSource, options: Options) -> Model:
     """The model, in eval mode on its device; the caller's own module or model is left as it is.
 
     Raises:
@@ -152,7 +182,7 @@ def take_model(source: ModelSource, options: ModelOptions) -> Model:
     return _on_device(model, parse_device(options.device))
 
 
-def take_models(source: ModelSource, options: ModelOptions) -> Loaded:
+def take_models(source: ModelSource, options: Options) -> Loaded:
     """Every set of weights of the source as a model of its own, and those that no model can be made of.
 
     Raises:
@@ -165,7 +195,7 @@ def take_models(source: ModelSource, options: ModelOptions) -> Loaded:
     return Loaded(tuple(_on_device(model, device) for model in loaded.models), loaded.unloaded)
 
 
-def _load_settings(options: ModelOptions) -> dict[str, Any]:
+def _load_settings(options: Options) -> dict[str, Any]:
     return {
         "arch": options.arch,
         "num_classes": options.num_classes,
@@ -179,7 +209,7 @@ def _on_device(model: Model, device: torch.device) -> Model:
     return model if model.device == device else model.with_network(model.network.to(device))
 
 
-def _in_memory(source: Model | nn.Module, options: ModelOptions) -> Model:
+def _in_memory(source: Model | nn.Module, options: Options) -> Model:
     device, normalization = parse_device(options.device), options.normalization()
     if isinstance(source, nn.Module):
         return _from_module(source, options, normalization or Normalization(), device)
@@ -187,7 +217,7 @@ def _in_memory(source: Model | nn.Module, options: ModelOptions) -> Model:
     return model if model.device == device else model.with_network(model.clone().network.to(device))
 
 
-def _from_module(module: nn.Module, options: ModelOptions, normalization: Normalization, device: torch.device) -> Model:
+def _from_module(module: nn.Module, options: Options, normalization: Normalization, device: torch.device) -> Model:
     if options.input_shape is None:
         raise OptionError("A module does not say what images it takes.", "Give input_shape=(channels, height, width).")
     if next(module.parameters(), None) is None:
@@ -204,32 +234,27 @@ def _from_module(module: nn.Module, options: ModelOptions, normalization: Normal
 
 
 @dataclass
-class DataShelf:
+class CleanSource:
     """The clean data of a run: read once for every shape of model that asks, however many models there are.
 
     Args:
         source: where they come from, None for a run without.
-        per_class: at most so many images of each class; None takes all.
-        seed: of the sampling.
-        class_order: which label of the model a label of the data means, as in :func:`load_clean`.
-        fixed_size: the input shape was asked for, so the images are brought to it whatever their own size.
+        options: ``per_class``, ``class_order`` and ``seed``; where ``input_shape`` is given, the images are brought to
+            it whatever their own size.
 
     Raises:
         OptionError: ``per_class`` is less than 1, or ``class_order`` is not an order.
     """
 
     source: DataSource
-    per_class: int | None = None
-    seed: int = 0
-    class_order: ClassOrder = None
-    fixed_size: bool = False
+    options: Options = field(default_factory=Options)
     _read: dict[tuple[tuple[int, int, int], int], CleanData | DataError] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if isinstance(self.source, str) and self.source == "none":
             self.source = None
-        check_per_class(self.per_class)
-        self.class_order = read_order(self.class_order)
+        check_per_class(self.options.per_class)
+        self.class_order = read_order(self.options.class_order)
 
     def fit_for(self, model: Model) -> tuple[Model, CleanData | None]:
         """The model and the clean data in the size that suits them; None for a run without data.
@@ -247,7 +272,7 @@ class DataShelf:
             return self._in_shape((model.input_shape[0], *size), model.num_classes)
 
         resized = self._in_shape(model.input_shape, model.num_classes)
-        return fit_size(model, resized, native, fixed=self.fixed_size, seed=self.seed)
+        return fit_size(model, resized, native, fixed=self.options.input_shape is not None, seed=self.options.seed)
 
     def _in_shape(self, shape: tuple[int, int, int], num_classes: int) -> CleanData:
         key = (shape, num_classes)
@@ -270,8 +295,8 @@ class DataShelf:
         assert self.source is not None and not isinstance(self.source, CleanData)
         return load_clean(
             self.source,
-            per_class=self.per_class,
-            seed=self.seed,
+            per_class=self.options.per_class,
+            seed=self.options.seed,
             input_shape=shape,
             num_classes=num_classes,
             class_order=self.class_order,
@@ -279,6 +304,6 @@ class DataShelf:
 
     def _sampled(self, data: CleanData, shape: tuple[int, int, int], num_classes: int) -> CleanData:
         data = check_clean(data, shape, num_classes, self.class_order)
-        if self.per_class is not None:
-            data = data.sample(self.per_class, torch.Generator().manual_seed(self.seed))
+        if self.options.per_class is not None:
+            data = data.sample(self.options.per_class, torch.Generator().manual_seed(self.options.seed))
         return resize_clean(data, shape[1:])

@@ -6,40 +6,54 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Unpack
 
 import torch
 from torch import Tensor
 
-from bdprune.analysis import Sanity, check_sanity
-from bdprune.data import ClassOrder, CleanData
-from bdprune.errors import BdpruneError, OptionError, SanityError
-from bdprune.methods import Purified, Purifier
-from bdprune.methods import purifier as make_purifier
+from bdprune.analysis import Case, Sanity, check_sanity
+from bdprune.data import CleanData
+from bdprune.errors import BdpruneError, DataError, OptionError, SanityError
+from bdprune.methods import Purifier, Repair
 from bdprune.model import Model, save
-from bdprune.pipeline.describe import artifact_info, data_info, env, model_info, number, weight_coverage
-from bdprune.pipeline.open import DataShelf, DataSource, ModelOptions, ModelSource, options_from, take_models
+from bdprune.pipeline.attachments import save_attachments
+from bdprune.pipeline.describe import artifact_info, data_info, env, model_info, weight_coverage
+from bdprune.pipeline.open import CleanSource, DataSource, ModelSource, OptionNames, Options, options_from, take_models
 from bdprune.pipeline.scan import Clock, Progress, silent
-from bdprune.record import CurveInfo, Histogram, OutputInfo, PurifyResult, finite, some
+from bdprune.record import CurveInfo, Histogram, OutputInfo, PurifyResult, Result, finite, number, some
+from bdprune.registry import chosen_purifier, method_class
 
 _BINS = 20
+_GO_ON = "scan"  # the preset of a purifier that goes on from what a scan has computed
+
+
+class RepairNames(OptionNames, total=False):
+    """What a repair takes besides."""
+
+    mode: str | None
+    max_acc_drop: float | None
+    start_from: Result | str | os.PathLike[str] | None
+    attachments: str | os.PathLike[str] | None
 
 
 @dataclass(frozen=True)
-class Repair:
+class Repaired:
     """A repaired model, how the method came to it, and the record of it that goes to JSON.
 
     Attributes:
-        model: the repaired model.
-        purified: what the method gave.
+        repair: what the method gave: masks, curve, attachments.
         result: the record.
         others: repairs of the other sets of weights of the file; they stand in the same output.
     """
 
-    model: Model
-    purified: Purified
+    repair: Repair
     result: PurifyResult
-    others: tuple[Repair, ...] = ()
+    others: tuple[Repaired, ...] = ()
+
+    @property
+    def model(self) -> Model:
+        """The repaired model."""
+        return self.repair.model
 
 
 def purify(
@@ -47,17 +61,12 @@ def purify(
     data: DataSource,
     *,
     method: str | Purifier = "rnp",
-    output: str | os.PathLike[str] | None = None,
-    settings: Mapping[str, Any] | None = None,
     preset: str | None = None,
-    mode: str | None = None,
-    max_acc_drop: float | None = None,
-    precision: str | None = None,
-    per_class: int | None = None,
-    class_order: ClassOrder = None,
+    settings: Mapping[str, Any] | None = None,
+    output: str | os.PathLike[str] | None = None,
     progress: Progress | None = None,
-    **options: Any,
-) -> Repair:
+    **options: Unpack[RepairNames],
+) -> Repaired:
     """Cuts a backdoor out of a model; the one that is handed in stays as it is.
 
     Every set of weights in a file is repaired, or ``result.left`` says which was not and why.
@@ -66,17 +75,19 @@ def purify(
         model: path of a checkpoint, a module, or what ``bdprune.load`` gave.
         data: labelled clean images, as for ``bdprune.scan``; a part is held out to choose the threshold.
         method: name of a purifier, or a purifier.
-        output: where to write the repaired checkpoint, in the format of the one it came from; None writes nothing.
+        preset: a named set of its settings.
         settings: constructor arguments of the purifier that is named.
-        preset, mode, max_acc_drop, precision: settings by the names of the command line; None leaves the method's own.
-        per_class: at most so many clean images of each class; None takes all.
-        class_order: as for ``bdprune.scan``.
+        output: where to write the repaired checkpoint, in the format of the one it came from; None writes nothing.
         progress: called with a word on what happens next.
-        **options: ``arch``, ``num_classes``, ``input_shape``, ``normalize``, ``device``, ``seed`` and ``state_key``, as
-            in ``ModelOptions``.
+        **options: ``mode`` and ``max_acc_drop``, settings by the names of the command line; ``start_from``, the result
+            of a scan of the same weights on the same images (or the path of its JSON), from which the method goes on:
+            what the scan has unlearned in this process is not unlearned again; ``attachments``, a folder for tensors
+            such as the masks; and those of ``Options`` (``arch``, ``seed``, ``per_class``, ...), as for
+            ``bdprune.scan``.
 
     Raises:
         SanityError: the model does not do its clean job on this data, so nothing could be trusted.
+        DataError: ``start_from`` is of other weights or images.
         BdpruneError: anything else that is wrong with the file, the data or the options; of a file with several sets
             of weights, where none of them could be repaired.
 
@@ -85,32 +96,93 @@ def purify(
         >>> repair.result.method, repair.result.accuracy_before, repair.result.output.path
         ('bdprune.suspiciousness', 1.0, 'repaired.pth')
     """
-    say = progress or silent
-    known = options_from(options, "purify")
-    known.check()
-    asked = {"preset": preset, "mode": mode, "max_drop": max_acc_drop, "precision": precision}
-    chosen = {**(settings or {}), **{name: value for name, value in asked.items() if value is not None}}
-    purifier = make_purifier(method, chosen, known.seed)
+    run = _run_of(method, preset, settings, dict(options), progress or silent)
     if data is None or data == "none":
         raise OptionError("A repair needs clean data.", "Give a few labelled clean images (--data).")
-    shelf = DataShelf(data, per_class, known.seed, class_order, fixed_size=known.input_shape is not None)
-    say("loading")
-    loaded = take_models(model, known)
+    clean = CleanSource(data, run.options)
+    run.progress("loading")
+    loaded = take_models(model, run.options)
     done: list[_Done] = []
     failed: list[tuple[str, BdpruneError]] = [(one.name, one.error) for one in loaded.unloaded]
-    for taken in loaded.models:
+    for one in loaded.models:
         try:
-            done.append(_repaired(taken, shelf, purifier, known, say))
+            done.append(_repaired(one, clean, run))
         except BdpruneError as error:
             if len(loaded.models) == 1:
                 raise
-            failed.append((taken.artifact.state_key if taken.artifact else "", error))
+            failed.append((one.artifact.state_key if one.artifact else "", error))
     if not done:
         raise failed[-1][1]
-    written = _write([one.purified.model for one in done], output)
+    written = _write([one.repair.model for one in done], output)
     left = _left(loaded.models[0], failed)
-    first, *others = [Repair(one.purified.model, one.purified, _record(one, written, left, known)) for one in done]
+    first, *others = [Repaired(one.repair, _record(one, written, left, run)) for one in done]
     return replace(first, others=tuple(others))
+
+
+@dataclass(frozen=True)
+class _Run:
+    """What is the same for every set of weights of a repair."""
+
+    purifier: Purifier
+    options: Options
+    progress: Progress
+    start: Result | None = None
+    attachments: Path | None = None
+
+
+def _run_of(
+    method: str | Purifier,
+    preset: str | None,
+    settings: Mapping[str, Any] | None,
+    options: dict[str, Any],
+    progress: Progress,
+) -> _Run:
+    """The purifier and the options, checked before anything is read."""
+    named = {"mode": options.pop("mode", None), "max_drop": options.pop("max_acc_drop", None)}
+    start, folder = _result(options.pop("start_from", None)), options.pop("attachments", None)
+    known = options_from(options, "purify")
+    known.check()
+    chosen = {**(settings or {}), **{name: value for name, value in named.items() if value is not None}}
+    preset = chosen.pop("preset", None) or preset
+    if start and preset is None and isinstance(method, str) and _GO_ON in method_class("purifier", method).presets:
+        preset = _GO_ON
+    if known.precision is not None:
+        chosen["precision"] = known.precision
+    purifier = chosen_purifier(method, preset, chosen, {"seed": known.seed})
+    return _Run(purifier, known, progress, start, Path(folder) if folder is not None else None)
+
+
+def _result(source: Result | str | os.PathLike[str] | None) -> Result | None:
+    """The result of a scan, read from JSON where it is a path.
+
+    Raises:
+        DataError: it cannot be read, or is no result of a scan.
+    """
+    if source is None or isinstance(source, Result):
+        return source
+    try:
+        return Result.from_json(Path(source).read_bytes())
+    except OSError as error:
+        raise DataError(f"Cannot read {source}: {error.strerror}.", "Give the JSON of one scan.") from None
+
+
+def _check_same(start: Result, model: Model, data: CleanData) -> None:
+    """Makes sure that a scan was of these weights and these images.
+
+    Raises:
+        DataError: it was not.
+    """
+    there, here = start.artifact, artifact_info(model)
+    if there and here and (there.sha256, there.state_key) != (here.sha256, here.state_key):
+        raise DataError(
+            f"The scan was of other weights: {there.path}, SHA-256 {there.sha256}.",
+            "Scan this file first, or repair it without the result of a scan.",
+        )
+    if start.data is None or start.data.digest != data.digest:
+        raise DataError(
+            "The scan was on other clean images.",
+            "Give the same --data, --per-class, --class-order and --seed, or repair without the result of a scan.",
+        )
 
 
 @dataclass(frozen=True)
@@ -120,21 +192,26 @@ class _Done:
     model: Model
     data: CleanData
     sanity: Sanity
-    purified: Purified
+    repair: Repair
+    attachments: Mapping[str, bytes]
     started: str
     seconds: float
 
 
-def _repaired(model: Model, shelf: DataShelf, purifier: Purifier, options: ModelOptions, say: Progress) -> _Done:
+def _repaired(model: Model, clean: CleanSource, run: _Run) -> _Done:
     clock = Clock()
-    fitted, clean = shelf.fit_for(model)
-    assert clean is not None
-    say("checking the clean data")
-    sanity = check_sanity(fitted, clean)
+    fitted, data = clean.fit_for(model)
+    assert data is not None
+    if run.start is not None:
+        data = data.by_content  # as a scan takes them
+        _check_same(run.start, fitted, data)
+    run.progress("checking the clean data")
+    sanity = check_sanity(fitted, data)
     if not sanity.ok:
         raise SanityError(sanity.message, sanity.suggestion)
-    say(purifier.id)
-    return _Done(fitted, clean, sanity, purifier(fitted, clean), clock.started, clock.seconds)
+    run.progress(run.purifier.id)
+    case = Case(fitted, data)
+    return _Done(fitted, data, sanity, run.purifier(case), case.attachments, clock.started, clock.seconds)
 
 
 def _left(model: Model, failed: Sequence[tuple[str, BdpruneError]]) -> tuple[str, ...]:
@@ -158,34 +235,36 @@ def _write(models: Sequence[Model], output: str | os.PathLike[str] | None) -> Ou
     return OutputInfo(path=str(written.path), format=kind, bytes=written.bytes, sha256=written.sha256)
 
 
-def _record(one: _Done, output: OutputInfo | None, left: tuple[str, ...], options: ModelOptions) -> PurifyResult:
-    purified = one.purified
+def _record(one: _Done, output: OutputInfo | None, left: tuple[str, ...], run: _Run) -> PurifyResult:
+    repair = one.repair
     return PurifyResult(
         started=one.started,
         artifact=artifact_info(one.model),
         model=model_info(one.model),
         data=data_info(one.data, one.sanity),
-        env=env(one.model.device, options.seed),
-        method=purified.method,
-        accuracy_before=number(purified.accuracy_before),
-        accuracy_after=number(purified.accuracy_after),
-        threshold=number(purified.threshold),
-        threshold_rule=purified.threshold_rule,
-        filters=purified.num_filters,
-        filters_pruned=sum(map(len, purified.pruned.values())),
-        pruned={name: tuple(index) for name, index in purified.pruned.items()},
-        target_label=purified.target_label,
+        env=env(one.model.device, run.options.seed),
+        method=repair.method,
+        accuracy_before=number(repair.accuracy_before),
+        accuracy_after=number(repair.accuracy_after),
+        change=repair.change,
+        selection=repair.selection,
+        threshold=number(repair.threshold),
+        filters=repair.num_filters,
+        filters_pruned=sum(map(len, repair.pruned.values())),
+        pruned={name: tuple(index) for name, index in repair.pruned.items()},
+        target_label=repair.target_label,
         curve=tuple(
             CurveInfo(
                 threshold=number(point.threshold),
                 clean_accuracy=number(point.clean_accuracy),
                 filters_pruned=point.filters_pruned,
             )
-            for point in purified.curve
+            for point in repair.curve
         ),
-        masks=_histogram(purified),
-        phases={name: number(seconds) for name, seconds in purified.seconds.items()},
-        params=finite(purified.params),
+        masks=_histogram(repair),
+        phases={name: number(seconds) for name, seconds in repair.seconds.items()},
+        params=finite(repair.params),
+        attachments=save_attachments(repair.attachments, one.attachments, run.attachments),
         output=output,
         left=left,
         coverage=weight_coverage(one.model),
@@ -193,14 +272,14 @@ def _record(one: _Done, output: OutputInfo | None, left: tuple[str, ...], option
     )
 
 
-def _histogram(purified: Purified) -> Histogram | None:
+def _histogram(repair: Repair) -> Histogram | None:
     """All finite masks (or scores) in equal bins, and those of pruned filters; None when there are none."""
-    values = _finite_values(purified.masks)
+    values = _finite_values(repair.masks)
     if not len(values):
         return None
     is_mask = float(values.min()) >= 0 and float(values.max()) <= 1
     ends = (0.0, 1.0) if is_mask else (float(values.min()), float(values.max()))
-    cut = _finite_values({name: purified.masks[name][index] for name, index in purified.pruned.items()})
+    cut = _finite_values({name: repair.masks[name][index] for name, index in repair.pruned.items()})
     counts, edges = torch.histogram(values, bins=_BINS, range=ends)
     pruned, _ = torch.histogram(cut, bins=_BINS, range=ends)
     return Histogram(edges=tuple(edges.tolist()), counts=_whole(counts), pruned=_whole(pruned))

@@ -1,4 +1,4 @@
-"""One model in one straight line: load it, check it against the clean data, run the detectors, judge."""
+"""One model in one straight line: open it, check it against the clean data, run the detectors, judge."""
 
 from __future__ import annotations
 
@@ -14,16 +14,14 @@ from typing import TypeVar
 import msgspec
 import torch
 
-from bdprune.analysis import Sanity, check_sanity
+from bdprune.analysis import Case, Sanity, check_sanity
 from bdprune.data import CleanData
 from bdprune.errors import BdpruneError
-from bdprune.methods import Detector, Evidence
-from bdprune.methods import detectors as make_detectors
+from bdprune.methods import Detector
 from bdprune.model import Loaded, Model, Unloaded
 from bdprune.pipeline.describe import (
     artifact_info,
     data_info,
-    detector_result,
     env,
     error_info,
     model_info,
@@ -31,9 +29,8 @@ from bdprune.pipeline.describe import (
     weight_coverage,
 )
 from bdprune.pipeline.device import parse_device
-from bdprune.pipeline.open import DataShelf, ModelOptions, ModelSource, take_models
-from bdprune.record import ArtifactInfo, Finding, Result, Severity, WeightCoverage, some
-from bdprune.runtime import Precision
+from bdprune.pipeline.open import CleanSource, ModelSource, Options, take_models
+from bdprune.record import Evidence, Finding, Result, Severity, WeightCoverage, nothing_seen, some
 from bdprune.verdict import judge
 
 Progress = Callable[[str], None]
@@ -44,26 +41,23 @@ log = logging.getLogger(__name__)
 _Done = TypeVar("_Done")
 
 
-def survive(run: Callable[[], _Done], source: ModelSource, job: Job, model: Model | None = None) -> _Done | Result:
-    """What ``run`` makes of one model; an error of any kind is the result of this model, not the end of the others."""
-    clock = Clock()
-    try:
-        return run()
-    except Exception as error:
-        log.debug("unexpected error in %s", source, exc_info=True)
-        return failure(source, error, job, clock, model)
-
-
 @dataclass
 class Job:
     """What is the same for every model of a run; it can be sent to another process."""
 
-    shelf: DataShelf
-    detectors: Sequence[str | Detector] | None
-    options: ModelOptions
-    precision: Precision | None = None
+    clean: CleanSource
+    detectors: Sequence[Detector]
+    options: Options
     skip_unknown: bool = False
     threads: int = field(default_factory=torch.get_num_threads)
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """The result of one model, and the bytes of its attachments by their SHA-256."""
+
+    result: Result
+    attachments: Mapping[str, bytes] = field(default_factory=dict)
 
 
 @dataclass
@@ -84,146 +78,170 @@ def silent(stage: str) -> None:
 
 
 @dataclass(frozen=True)
-class Candidate:
-    """A model that was taken in, and how it does on the clean data.
+class Opened:
+    """A model that was opened, and how it does on the clean data.
 
     Attributes:
+        case: the model, with the clean images if it does its clean job on them.
         data: the clean images; None for a run without.
         sanity: how the model does on them; None without any.
-        started: when it was taken in.
-        seconds: wall time that took.
+        clock: since when.
+        seconds: wall time that opening took.
     """
 
-    model: Model
+    case: Case
     data: CleanData | None
     sanity: Sanity | None
-    started: str
+    clock: Clock
     seconds: float
 
-    @property
-    def usable(self) -> CleanData | None:
-        """The clean images, if the model does its clean job on them."""
-        return self.data if self.sanity is not None and self.sanity.ok else None
+
+def scan_one(source: ModelSource, job: Job, progress: Progress) -> list[Outcome]:
+    """Scans one file in this process: an outcome for each of its sets of weights."""
+    opened = open_cases(source, job, progress)
+    return [one if isinstance(one, Outcome) else examined(one, source, job, progress) for one in opened]
 
 
-def scan_one(source: ModelSource, job: Job, progress: Progress) -> list[Result]:
-    """Scans one file in this process: a result for each of its sets of weights."""
-    results = []
-    for one in take_in(source, job, progress):
-        results.append(one if isinstance(one, Result) else _examined(one, source, job, progress))
-    return results
-
-
-def _examined(candidate: Candidate, source: ModelSource, job: Job, progress: Progress) -> Result:
-    return survive(partial(examine, candidate, job, progress), source, job, candidate.model)
-
-
-def take_in(source: ModelSource, job: Job, progress: Progress) -> list[Candidate | Result]:
-    """Every set of weights with the clean data that fits it; a result in place of what cannot be scanned."""
+def open_cases(source: ModelSource, job: Job, progress: Progress) -> list[Opened | Outcome]:
+    """Every set of weights with the clean data that fits it; an outcome in place of what cannot be scanned."""
     clock = Clock()
-    try:
+
+    def opened() -> list[Opened | Outcome]:
         progress("loading")
         loaded = take_models(source, job.options)
-    except BdpruneError as error:
-        return [failure(source, error, job, clock)]
-    found = [_with_data(model, source, job, progress) for model in loaded.models]
-    if not job.skip_unknown:
-        found += [_not_checked(one, loaded, job) for one in loaded.unloaded]
-    return found
+        found = [_with_data(model, source, job, progress) for model in loaded.models]
+        return found + ([] if job.skip_unknown else [_not_checked(one, loaded, job) for one in loaded.unloaded])
+
+    found = survived(opened, source, job, clock)
+    return [found] if isinstance(found, Outcome) else found
 
 
-def _with_data(model: Model, source: ModelSource, job: Job, progress: Progress) -> Candidate | Result:
-    """The model and the clean data, checked against each other; a result where they do not fit."""
-    clock = Clock()
-    try:
-        fitted, data = job.shelf.fit_for(model)
-        sanity: Sanity | None = None
-        if data is not None:
-            data = data.by_content  # so that nothing hangs on the order in which the images came
-            progress("checking the clean data")
-            sanity = check_sanity(fitted, data)
-        return Candidate(fitted, data, sanity, clock.started, clock.seconds)
-    except BdpruneError as error:
-        return failure(source, error, job, clock, model)
-
-
-def _not_checked(one: Unloaded, loaded: Loaded, job: Job) -> Result:
-    """The result for a set of weights beside a model that was loaded."""
-    model = loaded.models[0]
-    info = artifact_info(model)
-    assert info is not None
-    hint = f" {one.error.mend}" if one.error.mend else ""
-    message = f"These weights were not checked: {one.error.message}{hint}"
-    return Result(
-        started=Clock().started,
-        verdict="inconclusive",
-        risk=None,
-        target_label=None,
-        artifact=msgspec.structs.replace(info, state_key=one.name, prefix=None),
-        model=None,
-        data=None,
-        env=env(model.device, job.options.seed),
-        seconds=0.0,
-        findings=(Finding(rule_id="BD001", severity="medium", message=message),),
-    )
-
-
-def detectors_for(candidate: Candidate, job: Job) -> list[Detector]:
-    """The detectors that run on this model: without usable clean data only those that need none."""
-    return [one for one in _chosen(job) if candidate.usable is not None or not one.needs_data]
-
-
-def examine(candidate: Candidate, job: Job, progress: Progress, known: Mapping[int, Evidence] | None = None) -> Result:
+def examined(
+    opened: Opened, source: ModelSource, job: Job, progress: Progress, known: Mapping[int, Evidence] | None = None
+) -> Outcome:
     """Runs the detectors and judges.
 
     Args:
         known: evidence that there is already, by the detector's place in :func:`detectors_for`.
     """
-    clock, known = Clock(), known or {}
-    running = detectors_for(candidate, job)
-    left_out = [one.id for one in _chosen(job) if candidate.usable is None and one.needs_data]
+    run = partial(_examine, opened, job, progress, known or {})
+    return survived(run, source, job, opened.clock, opened.case.model)
+
+
+def survived(
+    run: Callable[[], _Done], source: ModelSource, job: Job, clock: Clock, model: Model | None = None
+) -> _Done | Outcome:
+    """What ``run`` makes of one model; an error of any kind is the outcome of this model, not the end of the others."""
+    try:
+        return run()
+    except Exception as error:
+        if not isinstance(error, BdpruneError):
+            log.debug("unexpected error in %s", source, exc_info=True)
+        return failure(source, error, job, clock, model)
+
+
+def detectors_for(opened: Opened, job: Job) -> list[Detector]:
+    """The detectors that run on this model: without usable clean data only those that need none."""
+    return [one for one in job.detectors if opened.case.data is not None or one.needs.images == "none"]
+
+
+def failure(
+    source: ModelSource, error: Exception, job: Job, clock: Clock | None = None, model: Model | None = None
+) -> Outcome:
+    """The outcome of a model that could not be scanned."""
+    clock = clock or Clock()
+    unread = None if isinstance(source, Model | torch.nn.Module) else unread_artifact(Path(source))
+    return Outcome(
+        Result(
+            started=clock.started,
+            verdict="error",
+            risk=None,
+            target_label=None,
+            artifact=artifact_info(model) if model else unread,
+            model=model_info(model) if model else None,
+            data=None,
+            env=env(parse_device(job.options.device), job.options.seed),
+            seconds=clock.seconds,
+            error=error_info(error),
+        )
+    )
+
+
+def _with_data(model: Model, source: ModelSource, job: Job, progress: Progress) -> Opened | Outcome:
+    """The model and the clean data, checked against each other; an outcome where they do not fit."""
+    clock = Clock()
+
+    def opened() -> Opened:
+        fitted, data = job.clean.fit_for(model)
+        if data is None:
+            return Opened(Case(fitted), None, None, clock, clock.seconds)
+        data = data.by_content  # so that nothing hangs on the order in which the images came
+        progress("checking the clean data")
+        sanity = check_sanity(fitted, data)
+        return Opened(Case(fitted, data if sanity.ok else None), data, sanity, clock, clock.seconds)
+
+    return survived(opened, source, job, clock, model)
+
+
+def _not_checked(one: Unloaded, loaded: Loaded, job: Job) -> Outcome:
+    """The outcome for a set of weights beside a model that was loaded."""
+    model = loaded.models[0]
+    info = artifact_info(model)
+    assert info is not None
+    finding = Finding(rule_id="BD001", severity="medium", message=f"These weights were not checked: {one.error}")
+    return Outcome(
+        Result(
+            started=Clock().started,
+            verdict="inconclusive",
+            risk=None,
+            target_label=None,
+            artifact=msgspec.structs.replace(info, state_key=one.name, prefix=None),
+            model=None,
+            data=None,
+            env=env(model.device, job.options.seed),
+            seconds=0.0,
+            findings=(finding,),
+        )
+    )
+
+
+def _examine(opened: Opened, job: Job, progress: Progress, known: Mapping[int, Evidence]) -> Outcome:
+    clock, running = Clock(), detectors_for(opened, job)
+    left_out = tuple(one.id for one in job.detectors if one not in running)
     evidence = [
-        known[place] if place in known else _run(detector, candidate, progress)
+        known[place] if place in known else _run(detector, opened.case, progress)
         for place, detector in enumerate(running)
     ]
-    judgement = judge(evidence, candidate.sanity)
-    model, data, coverage = candidate.model, candidate.data, weight_coverage(candidate.model)
-    unscanned = coverage.unscanned if coverage and not job.skip_unknown else ()
-    return Result(
-        started=candidate.started,
+    judgement = judge(running, evidence, opened.sanity)
+    model, data, coverage = opened.case.model, opened.data, weight_coverage(opened.case.model)
+    unscanned = coverage is not None and coverage.unscanned and not job.skip_unknown
+    result = Result(
+        started=opened.clock.started,
         verdict="inconclusive" if judgement.verdict == "clean" and unscanned else judgement.verdict,
         risk=judgement.risk,
         target_label=judgement.target_label,
         artifact=artifact_info(model),
         model=model_info(model),
-        detectors=tuple(map(detector_result, evidence)),
+        detectors=tuple(one.tidy() for one in evidence),
         findings=(*judgement.findings, *_unchecked(left_out), *_not_scanned(coverage)),
-        data=data_info(data, candidate.sanity) if data is not None else None,
+        data=data_info(data, opened.sanity) if data is not None else None,
         env=env(model.device, job.options.seed),
-        seconds=candidate.seconds + sum(one.seconds for one in known.values()) + clock.seconds,
+        seconds=opened.seconds + sum(one.seconds or 0.0 for one in known.values()) + clock.seconds,
         coverage=coverage,
-        not_run=tuple(left_out),
+        not_run=left_out,
     )
+    wanted = {one.sha256 for seen in evidence for one in seen.attachments}
+    return Outcome(result, {digest: opened.case.attachments[digest] for digest in wanted})
 
 
-def _chosen(job: Job) -> list[Detector]:
-    return make_detectors(job.detectors, job.options.seed, job.precision)
-
-
-def _run(detector: Detector, candidate: Candidate, progress: Progress) -> Evidence:
+def _run(detector: Detector, case: Case, progress: Progress) -> Evidence:
     """What the detector saw; one that broke down saw nothing."""
     progress(detector.id)
     clock = Clock()
     try:
-        return detector(candidate.model, candidate.usable)
+        return msgspec.structs.replace(detector(case), seconds=clock.seconds)
     except BdpruneError as error:
-        return nothing_seen(detector, error, clock.seconds)
-
-
-def nothing_seen(detector: Detector, error: BdpruneError, seconds: float) -> Evidence:
-    """The evidence of a detector that broke down: it says why in its details."""
-    nothing = float("nan")
-    return Evidence(detector.id, nothing, nothing, False, seconds=seconds, details={"error": str(error)})
+        return nothing_seen(detector.id, str(error), clock.seconds)
 
 
 def _unchecked(left_out: Sequence[str]) -> tuple[Finding, ...]:
@@ -242,28 +260,3 @@ def _not_scanned(coverage: WeightCoverage | None) -> tuple[Finding, ...]:
     told = (parts if coverage.unscanned else []) + (others if coverage.left_out else [])
     severity: Severity = "medium" if coverage.unscanned else "info"
     return (Finding(rule_id="BD001", severity=severity, message=f"Not scanned: {'; '.join(told)}."),)
-
-
-def failure(
-    source: ModelSource, error: Exception, job: Job, clock: Clock | None = None, model: Model | None = None
-) -> Result:
-    """The result of a model that could not be scanned."""
-    clock = clock or Clock()
-    return Result(
-        started=clock.started,
-        verdict="error",
-        risk=None,
-        target_label=None,
-        artifact=_artifact_of(source, model),
-        model=model_info(model) if model else None,
-        data=None,
-        env=env(parse_device(job.options.device), job.options.seed),
-        seconds=clock.seconds,
-        error=error_info(error),
-    )
-
-
-def _artifact_of(source: ModelSource, model: Model | None) -> ArtifactInfo | None:
-    if model is not None:
-        return artifact_info(model)
-    return None if isinstance(source, Model | torch.nn.Module) else unread_artifact(Path(source))

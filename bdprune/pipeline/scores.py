@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Literal, Unpack
 
 from torch import Tensor
 
-from bdprune.analysis import Suspiciousness, channel_lipschitz, layer_z_scores
-from bdprune.data import ClassOrder, CleanData
+from bdprune.analysis import Analysis, Case, Lipschitz, Suspiciousness, layer_z_scores
 from bdprune.errors import OptionError
-from bdprune.model import Model
-from bdprune.pipeline.describe import artifact_info, data_info, env, model_info, number, weight_coverage
-from bdprune.pipeline.open import DataShelf, DataSource, ModelSource, options_from, take_model
+from bdprune.pipeline.describe import artifact_info, data_info, env, model_info, weight_coverage
+from bdprune.pipeline.open import CleanSource, DataSource, ModelSource, OptionNames, options_from, take_model
 from bdprune.pipeline.scan import Clock
-from bdprune.record import FilterScore, LayerScores, ScoreResult
+from bdprune.record import FilterScore, LayerScores, ScoreResult, number
 
 Method = Literal["lipschitz", "suspiciousness"]
 METHODS: tuple[Method, ...] = ("lipschitz", "suspiciousness")
@@ -26,9 +24,7 @@ def score(
     *,
     method: Method = "lipschitz",
     top: int = 20,
-    per_class: int | None = None,
-    class_order: ClassOrder = None,
-    **options: Any,
+    **options: Unpack[OptionNames],
 ) -> ScoreResult:
     """How suspicious every filter is, and which stand out most of their layers.
 
@@ -37,9 +33,7 @@ def score(
         data: labelled clean images, as for ``bdprune.scan``; the Lipschitz score needs none.
         method: ``lipschitz`` (data-free) or ``suspiciousness`` (needs clean data).
         top: how many of the worst filters to list.
-        per_class: at most so many clean images of each class; None takes all.
-        class_order: as for ``bdprune.scan``.
-        **options: as in ``ModelOptions``.
+        **options: as for ``bdprune.scan``.
 
     Raises:
         OptionError: an unknown method, one that needs clean data and got none, or less than no filters to list.
@@ -56,30 +50,24 @@ def score(
     if top < 0:
         raise OptionError(f"{top} filters cannot be listed.", "Give 0 or more.")
     known.check()
-    shelf = DataShelf(data, per_class, known.seed, class_order, fixed_size=known.input_shape is not None)
-    taken, clean = shelf.fit_for(take_model(model, known))
-    scores = _scores(taken, clean, method)
+    fitted, clean = CleanSource(data, known).fit_for(take_model(model, known))
+    if method == "suspiciousness" and clean is None:
+        raise OptionError("The suspiciousness score needs clean data.", "Give --data, or use --method lipschitz.")
+    wanted: Analysis[dict[str, Tensor]] = Lipschitz() if method == "lipschitz" else Suspiciousness()
+    scores = Case(fitted, clean).get(wanted)
     z_scores = layer_z_scores(scores)
     return ScoreResult(
         started=clock.started,
-        artifact=artifact_info(taken),
-        model=model_info(taken),
+        artifact=artifact_info(fitted),
+        model=model_info(fitted),
         data=data_info(clean) if clean is not None else None,
-        env=env(taken.device, known.seed),
+        env=env(fitted.device, known.seed),
         method=method,
         layers=tuple(_layer(name, scores[name], z_scores[name]) for name in scores),
         top=_worst(scores, z_scores, top),
         seconds=clock.seconds,
-        coverage=weight_coverage(taken),
+        coverage=weight_coverage(fitted),
     )
-
-
-def _scores(model: Model, data: CleanData | None, method: Method) -> dict[str, Tensor]:
-    if method == "lipschitz":
-        return channel_lipschitz(model)
-    if data is None:
-        raise OptionError("The suspiciousness score needs clean data.", "Give --data, or use --method lipschitz.")
-    return Suspiciousness()(model, data)
 
 
 def _layer(name: str, scores: Tensor, z_scores: Tensor) -> LayerScores:

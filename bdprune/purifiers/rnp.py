@@ -2,36 +2,43 @@
 
 from __future__ import annotations
 
-import itertools
-import time
-from dataclasses import asdict, dataclass, field
-from typing import Self
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
 
 import torch
+from torch import Tensor
 
+from bdprune.analysis import SCAN_UNLEARNING, Case, Unlearning
 from bdprune.data import CleanData
-from bdprune.errors import DataError, OptionError
+from bdprune.errors import DataError
 from bdprune.loops import (
     FineTuneSettings,
     RecoverSettings,
+    Sweep,
+    SweepPoint,
     UnlearnSettings,
     fine_tune,
     recover,
     sink_label,
     sweep_thresholds,
-    unlearn,
 )
-from bdprune.methods import CurvePoint, Purified
+from bdprune.methods import CurvePoint, Phases, Purifier, Repair, what_changed
 from bdprune.model import Model, PruneMode, prune
+from bdprune.record import Needs
 from bdprune.runtime import DEFAULT, Precision, clean_accuracy
 
-_PRESETS = {
-    "paper": (
-        UnlearnSettings(momentum=0.9, weight_decay=5e-2, stop_accuracy=0.1, stop_on="epoch", small_data=0, retries=0),
-        RecoverSettings(small_data=0),
-    ),
-    "code": (
-        UnlearnSettings(
+_PUBLISHED: dict[str, Any] = {"strict": False, "stop_early": True, "fine_tuning": None}
+PRESETS: dict[str, dict[str, Any]] = {
+    "paper": {
+        "unlearning": UnlearnSettings(
+            momentum=0.9, weight_decay=5e-2, stop_accuracy=0.1, stop_on="epoch", small_data=0, retries=0
+        ),
+        "recovery": RecoverSettings(small_data=0),
+        **_PUBLISHED,
+    },
+    "code": {
+        "unlearning": UnlearnSettings(
             weight_decay=5e-4,
             max_epochs=21,
             stop_accuracy=0.2,
@@ -40,24 +47,33 @@ _PRESETS = {
             small_data=0,
             retries=0,
         ),
-        RecoverSettings(loss_scale=0.2, small_data=0),
-    ),
-    "robust": (
+        "recovery": RecoverSettings(loss_scale=0.2, small_data=0),
+        **_PUBLISHED,
+    },
+    "robust": {
         # Half-way is far enough: the backdoor's filters are the first to move, and the deeper the network falls, the
         # more filters it takes to bring it back (docs/detection.md).
-        UnlearnSettings(weight_decay=5e-4, stop_share=0.6, min_steps=8, raises=1),
-        RecoverSettings(loss_scale=0.2),
-    ),
+        "unlearning": UnlearnSettings(weight_decay=5e-4, stop_share=0.6, min_steps=8, raises=1),
+        "recovery": RecoverSettings(loss_scale=0.2),
+    },
+    # Goes on from what a scan unlearned, which fell to chance on all images.
+    "scan": {
+        "unlearning": SCAN_UNLEARNING,
+        "recovery": RecoverSettings(loss_scale=0.2),
+        "unlearn_on": "all",
+    },
 }
 
 
 @dataclass(frozen=True)
-class RNP:
+class RNP(Purifier):
     """Unlearns a copy, recovers it with a mask over filters, and prunes the original where the mask stayed low.
 
     Args:
         unlearning: settings of the ascent.
         recovery: settings of the mask.
+        unlearn_on: ``rest`` unlearns on the images that are not held out; ``all`` on all of them, which is what a scan
+            has done already with the same settings (preset ``scan``).
         max_drop: largest fall of clean accuracy that the threshold may cost, in [0, 1], on the held-out clean images.
         held_out: share of the clean images that is kept for choosing the threshold.
         strict: the fall must not be larger on the other clean images either. A handful of held-out images lets a
@@ -75,8 +91,9 @@ class RNP:
         seed: of the split, the order and the augmentation.
     """
 
-    unlearning: UnlearnSettings = field(default_factory=lambda: _PRESETS["robust"][0])
-    recovery: RecoverSettings = field(default_factory=lambda: _PRESETS["robust"][1])
+    unlearning: UnlearnSettings = field(default_factory=lambda: PRESETS["robust"]["unlearning"])
+    recovery: RecoverSettings = field(default_factory=lambda: PRESETS["robust"]["recovery"])
+    unlearn_on: Literal["rest", "all"] = "rest"
     max_drop: float = 0.02
     held_out: float = 0.3
     strict: bool = True
@@ -89,37 +106,68 @@ class RNP:
     seed: int = 0
 
     id = "bdprune.rnp"
+    title = "unlearn, recover a mask over filters, prune where it stays low"
+    paper = "Li et al., Reconstructive Neuron Pruning for Backdoor Defense, ICML 2023, arXiv 2305.14876"
+    needs = Needs(images="labelled", minimum=2)
+    cost = "training"
+    label = True
+    gives = ("detection", "trigger recovery", "removal")
+    presets = PRESETS
 
-    @classmethod
-    def preset(cls, name: str, **settings: object) -> Self:
-        """RNP by the ``paper``'s appendix, by the authors' ``code``, or the ``robust`` default.
-
-        Raises:
-            OptionError: an unknown name.
-        """
-        if name not in _PRESETS:
-            raise OptionError(f"There is no RNP preset {name!r}.", f"Choose one of {', '.join(_PRESETS)}.")
-        unlearning, recovery = _PRESETS[name]
-        published = {} if name == "robust" else {"strict": False, "stop_early": True, "fine_tuning": None}
-        return cls(unlearning=unlearning, recovery=recovery, **{**published, **settings})  # type: ignore[arg-type]
-
-    def __call__(self, model: Model, data: CleanData) -> Purified:
-        """Repairs a copy of ``model`` with ``data``, of which a share is held out for the threshold.
+    def __call__(self, case: Case) -> Repair:
+        """Repairs a copy of the model; a share of the images is held out for the threshold.
 
         Raises:
-            DataError: no class has an image to spare for that.
+            DataError: no clean images, or no class has an image to spare for that.
         """
-        clock = [time.perf_counter()]
+        self.check(case)
+        rest, held = self._split(case.images)
+        part, phase = case.with_data(rest), Phases()
+        unlearning = Unlearning(self.unlearning, self.seed, self.precision)
+        with phase("unlearn"):
+            unlearned = (case if self.unlearn_on == "all" else part).get(unlearning)
+        with phase("recover"):
+            masks = recover(unlearned.model, rest, self.recovery, self.seed, self.precision).masks
+        with phase("sweep"):
+            sweep, chosen, tuning = self._choose(case.model, masks, rest, held)
+        pruned = chosen.pruned if chosen else {}
+        repaired = prune(case.model, pruned, self.mode)
+        tuning = tuning if pruned else None
+        with phase("fine_tune"):
+            if tuning:
+                repaired = fine_tune(repaired, rest, tuning, pruned, self.mode, self.seed, self.precision)
+        return Repair(
+            model=repaired,
+            method=self.id,
+            change=what_changed(pruned=bool(pruned), retrained=tuning is not None),
+            selection=self._selection(chosen is not None, tuning is not None, len(held), len(rest)),
+            pruned=pruned,
+            num_filters=sum(map(len, masks.values())),
+            masks=masks,
+            threshold=chosen.threshold if chosen else float("nan"),
+            accuracy_before=sweep.accuracy_before,
+            accuracy_after=clean_accuracy(repaired.module, held.images, held.labels),
+            curve=tuple(CurvePoint(p.threshold, p.clean_accuracy, p.filters_pruned) for p in sweep.points),
+            target_label=sink_label(unlearned.trajectory, unlearned.steps_per_epoch),
+            seconds=phase.seconds,
+            params=self.params,
+            attachments=(case.attach("masks", masks),),
+        )
+
+    def _split(self, data: CleanData) -> tuple[CleanData, CleanData]:
+        """The images to work on, and those held out for the threshold."""
         rest, held = data.split(self.held_out, torch.Generator().manual_seed(self.seed))
         if not len(held):
             raise DataError(
                 f"{len(data)} clean images, one of each class, leave none to choose a threshold on.",
                 "Give at least two of a class, or use the method suspiciousness.",
             )
-        unlearned = unlearn(model, rest, self.unlearning, self.seed, self.precision)
-        clock.append(time.perf_counter())
-        masks = recover(unlearned.model, rest, self.recovery, self.seed, self.precision).masks
-        clock.append(time.perf_counter())
+        return rest, held
+
+    def _choose(
+        self, model: Model, masks: Mapping[str, Tensor], rest: CleanData, held: CleanData
+    ) -> tuple[Sweep, SweepPoint | None, FineTuneSettings | None]:
+        """The sweep, the threshold that it allows, and the fine-tuning that must follow."""
         thresholds = [index * self.step for index in range(round(0.95 / self.step) + 1)]
         sets = (held, rest) if self.strict else (held,)
         hopeless = max(self.max_drop, self.tuned_drop)
@@ -135,39 +183,13 @@ class RNP:
             precision=self.precision,
         )
         chosen = sweep.highest(self.max_drop)
-        tuning = self.fine_tuning if chosen is None else None
-        if tuning:
-            chosen = sweep.highest(self.tuned_drop)
-        pruned = chosen.pruned if chosen else {}
-        repaired = prune(model, pruned, self.mode)
-        clock.append(time.perf_counter())
-        if tuning and pruned:
-            repaired = fine_tune(repaired, rest, tuning, pruned, self.mode, self.seed, self.precision)
-        clock.append(time.perf_counter())
-        return Purified(
-            model=repaired,
-            method=self.id,
-            pruned=pruned,
-            num_filters=sum(map(len, masks.values())),
-            masks=masks,
-            threshold=chosen.threshold if chosen else float("nan"),
-            threshold_rule=self._rule(chosen is not None, tuning is not None, len(held), len(rest)),
-            accuracy_before=sweep.accuracy_before,
-            accuracy_after=clean_accuracy(repaired.module, held.images, held.labels),
-            curve=tuple(CurvePoint(p.threshold, p.clean_accuracy, p.filters_pruned) for p in sweep.points),
-            target_label=sink_label(unlearned.trajectory, unlearned.steps_per_epoch),
-            unlearned=unlearned.model,
-            seconds=dict(zip(("unlearn", "recover", "sweep", "fine_tune"), _laps(clock), strict=True)),
-            params=asdict(self),
-        )
+        if chosen or not self.fine_tuning:
+            return sweep, chosen, None
+        return sweep, sweep.highest(self.tuned_drop), self.fine_tuning
 
-    def _rule(self, found: bool, tuned: bool, held: int, rest: int) -> str:
+    def _selection(self, found: bool, tuned: bool, held: int, rest: int) -> str:
         drop = self.tuned_drop if tuned else self.max_drop
         where = f"{held} held-out images" + (f" and on the other {rest}" if self.strict else "")
         if not found:
             return f"nothing is pruned: every threshold costs more than {100 * drop:g} points on {where}"
         return f"highest that costs at most {100 * drop:g} points on {where}" + (", then fine-tuned" if tuned else "")
-
-
-def _laps(clock: list[float]) -> list[float]:
-    return [end - start for start, end in itertools.pairwise(clock)]

@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-import itertools
 import math
-import time
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
 
-from bdprune.analysis import Suspiciousness, layer_z_scores
+from bdprune.analysis import Case, Suspiciousness, layer_z_scores
 from bdprune.data import CleanData
 from bdprune.loops import FineTuneSettings, PrunedPredictions, Pruning, fine_tune
-from bdprune.methods import CurvePoint, Purified
+from bdprune.methods import CurvePoint, Phases, Purifier, Repair, what_changed
 from bdprune.model import Model, PruneMode, prune
+from bdprune.record import Needs
 from bdprune.runtime import DEFAULT, Precision, clean_accuracy, convs_of, crop_and_flip
 
 _LADDER = tuple(3.5 - 0.25 * step for step in range(11))  # 3.5 down to 1
@@ -26,7 +25,7 @@ Curve = tuple[CurvePoint, ...]
 
 
 @dataclass(frozen=True)
-class SuspiciousnessPruning:
+class SuspiciousnessPruning(Purifier):
     """Prunes filters with score > mean + mu std of their layer, together with their norm, then fine-tunes.
 
     The paper leaves mu open. Unless it is given, it is lowered from 3.5 in steps of a quarter for as long as clean
@@ -58,35 +57,44 @@ class SuspiciousnessPruning:
     seed: int = 0
 
     id = "bdprune.suspiciousness"
+    title = "prune the filters whose suspiciousness score stands out of their layer, then fine-tune"
+    paper = "arXiv 2311.07417"
+    needs = Needs(images="labelled")
+    cost = "training"
 
-    def __call__(self, model: Model, data: CleanData) -> Purified:
-        """Repairs a copy of ``model``. All of ``data`` is used for scoring, fine-tuning and the accuracies reported."""
-        clock = [time.perf_counter()]
-        scores = self.score(model, data)
-        clock.append(time.perf_counter())
-        with convs_of(self.precision):
+    def __call__(self, case: Case) -> Repair:
+        """Repairs a copy of the model. All images are used for scoring, fine-tuning and the accuracies reported.
+
+        Raises:
+            DataError: no clean images.
+        """
+        self.check(case)
+        model, data, phase = case.model, case.images, Phases()
+        with phase("score"):
+            scores = case.get(self.score)
+        with phase("sweep"), convs_of(self.precision):
             mu, curve = (self.mu, ()) if self.mu is not None else self._choose(model, data, scores)
         pruned = outlying(scores, mu, self.max_share)
         repaired = prune(model, pruned, self.mode)
-        clock.append(time.perf_counter())
-        tuning = self._small_steps(len(data))
-        if tuning and pruned:
-            repaired = fine_tune(repaired, data, tuning, pruned, self.mode, self.seed, self.precision)
-        clock.append(time.perf_counter())
-        laps = [end - start for start, end in itertools.pairwise(clock)]
-        return Purified(
+        tuning = self._small_steps(len(data)) if pruned else None
+        with phase("fine_tune"):
+            if tuning:
+                repaired = fine_tune(repaired, data, tuning, pruned, self.mode, self.seed, self.precision)
+        return Repair(
             model=repaired,
             method=self.id,
+            change=what_changed(pruned=bool(pruned), retrained=tuning is not None),
+            selection=self._selection(mu, len(data)),
             pruned=pruned,
             num_filters=sum(map(len, scores.values())),
             masks=scores,
             threshold=mu,
-            threshold_rule=self._rule(mu, len(data)),
             accuracy_before=clean_accuracy(model.module, data.images, data.labels),
             accuracy_after=clean_accuracy(repaired.module, data.images, data.labels),
             curve=curve,
-            seconds=dict(zip(("score", "sweep", "fine_tune"), laps, strict=True)),
-            params=asdict(self),
+            seconds=phase.seconds,
+            params=self.params,
+            attachments=(case.attach("filter_scores", scores),),
         )
 
     def _choose(self, model: Model, data: CleanData, scores: Mapping[str, Tensor]) -> tuple[float, Curve]:
@@ -106,7 +114,7 @@ class SuspiciousnessPruning:
             chosen = mu
         return chosen, tuple(reversed(curve))
 
-    def _rule(self, mu: float, count: int) -> str:
+    def _selection(self, mu: float, count: int) -> str:
         what = f"score > mean + {mu:g} std of its layer, at most {self.max_share:.0%} of a layer"
         bound = f"{100 * self.max_drop:g} points + one standard error on {count} clean images"
         if self.mu is not None:

@@ -1,12 +1,10 @@
-from bdprune.record.result import (
-    ATTENTION,
-    KINDS,
+from bdprune.record.base import SCHEMA_VERSION, Count, Record, Share, finite, number, some
+from bdprune.record.evidence import Attachment, Evidence, nothing_seen
+from bdprune.record.method import COSTS, GIFTS, Cost, Gift, Images, MethodInfo, Needs, Rule
+from bdprune.record.parts import (
     ArtifactInfo,
-    CoverageResult,
     CurveInfo,
     DataInfo,
-    DetectorResult,
-    Document,
     Env,
     ErrorInfo,
     FilterScore,
@@ -16,15 +14,20 @@ from bdprune.record.result import (
     ModelInfo,
     OutputInfo,
     PassedOver,
+    SanityInfo,
+    Severity,
+    WeightCoverage,
+)
+from bdprune.record.results import (
+    ATTENTION,
+    KINDS,
+    Change,
+    CoverageResult,
+    Document,
     PurifyResult,
     Result,
-    SanityInfo,
     ScoreResult,
-    Severity,
     Verdict,
-    WeightCoverage,
-    finite,
     schema,
-    some,
 )
 from bdprune.record.shape import parse_shape

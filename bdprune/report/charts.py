@@ -18,7 +18,7 @@ from typing import Any, TypeVar
 import msgspec
 from markupsafe import Markup
 
-from bdprune.record import DetectorResult, LayerScores, PurifyResult
+from bdprune.record import Evidence, LayerScores, PurifyResult
 from bdprune.report.svg import Bar, Line, bars, lines
 
 T = TypeVar("T")
@@ -39,7 +39,7 @@ class Step(msgspec.Struct):
     votes: list[int]
 
 
-def detector_charts(detector: DetectorResult, class_names: Sequence[str]) -> list[tuple[str, Markup]]:
+def detector_charts(detector: Evidence, class_names: Sequence[str]) -> list[tuple[str, Markup]]:
     """(caption, chart) of everything in the details that can be drawn."""
     details = detector.details
     drawn: list[tuple[str, Markup]] = []
@@ -55,7 +55,7 @@ def detector_charts(detector: DetectorResult, class_names: Sequence[str]) -> lis
     return drawn
 
 
-def listed_details(detector: DetectorResult) -> dict[str, Any]:
+def listed_details(detector: Evidence) -> dict[str, Any]:
     """The details that no chart shows."""
     shapes: dict[str, Any] = {"trajectory": list[Step], "flip_shares": list[float], "layers": list[LayerPoint]}
     return {
@@ -116,7 +116,7 @@ def _trajectory(steps: Sequence[Step], label: int | None) -> Markup:
     return lines("Accuracy and votes while unlearning", series, x_label="batch", y_label="share", x_whole=True)
 
 
-def _shares(shares: Sequence[float], detector: DetectorResult, class_names: Sequence[str]) -> Markup:
+def _shares(shares: Sequence[float], detector: Evidence, class_names: Sequence[str]) -> Markup:
     values = [
         Bar(
             share,

@@ -37,12 +37,12 @@ def headline(result: Result) -> str:
 
 def advice(result: Result) -> str:
     """What to do now."""
-    return f"{result.error.mend} {ADVICE['error']}".strip() if result.error else ADVICE[result.verdict]
+    return f"{result.error.hint} {ADVICE['error']}".strip() if result.error else ADVICE[result.verdict]
 
 
 def outcome(result: PurifyResult) -> str:
-    """``repaired``, ``partly repaired`` where weights of the file were left, ``unchanged`` where nothing was pruned."""
-    if not result.filters_pruned:
+    """``repaired``, ``partly repaired`` where weights of the file were left, ``unchanged`` without a change."""
+    if result.change == "nothing":
         return "unchanged"
     return "partly repaired" if result.left else "repaired"
 

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Sequence
 from bdprune.record import (
     CoverageResult,
     DataInfo,
-    DetectorResult,
+    Evidence,
     ModelInfo,
     PurifyResult,
     Result,
@@ -33,7 +33,7 @@ def scan_text(result: Result, *, colour: bool = False) -> str:
     verdict = _paint(result.verdict.upper(), _COLOURS[result.verdict], colour)
     lines = [f"{verdict}  {plain(result.name)}", f"  {plain(summary.headline(result))}"]
     if result.error:
-        lines += [f"  {plain(result.error.mend)}"] if result.error.mend else []
+        lines += [f"  {plain(result.error.hint)}"] if result.error.hint else []
         return "\n".join(lines) + "\n"
     rows = [
         ("risk", summary.number(result.risk)),
@@ -81,7 +81,7 @@ def purify_text(result: PurifyResult, *, colour: bool = False) -> str:
         _COLOURS["clean" if summary.outcome(result) == "repaired" else "suspicious"],
         colour,
     )
-    threshold = f"{summary.number(result.threshold)} ({plain(result.threshold_rule)})"
+    threshold = f"{summary.number(result.threshold)} ({plain(result.selection)})"
     output = f"{plain(result.output.path)} ({summary.size(result.output.bytes)})" if result.output else "not written"
     rows = [
         ("method", plain(result.method)),
@@ -159,11 +159,11 @@ def _left(coverage: WeightCoverage) -> bool:
     return bool(coverage.unscanned or coverage.left_out)
 
 
-def _detector_row(one: DetectorResult) -> tuple[str, ...]:
+def _detector_row(one: Evidence) -> tuple[str, ...]:
     label = "" if one.target_label is None else str(one.target_label)
     state = "no score" if one.score is None else "flagged" if one.flagged else "ok"
     numbers = summary.number(one.score), summary.number(one.threshold)
-    return (plain(one.id), *numbers, state, label, summary.seconds(one.seconds))
+    return (plain(one.detector), *numbers, state, label, summary.seconds(one.seconds))
 
 
 def _aligned(rows: Sequence[tuple[str, str]]) -> list[str]:

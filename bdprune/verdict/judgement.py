@@ -1,30 +1,19 @@
 """From evidence to a verdict.
 
-The unlearning detector leads: it gives the verdict and the label. The others corroborate or disagree. Nothing is ever
-called clean unless the leading detector ran on clean data that the model handles well. A verdict that is near the
-detector's threshold, or that rests on few images or few classes, says so in a finding.
+Detectors that call themselves decisive give the verdict and the label; the others corroborate or disagree. Nothing is
+ever called clean unless a decisive detector ran on clean data that the model handles well. Evidence that is near its
+threshold, or that has limits of its own, says so in a finding.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from bdprune.analysis import Sanity
-from bdprune.methods import Evidence
-from bdprune.record import Finding, Severity, Verdict
+from bdprune.methods import Detector
+from bdprune.record import Evidence, Finding, Severity, Verdict
 
-LEADER = "bdprune.unlearning"
-RULES = {LEADER: "BD030", "bdprune.lipschitz": "BD020", "bdprune.suspiciousness": "BD020"}
-
-FEW_IMAGES, FEW_CLASSES = 300, 10
-"""A verdict on fewer images or fewer classes says what it is worth."""
-
-_NO_NORM = (
-    "The network has no batch norm, and unlearning tells nothing sure of such a network: with the norms folded into "
-    "the convs, a backdoored network was missed and a clean one flagged."
-)
 _ATLAS = ("AML.T0018.000", "AML.T0043.004")  # Poison AI Model; Insert Backdoor Trigger
 
 
@@ -38,53 +27,59 @@ class Judgement:
     findings: tuple[Finding, ...]
 
 
-def judge(evidence: Sequence[Evidence], sanity: Sanity | None) -> Judgement:
+def judge(detectors: Sequence[Detector], evidence: Sequence[Evidence], sanity: Sanity | None) -> Judgement:
     """The verdict that the evidence allows.
 
     Args:
-        evidence: of every detector that ran; a score that is not finite says nothing.
+        detectors: that ran.
+        evidence: of each; a score that is not finite says nothing.
         sanity: how the model does on the clean data; None when there were none.
     """
-    heard = [one for one in evidence if _is_heard(one)]
-    flagged = [one for one in heard if one.flagged]
-    leader = next((one for one in heard if one.detector == LEADER), None) if sanity is not None else None
-    findings = tuple(map(_finding, flagged))
+    valid = [one for one in evidence if one.valid]
+    flagged = [one for one in valid if one.flagged]
+    ids = {one.id for one in detectors if one.decisive and sanity is not None}
+    decisive = [one for one in valid if one.detector in ids]
+    findings = tuple(_finding(one, detectors) for one in flagged)
     if sanity is not None and not sanity.ok:
         return _inconclusive(f"{sanity.message} {sanity.suggestion}".rstrip(), findings)
-    if leader is None:
-        if flagged:
-            return Judgement("suspicious", _risk(flagged), _agreed_label(flagged), findings)
-        return _inconclusive(_silence(evidence, sanity), findings)
-    if not flagged and len(heard) < len(evidence):
-        return _inconclusive(_silence(evidence, sanity), findings)
-    if _has_no_norm(leader) and all(one.detector == LEADER for one in flagged):
-        return _inconclusive(_NO_NORM, findings)
-    if not leader.flagged:
-        verdict: Verdict = "suspicious" if flagged else "clean"
-        return Judgement(verdict, _risk(heard), _agreed_label(flagged), (*findings, *_reserve(leader)))
-    label = leader.target_label
-    rivals = {one.target_label for one in flagged} - {None, label}
-    if label is None:
-        return Judgement("suspicious", _risk(heard), _agreed_label(flagged), findings)
-    if rivals:
-        return Judgement("suspicious", _risk(heard), label, (*findings, _disagreement(label, rivals)))
-    return Judgement("backdoored", _risk([leader]), label, (*findings, *_confirmation(flagged, label)))
+    if not decisive and flagged:
+        return Judgement("suspicious", _risk(flagged), _agreed_label(flagged), findings)
+    if not decisive or (not flagged and len(valid) < len(evidence)):
+        return _inconclusive(_silence(detectors, evidence, sanity), findings)
+    reasons = [one.not_applicable for one in decisive]
+    if all(reasons) and all(one in decisive for one in flagged):
+        return _inconclusive(reasons[0], findings)
+    leading = [one for one in decisive if one.flagged]
+    if leading:
+        return _of_flagged(leading, flagged, valid, findings)
+    reserves = tuple(reserve for one in decisive for reserve in _reserve(one))
+    verdict: Verdict = "suspicious" if flagged else "clean"
+    return Judgement(verdict, _risk(valid), _agreed_label(flagged), (*findings, *reserves))
 
 
 def evidence_risk(one: Evidence) -> float:
     """Risk in [0, 1] that one detector alone sees: a half at its threshold, rising with the ratio to the fourth."""
-    if one.threshold <= 0 or one.score <= 0:
+    if not one.threshold or not one.score or one.threshold <= 0 or one.score <= 0:
         return float(one.flagged)
     ratio = min(one.score / one.threshold, 10.0) ** 4
     return ratio / (1 + ratio)
 
 
-def _is_heard(one: Evidence) -> bool:
-    return math.isfinite(one.score) and math.isfinite(one.threshold)
+def _of_flagged(
+    leading: Sequence[Evidence], flagged: Sequence[Evidence], valid: Sequence[Evidence], findings: tuple[Finding, ...]
+) -> Judgement:
+    """The verdict where a decisive detector flags the model: backdoored if there is one label that nobody disputes."""
+    label = _agreed_label(leading)
+    if label is None:
+        return Judgement("suspicious", _risk(valid), _agreed_label(flagged), findings)
+    rivals = [one for one in flagged if one.target_label not in (None, label)]
+    if rivals:
+        return Judgement("suspicious", _risk(valid), label, (*findings, _disagreement(leading, rivals)))
+    return Judgement("backdoored", _risk(leading), label, (*findings, *_confirmation(flagged, label)))
 
 
-def _risk(heard: Sequence[Evidence]) -> float:
-    return max(map(evidence_risk, heard))
+def _risk(evidence: Sequence[Evidence]) -> float:
+    return max(map(evidence_risk, evidence))
 
 
 def _agreed_label(flagged: Sequence[Evidence]) -> int | None:
@@ -92,84 +87,55 @@ def _agreed_label(flagged: Sequence[Evidence]) -> int | None:
     return labels.pop() if len(labels) == 1 else None
 
 
-def _silence(evidence: Sequence[Evidence], sanity: Sanity | None) -> str:
+def _silence(detectors: Sequence[Detector], evidence: Sequence[Evidence], sanity: Sanity | None) -> str:
     if sanity is None:
         return "No clean data was given: only data-free detectors ran, and their silence proves nothing."
-    spoiled = [one for one in evidence if not _is_heard(one)]
+    spoiled = [one for one in evidence if not one.valid]
     if spoiled:
-        why = "".join(f" {one.details['error']}" for one in spoiled if "error" in one.details)
+        why = "".join(f" {one.error}" for one in spoiled if one.error)
         return f"No finite score from {', '.join(one.detector for one in spoiled)}.{why}"
-    return f"{LEADER} did not run, and the silence of the others proves nothing."
+    ran = ", ".join(one.id for one in detectors) or "None"
+    return f"No detector ran whose silence proves anything ({ran})."
 
 
 def _inconclusive(message: str, findings: tuple[Finding, ...]) -> Judgement:
-    return Judgement(
-        "inconclusive", None, None, (Finding(rule_id="BD000", severity="medium", message=message), *findings)
-    )
+    reason = Finding(rule_id="BD000", severity="medium", message=message)
+    return Judgement("inconclusive", None, None, (reason, *findings))
 
 
-def _finding(one: Evidence) -> Finding:
-    severity: Severity = "high" if one.detector == LEADER else "medium"
+def _finding(one: Evidence, detectors: Sequence[Detector]) -> Finding:
+    detector = next(other for other in detectors if other.id == one.detector)
+    severity: Severity = "high" if detector.decisive else "medium"
     label = "" if one.target_label is None else f" and points to label {one.target_label}"
     message = f"{one.detector} scores {one.score:.4g}, above its threshold of {one.threshold:.4g}{label}."
-    message = " ".join([message, *_how_near(one), *_what_it_is_worth(one)])
-    return Finding(rule_id=RULES.get(one.detector, "BD020"), severity=severity, message=message, atlas=_ATLAS)
+    message = " ".join([message, *one.remarks, *_limits(one)])
+    return Finding(rule_id=detector.rule.id, severity=severity, message=message, atlas=_ATLAS)
 
 
-def _reserve(leader: Evidence) -> tuple[Finding, ...]:
-    """What takes confidence from a lead below the threshold: that it is near, few images, few classes, no norms."""
-    near, worth = bool(leader.details.get("near")), _what_it_is_worth(leader)
-    if not near and not worth:
+def _limits(one: Evidence) -> list[str]:
+    return [*one.limits, *([one.not_applicable] if one.not_applicable else [])]
+
+
+def _reserve(one: Evidence) -> tuple[Finding, ...]:
+    """What takes confidence from a score below the threshold: that it is near, and the limits of the evidence."""
+    if not one.near and not _limits(one):
         return ()
-    message = " ".join([*_how_near(leader), *worth])
-    return (Finding(rule_id="BD000", severity="low" if near else "info", message=message),)
+    message = " ".join([*one.remarks, *_limits(one)])
+    return (Finding(rule_id="BD000", severity="low" if one.near else "info", message=message),)
 
 
-def _has_no_norm(leader: Evidence) -> bool:
-    """Whether the evidence is of a network of a kind on which the detector was never right."""
-    return leader.details.get("batch_norms") == 0
-
-
-def _how_near(one: Evidence) -> list[str]:
-    """The lead beside the threshold, in a sentence; nothing of a detector that has no runs to tell of."""
-    leads, images = one.details.get("leads"), one.details.get("images")
-    if not leads or images is None:
-        return []
-    error = one.details.get("standard_error")
-    spread = "" if error is None else f" +- {error:.3f}"
-    orders = "1 order" if len(leads) == 1 else f"{len(leads)} orders"
-    side = "above" if one.flagged else "below"
-    near = ", but near it" if one.details.get("near") else ""
-    lead = f"The lead is {one.score:.3f}{spread} over {orders} of {images} images"
-    return [f"{lead}, {side} the threshold of {one.threshold:.3f}{near}."]
-
-
-def _what_it_is_worth(one: Evidence) -> list[str]:
-    """The limits of a lead, a sentence each."""
-    limits = []
-    if one.details.get("images", FEW_IMAGES) < FEW_IMAGES:
-        limits.append(f"With fewer than {FEW_IMAGES} images other images may give another lead.")
-    classes = len(one.details.get("flip_shares", ()))
-    if 0 < classes < FEW_CLASSES:
-        limits.append(
-            f"Of {classes} classes a lead says little: clean networks have one too, so the threshold is high and many "
-            "backdoored networks stay below it."
-        )
-    if _has_no_norm(one):
-        limits.append(_NO_NORM)
-    return limits
-
-
-def _disagreement(label: int | None, rivals: set[int | None]) -> Finding:
-    others = ", ".join(str(rival) for rival in sorted(rival for rival in rivals if rival is not None))
-    message = f"The detectors disagree on the target label: {LEADER} says {label}, others say {others}."
+def _disagreement(leading: Sequence[Evidence], rivals: Sequence[Evidence]) -> Finding:
+    says = ", ".join(f"{one.detector} says {one.target_label}" for one in leading if one.target_label is not None)
+    others = ", ".join(
+        str(label) for label in sorted({one.target_label for one in rivals if one.target_label is not None})
+    )
+    message = f"The detectors disagree on the target label: {says}, others say {others}."
     return Finding(rule_id="BD000", severity="medium", message=message)
 
 
-def _confirmation(flagged: Sequence[Evidence], label: int | None) -> tuple[Finding, ...]:
+def _confirmation(flagged: Sequence[Evidence], label: int) -> tuple[Finding, ...]:
     count = len({one.detector for one in flagged})
     if count < 2:
         return ()
-    named = "" if label is None else f" to label {label}"
-    message = f"Backdoor{named}: {count} detectors see it independently."
+    message = f"Backdoor to label {label}: {count} detectors see it independently."
     return (Finding(rule_id="BD101", severity="critical", message=message, atlas=_ATLAS),)

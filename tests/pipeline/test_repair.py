@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from bdprune.record.result import PurifyResult
 
 from bdprune.data.clean import CleanData
 from bdprune.errors import ArtifactError, DataError, OptionError, OutputError, SanityError
@@ -18,7 +19,6 @@ from bdprune.model.edit.pruning import prune
 from bdprune.model.handle import Model
 from bdprune.model.loading import load
 from bdprune.pipeline.repair import purify
-from bdprune.record.result import PurifyResult
 
 
 @dataclass(frozen=True)

@@ -1,12 +1,15 @@
-"""A process that scans models one after another and can be killed when one takes too long."""
+"""A time limit: models run in a process that can be killed."""
 
 from __future__ import annotations
 
+import itertools
 import json
 import multiprocessing
 import pickle
 import signal
 import time
+from collections import deque
+from collections.abc import Iterable, Iterator, Sequence
 from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
@@ -16,26 +19,79 @@ from typing import Any, Self
 import torch
 
 from bdprune.errors import ArtifactError, BdpruneError, OptionError, first_line
-from bdprune.pipeline import Clock, Job, ModelSource, Progress, failure, scan_one
+from bdprune.fleet.executors.base import Executor, Numbered
+from bdprune.fleet.executors.inline import InlineExecutor
+from bdprune.pipeline import Clock, Job, ModelSource, Outcome, Progress, failure
 from bdprune.record import Result
+
+LONGEST_TIMEOUT = 1_000_000
+"""Seconds; much more does not fit into what the system waits with."""
 
 
 class TimeLimitError(BdpruneError):
     """A scan took longer than it was allowed to."""
 
 
-class Worker:
-    """Scans in another process, which is started when first needed and again after it had to be killed.
+class ProcessExecutor:
+    """Another executor in a process of its own, which is killed when it takes too long, and started anew.
 
     Args:
-        job: what is the same for every model.
+        inner: what runs there. Where it reads models ahead, they go there in batches; a batch that takes longer than
+            its models may, or whose process dies, is taken apart, and each of its models that is not done runs alone.
         timeout: seconds for each model, counted from when the process is ready for it.
+
+    Raises:
+        OptionError: a time limit that cannot be kept.
     """
 
-    def __init__(self, job: Job, timeout: float) -> None:
-        self._job = job
-        self._job_bytes = _pickled(job, "These detectors or data")
-        self._timeout = timeout
+    def __init__(self, inner: Executor, timeout: float) -> None:
+        if not 0 < timeout <= LONGEST_TIMEOUT:
+            raise OptionError(
+                f"A timeout of {timeout:g} seconds cannot be kept.",
+                f"Give seconds, more than 0 and up to {LONGEST_TIMEOUT}.",
+            )
+        self._inner, self._timeout = inner, timeout
+
+    def ahead(self, job: Job) -> int:
+        return self._inner.ahead(job)
+
+    def run(self, models: Iterable[ModelSource], job: Job, progress: Progress) -> Iterator[Numbered]:
+        """The outcomes of all models, in order.
+
+        Raises:
+            OptionError: detectors, data or a model that cannot be sent to another process.
+        """
+        numbered, size = enumerate(models), self._inner.ahead(job)
+        with Worker(self._inner, job) as worker, Worker(InlineExecutor(), job) as alone:
+            while batch := list(itertools.islice(numbered, size)):
+                yield from self._batch(batch, worker, alone, progress)
+
+    def _batch(
+        self, batch: Sequence[tuple[int, ModelSource]], worker: Worker, alone: Worker, progress: Progress
+    ) -> Iterator[Numbered]:
+        """The outcomes of a batch; those of models that were not done when it broke down come of running each alone."""
+        waiting = deque(batch)
+        try:
+            yield from worker.run(waiting, self._timeout, progress)
+            return
+        except (TimeLimitError, ArtifactError) as error:
+            if len(batch) == 1:
+                yield batch[0][0], failure(batch[0][1], error, worker.job, worker.clock)
+                return
+        for one in list(waiting):
+            yield from self._batch([one], alone, alone, progress)
+
+
+class Worker:
+    """A process that runs an executor; it is started when first needed, and again after it had to be killed.
+
+    Attributes:
+        clock: since when the last batch has been running.
+    """
+
+    def __init__(self, executor: Executor, job: Job) -> None:
+        self.job, self.clock = job, Clock()
+        self._setting = _pickled((executor, job), "These detectors or data")
         self._process: BaseProcess | None = None
         self._pipe: Connection | None = None
 
@@ -47,45 +103,57 @@ class Worker:
     ) -> None:
         self._kill()
 
-    def scan(self, source: ModelSource, progress: Progress) -> list[Result]:
-        """Results of one file; a scan that takes too long, or whose process dies, gives the verdict ``error``.
+    def run(self, waiting: deque[tuple[int, ModelSource]], timeout: float, progress: Progress) -> Iterator[Numbered]:
+        """The outcomes of the models that are ``waiting``, from which each goes once it is done.
 
         Raises:
-            OptionError: a model that cannot be sent to another process.
+            TimeLimitError: they took longer than ``timeout`` seconds for each that was left.
+            ArtifactError: the process died.
+            OptionError: a model that cannot be sent there.
         """
-        task = _pickled(source, "This model")
-        clock = Clock()
+        task = _pickled([source for _, source in waiting], "This model")
+        self.clock = Clock()
         try:
-            return self._exchange(task, progress)
-        except TimeLimitError as error:
+            yield from self._exchange(task, waiting, timeout, progress)
+        except TimeLimitError:
             self._kill()
-            return [failure(source, error, self._job, clock)]
+            raise
         except (EOFError, ConnectionError):
-            return [failure(source, self._obituary(), self._job, clock)]
+            raise self._death() from None
 
-    def _exchange(self, task: bytes, progress: Progress) -> list[Result]:
+    def _exchange(
+        self, task: bytes, waiting: deque[tuple[int, ModelSource]], timeout: float, progress: Progress
+    ) -> Iterator[Numbered]:
         pipe = self._ready()
         pipe.send_bytes(task)
-        deadline = time.monotonic() + self._timeout
+        held: list[Outcome] = []  # of the model in front, which may have more to come
+        place, deadline = 0, time.monotonic() + timeout * len(waiting)
         while pipe.poll(max(0.0, deadline - time.monotonic())):
             kind, value = json.loads(pipe.recv_bytes())
             if kind == "stage":
                 progress(value)
-            else:
-                return [Result.from_json(one) for one in value]
-        raise TimeLimitError(f"Timed out after {self._timeout:g} seconds.", "Allow more with --timeout.")
+                continue
+            while place < (value["place"] if kind == "outcome" else place + len(waiting)):
+                number, _ = waiting.popleft()
+                yield from ((number, one) for one in held)
+                held, place = [], place + 1
+                deadline = time.monotonic() + timeout * len(waiting)
+            if kind == "done":
+                return
+            held.append(_received(value, pipe))
+        raise TimeLimitError(f"Timed out after {timeout:g} seconds.", "Allow more with --timeout.")
 
     def _ready(self) -> Connection:
         if self._pipe is None:
             context = multiprocessing.get_context("spawn")
             self._pipe, theirs = context.Pipe()
-            self._process = context.Process(target=_serve, args=(theirs, self._job_bytes), daemon=True)
-            _start_deaf(self._process)
+            self._process = context.Process(target=_serve, args=(theirs, self._setting), daemon=True)
+            _start_without_interrupts(self._process)
             theirs.close()
             self._pipe.recv_bytes()
         return self._pipe
 
-    def _obituary(self) -> ArtifactError:
+    def _death(self) -> ArtifactError:
         assert self._process is not None
         self._process.join(5)
         code = self._process.exitcode
@@ -111,7 +179,7 @@ def _pickled(value: object, name: str) -> bytes:
         ) from error
 
 
-def _start_deaf(process: BaseProcess) -> None:
+def _start_without_interrupts(process: BaseProcess) -> None:
     """Starts a process to which Ctrl-C never comes, not even while it is still importing: its parent ends it.
 
     A new process inherits which signals are held back.
@@ -124,26 +192,32 @@ def _start_deaf(process: BaseProcess) -> None:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
-def _serve(pipe: Connection, job_bytes: bytes) -> None:
-    """Runs in the other process: models come in, stages and results go out as JSON."""
-    job: Job = pickle.loads(job_bytes)
+def _serve(pipe: Connection, setting: bytes) -> None:
+    """Runs in the other process: batches of models come in, outcomes go out."""
+    executor, job = pickle.loads(setting)
     torch.set_num_threads(job.threads)
     pipe.send_bytes(b"ready")
     while True:
         try:
-            source: ModelSource = pickle.loads(pipe.recv_bytes())
+            models: list[ModelSource] = pickle.loads(pipe.recv_bytes())
         except EOFError:
             return
-        _say(pipe, *_answer(source, job, pipe))
+        for place, outcome in executor.run(models, job, lambda stage: _send(pipe, "stage", stage)):
+            _send_outcome(pipe, place, outcome)
+        _send(pipe, "done", None)
 
 
-def _answer(source: ModelSource, job: Job, pipe: Connection) -> tuple[str, Any]:
-    try:
-        results = scan_one(source, job, lambda stage: _say(pipe, "stage", stage))
-    except Exception as error:
-        results = [failure(source, error, job)]
-    return "results", [one.to_json() for one in results]
+def _send_outcome(pipe: Connection, place: int, outcome: Outcome) -> None:
+    digests = list(outcome.attachments)
+    _send(pipe, "outcome", {"place": place, "result": outcome.result.to_json(), "attachments": digests})
+    for digest in digests:
+        pipe.send_bytes(outcome.attachments[digest])
 
 
-def _say(pipe: Connection, kind: str, value: Any) -> None:
+def _received(value: dict[str, Any], pipe: Connection) -> Outcome:
+    contents = {digest: pipe.recv_bytes() for digest in value["attachments"]}
+    return Outcome(Result.from_json(value["result"]), contents)
+
+
+def _send(pipe: Connection, kind: str, value: Any) -> None:
     pipe.send_bytes(json.dumps((kind, value)).encode())

@@ -9,26 +9,30 @@ from __future__ import annotations
 import logging
 from collections import deque
 from collections.abc import Hashable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import partial
 
+import msgspec
+
 from bdprune.errors import OptionError
-from bdprune.methods import Evidence, StackDetector
+from bdprune.fleet.executors.base import Numbered
+from bdprune.methods import Detector, examine_stack
 from bdprune.model import StackedNetwork, agrees, why_not
 from bdprune.pipeline import (
-    Candidate,
+    Clock,
     Job,
     ModelSource,
+    Opened,
+    Outcome,
     Progress,
     detectors_for,
-    examine,
+    examined,
     free_memory,
-    nothing_seen,
+    open_cases,
     parse_device,
-    survive,
-    take_in,
+    survived,
 )
-from bdprune.record import Result
+from bdprune.record import Evidence, nothing_seen
 from bdprune.runtime import choose, footprint, weight_bytes
 
 _MOST = 64  # models in a stack whose size nobody has said: a GPU is full before that
@@ -69,70 +73,83 @@ class StackOptions:
 
 @dataclass(eq=False)
 class _Place:
-    """A model in the line: its result where it is done, else the candidate that waits, and the bytes of its weights."""
+    """A model in the line: its outcome where it is done, else the case that waits, and the bytes of its weights."""
 
+    number: int
     source: ModelSource
-    result: Result | None = None
-    candidate: Candidate | None = None
+    outcome: Outcome | None = None
+    opened: Opened | None = None
     weights: int = 0
 
 
 @dataclass(eq=False)
 class _Stack:
-    """Candidates of one kind: as many as are here already, and as many as fit."""
+    """Cases of one kind: as many as are here already, and as many as fit."""
 
     size: int
     places: list[_Place] = field(default_factory=list)
 
 
-class StackedScan:
-    """Scans the models of one run.
+@dataclass(frozen=True)
+class StackExecutor:
+    """Scans models of one architecture in the same steps.
 
     Args:
-        job: what is the same for every model.
         options: how stacks are filled.
-        progress: told what happens.
     """
+
+    options: StackOptions = field(default_factory=StackOptions)
+
+    def ahead(self, job: Job) -> int:
+        """A stack; on a CPU ``auto`` is nearly always one after another, and then nothing waits for anything."""
+        on_cpu = parse_device(job.options.device).type == "cpu"
+        return 1 if self.options.size == "auto" and on_cpu else self.options.most
+
+    def run(self, models: Iterable[ModelSource], job: Job, progress: Progress) -> Iterator[Numbered]:
+        """The outcomes of all models, in order; those behind one that waits come when its stack has run."""
+        return _Line(job, self.options, progress).outcomes(models)
+
+
+class _Line:
+    """The models of one run, in order, and the stacks in which they wait."""
 
     def __init__(self, job: Job, options: StackOptions, progress: Progress) -> None:
         self._job, self._options, self._progress = job, options, progress
         self._line: deque[_Place] = deque()
         self._stacks: dict[Hashable, _Stack] = {}
-        self._room: int | None = None
+        self._memory: int | None = None
 
-    def results(self, sources: Iterable[ModelSource]) -> Iterator[Result]:
-        """One result a model, in order; those that stand behind one that waits come when its stack has run."""
-        for source in sources:
-            self._take(source)
+    def outcomes(self, models: Iterable[ModelSource]) -> Iterator[Numbered]:
+        """One outcome a set of weights."""
+        for number, source in enumerate(models):
+            self._take(number, source)
             while self._is_crowded():
                 self._run(self._oldest())
                 yield from self._finished()
             yield from self._finished()
-        yield from self._rest()
-
-    def _rest(self) -> Iterator[Result]:
         for stack in self._stacks.values():
             self._run(stack)
         yield from self._finished()
 
-    def _finished(self) -> Iterator[Result]:
-        while self._line and self._line[0].result is not None:
-            yield self._line.popleft().result  # type: ignore[misc]
+    def _finished(self) -> Iterator[Numbered]:
+        while self._line and self._line[0].outcome is not None:
+            place = self._line.popleft()
+            assert place.outcome is not None
+            yield place.number, place.outcome
 
-    def _take(self, source: ModelSource) -> None:
+    def _take(self, number: int, source: ModelSource) -> None:
         """Puts every set of weights of ``source`` into the line."""
-        found = survive(partial(take_in, source, self._job, self._progress), source, self._job)
-        for one in [found] if isinstance(found, Result) else found:
-            if isinstance(one, Result):
-                self._line.append(_Place(source, one))
+        for one in open_cases(source, self._job, self._progress):
+            if isinstance(one, Outcome):
+                self._line.append(_Place(number, source, one))
             else:
-                self._line.append(_Place(source, None, one, weight_bytes(one.model)))
+                self._line.append(_Place(number, source, None, one, weight_bytes(one.case.model)))
                 self._into_stack(self._line[-1], one)
 
-    def _into_stack(self, place: _Place, candidate: Candidate) -> None:
-        kind = _kind(candidate)
+    def _into_stack(self, place: _Place, opened: Opened) -> None:
+        kind = _kind(opened)
         if kind not in self._stacks:
-            size = survive(partial(self._size, candidate), place.source, self._job)
+            size = survived(partial(self._size, opened), place.source, self._job, Clock())
             self._stacks[kind] = _Stack(size if isinstance(size, int) else 1)
         stack = self._stacks[kind]
         stack.places.append(place)
@@ -141,73 +158,73 @@ class StackedScan:
 
     def _is_crowded(self) -> bool:
         """Whether models that wait take too much memory, or others wait too long behind them."""
-        waiting = [place for place in self._line if place.candidate is not None]
+        waiting = [place for place in self._line if place.opened is not None]
         weights = sum(place.weights for place in waiting)
         crowded = len(self._line) > _PATIENCE * self._options.most or weights > self._half()
         return bool(waiting) and crowded
 
     def _oldest(self) -> _Stack:
-        oldest = next(place for place in self._line if place.candidate is not None)
+        oldest = next(place for place in self._line if place.opened is not None)
         return next(stack for stack in self._stacks.values() if oldest in stack.places)
 
     def _half(self) -> int:
-        if self._room is None:
+        if self._memory is None:
             device = parse_device(self._job.options.device)
-            self._room = self._options.memory or free_memory(device) // 2
-        return self._room // 2
+            self._memory = self._options.memory or free_memory(device) // 2
+        return self._memory // 2
 
-    def _size(self, candidate: Candidate) -> int:
+    def _size(self, opened: Opened) -> int:
         """How many models like this one go into a stack; 1 where they are scanned one after another.
 
         Any exception comes of a network that does not run as a stack: then it is 1 as well.
         """
-        detectors = [one for one in detectors_for(candidate, self._job) if isinstance(one, StackDetector)]
-        if self._options.size == 1 or not detectors or why_not([candidate.model]):
+        case = opened.case
+        detectors = [one for one in detectors_for(opened, self._job) if one.takes_stacks()]
+        if self._options.size == 1 or not detectors or why_not([case.model]):
             return 1
-        batch = max(_batch(detector, candidate) for detector in detectors)
-        if self._options.size == "auto" and candidate.model.device.type == "cpu":
-            if not batch or candidate.usable is None:
+        batch = max(_batch(detector, opened) for detector in detectors)
+        if self._options.size == "auto" and case.model.device.type == "cpu":
+            if not batch or case.data is None:
                 return 1
-            if choose([candidate.model] * 2, candidate.usable.images[:batch]).path == "loop":
+            if choose([case.model] * 2, case.data.images[:batch]).path == "loop":
                 return 1
-        fit = self._half() // footprint(candidate.model, batch)
+        fit = self._half() // footprint(case.model, batch)
         return max(1, min(self._options.most, fit))
 
     def _run(self, stack: _Stack) -> None:
         places, stack.places = stack.places, []
-        candidates = [place.candidate for place in places if place.candidate is not None]
+        opened = [place.opened for place in places if place.opened is not None]
         known: dict[int, list[Evidence]] = {}
-        if len(candidates) > 1:
-            for number, detector in enumerate(detectors_for(candidates[0], self._job)):
-                seen = self._together(detector, candidates) if isinstance(detector, StackDetector) else None
+        if len(opened) > 1:
+            for number, detector in enumerate(detectors_for(opened[0], self._job)):
+                seen = self._of_stack(detector, opened) if detector.takes_stacks() else None
                 if seen is not None:
                     known[number] = seen
-        for index, (place, candidate) in enumerate(zip(places, candidates, strict=True)):
+        for index, (place, one) in enumerate(zip(places, opened, strict=True)):
             own = {number: seen[index] for number, seen in known.items()}
-            run = partial(examine, candidate, self._job, self._progress, own)
-            place.result, place.candidate = survive(run, place.source, self._job, candidate.model), None
+            place.outcome, place.opened = examined(one, place.source, self._job, self._progress, own), None
 
-    def _together(self, detector: StackDetector, candidates: Sequence[Candidate]) -> list[Evidence] | None:
+    def _of_stack(self, detector: Detector, opened: Sequence[Opened]) -> list[Evidence] | None:
         """What the detector saw in each model, None where it is to look at them one by one."""
-        models, data = [one.model for one in candidates], candidates[0].usable
-        self._progress(f"{detector.id} on {len(models)} models")
+        self._progress(f"{detector.id} on {len(opened)} models")
+        clock = Clock()
         try:
-            if not self._is_sound(detector, candidates):
+            if not self._is_sound(detector, opened):
                 return None
-            found = list(detector.together(models, data))
+            found = examine_stack(detector, [one.case for one in opened])
         except Exception:  # whatever it is, the models that it does not concern get their evidence one by one
-            log.debug("%s broke down on a stack of %d", detector.id, len(models), exc_info=True)
+            log.debug("%s broke down on a stack of %d", detector.id, len(opened), exc_info=True)
             return None
-        if len(found) != len(models):
-            log.warning("%s saw %d models in a stack of %d and is asked again", detector.id, len(found), len(models))
-            return None
-        heard = [one if isinstance(one, Evidence) else nothing_seen(detector, one, 0.0) for one in found]
-        return [replace(one, details={**one.details, "stack": len(models)}) for one in heard]
+        share = clock.seconds / len(opened)
+        seen = (one if isinstance(one, Evidence) else nothing_seen(detector.id, str(one)) for one in found)
+        return [
+            msgspec.structs.replace(one, seconds=share, details={**one.details, "stack": len(opened)}) for one in seen
+        ]
 
-    def _is_sound(self, detector: StackDetector, candidates: Sequence[Candidate]) -> bool:
+    def _is_sound(self, detector: Detector, opened: Sequence[Opened]) -> bool:
         """Whether these models can be one network, and whether that is what was asked for or what is faster."""
-        models, batch = [one.model for one in candidates], _batch(detector, candidates[0])
-        data = candidates[0].usable
+        models, batch = [one.case.model for one in opened], _batch(detector, opened[0])
+        data = opened[0].case.data
         if not batch or data is None:
             return True
         if self._options.size == "auto":
@@ -215,13 +232,13 @@ class StackedScan:
         return not why_not(models) and agrees(StackedNetwork(models))
 
 
-def _batch(detector: StackDetector, candidate: Candidate) -> int:
-    """Images in a step on this candidate's clean data."""
-    return min(detector.batch_size, len(candidate.usable)) if candidate.usable is not None else 0
+def _batch(detector: Detector, opened: Opened) -> int:
+    """Images in a step on the clean data of this case."""
+    return min(detector.batch_size, len(opened.case.data)) if opened.case.data is not None else 0
 
 
-def _kind(candidate: Candidate) -> Hashable:
+def _kind(opened: Opened) -> Hashable:
     """What the models of a stack have in common; whether their layers agree is looked at before it runs."""
-    model = candidate.model
+    model = opened.case.model
     shapes = tuple((name, value.shape) for name, value in model.network.state_dict().items())
-    return type(model.network), model.arch, model.num_classes, model.input_shape, candidate.usable is None, shapes
+    return type(model.network), model.arch, model.num_classes, model.input_shape, opened.case.data is None, shapes

@@ -1,0 +1,219 @@
+"""A case: one model with the clean images that a method may rest on, and a memo of what was worked out about it.
+
+What several methods need (spectral norms, statistics, the unlearned model, recovered masks) is an :class:`Analysis`. It
+is computed once a case: ``case.get(Lipschitz())`` looks it up by the digest of the model, the digest of the images and
+the settings of the analysis. These keys do not depend on the process, so a repair goes on from what a scan has found.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+import threading
+from abc import ABC, abstractmethod
+from collections import OrderedDict
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from dataclasses import dataclass, field, fields, is_dataclass, replace
+from functools import cached_property
+from typing import Any, ClassVar, Generic, TypeVar
+
+import torch
+from safetensors.torch import save
+from torch import Tensor
+
+from bdprune.data import CleanData
+from bdprune.errors import BdpruneError
+from bdprune.model import Model
+from bdprune.record import Attachment
+
+T = TypeVar("T")
+T_co = TypeVar("T_co", covariant=True)
+MOST_BYTES = 1 << 30
+"""Tensors that the memo of a process keeps; what was used least lately goes first."""
+
+
+class Memo:
+    """What was computed, by key. What has not been used for longest is dropped when it holds too much.
+
+    Args:
+        most_bytes: of tensors.
+    """
+
+    def __init__(self, most_bytes: int = MOST_BYTES) -> None:
+        self._most, self._held = most_bytes, 0
+        self._entries: OrderedDict[Hashable, tuple[Any, int]] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def __contains__(self, key: Hashable) -> bool:
+        return key in self._entries
+
+    def get(self, key: Hashable, make: Callable[[], T]) -> T:
+        """What is kept under ``key``, else what ``make`` gives, which is then kept."""
+        with self._lock:
+            if key in self._entries:
+                self._entries.move_to_end(key)
+                return self._entries[key][0]  # type: ignore[no-any-return]
+        value = make()
+        self.put(key, value)
+        return value
+
+    def put(self, key: Hashable, value: object) -> None:
+        """Keeps ``value``, unless it alone is too large."""
+        size = _bytes_of(value)
+        with self._lock:
+            self._held -= self._entries.pop(key, (None, 0))[1]
+            if size <= self._most:
+                self._entries[key], self._held = (value, size), self._held + size
+            while self._held > self._most:
+                self._held -= self._entries.popitem(last=False)[1][1]
+
+    def clear(self) -> None:
+        """Forgets everything, as a benchmark needs it."""
+        with self._lock:
+            self._entries.clear()
+            self._held = 0
+
+
+MEMO = Memo()
+"""Of this process."""
+
+
+@dataclass(frozen=True, eq=False)
+class Case:
+    """One model, and what is known of it.
+
+    Args:
+        model: never changed.
+        data: labelled clean images ``[N, C, H, W]`` in [0, 1] on which the model does its clean job; None where there
+            are none, and then methods that need some do not run.
+        own_memo: where analyses are kept. By default that of the process for a model out of a file, whose digest says
+            all there is to it, and one of its own for a module: the code of a module is in no digest.
+        attachments: bytes by their SHA-256, filled by :meth:`attach`.
+
+    Example:
+        >>> case = Case(load("model.pth"))
+        >>> scores = case.get(Lipschitz())
+        >>> len(scores), case.get(Lipschitz()) is scores
+        (20, True)
+    """
+
+    model: Model
+    data: CleanData | None = None
+    own_memo: Memo | None = None
+    attachments: dict[str, bytes] = field(default_factory=dict, repr=False)
+
+    @cached_property
+    def memo(self) -> Memo:
+        """Where analyses are kept."""
+        return self.own_memo if self.own_memo is not None else (MEMO if _is_known(self.model) else Memo())
+
+    @cached_property
+    def digest(self) -> str:
+        """SHA-256 of the weights, and of all that says how they are run."""
+        model = self.model
+        what = (model.arch, model.num_classes, model.input_shape, model.normalization, str(model.device))
+        state = hashlib.sha256(repr(what).encode())
+        for name, value in model.network.state_dict().items():
+            state.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
+            state.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
+        return state.hexdigest()
+
+    def get(self, analysis: Analysis[T]) -> T:
+        """The outcome of ``analysis``, computed where it is not known yet. It is shared: do not change it."""
+        return self.memo.get(self.key(analysis), lambda: analysis.compute(self))
+
+    def key(self, analysis: Analysis[Any]) -> Hashable:
+        """Under which the outcome is kept."""
+        data = self.data.digest if analysis.uses_data and self.data is not None else ""
+        return self.digest, data, analysis
+
+    @property
+    def images(self) -> CleanData:
+        """The clean images, for a method that has made sure of them (:meth:`bdprune.methods.Method.check`)."""
+        assert self.data is not None
+        return self.data
+
+    def sample(self, images: int, seed: int) -> Case:
+        """The case on about ``images`` of its clean images, the same number of every class, at least one."""
+        per_class = max(images // self.model.num_classes, 1)
+        return self.with_data(self.images.sample(per_class, torch.Generator().manual_seed(seed)))
+
+    def with_data(self, data: CleanData) -> Case:
+        """The same model on other images, such as a part of them."""
+        other = replace(self, data=data, own_memo=self.memo)
+        other.__dict__["digest"] = self.digest
+        return other
+
+    def in_order(self) -> Case:
+        """The same with the images sorted by content, so that nothing hangs on the order in which they came."""
+        return self if self.data is None or self.data.by_content is self.data else self.with_data(self.data.by_content)
+
+    def with_model(self, model: Model) -> Case:
+        """Another form of the model on the same images."""
+        return Case(model, self.data, self.memo, self.attachments)
+
+    def attach(self, name: str, tensors: Mapping[str, Tensor]) -> Attachment:
+        """Keeps tensors, as safetensors, and gives their record."""
+        plain = {key: value.detach().cpu().contiguous() for key, value in tensors.items()}
+        return self.attach_bytes(name, save(plain), "application/safetensors")
+
+    def attach_bytes(self, name: str, content: bytes, media_type: str) -> Attachment:
+        """Keeps bytes, such as a picture, and gives their record.
+
+        Args:
+            name: of small letters, digits, ``-`` and ``_``; it becomes part of a file's name.
+
+        Raises:
+            ValueError: another name.
+        """
+        if not re.fullmatch(r"[a-z0-9_-]{1,64}", name):
+            raise ValueError(f"invalid name of an attachment: {name[:80]!r}")
+        digest = hashlib.sha256(content).hexdigest()
+        self.attachments[digest] = content
+        return Attachment(name=name, media_type=media_type, sha256=digest, bytes=len(content))
+
+
+class Analysis(ABC, Generic[T_co]):
+    """Something about a case that several methods need: a frozen dataclass, whose fields are the settings."""
+
+    uses_data: ClassVar[bool] = True
+    """Whether the outcome depends on the clean images."""
+
+    batch_size: int = 0
+    """Images of each model in a step of training; 0 for an analysis that does not train."""
+
+    @abstractmethod
+    def compute(self, case: Case) -> T_co:
+        """The outcome for one case."""
+
+    def compute_stack(self, cases: Sequence[Case]) -> Sequence[T_co | BdpruneError]:
+        """The outcomes for models of one architecture on the same images, an error in the place of one that failed."""
+        return [outcome_of(lambda case=case: self.compute(case)) for case in cases]  # type: ignore[misc]
+
+
+def outcome_of(run: Callable[[], T]) -> T | BdpruneError:
+    """What ``run`` gives, or the error that it raises on purpose."""
+    try:
+        return run()
+    except BdpruneError as error:
+        return error
+
+
+def _is_known(model: Model) -> bool:
+    """Whether weights and architecture say all of a model: it came from a file, into a network of ours."""
+    return model.artifact is not None and ":" not in model.arch
+
+
+def _bytes_of(value: object) -> int:
+    """Bytes of the tensors in ``value``."""
+    if isinstance(value, Tensor):
+        return value.nbytes
+    if isinstance(value, Model):
+        return sum(map(_bytes_of, value.network.state_dict().values()))
+    if isinstance(value, Mapping):
+        return sum(map(_bytes_of, value.values()))
+    if isinstance(value, list | tuple):
+        return sum(map(_bytes_of, value))
+    if is_dataclass(value) and not isinstance(value, type):
+        return sum(_bytes_of(getattr(value, one.name)) for one in fields(value))
+    return 0

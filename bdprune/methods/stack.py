@@ -1,0 +1,68 @@
+"""One detector on many models of one architecture at once."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from bdprune.analysis import Analysis, Case, outcome_of
+from bdprune.errors import BdpruneError
+from bdprune.methods.base import Detector, Steps
+from bdprune.record import Evidence
+
+_Outcome = Evidence | BdpruneError
+
+
+def examine_stack(detector: Detector, cases: Sequence[Case]) -> list[_Outcome]:
+    """What ``detector`` sees in each case, or the error that it would have raised on that case alone.
+
+    The models go through the steps of the detector side by side. Of those that ask for the same analysis, all are
+    computed at once (:meth:`bdprune.analysis.Analysis.compute_stack`), except those whose outcome is known.
+
+    Args:
+        cases: models of one architecture, on one device, on the same clean images.
+    """
+    cases = [case.in_order() for case in cases]
+    running = {place: detector.steps(case) for place, case in enumerate(cases)}
+    found: dict[int, _Outcome] = {}
+    outcomes: dict[int, Any] = dict.fromkeys(running)
+    while outcomes:
+        wanted: dict[int, Analysis[Any]] = {}
+        for place, outcome in outcomes.items():
+            answer = outcome_of(lambda place=place, outcome=outcome: _resumed(running[place], outcome))  # type: ignore[misc]
+            if isinstance(answer, Analysis):
+                wanted[place] = answer
+            else:
+                found[place] = answer
+        outcomes = _computed(cases, wanted)
+    return [found[place] for place in range(len(cases))]
+
+
+def _resumed(steps: Steps, outcome: Any) -> Analysis[Any] | Evidence:
+    """The next analysis that is asked for, or the evidence; an error goes to where the detector waits."""
+    try:
+        return steps.throw(outcome) if isinstance(outcome, BdpruneError) else steps.send(outcome)
+    except StopIteration as done:
+        return done.value  # type: ignore[no-any-return]
+
+
+def _computed(cases: Sequence[Case], wanted: dict[int, Analysis[Any]]) -> dict[int, Any]:
+    """The outcome of every analysis, by place."""
+    outcomes: dict[int, Any] = {}
+    for analysis in dict.fromkeys(wanted.values()):
+        places = [place for place, one in wanted.items() if one == analysis]
+        unknown = [place for place in places if cases[place].key(analysis) not in cases[place].memo]
+        outcomes |= _of_stack(cases, unknown, analysis)
+        outcomes |= {place: cases[place].get(analysis) for place in places if place not in outcomes}
+    return outcomes
+
+
+def _of_stack(cases: Sequence[Case], places: Iterable[int], analysis: Analysis[Any]) -> dict[int, Any]:
+    places = list(places)
+    if len(places) < 2:
+        return {place: outcome_of(lambda place=place: cases[place].get(analysis)) for place in places}  # type: ignore[misc]
+    outcomes = analysis.compute_stack([cases[place] for place in places])
+    for place, outcome in zip(places, outcomes, strict=True):
+        if not isinstance(outcome, BdpruneError):
+            cases[place].memo.put(cases[place].key(analysis), outcome)
+    return dict(zip(places, outcomes, strict=True))

@@ -1,0 +1,48 @@
+"""Attachments beside a report: tensors and pictures in a folder, by their digest."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+
+import msgspec
+
+from bdprune.files import make_folder, write_atomically
+from bdprune.record import Attachment, Result
+
+_SUFFIXES = {"application/safetensors": ".safetensors", "image/png": ".png"}
+
+
+def save_attachments(
+    attachments: Iterable[Attachment], contents: Mapping[str, bytes], folder: Path | None
+) -> tuple[Attachment, ...]:
+    """The records of ``attachments``, with the names of the files that were written to ``folder``.
+
+    Args:
+        contents: bytes by their SHA-256.
+        folder: where they go; None writes nothing.
+
+    Raises:
+        OutputError: they cannot be written.
+    """
+    if folder is None:
+        return tuple(attachments)
+    make_folder(folder)
+    return tuple(_saved(one, contents[one.sha256], folder) for one in attachments)
+
+
+def with_saved_attachments(result: Result, contents: Mapping[str, bytes], folder: Path | None) -> Result:
+    """The result of a scan, with what its detectors attached written to ``folder``."""
+    if folder is None:
+        return result
+    detectors = (
+        msgspec.structs.replace(one, attachments=save_attachments(one.attachments, contents, folder))
+        for one in result.detectors
+    )
+    return msgspec.structs.replace(result, detectors=tuple(detectors))
+
+
+def _saved(one: Attachment, content: bytes, folder: Path) -> Attachment:
+    file = f"{one.name}-{one.sha256[:16]}{_SUFFIXES.get(one.media_type, '.bin')}"
+    write_atomically(folder / file, content)
+    return msgspec.structs.replace(one, file=file)

@@ -1,0 +1,67 @@
+"""What every record has in common: immutable, strict, and JSON without numbers that are not finite."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Annotated, Any, Literal, Self
+
+import msgspec
+
+from bdprune.errors import DataError
+
+SCHEMA_VERSION: Literal["2"] = "2"
+
+Share = Annotated[float, msgspec.Meta(ge=0, le=1)]
+Count = Annotated[int, msgspec.Meta(ge=0)]
+
+
+class Record(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Base of every record: immutable, named fields only, unknown fields refused."""
+
+    def to_json(self, *, indent: int | None = 2) -> str:
+        """JSON text without NaN or infinities; ``indent=None`` gives one line."""
+        compact = msgspec.json.encode(finite(msgspec.to_builtins(self)))
+        return (compact if indent is None else msgspec.json.format(compact, indent=indent)).decode()
+
+    @classmethod
+    def from_json(cls, text: str | bytes) -> Self:
+        """Read back what ``to_json`` wrote.
+
+        Raises:
+            DataError: the text is not JSON, or not a result of this kind and version.
+        """
+        try:
+            return msgspec.json.decode(text, type=cls)
+        except (msgspec.DecodeError, UnicodeDecodeError) as error:
+            raise DataError(
+                f"This is not a {cls.__name__} of schema {SCHEMA_VERSION}: {error}.",
+                "Compare it with `bdprune schema`.",
+            ) from error
+
+
+def finite(value: Any) -> Any:
+    """``value`` as strict JSON: a number that is not finite becomes None, an object that JSON does not know text.
+
+    Bytes of a file name that are no UTF-8 (lone surrogates in Python) become question marks.
+    """
+    if value is None or isinstance(value, bool | int):
+        return value
+    if isinstance(value, float):
+        return number(value)
+    if isinstance(value, Mapping):
+        return {str(key): finite(item) for key, item in value.items()}
+    if isinstance(value, Sequence) and not isinstance(value, str | bytes):
+        return [finite(item) for item in value]
+    return str(value).encode(errors="replace").decode()
+
+
+def number(value: float | None) -> float | None:
+    """``value`` if it is a finite number, else None."""
+    return float(value) if value is not None and math.isfinite(value) else None
+
+
+def some(names: Sequence[str], most: int = 5) -> str:
+    """The first of ``names``, and how many more there are."""
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return f"{', '.join(names[:most])}{more}"

@@ -1,0 +1,150 @@
+"""The methods there are: one for each module of ``detectors`` and ``purifiers``, and those that plug in by entry
+points.
+"""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import logging
+import pkgutil
+from collections.abc import Mapping, Sequence
+from functools import cache
+from importlib.metadata import EntryPoint, entry_points
+from typing import TYPE_CHECKING, Any, Literal, cast
+
+from bdprune.errors import OptionError
+from bdprune.record import COSTS
+
+if TYPE_CHECKING:
+    from bdprune.methods import Detector, Method, Purifier
+    from bdprune.record import MethodInfo
+
+Kind = Literal["detector", "purifier"]
+
+log = logging.getLogger(__name__)
+
+
+def names(kind: Kind) -> list[str]:
+    """Short names of all detectors or purifiers, ours first. No method is imported for that."""
+    return list(_homes(kind))
+
+
+def method_class(kind: Kind, name: str) -> type[Method]:
+    """The class of a method.
+
+    Raises:
+        OptionError: a name that no method has, or a plug-in that is no method.
+    """
+    homes = _homes(kind)
+    if name not in homes:
+        raise OptionError(f"There is no {kind} {name!r}.", f"The {kind}s are {', '.join(homes)}.")
+    home = homes[name]
+    found: Any = home.load() if isinstance(home, EntryPoint) else _in_module(home, kind)
+    if not inspect.isclass(found) or getattr(found, "kind", None) != kind:
+        raise OptionError(
+            f"The plug-in {name!r} is no {kind}: {found!r}.", f"It must be a subclass of bdprune.{kind.capitalize()}."
+        )
+    return cast("type[Method]", found)
+
+
+def methods(kind: Kind) -> list[MethodInfo]:
+    """The descriptions of all methods, in the order in which a scan runs them: the cheapest first."""
+    found = [method_class(kind, name).info(name) for name in names(kind)]
+    return sorted(found, key=lambda one: COSTS.index(one.cost))
+
+
+def split_names(text: str) -> list[str]:
+    """The names in ``text``, which has commas between them; each once."""
+    return list(dict.fromkeys(map(str.strip, text.split(","))))
+
+
+def detector(name: str, preset: str | None = None, **settings: Any) -> Detector:
+    """The detector of that name, with its default settings, those of a preset, or others.
+
+    Raises:
+        OptionError: a name, preset or setting that there is not.
+
+    Example:
+        >>> detector("lipschitz", threshold=5.0)
+        LipschitzDetector(threshold=5.0)
+    """
+    return _made("detector", name, preset, settings)  # type: ignore[return-value]
+
+
+def purifier(name: str, preset: str | None = None, **settings: Any) -> Purifier:
+    """The purifier of that name, with its default settings, those of a preset, or others.
+
+    Raises:
+        OptionError: a name, preset or setting that there is not.
+
+    Example:
+        >>> purifier("rnp", preset="paper").stop_early
+        True
+    """
+    return _made("purifier", name, preset, settings)  # type: ignore[return-value]
+
+
+def chosen_detectors(chosen: Sequence[str | Detector] | str | None, defaults: Mapping[str, Any]) -> list[Detector]:
+    """The chosen detectors in the order given; all of them for None, the cheapest first.
+
+    Args:
+        chosen: names, or detectors, or names with commas between.
+        defaults: settings, such as the seed, for those that are named and take them.
+
+    Raises:
+        OptionError: a name that no detector has.
+    """
+    wanted = split_names(chosen) if isinstance(chosen, str) else chosen
+    named = names("detector") if wanted is None else wanted
+    found = [detector(one, **_taken("detector", one, defaults)) if isinstance(one, str) else one for one in named]
+    return sorted(found, key=lambda one: COSTS.index(one.cost)) if wanted is None else found
+
+
+def chosen_purifier(
+    method: str | Purifier, preset: str | None, settings: Mapping[str, Any], defaults: Mapping[str, Any]
+) -> Purifier:
+    """The purifier of that name, with ``settings``, and those of ``defaults`` that it takes; one that is made already
+    comes back as it is.
+
+    Raises:
+        OptionError: a name, preset or setting that there is not.
+    """
+    if not isinstance(method, str):
+        return method
+    return purifier(method, preset, **{**_taken("purifier", method, defaults), **settings})
+
+
+def _made(kind: Kind, name: str, preset: str | None, settings: Mapping[str, Any]) -> Method:
+    make = method_class(kind, name)
+    refused = sorted(settings.keys() - make.settings())
+    if refused:
+        raise OptionError(f"The {kind} {name!r} takes no {', '.join(refused)}.", "Leave it out.")
+    return make.preset(preset, **settings) if preset else make(**settings)
+
+
+def _taken(kind: Kind, name: str, settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Those of ``settings`` that the method takes."""
+    takes = method_class(kind, name).settings()
+    return {key: value for key, value in settings.items() if key in takes and value is not None}
+
+
+@cache
+def _homes(kind: Kind) -> dict[str, EntryPoint | str]:
+    """Where every method is found. Installed packages are looked through once a process."""
+    package = importlib.import_module(f"bdprune.{kind}s")
+    ours: dict[str, EntryPoint | str] = {
+        one.name: f"bdprune.{kind}s.{one.name}" for one in pkgutil.iter_modules(package.__path__)
+    }
+    plugged = {point.name: point for point in entry_points(group=f"bdprune.{kind}s")}
+    for name in plugged.keys() & ours.keys():
+        log.warning("the entry point %s of bdprune.%ss has the name of one of ours and is left out", name, kind)
+    return ours | {name: point for name, point in plugged.items() if name not in ours}
+
+
+def _in_module(module: str, kind: Kind) -> object:
+    """The one method that a module of ours defines."""
+    defined = vars(importlib.import_module(module)).values()
+    found = [one for one in defined if inspect.isclass(one) and one.__module__ == module]
+    (method,) = (one for one in found if getattr(one, "kind", None) == kind)
+    return method
