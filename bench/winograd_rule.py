@@ -22,7 +22,7 @@ from statistics import geometric_mean
 import torch
 
 from bdprune.ops import winograd_conv2d
-from bdprune.ops.trial import ROUNDS, least_seconds
+from bdprune.ops.tuner import ROUNDS, least_seconds
 from bdprune.ops.winograd import pays
 from bench.ladders.machine import describe
 from bench.ladders.winograd import Conv, Problem, both_ways, direct

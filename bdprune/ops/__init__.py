@@ -1,19 +1,30 @@
-"""The compiled ops behind one documented function each; plain PyTorch where they are not built (see ``_backend``)."""
+"""The compiled ops behind one documented function each; plain PyTorch where they are not built (see ``_backend``).
+
+What other packages of bdprune need of this one is named here.
+"""
 
 from __future__ import annotations
 
-from bdprune.ops._backend import backend
+from bdprune.ops._backend import backend, build_info
 from bdprune.ops.mask import channel_scale, masked_conv2d, stacked_conv2d
 from bdprune.ops.moments import ChannelMoments
 from bdprune.ops.spectral import filter_spectral_norms
+from bdprune.ops.tuner import Choice, device_name, fastest, kept_choices, kept_file, settled
 from bdprune.ops.winograd import winograd_conv2d
 
 __all__ = [
     "ChannelMoments",
+    "Choice",
     "backend",
+    "build_info",
     "channel_scale",
+    "device_name",
+    "fastest",
     "filter_spectral_norms",
+    "kept_choices",
+    "kept_file",
     "masked_conv2d",
+    "settled",
     "stacked_conv2d",
     "winograd_conv2d",
 ]

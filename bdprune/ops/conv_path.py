@@ -1,29 +1,19 @@
-"""Which way a masked convolution runs on a GPU, shape by shape: by a short trial whose outcome is kept.
+"""Which variant of a masked convolution runs on a GPU, shape by shape: the tuner's question ``conv``.
 
-The ways are ``kernel`` (one launch of our own over all models), ``library`` (PyTorch's convolutions, one model after
-another, and one fused mask kernel) and ``grouped`` (one convolution of PyTorch's with G times the groups). Ways differ
-by rounding, so a machine's choices are kept (:data:`KEPT`) and are the same for every later run.
-
-``BDPRUNE_CONV_PATH`` chooses: ``auto`` (the default: a trial), or the name of a way, which then runs wherever it can.
-There is no trial while a CUDA graph is captured, while ``torch.compile`` traces, and where PyTorch is asked for
-deterministic algorithms: then the first of the ways runs, unless the shape has been tried before.
+The variants are ``kernel`` (one launch of our own over all models), ``library`` (PyTorch's convolutions, one model
+after another, and one fused mask kernel) and ``grouped`` (one convolution of PyTorch's with G times the groups).
 """
 
 from __future__ import annotations
 
 import functools
-import os
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
 
 import torch
 from torch import Tensor
 
-from bdprune.errors import OptionError
 from bdprune.ops._check import is_channels_fastest
-from bdprune.ops.trial import ROUNDS, Kept, Timer, device_name, least_seconds, seconds_of
-
-WAYS = ("kernel", "library", "grouped")
+from bdprune.ops.tuner import Timer, fastest
 
 Operands = tuple[Tensor, Tensor, Tensor | None, Tensor | None]
 """x, weight, mask and bias of a masked convolution."""
@@ -31,74 +21,22 @@ Operands = tuple[Tensor, Tensor, Tensor | None, Tensor | None]
 Run = Callable[[Tensor, Tensor, Tensor | None, Tensor | None], Tensor]
 
 
-@dataclass(frozen=True)
-class ConvChoice:
-    """What runs a masked convolution of one shape, and what the trial measured.
-
-    Attributes:
-        path: one of :data:`WAYS`.
-        device: name of the device.
-        shape: what was tried, in words.
-        seconds: of one pass by each way, forward and, where a gradient was asked for, backward.
-    """
-
-    path: str
-    device: str
-    shape: str
-    seconds: dict[str, float]
-
-
-def choose(ways: Mapping[str, Run], operands: Operands, setting: object, timer: Timer = seconds_of) -> str:
-    """The way that runs these operands.
+def choose(variants: Mapping[str, Run], operands: Operands, setting: object, timer: Timer | None = None) -> str:
+    """The variant that runs these operands.
 
     Args:
-        ways: what can run them, by name; the first is what runs where nothing is known and nothing can be tried.
+        variants: what can run them, by name; the first is what runs where nothing is known and nothing can be tried.
         operands: the very tensors that are to be convolved; a trial leaves them and their gradients alone.
         setting: stride and so on, whose ``repr`` tells shapes apart.
-        timer: seconds of a run on a device; tests bring their own.
+        timer: as in :func:`bdprune.ops.tuner.fastest`.
 
     Raises:
-        OptionError: BDPRUNE_CONV_PATH is none of the ways.
+        OptionError: BDPRUNE_TUNE names what is unknown.
     """
-    first = next(iter(ways))
     if torch.compiler.is_compiling():
-        return first
-    wanted = _requested()
-    if wanted != "auto" or len(ways) == 1:
-        return wanted if wanted in ways else first
-    device = operands[0].device
-    shape, name = _shape_name(operands, setting), device_name(device)
-    known = KEPT.known.get(_key(name, shape))
-    if known is not None and known.path in ways:
-        return known.path
-    if _is_fixed(device):
-        return first
-    try:
-        seconds = _tried(ways, operands, device, timer)
-    except torch.OutOfMemoryError:
-        return first
-    choice = ConvChoice(min(seconds, key=seconds.__getitem__), name, shape, seconds)
-    KEPT.add(_key(name, shape), choice)
-    return choice.path
-
-
-def _requested() -> str:
-    requested = os.environ.get("BDPRUNE_CONV_PATH", "") or "auto"
-    if requested != "auto" and requested not in WAYS:
-        raise OptionError(f"BDPRUNE_CONV_PATH is {requested!r}.", f"Set it to auto, {', '.join(WAYS)}.")
-    return requested
-
-
-def _is_fixed(device: torch.device) -> bool:
-    """Whether a trial would break a capture, or make results depend on it."""
-    capturing = device.type == "cuda" and torch.cuda.is_current_stream_capturing()
-    return capturing or torch.are_deterministic_algorithms_enabled()
-
-
-def _tried(ways: Mapping[str, Run], operands: Operands, device: torch.device, timer: Timer) -> dict[str, float]:
-    """Least seconds of each way."""
-    passes = [functools.partial(_one_pass, run, operands) for run in ways.values()]
-    return dict(zip(ways, least_seconds(device, ROUNDS, *passes, timer=timer), strict=True))
+        return next(iter(variants))
+    passes = {name: functools.partial(_one_pass, run, operands) for name, run in variants.items()}
+    return fastest("conv", _shape_name(operands, setting), operands[0].device, passes, timer=timer).winner
 
 
 def _one_pass(run: Run, operands: Operands) -> None:
@@ -136,18 +74,3 @@ def _dtype_of(x: Tensor) -> torch.dtype:
 def _layout(x: Tensor) -> str:
     one = x[0] if x.dim() == 5 and len(x) else x
     return "channels_last" if not one.is_contiguous() and is_channels_fastest(one) else "NCHW"
-
-
-@functools.cache
-def _key(device: str, shape: str) -> str:
-    return f"{device}; torch {torch.__version__}; {shape}"
-
-
-def _is_sound(choice: ConvChoice) -> bool:
-    times: Sequence[object] = list(choice.seconds.values())
-    texts = isinstance(choice.device, str) and isinstance(choice.shape, str)
-    return texts and choice.path in WAYS and all(isinstance(value, float) for value in times)
-
-
-KEPT = Kept("conv-paths.json", ConvChoice, _is_sound)
-"""Every choice that was made on this machine."""

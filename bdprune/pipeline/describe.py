@@ -16,8 +16,7 @@ from bdprune.errors import BdpruneError, first_line
 from bdprune.files import joined
 from bdprune.methods import Evidence
 from bdprune.model import Model
-from bdprune.ops import backend
-from bdprune.ops.trial import device_name
+from bdprune.ops import backend, device_name
 from bdprune.record import (
     ArtifactInfo,
     DataInfo,

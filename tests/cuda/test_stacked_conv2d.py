@@ -261,7 +261,7 @@ def on_kernels(emulated, monkeypatch):
     """The public functions on the emulated kernels, as on a GPU."""
     monkeypatch.setattr(_stacked_conv, "_ops", emulated.ops)
     monkeypatch.setattr(_stacked_conv, "takes", lambda x: True)
-    monkeypatch.setenv("BDPRUNE_CONV_PATH", "kernel")
+    monkeypatch.setenv("BDPRUNE_TUNE", "conv=kernel")
     monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
 
 

@@ -168,7 +168,7 @@ class ConvBackwards(TorchDispatchMode):
 
 
 def test_no_weight_gradient_when_only_masks_are_learned(device: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("BDPRUNE_CONV_PATH", "library")  # our kernel's backward has no convolution of PyTorch's at all
+    monkeypatch.setenv("BDPRUNE_TUNE", "conv=library")  # our kernel's backward has no convolution of PyTorch's at all
     x = random((2, 3, 8, 8), torch.float32, device)
     weights = [random(s, torch.float32, device, i) for i, s in enumerate([(4, 3, 3, 3), (5, 4, 3, 3)])]
     masks = [torch.ones(4, device=device, requires_grad=True), torch.ones(5, device=device, requires_grad=True)]
