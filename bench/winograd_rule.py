@@ -25,7 +25,7 @@ from bdprune.ops import winograd_conv2d
 from bdprune.ops.tuner import ROUNDS, least_seconds
 from bdprune.ops.winograd import pays
 from bench.ladders.machine import describe
-from bench.ladders.winograd import Conv, Problem, both_ways, direct
+from bench.ladders.winograd_conv2d import Conv, Problem, both_ways, direct
 
 CHANNELS = (8, 16, 32, 64, 128, 256, 512)
 SIZES = (2, 4, 5, 6, 7, 8, 14, 16, 28, 32)

@@ -6,9 +6,9 @@ What other packages of bdprune need of this one is named here.
 from __future__ import annotations
 
 from bdprune.ops._backend import backend, build_info
+from bdprune.ops.channel_moments import ChannelMoments
+from bdprune.ops.filter_spectral_norms import filter_spectral_norms
 from bdprune.ops.mask import channel_scale, masked_conv2d, stacked_conv2d
-from bdprune.ops.moments import ChannelMoments
-from bdprune.ops.spectral import filter_spectral_norms
 from bdprune.ops.tuner import Choice, device_name, fastest, kept_choices, kept_file, settled
 from bdprune.ops.winograd import winograd_conv2d
 
