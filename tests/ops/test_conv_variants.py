@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -9,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from bdprune.ops import _stacked_conv, conv_path, kept_choices, masked_conv2d, stacked_conv2d
+from bdprune.ops import conv_variants, kept_choices, masked_conv2d, stacked_conv2d
 
 from .helpers import random
 
@@ -29,11 +30,11 @@ class Ways:
         self.ran: list[str] = []
         self.grads: list[tuple[bool, ...]] = []
 
-    def __call__(self, operands: conv_path.Operands, setting: object = SETTING) -> str:
+    def __call__(self, operands: conv_variants.Operands, setting: object = SETTING) -> str:
         runs = {name: self._run(name) for name in self.seconds}
-        return conv_path.choose(runs, operands, setting, self._time)
+        return conv_variants.choose(runs, operands, setting, self._time)
 
-    def _run(self, name: str) -> conv_path.Run:
+    def _run(self, name: str) -> conv_variants.Run:
         def run(x: Tensor, weight: Tensor, mask: Tensor | None, bias: Tensor | None) -> Tensor:
             self.ran.append(name)
             self.grads.append((x.requires_grad, weight.requires_grad, mask is not None and mask.requires_grad))
@@ -46,7 +47,7 @@ class Ways:
         return self.seconds[self.ran[-1]]
 
 
-def operands(samples: int = 4, **learn: bool) -> conv_path.Operands:
+def operands(samples: int = 4, **learn: bool) -> conv_variants.Operands:
     x, weight, mask = random((2, samples, 3, 5, 5)), random((2, 4, 3, 3, 3)), random((2, 4))
     learning = {"x": x, "weight": weight, "mask": mask}
     for name in learn:
@@ -66,7 +67,7 @@ def test_the_faster_way_is_tried_once_and_kept() -> None:
 def test_what_differs_is_tried_for_itself() -> None:
     ways = Ways(kernel=1.0, library=2.0)
     x, weight, mask, _ = operands()
-    others: list[tuple[conv_path.Operands, Any]] = [
+    others: list[tuple[conv_variants.Operands, Any]] = [
         (operands(), SETTING),
         (operands(), ((2, 2), (1, 1), (1, 1), 1)),
         (operands(x=True), SETTING),
@@ -118,7 +119,7 @@ def test_every_way_of_the_library_gives_the_same(
     bias = random((3, 6), device=device, seed=3)
     expected = masked_conv2d(x, weight, mask, bias, 2, 1, 1, groups)
     plain = stacked_conv2d(x, weight, None, 1, "same", 1, groups)
-    monkeypatch.setattr(_stacked_conv, "takes", lambda x: True)
+    monkeypatch.setattr(sys.modules["bdprune.ops.stacked_conv2d"], "takes", lambda x: True)
     monkeypatch.setenv("BDPRUNE_TUNE", f"conv={way}")
     assert torch.allclose(masked_conv2d(x, weight, mask, bias, 2, 1, 1, groups), expected, rtol=1e-12, atol=1e-12)
     assert torch.allclose(stacked_conv2d(x, weight, None, 1, "same", 1, groups), plain, rtol=1e-12, atol=1e-12)
