@@ -34,7 +34,7 @@ from bdprune.data import CleanData, RawImages, load_clean, read_dataset
 from bdprune.fleet import scan
 from bdprune.methods import Purified
 from bdprune.model import Model, load
-from bdprune.ops.trial import device_name
+from bdprune.ops import device_name
 from bdprune.pipeline import parse_device
 from bdprune.purifiers import RNP, SuspiciousnessPruning
 from bdprune.zoo import Entry, Shelf, load_trigger, measure, read_manifest, weights_path

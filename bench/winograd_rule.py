@@ -2,10 +2,11 @@
 
     python -m bench.winograd_rule [--batches 16 128] [--rounds 5] [--threads 1] [--json results.json]
 
-The rule, ``bdprune.ops.winograd.pays``, goes by shape alone, so that repeated runs give the same bits. Here both ways
-are timed on a grid of shapes: 3x3 convolutions from C to C channels, and from an image's 3, on square maps, in
+The rule, ``bdprune.ops.winograd_is_faster``, goes by shape alone, so that repeated runs give the same bits. Here both
+ways are timed on a grid of shapes: 3x3 convolutions from C to C channels, and from an image's 3, on square maps, in
 channels_last and float32, forward only and with both gradients. Prints how many times faster Winograd's is (processor
-time with one thread), and what the rule costs: its time over that of the faster way.
+time with one thread), and what the rule costs: its time over that of the faster way. What a CPU with AVX2 alone would
+do is measured on a better one with BDPRUNE_ISA=avx2 ATEN_CPU_CAPABILITY=avx2 ONEDNN_MAX_CPU_ISA=AVX2.
 """
 
 from __future__ import annotations
@@ -21,11 +22,10 @@ from statistics import geometric_mean
 
 import torch
 
-from bdprune.ops import winograd_conv2d
-from bdprune.ops.trial import ROUNDS, least_seconds
-from bdprune.ops.winograd import pays
+from bdprune.ops import winograd_conv2d, winograd_is_faster
+from bdprune.ops.tuner import ROUNDS, least_seconds
 from bench.ladders.machine import describe
-from bench.ladders.winograd import Conv, Problem, both_ways, direct
+from bench.ladders.winograd_conv2d import Conv, Problem, both_ways, direct
 
 CHANNELS = (8, 16, 32, 64, 128, 256, 512)
 SIZES = (2, 4, 5, 6, 7, 8, 14, 16, 28, 32)
@@ -76,7 +76,7 @@ def shapes(
 def outcomes(samples: int, inputs: int, outputs: int, size: int, rounds: int) -> list[Outcome]:
     """Both ways on one shape, without and with gradients."""
     data = _problem(samples, inputs, outputs, size)
-    rule = pays(data.x, data.weight)
+    rule = winograd_is_faster(data.x, data.weight)
     found = []
     for gradients in (False, True):
         run = both_ways if gradients else _forward

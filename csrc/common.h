@@ -15,6 +15,7 @@
 #include <vector>
 
 #include "check.h"
+#include "core/macros.h"
 
 namespace bdprune {
 
@@ -34,9 +35,11 @@ struct Type {
   using type = T;
 };
 
-// Calls fn(Type<T>{}) with the C++ type of a floating dtype (torch::headeronly::Half and BFloat16 for the 16-bit ones).
+// Calls fn(Type<T>{}) with the C++ type of a floating dtype (torch::headeronly::Half and BFloat16 for the 16-bit ones)
+// that has been checked.
+#pragma nv_exec_check_disable  // fn runs where its caller does
 template <typename Fn>
-decltype(auto) dispatch_floating(ScalarType dtype, Fn&& fn) {
+BDP_HD BDP_INLINE decltype(auto) with_type(ScalarType dtype, Fn&& fn) {
   switch (dtype) {
     case ScalarType::Float:
       return fn(Type<float>{});
@@ -45,10 +48,29 @@ decltype(auto) dispatch_floating(ScalarType dtype, Fn&& fn) {
     case ScalarType::Half:
       return fn(Type<torch::headeronly::Half>{});
     default:
-      BDP_CHECK(dtype == ScalarType::BFloat16, "dtype must be float16, bfloat16, float32 or float64, got code ",
-                static_cast<int>(dtype));
       return fn(Type<torch::headeronly::BFloat16>{});
   }
+}
+
+// The same for any dtype: throws unless it is floating.
+template <typename Fn>
+decltype(auto) dispatch_floating(ScalarType dtype, Fn&& fn) {
+  BDP_CHECK(is_floating(dtype), "dtype must be float16, bfloat16, float32 or float64, got code ",
+            static_cast<int>(dtype));
+  return with_type(dtype, fn);
+}
+
+// Element i of an array of a floating dtype that has been checked.
+BDP_HD BDP_INLINE double read_scalar(const void* data, ScalarType dtype, int64_t i) {
+  return with_type(dtype, [&](auto type) {
+    using T = typename decltype(type)::type;
+    const T value = static_cast<const T*>(data)[i];
+    if constexpr (sizeof(T) == 2) {
+      return static_cast<double>(static_cast<float>(value));
+    } else {
+      return static_cast<double>(value);
+    }
+  });
 }
 
 // A feature map x [N, C, *] as the kernels walk it: `positions` = product of the trailing sizes, and whether the
@@ -103,9 +125,10 @@ inline Stack as_stack(const Tensor& x, bool stacked) {
   return {as_feature_map(torch::stable::reshape(x, flat)), sizes[0]};
 }
 
-// grad in the memory order of `map`.
+// grad in the memory order of `map`; maps of one channel or position have but one.
 inline Tensor in_layout_of(const FeatureMap& map, const FeatureMap& grad) {
-  if (grad.channels_fastest == map.channels_fastest) return grad.tensor;
+  const bool single = grad.positions == 1 || grad.channels == 1;
+  if (grad.channels_fastest == map.channels_fastest || single) return grad.tensor;
   Tensor copy = torch::stable::empty_like(map.tensor);
   return torch::stable::copy_(copy, grad.tensor);
 }

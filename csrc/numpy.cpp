@@ -11,11 +11,11 @@
 #include <utility>
 #include <vector>
 
+#include "core/channel_moments.h"
+#include "core/filter_spectral_norms.h"
 #include "core/implicit_gemm.h"
 #include "core/isa.h"
 #include "core/jacobi.h"
-#include "core/moments.h"
-#include "core/spectral.h"
 #include "core/tridiagonal.h"
 
 namespace py = pybind11;

@@ -1,58 +1,74 @@
 // Table of contents: every op of the namespace `bdprune`, with its shapes. Kernels register themselves at the end of
-// their own files (csrc/cpu/*.cpp, csrc/cuda/*.cu); fake kernels and autograd are in bdprune/ops/.
+// the files that bear their names (csrc/cpu/*.cpp, csrc/cuda/*.cu); fake kernels and autograd are in bdprune/ops/.
+//
+// [..., *] has any number of trailing axes, "floating" is float16, bfloat16, float32 or float64, and G is the number of
+// models of a stack.
 #include "common.h"
 
 STABLE_TORCH_LIBRARY(bdprune, m)
 {
-  // Largest singular value of each filter.
-  //   weights: each [O, I], [O, I, kh, kw] or [G, O, I, kh, kw], any floating dtype; a filter is its [I, kh * kw]
-  //   matrix scales:  one entry per weight, None or [O] / [G, O]; the norm is multiplied by |scale| returns: [sum of O
-  //   or G * O], in the order of the list, float64 if any weight is float64, else float32
+  // Largest singular value of each filter, which is a matrix [I, kh * kw].
+  //   weights: any number of [O, I], [O, I, kh, kw] or [G, O, I, kh, kw], floating
+  //   scales:  one entry per weight, None or floating [O] or [G, O]; the norm is multiplied by |scale|
+  //   returns: all norms in the order of the list, [sum of O or G * O]; float64 if any weight is, else float32
   m.def("filter_spectral_norms(Tensor[] weights, Tensor?[] scales) -> Tensor");
 
-  // Adds one batch to the running moments of the channels of x [N, C, *], with P = product of the trailing sizes.
-  //   cross:    float64 [C, C]  += sum over samples and positions of (x - shift)(x - shift)^T, both triangles
-  //   sum:      float64 [C]     += sum over samples and positions of (x - shift)
-  //   norm_sum: float64 [C]     += sum over samples of |x[n, c]|_2 / sqrt(P), of the unshifted x
-  //   shift:    float64 [C], representable in float32 unless x is float64
-  // A cross [G, C, C] makes it a stack: x [G, N, C, *], and [G, C] for the others.
+  // Adds one batch to the running moments of the channels of x, with P = product of the trailing sizes.
+  //   cross:        float64 [C, C] += sum over samples and positions of (x - shift)(x - shift)^T, both triangles
+  //   sum:          float64 [C]    += sum over samples and positions of (x - shift)
+  //   norm_sum:     float64 [C]    += sum over samples of |x[n, c]|_2 / sqrt(P), of the unshifted x
+  //   x:            [N, C, *], floating
+  //   shift:        float64 [C], representable in float32 unless x is float64
   //   tensor_cores: on CUDA, each float32 product as three TF32 products; elsewhere, and in float64, it says nothing
+  // A stack has G in front of all these shapes.
   m.def(
       "channel_moments_update_(Tensor(a!) cross, Tensor(b!) sum, Tensor(c!) norm_sum, Tensor x, Tensor shift, bool "
       "tensor_cores=False) -> ()");
 
-  // mask [C] (any floating dtype) times z [N, C, *]; returns z's dtype and, where z is dense, z's layout. A mask [G, C]
-  // makes it a stack: z [G, N, C, *].
+  // mask[c] * z[:, c] for every channel c.
+  //   z:       [N, C, *] or, in a stack, [G, N, C, *], floating
+  //   mask:    [C] or [G, C], floating
+  //   returns: in z's dtype and, where z is dense, z's layout
   m.def("channel_scale(Tensor z, Tensor mask) -> Tensor");
 
-  // Its backward in one pass over grad and z [N, C, *] or [G, N, C, *]: (mask * grad in z's dtype, sum of grad * z per
-  // channel in mask's dtype and shape). What is not needed comes back as an empty [0] tensor.
+  // Its backward, in one pass over grad and z.
+  //   grad, z: [N, C, *] or [G, N, C, *]
+  //   returns: mask * grad in z's dtype, and the sum of grad * z per channel in mask's dtype and shape; what is not
+  //            needed is an empty [0]
   m.def("channel_scale_backward(Tensor grad, Tensor z, Tensor mask, bool need_z, bool need_mask) -> (Tensor, Tensor)");
 
-  // 3x3 convolutions with stride 1 and padding 1 by Winograd's algorithm (CPU only, float32, channels_last out).
-  //   x: [N, I, H, W]   weight: [O, I, 3, 3]   bias: [O]; returns [N, O, H, W]
+  // A 3x3 convolution with stride 1 and padding 1 by Winograd's algorithm: CPU only, float32, channels_last out.
+  //   x:       [N, I, H, W]
+  //   weight:  [O, I, 3, 3]
+  //   bias:    [O]
+  //   returns: [N, O, H, W]
   m.def("winograd_conv2d(Tensor x, Tensor weight, Tensor? bias) -> Tensor");
 
-  // The same times a mask, float32 [O]; returns (that, the same without the mask if need_z, else [0]).
+  // The same times a mask [O].
+  //   returns: that, and the same without the mask if need_z, else [0]
   m.def("winograd_masked_conv2d(Tensor x, Tensor weight, Tensor mask, Tensor? bias, bool need_z) -> (Tensor, Tensor)");
 
-  // The gradients of the input [N, I, H, W], with the mask where there is one, and of the weight [O, I, 3, 3] without,
-  // from grad [N, O, H, W].
+  // The gradients of both from grad [N, O, H, W]: of the input [N, I, H, W], with the mask where there is one, and of
+  // the weight [O, I, 3, 3], without.
   m.def("winograd_conv2d_input_grad(Tensor grad, Tensor weight, Tensor? mask=None) -> Tensor");
   m.def("winograd_conv2d_weight_grad(Tensor grad, Tensor x) -> Tensor");
 
-  // The masked convolutions of G models in one launch (CUDA only; elsewhere bdprune.ops composes them).
-  //   x:      [G, N, I, H, W], or one batch [N, I, H, W] for all; float16, bfloat16 or float32
-  //   weight: [G, O, I / groups, kh, kw] of x's dtype, read where it lies; [1, O, ...] or expanded: one for all G
-  //   mask, bias: float32 [G, O]
-  //   exact:  multiply float32 as such, not as TF32
-  //   returns: ([G, N, O, H', W'], the same without the mask if need_z, else [0]) in x's dtype and layout
+  // The masked convolutions of a stack in one launch: CUDA only; elsewhere bdprune.ops composes them.
+  //   x:       [G, N, I, H, W], or one batch [N, I, H, W] for all; float16, bfloat16 or float32
+  //   weight:  [G, O, I / groups, kh, kw] of x's dtype, read where it lies; [1, O, ...] or expanded: one for all G
+  //   mask:    float32 [G, O]
+  //   bias:    float32 [G, O]
+  //   exact:   multiply float32 as such, not as TF32
+  //   returns: [G, N, O, H', W'], and the same without the mask if need_z, else [0]; in x's dtype and layout
   m.def(
       "stacked_conv2d(Tensor x, Tensor weight, Tensor mask, Tensor? bias, int[] stride, int[] padding, int[] dilation, "
       "int groups, bool need_z, bool exact) -> (Tensor, Tensor)");
 
-  // From grad [G, N, O, H', W'], the gradient of its masked output: (that of its input [G, N, I, height, width]; that
-  // of its mask, sum of grad * z, float32 [G, O], where z is given, else [0]).
+  // Its backward, of the input and the mask.
+  //   grad:    [G, N, O, H', W'], of the masked output
+  //   z:       the output without the mask, where the mask's gradient is wanted
+  //   returns: the gradient of the input [G, N, I, height, width], and that of the mask, sum of grad * z, float32
+  //            [G, O], or [0] without z
   m.def(
       "stacked_conv2d_backward(Tensor grad, Tensor? z, Tensor weight, Tensor mask, int height, int width, int[] "
       "stride, int[] padding, int[] dilation, int groups, bool exact) -> (Tensor, Tensor)");

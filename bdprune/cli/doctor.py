@@ -78,7 +78,7 @@ def _gpus(torch: Any) -> Check:
 
 def _ops() -> Iterator[Check]:
     try:
-        from bdprune.ops._backend import build_info
+        from bdprune.ops import build_info
 
         info = build_info()
     except BdpruneError as error:
@@ -132,11 +132,11 @@ def _paths() -> Iterator[Check]:
 
 def _conv_paths() -> Iterator[Check]:
     """What trials of convolutions have chosen on this machine; there are some only where there is a GPU."""
-    from bdprune.ops.conv_path import KEPT
+    from bdprune.ops import kept_choices
 
-    for choice in KEPT.read().values():
-        times = ", ".join(f"{way} {1000 * seconds:.2f} ms" for way, seconds in choice.seconds.items())
-        yield Check("conv path", "ok", f"{choice.path}: {choice.shape} on {choice.device}: {times}")
+    for choice in kept_choices():
+        times = ", ".join(f"{name} {1000 * seconds:.2f} ms" for name, seconds in choice.seconds.items())
+        yield Check(f"{choice.question} path", "ok", f"{choice.winner}: {choice.shape} on {choice.device}: {times}")
 
 
 def _packages() -> Iterator[Check]:
@@ -162,7 +162,7 @@ def _version(name: str) -> str:
 
 def _json(checks: list[Check]) -> str:
     try:
-        from bdprune.ops._backend import build_info
+        from bdprune.ops import build_info
 
         build = build_info()
     except (BdpruneError, ImportError):

@@ -1,19 +1,36 @@
-"""The compiled ops behind one documented function each; plain PyTorch where they are not built (see ``_backend``)."""
+"""The compiled ops behind one documented function each; plain PyTorch where they are not built (see ``_backend``).
+
+What other packages of bdprune need of this one is named here.
+"""
 
 from __future__ import annotations
 
-from bdprune.ops._backend import backend
-from bdprune.ops.mask import channel_scale, masked_conv2d, stacked_conv2d
-from bdprune.ops.moments import ChannelMoments
-from bdprune.ops.spectral import filter_spectral_norms
-from bdprune.ops.winograd import winograd_conv2d
+from bdprune.ops._backend import backend, build_info
+from bdprune.ops.channel_moments import ChannelMoments
+from bdprune.ops.channel_scale import channel_scale
+from bdprune.ops.filter_spectral_norms import filter_spectral_norms
+from bdprune.ops.masked_conv2d import masked_conv2d
+from bdprune.ops.stacked_conv2d import stacked_conv2d
+from bdprune.ops.tuner import Choice, device_name, fastest, kept_choices, kept_file, settled
+from bdprune.ops.winograd_conv2d import winograd_applies, winograd_conv2d, winograd_is_faster
+from bdprune.ops.winograd_masked_conv2d import winograd_masked_conv2d
 
 __all__ = [
     "ChannelMoments",
+    "Choice",
     "backend",
+    "build_info",
     "channel_scale",
+    "device_name",
+    "fastest",
     "filter_spectral_norms",
+    "kept_choices",
+    "kept_file",
     "masked_conv2d",
+    "settled",
     "stacked_conv2d",
+    "winograd_applies",
     "winograd_conv2d",
+    "winograd_is_faster",
+    "winograd_masked_conv2d",
 ]

@@ -43,15 +43,8 @@ def check_mask(mask: object, channels: int, device: torch.device, stack: int | N
 
 
 def is_channels_fastest(x: Tensor) -> bool:
-    """Whether ``x`` [N, C, *] lies in memory as N, *, C without gaps (channels_last); mirrors csrc/common.h."""
-    expected = x.shape[1]
-    if x.shape[1] > 1 and x.stride(1) != 1:
-        return False
-    for dim in range(x.dim() - 1, 1, -1):
-        if x.shape[dim] > 1 and x.stride(dim) != expected:
-            return False
-        expected *= x.shape[dim]
-    return x.shape[0] <= 1 or x.stride(0) == expected
+    """Whether ``x`` [N, C, *] lies in memory as N, *, C without gaps (channels_last)."""
+    return x.movedim(1, -1).is_contiguous()
 
 
 def empty_like_map(x: Tensor, stacked: bool = False) -> Tensor:

@@ -1,50 +1,20 @@
-"""Short trials of what is faster here, and their outcomes, kept for later runs on this machine."""
+"""Outcomes of trials in a file of their own, for what does not yet go by :mod:`bdprune.ops.tuner`."""
 
 from __future__ import annotations
 
 import json
 import os
 import tempfile
-import time
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
-import torch
+from bdprune.ops.tuner import ROUNDS, Timer, device_name, least_seconds, seconds_of
 
-Timer = Callable[[Callable[[], object], torch.device], float]
+__all__ = ["ROUNDS", "Kept", "Timer", "device_name", "least_seconds", "seconds_of"]
 
 _Outcome = TypeVar("_Outcome")
-
-ROUNDS = 3
-"""Of a trial; the first pays for what is set up once."""
-
-
-def seconds_of(run: Callable[[], object], device: torch.device) -> float:
-    """Time of one run, until ``device`` is done with it.
-
-    With one thread on a CPU it is processor time, which a busy machine stretches less than the wall clock.
-    """
-    clock = time.process_time if device.type == "cpu" and torch.get_num_threads() == 1 else time.perf_counter
-    _wait(device)
-    start = clock()
-    run()
-    _wait(device)
-    return clock() - start
-
-
-def device_name(device: torch.device) -> str:
-    """The GPU's own name, or the device's type."""
-    return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
-
-
-def least_seconds(
-    device: torch.device, rounds: int, *runs: Callable[[], object], timer: Timer = seconds_of
-) -> list[float]:
-    """Least seconds of each run; they take turns, so that a busy machine hurts them alike."""
-    times = [[timer(run, device) for run in runs] for _ in range(rounds)]
-    return [min(of_one) for of_one in zip(*times, strict=True)]
 
 
 class Kept(Generic[_Outcome]):
@@ -98,8 +68,3 @@ class Kept(Generic[_Outcome]):
             os.replace(file.name, target)
         except OSError:
             return
-
-
-def _wait(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)

@@ -14,8 +14,7 @@ from bdprune.data import CleanData
 from bdprune.errors import BdpruneError, first_line
 from bdprune.files import joined
 from bdprune.model import Model
-from bdprune.ops import backend
-from bdprune.ops.trial import device_name
+from bdprune.ops import backend, device_name
 from bdprune.record import (
     ArtifactInfo,
     DataInfo,

@@ -8,12 +8,17 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from bdprune.ops import masked_conv2d, winograd_conv2d
-from bdprune.ops.winograd import fits, pays, takes
+from bdprune.ops import (
+    masked_conv2d,
+    winograd_applies,
+    winograd_conv2d,
+    winograd_is_faster,
+    winograd_masked_conv2d,
+)
 
 
 class WinogradConvs(TorchFunctionMode):
-    """Within it, 3x3 convolutions of float32 maps on the CPU run by ``winograd_conv2d`` where that ``pays``.
+    """Within it, 3x3 convolutions of float32 maps on the CPU run by ``winograd_conv2d`` where that is faster.
 
     Modules stay as they are: what is taken over are the calls of ``conv2d`` and ``masked_conv2d``, with their backward
     passes. Under autocast nothing is: there the caller wants another precision.
@@ -22,10 +27,12 @@ class WinogradConvs(TorchFunctionMode):
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         if func is masked_conv2d:
-            return masked_conv2d(*args, **{**kwargs, "winograd": True})
+            x, weight, mask, bias, *settings = args
+            if _runs(x, weight, bias, *settings):
+                return winograd_masked_conv2d(x, weight, mask, bias)
         if func is torch.conv2d:
             call = _arguments(*args, **kwargs)
-            if call is not None and pays(*call[:2]):
+            if call is not None:
                 return winograd_conv2d(*call)
         return func(*args, **kwargs)
 
@@ -34,8 +41,7 @@ def has_winograd_convs(module: nn.Module) -> bool:
     """Whether a convolution of ``module`` may run so: 3x3, stride and padding 1, one group, float32, on the CPU."""
     return any(
         isinstance(conv, nn.Conv2d)
-        and fits(conv.weight, conv.stride, conv.padding, conv.dilation, conv.groups)
-        and takes(conv.weight, conv.weight, conv.bias)
+        and winograd_applies(conv.weight, conv.weight, conv.bias, conv.stride, conv.padding, conv.dilation, conv.groups)
         for conv in module.modules()
     )
 
@@ -49,7 +55,14 @@ def _arguments(
     dilation: Any = 1,
     groups: int = 1,
 ) -> tuple[Tensor, Tensor, Tensor | None] | None:
-    """The arguments of ``winograd_conv2d`` for a call of ``conv2d``, None where it cannot do the same."""
-    can = fits(weight, stride, padding, dilation, groups) and input.dim() == 4 and 0 not in input.shape
-    can = can and takes(input, weight, bias) and not torch.is_autocast_enabled(input.device.type)
-    return (input, weight, bias) if can else None
+    """The arguments of ``winograd_conv2d`` for a call of ``conv2d``, None where that runs as it is."""
+    runs = input.dim() == 4 and _runs(input, weight, bias, stride, padding, dilation, groups)
+    return (input, weight, bias) if runs else None
+
+
+def _runs(
+    x: Tensor, weight: Tensor, bias: Tensor | None, stride: Any, padding: Any, dilation: Any, groups: int
+) -> bool:
+    """Whether a convolution, of one model or of a stack, is taken over."""
+    able = winograd_applies(x, weight, bias, stride, padding, dilation, groups) and x.dim() >= 4 and 0 not in x.shape
+    return able and not torch.is_autocast_enabled("cpu") and winograd_is_faster(x, weight)

@@ -15,7 +15,7 @@ from bdprune.attacks import shape_of
 from bdprune.data import CleanData, Part, RawImages, read_dataset
 from bdprune.errors import DataError, OptionError
 from bdprune.files import make_folder
-from bdprune.ops.trial import device_name
+from bdprune.ops import device_name
 from bdprune.zoo.manifest import Entry, Manifest, read_manifest
 from bdprune.zoo.measuring import measure
 from bdprune.zoo.store import (

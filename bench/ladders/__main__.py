@@ -24,17 +24,17 @@ from typing import Any
 import torch
 
 from bench.ladders import (
+    channel_moments,
+    filter_spectral_norms,
     loading,
     machine,
-    masked_conv,
-    moments,
+    masked_conv2d,
     record,
     rnp,
-    spectral,
     stack,
     startup,
     suspiciousness,
-    winograd,
+    winograd_conv2d,
 )
 from bench.ladders.floors import Ceilings, measure_ceilings
 from bench.ladders.ladder import Ladder
@@ -44,10 +44,10 @@ from bench.ladders.timing import Clock, cpu_clock, device_clock, measure, wall_c
 
 SUBJECTS: dict[str, Callable[[Plan], list[Ladder]]] = {
     "stack": stack.ladders,
-    "spectral": spectral.ladders,
-    "moments": moments.ladders,
-    "masked_conv": masked_conv.ladders,
-    "winograd": winograd.ladders,
+    "spectral": filter_spectral_norms.ladders,
+    "moments": channel_moments.ladders,
+    "masked_conv": masked_conv2d.ladders,
+    "winograd": winograd_conv2d.ladders,
     "loading": loading.ladders,
     "startup": startup.ladders,
     "suspiciousness": suspiciousness.ladders,

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from bdprune.analysis import channel_lipschitz
 from bdprune.model import ResNet18Cifar, load
 from bdprune.pipeline import score
-from bench.ladders import spectral
+from bench.ladders import filter_spectral_norms
 from bench.ladders.ladder import Ladder, Rung, Work, relative_error
 from bench.ladders.networks import resnet18
 from bench.ladders.plan import Plan
@@ -43,15 +43,23 @@ def loading_ladder(plan: Plan, path: Path) -> Ladder:
         state = torch.load(path, weights_only=True)
         network = ResNet18Cifar(10, width=plan.width).double()
         network.load_state_dict(state)
-        return _scores(network, spectral.batched_svdvals)
+        return _scores(network, filter_spectral_norms.batched_svdvals)
 
     rungs = (
-        Rung("unpickled, one svd per filter", "author", partial(_plain, plan.width, path, spectral.author_loop, {})),
         Rung(
-            "weights only, batched svdvals", "eager", partial(_plain, plan.width, path, spectral.batched_svdvals, _SAFE)
+            "unpickled, one svd per filter",
+            "author",
+            partial(_plain, plan.width, path, filter_spectral_norms.author_loop, {}),
         ),
         Rung(
-            "weights only, Gram + eigvalsh", "eager", partial(_plain, plan.width, path, spectral.gram_eigvalsh, _SAFE)
+            "weights only, batched svdvals",
+            "eager",
+            partial(_plain, plan.width, path, filter_spectral_norms.batched_svdvals, _SAFE),
+        ),
+        Rung(
+            "weights only, Gram + eigvalsh",
+            "eager",
+            partial(_plain, plan.width, path, filter_spectral_norms.gram_eigvalsh, _SAFE),
         ),
         Rung("memory-mapped, assigned, Gram + eigvalsh", "eager", partial(_mapped, plan.width, path)),
         Rung("bdprune.load + channel_lipschitz", "ours", lambda: list(channel_lipschitz(load(path)).values())),
@@ -87,7 +95,7 @@ def _mapped(width: int, path: Path) -> list[Tensor]:
     with torch.device("meta"):
         network = ResNet18Cifar(10, width=width)
     network.load_state_dict(torch.load(path, mmap=True, weights_only=True), assign=True)
-    return _scores(network, spectral.gram_eigvalsh)
+    return _scores(network, filter_spectral_norms.gram_eigvalsh)
 
 
 @torch.no_grad()

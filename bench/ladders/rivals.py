@@ -18,7 +18,7 @@ from bdprune.analysis import norm_gain
 from bdprune.data import CleanData
 from bdprune.model import Model
 from bdprune.runtime import crop_and_flip
-from bench.ladders import spectral
+from bench.ladders import filter_spectral_norms
 from bench.ladders.ladder import Rung
 from bench.ladders.networks import replace_modules
 from bench.ladders.plan import Plan
@@ -222,7 +222,7 @@ def channel_lipschitz_loop(model: Model) -> dict[str, Tensor]:
     """CLP: an SVD per filter times the gain of its norm; what stands three deviations out of its layer is pruned."""
     weights = [model.network.get_parameter(f"{group.conv}.weight").detach() for group in model.groups]
     scores = {}
-    for group, norms in zip(model.groups, spectral.author_loop(weights), strict=True):
+    for group, norms in zip(model.groups, filter_spectral_norms.author_loop(weights), strict=True):
         gain = norm_gain(model.network, group)
         bound = norms if gain is None else norms * gain
         scores[group.name] = (bound > bound.mean() + 3 * bound.std()).nonzero().flatten()

@@ -21,9 +21,10 @@ from bdprune.model import Model
 from bdprune.ops import filter_spectral_norms, masked_conv2d
 from bdprune.pipeline import free_memory
 from bdprune.runtime import footprint
-from bench.ladders import rnp, spectral
+from bench.ladders import rnp
+from bench.ladders.filter_spectral_norms import author_loop, batched_svdvals, gram_eigvalsh, read_once, svdvals_gesvda
 from bench.ladders.ladder import Kind, Ladder, Rung, Work, can_compile, max_or_nan, relative_error
-from bench.ladders.masked_conv import Problem, both_ways, on_output, on_weights, unmasked
+from bench.ladders.masked_conv2d import Problem, both_ways, on_output, on_weights, unmasked
 from bench.ladders.networks import clean_images, conv_flops, resnet18, weight_bytes
 from bench.ladders.plan import Plan
 
@@ -70,25 +71,25 @@ def norms_ladder(plan: Plan, models: Sequence[Model], width: int) -> Ladder:
 
     @cache
     def truth() -> list[Tensor]:
-        return spectral.batched_svdvals([weight.double() for weight in first])
+        return batched_svdvals([weight.double() for weight in first])
 
     def error(found: list[Tensor]) -> float:
         pairs = zip(found, truth(), strict=False)
         return max_or_nan([((ours.double() - exact).abs() / exact).max().item() for ours, exact in pairs])
 
     eager: dict[str, Callable[[list[Tensor]], list[Tensor]]] = {
-        "svdvals": spectral.batched_svdvals,
-        "float32 Gram + eigvalsh": spectral.gram_eigvalsh,
+        "svdvals": batched_svdvals,
+        "float32 Gram + eigvalsh": gram_eigvalsh,
     }
     if plan.device.type == "cuda":
-        eager["svdvals, gesvda driver"] = spectral.svdvals_gesvda
-    rungs = [Rung("one svd per filter", "author", partial(spectral.author_loop, first), len(models), one)]
+        eager["svdvals, gesvda driver"] = svdvals_gesvda
+    rungs = [Rung("one svd per filter", "author", partial(author_loop, first), len(models), one)]
     rungs += [Rung(name, "eager", partial(call, first), len(models), one) for name, call in eager.items()]
     rungs.append(Rung("bdprune.ops.filter_spectral_norms", "ours", partial(filter_spectral_norms, everything)))
     if plan.device.type == "cuda":
         on_cpu = partial(filter_spectral_norms, beside)
         rungs.append(Rung("the same op on the CPU", "rival", on_cpu, len(models), one))
-    rungs.append(Rung("sum of every weight", "bound", partial(spectral.read_once, everything), exact=False))
+    rungs.append(Rung("sum of every weight", "bound", partial(read_once, everything), exact=False))
     size = sum(weight.nbytes for weight in everything)
     case = f"{len(models)} x ResNet-18 width {width}, {size / 1e6:.1f} MB"
     what = "largest relative error of a norm of the first model"
@@ -116,12 +117,12 @@ def scores_ladder(plan: Plan, models: Sequence[Model], width: int) -> Ladder:
 
     @cache
     def truth() -> list[Tensor]:
-        return by(lambda weights: spectral.batched_svdvals([weight.double() for weight in weights]))
+        return by(lambda weights: batched_svdvals([weight.double() for weight in weights]))
 
     rungs = (
-        Rung("one svd per filter", "author", partial(by, spectral.author_loop), len(models), one),
-        Rung("svdvals", "eager", partial(by, spectral.batched_svdvals), len(models), one),
-        Rung("Gram + eigvalsh", "eager", partial(by, spectral.gram_eigvalsh), len(models), one),
+        Rung("one svd per filter", "author", partial(by, author_loop), len(models), one),
+        Rung("svdvals", "eager", partial(by, batched_svdvals), len(models), one),
+        Rung("Gram + eigvalsh", "eager", partial(by, gram_eigvalsh), len(models), one),
         Rung("bdprune.stack(models).scores()", "ours", ours),
         Rung("bdprune.scoring.channel_lipschitz, one by one", "ours", one_by_one),
     )

@@ -18,7 +18,7 @@ from torch.nn import functional
 from bdprune.analysis import FilterStatistics, Suspiciousness, norm_gain
 from bdprune.data import CleanData
 from bdprune.model import Model
-from bench.ladders import moments, rivals, spectral
+from bench.ladders import channel_moments, filter_spectral_norms, rivals
 from bench.ladders.ladder import Ladder, Rung, Work, can_compile, relative_error
 from bench.ladders.networks import clean_images, conv_flops, resnet18, weight_bytes
 from bench.ladders.plan import Plan
@@ -39,15 +39,18 @@ def ladders(plan: Plan) -> list[Ladder]:
 
 def score_ladder(plan: Plan, model: Model, data: CleanData) -> Ladder:
     """The floor is one forward and one backward pass, and half of the symmetric products of the maps."""
-    variants: dict[str, tuple[Saliency, Callable[[Tensor], moments.Moments]]] = {
-        "backward pass per image, corrcoef": (by_image, moments.by_corrcoef),
-        f"vmap of grad over {_CHUNK} images": (by_vmap, moments.by_addmm),
-        "one backward pass, gradients from unfolded maps": (by_unfolding, moments.by_addmm),
+    variants: dict[str, tuple[Saliency, Callable[[Tensor], channel_moments.Moments]]] = {
+        "backward pass per image, corrcoef": (by_image, channel_moments.by_corrcoef),
+        f"vmap of grad over {_CHUNK} images": (by_vmap, channel_moments.by_addmm),
+        "one backward pass, gradients from unfolded maps": (by_unfolding, channel_moments.by_addmm),
     }
-    svd, gram = spectral.author_loop, spectral.gram_eigvalsh
+    svd, gram = filter_spectral_norms.author_loop, filter_spectral_norms.gram_eigvalsh
     rungs = (
         Rung(
-            "the formulas as loops", "author", lambda: plain(model, data, by_image, moments.by_channel, svd), note=_NO
+            "the formulas as loops",
+            "author",
+            lambda: plain(model, data, by_image, channel_moments.by_channel, svd),
+            note=_NO,
         ),
         *(
             Rung(f"{name}, Gram + eigvalsh", "eager", partial(plain, model, data, saliency, second, gram))
@@ -71,7 +74,9 @@ def score_ladder(plan: Plan, model: Model, data: CleanData) -> Ladder:
         wide.network.double()
         vars(wide)["groups"] = model.groups  # tracing sends float32 images
         exact = CleanData(data.images.double(), data.labels)
-        return list(plain(wide, exact, by_image, moments.by_rows, spectral.batched_svdvals).values())
+        return list(
+            plain(wide, exact, by_image, channel_moments.by_rows, filter_spectral_norms.batched_svdvals).values()
+        )
 
     per_image = conv_flops(model.network)
     maps = [Work(one * len(data), two * len(data)) for one, two in _map_work(plan.width)]
@@ -95,7 +100,7 @@ def plain(
     model: Model,
     data: CleanData,
     saliency: Saliency,
-    second: Callable[[Tensor], moments.Moments],
+    second: Callable[[Tensor], channel_moments.Moments],
     norms: Callable[[list[Tensor]], list[Tensor]],
 ) -> Scores:
     """The score in plain PyTorch, from one way to get each factor."""
@@ -179,7 +184,7 @@ def _unfolded(conv: nn.Module, x: Tensor, upstream: Tensor) -> Tensor:
 
 
 def _second_moments(
-    model: Model, data: CleanData, second: Callable[[Tensor], moments.Moments]
+    model: Model, data: CleanData, second: Callable[[Tensor], channel_moments.Moments]
 ) -> dict[str, tuple[Tensor, Tensor]]:
     """Correlation and activation norm of every group from one forward pass, each layer's map dropped at once."""
     module = model.clone().module.eval()
@@ -228,11 +233,11 @@ def _compiled(plan: Plan, model: Model, data: CleanData) -> tuple[Rung, ...]:
             kept.append((cast(nn.Module, torch.compile(module, dynamic=False)), weights))
         return by_image(model, data, kept[0])
 
-    run = partial(plain, model, data, saliency, moments.by_addmm, spectral.gram_eigvalsh)
+    run = partial(plain, model, data, saliency, channel_moments.by_addmm, filter_spectral_norms.gram_eigvalsh)
     return (Rung("torch.compile: backward pass per image", "compile", run),)
 
 
 def _map_work(width: int) -> list[tuple[float, float]]:
     """(bytes, FLOPs) a layer's map of one image takes: read once, half of a symmetric product."""
-    sizes = moments.resnet18_maps(width)
+    sizes = channel_moments.resnet18_maps(width)
     return [(4.0 * c * h * w, float(c * (c + 1) * h * w)) for c, h, w in sizes]

@@ -1,8 +1,9 @@
 // channel_moments_update_ on the CPU: chunks of positions in order. Threads share slabs of samples where there are few
 // channels; where there are many, the packing of a chunk by channels and its products by tiles.
+#include "../core/channel_moments.h"
+
 #include <algorithm>
 
-#include "../core/moments.h"
 #include "kernels.h"
 
 namespace bdprune {

@@ -1,8 +1,9 @@
 // channel_scale and its backward on the CPU. One pass over the maps; what a channel's gradient sums up is first summed
 // per row (or per fixed slab of rows) in float64 and then over those in order, so the bits don't depend on the threads.
+#include "../core/channel_scale.h"
+
 #include <algorithm>
 
-#include "../core/scale.h"
 #include "kernels.h"
 
 namespace bdprune {
@@ -24,9 +25,9 @@ Stack stack_of(const Tensor& z, const Tensor& mask) {
 
 std::vector<double> read_mask(const Tensor& mask) {
   const Tensor dense = torch::stable::contiguous(mask);
-  const core::Dtype dtype = core_dtype(mask.scalar_type());
+  BDP_CHECK(is_floating(mask.scalar_type()), "mask must have a floating dtype");
   std::vector<double> values(static_cast<size_t>(mask.numel()));
-  for (size_t i = 0; i < values.size(); ++i) values[i] = read_scalar(dense.const_data_ptr(), dtype, i);
+  for (size_t i = 0; i < values.size(); ++i) values[i] = read_scalar(dense.const_data_ptr(), mask.scalar_type(), i);
   return values;
 }
 
@@ -70,14 +71,6 @@ Tensor channel_scale_cpu(Tensor z, Tensor mask) {
   return in_shape_of(z, out);
 }
 
-// grad in the layout of z.
-Tensor match_layout(const FeatureMap& grad, const FeatureMap& z) {
-  const bool single = grad.positions == 1 || grad.channels == 1;
-  if (grad.channels_fastest == z.channels_fastest || single) return grad.tensor;
-  Tensor copy = torch::stable::empty_like(z.tensor);
-  return torch::stable::copy_(copy, grad.tensor);
-}
-
 // out[c] = sum of the groups' partial[group, c], in order.
 template <typename T>
 void write_sums(const double* partial, int64_t groups, int64_t channels, T* out) {
@@ -114,7 +107,7 @@ std::tuple<Tensor, Tensor> channel_scale_backward_cpu(Tensor grad, Tensor z, Ten
   std::vector<double> partial(need_mask ? static_cast<size_t>(stack.size * groups * map.channels) : 0, 0.0);
 
   if (map.numel() > 0 && (need_z || need_mask)) {
-    const Tensor dense = match_layout(as_stack(grad, mask.dim() == 2).map, map);
+    const Tensor dense = in_layout_of(map, as_stack(grad, mask.dim() == 2).map);
     const core::Dtype dtype = core_dtype(z.scalar_type());
     const void *g = dense.const_data_ptr(), *from = map.tensor.const_data_ptr();
     void* to = need_z ? dz.mutable_data_ptr() : nullptr;

@@ -5,39 +5,21 @@
 #include <cmath>
 #include <memory>
 #include <new>
+#include <type_traits>
 
 #include "../common.h"
-#include "../core/spectral.h"
+#include "../core/dtype.h"
 
 namespace bdprune {
 
 inline core::Dtype core_dtype(ScalarType dtype) {
-  switch (dtype) {
-    case ScalarType::Float:
-      return core::Dtype::kFloat;
-    case ScalarType::Double:
-      return core::Dtype::kDouble;
-    case ScalarType::Half:
-      return core::Dtype::kHalf;
-    default:
-      BDP_CHECK(dtype == ScalarType::BFloat16, "dtype must be float16, bfloat16, float32 or float64, got code ",
-                static_cast<int>(dtype));
-      return core::Dtype::kBFloat16;
-  }
-}
-
-// Element i of an array of any floating dtype.
-inline double read_scalar(const void* data, core::Dtype dtype, int64_t i) {
-  switch (dtype) {
-    case core::Dtype::kFloat:
-      return static_cast<const float*>(data)[i];
-    case core::Dtype::kDouble:
-      return static_cast<const double*>(data)[i];
-    case core::Dtype::kHalf:
-      return core::widen(static_cast<const core::Half*>(data)[i]);
-    default:
-      return core::widen(static_cast<const core::BFloat16*>(data)[i]);
-  }
+  return dispatch_floating(dtype, [](auto type) {
+    using T = typename decltype(type)::type;
+    if constexpr (std::is_same_v<T, float>) return core::Dtype::kFloat;
+    if constexpr (std::is_same_v<T, double>) return core::Dtype::kDouble;
+    if constexpr (std::is_same_v<T, torch::headeronly::Half>) return core::Dtype::kHalf;
+    if constexpr (std::is_same_v<T, torch::headeronly::BFloat16>) return core::Dtype::kBFloat16;
+  });
 }
 
 // Uninitialised memory aligned to a vector register.

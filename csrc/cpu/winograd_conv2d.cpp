@@ -1,9 +1,10 @@
 // winograd_conv2d and its gradients on the CPU: shares tiles, panels of filters and parts of the products out among the
 // threads. Scratch is taken once a call, or once a thread where each needs its own.
+#include "../core/winograd_conv2d.h"
+
 #include <algorithm>
 #include <optional>
 
-#include "../core/winograd.h"
 #include "kernels.h"
 
 namespace bdprune {

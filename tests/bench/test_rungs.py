@@ -12,11 +12,11 @@ import torch
 from bench.ladders import ladder as ladder_module
 from bench.ladders import startup
 from bench.ladders.__main__ import SUBJECTS, _fitting, main
+from bench.ladders.filter_spectral_norms import resnet18_shapes, vgg19_shapes
 from bench.ladders.ladder import Ladder, Rung
 from bench.ladders.networks import conv_flops, resnet18
 from bench.ladders.plan import quick_plan
 from bench.ladders.rnp import PRUNED, THRESHOLDS, published_masks
-from bench.ladders.spectral import resnet18_shapes, vgg19_shapes
 from bench.ladders.stack import with_tf32
 
 LOOSE = 2e-2

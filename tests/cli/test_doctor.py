@@ -12,7 +12,7 @@ import torch
 from click.testing import Result as Ran
 
 from bdprune.cli import doctor
-from bdprune.ops._backend import build_info
+from bdprune.ops import build_info
 from bdprune.record.result import schema
 
 Run = Callable[..., Ran]
@@ -33,7 +33,7 @@ def test_json_says_what_runs(run: Run) -> None:
 
 def test_text_has_one_line_a_check_and_the_mend_below(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     reference = build_info() | {"backend": "reference", "requested": "auto", "reason": "bdprune._C was not built"}
-    monkeypatch.setattr("bdprune.ops._backend.build_info", lambda: reference)
+    monkeypatch.setattr("bdprune.ops.build_info", lambda: reference)
     done = run("doctor")
     assert done.exit_code == 0
     lines = done.stdout.splitlines()
@@ -44,12 +44,12 @@ def test_text_has_one_line_a_check_and_the_mend_below(run: Run, monkeypatch: pyt
 
 def test_forced_reference_says_how_to_undo_it(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     forced = build_info() | {"backend": "reference", "requested": "reference", "reason": "BDPRUNE_BACKEND=reference"}
-    monkeypatch.setattr("bdprune.ops._backend.build_info", lambda: forced)
+    monkeypatch.setattr("bdprune.ops.build_info", lambda: forced)
     assert states(run("doctor", "--format", "json"))["CPU ops"]["mend"] == "Unset BDPRUNE_BACKEND."
 
 
 def test_cuda_that_runs_is_ok(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("bdprune.ops._backend.build_info", lambda: build_info() | {"cuda": True})
+    monkeypatch.setattr("bdprune.ops.build_info", lambda: build_info() | {"cuda": True})
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda index: "NVIDIA H200")
     found = states(run("doctor", "--format", "json"))
@@ -85,8 +85,9 @@ def test_paths_of_stacks_are_shown(run: Run, tmp_path: Path, monkeypatch: pytest
 
 def test_paths_of_convolutions_are_shown(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("BDPRUNE_CACHE", str(tmp_path))
-    kept = {"path": "kernel", "device": "a GPU", "shape": "x [2]", "seconds": {"kernel": 0.001, "library": 0.0025}}
-    (tmp_path / "conv-paths.json").write_text(json.dumps({"key": kept}))
+    kept = {"question": "conv", "winner": "kernel", "device": "a GPU", "shape": "x [2]"}
+    kept |= {"seconds": {"kernel": 0.001, "library": 0.0025}}
+    (tmp_path / "tuned.json").write_text(json.dumps({"key": kept}))
     found = states(run("doctor", "--paths", "--format", "json"))["conv path"]["found"]
     assert found == "kernel: x [2] on a GPU: kernel 1.00 ms, library 2.50 ms"
 

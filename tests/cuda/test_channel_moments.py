@@ -145,3 +145,25 @@ def test_wrong_arguments(emulated, randn):
         moments(emulated.ops, randn(1, 3, 2, 2), torch.zeros(3), state)
     with pytest.raises(RuntimeError, match="cross must have the channels of x, 4"):
         moments(emulated.ops, randn(1, 4, 2, 2), torch.zeros(4, dtype=torch.float64), state)
+
+
+# ------------------------------------------------------------------------------------------------- stacks
+
+STACKS = [(3, 2, 5, 4, 6), (2, 3, 16, 1, 1), (2, 4, 33), (3, 2, 140, 3, 3), (1, 2, 8, 4, 4)]
+
+
+def stack_layouts(z):
+    return [z, z.movedim(2, -1).contiguous().movedim(-1, 2)]
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float32, torch.float64])
+@pytest.mark.parametrize("shape", STACKS)
+def test_a_stack_has_the_bits_of_its_maps(emulated, randn, shape, dtype):
+    shift = randn(shape[0], shape[2], seed=1).double()
+    for x in stack_layouts(randn(*shape, dtype=dtype)):
+        state = [torch.zeros(s, dtype=torch.float64) for s in ((*shift.shape, shape[2]), shift.shape, shift.shape)]
+        emulated.ops.channel_moments_update_(*state, x, shift)
+        for g in range(shape[0]):
+            alone = [torch.zeros(part.shape[1:], dtype=torch.float64) for part in state]
+            emulated.ops.channel_moments_update_(*alone, x[g], shift[g])
+            assert all(torch.equal(part[g], one) for part, one in zip(state, alone, strict=True))

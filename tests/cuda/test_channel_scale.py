@@ -136,3 +136,36 @@ def test_wrong_arguments(emulated, randn):
         emulated.ops.channel_scale_backward(z[:1], z, torch.ones(4), True, True)
     with pytest.raises(RuntimeError, match="dtype of z"):
         emulated.ops.channel_scale_backward(z.double(), z, torch.ones(4), True, True)
+
+
+# ------------------------------------------------------------------------------------------------- stacks
+
+STACKS = [(3, 2, 5, 4, 6), (2, 3, 16, 1, 1), (2, 4, 33), (3, 2, 140, 3, 3), (1, 2, 8, 4, 4), (2, 3, 4, 96, 60)]
+
+
+def stack_layouts(z):
+    return [z, z.movedim(2, -1).contiguous().movedim(-1, 2)]
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float32, torch.float64])
+@pytest.mark.parametrize("shape", STACKS)
+def test_a_stack_has_the_bits_of_its_maps(emulated, randn, shape, dtype):
+    mask = randn(shape[0], shape[2], dtype=dtype, seed=1)
+    for z in stack_layouts(randn(*shape, dtype=dtype)):
+        grad = torch.empty_like(z).copy_(randn(*shape, dtype=dtype, seed=2))
+        y = emulated.ops.channel_scale(z, mask)
+        grad_z, grad_mask = emulated.ops.channel_scale_backward(grad, z, mask, True, True)
+        only_z, _ = emulated.ops.channel_scale_backward(grad, z, mask, True, False)
+        assert y.stride() == grad_z.stride() == z.stride()
+        for g in range(shape[0]):
+            assert torch.equal(y[g], emulated.ops.channel_scale(z[g], mask[g]))
+            alone = emulated.ops.channel_scale_backward(grad[g], z[g], mask[g], True, True)
+            assert torch.equal(grad_z[g], alone[0]) and torch.equal(only_z[g], alone[0])
+            assert torch.equal(grad_mask[g], alone[1])
+
+
+def test_wrong_stacks(emulated, randn):
+    with pytest.raises(RuntimeError, match="one entry per channel"):
+        emulated.ops.channel_scale(randn(2, 3, 4, 5), torch.ones(3, 4))
+    with pytest.raises(RuntimeError, match="z must be"):
+        emulated.ops.channel_scale(randn(2, 4), torch.ones(2, 4))

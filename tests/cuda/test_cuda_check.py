@@ -122,5 +122,5 @@ def test_a_kernel_that_spills(tmp_path, capsys):
 @needs_nvcc
 def test_our_spectral_norms_compile_without_spills(capsys):
     # One source on one architecture; `make cuda-check` does them all.
-    assert cuda_check.main([str(ROOT / "csrc/cuda/spectral_norms.cu"), "--arch", "90"]) == 0
+    assert cuda_check.main([str(ROOT / "csrc/cuda/filter_spectral_norms.cu"), "--arch", "90"]) == 0
     assert "norms_kernel" in capsys.readouterr().out

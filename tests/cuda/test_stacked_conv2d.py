@@ -1,10 +1,14 @@
 """The stacked masked convolution as an implicit matrix product, against float64 convolutions of one model at a time."""
 
+import sys
+
 import pytest
 import torch
 from torch.nn import functional
 
-from bdprune.ops import _stacked_conv, masked_conv2d, stacked_conv2d
+from bdprune.ops import masked_conv2d, stacked_conv2d
+
+FACE = sys.modules["bdprune.ops.stacked_conv2d"]
 
 # Name: (x, weight, stride, padding, dilation, groups). Tiles are 64 rows x 64 columns, 32 deep.
 CASES = {
@@ -259,9 +263,9 @@ def test_wrong_arguments(emulated):
 @pytest.fixture
 def on_kernels(emulated, monkeypatch):
     """The public functions on the emulated kernels, as on a GPU."""
-    monkeypatch.setattr(_stacked_conv, "_ops", emulated.ops)
-    monkeypatch.setattr(_stacked_conv, "takes", lambda x: True)
-    monkeypatch.setenv("BDPRUNE_CONV_PATH", "kernel")
+    monkeypatch.setattr(FACE, "_ops", emulated.ops)
+    monkeypatch.setattr(FACE, "takes", lambda x: True)
+    monkeypatch.setenv("BDPRUNE_TUNE", "conv=kernel")
     monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
 
 
@@ -279,7 +283,7 @@ def test_autograd_is_that_of_the_composition(on_kernels, monkeypatch, randn, cas
         return [y.detach(), plain.detach(), *torch.autograd.grad(total, own)]
 
     found = gradients()
-    monkeypatch.setattr(_stacked_conv, "takes", lambda x: False)
+    monkeypatch.setattr(FACE, "takes", lambda x: False)
     for mine, theirs in zip(found, gradients(), strict=True):
         torch.testing.assert_close(mine, theirs, rtol=1e-4, atol=1e-4)
 
@@ -299,7 +303,7 @@ def test_autograd_of_one_weight_is_that_of_the_composition(on_kernels, monkeypat
         return [y.detach(), *torch.autograd.grad((y * randn(*y.shape, seed=5)).sum(), wanted)]
 
     found = gradients()
-    monkeypatch.setattr(_stacked_conv, "takes", lambda x: False)
+    monkeypatch.setattr(FACE, "takes", lambda x: False)
     for mine, theirs in zip(found, gradients(), strict=True):
         torch.testing.assert_close(mine, theirs, rtol=1e-4, atol=1e-4)
 
@@ -319,9 +323,9 @@ def test_same_padding_goes_to_the_kernels_where_it_is_even(on_kernels, randn):
     x, weight, mask = randn(2, 1, 3, 6, 6), randn(2, 4, 3, 3, 3, seed=1), torch.ones(2, 4)
     expected = convs(x, weight, ((1, 1), "same"))
     torch.testing.assert_close(masked_conv2d(x, weight, mask, padding="same"), expected, rtol=1e-4, atol=1e-5)
-    assert _stacked_conv.setting_of(weight[..., :2], 1, "same", 1, 1) is None
-    assert _stacked_conv.setting_of(weight, 2, "same", 1, 1) is None  # PyTorch refuses it, in its own words
-    assert _stacked_conv.setting_of(weight, 2, "valid", 1, 1) == ((2, 2), (0, 0), (1, 1), 1)
+    assert FACE.setting_of(weight[..., :2], 1, "same", 1, 1) is None
+    assert FACE.setting_of(weight, 2, "same", 1, 1) is None  # PyTorch refuses it, in its own words
+    assert FACE.setting_of(weight, 2, "valid", 1, 1) == ((2, 2), (0, 0), (1, 1), 1)
 
 
 def test_autocast_casts_as_a_convolution_would(on_kernels, randn):
@@ -339,12 +343,12 @@ def test_fake_kernels_say_what_the_kernels_give(emulated, randn, shared):
     for own in layouts(x):
         own, weight = (own[0], weight[:1]) if shared else (own, weight)
         rest = (weight, mask, None, *settings, True, True)
-        for real, fake in zip(emulated.ops.stacked_conv2d(own, *rest), _stacked_conv._fake(own, *rest), strict=True):
+        for real, fake in zip(emulated.ops.stacked_conv2d(own, *rest), FACE._fake(own, *rest), strict=True):
             assert (real.shape, real.stride(), real.dtype) == (fake.shape, fake.stride(), fake.dtype)
         grad = emulated.ops.stacked_conv2d(own, *rest)[0]
         for z in (None, grad, layouts(grad.contiguous())[1]):
             rest = (grad, z, weight, mask, *x.shape[-2:], *settings, True)
-            both = zip(emulated.ops.stacked_conv2d_backward(*rest), _stacked_conv._fake_backward(*rest), strict=True)
+            both = zip(emulated.ops.stacked_conv2d_backward(*rest), FACE._fake_backward(*rest), strict=True)
             for real, fake in both:
                 assert (real.shape, real.stride(), real.dtype) == (fake.shape, fake.stride(), fake.dtype)
 
@@ -358,8 +362,8 @@ def test_opcheck(emulated, randn, fastest):
     ops = getattr(torch.ops, name)
     with torch.library._scoped_library(name, "FRAGMENT") as library:
         if not on_gpu:
-            torch.library.register_fake(f"{name}::stacked_conv2d", _stacked_conv._fake, lib=library)
-            torch.library.register_fake(f"{name}::stacked_conv2d_backward", _stacked_conv._fake_backward, lib=library)
+            torch.library.register_fake(f"{name}::stacked_conv2d", FACE._fake, lib=library)
+            torch.library.register_fake(f"{name}::stacked_conv2d_backward", FACE._fake_backward, lib=library)
         for own_weight in (weight, weight[:1].expand_as(weight)):
             torch.library.opcheck(ops.stacked_conv2d.default, (x, own_weight, mask, None, *settings, True, True))
             y, z = ops.stacked_conv2d(x, own_weight, mask, None, *settings, True, True)

@@ -5,10 +5,18 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+import pytest
 import torch
 from torch import Tensor
 
+from bdprune.ops import _backend
+
+native = pytest.mark.skipif(not _backend.HAS_OPS, reason="the compiled ops are not built or not wanted")
+
 DTYPES = [torch.float16, torch.bfloat16, torch.float32, torch.float64]
+
+STACKS = [(3, 2, 5, 4, 6), (2, 1, 64, 3, 3), (4, 3, 7), (1, 2, 6, 5, 5), (2, 600, 3, 1, 1), (3, 2, 4, 2, 3, 2)]
+"""Of stacks of maps [G, N, C, *]."""
 
 
 def assert_error_ratio(ours: Tensor, plain: Tensor, exact: Tensor, floor: float = 0.0) -> None:
@@ -49,3 +57,17 @@ def random(shape: tuple[int, ...], dtype: torch.dtype = torch.float64, device: s
     """Standard normal values, drawn in float64 so that every dtype sees the same ones rounded."""
     generator = torch.Generator().manual_seed(seed)
     return torch.randn(shape, dtype=torch.float64, generator=generator).to(device=device, dtype=dtype)
+
+
+def layouts(x: Tensor) -> list[Tensor]:
+    """The same values in several memory orders: plain, channels_last, with gaps, with transposed axes."""
+    strided = x.new_zeros(x.shape[0], 2 * x.shape[1], *x.shape[2:])[:, ::2].copy_(x)
+    permuted = x.transpose(-1, -2).contiguous().transpose(-1, -2)
+    return [x, x.movedim(1, -1).contiguous().movedim(-1, 1), strided, permuted]
+
+
+def stack_layouts(z: Tensor) -> list[Tensor]:
+    """A stack [G, N, C, *] in plain and channels_last order, with gaps, and one map for all its entries."""
+    channels_last = z.movedim(2, -1).contiguous().movedim(-1, 2)
+    strided = torch.cat([z, z], 1)[:, ::2]
+    return [z, channels_last, strided, z[:1].expand_as(z)]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import nullcontext
 from typing import Any
 
 import pytest
@@ -15,7 +16,7 @@ from bdprune.loops.recovery import RecoverSettings, recover
 from bdprune.loops.unlearning import UnlearnSettings, unlearn
 from bdprune.model.edit.mask import MaskedNetwork
 from bdprune.model.handle import Model
-from bdprune.ops import _backend, _masked_winograd, mask
+from bdprune.ops import _backend, masked_conv2d
 from bdprune.runtime import precision, winograd
 from bdprune.runtime.precision import Plan, plan_for
 from bdprune.runtime.winograd import WinogradConvs, has_winograd_convs
@@ -35,7 +36,7 @@ def always(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[tuple[int, ...]]]:
         seen.append(tuple(x.shape))
         return True
 
-    monkeypatch.setattr(winograd, "pays", takes_over)
+    monkeypatch.setattr(winograd, "winograd_is_faster", takes_over)
     yield seen
 
 
@@ -112,6 +113,53 @@ def test_a_plan_says_nearly_the_same_and_leaves_the_module_alone(bright: Any, al
     assert torch.equal(Plan().logits(module, bright.data.images[:20]), exact)
 
 
+def masked(winograd: bool, x: Tensor, weight: Tensor, **settings: Any) -> Tensor:
+    factors = torch.linspace(0, 1, len(weight), dtype=x.dtype)
+    with WinogradConvs() if winograd else nullcontext():
+        return masked_conv2d(x, weight, factors, **settings)
+
+
+@pytest.mark.parametrize(
+    "case",
+    [
+        {"padding": 0},
+        {"padding": 1, "stride": 2},
+        {"padding": 2, "dilation": 2},
+        {"padding": 1, "groups": 2},
+        {"padding": (1, 0)},
+        {"padding": 1, "kernel": 5},
+        {"padding": 1, "dtype": torch.float64},
+        {"padding": 1, "empty": True},
+    ],
+    ids=str,
+)
+def test_masked_convs_that_are_left_alone(case: dict[str, Any], always: list[Any]) -> None:
+    settings = {key: value for key, value in case.items() if key in ("padding", "stride", "dilation", "groups")}
+    dtype, kernel = case.get("dtype", torch.float32), case.get("kernel", 3)
+    x = torch.randn(0 if case.get("empty") else 2, 4, 8, 8, dtype=dtype)
+    weight = torch.randn(6, 4 // case.get("groups", 1), kernel, kernel, dtype=dtype)
+    assert torch.equal(masked(True, x, weight, **settings), masked(False, x, weight, **settings))
+    assert not always
+
+
+def test_same_padding_of_a_masked_conv_is_one(always: list[Any]) -> None:
+    x, weight = torch.randn(2, 4, 8, 8), torch.randn(6, 4, 3, 3)
+    assert torch.equal(masked(True, x, weight, padding="same"), masked(True, x, weight, padding=1))
+    assert len(always) == 2
+
+
+def test_autocast_keeps_the_masked_convolution(always: list[Any]) -> None:
+    with torch.autocast("cpu", torch.bfloat16):
+        out = masked(True, torch.randn(2, 4, 8, 8), torch.randn(6, 4, 3, 3), padding=1)
+    assert out.dtype == torch.bfloat16 and not always
+
+
+def test_masked_convs_run_so_only_where_it_is_faster(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(winograd, "winograd_is_faster", lambda x, weight: False)
+    x, weight = torch.randn(2, 4, 8, 8), torch.randn(6, 4, 3, 3)
+    assert torch.equal(masked(True, x, weight, padding=1), masked(False, x, weight, padding=1))
+
+
 def test_masked_convs_run_so_in_one_op(monkeypatch: pytest.MonkeyPatch) -> None:
     shapes: list[tuple[int, ...]] = []
 
@@ -119,9 +167,9 @@ def test_masked_convs_run_so_in_one_op(monkeypatch: pytest.MonkeyPatch) -> None:
         shapes.append(tuple(x.shape))
         return original(x, *rest)
 
-    original = _masked_winograd.run
-    monkeypatch.setattr(_masked_winograd, "run", run)
-    monkeypatch.setattr(mask, "pays", lambda x, weight: len(weight) > 4)
+    original = winograd.winograd_masked_conv2d
+    monkeypatch.setattr(winograd, "winograd_masked_conv2d", run)
+    monkeypatch.setattr(winograd, "winograd_is_faster", lambda x, weight: len(weight) > 4)
     layers = (nn.Conv2d(3, 4, 3, padding=1), nn.ReLU(), nn.Conv2d(4, 8, 3, padding=1), nn.ReLU())
     plain = nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 3)).eval()
     masked = MaskedNetwork(Model(plain, "plain", 3, (3, 8, 8))).train()

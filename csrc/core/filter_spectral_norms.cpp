@@ -1,4 +1,4 @@
-#include "spectral.h"
+#include "filter_spectral_norms.h"
 
 #include <algorithm>
 #include <cmath>

@@ -73,19 +73,6 @@ struct Filter {
   __device__ __forceinline__ scalar_t at(int s, int64_t l) const { return data[s * short_stride + l * long_stride]; }
 };
 
-__device__ inline double load_scale(const void* data, ScalarType dtype, int64_t index) {
-  switch (dtype) {
-    case ScalarType::Float:
-      return static_cast<const float*>(data)[index];
-    case ScalarType::Double:
-      return static_cast<const double*>(data)[index];
-    case ScalarType::Half:
-      return static_cast<float>(static_cast<const torch::headeronly::Half*>(data)[index]);
-    default:
-      return static_cast<float>(static_cast<const torch::headeronly::BFloat16*>(data)[index]);
-  }
-}
-
 // Finds the weight that holds the given filter of the class: the last one that begins at or before it.
 __device__ inline const WeightTable& find_weight(const WeightTable* __restrict__ table, int num_weights,
                                                  int64_t filter) {
@@ -111,7 +98,7 @@ __device__ Filter<scalar_t> filter_of(const WeightTable& weight, int64_t filter)
           weight.long_stride,
           weight.long_size,
           weight.short_size,
-          weight.scale ? fabs(load_scale(weight.scale, weight.scale_dtype, scale_at)) : 1.0,
+          weight.scale ? fabs(read_scalar(weight.scale, weight.scale_dtype, scale_at)) : 1.0,
           weight.output + local};
 }
 
@@ -348,21 +335,6 @@ __device__ __forceinline__ void block_norm(const Filter<scalar_t>& filter, doubl
   const double norm = largest_root(BlockGroup(), gram, rotations, side, sweeps);
   if (threadIdx.x == 0) store_norm(output, wide, filter, norm, factor);
   __syncthreads();  // the next filter overwrites the matrix that other threads may still read
-}
-
-// Calls fn(Type<T>{}) with the C++ type of a dtype that the host has checked.
-template <typename Fn>
-__device__ __forceinline__ void with_type(ScalarType dtype, Fn&& fn) {
-  switch (dtype) {
-    case ScalarType::Float:
-      return fn(Type<float>{});
-    case ScalarType::Double:
-      return fn(Type<double>{});
-    case ScalarType::Half:
-      return fn(Type<torch::headeronly::Half>{});
-    default:
-      return fn(Type<torch::headeronly::BFloat16>{});
-  }
 }
 
 // Every block finds its class, and in it its filters. `workspace`: per block of kWorkspace a matrix and, behind it, the

@@ -16,14 +16,13 @@
 #include <cstddef>
 #include <cstdint>
 
+#include "dtype.h"
 #include "lanes.h"
 
 namespace bdprune::core {
 
 // Filters of one bank that are worked on together.
 inline constexpr int kBatch = 2 * kLanes;
-
-enum class Dtype { kFloat, kDouble, kHalf, kBFloat16 };
 
 // The filters of one weight tensor: `count` dense row-major [rows, cols] matrices, one after the other.
 struct FilterBank {

@@ -1,11 +1,8 @@
-"""The SIMD kernels of csrc/core on NumPy arrays: spectral norms and channel moments."""
+"""The spectral norms of csrc/core on NumPy arrays."""
 
 from __future__ import annotations
 
 import itertools
-import os
-import subprocess
-import sys
 
 import numpy as np
 import pytest
@@ -134,28 +131,6 @@ def test_all_float16_values_in_one_vector_lane() -> None:
     assert np.array_equal(ours, np.abs(finite.view(np.float16).astype(np.float64)))
 
 
-@settings(deadline=None)
-@given(
-    samples=st.integers(0, 6),
-    channels=st.integers(1, 70),
-    positions=st.integers(1, 90),
-    fastest=st.booleans(),
-    seed=st.integers(0, 2**31),
-)
-def test_moments_of_any_shape(samples: int, channels: int, positions: int, fastest: bool, seed: int) -> None:
-    rng = np.random.default_rng(seed)
-    x = (rng.standard_normal((samples, channels, positions)) + 5).astype(np.float32)
-    shift = np.full(channels, 5.0)
-    given_x = np.ascontiguousarray(x.transpose(0, 2, 1)) if fastest else x
-    cross, total, norms = core.channel_moments(given_x, shift, fastest)
-    centred = (x.astype(np.float64) - 5).transpose(1, 0, 2).reshape(channels, -1)
-    scale = max(1.0, np.abs(centred).max(initial=0.0) ** 2 * centred.shape[1])
-    assert np.abs(cross - centred @ centred.T).max() <= 1e-6 * scale
-    assert np.abs(total - centred.sum(1)).max() <= 1e-6 * scale
-    assert norms == pytest.approx(np.sqrt(np.square(x.astype(np.float64)).mean(2)).sum(0), rel=1e-12)
-    assert np.array_equal(cross, cross.T)
-
-
 def test_wrong_sizes_are_refused() -> None:
     x = np.zeros((2, 3, 4), dtype=np.float32)
     with pytest.raises(ValueError, match="96 bytes, 192 are needed"):
@@ -168,32 +143,3 @@ def test_wrong_sizes_are_refused() -> None:
         core.spectral_norms(x, "int8", 2, 3, 4)
     with pytest.raises(ValueError, match="contiguous"):
         core.spectral_norms(x.transpose(2, 0, 1), "float32", 2, 3, 4)
-    with pytest.raises(ValueError, match="one value per channel"):
-        core.channel_moments(x, np.zeros(4))
-
-
-ISA_SCRIPT = """
-import sys
-import numpy as np
-from bdprune import _core
-x = np.random.default_rng(0).standard_normal((21, 20, 9)).astype(np.float32)
-m = np.random.default_rng(1).standard_normal((2, 40, 30)).astype(np.float32)
-np.savez(sys.argv[1], isa=_core.isa(), norms=_core.spectral_norms(x, "float32", 21, 20, 9),
-         wide=_core.spectral_norms(x.astype(np.float64), "float64", 21, 20, 9),
-         cross=_core.channel_moments(m, np.zeros(40))[0])
-"""
-
-
-@pytest.mark.parametrize("isa", ["baseline", "avx2"])
-def test_every_instruction_set_gives_the_same_answers(isa: str, tmp_path: os.PathLike[str]) -> None:
-    out = os.path.join(tmp_path, "out.npz")
-    subprocess.run([sys.executable, "-c", ISA_SCRIPT, out], check=True, env={**os.environ, "BDPRUNE_ISA": isa})
-    result = np.load(out)
-    if core.isa() == "avx512":
-        assert result["isa"] == isa
-    x = np.random.default_rng(0).standard_normal((21, 20, 9)).astype(np.float32)
-    m = np.random.default_rng(1).standard_normal((2, 40, 30)).astype(np.float32)
-    assert result["norms"] == pytest.approx(core.spectral_norms(x, "float32", 21, 20, 9), rel=FLOAT_RUNS)
-    wide = core.spectral_norms(x.astype(np.float64), "float64", 21, 20, 9)
-    assert result["wide"] == pytest.approx(wide, rel=1e-14)
-    assert np.abs(result["cross"] - core.channel_moments(m, np.zeros(40))[0]).max() <= 1e-4

@@ -20,8 +20,8 @@
 
 #include <cstdint>
 
+#include "dtype.h"
 #include "lanes.h"
-#include "spectral.h"
 
 namespace bdprune::core {
 

@@ -6,11 +6,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from bdprune.ops import ChannelMoments, _backend
+from bdprune.ops import ChannelMoments, reference
 
-from .helpers import DTYPES, assert_error_ratio, random, rounding, threads
-
-native = pytest.mark.skipif(not _backend.HAS_OPS, reason="the compiled ops are not built or not wanted")
+from .helpers import DTYPES, STACKS, assert_error_ratio, native, random, rounding, stack_layouts, threads
 
 SHAPES = [
     (5, 7),
@@ -236,3 +234,50 @@ def test_compiles_without_a_graph_break(device: str) -> None:
 
     compiled = torch.compile(cross, fullgraph=True, backend="aot_eager")
     assert torch.allclose(compiled(x), cross(x))
+
+
+# ------------------------------------------------------------------------------------------------- stacks
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("shape", STACKS, ids=str)
+def test_moments_of_a_stack_have_the_bits_of_its_maps(shape: tuple[int, ...], dtype: torch.dtype, device: str) -> None:
+    for x in stack_layouts(random(shape, dtype, device) + 3)[:2]:
+        half = shape[1] // 2
+        batches = [x[:, :half], x[:, half:]]
+        stacked = ChannelMoments(shape[2], device, stack=shape[0])
+        merged = ChannelMoments(shape[2], device, stack=shape[0])
+        for batch in batches:
+            stacked.update(batch)
+            part = ChannelMoments(shape[2], device, stack=shape[0])
+            part.update(batch)
+            merged.merge(part)
+        for g in range(shape[0]):
+            one = ChannelMoments(shape[2], device)
+            for batch in batches:
+                one.update(batch[g])
+            assert (stacked.count, stacked.positions) == (one.count, one.positions)
+            for name in ("mean", "variance", "covariance", "activation_norm"):
+                assert torch.equal(getattr(stacked, name)[g], getattr(one, name)), name
+            assert torch.equal(stacked.correlation()[g], one.correlation())
+        assert torch.allclose(merged.covariance, stacked.covariance, rtol=1e-5, atol=1e-5)
+
+
+@native
+def test_opcheck_of_moments_of_a_stack(device: str) -> None:
+    sums = [torch.zeros(size, dtype=torch.float64, device=device) for size in [(2, 4, 4), (2, 4), (2, 4)]]
+    x, shift = random((2, 3, 4, 5, 5), torch.float32, device), torch.zeros(2, 4, dtype=torch.float64, device=device)
+    torch.library.opcheck(torch.ops.bdprune.channel_moments_update_.default, (*sums, x, shift))
+    plain = [torch.zeros_like(part) for part in sums]
+    torch.ops.bdprune.channel_moments_update_(*sums, x, shift)
+    reference.channel_moments_update_(*plain, x, shift)
+    assert all(torch.allclose(a, b, rtol=1e-5, atol=1e-4) for a, b in zip(sums, plain, strict=True))
+
+
+def test_wrong_stacks_say_what_they_got() -> None:
+    with pytest.raises(ValueError, match=r"a stack of 2 maps, got shape \[3, 1, 4\]"):
+        ChannelMoments(4, stack=2).update(torch.ones(3, 1, 4))
+    with pytest.raises(ValueError, match="stack must be at least 1"):
+        ChannelMoments(4, stack=0)
+    with pytest.raises(ValueError, match="a stack of None into one of 2"):
+        ChannelMoments(4, stack=2).merge(ChannelMoments(4))

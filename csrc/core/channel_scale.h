@@ -7,7 +7,7 @@
 
 #include <cstdint>
 
-#include "spectral.h"
+#include "dtype.h"
 
 namespace bdprune::core {
 

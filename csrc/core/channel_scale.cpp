@@ -1,8 +1,9 @@
-#include "scale.h"
+#include "channel_scale.h"
 
 #include <type_traits>
 
 #include "isa.h"
+#include "lanes.h"
 
 namespace bdprune::core {
 namespace {

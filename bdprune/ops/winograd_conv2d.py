@@ -1,4 +1,4 @@
-"""3x3 convolutions with fewer multiplications."""
+"""3x3 convolutions with fewer multiplications, and where they run."""
 
 from __future__ import annotations
 
@@ -46,19 +46,26 @@ def winograd_conv2d(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Te
     return out
 
 
+def winograd_applies(
+    x: Tensor, weight: Tensor, bias: Tensor | None, stride: Any, padding: Any, dilation: Any, groups: int
+) -> bool:
+    """Whether the compiled kernel does this convolution: 3x3, stride, padding and dilation 1, one group, and tensors
+    that it takes.
+
+    The arguments are those of ``conv2d``.
+    """
+    ones = all(value in (1, (1, 1), [1, 1]) for value in (stride, dilation))
+    fits = weight.shape[-2:] == (3, 3) and ones and padding in (1, (1, 1), [1, 1], "same") and groups == 1
+    return fits and takes(x, weight, bias)
+
+
 def takes(x: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
     """Whether the compiled kernel runs on these tensors, whose shapes fit."""
     given = [value for value in (x, weight, bias) if value is not None]
     return _backend.HAS_OPS and all(value.device.type == "cpu" and value.dtype == torch.float32 for value in given)
 
 
-def fits(weight: Tensor, stride: Any, padding: Any, dilation: Any, groups: int) -> bool:
-    """Whether it is a convolution that Winograd's algorithm does: 3x3, stride, padding and dilation 1, one group."""
-    ones = all(value in (1, (1, 1), [1, 1]) for value in (stride, dilation))
-    return weight.shape[-2:] == (3, 3) and ones and padding in (1, (1, 1), [1, 1], "same") and groups == 1
-
-
-def pays(x: Tensor, weight: Tensor) -> bool:
+def winograd_is_faster(x: Tensor, weight: Tensor) -> bool:
     """Whether ``winograd_conv2d`` is faster than a direct convolution of these shapes; the same on every machine.
 
     A rule and not a trial, so that repeated runs give the same bits. It was read off times of both, with and without

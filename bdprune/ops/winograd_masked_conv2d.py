@@ -1,4 +1,4 @@
-"""Winograd's convolution with a mask on its filters and its autograd; :mod:`bdprune.ops.mask` says when it runs."""
+"""Winograd's convolution with a mask on its filters."""
 
 from __future__ import annotations
 
@@ -8,12 +8,43 @@ import torch
 from torch import Tensor
 
 from bdprune.ops import _backend
+from bdprune.ops.conv_variants import by_library
+from bdprune.ops.masked_conv2d import check_masked, masked_conv2d
+from bdprune.ops.winograd_conv2d import takes, winograd_conv2d
 
 _ops = torch.ops.bdprune
 
 
-def run(x: Tensor, weight: Tensor, mask: Tensor, bias: Tensor | None) -> Tensor:
-    """``mask * (conv2d(x, weight, padding=1) + bias)``, differentiable once in x and mask alone.
+def winograd_masked_conv2d(x: Tensor, weight: Tensor, mask: Tensor, bias: Tensor | None = None) -> Tensor:
+    """``masked_conv2d(x, weight, mask, bias, stride=1, padding=1)`` by Winograd's algorithm.
+
+    Args:
+        x: ``[N, I, H, W]``, or ``[G, N, I, H, W]`` in a stack.
+        weight: ``[O, I, 3, 3]``, or ``[G, O, I, 3, 3]`` in a stack.
+        mask: ``[O]``, or ``[G, O]``.
+        bias: ``[O]``, ``[G, O]`` with such a weight, or None.
+
+    Returns:
+        ``[N, O, H, W]``, or ``[G, N, O, H, W]``, in channels_last; where one mask is all that learns beside x, in one
+        op. Precision, and what the compiled kernel takes, are those of :func:`bdprune.ops.winograd_conv2d`.
+
+    Raises:
+        TypeError: an argument is not a floating tensor.
+        ValueError: shapes or devices do not fit.
+    """
+    check_masked(x, weight, mask, bias, 1)
+    if weight.shape[-2:] != (3, 3):
+        raise ValueError(f"weight must be [O, I, 3, 3] or [G, O, I, 3, 3], got shape {list(weight.shape)}")
+    if 0 in x.shape or not takes(x, weight, bias):
+        return masked_conv2d(x, weight, mask, bias, padding=1)
+    learns = weight.requires_grad or (bias is not None and bias.requires_grad)
+    if mask.dim() == 1 and not (learns and torch.is_grad_enabled()):
+        return _fused(x, weight, mask, bias)
+    return by_library(winograd_conv2d, x, weight, mask, bias)
+
+
+def _fused(x: Tensor, weight: Tensor, mask: Tensor, bias: Tensor | None) -> Tensor:
+    """In one op, differentiable once in x and mask alone.
 
     The mask is multiplied in as the outputs are stored, and backward into the filters as they are transformed, so no
     masked gradient is ever formed.

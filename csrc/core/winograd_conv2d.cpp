@@ -1,4 +1,4 @@
-#include "winograd.h"
+#include "winograd_conv2d.h"
 
 #include <algorithm>
 

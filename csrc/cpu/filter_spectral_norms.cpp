@@ -1,7 +1,8 @@
 // filter_spectral_norms on the CPU: shares the batches of filters of all weights out among the threads.
+#include "../core/filter_spectral_norms.h"
+
 #include <algorithm>
 
-#include "../core/spectral.h"
 #include "kernels.h"
 
 namespace bdprune {
@@ -12,7 +13,7 @@ struct Entry {
   Tensor weight;  // keeps a copy alive, where one was needed
   core::FilterBank bank;
   const void* scale = nullptr;
-  core::Dtype scale_dtype = core::Dtype::kFloat;
+  ScalarType scale_dtype = ScalarType::Float;
   int64_t output = 0;
   int64_t work = 0;
 };
@@ -90,9 +91,10 @@ Tensor filter_spectral_norms_cpu(std::vector<Tensor> weights, std::vector<Option
     if (scales[i]) {
       BDP_CHECK(scales[i]->numel() == entry.bank.count, "scale ", i, " has ", scales[i]->numel(), " elements for ",
                 entry.bank.count, " filters");
+      BDP_CHECK(is_floating(scales[i]->scalar_type()), "a scale must have a floating dtype");
       kept.push_back(torch::stable::contiguous(*scales[i]));
       entry.scale = kept.back().const_data_ptr();
-      entry.scale_dtype = core_dtype(kept.back().scalar_type());
+      entry.scale_dtype = kept.back().scalar_type();
     }
     entry.output = outputs;
     entry.work = work;

@@ -14,13 +14,9 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.nn import functional as F
 
-from bdprune.ops import _backend, winograd_conv2d
-from bdprune.ops.winograd import pays
+from bdprune.ops import _backend, winograd_conv2d, winograd_is_faster
 
-from .helpers import DTYPES, random, threads
-from .test_mask import layouts
-
-native = pytest.mark.skipif(not _backend.HAS_OPS, reason="the compiled ops are not built or not wanted")
+from .helpers import DTYPES, layouts, native, random, threads
 
 # Winograd's sums are of larger numbers than the direct ones: measured up to 2.8 in the mean, 2.7 at the maximum.
 MEAN, MAX = 4.0, 6.0
@@ -247,4 +243,8 @@ def test_compiles_without_a_graph_break() -> None:
 )
 def test_it_pays_by_shape_alone(x: tuple[int, ...], outputs: int, expected: bool) -> None:
     maps, weight = torch.empty(x, device="meta"), torch.empty(outputs, x[1], 3, 3, device="meta")
-    assert pays(maps, weight) is pays(maps.expand(3, *x), weight.expand(3, *weight.shape)) is expected
+    assert (
+        winograd_is_faster(maps, weight)
+        is winograd_is_faster(maps.expand(3, *x), weight.expand(3, *weight.shape))
+        is expected
+    )

@@ -1,4 +1,4 @@
-"""masked_conv2d by Winograd's algorithm: against float64, beside what the direct path gets wrong."""
+"""winograd_masked_conv2d: against float64, beside what the direct path gets wrong."""
 
 from __future__ import annotations
 
@@ -16,19 +16,22 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.nn import functional as F
 
-from bdprune.ops import _backend, _masked_winograd, channel_scale, mask, masked_conv2d, winograd_conv2d
+from bdprune.ops import (
+    _backend,
+    channel_scale,
+    masked_conv2d,
+    winograd_applies,
+    winograd_conv2d,
+    winograd_masked_conv2d,
+)
 
-from .helpers import random, threads
-from .test_mask import ConvBackwards, layouts, native
-from .test_winograd import BOUND, MAX, MEAN, SHAPES, channels_last, tensors
+from .helpers import layouts, native, random, threads
+from .test_masked_conv2d import ConvBackwards
+from .test_winograd_conv2d import BOUND, MAX, MEAN, SHAPES, channels_last, tensors
 
 pytestmark = native
 
-
-@pytest.fixture(autouse=True)
-def always(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Tiny shapes too, where it does not pay."""
-    monkeypatch.setattr(mask, "pays", lambda x, weight: True)
+ours = winograd_masked_conv2d
 
 
 def problem(shape: tuple[int, int, int, int, int]) -> tuple[Tensor, ...]:
@@ -37,10 +40,6 @@ def problem(shape: tuple[int, int, int, int, int]) -> tuple[Tensor, ...]:
     factors = torch.rand(len(weight), generator=torch.Generator().manual_seed(4))
     factors[0], factors[-1] = 1.0, 0.0
     return x, weight, factors, bias, grad
-
-
-def ours(x: Tensor, weight: Tensor, mask: Tensor, bias: Tensor | None = None) -> Tensor:
-    return masked_conv2d(x, weight, mask, bias, padding=1, winograd=True)
 
 
 def direct(x: Tensor, weight: Tensor, mask: Tensor, bias: Tensor | None = None) -> Tensor:
@@ -100,7 +99,7 @@ def test_any_layout(shape: tuple[int, int, int, int, int], with_bias: bool) -> N
 def test_any_shape_and_scale(shape: tuple[int, int, int, int, int], scale: float) -> None:
     x, weight, factors, bias, grad = problem(shape)
     given = (x * scale, weight, factors, bias * scale, grad)
-    assert_near(both_ways(_masked_winograd.run, *given), *given)
+    assert_near(both_ways(ours, *given), *given)
 
 
 @pytest.mark.parametrize("isa", ["baseline", "avx2"])
@@ -168,7 +167,7 @@ def test_only_what_is_asked_for_is_computed(monkeypatch: pytest.MonkeyPatch) -> 
 
             return run
 
-    monkeypatch.setattr(_masked_winograd, "_ops", Spy())
+    monkeypatch.setattr(sys.modules["bdprune.ops.winograd_masked_conv2d"], "_ops", Spy())
     learning = x.clone().requires_grad_()
     assert torch.equal(torch.autograd.grad(ours(learning, weight, factors, bias), learning, grad)[0], full[1])
     assert [name for name, _ in calls] == ["winograd_masked_conv2d", "winograd_conv2d_input_grad"]
@@ -196,7 +195,7 @@ def test_same_bits_with_any_threads() -> None:
     results = []
     for count in (1, 2, 3):
         with threads(count):
-            results.append(both_ways(_masked_winograd.run, *given))
+            results.append(both_ways(ours, *given))
     for other in results[1:]:
         assert all(torch.equal(a, b) for a, b in zip(results[0], other, strict=True))
 
@@ -226,46 +225,23 @@ def test_unless_it_is_asked_for_the_direct_path_runs() -> None:
     assert not torch.equal(ours(x, weight, factors, bias), found[0])
 
 
-@pytest.mark.parametrize(
-    "case",
-    [
-        {"padding": 0},
-        {"padding": 1, "stride": 2},
-        {"padding": 2, "dilation": 2},
-        {"padding": 1, "groups": 2},
-        {"padding": (1, 0)},
-        {"padding": 1, "kernel": 5},
-        {"padding": 1, "dtype": torch.float64},
-        {"padding": 1, "empty": True},
-    ],
-    ids=str,
-)
-def test_what_it_cannot_do_runs_directly(case: dict[str, Any]) -> None:
-    settings = {key: value for key, value in case.items() if key in ("padding", "stride", "dilation", "groups")}
-    dtype, kernel = case.get("dtype", torch.float32), case.get("kernel", 3)
-    x = random((0 if case.get("empty") else 2, 4, 8, 8), dtype)
-    weight = random((6, 4 // case.get("groups", 1), kernel, kernel), dtype, seed=1)
+@pytest.mark.parametrize("case", [{"dtype": torch.float64}, {"samples": 0}], ids=str)
+def test_what_the_kernel_does_not_take_runs_directly(case: dict[str, Any]) -> None:
+    dtype = case.get("dtype", torch.float32)
+    x, weight = random((case.get("samples", 2), 4, 8, 8), dtype), random((6, 4, 3, 3), dtype, seed=1)
     factors = random((6,), dtype, seed=2)
-    expected = masked_conv2d(x, weight, factors, **settings)
-    assert torch.equal(masked_conv2d(x, weight, factors, winograd=True, **settings), expected)
+    assert torch.equal(ours(x, weight, factors), masked_conv2d(x, weight, factors, padding=1))
+    assert winograd_applies(x, weight, None, 1, 1, 1, 1) == (dtype == torch.float32)
 
 
-def test_same_padding_is_one() -> None:
-    x, weight, factors, bias, _ = problem(SHAPES[0])
-    found = masked_conv2d(x, weight, factors, bias, padding="same", winograd=True)
-    assert torch.equal(found, ours(x, weight, factors, bias))
-
-
-def test_autocast_keeps_its_convolution() -> None:
-    x, weight, factors, _, _ = problem(SHAPES[0])
-    with torch.autocast("cpu", torch.bfloat16):
-        assert ours(x, weight, factors).dtype == torch.bfloat16
-
-
-def test_only_where_it_pays(monkeypatch: pytest.MonkeyPatch) -> None:
-    x, weight, factors, bias, _ = problem(SHAPES[0])
-    monkeypatch.setattr(mask, "pays", lambda x, weight: False)
-    assert torch.equal(ours(x, weight, factors, bias), masked_conv2d(x, weight, factors, bias, padding=1))
+def test_wrong_arguments_say_what_they_got() -> None:
+    x, factors = torch.ones(2, 3, 4, 4), torch.ones(2)
+    with pytest.raises(ValueError, match=r"weight must be \[O, I, 3, 3\].*got shape \[2, 3, 5, 5\]"):
+        ours(x, torch.ones(2, 3, 5, 5), factors)
+    with pytest.raises(ValueError, match=r"mask must be \[2\]"):
+        ours(x, torch.ones(2, 3, 3, 3), torch.ones(3))
+    with pytest.raises(ValueError, match="4 dimensions"):
+        ours(x[0], torch.ones(2, 3, 3, 3), factors)
 
 
 def test_no_convolution_of_pytorch_runs_backward() -> None:

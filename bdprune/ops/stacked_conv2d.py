@@ -1,20 +1,80 @@
-"""The CUDA kernels of a stack's masked convolution with their autograd; :mod:`bdprune.ops.mask` says when they run."""
+"""The convolutions of a stack of models, and the CUDA kernels for them with their autograd."""
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from bdprune.ops import _backend
-from bdprune.ops._check import is_channels_fastest
+from bdprune.ops._check import check_floating, is_channels_fastest
+from bdprune.ops.conv_variants import Run, Settings, by_library, check_conv, choose, conv2d, grouped
 
 _ops = torch.ops.bdprune
 
 Pair = tuple[int, int]
 Setting = tuple[Pair, Pair, Pair, int]
-"""Stride, padding, dilation and groups."""
+"""Stride, padding, dilation and groups, in full."""
+
+
+def stacked_conv2d(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    stride: int | tuple[int, int] = 1,
+    padding: int | tuple[int, int] | str = 0,
+    dilation: int | tuple[int, int] = 1,
+    groups: int = 1,
+) -> Tensor:
+    """The convolutions of G models in one call, with the bits of G calls on the CPU.
+
+    Args:
+        x: ``[G, N, I, H, W]``, or one batch ``[N, I, H, W]`` for all.
+        weight: ``[G, O, I / groups, kh, kw]``.
+        bias: ``[G, O]`` or None.
+        stride: as in :func:`torch.nn.functional.conv2d`, like the three that follow.
+        padding: a number, a pair, ``"same"`` or ``"valid"``.
+        dilation: a number or a pair.
+        groups: divides I and O.
+
+    Returns:
+        ``[G, N, O, H', W']``; each model's part has the layout that its convolution alone would have.
+
+    Raises:
+        TypeError: an argument is not a floating tensor.
+        ValueError: shapes do not fit.
+
+    >>> stacked_conv2d(torch.ones(1, 1, 2, 2), torch.ones(2, 1, 1, 2, 2)).flatten()
+    tensor([4., 4.])
+    """
+    check_floating("x", x)
+    check_floating("weight", weight)
+    if weight.dim() != 5:
+        raise ValueError(f"weight must have 5 dimensions, got shape {list(weight.shape)}")
+    check_conv(x, weight, bias, len(weight), groups)
+    return convolve(x, weight, None, bias, (stride, padding, dilation, groups))
+
+
+def convolve(x: Tensor, weight: Tensor, mask: Tensor | None, bias: Tensor | None, settings: Settings) -> Tensor:
+    """The masked convolution by the variant that is chosen where there are several."""
+    setting = setting_of(weight, *settings) if takes(x) else None
+    if setting is None:
+        return by_library(partial(conv2d, settings), x, weight, mask, bias)
+    variants = _variants(setting, settings, x, weight, mask)
+    return variants[choose(variants, (x, weight, mask, bias), setting)](x, weight, mask, bias)
+
+
+def _variants(setting: Setting, settings: Settings, x: Tensor, weight: Tensor, mask: Tensor | None) -> dict[str, Run]:
+    """What can run it, the safest guess first: our kernel for a stack, the library where it has one convolution."""
+    library = partial(by_library, partial(conv2d, settings))
+    if x.dim() == 4 and weight.dim() == 4 and mask is not None and mask.dim() == 2:
+        return {"library": library}  # one convolution is all there is to do
+    kernel = partial(run, setting=setting)
+    if weight.dim() == 4 or len(weight) == 1:
+        return {"library": library, "kernel": kernel}
+    return {"kernel": kernel, "library": library, "grouped": partial(grouped, settings)}
 
 
 def takes(x: Tensor) -> bool:

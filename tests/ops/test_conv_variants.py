@@ -1,18 +1,16 @@
-"""The choice among the ways of a masked convolution: by trial, kept, and never tried where it must not be."""
+"""The choice among the variants of a masked convolution, shape by shape, and that they give the same."""
 
 from __future__ import annotations
 
-import json
+import sys
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
-from bdprune.errors import OptionError
-from bdprune.ops import _stacked_conv, conv_path, masked_conv2d, stacked_conv2d
+from bdprune.ops import conv_variants, kept_choices, masked_conv2d, stacked_conv2d
 
 from .helpers import random
 
@@ -20,10 +18,8 @@ SETTING = ((1, 1), (1, 1), (1, 1), 1)
 
 
 @pytest.fixture(autouse=True)
-def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setenv("BDPRUNE_CACHE", str(tmp_path))
-    monkeypatch.delenv("BDPRUNE_CONV_PATH", raising=False)
-    return tmp_path
+def _untuned(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("BDPRUNE_TUNE", raising=False)
 
 
 class Ways:
@@ -34,11 +30,11 @@ class Ways:
         self.ran: list[str] = []
         self.grads: list[tuple[bool, ...]] = []
 
-    def __call__(self, operands: conv_path.Operands, setting: object = SETTING) -> str:
+    def __call__(self, operands: conv_variants.Operands, setting: object = SETTING) -> str:
         runs = {name: self._run(name) for name in self.seconds}
-        return conv_path.choose(runs, operands, setting, self._time)
+        return conv_variants.choose(runs, operands, setting, self._time)
 
-    def _run(self, name: str) -> conv_path.Run:
+    def _run(self, name: str) -> conv_variants.Run:
         def run(x: Tensor, weight: Tensor, mask: Tensor | None, bias: Tensor | None) -> Tensor:
             self.ran.append(name)
             self.grads.append((x.requires_grad, weight.requires_grad, mask is not None and mask.requires_grad))
@@ -51,7 +47,7 @@ class Ways:
         return self.seconds[self.ran[-1]]
 
 
-def operands(samples: int = 4, **learn: bool) -> conv_path.Operands:
+def operands(samples: int = 4, **learn: bool) -> conv_variants.Operands:
     x, weight, mask = random((2, samples, 3, 5, 5)), random((2, 4, 3, 3, 3)), random((2, 4))
     learning = {"x": x, "weight": weight, "mask": mask}
     for name in learn:
@@ -59,22 +55,19 @@ def operands(samples: int = 4, **learn: bool) -> conv_path.Operands:
     return x, weight, mask, None
 
 
-def test_the_faster_way_is_tried_once_and_kept(cache: Path) -> None:
+def test_the_faster_way_is_tried_once_and_kept() -> None:
     ways = Ways(kernel=2.0, library=1.0)
     assert ways(operands()) == "library" and ways.ran == ["kernel", "library"] * 3
     assert ways(operands()) == "library" and len(ways.ran) == 6
-    conv_path.KEPT.forget()  # as in another process
-    later = Ways(kernel=0.1, library=1.0)
-    assert later(operands()) == "library" and later.ran == []
-    (choice,) = list(conv_path.KEPT.read().values())
-    assert (choice.path, choice.device, choice.seconds) == ("library", "cpu", {"kernel": 2.0, "library": 1.0})
-    assert "x [2, 4, 3, 5, 5] float64" in choice.shape and list(cache.iterdir()) == [conv_path.KEPT.file]
+    (choice,) = kept_choices()
+    assert (choice.question, choice.winner, choice.seconds) == ("conv", "library", {"kernel": 2.0, "library": 1.0})
+    assert "x [2, 4, 3, 5, 5] float64" in choice.shape
 
 
 def test_what_differs_is_tried_for_itself() -> None:
     ways = Ways(kernel=1.0, library=2.0)
     x, weight, mask, _ = operands()
-    others: list[tuple[conv_path.Operands, Any]] = [
+    others: list[tuple[conv_variants.Operands, Any]] = [
         (operands(), SETTING),
         (operands(), ((2, 2), (1, 1), (1, 1), 1)),
         (operands(x=True), SETTING),
@@ -100,62 +93,19 @@ def test_a_trial_takes_the_gradients_that_are_wanted_and_leaves_the_tensors_alon
     assert some[0].grad is None and some[2] is not None and some[2].grad is None
 
 
-@pytest.mark.parametrize("setting", ["capturing", "deterministic"])
-def test_there_is_no_trial_where_it_would_do_harm(setting: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_trace_looks_nothing_up(monkeypatch: pytest.MonkeyPatch) -> None:
     ways = Ways(kernel=2.0, library=1.0)
-    if setting == "capturing":
-        monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: True)
-        assert conv_path._is_fixed(torch.device("cuda"))
-        monkeypatch.setattr(conv_path, "_is_fixed", lambda device: True)
-    else:
-        monkeypatch.setattr(torch, "are_deterministic_algorithms_enabled", lambda: True)
-    assert ways(operands()) == "kernel" and ways.ran == [] and list(conv_path.KEPT.read().values()) == []
-
-
-def test_what_was_tried_before_a_capture_holds_in_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    ways = Ways(kernel=2.0, library=1.0)
-    ways(operands())
-    monkeypatch.setattr(conv_path, "_is_fixed", lambda device: True)
-    assert ways(operands()) == "library"
-
-
-def test_a_trial_without_memory_is_none() -> None:
-    def broken(*operands: Tensor | None) -> Tensor:
-        raise torch.OutOfMemoryError("full")
-
-    assert conv_path.choose({"kernel": broken, "library": broken}, operands(), SETTING) == "kernel"
-    assert list(conv_path.KEPT.read().values()) == []
+    monkeypatch.setattr(torch.compiler, "is_compiling", lambda: True)
+    assert ways(operands()) == "kernel" and ways.ran == []
 
 
 def test_the_environment_chooses(monkeypatch: pytest.MonkeyPatch) -> None:
     ways = Ways(kernel=1.0, library=2.0)
-    monkeypatch.setenv("BDPRUNE_CONV_PATH", "library")
+    monkeypatch.setenv("BDPRUNE_TUNE", "conv=library")
     assert ways(operands()) == "library"
-    monkeypatch.setenv("BDPRUNE_CONV_PATH", "grouped")
+    monkeypatch.setenv("BDPRUNE_TUNE", "conv=grouped")
     assert ways(operands()) == "kernel", "it is no way here"
     assert ways.ran == []
-    monkeypatch.setenv("BDPRUNE_CONV_PATH", "fast")
-    with pytest.raises(OptionError, match="'fast'"):
-        ways(operands())
-
-
-@pytest.mark.parametrize("text", ["", "[]", "{", '{"a": 1}', '{"a": {"path": "kernel"}}'])
-def test_a_file_that_is_not_ours_is_no_choice(text: str) -> None:
-    conv_path.KEPT.file.write_text(text)
-    ways = Ways(kernel=1.0, library=2.0)
-    assert ways(operands()) == "kernel" and len(ways.ran) == 6
-    (entry,) = json.loads(conv_path.KEPT.file.read_text()).values()
-    entry["path"] = "kernels"
-    conv_path.KEPT.file.write_text(json.dumps({"a": entry}))
-    assert list(conv_path.KEPT.read().values()) == []
-
-
-def test_a_machine_that_keeps_no_files_goes_without(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    blocked = tmp_path / "file"
-    blocked.write_text("")
-    monkeypatch.setenv("BDPRUNE_CACHE", str(blocked / "below"))
-    ways = Ways(kernel=1.0, library=2.0)
-    assert ways(operands()) == ways(operands()) == "kernel" and len(ways.ran) == 6
 
 
 @pytest.mark.parametrize("way", ["library", "grouped"])
@@ -169,7 +119,7 @@ def test_every_way_of_the_library_gives_the_same(
     bias = random((3, 6), device=device, seed=3)
     expected = masked_conv2d(x, weight, mask, bias, 2, 1, 1, groups)
     plain = stacked_conv2d(x, weight, None, 1, "same", 1, groups)
-    monkeypatch.setattr(_stacked_conv, "takes", lambda x: True)
-    monkeypatch.setenv("BDPRUNE_CONV_PATH", way)
+    monkeypatch.setattr(sys.modules["bdprune.ops.stacked_conv2d"], "takes", lambda x: True)
+    monkeypatch.setenv("BDPRUNE_TUNE", f"conv={way}")
     assert torch.allclose(masked_conv2d(x, weight, mask, bias, 2, 1, 1, groups), expected, rtol=1e-12, atol=1e-12)
     assert torch.allclose(stacked_conv2d(x, weight, None, 1, "same", 1, groups), plain, rtol=1e-12, atol=1e-12)

@@ -16,7 +16,7 @@ from bdprune.ops import masked_conv2d
 from bdprune.runtime import WinogradConvs
 from bench.ladders.ladder import Ladder, Rung, Work, compiled, relative_error
 from bench.ladders.plan import Plan
-from bench.ladders.winograd import FEWER
+from bench.ladders.winograd_conv2d import FEWER
 
 Result = tuple[Tensor, Tensor, Tensor]
 """Output, gradient of the input, gradient of the mask."""

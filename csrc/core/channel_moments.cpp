@@ -1,4 +1,4 @@
-#include "moments.h"
+#include "channel_moments.h"
 
 #include <algorithm>
 #include <type_traits>

@@ -1,0 +1,137 @@
+"""What can run a masked convolution, and which variant does on a GPU, shape by shape: the tuner's question ``conv``.
+
+The variants are ``kernel`` (one launch of our own over all models, :mod:`bdprune.ops.stacked_conv2d`), ``library``
+(PyTorch's convolutions, one model after another, and one fused mask kernel) and ``grouped`` (one convolution of
+PyTorch's with G times the groups).
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Mapping
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from bdprune.ops._check import is_channels_fastest
+from bdprune.ops.channel_scale import channel_scale
+from bdprune.ops.tuner import Timer, fastest
+
+Settings = tuple[int | tuple[int, int], int | tuple[int, int] | str, int | tuple[int, int], int]
+"""Stride, padding, dilation and groups, as a caller gives them."""
+
+Convolution = Callable[[Tensor, Tensor, Tensor | None], Tensor]
+"""Of x, weight and bias of one model."""
+
+Operands = tuple[Tensor, Tensor, Tensor | None, Tensor | None]
+"""x, weight, mask and bias of a masked convolution."""
+
+Run = Callable[[Tensor, Tensor, Tensor | None, Tensor | None], Tensor]
+
+
+def check_conv(x: Tensor, weight: Tensor, bias: Tensor | None, stack: int | None, groups: int) -> None:
+    """Raises unless the shapes fit; the mask is looked at elsewhere."""
+    for name, value in (("x", x), ("weight", weight)):
+        if value.dim() != 4 and (value.dim() != 5 or value.shape[0] != stack):
+            more = "" if stack is None else f", or 5 with {stack} first as in the mask"
+            raise ValueError(f"{name} must have 4 dimensions{more}, got shape {list(value.shape)}")
+    if groups < 1 or x.shape[-3] != weight.shape[-3] * groups or weight.shape[-4] % groups:
+        shapes = f"{list(x.shape)}, {list(weight.shape)} and groups={groups}"
+        raise ValueError(f"the channels of x and weight do not fit, got {shapes}")
+    if bias is not None and bias.shape != weight.shape[:-3]:
+        raise ValueError(f"bias must be {list(weight.shape[:-3])}, got shape {list(bias.shape)}")
+
+
+def by_library(conv: Convolution, x: Tensor, weight: Tensor, mask: Tensor | None, bias: Tensor | None) -> Tensor:
+    """Convolutions of one model, as many as there are weights, and the fused mask."""
+    if weight.dim() == 5:
+        z = _one_by_one(conv, x, weight, bias)
+    else:
+        z = conv(x if x.dim() == 4 else x.flatten(0, 1), weight, bias)
+        if mask is not None and mask.dim() == 2:
+            z = z.expand(len(mask), *z.shape) if x.dim() == 4 else z.view(*x.shape[:2], *z.shape[1:])
+    return z if mask is None else channel_scale(z, mask)
+
+
+def conv2d(settings: Settings, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """PyTorch's."""
+    stride, padding, dilation, groups = settings
+    return F.conv2d(x, weight, bias, stride, padding, dilation, groups)
+
+
+def _one_by_one(conv: Convolution, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    batches = x.unbind() if x.dim() == 5 else [x] * len(weight)
+    biases = [None] * len(weight) if bias is None else bias.unbind()
+    parts = [conv(*one) for one in zip(batches, weight.unbind(), biases, strict=True)]
+    # Side by side along the batch, where channels_last stays what it is; a new axis would lose it.
+    return torch.cat(parts).view(len(weight), *parts[0].shape)
+
+
+def grouped(settings: Settings, x: Tensor, weight: Tensor, mask: Tensor | None, bias: Tensor | None) -> Tensor:
+    """All models side by side along the channels of one convolution; one batch for all needs no groups for that."""
+    stack, groups = len(weight), settings[3]
+    flat_bias = None if bias is None else bias.flatten()
+    if x.dim() == 4 and groups == 1:
+        wide, together = x, 1
+    else:
+        batches = x.expand(stack, *x.shape) if x.dim() == 4 else x
+        wide, together = batches.transpose(0, 1).flatten(1, 2), stack * groups
+    z = conv2d((*settings[:3], together), wide, weight.flatten(0, 1), flat_bias)
+    z = z.unflatten(1, (stack, -1)).transpose(0, 1)
+    return z if mask is None else channel_scale(z, mask)
+
+
+def choose(variants: Mapping[str, Run], operands: Operands, setting: object, timer: Timer | None = None) -> str:
+    """The variant that runs these operands.
+
+    Args:
+        variants: what can run them, by name; the first is what runs where nothing is known and nothing can be tried.
+        operands: the very tensors that are to be convolved; a trial leaves them and their gradients alone.
+        setting: stride and so on, whose ``repr`` tells shapes apart.
+        timer: as in :func:`bdprune.ops.tuner.fastest`.
+
+    Raises:
+        OptionError: BDPRUNE_TUNE names what is unknown.
+    """
+    if torch.compiler.is_compiling():
+        return next(iter(variants))
+    passes = {name: functools.partial(_one_pass, run, operands) for name, run in variants.items()}
+    return fastest("conv", _shape_name(operands, setting), operands[0].device, passes, timer=timer).winner
+
+
+def _one_pass(run: Run, operands: Operands) -> None:
+    x, weight, mask, bias = (
+        None if operand is None else operand.detach().requires_grad_(operand.requires_grad) for operand in operands
+    )
+    assert x is not None and weight is not None
+    y = run(x, weight, mask, bias)
+    leaves = [leaf for leaf in (x, weight, mask, bias) if leaf is not None and leaf.requires_grad]
+    if y.requires_grad:
+        torch.autograd.grad(y, leaves, y.detach())
+
+
+def _shape_name(operands: Operands, setting: object) -> str:
+    """Shapes in words. Batches are told apart by powers of two: a last batch that is smaller needs no trial."""
+    x, weight, mask, bias = operands
+    sizes = list(x.shape)
+    sizes[-4] = 1 << max(sizes[-4] - 1, 0).bit_length()
+    masked = "" if mask is None else f", mask {list(mask.shape)}"
+    names = zip("xwmb", operands, strict=True)
+    grads = "".join(name for name, value in names if value is not None and value.requires_grad)
+    grads = grads if torch.is_grad_enabled() and grads else "none"
+    kind = str(_dtype_of(x)).removeprefix("torch.") + (", TF32" if torch.backends.cudnn.allow_tf32 else "")
+    return (
+        f"x {sizes} {kind} {_layout(x)}, weight {list(weight.shape)} {_layout(weight)}{masked}"
+        f"{', bias' if bias is not None else ''}, {setting}, gradients {grads}"
+    )
+
+
+def _dtype_of(x: Tensor) -> torch.dtype:
+    """What it is convolved in."""
+    return torch.get_autocast_dtype(x.device.type) if torch.is_autocast_enabled(x.device.type) else x.dtype
+
+
+def _layout(x: Tensor) -> str:
+    one = x[0] if x.dim() == 5 and len(x) else x
+    return "channels_last" if not one.is_contiguous() and is_channels_fastest(one) else "NCHW"
