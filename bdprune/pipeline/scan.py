@@ -28,8 +28,7 @@ from bdprune.pipeline.describe import (
     unread_artifact,
     weight_coverage,
 )
-from bdprune.pipeline.device import parse_device
-from bdprune.pipeline.open import CleanSource, ModelSource, Options, take_models
+from bdprune.pipeline.open import CleanSource, ModelSource, Options, parse_device, take_models
 from bdprune.record import Evidence, Finding, Result, Severity, WeightCoverage, nothing_seen, some
 from bdprune.verdict import judge
 

@@ -19,8 +19,7 @@ from typing import Any, Self
 import torch
 
 from bdprune.errors import ArtifactError, BdpruneError, OptionError, first_line
-from bdprune.fleet.executors.base import Executor, Numbered
-from bdprune.fleet.executors.inline import InlineExecutor
+from bdprune.fleet.executors.inline import Executor, InlineExecutor, Numbered
 from bdprune.pipeline import Clock, Job, ModelSource, Outcome, Progress, failure
 from bdprune.record import Result
 

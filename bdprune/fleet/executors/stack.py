@@ -15,7 +15,7 @@ from functools import partial
 import msgspec
 
 from bdprune.errors import OptionError
-from bdprune.fleet.executors.base import Numbered
+from bdprune.fleet.executors.inline import Numbered
 from bdprune.methods import Detector, examine_stack
 from bdprune.model import StackedNetwork, agrees, why_not
 from bdprune.pipeline import (

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from bdprune.errors import OptionError
-from bdprune.pipeline.device import parse_device
+from bdprune.pipeline.open import parse_device
 
 
 def test_names_give_devices(monkeypatch: pytest.MonkeyPatch) -> None:
