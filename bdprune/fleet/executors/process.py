@@ -126,13 +126,13 @@ class Worker:
         pipe = self._ready()
         pipe.send_bytes(task)
         held: list[Outcome] = []  # of the model in front, which may have more to come
-        place, deadline = 0, time.monotonic() + timeout * len(waiting)
+        place, total, deadline = 0, len(waiting), time.monotonic() + timeout * len(waiting)
         while pipe.poll(max(0.0, deadline - time.monotonic())):
             kind, value = json.loads(pipe.recv_bytes())
             if kind == "stage":
                 progress(value)
                 continue
-            while place < (value["place"] if kind == "outcome" else place + len(waiting)):
+            while place < (value["place"] if kind == "outcome" else total):  # the models before it are done
                 number, _ = waiting.popleft()
                 yield from ((number, one) for one in held)
                 held, place = [], place + 1
