@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Unpack
 
 from bdprune.fleet.executors.inline import Executor, InlineExecutor
-from bdprune.fleet.executors.process import ProcessExecutor
+from bdprune.fleet.executors.process import ProcessExecutor, check_sendable
 from bdprune.fleet.executors.stack import StackExecutor, StackOptions
 from bdprune.methods import Detector
 from bdprune.pipeline import (
@@ -66,6 +66,8 @@ def scan(
         >>> scan("missing.pth").error.message
         'Cannot load missing.pth: No such file or directory.'
     """
+    if timeout is not None:
+        check_sendable(model)
     run = _run([model], _job(data, detectors, options), timeout, None, progress or silent, attachments)
     return min(run, key=lambda one: (ATTENTION.index(one.verdict), -(one.risk or 0.0)))
 

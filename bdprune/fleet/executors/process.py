@@ -58,7 +58,7 @@ class ProcessExecutor:
         """The outcomes of all models, in order.
 
         Raises:
-            OptionError: detectors, data or a model that cannot be sent to another process.
+            OptionError: detectors or data that cannot be sent to another process.
         """
         numbered, size = enumerate(models), self._inner.ahead(job)
         with Worker(self._inner, job) as worker, Worker(InlineExecutor(), job) as alone:
@@ -73,7 +73,7 @@ class ProcessExecutor:
         try:
             yield from worker.run(waiting, self._timeout, progress)
             return
-        except (TimeLimitError, ArtifactError) as error:
+        except (TimeLimitError, ArtifactError, OptionError) as error:
             if len(batch) == 1:
                 yield batch[0][0], failure(batch[0][1], error, worker.job, worker.clock)
                 return
@@ -167,6 +167,15 @@ class Worker:
         if self._pipe is not None:
             self._pipe.close()
         self._process = self._pipe = None
+
+
+def check_sendable(model: ModelSource) -> None:
+    """Makes sure that a model can be sent to another process.
+
+    Raises:
+        OptionError: it cannot.
+    """
+    _pickled(model, "This model")
 
 
 def _pickled(value: object, name: str) -> bytes:
