@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 from bdprune.analysis.case import Analysis, Case
 from bdprune.analysis.plain import PlainForm
 from bdprune.errors import BdpruneError
-from bdprune.loops import Unlearned, UnlearnSettings, unlearn, unlearn_together
+from bdprune.loops import Unlearned, UnlearnSettings, unlearn, unlearn_stack
 from bdprune.runtime import DEFAULT, Precision
 
 SCAN_UNLEARNING = UnlearnSettings(weight_decay=5e-4, min_steps=8, raises=1)
@@ -17,7 +17,7 @@ SCAN_UNLEARNING = UnlearnSettings(weight_decay=5e-4, min_steps=8, raises=1)
 
 @dataclass(frozen=True)
 class Unlearning(Analysis[Unlearned]):
-    """:func:`bdprune.loops.unlearning.unlearn` of the model.
+    """:func:`bdprune.loops.unlearn` of the model.
 
     Args:
         plain: unlearn the plain form of the model. Where that is the model itself, the outcome is known under either.
@@ -41,4 +41,4 @@ class Unlearning(Analysis[Unlearned]):
     def compute_stack(self, cases: Sequence[Case]) -> Sequence[Unlearned | BdpruneError]:
         """All models in the same steps."""
         models = [case.get(PlainForm()) if self.plain else case.model for case in cases]
-        return unlearn_together(models, cases[0].images, self.settings, self.seed, self.precision)
+        return unlearn_stack(models, cases[0].images, self.settings, self.seed, self.precision)

@@ -17,7 +17,7 @@ from bdprune.attacks.base import Poisoned, Setting, TriggerType, shape_of
 from bdprune.attacks.beside import running_statistics, untouched
 from bdprune.attacks.check import check_at_least, check_share
 from bdprune.data import CleanData, sample_per_class
-from bdprune.loops import RecoverSettings, UnlearnSettings, below, recover, sweep_thresholds, unlearn
+from bdprune.loops import RecoverSettings, SweepSettings, UnlearnSettings, below, recover, sweep, unlearn
 from bdprune.model import FilterGroup, Model
 from bdprune.runtime import crop_and_flip, laid_out, training_layout
 
@@ -103,8 +103,8 @@ class AdvT(BadNets):
         unlearned = unlearn(model, rest, UnlearnSettings(), seed).model
         masks = recover(unlearned, rest, RecoverSettings(), seed).masks
         thresholds = [step / 20 for step in range(20)]
-        sweep = sweep_thresholds(model, masks, [held], thresholds, self.max_drop, "zero_gamma", stop_early=False)
-        chosen = sweep.highest(self.max_drop)
+        swept = sweep(model, masks, [held], SweepSettings(thresholds, self.max_drop, stop_early=False))
+        chosen = swept.highest(self.max_drop)
         levels = torch.cat(list(masks.values())).sort().values
         lowest = min(levels[max(round(self.least * len(levels)), 1) - 1].item(), 0.99)  # 1 is where masks start
         return below(masks, max(lowest, chosen.threshold) if chosen else lowest)

@@ -36,7 +36,7 @@ class Check:
 @click.command(short_help="Say what was built and what runs here.")
 @click.option("--format", "kind", type=click.Choice(["text", "json"]), default="text", show_default=True)
 @click.option(
-    "--paths", is_flag=True, help="Also say which way stacks of models and convolutions run here, and how fast."
+    "--paths", is_flag=True, help="Also say how stacks of models, sweeps and convolutions run here, and how fast."
 )
 def doctor(kind: str, paths: bool) -> int:
     """Say what was built, for which torch, CUDA and CPU, what runs here, and the mend for what does not.
@@ -48,7 +48,7 @@ def doctor(kind: str, paths: bool) -> int:
     bdprune doctor --format json
     bdprune doctor --paths
     """
-    checks = [*_checks(), *(_paths() if paths else ())]
+    checks = [*_checks(), *(_tuned() if paths else ())]
     emit(_json(checks) if kind == "json" else _text(checks))
     return exit_codes.FAILED if any(check.state == "broken" for check in checks) else exit_codes.OK
 
@@ -116,27 +116,16 @@ def _self_test() -> Check:
     return Check("self-test", "ok", "spectral norms are right")
 
 
-def _paths() -> Iterator[Check]:
-    """What trials of stacks have chosen on this machine."""
-    from bdprune.runtime import KEPT
+def _tuned() -> Iterator[Check]:
+    """What trials have chosen on this machine."""
+    from bdprune.ops import kept_choices, kept_file
 
-    choices = list(KEPT.read().values())
+    choices = kept_choices()
     if not choices:
-        yield Check("path", "note", f"no stack has been tried yet; trials are kept in {KEPT.file}")
+        yield Check("tuned", "note", f"nothing has been tried yet; trials are kept in {kept_file()}")
     for choice in choices:
-        stack, loop = choice.stack_seconds or 0, choice.loop_seconds or 0
-        found = f"{choice.shape} on {choice.device}: stack {1000 * stack:.1f} ms, loop {1000 * loop:.1f} ms"
-        yield Check("path", "ok", f"{choice.path}: {found}")
-    yield from _conv_paths()
-
-
-def _conv_paths() -> Iterator[Check]:
-    """What trials of convolutions have chosen on this machine; there are some only where there is a GPU."""
-    from bdprune.ops import kept_choices
-
-    for choice in kept_choices():
         times = ", ".join(f"{name} {1000 * seconds:.2f} ms" for name, seconds in choice.seconds.items())
-        yield Check(f"{choice.question} path", "ok", f"{choice.winner}: {choice.shape} on {choice.device}: {times}")
+        yield Check(f"tuned {choice.question}", "ok", f"{choice.winner}: {choice.shape} on {choice.device}: {times}")
 
 
 def _packages() -> Iterator[Check]:

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from bdprune.record.result import schema
+from bdprune.record import schema
 from click.testing import Result as Ran
 
 from bdprune.cli import doctor
@@ -72,24 +72,20 @@ def test_op_that_is_wrong_is_broken_and_exit_2(
     assert states(done)["self-test"]["state"] == "broken" and words in states(done)["self-test"]["found"]
 
 
-def test_paths_of_stacks_are_shown(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_was_tuned_is_shown(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("BDPRUNE_CACHE", str(tmp_path))
-    assert "no stack has been tried" in states(run("doctor", "--paths", "--format", "json"))["path"]["found"]
-    kept = {"path": "loop", "device": "cpu", "shape": "3 x small", "stack_seconds": 0.5, "loop_seconds": 0.25}
-    (tmp_path / "paths.json").write_text(json.dumps({"key": {**kept, "reason": ""}}))
-    done = run("doctor", "--paths")
-    assert done.exit_code == 0
-    assert "loop: 3 x small on cpu: stack 500.0 ms, loop 250.0 ms" in done.stdout
-    assert "path" not in states(run("doctor", "--format", "json"))
-
-
-def test_paths_of_convolutions_are_shown(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("BDPRUNE_CACHE", str(tmp_path))
-    kept = {"question": "conv", "winner": "kernel", "device": "a GPU", "shape": "x [2]"}
-    kept |= {"seconds": {"kernel": 0.001, "library": 0.0025}}
-    (tmp_path / "tuned.json").write_text(json.dumps({"key": kept}))
-    found = states(run("doctor", "--paths", "--format", "json"))["conv path"]["found"]
-    assert found == "kernel: x [2] on a GPU: kernel 1.00 ms, library 2.50 ms"
+    assert "nothing has been tried" in states(run("doctor", "--paths", "--format", "json"))["tuned"]["found"]
+    asked = {"question": "stack", "device": "cpu", "shape": "3 x small", "reason": ""}
+    conv = {**asked, "question": "conv", "shape": "x [2]", "seconds": {"kernel": 0.001, "library": 0.0025}}
+    kept = {
+        "1": {**asked, "winner": "loop", "seconds": {"stack": 0.5, "loop": 0.25}},
+        "2": {**conv, "winner": "kernel"},
+    }
+    (tmp_path / "tuned.json").write_text(json.dumps(kept))
+    found = states(run("doctor", "--paths", "--format", "json"))
+    assert found["tuned stack"]["found"] == "loop: 3 x small on cpu: stack 500.00 ms, loop 250.00 ms"
+    assert found["tuned conv"]["found"] == "kernel: x [2] on cpu: kernel 1.00 ms, library 2.50 ms"
+    assert not any("tuned" in name for name in states(run("doctor", "--format", "json")))
 
 
 def test_missing_packages_are_named_with_their_mend(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:

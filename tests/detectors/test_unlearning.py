@@ -174,7 +174,7 @@ def test_model_that_breaks_down_in_a_later_run_stops_no_other(bright: Any, monke
         assert len(models) == len(outcomes)
         return outcomes
 
-    monkeypatch.setattr("bdprune.detectors.unlearning.unlearn_together", together)
+    monkeypatch.setattr("bdprune.detectors.unlearning.unlearn_stack", together)
     detector = UnlearningDetector(two_class_threshold=0.2, threshold=0.2, margin=9, max_runs=3)
     broken, fine = detector.together([bright.model, bright.model], bright.data)
     assert isinstance(broken, TrainingError)

@@ -12,7 +12,7 @@ from bdprune.errors import OptionError, TrainingError
 from bdprune.loops.fitting import Schedule, fit
 from bdprune.loops.resume import Checkpoint
 from bdprune.runtime import precision
-from bdprune.runtime.augment import crop_and_flip
+from bdprune.runtime.batches import crop_and_flip
 
 
 def stripes(count: int = 256) -> tuple[Tensor, Tensor]:

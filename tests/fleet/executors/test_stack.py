@@ -11,6 +11,7 @@ from typing import Any
 import msgspec
 import pytest
 import torch
+from bdprune.record.result import Result
 
 from bdprune.data.clean import CleanData
 from bdprune.detectors.lipschitz import LipschitzDetector
@@ -21,8 +22,7 @@ from bdprune.fleet.scans import scan, scan_many
 from bdprune.loops.unlearning import UnlearnSettings
 from bdprune.methods.base import Evidence, StackDetector
 from bdprune.model.handle import Model
-from bdprune.record.result import Result
-from bdprune.runtime import paths
+from bdprune.ops import Choice
 from bdprune.runtime.memory import footprint, weight_bytes
 from bdprune.verdict.judgement import LEADER
 
@@ -33,7 +33,7 @@ from ...helpers import siblings
 def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Trials are kept where no other test and no user's cache is."""
     monkeypatch.setenv("BDPRUNE_CACHE", str(tmp_path / "cache"))
-    return tmp_path / "cache" / "paths.json"
+    return tmp_path / "cache" / "tuned.json"
 
 
 @dataclass
@@ -255,17 +255,17 @@ def test_a_footprint_grows_with_the_batch_and_covers_what_a_step_keeps(bright: A
     assert large - small >= 10 * 4 * 12 * 64 * 4
 
 
-@pytest.mark.parametrize(("path", "asked"), [("stack", [[0.1, 0.2]]), ("loop", [[0.1], [0.2]])])
+@pytest.mark.parametrize(("winner", "asked"), [("stack", [[0.1, 0.2]]), ("loop", [[0.1], [0.2]])])
 def test_auto_goes_by_a_trial_and_waits_for_nothing_where_the_loop_wins(
-    tiny: Any, monkeypatch: pytest.MonkeyPatch, path: paths.Way, asked: list[list[float]]
+    tiny: Any, monkeypatch: pytest.MonkeyPatch, winner: str, asked: list[list[float]]
 ) -> None:
     tried: list[tuple[int, int]] = []
 
-    def choose(models: Sequence[Model], images: torch.Tensor) -> paths.PathChoice:
+    def choose(models: Sequence[Model], images: torch.Tensor) -> Choice:
         tried.append((len(models), len(images)))
-        return paths.PathChoice(path, "cpu", "forced")
+        return Choice("stack", winner, "cpu", "forced")
 
-    monkeypatch.setattr(stacks, "choose", choose)
+    monkeypatch.setattr(stacks, "stack_or_loop", choose)
     detector = Together(batch_size=20)
     seen: list[float | None] = []
     files = tiny_models(tiny, 0.1, 0.2)
@@ -278,8 +278,8 @@ def test_auto_goes_by_a_trial_and_waits_for_nothing_where_the_loop_wins(
     stream = scan_many(taken(), tiny.data, detectors=[detector], arch=tiny.arch, input_shape=tiny.input_shape)
     assert [one.detectors[0].score for one in stream] == [0.1, 0.2]
     assert detector.asked == asked
-    assert tried == ([(2, 20), (2, 20)] if path == "stack" else [(2, 20)])
-    assert seen == ([None, None] if path == "stack" else [0.1, 0.2]), "where the loop wins nothing is read ahead"
+    assert tried == ([(2, 20), (2, 20)] if winner == "stack" else [(2, 20)])
+    assert seen == ([None, None] if winner == "stack" else [0.1, 0.2]), "where the loop wins nothing is read ahead"
 
 
 def test_auto_without_steps_to_try_takes_one_after_another_on_a_cpu(tiny: Any) -> None:

@@ -1,6 +1,10 @@
+"""The threshold sweep of one model and of several, in every variant: the accuracies of plain pruning."""
+
+from __future__ import annotations
+
 import copy
-from collections.abc import Sequence
-from pathlib import Path
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -8,35 +12,26 @@ import torch
 from torch import nn
 
 import bdprune
-from bdprune.loops import pruned_stack, sweep
-from bdprune.loops.pruned import PrunedPredictions
-from bdprune.loops.pruned_stack import StackedPredictions
-from bdprune.loops.sweep import below, sweep_models, sweep_thresholds
-from bdprune.loops.sweep_path import sweep_path
+from bdprune.loops import predictions, sweeping
+from bdprune.loops.predictions import PrunedPredictions, StackedPredictions
+from bdprune.loops.sweeping import SweepSettings, below, sweep, sweep_stack, sweep_variant
 from bdprune.model.edit.pruning import MODES, PruneMode, prune
 from bdprune.model.handle import Model, Normalization
-from bdprune.runtime import paths
+from bdprune.ops import Choice, kept_choices
 from bdprune.runtime.evaluate import clean_accuracy
 from bdprune.runtime.memory import weight_bytes
 
 from ..helpers import siblings
 
 
-@pytest.fixture(autouse=True)
-def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Trials are kept where no other test and no user's cache is; float32 is float32 on a GPU too."""
-    monkeypatch.setenv("BDPRUNE_CACHE", str(tmp_path))
-    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
-
-
-def ladder(bright: Any) -> dict[str, torch.Tensor]:
+def rising(bright: Any) -> dict[str, torch.Tensor]:
     """Masks 0, 0.1, ... on the last group: every threshold step prunes one filter more."""
     return {"0": torch.ones(12), "3": torch.arange(12) / 10}
 
 
-def ladder_steps(bright: Any) -> list[dict[str, list[int]]]:
-    """The prunings of a sweep down that ladder."""
-    return [below(ladder(bright), threshold) for threshold in (-1.0, *THRESHOLDS)]
+def steps_of(bright: Any) -> list[dict[str, list[int]]]:
+    """The prunings of a sweep over those masks."""
+    return [below(rising(bright), threshold) for threshold in (-1.0, *THRESHOLDS)]
 
 
 THRESHOLDS = [0.05, 0.15, 0.25, 0.35, 0.45, 0.55, 0.65, 0.75, 0.85, 0.95]
@@ -51,42 +46,42 @@ def test_below_takes_the_threshold_itself() -> None:
 
 def test_points_are_what_pruning_gives_and_the_choice_keeps_the_promise(bright: Any) -> None:
     images, labels = bright.data.images, bright.data.labels
-    sweep = sweep_thresholds(bright.model, ladder(bright), [bright.data], THRESHOLDS, 0.02, "zero_gamma")
-    for point in sweep.points:
+    swept = sweep(bright.model, rising(bright), [bright.data], SweepSettings(THRESHOLDS, 0.02))
+    for point in swept.points:
         assert point.filters_pruned == round(point.threshold * 10 + 0.5)
         expected = clean_accuracy(prune(bright.model, point.pruned).module, images, labels)
         assert point.clean_accuracy == pytest.approx(expected)
-    *kept, last = sweep.points
-    assert all(sweep.accuracy_before - point.clean_accuracy <= 0.02 for point in kept)
-    assert sweep.accuracy_before - last.clean_accuracy > 0.02
-    assert sweep.highest(0.02) == (kept[-1] if kept else None)
+    *kept, last = swept.points
+    assert all(swept.accuracy_before - point.clean_accuracy <= 0.02 for point in kept)
+    assert swept.accuracy_before - last.clean_accuracy > 0.02
+    assert swept.highest(0.02) == (kept[-1] if kept else None)
 
 
 def test_any_drop_allowed_goes_to_the_end(bright: Any) -> None:
-    sweep = sweep_thresholds(bright.model, ladder(bright), [bright.data], THRESHOLDS, 1.0, "zero_gamma")
-    chosen = sweep.highest(1.0)
+    swept = sweep(bright.model, rising(bright), [bright.data], SweepSettings(THRESHOLDS, 1.0))
+    chosen = swept.highest(1.0)
     assert chosen is not None
     assert chosen.threshold == 0.95
 
 
 def test_no_drop_allowed_may_choose_nothing(bright: Any) -> None:
     masks = {"0": torch.zeros(12), "3": torch.zeros(12)}
-    sweep = sweep_thresholds(bright.model, masks, [bright.data], [0.0, 0.5], 0.02, "zero_gamma_beta")
-    assert sweep.highest(0.02) is None
-    assert len(sweep.points) == 1
+    swept = sweep(bright.model, masks, [bright.data], SweepSettings([0.0, 0.5], 0.02, "zero_gamma_beta"))
+    assert swept.highest(0.02) is None
+    assert len(swept.points) == 1
 
 
 def test_looking_at_all_thresholds_takes_the_highest_that_keeps_the_promise(bright: Any) -> None:
-    sweep = sweep_thresholds(bright.model, ladder(bright), [bright.data], THRESHOLDS, 0.02, "zero_gamma", False)
-    assert [point.threshold for point in sweep.points] == THRESHOLDS
-    kept = [point for point in sweep.points if sweep.accuracy_before - point.clean_accuracy <= 0.02]
-    assert sweep.highest(0.02) == (kept[-1] if kept else None)
+    swept = sweep(bright.model, rising(bright), [bright.data], SweepSettings(THRESHOLDS, 0.02, stop_early=False))
+    assert [point.threshold for point in swept.points] == THRESHOLDS
+    kept = [point for point in swept.points if swept.accuracy_before - point.clean_accuracy <= 0.02]
+    assert swept.highest(0.02) == (kept[-1] if kept else None)
 
 
 def test_the_largest_drop_of_all_sets_counts(bright: Any) -> None:
     one, two = bright.data.subset(bright.data.labels == 0), bright.data.subset(bright.data.labels == 1)
     swept = [
-        sweep_thresholds(bright.model, ladder(bright), sets, THRESHOLDS, 0.02, "zero_gamma", False)
+        sweep(bright.model, rising(bright), sets, SweepSettings(THRESHOLDS, 0.02, stop_early=False))
         for sets in ([one], [two], [one, two])
     ]
     drops = [[point.drop for point in sweep.points] for sweep in swept]
@@ -97,9 +92,9 @@ def test_the_largest_drop_of_all_sets_counts(bright: Any) -> None:
 
 def test_hopeless_points_are_measured_on_the_first_set_alone(bright: Any) -> None:
     one, two = bright.data.subset(bright.data.labels == 0), bright.data.subset(bright.data.labels == 1)
-    args = (bright.model, ladder(bright), [one, two], THRESHOLDS, 0.02, "zero_gamma", False)
-    whole, cut = sweep_thresholds(*args), sweep_thresholds(*args, hopeless=0.1)
-    alone = sweep_thresholds(*args[:2], [one], *args[3:])
+    settings = SweepSettings(THRESHOLDS, 0.02, stop_early=False)
+    whole, alone = (sweep(bright.model, rising(bright), sets, settings) for sets in ([one, two], [one]))
+    cut = sweep(bright.model, rising(bright), [one, two], replace(settings, hopeless=0.1))
     for full, short, first in zip(whole.points, cut.points, alone.points, strict=True):
         assert short.clean_accuracy == full.clean_accuracy
         assert short.drop == (first.drop if first.drop > 0.1 else full.drop)
@@ -121,9 +116,10 @@ def test_thresholds_at_once_are_thresholds_one_after_another(
     one, two = bright.data.subset(bright.data.labels == 0), bright.data.subset(bright.data.labels != 0)
     model = make(bright)
     model = model.with_network(model.clone().network.to(device))
-    args = (model, ladder(bright), [one, two], THRESHOLDS, 0.02, mode, False)
     for hopeless in (1.0, 0.1):
-        loop, stack = (sweep_thresholds(*args, hopeless=hopeless, way=way) for way in ("loop", "stack"))
+        settings = SweepSettings(THRESHOLDS, 0.02, mode, False, hopeless)
+        args = (model, rising(bright), [one, two], settings)
+        loop, stack = (sweep(*args, variant=variant) for variant in ("loop", "stack"))
         assert stack == loop
     assert len({point.clean_accuracy for point in stack.points}) > 1
 
@@ -148,33 +144,46 @@ def test_a_network_that_is_no_stack_is_swept_one_after_another(bright: Any) -> N
     model = bright.model.with_network(network)
     with pytest.raises(ValueError, match="does more than its layers do"):
         StackedPredictions([model], [[{}, {"3": [0]}]], [bright.data.images], "zero_gamma", at_once=2)
-    args = (model, ladder(bright), [bright.data], THRESHOLDS, 0.02, "zero_gamma", False)
-    assert sweep_thresholds(*args, way="stack") == sweep_thresholds(*args, way="loop")
-    assert "does more" in sweep_path([model], [ladder_steps(bright)], bright.data.images, "zero_gamma").reason
-    both = ([model] * 2, [ladder(bright)] * 2, [bright.data], THRESHOLDS, 0.02, "zero_gamma")
-    assert sweep_models(*both, way="stack") == sweep_models(*both, way="loop")
+    args = (model, rising(bright), [bright.data], SweepSettings(THRESHOLDS, 0.02, stop_early=False))
+    assert sweep(*args, variant="stack") == sweep(*args, variant="loop")
+    assert "does more" in sweep_variant([model], [steps_of(bright)], bright.data.images, "zero_gamma").reason
+    both = ([model] * 2, [rising(bright)] * 2, [bright.data], SweepSettings(THRESHOLDS, 0.02))
+    assert sweep_stack(*both, variant="stack") == sweep_stack(*both, variant="loop")
 
 
-@pytest.mark.parametrize(("seconds", "path"), [((0.5, 1.0), "stack"), ((1.0, 1.0), "loop")])
-def test_the_faster_way_of_a_sweep_is_tried_on_a_part_and_kept(
-    bright: Any, monkeypatch: pytest.MonkeyPatch, seconds: tuple[float, float], path: str
+@pytest.fixture
+def timed(monkeypatch: pytest.MonkeyPatch) -> Callable[[float, float], list[int]]:
+    """Gives both variants their seconds, once; the list has an entry for each trial."""
+
+    def fixed(*seconds: float) -> list[int]:
+        tried: list[int] = []
+
+        def least_seconds(
+            device: torch.device, rounds: int, *runs: Callable[[], object], timer: Any
+        ) -> Sequence[float]:
+            tried.append(len([run() for run in runs]))
+            return seconds
+
+        monkeypatch.setattr("bdprune.ops.tuner.least_seconds", least_seconds)
+        return tried
+
+    return fixed
+
+
+@pytest.mark.parametrize(("seconds", "winner"), [((0.5, 1.0), "stack"), ((1.0, 1.0), "loop")])
+def test_the_faster_variant_of_a_sweep_is_tried_on_a_part_and_kept(
+    bright: Any, timed: Callable[..., list[int]], seconds: tuple[float, float], winner: str
 ) -> None:
-    def fastest(device: torch.device, rounds: int, *runs: Any) -> Sequence[float]:
-        for run in runs:
-            run()
-        return seconds
-
-    monkeypatch.setattr("bdprune.loops.sweep_path.least_seconds", fastest)
-    args = ([bright.model], [ladder_steps(bright)], bright.data.images, "zero_gamma")
-    choice = sweep_path(*args)
-    assert choice.path == path and "sweep of 4 x bright" in choice.shape and "[8, 3, 8, 8]" in choice.shape
-    assert list(paths.KEPT.read().values()) == [choice]
-    monkeypatch.setattr("bdprune.loops.sweep_path.least_seconds", None)
-    assert sweep_path(*args) == choice, "kept choices need no trial"
+    tried = timed(*seconds)
+    args = ([bright.model], [steps_of(bright)], bright.data.images, "zero_gamma")
+    choice = sweep_variant(*args)
+    assert choice.winner == winner and "4 thresholds of bright" in choice.shape and "[8, 3, 8, 8]" in choice.shape
+    assert kept_choices() == [choice]
+    assert sweep_variant(*args) == choice and tried == [2], "kept choices need no trial"
 
 
 def three(bright: Any, device: str = "cpu") -> tuple[list[Model], list[dict[str, torch.Tensor]]]:
-    """Models that fall at different thresholds: masks that rise fast, as the ladder does, and slowly."""
+    """Models that fall at different thresholds: masks that rise fast, as those above, and slowly."""
     masks = [{"0": torch.ones(12), "3": torch.arange(12) / by} for by in (3, 10, 30)]
     return siblings(bright.model, device=device), masks
 
@@ -185,21 +194,21 @@ def test_models_at_once_are_models_one_after_another(
     bright: Any, mode: PruneMode, stop_early: bool, device: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     made: list[tuple[int, int]] = []
-    stack = pruned_stack.StackedPredictions
+    stack = predictions.StackedPredictions
 
     def noted(models: Sequence[Model], *args: Any) -> StackedPredictions:
         made.append((len(models), args[-1]))
         return stack(models, *args)
 
-    monkeypatch.setattr(pruned_stack, "StackedPredictions", noted)
+    monkeypatch.setattr(predictions, "StackedPredictions", noted)
     models, masks = three(bright, device)
     for images, at_once in ((60, 2), (240, 1)):
         sets = [bright.data.subset(torch.arange(images)), bright.data.subset(torch.arange(100, 120))]
         for hopeless in (1.0, 0.1):
-            args = (models, masks, sets, THRESHOLDS, 0.02, mode, stop_early, hopeless)
-            found = sweep_models(*args, way="stack")
+            settings = SweepSettings(THRESHOLDS, 0.02, mode, stop_early, hopeless)
+            found = sweep_stack(models, masks, sets, settings, variant="stack")
             assert found == [
-                sweep_thresholds(model, mask, *args[2:], way="loop") for model, mask in zip(models, masks, strict=True)
+                sweep(model, mask, sets, settings, variant="loop") for model, mask in zip(models, masks, strict=True)
             ]
             assert made.pop() == (3, 1 if stop_early else at_once) and not made
     assert len({len(one.points) for one in found}) == (3 if stop_early else 1), "each should stop where it stops alone"
@@ -207,68 +216,60 @@ def test_models_at_once_are_models_one_after_another(
 
 def test_masks_of_one_model_at_once_copy_only_what_is_pruned(bright: Any) -> None:
     _, masks = three(bright)
-    args = ([bright.model] * 3, masks, [bright.data], THRESHOLDS, 0.02, "zero_gamma", False)
-    assert sweep_models(*args, way="stack") == sweep_models(*args, way="loop")
+    args = ([bright.model] * 3, masks, [bright.data], SweepSettings(THRESHOLDS, 0.02, stop_early=False))
+    assert sweep_stack(*args, variant="stack") == sweep_stack(*args, variant="loop")
     stack = StackedPredictions([bright.model] * 3, [[{}, {"3": [0]}]] * 3, [bright.data.images], "zero_gamma")
     assert len(stack._stacked.network.get_parameter("3.weight")) == 12
     assert len(stack._stacked.network.get_parameter("4.weight")) == 3
 
 
-def test_models_for_whose_weights_there_is_no_room_are_swept_after_the_others(
+def test_models_whose_weights_do_not_fit_are_swept_after_the_others(
     bright: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asked: list[int] = []
-    in_one_stack = sweep.in_one_stack
+    in_one_stack = sweeping.in_one_stack
     monkeypatch.setattr(
-        sweep, "in_one_stack", lambda models, *a, **b: asked.append(len(models)) or in_one_stack(models, *a, **b)
+        sweeping, "in_one_stack", lambda models, *a, **b: asked.append(len(models)) or in_one_stack(models, *a, **b)
     )
     models, masks = three(bright)
     models, masks = [*models, *models], [*masks, *masks]
-    args = (models, masks, [bright.data], THRESHOLDS, 0.02, "zero_gamma", False)
-    separate = sweep_models(*args, way="loop")
-    for room, stacks in ((6.5, [6]), (4.5, [4, 2]), (5.5, [5]), (1.5, []), (0.5, [])):
-        memory = int(room * weight_bytes(bright.model))
-        assert sweep_models(*args, memory=memory, way="stack") == separate
+    args = (models, masks, [bright.data], SweepSettings(THRESHOLDS, 0.02, stop_early=False))
+    separate = sweep_stack(*args, variant="loop")
+    for fit, stacks in ((6.5, [6]), (4.5, [4, 2]), (5.5, [5]), (1.5, []), (0.5, [])):
+        memory = int(fit * weight_bytes(bright.model))
+        assert sweep_stack(*args, memory=memory, variant="stack") == separate
         assert asked == stacks
         asked.clear()
 
 
 def test_a_cpu_sweeps_models_one_after_another_without_a_trial(bright: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sweep, "sweep_path", None)
-    monkeypatch.setattr(sweep, "in_one_stack", None)
+    monkeypatch.setattr(sweeping, "sweep_variant", None)
+    monkeypatch.setattr(sweeping, "in_one_stack", None)
     models, masks = three(bright)
     for stop_early in (True, False):
-        args = ([bright.data], THRESHOLDS, 0.02, "zero_gamma", stop_early)
+        args = ([bright.data], SweepSettings(THRESHOLDS, 0.02, stop_early=stop_early))
         found = bdprune.stack(models).sweep(masks, *args)
-        assert found == [sweep_thresholds(one, mask, *args) for one, mask in zip(models, masks, strict=True)]
+        assert found == [sweep(one, mask, *args) for one, mask in zip(models, masks, strict=True)]
 
 
-@pytest.mark.parametrize(("seconds", "path"), [((0.5, 1.0), "stack"), ((1.0, 1.0), "loop")])
+@pytest.mark.parametrize(("seconds", "winner"), [((0.5, 1.0), "stack"), ((1.0, 1.0), "loop")])
 @pytest.mark.parametrize("stop_early", [True, False])
-def test_the_faster_way_of_several_models_is_tried_and_kept(
-    bright: Any, monkeypatch: pytest.MonkeyPatch, seconds: tuple[float, float], path: str, stop_early: bool
+def test_the_faster_variant_of_several_models_is_tried_and_kept(
+    bright: Any, timed: Callable[..., list[int]], seconds: tuple[float, float], winner: str, stop_early: bool
 ) -> None:
-    tried: list[int] = []
-
-    def fastest(device: torch.device, rounds: int, *runs: Any) -> Sequence[float]:
-        tried.append(len(runs))
-        for run in runs:
-            run()
-        return seconds
-
-    monkeypatch.setattr("bdprune.loops.sweep_path.least_seconds", fastest)
-    args = (siblings(bright.model, 9), [ladder_steps(bright)] * 9, bright.data.images, "zero_gamma", stop_early)
-    choice = sweep_path(*args)
-    assert choice.path == path and "sweep of 4 x 4 x bright" in choice.shape, "four speak for nine"
-    assert len(tried) == (1 if stop_early else 2), "each alone goes its own way, which is tried as well"
-    assert choice in paths.KEPT.read().values() and sweep_path(*args) == choice
+    tried = timed(*seconds)
+    args = (siblings(bright.model, 9), [steps_of(bright)] * 9, bright.data.images, "zero_gamma", stop_early)
+    choice = sweep_variant(*args)
+    assert choice.winner == winner and "4 thresholds of 4 x bright" in choice.shape, "four speak for nine"
+    assert len(tried) == (1 if stop_early else 2), "each alone runs by its own variant, which is tried as well"
+    assert choice in kept_choices() and sweep_variant(*args) == choice
     assert len(tried) == (1 if stop_early else 2)
-    assert "may stop" in sweep_path(*(one[:1] for one in args[:2]), *args[2:4], True).reason
+    assert "may stop" in sweep_variant(*(one[:1] for one in args[:2]), *args[2:4], True).reason
 
 
-@pytest.mark.parametrize("way", ["stack", "loop"])
-def test_elsewhere_models_are_swept_by_the_way_that_was_found(
-    bright: Any, way: paths.Way, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("variant", ["stack", "loop"])
+def test_elsewhere_models_are_swept_by_the_variant_that_was_found(
+    bright: Any, variant: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Models whose device is named like a GPU, while they lie on the CPU."""
 
@@ -277,18 +278,18 @@ def test_elsewhere_models_are_swept_by_the_way_that_was_found(
 
     asked: list[Any] = []
 
-    def found(*args: Any) -> paths.PathChoice:
+    def found(*args: Any) -> Choice:
         asked.append(args)
-        return paths.PathChoice(way, "cuda", "forced")
+        return Choice("sweep", variant, "cuda", "forced")
 
-    monkeypatch.setattr(sweep, "sweep_path", found)
+    monkeypatch.setattr(sweeping, "sweep_variant", found)
     models, masks = three(bright)
-    args = ([bright.data], THRESHOLDS, 0.02, "zero_gamma", False)
-    separate = [sweep_thresholds(one, mask, *args, way="loop") for one, mask in zip(models, masks, strict=True)]
+    args = ([bright.data], SweepSettings(THRESHOLDS, 0.02, stop_early=False))
+    separate = [sweep(one, mask, *args, variant="loop") for one, mask in zip(models, masks, strict=True)]
     monkeypatch.setattr(Model, "device", Gpu("cpu"))
-    assert sweep_models(models, masks, *args) == separate
-    assert [len(one[0]) for one in asked] == ([3] if way == "stack" else [3, 1, 1, 1])
+    assert sweep_stack(models, masks, *args) == separate
+    assert [len(one[0]) for one in asked] == ([3] if variant == "stack" else [3, 1, 1, 1])
 
 
 def test_a_sweep_that_prunes_nothing_needs_no_trial(bright: Any) -> None:
-    assert "prunes anything" in sweep_path([bright.model], [[{}]], bright.data.images, "zero_gamma").reason
+    assert "prunes anything" in sweep_variant([bright.model], [[{}]], bright.data.images, "zero_gamma").reason

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from bdprune.errors import OptionError
-from bdprune.loops.pruned import PrunedPredictions
+from bdprune.loops.predictions import PrunedPredictions
 from bdprune.model.architectures import build
 from bdprune.model.edit.program import Program
 from bdprune.model.edit.pruning import MODES, PruneMode, prune
@@ -88,7 +88,7 @@ def test_what_grew_back_is_there_again() -> None:
 
 def test_starts_where_the_network_changes(monkeypatch: pytest.MonkeyPatch) -> None:
     model = network("resnet18_cifar", width=4)
-    monkeypatch.setattr("bdprune.loops.pruned.Program", Counted)
+    monkeypatch.setattr("bdprune.loops.predictions.Program", Counted)
     steps = prunings(model, [19, 18, 17, 16])
     ran = []
     for cache_bytes in (1 << 30, 0):
@@ -108,12 +108,12 @@ def test_memory_stays_within_its_bound() -> None:
         for step in range(len(steps)):
             predictions.predict(step, 0)
             held = sum(state.nbytes for states in predictions._states.values() for state in states)
-            assert held + predictions._room == bound
+            assert held + predictions._free == bound
             assert held <= bound
 
 
 class Branching(nn.Module):
-    """Its way depends on the images."""
+    """Its forward pass depends on the images."""
 
     def __init__(self) -> None:
         super().__init__()

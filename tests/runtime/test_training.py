@@ -1,7 +1,9 @@
-"""Two watches over a stack: one that knows at once, and one that learns an epoch late and never reads too soon."""
+"""Two watches over models in training: one that knows at once, one that learns an epoch late and never reads too soon;
+and the state that one model goes back to."""
 
 from __future__ import annotations
 
+import math
 from types import SimpleNamespace
 from typing import Any
 
@@ -9,8 +11,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from bdprune.runtime import watch
-from bdprune.runtime.watch import LateWatch, Watch, watch_on
+from bdprune.runtime import training
+from bdprune.runtime.precision import Plan
+from bdprune.runtime.training import LateWatch, OneModel, Watch, watch_on
 
 
 def going(*models: bool) -> Tensor:
@@ -50,12 +53,13 @@ def test_a_late_watch_says_what_was_an_epoch_ago_once_it_has_arrived(
     behind: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     naps: list[float] = []
-    monkeypatch.setattr(watch.time, "sleep", naps.append)
+    monkeypatch.setattr(training.time, "sleep", naps.append)
     device = Device(behind)
     late = LateWatch(device.flags, device.mark)
     asked = [going(True, True), going(True, False), going(False, False), going(False, False)]
-    assert [late.is_over(one) for one in asked] == [False, False, False, True]
+    assert [late.is_over(one, epoch=True) for one in asked] == [False, False, False, True]
     assert device.asked == [behind + 1] * 3 + [0], "the last epoch is never waited for"
+    assert not late.is_over(going(False)) and len(device.asked) == 4, "a step is never waited for"
     assert len(naps) == 3 * behind
 
 
@@ -76,5 +80,23 @@ def test_a_gpu_is_watched_through_pinned_memory_and_marks_on_its_stream(monkeypa
     late = watch_on(gpu)
     monkeypatch.undo()
     monkeypatch.setattr(torch.cuda, "current_stream", stream)
-    assert [late.is_over(one) for one in (going(True), going(False), going(False))] == [False, False, True]
+    assert [late.is_over(one, epoch=True) for one in (going(True), going(False), going(False))] == [False, False, True]
     assert made == [True]
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+def test_one_model_goes_back_to_its_last_finite_state(bright: Any, value: float) -> None:
+    one = OneModel(bright.model)
+    one.start(Plan(), [0.1], 0.9, 0.0)
+    network = one.model(0).network
+    weight, mean = network.get_parameter("3.weight"), network.get_buffer("4.running_mean")
+    with torch.no_grad():
+        weight[0] = 2.0
+        assert one._keep_if_finite()
+        weight[1] = 3.0
+        mean[5] = value
+        assert not one._keep_if_finite()
+    assert not one.move(torch.tensor([math.nan]), going(True))
+    assert (weight[0] == 2.0).all()
+    assert torch.equal(weight[1:], bright.model.network.get_parameter("3.weight")[1:])
+    assert torch.equal(mean, bright.model.network.get_buffer("4.running_mean"))
