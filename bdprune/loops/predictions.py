@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 
@@ -67,13 +68,7 @@ class PrunedPredictions:
         self._step = -1
         self._labels: dict[int, Tensor] = {}
         self._plain = model.module
-        self._program = self._written_down()
-        self._cuts = self._first_changes() if self._program else []
-
-    @property
-    def resumes(self) -> bool:
-        """Whether a forward pass can start in the middle."""
-        return self._program is not None
+        self._program, self._cuts = self._written_down()
 
     def predict(self, step: int, index: int) -> Tensor:
         """Labels ``[N]`` (int64, CPU) that are predicted for set ``index`` under ``prunings[step]``.
@@ -146,16 +141,36 @@ class PrunedPredictions:
                 parameter.copy_(value)
         prune_(network, self._model.groups, pruning, self._mode)
 
-    def _written_down(self) -> Program | None:
-        """The worker's program, None where there is none that gives the network's bits with little and much pruned."""
+    def _written_down(self) -> tuple[Program | None, list[int]]:
+        """The worker's program, and for every step where its pass first differs from that of the step before.
+
+        None where there is none that gives the network's bits with little and much pruned, or that shows where it reads
+        what is pruned.
+        """
         if self._model.network.training:
-            return None
+            return None, []
         try:
             program = Program(self._worker.module)
+            first = {name: self._first_read(program, name) for pruning in self._prunings for name in pruning}
             alike = all(self._alike(program, pruning) for pruning in (self._prunings[0], self._prunings[-1]))
         except Exception:  # networks of any kind come here, and fx raises errors of any kind
-            return None
-        return program if alike and all(self._places(program, name) for name in self._all_groups()) else None
+            return None, []
+        cuts = [0]
+        for last, now in itertools.pairwise(self._prunings):
+            changed = [first[name] for name in last.keys() | now.keys() if last.get(name) != now.get(name)]
+            cuts.append(min(changed, default=len(program)))
+        return (program, cuts) if alike else (None, [])
+
+    def _first_read(self, program: Program, name: str) -> int:
+        """The first step that reads what pruning group ``name`` changes."""
+        group = next(group for group in self._model.groups if group.name == name)
+        parameters = pruned_parameters(self._worker.network, group, self._mode)
+        places = [
+            place for place in (program.first_read(parameter) for parameter, _ in parameters) if place is not None
+        ]
+        if len(places) < len(parameters):
+            raise ValueError(f"the program never reads a parameter of {name}")
+        return min(places)
 
     @torch.no_grad()
     def _alike(self, program: Program, pruning: Pruning) -> bool:
@@ -164,26 +179,6 @@ class PrunedPredictions:
         self._set_worker(pruning)
         plain = prune(self._model, pruning, self._mode).module
         return torch.equal(program.run(images)[0], plain(images))
-
-    def _all_groups(self) -> set[str]:
-        return {name for pruning in self._prunings for name in pruning}
-
-    def _places(self, program: Program, name: str) -> list[int]:
-        """Steps that first read what pruning group ``name`` changes; none where a parameter is never read as such."""
-        group = next(group for group in self._model.groups if group.name == name)
-        parameters = pruned_parameters(self._worker.network, group, self._mode)
-        places = [program.first_read(parameter) for parameter, _ in parameters]
-        return [place for place in places if place is not None] if None not in places else []
-
-    def _first_changes(self) -> list[int]:
-        """For every step, where its forward pass first differs from that of the step before; 0 for the first."""
-        assert self._program is not None
-        first = {name: min(self._places(self._program, name)) for name in self._all_groups()}
-        cuts = [0]
-        for last, now in zip(self._prunings, self._prunings[1:], strict=False):
-            changed = [first[name] for name in last.keys() | now.keys() if last.get(name) != now.get(name)]
-            cuts.append(min(changed, default=len(self._program)))
-        return cuts
 
 
 class StackedPredictions:

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from itertools import zip_longest
 from typing import TypeAlias
 
 from torch import Tensor
@@ -45,6 +44,13 @@ class SweepSettings:
         stop_early: stop at the first threshold that costs more than ``max_drop``; otherwise look at all of them,
             because a filter whose loss hurts alone may be no loss together with those that worked against it.
         hopeless: a point that costs more than this on one set is not measured on those that follow.
+        variant: ``stack`` or ``loop``; None is the loop on a CPU, which goes on from feature maps that it has kept, and
+            what a trial finds elsewhere. The stack is of all thresholds of one model, as masks of one network, or of
+            several models, each at the same thresholds. It gives the same but for images whose two largest logits are
+            within float32 rounding of each other. One model that may stop early, and what cannot be stacked, is always
+            a loop.
+        memory: bytes for what a loop keeps, 0 to keep nothing; or for the weights of the models in one stack: those
+            that do not fit come in a stack after it.
     """
 
     thresholds: Sequence[float]
@@ -52,6 +58,8 @@ class SweepSettings:
     mode: PruneMode = "zero_gamma"
     stop_early: bool = True
     hopeless: float = 1.0
+    variant: str | None = None
+    memory: int = CACHE_BYTES
 
 
 @dataclass(frozen=True)
@@ -96,13 +104,7 @@ def below(scores: Masks, threshold: float) -> dict[str, list[int]]:
 
 
 def sweep(
-    model: Model,
-    masks: Masks,
-    sets: Sequence[CleanData],
-    settings: SweepSettings,
-    precision: Precision = DEFAULT,
-    variant: str | None = None,
-    memory: int = CACHE_BYTES,
+    model: Model, masks: Masks, sets: Sequence[CleanData], settings: SweepSettings, precision: Precision = DEFAULT
 ) -> Sweep:
     """Prunes ``model`` at rising thresholds and measures what clean accuracy is left.
 
@@ -114,20 +116,8 @@ def sweep(
         sets: clean images, each set measured for itself: one small set alone lets a threshold through by luck when many
             are tried. Nothing else is looked at.
         precision: whether convs run by Winograd's algorithm (``winograd``, ``auto``); a sweep is always float32.
-        variant: ``loop`` takes one threshold after another; ``stack`` all of them at once, as masks of one network,
-            which is the same but for float32 rounding. None is the loop on a CPU and what :func:`sweep_variant` finds
-            elsewhere; a sweep that may stop early is always a loop, and so is that of a network that cannot be stacked.
-        memory: bytes for what a loop keeps; 0 keeps nothing.
     """
-    task = _Task([model], [masks], sets, settings)
-    if settings.stop_early:
-        variant = "loop"
-    stacked = task.in_one_stack(variant, memory)
-    if stacked is not None:
-        return task.swept(stacked)[0]
-    with convs_of(precision):
-        alone = PrunedPredictions(model, task.images, task.prunings[0], settings.mode, memory)
-        return task.swept([alone.predict])[0]
+    return sweep_stack([model], [masks], sets, settings, precision)[0]
 
 
 def sweep_stack(
@@ -136,30 +126,25 @@ def sweep_stack(
     sets: Sequence[CleanData],
     settings: SweepSettings,
     precision: Precision = DEFAULT,
-    variant: str | None = None,
-    memory: int = CACHE_BYTES,
 ) -> list[Sweep]:
-    """The sweep of every model with its own mask, as :func:`sweep` makes it of each.
-
-    Args:
-        variant: ``loop`` takes one model after another; ``stack`` takes all at the same thresholds, each in one pass,
-            which is the same but for images whose two largest logits are within float32 rounding of each other. None is
-            the loop on a CPU, which goes on from feature maps that it has kept, and what :func:`sweep_variant` finds
-            elsewhere; models that cannot be stacked are always a loop.
-        memory: bytes for what a loop keeps, or for the weights of the models that are swept in one stack: those that do
-            not fit come in a stack after it.
-    """
-    fit = max(1, memory // weight_bytes(models[0]))
+    """The sweep of every model with its own mask, as :func:`sweep` makes it of each."""
+    fit = max(1, settings.memory // weight_bytes(models[0]))
+    alone = replace(settings, variant=None)  # a model of several that is swept by itself goes by what suits one
     found: list[Sweep] = []
-    for start in range(0, len(models), fit):
-        some, own = models[start : start + fit], masks[start : start + fit]
-        task = _Task(some, own, sets, settings)
-        stacked = task.in_one_stack(variant, memory) if len(some) > 1 else None
-        if stacked is not None:
-            found += task.swept(stacked)
-        else:
-            found += [sweep(*one, sets, settings, precision, None, memory) for one in zip(some, own, strict=True)]
-    return found
+    if fit < len(models):
+        for part in (slice(start, start + fit) for start in range(0, len(models), fit)):
+            own = settings if len(models[part]) > 1 else alone
+            found += sweep_stack(models[part], masks[part], sets, own, precision)
+        return found
+    task = _Task(models, masks, sets, settings)
+    stacked = task.in_one_stack()
+    if stacked is not None:
+        return task.swept(stacked)
+    if len(models) > 1:
+        return [sweep(*one, sets, alone, precision) for one in zip(models, masks, strict=True)]
+    with convs_of(precision):
+        kept = PrunedPredictions(models[0], task.images, task.prunings[0], settings.mode, settings.memory)
+        return task.swept([kept.predict])
 
 
 class _Task:
@@ -187,40 +172,30 @@ class _Task:
         """Of every set."""
         return [data.images for data in self._sets]
 
-    def in_one_stack(self, variant: str | None, memory: int) -> list[Predict] | None:
+    def in_one_stack(self) -> list[Predict] | None:
         """What each model predicts, by one stack of all; None where they are to be swept one after another."""
-        models, settings = self._models, self._settings
+        models, settings, variant = self._models, self._settings, self._settings.variant
         if variant is None and models[0].device.type != "cpu":
             variant = sweep_variant(models, self.prunings, self.images[0], settings.mode, settings.stop_early).winner
-        if variant != "stack":
+        if variant != "stack" or (len(models) == 1 and settings.stop_early):
             return None
-        return in_one_stack(models, self.prunings, self.images, settings.mode, memory, settings.stop_early)
+        return in_one_stack(models, self.prunings, self.images, settings.mode, settings.memory, settings.stop_early)
 
     def swept(self, predict: Sequence[Predict]) -> list[Sweep]:
         """The sweep of every model, all at one threshold before the next: so a stack can take it for all of them."""
-        before = [
-            tuple(share_right(one(0, index), data.labels) for index, data in enumerate(self._sets)) for one in predict
-        ]
-        sweeps = [self._points(*one) for one in zip(predict, self.prunings, before, strict=True)]
-        at_thresholds = list(zip_longest(*sweeps))
-        return [
-            Sweep(first[0], tuple(points[g] for points in at_thresholds if points[g])) for g, first in enumerate(before)
-        ]
-
-    def _points(
-        self, predict: Predict, prunings: Sequence[dict[str, list[int]]], before: Sequence[float]
-    ) -> Iterator[SweepPoint]:
-        """A point for each threshold, up to where the sweep stops."""
-        point: SweepPoint | None = None
-        for threshold, step in zip(self._settings.thresholds, self._step_of, strict=True):
-            if point and prunings[step] == point.pruned:
-                point = replace(point, threshold=threshold)
-            else:
-                drops = self._drops(partial(predict, step), before)
-                point = SweepPoint(threshold, before[0] - drops[0], max(drops), prunings[step])
-            yield point
-            if self._settings.stop_early and point.drop > self._settings.max_drop:
-                return
+        settings = self._settings
+        before = [[share_right(one(0, k), data.labels) for k, data in enumerate(self._sets)] for one in predict]
+        points: list[list[SweepPoint]] = [[] for _ in predict]
+        for threshold, step in zip(settings.thresholds, self._step_of, strict=True):
+            for one, prunings, first, own in zip(predict, self.prunings, before, points, strict=True):
+                if own and settings.stop_early and own[-1].drop > settings.max_drop:
+                    continue
+                if own and prunings[step] == own[-1].pruned:
+                    own.append(replace(own[-1], threshold=threshold))
+                    continue
+                drops = self._drops(partial(one, step), first)
+                own.append(SweepPoint(threshold, first[0] - drops[0], max(drops), prunings[step]))
+        return [Sweep(first[0], tuple(own)) for first, own in zip(before, points, strict=True)]
 
     def _drops(self, predict: Callable[[int], Tensor], before: Sequence[float]) -> list[float]:
         """Fall of clean accuracy on each set, up to the first set on which it is hopeless."""

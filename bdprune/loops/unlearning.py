@@ -20,7 +20,6 @@ from bdprune.runtime import (
     OneModel,
     Plan,
     Precision,
-    Trained,
     clean_accuracy,
     epochs,
     keep_running_statistics,
@@ -177,7 +176,7 @@ class _Attempt:
 class _Ascent:
     """One try of all models: who is still going, and who has failed, on the device (bool ``[G]``)."""
 
-    def __init__(self, trained: Trained, settings: UnlearnSettings, floors: Sequence[float]) -> None:
+    def __init__(self, trained: OneModel | ManyModels, settings: UnlearnSettings, floors: Sequence[float]) -> None:
         self._trained, self._settings = trained, settings
         device = next(trained.module.parameters()).device
         self._floors = torch.tensor(floors, dtype=torch.float64, device=device)

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Protocol
 
 import torch
 from torch import Tensor, nn
@@ -38,38 +37,13 @@ def runs_as_stack(models: Sequence[Model]) -> bool:
     return len(models) > 1 or any(model.device.type == "cuda" and not why_not([model]) for model in models)
 
 
-class Trained(Protocol):
-    """Copies of models in training; ``[G]`` is one entry a model.
+class OneModel:
+    """A copy of one model in training, by torch's SGD; ``[G]`` is one entry a model.
 
     Attributes:
-        module: images -> logits of all of them, in train mode; to be arranged before :meth:`start`.
+        module: images -> logits, in train mode; to be changed before :meth:`start` alone.
         reads_back: whether the host looks at every step.
     """
-
-    module: nn.Module
-    reads_back: bool
-
-    def start(self, plan: Plan, rates: Sequence[float], momentum: float, weight_decay: float) -> None:
-        """Lays out the weights and sets up SGD, each model at its own learning rate."""
-
-    def lower_rates(self, times: int) -> None:
-        """Divides all learning rates by ten, so many times."""
-
-    def logits(self, images: Tensor) -> Tensor:
-        """``[G, N, K]``."""
-
-    def move(self, losses: Tensor, going: Tensor) -> Tensor:
-        """Moves the models that are ``going`` (bool ``[G]``) down their loss, and says which have moved.
-
-        One whose loss or next state would not be finite stays as it was before :meth:`logits`.
-        """
-
-    def model(self, index: int) -> Model:
-        """Model ``index`` as it is now."""
-
-
-class OneModel(Trained):
-    """One model by torch's SGD."""
 
     reads_back = True
 
@@ -78,18 +52,25 @@ class OneModel(Trained):
         self._network, self.module = worker.network, worker.module.train()
 
     def start(self, plan: Plan, rates: Sequence[float], momentum: float, weight_decay: float) -> None:
+        """Lays out the weights and sets up SGD, each model at its own learning rate."""
         self._plan = plan
         plan.arrange(self.module)
         self._optimizer = torch.optim.SGD(self.module.parameters(), rates[0], momentum, weight_decay=weight_decay)
         self._kept: dict[str, Tensor] = {name: value.clone() for name, value in self._network.state_dict().items()}
 
     def lower_rates(self, times: int) -> None:
+        """Divides all learning rates by ten, so many times."""
         self._optimizer.param_groups[0]["lr"] *= 0.1**times
 
     def logits(self, images: Tensor) -> Tensor:
+        """``[G, N, K]``."""
         return self._plan.logits(self.module, images).unsqueeze(0)
 
     def move(self, losses: Tensor, going: Tensor) -> Tensor:
+        """Moves the models that are ``going`` (bool ``[G]``) down their loss, and says which have moved.
+
+        One whose loss or next state would not be finite stays as it was before :meth:`logits`.
+        """
         moves = bool(losses.isfinite())
         if moves:
             self._optimizer.zero_grad()
@@ -113,11 +94,12 @@ class OneModel(Trained):
         return True
 
     def model(self, index: int) -> Model:
+        """Model ``index`` as it is now."""
         return self._model.with_network(self._network)
 
 
-class ManyModels(Trained):
-    """A stack of models by SGD with a learning rate for each."""
+class ManyModels:
+    """Copies of models in training as a stack, by SGD with a learning rate for each; else as :class:`OneModel`."""
 
     reads_back = False
 
@@ -208,14 +190,6 @@ def epochs(
             return
 
 
-class Mark(Protocol):
-    """A place in the device's work, such as a CUDA event."""
-
-    def query(self) -> bool:
-        """Whether the device has come past it."""
-        ...
-
-
 class Watch:
     """For a device that is done with its work when the host is, which a CPU is."""
 
@@ -232,15 +206,15 @@ class LateWatch(Watch):
 
     Args:
         flags: two bools on the CPU, pinned for a GPU.
-        mark: puts a mark behind all work that the device was given so far.
+        mark: puts a mark behind all work that the device was given so far; says whether the device has come past it.
     """
 
     _PAUSE = 1e-4  # seconds
 
-    def __init__(self, flags: Tensor, mark: Callable[[], Mark]) -> None:
+    def __init__(self, flags: Tensor, mark: Callable[[], Callable[[], bool]]) -> None:
         self._now, self._before = flags
         self._mark = mark
-        self._last: Mark | None = None
+        self._last: Callable[[], bool] | None = None
 
     def is_over(self, going: Tensor, epoch: bool = False) -> bool:
         """Whether no model was ``going`` when this was asked an epoch before; False the first time, and of a step."""
@@ -251,7 +225,7 @@ class LateWatch(Watch):
         last, self._last = self._last, self._mark()
         if last is None:
             return False
-        while not last.query():
+        while not last():
             time.sleep(self._PAUSE)
         return not bool(self._before)
 
@@ -261,4 +235,4 @@ def watch_on(device: torch.device) -> Watch:
     if device.type != "cuda":
         return Watch()
     flags = torch.empty(2, dtype=torch.bool, pin_memory=True)
-    return LateWatch(flags, lambda: torch.cuda.current_stream(device).record_event())
+    return LateWatch(flags, lambda: torch.cuda.current_stream(device).record_event().query)

@@ -9,11 +9,11 @@ from typing import Any
 
 import pytest
 import torch
-from bdprune.record import schema
 from click.testing import Result as Ran
 
 from bdprune.cli import doctor
 from bdprune.ops import build_info
+from bdprune.record import schema
 
 Run = Callable[..., Ran]
 

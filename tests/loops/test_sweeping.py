@@ -35,6 +35,7 @@ def steps_of(bright: Any) -> list[dict[str, list[int]]]:
 
 
 THRESHOLDS = [0.05, 0.15, 0.25, 0.35, 0.45, 0.55, 0.65, 0.75, 0.85, 0.95]
+ALL = SweepSettings(THRESHOLDS, 0.02, stop_early=False)
 
 
 def test_below_takes_the_threshold_itself() -> None:
@@ -72,7 +73,7 @@ def test_no_drop_allowed_may_choose_nothing(bright: Any) -> None:
 
 
 def test_looking_at_all_thresholds_takes_the_highest_that_keeps_the_promise(bright: Any) -> None:
-    swept = sweep(bright.model, rising(bright), [bright.data], SweepSettings(THRESHOLDS, 0.02, stop_early=False))
+    swept = sweep(bright.model, rising(bright), [bright.data], ALL)
     assert [point.threshold for point in swept.points] == THRESHOLDS
     kept = [point for point in swept.points if swept.accuracy_before - point.clean_accuracy <= 0.02]
     assert swept.highest(0.02) == (kept[-1] if kept else None)
@@ -80,10 +81,7 @@ def test_looking_at_all_thresholds_takes_the_highest_that_keeps_the_promise(brig
 
 def test_the_largest_drop_of_all_sets_counts(bright: Any) -> None:
     one, two = bright.data.subset(bright.data.labels == 0), bright.data.subset(bright.data.labels == 1)
-    swept = [
-        sweep(bright.model, rising(bright), sets, SweepSettings(THRESHOLDS, 0.02, stop_early=False))
-        for sets in ([one], [two], [one, two])
-    ]
+    swept = [sweep(bright.model, rising(bright), sets, ALL) for sets in ([one], [two], [one, two])]
     drops = [[point.drop for point in sweep.points] for sweep in swept]
     assert drops[2] == [max(pair) for pair in zip(drops[0], drops[1], strict=True)]
     assert drops[0] != drops[1]
@@ -92,7 +90,7 @@ def test_the_largest_drop_of_all_sets_counts(bright: Any) -> None:
 
 def test_hopeless_points_are_measured_on_the_first_set_alone(bright: Any) -> None:
     one, two = bright.data.subset(bright.data.labels == 0), bright.data.subset(bright.data.labels == 1)
-    settings = SweepSettings(THRESHOLDS, 0.02, stop_early=False)
+    settings = ALL
     whole, alone = (sweep(bright.model, rising(bright), sets, settings) for sets in ([one, two], [one]))
     cut = sweep(bright.model, rising(bright), [one, two], replace(settings, hopeless=0.1))
     for full, short, first in zip(whole.points, cut.points, alone.points, strict=True):
@@ -118,8 +116,10 @@ def test_thresholds_at_once_are_thresholds_one_after_another(
     model = model.with_network(model.clone().network.to(device))
     for hopeless in (1.0, 0.1):
         settings = SweepSettings(THRESHOLDS, 0.02, mode, False, hopeless)
-        args = (model, rising(bright), [one, two], settings)
-        loop, stack = (sweep(*args, variant=variant) for variant in ("loop", "stack"))
+        loop, stack = (
+            sweep(model, rising(bright), [one, two], replace(settings, variant=variant))
+            for variant in ("loop", "stack")
+        )
         assert stack == loop
     assert len({point.clean_accuracy for point in stack.points}) > 1
 
@@ -144,11 +144,12 @@ def test_a_network_that_is_no_stack_is_swept_one_after_another(bright: Any) -> N
     model = bright.model.with_network(network)
     with pytest.raises(ValueError, match="does more than its layers do"):
         StackedPredictions([model], [[{}, {"3": [0]}]], [bright.data.images], "zero_gamma", at_once=2)
-    args = (model, rising(bright), [bright.data], SweepSettings(THRESHOLDS, 0.02, stop_early=False))
-    assert sweep(*args, variant="stack") == sweep(*args, variant="loop")
+    args = (model, rising(bright), [bright.data])
+    assert sweep(*args, replace(ALL, variant="stack")) == sweep(*args, replace(ALL, variant="loop"))
     assert "does more" in sweep_variant([model], [steps_of(bright)], bright.data.images, "zero_gamma").reason
-    both = ([model] * 2, [rising(bright)] * 2, [bright.data], SweepSettings(THRESHOLDS, 0.02))
-    assert sweep_stack(*both, variant="stack") == sweep_stack(*both, variant="loop")
+    stack, loop = (SweepSettings(THRESHOLDS, 0.02, variant=variant) for variant in ("stack", "loop"))
+    both = ([model] * 2, [rising(bright)] * 2, [bright.data])
+    assert sweep_stack(*both, stack) == sweep_stack(*both, loop)
 
 
 @pytest.fixture
@@ -206,18 +207,17 @@ def test_models_at_once_are_models_one_after_another(
         sets = [bright.data.subset(torch.arange(images)), bright.data.subset(torch.arange(100, 120))]
         for hopeless in (1.0, 0.1):
             settings = SweepSettings(THRESHOLDS, 0.02, mode, stop_early, hopeless)
-            found = sweep_stack(models, masks, sets, settings, variant="stack")
-            assert found == [
-                sweep(model, mask, sets, settings, variant="loop") for model, mask in zip(models, masks, strict=True)
-            ]
+            found = sweep_stack(models, masks, sets, replace(settings, variant="stack"))
+            loop = replace(settings, variant="loop")
+            assert found == [sweep(model, mask, sets, loop) for model, mask in zip(models, masks, strict=True)]
             assert made.pop() == (3, 1 if stop_early else at_once) and not made
     assert len({len(one.points) for one in found}) == (3 if stop_early else 1), "each should stop where it stops alone"
 
 
 def test_masks_of_one_model_at_once_copy_only_what_is_pruned(bright: Any) -> None:
     _, masks = three(bright)
-    args = ([bright.model] * 3, masks, [bright.data], SweepSettings(THRESHOLDS, 0.02, stop_early=False))
-    assert sweep_stack(*args, variant="stack") == sweep_stack(*args, variant="loop")
+    args = ([bright.model] * 3, masks, [bright.data])
+    assert sweep_stack(*args, replace(ALL, variant="stack")) == sweep_stack(*args, replace(ALL, variant="loop"))
     stack = StackedPredictions([bright.model] * 3, [[{}, {"3": [0]}]] * 3, [bright.data.images], "zero_gamma")
     assert len(stack._stacked.network.get_parameter("3.weight")) == 12
     assert len(stack._stacked.network.get_parameter("4.weight")) == 3
@@ -233,11 +233,11 @@ def test_models_whose_weights_do_not_fit_are_swept_after_the_others(
     )
     models, masks = three(bright)
     models, masks = [*models, *models], [*masks, *masks]
-    args = (models, masks, [bright.data], SweepSettings(THRESHOLDS, 0.02, stop_early=False))
-    separate = sweep_stack(*args, variant="loop")
+    args = (models, masks, [bright.data])
+    separate = sweep_stack(*args, replace(ALL, variant="loop"))
     for fit, stacks in ((6.5, [6]), (4.5, [4, 2]), (5.5, [5]), (1.5, []), (0.5, [])):
         memory = int(fit * weight_bytes(bright.model))
-        assert sweep_stack(*args, memory=memory, variant="stack") == separate
+        assert sweep_stack(*args, replace(ALL, variant="stack", memory=memory)) == separate
         assert asked == stacks
         asked.clear()
 
@@ -284,8 +284,9 @@ def test_elsewhere_models_are_swept_by_the_variant_that_was_found(
 
     monkeypatch.setattr(sweeping, "sweep_variant", found)
     models, masks = three(bright)
-    args = ([bright.data], SweepSettings(THRESHOLDS, 0.02, stop_early=False))
-    separate = [sweep(one, mask, *args, variant="loop") for one, mask in zip(models, masks, strict=True)]
+    args = ([bright.data], ALL)
+    loop = replace(ALL, variant="loop")
+    separate = [sweep(one, mask, [bright.data], loop) for one, mask in zip(models, masks, strict=True)]
     monkeypatch.setattr(Model, "device", Gpu("cpu"))
     assert sweep_stack(models, masks, *args) == separate
     assert [len(one[0]) for one in asked] == ([3] if variant == "stack" else [3, 1, 1, 1])

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -109,14 +109,6 @@ def test_one_model_is_no_stack_on_a_cpu_and_no_model_gives_nothing(bright: Any) 
     assert unlearn_stack([], bright.data, SETTINGS) == []
 
 
-@dataclass
-class Arrived:
-    """A mark that the device has come past."""
-
-    def query(self) -> bool:
-        return True
-
-
 @pytest.mark.parametrize("name", [name for name in MANY if not name.startswith("a ")])
 def test_an_epoch_after_all_have_stopped_changes_nothing(
     bright: Any, name: str, monkeypatch: pytest.MonkeyPatch
@@ -130,7 +122,8 @@ def test_an_epoch_after_all_have_stopped_changes_nothing(
     )
     at_once, needed = run(), list(Counter(tries).values())
     tries.clear()
-    monkeypatch.setattr(training, "watch_on", lambda device: LateWatch(torch.zeros(2, dtype=torch.bool), Arrived))
+    flags = torch.zeros(2, dtype=torch.bool)
+    monkeypatch.setattr(training, "watch_on", lambda device: LateWatch(flags, lambda: lambda: True))
     late, spent = run(), list(Counter(tries).values())
     assert spent == [min(epochs + 1, settings.max_epochs + 1) for epochs in needed]
     for ours, theirs in zip(late, at_once, strict=True):

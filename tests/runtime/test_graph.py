@@ -107,9 +107,8 @@ def tapes(monkeypatch: pytest.MonkeyPatch) -> Tapes:
     """Steps are taped on the CPU from here on, and watched as those of a GPU are."""
     found = Tapes()
     monkeypatch.setattr(training, "captured", lambda step, device: Captured(step, found))
-    arrived = SimpleNamespace(query=lambda: True)
     flags = torch.zeros(2, dtype=torch.bool)
-    monkeypatch.setattr(training, "watch_on", lambda device: training.LateWatch(flags, lambda: arrived))
+    monkeypatch.setattr(training, "watch_on", lambda device: training.LateWatch(flags, lambda: lambda: True))
     return found
 
 
