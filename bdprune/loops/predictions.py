@@ -45,7 +45,7 @@ class PrunedPredictions:
         sets: images ``[N, C, H, W]`` in [0, 1] of every set.
         prunings: group name -> indices of its pruned filters, in the order in which they will be asked for.
         mode: how a filter is pruned.
-        cache_bytes: memory for feature maps, beside what the batch in work takes.
+        cache_bytes: memory for feature maps, not counting what the current batch takes.
 
     Raises:
         OptionError: an unknown mode, group or filter.
@@ -263,7 +263,7 @@ def in_one_stack(
 ) -> list[Predict] | None:
     """What each model predicts, by one stack of all; None for networks that cannot be stacked.
 
-    One model takes all its steps in one pass. Of several, each takes one, or more where a pass has room for more images
+    One model takes all its steps in one pass. Of several, each takes one, or more where a pass can take more images
     and ``memory`` bytes for their weights.
 
     Args:

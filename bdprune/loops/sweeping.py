@@ -1,4 +1,4 @@
-"""The threshold sweep: how far can filters be pruned before clean accuracy on held-out clean data gives way."""
+"""The threshold sweep: how far can filters be pruned before clean accuracy on held-out clean data falls."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from bdprune.runtime import (
 
 Masks: TypeAlias = Mapping[str, Tensor]
 
-_FEW_STEPS, _FEW_IMAGES = 5, 8  # of a trial on a CPU: little beside a sweep
+_FEW_STEPS, _FEW_IMAGES = 5, 8  # of a trial on a CPU: little compared with a sweep
 _ENOUGH_MODELS = 4  # of a trial: with more of them a pass has no more images
 
 
@@ -42,7 +42,7 @@ class SweepSettings:
         max_drop: fall of clean accuracy, in [0, 1], that ``stop_early`` goes by.
         mode: how a filter is pruned.
         stop_early: stop at the first threshold that costs more than ``max_drop``; otherwise look at all of them,
-            because a filter whose loss hurts alone may be no loss together with those that worked against it.
+            because losing one filter may hurt, and losing it with those that worked against it may not.
         hopeless: a point that costs more than this on one set is not measured on those that follow.
         variant: ``stack`` or ``loop``; None is the loop on a CPU, which goes on from feature maps that it has kept, and
             what a trial finds elsewhere. The stack is of all thresholds of one model, as masks of one network, or of

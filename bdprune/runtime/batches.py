@@ -82,7 +82,7 @@ def _cropped(images: Tensor, drawn: Tensor, padding: int) -> Tensor:
     across = torch.arange(width, device=images.device)
     rows = top + torch.arange(height, device=images.device)
     columns = left + torch.where(mirrored.bool(), width - 1 - across, across)
-    # One gather does crop and flip together; indexing pixels this way leaves the channels innermost.
+    # One gather does crop and flip together; indexing pixels like this leaves the channels innermost.
     padded = functional.pad(images, (padding, padding, padding, padding)).permute(0, 2, 3, 1)
     sample = torch.arange(count, device=images.device).view(-1, 1, 1)
     picked = padded[sample, rows[:, :, None], columns[:, None, :]]

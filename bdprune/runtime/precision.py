@@ -23,7 +23,7 @@ Precision = Literal["winograd", "float32", "bfloat16", "auto"]
 PRECISIONS: tuple[Precision, ...] = ("winograd", "float32", "bfloat16", "auto")
 DEFAULT: Precision = "winograd"
 
-_IMAGES = 16  # images of one trial: enough to fill the convs, little beside an epoch
+_IMAGES = 16  # images of one trial: enough to fill the convs, little compared with an epoch
 _WORTH = 0.8  # bfloat16 must take at most this share of float32's time: precision is not given away for noise
 
 
@@ -129,7 +129,7 @@ def check_precision(precision: str) -> None:
 
 
 def fingerprint(*parts: object) -> str:
-    """A few letters that tell apart what ``repr`` tells apart."""
+    """A few letters that differ where ``repr`` differs."""
     return hashlib.sha256(repr(parts).encode()).hexdigest()[:8]
 
 

@@ -19,7 +19,7 @@ STACK_OR_LOOP = ("stack", "loop")
 WORTH = 0.9
 """A stack must take at most this share of the loop's time: below, the difference may be noise."""
 
-_FEW_MODELS, _FEW_IMAGES = 2, 16  # of the first trial on a CPU: little beside one step of an unlearning
+_FEW_MODELS, _FEW_IMAGES = 2, 16  # of the first trial on a CPU: little compared with one step of an unlearning
 
 
 def stack_or_loop(models: Sequence[Model], images: Tensor) -> Choice:
@@ -57,7 +57,7 @@ def power_of_two(models: Sequence[Model]) -> Sequence[Model]:
 
 
 def describe(model: Model) -> str:
-    """Architecture and size, in words that tell models of other shapes apart."""
+    """Architecture and size, in words that differ for models of other shapes."""
     shapes = [(name, tuple(value.shape)) for name, value in model.network.state_dict().items()]
     count = sum(parameter.numel() for parameter in model.network.parameters())
     return f"{model.arch}, {count:,} parameters ({fingerprint(shapes)})"

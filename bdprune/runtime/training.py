@@ -1,10 +1,10 @@
 """How a model, or a stack of them, trains on a device: what one step does to the weights, and when the host looks.
 
-There are two ways. One model whose host waits for every step (:class:`OneModel`, the CPU's) takes torch's SGD, and a
-step back where its state is no longer finite. Of a stack (:class:`ManyModels`) nothing is read back until training is
-over: whether a model has stopped or broken down is a number on the device that decides over its next update. So no step
-waits, and a step can be recorded as a CUDA graph (:mod:`bdprune.runtime.graph`): all that it changes it changes in
-place.
+There are two strategies. One model on a CPU (:class:`OneModel`) is looked at after every step: it takes torch's SGD, and
+goes one step back where its state is no longer finite. Of a stack (:class:`ManyModels`) nothing is read back until
+training is over: whether a model has stopped or broken down is a number on the device that decides over its next
+update. So no step waits, and a step can be recorded as a CUDA graph (:mod:`bdprune.runtime.graph`): all that it changes
+it changes in place.
 """
 
 from __future__ import annotations
@@ -67,7 +67,7 @@ class OneModel:
         return self._plan.logits(self.module, images).unsqueeze(0)
 
     def move(self, losses: Tensor, going: Tensor) -> Tensor:
-        """Moves the models that are ``going`` (bool ``[G]``) down their loss, and says which have moved.
+        """Moves the models that are ``going`` (bool ``[G]``) down their loss; returns which have moved.
 
         One whose loss or next state would not be finite stays as it was before :meth:`logits`.
         """
@@ -83,7 +83,7 @@ class OneModel:
 
     @torch.no_grad()
     def _keep_if_finite(self) -> bool:
-        """Keeps the state as it is now, in memory that is taken once, if all of it is finite; says whether it is."""
+        """Keeps the state as it is now, in memory that is taken once, if all of it is finite; returns whether it is."""
         state: dict[str, Tensor] = self._network.state_dict()
         floating = [value for value in state.values() if value.is_floating_point() and value.numel()]
         # The extremes pass on what is not a number; one look at all of them waits for the device once.
@@ -172,7 +172,7 @@ def epochs(
 ) -> Iterator[list[Tensors]]:
     """What the steps of every epoch give, each with its labels behind, until no model is ``going`` (bool ``[G]``).
 
-    A GPU tells an epoch late that all models have stopped: the steps of that epoch must change nothing.
+    It is known of a GPU an epoch late that all models have stopped: the steps of that epoch must change nothing.
 
     Args:
         step: images and labels -> tensors. It may write to ``going``, and so may whoever takes the epochs.
@@ -199,14 +199,15 @@ class Watch:
 
 
 class LateWatch(Watch):
-    """For a device that works behind the host: says of an epoch what is known of the one before.
+    """For a device that works behind the host: answers for an epoch with what is known of the one before.
 
     Whether some model is still going is copied to the host while both work on. The host is held back only where it is
     more than an epoch ahead: the device then has an epoch to do still, and is not kept waiting.
 
     Args:
         flags: two bools on the CPU, pinned for a GPU.
-        mark: puts a mark behind all work that the device was given so far; says whether the device has come past it.
+        mark: puts a mark behind all work that the device was given so far, and returns what asks whether the device has
+            come past it.
     """
 
     _PAUSE = 1e-4  # seconds
