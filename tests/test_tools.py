@@ -26,7 +26,7 @@ def test_no_function_or_file_is_too_long_or_takes_too_much() -> None:
 
 
 def test_docstrings_comments_and_blank_lines_do_not_count() -> None:
-    source = '"""A module."""\n\nX = 1  # one\n"""What X is."""\n\n\ndef f():\n    """Says."""\n    # why\n    return """a\nb"""\n'
+    source = '"""A module."""\n\nX = 1  # one\n"""What X is."""\n\n\ndef f():\n    """Says."""\n    return """a\nb"""\n'
     assert tool("code_lines").code_lines(source) == 4
 
 
