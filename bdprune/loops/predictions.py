@@ -16,7 +16,7 @@ from bdprune.model import (
     StackedNetwork,
     State,
     agrees,
-    check,
+    check_pruning,
     prune,
     prune_,
     pruned_parameters,
@@ -60,7 +60,7 @@ class PrunedPredictions:
         cache_bytes: int = CACHE_BYTES,
     ) -> None:
         for pruning in prunings:
-            check(model, pruning, mode)
+            check_pruning(model, pruning, mode)
         self._model, self._sets, self._prunings, self._mode = model, sets, prunings, mode
         self._worker = model.clone()
         self._states: dict[tuple[int, int], list[State]] = {}
@@ -210,7 +210,7 @@ class StackedPredictions:
     ) -> None:
         for model, own in zip(models, prunings, strict=True):
             for pruning in own:
-                check(model, pruning, mode)
+                check_pruning(model, pruning, mode)
         objection = why_not(models)
         if objection:
             raise ValueError(objection)

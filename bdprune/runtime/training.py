@@ -1,7 +1,7 @@
 """How a model, or a stack of them, trains on a device: what one step does to the weights, and when the host looks.
 
-There are two strategies. One model on a CPU (:class:`OneModel`) is looked at after every step: it takes torch's SGD, and
-goes one step back where its state is no longer finite. Of a stack (:class:`ManyModels`) nothing is read back until
+There are two strategies. One model on a CPU (:class:`OneModel`) is looked at after every step: it takes torch's SGD,
+and goes one step back where its state is no longer finite. Of a stack (:class:`ManyModels`) nothing is read back until
 training is over: whether a model has stopped or broken down is a number on the device that decides over its next
 update. So no step waits, and a step can be recorded as a CUDA graph (:mod:`bdprune.runtime.graph`): all that it changes
 it changes in place.

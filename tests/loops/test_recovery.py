@@ -18,6 +18,8 @@ from bdprune.runtime.evaluate import clean_accuracy
 from ..helpers import broken, siblings
 from . import plain
 
+pytestmark = pytest.mark.usefixtures("exact")
+
 SETTINGS = RecoverSettings(batch_size=60, epochs=10, padding=0)
 MANY: dict[str, dict[str, Any]] = {
     "batch statistics": {"small_data": 0},

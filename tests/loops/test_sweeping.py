@@ -24,6 +24,9 @@ from bdprune.runtime.memory import weight_bytes
 from ..helpers import siblings
 
 
+pytestmark = pytest.mark.usefixtures("exact")
+
+
 def rising(bright: Any) -> dict[str, torch.Tensor]:
     """Masks 0, 0.1, ... on the last group: every threshold step prunes one filter more."""
     return {"0": torch.ones(12), "3": torch.arange(12) / 10}

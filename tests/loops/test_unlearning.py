@@ -25,6 +25,9 @@ from ..helpers import broken, siblings
 from .plain import ascend
 
 
+pytestmark = pytest.mark.usefixtures("exact")
+
+
 @pytest.fixture
 def model(bright: Any) -> Model:
     return bright.model  # type: ignore[no-any-return]
