@@ -43,21 +43,6 @@ def purifiers(kind: str) -> int:
     return _list("purifier", kind)
 
 
-class MethodNames(click.ParamType[str]):
-    """Names of methods; the choices are looked up only when help asks for them."""
-
-    name = "name"
-
-    def __init__(self, kind: Kind) -> None:
-        self._kind = kind
-
-    def get_metavar(self, param: click.Parameter, ctx: click.Context) -> str:
-        """The names, as the registry has them."""
-        from bdprune.registry import names
-
-        return "|".join(names(self._kind))
-
-
 def _list(kind: Kind, form: str) -> int:
     found = methods(kind)
     emit(f"{json.dumps(msgspec.to_builtins(found), indent=2)}\n" if form == "json" else _text(found))
@@ -68,7 +53,7 @@ def _text(found: list[MethodInfo]) -> str:
     rows = [
         (one.name, needs(one), one.cost, ", ".join(one.gives), " ".join(one.presets) or "–", one.title) for one in found
     ]
-    lines = table([_COLUMNS, *([plain(cell) for cell in row] for row in rows)], "l" * len(_COLUMNS))
+    lines = table([_COLUMNS, *rows], "l" * len(_COLUMNS))
     notes = [f"  {plain(one.name)}: {plain(one.limits)}" for one in found if one.limits]
     return "\n".join([*lines, *([""] if notes else []), *notes]) + "\n"
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -12,8 +12,23 @@ import click
 
 from bdprune.errors import OptionError
 from bdprune.record import parse_shape
+from bdprune.report import names
 
 Function = TypeVar("Function", bound=Callable[..., Any])
+
+
+class Names(click.ParamType[str]):
+    """A text in which names occur; ``choices`` are looked up only when help asks for them."""
+
+    name = "name"
+
+    def __init__(self, choices: Callable[[], Iterable[str]], after: str = "") -> None:
+        self._choices = choices
+        self._after = after
+
+    def get_metavar(self, param: click.Parameter, ctx: click.Context) -> str:
+        """The names there are."""
+        return "|".join(self._choices()) + self._after
 
 
 def model_options(function: Function) -> Function:
@@ -114,14 +129,14 @@ def progress_options(function: Function) -> Function:
     return _apply(function, options)
 
 
-def format_option(kinds: tuple[str, ...]) -> Callable[[Function], Function]:
-    """``formats``: repeatable, each perhaps with its file."""
+def format_option(*kinds: str) -> Callable[[Function], Function]:
+    """``formats`` for documents of these kinds: repeatable, each perhaps with its file."""
     return click.option(
         "-f",
         "--format",
         "formats",
         multiple=True,
-        metavar=f"{'|'.join(kinds)}[=FILE]",
+        type=Names(lambda: names(*kinds), "[=FILE]"),
         help="How to report; repeatable, as in --format text --format html=report.html.  [default: text]",
     )
 

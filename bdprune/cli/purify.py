@@ -10,8 +10,8 @@ from typing import Any
 import click
 
 from bdprune.cli import exit_codes, outputs
-from bdprune.cli.methods import MethodNames
 from bdprune.cli.options import (
+    Names,
     attachments_option,
     data_options,
     format_option,
@@ -22,8 +22,7 @@ from bdprune.cli.options import (
 from bdprune.cli.progress import Progress
 from bdprune.errors import OptionError
 from bdprune.files import check_writable
-
-KINDS = ("text", "json", "html")
+from bdprune.registry import names
 
 
 @click.command(short_help="Cut the backdoor out of a checkpoint.")
@@ -32,7 +31,7 @@ KINDS = ("text", "json", "html")
     "--method",
     default="rnp",
     show_default=True,
-    type=MethodNames("purifier"),
+    type=Names(lambda: names("purifier")),
     help="How to repair; `bdprune purifiers` says what they do.",
 )
 @click.option(
@@ -62,7 +61,7 @@ KINDS = ("text", "json", "html")
 @precision_option("the repair's steps")
 @model_options
 @attachments_option
-@format_option(KINDS)
+@format_option("purify")
 @progress_options
 def purify(
     path: Path,
@@ -90,7 +89,7 @@ def purify(
     from bdprune.fleet import check_exists
 
     check_exists(path)
-    wanted = outputs.plan(formats, (), KINDS, quiet)
+    wanted = outputs.plan(formats, (), ("purify",), quiet)
     check_writable(output)
     outputs.check_apart([output, *(one.path for one in wanted)], [path, data, start_from])
     with Progress(1, shown=not (quiet or no_progress)) as progress, redirect_stdout(sys.stderr):
@@ -100,5 +99,6 @@ def purify(
         source = next(progress.through([path]))
         done = repair(source, data, output=output, start_from=start_from, progress=progress.stage, **options)
     results = [done.result, *(other.result for other in done.others)]
-    outputs.write(wanted, results, as_array=len(results) > 1)
+    for one in wanted:
+        one.write(results)
     return exit_codes.INCONCLUSIVE if done.result.left else exit_codes.OK

@@ -12,8 +12,6 @@ import click
 from bdprune.cli import outputs
 from bdprune.cli.options import data_options, format_option, model_options
 
-KINDS = ("text", "json", "html")
-
 
 @click.command(short_help="List the filters that stand out.")
 @click.argument("path", type=click.Path(path_type=Path))
@@ -27,7 +25,7 @@ KINDS = ("text", "json", "html")
 @click.option("--top", type=click.IntRange(min=0), default=20, show_default=True, metavar="N", help="Filters to list.")
 @data_options
 @model_options
-@format_option(KINDS)
+@format_option("score")
 def score(
     path: Path,
     method: Literal["lipschitz", "suspiciousness"],
@@ -46,17 +44,12 @@ def score(
     from bdprune.fleet import check_exists
 
     check_exists(path)
-    wanted = outputs.plan(formats, (), KINDS, quiet=False)
+    wanted = outputs.plan(formats, (), ("score",), quiet=False)
     outputs.check_apart([one.path for one in wanted], [path, data])
     with redirect_stdout(sys.stderr):
         from bdprune.pipeline import score as score_filters
 
-        result = score_filters(
-            path,
-            data,
-            method=method,
-            top=top,
-            **options,
-        )
-    outputs.write(wanted, [result], as_array=False)
+        result = score_filters(path, data, method=method, top=top, **options)
+    for one in wanted:
+        one.write([result])
     return 0
