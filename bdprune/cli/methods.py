@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import click
 import msgspec
 
+from bdprune.cli.options import listing
 from bdprune.cli.outputs import emit
 from bdprune.registry import Kind, methods
 from bdprune.report import plain, table
@@ -16,31 +17,30 @@ if TYPE_CHECKING:
     from bdprune.record import MethodInfo
 
 _COLUMNS = ("name", "needs", "cost", "gives", "presets", "what it does")
-_format = click.option("-f", "--format", "kind", type=click.Choice(["text", "json"]), default="text", show_default=True)
 
 
 @click.command(short_help="List the detectors.")
-@_format
-def detectors(kind: str) -> int:
+@listing
+def detectors(form: str) -> int:
     """List the detectors, ours and those of installed packages, in the order in which a scan runs them.
 
     \b
     bdprune detectors
     bdprune detectors --format json
     """
-    return _list("detector", kind)
+    return _list("detector", form)
 
 
 @click.command(short_help="List the purifiers.")
-@_format
-def purifiers(kind: str) -> int:
+@listing
+def purifiers(form: str) -> int:
     """List the purifiers, ours and those of installed packages, with their presets.
 
     \b
     bdprune purifiers
     bdprune purifiers --format json
     """
-    return _list("purifier", kind)
+    return _list("purifier", form)
 
 
 def _list(kind: Kind, form: str) -> int:

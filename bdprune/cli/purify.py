@@ -9,16 +9,7 @@ from typing import Any
 
 import click
 
-from bdprune.cli import exit_codes, outputs
-from bdprune.cli.options import (
-    Names,
-    attachments_option,
-    data_options,
-    format_option,
-    model_options,
-    precision_option,
-    progress_options,
-)
+from bdprune.cli import exit_codes, options, outputs
 from bdprune.cli.progress import Progress
 from bdprune.errors import OptionError
 from bdprune.files import check_writable
@@ -26,23 +17,21 @@ from bdprune.registry import names
 
 
 @click.command(short_help="Cut the backdoor out of a checkpoint.")
-@click.argument("path", type=click.Path(path_type=Path))
+@click.argument("path", type=options.FILE)
 @click.option(
     "--method",
     default="rnp",
     show_default=True,
-    type=Names(lambda: names("purifier")),
+    type=options.Names(lambda: names("purifier")),
     help="How to repair; `bdprune purifiers` says what they do.",
 )
-@click.option(
-    "-o", "--output", required=True, type=click.Path(path_type=Path), metavar="OUT", help="The new checkpoint."
-)
-@data_options
+@click.option("-o", "--output", required=True, type=options.FILE, metavar="OUT", help="The new checkpoint.")
+@options.data_options
 @click.option("--preset", metavar="NAME", help="A named set of the method's settings; `bdprune purifiers` lists them.")
 @click.option(
     "--from",
     "start_from",
-    type=click.Path(path_type=Path),
+    type=options.FILE,
     metavar="RESULT",
     help="The JSON of a scan of the same weights on the same images: the repair checks that it was, "
     "and goes on from there.",
@@ -58,11 +47,11 @@ from bdprune.registry import names
     metavar="SHARE",
     help="Largest fall of clean accuracy that the threshold may cost, as in 0.02.  [default: the method's]",
 )
-@precision_option("the repair's steps")
-@model_options
-@attachments_option
-@format_option("purify")
-@progress_options
+@options.precision_option("the repair's steps")
+@options.model_options
+@options.attachments_option
+@options.format_option("purify")
+@options.progress_options
 def purify(
     path: Path,
     output: Path,
@@ -71,7 +60,7 @@ def purify(
     formats: tuple[str, ...],
     quiet: bool,
     no_progress: bool,
-    **options: Any,
+    **settings: Any,
 ) -> int:
     """Cut the backdoor out of a checkpoint and write a drop-in replacement.
 
@@ -97,7 +86,7 @@ def purify(
         from bdprune.pipeline import purify as repair
 
         source = next(progress.through([path]))
-        done = repair(source, data, output=output, start_from=start_from, progress=progress.stage, **options)
+        done = repair(source, data, output=output, start_from=start_from, progress=progress.stage, **settings)
     results = [done.result, *(other.result for other in done.others)]
     for one in wanted:
         one.write(results)

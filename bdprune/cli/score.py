@@ -9,12 +9,11 @@ from typing import Any, Literal
 
 import click
 
-from bdprune.cli import outputs
-from bdprune.cli.options import data_options, format_option, model_options
+from bdprune.cli import options, outputs
 
 
 @click.command(short_help="List the filters that stand out.")
-@click.argument("path", type=click.Path(path_type=Path))
+@click.argument("path", type=options.FILE)
 @click.option(
     "--method",
     type=click.Choice(["lipschitz", "suspiciousness"]),
@@ -23,16 +22,16 @@ from bdprune.cli.options import data_options, format_option, model_options
     help="lipschitz needs no data, suspiciousness needs clean images.",
 )
 @click.option("--top", type=click.IntRange(min=0), default=20, show_default=True, metavar="N", help="Filters to list.")
-@data_options
-@model_options
-@format_option("score")
+@options.data_options
+@options.model_options
+@options.format_option("score")
 def score(
     path: Path,
     method: Literal["lipschitz", "suspiciousness"],
     top: int,
     data: Path | None,
     formats: tuple[str, ...],
-    **options: Any,
+    **settings: Any,
 ) -> int:
     """Score every filter of a checkpoint and list those that stand out most of their layers.
 
@@ -49,7 +48,7 @@ def score(
     with redirect_stdout(sys.stderr):
         from bdprune.pipeline import score as score_filters
 
-        result = score_filters(path, data, method=method, top=top, **options)
+        result = score_filters(path, data, method=method, top=top, **settings)
     for one in wanted:
         one.write([result])
     return 0

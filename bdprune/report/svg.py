@@ -94,12 +94,7 @@ def bars(
 
 
 def lines(
-    title: str,
-    series: Sequence[Line],
-    axes: Axes,
-    *,
-    percent: bool = True,
-    chosen: tuple[float, str] | None = None,
+    title: str, series: Sequence[Line], axes: Axes, *, percent: bool = True, chosen: tuple[float, str] | None = None
 ) -> Markup:
     """A line chart, with a legend where there are several lines.
 

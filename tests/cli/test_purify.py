@@ -64,7 +64,7 @@ def test_rnp_takes_its_preset_and_accuracy_guard(purify: Run, tmp_path: Path) ->
         (["-o", "out.pth", "--preset", "paper"], "takes no preset"),
         (["-o", "out.pth", "--max-acc-drop", "2"], "2.0 is not in the range"),
         (["-o", "out.pth", "--mode", "melt"], "'melt' is not one of"),
-        (["-o", "out.pth", "--format", "jsonl"], "no format 'jsonl'"),
+        (["-o", "out.pth", "--format", "xml"], "no format 'xml'"),
         (["-o", "out.pth", "--data", "none"], "needs clean data"),
         (["-o", "out.pth", "--method", "magic"], "no purifier 'magic'"),
     ],

@@ -34,7 +34,7 @@ class TextWriter(Writer):
         if several:
             blocks.append(_fleet(scans, style.colour))
         elif not blocks:
-            blocks.append([f"  {summary.tally([])}"])
+            blocks.append([summary.tally([])])
         return "\n".join("".join(f"{line}\n" for line in block) for block in [*blocks, *coverages])
 
 

@@ -61,7 +61,7 @@ def test_files_that_were_passed_over_come_last(clean: Result, coverage: Coverage
         "    MAY HOLD WEIGHTS: ONNX: models/net.onnx",
         "    text: models/a.txt, models/b.txt",
     ]
-    assert text_of(coverage).startswith("  0 models: nothing scanned\n")
+    assert text_of(coverage).startswith("0 models: nothing scanned\n")
 
 
 def test_colour_only_when_asked(backdoored: Result, clean: Result, repaired: PurifyResult, scored: ScoreResult) -> None:
