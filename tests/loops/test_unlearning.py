@@ -24,7 +24,6 @@ from bdprune.runtime.training import LateWatch
 from ..helpers import broken, siblings
 from .plain import ascend
 
-
 pytestmark = pytest.mark.usefixtures("exact")
 
 
