@@ -100,7 +100,9 @@ class MaskedConv2d(nn.Conv2d):
 
     def _conv_forward(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         x, stride, padding, dilation = padded(self, input)
-        return masked_conv2d(x, weight, self.mask, bias, stride, padding, dilation, self.groups)
+        return masked_conv2d(
+            x, weight, self.mask, bias, stride=stride, padding=padding, dilation=dilation, groups=self.groups
+        )
 
 
 class _ScaledConv2d:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Container, Iterator, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -145,7 +146,8 @@ class StackedConv2d(nn.Conv2d):
         batches, one = _unfold(x, len(self.weight)), _shared(self.weight)
         weight, bias = (self.weight, self.bias) if one is None else (one, _shared(self.bias))
         if self.mask is not None:
-            z = masked_conv2d(batches, weight, self.mask, bias, stride, padding, dilation, self.groups)
+            where: Any = {"stride": stride, "padding": padding, "dilation": dilation, "groups": self.groups}
+            z = masked_conv2d(batches, weight, self.mask, bias, **where)
         elif one is not None:
             return functional.conv2d(x, weight, bias, stride, padding, dilation, self.groups)
         else:
