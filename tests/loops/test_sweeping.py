@@ -23,7 +23,6 @@ from bdprune.runtime.memory import weight_bytes
 
 from ..helpers import siblings
 
-
 pytestmark = pytest.mark.usefixtures("exact")
 
 
