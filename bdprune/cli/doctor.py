@@ -14,6 +14,7 @@ import click
 
 import bdprune
 from bdprune.cli import exit_codes
+from bdprune.cli.options import listing
 from bdprune.cli.outputs import emit, use_colour
 from bdprune.errors import BdpruneError
 from bdprune.report import plain, table
@@ -34,11 +35,11 @@ class Check:
 
 
 @click.command(short_help="Say what was built and what runs here.")
-@click.option("--format", "kind", type=click.Choice(["text", "json"]), default="text", show_default=True)
+@listing
 @click.option(
     "--paths", is_flag=True, help="Also say how stacks of models, sweeps and convolutions run here, and how fast."
 )
-def doctor(kind: str, paths: bool) -> int:
+def doctor(form: str, paths: bool) -> int:
     """Say what was built, for which torch, CUDA and CPU, what runs here, and the mend for what does not.
 
     Exits with 2 when something that every scan needs is broken.
@@ -49,7 +50,7 @@ def doctor(kind: str, paths: bool) -> int:
     bdprune doctor --paths
     """
     checks = [*_checks(), *(_tuned() if paths else ())]
-    emit(_json(checks) if kind == "json" else _text(checks))
+    emit(_json(checks) if form == "json" else _text(checks))
     return exit_codes.FAILED if any(check.state == "broken" for check in checks) else exit_codes.OK
 
 
@@ -160,7 +161,7 @@ def _json(checks: list[Check]) -> str:
 
 
 def _text(checks: list[Check]) -> str:
-    lines = table([(check.state, check.name, plain(check.found)) for check in checks], "lll")
+    lines = table([(check.state, check.name, check.found) for check in checks], "lll")
     if use_colour():
         lines = [
             line.replace(check.state, f"\x1b[{_COLOURS[check.state]}m{check.state}\x1b[0m", 1)

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import click
 
+from bdprune.cli.options import FILE
 from bdprune.cli.outputs import emit
 from bdprune.errors import OptionError
 from bdprune.files import check_writable
@@ -18,25 +19,19 @@ DEFAULT_DATA = Path("zoo/demo/test.npz")
 @click.argument("attack")
 @click.option(
     "--data",
-    type=click.Path(path_type=Path),
+    type=FILE,
     metavar="DIR|FILE",
     help=f"Labelled clean images: a folder per class, .npz, or parquet.  [default: {DEFAULT_DATA}]",
 )
 @click.option("--set", "settings", multiple=True, metavar="KEY=VALUE", help="A setting of the attack; repeatable.")
 @click.option(
     "--trigger",
-    type=click.Path(path_type=Path),
+    type=FILE,
     metavar="FILE.trigger",
     help="What the trigger has learned, as `zoo make` writes it beside a model.",
 )
 @click.option("--count", type=click.IntRange(1, 100), default=5, show_default=True, metavar="N", help="Rows.")
-@click.option(
-    "-o",
-    "--output",
-    type=click.Path(path_type=Path),
-    metavar="FILE.png",
-    help="Where the picture goes.  [default: ATTACK.png]",
-)
+@click.option("-o", "--output", type=FILE, metavar="FILE.png", help="Where the picture goes.  [default: ATTACK.png]")
 def show(
     attack: str, data: Path | None, settings: tuple[str, ...], trigger: Path | None, count: int, output: Path | None
 ) -> int:

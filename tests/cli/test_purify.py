@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from bdprune.record.result import PurifyResult
 from click.testing import Result as Ran
 
 from bdprune.model.loading import load
-from bdprune.record.result import PurifyResult
 
 Run = Callable[..., Ran]
 
@@ -64,7 +64,7 @@ def test_rnp_takes_its_preset_and_accuracy_guard(purify: Run, tmp_path: Path) ->
         (["-o", "out.pth", "--preset", "paper"], "takes no preset"),
         (["-o", "out.pth", "--max-acc-drop", "2"], "2.0 is not in the range"),
         (["-o", "out.pth", "--mode", "melt"], "'melt' is not one of"),
-        (["-o", "out.pth", "--format", "jsonl"], "no format 'jsonl'"),
+        (["-o", "out.pth", "--format", "xml"], "no format 'xml'"),
         (["-o", "out.pth", "--data", "none"], "needs clean data"),
         (["-o", "out.pth", "--method", "magic"], "no purifier 'magic'"),
     ],

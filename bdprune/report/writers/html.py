@@ -6,13 +6,27 @@ import json
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import jinja2
 from markupsafe import Markup, escape
 
-from bdprune.record import CoverageResult, Document, PurifyResult, Result, ScoreResult
-from bdprune.report import charts, summary, svg
+from bdprune.record import CoverageResult, Document, Result
+from bdprune.report import summary
+from bdprune.report.base import Documents, Style, Writer, kind_of
+
+if TYPE_CHECKING:
+    import jinja2
+
+
+class HtmlWriter(Writer):
+    """One page for all results, in their order."""
+
+    title = "a page with charts"
+    media_type = "text/html"
+    suffixes = (".html", ".htm")
+
+    def to_text(self, documents: Documents, style: Style) -> str:
+        return html_page(documents)
 
 
 @dataclass(frozen=True)
@@ -25,39 +39,36 @@ class Table:
     note: str = ""
 
 
-def html_page(
-    documents: Sequence[Document],
-    title: str = "",
-    top: Table | None = None,
-    coverage: CoverageResult | None = None,
-) -> str:
+def html_page(documents: Documents, title: str = "", top: Table | None = None) -> str:
     """The page for these results, in their order; several scans get a table on top that leads to each.
 
     Args:
-        documents: scans, repairs and scores, mixed as they like.
+        documents: scans, repairs and scores, mixed as they like, and what became of the files that have no result.
         title: of the page; by default what was scanned.
         top: what comes before everything else.
-        coverage: what became of the files that have no result.
     """
-    numbered = list(enumerate(documents, 1))
-    scans = [(index, one) for index, one in numbered if isinstance(one, Result)]
+    results = [one for one in documents if isinstance(one, Document)]
+    scans = [(index, one) for index, one in enumerate(results, 1) if isinstance(one, Result)]
     scans.sort(key=lambda pair: summary.rank(pair[1]))
     tally = summary.tally([one for _, one in scans])
     page = _environment().get_template("report.html.j2")
     text = page.render(
         top=top,
-        title=title or (documents[0].name if len(documents) == 1 else tally),
-        documents=numbered,
+        title=title or (results[0].name if len(results) == 1 else tally),
+        documents=list(enumerate(results, 1)),
         scans=scans,
         tally=tally,
-        coverage=coverage,
-        env=documents[0].env if documents else None,
-        started=documents[0].started if documents else "",
+        coverages=[one for one in documents if isinstance(one, CoverageResult)],
+        first=results[0] if results else None,
     )
     return text.encode(errors="replace").decode()  # a file name need not be UTF-8
 
 
 def _environment() -> jinja2.Environment:
+    import jinja2  # a page needs it, and the help of a command does not
+
+    from bdprune.report import charts, svg
+
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("bdprune.report"),
         autoescape=True,
@@ -65,15 +76,9 @@ def _environment() -> jinja2.Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {
-        "percent": summary.percent,
-        "number": summary.number,
-        "seconds": summary.seconds,
-        "size": summary.size,
-        "prose": _prose,
-        "short_json": _short_json,
-        "kind": _kind,
-    }
+    words = (summary.percent, summary.number, summary.seconds, summary.size)
+    environment.filters |= {word.__name__: word for word in words}
+    environment.filters |= {"prose": _prose, "short_json": _short_json, "kind": kind_of}
     environment.globals |= {"summary": summary, "charts": charts, "svg": svg}
     return environment
 
@@ -81,11 +86,6 @@ def _environment() -> jinja2.Environment:
 def _prose(text: str) -> Markup:
     """Escaped text in which `commands` are set as code."""
     return Markup(re.sub(r"`([^`]+)`", r"<code>\1</code>", str(escape(text))))
-
-
-def _kind(document: Document) -> str:
-    kinds = {Result: "scan", PurifyResult: "purify", ScoreResult: "score"}
-    return next(name for kind, name in kinds.items() if isinstance(document, kind))
 
 
 def _short_json(value: Any, limit: int = 400) -> str:

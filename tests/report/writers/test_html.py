@@ -8,8 +8,8 @@ from html.parser import HTMLParser
 import msgspec
 import pytest
 
-from bdprune.record.result import ArtifactInfo, Document, PurifyResult, Result, ScoreResult
-from bdprune.report.html import Table, html_page
+from bdprune.record import ArtifactInfo, CoverageResult, Document, PurifyResult, Result, ScoreResult
+from bdprune.report import Table, html_page, writer
 
 VOID = {"meta", "link", "br", "hr", "img", "input"}
 
@@ -39,7 +39,7 @@ class Reader(HTMLParser):
             self.text.append(data)
 
 
-def read(*documents: Document) -> Reader:
+def read(*documents: Document | CoverageResult) -> Reader:
     reader = Reader()
     reader.feed(html_page(documents))
     assert not reader.open
@@ -79,9 +79,12 @@ def test_page_stands_alone_and_runs_nothing(everything: list[Document]) -> None:
 def test_untrusted_text_is_escaped_everywhere(backdoored: Result, repaired: PurifyResult) -> None:
     evil = "</title></style><script>alert(1)</script>\"'><svg onload=x>"
     names = (evil,) * 10
+    attached = msgspec.structs.replace(backdoored.detectors[1].attachments[0], name=evil, media_type=evil, file=evil)
     details = {evil: evil, "layers": [{"layer": evil, "max_z": 1.0}], "flip_shares": [0.1] * 10}
+    said = {"remarks": (evil,), "limits": (evil,), "error": evil, "attachments": (attached,)}
     detectors = tuple(
-        msgspec.structs.replace(one, id=evil, params={evil: evil}, details=details) for one in backdoored.detectors
+        msgspec.structs.replace(one, detector=evil, params={evil: evil}, details=details, **said)
+        for one in backdoored.detectors
     )
     assert backdoored.data and backdoored.model
     scan = msgspec.structs.replace(
@@ -92,7 +95,8 @@ def test_untrusted_text_is_escaped_everywhere(backdoored: Result, repaired: Puri
         detectors=detectors,
         findings=tuple(msgspec.structs.replace(one, message=evil) for one in backdoored.findings),
     )
-    repair = msgspec.structs.replace(repaired, method=evil, threshold_rule=evil, pruned={evil: (1,)})
+    changes = {"selection": evil, "pruned": {evil: (1,)}, "phases": {evil: 1.0}, "attachments": (attached,)}
+    repair = msgspec.structs.replace(repaired, method=evil, **changes)
     page = html_page([scan, scan, repair], evil)
     assert "<script" not in page and "onload=x>" not in page
     reader = Reader()
@@ -129,7 +133,7 @@ def test_one_model_has_no_fleet_table(clean: Result) -> None:
     assert "fleet" not in {attrs.get("id") for _, attrs in read(clean).tags}
 
 
-def test_error_shows_message_and_mend_and_no_evidence(failed: Result) -> None:
+def test_error_shows_message_and_hint_and_no_evidence(failed: Result) -> None:
     text = words(read(failed))
     assert "The archive is cut off." in text and "Download it again." in text
     assert "Evidence" not in text
@@ -138,8 +142,38 @@ def test_error_shows_message_and_mend_and_no_evidence(failed: Result) -> None:
 def test_repair_shows_before_and_after(repaired: PurifyResult) -> None:
     text = words(read(repaired))
     assert "93.0 % 92.0 %" in text and "2400 2359" in text and "chosen: 0.35" in text
-    unchanged = words(read(msgspec.structs.replace(repaired, pruned={}, filters_pruned=0)))
+    unchanged = words(read(msgspec.structs.replace(repaired, change="nothing", pruned={}, filters_pruned=0)))
     assert "no safer than before" in unchanged and "no safer" not in text
+
+
+def test_repair_that_only_retrained_has_no_filters_and_no_threshold(retrained: PurifyResult) -> None:
+    text = words(read(retrained))
+    assert text.index("repaired") < text.index("x.fine_tuning retrained the weights.") and "unchanged" not in text
+    assert "Change retrained after the last of 10 epochs" in text and "Of which fine tune 30.0 s." in text
+    assert "Active filters" not in text and "hreshold" not in text and "runed" not in text
+
+
+def test_evidence_shows_remarks_limits_errors_and_p_values(clean: Result) -> None:
+    assert "p-value" not in words(read(clean))
+    one = msgspec.structs.replace(
+        clean.detectors[0], p_value=0.04, near=True, limits=("Few images.",), not_applicable="No batch norm."
+    )
+    text = words(read(msgspec.structs.replace(clean, detectors=(one,))))
+    assert "p-value" in text and "0.04" in text and "not flagged, near" in text
+    assert "remark The lead is taken over 1 order of 500 images. limit Few images." in text
+    assert "not applicable No batch norm." in text
+
+
+def test_attachments_are_named_with_size_digest_and_file(clean: Result, retrained: PurifyResult) -> None:
+    digest = "12" * 32
+    assert f"filter_scores application/safetensors 9.6 kB scores.safetensors {digest}" in words(read(clean))
+    assert f"teacher application/safetensors 9.6 kB not written {digest}" in words(read(retrained))
+
+
+def test_files_that_were_passed_over_are_a_table(clean: Result, coverage: CoverageResult) -> None:
+    text = words(read(clean, coverage))
+    assert "Passed over: 3 of 5 files" in text and "possible ONNX 1 models/net.onnx" in text
+    assert writer("html").render([clean, coverage]) == html_page([clean, coverage])
 
 
 def test_table_on_top_comes_first_and_is_escaped(clean: Result) -> None:
@@ -159,4 +193,4 @@ def test_details_of_unexpected_shape_are_listed_not_drawn(clean: Result) -> None
         clean.detectors[0], details={"trajectory": "up and down", "flip_shares": [1, None], "layers": [{"name": "x"}]}
     )
     text = words(read(msgspec.structs.replace(clean, detectors=(odd,))))
-    assert "up and down" in text and "Unlearning, batch by batch" not in text
+    assert "up and down" in text and "step by step" not in text
