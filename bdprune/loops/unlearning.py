@@ -14,19 +14,7 @@ from bdprune.errors import TrainingError
 from bdprune.loops.outcomes import mean_losses, only
 from bdprune.loops.trajectory import UnlearnStep
 from bdprune.model import Model
-from bdprune.runtime import (
-    DEFAULT,
-    ManyModels,
-    OneModel,
-    Plan,
-    Precision,
-    clean_accuracy,
-    epochs,
-    keep_running_statistics,
-    passes,
-    plan_for,
-    runs_as_stack,
-)
+from bdprune.runtime import DEFAULT, Plan, Precision, Trained, clean_accuracy, epochs, passes, plan_for, trainer_for
 
 
 @dataclass(frozen=True)
@@ -124,11 +112,11 @@ def unlearn_stack(
     results: dict[int, Unlearned | TrainingError] = {}
     pending = {index: _Attempt(settings.lr, settings.retries, settings.raises) for index in range(len(models))}
     floors = [_stop_accuracy(model, data, settings) for model in models]
-    as_stack = runs_as_stack(models)
+    trainer, few = trainer_for(models), len(data) < settings.small_data
     while pending:
         tried = list(pending)
         some = [models[index] for index in tried]
-        ascent = _Ascent(ManyModels(some) if as_stack else OneModel(some[0]), settings, [floors[k] for k in tried])
+        ascent = _Ascent(trainer(some, few), settings, [floors[index] for index in tried])
         rates = [pending[index].lr for index in tried]
         for index, outcome in zip(tried, ascent.run(some, data, rates, seed, precision), strict=True):
             attempt = pending.pop(index).after(*outcome, settings.min_steps)
@@ -176,7 +164,7 @@ class _Attempt:
 class _Ascent:
     """One try of all models: who is still going, and who has failed, on the device (bool ``[G]``)."""
 
-    def __init__(self, trained: OneModel | ManyModels, settings: UnlearnSettings, floors: Sequence[float]) -> None:
+    def __init__(self, trained: Trained, settings: UnlearnSettings, floors: Sequence[float]) -> None:
         self._trained, self._settings = trained, settings
         device = next(trained.module.parameters()).device
         self._floors = torch.tensor(floors, dtype=torch.float64, device=device)
@@ -189,8 +177,6 @@ class _Ascent:
     ) -> list[tuple[Unlearned, bool]]:
         """The outcome of every model, and whether it stayed finite."""
         settings, trained, device = self._settings, self._trained, models[0].device
-        if len(data) < settings.small_data:
-            keep_running_statistics(trained.module)
         # The plan of one model holds for the stack: it is what that model would run by alone.
         one = trained.module if trained.reads_back else models[0].clone().module.train()
         plan = plan_for(precision, one, data.images)

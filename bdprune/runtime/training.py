@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import TypeAlias
 
 import torch
 from torch import Tensor, nn
@@ -29,27 +30,24 @@ def keep_running_statistics(module: nn.Module) -> None:
             child.eval()
 
 
-def runs_as_stack(models: Sequence[Model]) -> bool:
-    """Whether ``models`` train as a stack: several always, and one on a GPU, where reading back waits for the device.
-
-    One model that cannot be stacked never does.
-    """
-    return len(models) > 1 or any(model.device.type == "cuda" and not why_not([model]) for model in models)
-
-
 class OneModel:
     """A copy of one model in training, by torch's SGD; ``[G]`` is one entry a model.
 
+    Args:
+        models: one; it stays as it is.
+        keeps_statistics: whether batch norms use their running statistics and keep them.
+
     Attributes:
-        module: images -> logits, in train mode; to be changed before :meth:`start` alone.
+        module: images -> logits, in train mode.
         reads_back: whether the host looks at every step.
     """
 
     reads_back = True
 
-    def __init__(self, model: Model) -> None:
-        self._model, worker = model, model.clone()
-        self._network, self.module = worker.network, worker.module.train()
+    def __init__(self, models: Sequence[Model], keeps_statistics: bool) -> None:
+        (self._model,) = models
+        worker = self._model.clone()
+        self._network, self.module = worker.network, _in_train_mode(worker.module, keeps_statistics)
 
     def start(self, plan: Plan, rates: Sequence[float], momentum: float, weight_decay: float) -> None:
         """Lays out the weights and sets up SGD, each model at its own learning rate."""
@@ -103,9 +101,9 @@ class ManyModels:
 
     reads_back = False
 
-    def __init__(self, models: Sequence[Model]) -> None:
-        self._stacked = StackedNetwork(models).train()
-        self.module = self._stacked
+    def __init__(self, models: Sequence[Model], keeps_statistics: bool) -> None:
+        self._stacked = StackedNetwork(models)
+        self.module = _in_train_mode(self._stacked, keeps_statistics)
 
     def start(self, plan: Plan, rates: Sequence[float], momentum: float, weight_decay: float) -> None:
         self._plan, self._momentum, self._weight_decay = plan, momentum, weight_decay
@@ -145,6 +143,25 @@ class ManyModels:
 
     def model(self, index: int) -> Model:
         return self._stacked.model(index)
+
+
+Trained: TypeAlias = OneModel | ManyModels
+
+
+def trainer_for(models: Sequence[Model]) -> type[Trained]:
+    """What trains ``models``, or some of them: several as a stack, and one on a GPU, where reading back waits for it.
+
+    One model that cannot be stacked is always by itself.
+    """
+    one = len(models) == 1 and (models[0].device.type != "cuda" or why_not(models))
+    return OneModel if one else ManyModels
+
+
+def _in_train_mode(module: nn.Module, keeps_statistics: bool) -> nn.Module:
+    module.train()
+    if keeps_statistics:
+        keep_running_statistics(module)
+    return module
 
 
 def _per_model(values: Tensor, like: Tensor) -> Tensor:

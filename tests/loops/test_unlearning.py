@@ -100,14 +100,15 @@ def test_a_stack_of_one_is_the_model_alone(bright: Any, monkeypatch: pytest.Monk
     """As it runs on a GPU."""
     settings = UnlearnSettings(lr=0.02, batch_size=50, max_epochs=3, padding=1, retries=0)
     alone = unlearn(bright.model, bright.data, settings, seed=3)
-    monkeypatch.setattr(unlearning, "runs_as_stack", lambda models: True)
+    monkeypatch.setattr(unlearning, "trainer_for", lambda models: training.ManyModels)
     assert_same(unlearn(bright.model, bright.data, settings, seed=3), alone)
     with pytest.raises(TrainingError, match="not finite at learning rate"):
         unlearn(broken(bright.model), bright.data, settings)
 
 
 def test_one_model_is_no_stack_on_a_cpu_and_no_model_gives_nothing(bright: Any) -> None:
-    assert not training.runs_as_stack([bright.model]) and training.runs_as_stack([bright.model] * 2)
+    assert training.trainer_for([bright.model]) is training.OneModel
+    assert training.trainer_for([bright.model] * 2) is training.ManyModels
     assert unlearn_stack([], bright.data, SETTINGS) == []
 
 

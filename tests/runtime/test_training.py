@@ -87,7 +87,7 @@ def test_a_gpu_is_watched_through_pinned_memory_and_marks_on_its_stream(monkeypa
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
 def test_one_model_goes_back_to_its_last_finite_state(bright: Any, value: float) -> None:
-    one = OneModel(bright.model)
+    one = OneModel([bright.model], False)
     one.start(Plan(), [0.1], 0.9, 0.0)
     network = one.model(0).network
     weight, mean = network.get_parameter("3.weight"), network.get_buffer("4.running_mean")
