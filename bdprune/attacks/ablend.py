@@ -8,9 +8,9 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from bdprune.attacks.base import Poisoned, Setting, TriggerType, apply
+from bdprune.attacks.base import AttackSetting, Poisoned, apply_trigger
 from bdprune.attacks.blend import Blend
-from bdprune.attacks.check import check_at_least, check_share
+from bdprune.attacks.check import Count, Share
 from bdprune.attacks.poison import draw, draw_covers, saturate
 from bdprune.errors import OptionError
 
@@ -34,21 +34,18 @@ class ABlend(Blend):
         kept: pieces that a training image carries (the paper: 8).
     """
 
-    cover_rate: float = 0.1
-    grid: int = 4
+    cover_rate: Share = 0.1
+    grid: Count = 4
     kept: int = 8
 
     kind: ClassVar[str] = "ablend"
-    trigger_type: ClassVar[TriggerType] = "static"
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_share("cover_rate", self.cover_rate)
-        check_at_least("grid", self.grid, 1)
         if not 0 <= self.kept <= self.grid**2:
             raise OptionError(f"The setting kept is {self.kept}.", f"Give from 0 to all {self.grid**2} pieces.")
 
-    def poison(self, setting: Setting, trigger: nn.Module, generator: torch.Generator) -> Poisoned:
+    def poison(self, setting: AttackSetting, trigger: nn.Module, generator: torch.Generator) -> Poisoned:
         """Dirty labels for ``rate`` of the images, as for every such attack, and covers among the others."""
         wanted = self.goal(setting.labels, setting.num_classes)
         victims = draw(wanted != setting.labels, self.rate, generator)
@@ -58,7 +55,7 @@ class ABlend(Blend):
         for index in torch.cat([victims, chosen]).split(500):
             clean = images[index].float() / 255
             seen = pieces(len(index), clean.shape[-2:], self.grid, self.kept, generator)
-            images[index] = saturate(torch.where(seen, apply(trigger, clean), clean))
+            images[index] = saturate(torch.where(seen, apply_trigger(trigger, clean), clean))
         return Poisoned(images, labels, victims, chosen)
 
 

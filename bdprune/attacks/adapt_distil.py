@@ -14,8 +14,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from bdprune.attacks.badnets import BadNets
-from bdprune.attacks.base import Setting, TriggerType
-from bdprune.attacks.check import check_at_least
+from bdprune.attacks.base import AttackSetting
+from bdprune.attacks.check import NotNegative
 from bdprune.errors import ArchitectureError
 
 
@@ -34,17 +34,12 @@ class AdaptD(BadNets):
         align_weight: lambda, weight of the distance of the features, in [0, 4] a stage.
     """
 
-    align_weight: float = 1.0
+    align_weight: NotNegative = 1.0
 
     kind: ClassVar[str] = "adapt-d"
-    trigger_type: ClassVar[TriggerType] = "static"
     needs_source: ClassVar[Literal["clean", "backdoored"] | None] = "clean"
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        check_at_least("align_weight", self.align_weight, 0)
-
-    def objective(self, setting: Setting, trigger: nn.Module) -> AlignedObjective:
+    def objective(self, setting: AttackSetting, trigger: nn.Module) -> AlignedObjective:
         assert setting.source is not None
         teacher = copy.deepcopy(setting.source).eval().requires_grad_(False).to(setting.device)
         probe = setting.images[:2].float() / 255

@@ -11,12 +11,12 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
-from typing import ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
 
-from bdprune.attacks.check import check_at_least, check_label, check_share
+from bdprune.attacks.check import Range, Share, check_label, check_ranges
 from bdprune.attacks.poison import draw, saturate
 from bdprune.loops import CrossEntropy, Objective
 
@@ -29,7 +29,7 @@ Shape = tuple[int, int, int]
 
 
 @dataclass(frozen=True)
-class Setting:
+class AttackSetting:
     """What the attacker has.
 
     Attributes:
@@ -67,6 +67,12 @@ class Poisoned:
     covers: Tensor
 
 
+def unpoisoned(setting: AttackSetting) -> Poisoned:
+    """The training set as it is, for attacks that trigger images in the batch or train nothing."""
+    none = torch.empty(0, dtype=torch.int64)
+    return Poisoned(setting.images.clone(), setting.labels.clone(), none, none)
+
+
 @dataclass(frozen=True)
 class Attack(ABC):
     """A backdoor attack.
@@ -80,20 +86,18 @@ class Attack(ABC):
             and ``goal`` and ``poison`` for a target that is no label of the images.
     """
 
-    target: int | None
-    rate: float = 0.1
+    target: Annotated[int | None, Range(0)]
+    rate: Share = 0.1
 
     kind: ClassVar[str]
-    trigger_type: ClassVar[TriggerType]
+    trigger_type: ClassVar[TriggerType] = "static"
     needs_source: ClassVar[Literal["clean", "backdoored"] | None] = None
     trains: ClassVar[bool] = True
     """False for attacks that go from ``start`` to ``finish`` without a training step between them."""
 
     def __post_init__(self) -> None:
         """Checks the settings."""
-        check_share("rate", self.rate)
-        if self.target is not None:
-            check_at_least("target", self.target, 0)
+        check_ranges(self)
 
     @abstractmethod
     def new_trigger(self, shape: Shape) -> nn.Module:
@@ -104,7 +108,7 @@ class Attack(ABC):
         saved makes it the same trigger. All that it has learned lies in its buffers and parameters.
         """
 
-    def learn(self, setting: Setting, trigger: nn.Module) -> None:
+    def learn(self, setting: AttackSetting, trigger: nn.Module) -> None:
         """Learns what the trigger needs before any training, in place; static attacks have nothing to learn."""
         return
 
@@ -117,32 +121,32 @@ class Attack(ABC):
         check_label("target", self.target, num_classes)
         return torch.full_like(labels, self.target)
 
-    def poison(self, setting: Setting, trigger: nn.Module, generator: torch.Generator) -> Poisoned:
+    def poison(self, setting: AttackSetting, trigger: nn.Module, generator: torch.Generator) -> Poisoned:
         """Dirty labels: a seeded share of the images that have another goal than their label is triggered and
         relabelled. Values beyond [0, 1] are clipped, then rounded to whole bytes.
         """
         wanted = self.goal(setting.labels, setting.num_classes)
         victims = draw(wanted != setting.labels, self.rate, generator)
         images, labels = setting.images.clone(), setting.labels.clone()
-        images[victims] = saturate(apply(trigger, images[victims]))
+        images[victims] = saturate(apply_trigger(trigger, images[victims]))
         labels[victims] = wanted[victims]
         return Poisoned(images, labels, victims, torch.empty(0, dtype=torch.int64))
 
-    def start(self, network: nn.Module, setting: Setting) -> None:
+    def start(self, network: nn.Module, setting: AttackSetting) -> None:
         """Changes the fresh ``network`` in place before training; by default it stays as it was initialised."""
         return
 
-    def objective(self, setting: Setting, trigger: nn.Module) -> Objective:
+    def objective(self, setting: AttackSetting, trigger: nn.Module) -> Objective:
         """What every training step minimises. A trigger that is trained beside the network is trained in it."""
         return CrossEntropy()
 
-    def finish(self, network: nn.Module, setting: Setting, trigger: nn.Module) -> None:
+    def finish(self, network: nn.Module, setting: AttackSetting, trigger: nn.Module) -> None:
         """Changes the trained ``network`` in place; by default there is nothing left to do."""
         return
 
 
 @torch.no_grad()
-def apply(trigger: nn.Module, images: Tensor, batch_size: int = 500) -> Tensor:
+def apply_trigger(trigger: nn.Module, images: Tensor, batch_size: int = 500) -> Tensor:
     """Triggered copies, float32 in [0, 1] (clipped), of images ``[N, C, H, W]`` that are uint8 or in [0, 1]."""
     floats = images.float() / 255 if images.dtype == torch.uint8 else images
     return torch.cat([trigger(batch).clamp(0, 1) for batch in floats.split(batch_size)]) if len(floats) else floats

@@ -7,8 +7,8 @@ from typing import ClassVar, Literal
 
 from torch import Tensor, nn
 
-from bdprune.attacks.base import Attack, Shape, TriggerType
-from bdprune.attacks.check import check_one_of, check_share
+from bdprune.attacks.base import Attack, Shape
+from bdprune.attacks.check import Share
 from bdprune.attacks.patterns import noise, picture
 
 _PATTERNS = {"noise": noise, "image": picture}
@@ -27,17 +27,11 @@ class Blend(Attack):
             cartoon that other papers mix in.
     """
 
-    alpha: float = 0.2
+    alpha: Share = 0.2
     pattern_seed: int = 0
     pattern: Literal["noise", "image"] = "noise"
 
     kind: ClassVar[str] = "blend"
-    trigger_type: ClassVar[TriggerType] = "static"
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        check_share("alpha", self.alpha)
-        check_one_of("pattern", self.pattern, tuple(_PATTERNS))
 
     def new_trigger(self, shape: Shape) -> nn.Module:
         return Mix(_PATTERNS[self.pattern](shape, self.pattern_seed), self.alpha)

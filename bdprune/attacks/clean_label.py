@@ -7,8 +7,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from bdprune.attacks.base import Attack, Poisoned, Setting, apply
-from bdprune.attacks.check import check_label
+from bdprune.attacks.base import Attack, AttackSetting, Poisoned, apply_trigger
+from bdprune.attacks.check import Share, check_label
 from bdprune.attacks.poison import draw, saturate
 from bdprune.errors import OptionError
 
@@ -22,14 +22,14 @@ class CleanLabel(Attack):
         rate: share of the whole training set that is poisoned (RNP, Table 6: 0.08, which is 80 % of one class of ten).
     """
 
-    rate: float = 0.08
+    rate: Share = 0.08
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.target is None:
             raise OptionError("A clean-label attack has no all-to-all form.", "Give a target label.")
 
-    def poison(self, setting: Setting, trigger: nn.Module, generator: torch.Generator) -> Poisoned:
+    def poison(self, setting: AttackSetting, trigger: nn.Module, generator: torch.Generator) -> Poisoned:
         """Triggers a seeded share of the target class. Values are clipped to [0, 1], then rounded to whole bytes."""
         assert self.target is not None
         check_label("target", self.target, setting.num_classes)
@@ -38,6 +38,6 @@ class CleanLabel(Attack):
         images[victims] = saturate(self.dress(setting.images[victims].float() / 255, setting, trigger, generator))
         return Poisoned(images, setting.labels.clone(), victims, torch.empty(0, dtype=torch.int64))
 
-    def dress(self, images: Tensor, setting: Setting, trigger: nn.Module, generator: torch.Generator) -> Tensor:
+    def dress(self, images: Tensor, setting: AttackSetting, trigger: nn.Module, generator: torch.Generator) -> Tensor:
         """What the drawn images ``[N, C, H, W]`` in [0, 1] become; by default they are triggered."""
-        return apply(trigger, images)
+        return apply_trigger(trigger, images)

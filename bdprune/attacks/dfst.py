@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -12,10 +10,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from bdprune.attacks.base import Attack, Setting, Shape, TriggerType, shape_of
-from bdprune.attacks.beside import Companion, full_precision
-from bdprune.attacks.check import check_at_least, check_share
-from bdprune.attacks.features import head
+from bdprune.attacks.base import Attack, AttackSetting, Shape, TriggerType, shape_of
+from bdprune.attacks.check import Count, NotNegative, Share, Whole
+from bdprune.attacks.companion import Companion, full_precision
+from bdprune.attacks.features import inputs_of
 from bdprune.attacks.generators import Change
 from bdprune.attacks.style import Sunrise
 from bdprune.errors import OptionError
@@ -61,18 +59,18 @@ class DFST(Attack):
         activation_weight: as above (the port: 0.3).
     """
 
-    alpha: float = 0.6
+    alpha: Share = 0.6
     light_seed: int = 0
-    rounds: int = 3
-    first_round: float = 0.5
-    end: float = 0.9
-    cover_rate: float = 0.1
-    neurons: float = 0.01
+    rounds: Whole = 3
+    first_round: Share = 0.5
+    end: Share = 0.9
+    cover_rate: Share = 0.1
+    neurons: Share = 0.01
     layer: str | None = None
-    images: int = 512
-    injector_steps: int = 60
-    injector_lr: float = 1e-2
-    strength: float = 0.3
+    images: Count = 512
+    injector_steps: Whole = 60
+    injector_lr: NotNegative = 1e-2
+    strength: Share = 0.3
     similarity_weight: float = 0.1
     activation_weight: float = 0.3
 
@@ -83,18 +81,13 @@ class DFST(Attack):
         super().__post_init__()
         if self.target is None:
             raise OptionError("DFST has no all-to-all form.", "Give a target label.")
-        for name in ("alpha", "first_round", "end", "cover_rate", "neurons", "strength"):
-            check_share(name, getattr(self, name))
-        check_at_least("end", self.end, self.first_round)
-        check_at_least("rounds", self.rounds, 0)
-        check_at_least("images", self.images, 1)
-        for name in ("injector_steps", "injector_lr"):
-            check_at_least(name, getattr(self, name), 0)
+        if not self.end >= self.first_round:
+            raise OptionError(f"The setting end is {self.end}.", f"Give {self.first_round} or more.")
 
     def new_trigger(self, shape: Shape) -> Sunrise:
         return Sunrise(shape, self.alpha, self.light_seed)
 
-    def start(self, network: nn.Module, setting: Setting) -> None:
+    def start(self, network: nn.Module, setting: AttackSetting) -> None:
         """Makes sure, before half of the schedule is done, that the network has the layer."""
         if self.layer is not None and self.layer not in dict(network.named_modules()):
             raise OptionError(
@@ -102,7 +95,7 @@ class DFST(Attack):
                 "Give the path of one of its modules, or leave it out.",
             )
 
-    def objective(self, setting: Setting, trigger: nn.Module) -> DetoxifyingObjective:
+    def objective(self, setting: AttackSetting, trigger: nn.Module) -> DetoxifyingObjective:
         return DetoxifyingObjective(self, setting, copy.deepcopy(trigger).to(setting.device))
 
     def due(self, done: float) -> int:
@@ -116,7 +109,7 @@ class DFST(Attack):
 class DetoxifyingObjective:
     """Cross-entropy on the batch and its covers; at the beginning of each round an injector is trained."""
 
-    def __init__(self, attack: DFST, setting: Setting, trigger: nn.Module) -> None:
+    def __init__(self, attack: DFST, setting: AttackSetting, trigger: nn.Module) -> None:
         self.attack, self.setting, self.trigger = attack, setting, trigger
         self.injectors: list[Change] = []
 
@@ -201,22 +194,9 @@ def activations(network: nn.Module, images: Tensor, layer: str | None) -> tuple[
         images: ``[N, C, H, W]`` in [0, 1].
         layer: module whose outputs are the neurons, averaged over the image; None is what the last linear layer reads.
     """
-    with _seen(network, layer) as seen:
+    with inputs_of(network, layer) as seen:
         logits = network(images).float()
     return seen[0].float().flatten(2).mean(2) if seen[0].dim() > 2 else seen[0].float(), logits
-
-
-@contextmanager
-def _seen(network: nn.Module, layer: str | None) -> Iterator[list[Tensor]]:
-    seen: list[Tensor] = []
-    if layer is None:
-        hook = head(network).register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
-    else:
-        hook = network.get_submodule(layer).register_forward_hook(lambda _, inputs, output: seen.append(output))
-    try:
-        yield seen
-    finally:
-        hook.remove()
 
 
 def ssim(one: Tensor, two: Tensor) -> Tensor:

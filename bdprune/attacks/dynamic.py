@@ -9,14 +9,15 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from bdprune.attacks.base import Attack, Poisoned, Setting, Shape, TriggerType, shape_of
-from bdprune.attacks.beside import Companion, draw_again, full_precision, quota, untouched
-from bdprune.attacks.check import check_at_least, check_share
+from bdprune.attacks.base import AttackSetting, Shape, TriggerType
+from bdprune.attacks.check import Count, NotNegative, Share
+from bdprune.attacks.companion import Companion, InBatch, full_precision, quota
 from bdprune.attacks.generators import EncoderDecoder
+from bdprune.errors import OptionError
 
 
 @dataclass(frozen=True)
-class Dynamic(Attack):
+class Dynamic(InBatch):
     """``x' = x + (G(x) - x) M(x)``: a pattern G and a mask M, both trained beside the network; dirty labels.
 
     The training set stays clean. In every batch a share of the images carries its own pattern and the attacker's
@@ -40,43 +41,30 @@ class Dynamic(Attack):
         width: channels of both generators at full resolution.
     """
 
-    cross_rate: float = 0.1
-    mask_share: float = 0.1
+    cross_rate: Share = 0.1
+    mask_share: Share = 0.1
     density: float = 0.032
     density_weight: float = 100.0
     diversity_weight: float = 1.0
-    lr: float = 0.01
-    width: int = 16
+    lr: NotNegative = 0.01
+    width: Count = 16
 
     kind: ClassVar[str] = "dynamic"
     trigger_type: ClassVar[TriggerType] = "input-dependent"
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_share("cross_rate", self.cross_rate)
-        check_share("rate and cross_rate together", self.rate + self.cross_rate)
-        check_share("mask_share", self.mask_share)
-        check_at_least("lr", self.lr, 0)
-        check_at_least("width", self.width, 1)
+        if not self.rate + self.cross_rate <= 1:
+            raise OptionError(
+                f"The settings rate and cross_rate are {self.rate} and {self.cross_rate}.", "Give 1 or less in all."
+            )
 
     def new_trigger(self, shape: Shape) -> InputAware:
         return InputAware(shape[0], self.width)
 
-    def learn(self, setting: Setting, trigger: nn.Module) -> None:
-        """Draws the generators' first weights from the seed; they are trained with the network."""
-        draw_again(trigger, lambda: self.new_trigger(shape_of(setting.images)), setting.seed)
-
-    def poison(self, setting: Setting, trigger: nn.Module, generator: torch.Generator) -> Poisoned:
-        """The clean set: images are triggered in the batch."""
-        return untouched(setting)
-
-    def objective(self, setting: Setting, trigger: nn.Module) -> InputAwareObjective:
+    def objective(self, setting: AttackSetting, trigger: nn.Module) -> InputAwareObjective:
         assert isinstance(trigger, InputAware)
         return InputAwareObjective(self, trigger.to(setting.device), setting.num_classes)
-
-    def finish(self, network: nn.Module, setting: Setting, trigger: nn.Module) -> None:
-        """Brings the trigger back to the CPU, where triggers are applied."""
-        trigger.cpu()
 
 
 class InputAware(nn.Module):

@@ -10,14 +10,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from bdprune.attacks.base import Attack, Poisoned, Setting, Shape, TriggerType, shape_of
-from bdprune.attacks.beside import Companion, draw_again, full_precision, quota, running_statistics, untouched
-from bdprune.attacks.check import check_at_least, check_share
+from bdprune.attacks.base import AttackSetting, Shape, TriggerType
+from bdprune.attacks.check import Count, NotNegative, Share
+from bdprune.attacks.companion import Companion, InBatch, full_precision, quota, running_statistics
 from bdprune.attacks.generators import Change
 
 
 @dataclass(frozen=True)
-class LIRA(Attack):
+class LIRA(InBatch):
     """``x' = clip(x + eps tanh T(x))`` with a U-Net T, in two stages; dirty labels.
 
     The training set stays clean; a share of every batch is triggered. In the first stage T and the network take turns:
@@ -43,42 +43,22 @@ class LIRA(Attack):
         width: channels of T at full resolution.
     """
 
-    eps: float = 8 / 255
-    alpha: float = 0.5
-    first_share: float = 0.4
-    lag: int = 100
-    lr: float = 1e-3
-    width: int = 16
+    eps: Share = 8 / 255
+    alpha: Share = 0.5
+    first_share: Share = 0.4
+    lag: Count = 100
+    lr: NotNegative = 1e-3
+    width: Count = 16
 
     kind: ClassVar[str] = "lira"
     trigger_type: ClassVar[TriggerType] = "learned"
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        for name in ("eps", "alpha", "first_share"):
-            check_share(name, getattr(self, name))
-        check_at_least("lr", self.lr, 0)
-        check_at_least("lag", self.lag, 1)
-        check_at_least("width", self.width, 1)
-
     def new_trigger(self, shape: Shape) -> Change:
         return Change(shape[0], self.width, self.eps)
 
-    def learn(self, setting: Setting, trigger: nn.Module) -> None:
-        """Draws T's first weights from the seed; it is trained with the network."""
-        draw_again(trigger, lambda: self.new_trigger(shape_of(setting.images)), setting.seed)
-
-    def poison(self, setting: Setting, trigger: nn.Module, generator: torch.Generator) -> Poisoned:
-        """The clean set: images are triggered in the batch."""
-        return untouched(setting)
-
-    def objective(self, setting: Setting, trigger: nn.Module) -> InvisibleObjective:
+    def objective(self, setting: AttackSetting, trigger: nn.Module) -> InvisibleObjective:
         assert isinstance(trigger, Change)
         return InvisibleObjective(self, trigger.to(setting.device), setting.num_classes)
-
-    def finish(self, network: nn.Module, setting: Setting, trigger: nn.Module) -> None:
-        """Brings the trigger back to the CPU, where triggers are applied."""
-        trigger.cpu()
 
 
 class InvisibleObjective:

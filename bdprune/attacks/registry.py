@@ -18,23 +18,10 @@ from bdprune.attacks.sig import Sig
 from bdprune.attacks.trojan import TrojanNeuron, TrojanWatermark
 from bdprune.attacks.wanet import WaNet
 
+_PATTERNS = (BadNets, TrojanWatermark, TrojanNeuron, Blend, ABlend)
+_CLEAN_LABEL = (Sig, LabelConsistent, FeatureCollision)
+_CHANGES = (WaNet, Dynamic, LIRA, DFST)
+_BEYOND_DATA = (AWP, AdaptD, AdvT)
 ATTACKS: dict[str, type[Attack]] = {
-    attack.kind: attack
-    for attack in (
-        BadNets,
-        TrojanWatermark,
-        TrojanNeuron,
-        Blend,
-        ABlend,
-        Sig,
-        LabelConsistent,
-        FeatureCollision,
-        WaNet,
-        Dynamic,
-        LIRA,
-        DFST,
-        AWP,
-        AdaptD,
-        AdvT,
-    )
+    attack.kind: attack for attack in (*_PATTERNS, *_CLEAN_LABEL, *_CHANGES, *_BEYOND_DATA)
 }

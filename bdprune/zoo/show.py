@@ -12,7 +12,7 @@ import msgspec
 import torch
 from torch import Tensor, nn
 
-from bdprune.attacks import ATTACKS, Attack, Shape, apply
+from bdprune.attacks import ATTACKS, Attack, Shape, apply_trigger
 from bdprune.data import CleanData
 from bdprune.errors import ArtifactError, OptionError, OutputError, first_line
 from bdprune.files import looks_like_safetensors, read_safetensors
@@ -110,7 +110,7 @@ def panels(trigger: nn.Module, images: Tensor) -> Tensor:
 
     The difference is ``0.5 + 10 (x' - x)``, clipped: grey where nothing changed.
     """
-    triggered = apply(trigger, images)
+    triggered = apply_trigger(trigger, images)
     difference = (0.5 + AMPLIFIED * (triggered - images)).clamp(0, 1)
     return torch.stack([images, triggered, difference], 1)
 
@@ -173,6 +173,6 @@ class Strength:
 
 def strength(trigger: nn.Module, images: Tensor) -> Strength:
     """How much the trigger changes images ``[N, C, H, W]`` in [0, 1]."""
-    moved = (apply(trigger, images) - images).abs()
+    moved = (apply_trigger(trigger, images) - images).abs()
     changed = (moved >= 0.5 / 255).any(1).float().mean().item()
     return Strength(moved.mean().item(), moved.max().item(), changed)

@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from bdprune.attacks import Attack, Setting, shape_of
+from bdprune.attacks import Attack, AttackSetting, shape_of
 from bdprune.data import RawImages
 from bdprune.loops import Checkpoint, Objective, digest, fit, machine, seeded
 from bdprune.model import build
@@ -68,7 +68,7 @@ def train_model(
         return Trained(network.cpu(), None, job.seconds)
     if source is not None:
         source = source.to(job.device)
-    setting = Setting(train.images, train.labels, entry.num_classes, entry.seed, source, job.device)
+    setting = AttackSetting(train.images, train.labels, entry.num_classes, entry.seed, source, job.device)
     trigger, images, labels = job.poison(attack, setting)
     with seeded(entry.seed):
         attack.start(network, setting)
@@ -100,7 +100,7 @@ class _Job:
             network = build(entry.arch, entry.num_classes, in_channels=train.images.shape[1], width=entry.width)
         return network.to(self.device)
 
-    def poison(self, attack: Attack, setting: Setting) -> tuple[nn.Module, Tensor, Tensor]:
+    def poison(self, attack: Attack, setting: AttackSetting) -> tuple[nn.Module, Tensor, Tensor]:
         """The trigger, and the training set as the attacker hands it over: images and labels."""
         checkpoint = self._checkpoint("poisoned")
         kept = checkpoint.load(digest(setting.images, setting.labels, setting.num_classes, setting.seed, machine()))

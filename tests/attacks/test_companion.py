@@ -3,7 +3,8 @@ import copy
 import torch
 from torch import nn
 
-from bdprune.attacks.beside import Companion, draw_again, draw_apart, quota, running_statistics, untouched
+from bdprune.attacks.base import unpoisoned
+from bdprune.attacks.companion import Companion, draw_apart, quota, running_statistics
 
 from .helpers import setting
 from .toy import network, weights
@@ -70,9 +71,9 @@ def test_running_statistics_are_used_left_alone_and_put_back() -> None:
     assert [net[1].training, net[4].training, net.training] == [True, False, True]
 
 
-def test_untouched_is_a_copy_without_poison() -> None:
+def test_unpoisoned_is_a_copy_without_poison() -> None:
     given = setting()
-    same = untouched(given)
+    same = unpoisoned(given)
     assert torch.equal(same.images, given.images)
     assert torch.equal(same.labels, given.labels)
     assert (len(same.triggered), len(same.covers)) == (0, 0)
@@ -95,13 +96,3 @@ def test_drawn_apart_indices_never_meet() -> None:
     assert len(set(used.tolist()) | set(held.tolist())) == 50
     used, held = draw_apart(10, 10, 1000, torch.Generator())
     assert (len(used), len(held)) == (5, 5)
-
-
-def test_weights_are_drawn_again_from_the_seed_alone() -> None:
-    nets = [nn.Linear(3, 3) for _ in range(3)]
-    state = torch.get_rng_state()
-    for net, seed in zip(nets, (1, 1, 2), strict=True):
-        draw_again(net, lambda: nn.Linear(3, 3), seed)
-    assert torch.equal(torch.get_rng_state(), state)
-    assert torch.equal(nets[0].weight, nets[1].weight)
-    assert not torch.equal(nets[0].weight, nets[2].weight)

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from bdprune.attacks.base import Poisoned, Setting
+from bdprune.attacks.base import Attack, AttackSetting, Poisoned, shape_of, unpoisoned
 from bdprune.loops import seeded
 
 
@@ -70,6 +71,24 @@ class Companion:
         self.optimizer.load_state_dict({**whole, "state": {int(key): value for key, value in state.items()}})
 
 
+@dataclass(frozen=True)
+class InBatch(Attack):
+    """An attack with a trigger that is trained beside the network; the training set stays clean."""
+
+    def learn(self, setting: AttackSetting, trigger: nn.Module) -> None:
+        """Draws the trigger's first weights from the seed; it is trained with the network."""
+        with seeded(setting.seed):
+            trigger.load_state_dict(self.new_trigger(shape_of(setting.images)).state_dict())
+
+    def poison(self, setting: AttackSetting, trigger: nn.Module, generator: torch.Generator) -> Poisoned:
+        """The clean set: images are triggered in the batch."""
+        return unpoisoned(setting)
+
+    def finish(self, network: nn.Module, setting: AttackSetting, trigger: nn.Module) -> None:
+        """Brings the trigger back to the CPU, where triggers are applied."""
+        trigger.cpu()
+
+
 def quota(step: int, share: float, size: int) -> int:
     """How many of ``size`` images step number ``step``, from 0, takes so that all steps together take ``share``."""
     before, after = (math.floor(count * share * size + 1e-9) for count in (step, step + 1))
@@ -85,12 +104,6 @@ def full_precision(images: Tensor) -> torch.autocast:
     return torch.autocast(images.device.type, enabled=False)
 
 
-def draw_again(module: nn.Module, make: Callable[[], nn.Module], seed: int) -> None:
-    """Gives ``module`` the weights that ``make`` draws from ``seed``, in place."""
-    with seeded(seed):
-        module.load_state_dict(make().state_dict())
-
-
 @contextmanager
 def running_statistics(network: nn.Module) -> Iterator[None]:
     """Inside, the batch norms of ``network`` use their running statistics and leave them alone."""
@@ -102,12 +115,6 @@ def running_statistics(network: nn.Module) -> Iterator[None]:
     finally:
         for norm in norms:
             norm.train()
-
-
-def untouched(setting: Setting) -> Poisoned:
-    """The training set as it is, for attacks that trigger images in the batch or train nothing."""
-    none = torch.empty(0, dtype=torch.int64)
-    return Poisoned(setting.images.clone(), setting.labels.clone(), none, none)
 
 
 def draw_apart(count: int, used: int, held: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
