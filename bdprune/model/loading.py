@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Protocol, TypeAlias
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor, nn
@@ -28,10 +28,10 @@ from bdprune.files import (
     with_values,
 )
 from bdprune.model.handle import Model, Normalization
-from bdprune.model.match import Fit, Found, Matcher, find_networks, is_pruned, mask_of, prefixes_of
+from bdprune.model.match import Found, Matcher, find_networks, is_pruned, mask_of, prefixes_of
 from bdprune.model.outputs import give_logits
-from bdprune.model.own_network import OwnMatcher, OwnNetwork
-from bdprune.model.recognise import KnownMatcher, not_recognised, shapes_of
+from bdprune.model.own_network import OwnMatcher
+from bdprune.model.recognise import KnownMatcher, shapes_of
 
 Shape: TypeAlias = tuple[int, int, int]
 _GIVE_KEY = "Choose one of them with --state-key."
@@ -120,7 +120,7 @@ def load_all(
     if input_shape is not None and min(input_shape) < 1:
         raise OptionError(f"The input shape is {input_shape}.", "Give channels, height and width in pixels.")
     checkpoint = read_checkpoint(path)
-    matcher: _Builder = OwnNetworks(arch, num_classes) if arch and ":" in arch else KnownNetworks(arch)
+    matcher: Matcher = OwnMatcher(arch, num_classes) if arch and ":" in arch else KnownMatcher(arch)
     try:
         check_expansion(_all_tensors(checkpoint), checkpoint.bytes)
         sets = _sets(checkpoint, matcher)
@@ -158,61 +158,6 @@ class _Set:
     error: BdpruneError | None = None
 
 
-class _Builder(Matcher, Protocol):
-    """Matches shapes, explains what does not match, and builds what does."""
-
-    def explain(self, shapes: Mapping[str, tuple[int, ...]]) -> BdpruneError: ...
-
-    def build(self, fit: Any) -> tuple[nn.Module, str, Sequence[Shape], int]: ...
-
-
-class KnownNetworks:
-    """Networks of the registry.
-
-    Args:
-        arch: the only one to try; None tries all.
-    """
-
-    def __init__(self, arch: str | None) -> None:
-        self._match, self._arch = KnownMatcher(arch), arch
-
-    def __call__(self, shapes: Mapping[str, tuple[int, ...]], extras: bool) -> Fit | None:
-        return self._match(shapes, extras)
-
-    def explain(self, shapes: Mapping[str, tuple[int, ...]]) -> BdpruneError:
-        """Why these shapes fit no architecture."""
-        return not_recognised(shapes, self._arch)
-
-    def build(self, fit: Any) -> tuple[nn.Module, str, Sequence[Shape], int]:
-        """The network on the meta device, its name, the shape of its images, and the number of its logits."""
-        found = fit.recognised
-        shape = (found.in_channels, found.input_size, found.input_size)
-        return found.skeleton(), found.name, [shape], found.num_classes
-
-
-class OwnNetworks:
-    """Networks that a callable of the user's own builds.
-
-    Args:
-        arch: ``module:callable``.
-        num_classes: given to the callable if it takes it; None reads it off the checkpoint.
-    """
-
-    def __init__(self, arch: str, num_classes: int | None) -> None:
-        self._match, self._arch = OwnMatcher(arch, num_classes), arch
-
-    def __call__(self, shapes: Mapping[str, tuple[int, ...]], extras: bool) -> OwnNetwork | None:
-        return self._match(shapes, extras)
-
-    def explain(self, shapes: Mapping[str, tuple[int, ...]]) -> BdpruneError:
-        """How these shapes differ from the callable's network."""
-        return self._match.explain(shapes)
-
-    def build(self, fit: Any) -> tuple[nn.Module, str, Sequence[Shape], int]:
-        """The network, its name, the shapes that its images may have; a forward pass tells the number of its logits."""
-        return self._match.build(fit), self._arch, fit.shapes, 0
-
-
 def _all_tensors(checkpoint: Checkpoint) -> dict[str, Tensor]:
     return {
         f"{number}/{name}": tensor
@@ -221,11 +166,11 @@ def _all_tensors(checkpoint: Checkpoint) -> dict[str, Tensor]:
     }
 
 
-def _sets(checkpoint: Checkpoint, matcher: _Builder) -> list[_Set]:
+def _sets(checkpoint: Checkpoint, matcher: Matcher) -> list[_Set]:
     return [one for state in checkpoint.contents.states for one in _sets_in(state, matcher)]
 
 
-def _sets_in(state: StateDict, matcher: _Builder) -> list[_Set]:
+def _sets_in(state: StateDict, matcher: Matcher) -> list[_Set]:
     """The networks in one state dict; a set without a network where there is none."""
     tensors = state.tensors()
     shapes = shapes_of(tensors)
@@ -292,30 +237,31 @@ def _choose(sets: list[_Set], state_key: str | None) -> tuple[list[_Set], list[U
 def _build(
     checkpoint: Checkpoint,
     one: _Set,
-    matcher: _Builder,
+    matcher: Matcher,
     input_shape: tuple[int, int, int] | None,
     num_classes: int | None,
 ) -> Model:
     assert one.found is not None
-    network, name, shapes, known_count = matcher.build(one.found.fit)
-    if ":" not in name and input_shape is not None and input_shape[0] != shapes[0][0]:
+    built = matcher.build(one.found.fit)
+    known, channels = ":" not in built.name, built.shapes[0][0]
+    if known and input_shape is not None and input_shape[0] != channels:
         _, height, width = input_shape
         raise ArchitectureError(
-            f"The model takes images of {shapes[0][0]} channels, not {input_shape[0]}.",
-            f"Give --input-shape {shapes[0][0]}x{height}x{width}, or leave it out.",
+            f"The model takes images of {channels} channels, not {input_shape[0]}.",
+            f"Give --input-shape {channels}x{height}x{width}, or leave it out.",
         )
     slots = _slots(one)
-    _fill(network, one, slots)
-    network.eval().requires_grad_(True)
-    if ":" in name or input_shape is not None or known_count == 1:
+    _fill(built.network, one, slots)
+    built.network.eval().requires_grad_(True)
+    if not known or input_shape is not None or built.num_classes == 1:
         expected = num_classes or next(iter(one.found.fit.heads), None)
-        shape, count = _first_that_runs(network, [input_shape] if input_shape else shapes, expected)
+        shape, count = _first_that_runs(built.network, [input_shape] if input_shape else built.shapes, expected)
     else:
-        shape, count = shapes[0], known_count
+        shape, count = built.shapes[0], built.num_classes
     if num_classes is not None and num_classes != count:
         hint = "Leave out --num-classes, or give the checkpoint that has so many classes."
         raise ArchitectureError(f"The model has {count} classes, not {num_classes}.", hint)
-    return Model(network, name, count, shape, artifact=_artifact(checkpoint, one, slots))
+    return Model(built.network, built.name, count, shape, artifact=_artifact(checkpoint, one, slots))
 
 
 def _first_that_runs(network: nn.Module, shapes: Sequence[Shape], num_classes: int | None) -> tuple[Shape, int]:

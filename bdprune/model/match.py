@@ -6,8 +6,11 @@ import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Any, Protocol
 
+from torch import nn
+
+from bdprune.errors import BdpruneError
 from bdprune.model.architectures.spec import Shapes
 
 _MAX_PARTS = 8
@@ -32,11 +35,34 @@ class Fit(Protocol):
         """The likely number of logits, if that is not known; empty otherwise."""
 
 
+@dataclass(frozen=True)
+class Built:
+    """A network that fits, without the weights of the checkpoint.
+
+    Attributes:
+        network: on the CPU, or on the meta device.
+        name: of the architecture, or ``module:callable``.
+        shapes: (C, H, W) that its images may have, the likeliest first.
+        num_classes: number of logits; 0 where only a forward pass tells.
+    """
+
+    network: nn.Module
+    name: str
+    shapes: Sequence[tuple[int, int, int]]
+    num_classes: int = 0
+
+
 class Matcher(Protocol):
-    """Says whether shapes are those of a network."""
+    """Matches shapes, explains what does not match, and builds what does."""
 
     def __call__(self, shapes: Shapes, extras: bool) -> Fit | None:
         """The fit, or None. With ``extras``, names outside of the network's own modules are overlooked."""
+
+    def explain(self, shapes: Shapes) -> BdpruneError:
+        """Why these shapes do not fit."""
+
+    def build(self, fit: Any) -> Built:
+        """The network of a fit."""
 
 
 @dataclass(frozen=True)

@@ -16,6 +16,7 @@ from torch import nn
 
 from bdprune.errors import ArchitectureError, OptionError, first_line
 from bdprune.model.architectures.spec import Shapes
+from bdprune.model.match import Built
 from bdprune.model.recognise import differences, fits, shapes_of
 
 _SIZES = (32, 28, 64, 48, 56, 96, 112, 128, 224, 299)
@@ -76,9 +77,9 @@ class OwnMatcher:
                     return OwnNetwork(frozenset(inside.keys() & shapes.keys()), inner, count, *_guesses(inside))
         return None
 
-    def build(self, fit: OwnNetwork) -> nn.Module:
+    def build(self, fit: OwnNetwork) -> Built:
         """A network with parameters of its own."""
-        return self._call(fit.num_classes)
+        return Built(self._call(fit.num_classes), self._arch, fit.shapes)
 
     def explain(self, shapes: Shapes) -> ArchitectureError:
         """How ``shapes`` differ from the network: the error for a checkpoint that holds none."""

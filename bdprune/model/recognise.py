@@ -15,6 +15,7 @@ from bdprune.errors import ArchitectureError
 from bdprune.files import shown
 from bdprune.model.architectures import REGISTRY, architecture
 from bdprune.model.architectures.spec import Architecture, Settings, Shapes
+from bdprune.model.match import Built
 
 _NEAREST = 3
 _DIFFERENCES = 3
@@ -29,32 +30,12 @@ class Recognised:
         name: of the registry.
         settings: arguments of the architecture's ``make``.
         input_size: height and width of the images.
+        names: those that are its own among the names that it was compared with.
     """
 
     name: str
     settings: Settings
     input_size: int
-
-    @property
-    def num_classes(self) -> int:
-        """Number of logits."""
-        return int(self.settings["num_classes"])
-
-    @property
-    def in_channels(self) -> int:
-        """Channels of the images."""
-        return int(self.settings["in_channels"])
-
-    def skeleton(self) -> nn.Module:
-        """The network on the meta device: names and shapes without memory."""
-        return _skeleton(REGISTRY[self.name], self.settings)
-
-
-@dataclass(frozen=True)
-class KnownFit:
-    """An architecture of the registry, and the names that are its own among those that it was compared with."""
-
-    recognised: Recognised
     names: frozenset[str]
     inner: str = ""
     heads: tuple[int, ...] = ()
@@ -70,7 +51,7 @@ class KnownMatcher:
 
     arch: str | None = None
 
-    def __call__(self, shapes: Shapes, extras: bool) -> KnownFit | None:
+    def __call__(self, shapes: Shapes, extras: bool) -> Recognised | None:
         """The architecture that fits.
 
         Raises:
@@ -81,33 +62,17 @@ class KnownMatcher:
         if len(fits) > 1:
             names = ", ".join(found.name for found in fits)
             raise ArchitectureError(f"The checkpoint fits several architectures: {names}.", "Choose one with --arch.")
-        if not fits:
-            return None
-        own = _expected(fits[0].name, tuple(fits[0].settings.items()))
-        return KnownFit(fits[0], frozenset(shapes.keys() & own.keys())) if own is not None else None
+        return fits[0] if fits else None
 
+    def explain(self, shapes: Shapes) -> ArchitectureError:
+        """The error for shapes that fit no architecture: the nearest ones, and how they differ."""
+        entries = [architecture(self.arch)] if self.arch else list(REGISTRY.values())
+        return ArchitectureError(_nearest(entries, shapes, self.arch), _OWN)
 
-def recognise(shapes: Shapes, arch: str | None = None) -> Recognised:
-    """The architecture whose state dict has exactly these names and shapes.
-
-    Args:
-        shapes: of every tensor, without prefix; ``num_batches_tracked`` may be missing (torch before 0.4.1).
-        arch: the only one to try.
-
-    Raises:
-        ArchitectureError: none fits (with the nearest ones and how they differ), or more than one.
-        OptionError: ``arch`` is no name of the registry.
-    """
-    fit = KnownMatcher(arch)(shapes, extras=False)
-    if fit is None:
-        raise not_recognised(shapes, arch)
-    return fit.recognised
-
-
-def not_recognised(shapes: Shapes, arch: str | None = None) -> ArchitectureError:
-    """The error for shapes that fit no architecture: the nearest ones, and how they differ."""
-    entries = [architecture(arch)] if arch else list(REGISTRY.values())
-    return ArchitectureError(_nearest(entries, shapes, arch), _OWN)
+    def build(self, fit: Recognised) -> Built:
+        """The network on the meta device: names and shapes without memory."""
+        shape = (fit.settings["in_channels"], fit.input_size, fit.input_size)
+        return Built(_skeleton(REGISTRY[fit.name], fit.settings), fit.name, [shape], fit.settings["num_classes"])
 
 
 def differences(expected: Shapes, found: Shapes) -> list[str]:
@@ -149,7 +114,8 @@ def _fit(entry: Architecture, shapes: Shapes, extras: bool) -> Recognised | None
     expected = _expected(entry.name, tuple(settings.items()))
     if expected is None or not fits(expected, shapes, extras):
         return None
-    return Recognised(entry.name, settings, settings.get("input_size", entry.input_size))
+    size, own = settings.get("input_size", entry.input_size), frozenset(shapes.keys() & expected.keys())
+    return Recognised(entry.name, settings, size, own)
 
 
 def _skeleton(entry: Architecture, settings: Settings) -> nn.Module:
