@@ -37,7 +37,7 @@ from bdprune.model import Model, load
 from bdprune.ops.trial import device_name
 from bdprune.pipeline import parse_device
 from bdprune.purifiers import RNP, SuspiciousnessPruning
-from bdprune.zoo import Entry, Shelf, load_trigger, measure, read_manifest, weights_path
+from bdprune.zoo import Entry, Storage, load_trigger, measure, read_manifest, weights_path
 
 Row = dict[str, Any]
 METHODS: dict[str, tuple[int, Callable[[int], RNP | SuspiciousnessPruning]]] = {
@@ -261,11 +261,11 @@ def main() -> None:
     record = Record(options.rows, device_name(device))
     parts = ["scans", "repairs"] if options.part == "both" else [options.part]
     zoo = read_manifest(options.manifest)
-    shelf = Shelf(zoo)
+    storage = Storage(zoo)
     sets: dict[str, RawImages] = {}
     left_out = []
     for entry in zoo.models:
-        folder = shelf.made(entry)
+        folder = storage.made(entry)
         if options.only and entry.name not in options.only:
             continue
         if folder is None:

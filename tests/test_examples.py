@@ -38,6 +38,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     import torch
     from PIL import Image
 
+    from bdprune.data import RawImages
     from bdprune.loops.fitting import Schedule, fit
     from bdprune.model.architectures import build
 
@@ -49,7 +50,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         torch.manual_seed(0)
         network = build("resnet18_cifar", 3, width=8)
     schedule = Schedule(epochs=12, batch_size=30, peak_lr=0.05, bf16=False)  # learns it to the last image anywhere
-    fit(network, images, labels, schedule, seed=0)
+    fit(network, RawImages(images, labels), schedule, seed=0)
     where = tmp_path_factory.mktemp("examples")
     torch.save({"net": network.state_dict(), "epoch": 12}, where / "model.pth")
     for index, (image, label) in enumerate(zip(images, labels.tolist(), strict=True)):

@@ -97,11 +97,11 @@ def list_models(manifest: Path, models: Path | None, kind: str) -> int:
     bdprune zoo list
     bdprune zoo list my.toml --format json
     """
-    from bdprune.zoo import Shelf, read_manifest
+    from bdprune.zoo import Storage, read_manifest
 
     zoo = read_manifest(manifest)
-    shelf = Shelf(zoo, models)
-    rows = [(entry, shelf.state(entry), shelf.record(entry)) for entry in zoo.models]
+    storage = Storage(zoo, models)
+    rows = [(entry, storage.state(entry), storage.record(entry)) for entry in zoo.models]
     if kind == "json":
         emit(f"{json.dumps([_entry_json(*row) for row in rows], indent=2)}\n")
     else:

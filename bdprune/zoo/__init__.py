@@ -1,5 +1,5 @@
 from bdprune.zoo.making import make
 from bdprune.zoo.manifest import Entry, read_manifest
 from bdprune.zoo.measuring import measure
-from bdprune.zoo.store import Shelf, Truth, load_trigger, weights_path
+from bdprune.zoo.store import Storage, Truth, load_trigger, weights_path
 from bdprune.zoo.verification import Check, markdown, misses, verify, with_section

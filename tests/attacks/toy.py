@@ -4,6 +4,7 @@ import torch
 from torch import Tensor, nn
 
 from bdprune.attacks.base import Attack, AttackSetting, shape_of
+from bdprune.data import RawImages
 from bdprune.loops.fitting import Schedule, fit, seeded
 from bdprune.loops.resume import Checkpoint
 from bdprune.runtime.evaluate import attack_success_rate, clean_accuracy
@@ -64,7 +65,7 @@ def attacked(
     attack.start(victim, setting)
     if attack.trains:
         objective = attack.objective(setting, trigger)
-        fit(victim, poisoned.images, poisoned.labels, schedule, setting.seed, told, objective, checkpoint)
+        fit(victim, RawImages(poisoned.images, poisoned.labels), schedule, setting.seed, told, objective, checkpoint)
     attack.finish(victim.eval(), setting, trigger)
     return victim, trigger
 

@@ -5,6 +5,7 @@ import pytest
 import torch
 from torch import nn
 
+from bdprune.data import RawImages
 from bdprune.data.clean import CleanData
 from bdprune.loops.finetune import FineTuneSettings, fine_tune
 from bdprune.loops.fitting import Schedule, fit
@@ -65,7 +66,7 @@ def test_loops_keep_to_it(colours: int) -> None:
         if isinstance(module, nn.Conv2d):
             module.register_forward_hook(lambda conv, inputs, out: seen.append(inputs[0].is_contiguous()))
     images, labels = torch.rand(30, colours, 8, 8), torch.arange(30) % 3
-    fit(network, (images * 255).to(torch.uint8), labels, Schedule(epochs=1, batch_size=10), seed=0)
+    fit(network, RawImages((images * 255).to(torch.uint8), labels), Schedule(epochs=1, batch_size=10), seed=0)
     model = Model(network, "test", 3, (colours, 8, 8))
     data = CleanData(images, labels)
     fine_tune(model, data, FineTuneSettings(epochs=1), {}, "zero_gamma")
