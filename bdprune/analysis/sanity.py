@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from bdprune.analysis.trials import Feed, Trial, accuracy_of, beyond_luck, choose, first, logits_of, trial_of
-from bdprune.data import CleanData, shown, start_of_text_order, text_order
+from bdprune.data import CleanData, order_pairs, start_of_text_order, text_order
 from bdprune.errors import DataError
 from bdprune.model import GRAY_ONLY, NORMALIZATIONS, Model, Normalization, name_of
 
@@ -321,7 +321,7 @@ def _reordered(logits: Tensor, data: CleanData) -> _Guess | None:
         wanted = torch.tensor([order.get(label, -1) for label in labels[held].tolist()])
         hits[held] = logits[held].argmax(1) == wanted
     order = _assign(evidence, labels)
-    how = f"labels in another order ({shown(order)})"
+    how = f"labels in another order ({order_pairs(order)})"
     better, _ = _placed(logits, data, order, "labels in another order", how, _PASS_MAP)
     return replace(better, trial=replace(better.trial, accuracy=hits.double().mean().item())), hits
 

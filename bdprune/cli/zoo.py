@@ -142,7 +142,7 @@ def verify(
     bdprune zoo verify zoo/cifar10-w32.toml --data data/ --write docs/zoo.md
     """
     from bdprune.pipeline import parse_device
-    from bdprune.zoo import markdown, misses, read_manifest
+    from bdprune.zoo import markdown, missed_bars, read_manifest
     from bdprune.zoo import verify as verify_models
 
     if document is not None:
@@ -152,7 +152,7 @@ def verify(
     told: dict[str, Any] = {} if quiet else {"say": lambda name: _say(f"measuring {name}")}
     checks = verify_models(manifest, data, models, only, device=parse_device(device), **told)
     zoo = read_manifest(manifest)
-    emit(_check_table(checks, misses(zoo, checks)))
+    emit(_check_table(checks, missed_bars(zoo, checks)))
     if any(check.state in _WRONG for check in checks):
         return exit_codes.FOUND
     if document is not None:

@@ -17,7 +17,7 @@ from bdprune.data.clean import ClassOrder, CleanData, sample_per_class
 from bdprune.data.dataset import DatasetSource, SizedDataset
 from bdprune.data.folder import FolderSource
 from bdprune.data.npz import NpzSource
-from bdprune.data.order import read_order, renumber, shown, start_of_text_order
+from bdprune.data.order import order_pairs, read_order, renumber, start_of_text_order
 from bdprune.data.parquet import ParquetSource
 from bdprune.data.source import MAX_BYTES, ImageSource, as_labels, as_pixels
 from bdprune.errors import DataError, OptionError
@@ -188,7 +188,7 @@ def _order_classes(
     if not applied:
         return _Ordered(placed, renamed, {})
     by = f"text order {start_of_text_order(num_classes)}" if order == "text" and num_classes else "given class order"
-    pairs = shown(applied)
+    pairs = order_pairs(applied)
     note = f"The labels were renumbered by the {by} ({pairs})." if pairs else f"The {by} leaves the labels as they are."
     return _Ordered(placed, renamed, applied, (note,))
 

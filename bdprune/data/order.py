@@ -78,7 +78,7 @@ def renumber(
     return table[labels], _renamed(names, order), dict(order)
 
 
-def shown(order: Mapping[int, int]) -> str:
+def order_pairs(order: Mapping[int, int]) -> str:
     """The first pairs of an order as a text: ``2→12, 3→23, ...``, those that stay as they are left out."""
     moved = [f"{label}→{place}" for label, place in sorted(order.items()) if label != place]
     return ", ".join([*moved[:_SHOWN], "..."] if len(moved) > _SHOWN else moved)

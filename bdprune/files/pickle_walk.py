@@ -12,36 +12,31 @@ import io
 import itertools
 import pickletools
 import warnings
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator
 from typing import Any, NoReturn
 
 from bdprune.errors import ArtifactError
+from bdprune.files.pickle_claims import (
+    ITEM_BYTES,
+    GlobalName,
+    OrderedClaim,
+    StorageClaim,
+    TensorClaim,
+    Walked,
+    check_view,
+    is_count,
+)
+from bdprune.files.quoting import quoted
 
 MAX_PICKLE_BYTES = 16 << 20
 MAX_OPCODES = 1_000_000
 MAX_COPIED = 2 << 20
 """Entries and bytes that calls may copy in all: one long list in the memo can be copied by five bytes of pickle."""
-MAX_DIMENSIONS = 16
 
 _RESAVE = "Save it again with torch.save(model.state_dict(), path)."
 _TRUST = "Nothing was run. If you trust where it comes from, save only its tensors there: torch.save(state_dict, path)."
 _QUANTISED = "Give the float32 checkpoint from before quantisation."
 
-ITEM_BYTES = {
-    "DoubleStorage": 8,
-    "FloatStorage": 4,
-    "HalfStorage": 2,
-    "BFloat16Storage": 2,
-    "LongStorage": 8,
-    "IntStorage": 4,
-    "ShortStorage": 2,
-    "CharStorage": 1,
-    "ByteStorage": 1,
-    "BoolStorage": 1,
-    "ComplexFloatStorage": 8,
-    "ComplexDoubleStorage": 16,
-}
 # fmt: off
 _DTYPES = frozenset("torch." + name for name in (
     "float64", "float32", "float16", "bfloat16", "int64", "int32", "int16", "int8", "uint8", "bool", "complex64",
@@ -50,61 +45,16 @@ _DTYPES = frozenset("torch." + name for name in (
 # fmt: on
 
 
-@dataclass(frozen=True)
-class GlobalName:
-    """``module.name`` that a pickle refers to."""
-
-    name: str
+_DAMAGED = (ValueError, IndexError, KeyError, TypeError, OverflowError, MemoryError)
+"""What bytes that are no pickle make the reader of opcodes raise, and opcodes that make no sense the machine."""
 
 
-@dataclass(frozen=True)
-class StorageClaim:
-    """A run of ``count`` elements of ``item_bytes`` bytes, stored under ``key``."""
-
-    key: str
-    kind: str
-    item_bytes: int
-    count: int
-
-
-@dataclass(frozen=True)
-class TensorClaim:
-    """A strided view of a storage."""
-
-    storage: StorageClaim
-    offset: int
-    size: tuple[int, ...]
-    stride: tuple[int, ...]
-
-    @property
-    def count(self) -> int:
-        """Number of elements."""
-        return _product(self.size)
-
-
-class OrderedClaim(dict[Any, Any]):
-    """Stands for a ``collections.OrderedDict``: the only object whose attributes a pickle may set."""
-
-
-@dataclass
-class Walked:
-    """What a pickle describes.
-
-    Attributes:
-        value: the object, with ``TensorClaim`` and ``GlobalName`` in place of tensors and globals.
-        storages: every storage it refers to, by key.
-        tensors: every tensor it builds, in order.
-    """
-
-    value: Any
-    storages: dict[str, StorageClaim] = field(default_factory=dict)
-    tensors: list[TensorClaim] = field(default_factory=list)
-
-
-def shown(text: object, limit: int = 80) -> str:
-    """``text`` quoted for a message: escapes control characters and cuts what a file made too long."""
-    quoted = ascii(str(text)[: limit + 1])
-    return quoted if len(quoted) <= limit else quoted[: limit - 3] + "..."
+def _opcodes(stream: io.BytesIO) -> Iterator[tuple[str, Any, int | None]]:
+    """Name, argument and position of each opcode."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # genops warns of backslashes in names
+        for opcode, argument, position in pickletools.genops(stream):
+            yield opcode.name, argument, position
 
 
 def walk(stream: io.BytesIO, what: str) -> Walked:
@@ -121,14 +71,12 @@ def walk(stream: io.BytesIO, what: str) -> Walked:
     start = stream.tell()
     machine = _Machine(what)
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # genops warns of backslashes in names
-            for count, (opcode, argument, position) in enumerate(pickletools.genops(stream)):
-                if count > MAX_OPCODES or (position or start) - start > MAX_PICKLE_BYTES:
-                    raise ArtifactError(f"the {what} is far larger than any state dict needs.", _RESAVE)
-                machine.step(opcode.name, argument)
-    except (ValueError, IndexError, KeyError, TypeError, OverflowError, MemoryError) as error:
-        raise ArtifactError(f"the {what} is damaged: {shown(error)}.", "Fetch the file again.") from None
+        for count, (opcode, argument, position) in enumerate(_opcodes(stream)):
+            if count > MAX_OPCODES or (position or start) - start > MAX_PICKLE_BYTES:
+                raise ArtifactError(f"the {what} is far larger than any state dict needs.", _RESAVE)
+            machine.step(opcode, argument)
+    except _DAMAGED as error:
+        raise ArtifactError(f"the {what} is damaged: {quoted(error)}.", "Fetch the file again.") from None
     return machine.finish()
 
 
@@ -136,17 +84,15 @@ def first_global(stream: io.BytesIO) -> str | None:
     """Name of the first global that a pickle of any protocol refers to, as far as it can be read; None for none."""
     strings: list[str] = []
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            for opcode, argument, _ in itertools.islice(pickletools.genops(stream), MAX_OPCODES):
-                if opcode.name in ("GLOBAL", "INST"):
-                    return _dotted(str(argument))
-                if opcode.name == "STACK_GLOBAL":
-                    return _dotted(" ".join(strings[-2:]))
-                if isinstance(argument, str):
-                    strings = [*strings[-1:], argument]
-    except (ValueError, IndexError, KeyError, TypeError, OverflowError, MemoryError):
-        return None
+        for opcode, argument, _ in itertools.islice(_opcodes(stream), MAX_OPCODES):
+            if opcode in ("GLOBAL", "INST"):
+                return _dotted(str(argument))
+            if opcode == "STACK_GLOBAL":
+                return _dotted(" ".join(strings[-2:]))
+            if isinstance(argument, str):
+                strings = [*strings[-1:], argument]
+    except _DAMAGED:
+        pass
     return None
 
 
@@ -158,16 +104,14 @@ def plain_globals(stream: io.BytesIO) -> tuple[list[str], set[str]]:
     names: list[str] = []
     strings: set[str] = set()
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            for opcode, argument, _ in itertools.islice(pickletools.genops(stream), MAX_OPCODES):
-                if opcode.name == "GLOBAL":
-                    names.append(_dotted(str(argument)))
-                elif opcode.name in ("STACK_GLOBAL", "INST", "OBJ", "EXT1", "EXT2", "EXT4", "PERSID"):
-                    return [], set()
-                elif isinstance(argument, str):
-                    strings.add(argument)
-    except (ValueError, IndexError, KeyError, TypeError, OverflowError, MemoryError):
+        for opcode, argument, _ in itertools.islice(_opcodes(stream), MAX_OPCODES):
+            if opcode == "GLOBAL":
+                names.append(_dotted(str(argument)))
+            elif opcode in ("STACK_GLOBAL", "INST", "OBJ", "EXT1", "EXT2", "EXT4", "PERSID"):
+                return [], set()
+            elif isinstance(argument, str):
+                strings.add(argument)
+    except _DAMAGED:
         return [], set()
     return names, strings
 
@@ -175,8 +119,8 @@ def plain_globals(stream: io.BytesIO) -> tuple[list[str], set[str]]:
 def refuse_global(name: str, what: str) -> NoReturn:
     """Raises the ArtifactError for a pickle that refers to ``name``."""
     if "qtensor" in name or name.startswith("torch.Q"):
-        raise ArtifactError(f"the {what} holds quantised tensors ({shown(name)}).", _QUANTISED)
-    raise ArtifactError(f"the {what} asks to run {shown(name)}, which no state dict needs.", _TRUST)
+        raise ArtifactError(f"the {what} holds quantised tensors ({quoted(name)}).", _QUANTISED)
+    raise ArtifactError(f"the {what} asks to run {quoted(name)}, which no state dict needs.", _TRUST)
 
 
 class _Machine:
@@ -281,7 +225,7 @@ class _Machine:
             raise ArtifactError(f"the {self.what} holds views of storages in a form older than 2017.", _RESAVE)
         if type(kind) is not GlobalName or kind.name not in _STORAGES or not isinstance(location, str):
             raise ValueError("a storage of no known type")
-        if type(key) is not str or not _is_count(count):
+        if type(key) is not str or not is_count(count):
             raise ValueError("a storage without a key or length")
         storage = StorageClaim(key, kind.name, _STORAGES[kind.name], count)
         if self.result.storages.setdefault(key, storage) != storage:
@@ -325,7 +269,7 @@ class _Machine:
         if type(storage) is not StorageClaim:
             raise ValueError("a tensor without a storage")
         claim = TensorClaim(storage, offset, size, stride)
-        _check_view(claim, self.what)
+        check_view(claim, self.what)
         self.result.tensors.append(claim)
         return claim
 
@@ -337,7 +281,7 @@ class _Machine:
         return data
 
     def size(self, sizes: object = ()) -> tuple[int, ...]:
-        if type(sizes) is not tuple or not all(_is_count(size) for size in sizes):
+        if type(sizes) is not tuple or not all(is_count(size) for size in sizes):
             raise ValueError("a torch.Size of something else than whole numbers")
         return sizes
 
@@ -416,30 +360,3 @@ def _checked_key(key: object) -> object:
     if key is not None and type(key) not in (str, int, float, bool, bytes):
         raise ValueError(f"a key of type {type(key).__name__}")
     return key
-
-
-def _is_count(value: object) -> bool:
-    return type(value) is int and 0 <= value < 1 << 62
-
-
-def _product(sizes: Iterable[int]) -> int:
-    total = 1
-    for size in sizes:
-        total *= size
-    return total
-
-
-def _check_view(claim: TensorClaim, what: str) -> None:
-    """Every element must lie inside the storage, and none may be claimed twice (a stride of 0 is a cheap bomb)."""
-    size, stride = claim.size, claim.stride
-    if type(size) is not tuple or type(stride) is not tuple or len(size) != len(stride) or len(size) > MAX_DIMENSIONS:
-        raise ValueError("a tensor without size and stride")
-    if not all(_is_count(number) for number in (claim.offset, *size, *stride)):
-        raise ValueError("a tensor with a size, stride or offset that is no whole number")
-    last = claim.offset + sum((length - 1) * step for length, step in zip(size, stride, strict=True))
-    if claim.count and (last >= claim.storage.count or claim.count > claim.storage.count):
-        raise ArtifactError(
-            f"the {what} claims a tensor of size {shown(size)} ({claim.count} elements) "
-            f"on a storage of {claim.storage.count} elements.",
-            "The file is damaged or hostile; fetch it again from a source you trust.",
-        )

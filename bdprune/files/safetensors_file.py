@@ -13,22 +13,18 @@ from typing import TYPE_CHECKING, Any
 from safetensors import SafetensorError, deserialize
 
 from bdprune.errors import ArtifactError, UnsupportedError
-from bdprune.files.pickle_walk import MAX_DIMENSIONS, shown
+from bdprune.files.pickle_claims import MAX_DIMENSIONS
+from bdprune.files.quoting import quoted
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 DTYPES = {
-    "F64": "float64",
-    "F32": "float32",
-    "F16": "float16",
-    "BF16": "bfloat16",
-    "I64": "int64",
-    "I32": "int32",
-    "I16": "int16",
-    "I8": "int8",
-    "U8": "uint8",
     "BOOL": "bool",
+    "U8": "uint8",
+    "BF16": "bfloat16",
+    **{f"F{bits}": f"float{bits}" for bits in (16, 32, 64)},
+    **{f"I{bits}": f"int{bits}" for bits in (8, 16, 32, 64)},
 }
 """Names in the header, and those of torch."""
 _NAMES = {f"torch.{dtype}": name for name, dtype in DTYPES.items()}
@@ -68,7 +64,7 @@ def read_header(data: bytes | memoryview) -> tuple[dict[str, Any], int]:
 def damaged(error: Exception) -> ArtifactError:
     """The error for a file that the library refuses."""
     reason = str(error).removeprefix("Error while deserializing: ")
-    return ArtifactError(f"the safetensors file is damaged: {shown(reason, 160).strip(chr(39))}.", _HOSTILE)
+    return ArtifactError(f"the safetensors file is damaged: {quoted(reason, 160).strip(chr(39))}.", _HOSTILE)
 
 
 def dump_safetensors(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> bytes:
@@ -99,11 +95,11 @@ def _tensor(name: str, entry: Mapping[str, Any]) -> Tensor:
     kind, shape, values = entry["dtype"], entry["shape"], entry["data"]
     if kind not in DTYPES:
         mend = "Save it with a common type such as float32 or float16."
-        raise UnsupportedError(f"the tensor {shown(name)} has the type {shown(kind)}.", mend)
+        raise UnsupportedError(f"the tensor {quoted(name)} has the type {quoted(kind)}.", mend)
     dtype = getattr(torch, DTYPES[kind])
     try:
         if len(shape) <= MAX_DIMENSIONS:
             return torch.frombuffer(values, dtype=dtype).reshape(shape) if values else torch.empty(shape, dtype=dtype)
     except RuntimeError:  # no elements, in a shape that overflows
         pass
-    raise ArtifactError(f"the tensor {shown(name)} has the impossible shape {shown(shape)}.", _HOSTILE)
+    raise ArtifactError(f"the tensor {quoted(name)} has the impossible shape {quoted(shape)}.", _HOSTILE)

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 import torch
 from torch import Tensor
 
-from bdprune.model import Model, Program, PruneMode, State, check, prune, prune_, pruned_parameters
+from bdprune.model import Model, Program, PruneMode, State, check_pruning, prune, prune_, pruned_parameters
 from bdprune.runtime import BATCH, predict
 
 CACHE_BYTES = 1 << 30
@@ -46,7 +46,7 @@ class PrunedPredictions:
         cache_bytes: int = CACHE_BYTES,
     ) -> None:
         for pruning in prunings:
-            check(model, pruning, mode)
+            check_pruning(model, pruning, mode)
         self._model, self._sets, self._prunings, self._mode = model, sets, prunings, mode
         self._worker = model.clone()
         self._states: dict[tuple[int, int], list[State]] = {}

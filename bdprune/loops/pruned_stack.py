@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from bdprune.loops.pruned import CACHE_BYTES, Predict, Pruning
-from bdprune.model import Model, PruneMode, StackedNetwork, agrees, check, pruned_parameters, why_not
+from bdprune.model import Model, PruneMode, StackedNetwork, agrees, check_pruning, pruned_parameters, why_not
 from bdprune.runtime import BATCH, weight_bytes
 
 
@@ -42,7 +42,7 @@ class StackedPredictions:
     ) -> None:
         for model, own in zip(models, prunings, strict=True):
             for pruning in own:
-                check(model, pruning, mode)
+                check_pruning(model, pruning, mode)
         objection = why_not(models)
         if objection:
             raise ValueError(objection)

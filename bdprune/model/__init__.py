@@ -2,7 +2,7 @@ from bdprune.model.architectures import architecture, build
 from bdprune.model.architectures.resnet import ResNet18Cifar
 from bdprune.model.edit.mask import MaskedNetwork
 from bdprune.model.edit.program import Program, State
-from bdprune.model.edit.pruning import PruneMode, check, prune, prune_, pruned_parameters
+from bdprune.model.edit.pruning import PruneMode, check_pruning, prune, prune_, pruned_parameters
 from bdprune.model.edit.stacked import StackedNetwork, agrees, why_not
 from bdprune.model.groups import FilterGroup
 from bdprune.model.handle import Model, Normalization

@@ -10,23 +10,8 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor, nn
 
+from bdprune import files
 from bdprune.errors import ArchitectureError, ArtifactError, BdpruneError, OptionError
-from bdprune.files import (
-    GIVE_INDEX,
-    Artifact,
-    Checkpoint,
-    Slot,
-    StateDict,
-    check_expansion,
-    check_finite,
-    is_shard,
-    is_weight_name,
-    joined,
-    read_checkpoint,
-    shown,
-    typed,
-    with_values,
-)
 from bdprune.model.handle import Model, Normalization
 from bdprune.model.match import Found, Matcher, find_networks, is_pruned, mask_of, prefixes_of
 from bdprune.model.outputs import give_logits
@@ -119,15 +104,15 @@ def load_all(
     """
     if input_shape is not None and min(input_shape) < 1:
         raise OptionError(f"The input shape is {input_shape}.", "Give channels, height and width in pixels.")
-    checkpoint = read_checkpoint(path)
+    checkpoint = files.read_checkpoint(path)
     matcher: Matcher = OwnMatcher(arch, num_classes) if arch and ":" in arch else KnownMatcher(arch)
     try:
-        check_expansion(_all_tensors(checkpoint), checkpoint.bytes)
+        files.check_expansion(_all_tensors(checkpoint), checkpoint.bytes)
         sets = _sets(checkpoint, matcher)
         chosen, unloaded = _choose(sets, state_key)
     except ArchitectureError as error:
-        if is_shard(checkpoint.path):
-            raise ArchitectureError(error.message, f"It is one shard of several. {GIVE_INDEX}") from None
+        if files.is_shard(checkpoint.path):
+            raise ArchitectureError(error.message, f"It is one shard of several. {files.GIVE_INDEX}") from None
         raise
     except ArtifactError as error:
         raise type(error)(f"Cannot load {path}: {error.message}", error.mend) from None
@@ -151,14 +136,14 @@ class _Set:
     """One network in the file: its name, the state dict it stands in, and what was found there."""
 
     name: str
-    home: StateDict
+    home: files.StateDict
     found: Found | None
     left: tuple[str, ...] = ()
     kept: tuple[str, ...] = ()
     error: BdpruneError | None = None
 
 
-def _all_tensors(checkpoint: Checkpoint) -> dict[str, Tensor]:
+def _all_tensors(checkpoint: files.Checkpoint) -> dict[str, Tensor]:
     return {
         f"{number}/{name}": tensor
         for number, state in enumerate(checkpoint.contents.states)
@@ -166,11 +151,11 @@ def _all_tensors(checkpoint: Checkpoint) -> dict[str, Tensor]:
     }
 
 
-def _sets(checkpoint: Checkpoint, matcher: Matcher) -> list[_Set]:
+def _sets(checkpoint: files.Checkpoint, matcher: Matcher) -> list[_Set]:
     return [one for state in checkpoint.contents.states for one in _sets_in(state, matcher)]
 
 
-def _sets_in(state: StateDict, matcher: Matcher) -> list[_Set]:
+def _sets_in(state: files.StateDict, matcher: Matcher) -> list[_Set]:
     """The networks in one state dict; a set without a network where there is none."""
     tensors = state.tensors()
     shapes = shapes_of(tensors)
@@ -182,7 +167,7 @@ def _sets_in(state: StateDict, matcher: Matcher) -> list[_Set]:
         common = _common_prefix(shapes)
         stripped = {name.removeprefix(common): shape for name, shape in shapes.items()}
         return [_Set(state.name, state, None, error=_with_hint(matcher.explain(stripped), shapes))]
-    weights = tuple(name for name in left if is_weight_name(name, tensors[name]))
+    weights = tuple(name for name in left if files.is_weight_name(name, tensors[name]))
     used = {key for one in found for key in one.slots} | set(weights)
     kept = tuple(str(key) for key in state.state if key not in used)
     names = [state.name] if len(found) == 1 else [_joined(state.name, one.prefix) for one in found]
@@ -220,10 +205,10 @@ def _choose(sets: list[_Set], state_key: str | None) -> tuple[list[_Set], list[U
         ArtifactError: there is no set of the name ``state_key``, or several.
     """
     if state_key is not None:
-        named = [one for one in sets if state_key in (one.name, *map(joined, one.home.paths))]
+        named = [one for one in sets if state_key in (one.name, *map(files.join_path, one.home.paths))]
         exact = [one for one in named if one.name == state_key] or named
         if len(exact) != 1:
-            names = ", ".join(_named(shown(one.name) if one.name else "") for one in sets)
+            names = ", ".join(_named(files.quoted(one.name) if one.name else "") for one in sets)
             found = "several sets" if exact else "no set"
             raise ArtifactError(f"it holds {found} of weights {state_key!r}; it holds {names}.", _GIVE_KEY)
         sets = exact
@@ -235,7 +220,7 @@ def _choose(sets: list[_Set], state_key: str | None) -> tuple[list[_Set], list[U
 
 
 def _build(
-    checkpoint: Checkpoint,
+    checkpoint: files.Checkpoint,
     one: _Set,
     matcher: Matcher,
     input_shape: tuple[int, int, int] | None,
@@ -276,24 +261,24 @@ def _first_that_runs(network: nn.Module, shapes: Sequence[Shape], num_classes: i
     raise first
 
 
-def _slots(one: _Set) -> dict[str, Slot]:
+def _slots(one: _Set) -> dict[str, files.Slot]:
     """The place of every tensor of the network in the file, by key."""
     assert one.found is not None
     tensors = one.home.state
-    slots: dict[str, Slot] = {}
+    slots: dict[str, files.Slot] = {}
     for short, key in one.found.keys.items():
         name, tensor = one.found.fit.inner + short, tensors[key]
         if is_pruned(short, key):
             mask_key = mask_of(key)
             mask = tensors[mask_key]
-            slots[key] = Slot(name, tensor.dtype, tensor, mask)
-            slots[mask_key] = Slot(name, mask.dtype, tensor, mask, is_mask=True)
+            slots[key] = files.Slot(name, tensor.dtype, tensor, mask)
+            slots[mask_key] = files.Slot(name, mask.dtype, tensor, mask, is_mask=True)
         else:
-            slots[key] = Slot(name, tensor.dtype, tensor if tensor.dtype == torch.float64 else None)
+            slots[key] = files.Slot(name, tensor.dtype, tensor if tensor.dtype == torch.float64 else None)
     return slots
 
 
-def _fill(network: nn.Module, one: _Set, slots: Mapping[str, Slot]) -> None:
+def _fill(network: nn.Module, one: _Set, slots: Mapping[str, files.Slot]) -> None:
     """Loads the tensors of the set into ``network``, each in the type that the network has for it."""
     expected: dict[str, Tensor] = network.state_dict()
     state: dict[str, Tensor] = {}
@@ -303,10 +288,10 @@ def _fill(network: nn.Module, one: _Set, slots: Mapping[str, Slot]) -> None:
         tensor = one.home.state[key]
         if slot.mask is not None:
             tensor = _masked(key, tensor, slot.mask)
-        state[slot.name] = typed(key, tensor, expected[slot.name].dtype)
+        state[slot.name] = files.with_dtype(key, tensor, expected[slot.name].dtype)
     checked = {name for name, _ in network.named_parameters()}
     checked |= {name for name in state if name.endswith(("running_mean", "running_var"))}
-    check_finite({name: value for name, value in state.items() if name in checked})
+    files.check_finite({name: value for name, value in state.items() if name in checked})
     for name, value in expected.items():
         if name not in state:  # only num_batches_tracked can be missing
             state[name] = torch.zeros(value.shape, dtype=value.dtype) if value.is_meta else value
@@ -316,18 +301,18 @@ def _fill(network: nn.Module, one: _Set, slots: Mapping[str, Slot]) -> None:
 def _masked(key: str, original: Tensor, mask: Tensor) -> Tensor:
     if mask.shape != original.shape or not original.is_floating_point():
         raise ArtifactError(
-            f"the mask of {shown(key)} has shape {tuple(mask.shape)}, the weight {tuple(original.shape)}.",
+            f"the mask of {files.quoted(key)} has shape {tuple(mask.shape)}, the weight {tuple(original.shape)}.",
             "Call torch.nn.utils.prune.remove on the network before saving it.",
         )
     return original * mask.to(original.dtype)
 
 
-def _artifact(checkpoint: Checkpoint, one: _Set, slots: Mapping[str, Slot]) -> Artifact:
+def _artifact(checkpoint: files.Checkpoint, one: _Set, slots: Mapping[str, files.Slot]) -> files.Artifact:
     """All that ``save`` needs beside the network; what the network can give back is not kept twice."""
     assert one.found is not None
     places = one.home.paths
     given = {key: None for key, slot in slots.items() if slot.original is None}
-    return Artifact(
+    return files.Artifact(
         path=checkpoint.path,
         format=checkpoint.format,
         bytes=checkpoint.bytes,
@@ -338,7 +323,7 @@ def _artifact(checkpoint: Checkpoint, one: _Set, slots: Mapping[str, Slot]) -> A
         kept=(*one.kept, *(f"{name} (the state of an optimiser)" for name in checkpoint.contents.optimisers)),
         places=places,
         slots=dict(slots),
-        checkpoint=with_values(checkpoint.value, places, given),
+        checkpoint=files.with_values(checkpoint.value, places, given),
         metadata=checkpoint.metadata,
         shards=checkpoint.shards,
         index_metadata=checkpoint.index_metadata,

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from bdprune.errors import ArchitectureError
-from bdprune.files import shown
+from bdprune.files import quoted
 from bdprune.model.architectures import REGISTRY, architecture
 from bdprune.model.architectures.spec import Architecture, Settings, Shapes
 from bdprune.model.match import Built
@@ -78,12 +78,12 @@ class KnownMatcher:
 def differences(expected: Shapes, found: Shapes) -> list[str]:
     """How ``found`` differs from ``expected``, in words, worst first: shapes, missing names, unknown names."""
     wrong = [
-        f"{shown(name)} has shape {found[name]} instead of {shape}"
+        f"{quoted(name)} has shape {found[name]} instead of {shape}"
         for name, shape in expected.items()
         if name in found and found[name] != shape
     ]
-    missing = [f"{shown(name)} is missing" for name in expected if name not in found and not _optional(name)]
-    unknown = [f"{shown(name)} {found[name]} is not part of it" for name in found if name not in expected]
+    missing = [f"{quoted(name)} is missing" for name in expected if name not in found and not _optional(name)]
+    unknown = [f"{quoted(name)} {found[name]} is not part of it" for name in found if name not in expected]
     return wrong + missing + unknown
 
 
@@ -149,7 +149,7 @@ def _nearest(entries: Iterable[Architecture], shapes: Shapes, arch: str | None) 
     ranked.sort(key=lambda item: (-item[0], item[1]))
     near = [item for item in ranked[:_NEAREST] if item[0] > 0 or arch]
     if not near:
-        first = ", ".join(f"{shown(name)} {shape}" for name, shape in list(shapes.items())[:_DIFFERENCES])
+        first = ", ".join(f"{quoted(name)} {shape}" for name, shape in list(shapes.items())[:_DIFFERENCES])
         return f"The checkpoint has nothing in common with any known architecture; it begins with {first}."
     told = "; ".join(_told(name, share, differs) for share, name, differs in near)
     subject = f"The checkpoint is no {arch}" if arch else "The checkpoint fits no known architecture; nearest"

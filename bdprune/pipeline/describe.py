@@ -13,7 +13,7 @@ import bdprune
 from bdprune.analysis import Sanity
 from bdprune.data import CleanData
 from bdprune.errors import BdpruneError, first_line
-from bdprune.files import joined
+from bdprune.files import join_path
 from bdprune.methods import Evidence
 from bdprune.model import Model
 from bdprune.ops import backend
@@ -55,7 +55,7 @@ def weight_coverage(model: Model) -> WeightCoverage | None:
     return WeightCoverage(
         scanned=sum(value.numel() for value in model.network.state_dict().values() if value.is_floating_point()),
         unscanned=artifact.unscanned,
-        same=tuple(map(joined, artifact.places[1:])),
+        same=tuple(map(join_path, artifact.places[1:])),
         kept=artifact.kept,
         left_out=artifact.left_out,
     )

@@ -106,7 +106,7 @@ def success_bar(attack: Attack) -> float:
     return 0.70 if isinstance(attack, ABlend) else 0.95
 
 
-def misses(zoo: Manifest, checks: Sequence[Check]) -> dict[str, list[str]]:
+def missed_bars(zoo: Manifest, checks: Sequence[Check]) -> dict[str, list[str]]:
     """Which bars each model misses, in words, by name; models that miss none are left out.
 
     Clean accuracy has the manifest's own bar, and must come near the mean of the clean models of the same data set,
@@ -132,7 +132,7 @@ def misses(zoo: Manifest, checks: Sequence[Check]) -> dict[str, list[str]]:
 
 def markdown(zoo: Manifest, checks: Sequence[Check]) -> str:
     """The zoo as Markdown: a table of what is made, the models that miss a bar and why, and those that are pending."""
-    missed = misses(zoo, checks)
+    missed = missed_bars(zoo, checks)
     lines = [
         "| model | attack | target | rate | CA | ASR | RA | minutes | bars |",
         "|---|---|---|---|---|---|---|---|---|",

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from bdprune.errors import ArtifactError, NoWeightsError, UnsupportedError
 from bdprune.files.artifact import with_values
-from bdprune.files.state import WRAPPERS, check_expansion, check_finite, contents_of, typed
+from bdprune.files.state import WRAPPERS, check_expansion, check_finite, contents_of, with_dtype
 
 W = torch.ones(2, 3)
 OPTIMISER = {"state": {0: {"exp_avg": W, "step": torch.tensor(1.0)}}, "param_groups": [{"lr": 0.1}]}
@@ -155,10 +155,10 @@ def test_values_are_replaced_without_touching_the_original() -> None:
 
 def test_copies_have_the_type_of_the_network_and_memory_of_their_own() -> None:
     for tensor in (W.half(), W.double(), W, W.bfloat16().t()):
-        copy = typed("a", tensor, torch.float32)
+        copy = with_dtype("a", tensor, torch.float32)
         assert copy.dtype == torch.float32 and copy.data_ptr() != tensor.data_ptr() and copy.is_contiguous()
-    assert typed("n", torch.tensor(3, dtype=torch.int32), torch.int64).dtype == torch.int64
-    assert typed("mask", torch.tensor([True, False]), torch.bool).tolist() == [True, False]
+    assert with_dtype("n", torch.tensor(3, dtype=torch.int32), torch.int64).dtype == torch.int64
+    assert with_dtype("mask", torch.tensor([True, False]), torch.bool).tolist() == [True, False]
 
 
 @pytest.mark.parametrize(
@@ -172,7 +172,7 @@ def test_copies_have_the_type_of_the_network_and_memory_of_their_own() -> None:
 )
 def test_types_that_no_weight_has(tensor: Tensor, message: str) -> None:
     with pytest.raises(ArtifactError, match=message) as caught:
-        typed("conv.weight", tensor, torch.float32)
+        with_dtype("conv.weight", tensor, torch.float32)
     assert caught.value.mend
 
 
