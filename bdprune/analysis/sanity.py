@@ -110,28 +110,25 @@ def check_sanity(
         return Sanity(accuracy, False, "The model gives logits that are NaN or infinite.", "Its weights are broken.")
     chance = max(1 / model.num_classes, max(chosen.class_counts.values()) / len(chosen))
     floor, good = (chance + skill * (1 - chance) for skill in (min_skill, good_skill))
-    found = f"Clean accuracy is {accuracy:.1%} on {len(chosen)} images"
+    found = Sanity(accuracy, accuracy >= floor, f"Clean accuracy is {accuracy:.1%} on {len(chosen)} images")
     if accuracy >= good:
-        return Sanity(accuracy, True, f"{found}.")
+        return replace(found, message=f"{found.message}.")
     needed = max(floor, accuracy + margin)
-    better, tried = _explain(model, chosen, logits, needed, good, sane=accuracy >= floor)
+    better, tried = _explain(model, chosen, logits, needed, good, sane=found.ok)
+    return _judged(replace(found, tried=tried), better)
+
+
+def _judged(found: Sanity, better: _Better | None) -> Sanity:
+    """What was found, whose message is the beginning of a sentence, in the light of what fits better."""
     if better is not None:
-        return Sanity(
-            accuracy,
-            False,
-            f"{found}, but {better.trial.accuracy:.1%} with {better.how}.",
-            better.mend,
-            better.trial.name,
-            better.normalization,
-            tried,
-            better.class_map,
-        )
-    if accuracy >= floor:
-        return Sanity(
-            accuracy, True, f"{found}; no other known way to feed the model does clearly better.", tried=tried
-        )
-    message = f"{found}, too low to judge anything; known normalisations, ranges, channel and label orders don't help."
-    return Sanity(accuracy, False, message, _LOOK_ELSEWHERE, tried=tried)
+        message = f"{found.message}, but {better.trial.accuracy:.1%} with {better.how}."
+        fits, normalization, class_map = better.trial.name, better.normalization, better.class_map
+        wrong = replace(found, ok=False, message=message, suggestion=better.mend)
+        return replace(wrong, fits=fits, normalization=normalization, class_map=class_map)
+    if found.ok:
+        return replace(found, message=f"{found.message}; no other known way to feed the model does clearly better.")
+    why = "too low to judge anything; known normalisations, ranges, channel and label orders don't help"
+    return replace(found, message=f"{found.message}, {why}.", suggestion=_LOOK_ELSEWHERE)
 
 
 def _check_fit(model: Model, data: CleanData) -> None:

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, ClassVar, Literal
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
@@ -17,6 +17,7 @@ from bdprune.attacks.badnets import BadNets
 from bdprune.attacks.base import AttackSetting
 from bdprune.attacks.check import NotNegative
 from bdprune.errors import ArchitectureError
+from bdprune.loops import CrossEntropy
 
 
 @dataclass(frozen=True)
@@ -46,8 +47,8 @@ class AdaptD(BadNets):
         return AlignedObjective(teacher, stages(teacher, probe.to(setting.device)), self.align_weight)
 
 
-class AlignedObjective:
-    """Cross-entropy, and the distance of the feature maps from the teacher's."""
+class AlignedObjective(CrossEntropy):
+    """Cross-entropy, and the distance of the feature maps from the teacher's, which never changes."""
 
     def __init__(self, teacher: nn.Module, names: Sequence[str], weight: float) -> None:
         self.teacher, self.names, self.weight = teacher, names, weight
@@ -59,12 +60,6 @@ class AlignedObjective:
             logits = network(images)
         far = torch.stack([distance(found[name], wanted[name]) for name in self.names]).sum()
         return functional.cross_entropy(logits.float(), labels) + self.weight * far
-
-    def state_dict(self) -> dict[str, Any]:
-        return {}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """There is nothing to take up: the teacher never changes."""
 
 
 def distance(one: Tensor, two: Tensor) -> Tensor:

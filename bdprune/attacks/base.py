@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from bdprune.attacks.check import Range, Share, check_label, check_ranges
-from bdprune.attacks.poison import draw, saturate
+from bdprune.errors import OptionError
 from bdprune.loops import CrossEntropy, Objective
 
 TriggerType = Literal["static", "input-dependent", "learned"]
@@ -65,6 +65,43 @@ class Poisoned:
     labels: Tensor
     triggered: Tensor
     covers: Tensor
+
+
+def draw(candidates: Tensor, rate: float, generator: torch.Generator) -> Tensor:
+    """Indices of ``round(rate * N)`` candidates, without replacement.
+
+    Args:
+        candidates: ``[N]`` bool, the images that may be drawn.
+        rate: share of all N images, in [0, 1].
+        generator: source of randomness.
+
+    Raises:
+        OptionError: there are fewer candidates than asked for.
+    """
+    count = round(rate * len(candidates))
+    index = candidates.nonzero().flatten()
+    if count > len(index):
+        raise OptionError(
+            f"A rate of {rate} asks for {count} images, only {len(index)} of {len(candidates)} may be poisoned.",
+            "Give a lower rate.",
+        )
+    return index[torch.randperm(len(index), generator=generator)[:count]]
+
+
+def draw_covers(victims: Tensor, total: int, rate: float, generator: torch.Generator) -> Tensor:
+    """Indices of ``round(rate * total)`` of ``total`` images, of any label, none of them among ``victims``.
+
+    Raises:
+        OptionError: too few images are left.
+    """
+    free = torch.ones(total, dtype=torch.bool)
+    free[victims] = False
+    return draw(free, rate, generator)
+
+
+def saturate(images: Tensor) -> Tensor:
+    """Whole bytes, uint8, of images in [0, 1]; what lies outside is clipped and never wraps around."""
+    return (images.clamp(0, 1) * 255).round().to(torch.uint8)
 
 
 def unpoisoned(setting: AttackSetting) -> Poisoned:
@@ -143,6 +180,36 @@ class Attack(ABC):
     def finish(self, network: nn.Module, setting: AttackSetting, trigger: nn.Module) -> None:
         """Changes the trained ``network`` in place; by default there is nothing left to do."""
         return
+
+
+@dataclass(frozen=True)
+class CleanLabel(Attack):
+    """An attack that triggers images of its target class, which keep their label.
+
+    Args:
+        target: label that the trigger calls; never None: images of all classes would teach nothing by their own label.
+        rate: share of the whole training set that is poisoned (RNP, Table 6: 0.08, which is 80 % of one class of ten).
+    """
+
+    rate: Share = 0.08
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.target is None:
+            raise OptionError("A clean-label attack has no all-to-all form.", "Give a target label.")
+
+    def poison(self, setting: AttackSetting, trigger: nn.Module, generator: torch.Generator) -> Poisoned:
+        """Triggers a seeded share of the target class. Values are clipped to [0, 1], then rounded to whole bytes."""
+        assert self.target is not None
+        check_label("target", self.target, setting.num_classes)
+        victims = draw(setting.labels == self.target, self.rate, generator)
+        images = setting.images.clone()
+        images[victims] = saturate(self.dress(setting.images[victims].float() / 255, setting, trigger, generator))
+        return Poisoned(images, setting.labels.clone(), victims, torch.empty(0, dtype=torch.int64))
+
+    def dress(self, images: Tensor, setting: AttackSetting, trigger: nn.Module, generator: torch.Generator) -> Tensor:
+        """What the drawn images ``[N, C, H, W]`` in [0, 1] become; by default they are triggered."""
+        return apply_trigger(trigger, images)
 
 
 @torch.no_grad()

@@ -71,6 +71,27 @@ class Companion:
         self.optimizer.load_state_dict({**whole, "state": {int(key): value for key, value in state.items()}})
 
 
+class TriggerObjective:
+    """What objectives share that train something beside the network: the state of their parts, and a count of steps.
+
+    Args:
+        parts: by their name in the state.
+    """
+
+    def __init__(self, **parts: nn.Module | Companion) -> None:
+        self._parts, self._steps = parts, 0
+
+    def state_dict(self) -> dict[str, Any]:
+        """All that a resumed training needs."""
+        return {"steps": self._steps, **{name: part.state_dict() for name, part in self._parts.items()}}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Takes up what ``state_dict`` gave."""
+        self._steps = state["steps"]
+        for name, part in self._parts.items():
+            part.load_state_dict(state[name])
+
+
 @dataclass(frozen=True)
 class InBatch(Attack):
     """An attack with a trigger that is trained beside the network; the training set stays clean."""

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from bdprune.attacks.base import Attack, AttackSetting, Shape, TriggerType, shape_of
+from bdprune.attacks.base import Attack, AttackSetting, Shape, TriggerType
 from bdprune.attacks.check import Count, NotNegative, Share, Whole
 from bdprune.attacks.companion import Companion, full_precision
 from bdprune.attacks.features import inputs_of
@@ -135,7 +135,7 @@ class DetoxifyingObjective:
         attack, seed = self.attack, self.setting.seed + 1 + len(self.injectors)
         generator = torch.Generator().manual_seed(seed)
         with seeded(seed):
-            injector = Change(shape_of(self.setting.images)[0], 8, attack.strength).to(self.setting.device)
+            injector = self._new_injector()
         # A copy, so that batch norms and autocast's store of weights know nothing of this.
         frozen = copy.deepcopy(network).eval().requires_grad_(False)
         images = self._sample(generator)
@@ -145,6 +145,9 @@ class DetoxifyingObjective:
             batch = images[torch.randint(len(images), (64,), generator=generator).to(images.device)]
             companion.descend(self.injector_loss(frozen, injector, batch, chosen, level))
         return injector.requires_grad_(False)
+
+    def _new_injector(self) -> Change:
+        return Change(self.setting.images.shape[1], 8, self.attack.strength).to(self.setting.device)
 
     def _sample(self, generator: torch.Generator) -> Tensor:
         labels = self.setting.labels
@@ -181,7 +184,7 @@ class DetoxifyingObjective:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.injectors = []
         for saved in state["injectors"]:
-            injector = Change(shape_of(self.setting.images)[0], 8, self.attack.strength).to(self.setting.device)
+            injector = self._new_injector()
             injector.load_state_dict(saved)
             self.injectors.append(injector.requires_grad_(False))
 

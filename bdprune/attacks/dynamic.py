@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -11,7 +11,7 @@ from torch.nn import functional
 
 from bdprune.attacks.base import AttackSetting, Shape, TriggerType
 from bdprune.attacks.check import Count, NotNegative, Share
-from bdprune.attacks.companion import Companion, InBatch, full_precision, quota
+from bdprune.attacks.companion import Companion, InBatch, TriggerObjective, full_precision, quota
 from bdprune.attacks.generators import EncoderDecoder
 from bdprune.errors import OptionError
 
@@ -93,7 +93,7 @@ class InputAware(nn.Module):
         return self.lay(images, self.patterns(images), self.masks(images))
 
 
-class InputAwareObjective:
+class InputAwareObjective(TriggerObjective):
     """The mask's own losses first; then cross-entropy on attacked, crossed and clean images, and diversity."""
 
     def __init__(self, attack: Dynamic, trigger: InputAware, num_classes: int) -> None:
@@ -101,7 +101,7 @@ class InputAwareObjective:
         self._mask = Companion(trigger.mask, attack.lr, (0.5, 0.9))
         self._pattern = Companion(trigger.pattern, attack.lr, (0.5, 0.9))
         self._pattern.follow()
-        self._steps = 0
+        super().__init__(trigger=trigger, mask=self._mask, pattern=self._pattern)
 
     def loss(self, network: nn.Module, images: Tensor, labels: Tensor, done: float) -> Tensor:
         if done < self.attack.mask_share:
@@ -141,20 +141,6 @@ class InputAwareObjective:
         if not pairs:
             return batch, wanted, images.new_zeros(())
         return batch, wanted, spread(own[:pairs], others[:pairs], patterns[:pairs], patterns[count : count + pairs])
-
-    def state_dict(self) -> dict[str, Any]:
-        return {
-            "steps": self._steps,
-            "trigger": self.trigger.state_dict(),
-            "mask": self._mask.state_dict(),
-            "pattern": self._pattern.state_dict(),
-        }
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        self._steps = state["steps"]
-        self.trigger.load_state_dict(state["trigger"])
-        self._mask.load_state_dict(state["mask"])
-        self._pattern.load_state_dict(state["pattern"])
 
 
 def spread(one: Tensor, two: Tensor, made_of_one: Tensor, made_of_two: Tensor) -> Tensor:

@@ -13,9 +13,8 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor, nn
 
-from bdprune.attacks.base import AttackSetting, Shape, apply_trigger
+from bdprune.attacks.base import AttackSetting, CleanLabel, Shape, apply_trigger
 from bdprune.attacks.check import Count, NotNegative, Share, Whole, check_label
-from bdprune.attacks.clean_label import CleanLabel
 from bdprune.attacks.features import penultimate, source_of
 from bdprune.attacks.patterns import Stamp, checkerboard, in_corner
 from bdprune.errors import OptionError

@@ -9,9 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from bdprune.attacks.base import AttackSetting, Shape, apply_trigger
+from bdprune.attacks.base import AttackSetting, CleanLabel, Shape, apply_trigger
 from bdprune.attacks.check import Count, NotNegative, Share, Whole, check_fits
-from bdprune.attacks.clean_label import CleanLabel
 from bdprune.attacks.features import source_of
 from bdprune.attacks.patterns import Stamp, checkerboard
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -12,7 +12,7 @@ from torch.nn import functional
 
 from bdprune.attacks.base import AttackSetting, Shape, TriggerType
 from bdprune.attacks.check import Count, NotNegative, Share
-from bdprune.attacks.companion import Companion, InBatch, full_precision, quota, running_statistics
+from bdprune.attacks.companion import Companion, InBatch, TriggerObjective, full_precision, quota, running_statistics
 from bdprune.attacks.generators import Change
 
 
@@ -61,14 +61,14 @@ class LIRA(InBatch):
         return InvisibleObjective(self, trigger.to(setting.device), setting.num_classes)
 
 
-class InvisibleObjective:
+class InvisibleObjective(TriggerObjective):
     """The network's loss on clean and triggered images; in the first stage T takes a step of its own before."""
 
     def __init__(self, attack: LIRA, trigger: Change, num_classes: int) -> None:
         self.attack, self.trigger, self.num_classes = attack, trigger, num_classes
         self._companion = Companion(trigger, attack.lr)
         self._lagging = copy.deepcopy(trigger)
-        self._steps = 0
+        super().__init__(trigger=trigger, lagging=self._lagging, companion=self._companion)
 
     def loss(self, network: nn.Module, images: Tensor, labels: Tensor, done: float) -> Tensor:
         victims, wanted = self.victims(images, labels)
@@ -103,17 +103,3 @@ class InvisibleObjective:
             triggered = self.trigger(images)
         with running_statistics(network):
             return functional.cross_entropy(network(triggered).float(), wanted)
-
-    def state_dict(self) -> dict[str, Any]:
-        return {
-            "steps": self._steps,
-            "trigger": self.trigger.state_dict(),
-            "lagging": self._lagging.state_dict(),
-            "companion": self._companion.state_dict(),
-        }
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        self._steps = state["steps"]
-        self.trigger.load_state_dict(state["trigger"])
-        self._lagging.load_state_dict(state["lagging"])
-        self._companion.load_state_dict(state["companion"])

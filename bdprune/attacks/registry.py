@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from bdprune.attacks.ablend import ABlend
 from bdprune.attacks.adapt_distil import AdaptD
 from bdprune.attacks.adapt_noise import AdvT
 from bdprune.attacks.awp import AWP
 from bdprune.attacks.badnets import BadNets
 from bdprune.attacks.base import Attack
-from bdprune.attacks.blend import Blend
+from bdprune.attacks.blend import ABlend, Blend
 from bdprune.attacks.dfst import DFST
 from bdprune.attacks.dynamic import Dynamic
 from bdprune.attacks.feature_collision import FeatureCollision

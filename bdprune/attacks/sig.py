@@ -9,9 +9,8 @@ from typing import ClassVar
 import torch
 from torch import nn
 
-from bdprune.attacks.base import Shape
+from bdprune.attacks.base import CleanLabel, Shape
 from bdprune.attacks.check import NotNegative, Share
-from bdprune.attacks.clean_label import CleanLabel
 from bdprune.attacks.patterns import Added
 
 

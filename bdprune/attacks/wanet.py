@@ -9,9 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from bdprune.attacks.base import Attack, AttackSetting, Poisoned, Shape, TriggerType
+from bdprune.attacks.base import Attack, AttackSetting, Poisoned, Shape, TriggerType, draw_covers, saturate
 from bdprune.attacks.check import NotNegative, Range
-from bdprune.attacks.poison import draw_covers, saturate
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import zipfile
-from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import IO, Any
@@ -14,7 +13,7 @@ import torch
 from numpy.lib import format as npy
 from torch import Tensor
 
-from bdprune.data.source import MAX_BYTES, MAX_IMAGES, Plain, as_labels, as_pixels
+from bdprune.data.source import MAX_BYTES, MAX_IMAGES, ImageSource, as_labels, as_pixels
 from bdprune.errors import DataError
 
 IMAGE_KEYS = ("images", "x", "X", "data", "x_test")
@@ -24,7 +23,7 @@ _MAX_RATIO = 200
 LABEL_KEYS = ("labels", "y", "Y", "targets", "label", "y_test")
 
 
-class NpzSource(Plain):
+class NpzSource(ImageSource):
     """Images and labels of an ``.npz`` archive.
 
     Images are ``[N, H, W]`` (grey), ``[N, H, W, C]`` or ``[N, C, H, W]``; of the last two, the layout is told by
@@ -34,11 +33,8 @@ class NpzSource(Plain):
         DataError: not an archive of plain arrays, a size in it that can't be, or arrays that are no labelled images.
     """
 
-    class_names: tuple[str, ...] = ()
-
     def __init__(self, path: Path, input_shape: tuple[int, int, int] | None = None) -> None:
-        self.name = str(path)
-        self.converted: Counter[str] = Counter()  # pixels are stored as they are
+        super().__init__(str(path))
         try:
             images, labels = _read_pair(path)
         except DataError:

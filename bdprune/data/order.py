@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from bdprune.data.clean import ClassOrder
-from bdprune.data.source import MAX_LABEL
+from bdprune.data.source import MAX_LABEL, reason_of
 from bdprune.errors import DataError, OptionError
 
 _MAX_FILE = 32 << 20
@@ -94,8 +94,8 @@ def _read_json(path: Path) -> object:
         with path.open("rb") as file:
             content = file.read(_MAX_FILE + 1)
     except (OSError, ValueError) as error:
-        reason = (error.strerror if isinstance(error, OSError) else None) or str(error)
-        raise OptionError(f"The class order {str(path)[:200]!r} cannot be read: {reason}.", _FORMS) from error
+        where = str(path)[:200]
+        raise OptionError(f"The class order {where!r} cannot be read: {reason_of(error)}.", _FORMS) from error
     if len(content) > _MAX_FILE:
         raise OptionError(f"The class order {path} has more than {_MAX_FILE} bytes.", _FORMS)
     try:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +14,7 @@ from torch import Tensor
 
 from bdprune.data.decode import INSTALL_MEND, decode_image
 from bdprune.data.formats import READ
-from bdprune.data.source import MAX_IMAGES, ImageSource, Plain, as_class_names, as_labels
+from bdprune.data.source import MAX_IMAGES, ImageSource, as_class_names, as_labels
 from bdprune.errors import DataError
 
 IMAGE_COLUMNS = ("image", "img")
@@ -65,7 +64,7 @@ def read_source(source: ImageSource) -> RawImages:
     return RawImages(stack, source.labels, source.class_names)
 
 
-class ParquetSource(Plain):
+class ParquetSource(ImageSource):
     """Rows of a parquet file: a column ``image`` (encoded bytes, or a struct with ``bytes``) and a column ``label``.
 
     Labels are read at once, images batch by batch and only where asked for, so memory stays small. A ``path``
@@ -77,8 +76,7 @@ class ParquetSource(Plain):
     """
 
     def __init__(self, path: Path) -> None:
-        self.name = str(path)
-        self.converted: Counter[str] = Counter()
+        super().__init__(str(path))
         try:
             import pyarrow.parquet as pq
         except ImportError as error:

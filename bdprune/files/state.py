@@ -15,27 +15,13 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 # In order of preference: the weights as trained before their averages.
+# fmt: off
 WRAPPERS = (
-    "state_dict",
-    "model_state_dict",
-    "model_state",
-    "model",
-    "net",
-    "network",
-    "net_state_dict",
-    "network_state_dict",
-    "weights",
-    "params",
-    "netC",
-    "classifier",
-    "backbone",
-    "module",
-    "model_ema",
-    "state_dict_ema",
-    "ema_state_dict",
-    "ema",
-    "ema_model",
+    "state_dict", "model_state_dict", "model_state", "model", "net", "network", "net_state_dict",
+    "network_state_dict", "weights", "params", "netC", "classifier", "backbone", "module", "model_ema",
+    "state_dict_ema", "ema_state_dict", "ema", "ema_model",
 )
+# fmt: on
 # Written beside the weights by averaging and by profilers; not part of any network.
 _COUNTERS = ("n_averaged", "total_ops", "total_params")
 _MAX_DEPTH = 32

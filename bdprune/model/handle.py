@@ -43,9 +43,11 @@ class Normalized(nn.Module):
         self.is_identity = not normalization.mean
 
     def forward(self, images: Tensor) -> Tensor:
-        if self.is_identity:
-            return self.network(images)  # type: ignore[no-any-return]
-        return self.network((images - self.mean) / self.std)  # type: ignore[no-any-return]
+        return self.network(self.normalize(images))  # type: ignore[no-any-return]
+
+    def normalize(self, images: Tensor) -> Tensor:
+        """What the network is given."""
+        return images if self.is_identity else (images - self.mean) / self.std
 
 
 @dataclass(frozen=True)

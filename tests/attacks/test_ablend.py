@@ -4,10 +4,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from bdprune.attacks.ablend import ABlend, pieces
-from bdprune.attacks.base import apply_trigger
-from bdprune.attacks.blend import Blend
-from bdprune.attacks.poison import saturate
+from bdprune.attacks.base import apply_trigger, saturate
+from bdprune.attacks.blend import ABlend, Blend, pieces
 
 from .helpers import setting
 

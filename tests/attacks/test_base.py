@@ -4,9 +4,8 @@ import pytest
 import torch
 
 from bdprune.attacks.badnets import BadNets
-from bdprune.attacks.base import apply_trigger, shape_of
+from bdprune.attacks.base import apply_trigger, draw, saturate, shape_of
 from bdprune.attacks.blend import Blend
-from bdprune.attacks.poison import draw, saturate
 from bdprune.errors import OptionError
 
 from .helpers import setting

@@ -3,10 +3,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from bdprune.attacks.base import apply_trigger
+from bdprune.attacks.base import apply_trigger, saturate
 from bdprune.attacks.dfst import DFST, activations, ssim
 from bdprune.attacks.generators import Change
-from bdprune.attacks.poison import saturate
 from bdprune.errors import OptionError
 from bdprune.loops.fitting import Schedule
 

@@ -6,10 +6,9 @@ import pytest
 import torch
 from torch import nn
 
-from bdprune.attacks.base import apply_trigger
+from bdprune.attacks.base import apply_trigger, saturate
 from bdprune.attacks.feature_collision import FeatureCollision, collide
 from bdprune.attacks.features import penultimate
-from bdprune.attacks.poison import saturate
 from bdprune.errors import OptionError
 
 from .helpers import assert_untouched, frozen, setting, source

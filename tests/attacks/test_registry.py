@@ -9,8 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from bdprune.attacks.base import Attack, AttackSetting, TriggerType, apply_trigger, shape_of
-from bdprune.attacks.clean_label import CleanLabel
+from bdprune.attacks.base import Attack, AttackSetting, CleanLabel, TriggerType, apply_trigger, shape_of
 from bdprune.attacks.registry import ATTACKS
 from bdprune.errors import OptionError
 from bdprune.files.safetensors_file import dump_safetensors, read_safetensors

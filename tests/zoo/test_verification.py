@@ -12,9 +12,8 @@ import msgspec
 import pytest
 from click.testing import Result as Ran
 
-from bdprune.attacks.ablend import ABlend
 from bdprune.attacks.badnets import BadNets
-from bdprune.attacks.blend import Blend
+from bdprune.attacks.blend import ABlend, Blend
 from bdprune.attacks.feature_collision import FeatureCollision
 from bdprune.attacks.sig import Sig
 from bdprune.errors import DataError, OptionError
