@@ -68,7 +68,8 @@ def _published() -> dict[str, Published]:
         settings["parts"] = {part: _Facts(**facts) for part, facts in settings["parts"].items()}
         settings |= {name: tuple(settings[name]) for name in ("shape", "class_names") if name in settings}
     sets = {name: Published(**settings) for name, settings in found.items()}
-    return {**sets, "gtsrb-signs": replace(sets["gtsrb"], signs=True)}
+    sets["gtsrb-signs"] = replace(sets["gtsrb"], signs=True)
+    return dict(sorted(sets.items()))
 
 
 PUBLISHED = _published()

@@ -16,16 +16,7 @@ from collections.abc import Callable, Iterator
 from typing import Any, NoReturn
 
 from bdprune.errors import ArtifactError
-from bdprune.files.pickle_claims import (
-    ITEM_BYTES,
-    GlobalName,
-    OrderedClaim,
-    StorageClaim,
-    TensorClaim,
-    Walked,
-    check_view,
-    is_count,
-)
+from bdprune.files import pickle_claims as claims
 from bdprune.files.quoting import quoted
 
 MAX_PICKLE_BYTES = 16 << 20
@@ -57,7 +48,7 @@ def _opcodes(stream: io.BytesIO) -> Iterator[tuple[str, Any, int | None]]:
             yield opcode.name, argument, position
 
 
-def walk(stream: io.BytesIO, what: str) -> Walked:
+def walk(stream: io.BytesIO, what: str) -> claims.Walked:
     """Reads one pickle from ``stream`` and leaves it right behind the pickle's end.
 
     Args:
@@ -132,7 +123,7 @@ class _Machine:
         self.marks: list[list[Any]] = []
         self.memo: dict[int, Any] = {}
         self.copied = 0
-        self.result = Walked(None)
+        self.result = claims.Walked(None)
 
     def step(self, opcode: str, argument: Any) -> None:
         if opcode in _PUSH_ARGUMENT:
@@ -148,7 +139,7 @@ class _Machine:
         else:
             raise ArtifactError(f"the {self.what} uses the pickle opcode {opcode}, which no state dict needs.", _RESAVE)
 
-    def finish(self) -> Walked:
+    def finish(self) -> claims.Walked:
         self.result.value = self.stack[0]
         return self.result
 
@@ -202,18 +193,18 @@ class _Machine:
         name = _dotted(argument)
         if name not in _CALLS and name not in _DTYPES and name not in _STORAGES:
             refuse_global(name, self.what)
-        self.stack.append(GlobalName(name))
+        self.stack.append(claims.GlobalName(name))
 
     def reduce(self, _: object) -> None:
         arguments, function = self.stack.pop(), self.stack.pop()
-        if type(function) is not GlobalName or function.name not in _CALLS or type(arguments) is not tuple:
+        if type(function) is not claims.GlobalName or function.name not in _CALLS or type(arguments) is not tuple:
             raise ValueError("a call of something that is no function")
         self.stack.append(_CALLS[function.name](self, *arguments))
 
     def build(self, _: object) -> None:
         state = self.stack.pop()
         # Any other attribute could shadow a method (items, values) of the dict that is read later.
-        if type(self.stack[-1]) is not OrderedClaim or type(state) is not dict or set(state) - {"_metadata"}:
+        if type(self.stack[-1]) is not claims.OrderedClaim or type(state) is not dict or set(state) - {"_metadata"}:
             raise ArtifactError(f"the {self.what} sets attributes that no state dict has.", _TRUST)
 
     def persistent(self, _: object) -> None:
@@ -223,11 +214,11 @@ class _Machine:
         kind, key, location, count = claim[1:5]
         if len(claim) == 6 and claim[5] is not None:
             raise ArtifactError(f"the {self.what} holds views of storages in a form older than 2017.", _RESAVE)
-        if type(kind) is not GlobalName or kind.name not in _STORAGES or not isinstance(location, str):
+        if type(kind) is not claims.GlobalName or kind.name not in _STORAGES or not isinstance(location, str):
             raise ValueError("a storage of no known type")
-        if type(key) is not str or not is_count(count):
+        if type(key) is not str or not claims.is_count(count):
             raise ValueError("a storage without a key or length")
-        storage = StorageClaim(key, kind.name, _STORAGES[kind.name], count)
+        storage = claims.StorageClaim(key, kind.name, _STORAGES[kind.name], count)
         if self.result.storages.setdefault(key, storage) != storage:
             raise ValueError(f"storage {key} is claimed with two lengths or types")
         self.stack.append(storage)
@@ -239,7 +230,7 @@ class _Machine:
 
     def _set(self, key: Any, value: Any) -> None:
         target = self.stack[-1]
-        if type(target) not in (dict, OrderedClaim):
+        if type(target) not in (dict, claims.OrderedClaim):
             raise ValueError("an item set on something that is no dict")
         target[_checked_key(key)] = value
 
@@ -249,8 +240,8 @@ class _Machine:
         if self.copied > MAX_COPIED:
             raise ArtifactError(f"the {self.what} unpacks to far more than any state dict needs.", _RESAVE)
 
-    def ordered_dict(self, pairs: object = ()) -> OrderedClaim:
-        return OrderedClaim((_checked_key(key), value) for key, value in self._sequence(pairs))
+    def ordered_dict(self, pairs: object = ()) -> claims.OrderedClaim:
+        return claims.OrderedClaim((_checked_key(key), value) for key, value in self._sequence(pairs))
 
     def counter(self, counts: object = None) -> dict[Any, Any]:
         if counts is not None and type(counts) is not dict:
@@ -261,27 +252,27 @@ class _Machine:
     def set_(self, items: object = ()) -> frozenset[Any]:
         return frozenset(_checked_key(item) for item in self._sequence(items))
 
-    def tensor(self, storage: Any, offset: Any, size: Any, stride: Any, *rest: Any) -> TensorClaim:
-        if len(rest) >= 2 and rest[1] is not None and (type(rest[1]) is not OrderedClaim or rest[1]):
+    def tensor(self, storage: Any, offset: Any, size: Any, stride: Any, *rest: Any) -> claims.TensorClaim:
+        if len(rest) >= 2 and rest[1] is not None and (type(rest[1]) is not claims.OrderedClaim or rest[1]):
             raise ArtifactError(f"the {self.what} attaches hooks to a tensor.", _TRUST)
         if len(rest) > 2 and rest[2]:
             raise ArtifactError(f"the {self.what} attaches metadata to a tensor.", _RESAVE)
-        if type(storage) is not StorageClaim:
+        if type(storage) is not claims.StorageClaim:
             raise ValueError("a tensor without a storage")
-        claim = TensorClaim(storage, offset, size, stride)
-        check_view(claim, self.what)
+        claim = claims.TensorClaim(storage, offset, size, stride)
+        claims.check_view(claim, self.what)
         self.result.tensors.append(claim)
         return claim
 
-    def parameter(self, data: Any, requires_grad: Any, hooks: Any) -> TensorClaim:
-        if type(data) is not TensorClaim or type(requires_grad) is not bool:
+    def parameter(self, data: Any, requires_grad: Any, hooks: Any) -> claims.TensorClaim:
+        if type(data) is not claims.TensorClaim or type(requires_grad) is not bool:
             raise ValueError("a parameter without a tensor")
-        if type(hooks) is not OrderedClaim or hooks:
+        if type(hooks) is not claims.OrderedClaim or hooks:
             raise ArtifactError(f"the {self.what} attaches hooks to a parameter.", _TRUST)
         return data
 
     def size(self, sizes: object = ()) -> tuple[int, ...]:
-        if type(sizes) is not tuple or not all(is_count(size) for size in sizes):
+        if type(sizes) is not tuple or not all(claims.is_count(size) for size in sizes):
             raise ValueError("a torch.Size of something else than whole numbers")
         return sizes
 
@@ -346,7 +337,7 @@ _CALLS: dict[str, Callable[..., Any]] = {
     "torch.device": _Machine.device,
     "_codecs.encode": _Machine.encode,
 }
-_STORAGES = {f"torch.{name}": size for name, size in ITEM_BYTES.items()} | {"torch.storage.UntypedStorage": 1}
+_STORAGES = {f"torch.{name}": size for name, size in claims.ITEM_BYTES.items()} | {"torch.storage.UntypedStorage": 1}
 
 
 def _dotted(module_and_name: str) -> str:

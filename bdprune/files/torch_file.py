@@ -26,24 +26,14 @@ _FETCH = "The file is damaged; fetch it again."
 _HOSTILE = "The file is damaged or hostile; fetch it again from a source you trust."
 _GIVE = "Give a checkpoint saved with torch.save or as safetensors."
 _MAX_ARGUMENTS = 64 << 10
-_ARGUMENT_TYPES = frozenset(
-    {
-        "_codecs.encode",
-        "argparse.Namespace",
-        "collections.OrderedDict",
-        "datetime.timedelta",
-        "numpy._core.multiarray._reconstruct",
-        "numpy._core.multiarray.scalar",
-        "numpy.core.multiarray._reconstruct",
-        "numpy.core.multiarray.scalar",
-        "numpy.dtype",
-        "numpy.ndarray",
-        "pathlib.PosixPath",
-        "torch.ByteStorage",
-        "torch._utils._rebuild_tensor_v2",
-        "torch.device",
-    }
-)
+# fmt: off
+_ARGUMENT_TYPES = frozenset({
+    "_codecs.encode", "argparse.Namespace", "collections.OrderedDict", "datetime.timedelta",
+    "numpy._core.multiarray._reconstruct", "numpy._core.multiarray.scalar", "numpy.core.multiarray._reconstruct",
+    "numpy.core.multiarray.scalar", "numpy.dtype", "numpy.ndarray", "pathlib.PosixPath", "torch.ByteStorage",
+    "torch._utils._rebuild_tensor_v2", "torch.device",
+})
+# fmt: on
 _FLOATS = frozenset({"f2", "f4", "f8"})
 """How numpy writes types of fractions; the arrays of random states hold whole numbers."""
 _ARGUMENT_MODULES = (

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, TypedDict, Unpack
 
 import torch
 from torch import Tensor, nn
@@ -43,25 +43,31 @@ class Loaded:
     unloaded: tuple[Unloaded, ...] = ()
 
 
-def load(
-    path: str | Path,
-    *,
-    arch: str | None = None,
-    num_classes: int | None = None,
-    normalize: Normalization | None = None,
-    input_shape: tuple[int, int, int] | None = None,
-    state_key: str | None = None,
-) -> Model:
-    """Loads a checkpoint without running anything in it; the network is float32, on the CPU, in eval mode.
+class LoadOptions(TypedDict, total=False):
+    """What a caller may say of a checkpoint.
 
-    Args:
-        path: safetensors or torch file (zip or legacy), or the index of shards; wrappers and prefixes are found.
+    Attributes:
         arch: name of the registry, or ``module:callable`` (which imports and runs that code of yours); None
             recognises the architecture.
         num_classes: number of logits, to check it; a callable that takes it gets it.
         normalize: what the network expects to be applied to images in [0, 1]; None is nothing.
         input_shape: (channels, height, width) of the images; None takes what the architecture is made for.
         state_key: which set of weights of a file with several; None takes the weights as trained, before averages.
+    """
+
+    arch: str | None
+    num_classes: int | None
+    normalize: Normalization | None
+    input_shape: Shape | None
+    state_key: str | None
+
+
+def load(path: str | Path, **options: Unpack[LoadOptions]) -> Model:
+    """Loads a checkpoint without running anything in it; the network is float32, on the CPU, in eval mode.
+
+    Args:
+        path: safetensors or torch file (zip or legacy), or the index of shards; wrappers and prefixes are found.
+        options: see ``LoadOptions``.
 
     Raises:
         ArtifactError: the file is missing, damaged or hostile, or its weights are quantised, NaN or infinite.
@@ -73,14 +79,7 @@ def load(
         >>> load("resnet20.th").arch                       # doctest: +SKIP
         'resnet20_cifar'
     """
-    loaded = load_all(
-        path,
-        arch=arch,
-        num_classes=num_classes,
-        normalize=normalize,
-        input_shape=input_shape,
-        state_key=state_key,
-    )
+    loaded = load_all(path, **options)
     first, *others = loaded.models
     assert first.artifact is not None
     names = [_named(one.artifact.state_key) for one in others if one.artifact is not None]
@@ -88,20 +87,14 @@ def load(
     return replace(first, artifact=replace(first.artifact, left_out=(*first.artifact.left_out, *left)))
 
 
-def load_all(
-    path: str | Path,
-    *,
-    arch: str | None = None,
-    num_classes: int | None = None,
-    normalize: Normalization | None = None,
-    input_shape: tuple[int, int, int] | None = None,
-    state_key: str | None = None,
-) -> Loaded:
+def load_all(path: str | Path, **options: Unpack[LoadOptions]) -> Loaded:
     """Loads every set of weights in a checkpoint: of a student and its teacher, their averages, several models.
 
     Arguments and errors are those of :func:`load`. Sets that fit no network come back as ``unloaded`` if another one
     fits; if none does, the error of the first is raised.
     """
+    arch, state_key = options.get("arch"), options.get("state_key")
+    input_shape, num_classes = options.get("input_shape"), options.get("num_classes")
     if input_shape is not None and min(input_shape) < 1:
         raise OptionError(f"The input shape is {input_shape}.", "Give channels, height and width in pixels.")
     checkpoint = files.read_checkpoint(path)
@@ -120,7 +113,7 @@ def load_all(
     for one in chosen:
         try:
             model = _build(checkpoint, one, matcher, input_shape, num_classes)
-            models.append(replace(model, normalization=normalize or Normalization()))
+            models.append(replace(model, normalization=options.get("normalize") or Normalization()))
         except BdpruneError as error:
             unloaded.append(Unloaded(one.name, _placed(path, error)))
     if not models:

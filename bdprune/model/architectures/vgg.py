@@ -10,15 +10,7 @@ from functools import partial
 from torch import Tensor, nn
 from torch.nn import functional
 
-from bdprune.model.architectures.spec import (
-    Architecture,
-    Settings,
-    Shapes,
-    conv_shape,
-    linear_shape,
-    numbered,
-    settings,
-)
+from bdprune.model.architectures import spec
 
 # Convs of each of the five stages; a stage ends with a pooling.
 _STAGES = {11: (1, 1, 2, 2, 2), 13: (2, 2, 2, 2, 2), 16: (2, 2, 3, 3, 3), 19: (2, 2, 4, 4, 4)}
@@ -93,26 +85,26 @@ class VGG(nn.Module):
         return self.classifier(y.flatten(1))  # type: ignore[no-any-return]
 
 
-def _read(shapes: Shapes, small: bool) -> Settings | None:
-    positions = tuple(numbered(shapes, r"classifier\.(\d+)\.weight"))
+def _read(shapes: spec.Shapes, small: bool) -> spec.Settings | None:
+    positions = tuple(spec.numbered(shapes, r"classifier\.(\d+)\.weight"))
     names = [f"classifier.{position}" for position in positions] or ["classifier"]
-    stem = conv_shape(shapes, "features.0")
-    first, last = linear_shape(shapes, names[0]), linear_shape(shapes, names[-1])
+    stem = spec.conv_shape(shapes, "features.0")
+    first, last = spec.linear_shape(shapes, names[0]), spec.linear_shape(shapes, names[-1])
     if stem is None or first is None or len(positions) > 10 or max(positions, default=0) > 20:
         return None
     spatial = math.isqrt(first[1] // (_WIDTHS[-1] * stem[0]))
     if (spatial == 1) != small:
         return None
     head = Head(positions, first[0], spatial)
-    return settings(stem, last, head=head, bias="features.0.bias" in shapes)
+    return spec.settings(stem, last, head=head, bias="features.0.bias" in shapes)
 
 
-def _entry(depth: int, small: bool) -> Architecture:
+def _entry(depth: int, small: bool) -> spec.Architecture:
     name = f"vgg{depth}_bn_cifar" if small else f"vgg{depth}_bn"
     make = partial(VGG, _STAGES[depth]) if small else partial(VGG, _STAGES[depth], head=Head((0, 3, 6), spatial=7))
     last = 3 * sum(_STAGES[depth]) + len(_STAGES[depth]) - 4  # position of the last conv in ``features``
     marks, lacks = (f"features.{last}.weight",), (f"features.{last + 3}.weight",)
-    return Architecture(name, make, partial(_read, small=small), 64, 32 if small else 224, marks, lacks)
+    return spec.Architecture(name, make, partial(_read, small=small), 64, 32 if small else 224, marks, lacks)
 
 
 ARCHITECTURES = tuple(_entry(depth, small) for small in (False, True) for depth in _STAGES)
