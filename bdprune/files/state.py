@@ -124,7 +124,7 @@ class _Search:
                 self._visit_list(path, node)
             below = _containers(node)
             if len(path) >= _MAX_DEPTH:
-                self._note([f"{join_path((*path, key))} (nested too deeply)" for key, _ in below][:1], path, node)
+                self._note([f"{join_path((*path, key))} (nested too deeply)" for key, _ in below][:1], node)
                 continue
             steps = _is_optimiser(node)
             queue += [((*path, key), value, of_optimiser or (steps and key == "state")) for key, value in below]
@@ -148,7 +148,7 @@ class _Search:
             self._note([f"{join_path(path)}[{index}]" for index in weights])
         self._note([f"{join_path(path)}[{index}]" for index, value in enumerate(named) if _is_flat(value)])
 
-    def _note(self, names: list[str], path: Path = (), node: object = None) -> None:
+    def _note(self, names: list[str], node: object = None) -> None:
         if node is not None and self._visits[id(node)] > 1:
             return  # a loop, which has been looked at already
         self.beside += [quoted(name, 120).strip("'") for name in names[: _MAX_NAMED - len(self.beside)]]
