@@ -131,15 +131,12 @@ class ParquetSource(ImageSource):
         is_struct = bool(pa.types.is_struct(image) and image.get_field_index("bytes") >= 0)
         cell = image.field("bytes").type if is_struct else image
         if not (pa.types.is_binary(cell) or pa.types.is_large_binary(cell) or pa.types.is_binary_view(cell)):
-            raise DataError(
-                f"The column {self._image_column} of {self.name} is of type {str(image)[:80]}.",
-                f"Store encoded images ({READ}) as bytes, or a struct with a field bytes.",
-            )
+            hint = f"Store encoded images ({READ}) as bytes, or a struct with a field bytes."
+            raise DataError(f"The column {self._image_column} of {self.name} is of type {str(image)[:80]}.", hint)
         if not pa.types.is_integer(label):
             kind = str(label)[:80]
-            raise DataError(
-                f"The labels of {self.name} are of type {kind}, not integers.", "Give class numbers from 0."
-            )
+            hint = "Give class numbers from 0."
+            raise DataError(f"The labels of {self.name} are of type {kind}, not integers.", hint)
         return is_struct
 
     def _read_labels(self) -> Tensor:

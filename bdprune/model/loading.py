@@ -224,10 +224,8 @@ def _build(
     known, channels = ":" not in built.name, built.shapes[0][0]
     if known and input_shape is not None and input_shape[0] != channels:
         _, height, width = input_shape
-        raise ArchitectureError(
-            f"The model takes images of {channels} channels, not {input_shape[0]}.",
-            f"Give --input-shape {channels}x{height}x{width}, or leave it out.",
-        )
+        hint = f"Give --input-shape {channels}x{height}x{width}, or leave it out."
+        raise ArchitectureError(f"The model takes images of {channels} channels, not {input_shape[0]}.", hint)
     slots = _slots(one)
     _fill(built.network, one, slots)
     built.network.eval().requires_grad_(True)
@@ -312,7 +310,7 @@ def _artifact(checkpoint: files.Checkpoint, one: _Set, slots: Mapping[str, files
         sha256=checkpoint.sha256,
         state_key=one.name,
         prefix=one.found.prefix,
-        unscanned=(*one.left, *checkpoint.contents.beside),
+        unscanned=(*one.left, *checkpoint.contents.outside),
         kept=(*one.kept, *(f"{name} (the state of an optimiser)" for name in checkpoint.contents.optimisers)),
         places=places,
         slots=dict(slots),

@@ -60,14 +60,8 @@ def train_model(
         OptionError: the attack cannot be made on these images.
         TrainingError: the training left the finite numbers.
     """
-    job = _Job(
-        entry,
-        work,
-        device or torch.device("cpu"),
-        digest(entry.attack, None if source is None else source.state_dict()),
-        progress,
-        say,
-    )
+    recipe = digest(entry.attack, None if source is None else source.state_dict())
+    job = _Job(entry, work, device or torch.device("cpu"), recipe, progress, say)
     network = job.fresh(train)
     attack = entry.make_attack()
     if attack is None:
