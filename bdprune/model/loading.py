@@ -93,6 +93,9 @@ def load_all(path: str | Path, **options: Unpack[LoadOptions]) -> Loaded:
     Arguments and errors are those of :func:`load`. Sets that fit no network come back as ``unloaded`` if another one
     fits; if none does, the error of the first is raised.
     """
+    unknown = options.keys() - LoadOptions.__annotations__.keys()
+    if unknown:
+        raise TypeError(f"a checkpoint is loaded without {min(unknown)!r}")
     arch, state_key = options.get("arch"), options.get("state_key")
     input_shape, num_classes = options.get("input_shape"), options.get("num_classes")
     if input_shape is not None and min(input_shape) < 1:
