@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 
 from bdprune.errors import ArtifactError, UnsupportedError
-from bdprune.files import damaged_safetensors, looks_like_safetensors, read_safetensors_header
+from bdprune.files import damaged_safetensors, looks_like_safetensors, safetensors_header
 
 _DTYPES = {"F16": "float16", "BF16": "bfloat16", "F32": "float32", "F64": "float64"}
 
@@ -66,7 +66,7 @@ def _open(path: Path) -> tuple[NDArray[np.uint8], dict[str, Any], int]:
                 raise UnsupportedError("it is not a safetensors file.", mend)
         with safe_open(path, framework="numpy"):  # which checks the header against the length of the file
             data = np.memmap(path, dtype=np.uint8, mode="r")
-            return data, *read_safetensors_header(data.data)
+            return data, *safetensors_header(data.data)
     except SafetensorError as error:
         raise damaged_safetensors(error) from None
     except OSError as error:

@@ -47,13 +47,12 @@ def texts(node: ast.AST) -> Iterator[str]:
 
 def remedies(tree: ast.Module) -> Iterator[str]:
     """Second arguments of errors, and the constants and local names that they may stand for."""
-    names = {
-        target.id: list(texts(node.value))
-        for node in ast.walk(tree)
-        if isinstance(node, ast.Assign)
-        for target in node.targets
-        if isinstance(target, ast.Name)
-    }
+    names: dict[str, list[str]] = {}
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Assign):
+            for target in node.targets:
+                if isinstance(target, ast.Name):
+                    names.setdefault(target.id, []).extend(texts(node.value))
     for node in ast.walk(tree):
         if not isinstance(node, ast.Call) or not _is_error(node.func):
             continue

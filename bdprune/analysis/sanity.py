@@ -12,7 +12,7 @@ from torch import Tensor
 from bdprune.analysis.trials import Feed, Trial, accuracy_of, beyond_luck, choose, first, logits_of, trial_of
 from bdprune.data import CleanData, order_pairs, start_of_text_order, text_order
 from bdprune.errors import DataError
-from bdprune.model import GRAY_ONLY, NORMALIZATIONS, Model, Normalization, name_of
+from bdprune.model import GRAY_ONLY, NORMALIZATIONS, Model, Normalization, normalization_name
 
 __all__ = ["Sanity", "Trial", "check_sanity"]
 
@@ -250,7 +250,11 @@ def _prefer(finals: list[_Tried]) -> tuple[_Tried, list[str]]:
 
 def _mend(feed: Feed, model: Model) -> str:
     parts = ["reverse the channel order of the images"] if feed.reverse else []
-    parts += [f"pass --normalize {name_of(feed.normalization)}"] if feed.normalization != model.normalization else []
+    parts += (
+        [f"pass --normalize {normalization_name(feed.normalization)}"]
+        if feed.normalization != model.normalization
+        else []
+    )
     text = " and ".join(parts)
     return f"{text[0].upper()}{text[1:]}."
 

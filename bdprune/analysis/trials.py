@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from bdprune.data import CleanData
-from bdprune.model import Model, Normalization, name_of
+from bdprune.model import Model, Normalization, normalization_name
 
 _BATCH = 128
 _BATCH_PIXELS = _BATCH * 224 * 224
@@ -35,7 +35,7 @@ class Feed:
 
     @property
     def name(self) -> str:
-        return name_of(self.normalization) + (" BGR" if self.reverse else "")
+        return normalization_name(self.normalization) + (" BGR" if self.reverse else "")
 
 
 def choose(data: CleanData, count: int, generator: torch.Generator) -> CleanData:

@@ -86,9 +86,8 @@ def stages(network: nn.Module, images: Tensor) -> list[str]:
         if output.dim() == 4 and output[0, 0].numel() > 1:
             last[output.shape[2:]] = name
     if not last:
-        raise ArchitectureError(
-            f"A {type(network).__name__} has no feature maps of more than one pixel.", "Give a convolutional network."
-        )
+        hint = "Give a convolutional network."
+        raise ArchitectureError(f"A {type(network).__name__} has no feature maps of more than one pixel.", hint)
     return list(last.values())
 
 

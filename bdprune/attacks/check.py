@@ -44,17 +44,13 @@ def check_ranges(settings: Any) -> None:
 def check_label(name: str, value: int, num_classes: int) -> None:
     """``value`` is a label of ``num_classes`` classes."""
     if not 0 <= value < num_classes:
-        raise OptionError(
-            f"The setting {name} is {value}, the images have {num_classes} classes.",
-            f"Give a label from 0 to {num_classes - 1}.",
-        )
+        hint = f"Give a label from 0 to {num_classes - 1}."
+        raise OptionError(f"The setting {name} is {value}, the images have {num_classes} classes.", hint)
 
 
 def check_fits(needed: int, shape: tuple[int, int, int]) -> None:
     """A trigger whose patches and margins take up ``needed`` pixels each way fits an image of ``shape`` (C, H, W)."""
     _, height, width = shape
     if needed > min(height, width):
-        raise OptionError(
-            f"The trigger needs {needed} pixels each way, the images are {height}x{width}.",
-            "Give a smaller size or margin.",
-        )
+        hint = "Give a smaller size or margin."
+        raise OptionError(f"The trigger needs {needed} pixels each way, the images are {height}x{width}.", hint)

@@ -55,9 +55,8 @@ class Dynamic(InBatch):
     def __post_init__(self) -> None:
         super().__post_init__()
         if not self.rate + self.cross_rate <= 1:
-            raise OptionError(
-                f"The settings rate and cross_rate are {self.rate} and {self.cross_rate}.", "Give 1 or less in all."
-            )
+            hint = "Give 1 or less in all."
+            raise OptionError(f"The settings rate and cross_rate are {self.rate} and {self.cross_rate}.", hint)
 
     def new_trigger(self, shape: Shape) -> InputAware:
         return InputAware(shape[0], self.width)

@@ -129,14 +129,12 @@ def _as_image(image: Any, where: str, converted: Counter[str]) -> Tensor:
     pillow = sys.modules.get("PIL.Image")
     if pillow is not None and isinstance(image, pillow.Image):
         return image_pixels(image, where, converted)
-    raise DataError(
-        f"{where} has an image of type {type(image).__name__}.", "Give a tensor, a NumPy array or a Pillow image."
-    )
+    hint = "Give a tensor, a NumPy array or a Pillow image."
+    raise DataError(f"{where} has an image of type {type(image).__name__}.", hint)
 
 
 def _from_array(array: np.ndarray[Any, Any], where: str) -> Tensor:
     if array.ndim != 3:
-        raise DataError(
-            f"{where} has an image of {array.ndim - 1} axes.", "Give [C, H, W] tensors or [H, W, C] arrays."
-        )
+        hint = "Give [C, H, W] tensors or [H, W, C] arrays."
+        raise DataError(f"{where} has an image of {array.ndim - 1} axes.", hint)
     return torch.from_numpy(np.ascontiguousarray(as_pixels(array, where)))

@@ -104,10 +104,8 @@ def read_dataset(root: Path, name: str, part: Part) -> RawImages:
 
 def _read_folders(folder: Path, name: str, part: Part) -> RawImages:
     if not (folder / part).is_dir():
-        raise DataError(
-            f"There is no data set {name!r} in {folder.parent}.",
-            f"Known are {', '.join(PUBLISHED)}; or put {part}.parquet, or {part}/ with a folder per class, there.",
-        )
+        hint = f"Known are {', '.join(PUBLISHED)}; or put {part}.parquet, or {part}/ with a folder per class, there."
+        raise DataError(f"There is no data set {name!r} in {folder.parent}.", hint)
     source, other = FolderSource(folder / part), folder / ("test" if part == "train" else "train")
     if other.is_dir():
         _check_classes(source, FolderSource(other))
@@ -142,10 +140,8 @@ def _images(count: int, shape: tuple[int, ...]) -> str:
 
 
 def _differs(path: Path, difference: str) -> DataError:
-    return DataError(
-        f"{path} is not the published set: {difference}.",
-        "Fetch it again, or call its folder by another name: then it is read without these checks.",
-    )
+    hint = "Fetch it again, or call its folder by another name: then it is read without these checks."
+    return DataError(f"{path} is not the published set: {difference}.", hint)
 
 
 def _labels_digest(labels: Tensor) -> str:
@@ -190,6 +186,5 @@ def _columns(path: Path, names: list[str]) -> dict[str, list[Any]]:
         table = pq.read_table(path, columns=names)
         return {name: table.column(name).to_pylist() for name in names}
     except Exception as error:  # pyarrow fails in many ways; the file was read before, so a column is missing
-        raise DataError(
-            f"{path} lacks a column of {', '.join(names)}: {str(error)[:200]}.", "Fetch it again."
-        ) from error
+        hint = "Fetch it again."
+        raise DataError(f"{path} lacks a column of {', '.join(names)}: {str(error)[:200]}.", hint) from error

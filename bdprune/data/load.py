@@ -95,16 +95,14 @@ def check_clean(
         OptionError: ``class_order`` is not an order.
     """
     if data.images.ndim != 4 or not all(data.images.shape[2:]):
-        raise DataError(
-            f"The images of {data.source} have shape {tuple(data.images.shape)}.", "Give images [N, C, H, W]."
-        )
+        hint = "Give images [N, C, H, W]."
+        raise DataError(f"The images of {data.source} have shape {tuple(data.images.shape)}.", hint)
     if len(data.images) and data.images.shape[1] != input_shape[0]:
         raise _wrong_channels(data.source, data.images.shape[1], input_shape[0])
     labels = as_labels(data.labels.detach().cpu().numpy(), data.source)
     if len(data.images) != len(labels):
-        raise DataError(
-            f"{data.source} holds {len(data.images)} images but {len(labels)} labels.", "Give one label an image."
-        )
+        hint = "Give one label an image."
+        raise DataError(f"{data.source} holds {len(data.images)} images but {len(labels)} labels.", hint)
     ordered = _order_classes(labels, data.class_names, read_order(class_order), num_classes, data.source)
     images = data.images.detach().cpu()
     pixels = as_pixels((images.float() if images.is_floating_point() else images).numpy(), data.source)
@@ -143,10 +141,8 @@ def check_bytes(source: str, shape: Sequence[int]) -> None:
     """
     needed = 4 * math.prod(shape)
     if needed > MAX_BYTES:
-        raise DataError(
-            f"The images of {source} would take {needed / 2**30:.1f} GiB of memory.",
-            "Take fewer of each class, for example --per-class 50 (per_class=50).",
-        )
+        hint = "Take fewer of each class, for example --per-class 50 (per_class=50)."
+        raise DataError(f"The images of {source} would take {needed / 2**30:.1f} GiB of memory.", hint)
 
 
 @dataclass(frozen=True)
@@ -227,10 +223,8 @@ def _check_labels(labels: Tensor, source: str, names: Sequence[str], num_classes
     if len(labels) == 1:
         raise DataError(f"{source} holds 1 image.", "Give at least 2 images of different classes.")
     if len(torch.unique(labels)) == 1:
-        raise DataError(
-            f"All {len(labels)} images of {source} are of class {int(labels[0])}.",
-            "Give images of at least 2 classes; otherwise no label stands out.",
-        )
+        hint = "Give images of at least 2 classes; otherwise no label stands out."
+        raise DataError(f"All {len(labels)} images of {source} are of class {int(labels[0])}.", hint)
 
 
 def _out_of_range(labels: Tensor, source: str, num_classes: int) -> DataError:

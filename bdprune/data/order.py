@@ -138,16 +138,12 @@ def _whole(value: Any, where: str) -> int:
 def _check_covers(present: list[int], order: Mapping[int, int], num_classes: int | None, where: str) -> None:
     missing = [label for label in present if label not in order]
     if missing:
-        raise DataError(
-            f"Label {missing[0]} of {where} is not in the class order.",
-            "Give every label of the data a label of the model in --class-order.",
-        )
+        hint = "Give every label of the data a label of the model in --class-order."
+        raise DataError(f"Label {missing[0]} of {where} is not in the class order.", hint)
     highest = max(order[label] for label in present)
     if num_classes is not None and highest >= num_classes:
-        raise DataError(
-            f"The class order gives label {highest}, the model has classes 0 to {num_classes - 1}.",
-            "Give labels of the model in --class-order.",
-        )
+        hint = "Give labels of the model in --class-order."
+        raise DataError(f"The class order gives label {highest}, the model has classes 0 to {num_classes - 1}.", hint)
 
 
 def _renamed(names: tuple[str, ...], order: Mapping[int, int]) -> tuple[str, ...]:

@@ -66,10 +66,8 @@ def as_labels(values: np.ndarray[Any, Any], where: str) -> Tensor:
     if values.ndim == 2 and values.shape[1] == 1:
         values = values[:, 0]
     if values.ndim != 1:
-        raise DataError(
-            f"The labels of {where} have shape {tuple(values.shape)}, not one label an image.",
-            "Give class numbers from 0; turn one-hot rows into numbers with argmax(axis=1).",
-        )
+        hint = "Give class numbers from 0; turn one-hot rows into numbers with argmax(axis=1)."
+        raise DataError(f"The labels of {where} have shape {tuple(values.shape)}, not one label an image.", hint)
     if not np.issubdtype(values.dtype, np.integer):
         raise DataError(f"The labels of {where} are {values.dtype}, not integers.", "Give class numbers from 0.")
     if values.size and (values.min() < 0 or values.max() > MAX_LABEL):
@@ -88,10 +86,8 @@ def as_pixels(values: np.ndarray[Any, Any], where: str) -> np.ndarray[Any, Any]:
         return values.astype(np.uint8)
     if np.issubdtype(values.dtype, np.integer):
         if values.min() < 0 or values.max() > 255:
-            raise DataError(
-                f"{where} holds integer pixels from {values.min()} to {values.max()}, not 0 to 255.",
-                "Give uint8 pixels, or floats in [0, 1].",
-            )
+            hint = "Give uint8 pixels, or floats in [0, 1]."
+            raise DataError(f"{where} holds integer pixels from {values.min()} to {values.max()}, not 0 to 255.", hint)
         return values.astype(np.uint8)
     if not np.issubdtype(values.dtype, np.floating):
         raise DataError(f"{where} holds pixels of type {values.dtype}.", "Give uint8 pixels, or floats in [0, 1].")
@@ -104,16 +100,12 @@ def _as_unit_floats(values: np.ndarray[Any, Any], where: str) -> np.ndarray[Any,
         raise DataError(f"{where} holds pixels that are NaN or infinite.", "Remove or repair these images.")
     rounding = 1e-6
     if low < -rounding:
-        raise DataError(
-            f"{where} holds float pixels from {low:.3g} to {high:.3g}; they look normalised already.",
-            "Give images in [0, 1] and name the normalisation instead (--normalize).",
-        )
+        hint = "Give images in [0, 1] and name the normalisation instead (--normalize)."
+        raise DataError(f"{where} holds float pixels from {low:.3g} to {high:.3g}; they look normalised already.", hint)
     if high > 1 + rounding:
         looks = "they look like 0 to 255" if 2 < high <= 255 else "the range is unknown"
-        raise DataError(
-            f"{where} holds float pixels from {low:.3g} to {high:.3g}; {looks}.",
-            "Divide by 255, or give uint8 pixels; floats must lie in [0, 1].",
-        )
+        hint = "Divide by 255, or give uint8 pixels; floats must lie in [0, 1]."
+        raise DataError(f"{where} holds float pixels from {low:.3g} to {high:.3g}; {looks}.", hint)
     return values.astype(np.float32).clip(0.0, 1.0)
 
 

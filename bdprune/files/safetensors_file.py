@@ -42,13 +42,13 @@ def read_safetensors(data: bytes) -> tuple[dict[str, Tensor], dict[str, str]]:
     try:
         found = dict(deserialize(data))  # type: ignore[no-untyped-call]
     except SafetensorError as error:
-        raise damaged(error) from None
-    header, _ = read_header(data)
+        raise damaged_safetensors(error) from None
+    header, _ = safetensors_header(data)
     metadata = header.pop("__metadata__", None) or {}
     return {name: _tensor(name, found[name]) for name in header}, metadata
 
 
-def read_header(data: bytes | memoryview) -> tuple[dict[str, Any], int]:
+def safetensors_header(data: bytes | memoryview) -> tuple[dict[str, Any], int]:
     """The header of a file that the library has checked, and the position of the first tensor's first byte.
 
     Raises:
@@ -61,7 +61,7 @@ def read_header(data: bytes | memoryview) -> tuple[dict[str, Any], int]:
     return header, end
 
 
-def damaged(error: Exception) -> ArtifactError:
+def damaged_safetensors(error: Exception) -> ArtifactError:
     """The error for a file that the library refuses."""
     reason = str(error).removeprefix("Error while deserializing: ")
     return ArtifactError(f"the safetensors file is damaged: {quoted(reason, 160).strip(chr(39))}.", _HOSTILE)

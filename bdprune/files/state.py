@@ -66,12 +66,12 @@ class Contents:
 
     Attributes:
         states: its state dicts, the preferred one first.
-        beside: names of weights that stand outside of them, such as a list of averaged tensors.
+        outside: names of weights that stand outside of them, such as a list of averaged tensors.
         optimisers: paths of the states of optimisers, joined by ``/``; their tensors are not weights.
     """
 
     states: tuple[StateDict, ...]
-    beside: tuple[str, ...] = ()
+    outside: tuple[str, ...] = ()
     optimisers: tuple[str, ...] = ()
 
 
@@ -85,20 +85,20 @@ def contents_of(checkpoint: object) -> Contents:
     search = _Search()
     search.visit(checkpoint)
     found = search.states or search.others
-    beside = list(search.beside)
+    outside = list(search.outside)
     if search.states:  # what only may be a state dict is named beside those that surely are
-        beside += [
+        outside += [
             f"{state.name or 'the checkpoint itself'}: {len(state.tensors())} tensors"
             for state in search.others.values()
             if _is_network(state)
         ]
     states = sorted(found.values(), key=lambda state: _rank(state.paths[0]))
-    if not states and not beside:
+    if not states and not outside:
         raise NoWeightsError(f"it holds no weights but {_what_else(checkpoint, search.optimisers)}.", _SAVE_STATE)
     if not states:
         kind = _keys_of(checkpoint) if isinstance(checkpoint, dict) else f"a {type(checkpoint).__name__}"
         raise UnsupportedError(f"it holds no state dict but {kind}.", _SAVE_STATE)
-    return Contents(tuple(states), tuple(beside), tuple(search.optimisers))
+    return Contents(tuple(states), tuple(outside), tuple(search.optimisers))
 
 
 class _Search:
@@ -107,7 +107,7 @@ class _Search:
     def __init__(self) -> None:
         self.states: dict[int, StateDict] = {}
         self.others: dict[int, StateDict] = {}
-        self.beside: list[str] = []
+        self.outside: list[str] = []
         self.optimisers: list[str] = []
         self._visits: Counter[int] = Counter()
 
@@ -124,7 +124,7 @@ class _Search:
                 self._visit_list(path, node)
             below = _containers(node)
             if len(path) >= _MAX_DEPTH:
-                self._note([f"{join_path((*path, key))} (nested too deeply)" for key, _ in below][:1], path, node)
+                self._note([f"{join_path((*path, key))} (nested too deeply)" for key, _ in below][:1], node)
                 continue
             steps = _is_optimiser(node)
             queue += [((*path, key), value, of_optimiser or (steps and key == "state")) for key, value in below]
@@ -148,10 +148,10 @@ class _Search:
             self._note([f"{join_path(path)}[{index}]" for index in weights])
         self._note([f"{join_path(path)}[{index}]" for index, value in enumerate(named) if _is_flat(value)])
 
-    def _note(self, names: list[str], path: Path = (), node: object = None) -> None:
+    def _note(self, names: list[str], node: object = None) -> None:
         if node is not None and self._visits[id(node)] > 1:
             return  # a loop, which has been looked at already
-        self.beside += [quoted(name, 120).strip("'") for name in names[: _MAX_NAMED - len(self.beside)]]
+        self.outside += [quoted(name, 120).strip("'") for name in names[: _MAX_NAMED - len(self.outside)]]
 
     def _check_forgotten(self, node: object) -> None:
         if id(node) in self.states or id(node) in self.others:

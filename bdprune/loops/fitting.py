@@ -145,9 +145,8 @@ def fit(
     count = len(train.labels)
     steps = schedule.steps(count)
     if not steps:
-        raise OptionError(
-            f"{count} images are less than one step of {schedule.batch_size}.", "Give a smaller batch size."
-        )
+        hint = "Give a smaller batch size."
+        raise OptionError(f"{count} images are less than one step of {schedule.batch_size}.", hint)
     with seeded(seed), _deterministic():
         kept = checkpoint.load(_recipe(network, train, schedule, seed)) if checkpoint else None
         run = _Run(network, objective or CrossEntropy(), schedule, steps, seed)

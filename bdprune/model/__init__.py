@@ -7,7 +7,7 @@ from bdprune.model.edit.stacked import StackedNetwork, agrees, why_not
 from bdprune.model.groups import FilterGroup
 from bdprune.model.handle import Model, Normalization
 from bdprune.model.loading import Loaded, Unloaded, load, load_all
-from bdprune.model.normalizations import GRAY_ONLY, NORMALIZATIONS, name_of, parse_normalization
+from bdprune.model.normalizations import GRAY_ONLY, NORMALIZATIONS, normalization_name, parse_normalization
 from bdprune.model.outputs import give_logits
 from bdprune.model.own_network import import_callable
 from bdprune.model.saving import save

@@ -76,10 +76,8 @@ class Model:
     def __post_init__(self) -> None:
         given, channels = len(self.normalization.mean), self.input_shape[0]
         if given not in (0, 1, channels):
-            raise OptionError(
-                f"The normalisation is for {given} channels, the model takes {channels}.",
-                f"Give {channels} means and {channels} standard deviations, or one of each.",
-            )
+            hint = f"Give {channels} means and {channels} standard deviations, or one of each."
+            raise OptionError(f"The normalisation is for {given} channels, the model takes {channels}.", hint)
 
     @property
     def module(self) -> nn.Module:

@@ -93,6 +93,9 @@ def load_all(path: str | Path, **options: Unpack[LoadOptions]) -> Loaded:
     Arguments and errors are those of :func:`load`. Sets that fit no network come back as ``unloaded`` if another one
     fits; if none does, the error of the first is raised.
     """
+    unknown = options.keys() - LoadOptions.__annotations__.keys()
+    if unknown:
+        raise TypeError(f"a checkpoint is loaded without {min(unknown)!r}")
     arch, state_key = options.get("arch"), options.get("state_key")
     input_shape, num_classes = options.get("input_shape"), options.get("num_classes")
     if input_shape is not None and min(input_shape) < 1:
@@ -224,10 +227,8 @@ def _build(
     known, channels = ":" not in built.name, built.shapes[0][0]
     if known and input_shape is not None and input_shape[0] != channels:
         _, height, width = input_shape
-        raise ArchitectureError(
-            f"The model takes images of {channels} channels, not {input_shape[0]}.",
-            f"Give --input-shape {channels}x{height}x{width}, or leave it out.",
-        )
+        hint = f"Give --input-shape {channels}x{height}x{width}, or leave it out."
+        raise ArchitectureError(f"The model takes images of {channels} channels, not {input_shape[0]}.", hint)
     slots = _slots(one)
     _fill(built.network, one, slots)
     built.network.eval().requires_grad_(True)
@@ -312,7 +313,7 @@ def _artifact(checkpoint: files.Checkpoint, one: _Set, slots: Mapping[str, files
         sha256=checkpoint.sha256,
         state_key=one.name,
         prefix=one.found.prefix,
-        unscanned=(*one.left, *checkpoint.contents.beside),
+        unscanned=(*one.left, *checkpoint.contents.outside),
         kept=(*one.kept, *(f"{name} (the state of an optimiser)" for name in checkpoint.contents.optimisers)),
         places=places,
         slots=dict(slots),

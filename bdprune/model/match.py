@@ -113,9 +113,8 @@ def prefixes_of(shapes: Shapes) -> list[str]:
     """Every prefix under which at least two weights stand, the shortest first; the empty one is always there."""
     counts: Counter[str] = Counter()
     for key, shape in shapes.items():
-        parts = key.split(".", _MAX_PARTS)[:-1]
         if len(shape) >= 2:
-            counts.update(".".join(parts[:depth]) + "." for depth in range(1, len(parts) + 1))
+            counts.update(_own_prefixes(key))
     several = [prefix for prefix, count in counts.items() if count >= 2]
     return ["", *sorted(several, key=lambda prefix: prefix.count("."))[:_MAX_PREFIXES]]
 
@@ -157,12 +156,15 @@ def _keys_under(shapes: Shapes, prefixes: Sequence[str]) -> dict[str, list[str]]
     under: dict[str, list[str]] = {prefix: [] for prefix in prefixes}
     for key in shapes:
         under[""].append(key)
-        parts = key.split(".", _MAX_PARTS)[:-1]
-        for depth in range(1, len(parts) + 1):
-            prefix = ".".join(parts[:depth]) + "."
+        for prefix in _own_prefixes(key):
             if prefix in under:
                 under[prefix].append(key)
     return under
+
+
+def _own_prefixes(key: str) -> list[str]:
+    parts = key.split(".", _MAX_PARTS)[:-1]
+    return [".".join(parts[:depth]) + "." for depth in range(1, len(parts) + 1)]
 
 
 def _readings(inside: Sequence[str], prefix: str) -> Iterator[dict[str, str]]:

@@ -48,7 +48,7 @@ def parse_normalization(text: str) -> Normalization:
     return NORMALIZATIONS[name] if name in NORMALIZATIONS else _spelled_out(text)
 
 
-def name_of(normalization: Normalization) -> str:
+def normalization_name(normalization: Normalization) -> str:
     """What to write after ``--normalize`` to get ``normalization``: its name, else its numbers."""
     for name, known in NORMALIZATIONS.items():
         if known == normalization:

@@ -84,10 +84,8 @@ class OwnMatcher:
     def explain(self, shapes: Shapes) -> ArchitectureError:
         """How ``shapes`` differ from the network: the error for a checkpoint that holds none."""
         told = min((differences(expected, shapes) for _, expected in self._networks(shapes)), key=len)
-        return ArchitectureError(
-            f"The checkpoint is not a {self._arch}: {', '.join(told[:3])}.",
-            "Name the callable that built the network of this checkpoint (--arch), and --num-classes if it needs it.",
-        )
+        hint = "Name the callable that built the network of this checkpoint (--arch), and --num-classes if it needs it."
+        return ArchitectureError(f"The checkpoint is not a {self._arch}: {', '.join(told[:3])}.", hint)
 
     def _counts(self, shapes: Shapes) -> list[int | None]:
         """Numbers of classes to try: what was given, else the rows of the last matrices and kernels of one pixel."""
@@ -178,9 +176,8 @@ def import_callable(arch: str) -> Callable[..., Any]:
         hint = "Give --arch module:callable, with a module that Python can import from here."
         raise OptionError(f"Cannot import {arch}: {type(error).__name__}: {first_line(error)}.", hint) from error
     if not callable(value):
-        raise OptionError(
-            f"{arch} is a {type(value).__name__}, not callable.", "Let --arch name a class or a function."
-        )
+        hint = "Let --arch name a class or a function."
+        raise OptionError(f"{arch} is a {type(value).__name__}, not callable.", hint)
     return value  # type: ignore[no-any-return]
 
 

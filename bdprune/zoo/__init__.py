@@ -1,5 +1,4 @@
-from bdprune.zoo.making import make
+from bdprune.zoo.making import make, measure
 from bdprune.zoo.manifest import Entry, read_manifest
-from bdprune.zoo.measuring import measure
 from bdprune.zoo.store import Storage, Truth, load_trigger, weights_path
 from bdprune.zoo.verification import Check, markdown, missed_bars, verify, with_section

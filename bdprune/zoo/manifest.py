@@ -225,9 +225,8 @@ def _parse(path: Path) -> _Zoo:
     except OSError as error:
         raise OptionError(f"Cannot read the manifest {path}: {error.strerror}.", "Name an existing file.") from None
     except (msgspec.MsgspecError, UnicodeDecodeError) as error:
-        raise OptionError(
-            f"The manifest {path} is not valid: {error}.", "Compare it with zoo/demo/manifest.toml."
-        ) from None
+        hint = "Compare it with zoo/demo/manifest.toml."
+        raise OptionError(f"The manifest {path} is not valid: {error}.", hint) from None
     return zoo
 
 
@@ -281,9 +280,8 @@ def _check(manifest: Manifest) -> None:
 
 def _check_source(manifest: Manifest, entry: Entry, needed: str) -> None:
     if entry.source is None:
-        raise OptionError(
-            f"The attack of model {entry.name!r} starts from a {needed} model.", "Name it with source = NAME."
-        )
+        hint = "Name it with source = NAME."
+        raise OptionError(f"The attack of model {entry.name!r} starts from a {needed} model.", hint)
     source = manifest.entry(entry.source)
     if (source.attack is None) != (needed == "clean"):
         kind = "clean" if source.attack is None else "backdoored"

@@ -48,10 +48,8 @@ def ready_trigger(attack: Attack, shape: Shape, file: Path | None) -> nn.Module:
     if file is not None:
         return fill_trigger(trigger, file)
     if attack.trigger_type == "learned" or next(trigger.parameters(), None) is not None:
-        raise OptionError(
-            f"The trigger of {attack.kind} is learned together with a model.",
-            "Name its file with --trigger; `bdprune zoo make` writes one beside each model.",
-        )
+        hint = "Name its file with --trigger; `bdprune zoo make` writes one beside each model."
+        raise OptionError(f"The trigger of {attack.kind} is learned together with a model.", hint)
     return trigger
 
 
@@ -91,9 +89,8 @@ def picture(cells: Tensor) -> bytes:
     try:
         from PIL import Image, ImageDraw
     except ImportError as error:
-        raise OutputError(
-            "Drawing a picture needs Pillow.", "Install it with: pip install 'bdprune[images]'"
-        ) from error
+        hint = "Install it with: pip install 'bdprune[images]'"
+        raise OutputError("Drawing a picture needs Pillow.", hint) from error
     pixels = grid(cells)
     image = Image.fromarray(pixels.numpy())
     draw = ImageDraw.Draw(image)

@@ -207,10 +207,8 @@ def load_trigger(entry: Entry, attack: Attack, folder: Path, shape: Shape) -> nn
     try:
         return fill_trigger(trigger, path)
     except ArtifactError as error:
-        raise DataError(
-            f"The trigger {path} of model {entry.name!r} cannot be read: {error.message}",
-            "Fetch it again, or make the model again.",
-        ) from None
+        hint = "Fetch it again, or make the model again."
+        raise DataError(f"The trigger {path} of model {entry.name!r} cannot be read: {error.message}", hint) from None
 
 
 def fill_trigger(trigger: nn.Module, path: Path) -> nn.Module:
@@ -228,10 +226,8 @@ def fill_trigger(trigger: nn.Module, path: Path) -> nn.Module:
     try:
         trigger.load_state_dict(read_safetensors(data)[0])
     except RuntimeError as error:
-        raise ArtifactError(
-            f"{path} does not fit the trigger: {first_line(error)}",
-            "Name a file of this attack, with the settings and image size that it was learned with.",
-        ) from None
+        hint = "Name a file of this attack, with the settings and image size that it was learned with."
+        raise ArtifactError(f"{path} does not fit the trigger: {first_line(error)}", hint) from None
     return trigger.eval()
 
 

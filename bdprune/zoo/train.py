@@ -60,7 +60,8 @@ def train_model(
         OptionError: the attack cannot be made on these images.
         TrainingError: the training left the finite numbers.
     """
-    job = _Job(entry, work, device or torch.device("cpu"), digest(entry.attack, _state(source)), progress, say)
+    recipe = digest(entry.attack, None if source is None else source.state_dict())
+    job = _Job(entry, work, device or torch.device("cpu"), recipe, progress, say)
     network = job.fresh(train)
     attack = entry.make_attack()
     if attack is None:
@@ -137,7 +138,3 @@ class _Job:
 
     def _told(self, before: int, all_steps: int, step: int, _: int, loss: float) -> None:
         self.progress(before + step, all_steps, loss)
-
-
-def _state(source: nn.Module | None) -> object:
-    return None if source is None else source.state_dict()

@@ -29,7 +29,7 @@ def test_finds_known_wrappers_beside_optimiser_state(wrapper: str) -> None:
     found = contents_of({"epoch": 1, "optimizer": OPTIMISER, wrapper: {"a.weight": W, "note": "x"}})
     (only,) = found.states
     assert only.paths == ((wrapper,),) and list(only.tensors()) == ["a.weight"]
-    assert found.optimisers == ("optimizer",) and found.beside == ()
+    assert found.optimisers == ("optimizer",) and found.outside == ()
 
 
 def test_finds_nested_and_unknown_wrappers() -> None:
@@ -73,9 +73,9 @@ def test_loops_and_shared_dicts_end() -> None:
 
 def test_weights_outside_of_state_dicts_are_named() -> None:
     found = contents_of({"model": {"a.weight": W}, "ema": {"decay": 0.9, "shadow_params": [W, torch.ones(2), W]}})
-    assert found.beside == ("ema/shadow_params[0]", "ema/shadow_params[2]")
-    assert contents_of({"model": {"a.weight": W}, "kernels": {"k": torch.ones(1, 1, 3, 3)}}).beside == ("kernels/k",)
-    assert contents_of({"model": {"a.weight": W}, "confusion": torch.ones(10, 10)}).beside == ()
+    assert found.outside == ("ema/shadow_params[0]", "ema/shadow_params[2]")
+    assert contents_of({"model": {"a.weight": W}, "kernels": {"k": torch.ones(1, 1, 3, 3)}}).outside == ("kernels/k",)
+    assert contents_of({"model": {"a.weight": W}, "confusion": torch.ones(10, 10)}).outside == ()
 
 
 @pytest.mark.parametrize(
@@ -222,7 +222,7 @@ def test_deeply_nested_weights_are_found_or_named() -> None:
     for _ in range(20):
         deep = {"x": deep}
     found = contents_of({"model": {"a.weight": W}, "deep": deep})
-    assert len(found.states) == 1 and found.beside[0].endswith("(nested too deeply)")
+    assert len(found.states) == 1 and found.outside[0].endswith("(nested too deeply)")
     with pytest.raises(UnsupportedError) as caught:
         contents_of(deep)
     assert not isinstance(caught.value, NoWeightsError)
@@ -237,7 +237,7 @@ def test_deeply_nested_weights_are_found_or_named() -> None:
     ],
 )
 def test_weights_in_other_forms_are_named(more: dict[str, Any], named: str) -> None:
-    assert named in contents_of({"model": {"a.weight": W}, **more}).beside
+    assert named in contents_of({"model": {"a.weight": W}, **more}).outside
 
 
 def test_networks_with_names_of_their_own_are_state_dicts_where_no_other_is() -> None:

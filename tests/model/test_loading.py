@@ -216,3 +216,8 @@ def test_changed_bytes_load_or_are_refused(tmp_path: Path, name: str, data: st.D
         assert error.message and str(error).encode()
     else:
         assert model.arch == "ibau_cnn" and model.module(images(model)).shape == (5, 4)
+
+
+def test_an_option_that_does_not_exist_is_named(tmp_path: Path) -> None:
+    with pytest.raises(TypeError, match="'archs'"):
+        load(tmp_path / "any.pth", archs="resnet18_cifar")  # type: ignore[call-arg]

@@ -12,7 +12,7 @@ from bdprune.attacks.feature_collision import FeatureCollision
 from bdprune.attacks.registry import ATTACKS
 from bdprune.data.parquet import RawImages
 from bdprune.runtime.evaluate import attack_success_rate, clean_accuracy, robust_accuracy
-from bdprune.zoo.measuring import measure
+from bdprune.zoo.making import measure
 
 
 class Reads(nn.Module):

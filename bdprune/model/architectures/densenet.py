@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
@@ -43,9 +43,7 @@ class _Spelling:
 _IMAGENET = _Spelling(
     "denseblock", "transition", "norm", "denselayer", 1, ("norm1", "conv1", "norm2", "conv2"), appends=True
 )
-_DOTTED = _Spelling(
-    "denseblock", "transition", "norm", "denselayer", 1, ("norm.1", "conv.1", "norm.2", "conv.2"), appends=True
-)
+_DOTTED = replace(_IMAGENET, parts=("norm.1", "conv.1", "norm.2", "conv.2"))
 _CIFAR = _Spelling("dense", "trans", "bn", "", 0, ("bn1", "conv1", "bn2", "conv2"), appends=False)
 
 

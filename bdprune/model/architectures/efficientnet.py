@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from functools import partial
+from itertools import chain
 
 from torch import Tensor, nn
 from torch.nn import functional
 
-from bdprune.model.architectures.layers import Classifier, conv, conv_norm, stage
+from bdprune.model.architectures.layers import Classifier, conv, conv_norm, stages
 from bdprune.model.architectures.spec import Architecture, read_cifar, read_layers, rounded
 
 # Expansion, kernel, stride of the first block, output channels, blocks.
@@ -67,14 +68,13 @@ class EfficientNet(Classifier):
 
     def __init__(self, num_classes: int = 1000, in_channels: int = 3, width: int = _STEM) -> None:
         super().__init__()
-        channels = rounded(width)
-        stages: list[nn.Module] = [conv_norm(nn.SiLU, in_channels, channels, 3, 2)]
-        for expansion, kernel, stride, planned, depth in _STAGES:
-            out_channels = rounded(planned * width / _STEM)
-            block = partial(MBConv, kernel=kernel, expansion=expansion)
-            stages.append(nn.Sequential(*stage(block, channels, out_channels, stride, depth)))
-            channels = out_channels
-        self.features = nn.Sequential(*stages, conv_norm(nn.SiLU, channels, 4 * channels))
+        stem = conv_norm(nn.SiLU, in_channels, rounded(width), 3, 2)
+        plan = [
+            (partial(MBConv, kernel=kernel, expansion=expansion), rounded(planned * width / _STEM), stride, depth)
+            for expansion, kernel, stride, planned, depth in _STAGES
+        ]
+        blocks, channels = (nn.Sequential(*stage) for stage in stages(rounded(width), plan)), plan[-1][1]
+        self.features = nn.Sequential(stem, *blocks, conv_norm(nn.SiLU, channels, 4 * channels))
         self.add_head("classifier", nn.Sequential(nn.Dropout(0.2), nn.Linear(4 * channels, num_classes)))
 
     def forward(self, x: Tensor) -> Tensor:
@@ -111,15 +111,12 @@ class CifarEfficientNet(Classifier):
     def __init__(self, num_classes: int = 10, in_channels: int = 3, width: int = _STEM, head: str = "linear") -> None:
         super().__init__()
         self.conv1, self.bn1 = conv(in_channels, width), nn.BatchNorm2d(width)
-        blocks: list[nn.Module] = []
-        channels = width
-        for expansion, kernel, stride, planned, depth in _STAGES:
-            out_channels = planned * width // _STEM
-            block = partial(CifarMBConv, kernel=kernel, expansion=expansion)
-            blocks += stage(block, channels, out_channels, stride, depth)
-            channels = out_channels
-        self.layers = nn.Sequential(*blocks)
-        self.add_head(head, nn.Linear(channels, num_classes))
+        plan = [
+            (partial(CifarMBConv, kernel=kernel, expansion=expansion), planned * width // _STEM, stride, depth)
+            for expansion, kernel, stride, planned, depth in _STAGES
+        ]
+        self.layers = nn.Sequential(*chain.from_iterable(stages(width, plan)))
+        self.add_head(head, nn.Linear(plan[-1][1], num_classes))
 
     def forward(self, x: Tensor) -> Tensor:
         return self.classify(self.layers(functional.silu(self.bn1(self.conv1(x)))))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 from torch import Tensor, nn
 from torch.nn import functional
@@ -28,12 +28,23 @@ def conv_norm(
     return nn.Sequential(*layers, *([activation(inplace=True)] if activation else []))
 
 
-def stage(
-    block: Callable[[int, int, int], nn.Module], channels: int, out_channels: int, stride: int, depth: int
-) -> list[nn.Module]:
-    """``depth`` blocks, made of their input channels, output channels and stride; the first one changes the shape."""
-    first = block(channels, out_channels, stride)
-    return [first, *(block(out_channels, out_channels, 1) for _ in range(depth - 1))]
+Block = Callable[[int, int, int], nn.Module]
+"""Makes a block of its input channels, output channels and stride."""
+
+
+def stages(channels: int, plan: Iterable[tuple[Block, int, int, int]]) -> list[list[nn.Module]]:
+    """The blocks of stages that follow each other.
+
+    Args:
+        channels: that come in.
+        plan: of each stage its kind of block, its channels, the stride of its first block, and the number of blocks.
+    """
+    found = []
+    for block, out_channels, stride, depth in plan:
+        first = block(channels, out_channels, stride)
+        found.append([first, *(block(out_channels, out_channels, 1) for _ in range(depth - 1))])
+        channels = out_channels
+    return found
 
 
 class Classifier(nn.Module):

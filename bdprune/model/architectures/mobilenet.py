@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from functools import partial
+from itertools import chain
 
 from torch import Tensor, nn
 from torch.nn import functional
 
-from bdprune.model.architectures.layers import Classifier, conv, conv_norm, stage
+from bdprune.model.architectures.layers import Classifier, conv, conv_norm, stages
 from bdprune.model.architectures.spec import Architecture, read_cifar, read_layers, rounded
 
 # Expansion, output channels, blocks, stride of the first block.
@@ -20,6 +21,7 @@ _STAGES = (
     (6, 160, 3, 2),
     (6, 320, 1, 1),
 )
+_CIFAR_STAGES = (_STAGES[0], (6, 24, 2, 1), *_STAGES[2:])
 _STEM, _LAST = 32, 1280
 
 
@@ -49,14 +51,14 @@ class MobileNetV2(Classifier):
 
     def __init__(self, num_classes: int = 1000, in_channels: int = 3, width: int = _STEM) -> None:
         super().__init__()
-        factor, channels = width / _STEM, rounded(width)
-        layers: list[nn.Module] = [conv_norm(nn.ReLU6, in_channels, channels, 3, 2)]
-        for expansion, planned, depth, stride in _STAGES:
-            out_channels = rounded(planned * factor)
-            layers += stage(partial(InvertedResidual, expansion=expansion), channels, out_channels, stride, depth)
-            channels = out_channels
+        factor, stem = width / _STEM, conv_norm(nn.ReLU6, in_channels, rounded(width), 3, 2)
+        plan = [
+            (partial(InvertedResidual, expansion=expansion), rounded(planned * factor), stride, depth)
+            for expansion, planned, depth, stride in _STAGES
+        ]
+        layers = chain.from_iterable(stages(rounded(width), plan))
         last = rounded(_LAST * max(1.0, factor))
-        self.features = nn.Sequential(*layers, conv_norm(nn.ReLU6, channels, last))
+        self.features = nn.Sequential(stem, *layers, conv_norm(nn.ReLU6, plan[-1][1], last))
         self.add_head("classifier", nn.Sequential(nn.Dropout(0.2), nn.Linear(last, num_classes)))
 
     def forward(self, x: Tensor) -> Tensor:
@@ -94,16 +96,13 @@ class CifarMobileNetV2(Classifier):
     def __init__(self, num_classes: int = 10, in_channels: int = 3, width: int = _STEM, head: str = "linear") -> None:
         super().__init__()
         self.conv1, self.bn1 = conv(in_channels, width), nn.BatchNorm2d(width)
-        blocks: list[nn.Module] = []
-        channels = width
-        for index, (expansion, planned, depth, stride) in enumerate(_STAGES):
-            out_channels = planned * width // _STEM
-            block = partial(CifarInvertedResidual, expansion=expansion)
-            blocks += stage(block, channels, out_channels, 1 if index == 1 else stride, depth)
-            channels = out_channels
-        self.layers = nn.Sequential(*blocks)
+        plan = [
+            (partial(CifarInvertedResidual, expansion=expansion), planned * width // _STEM, stride, depth)
+            for expansion, planned, depth, stride in _CIFAR_STAGES
+        ]
+        self.layers = nn.Sequential(*chain.from_iterable(stages(width, plan)))
         last = _LAST * width // _STEM
-        self.conv2, self.bn2 = conv(channels, last, 1), nn.BatchNorm2d(last)
+        self.conv2, self.bn2 = conv(plan[-1][1], last, 1), nn.BatchNorm2d(last)
         self.add_head(head, nn.Linear(last, num_classes))
 
     def forward(self, x: Tensor) -> Tensor:

@@ -8,7 +8,7 @@ from functools import partial
 from torch import Tensor, nn
 from torch.nn import functional
 
-from bdprune.model.architectures.layers import Classifier, conv, stage
+from bdprune.model.architectures.layers import Classifier, conv, stages
 from bdprune.model.architectures.spec import SHORTCUTS, Architecture, Settings, Shapes, read_cifar, spelling
 
 BARE_SHORTCUT = "convShortcut"
@@ -84,12 +84,11 @@ class PreActResNet(PreActNetwork):
         super().__init__()
         self.conv1 = conv(in_channels, width)
         self._stages, self._last_norm = [f"layer{index}" for index in range(1, len(depths) + 1)], last_norm
-        channels = width
-        for index, (name, depth) in enumerate(zip(self._stages, depths, strict=True)):
-            block = partial(PreActBlock, shortcut=shortcut)
-            blocks = stage(block, channels, width * 2**index, 2 if index else 1, depth)
+        block = partial(PreActBlock, shortcut=shortcut)
+        plan = [(block, width * 2**index, 2 if index else 1, depth) for index, depth in enumerate(depths)]
+        for name, blocks in zip(self._stages, stages(width, plan), strict=True):
             self.add_module(name, nn.Sequential(*blocks))
-            channels = width * 2**index
+        channels = plan[-1][1]
         if last_norm:
             self.add_module(last_norm, nn.BatchNorm2d(channels))
         self.add_head(head, nn.Linear(channels, num_classes))

@@ -9,7 +9,7 @@ from typing import Any, Literal
 from torch import Tensor, nn
 from torch.nn import functional
 
-from bdprune.model.architectures.layers import Classifier, conv, conv_norm, stage
+from bdprune.model.architectures.layers import Classifier, conv, conv_norm, stages
 from bdprune.model.architectures.spec import SHORTCUTS, Architecture, Settings, Shapes, conv_shape, read_cifar, spelling
 
 Stem = Literal["cifar", "imagenet"]
@@ -110,14 +110,12 @@ class ResNet(Classifier):
         super().__init__()
         self.conv1 = conv(in_channels, width, *((3, 1) if layout.stem == "cifar" else (7, 2)))
         self.bn1 = nn.BatchNorm2d(width)
-        self._layout, channels = layout, width
+        self._layout, outer = layout, width * (4 if layout.bottleneck else 1)
         block = partial(ResidualBlock, bottleneck=layout.bottleneck, shortcut=shortcut, pad=pad)
-        for index, depth in enumerate(layout.depths):
-            out_channels = width * 2**index * (4 if layout.bottleneck else 1)
-            blocks = stage(block, channels, out_channels, 2 if index else 1, depth)
-            self.add_module(f"layer{index + 1}", nn.Sequential(*blocks))
-            channels = out_channels
-        self.add_head(head, nn.Linear(channels, num_classes))
+        plan = [(block, outer * 2**index, 2 if index else 1, depth) for index, depth in enumerate(layout.depths)]
+        for number, blocks in enumerate(stages(width, plan), 1):
+            self.add_module(f"layer{number}", nn.Sequential(*blocks))
+        self.add_head(head, nn.Linear(plan[-1][1], num_classes))
 
     def forward(self, x: Tensor) -> Tensor:
         y = functional.relu(self.bn1(self.conv1(x)), inplace=True)

@@ -7,7 +7,7 @@ from functools import partial
 
 from torch import nn
 
-from bdprune.model.architectures.layers import conv, stage
+from bdprune.model.architectures.layers import conv, stages
 from bdprune.model.architectures.preact import BARE_SHORTCUT, PreActBlock, PreActNetwork
 from bdprune.model.architectures.spec import Architecture, Settings, Shapes, read_cifar
 
@@ -40,12 +40,11 @@ class WideResNet(PreActNetwork):
         block = partial(PreActBlock, shortcut="shortcut" if biased else BARE_SHORTCUT, biased=biased)
         self.conv1 = conv(in_channels, width, bias=biased)
         self._stages, self._last_norm = [f"layer{index}" if biased else f"block{index}" for index in (1, 2, 3)], "bn1"
-        channels = width
-        for index, name in enumerate(self._stages):
-            out_channels = width * widen * 2**index
-            blocks = nn.Sequential(*stage(block, channels, out_channels, 2 if index else 1, (depth - 4) // 6))
+        plan = [(block, width * widen * 2**index, 2 if index else 1, (depth - 4) // 6) for index in range(3)]
+        for name, layers in zip(self._stages, stages(width, plan), strict=True):
+            blocks = nn.Sequential(*layers)
             self.add_module(name, blocks if biased else nn.Sequential(OrderedDict(layer=blocks)))
-            channels = out_channels
+        channels = plan[-1][1]
         self.bn1 = nn.BatchNorm2d(channels)
         self.add_head(head, nn.Linear(channels, num_classes))
 
