@@ -13,7 +13,7 @@ from click.testing import Result as Ran
 
 from bdprune.cli import doctor
 from bdprune.ops import build_info
-from bdprune.record.result import schema
+from bdprune.record import schema
 
 Run = Callable[..., Ran]
 

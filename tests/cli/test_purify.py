@@ -13,7 +13,7 @@ import pytest
 from click.testing import Result as Ran
 
 from bdprune.model.loading import load
-from bdprune.record.result import PurifyResult
+from bdprune.record import PurifyResult
 
 Run = Callable[..., Ran]
 

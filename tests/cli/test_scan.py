@@ -16,7 +16,7 @@ import torch
 from click.testing import Result as Ran
 
 from bdprune.methods.base import Evidence
-from bdprune.record.result import Result
+from bdprune.record import Result
 
 Run = Callable[..., Ran]
 
@@ -34,7 +34,7 @@ def told(monkeypatch: pytest.MonkeyPatch) -> Callable[[float], None]:
                 print("a detector that prints")
                 return Evidence(self.id, score, 0.5, score > 0.5, 2)
 
-        monkeypatch.setattr("bdprune.methods.registry.detectors", lambda chosen, seed, precision: [Fake()])
+        monkeypatch.setattr("bdprune.registry.detectors", lambda chosen, seed, precision: [Fake()])
 
     tell(0.1)
     return tell
@@ -316,7 +316,7 @@ def test_bug_in_a_detector_is_an_error_verdict_without_a_traceback(scan: Run, mo
         def __call__(self, model: object, data: object) -> Evidence:
             raise ZeroDivisionError("division by zero")
 
-    monkeypatch.setattr("bdprune.methods.registry.detectors", lambda chosen, seed, precision: [Buggy()])
+    monkeypatch.setattr("bdprune.registry.detectors", lambda chosen, seed, precision: [Buggy()])
     done = scan()
     assert done.exit_code == 2 and "Unexpected ZeroDivisionError" in done.stdout
     assert "Traceback" not in done.output

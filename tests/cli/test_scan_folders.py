@@ -30,7 +30,7 @@ def scan(run: Run, tiny: Any, model_args: list[str], monkeypatch: pytest.MonkeyP
             mark = float(model.network.get_parameter("head.bias")[0].detach())
             return Evidence(self.id, mark, 0.5, mark > 0.5, 0)
 
-    monkeypatch.setattr("bdprune.methods.registry.detectors", lambda chosen, seed, precision: [Marked()])
+    monkeypatch.setattr("bdprune.registry.detectors", lambda chosen, seed, precision: [Marked()])
     return lambda *args: run("scan", *args, "--data", tiny.data, *model_args, "--stack", "1")
 
 

@@ -18,7 +18,7 @@ from bdprune.errors import OptionError, TrainingError
 from bdprune.fleet.scans import scan, scan_many
 from bdprune.methods.base import Evidence
 from bdprune.model.handle import Model, Normalization
-from bdprune.record.result import Result
+from bdprune.record import Result
 from bdprune.verdict.judgement import LEADER
 
 

@@ -10,7 +10,6 @@ from typing import Any
 
 import pytest
 import torch
-from bdprune.record.result import PurifyResult
 
 from bdprune.data.clean import CleanData
 from bdprune.errors import ArtifactError, DataError, OptionError, OutputError, SanityError
@@ -19,6 +18,7 @@ from bdprune.model.edit.pruning import prune
 from bdprune.model.handle import Model
 from bdprune.model.loading import load
 from bdprune.pipeline.repair import purify
+from bdprune.record import PurifyResult
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ import torch
 
 from bdprune.errors import OptionError
 from bdprune.pipeline.scores import score
-from bdprune.record.result import ScoreResult
+from bdprune.record import ScoreResult
 
 
 @pytest.fixture

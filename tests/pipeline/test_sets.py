@@ -9,7 +9,6 @@ from typing import Any
 
 import pytest
 import torch
-from bdprune.record.result import Result
 
 from bdprune.data.clean import CleanData
 from bdprune.errors import SanityError
@@ -19,6 +18,7 @@ from bdprune.model.edit.pruning import prune
 from bdprune.model.handle import Model
 from bdprune.pipeline.open import load
 from bdprune.pipeline.repair import purify
+from bdprune.record import Result
 from bdprune.report.html import html_page
 from bdprune.report.text import purify_text, scan_text
 from bdprune.verdict.judgement import LEADER

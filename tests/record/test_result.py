@@ -12,9 +12,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bdprune.errors import DataError
-from bdprune.record.result import (
-    DetectorResult,
+from bdprune.record import (
     Env,
+    Evidence,
     Finding,
     PurifyResult,
     Result,
@@ -64,11 +64,11 @@ def test_top_level_has_what_readers_were_promised() -> None:
     names = {"schema_version", "verdict", "risk", "target_label", "artifact", "model", "detectors", "findings", "data"}
     written = json.loads(result().to_json())
     assert names | {"env", "seconds", "error"} <= written.keys()
-    assert written["schema_version"] == "1.1" and written["kind"] == "scan"
+    assert written["schema_version"] == "2" and written["kind"] == "scan"
 
 
 def test_what_is_written_comes_back_equal() -> None:
-    detector = DetectorResult(id="a", score=1.0, threshold=0.5, flagged=True, details={"votes": [1, 2]})
+    detector = Evidence(detector="a", score=1.0, threshold=0.5, flagged=True, details={"votes": [1, 2]})
     finding = Finding(rule_id="BD030", severity="high", message="m", atlas=("AML.T0018.000",))
     before = result(verdict="backdoored", target_label=8, detectors=(detector,), findings=(finding,))
     assert Result.from_json(before.to_json()) == before
@@ -81,7 +81,7 @@ def test_what_is_written_comes_back_equal() -> None:
     [
         {"verdict": "fine"},
         {"risk": 1.5},
-        {"schema_version": "2.0"},
+        {"schema_version": "1.1"},
         {"kind": "purify"},
         {"surprise": 1},
         {"target_label": "8"},
@@ -90,7 +90,7 @@ def test_what_is_written_comes_back_equal() -> None:
 )
 def test_anything_else_is_refused(change: dict[str, object]) -> None:
     altered = json.loads(result().to_json()) | change
-    with pytest.raises(DataError, match=r"not a Result of schema 1\.1"):
+    with pytest.raises(DataError, match=r"not a Result of schema 2:"):
         Result.from_json(json.dumps(altered))
 
 
@@ -132,7 +132,7 @@ def test_objects_that_json_does_not_know_become_text() -> None:
 
 
 def test_non_finite_numbers_in_a_result_are_null_in_its_json() -> None:
-    detector = DetectorResult(id="a", score=math.nan, threshold=math.inf, flagged=False, details={"x": [math.nan]})
+    detector = Evidence(detector="a", score=math.nan, threshold=math.inf, flagged=False, details={"x": [math.nan]})
     text = result(detectors=(detector,)).to_json()
     assert "NaN" not in text and "Infinity" not in text
     back = Result.from_json(text).detectors[0]

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import pytest
 
-from bdprune.record.result import (
+from bdprune.record import (
     ArtifactInfo,
     CurveInfo,
     DataInfo,
-    DetectorResult,
     Env,
     ErrorInfo,
+    Evidence,
     FilterScore,
     Finding,
     Histogram,
@@ -68,12 +68,12 @@ def _common(path: str) -> dict[str, object]:
     }
 
 
-def _unlearning(flagged: bool) -> DetectorResult:
+def _unlearning(flagged: bool) -> Evidence:
     steps = 24
     accuracy = [max(0.1, 0.94 - 0.036 * step) for step in range(steps)]
     top = [int(128 * (0.1 + (0.9 if flagged else 0.3) * step / steps)) for step in range(steps)]
-    return DetectorResult(
-        id="bdprune.unlearning",
+    return Evidence(
+        detector="bdprune.unlearning",
         score=0.981 if flagged else 0.34,
         threshold=0.6,
         flagged=flagged,
@@ -92,7 +92,7 @@ def _unlearning(flagged: bool) -> DetectorResult:
     )
 
 
-def _lipschitz(flagged: bool) -> DetectorResult:
+def _lipschitz(flagged: bool) -> Evidence:
     peaks = [2.1 + (index * 37 % 11) / 8 for index in range(20)]
     if flagged:
         peaks[17] = 9.4
@@ -100,8 +100,8 @@ def _lipschitz(flagged: bool) -> DetectorResult:
         {"layer": f"layer{1 + index // 5}.{index % 5}.conv1", "max_z": peak, "filter": index}
         for index, peak in enumerate(peaks)
     ]
-    return DetectorResult(
-        id="bdprune.lipschitz",
+    return Evidence(
+        detector="bdprune.lipschitz",
         score=max(peaks),
         threshold=5.0,
         flagged=flagged,
@@ -151,7 +151,7 @@ def inconclusive() -> Result:
 def failed() -> Result:
     common = _common("models/broken.pth") | {"model": None, "data": None}
     common["artifact"] = ArtifactInfo(path="models/broken.pth", bytes=117)
-    error = ErrorInfo(type="ArtifactError", message="The archive is cut off.", mend="Download it again.")
+    error = ErrorInfo(type="ArtifactError", message="The archive is cut off.", hint="Download it again.")
     return Result(**common, verdict="error", risk=None, target_label=None, error=error)
 
 
@@ -164,7 +164,8 @@ def repaired() -> PurifyResult:
         accuracy_before=0.93,
         accuracy_after=0.92,
         threshold=0.35,
-        threshold_rule="largest with a drop of at most 2 points on held-out clean data",
+        change="pruned",
+        selection="largest with a drop of at most 2 points on held-out clean data",
         filters=2400,
         filters_pruned=41,
         pruned={"layer4.1.conv2": tuple(range(30)), "layer4.0.conv1": tuple(range(11))},

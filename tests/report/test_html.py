@@ -8,7 +8,7 @@ from html.parser import HTMLParser
 import msgspec
 import pytest
 
-from bdprune.record.result import ArtifactInfo, Document, PurifyResult, Result, ScoreResult
+from bdprune.record import ArtifactInfo, Document, PurifyResult, Result, ScoreResult
 from bdprune.report.html import Table, html_page
 
 VOID = {"meta", "link", "br", "hr", "img", "input"}
@@ -92,7 +92,7 @@ def test_untrusted_text_is_escaped_everywhere(backdoored: Result, repaired: Puri
         detectors=detectors,
         findings=tuple(msgspec.structs.replace(one, message=evil) for one in backdoored.findings),
     )
-    repair = msgspec.structs.replace(repaired, method=evil, threshold_rule=evil, pruned={evil: (1,)})
+    repair = msgspec.structs.replace(repaired, method=evil, selection=evil, pruned={evil: (1,)})
     page = html_page([scan, scan, repair], evil)
     assert "<script" not in page and "onload=x>" not in page
     reader = Reader()

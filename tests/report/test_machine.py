@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 
-from bdprune.record.result import PurifyResult, Result
+from bdprune.record import PurifyResult, Result
 from bdprune.report.machine import json_array, json_document, json_line
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import msgspec
 import pytest
 
-from bdprune.record.result import Result
+from bdprune.record import Result
 from bdprune.report import summary
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import msgspec
 
-from bdprune.record.result import ArtifactInfo, PurifyResult, Result, ScoreResult
+from bdprune.record import ArtifactInfo, PurifyResult, Result, ScoreResult
 from bdprune.report.text import fleet_text, plain, purify_text, scan_text, score_text, table
 
 

@@ -21,7 +21,7 @@ from bdprune.fleet.scans import scan, scan_many
 from bdprune.loops.unlearning import UnlearnSettings
 from bdprune.methods.base import Evidence, StackDetector
 from bdprune.model.handle import Model
-from bdprune.record.result import Result
+from bdprune.record import Result
 from bdprune.runtime import paths
 from bdprune.runtime.memory import footprint, weight_bytes
 from bdprune.verdict.judgement import LEADER
