@@ -62,7 +62,8 @@ def _of_stack(cases: Sequence[Case], places: Iterable[int], analysis: Analysis[A
     if len(places) < 2:
         return {place: outcome_of(lambda place=place: cases[place].get(analysis)) for place in places}  # type: ignore[misc]
     outcomes = analysis.compute_stack([cases[place] for place in places])
-    for place, outcome in zip(places, outcomes, strict=True):
+    found = dict(zip(places, outcomes, strict=True))  # before any of them is kept under a wrong key
+    for place, outcome in found.items():
         if not isinstance(outcome, BdpruneError):
             cases[place].memo.put(cases[place].key(analysis), outcome)
-    return dict(zip(places, outcomes, strict=True))
+    return found
