@@ -8,7 +8,6 @@ the settings of the analysis. These keys do not depend on the process, so a repa
 from __future__ import annotations
 
 import hashlib
-import re
 import threading
 from abc import ABC, abstractmethod
 from collections import OrderedDict
@@ -166,11 +165,10 @@ class Case:
         Raises:
             ValueError: another name.
         """
-        if not re.fullmatch(r"[a-z0-9_-]{1,64}", name):
-            raise ValueError(f"invalid name of an attachment: {name[:80]!r}")
         digest = hashlib.sha256(content).hexdigest()
+        record = Attachment(name=name, media_type=media_type, sha256=digest, bytes=len(content))
         self.attachments[digest] = content
-        return Attachment(name=name, media_type=media_type, sha256=digest, bytes=len(content))
+        return record
 
 
 class Analysis(ABC, Generic[T_co]):

@@ -54,7 +54,7 @@ def _computed(cases: Sequence[Case], wanted: dict[int, Analysis[Any]]) -> dict[i
         unknown = [place for place in places if cases[place].key(analysis) not in cases[place].memo]
         outcomes |= _of_stack(cases, unknown, analysis)
         outcomes |= {place: cases[place].get(analysis) for place in places if place not in outcomes}
-    return outcomes
+    return dict(sorted(outcomes.items()))
 
 
 def _of_stack(cases: Sequence[Case], places: Iterable[int], analysis: Analysis[Any]) -> dict[int, Any]:

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from bdprune.errors import DataError
 from bdprune.record import (
+    Attachment,
     Env,
     Evidence,
     Finding,
@@ -154,3 +155,36 @@ def test_records_cannot_be_changed() -> None:
 def test_any_of_the_kinds_is_told_by_its_tag() -> None:
     text = result().to_json()
     assert isinstance(msgspec.json.decode(text, type=Result | PurifyResult | ScoreResult), Result)
+
+
+@pytest.mark.parametrize("change", [{"name": "../up"}, {"name": "up\n"}, {"sha256": "../" + "0" * 61}, {"sha256": ""}])
+def test_attachments_cannot_name_files_elsewhere(change: dict[str, str]) -> None:
+    fields = {"name": "trigger", "media_type": "image/png", "sha256": "0" * 64, "bytes": 0}
+    Attachment(**fields)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="of an attachment"):
+        Attachment(**{**fields, **change})  # type: ignore[arg-type]
+    with pytest.raises(DataError):
+        Attachment.from_json(json.dumps({**fields, **change}))
+
+
+def test_evidence_is_tidied_into_what_json_gives_back() -> None:
+    odd = Evidence(
+        detector="a",
+        score=math.nan,
+        threshold=math.inf,
+        flagged=False,
+        label_scores=(math.nan, 0.5),
+        seconds=math.inf,
+        params={"path": Path("x")},
+        details={"x": (math.nan,)},
+    )
+    tidy = odd.tidy()
+    assert not odd.valid and (tidy.score, tidy.threshold, tidy.label_scores, tidy.seconds) == (
+        None,
+        None,
+        (None, 0.5),
+        None,
+    )
+    assert tidy.params == {"path": "x"} and tidy.details == {"x": [None]}
+    assert Evidence.from_json(tidy.to_json()) == tidy and tidy.tidy() == tidy
+    assert Evidence(detector="a", score=1.0, threshold=0.5, flagged=True).valid
