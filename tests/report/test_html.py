@@ -81,7 +81,8 @@ def test_untrusted_text_is_escaped_everywhere(backdoored: Result, repaired: Puri
     names = (evil,) * 10
     details = {evil: evil, "layers": [{"layer": evil, "max_z": 1.0}], "flip_shares": [0.1] * 10}
     detectors = tuple(
-        msgspec.structs.replace(one, id=evil, params={evil: evil}, details=details) for one in backdoored.detectors
+        msgspec.structs.replace(one, detector=evil, params={evil: evil}, details=details)
+        for one in backdoored.detectors
     )
     assert backdoored.data and backdoored.model
     scan = msgspec.structs.replace(

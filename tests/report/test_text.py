@@ -56,7 +56,9 @@ def test_repair_says_before_after_and_where(repaired: PurifyResult) -> None:
     assert "  written to      repaired.pth (11.2 MB)" in text
     assert "not written" in purify_text(msgspec.structs.replace(repaired, output=None))
     assert text.startswith("REPAIRED")
-    assert purify_text(msgspec.structs.replace(repaired, pruned={}, filters_pruned=0)).startswith("UNCHANGED")
+    assert purify_text(msgspec.structs.replace(repaired, change="nothing", pruned={}, filters_pruned=0)).startswith(
+        "UNCHANGED"
+    )
 
 
 def test_scores_list_layers_and_the_worst_filters(scored: ScoreResult) -> None:
