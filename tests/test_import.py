@@ -69,11 +69,11 @@ def test_scan_and_purify_stay_callable_after_their_rooms_are_imported() -> None:
     code = """
 import bdprune
 import bdprune.methods.base, bdprune.fleet.scans
-import bdprune.pipeline.repair
-from bdprune.record import results
+import bdprune.pipeline.repair, bdprune.pipeline.scan, bdprune.pipeline.scores
+import bdprune.record
 seen = []
-bdprune.fleet.scans.scan = lambda *args, **settings: seen.append((args, settings))
-bdprune.pipeline.repair.purify = lambda *args, **settings: seen.append((args, settings))
+bdprune.fleet.scan = lambda *args, **settings: seen.append((args, settings))
+bdprune.pipeline.purify = lambda *args, **settings: seen.append((args, settings))
 bdprune.scan("a", data="b")
 bdprune.purify("c", "d", method="e")
 print(seen)

@@ -90,7 +90,9 @@ class Case:
         attachments: bytes by their SHA-256, filled by :meth:`attach`.
 
     Example:
-        >>> case = Case(load("model.pth"))
+        >>> import bdprune
+        >>> from bdprune.analysis import Lipschitz
+        >>> case = Case(bdprune.load("model.pth"))
         >>> scores = case.get(Lipschitz())
         >>> len(scores), case.get(Lipschitz()) is scores
         (20, True)
