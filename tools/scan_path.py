@@ -15,6 +15,7 @@ from types import CodeType, FrameType
 from typing import Any
 
 import bdprune
+from bdprune.analysis import MEMO
 
 
 def crossed(model: Path, data: Path) -> list[str]:
@@ -22,6 +23,7 @@ def crossed(model: Path, data: Path) -> list[str]:
     bdprune.scan(model, data)  # imports whatever is needed
     home = Path(bdprune.__file__).parent
     codes: dict[CodeType, None] = {}
+    MEMO.clear()  # so that nothing is known from the scan before
 
     def watch(frame: FrameType, event: str, argument: Any) -> None:
         if event == "call" and frame.f_code.co_name != "<module>":
@@ -30,7 +32,7 @@ def crossed(model: Path, data: Path) -> list[str]:
     threading.setprofile(watch)
     sys.setprofile(watch)
     try:
-        bdprune.scan(model, data, seed=1)  # another seed, so that nothing is known from the scan before
+        bdprune.scan(model, data)
     finally:
         sys.setprofile(None)
         threading.setprofile(None)
