@@ -37,6 +37,13 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         metafunc.parametrize("device", _devices())
 
 
+@pytest.fixture(autouse=True)
+def forgotten() -> None:
+    """Nothing that one test has computed is known to the next; a test without torch has computed nothing."""
+    if "bdprune.analysis" in sys.modules:
+        sys.modules["bdprune.analysis"].MEMO.clear()
+
+
 @pytest.fixture(scope="session")
 def data_root() -> Path:
     """Folder of the real data (``BDPRUNE_DATA``, else ``../shared/data`` beside the repository); skips without it."""

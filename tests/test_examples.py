@@ -17,7 +17,16 @@ import bdprune
 
 ROOT = Path(__file__).resolve().parent.parent
 DOCUMENTS = ["README.md", "docs/python.md"]
-HOMES = ("fleet.scans", "pipeline.repair", "pipeline.scores", "record.result")
+HOMES = (
+    "analysis.case",
+    "fleet.scans",
+    "methods.base",
+    "pipeline.open",
+    "pipeline.repair",
+    "pipeline.scores",
+    "record.results",
+    "registry",
+)
 MODULES = ["bdprune", *(f"bdprune.{home}" for home in HOMES)]
 
 

@@ -23,12 +23,12 @@ def crossed(model: Path, data: Path, **options: Any) -> list[str]:
     bdprune.scan(model, data, **options)  # imports whatever is needed
     home = Path(bdprune.__file__).parent
     codes: dict[CodeType, None] = {}
+    MEMO.clear()  # so that nothing is known from the scan before
 
     def watch(frame: FrameType, event: str, argument: Any) -> None:
         if event == "call" and frame.f_code.co_name != "<module>":
             codes.setdefault(frame.f_code)
 
-    MEMO.clear()
     threading.setprofile(watch)
     sys.setprofile(watch)
     try:

@@ -41,4 +41,8 @@ class Unlearning(Analysis[Unlearned]):
     def compute_stack(self, cases: Sequence[Case]) -> Sequence[Unlearned | BdpruneError]:
         """All models in the same steps."""
         models = [case.get(PlainForm()) if self.plain else case.model for case in cases]
-        return unlearn_stack(models, cases[0].images, self.settings, self.seed, self.precision)
+        outcomes = unlearn_stack(models, cases[0].images, self.settings, self.seed, self.precision)
+        for case, model, outcome in zip(cases, models, outcomes, strict=True):
+            if self.plain and model is case.model and not isinstance(outcome, BdpruneError):
+                case.memo.put(case.key(replace(self, plain=False)), outcome)
+        return outcomes

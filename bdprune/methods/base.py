@@ -156,7 +156,8 @@ class Detector(Method):
         ...     def __call__(self, case):
         ...         largest = max(float(value.abs().max()) for value in case.model.network.state_dict().values())
         ...         return self.evidence(largest, self.threshold)
-        >>> LargestWeight()(Case(load("model.pth"))).flagged
+        >>> import bdprune
+        >>> LargestWeight()(Case(bdprune.load("model.pth"))).flagged
         True
     """
 

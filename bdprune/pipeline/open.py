@@ -192,8 +192,9 @@ def load(path: str | os.PathLike[str], **options: Unpack[OptionNames]) -> Model:
         OptionError: an option that cannot work.
 
     Example:
-        >>> load("resnet20.th", normalize="imagenet").arch                       # doctest: +SKIP
-        'resnet20_cifar'
+        >>> model = load("model.pth", normalize="cifar10")
+        >>> model.arch, model.num_classes, model.input_shape
+        ('resnet18_cifar', 3, (3, 32, 32))
     """
     return take_model(Path(path), options_from(options, "load"))
 

@@ -18,7 +18,7 @@ from bdprune.attacks import Attack, shape_of
 from bdprune.data import CleanData, Part, RawImages, read_dataset, sample_per_class
 from bdprune.errors import DataError, OptionError
 from bdprune.files import make_folder
-from bdprune.ops.trial import device_name
+from bdprune.ops import device_name
 from bdprune.runtime import DEFAULT, convs_of, predict
 from bdprune.zoo import store
 from bdprune.zoo.manifest import Entry, read_manifest

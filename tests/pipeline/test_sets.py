@@ -9,43 +9,52 @@ from typing import Any
 
 import pytest
 import torch
-from bdprune.record.result import Result
 
-from bdprune.data.clean import CleanData
+from bdprune.analysis import Case
 from bdprune.errors import SanityError
 from bdprune.fleet.scans import scan, scan_many
-from bdprune.methods.base import Evidence, Purified
+from bdprune.methods import Detector, Purifier, Repair
 from bdprune.model.edit.pruning import prune
-from bdprune.model.handle import Model
 from bdprune.pipeline.open import load
 from bdprune.pipeline.repair import purify
+from bdprune.record import Evidence, Result
 from bdprune.report.html import html_page
 from bdprune.report.text import purify_text, scan_text
-from bdprune.verdict.judgement import LEADER
-
-
-@dataclass
-class Marked:
-    """A detector that flags networks whose first bias is not zero."""
-
-    id: str = LEADER
-    needs_data: bool = True
-
-    def __call__(self, model: Model, data: CleanData | None) -> Evidence:
-        mark = float(model.network.get_parameter("head.bias")[0].detach().abs())
-        return Evidence(self.id, mark, 0.5, mark > 0.5, 0 if mark > 0.5 else None)
 
 
 @dataclass(frozen=True)
-class Cut:
+class Marked(Detector):
+    """A detector that flags networks whose first bias is not zero."""
+
+    id = "x.marked"
+    title = "a mark"
+    decisive = True
+
+    def __call__(self, case: Case) -> Evidence:
+        mark = float(case.model.network.get_parameter("head.bias")[0].detach().abs())
+        return self.evidence(mark, 0.5, target_label=0 if mark > 0.5 else None)
+
+
+@dataclass(frozen=True)
+class Cut(Purifier):
     """A purifier that prunes the last filter."""
 
     id = "x.cut"
+    title = "cut the last"
 
-    def __call__(self, model: Model, data: CleanData) -> Purified:
+    def __call__(self, case: Case) -> Repair:
         pruned = {"conv": [7]}
-        settings: dict[str, Any] = {"accuracy_before": 1.0, "accuracy_after": 1.0, "masks": {}, "threshold": 1.0}
-        return Purified(prune(model, pruned), self.id, pruned, num_filters=8, threshold_rule="the last", **settings)
+        return Repair(
+            model=prune(case.model, pruned),
+            method=self.id,
+            change="pruned",
+            selection="the last",
+            accuracy_before=1.0,
+            accuracy_after=1.0,
+            pruned=pruned,
+            num_filters=8,
+            threshold=1.0,
+        )
 
 
 @pytest.fixture
