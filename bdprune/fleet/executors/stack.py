@@ -1,7 +1,7 @@
 """Scanning many models in order, those of one architecture in the same steps.
 
 Models are read ahead until a stack of one architecture is full. What is said of each is what a scan of it alone says:
-a detector that has no ``together``, or whose ``together`` breaks down, is called for every model by itself.
+a detector that defines no ``steps``, or whose analyses break down on a stack, is called for every model by itself.
 """
 
 from __future__ import annotations
