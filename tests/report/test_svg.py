@@ -56,9 +56,10 @@ def test_bars_stand_on_zero_with_heights_in_proportion() -> None:
 
 
 def test_cut_line_is_inside_even_above_all_bars() -> None:
-    chart = tree(bars("z", [Bar(1, "a")], XY, cut=5.0))
+    chart = tree(bars("z", [Bar(1, "a")], XY, cut=(5.0, "limit")))
     cut = next(line for line in chart.iter("line") if line.get("class") == "cut")
     assert TOP <= float(cut.get("y1", "")) <= HEIGHT - BOTTOM
+    assert "limit" in [text.text for text in chart.iter("text")]
 
 
 def test_lines_span_the_frame_and_shares_go_from_0_to_100() -> None:
