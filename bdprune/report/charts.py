@@ -146,7 +146,8 @@ def _layers(layers: Sequence[LayerPoint], cut: float | None) -> Markup:
         )
         for one in layers
     ]
-    return bars("Largest z-score of each layer", values, Axes("layer, input to output", "max z"), cut=cut)
+    line = None if cut is None else (cut, "threshold")
+    return bars("Largest z-score of each layer", values, Axes("layer, input to output", "max z"), cut=line)
 
 
 def _points(value: Any) -> list[Any]:

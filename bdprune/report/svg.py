@@ -67,7 +67,7 @@ def bars(
     values: Sequence[Bar],
     axes: Axes,
     *,
-    cut: float | None = None,
+    cut: tuple[float, str] | None = None,
     x_range: tuple[float, float] | None = None,
 ) -> Markup:
     """A bar chart.
@@ -75,10 +75,10 @@ def bars(
     Args:
         title: what the chart shows, read out by screen readers.
         values: the bars, from left to right; names are left out where they would overlap.
-        cut: height of the threshold, a dashed line across.
+        cut: (height, name) of a dashed line across.
         x_range: numbers at the left and right end of the axis, instead of names.
     """
-    top = max([*(bar.value for bar in values), cut or 0.0, 1e-9])
+    top = max([*(bar.value for bar in values), cut[0] if cut else 0.0, 1e-9])
     low = min([*(bar.value for bar in values), 0.0])
     y = Scale(low, top * 1.05, HEIGHT - BOTTOM, TOP)
     slot = (WIDTH - LEFT - RIGHT) / max(len(values), 1)
@@ -88,8 +88,9 @@ def bars(
     else:
         parts += _names([bar.name for bar in values], slot)
     if cut is not None:
-        parts.append(_tag("line", class_="cut", x1=LEFT, x2=WIDTH - RIGHT, y1=y(cut), y2=y(cut)))
-        parts.append(_text("cut-name", "threshold", x=WIDTH - RIGHT, y=y(cut) - 5, text_anchor="end"))
+        height = y(cut[0])
+        parts.append(_tag("line", class_="cut", x1=LEFT, x2=WIDTH - RIGHT, y1=height, y2=height))
+        parts.append(_text("cut-name", cut[1], x=WIDTH - RIGHT, y=height - 5, text_anchor="end"))
     return _frame(title, parts, axes)
 
 

@@ -18,8 +18,7 @@ from bdprune.model.edit.pruning import prune
 from bdprune.pipeline.open import load
 from bdprune.pipeline.repair import purify
 from bdprune.record import Evidence, Result
-from bdprune.report.html import html_page
-from bdprune.report.text import purify_text, scan_text
+from bdprune.report import html_page, writer
 
 
 @dataclass(frozen=True)
@@ -103,7 +102,7 @@ def test_a_key_chooses_and_the_rest_is_named(tiny: Any, good: Any, bad: Any, opt
     (only,) = many(path, tiny, options, state_key="model")
     assert only.verdict == "clean" and only.coverage and only.coverage.left_out == ("ema: not chosen",)
     assert [(one.rule_id, one.severity) for one in only.findings] == [("BD001", "info")]
-    assert "ema: not chosen" in scan_text(only) and "ema: not chosen" in html_page([only])
+    assert "ema: not chosen" in writer("text").render([only]) and "ema: not chosen" in html_page([only])
     (wrong,) = many(path, tiny, options, state_key="swa")
     assert wrong.error and "it holds 'model', 'ema'" in wrong.error.message
 
@@ -123,7 +122,7 @@ def test_weights_beside_the_network_are_not_called_clean(tiny: Any, good: Any, o
     torch.save({**{f"net.{name}": value for name, value in good.items()}, "projector.weight": torch.ones(4, 8)}, path)
     (found,) = many(path, tiny, options)
     assert found.verdict == "inconclusive" and found.coverage and found.coverage.unscanned == ("projector.weight",)
-    assert "projector.weight" in scan_text(found) and "projector.weight" in html_page([found])
+    assert "projector.weight" in writer("text").render([found]) and "projector.weight" in html_page([found])
     (skipped,) = many(path, tiny, options, skip_unknown=True)
     assert skipped.verdict == "clean" and skipped.coverage and skipped.coverage.unscanned == ("projector.weight",)
 
@@ -134,7 +133,7 @@ def test_entries_without_weights_are_named_and_change_nothing(tiny: Any, good: A
     (found,) = many(path, tiny, options)
     assert found.verdict == "clean" and found.coverage and found.coverage.kept == ("loss.weight",)
     assert found.coverage.scanned == sum(value.numel() for value in good.values() if value.is_floating_point())
-    assert "loss.weight" in scan_text(found)
+    assert "loss.weight" in writer("text").render([found])
 
 
 def test_sets_travel_through_a_process_of_their_own(tiny: Any, good: Any, bad: Any, options: dict[str, Any]) -> None:
@@ -168,7 +167,11 @@ def test_one_dict_in_two_places_is_repaired_in_both(tiny: Any, bad: Any, options
     written = torch.load(out, weights_only=True)
     assert written["state_dict"]["norm.weight"][7] == 0 and written["state_dict_ema"]["norm.weight"][7] == 0
     (found,) = many(path, tiny, options)
-    assert found.coverage and found.coverage.same == ("state_dict_ema",) and "state_dict_ema" in scan_text(found)
+    assert (
+        found.coverage
+        and found.coverage.same == ("state_dict_ema",)
+        and "state_dict_ema" in writer("text").render([found])
+    )
 
 
 def test_a_repair_says_what_it_left(tiny: Any, good: Any, bad: Any, options: dict[str, Any]) -> None:
@@ -177,7 +180,7 @@ def test_a_repair_says_what_it_left(tiny: Any, good: Any, bad: Any, options: dic
     torch.save({"model": good, "ema": broken, "netG": {"up.weight": torch.ones(3, 4)}}, path)
     result = purify(path, tiny.data, method=Cut(), output=out, **options).result
     assert [one.partition(":")[0] for one in result.left] == ["netG", "ema"]
-    assert purify_text(result).startswith("PARTLY REPAIRED") and "partly repaired" in html_page([result])
+    assert writer("text").render([result]).startswith("PARTLY REPAIRED") and "partly repaired" in html_page([result])
     written = torch.load(out, weights_only=True)
     assert torch.equal(written["ema"]["head.weight"], broken["head.weight"])
     chosen = purify(path, tiny.data, method=Cut(), output=out, state_key="model", **options).result

@@ -9,8 +9,7 @@ import pytest
 import torch
 
 from bdprune.errors import OptionError
-from bdprune.fleet.executors.base import Executor
-from bdprune.fleet.executors.inline import InlineExecutor
+from bdprune.fleet.executors.inline import Executor, InlineExecutor
 from bdprune.fleet.executors.process import LONGEST_TIMEOUT, ProcessExecutor
 from bdprune.fleet.executors.stack import StackExecutor, StackOptions
 from bdprune.pipeline import CleanSource, Job, Options
