@@ -52,18 +52,18 @@ def screen(path: str | Path) -> dict[str, NDArray[np.float64]]:
         data, header, start = _open(Path(path))
         return {name: _norms(data, conv) for name, conv in _convolutions(header, start)}
     except ArtifactError as error:
-        raise type(error)(f"Cannot screen {path}: {error.message}", error.mend) from None
+        raise type(error)(f"Cannot screen {path}: {error.message}", error.hint) from None
 
 
 def _open(path: Path) -> tuple[NDArray[np.uint8], dict[str, Any], int]:
     """The mapped file, its header, and where its tensors begin."""
-    mend = "Pass a file with the ending .safetensors."
+    hint = "Pass a file with the ending .safetensors."
     try:
         if not stat.S_ISREG(path.stat().st_mode):
-            raise UnsupportedError("it is no regular file.", mend)
+            raise UnsupportedError("it is no regular file.", hint)
         with path.open("rb") as file:
             if not looks_like_safetensors(file.read(9)):
-                raise UnsupportedError("it is not a safetensors file.", mend)
+                raise UnsupportedError("it is not a safetensors file.", hint)
         with safe_open(path, framework="numpy"):  # which checks the header against the length of the file
             data = np.memmap(path, dtype=np.uint8, mode="r")
             return data, *safetensors_header(data.data)

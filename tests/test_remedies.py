@@ -57,7 +57,7 @@ def remedies(tree: ast.Module) -> Iterator[str]:
     for node in ast.walk(tree):
         if not isinstance(node, ast.Call) or not _is_error(node.func):
             continue
-        for hint in [*node.args[1:2], *(word.value for word in node.keywords if word.arg == "mend")]:
+        for hint in [*node.args[1:2], *(word.value for word in node.keywords if word.arg == "hint")]:
             yield from names.get(hint.id, []) if isinstance(hint, ast.Name) else texts(hint)
 
 

@@ -66,7 +66,7 @@ class _Better:
 
     trial: Trial
     how: str
-    mend: str
+    hint: str
     normalization: Normalization | None = None
     class_map: Mapping[int, int] = field(default_factory=dict)
 
@@ -123,7 +123,7 @@ def _judged(found: Sanity, better: _Better | None) -> Sanity:
     if better is not None:
         message = f"{found.message}, but {better.trial.accuracy:.1%} with {better.how}."
         fits, normalization, class_map = better.trial.name, better.normalization, better.class_map
-        wrong = replace(found, ok=False, message=message, suggestion=better.mend)
+        wrong = replace(found, ok=False, message=message, suggestion=better.hint)
         return replace(wrong, fits=fits, normalization=normalization, class_map=class_map)
     if found.ok:
         return replace(found, message=f"{found.message}; no other known way to feed the model does clearly better.")
@@ -180,11 +180,11 @@ def _refeed_in_text_order(
     if found is None:
         return None, ()
     name = f"{found.trial.name}, class order text"
-    mend = f"{found.mend.removesuffix('.')} and pass --class-order text."
+    hint = f"{found.hint.removesuffix('.')} and pass --class-order text."
     class_map = {label: order[label] for label in data.class_counts}
     how = f"{found.how} and {_in_text_order(model.num_classes)}"
     trial = replace(found.trial, name=name)
-    return _Better(trial, how, mend, found.normalization, class_map), (trial, *tried[1:])
+    return _Better(trial, how, hint, found.normalization, class_map), (trial, *tried[1:])
 
 
 def _other_size(data: CleanData, channels: int, accuracy: float, needed: float) -> _Better | None:
@@ -301,9 +301,9 @@ def _shifted(logits: Tensor, data: CleanData) -> _Guess | None:
     if not shift:
         return None
     signed = shift if shift <= num_classes // 2 else shift - num_classes
-    mend = f"Add {signed} to every label." if signed > 0 else f"Subtract {-signed} from every label."
+    hint = f"Add {signed} to every label." if signed > 0 else f"Subtract {-signed} from every label."
     order = {label: (label + shift) % num_classes for label in range(num_classes)}
-    return _placed(logits, data, order, f"labels {signed:+d}", f"labels {signed:+d}", mend)
+    return _placed(logits, data, order, f"labels {signed:+d}", f"labels {signed:+d}", hint)
 
 
 def _reordered(logits: Tensor, data: CleanData) -> _Guess | None:
@@ -352,10 +352,10 @@ def _assign(evidence: Tensor, labels: Tensor) -> dict[int, int]:
     return order
 
 
-def _placed(logits: Tensor, data: CleanData, order: Mapping[int, int], name: str, how: str, mend: str) -> _Guess:
+def _placed(logits: Tensor, data: CleanData, order: Mapping[int, int], name: str, how: str, hint: str) -> _Guess:
     """``order`` as something that may fit better; its map is from the labels of the source."""
     placed = torch.tensor([order[label] for label in data.labels.tolist()])
     source = {place: label for label, place in data.class_order.items()}
     class_map = {source.get(label, label): order[label] for label in data.class_counts}
-    better = _Better(trial_of(name, logits, placed), how, mend, class_map=class_map)
+    better = _Better(trial_of(name, logits, placed), how, hint, class_map=class_map)
     return better, logits.argmax(1) == placed

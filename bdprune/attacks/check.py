@@ -1,4 +1,4 @@
-"""Checks of an attack's settings; each raises ``OptionError`` with the value that was found and the mend."""
+"""Checks of an attack's settings; each raises ``OptionError`` with the value that was found and the hint."""
 
 from __future__ import annotations
 

@@ -26,12 +26,12 @@ _COLOURS = {"ok": "32", "note": "33", "broken": "31"}
 
 @dataclass(frozen=True)
 class Check:
-    """One thing looked at: whether it works, what was found, and the mend."""
+    """One thing looked at: whether it works, what was found, and the hint."""
 
     name: str
     state: Literal["ok", "note", "broken"]
     found: str
-    mend: str = ""
+    hint: str = ""
 
 
 @click.command(short_help="Say what was built and what runs here.")
@@ -40,7 +40,7 @@ class Check:
     "--paths", is_flag=True, help="Also say how stacks of models, sweeps and convolutions run here, and how fast."
 )
 def doctor(form: str, paths: bool) -> int:
-    """Say what was built, for which torch, CUDA and CPU, what runs here, and the mend for what does not.
+    """Say what was built, for which torch, CUDA and CPU, what runs here, and the hint for what does not.
 
     Exits with 2 when something that every scan needs is broken.
 
@@ -73,8 +73,8 @@ def _gpus(torch: Any) -> Check:
     names = [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]
     if names:
         return Check("GPU", "ok", ", ".join(names))
-    mend = "" if torch.version.cuda is None else "This torch is built for CUDA: check the driver with nvidia-smi."
-    return Check("GPU", "note", "none; everything runs on the CPU", mend)
+    hint = "" if torch.version.cuda is None else "This torch is built for CUDA: check the driver with nvidia-smi."
+    return Check("GPU", "note", "none; everything runs on the CPU", hint)
 
 
 def _ops() -> Iterator[Check]:
@@ -83,7 +83,7 @@ def _ops() -> Iterator[Check]:
 
         info = build_info()
     except BdpruneError as error:
-        yield Check("ops", "broken", error.message, error.mend)
+        yield Check("ops", "broken", error.message, error.hint)
         return
     yield _cpu_ops(info)
     if info["cuda"]:
@@ -97,8 +97,8 @@ def _cpu_ops(info: dict[str, Any]) -> Check:
     if info["backend"] == "native":
         built = f"torch {info['built_for_torch']}, stable ABI {info['stable_abi']}, {info['compiler']}"
         return Check("CPU ops", "ok", f"compiled, {info['cpu_features']} kernels; built with {built}")
-    mend = "Unset BDPRUNE_BACKEND." if info["requested"] == "reference" else _BUILD
-    return Check("CPU ops", "note", f"plain PyTorch, slower, with the same answers: {info['reason']}", mend)
+    hint = "Unset BDPRUNE_BACKEND." if info["requested"] == "reference" else _BUILD
+    return Check("CPU ops", "note", f"plain PyTorch, slower, with the same answers: {info['reason']}", hint)
 
 
 def _self_test() -> Check:
@@ -132,8 +132,8 @@ def _tuned() -> Iterator[Check]:
 def _packages() -> Iterator[Check]:
     missing = [name for name in _PACKAGES if not _version(name)]
     found = ", ".join(f"{name} {_version(name)}" for name in _PACKAGES if name not in missing)
-    mend = f"pip install {' '.join(missing)}" if missing else ""
-    yield Check("packages", "broken" if missing else "ok", found if not missing else f"missing: {missing}", mend)
+    hint = f"pip install {' '.join(missing)}" if missing else ""
+    yield Check("packages", "broken" if missing else "ok", found if not missing else f"missing: {missing}", hint)
     if _version("pyarrow") and _version("pillow"):
         yield Check("parquet", "ok", f"pyarrow {_version('pyarrow')}, pillow {_version('pillow')}")
     else:
@@ -167,5 +167,5 @@ def _text(checks: list[Check]) -> str:
             line.replace(check.state, f"\x1b[{_COLOURS[check.state]}m{check.state}\x1b[0m", 1)
             for line, check in zip(lines, checks, strict=True)
         ]
-    mends = [[f"  {' ' * 8}{plain(check.mend)}"] if check.mend else [] for check in checks]
-    return "\n".join(part for line, mend in zip(lines, mends, strict=True) for part in [line, *mend]) + "\n"
+    hints = [[f"  {' ' * 8}{plain(check.hint)}"] if check.hint else [] for check in checks]
+    return "\n".join(part for line, hint in zip(lines, hints, strict=True) for part in [line, *hint]) + "\n"

@@ -128,7 +128,7 @@ def read_checkpoint(path: str | Path) -> Checkpoint:
         value, metadata = _open(kind, data)
         contents = contents_of(value)
     except ArtifactError as error:
-        raise type(error)(f"Cannot load {path}: {error.message}", error.mend) from None
+        raise type(error)(f"Cannot load {path}: {error.message}", error.hint) from None
     return Checkpoint(path, kind, len(data), hashlib.sha256(data).hexdigest(), value, contents, metadata)
 
 

@@ -94,8 +94,8 @@ def _tensor(name: str, entry: Mapping[str, Any]) -> Tensor:
 
     kind, shape, values = entry["dtype"], entry["shape"], entry["data"]
     if kind not in DTYPES:
-        mend = "Save it with a common type such as float32 or float16."
-        raise UnsupportedError(f"the tensor {quoted(name)} has the type {quoted(kind)}.", mend)
+        hint = "Save it with a common type such as float32 or float16."
+        raise UnsupportedError(f"the tensor {quoted(name)} has the type {quoted(kind)}.", hint)
     dtype = getattr(torch, DTYPES[kind])
     try:
         if len(shape) <= MAX_DIMENSIONS:

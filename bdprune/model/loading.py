@@ -111,7 +111,7 @@ def load_all(path: str | Path, **options: Unpack[LoadOptions]) -> Loaded:
             raise ArchitectureError(error.message, f"It is one shard of several. {files.GIVE_INDEX}") from None
         raise
     except ArtifactError as error:
-        raise type(error)(f"Cannot load {path}: {error.message}", error.mend) from None
+        raise type(error)(f"Cannot load {path}: {error.message}", error.hint) from None
     models: list[Model] = []
     for one in chosen:
         try:
@@ -337,5 +337,5 @@ def _named(name: str) -> str:
 def _placed(path: str | Path, error: BdpruneError) -> BdpruneError:
     """An ``ArtifactError`` that says which file it is about; others speak of the model."""
     if isinstance(error, ArtifactError):
-        return type(error)(f"Cannot load {path}: {error.message}", error.mend)
+        return type(error)(f"Cannot load {path}: {error.message}", error.hint)
     return error

@@ -57,14 +57,14 @@ def normalization_name(normalization: Normalization) -> str:
 
 
 def _spelled_out(text: str) -> Normalization:
-    mend = f"Give one of {', '.join(NORMALIZATIONS)}, or numbers as in m1,m2,m3,s1,s2,s3."
+    hint = f"Give one of {', '.join(NORMALIZATIONS)}, or numbers as in m1,m2,m3,s1,s2,s3."
     try:
         values = [float(part) for part in text.split(",")]
     except ValueError as error:
-        raise OptionError(f"There is no normalisation {text[:80]!r}.", mend) from error
+        raise OptionError(f"There is no normalisation {text[:80]!r}.", hint) from error
     if len(values) % 2:
-        raise OptionError(f"{len(values)} numbers can't be as many means as standard deviations.", mend)
+        raise OptionError(f"{len(values)} numbers can't be as many means as standard deviations.", hint)
     mean, std = values[: len(values) // 2], values[len(values) // 2 :]
     if not all(map(math.isfinite, values)) or min(std) <= 0:
-        raise OptionError(f"{text[:80]!r} has a value that is not finite or a standard deviation not above 0.", mend)
+        raise OptionError(f"{text[:80]!r} has a value that is not finite or a standard deviation not above 0.", hint)
     return Normalization(tuple(mean), tuple(std))

@@ -120,7 +120,7 @@ def env(device: torch.device, seed: int) -> Env:
 def error_info(error: Exception) -> ErrorInfo:
     """Class, message and hint of an error; one that was not raised on purpose is a bug and says so."""
     if isinstance(error, BdpruneError):
-        return ErrorInfo(type=type(error).__name__, message=error.message, hint=error.mend)
+        return ErrorInfo(type=type(error).__name__, message=error.message, hint=error.hint)
     message = f"Unexpected {type(error).__name__}: {first_line(error)}"
     return ErrorInfo(
         type=type(error).__name__, message=message, hint="Please report it, with what `bdprune --verbose` prints."

@@ -122,7 +122,7 @@ class Entry:
             attack = attack_from(self.attack.get("kind"), settings)
             attack.goal(torch.arange(self.num_classes), self.num_classes)
         except OptionError as error:
-            raise OptionError(f"Attack of model {self.name!r}: {error.message}", error.mend) from None
+            raise OptionError(f"Attack of model {self.name!r}: {error.message}", error.hint) from None
         return attack
 
 

@@ -45,7 +45,7 @@ def test_attacks_say_what_they_are(kind: str) -> None:
 def test_settings_out_of_range_are_named(kind: str, settings: dict[str, Any]) -> None:
     with pytest.raises(OptionError, match=f"setting {next(iter(settings))} is ") as caught:
         attack_of(kind, **settings)
-    assert caught.value.mend
+    assert caught.value.hint
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -219,7 +219,7 @@ def test_a_missing_source_is_named(kind: str) -> None:
 def test_bad_settings_of_one_attack_are_named(kind: str, settings: dict[str, Any]) -> None:
     with pytest.raises(OptionError, match=f"setting {next(iter(settings))} is ") as caught:
         attack_of(kind, **settings)
-    assert caught.value.mend
+    assert caught.value.hint
 
 
 @pytest.mark.parametrize(

@@ -45,7 +45,7 @@ def test_text_has_one_line_a_check_and_the_mend_below(run: Run, monkeypatch: pyt
 def test_forced_reference_says_how_to_undo_it(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     forced = build_info() | {"backend": "reference", "requested": "reference", "reason": "BDPRUNE_BACKEND=reference"}
     monkeypatch.setattr("bdprune.ops.build_info", lambda: forced)
-    assert states(run("doctor", "--format", "json"))["CPU ops"]["mend"] == "Unset BDPRUNE_BACKEND."
+    assert states(run("doctor", "--format", "json"))["CPU ops"]["hint"] == "Unset BDPRUNE_BACKEND."
 
 
 def test_cuda_that_runs_is_ok(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -94,8 +94,8 @@ def test_missing_packages_are_named_with_their_mend(run: Run, monkeypatch: pytes
     monkeypatch.setattr(doctor, "_version", lambda name: "" if name in gone else known(name))
     done = run("doctor", "--format", "json")
     assert done.exit_code == 2
-    assert states(done)["packages"]["mend"] == "pip install rich"
-    assert states(done)["parquet"]["state"] == "note" and "bdprune[parquet]" in states(done)["parquet"]["mend"]
+    assert states(done)["packages"]["hint"] == "pip install rich"
+    assert states(done)["parquet"]["state"] == "note" and "bdprune[parquet]" in states(done)["parquet"]["hint"]
 
 
 @pytest.mark.parametrize("kind", ["scan", "purify", "score"])

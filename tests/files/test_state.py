@@ -173,7 +173,7 @@ def test_copies_have_the_type_of_the_network_and_memory_of_their_own() -> None:
 def test_types_that_no_weight_has(tensor: Tensor, message: str) -> None:
     with pytest.raises(ArtifactError, match=message) as caught:
         with_dtype("conv.weight", tensor, torch.float32)
-    assert caught.value.mend
+    assert caught.value.hint
 
 
 @pytest.mark.parametrize(
@@ -187,7 +187,7 @@ def test_types_that_no_weight_has(tensor: Tensor, message: str) -> None:
 def test_values_that_no_network_has(name: str, tensor: Tensor, message: str) -> None:
     with pytest.raises(ArtifactError, match=message) as caught:
         check_finite({"first": W, name: tensor})
-    assert caught.value.mend
+    assert caught.value.hint
 
 
 def test_broken_tensors_are_counted() -> None:

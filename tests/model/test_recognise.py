@@ -84,7 +84,7 @@ def test_one_wrong_shape_is_named_with_the_nearest_architectures() -> None:
     message = caught.value.message
     assert "resnet18_cifar (99% of the tensors agree: 'layer3.1.conv1.weight'" in message
     assert "(32, 31, 3, 3) instead of (32, 32, 3, 3)" in message
-    assert message.count("of the tensors agree") == 3 and "--arch" in caught.value.mend
+    assert message.count("of the tensors agree") == 3 and "--arch" in caught.value.hint
 
 
 def test_missing_and_unknown_names_are_told() -> None:
