@@ -20,7 +20,8 @@ from bdprune.analysis import MEMO
 
 def crossed(model: Path, data: Path, **options: Any) -> list[str]:
     """Files, relative to the package, in the order in which the scan of ``model`` first enters them."""
-    bdprune.scan(model, data, **options)  # imports whatever is needed
+    scan = bdprune.scan
+    scan(model, data, **options)  # imports whatever is needed
     home = Path(bdprune.__file__).parent
     codes: dict[CodeType, None] = {}
     MEMO.clear()  # so that nothing is known from the scan before
@@ -32,7 +33,7 @@ def crossed(model: Path, data: Path, **options: Any) -> list[str]:
     threading.setprofile(watch)
     sys.setprofile(watch)
     try:
-        bdprune.scan(model, data, **options)
+        scan(model, data, **options)
     finally:
         sys.setprofile(None)
         threading.setprofile(None)

@@ -9,7 +9,7 @@ from typing import TypeAlias
 import torch
 from torch import Tensor
 
-from bdprune.analysis.trials import Feed, Trial, accuracy_of, beyond_luck, choose, first, logits_of, trial_of
+from bdprune.analysis.size import Feed, Trial, accuracy_of, beyond_luck, choose, first, logits_of, trial_of
 from bdprune.data import CleanData, order_pairs, start_of_text_order, text_order
 from bdprune.errors import DataError
 from bdprune.model import GRAY_ONLY, NORMALIZATIONS, Model, Normalization, normalization_name

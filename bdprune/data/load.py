@@ -63,7 +63,7 @@ def load_clean(
         {0: 2, 1: 2}
     """
     check_per_class(per_class)
-    order = read_order(class_order)
+    order = "number" if class_order is None else read_order(class_order)
     opened = _open(source, input_shape)
     named = isinstance(opened, FolderSource) and bool(opened.class_names)
     ordered = _order_classes(opened.labels, opened.class_names, order, num_classes, opened.name, named_folders=named)
@@ -103,7 +103,8 @@ def check_clean(
     if len(data.images) != len(labels):
         hint = "Give one label an image."
         raise DataError(f"{data.source} holds {len(data.images)} images but {len(labels)} labels.", hint)
-    ordered = _order_classes(labels, data.class_names, read_order(class_order), num_classes, data.source)
+    order = "number" if class_order is None else read_order(class_order)
+    ordered = _order_classes(labels, data.class_names, order, num_classes, data.source)
     images = data.images.detach().cpu()
     pixels = as_pixels((images.float() if images.is_floating_point() else images).numpy(), data.source)
     return replace(
@@ -165,6 +166,9 @@ def _order_classes(
     named_folders: bool = False,
 ) -> _Ordered:
     """Renumbers the labels and checks that they fit the model."""
+    if order == "number":
+        _check_labels(labels, source, names, num_classes)
+        return _Ordered(labels, names, {})
     if named_folders and order == "text":
         _check_labels(labels, source, names, num_classes)
         return _Ordered(labels, names, {}, ("The class folders have names; their labels are in text order already.",))

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeGuard
 
 from bdprune.errors import ArtifactError, NoWeightsError, UnsupportedError
-from bdprune.files.quoting import join_path, quoted
+from bdprune.files.quoting import quoted
 
 if TYPE_CHECKING:
     import torch
@@ -156,6 +156,11 @@ class _Search:
     def _check_forgotten(self, node: object) -> None:
         if id(node) in self.states or id(node) in self.others:
             raise UnsupportedError(f"it holds one state dict in more than {_MOST_PLACES} places.", _SAVE_STATE)
+
+
+def join_path(path: tuple[object, ...]) -> str:
+    """Keys that lead to a state dict, as they are shown and chosen: with ``/`` between them."""
+    return "/".join(map(str, path))
 
 
 def is_tensor(value: object) -> TypeGuard[Tensor]:

@@ -10,9 +10,18 @@ from torch import Tensor
 
 from bdprune.data import CleanData
 from bdprune.errors import TrainingError
-from bdprune.loops.outcomes import mean_losses, only
 from bdprune.model import MaskedNetwork, Model, StackedNetwork
-from bdprune.runtime import DEFAULT, Plan, Precision, epochs, keep_running_statistics, passes, plan_for
+from bdprune.runtime import (
+    DEFAULT,
+    Plan,
+    Precision,
+    epochs,
+    keep_running_statistics,
+    mean_losses,
+    only,
+    passes,
+    plan_for,
+)
 
 
 @dataclass(frozen=True)

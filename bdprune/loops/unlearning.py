@@ -11,10 +11,21 @@ from torch.nn import functional
 
 from bdprune.data import CleanData
 from bdprune.errors import TrainingError
-from bdprune.loops.outcomes import mean_losses, only
 from bdprune.loops.trajectory import UnlearnStep
 from bdprune.model import Model
-from bdprune.runtime import DEFAULT, Plan, Precision, Trained, clean_accuracy, epochs, passes, plan_for, trainer_for
+from bdprune.runtime import (
+    DEFAULT,
+    Plan,
+    Precision,
+    Trained,
+    clean_accuracy,
+    epochs,
+    mean_losses,
+    only,
+    passes,
+    plan_for,
+    trainer_for,
+)
 
 
 @dataclass(frozen=True)

@@ -13,10 +13,18 @@ from torch import Tensor, nn
 from bdprune import files
 from bdprune.errors import ArchitectureError, ArtifactError, BdpruneError, OptionError
 from bdprune.model.handle import Model, Normalization
-from bdprune.model.match import Found, Matcher, find_networks, is_pruned, mask_of, prefixes_of
 from bdprune.model.outputs import give_logits
 from bdprune.model.own_network import OwnMatcher
-from bdprune.model.recognise import KnownMatcher, shapes_of
+from bdprune.model.recognise import (
+    Found,
+    KnownMatcher,
+    Matcher,
+    find_networks,
+    is_pruned,
+    mask_of,
+    prefixes_of,
+    shapes_of,
+)
 
 Shape: TypeAlias = tuple[int, int, int]
 _GIVE_KEY = "Choose one of them with --state-key."

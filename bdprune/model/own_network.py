@@ -16,8 +16,7 @@ from torch import nn
 
 from bdprune.errors import ArchitectureError, OptionError, first_line
 from bdprune.model.architectures.spec import Shapes
-from bdprune.model.match import Built
-from bdprune.model.recognise import differences, fits, shapes_of
+from bdprune.model.recognise import Built, differences, fits, shapes_of
 
 _SIZES = (32, 28, 64, 48, 56, 96, 112, 128, 224, 299)
 _MOST_COUNTS = 4

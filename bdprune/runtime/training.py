@@ -11,16 +11,20 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import TypeAlias
+from typing import TypeAlias, TypeVar
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from bdprune.errors import TrainingError
 from bdprune.model import Model, StackedNetwork, why_not
 from bdprune.runtime.batches import Batches
 from bdprune.runtime.graph import Tensors, captured
 from bdprune.runtime.precision import Plan
+
+_Done = TypeVar("_Done")
 
 
 def keep_running_statistics(module: nn.Module) -> None:
@@ -254,3 +258,24 @@ def watch_on(device: torch.device) -> Watch:
         return Watch()
     flags = torch.empty(2, dtype=torch.bool, pin_memory=True)
     return LateWatch(flags, lambda: torch.cuda.current_stream(device).record_event().query)
+
+
+def only(outcomes: Sequence[_Done | TrainingError]) -> _Done:
+    """The outcome of the one model that there is.
+
+    Raises:
+        TrainingError: that is its outcome.
+    """
+    (outcome,) = outcomes
+    if isinstance(outcome, TrainingError):
+        raise outcome
+    return outcome
+
+
+def mean_losses(logits: Tensor, labels: Tensor) -> Tensor:
+    """Mean cross-entropy of every model ``[G]``, from logits ``[G, N, K]`` and labels ``[N]``."""
+    count = len(logits)
+    if count == 1:  # torch's own mean, which sums in another order
+        return functional.cross_entropy(logits.squeeze(0), labels).unsqueeze(0)
+    losses = functional.cross_entropy(logits.flatten(0, 1), labels.repeat(count), reduction="none")
+    return losses.view(count, -1).mean(1)

@@ -143,7 +143,7 @@ def test_what_plugs_in_and_is_no_detector_is_a_clear_error(plug: Any, wrong: obj
 MODULE = '''
 from dataclasses import dataclass
 
-from bdprune.methods import Detector, outlier_evidence
+from bdprune.methods import Detector
 from bdprune.record import Needs
 
 

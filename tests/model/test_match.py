@@ -13,8 +13,7 @@ from hypothesis import strategies as st
 
 from bdprune.model.architectures import build
 from bdprune.model.loading import load, load_all
-from bdprune.model.match import find_networks, merged_masks, prefixes_of
-from bdprune.model.recognise import KnownMatcher, shapes_of
+from bdprune.model.recognise import KnownMatcher, find_networks, merged_masks, prefixes_of, shapes_of
 
 Shapes = dict[str, tuple[int, ...]]
 NETWORK = shapes_of(build("ibau_cnn", 4, width=2, input_size=8).state_dict())

@@ -6,8 +6,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from bdprune.errors import OptionError
-from bdprune.model.handle import Model, Normalization
-from bdprune.model.normalizations import NORMALIZATIONS, normalization_name, parse_normalization
+from bdprune.model.handle import NORMALIZATIONS, Model, Normalization, normalization_name, parse_normalization
 
 NUMBERS = st.floats(-10, 10).map(lambda value: float(f"{value:g}"))
 DEVIATIONS = st.floats(1e-3, 10).map(lambda value: float(f"{value:g}"))
