@@ -4,7 +4,9 @@ from bdprune.loops.predictions import PrunedPredictions, Pruning
 from bdprune.loops.recovery import Recovered, RecoverSettings, recover, recover_stack
 from bdprune.loops.resume import Checkpoint, digest
 from bdprune.loops.sweeping import Sweep, SweepPoint, SweepSettings, below, sweep, sweep_stack
-from bdprune.loops.trajectory import (
+from bdprune.loops.unlearning import (
+    Unlearned,
+    UnlearnSettings,
     UnlearnStep,
     flip_shares,
     halves,
@@ -13,5 +15,6 @@ from bdprune.loops.trajectory import (
     middle_half,
     sink_label,
     top_label,
+    unlearn,
+    unlearn_stack,
 )
-from bdprune.loops.unlearning import Unlearned, UnlearnSettings, unlearn, unlearn_stack

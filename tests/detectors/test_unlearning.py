@@ -9,8 +9,7 @@ from bdprune.analysis import Case
 from bdprune.data.clean import CleanData
 from bdprune.detectors.unlearning import UnlearningDetector
 from bdprune.errors import DataError, TrainingError
-from bdprune.loops.trajectory import UnlearnStep
-from bdprune.loops.unlearning import Unlearned, UnlearnSettings
+from bdprune.loops.unlearning import Unlearned, UnlearnSettings, UnlearnStep
 from bdprune.methods import examine_stack
 from bdprune.model.handle import Model
 from bdprune.record import Evidence
