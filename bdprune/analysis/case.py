@@ -21,7 +21,7 @@ from safetensors.torch import save
 from torch import Tensor, nn
 
 from bdprune.data import CleanData
-from bdprune.errors import BdpruneError
+from bdprune.errors import BdpruneError, DataError, OptionError
 from bdprune.model import Model
 from bdprune.record import Attachment
 
@@ -89,6 +89,10 @@ class Case:
             all there is to it, and one of its own for a module: the code of a module is in no digest.
         attachments: bytes by their SHA-256, filled by :meth:`attach`.
 
+    Raises:
+        DataError: the images are on the meta device.
+        OptionError: the model is.
+
     Example:
         >>> import bdprune
         >>> from bdprune.analysis import Lipschitz
@@ -102,6 +106,13 @@ class Case:
     data: CleanData | None = None
     own_memo: Memo | None = None
     attachments: dict[str, bytes] = field(default_factory=dict, repr=False)
+
+    def __post_init__(self) -> None:
+        """Refuses tensors without values."""
+        if self.data is not None and self.data.images.is_meta:
+            raise DataError("The clean images are on the meta device: they have no values.", "Give them on the CPU.")
+        if any(value.is_meta for value in self.model.network.state_dict().values()):
+            raise OptionError("The model is on the meta device: it has no weights.", "Load them first.")
 
     @cached_property
     def memo(self) -> Memo:

@@ -1,0 +1,257 @@
+"""The promises that detectors and purifiers share, and the small trained networks that they are tried on."""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import inspect
+import re
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, fields, is_dataclass, replace
+from functools import cache, partial
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from bdprune.analysis import Case, Memo
+from bdprune.data import CleanData
+from bdprune.errors import BdpruneError, DataError
+from bdprune.loops import Schedule, fit, seeded
+from bdprune.methods import Method
+from bdprune.model import Model
+from bdprune.record import COSTS, GIFTS, Attachment, MethodInfo
+
+Check = Callable[[], str]
+"""Raises AssertionError where a promise is broken; else the reason why it was skipped, empty where it holds."""
+
+Norm = Literal["batch", "group", "none"]
+
+_CLASSES = 4
+_FEW = 10
+
+
+@dataclass(frozen=True)
+class Trial:
+    """A method, how to run it, and how to compare what it gives.
+
+    Args:
+        method: an instance.
+        facts: all that must be the same from run to run, as one value that compares equal.
+    """
+
+    method: Any
+    facts: Callable[[Any], object]
+
+    def run(self, case: Case) -> object:
+        """What the method gives, as :attr:`facts`."""
+        return self.facts(self.method(case))
+
+
+def instance(method: Any) -> Any:
+    """The method itself, or the one that its class makes with default settings."""
+    return method() if inspect.isclass(method) else method
+
+
+def reported(checks: Iterator[tuple[str, Check]]) -> dict[str, str]:
+    """Runs checks; the reason of each that was skipped, and ``passed`` for the others."""
+    return {name: f"skipped: {reason}" if (reason := check()) else "passed" for name, check in checks}
+
+
+def shared_checks(trial: Trial) -> Iterator[tuple[str, Check]]:
+    """The checks that any method passes."""
+    yield "describes itself", partial(_describes_itself, type(trial.method))
+    yield "leaves model, images and analyses alone", partial(_leaves_alone, trial)
+    yield "gives the same bits for the same seed", partial(_repeats, trial)
+    yield "uses no more than it needs", partial(_does_not_peek, trial)
+    yield "takes ten images, or says how many it needs", partial(_takes_few, trial)
+    yield "takes a class without images", partial(_takes_a_missing_class, trial)
+    yield "takes grey images", partial(_takes, trial, channels=1)
+    yield "takes a network with group norms", partial(_takes, trial, norm="group")
+    yield "takes a network without norms", partial(_takes, trial, norm="none")
+    yield "refuses tensors without values", partial(_refuses_meta, trial)
+
+
+@cache
+def small_model(norm: Norm = "batch", channels: int = 3) -> Model:
+    """Two convs that tell four brightnesses apart, trained in a moment."""
+    norms: dict[str, Callable[[], nn.Module]] = {
+        "batch": lambda: nn.BatchNorm2d(8),
+        "group": lambda: nn.GroupNorm(2, 8),
+        "none": nn.Identity,
+    }
+    layers: list[nn.Module] = []
+    with seeded(0):
+        for inputs in (channels, 8):
+            layers += [nn.Conv2d(inputs, 8, 3, padding=1), norms[norm](), nn.ReLU()]
+        network = nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, _CLASSES))
+    data = small_data(240, channels)
+    schedule = Schedule(epochs=4, batch_size=24, peak_lr=0.05, padding=0, bf16=False)
+    fit(network, (data.images * 255).round().to(torch.uint8), data.labels, schedule, seed=0)
+    return Model(network, "small", _CLASSES, (channels, 8, 8))
+
+
+def small_data(count: int, channels: int = 3) -> CleanData:
+    """Noise ``[count, channels, 8, 8]`` at four levels of brightness."""
+    labels = torch.arange(count) % _CLASSES
+    noise = torch.rand(count, channels, 8, 8, generator=torch.Generator().manual_seed(count)) / 6
+    return CleanData(noise + 0.25 * labels.view(-1, 1, 1, 1), labels)
+
+
+def small_case(method: Method, memo: Memo | None = None, norm: Norm = "batch", channels: int = 3) -> Case:
+    """A small network, and no more images than are enough for the method."""
+    count = max(method.least_images, method.needs.per_class * _CLASSES, 40)
+    return Case(small_model(norm, channels), small_data(count, channels), memo)
+
+
+class Watching(Memo):
+    """A memo that sees whether what it keeps is changed."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._seen: list[tuple[Hashable, list[Tensor], list[Tensor]]] = []
+
+    def put(self, key: Hashable, value: object) -> None:
+        super().put(key, value)
+        held = list(tensors_in(value))
+        self._seen.append((key, held, [one.clone() for one in held]))
+
+    def changed(self) -> list[str]:
+        """What was changed since it was kept."""
+        return [str(key)[-200:] for key, held, then in self._seen if not all(map(same, held, then))]
+
+
+def tensors_in(value: object) -> Iterator[Tensor]:
+    """Every tensor in an analysis."""
+    if isinstance(value, Tensor):
+        yield value
+    elif isinstance(value, nn.Module):
+        yield from value.state_dict().values()
+    elif isinstance(value, Mapping):
+        yield from (tensor for one in value.values() for tensor in tensors_in(one))
+    elif isinstance(value, list | tuple):
+        yield from (tensor for one in value for tensor in tensors_in(one))
+    elif is_dataclass(value) and not isinstance(value, type):
+        yield from (tensor for one in fields(value) for tensor in tensors_in(getattr(value, one.name)))
+
+
+def same(one: Tensor, other: Tensor) -> bool:
+    """Whether two tensors hold the same bits; NaN is like NaN."""
+    return (one.dtype == other.dtype and one.shape == other.shape and one.equal(other)) or _nan_alike(one, other)
+
+
+def _nan_alike(one: Tensor, other: Tensor) -> bool:
+    floating = one.is_floating_point() and one.dtype == other.dtype and one.shape == other.shape
+    return floating and bool(torch.isclose(one, other, rtol=0, atol=0, equal_nan=True).all())
+
+
+def check_attached(attachments: Sequence[Attachment], contents: Mapping[str, bytes]) -> None:
+    """Raises where the bytes of an attachment are missing, or not those that its record names."""
+    for one in attachments:
+        content = contents.get(one.sha256)
+        assert content is not None, f"The attachment {one.name} was not made with case.attach."
+        digest = hashlib.sha256(content).hexdigest()
+        assert (digest, len(content)) == (one.sha256, one.bytes), f"The record of attachment {one.name} names others."
+
+
+def _describes_itself(kind: type[Method]) -> str:
+    for name in ("id", "title", "needs", "cost", "gives"):
+        assert hasattr(kind, name), f"{kind.__name__} has no class attribute {name!r}."
+    assert re.fullmatch(r"[\w-]+(\.[\w-]+)+", kind.id), f"The id {kind.id!r} is not of the form package.name."
+    assert kind.title and "\n" not in kind.title, "The title is not one line of text."
+    assert kind.cost in COSTS, f"The cost {kind.cost!r} is none of {', '.join(COSTS)}."
+    assert kind.gives and set(kind.gives) <= set(GIFTS), f"It gives {kind.gives!r}, not some of {', '.join(GIFTS)}."
+    needed = [one.name for one in inspect.signature(kind).parameters.values() if one.default is one.empty]
+    assert not needed, f"{kind.__name__} has settings without a default: {', '.join(needed)}."
+    info = kind.info(kind.id.rpartition(".")[2])
+    assert MethodInfo.from_json(info.to_json()) == info, "The description is another after a round trip through JSON."
+    for name in kind.presets:
+        kind.preset(name)
+    return ""
+
+
+def _leaves_alone(trial: Trial) -> str:
+    memo = Watching()
+    case = small_case(trial.method, memo)
+    network, data = case.model.network, case.images
+    before, images, labels = copy.deepcopy(network.state_dict()), data.images.clone(), data.labels.clone()
+    trial.run(case)
+    trial.run(case)
+    for name, value in network.state_dict().items():
+        assert same(value, before[name]), f"The method changed {name} of the model that was handed in."
+    assert not network.training, "The method left the model that was handed in in train mode."
+    assert all(one.grad is None for one in network.parameters()), "The method left gradients on the model."
+    assert all(one.requires_grad for one in network.parameters()), "The method switched off gradients of the model."
+    assert same(data.images, images) and same(data.labels, labels), "The method changed the clean images."
+    assert not memo.changed(), f"The method changed analyses that others share: {memo.changed()[0]}"
+    return ""
+
+
+def _repeats(trial: Trial) -> str:
+    found = []
+    for seed in (1, 2):  # of global randomness, which may not matter
+        with seeded(seed):
+            found.append(trial.run(small_case(trial.method, Memo())))
+    assert found[0] == found[1], "Two runs with the same settings on the same case give different results."
+    return ""
+
+
+def _does_not_peek(trial: Trial) -> str:
+    """A method gets clean images and nothing else, and only what it says that it needs of them has a say."""
+    taken = [one for one in inspect.signature(trial.method.__call__).parameters.values() if one.default is one.empty]
+    assert len(taken) == 1, f"The method wants {len(taken)} arguments; a case is all that it may get."
+    case, needs = small_case(trial.method, Memo()), trial.method.needs.images
+    if needs == "labelled":
+        return ""
+    less = Case(case.model, None, Memo())
+    if needs == "unlabelled":
+        less = Case(case.model, replace(case.images, labels=(case.images.labels + 1) % _CLASSES), Memo())
+    assert trial.run(case) == trial.run(less), f"The method needs images: {needs!r}, yet more than that has a say."
+    return ""
+
+
+def _takes_few(trial: Trial) -> str:
+    method, case = trial.method, Case(small_model(), small_data(_FEW), Memo())
+    wanted = (method.least_images if method.least_images > _FEW else 0, method.needs.per_class)
+    if method.needs.images == "none" or (not wanted[0] and wanted[1] * _CLASSES <= _FEW):
+        trial.run(case)
+        return ""
+    try:
+        trial.run(case)
+    except DataError as error:
+        text = str(error)
+        assert any(str(one) in text for one in wanted if one), f"The refusal says not how many are needed: {text}"
+        return ""
+    raise AssertionError(f"The method needs {wanted[0] or wanted[1]} images and takes {_FEW}.")
+
+
+def _takes_a_missing_class(trial: Trial) -> str:
+    case = small_case(trial.method, Memo())
+    count = len(case.images) * 2
+    data = small_data(count)
+    lacking = case.with_data(data.subset((data.labels != 1).nonzero().flatten()))
+    return _runs(trial, lacking, refusal=DataError if trial.method.needs.per_class else ())
+
+
+def _takes(trial: Trial, norm: Norm = "batch", channels: int = 3) -> str:
+    return _runs(trial, small_case(trial.method, Memo(), norm, channels))
+
+
+def _refuses_meta(trial: Trial) -> str:
+    """Stands for tensors on a device that is not there: no value of them can be read."""
+    good = small_case(trial.method, Memo())
+    absent = good.model.with_network(copy.deepcopy(good.model.network).to("meta"))
+    data = replace(good.images, images=good.images.images.to("meta"))
+    for model, images in ((absent, good.images), (good.model, data)):
+        _runs(trial, lambda model=model, images=images: Case(model, images, Memo()), BdpruneError)  # type: ignore[misc]
+    return ""
+
+
+def _runs(trial: Trial, case: Case | Callable[[], Case], refusal: Any = ()) -> str:
+    try:
+        trial.run(case if isinstance(case, Case) else case())
+    except refusal:
+        pass
+    except Exception as error:
+        raise AssertionError(f"The method breaks down with {type(error).__name__}: {error}") from error
+    return ""

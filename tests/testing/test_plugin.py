@@ -1,0 +1,109 @@
+"""A method of another package, and one more module in ours, are seen everywhere with no edit in bdprune."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from click.testing import CliRunner
+
+import bdprune.detectors
+from bdprune import registry
+from bdprune.cli.main import main
+
+ROOT = Path(__file__).parents[2]
+EXAMPLE = Path(__file__).parent / "plugin"
+DEMO = ROOT / "zoo" / "demo"
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., str]:
+    """Runs Python in a process of its own that finds the installed package; what it prints."""
+    folder = tmp_path_factory.mktemp("plugin")
+    shutil.copytree(EXAMPLE, folder / "source")
+    options = ["--quiet", "--no-deps", "--no-build-isolation", "--no-index", "--disable-pip-version-check"]
+    pip = [sys.executable, "-m", "pip", "install", *options, "--target", folder / "site", folder / "source"]
+    subprocess.run(pip, check=True)
+    paths = [str(folder / "site"), str(ROOT)]
+    env = {**os.environ, "PYTHONPATH": os.pathsep.join(paths), "COLUMNS": "200"}
+
+    def call(*args: object) -> str:
+        command = [sys.executable, *map(str, args)]
+        done = subprocess.run(command, env=env, cwd=folder, capture_output=True, text=True)
+        assert done.returncode in (0, 1, 5), done.stderr
+        return done.stdout
+
+    return call
+
+
+def test_is_listed_with_its_description(run: Callable[..., str]) -> None:
+    assert "one label hangs on one feature" in run("-m", "bdprune", "detectors")
+    found = {one["name"]: one for one in json.loads(run("-m", "bdprune", "purifiers", "--format", "json"))}
+    assert found["clp"]["id"] == "example.clp" and found["clp"]["settings"] == {"u": 3.0}
+
+
+def test_can_be_chosen_on_the_command_line(run: Callable[..., str]) -> None:
+    assert "|peak_weight" in run("-m", "bdprune", "scan", "--help")
+    scan = ["-m", "bdprune", "scan", DEMO / "clean.safetensors", "--data", DEMO / "defence.npz", "--per-class", 2]
+    result = json.loads(run(*scan, "--detectors", "lipschitz,peak_weight", "--format", "json"))
+    mine = result["detectors"][1]
+    assert mine["detector"] == "example.peak_weight" and len(mine["label_scores"]) == 10
+    assert "peak_weight" in run(*scan, "--detectors", "peak_weight")
+
+
+def test_stands_in_the_generated_tables(run: Callable[..., str], tmp_path: Path) -> None:
+    run(ROOT / "tools" / "generate_docs.py", tmp_path / "methods.md")
+    page = (tmp_path / "methods.md").read_text()
+    assert "| [peak_weight](#peak_weight-detector) | one label hangs on one feature | no images | weights |" in page
+    assert "BD901 `peak-weight`" in page and "### clp (purifier)" in page
+
+
+def test_passes_the_checks(run: Callable[..., str]) -> None:
+    script = (
+        "import bdprune_example as mine, json, bdprune.testing as testing\n"
+        "found = [testing.check_detector(mine.PeakWeight), testing.check_purifier(mine.LipschitzPruning())]\n"
+        "print(json.dumps(found))"
+    )
+    detector, purifier = json.loads(run("-c", script))
+    assert detector.pop("says the same in a stack") == "skipped: The detector takes no stacks."
+    assert detector.pop("says the same in a scan of a stack") == "skipped: The detector takes no stacks."
+    assert detector["finds a planted backdoor"] == "passed" == purifier["removes a planted backdoor"]
+    assert {*detector.values(), *purifier.values()} == {"passed"}
+
+
+@pytest.fixture
+def dropped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """One more module among our detectors."""
+    source = (EXAMPLE / "bdprune_example.py").read_text()
+    (tmp_path / "dropped.py").write_text(source.partition("@dataclass(frozen=True)\nclass LipschitzPruning")[0])
+    monkeypatch.setattr(bdprune.detectors, "__path__", [*bdprune.detectors.__path__, str(tmp_path)])
+    registry._homes.cache_clear()
+    yield
+    registry._homes.cache_clear()
+    sys.modules.pop("bdprune.detectors.dropped", None)
+
+
+def test_one_more_module_is_seen_everywhere(dropped: None) -> None:
+    run = CliRunner().invoke
+    assert "one label hangs on one feature" in run(main, ["detectors"]).output
+    assert "dropped" in run(main, ["scan", "--help"]).output
+    assert isinstance(registry.detector("dropped", threshold=2.0), registry.method_class("detector", "dropped"))
+    assert "[dropped](#dropped-detector)" in generate_docs().page()
+    scanned = bdprune.scan(DEMO / "clean.safetensors", detectors="dropped")
+    assert [one.detector for one in scanned.detectors] == ["example.peak_weight"]
+
+
+def generate_docs() -> Any:
+    spec = importlib.util.spec_from_file_location("generate_docs", ROOT / "tools" / "generate_docs.py")
+    assert spec and spec.loader
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
