@@ -46,16 +46,16 @@ def show(
     from bdprune.attacks import shape_of
     from bdprune.data import load_clean
     from bdprune.files import write_atomically
-    from bdprune.zoo import show as drawing
+    from bdprune.zoo import attack_of, panels, picture, ready_trigger, some_victims, strength
 
-    made = drawing.attack_of(attack, dict(map(_split, settings)))
+    made = attack_of(attack, dict(map(_split, settings)))
     output = output or Path(f"{made.kind}.png")
     check_writable(output)
     clean = load_clean(_source(data), per_class=count)
-    images = drawing.some_victims(made, clean, count)
-    ready = drawing.ready_trigger(made, shape_of(images), trigger)
-    write_atomically(output, drawing.picture(drawing.panels(ready, images)))
-    seen = drawing.strength(ready, images)
+    images = some_victims(made, clean, count)
+    ready = ready_trigger(made, shape_of(images), trigger)
+    write_atomically(output, picture(panels(ready, images)))
+    seen = strength(ready, images)
     emit(
         f"{plain(str(output))}: {made.kind}, {made.trigger_type} trigger on {len(images)} images; "
         f"values change by {255 * seen.mean:.1f}/255 on average and {255 * seen.largest:.1f}/255 at most, "
