@@ -12,6 +12,7 @@ import torch
 
 import bdprune
 from bdprune.analysis import MEMO, SCAN_UNLEARNING
+from bdprune.data import RawImages
 from bdprune.detectors.unlearning import UnlearningDetector
 from bdprune.errors import DataError
 from bdprune.model import build
@@ -31,7 +32,8 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
     with torch.random.fork_rng():
         torch.manual_seed(0)
         network = build("resnet18_cifar", 3, width=4)
-    fit(network, images, labels, Schedule(epochs=8, batch_size=30, peak_lr=0.05, padding=0, bf16=False), seed=0)
+    schedule = Schedule(epochs=8, batch_size=30, peak_lr=0.05, padding=0, bf16=False)
+    fit(network, RawImages(images, labels), schedule, seed=0)
     torch.save(network.state_dict(), folder / "model.pth")
     torch.save({"model": network.state_dict(), "epoch": 1}, folder / "same.pth")
     with torch.no_grad():
