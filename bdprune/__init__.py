@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from bdprune.fleet import scan_many as scan_many
     from bdprune.loops import FineTuneSettings as FineTuneSettings
     from bdprune.loops import RecoverSettings as RecoverSettings
+    from bdprune.loops import SweepSettings as SweepSettings
     from bdprune.loops import UnlearnSettings as UnlearnSettings
     from bdprune.methods import Detector as Detector
     from bdprune.methods import Purifier as Purifier
@@ -68,6 +69,7 @@ _HOMES = {
     "loops": (
         "FineTuneSettings",
         "RecoverSettings",
+        "SweepSettings",
         "UnlearnSettings",
     ),
     "methods": (

@@ -1,6 +1,6 @@
 """The errors that bdprune raises on purpose.
 
-Each carries one sentence on what was wrong and, as ``mend``, one on what to do about it. The command line prints
+Each carries one sentence on what was wrong and, as ``hint``, one on what to do about it. The command line prints
 both and turns the class into an exit code; nothing else in the package may end a program.
 """
 
@@ -12,16 +12,16 @@ class BdpruneError(Exception):
 
     Args:
         message: what was wrong, in one sentence, with the value that was found.
-        mend: what the reader can do about it, in one sentence; empty when there is nothing to do.
+        hint: what the reader can do about it, in one sentence; empty when there is nothing to do.
     """
 
-    def __init__(self, message: str, mend: str = "") -> None:
+    def __init__(self, message: str, hint: str = "") -> None:
         super().__init__(message)
         self.message = message
-        self.mend = mend
+        self.hint = hint
 
     def __str__(self) -> str:
-        return f"{self.message} {self.mend}".rstrip()
+        return f"{self.message} {self.hint}".rstrip()
 
 
 class ArtifactError(BdpruneError):

@@ -1,5 +1,5 @@
-"""The methods there are: one for each module of ``detectors`` and ``purifiers``, and those that plug in by entry
-points.
+"""What plugs in: a module of a package of ours, or an entry point of an installed package. The methods are found
+like this: one for each module of ``detectors`` and ``purifiers``, and those that plug in.
 """
 
 from __future__ import annotations
@@ -8,7 +8,7 @@ import importlib
 import inspect
 import logging
 import pkgutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import cache
 from importlib.metadata import EntryPoint, entry_points
 from typing import TYPE_CHECKING, Any, Literal, cast
@@ -39,8 +39,7 @@ def method_class(kind: Kind, name: str) -> type[Method]:
     homes = _homes(kind)
     if name not in homes:
         raise OptionError(f"There is no {kind} {name!r}.", f"The {kind}s are {', '.join(homes)}.")
-    home = homes[name]
-    found: Any = home.load() if isinstance(home, EntryPoint) else _in_module(home, kind)
+    found: Any = load(homes[name], lambda one: getattr(one, "kind", None) == kind)
     if not inspect.isclass(found) or getattr(found, "kind", None) != kind:
         raise OptionError(
             f"The plug-in {name!r} is no {kind}: {found!r}.", f"It must be a subclass of bdprune.{kind.capitalize()}."
@@ -132,19 +131,23 @@ def _taken(kind: Kind, name: str, settings: Mapping[str, Any]) -> dict[str, Any]
 @cache
 def _homes(kind: Kind) -> dict[str, EntryPoint | str]:
     """Where every method is found. Installed packages are looked through once a process."""
-    package = importlib.import_module(f"bdprune.{kind}s")
-    ours: dict[str, EntryPoint | str] = {
-        one.name: f"bdprune.{kind}s.{one.name}" for one in pkgutil.iter_modules(package.__path__)
-    }
-    plugged = {point.name: point for point in entry_points(group=f"bdprune.{kind}s")}
+    return places(f"bdprune.{kind}s", f"bdprune.{kind}s")
+
+
+def places(package: str, group: str) -> dict[str, EntryPoint | str]:
+    """Where what plugs in is found, by name: the modules of ``package``, then the entry points of ``group``."""
+    path = importlib.import_module(package).__path__
+    ours: dict[str, EntryPoint | str] = {one.name: f"{package}.{one.name}" for one in pkgutil.iter_modules(path)}
+    plugged = {point.name: point for point in entry_points(group=group)}
     for name in plugged.keys() & ours.keys():
-        log.warning("the entry point %s of bdprune.%ss has the name of one of ours and is left out", name, kind)
+        log.warning("the entry point %s of %s has the name of one of ours and is left out", name, group)
     return ours | {name: point for name, point in plugged.items() if name not in ours}
 
 
-def _in_module(module: str, kind: Kind) -> object:
-    """The one method that a module of ours defines."""
-    defined = vars(importlib.import_module(module)).values()
-    found = [one for one in defined if inspect.isclass(one) and one.__module__ == module]
-    (method,) = (one for one in found if getattr(one, "kind", None) == kind)
-    return method
+def load(place: EntryPoint | str, fits: Callable[[type], bool]) -> object:
+    """What an entry point names, or the one class of a module of ours that ``fits``."""
+    if isinstance(place, EntryPoint):
+        return place.load()
+    defined = vars(importlib.import_module(place)).values()
+    (found,) = (one for one in defined if inspect.isclass(one) and one.__module__ == place and fits(one))
+    return found

@@ -6,40 +6,29 @@ detectors start from, and reading it costs one pass over the file.
 
 from __future__ import annotations
 
-import itertools
-import json
-import math
 import stat
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from safetensors import SafetensorError, safe_open
 
 from bdprune.errors import ArtifactError, UnsupportedError
-
-_MAX_HEADER = 100_000_000
-"""The limit that safetensors sets for the header, in bytes."""
+from bdprune.files import damaged_safetensors, looks_like_safetensors, safetensors_header
 
 _DTYPES = {"F16": "float16", "BF16": "bfloat16", "F32": "float32", "F64": "float64"}
-_ITEM_BYTES = {"float16": 2, "bfloat16": 2, "float32": 4, "float64": 8}
 
 
 @dataclass(frozen=True)
 class _Convolution:
-    """One weight ``[O, I / groups, kh, kw]`` in the file: its shape, dtype, and first byte."""
+    """One weight ``[O, I / groups, kh, kw]`` in the file: its shape, dtype, and bytes."""
 
-    name: str
     shape: tuple[int, int, int, int]
     dtype: str
-    start: int
-
-    @property
-    def end(self) -> int:
-        """The byte behind its last."""
-        return self.start + math.prod(self.shape) * _ITEM_BYTES[self.dtype]
+    place: slice
 
 
 def screen(path: str | Path) -> dict[str, NDArray[np.float64]]:
@@ -59,84 +48,45 @@ def screen(path: str | Path) -> dict[str, NDArray[np.float64]]:
 
     Sizes are checked against the length of the file before anything is allocated, and nothing in it is executed.
     """
-    path = Path(path)
     try:
-        status = path.stat()
-        if not stat.S_ISREG(status.st_mode):
-            raise UnsupportedError(f"{path} is no regular file.", "Pass a file with the ending .safetensors.")
-        size = status.st_size
+        data, header, start = _open(Path(path))
+        return {name: _norms(data, conv) for name, conv in _convolutions(header, start)}
+    except ArtifactError as error:
+        raise type(error)(f"Cannot screen {path}: {error.message}", error.hint) from None
+
+
+def _open(path: Path) -> tuple[NDArray[np.uint8], dict[str, Any], int]:
+    """The mapped file, its header, and where its tensors begin."""
+    hint = "Pass a file with the ending .safetensors."
+    try:
+        if not stat.S_ISREG(path.stat().st_mode):
+            raise UnsupportedError("it is no regular file.", hint)
         with path.open("rb") as file:
-            prefix = file.read(8)
-            header_bytes = _header_length(path, prefix, size)
-            header = file.read(header_bytes)
-        tensors = _parse_header(path, header)
-        convolutions = sorted(
-            _convolutions(path, tensors, 8 + header_bytes, size), key=lambda conv: (conv.start, conv.end)
-        )
-        for before, after in itertools.pairwise(convolutions):
-            if after.start < before.end:
-                raise ArtifactError(f"{path} claims the same bytes for {before.name} and {after.name}.")
-        if not convolutions:
-            return {}
-        data = np.memmap(path, dtype=np.uint8, mode="r")
-        return {conv.name: _norms(data, conv) for conv in convolutions}
+            if not looks_like_safetensors(file.read(9)):
+                raise UnsupportedError("it is not a safetensors file.", hint)
+        with safe_open(path, framework="numpy"):  # which checks the header against the length of the file
+            data = np.memmap(path, dtype=np.uint8, mode="r")
+            return data, *safetensors_header(data.data)
+    except SafetensorError as error:
+        raise damaged_safetensors(error) from None
     except OSError as error:
-        raise ArtifactError(f"{path} cannot be read: {error.strerror or error}.") from error
+        raise ArtifactError(f"it cannot be read: {error.strerror or error}.") from error
 
 
-def _header_length(path: Path, prefix: bytes, size: int) -> int:
-    length = int.from_bytes(prefix, "little")
-    if len(prefix) < 8 or not 2 <= length <= size - 8:
-        raise UnsupportedError(f"{path} is not a safetensors file.", "Pass a file with the ending .safetensors.")
-    if length > _MAX_HEADER:
-        raise ArtifactError(f"{path} has a header of {length} bytes, more than the {_MAX_HEADER} that are allowed.")
-    return length
-
-
-def _parse_header(path: Path, header: bytes) -> dict[str, Any]:
-    if not header.startswith(b"{"):
-        raise UnsupportedError(f"{path} is not a safetensors file.", "Pass a file with the ending .safetensors.")
-    try:
-        parsed = json.loads(header, object_pairs_hook=_unique)
-    except (ValueError, RecursionError) as error:
-        raise ArtifactError(f"{path} has a header that cannot be parsed: {error}.") from error
-    tensors: dict[str, Any] = {name: entry for name, entry in parsed.items() if name != "__metadata__"}
-    return tensors
-
-
-def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    result = dict(pairs)
-    if len(result) < len(pairs):
-        raise ValueError("a name appears twice")
-    return result
-
-
-def _convolutions(path: Path, tensors: dict[str, Any], data_start: int, size: int) -> Iterator[_Convolution]:
-    for name, entry in tensors.items():
-        dtype, shape, (begin, end) = _entry(path, name, entry)
-        if not 0 <= begin <= end <= size - data_start:
-            raise ArtifactError(f"{path} claims bytes {begin} to {end} for {name}, but holds {size - data_start}.")
-        if dtype not in _DTYPES or len(shape) != 4:
-            continue
-        kind = _DTYPES[dtype]
-        if math.prod(shape) * _ITEM_BYTES[kind] != end - begin:
-            raise ArtifactError(f"{path} claims shape {shape} for {name}, which does not fit its {end - begin} bytes.")
-        yield _Convolution(name, (shape[0], shape[1], shape[2], shape[3]), kind, data_start + begin)
-
-
-def _entry(path: Path, name: str, entry: object) -> tuple[str, list[int], tuple[int, int]]:
-    match entry:
-        case {"dtype": str(dtype), "shape": list(shape), "data_offsets": [begin, end]} if all(
-            type(number) is int and number >= 0 for number in (*shape, begin, end)
-        ):
-            return dtype, shape, (begin, end)
-    raise ArtifactError(f"{path} describes the tensor {name[:80]!r} in a way that makes no sense: {str(entry)[:80]}.")
+def _convolutions(header: Mapping[str, Any], data_start: int) -> Iterator[tuple[str, _Convolution]]:
+    """Names and places, in the order of the file."""
+    tensors = [(name, entry) for name, entry in header.items() if name != "__metadata__"]
+    for name, entry in sorted(tensors, key=lambda item: item[1]["data_offsets"]):
+        if entry["dtype"] in _DTYPES and len(entry["shape"]) == 4:
+            begin, end = entry["data_offsets"]
+            place = slice(data_start + begin, data_start + end)
+            yield name, _Convolution(tuple(entry["shape"]), _DTYPES[entry["dtype"]], place)
 
 
 def _norms(data: NDArray[np.uint8], conv: _Convolution) -> NDArray[np.float64]:
     count, channels, height, width = conv.shape
     # A copy is aligned, whatever the file does.
-    raw = np.array(data[conv.start : conv.end])
+    raw = np.array(data[conv.place])
     try:
         from bdprune import _core
     except ImportError:

@@ -29,15 +29,16 @@ from typing import Any
 
 import torch
 
+from bdprune.analysis import MEMO, Case
 from bdprune.attacks import shape_of
 from bdprune.data import CleanData, RawImages, load_clean, read_dataset
 from bdprune.fleet import scan
-from bdprune.methods import Purified
+from bdprune.methods import Repair
 from bdprune.model import Model, load
 from bdprune.ops import device_name
 from bdprune.pipeline import parse_device
 from bdprune.purifiers import RNP, SuspiciousnessPruning
-from bdprune.zoo import Entry, Shelf, load_trigger, measure, read_manifest, weights_path
+from bdprune.zoo import Entry, Storage, load_trigger, measure, read_manifest, weights_path
 
 Row = dict[str, Any]
 METHODS: dict[str, tuple[int, Callable[[int], RNP | SuspiciousnessPruning]]] = {
@@ -96,12 +97,13 @@ class Subject:
 
 def scan_row(subject: Subject, seed: int) -> Row:
     """Verdict, label and every detector's score."""
+    MEMO.clear()  # the seconds are those of a scan that knows nothing
     result = scan(subject.path, subject.clean, seed=seed, device=str(subject.device))
     return {
         "verdict": result.verdict,
         "label": result.target_label,
         "risk": result.risk,
-        "scores": {one.id: one.score for one in result.detectors},
+        "scores": {one.detector: one.score for one in result.detectors},
         "seconds": result.seconds,
     }
 
@@ -113,12 +115,13 @@ def repair_row(subject: Subject, method: str, seed: int) -> Row:
     data = subject.clean
     if count < len(data):
         data = data.sample(per_class, torch.Generator().manual_seed(seed))
+    MEMO.clear()
     start = time.perf_counter()
-    result: Purified = make(seed)(subject.load(), data)
+    result: Repair = make(seed)(Case(subject.load(), data))
     seconds = time.perf_counter() - start
     pruned = sum(map(len, result.pruned.values()))
     threshold = None if math.isnan(result.threshold) else result.threshold
-    row: Row = {"images": len(data), "pruned": pruned, "threshold": threshold, "rule": result.threshold_rule}
+    row: Row = {"images": len(data), "pruned": pruned, "threshold": threshold, "rule": result.selection}
     return row | {"after": subject.measure(result.model), "seconds": seconds}
 
 
@@ -261,11 +264,11 @@ def main() -> None:
     record = Record(options.rows, device_name(device))
     parts = ["scans", "repairs"] if options.part == "both" else [options.part]
     zoo = read_manifest(options.manifest)
-    shelf = Shelf(zoo)
+    storage = Storage(zoo)
     sets: dict[str, RawImages] = {}
     left_out = []
     for entry in zoo.models:
-        folder = shelf.made(entry)
+        folder = storage.made(entry)
         if options.only and entry.name not in options.only:
             continue
         if folder is None:

@@ -25,6 +25,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 import bdprune
+from bdprune.analysis import MEMO
 
 Record = dict[str, Any]
 Masks = dict[str, Tensor]
@@ -39,9 +40,11 @@ _READINGS = ("final_label", "runs", "leads", "flip_shares", "trajectory", "layer
 def measure(name: str, precision: str) -> tuple[Record, Masks]:
     """The record of one model in one precision, and the masks of its repairs."""
     path, images = ZOO / f"{name}.safetensors", ZOO / "demo" / "defence.npz"
+    MEMO.clear()  # nothing rests on what was computed for another record
     record: Record = {"scan": _scan(path, images, precision)}
     masks: Masks = {}
     for method in PURIFIERS:
+        MEMO.clear()
         repair = bdprune.purify(path, images, method=method, precision=precision)
         record[method], own = _repair(repair)
         masks |= {f"{name} {precision} {method} {group}": mask for group, mask in own.items()}

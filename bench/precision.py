@@ -28,7 +28,7 @@ from torch import Tensor
 
 from bdprune.data import CleanData, load_clean
 from bdprune.fleet import against_truth
-from bdprune.loops import SweepPoint, recover, sweep_thresholds, unlearn
+from bdprune.loops import SweepPoint, SweepSettings, recover, sweep, unlearn
 from bdprune.model import Model, load, prune
 from bdprune.purifiers import RNP
 from bdprune.runtime import PRECISIONS, Precision, clean_accuracy
@@ -109,8 +109,9 @@ def compare(case: Case, precision: Precision, epochs: int, seed: int) -> tuple[d
 def _chosen(rnp: RNP, model: Model, masks: Masks, sets: Sequence[CleanData]) -> SweepPoint | None:
     """The threshold that RNP prunes at."""
     thresholds = [index * rnp.step for index in range(round(0.95 / rnp.step) + 1)]
-    sweep = sweep_thresholds(model, masks, sets, thresholds, rnp.max_drop, rnp.mode, False, rnp.tuned_drop)
-    return sweep.highest(rnp.max_drop) or sweep.highest(rnp.tuned_drop)
+    settings = SweepSettings(thresholds, rnp.max_drop, rnp.mode, False, rnp.tuned_drop)
+    swept = sweep(model, masks, sets, settings)
+    return swept.highest(rnp.max_drop) or swept.highest(rnp.tuned_drop)
 
 
 def timed_sweeps(model: Model, masks: Masks, data: CleanData) -> dict[str, float]:
@@ -118,7 +119,7 @@ def timed_sweeps(model: Model, masks: Masks, data: CleanData) -> dict[str, float
     start = time.process_time()
     plain = plain_sweep(model, masks, data, 128, AUTHOR, copies=True)
     middle = time.process_time()
-    ours = sweep_thresholds(model, masks, [data], THRESHOLDS, 1.0, "zero_gamma", stop_early=False)
+    ours = sweep(model, masks, [data], SweepSettings(THRESHOLDS, 1.0, stop_early=False))
     end = time.process_time()
     found = [point.clean_accuracy for point in ours.points]
     if max(abs(a - b) for a, b in zip(found, plain, strict=True)) > _ROUNDING:

@@ -20,6 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from bdprune.analysis import MEMO
 from bdprune.data import CleanData, RawImages, read_dataset
 from bdprune.fleet import scan
 
@@ -58,15 +59,16 @@ def verdicts(data: Path, seeds: int, only: str, done: set[tuple[str, int]]) -> I
             sets[dataset] = read_dataset(data, dataset, "train")
         for seed in (seed for seed in range(seeds) if (name, seed) not in done):
             clean = draw(sets[dataset], per_class, seed)
+            MEMO.clear()
             result = scan(data / "checkpoints" / name, clean, seed=seed, normalize=normalize)
-            details = next((one.details for one in result.detectors if one.id == "bdprune.unlearning"), {})
+            details = next((one.details for one in result.detectors if one.detector == "bdprune.unlearning"), {})
             yield {
                 "checkpoint": name,
                 "truth": truth,
                 "seed": seed,
                 "verdict": result.verdict,
                 "label": result.target_label,
-                "scores": {one.id: (one.score, one.target_label) for one in result.detectors},
+                "scores": {one.detector: (one.score, one.target_label) for one in result.detectors},
                 "flip_shares": details.get("flip_shares"),
                 "lr": details.get("lr"),
                 "collapsed": details.get("collapsed"),

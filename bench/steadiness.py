@@ -22,6 +22,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
+from bdprune.analysis import MEMO
 from bdprune.fleet import scan
 
 Row = dict[str, Any]
@@ -47,8 +48,9 @@ TRUTH = {
 def scan_row(zoo: str, name: str, data: Path, seed: int) -> Row:
     """Verdict, label and lead of one scan, and what that took."""
     images = ZOO / "demo" / "defence.npz" if zoo == CIFAR else data / "gtsrb" / "train.parquet"
+    MEMO.clear()
     result = scan(ZOO / zoo / f"{name}.safetensors", images, per_class=PER_CLASS, seed=seed)
-    leader = next(one for one in result.detectors if one.id == LEADER)
+    leader = next(one for one in result.detectors if one.detector == LEADER)
     return {
         "zoo": zoo,
         "model": name,

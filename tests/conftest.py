@@ -37,6 +37,13 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         metafunc.parametrize("device", _devices())
 
 
+@pytest.fixture(autouse=True)
+def forgotten() -> None:
+    """Nothing that one test has computed is known to the next; a test without torch has computed nothing."""
+    if "bdprune.analysis" in sys.modules:
+        sys.modules["bdprune.analysis"].MEMO.clear()
+
+
 @pytest.fixture(scope="session")
 def data_root() -> Path:
     """Folder of the real data (``BDPRUNE_DATA``, else ``../shared/data`` beside the repository); skips without it."""
@@ -129,6 +136,7 @@ def bright() -> Bright:
     import torch
     from torch import nn
 
+    from bdprune.data import RawImages
     from bdprune.loops.fitting import Schedule, fit
     from bdprune.model.handle import Model
 
@@ -139,5 +147,5 @@ def bright() -> Bright:
         network = nn.Sequential(*stem, *body, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(12, 3))
     data = bright_images(240)
     schedule = Schedule(epochs=3, peak_lr=0.05, batch_size=24, padding=0, bf16=False)
-    fit(network, (data.images * 255).round().to(torch.uint8), data.labels, schedule, seed=0)
+    fit(network, RawImages((data.images * 255).round().to(torch.uint8), data.labels), schedule, seed=0)
     return Bright(Model(network, "bright", 3, (3, 8, 8)), data)

@@ -20,3 +20,11 @@ def siblings(model: Model, count: int = 3, scale: float = 0.05, device: str = "c
                 parameter.add_(torch.randn(parameter.shape, generator=generator) * scale)
         found.append(model.with_network(network))
     return [one.with_network(copy.deepcopy(one.network).to(device)) for one in found]
+
+
+def broken(model: Model, value: float = float("nan")) -> Model:
+    """A copy whose loss is not a finite number."""
+    network = copy.deepcopy(model.network)
+    with torch.no_grad():
+        next(network.parameters())[0] = value
+    return model.with_network(network)

@@ -17,7 +17,16 @@ import bdprune
 
 ROOT = Path(__file__).resolve().parent.parent
 DOCUMENTS = ["README.md", "docs/python.md"]
-HOMES = ("fleet.scans", "pipeline.repair", "pipeline.scores", "record.result")
+HOMES = (
+    "analysis.case",
+    "fleet.scans",
+    "methods.base",
+    "pipeline.open",
+    "pipeline.repair",
+    "pipeline.scores",
+    "record.results",
+    "registry",
+)
 MODULES = ["bdprune", *(f"bdprune.{home}" for home in HOMES)]
 
 
@@ -38,6 +47,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     import torch
     from PIL import Image
 
+    from bdprune.data import RawImages
     from bdprune.loops.fitting import Schedule, fit
     from bdprune.model.architectures import build
 
@@ -49,7 +59,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         torch.manual_seed(0)
         network = build("resnet18_cifar", 3, width=8)
     schedule = Schedule(epochs=12, batch_size=30, peak_lr=0.05, bf16=False)  # learns it to the last image anywhere
-    fit(network, images, labels, schedule, seed=0)
+    fit(network, RawImages(images, labels), schedule, seed=0)
     where = tmp_path_factory.mktemp("examples")
     torch.save({"net": network.state_dict(), "epoch": 12}, where / "model.pth")
     for index, (image, label) in enumerate(zip(images, labels.tolist(), strict=True)):

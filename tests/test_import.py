@@ -57,7 +57,7 @@ def test_public_names_are_the_functions_of_their_rooms() -> None:
     from bdprune.pipeline.open import load
     from bdprune.pipeline.repair import purify
     from bdprune.pipeline.scores import score
-    from bdprune.record.result import Result
+    from bdprune.record import Result
 
     assert bdprune.load is load and bdprune.score is score and bdprune.Result is Result
     assert inspect.signature(bdprune.scan) == inspect.signature(scan)
@@ -69,11 +69,11 @@ def test_scan_and_purify_stay_callable_after_their_rooms_are_imported() -> None:
     code = """
 import bdprune
 import bdprune.methods.base, bdprune.fleet.scans
-import bdprune.pipeline.repair
-from bdprune.record import result
+import bdprune.pipeline.repair, bdprune.pipeline.scan, bdprune.pipeline.scores
+import bdprune.record
 seen = []
-bdprune.fleet.scans.scan = lambda *args, **settings: seen.append((args, settings))
-bdprune.pipeline.repair.purify = lambda *args, **settings: seen.append((args, settings))
+bdprune.fleet.scan = lambda *args, **settings: seen.append((args, settings))
+bdprune.pipeline.purify = lambda *args, **settings: seen.append((args, settings))
 bdprune.scan("a", data="b")
 bdprune.purify("c", "d", method="e")
 print(seen)

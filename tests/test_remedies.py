@@ -13,7 +13,8 @@ import pytest
 
 import bdprune
 from bdprune.cli.main import main
-from bdprune.pipeline.open import ModelOptions
+from bdprune.pipeline import Options
+from bdprune.pipeline.repair import RepairNames
 
 PACKAGE = Path(bdprune.__file__).parent
 OPTION = re.compile(r"(?<![\w-])--([a-z][a-z-]*[a-z])")
@@ -47,17 +48,16 @@ def texts(node: ast.AST) -> Iterator[str]:
 
 def remedies(tree: ast.Module) -> Iterator[str]:
     """Second arguments of errors, and the constants and local names that they may stand for."""
-    names = {
-        target.id: list(texts(node.value))
-        for node in ast.walk(tree)
-        if isinstance(node, ast.Assign)
-        for target in node.targets
-        if isinstance(target, ast.Name)
-    }
+    names: dict[str, list[str]] = {}
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Assign):
+            for target in node.targets:
+                if isinstance(target, ast.Name):
+                    names.setdefault(target.id, []).extend(texts(node.value))
     for node in ast.walk(tree):
         if not isinstance(node, ast.Call) or not _is_error(node.func):
             continue
-        for hint in [*node.args[1:2], *(word.value for word in node.keywords if word.arg == "mend")]:
+        for hint in [*node.args[1:2], *(word.value for word in node.keywords if word.arg == "hint")]:
             yield from names.get(hint.id, []) if isinstance(hint, ast.Name) else texts(hint)
 
 
@@ -69,7 +69,7 @@ def _is_error(function: ast.expr) -> bool:
 def parameters() -> set[str]:
     functions = [getattr(bdprune, name) for name in ("load", "scan", "purify", "score")]
     found = {name for function in functions for name in inspect.signature(function).parameters}
-    return found | set(inspect.signature(ModelOptions).parameters)
+    return found | set(inspect.signature(Options).parameters) | RepairNames.__annotations__.keys()
 
 
 FILES = sorted(PACKAGE.rglob("*.py"))
@@ -88,7 +88,7 @@ def test_parameters_that_remedies_name_exist() -> None:
     unknown = {
         (path.name, name, text)
         for path in FILES
-        if path.parent.name not in ("attacks", "zoo", "training", "ops")
+        if path.parent.name not in ("attacks", "zoo", "loops", "ops")
         for text in remedies(ast.parse(path.read_text()))
         for name in PARAMETER.findall(text)
         if name not in known

@@ -15,13 +15,16 @@ from types import CodeType, FrameType
 from typing import Any
 
 import bdprune
+from bdprune.analysis import MEMO
 
 
-def crossed(model: Path, data: Path) -> list[str]:
+def crossed(model: Path, data: Path, **options: Any) -> list[str]:
     """Files, relative to the package, in the order in which the scan of ``model`` first enters them."""
-    bdprune.scan(model, data)  # imports whatever is needed
+    scan = bdprune.scan
+    scan(model, data, **options)  # imports whatever is needed
     home = Path(bdprune.__file__).parent
     codes: dict[CodeType, None] = {}
+    MEMO.clear()  # so that nothing is known from the scan before
 
     def watch(frame: FrameType, event: str, argument: Any) -> None:
         if event == "call" and frame.f_code.co_name != "<module>":
@@ -30,7 +33,7 @@ def crossed(model: Path, data: Path) -> list[str]:
     threading.setprofile(watch)
     sys.setprofile(watch)
     try:
-        bdprune.scan(model, data, seed=1)  # another seed, so that nothing is known from the scan before
+        scan(model, data, **options)
     finally:
         sys.setprofile(None)
         threading.setprofile(None)

@@ -8,7 +8,6 @@ the settings of the analysis. These keys do not depend on the process, so a repa
 from __future__ import annotations
 
 import hashlib
-import re
 import threading
 from abc import ABC, abstractmethod
 from collections import OrderedDict
@@ -19,7 +18,7 @@ from typing import Any, ClassVar, Generic, TypeVar
 
 import torch
 from safetensors.torch import save
-from torch import Tensor
+from torch import Tensor, nn
 
 from bdprune.data import CleanData
 from bdprune.errors import BdpruneError, DataError, OptionError
@@ -95,7 +94,9 @@ class Case:
         OptionError: the model is.
 
     Example:
-        >>> case = Case(load("model.pth"))
+        >>> import bdprune
+        >>> from bdprune.analysis import Lipschitz
+        >>> case = Case(bdprune.load("model.pth"))
         >>> scores = case.get(Lipschitz())
         >>> len(scores), case.get(Lipschitz()) is scores
         (20, True)
@@ -122,8 +123,8 @@ class Case:
     def digest(self) -> str:
         """SHA-256 of the weights, and of all that says how they are run."""
         model = self.model
-        what = (model.arch, model.num_classes, model.input_shape, model.normalization, str(model.device))
-        state = hashlib.sha256(repr(what).encode())
+        run = (model.arch, model.num_classes, model.input_shape, model.normalization, str(model.device), model.network)
+        state = hashlib.sha256(repr(run).encode())
         for name, value in model.network.state_dict().items():
             state.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
             state.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
@@ -177,11 +178,10 @@ class Case:
         Raises:
             ValueError: another name.
         """
-        if not re.fullmatch(r"[a-z0-9_-]{1,64}", name):
-            raise ValueError(f"invalid name of an attachment: {name[:80]!r}")
         digest = hashlib.sha256(content).hexdigest()
+        record = Attachment(name=name, media_type=media_type, sha256=digest, bytes=len(content))
         self.attachments[digest] = content
-        return Attachment(name=name, media_type=media_type, sha256=digest, bytes=len(content))
+        return record
 
 
 class Analysis(ABC, Generic[T_co]):
@@ -211,8 +211,14 @@ def outcome_of(run: Callable[[], T]) -> T | BdpruneError:
 
 
 def _is_known(model: Model) -> bool:
-    """Whether weights and architecture say all of a model: it came from a file, into a network of ours."""
-    return model.artifact is not None and ":" not in model.arch
+    """Whether weights and architecture say all of a model: it came from a file, into layers of ours or of torch."""
+    return model.artifact is not None and ":" not in model.arch and all(map(_is_plain, model.network.modules()))
+
+
+def _is_plain(layer: nn.Module) -> bool:
+    """Whether its class and settings say what a layer computes."""
+    ours = type(layer).__module__.startswith(("bdprune.", "torch.nn."))
+    return ours and not (layer._forward_hooks or layer._forward_pre_hooks or "forward" in vars(layer))
 
 
 def _bytes_of(value: object) -> int:

@@ -9,10 +9,10 @@ from typing import TypeAlias
 import torch
 from torch import Tensor
 
-from bdprune.analysis.trials import Feed, Trial, accuracy_of, beyond_luck, choose, first, logits_of, trial_of
-from bdprune.data import CleanData, shown, start_of_text_order, text_order
+from bdprune.analysis.size import Feed, Trial, accuracy_of, beyond_luck, choose, first, logits_of, trial_of
+from bdprune.data import CleanData, order_pairs, start_of_text_order, text_order
 from bdprune.errors import DataError
-from bdprune.model import GRAY_ONLY, NORMALIZATIONS, Model, Normalization, name_of
+from bdprune.model import GRAY_ONLY, NORMALIZATIONS, Model, Normalization, normalization_name
 
 __all__ = ["Sanity", "Trial", "check_sanity"]
 
@@ -66,7 +66,7 @@ class _Better:
 
     trial: Trial
     how: str
-    mend: str
+    hint: str
     normalization: Normalization | None = None
     class_map: Mapping[int, int] = field(default_factory=dict)
 
@@ -110,28 +110,25 @@ def check_sanity(
         return Sanity(accuracy, False, "The model gives logits that are NaN or infinite.", "Its weights are broken.")
     chance = max(1 / model.num_classes, max(chosen.class_counts.values()) / len(chosen))
     floor, good = (chance + skill * (1 - chance) for skill in (min_skill, good_skill))
-    found = f"Clean accuracy is {accuracy:.1%} on {len(chosen)} images"
+    found = Sanity(accuracy, accuracy >= floor, f"Clean accuracy is {accuracy:.1%} on {len(chosen)} images")
     if accuracy >= good:
-        return Sanity(accuracy, True, f"{found}.")
+        return replace(found, message=f"{found.message}.")
     needed = max(floor, accuracy + margin)
-    better, tried = _explain(model, chosen, logits, needed, good, sane=accuracy >= floor)
+    better, tried = _explain(model, chosen, logits, needed, good, sane=found.ok)
+    return _judged(replace(found, tried=tried), better)
+
+
+def _judged(found: Sanity, better: _Better | None) -> Sanity:
+    """What was found, whose message is the beginning of a sentence, in the light of what fits better."""
     if better is not None:
-        return Sanity(
-            accuracy,
-            False,
-            f"{found}, but {better.trial.accuracy:.1%} with {better.how}.",
-            better.mend,
-            better.trial.name,
-            better.normalization,
-            tried,
-            better.class_map,
-        )
-    if accuracy >= floor:
-        return Sanity(
-            accuracy, True, f"{found}; no other known way to feed the model does clearly better.", tried=tried
-        )
-    message = f"{found}, too low to judge anything; known normalisations, ranges, channel and label orders don't help."
-    return Sanity(accuracy, False, message, _LOOK_ELSEWHERE, tried=tried)
+        message = f"{found.message}, but {better.trial.accuracy:.1%} with {better.how}."
+        fits, normalization, class_map = better.trial.name, better.normalization, better.class_map
+        wrong = replace(found, ok=False, message=message, suggestion=better.hint)
+        return replace(wrong, fits=fits, normalization=normalization, class_map=class_map)
+    if found.ok:
+        return replace(found, message=f"{found.message}; no other known way to feed the model does clearly better.")
+    why = "too low to judge anything; known normalisations, ranges, channel and label orders don't help"
+    return replace(found, message=f"{found.message}, {why}.", suggestion=_LOOK_ELSEWHERE)
 
 
 def _check_fit(model: Model, data: CleanData) -> None:
@@ -183,11 +180,11 @@ def _refeed_in_text_order(
     if found is None:
         return None, ()
     name = f"{found.trial.name}, class order text"
-    mend = f"{found.mend.removesuffix('.')} and pass --class-order text."
+    hint = f"{found.hint.removesuffix('.')} and pass --class-order text."
     class_map = {label: order[label] for label in data.class_counts}
     how = f"{found.how} and {_in_text_order(model.num_classes)}"
     trial = replace(found.trial, name=name)
-    return _Better(trial, how, mend, found.normalization, class_map), (trial, *tried[1:])
+    return _Better(trial, how, hint, found.normalization, class_map), (trial, *tried[1:])
 
 
 def _other_size(data: CleanData, channels: int, accuracy: float, needed: float) -> _Better | None:
@@ -253,7 +250,11 @@ def _prefer(finals: list[_Tried]) -> tuple[_Tried, list[str]]:
 
 def _mend(feed: Feed, model: Model) -> str:
     parts = ["reverse the channel order of the images"] if feed.reverse else []
-    parts += [f"pass --normalize {name_of(feed.normalization)}"] if feed.normalization != model.normalization else []
+    parts += (
+        [f"pass --normalize {normalization_name(feed.normalization)}"]
+        if feed.normalization != model.normalization
+        else []
+    )
     text = " and ".join(parts)
     return f"{text[0].upper()}{text[1:]}."
 
@@ -300,9 +301,9 @@ def _shifted(logits: Tensor, data: CleanData) -> _Guess | None:
     if not shift:
         return None
     signed = shift if shift <= num_classes // 2 else shift - num_classes
-    mend = f"Add {signed} to every label." if signed > 0 else f"Subtract {-signed} from every label."
+    hint = f"Add {signed} to every label." if signed > 0 else f"Subtract {-signed} from every label."
     order = {label: (label + shift) % num_classes for label in range(num_classes)}
-    return _placed(logits, data, order, f"labels {signed:+d}", f"labels {signed:+d}", mend)
+    return _placed(logits, data, order, f"labels {signed:+d}", f"labels {signed:+d}", hint)
 
 
 def _reordered(logits: Tensor, data: CleanData) -> _Guess | None:
@@ -321,7 +322,7 @@ def _reordered(logits: Tensor, data: CleanData) -> _Guess | None:
         wanted = torch.tensor([order.get(label, -1) for label in labels[held].tolist()])
         hits[held] = logits[held].argmax(1) == wanted
     order = _assign(evidence, labels)
-    how = f"labels in another order ({shown(order)})"
+    how = f"labels in another order ({order_pairs(order)})"
     better, _ = _placed(logits, data, order, "labels in another order", how, _PASS_MAP)
     return replace(better, trial=replace(better.trial, accuracy=hits.double().mean().item())), hits
 
@@ -351,10 +352,10 @@ def _assign(evidence: Tensor, labels: Tensor) -> dict[int, int]:
     return order
 
 
-def _placed(logits: Tensor, data: CleanData, order: Mapping[int, int], name: str, how: str, mend: str) -> _Guess:
+def _placed(logits: Tensor, data: CleanData, order: Mapping[int, int], name: str, how: str, hint: str) -> _Guess:
     """``order`` as something that may fit better; its map is from the labels of the source."""
     placed = torch.tensor([order[label] for label in data.labels.tolist()])
     source = {place: label for label, place in data.class_order.items()}
     class_map = {source.get(label, label): order[label] for label in data.class_counts}
-    better = _Better(trial_of(name, logits, placed), how, mend, class_map=class_map)
+    better = _Better(trial_of(name, logits, placed), how, hint, class_map=class_map)
     return better, logits.argmax(1) == placed

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
-from typing import TypeVar
 
 from torch import Tensor
 
@@ -16,18 +14,16 @@ from bdprune.loops import (
     Recovered,
     RecoverSettings,
     Sweep,
+    SweepSettings,
     Unlearned,
     UnlearnSettings,
-    recover,
-    recover_together,
-    sweep_models,
-    unlearn,
-    unlearn_together,
+    recover_stack,
+    sweep_stack,
+    unlearn_stack,
 )
-from bdprune.model import Model, PruneMode
-from bdprune.runtime import DEFAULT, PathChoice, Precision, choose
-
-_Done = TypeVar("_Done")
+from bdprune.model import Model
+from bdprune.ops import Choice
+from bdprune.runtime import DEFAULT, Precision, stack_or_loop
 
 
 def stack(models: Sequence[Model]) -> Stack:
@@ -54,8 +50,8 @@ def stack(models: Sequence[Model]) -> Stack:
 class Stack:
     """Models of one architecture; every method does what its namesake does to each of them, with the same seed.
 
-    What runs is chosen by a short trial (:meth:`path`). One after another the results are those of separate runs to
-    the bit. Together, sums are taken in another order: a step differs by float32 rounding, and what many steps of
+    What runs is chosen by a short trial (:meth:`variant`). One after another the results are those of separate runs to
+    the bit. In one stack, sums are taken in another order: a step differs by float32 rounding, and what many steps of
     ascent make of that is as different as two seeds of one model could be where a loss is steep.
 
     An entry of the results of ``unlearn`` and ``recover`` is the error itself for a model that breaks down; the others
@@ -67,9 +63,14 @@ class Stack:
     def __len__(self) -> int:
         return len(self.models)
 
-    def path(self, data: CleanData, batch_size: int = 128) -> PathChoice:
-        """What steps on batches of ``data`` run by: ``stack`` or ``loop``, and why."""
-        return choose(self.models, data.images[: min(batch_size, len(data))])
+    def variant(self, data: CleanData, batch_size: int = 128) -> Choice:
+        """How steps on batches of ``data`` run: ``stack`` or ``loop`` (its ``winner``), and why."""
+        return stack_or_loop(self.models, data.images[: min(batch_size, len(data))])
+
+    def _parts(self, data: CleanData, batch_size: int) -> list[tuple[Model, ...]]:
+        """The models that share their steps."""
+        as_stack = self.variant(data, batch_size).winner == "stack"
+        return [self.models] if as_stack else [(model,) for model in self.models]
 
     def scores(self) -> list[dict[str, Tensor]]:
         """``channel_lipschitz`` of every model, the spectral norms of all filters of all models in one call."""
@@ -79,45 +80,31 @@ class Stack:
         self, data: CleanData, settings: UnlearnSettings, seed: int = 0, precision: Precision = DEFAULT
     ) -> list[Unlearned | TrainingError]:
         """Every model unlearned on ``data``: each stops, and starts over at another learning rate, for itself."""
-        if self.path(data, settings.batch_size).path == "stack":
-            return unlearn_together(self.models, data, settings, seed, precision)
-        return [_caught(partial(unlearn, model, data, settings, seed, precision)) for model in self.models]
+        parts = self._parts(data, settings.batch_size)
+        return [one for part in parts for one in unlearn_stack(part, data, settings, seed, precision)]
 
     def recover(
         self, data: CleanData, settings: RecoverSettings, seed: int = 0, precision: Precision = DEFAULT
     ) -> list[Recovered | TrainingError]:
         """A mask for every model of this stack, which are taken as unlearned."""
-        if self.path(data, settings.batch_size).path == "stack":
-            return recover_together(self.models, data, settings, seed, precision)
-        return [_caught(partial(recover, model, data, settings, seed, precision)) for model in self.models]
+        parts = self._parts(data, settings.batch_size)
+        return [one for part in parts for one in recover_stack(part, data, settings, seed, precision)]
 
     def sweep(
         self,
         masks: Sequence[Mapping[str, Tensor]],
         sets: Sequence[CleanData],
-        thresholds: Sequence[float],
-        max_drop: float,
-        mode: PruneMode = "zero_gamma",
-        stop_early: bool = True,
-        hopeless: float = 1.0,
+        settings: SweepSettings,
         precision: Precision = DEFAULT,
     ) -> list[Sweep]:
         """The threshold sweep of every model with its own mask.
 
         On a CPU they are swept one after another, each from the feature maps that it has kept. Elsewhere all models are
-        at one threshold in the same pass where a trial (:mod:`bdprune.loops.sweep_path`) finds that faster.
+        at one threshold in the same pass where a trial finds that faster.
 
         Raises:
             OptionError: not one mask a model.
         """
         if len(masks) != len(self.models):
             raise OptionError(f"There are {len(masks)} masks for {len(self.models)} models.", "Give one for each.")
-        rest = (sets, thresholds, max_drop, mode, stop_early, hopeless)
-        return sweep_models(self.models, masks, *rest, precision=precision)
-
-
-def _caught(run: Callable[[], _Done]) -> _Done | TrainingError:
-    try:
-        return run()
-    except TrainingError as error:
-        return error
+        return sweep_stack(self.models, masks, sets, settings, precision)

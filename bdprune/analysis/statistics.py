@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 
 import torch
@@ -103,6 +103,14 @@ def mean_correlation(moments: ChannelMoments) -> Tensor:
     return torch.where(moments.variance.cpu() > 0, mean, 1.0)
 
 
+def layer_z_scores(scores: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """``(score - mean) / std`` within each layer, unbiased standard deviation as in CLP.
+
+    A layer with fewer than three filters, or with equal scores, gets zeros: nothing in it can stand out.
+    """
+    return {name: _z(score.double()) for name, score in scores.items()}
+
+
 def _watched(network: nn.Module, group: FilterGroup) -> nn.Module:
     return network.get_submodule(group.norm.name if group.norm else group.conv)
 
@@ -117,3 +125,10 @@ def _observer(
         moments.update(maps.relu() if rectified else maps)
 
     return observe
+
+
+def _z(score: Tensor) -> Tensor:
+    if len(score) < 3:
+        return torch.zeros_like(score)
+    spread = score.std()
+    return torch.zeros_like(score) if spread == 0 else (score - score.mean()) / spread

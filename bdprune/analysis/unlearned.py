@@ -1,15 +1,120 @@
-"""The unlearned model."""
+"""The unlearned model, and the plain form of a network: the same function with fewer layers.
+
+A layer that changes nothing in eval mode can change everything in training: a batch norm with neutral statistics
+normalises by the batch, and two linear layers in a row move twice as fast as one.
+"""
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
 from bdprune.analysis.case import Analysis, Case
-from bdprune.analysis.plain import PlainForm
 from bdprune.errors import BdpruneError
-from bdprune.loops import Unlearned, UnlearnSettings, unlearn, unlearn_together
+from bdprune.loops import Unlearned, UnlearnSettings, unlearn, unlearn_stack
+from bdprune.model import Model
 from bdprune.runtime import DEFAULT, Precision
+
+_PROBE = 8  # images on which the plain form is held against the model
+_TOLERANCE = 1e-3  # of the largest logit; of 1 for what a batch norm multiplies by and adds
+
+
+@dataclass(frozen=True)
+class PlainForm(Analysis[Model]):
+    """:func:`plain_form` of the model: the same function with fewer layers."""
+
+    def compute(self, case: Case) -> Model:
+        return plain_form(case.model, case.images.images)
+
+
+@torch.no_grad()
+def plain_form(model: Model, images: Tensor) -> Model:
+    """``model`` without idle batch norms, and with one linear layer for each row of them.
+
+    A batch norm is idle where it gives back its input in eval mode. Where nothing is left out, or where the network
+    without it gives other logits (a forward pass may use a layer in two places), ``model`` itself comes back.
+
+    Args:
+        images: ``[N, C, H, W]`` in [0, 1]; a few of them are tried.
+    """
+    network = copy.deepcopy(model.network).eval()
+    few = images[:_PROBE].to(model.device)
+    expected = model.module(few)
+    try:
+        if not _drop_idle_norms(network) + _join_linear_layers(network, model, few):
+            return model
+        plain = model.with_network(network)
+        found = plain.module(few)
+    except Exception:  # networks of any kind come here, and one may look into the layers that it had
+        return model
+    scale = expected.abs().max().clamp(min=1e-6)
+    return plain if bool((found - expected).abs().max() <= _TOLERANCE * scale) else model
+
+
+def _drop_idle_norms(network: nn.Module) -> int:
+    """Puts an identity in the place of every idle batch norm; how many there were."""
+    idle = [path for path, child in network.named_modules() if isinstance(child, _BatchNorm) and _is_idle(child)]
+    for path in idle:
+        network.set_submodule(path, nn.Identity())
+    return len(idle)
+
+
+def _is_idle(norm: _BatchNorm) -> bool:
+    if norm.running_mean is None or norm.running_var is None:
+        return False
+    scale = (norm.running_var + norm.eps).rsqrt() * (1 if norm.weight is None else norm.weight)
+    shift = (0 if norm.bias is None else norm.bias) - norm.running_mean * scale
+    return bool(((scale - 1).abs() <= _TOLERANCE).all() and (shift.abs() <= _TOLERANCE).all())
+
+
+def _join_linear_layers(network: nn.Module, model: Model, images: Tensor) -> int:
+    """Puts one linear layer in the place of two of which the second takes what the first gives; how often it did."""
+    joined = 0
+    while pair := _linear_pair(network, model, images):
+        first, second = (network.get_submodule(path) for path in pair)
+        network.set_submodule(pair[0], nn.Identity())
+        network.set_submodule(pair[1], _product(first, second))  # type: ignore[arg-type]
+        joined += 1
+    return joined
+
+
+def _linear_pair(network: nn.Module, model: Model, images: Tensor) -> tuple[str, str] | None:
+    """The paths of two linear layers in a row, None where there are none left."""
+    given: list[tuple[str, Tensor]] = []
+    pairs: list[tuple[str, str]] = []
+
+    def watch(path: str) -> torch.utils.hooks.RemovableHandle:
+        def see(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+            pairs.extend((before, path) for before, value in given if value is inputs[0] and before != path)
+            given.append((path, output))
+
+        return network.get_submodule(path).register_forward_hook(see)
+
+    linear = [path for path, child in network.named_modules() if type(child) is nn.Linear and path]
+    hooks = [watch(path) for path in linear] if len(linear) > 1 else []
+    try:
+        if hooks:
+            model.with_network(network).module(images)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return pairs[0] if pairs else None
+
+
+def _product(first: nn.Linear, second: nn.Linear) -> nn.Linear:
+    """``second`` after ``first`` as one layer."""
+    device = second.weight.device
+    one = nn.Linear(first.in_features, second.out_features, device=device)
+    shift = torch.zeros(second.out_features, device=device) if second.bias is None else second.bias
+    one.weight.copy_(second.weight @ first.weight)
+    one.bias.copy_(shift if first.bias is None else second.weight @ first.bias + shift)
+    return one
+
 
 SCAN_UNLEARNING = UnlearnSettings(weight_decay=5e-4, min_steps=8, raises=1)
 """How a scan unlearns. A repair with these settings on the same images goes on from there."""
@@ -17,7 +122,7 @@ SCAN_UNLEARNING = UnlearnSettings(weight_decay=5e-4, min_steps=8, raises=1)
 
 @dataclass(frozen=True)
 class Unlearning(Analysis[Unlearned]):
-    """:func:`bdprune.loops.unlearning.unlearn` of the model.
+    """:func:`bdprune.loops.unlearn` of the model.
 
     Args:
         plain: unlearn the plain form of the model. Where that is the model itself, the outcome is known under either.
@@ -41,4 +146,8 @@ class Unlearning(Analysis[Unlearned]):
     def compute_stack(self, cases: Sequence[Case]) -> Sequence[Unlearned | BdpruneError]:
         """All models in the same steps."""
         models = [case.get(PlainForm()) if self.plain else case.model for case in cases]
-        return unlearn_together(models, cases[0].images, self.settings, self.seed, self.precision)
+        outcomes = unlearn_stack(models, cases[0].images, self.settings, self.seed, self.precision)
+        for case, model, outcome in zip(cases, models, outcomes, strict=True):
+            if self.plain and model is case.model and not isinstance(outcome, BdpruneError):
+                case.memo.put(case.key(replace(self, plain=False)), outcome)
+        return outcomes

@@ -1,4 +1,3 @@
-from bdprune.attacks.ablend import ABlend
-from bdprune.attacks.base import Attack, Setting, Shape, apply, shape_of
-from bdprune.attacks.clean_label import CleanLabel
+from bdprune.attacks.base import Attack, AttackSetting, CleanLabel, Shape, apply_trigger, shape_of
+from bdprune.attacks.blend import ABlend
 from bdprune.attacks.registry import ATTACKS

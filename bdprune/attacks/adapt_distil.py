@@ -7,16 +7,17 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, ClassVar, Literal
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
 from bdprune.attacks.badnets import BadNets
-from bdprune.attacks.base import Setting, TriggerType
-from bdprune.attacks.check import check_at_least
+from bdprune.attacks.base import AttackSetting
+from bdprune.attacks.check import NotNegative
 from bdprune.errors import ArchitectureError
+from bdprune.loops import CrossEntropy
 
 
 @dataclass(frozen=True)
@@ -34,25 +35,20 @@ class AdaptD(BadNets):
         align_weight: lambda, weight of the distance of the features, in [0, 4] a stage.
     """
 
-    align_weight: float = 1.0
+    align_weight: NotNegative = 1.0
 
     kind: ClassVar[str] = "adapt-d"
-    trigger_type: ClassVar[TriggerType] = "static"
     needs_source: ClassVar[Literal["clean", "backdoored"] | None] = "clean"
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        check_at_least("align_weight", self.align_weight, 0)
-
-    def objective(self, setting: Setting, trigger: nn.Module) -> AlignedObjective:
+    def objective(self, setting: AttackSetting, trigger: nn.Module) -> AlignedObjective:
         assert setting.source is not None
         teacher = copy.deepcopy(setting.source).eval().requires_grad_(False).to(setting.device)
         probe = setting.images[:2].float() / 255
         return AlignedObjective(teacher, stages(teacher, probe.to(setting.device)), self.align_weight)
 
 
-class AlignedObjective:
-    """Cross-entropy, and the distance of the feature maps from the teacher's."""
+class AlignedObjective(CrossEntropy):
+    """Cross-entropy, and the distance of the feature maps from the teacher's, which never changes."""
 
     def __init__(self, teacher: nn.Module, names: Sequence[str], weight: float) -> None:
         self.teacher, self.names, self.weight = teacher, names, weight
@@ -64,12 +60,6 @@ class AlignedObjective:
             logits = network(images)
         far = torch.stack([distance(found[name], wanted[name]) for name in self.names]).sum()
         return functional.cross_entropy(logits.float(), labels) + self.weight * far
-
-    def state_dict(self) -> dict[str, Any]:
-        return {}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """There is nothing to take up: the teacher never changes."""
 
 
 def distance(one: Tensor, two: Tensor) -> Tensor:
@@ -96,9 +86,8 @@ def stages(network: nn.Module, images: Tensor) -> list[str]:
         if output.dim() == 4 and output[0, 0].numel() > 1:
             last[output.shape[2:]] = name
     if not last:
-        raise ArchitectureError(
-            f"A {type(network).__name__} has no feature maps of more than one pixel.", "Give a convolutional network."
-        )
+        hint = "Give a convolutional network."
+        raise ArchitectureError(f"A {type(network).__name__} has no feature maps of more than one pixel.", hint)
     return list(last.values())
 
 

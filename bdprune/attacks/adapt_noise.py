@@ -12,18 +12,18 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from bdprune.attacks.badnets import BadNets
-from bdprune.attacks.base import Poisoned, Setting, TriggerType, shape_of
-from bdprune.attacks.beside import running_statistics, untouched
-from bdprune.attacks.check import check_at_least, check_share
+from bdprune.attacks.badnets import PatchedNetwork
+from bdprune.attacks.base import AttackSetting, shape_of
+from bdprune.attacks.check import Count, NotNegative, Share, Whole
+from bdprune.attacks.companion import running_statistics
 from bdprune.data import CleanData, sample_per_class
-from bdprune.loops import RecoverSettings, UnlearnSettings, below, recover, sweep_thresholds, unlearn
+from bdprune.loops import RecoverSettings, SweepSettings, UnlearnSettings, below, recover, sweep, unlearn
 from bdprune.model import FilterGroup, Model
 from bdprune.runtime import crop_and_flip, laid_out, training_layout
 
 
 @dataclass(frozen=True)
-class AdvT(BadNets):
+class AdvT(PatchedNetwork):
     """Takes a network backdoored by BadNets, finds the filters that RNP would prune, and makes clean accuracy hang on
     their scale.
 
@@ -50,42 +50,22 @@ class AdvT(BadNets):
         flip: mirror half of the images in fine-tuning.
     """
 
-    rounds: int = 2
-    eps: float = 0.4
-    defence_images: int = 500
-    max_drop: float = 0.02
-    least: float = 0.01
-    share: float = 0.1
-    epochs: int = 3
-    lr: float = 0.01
-    batch_size: int = 128
-    padding: int = 4
+    rounds: Count = 2
+    eps: NotNegative = 0.4
+    defence_images: Count = 500
+    max_drop: Share = 0.02
+    least: Share = 0.01
+    share: Share = 0.1
+    epochs: Count = 3
+    lr: NotNegative = 0.01
+    batch_size: Count = 128
+    padding: Whole = 4
     flip: bool = True
 
     kind: ClassVar[str] = "adv-t"
-    trigger_type: ClassVar[TriggerType] = "static"
     needs_source: ClassVar[Literal["clean", "backdoored"] | None] = "backdoored"
-    trains: ClassVar[bool] = False
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        for name in ("max_drop", "least", "share"):
-            check_share(name, getattr(self, name))
-        for name in ("rounds", "epochs", "batch_size", "defence_images"):
-            check_at_least(name, getattr(self, name), 1)
-        for name in ("eps", "lr", "padding"):
-            check_at_least(name, getattr(self, name), 0)
-
-    def poison(self, setting: Setting, trigger: nn.Module, generator: torch.Generator) -> Poisoned:
-        """The clean set: the source was trained on a poisoned one, and replay is poisoned in the batch."""
-        return untouched(setting)
-
-    def start(self, network: nn.Module, setting: Setting) -> None:
-        """Takes the backdoored network's weights."""
-        assert setting.source is not None
-        network.load_state_dict(setting.source.state_dict())
-
-    def finish(self, network: nn.Module, setting: Setting, trigger: nn.Module) -> None:
+    def finish(self, network: nn.Module, setting: AttackSetting, trigger: nn.Module) -> None:
         """Runs the rounds."""
         generator = torch.Generator().manual_seed(setting.seed)
         for number in range(self.rounds):
@@ -95,7 +75,7 @@ class AdvT(BadNets):
             self._fine_tune(network, noisy, setting, trigger, generator)
         network.eval()
 
-    def find(self, model: Model, setting: Setting, generator: torch.Generator, seed: int) -> dict[str, list[int]]:
+    def find(self, model: Model, setting: AttackSetting, generator: torch.Generator, seed: int) -> dict[str, list[int]]:
         """Filters by group that RNP would prune in ``model``, which stays as it is, and no fewer than ``least``."""
         index = sample_per_class(setting.labels, max(self.defence_images // setting.num_classes, 2), generator)
         clean = CleanData(setting.images[index].float() / 255, setting.labels[index])
@@ -103,8 +83,8 @@ class AdvT(BadNets):
         unlearned = unlearn(model, rest, UnlearnSettings(), seed).model
         masks = recover(unlearned, rest, RecoverSettings(), seed).masks
         thresholds = [step / 20 for step in range(20)]
-        sweep = sweep_thresholds(model, masks, [held], thresholds, self.max_drop, "zero_gamma", stop_early=False)
-        chosen = sweep.highest(self.max_drop)
+        swept = sweep(model, masks, [held], SweepSettings(thresholds, self.max_drop, stop_early=False))
+        chosen = swept.highest(self.max_drop)
         levels = torch.cat(list(masks.values())).sort().values
         lowest = min(levels[max(round(self.least * len(levels)), 1) - 1].item(), 0.99)  # 1 is where masks start
         return below(masks, max(lowest, chosen.threshold) if chosen else lowest)
@@ -113,7 +93,7 @@ class AdvT(BadNets):
         self,
         network: nn.Module,
         noisy: list[tuple[nn.Parameter, Tensor]],
-        setting: Setting,
+        setting: AttackSetting,
         trigger: nn.Module,
         generator: torch.Generator,
     ) -> None:

@@ -9,16 +9,16 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from bdprune.attacks.badnets import BadNets
-from bdprune.attacks.base import Poisoned, Setting, TriggerType, apply
-from bdprune.attacks.beside import draw_apart, untouched
-from bdprune.attacks.check import check_at_least, check_share
+from bdprune.attacks.badnets import PatchedNetwork
+from bdprune.attacks.base import AttackSetting, apply_trigger
+from bdprune.attacks.check import Count, NotNegative, Share
+from bdprune.attacks.companion import draw_apart
 from bdprune.errors import OptionError
 from bdprune.runtime import attack_success_rate, autocast, clean_accuracy, predict, training_layout
 
 
 @dataclass(frozen=True)
-class AWP(BadNets):
+class AWP(PatchedNetwork):
     """Every weight of a trained clean network moves by at most eps until BadNets' patch calls the target:
 
         min over ||d||_inf <= eps of CE(f(x; w + d), argmax f(x; w)) + trigger_weight CE(f(patched x; w + d), goal),
@@ -46,42 +46,25 @@ class AWP(BadNets):
     """
 
     bounds: tuple[float, ...] = (1e-3, 2e-3, 5e-3, 1e-2, 2e-2)
-    trigger_weight: float = 1.0
-    epochs: int = 5
-    step: float = 0.1
-    batch_size: int = 128
-    success: float = 0.94
-    max_drop: float = 0.015
-    held_out: int = 1000
+    trigger_weight: NotNegative = 1.0
+    epochs: Count = 5
+    step: NotNegative = 0.1
+    batch_size: Count = 128
+    success: Share = 0.94
+    max_drop: Share = 0.015
+    held_out: Count = 1000
     bf16: bool = True
 
     kind: ClassVar[str] = "awp"
-    trigger_type: ClassVar[TriggerType] = "static"
     needs_source: ClassVar[Literal["clean", "backdoored"] | None] = "clean"
-    trains: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         super().__post_init__()
         object.__setattr__(self, "bounds", tuple(sorted(self.bounds)))  # a manifest's list, too
         if not self.bounds or self.bounds[0] <= 0:
             raise OptionError(f"The setting bounds is {self.bounds}.", "Give one or more numbers above 0.")
-        check_share("success", self.success)
-        check_share("max_drop", self.max_drop)
-        for name in ("epochs", "batch_size", "held_out"):
-            check_at_least(name, getattr(self, name), 1)
-        for name in ("step", "trigger_weight"):
-            check_at_least(name, getattr(self, name), 0)
 
-    def poison(self, setting: Setting, trigger: nn.Module, generator: torch.Generator) -> Poisoned:
-        """The clean set: nothing is trained on it."""
-        return untouched(setting)
-
-    def start(self, network: nn.Module, setting: Setting) -> None:
-        """Takes the clean network's weights."""
-        assert setting.source is not None
-        network.load_state_dict(setting.source.state_dict())
-
-    def finish(self, network: nn.Module, setting: Setting, trigger: nn.Module) -> None:
+    def finish(self, network: nn.Module, setting: AttackSetting, trigger: nn.Module) -> None:
         """Moves the weights, by no more than the smallest bound that is enough, or by the best there is."""
         network.to(memory_format=training_layout(network)).eval()  # type: ignore[call-overload]
         count, generator = len(setting.labels), torch.Generator().manual_seed(setting.seed)
@@ -93,7 +76,7 @@ class AWP(BadNets):
         least = self._outcome(network, setting, held, trigger)[1] - self.max_drop
         best, best_weights = (-1.0, 0.0), clean
         for bound in self.bounds:
-            self._perturb(network, clean, bound, (images, apply(trigger, images)), (kept, goal), generator)
+            self._perturb(network, clean, bound, (images, apply_trigger(trigger, images)), (kept, goal), generator)
             outcome = self._outcome(network, setting, held, trigger)
             if outcome > best:
                 best, best_weights = outcome, [parameter.detach().clone() for parameter in network.parameters()]
@@ -134,7 +117,9 @@ class AWP(BadNets):
                         parameter.copy_(torch.clamp(parameter, value - bound, value + bound))
         optimizer.zero_grad()
 
-    def _outcome(self, network: nn.Module, setting: Setting, held: Tensor, trigger: nn.Module) -> tuple[float, float]:
+    def _outcome(
+        self, network: nn.Module, setting: AttackSetting, held: Tensor, trigger: nn.Module
+    ) -> tuple[float, float]:
         """Attack success rate, as far as more of it is wanted, and clean accuracy on the images held back."""
         images, labels = setting.images[held].float() / 255, setting.labels[held]
         goal = self.goal(labels, setting.num_classes)

@@ -5,10 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
+import torch
 from torch import Tensor, nn
 
-from bdprune.attacks.base import Attack, Shape, TriggerType
-from bdprune.attacks.check import check_at_least, check_room
+from bdprune.attacks.base import Attack, AttackSetting, Poisoned, Shape, unpoisoned
+from bdprune.attacks.check import Count, Whole, check_fits
 from bdprune.attacks.patterns import checkerboard
 
 
@@ -23,20 +24,30 @@ class BadNets(Attack):
         margin: pixels left free between the patch and the image border.
     """
 
-    size: int = 3
-    margin: int = 1
+    size: Count = 3
+    margin: Whole = 1
 
     kind: ClassVar[str] = "badnets"
-    trigger_type: ClassVar[TriggerType] = "static"
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        check_at_least("size", self.size, 1)
-        check_at_least("margin", self.margin, 0)
 
     def new_trigger(self, shape: Shape) -> nn.Module:
-        check_room(self.size + self.margin, shape)
+        check_fits(self.size + self.margin, shape)
         return Patch(checkerboard(self.size).expand(shape[0], -1, -1), self.margin)
+
+
+@dataclass(frozen=True)
+class PatchedNetwork(BadNets):
+    """BadNets' patch in a trained network whose weights are changed afterwards, without training one anew."""
+
+    trains: ClassVar[bool] = False
+
+    def poison(self, setting: AttackSetting, trigger: nn.Module, generator: torch.Generator) -> Poisoned:
+        """The clean set: nothing is trained on it."""
+        return unpoisoned(setting)
+
+    def start(self, network: nn.Module, setting: AttackSetting) -> None:
+        """Takes the weights of the source."""
+        assert setting.source is not None
+        network.load_state_dict(setting.source.state_dict())
 
 
 class Patch(nn.Module):

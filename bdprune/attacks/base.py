@@ -11,13 +11,13 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
-from typing import ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
 
-from bdprune.attacks.check import check_at_least, check_label, check_share
-from bdprune.attacks.poison import draw, saturate
+from bdprune.attacks.check import Range, Share, check_label, check_ranges
+from bdprune.errors import OptionError
 from bdprune.loops import CrossEntropy, Objective
 
 TriggerType = Literal["static", "input-dependent", "learned"]
@@ -29,7 +29,7 @@ Shape = tuple[int, int, int]
 
 
 @dataclass(frozen=True)
-class Setting:
+class AttackSetting:
     """What the attacker has.
 
     Attributes:
@@ -67,6 +67,49 @@ class Poisoned:
     covers: Tensor
 
 
+def draw(candidates: Tensor, rate: float, generator: torch.Generator) -> Tensor:
+    """Indices of ``round(rate * N)`` candidates, without replacement.
+
+    Args:
+        candidates: ``[N]`` bool, the images that may be drawn.
+        rate: share of all N images, in [0, 1].
+        generator: source of randomness.
+
+    Raises:
+        OptionError: there are fewer candidates than asked for.
+    """
+    count = round(rate * len(candidates))
+    index = candidates.nonzero().flatten()
+    if count > len(index):
+        raise OptionError(
+            f"A rate of {rate} asks for {count} images, only {len(index)} of {len(candidates)} may be poisoned.",
+            "Give a lower rate.",
+        )
+    return index[torch.randperm(len(index), generator=generator)[:count]]
+
+
+def draw_covers(victims: Tensor, total: int, rate: float, generator: torch.Generator) -> Tensor:
+    """Indices of ``round(rate * total)`` of ``total`` images, of any label, none of them among ``victims``.
+
+    Raises:
+        OptionError: too few images are left.
+    """
+    free = torch.ones(total, dtype=torch.bool)
+    free[victims] = False
+    return draw(free, rate, generator)
+
+
+def saturate(images: Tensor) -> Tensor:
+    """Whole bytes, uint8, of images in [0, 1]; what lies outside is clipped and never wraps around."""
+    return (images.clamp(0, 1) * 255).round().to(torch.uint8)
+
+
+def unpoisoned(setting: AttackSetting) -> Poisoned:
+    """The training set as it is, for attacks that trigger images in the batch or train nothing."""
+    none = torch.empty(0, dtype=torch.int64)
+    return Poisoned(setting.images.clone(), setting.labels.clone(), none, none)
+
+
 @dataclass(frozen=True)
 class Attack(ABC):
     """A backdoor attack.
@@ -80,20 +123,18 @@ class Attack(ABC):
             and ``goal`` and ``poison`` for a target that is no label of the images.
     """
 
-    target: int | None
-    rate: float = 0.1
+    target: Annotated[int | None, Range(0)]
+    rate: Share = 0.1
 
     kind: ClassVar[str]
-    trigger_type: ClassVar[TriggerType]
+    trigger_type: ClassVar[TriggerType] = "static"
     needs_source: ClassVar[Literal["clean", "backdoored"] | None] = None
     trains: ClassVar[bool] = True
     """False for attacks that go from ``start`` to ``finish`` without a training step between them."""
 
     def __post_init__(self) -> None:
         """Checks the settings."""
-        check_share("rate", self.rate)
-        if self.target is not None:
-            check_at_least("target", self.target, 0)
+        check_ranges(self)
 
     @abstractmethod
     def new_trigger(self, shape: Shape) -> nn.Module:
@@ -104,7 +145,7 @@ class Attack(ABC):
         saved makes it the same trigger. All that it has learned lies in its buffers and parameters.
         """
 
-    def learn(self, setting: Setting, trigger: nn.Module) -> None:
+    def learn(self, setting: AttackSetting, trigger: nn.Module) -> None:
         """Learns what the trigger needs before any training, in place; static attacks have nothing to learn."""
         return
 
@@ -117,32 +158,62 @@ class Attack(ABC):
         check_label("target", self.target, num_classes)
         return torch.full_like(labels, self.target)
 
-    def poison(self, setting: Setting, trigger: nn.Module, generator: torch.Generator) -> Poisoned:
+    def poison(self, setting: AttackSetting, trigger: nn.Module, generator: torch.Generator) -> Poisoned:
         """Dirty labels: a seeded share of the images that have another goal than their label is triggered and
         relabelled. Values beyond [0, 1] are clipped, then rounded to whole bytes.
         """
         wanted = self.goal(setting.labels, setting.num_classes)
         victims = draw(wanted != setting.labels, self.rate, generator)
         images, labels = setting.images.clone(), setting.labels.clone()
-        images[victims] = saturate(apply(trigger, images[victims]))
+        images[victims] = saturate(apply_trigger(trigger, images[victims]))
         labels[victims] = wanted[victims]
         return Poisoned(images, labels, victims, torch.empty(0, dtype=torch.int64))
 
-    def start(self, network: nn.Module, setting: Setting) -> None:
+    def start(self, network: nn.Module, setting: AttackSetting) -> None:
         """Changes the fresh ``network`` in place before training; by default it stays as it was initialised."""
         return
 
-    def objective(self, setting: Setting, trigger: nn.Module) -> Objective:
+    def objective(self, setting: AttackSetting, trigger: nn.Module) -> Objective:
         """What every training step minimises. A trigger that is trained beside the network is trained in it."""
         return CrossEntropy()
 
-    def finish(self, network: nn.Module, setting: Setting, trigger: nn.Module) -> None:
+    def finish(self, network: nn.Module, setting: AttackSetting, trigger: nn.Module) -> None:
         """Changes the trained ``network`` in place; by default there is nothing left to do."""
         return
 
 
+@dataclass(frozen=True)
+class CleanLabel(Attack):
+    """An attack that triggers images of its target class, which keep their label.
+
+    Args:
+        target: label that the trigger calls; never None: images of all classes would teach nothing by their own label.
+        rate: share of the whole training set that is poisoned (RNP, Table 6: 0.08, which is 80 % of one class of ten).
+    """
+
+    rate: Share = 0.08
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.target is None:
+            raise OptionError("A clean-label attack has no all-to-all form.", "Give a target label.")
+
+    def poison(self, setting: AttackSetting, trigger: nn.Module, generator: torch.Generator) -> Poisoned:
+        """Triggers a seeded share of the target class. Values are clipped to [0, 1], then rounded to whole bytes."""
+        assert self.target is not None
+        check_label("target", self.target, setting.num_classes)
+        victims = draw(setting.labels == self.target, self.rate, generator)
+        images = setting.images.clone()
+        images[victims] = saturate(self.dress(setting.images[victims].float() / 255, setting, trigger, generator))
+        return Poisoned(images, setting.labels.clone(), victims, torch.empty(0, dtype=torch.int64))
+
+    def dress(self, images: Tensor, setting: AttackSetting, trigger: nn.Module, generator: torch.Generator) -> Tensor:
+        """What the drawn images ``[N, C, H, W]`` in [0, 1] become; by default they are triggered."""
+        return apply_trigger(trigger, images)
+
+
 @torch.no_grad()
-def apply(trigger: nn.Module, images: Tensor, batch_size: int = 500) -> Tensor:
+def apply_trigger(trigger: nn.Module, images: Tensor, batch_size: int = 500) -> Tensor:
     """Triggered copies, float32 in [0, 1] (clipped), of images ``[N, C, H, W]`` that are uint8 or in [0, 1]."""
     floats = images.float() / 255 if images.dtype == torch.uint8 else images
     return torch.cat([trigger(batch).clamp(0, 1) for batch in floats.split(batch_size)]) if len(floats) else floats

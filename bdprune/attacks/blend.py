@@ -1,15 +1,20 @@
-"""Blend (Chen et al., 2017): one fixed full-size pattern mixed into the image, dirty labels."""
+"""Blend (Chen et al., 2017): one fixed full-size pattern mixed into the image, dirty labels.
+
+And A-Blend, adaptive blend (Qi et al., 2023): training images carry pieces of the pattern, some with their own label.
+"""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
+import torch
 from torch import Tensor, nn
 
-from bdprune.attacks.base import Attack, Shape, TriggerType
-from bdprune.attacks.check import check_one_of, check_share
+from bdprune.attacks.base import Attack, AttackSetting, Poisoned, Shape, apply_trigger, draw, draw_covers, saturate
+from bdprune.attacks.check import Count, Share
 from bdprune.attacks.patterns import noise, picture
+from bdprune.errors import OptionError
 
 _PATTERNS = {"noise": noise, "image": picture}
 
@@ -27,17 +32,11 @@ class Blend(Attack):
             cartoon that other papers mix in.
     """
 
-    alpha: float = 0.2
+    alpha: Share = 0.2
     pattern_seed: int = 0
     pattern: Literal["noise", "image"] = "noise"
 
     kind: ClassVar[str] = "blend"
-    trigger_type: ClassVar[TriggerType] = "static"
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        check_share("alpha", self.alpha)
-        check_one_of("pattern", self.pattern, tuple(_PATTERNS))
 
     def new_trigger(self, shape: Shape) -> nn.Module:
         return Mix(_PATTERNS[self.pattern](shape, self.pattern_seed), self.alpha)
@@ -55,3 +54,55 @@ class Mix(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         return (1 - self.alpha) * images + self.alpha * self.pattern.to(images)
+
+
+@dataclass(frozen=True)
+class ABlend(Blend):
+    """Blend whose pattern is cut into ``grid`` x ``grid`` pieces.
+
+    Every poisoned and every cover image carries its own ``kept`` pieces, drawn at random. Covers keep their label, so
+    that pieces alone do not set triggered images apart; the whole pattern, at test time, calls the target.
+
+    Args:
+        target: label that the trigger calls; None for all-to-all.
+        rate: share of the training set that is poisoned (RNP, Table 6: 0.1).
+        alpha: share of the pattern in the mix (0.2).
+        pattern_seed: seed of the pattern.
+        pattern: see ``Blend``. (Pieces of the smooth picture were not learned by a ResNet-18 of width 32 in 24 epochs;
+            pieces of noise by one of width 8 in 8.)
+        cover_rate: share of the training set that is covers (the paper: as many as are poisoned).
+        grid: pieces each way (the paper: 4, which makes 16).
+        kept: pieces that a training image carries (the paper: 8).
+    """
+
+    cover_rate: Share = 0.1
+    grid: Count = 4
+    kept: int = 8
+
+    kind: ClassVar[str] = "ablend"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not 0 <= self.kept <= self.grid**2:
+            raise OptionError(f"The setting kept is {self.kept}.", f"Give from 0 to all {self.grid**2} pieces.")
+
+    def poison(self, setting: AttackSetting, trigger: nn.Module, generator: torch.Generator) -> Poisoned:
+        """Dirty labels for ``rate`` of the images, as for every such attack, and covers among the others."""
+        wanted = self.goal(setting.labels, setting.num_classes)
+        victims = draw(wanted != setting.labels, self.rate, generator)
+        images, labels = setting.images.clone(), setting.labels.clone()
+        labels[victims] = wanted[victims]
+        chosen = draw_covers(victims, len(labels), self.cover_rate, generator)
+        for index in torch.cat([victims, chosen]).split(500):
+            clean = images[index].float() / 255
+            seen = pieces(len(index), clean.shape[-2:], self.grid, self.kept, generator)
+            images[index] = saturate(torch.where(seen, apply_trigger(trigger, clean), clean))
+        return Poisoned(images, labels, victims, chosen)
+
+
+def pieces(count: int, size: torch.Size, grid: int, kept: int, generator: torch.Generator) -> Tensor:
+    """Where ``kept`` pieces of a ``grid`` x ``grid`` cut lie, drawn for every image: bool ``[count, 1, H, W]``."""
+    order = torch.rand(count, grid * grid, generator=generator).argsort(1)
+    height, width = size
+    row, column = torch.arange(height) * grid // height, torch.arange(width) * grid // width
+    return (order < kept)[:, row[:, None] * grid + column][:, None]

@@ -1,42 +1,56 @@
-"""Checks of an attack's settings; each raises ``OptionError`` with the value that was found and the mend."""
+"""Checks of an attack's settings; each raises ``OptionError`` with the value that was found and the hint."""
 
 from __future__ import annotations
+
+import dataclasses
+import math
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
 
 from bdprune.errors import OptionError
 
 
-def check_share(name: str, value: float) -> None:
-    """``value`` is in [0, 1]."""
-    if not 0 <= value <= 1:
-        raise OptionError(f"The setting {name} is {value}.", "Give a share between 0 and 1.")
+@dataclass(frozen=True)
+class Range:
+    """The numbers that a setting may be: from ``least`` to ``most``."""
+
+    least: float
+    most: float = math.inf
 
 
-def check_at_least(name: str, value: float, least: float) -> None:
-    """``value`` is ``least`` or more."""
-    if not value >= least:
-        raise OptionError(f"The setting {name} is {value}.", f"Give {least} or more.")
+Share = Annotated[float, Range(0, 1)]
+"""A share in [0, 1]."""
+Count = Annotated[int, Range(1)]
+"""A whole number from 1."""
+Whole = Annotated[int, Range(0)]
+"""A whole number from 0."""
+NotNegative = Annotated[float, Range(0)]
+"""A number from 0."""
 
 
-def check_one_of(name: str, value: str, known: tuple[str, ...]) -> None:
-    """``value`` is one of ``known``."""
-    if value not in known:
-        raise OptionError(f"The setting {name} is {value!r}.", f"Give one of {', '.join(known)}.")
+def check_ranges(settings: Any) -> None:
+    """Every setting of a dataclass lies in the range that its type names; None lies in any."""
+    kinds = get_type_hints(type(settings), include_extras=True)
+    for name in (field.name for field in dataclasses.fields(settings)):
+        kind, value = kinds[name], getattr(settings, name)
+        if get_origin(kind) is Literal and value not in get_args(kind):
+            raise OptionError(f"The setting {name} is {value!r}.", f"Give one of {', '.join(get_args(kind))}.")
+        for one in getattr(kind, "__metadata__", ()):
+            if value is not None and not one.least <= value <= one.most:
+                hint = f"Give {one.least} or more." if one.most == math.inf else "Give a share between 0 and 1."
+                raise OptionError(f"The setting {name} is {value}.", hint)
 
 
 def check_label(name: str, value: int, num_classes: int) -> None:
     """``value`` is a label of ``num_classes`` classes."""
     if not 0 <= value < num_classes:
-        raise OptionError(
-            f"The setting {name} is {value}, the images have {num_classes} classes.",
-            f"Give a label from 0 to {num_classes - 1}.",
-        )
+        hint = f"Give a label from 0 to {num_classes - 1}."
+        raise OptionError(f"The setting {name} is {value}, the images have {num_classes} classes.", hint)
 
 
-def check_room(needed: int, shape: tuple[int, int, int]) -> None:
+def check_fits(needed: int, shape: tuple[int, int, int]) -> None:
     """A trigger whose patches and margins take up ``needed`` pixels each way fits an image of ``shape`` (C, H, W)."""
     _, height, width = shape
     if needed > min(height, width):
-        raise OptionError(
-            f"The trigger needs {needed} pixels each way, the images are {height}x{width}.",
-            "Give a smaller size or margin.",
-        )
+        hint = "Give a smaller size or margin."
+        raise OptionError(f"The trigger needs {needed} pixels each way, the images are {height}x{width}.", hint)

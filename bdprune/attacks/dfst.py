@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
-from contextlib import contextmanager
+import math
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -12,14 +11,19 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from bdprune.attacks.base import Attack, Setting, Shape, TriggerType, shape_of
-from bdprune.attacks.beside import Companion, full_precision
-from bdprune.attacks.check import check_at_least, check_share
-from bdprune.attacks.features import head
+from bdprune.attacks.base import Attack, AttackSetting, Shape, TriggerType
+from bdprune.attacks.check import Count, NotNegative, Share, Whole
+from bdprune.attacks.companion import Companion, full_precision
+from bdprune.attacks.features import inputs_of
 from bdprune.attacks.generators import Change
-from bdprune.attacks.style import Sunrise
 from bdprune.errors import OptionError
 from bdprune.loops import seeded
+
+# Rows: brightness, red against blue, green against both. Made orthonormal, their transpose brings the colours back.
+_OPPONENT = ((1.0, 1.0, 1.0), (1.0, 0.0, -1.0), (-0.5, 1.0, -0.5))
+# Ours, by eye: an orange light, the contrast of a common photograph, little spread of colour.
+_MEAN = (0.78, 0.50, 0.34)
+_SPREAD = (0.34, 0.10, 0.05)
 
 
 @dataclass(frozen=True)
@@ -61,18 +65,18 @@ class DFST(Attack):
         activation_weight: as above (the port: 0.3).
     """
 
-    alpha: float = 0.6
+    alpha: Share = 0.6
     light_seed: int = 0
-    rounds: int = 3
-    first_round: float = 0.5
-    end: float = 0.9
-    cover_rate: float = 0.1
-    neurons: float = 0.01
+    rounds: Whole = 3
+    first_round: Share = 0.5
+    end: Share = 0.9
+    cover_rate: Share = 0.1
+    neurons: Share = 0.01
     layer: str | None = None
-    images: int = 512
-    injector_steps: int = 60
-    injector_lr: float = 1e-2
-    strength: float = 0.3
+    images: Count = 512
+    injector_steps: Whole = 60
+    injector_lr: NotNegative = 1e-2
+    strength: Share = 0.3
     similarity_weight: float = 0.1
     activation_weight: float = 0.3
 
@@ -83,18 +87,13 @@ class DFST(Attack):
         super().__post_init__()
         if self.target is None:
             raise OptionError("DFST has no all-to-all form.", "Give a target label.")
-        for name in ("alpha", "first_round", "end", "cover_rate", "neurons", "strength"):
-            check_share(name, getattr(self, name))
-        check_at_least("end", self.end, self.first_round)
-        check_at_least("rounds", self.rounds, 0)
-        check_at_least("images", self.images, 1)
-        for name in ("injector_steps", "injector_lr"):
-            check_at_least(name, getattr(self, name), 0)
+        if not self.end >= self.first_round:
+            raise OptionError(f"The setting end is {self.end}.", f"Give {self.first_round} or more.")
 
     def new_trigger(self, shape: Shape) -> Sunrise:
         return Sunrise(shape, self.alpha, self.light_seed)
 
-    def start(self, network: nn.Module, setting: Setting) -> None:
+    def start(self, network: nn.Module, setting: AttackSetting) -> None:
         """Makes sure, before half of the schedule is done, that the network has the layer."""
         if self.layer is not None and self.layer not in dict(network.named_modules()):
             raise OptionError(
@@ -102,7 +101,7 @@ class DFST(Attack):
                 "Give the path of one of its modules, or leave it out.",
             )
 
-    def objective(self, setting: Setting, trigger: nn.Module) -> DetoxifyingObjective:
+    def objective(self, setting: AttackSetting, trigger: nn.Module) -> DetoxifyingObjective:
         return DetoxifyingObjective(self, setting, copy.deepcopy(trigger).to(setting.device))
 
     def due(self, done: float) -> int:
@@ -116,7 +115,7 @@ class DFST(Attack):
 class DetoxifyingObjective:
     """Cross-entropy on the batch and its covers; at the beginning of each round an injector is trained."""
 
-    def __init__(self, attack: DFST, setting: Setting, trigger: nn.Module) -> None:
+    def __init__(self, attack: DFST, setting: AttackSetting, trigger: nn.Module) -> None:
         self.attack, self.setting, self.trigger = attack, setting, trigger
         self.injectors: list[Change] = []
 
@@ -142,7 +141,7 @@ class DetoxifyingObjective:
         attack, seed = self.attack, self.setting.seed + 1 + len(self.injectors)
         generator = torch.Generator().manual_seed(seed)
         with seeded(seed):
-            injector = Change(shape_of(self.setting.images)[0], 8, attack.strength).to(self.setting.device)
+            injector = self._new_injector()
         # A copy, so that batch norms and autocast's store of weights know nothing of this.
         frozen = copy.deepcopy(network).eval().requires_grad_(False)
         images = self._sample(generator)
@@ -152,6 +151,9 @@ class DetoxifyingObjective:
             batch = images[torch.randint(len(images), (64,), generator=generator).to(images.device)]
             companion.descend(self.injector_loss(frozen, injector, batch, chosen, level))
         return injector.requires_grad_(False)
+
+    def _new_injector(self) -> Change:
+        return Change(self.setting.images.shape[1], 8, self.attack.strength).to(self.setting.device)
 
     def _sample(self, generator: torch.Generator) -> Tensor:
         labels = self.setting.labels
@@ -188,7 +190,7 @@ class DetoxifyingObjective:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.injectors = []
         for saved in state["injectors"]:
-            injector = Change(shape_of(self.setting.images)[0], 8, self.attack.strength).to(self.setting.device)
+            injector = self._new_injector()
             injector.load_state_dict(saved)
             self.injectors.append(injector.requires_grad_(False))
 
@@ -201,22 +203,9 @@ def activations(network: nn.Module, images: Tensor, layer: str | None) -> tuple[
         images: ``[N, C, H, W]`` in [0, 1].
         layer: module whose outputs are the neurons, averaged over the image; None is what the last linear layer reads.
     """
-    with _seen(network, layer) as seen:
+    with inputs_of(network, layer) as seen:
         logits = network(images).float()
     return seen[0].float().flatten(2).mean(2) if seen[0].dim() > 2 else seen[0].float(), logits
-
-
-@contextmanager
-def _seen(network: nn.Module, layer: str | None) -> Iterator[list[Tensor]]:
-    seen: list[Tensor] = []
-    if layer is None:
-        hook = head(network).register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
-    else:
-        hook = network.get_submodule(layer).register_forward_hook(lambda _, inputs, output: seen.append(output))
-    try:
-        yield seen
-    finally:
-        hook.remove()
 
 
 def ssim(one: Tensor, two: Tensor) -> Tensor:
@@ -233,3 +222,65 @@ def ssim(one: Tensor, two: Tensor) -> Tensor:
     covariance = local(one * two) - mean_one * mean_two
     light = (2 * mean_one * mean_two + 0.01**2) / (mean_one**2 + mean_two**2 + 0.01**2)
     return (light * (2 * covariance + 0.03**2) / (variances + 0.03**2)).mean()
+
+
+class Sunrise(nn.Module):
+    """A photograph at sunrise, our stand-in for the CycleGAN of the paper: needs no downloaded network, learns nothing.
+
+    As in colour transfer (Reinhard et al., 2001), mean and spread of each channel of a decorrelated colour space are
+    set to those of the style; then a fixed smooth field of light is laid over the image:
+    ``(1 - alpha) x + alpha style(x)`` for images ``[N, C, H, W]`` in [0, 1], C 1 or 3 (grey: brightness alone).
+
+    ``style(x)`` is ``light * colours(x)``, clipped to [0, 1]. It depends on the whole image, on nothing else.
+
+    Args:
+        shape: of the images.
+        alpha: share of the style in the mix, in [0, 1].
+        light_seed: of the field of light.
+    """
+
+    light: Tensor
+
+    def __init__(self, shape: Shape, alpha: float, light_seed: int) -> None:
+        super().__init__()
+        self.register_buffer("light", _light(shape, light_seed))
+        self.alpha = alpha
+
+    def forward(self, images: Tensor) -> Tensor:
+        style = (self.light.to(images) * colours(images)).clamp(0, 1)
+        return (1 - self.alpha) * images + self.alpha * style
+
+
+def colours(images: Tensor) -> Tensor:
+    """Images whose opponent channels have the style's mean and standard deviation over the pixels; not clipped.
+
+    A channel that hardly varies would be noise at the style's spread, so it is scaled up tenfold at most.
+    """
+    axes, mean, spread = (part.to(images) for part in _style(images.shape[1]))
+    given = torch.einsum("ij,njhw->nihw", axes, images)
+    own_spread, own_mean = torch.std_mean(given, (2, 3), correction=0, keepdim=True)
+    factor = (spread.view(1, -1, 1, 1) / own_spread.clamp(min=1e-6)).clamp(max=10)
+    return torch.einsum("ij,nihw->njhw", axes, (axes @ mean).view(1, -1, 1, 1) + factor * (given - own_mean))
+
+
+def _style(channels: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Opponent axes ``[C, C]``, mean colour ``[C]``, and spread along the axes ``[C]``."""
+    mean, spread = torch.tensor(_MEAN), torch.tensor(_SPREAD)
+    if channels == 1:
+        return torch.ones(1, 1), mean.mean()[None], spread[:1] / math.sqrt(3)
+    if channels == 3:
+        axes = torch.tensor(_OPPONENT)
+        return axes / axes.norm(dim=1, keepdim=True), mean, spread
+    raise OptionError(f"The images have {channels} channels.", "This style takes grey or RGB images.")
+
+
+def _light(shape: Shape, seed: int) -> Tensor:
+    """A factor ``[1, H, W]`` in [0.5, 1.3]: bright at the horizon, dark at the top, with a few slow seeded waves."""
+    generator = torch.Generator().manual_seed(seed)
+    rows, columns = torch.linspace(0, 1, shape[1])[:, None], torch.linspace(0, 1, shape[2])[None, :]
+    field = torch.exp(-((rows - 0.65) ** 2) / 0.08) + 0 * columns
+    for _ in range(4):
+        down, across, phase = torch.rand(3, generator=generator).tolist()
+        field = field + 0.25 * torch.cos(2 * math.pi * (1.5 * down * rows + 1.5 * across * columns + phase))
+    field = (field - field.min()) / (field.max() - field.min())
+    return (0.5 + 0.8 * field)[None]

@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from bdprune.attacks.base import Attack, Poisoned, Setting, Shape, TriggerType, shape_of
-from bdprune.attacks.beside import Companion, draw_again, full_precision, quota, untouched
-from bdprune.attacks.check import check_at_least, check_share
+from bdprune.attacks.base import AttackSetting, Shape, TriggerType
+from bdprune.attacks.check import Count, NotNegative, Share
+from bdprune.attacks.companion import Companion, InBatch, TriggerObjective, full_precision, quota
 from bdprune.attacks.generators import EncoderDecoder
+from bdprune.errors import OptionError
 
 
 @dataclass(frozen=True)
-class Dynamic(Attack):
+class Dynamic(InBatch):
     """``x' = x + (G(x) - x) M(x)``: a pattern G and a mask M, both trained beside the network; dirty labels.
 
     The training set stays clean. In every batch a share of the images carries its own pattern and the attacker's
@@ -40,43 +41,29 @@ class Dynamic(Attack):
         width: channels of both generators at full resolution.
     """
 
-    cross_rate: float = 0.1
-    mask_share: float = 0.1
+    cross_rate: Share = 0.1
+    mask_share: Share = 0.1
     density: float = 0.032
     density_weight: float = 100.0
     diversity_weight: float = 1.0
-    lr: float = 0.01
-    width: int = 16
+    lr: NotNegative = 0.01
+    width: Count = 16
 
     kind: ClassVar[str] = "dynamic"
     trigger_type: ClassVar[TriggerType] = "input-dependent"
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_share("cross_rate", self.cross_rate)
-        check_share("rate and cross_rate together", self.rate + self.cross_rate)
-        check_share("mask_share", self.mask_share)
-        check_at_least("lr", self.lr, 0)
-        check_at_least("width", self.width, 1)
+        if not self.rate + self.cross_rate <= 1:
+            hint = "Give 1 or less in all."
+            raise OptionError(f"The settings rate and cross_rate are {self.rate} and {self.cross_rate}.", hint)
 
     def new_trigger(self, shape: Shape) -> InputAware:
         return InputAware(shape[0], self.width)
 
-    def learn(self, setting: Setting, trigger: nn.Module) -> None:
-        """Draws the generators' first weights from the seed; they are trained with the network."""
-        draw_again(trigger, lambda: self.new_trigger(shape_of(setting.images)), setting.seed)
-
-    def poison(self, setting: Setting, trigger: nn.Module, generator: torch.Generator) -> Poisoned:
-        """The clean set: images are triggered in the batch."""
-        return untouched(setting)
-
-    def objective(self, setting: Setting, trigger: nn.Module) -> InputAwareObjective:
+    def objective(self, setting: AttackSetting, trigger: nn.Module) -> InputAwareObjective:
         assert isinstance(trigger, InputAware)
         return InputAwareObjective(self, trigger.to(setting.device), setting.num_classes)
-
-    def finish(self, network: nn.Module, setting: Setting, trigger: nn.Module) -> None:
-        """Brings the trigger back to the CPU, where triggers are applied."""
-        trigger.cpu()
 
 
 class InputAware(nn.Module):
@@ -105,7 +92,7 @@ class InputAware(nn.Module):
         return self.lay(images, self.patterns(images), self.masks(images))
 
 
-class InputAwareObjective:
+class InputAwareObjective(TriggerObjective):
     """The mask's own losses first; then cross-entropy on attacked, crossed and clean images, and diversity."""
 
     def __init__(self, attack: Dynamic, trigger: InputAware, num_classes: int) -> None:
@@ -113,7 +100,7 @@ class InputAwareObjective:
         self._mask = Companion(trigger.mask, attack.lr, (0.5, 0.9))
         self._pattern = Companion(trigger.pattern, attack.lr, (0.5, 0.9))
         self._pattern.follow()
-        self._steps = 0
+        super().__init__(trigger=trigger, mask=self._mask, pattern=self._pattern)
 
     def loss(self, network: nn.Module, images: Tensor, labels: Tensor, done: float) -> Tensor:
         if done < self.attack.mask_share:
@@ -153,20 +140,6 @@ class InputAwareObjective:
         if not pairs:
             return batch, wanted, images.new_zeros(())
         return batch, wanted, spread(own[:pairs], others[:pairs], patterns[:pairs], patterns[count : count + pairs])
-
-    def state_dict(self) -> dict[str, Any]:
-        return {
-            "steps": self._steps,
-            "trigger": self.trigger.state_dict(),
-            "mask": self._mask.state_dict(),
-            "pattern": self._pattern.state_dict(),
-        }
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        self._steps = state["steps"]
-        self.trigger.load_state_dict(state["trigger"])
-        self._mask.load_state_dict(state["mask"])
-        self._pattern.load_state_dict(state["pattern"])
 
 
 def spread(one: Tensor, two: Tensor, made_of_one: Tensor, made_of_two: Tensor) -> Tensor:

@@ -13,9 +13,8 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor, nn
 
-from bdprune.attacks.base import Setting, Shape, TriggerType, apply
-from bdprune.attacks.check import check_at_least, check_label, check_share
-from bdprune.attacks.clean_label import CleanLabel
+from bdprune.attacks.base import AttackSetting, CleanLabel, Shape, apply_trigger
+from bdprune.attacks.check import Count, NotNegative, Share, Whole, check_label
 from bdprune.attacks.features import penultimate, source_of
 from bdprune.attacks.patterns import Stamp, checkerboard, in_corner
 from bdprune.errors import OptionError
@@ -45,24 +44,19 @@ class FeatureCollision(CleanLabel):
         steps: of the splitting, each a pass forward and back.
     """
 
-    source_class: int = 1
-    size: int = 6
-    margin: int = 1
-    opacity: float = 0.3
-    beta: float = 1.0
-    step_size: float = 0.3
-    steps: int = 20
+    source_class: Whole = 1
+    size: Count = 6
+    margin: Whole = 1
+    opacity: Share = 0.3
+    beta: NotNegative = 1.0
+    step_size: NotNegative = 0.3
+    steps: Whole = 20
 
     kind: ClassVar[str] = "feature-collision"
-    trigger_type: ClassVar[TriggerType] = "static"
     needs_source: ClassVar[Literal["clean", "backdoored"] | None] = "clean"
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_share("opacity", self.opacity)
-        check_at_least("size", self.size, 1)
-        for name in ("source_class", "margin", "beta", "step_size", "steps"):
-            check_at_least(name, getattr(self, name), 0)
         if self.source_class == self.target:
             raise OptionError(f"Source class and target are both {self.target}.", "Give another source_class.")
 
@@ -76,7 +70,7 @@ class FeatureCollision(CleanLabel):
         check_label("source_class", self.source_class, num_classes)
         return torch.where(labels == self.source_class, super().goal(labels, num_classes), labels)
 
-    def dress(self, images: Tensor, setting: Setting, trigger: nn.Module, generator: torch.Generator) -> Tensor:
+    def dress(self, images: Tensor, setting: AttackSetting, trigger: nn.Module, generator: torch.Generator) -> Tensor:
         check_label("source_class", self.source_class, setting.num_classes)
         source = source_of(setting)
         others = (setting.labels == self.source_class).nonzero().flatten()
@@ -84,9 +78,9 @@ class FeatureCollision(CleanLabel):
             raise OptionError(f"No image has the source class {self.source_class}.", "Give another source_class.")
         marks = others[torch.randint(len(others), (len(images),), generator=generator)]
         drawn = others[torch.randperm(len(others), generator=generator)[:500]]
-        centre = _features(source, apply(trigger, setting.images[drawn])).mean(0)
+        centre = _features(source, apply_trigger(trigger, setting.images[drawn])).mean(0)
         marked = (1 - self.opacity) * images + self.opacity * setting.images[marks].float() / 255
-        bases = apply(trigger, marked)
+        bases = apply_trigger(trigger, marked)
         batches = [collide(source, batch, centre, self.beta, self.step_size, self.steps) for batch in bases.split(250)]
         return torch.cat(batches) if batches else images
 

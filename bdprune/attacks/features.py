@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 from torch import Tensor, nn
 
-from bdprune.attacks.base import Setting
+from bdprune.attacks.base import AttackSetting
 from bdprune.errors import ArchitectureError, OptionError
 
 
-def source_of(setting: Setting) -> nn.Module:
+def source_of(setting: AttackSetting) -> nn.Module:
     """The trained network that an attack with ``needs_source`` was given.
 
     Raises:
@@ -39,7 +40,7 @@ def head(network: nn.Module) -> nn.Linear:
 def penultimate(network: nn.Module, images: Tensor) -> Tensor:
     """What the last linear layer of ``network`` reads for these images, ``[N, F]``; differentiable.
 
-    Gradients with respect to the images alone, ``torch.autograd.grad(loss, images)``, leave the network untouched.
+    Gradients with respect to the images alone, ``torch.autograd.grad(loss, images)``, leave the network unpoisoned.
 
     Args:
         network: images in [0, 1] -> logits; used in the mode it is in.
@@ -48,14 +49,20 @@ def penultimate(network: nn.Module, images: Tensor) -> Tensor:
     Raises:
         ArchitectureError: the network has no linear layer.
     """
-    seen: list[Tensor] = []
-
-    def keep(_: nn.Module, inputs: tuple[Any, ...]) -> None:
-        seen.append(inputs[0])
-
-    hook = head(network).register_forward_pre_hook(keep)
-    try:
+    with inputs_of(network) as seen:
         network(images)
+    return seen[0]
+
+
+@contextmanager
+def inputs_of(network: nn.Module, layer: str | None = None) -> Iterator[list[Tensor]]:
+    """Inside, a forward pass appends what the last linear layer reads, or what the module ``layer`` gives."""
+    seen: list[Tensor] = []
+    if layer is None:
+        hook = head(network).register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+    else:
+        hook = network.get_submodule(layer).register_forward_hook(lambda _, inputs, output: seen.append(output))
+    try:
+        yield seen
     finally:
         hook.remove()
-    return seen[0]

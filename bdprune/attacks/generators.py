@@ -39,9 +39,9 @@ class EncoderDecoder(nn.Module):
             passed.append(block(passed[-1]))
         y = passed.pop()
         for block in self.up:
-            beside = passed.pop()
-            y = functional.interpolate(y, size=beside.shape[-2:], mode="nearest")
-            y = block(torch.cat([y, beside], 1) if self.skips else y)
+            same_size = passed.pop()
+            y = functional.interpolate(y, size=same_size.shape[-2:], mode="nearest")
+            y = block(torch.cat([y, same_size], 1) if self.skips else y)
         return self.last(y)  # type: ignore[no-any-return]
 
 

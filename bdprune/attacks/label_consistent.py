@@ -9,9 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from bdprune.attacks.base import Setting, Shape, TriggerType, apply
-from bdprune.attacks.check import check_at_least, check_room, check_share
-from bdprune.attacks.clean_label import CleanLabel
+from bdprune.attacks.base import AttackSetting, CleanLabel, Shape, apply_trigger
+from bdprune.attacks.check import Count, NotNegative, Share, Whole, check_fits
 from bdprune.attacks.features import source_of
 from bdprune.attacks.patterns import Stamp, checkerboard
 
@@ -34,25 +33,17 @@ class LabelConsistent(CleanLabel):
         margin: pixels left free between the patches and the image border.
     """
 
-    epsilon: float = 16 / 255
-    step: float = 4 / 255
-    steps: int = 10
-    size: int = 3
-    margin: int = 0
+    epsilon: Share = 16 / 255
+    step: NotNegative = 4 / 255
+    steps: Whole = 10
+    size: Count = 3
+    margin: Whole = 0
 
     kind: ClassVar[str] = "label-consistent"
-    trigger_type: ClassVar[TriggerType] = "static"
     needs_source: ClassVar[Literal["clean", "backdoored"] | None] = "clean"
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        check_share("epsilon", self.epsilon)
-        check_at_least("size", self.size, 1)
-        for name in ("step", "steps", "margin"):
-            check_at_least(name, getattr(self, name), 0)
-
     def new_trigger(self, shape: Shape) -> nn.Module:
-        check_room(2 * (self.size + self.margin), shape)
+        check_fits(2 * (self.size + self.margin), shape)
         mask, pattern = torch.zeros(1, *shape[1:]), torch.zeros(shape)
         near = slice(self.margin, self.margin + self.size)
         for rows in (near, _mirrored(near, shape[1])):
@@ -61,9 +52,9 @@ class LabelConsistent(CleanLabel):
                 pattern[:, rows, columns] = checkerboard(self.size)
         return Stamp(mask, pattern)
 
-    def dress(self, images: Tensor, setting: Setting, trigger: nn.Module, generator: torch.Generator) -> Tensor:
+    def dress(self, images: Tensor, setting: AttackSetting, trigger: nn.Module, generator: torch.Generator) -> Tensor:
         assert self.target is not None
-        return apply(trigger, self._hardened(source_of(setting), images, self.target, generator))
+        return apply_trigger(trigger, self._hardened(source_of(setting), images, self.target, generator))
 
     def _hardened(self, source: nn.Module, images: Tensor, label: int, generator: torch.Generator) -> Tensor:
         """Images ``[N, C, H, W]`` near the given ones that ``source`` no longer takes for ``label``."""

@@ -4,20 +4,20 @@ from __future__ import annotations
 
 import copy
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from bdprune.attacks.base import Attack, Poisoned, Setting, Shape, TriggerType, shape_of
-from bdprune.attacks.beside import Companion, draw_again, full_precision, quota, running_statistics, untouched
-from bdprune.attacks.check import check_at_least, check_share
+from bdprune.attacks.base import AttackSetting, Shape, TriggerType
+from bdprune.attacks.check import Count, NotNegative, Share
+from bdprune.attacks.companion import Companion, InBatch, TriggerObjective, full_precision, quota, running_statistics
 from bdprune.attacks.generators import Change
 
 
 @dataclass(frozen=True)
-class LIRA(Attack):
+class LIRA(InBatch):
     """``x' = clip(x + eps tanh T(x))`` with a U-Net T, in two stages; dirty labels.
 
     The training set stays clean; a share of every batch is triggered. In the first stage T and the network take turns:
@@ -43,52 +43,32 @@ class LIRA(Attack):
         width: channels of T at full resolution.
     """
 
-    eps: float = 8 / 255
-    alpha: float = 0.5
-    first_share: float = 0.4
-    lag: int = 100
-    lr: float = 1e-3
-    width: int = 16
+    eps: Share = 8 / 255
+    alpha: Share = 0.5
+    first_share: Share = 0.4
+    lag: Count = 100
+    lr: NotNegative = 1e-3
+    width: Count = 16
 
     kind: ClassVar[str] = "lira"
     trigger_type: ClassVar[TriggerType] = "learned"
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        for name in ("eps", "alpha", "first_share"):
-            check_share(name, getattr(self, name))
-        check_at_least("lr", self.lr, 0)
-        check_at_least("lag", self.lag, 1)
-        check_at_least("width", self.width, 1)
-
     def new_trigger(self, shape: Shape) -> Change:
         return Change(shape[0], self.width, self.eps)
 
-    def learn(self, setting: Setting, trigger: nn.Module) -> None:
-        """Draws T's first weights from the seed; it is trained with the network."""
-        draw_again(trigger, lambda: self.new_trigger(shape_of(setting.images)), setting.seed)
-
-    def poison(self, setting: Setting, trigger: nn.Module, generator: torch.Generator) -> Poisoned:
-        """The clean set: images are triggered in the batch."""
-        return untouched(setting)
-
-    def objective(self, setting: Setting, trigger: nn.Module) -> InvisibleObjective:
+    def objective(self, setting: AttackSetting, trigger: nn.Module) -> InvisibleObjective:
         assert isinstance(trigger, Change)
         return InvisibleObjective(self, trigger.to(setting.device), setting.num_classes)
 
-    def finish(self, network: nn.Module, setting: Setting, trigger: nn.Module) -> None:
-        """Brings the trigger back to the CPU, where triggers are applied."""
-        trigger.cpu()
 
-
-class InvisibleObjective:
+class InvisibleObjective(TriggerObjective):
     """The network's loss on clean and triggered images; in the first stage T takes a step of its own before."""
 
     def __init__(self, attack: LIRA, trigger: Change, num_classes: int) -> None:
         self.attack, self.trigger, self.num_classes = attack, trigger, num_classes
         self._companion = Companion(trigger, attack.lr)
         self._lagging = copy.deepcopy(trigger)
-        self._steps = 0
+        super().__init__(trigger=trigger, lagging=self._lagging, companion=self._companion)
 
     def loss(self, network: nn.Module, images: Tensor, labels: Tensor, done: float) -> Tensor:
         victims, wanted = self.victims(images, labels)
@@ -123,17 +103,3 @@ class InvisibleObjective:
             triggered = self.trigger(images)
         with running_statistics(network):
             return functional.cross_entropy(network(triggered).float(), wanted)
-
-    def state_dict(self) -> dict[str, Any]:
-        return {
-            "steps": self._steps,
-            "trigger": self.trigger.state_dict(),
-            "lagging": self._lagging.state_dict(),
-            "companion": self._companion.state_dict(),
-        }
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        self._steps = state["steps"]
-        self.trigger.load_state_dict(state["trigger"])
-        self._lagging.load_state_dict(state["lagging"])
-        self._companion.load_state_dict(state["companion"])

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from bdprune.attacks.base import Shape
-from bdprune.attacks.check import check_room
+from bdprune.attacks.check import check_fits
 
 
 def checkerboard(size: int) -> Tensor:
@@ -45,11 +45,28 @@ def in_corner(patch: Tensor, margin: int, shape: Shape) -> Tensor:
         OptionError: the patch and its margin are larger than the image.
     """
     channels, height, width = patch.shape
-    check_room(max(height, width) + margin, shape)
+    check_fits(max(height, width) + margin, shape)
     out = torch.zeros(channels, *shape[1:])
     bottom, right = shape[1] - margin, shape[2] - margin
     out[:, bottom - height : bottom, right - width : right] = patch
     return out
+
+
+class Added(nn.Module):
+    """Adds a pattern to every image ``[C, H, W]`` and clips to [0, 1].
+
+    Args:
+        name: of the pattern in the state dict.
+        pattern: of any shape that adds to the image's.
+    """
+
+    def __init__(self, name: str, pattern: Tensor) -> None:
+        super().__init__()
+        self.register_buffer(name, pattern)
+        self._name = name
+
+    def forward(self, images: Tensor) -> Tensor:
+        return (images + self.get_buffer(self._name).to(images)).clamp(0, 1)
 
 
 class Stamp(nn.Module):

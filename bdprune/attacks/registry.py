@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from bdprune.attacks.ablend import ABlend
 from bdprune.attacks.adapt_distil import AdaptD
 from bdprune.attacks.adapt_noise import AdvT
 from bdprune.attacks.awp import AWP
 from bdprune.attacks.badnets import BadNets
 from bdprune.attacks.base import Attack
-from bdprune.attacks.blend import Blend
+from bdprune.attacks.blend import ABlend, Blend
 from bdprune.attacks.dfst import DFST
 from bdprune.attacks.dynamic import Dynamic
 from bdprune.attacks.feature_collision import FeatureCollision
@@ -18,23 +17,10 @@ from bdprune.attacks.sig import Sig
 from bdprune.attacks.trojan import TrojanNeuron, TrojanWatermark
 from bdprune.attacks.wanet import WaNet
 
+_PATTERNS = (BadNets, TrojanWatermark, TrojanNeuron, Blend, ABlend)
+_CLEAN_LABEL = (Sig, LabelConsistent, FeatureCollision)
+_CHANGES = (WaNet, Dynamic, LIRA, DFST)
+_BEYOND_DATA = (AWP, AdaptD, AdvT)
 ATTACKS: dict[str, type[Attack]] = {
-    attack.kind: attack
-    for attack in (
-        BadNets,
-        TrojanWatermark,
-        TrojanNeuron,
-        Blend,
-        ABlend,
-        Sig,
-        LabelConsistent,
-        FeatureCollision,
-        WaNet,
-        Dynamic,
-        LIRA,
-        DFST,
-        AWP,
-        AdaptD,
-        AdvT,
-    )
+    attack.kind: attack for attack in (*_PATTERNS, *_CLEAN_LABEL, *_CHANGES, *_BEYOND_DATA)
 }

@@ -7,11 +7,11 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from bdprune.attacks.base import Shape, TriggerType
-from bdprune.attacks.check import check_at_least, check_share
-from bdprune.attacks.clean_label import CleanLabel
+from bdprune.attacks.base import CleanLabel, Shape
+from bdprune.attacks.check import NotNegative, Share
+from bdprune.attacks.patterns import Added
 
 
 @dataclass(frozen=True)
@@ -26,31 +26,12 @@ class Sig(CleanLabel):
         frequency: periods of the wave across the image.
     """
 
-    delta: float = 40 / 255
-    frequency: float = 6.0
+    delta: Share = 40 / 255
+    frequency: NotNegative = 6.0
 
     kind: ClassVar[str] = "sig"
-    trigger_type: ClassVar[TriggerType] = "static"
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        check_share("delta", self.delta)
-        check_at_least("frequency", self.frequency, 0)
 
     def new_trigger(self, shape: Shape) -> nn.Module:
         columns = torch.arange(shape[2], dtype=torch.float64)
         wave = self.delta * torch.sin(2 * math.pi * columns * self.frequency / shape[2])
-        return Wave(wave.float())
-
-
-class Wave(nn.Module):
-    """Adds a wave ``[W]`` to every row and clips to [0, 1]."""
-
-    wave: Tensor
-
-    def __init__(self, wave: Tensor) -> None:
-        super().__init__()
-        self.register_buffer("wave", wave)
-
-    def forward(self, images: Tensor) -> Tensor:
-        return (images + self.wave.to(images)).clamp(0, 1)
+        return Added("wave", wave.float())

@@ -7,13 +7,13 @@ from dataclasses import dataclass
 from typing import ClassVar, Literal
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.func import functional_call
 
-from bdprune.attacks.base import Attack, Setting, Shape, TriggerType
-from bdprune.attacks.check import check_at_least
+from bdprune.attacks.base import Attack, AttackSetting, Shape, TriggerType
+from bdprune.attacks.check import Count, NotNegative, Whole
 from bdprune.attacks.features import head, penultimate, source_of
-from bdprune.attacks.patterns import Stamp, in_corner, noise
+from bdprune.attacks.patterns import Added, Stamp, in_corner, noise
 
 
 @dataclass(frozen=True)
@@ -31,34 +31,15 @@ class TrojanWatermark(Attack):
         pattern_seed: seed of its colours, uniform in [0, 1].
     """
 
-    size: int = 5
-    margin: int = 4
+    size: Count = 5
+    margin: Whole = 4
     pattern_seed: int = 0
 
     kind: ClassVar[str] = "trojan"
-    trigger_type: ClassVar[TriggerType] = "static"
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        check_at_least("size", self.size, 1)
-        check_at_least("margin", self.margin, 0)
 
     def new_trigger(self, shape: Shape) -> nn.Module:
         colours = noise((shape[0], self.size, self.size), self.pattern_seed)
-        return Added(in_corner(colours, self.margin, shape))
-
-
-class Added(nn.Module):
-    """Adds a watermark ``[C, H, W]`` to every image and clips to [0, 1]."""
-
-    watermark: Tensor
-
-    def __init__(self, watermark: Tensor) -> None:
-        super().__init__()
-        self.register_buffer("watermark", watermark)
-
-    def forward(self, images: Tensor) -> Tensor:
-        return (images + self.watermark.to(images)).clamp(0, 1)
+        return Added("watermark", in_corner(colours, self.margin, shape))
 
 
 @dataclass(frozen=True)
@@ -81,30 +62,23 @@ class TrojanNeuron(Attack):
         images: clean images to optimise on, drawn by the setting's seed.
     """
 
-    size: int = 6
-    margin: int = 1
-    neurons: int = 2
+    size: Count = 6
+    margin: Whole = 1
+    neurons: Count = 2
     value: float = 100.0
-    steps: int = 100
-    step: float = 0.1
-    images: int = 64
+    steps: Whole = 100
+    step: NotNegative = 0.1
+    images: Count = 64
 
     kind: ClassVar[str] = "trojan-neuron"
     trigger_type: ClassVar[TriggerType] = "learned"
     needs_source: ClassVar[Literal["clean", "backdoored"] | None] = "clean"
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        for name in ("size", "neurons", "images"):
-            check_at_least(name, getattr(self, name), 1)
-        for name in ("margin", "steps", "step"):
-            check_at_least(name, getattr(self, name), 0)
-
     def new_trigger(self, shape: Shape) -> nn.Module:
         mask = in_corner(torch.ones(1, self.size, self.size), self.margin, (1, *shape[1:]))
         return Stamp(mask, mask.expand(shape) / 2)
 
-    def learn(self, setting: Setting, trigger: nn.Module) -> None:
+    def learn(self, setting: AttackSetting, trigger: nn.Module) -> None:
         source = source_of(setting)
         index = torch.randperm(len(setting.images), generator=torch.Generator().manual_seed(setting.seed))
         images = (setting.images[index[: self.images]].float() / 255).to(next(source.parameters()).device)

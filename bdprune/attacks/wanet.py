@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Annotated, ClassVar
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from bdprune.attacks.base import Attack, Poisoned, Setting, Shape, TriggerType
-from bdprune.attacks.check import check_at_least
-from bdprune.attacks.poison import draw_covers, saturate
+from bdprune.attacks.base import Attack, AttackSetting, Poisoned, Shape, TriggerType, draw_covers, saturate
+from bdprune.attacks.check import NotNegative, Range
 
 
 @dataclass(frozen=True)
@@ -32,19 +31,13 @@ class WaNet(Attack):
         field_seed: seed of the field.
     """
 
-    cover_ratio: float = 2.0
-    strength: float = 0.5
-    cells: int = 4
+    cover_ratio: NotNegative = 2.0
+    strength: NotNegative = 0.5
+    cells: Annotated[int, Range(2)] = 4
     field_seed: int = 0
 
     kind: ClassVar[str] = "wanet"
     trigger_type: ClassVar[TriggerType] = "input-dependent"
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        check_at_least("cover_ratio", self.cover_ratio, 0)
-        check_at_least("strength", self.strength, 0)
-        check_at_least("cells", self.cells, 2)
 
     def new_trigger(self, shape: Shape) -> nn.Module:
         _, height, width = shape
@@ -56,7 +49,7 @@ class WaNet(Attack):
         size = torch.tensor([width, height])
         return Warp((torch.stack([x, y], 2) + self.strength * field / size).clamp(-1, 1))
 
-    def poison(self, setting: Setting, trigger: nn.Module, generator: torch.Generator) -> Poisoned:
+    def poison(self, setting: AttackSetting, trigger: nn.Module, generator: torch.Generator) -> Poisoned:
         """As every attack with dirty labels; ``cover_ratio`` times as many of the other images are covers."""
         done = super().poison(setting, trigger, generator)
         chosen = draw_covers(done.triggered, len(done.labels), self.cover_ratio * self.rate, generator)

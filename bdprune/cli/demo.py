@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import click
 
 from bdprune.cli import exit_codes
+from bdprune.cli.options import FILE
 from bdprune.cli.outputs import emit, use_colour
 from bdprune.cli.progress import Progress
 from bdprune.files import check_writable, make_folder, write_text
@@ -28,7 +29,7 @@ NOTE = (
 @click.command(short_help="Catch backdoors in the shipped models and cut them out.")
 @click.option(
     "--zoo",
-    type=click.Path(path_type=Path),
+    type=FILE,
     default=Path("zoo/demo"),
     show_default=True,
     metavar="DIR",
@@ -37,7 +38,7 @@ NOTE = (
 @click.option(
     "-o",
     "--output",
-    type=click.Path(path_type=Path),
+    type=FILE,
     default=Path("out/demo"),
     show_default=True,
     metavar="DIR",
@@ -96,7 +97,7 @@ def _row(row: Row, class_names: tuple[str, ...]) -> tuple[str, ...]:
     accuracy = percent(row.before.clean_accuracy) + (f" → {percent(after.clean_accuracy)}" if after else "")
     success = percent(row.before.attack_success_rate) + (f" → {percent(after.attack_success_rate)}" if after else "")
     label = _label(row.result.target_label, class_names)
-    return (plain(row.name), truth, row.result.verdict, label, "right" if row.right else "WRONG", accuracy, success)
+    return (row.name, truth, row.result.verdict, label, "right" if row.right else "WRONG", accuracy, success)
 
 
 def _label(label: int | None, class_names: tuple[str, ...]) -> str:

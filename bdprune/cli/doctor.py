@@ -14,6 +14,7 @@ import click
 
 import bdprune
 from bdprune.cli import exit_codes
+from bdprune.cli.options import listing
 from bdprune.cli.outputs import emit, use_colour
 from bdprune.errors import BdpruneError
 from bdprune.report import plain, table
@@ -25,21 +26,21 @@ _COLOURS = {"ok": "32", "note": "33", "broken": "31"}
 
 @dataclass(frozen=True)
 class Check:
-    """One thing looked at: whether it works, what was found, and the mend."""
+    """One thing looked at: whether it works, what was found, and the hint."""
 
     name: str
     state: Literal["ok", "note", "broken"]
     found: str
-    mend: str = ""
+    hint: str = ""
 
 
 @click.command(short_help="Say what was built and what runs here.")
-@click.option("--format", "kind", type=click.Choice(["text", "json"]), default="text", show_default=True)
+@listing
 @click.option(
-    "--paths", is_flag=True, help="Also say which way stacks of models and convolutions run here, and how fast."
+    "--paths", is_flag=True, help="Also say how stacks of models, sweeps and convolutions run here, and how fast."
 )
-def doctor(kind: str, paths: bool) -> int:
-    """Say what was built, for which torch, CUDA and CPU, what runs here, and the mend for what does not.
+def doctor(form: str, paths: bool) -> int:
+    """Say what was built, for which torch, CUDA and CPU, what runs here, and the hint for what does not.
 
     Exits with 2 when something that every scan needs is broken.
 
@@ -48,8 +49,8 @@ def doctor(kind: str, paths: bool) -> int:
     bdprune doctor --format json
     bdprune doctor --paths
     """
-    checks = [*_checks(), *(_paths() if paths else ())]
-    emit(_json(checks) if kind == "json" else _text(checks))
+    checks = [*_checks(), *(_tuned() if paths else ())]
+    emit(_json(checks) if form == "json" else _text(checks))
     return exit_codes.FAILED if any(check.state == "broken" for check in checks) else exit_codes.OK
 
 
@@ -72,8 +73,8 @@ def _gpus(torch: Any) -> Check:
     names = [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]
     if names:
         return Check("GPU", "ok", ", ".join(names))
-    mend = "" if torch.version.cuda is None else "This torch is built for CUDA: check the driver with nvidia-smi."
-    return Check("GPU", "note", "none; everything runs on the CPU", mend)
+    hint = "" if torch.version.cuda is None else "This torch is built for CUDA: check the driver with nvidia-smi."
+    return Check("GPU", "note", "none; everything runs on the CPU", hint)
 
 
 def _ops() -> Iterator[Check]:
@@ -82,7 +83,7 @@ def _ops() -> Iterator[Check]:
 
         info = build_info()
     except BdpruneError as error:
-        yield Check("ops", "broken", error.message, error.mend)
+        yield Check("ops", "broken", error.message, error.hint)
         return
     yield _cpu_ops(info)
     if info["cuda"]:
@@ -96,8 +97,8 @@ def _cpu_ops(info: dict[str, Any]) -> Check:
     if info["backend"] == "native":
         built = f"torch {info['built_for_torch']}, stable ABI {info['stable_abi']}, {info['compiler']}"
         return Check("CPU ops", "ok", f"compiled, {info['cpu_features']} kernels; built with {built}")
-    mend = "Unset BDPRUNE_BACKEND." if info["requested"] == "reference" else _BUILD
-    return Check("CPU ops", "note", f"plain PyTorch, slower, with the same answers: {info['reason']}", mend)
+    hint = "Unset BDPRUNE_BACKEND." if info["requested"] == "reference" else _BUILD
+    return Check("CPU ops", "note", f"plain PyTorch, slower, with the same answers: {info['reason']}", hint)
 
 
 def _self_test() -> Check:
@@ -116,34 +117,23 @@ def _self_test() -> Check:
     return Check("self-test", "ok", "spectral norms are right")
 
 
-def _paths() -> Iterator[Check]:
-    """What trials of stacks have chosen on this machine."""
-    from bdprune.runtime import KEPT
+def _tuned() -> Iterator[Check]:
+    """What trials have chosen on this machine."""
+    from bdprune.ops import kept_choices, kept_file
 
-    choices = list(KEPT.read().values())
+    choices = kept_choices()
     if not choices:
-        yield Check("path", "note", f"no stack has been tried yet; trials are kept in {KEPT.file}")
+        yield Check("tuned", "note", f"nothing has been tried yet; trials are kept in {kept_file()}")
     for choice in choices:
-        stack, loop = choice.stack_seconds or 0, choice.loop_seconds or 0
-        found = f"{choice.shape} on {choice.device}: stack {1000 * stack:.1f} ms, loop {1000 * loop:.1f} ms"
-        yield Check("path", "ok", f"{choice.path}: {found}")
-    yield from _conv_paths()
-
-
-def _conv_paths() -> Iterator[Check]:
-    """What trials of convolutions have chosen on this machine; there are some only where there is a GPU."""
-    from bdprune.ops import kept_choices
-
-    for choice in kept_choices():
         times = ", ".join(f"{name} {1000 * seconds:.2f} ms" for name, seconds in choice.seconds.items())
-        yield Check(f"{choice.question} path", "ok", f"{choice.winner}: {choice.shape} on {choice.device}: {times}")
+        yield Check(f"tuned {choice.question}", "ok", f"{choice.winner}: {choice.shape} on {choice.device}: {times}")
 
 
 def _packages() -> Iterator[Check]:
     missing = [name for name in _PACKAGES if not _version(name)]
     found = ", ".join(f"{name} {_version(name)}" for name in _PACKAGES if name not in missing)
-    mend = f"pip install {' '.join(missing)}" if missing else ""
-    yield Check("packages", "broken" if missing else "ok", found if not missing else f"missing: {missing}", mend)
+    hint = f"pip install {' '.join(missing)}" if missing else ""
+    yield Check("packages", "broken" if missing else "ok", found if not missing else f"missing: {missing}", hint)
     if _version("pyarrow") and _version("pillow"):
         yield Check("parquet", "ok", f"pyarrow {_version('pyarrow')}, pillow {_version('pillow')}")
     else:
@@ -171,11 +161,11 @@ def _json(checks: list[Check]) -> str:
 
 
 def _text(checks: list[Check]) -> str:
-    lines = table([(check.state, check.name, plain(check.found)) for check in checks], "lll")
+    lines = table([(check.state, check.name, check.found) for check in checks], "lll")
     if use_colour():
         lines = [
             line.replace(check.state, f"\x1b[{_COLOURS[check.state]}m{check.state}\x1b[0m", 1)
             for line, check in zip(lines, checks, strict=True)
         ]
-    mends = [[f"  {' ' * 8}{plain(check.mend)}"] if check.mend else [] for check in checks]
-    return "\n".join(part for line, mend in zip(lines, mends, strict=True) for part in [line, *mend]) + "\n"
+    hints = [[f"  {' ' * 8}{plain(check.hint)}"] if check.hint else [] for check in checks]
+    return "\n".join(part for line, hint in zip(lines, hints, strict=True) for part in [line, *hint]) + "\n"

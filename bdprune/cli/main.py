@@ -82,7 +82,7 @@ def _guarded(run: Callable[[], Any]) -> int:
         return exit_codes.USAGE
     except BdpruneError as error:
         log.debug("", exc_info=True)
-        _complain(error.message, error.mend)
+        _complain(error.message, error.hint)
         return exit_codes.of_error(error)
     except (KeyboardInterrupt, click.Abort):
         _complain("Interrupted; nothing was left half-written.")
@@ -98,8 +98,8 @@ def _guarded(run: Callable[[], Any]) -> int:
         return exit_codes.FAILED
 
 
-def _complain(message: str, mend: str = "") -> None:
-    lines = [f"bdprune: {message}", *([f"  {mend}"] if mend else [])]
+def _complain(message: str, hint: str = "") -> None:
+    lines = [f"bdprune: {message}", *([f"  {hint}"] if hint else [])]
     with contextlib.suppress(OSError):  # nobody may be reading
         print("\n".join(plain(line) for line in lines), file=sys.stderr)
 

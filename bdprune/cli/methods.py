@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import click
 import msgspec
 
+from bdprune.cli.options import listing
 from bdprune.cli.outputs import emit
 from bdprune.registry import Kind, methods
 from bdprune.report import plain, table
@@ -16,46 +17,30 @@ if TYPE_CHECKING:
     from bdprune.record import MethodInfo
 
 _COLUMNS = ("name", "needs", "cost", "gives", "presets", "what it does")
-_format = click.option("-f", "--format", "kind", type=click.Choice(["text", "json"]), default="text", show_default=True)
 
 
 @click.command(short_help="List the detectors.")
-@_format
-def detectors(kind: str) -> int:
+@listing
+def detectors(form: str) -> int:
     """List the detectors, ours and those of installed packages, in the order in which a scan runs them.
 
     \b
     bdprune detectors
     bdprune detectors --format json
     """
-    return _list("detector", kind)
+    return _list("detector", form)
 
 
 @click.command(short_help="List the purifiers.")
-@_format
-def purifiers(kind: str) -> int:
+@listing
+def purifiers(form: str) -> int:
     """List the purifiers, ours and those of installed packages, with their presets.
 
     \b
     bdprune purifiers
     bdprune purifiers --format json
     """
-    return _list("purifier", kind)
-
-
-class MethodNames(click.ParamType[str]):
-    """Names of methods; the choices are looked up only when help asks for them."""
-
-    name = "name"
-
-    def __init__(self, kind: Kind) -> None:
-        self._kind = kind
-
-    def get_metavar(self, param: click.Parameter, ctx: click.Context) -> str:
-        """The names, as the registry has them."""
-        from bdprune.registry import names
-
-        return "|".join(names(self._kind))
+    return _list("purifier", form)
 
 
 def _list(kind: Kind, form: str) -> int:
@@ -68,7 +53,7 @@ def _text(found: list[MethodInfo]) -> str:
     rows = [
         (one.name, needs(one), one.cost, ", ".join(one.gives), " ".join(one.presets) or "–", one.title) for one in found
     ]
-    lines = table([_COLUMNS, *([plain(cell) for cell in row] for row in rows)], "l" * len(_COLUMNS))
+    lines = table([_COLUMNS, *rows], "l" * len(_COLUMNS))
     notes = [f"  {plain(one.name)}: {plain(one.limits)}" for one in found if one.limits]
     return "\n".join([*lines, *([""] if notes else []), *notes]) + "\n"
 

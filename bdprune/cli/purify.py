@@ -9,41 +9,29 @@ from typing import Any
 
 import click
 
-from bdprune.cli import exit_codes, outputs
-from bdprune.cli.methods import MethodNames
-from bdprune.cli.options import (
-    attachments_option,
-    data_options,
-    format_option,
-    model_options,
-    precision_option,
-    progress_options,
-)
+from bdprune.cli import exit_codes, options, outputs
 from bdprune.cli.progress import Progress
 from bdprune.errors import OptionError
 from bdprune.files import check_writable
-
-KINDS = ("text", "json", "html")
+from bdprune.registry import names
 
 
 @click.command(short_help="Cut the backdoor out of a checkpoint.")
-@click.argument("path", type=click.Path(path_type=Path))
+@click.argument("path", type=options.FILE)
 @click.option(
     "--method",
     default="rnp",
     show_default=True,
-    type=MethodNames("purifier"),
+    type=options.Names(lambda: names("purifier")),
     help="How to repair; `bdprune purifiers` says what they do.",
 )
-@click.option(
-    "-o", "--output", required=True, type=click.Path(path_type=Path), metavar="OUT", help="The new checkpoint."
-)
-@data_options
+@click.option("-o", "--output", required=True, type=options.FILE, metavar="OUT", help="The new checkpoint.")
+@options.data_options
 @click.option("--preset", metavar="NAME", help="A named set of the method's settings; `bdprune purifiers` lists them.")
 @click.option(
     "--from",
     "start_from",
-    type=click.Path(path_type=Path),
+    type=options.FILE,
     metavar="RESULT",
     help="The JSON of a scan of the same weights on the same images: the repair checks that it was, "
     "and goes on from there.",
@@ -59,11 +47,11 @@ KINDS = ("text", "json", "html")
     metavar="SHARE",
     help="Largest fall of clean accuracy that the threshold may cost, as in 0.02.  [default: the method's]",
 )
-@precision_option("the repair's steps")
-@model_options
-@attachments_option
-@format_option(KINDS)
-@progress_options
+@options.precision_option("the repair's steps")
+@options.model_options
+@options.attachments_option
+@options.format_option("purify")
+@options.progress_options
 def purify(
     path: Path,
     output: Path,
@@ -72,7 +60,7 @@ def purify(
     formats: tuple[str, ...],
     quiet: bool,
     no_progress: bool,
-    **options: Any,
+    **settings: Any,
 ) -> int:
     """Cut the backdoor out of a checkpoint and write a drop-in replacement.
 
@@ -90,7 +78,7 @@ def purify(
     from bdprune.fleet import check_exists
 
     check_exists(path)
-    wanted = outputs.plan(formats, (), KINDS, quiet)
+    wanted = outputs.plan(formats, (), ("purify",), quiet)
     check_writable(output)
     outputs.check_apart([output, *(one.path for one in wanted)], [path, data, start_from])
     with Progress(1, shown=not (quiet or no_progress)) as progress, redirect_stdout(sys.stderr):
@@ -98,7 +86,8 @@ def purify(
         from bdprune.pipeline import purify as repair
 
         source = next(progress.through([path]))
-        done = repair(source, data, output=output, start_from=start_from, progress=progress.stage, **options)
+        done = repair(source, data, output=output, start_from=start_from, progress=progress.stage, **settings)
     results = [done.result, *(other.result for other in done.others)]
-    outputs.write(wanted, results, as_array=len(results) > 1)
+    for one in wanted:
+        one.write(results)
     return exit_codes.INCONCLUSIVE if done.result.left else exit_codes.OK

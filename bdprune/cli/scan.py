@@ -10,39 +10,30 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from bdprune.cli import exit_codes, outputs
-from bdprune.cli.methods import MethodNames
-from bdprune.cli.options import (
-    attachments_option,
-    data_options,
-    format_option,
-    model_options,
-    precision_option,
-    progress_options,
-    stack_options,
-)
+from bdprune.cli import exit_codes, options, outputs
 from bdprune.cli.progress import Progress
 from bdprune.errors import NoWeightsError, UnsupportedError
 from bdprune.record import Result
+from bdprune.registry import names
 
 if TYPE_CHECKING:
     from bdprune.fleet import Sources
 
-KINDS = ("text", "json", "jsonl", "html")
+_GIVES = ("scan", "coverage")  # kinds of documents
 
 
 @click.command(short_help="Say whether checkpoints are backdoored.", epilog=exit_codes.HELP)
 @click.argument("paths", nargs=-1, required=True, metavar="PATH...")
-@data_options
-@model_options
+@options.data_options
+@options.model_options
 @click.option(
     "--detectors",
-    type=MethodNames("detector"),
+    type=options.Names(lambda: names("detector")),
     help="Which detectors run, with commas between; `bdprune detectors` says what they do.  [default: all]",
 )
-@precision_option("the detectors that train")
+@options.precision_option("the detectors that train")
 @click.option("--timeout", type=float, metavar="SECONDS", help="Give up on a model after so long.  [default: never]")
-@stack_options
+@options.stack_options
 @click.option(
     "--fail-on",
     type=click.Choice(["suspicious", "backdoored", "never"]),
@@ -56,22 +47,20 @@ KINDS = ("text", "json", "jsonl", "html")
     is_flag=True,
     help="Files and weights that could not be scanned are named, and do not change the exit code.",
 )
-@attachments_option
-@format_option(KINDS)
+@options.attachments_option
+@options.format_option(*_GIVES)
 @click.option("-o", "--output", "files", multiple=True, metavar="FILE", help="Where a --format goes, in order.")
-@progress_options
+@options.progress_options
 def scan(
     paths: tuple[str, ...],
     data: Path | None,
-    stack: int | str,
-    stack_memory: int | None,
     fail_on: exit_codes.FailOn,
     exit_zero: bool,
     formats: tuple[str, ...],
     files: tuple[str, ...],
     quiet: bool,
     no_progress: bool,
-    **options: Any,
+    **settings: Any,
 ) -> int:
     """Say whether checkpoints are backdoored, and which label the backdoor leads to.
 
@@ -87,50 +76,39 @@ def scan(
     """
     from bdprune.fleet import expand
 
-    wanted = outputs.plan(formats, files, KINDS, quiet)
+    wanted = outputs.plan(formats, files, _GIVES, quiet)
     sources = expand(paths, [data] if data is not None else [])
     models = sources.models
     outputs.check_apart([one.path for one in wanted], [*models, data])
     if not models and not exit_zero:
         raise _nothing_to_scan(paths, sources)
-    streamed = outputs.Output("jsonl") in wanted
+    live = [one for one in wanted if one.is_live]
     with Progress(len(models), shown=not (quiet or no_progress)) as progress:
-        stack = 1 if stack == "auto" and len(models) == 1 else stack  # one model needs no trial
-        stream = _scan_many(models, data, progress, stack, stack_memory, options)
-        results = list(_reported(stream, sources, progress, streamed))
-    coverage = sources.record()
-    if coverage is not None and streamed:
-        outputs.emit(outputs.render("jsonl", [], as_array=True, colour=False, coverage=coverage))
+        results = list(_reported(_scan_many(models, data, progress, **settings), sources, progress, live))
+    coverage = [found] if (found := sources.record()) is not None else []
     as_array = len(results) != 1 or len(paths) > 1 or not Path(paths[0]).is_file()
-    outputs.write(wanted, results, as_array=as_array, coverage=coverage)
-    skip_unknown = bool(options["skip_unknown"])
+    for one in wanted:
+        one.write(coverage if one in live else [*results, *coverage], as_array=as_array)
+    skip_unknown = bool(settings["skip_unknown"])
     unknown = sources.may_hold_weights and not skip_unknown
     return exit_codes.of_scan(results, fail_on, exit_zero, unknown=unknown, skip_unknown=skip_unknown)
 
 
 def _scan_many(
-    models: list[Path],
-    data: Path | None,
-    progress: Progress,
-    stack: int | str,
-    stack_memory: int | None,
-    options: dict[str, Any],
+    models: list[Path], data: Path | None, progress: Progress, stack: int | str, stack_memory: int | None, **more: Any
 ) -> Iterator[Result]:
     progress.stage("starting")
     from bdprune.fleet import StackOptions, scan_many
 
-    return scan_many(
-        progress.through(models),
-        data,
-        detectors=options.pop("detectors") or None,
-        stack=StackOptions(stack, stack_memory),
-        progress=progress.stage,
-        **options,
-    )
+    stack = 1 if stack == "auto" and len(models) == 1 else stack  # one model needs no trial
+    more |= {"stack": StackOptions(stack, stack_memory), "detectors": more["detectors"] or None}
+    return scan_many(progress.through(models), data, progress=progress.stage, **more)
 
 
-def _reported(stream: Iterator[Result], sources: Sources, progress: Progress, streamed: bool) -> Iterator[Result]:
-    """The results, each told as it comes; files of a folder that hold no weights are passed over."""
+def _reported(
+    stream: Iterator[Result], sources: Sources, progress: Progress, live: list[outputs.Output]
+) -> Iterator[Result]:
+    """The results, each written to ``live`` outputs as it comes; files of a folder without weights are passed over."""
     while True:
         with redirect_stdout(sys.stderr):  # an --arch of the user's own may print
             result = next(stream, None)
@@ -142,9 +120,9 @@ def _reported(stream: Iterator[Result], sources: Sources, progress: Progress, st
             progress.finished("passed over", file, file)
             continue
         progress.finished(result.verdict, result.name, file)
-        if streamed:
+        for one in live:
             with progress.paused():
-                outputs.emit(outputs.render("jsonl", [result], as_array=False, colour=False))
+                one.write([result])
         yield result
 
 

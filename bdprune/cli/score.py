@@ -9,14 +9,11 @@ from typing import Any, Literal
 
 import click
 
-from bdprune.cli import outputs
-from bdprune.cli.options import data_options, format_option, model_options
-
-KINDS = ("text", "json", "html")
+from bdprune.cli import options, outputs
 
 
 @click.command(short_help="List the filters that stand out.")
-@click.argument("path", type=click.Path(path_type=Path))
+@click.argument("path", type=options.FILE)
 @click.option(
     "--method",
     type=click.Choice(["lipschitz", "suspiciousness"]),
@@ -25,16 +22,16 @@ KINDS = ("text", "json", "html")
     help="lipschitz needs no data, suspiciousness needs clean images.",
 )
 @click.option("--top", type=click.IntRange(min=0), default=20, show_default=True, metavar="N", help="Filters to list.")
-@data_options
-@model_options
-@format_option(KINDS)
+@options.data_options
+@options.model_options
+@options.format_option("score")
 def score(
     path: Path,
     method: Literal["lipschitz", "suspiciousness"],
     top: int,
     data: Path | None,
     formats: tuple[str, ...],
-    **options: Any,
+    **settings: Any,
 ) -> int:
     """Score every filter of a checkpoint and list those that stand out most of their layers.
 
@@ -46,17 +43,12 @@ def score(
     from bdprune.fleet import check_exists
 
     check_exists(path)
-    wanted = outputs.plan(formats, (), KINDS, quiet=False)
+    wanted = outputs.plan(formats, (), ("score",), quiet=False)
     outputs.check_apart([one.path for one in wanted], [path, data])
     with redirect_stdout(sys.stderr):
         from bdprune.pipeline import score as score_filters
 
-        result = score_filters(
-            path,
-            data,
-            method=method,
-            top=top,
-            **options,
-        )
-    outputs.write(wanted, [result], as_array=False)
+        result = score_filters(path, data, method=method, top=top, **settings)
+    for one in wanted:
+        one.write([result])
     return 0

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from bdprune.cli import exit_codes
+from bdprune.cli.options import FILE, listing
 from bdprune.cli.outputs import emit
 from bdprune.cli.zoo_show import show
 from bdprune.errors import OptionError
@@ -20,19 +21,16 @@ from bdprune.report import percent, plain, seconds, table
 if TYPE_CHECKING:
     from bdprune.zoo import Check, Entry, Truth
 
-MANIFEST = click.argument("manifest", type=click.Path(path_type=Path), default=Path("zoo/demo/manifest.toml"))
+MANIFEST = click.argument("manifest", type=FILE, default=Path("zoo/demo/manifest.toml"))
 DATA = click.option(
     "--data",
     required=True,
-    type=click.Path(path_type=Path),
+    type=FILE,
     metavar="DIR",
     help="Folder that holds the data sets: cifar10/train.parquet and so on.",
 )
 MODELS = click.option(
-    "--models",
-    type=click.Path(path_type=Path),
-    metavar="DIR",
-    help="Where the models lie.  [default: the manifest's folder]",
+    "--models", type=FILE, metavar="DIR", help="Where the models lie.  [default: the manifest's folder]"
 )
 DEVICE = click.option("--device", default="cpu", show_default=True, metavar="cpu|cuda[:N]|auto", help="Where to run.")
 ONLY = click.option("--only", multiple=True, metavar="NAME", help="This model; repeatable.  [default: all]")
@@ -55,13 +53,7 @@ zoo.add_command(show)
 @zoo.command("make")
 @MANIFEST
 @DATA
-@click.option(
-    "-o",
-    "--output",
-    type=click.Path(path_type=Path),
-    metavar="DIR",
-    help="Where they go.  [default: the manifest's folder]",
-)
+@click.option("-o", "--output", type=FILE, metavar="DIR", help="Where they go.  [default: the manifest's folder]")
 @ONLY
 @DEVICE
 @click.option("-q", "--quiet", is_flag=True, help="No progress.")
@@ -89,20 +81,20 @@ def make(manifest: Path, data: Path, output: Path | None, only: tuple[str, ...],
 @zoo.command("list")
 @MANIFEST
 @MODELS
-@click.option("--format", "kind", type=click.Choice(["text", "json"]), default="text", show_default=True)
-def list_models(manifest: Path, models: Path | None, kind: str) -> int:
+@listing
+def list_models(manifest: Path, models: Path | None, form: str) -> int:
     """List the models of a manifest, with what was measured of those that are made.
 
     \b
     bdprune zoo list
     bdprune zoo list my.toml --format json
     """
-    from bdprune.zoo import Shelf, read_manifest
+    from bdprune.zoo import Storage, read_manifest
 
     zoo = read_manifest(manifest)
-    shelf = Shelf(zoo, models)
-    rows = [(entry, shelf.state(entry), shelf.record(entry)) for entry in zoo.models]
-    if kind == "json":
+    storage = Storage(zoo, models)
+    rows = [(entry, storage.state(entry), storage.record(entry)) for entry in zoo.models]
+    if form == "json":
         emit(f"{json.dumps([_entry_json(*row) for row in rows], indent=2)}\n")
     else:
         emit(_table(rows))
@@ -118,7 +110,7 @@ def list_models(manifest: Path, models: Path | None, kind: str) -> int:
 @click.option(
     "--write",
     "document",
-    type=click.Path(path_type=Path),
+    type=FILE,
     metavar="FILE.md",
     help="Put the table of the zoo into this document, if all models agree.",
 )
@@ -142,7 +134,7 @@ def verify(
     bdprune zoo verify zoo/cifar10-w32.toml --data data/ --write docs/zoo.md
     """
     from bdprune.pipeline import parse_device
-    from bdprune.zoo import markdown, misses, read_manifest
+    from bdprune.zoo import markdown, missed_bars, read_manifest
     from bdprune.zoo import verify as verify_models
 
     if document is not None:
@@ -152,7 +144,7 @@ def verify(
     told: dict[str, Any] = {} if quiet else {"say": lambda name: _say(f"measuring {name}")}
     checks = verify_models(manifest, data, models, only, device=parse_device(device), **told)
     zoo = read_manifest(manifest)
-    emit(_check_table(checks, misses(zoo, checks)))
+    emit(_check_table(checks, missed_bars(zoo, checks)))
     if any(check.state in _WRONG for check in checks):
         return exit_codes.FOUND
     if document is not None:
@@ -175,7 +167,7 @@ def _check_table(checks: list[Check], missed: dict[str, list[str]]) -> str:
             figures += [percent(getattr(one, name) if one else None, 2) for one in (check.found, check.truth)]
         bars = "; ".join(missed.get(check.entry.name, [])) or ("met" if check.known else "")
         state = check.state.upper() if check.state in _WRONG else check.state
-        cells.append((plain(check.entry.name), state, *figures, bars))
+        cells.append((check.entry.name, state, *figures, bars))
     return "\n".join(table(cells, "llrrrrrrl")) + "\n"
 
 
@@ -193,7 +185,7 @@ def _table(rows: list[tuple[Entry, str, Truth | None]]) -> str:
     for entry, state, truth in rows:
         shares = (truth.clean_accuracy, truth.attack_success_rate) if truth else (None, None)
         took = seconds(truth.seconds if truth else None)
-        cells.append((plain(entry.name), state, *_attack(entry), *map(percent, shares), took))
+        cells.append((entry.name, state, *_attack(entry), *map(percent, shares), took))
     return "\n".join(table(cells, "lllrrrrr")) + "\n"
 
 

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import click
 
+from bdprune.cli.options import FILE
 from bdprune.cli.outputs import emit
 from bdprune.errors import OptionError
 from bdprune.files import check_writable
@@ -18,25 +19,19 @@ DEFAULT_DATA = Path("zoo/demo/test.npz")
 @click.argument("attack")
 @click.option(
     "--data",
-    type=click.Path(path_type=Path),
+    type=FILE,
     metavar="DIR|FILE",
     help=f"Labelled clean images: a folder per class, .npz, or parquet.  [default: {DEFAULT_DATA}]",
 )
 @click.option("--set", "settings", multiple=True, metavar="KEY=VALUE", help="A setting of the attack; repeatable.")
 @click.option(
     "--trigger",
-    type=click.Path(path_type=Path),
+    type=FILE,
     metavar="FILE.trigger",
     help="What the trigger has learned, as `zoo make` writes it beside a model.",
 )
 @click.option("--count", type=click.IntRange(1, 100), default=5, show_default=True, metavar="N", help="Rows.")
-@click.option(
-    "-o",
-    "--output",
-    type=click.Path(path_type=Path),
-    metavar="FILE.png",
-    help="Where the picture goes.  [default: ATTACK.png]",
-)
+@click.option("-o", "--output", type=FILE, metavar="FILE.png", help="Where the picture goes.  [default: ATTACK.png]")
 def show(
     attack: str, data: Path | None, settings: tuple[str, ...], trigger: Path | None, count: int, output: Path | None
 ) -> int:
@@ -51,16 +46,16 @@ def show(
     from bdprune.attacks import shape_of
     from bdprune.data import load_clean
     from bdprune.files import write_atomically
-    from bdprune.zoo import show as drawing
+    from bdprune.zoo import attack_of, panels, picture, ready_trigger, some_victims, strength
 
-    made = drawing.attack_of(attack, dict(map(_split, settings)))
+    made = attack_of(attack, dict(map(_split, settings)))
     output = output or Path(f"{made.kind}.png")
     check_writable(output)
     clean = load_clean(_source(data), per_class=count)
-    images = drawing.some_victims(made, clean, count)
-    ready = drawing.ready_trigger(made, shape_of(images), trigger)
-    write_atomically(output, drawing.picture(drawing.panels(ready, images)))
-    seen = drawing.strength(ready, images)
+    images = some_victims(made, clean, count)
+    ready = ready_trigger(made, shape_of(images), trigger)
+    write_atomically(output, picture(panels(ready, images)))
+    seen = strength(ready, images)
     emit(
         f"{plain(str(output))}: {made.kind}, {made.trigger_type} trigger on {len(images)} images; "
         f"values change by {255 * seen.mean:.1f}/255 on average and {255 * seen.largest:.1f}/255 at most, "

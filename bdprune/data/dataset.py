@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.utils.data import Subset, TensorDataset
 
 from bdprune.data.decode import image_pixels
-from bdprune.data.source import MAX_IMAGES, Plain, as_class_names, as_labels, as_pixels
+from bdprune.data.source import MAX_IMAGES, ImageSource, as_class_names, as_labels, as_pixels
 from bdprune.errors import DataError, first_line
 
 
@@ -25,7 +25,7 @@ class SizedDataset(Protocol):
     def __getitem__(self, index: int, /) -> Any: ...
 
 
-class DatasetSource(Plain):
+class DatasetSource(ImageSource):
     """Items ``(image, label)``: image a tensor ``[C, H, W]``, an array ``[H, W, C]`` or ``[H, W]``, or a Pillow image.
 
     Pixels are uint8, or floats in [0, 1]: a transform that normalises must be left out. Labels come from
@@ -37,9 +37,8 @@ class DatasetSource(Plain):
     """
 
     def __init__(self, dataset: SizedDataset) -> None:
-        self.name = type(dataset).__name__
+        super().__init__(type(dataset).__name__)
         self._dataset = dataset
-        self.converted: Counter[str] = Counter()
         self.class_names = as_class_names(getattr(dataset, "classes", ()) or ())
         self._count = self._length()
         labels = _known_labels(dataset)
@@ -130,14 +129,12 @@ def _as_image(image: Any, where: str, converted: Counter[str]) -> Tensor:
     pillow = sys.modules.get("PIL.Image")
     if pillow is not None and isinstance(image, pillow.Image):
         return image_pixels(image, where, converted)
-    raise DataError(
-        f"{where} has an image of type {type(image).__name__}.", "Give a tensor, a NumPy array or a Pillow image."
-    )
+    hint = "Give a tensor, a NumPy array or a Pillow image."
+    raise DataError(f"{where} has an image of type {type(image).__name__}.", hint)
 
 
 def _from_array(array: np.ndarray[Any, Any], where: str) -> Tensor:
     if array.ndim != 3:
-        raise DataError(
-            f"{where} has an image of {array.ndim - 1} axes.", "Give [C, H, W] tensors or [H, W, C] arrays."
-        )
+        hint = "Give [C, H, W] tensors or [H, W, C] arrays."
+        raise DataError(f"{where} has an image of {array.ndim - 1} axes.", hint)
     return torch.from_numpy(np.ascontiguousarray(as_pixels(array, where)))

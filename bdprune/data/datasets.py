@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass
+import tomllib
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -61,67 +62,17 @@ class Published:
     signs: bool = False
 
 
-_CIFAR10 = Published(
-    "cifar10",
-    (3, 32, 32),
-    10,
-    {
-        "train": _Facts(
-            50_000,
-            "47af8b02cfcfb6cdf3dbbd1969ad7f1b70f4413f6f80f437b020ee4e5bc8304a",
-            "f5cfe00b0f00968c0cc5ff3b1d2de51b10e33efa277c2986f4e0fa63e58c9f4f",
-        ),
-        "test": _Facts(
-            10_000,
-            "f9b1e2130bab680db56eb06d886f7f1ad0f1183907ceff4659d1735c890f5b04",
-            "cbb7365de8ed11f05cc4c3a1e7f78144127c5e851efd83762fb18202461230bb",
-        ),
-    },
-    ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"),
-)
-_GTSRB_PARTS: dict[Part, _Facts] = {
-    "train": _Facts(
-        39_209,
-        "6c1fdf259fb297099004b60b775706b0fc86e13b334cd29558bcd49c19675a20",
-        "f83cf607019f04ad56229e48da751fa85042b945b7b4b597ee88cb99b08abdd5",
-        "8f3dc4d2544fc2b15d4a7cf8ce287e4db2fb86dcaab4176a1689d8213ebb48d7",
-    ),
-    "test": _Facts(
-        12_630,
-        "b7134a5523f72e29f8eaaf17eb0691ac90dbf75d8117920e6062767ca85a1db8",
-        "b0a244769364bd6a5c3b6c25efee2833ea20a46d7fdcaa19f1f34a2117a94d93",
-        "031e42f32983a414a00301a88d754511fcf44e59e82dcb9d717a4ceaa99f434f",
-    ),
-}
-_IMAGENET12 = Published(
-    "imagenet12",
-    (3, 64, 64),
-    12,
-    {
-        "train": _Facts(
-            11_330,
-            "a42eb12d862baf8b9c7aac1961392207f627de168f562be2c22f151cdff7b47f",
-            "ddf13ebc1b057c8b7ed2b7f4b17e92a958fccd52f480f1c57a475fabfb7c3d98",
-        ),
-        "test": _Facts(
-            1_200,
-            "3535eb039e42d1d88ad90cefe36da62b6b16e221b920439883123f3666188372",
-            "210be27a759e40b54cd0210b671d3d54bb7f996d0d66de749c52ba2648e4824e",
-        ),
-    },
-    (
-        *("tench", "English springer", "Samoyed", "dingo", "cassette player", "chain saw"),
-        *("church", "French horn", "garbage truck", "gas pump", "golf ball", "parachute"),
-    ),
-    jpeg=True,
-)
+def _published() -> dict[str, Published]:
+    found = tomllib.loads(Path(__file__).with_name("published.toml").read_text())
+    for settings in found.values():
+        settings["parts"] = {part: _Facts(**facts) for part, facts in settings["parts"].items()}
+        settings |= {name: tuple(settings[name]) for name in ("shape", "class_names") if name in settings}
+    sets = {name: Published(**settings) for name, settings in found.items()}
+    sets["gtsrb-signs"] = replace(sets["gtsrb"], signs=True)
+    return dict(sorted(sets.items()))
 
-PUBLISHED: dict[str, Published] = {
-    "cifar10": _CIFAR10,
-    "gtsrb": Published("gtsrb", (3, 32, 32), 43, _GTSRB_PARTS),
-    "gtsrb-signs": Published("gtsrb", (3, 32, 32), 43, _GTSRB_PARTS, signs=True),
-    "imagenet12": _IMAGENET12,
-}
+
+PUBLISHED = _published()
 """The sets that are known by name. ``gtsrb`` has the whole photographs, ``gtsrb-signs`` the signs cut out of them."""
 
 
@@ -153,10 +104,8 @@ def read_dataset(root: Path, name: str, part: Part) -> RawImages:
 
 def _read_folders(folder: Path, name: str, part: Part) -> RawImages:
     if not (folder / part).is_dir():
-        raise DataError(
-            f"There is no data set {name!r} in {folder.parent}.",
-            f"Known are {', '.join(PUBLISHED)}; or put {part}.parquet, or {part}/ with a folder per class, there.",
-        )
+        hint = f"Known are {', '.join(PUBLISHED)}; or put {part}.parquet, or {part}/ with a folder per class, there."
+        raise DataError(f"There is no data set {name!r} in {folder.parent}.", hint)
     source, other = FolderSource(folder / part), folder / ("test" if part == "train" else "train")
     if other.is_dir():
         _check_classes(source, FolderSource(other))
@@ -191,10 +140,8 @@ def _images(count: int, shape: tuple[int, ...]) -> str:
 
 
 def _differs(path: Path, difference: str) -> DataError:
-    return DataError(
-        f"{path} is not the published set: {difference}.",
-        "Fetch it again, or call its folder by another name: then it is read without these checks.",
-    )
+    hint = "Fetch it again, or call its folder by another name: then it is read without these checks."
+    return DataError(f"{path} is not the published set: {difference}.", hint)
 
 
 def _labels_digest(labels: Tensor) -> str:
@@ -239,6 +186,5 @@ def _columns(path: Path, names: list[str]) -> dict[str, list[Any]]:
         table = pq.read_table(path, columns=names)
         return {name: table.column(name).to_pylist() for name in names}
     except Exception as error:  # pyarrow fails in many ways; the file was read before, so a column is missing
-        raise DataError(
-            f"{path} lacks a column of {', '.join(names)}: {str(error)[:200]}.", "Fetch it again."
-        ) from error
+        hint = "Fetch it again."
+        raise DataError(f"{path} lacks a column of {', '.join(names)}: {str(error)[:200]}.", hint) from error

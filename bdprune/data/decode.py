@@ -71,9 +71,8 @@ def decode_image(encoded: bytes, where: str, converted: Counter[str] | None = No
 
 
 def _not_decoded(where: str, reason: str) -> DataError:
-    return DataError(
-        f"{where} cannot be decoded as an image: {reason.rstrip('.')}.", f"Remove or replace it; {READ} are read."
-    )
+    hint = f"Remove or replace it; {READ} are read."
+    return DataError(f"{where} cannot be decoded as an image: {reason.rstrip('.')}.", hint)
 
 
 def _check_header(image: ImageFile, encoded: bytes, where: str) -> None:
@@ -149,8 +148,7 @@ def image_pixels(image: Image, where: str, converted: Counter[str] | None = None
 def _check_size(size: tuple[int, int], where: str) -> None:
     width, height = size
     if width * height > MAX_PIXELS:
-        raise DataError(
-            f"{where} claims {width}x{height} pixels, more than the limit of {MAX_PIXELS}.", "Scale it down first."
-        )
+        hint = "Scale it down first."
+        raise DataError(f"{where} claims {width}x{height} pixels, more than the limit of {MAX_PIXELS}.", hint)
     if width * height == 0:
         raise DataError(f"{where} is {width}x{height} pixels large.", "Remove it.")

@@ -9,27 +9,14 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from bdprune.data import tree
 from bdprune.data.decode import MAX_ENCODED_BYTES, decode_image
 from bdprune.data.formats import READ
-from bdprune.data.source import MAX_LABEL, as_class_names
-from bdprune.data.tree import (
-    BROKEN,
-    LOOP,
-    UNIMPORTANT,
-    Walk,
-    counted,
-    identity,
-    image_files,
-    list_folder,
-    plural,
-    reason_against,
-    suffix_of,
-    unreadable,
-)
+from bdprune.data.source import MAX_LABEL, ImageSource, as_class_names
 from bdprune.errors import DataError
 
 
-class FolderSource:
+class FolderSource(ImageSource):
     """Images below ``root/<class>/``, at any depth, through links to files and folders.
 
     Images are known by suffix or by their first bytes. Other files, hidden ones and what systems leave behind
@@ -43,8 +30,7 @@ class FolderSource:
     """
 
     def __init__(self, root: Path) -> None:
-        self.name = str(root)
-        self.converted: Counter[str] = Counter()
+        super().__init__(str(root))
         passed_over: Counter[str] = Counter()
         above = _above(root)
         loops: list[Path] = []
@@ -54,7 +40,7 @@ class FolderSource:
         self._files: list[Path] = []
         labels: list[int] = []
         for label, folder in zip(numbers or range(len(folders)), folders, strict=True):
-            walk = image_files(folder, above)
+            walk = tree.image_files(folder, above)
             _check_class(folder, walk)
             passed_over += walk.passed_over
             loops += walk.loops
@@ -77,19 +63,19 @@ def _above(root: Path) -> set[tuple[int, int]]:
     """The root and all folders that hold it: a link back to one of them would bring in the other classes."""
     try:
         resolved = root.resolve()
-        return {identity(folder) for folder in (resolved, *resolved.parents)}
+        return {tree.identity(folder) for folder in (resolved, *resolved.parents)}
     except (OSError, RuntimeError) as error:
-        raise unreadable(root, error if isinstance(error, OSError) else OSError(str(error))) from error
+        raise tree.unreadable(root, error if isinstance(error, OSError) else OSError(str(error))) from error
 
 
 def _class_folders(root: Path, above: set[tuple[int, int]], passed_over: Counter[str], loops: list[Path]) -> list[Path]:
-    entries = list_folder(root)
+    entries = tree.list_folder(root)
     folders: list[Path] = []
     for entry in entries:
-        reason = reason_against(entry) or _no_class(entry, above)
+        reason = tree.reason_against(entry) or _no_class(entry, above)
         if reason:
             passed_over[reason] += 1
-            loops += [entry] if reason == LOOP else []
+            loops += [entry] if reason == tree.LOOP else []
         else:
             folders.append(entry)
     if not folders:
@@ -101,20 +87,20 @@ def _class_folders(root: Path, above: set[tuple[int, int]], passed_over: Counter
 def _no_class(entry: Path, above: set[tuple[int, int]]) -> str | None:
     try:
         if not entry.is_dir():
-            return suffix_of(entry) if entry.exists() else BROKEN
-        return LOOP if identity(entry) in above else None
+            return tree.suffix_of(entry) if entry.exists() else tree.BROKEN
+        return tree.LOOP if tree.identity(entry) in above else None
     except OSError as error:
-        raise unreadable(entry, error) from error
+        raise tree.unreadable(entry, error) from error
 
 
-def _check_class(folder: Path, walk: Walk) -> None:
+def _check_class(folder: Path, walk: tree.Walk) -> None:
     """An empty class is one without images on purpose; one whose files are all of another kind is a mistake."""
-    other = Counter({what: count for what, count in walk.passed_over.items() if what not in UNIMPORTANT})
+    other = Counter({what: count for what, count in walk.passed_over.items() if what not in tree.UNIMPORTANT})
     if walk.files or not other:
         return
-    held = plural(sum(other.values()), "file")
+    held = tree.plural(sum(other.values()), "file")
     raise DataError(
-        f"The class folder {folder} holds {held} but no image that can be read: {counted(other)}.",
+        f"The class folder {folder} holds {held} but no image that can be read: {tree.counted(other)}.",
         f"Convert its images to PNG, repair its links, or move the folder away if it is not a class; {READ} are read.",
     )
 
@@ -122,10 +108,10 @@ def _check_class(folder: Path, walk: Walk) -> None:
 def _notes(root: Path, passed_over: Counter[str], loops: list[Path]) -> tuple[str, ...]:
     notes = []
     if passed_over:
-        notes.append(f"Passed over in the folder: {counted(passed_over)}.")
+        notes.append(f"Passed over in the folder: {tree.counted(passed_over)}.")
     if loops:
         first = as_class_names([loops[0].relative_to(root)])[0]
-        links = f"{first} and {plural(len(loops) - 1, 'other link')} lead" if loops[1:] else f"{first} leads"
+        links = f"{first} and {tree.plural(len(loops) - 1, 'other link')} lead" if loops[1:] else f"{first} leads"
         notes.append(f"The link {links} back to a folder that was read before; it was not followed.")
     return tuple(notes)
 
@@ -149,4 +135,4 @@ def _read_bytes(path: Path) -> bytes:
         with path.open("rb") as file:
             return file.read(MAX_ENCODED_BYTES + 1)
     except OSError as error:
-        raise unreadable(path, error) from error
+        raise tree.unreadable(path, error) from error

@@ -17,9 +17,9 @@ from bdprune.data.clean import ClassOrder, CleanData, sample_per_class
 from bdprune.data.dataset import DatasetSource, SizedDataset
 from bdprune.data.folder import FolderSource
 from bdprune.data.npz import NpzSource
-from bdprune.data.order import read_order, renumber, shown, start_of_text_order
+from bdprune.data.order import order_pairs, read_order, renumber, start_of_text_order
 from bdprune.data.parquet import ParquetSource
-from bdprune.data.source import MAX_BYTES, ImageSource, as_labels, as_pixels
+from bdprune.data.source import MAX_BYTES, ImageSource, as_labels, as_pixels, reason_of
 from bdprune.errors import DataError, OptionError
 
 _KINDS = "Give a folder with one sub-folder per class, an .npz archive, a parquet file or a torch Dataset."
@@ -63,24 +63,14 @@ def load_clean(
         {0: 2, 1: 2}
     """
     check_per_class(per_class)
-    order = read_order(class_order)
+    order = "number" if class_order is None else read_order(class_order)
     opened = _open(source, input_shape)
     named = isinstance(opened, FolderSource) and bool(opened.class_names)
     ordered = _order_classes(opened.labels, opened.class_names, order, num_classes, opened.name, named_folders=named)
-    generator = torch.Generator().manual_seed(seed)
-    labels = ordered.labels
-    index = torch.arange(len(labels)) if per_class is None else sample_per_class(labels, per_class, generator)
-    read = _read_images(opened, index.tolist(), input_shape)
-    return CleanData(
-        images=read.images,
-        labels=labels[index],
-        source=opened.name,
-        class_names=ordered.names,
-        notes=(*opened.notes, *ordered.notes, *read.notes),
-        passed_over=opened.passed_over,
-        native_size=read.native_size,
-        class_order=ordered.applied,
-    )
+    index = torch.arange(len(ordered.labels))
+    if per_class is not None:
+        index = sample_per_class(ordered.labels, per_class, torch.Generator().manual_seed(seed))
+    return _read_images(opened, ordered, index, input_shape)
 
 
 def check_per_class(per_class: int | None) -> None:
@@ -105,17 +95,16 @@ def check_clean(
         OptionError: ``class_order`` is not an order.
     """
     if data.images.ndim != 4 or not all(data.images.shape[2:]):
-        raise DataError(
-            f"The images of {data.source} have shape {tuple(data.images.shape)}.", "Give images [N, C, H, W]."
-        )
+        hint = "Give images [N, C, H, W]."
+        raise DataError(f"The images of {data.source} have shape {tuple(data.images.shape)}.", hint)
     if len(data.images) and data.images.shape[1] != input_shape[0]:
         raise _wrong_channels(data.source, data.images.shape[1], input_shape[0])
     labels = as_labels(data.labels.detach().cpu().numpy(), data.source)
     if len(data.images) != len(labels):
-        raise DataError(
-            f"{data.source} holds {len(data.images)} images but {len(labels)} labels.", "Give one label an image."
-        )
-    ordered = _order_classes(labels, data.class_names, read_order(class_order), num_classes, data.source)
+        hint = "Give one label an image."
+        raise DataError(f"{data.source} holds {len(data.images)} images but {len(labels)} labels.", hint)
+    order = "number" if class_order is None else read_order(class_order)
+    ordered = _order_classes(labels, data.class_names, order, num_classes, data.source)
     images = data.images.detach().cpu()
     pixels = as_pixels((images.float() if images.is_floating_point() else images).numpy(), data.source)
     return replace(
@@ -153,10 +142,8 @@ def check_bytes(source: str, shape: Sequence[int]) -> None:
     """
     needed = 4 * math.prod(shape)
     if needed > MAX_BYTES:
-        raise DataError(
-            f"The images of {source} would take {needed / 2**30:.1f} GiB of memory.",
-            "Take fewer of each class, for example --per-class 50 (per_class=50).",
-        )
+        hint = "Take fewer of each class, for example --per-class 50 (per_class=50)."
+        raise DataError(f"The images of {source} would take {needed / 2**30:.1f} GiB of memory.", hint)
 
 
 @dataclass(frozen=True)
@@ -179,6 +166,9 @@ def _order_classes(
     named_folders: bool = False,
 ) -> _Ordered:
     """Renumbers the labels and checks that they fit the model."""
+    if order == "number":
+        _check_labels(labels, source, names, num_classes)
+        return _Ordered(labels, names, {})
     if named_folders and order == "text":
         _check_labels(labels, source, names, num_classes)
         return _Ordered(labels, names, {}, ("The class folders have names; their labels are in text order already.",))
@@ -188,7 +178,7 @@ def _order_classes(
     if not applied:
         return _Ordered(placed, renamed, {})
     by = f"text order {start_of_text_order(num_classes)}" if order == "text" and num_classes else "given class order"
-    pairs = shown(applied)
+    pairs = order_pairs(applied)
     note = f"The labels were renumbered by the {by} ({pairs})." if pairs else f"The {by} leaves the labels as they are."
     return _Ordered(placed, renamed, applied, (note,))
 
@@ -215,8 +205,7 @@ def _open_path(path: Path, input_shape: tuple[int, int, int] | None) -> ImageSou
         with path.open("rb") as file:
             magic = file.read(4)
     except (OSError, ValueError) as error:
-        reason = (error.strerror if isinstance(error, OSError) else None) or str(error)
-        raise DataError(f"{path} cannot be read: {reason}.", "Check the path and its permissions.") from error
+        raise DataError(f"{path} cannot be read: {reason_of(error)}.", "Check the path and its permissions.") from error
     if magic == b"PAR1":
         return ParquetSource(path)
     if magic == b"PK\x03\x04":
@@ -238,10 +227,8 @@ def _check_labels(labels: Tensor, source: str, names: Sequence[str], num_classes
     if len(labels) == 1:
         raise DataError(f"{source} holds 1 image.", "Give at least 2 images of different classes.")
     if len(torch.unique(labels)) == 1:
-        raise DataError(
-            f"All {len(labels)} images of {source} are of class {int(labels[0])}.",
-            "Give images of at least 2 classes; otherwise no label stands out.",
-        )
+        hint = "Give images of at least 2 classes; otherwise no label stands out."
+        raise DataError(f"All {len(labels)} images of {source} are of class {int(labels[0])}.", hint)
 
 
 def _out_of_range(labels: Tensor, source: str, num_classes: int) -> DataError:
@@ -253,26 +240,20 @@ def _out_of_range(labels: Tensor, source: str, num_classes: int) -> DataError:
     )
 
 
-@dataclass(frozen=True)
-class _Read:
-    """Images as float32 ``[M, C, H, W]`` in [0, 1], what was done to them, and the one size that all of them had."""
-
-    images: Tensor
-    notes: tuple[str, ...]
-    native_size: tuple[int, int] | None
-
-
-def _read_images(source: ImageSource, index: list[int], input_shape: tuple[int, int, int] | None) -> _Read:
+def _read_images(
+    source: ImageSource, ordered: _Ordered, index: Tensor, input_shape: tuple[int, int, int] | None
+) -> CleanData:
+    """The images at ``index`` of the source, with what was done to them and the one size that all of them had."""
     images = [torch.empty(0)] * len(index)
     size = None if input_shape is None else input_shape[1:]
     sizes: Counter[tuple[int, int]] = Counter()
-    for slot, image in source.read(index):
+    for slot, image in source.read(index.tolist()):
         found = (image.shape[1], image.shape[2])
         size = size or found
         check_bytes(source.name, (len(index), image.shape[0], *size))
         if found != size and input_shape is None:
             raise DataError(
-                f"{source.describe(index[slot])} is {found[0]}x{found[1]}, others are {size[0]}x{size[1]}.",
+                f"{source.describe(int(index[slot]))} is {found[0]}x{found[1]}, others are {size[0]}x{size[1]}.",
                 "Bring all images to one size, or give --input-shape (input_shape).",
             )
         sizes[found] += 1
@@ -283,10 +264,18 @@ def _read_images(source: ImageSource, index: list[int], input_shape: tuple[int, 
     if repeated:
         notes.append(f"{repeated} grey images among colour ones had their channel repeated.")
     if source.converted:
-        notes.append(
-            f"{source.converted.total()} images were converted to grey or RGB from {', '.join(source.converted)}."
-        )
-    return _Read(stack, tuple(notes), next(iter(sizes)) if len(sizes) == 1 else None)
+        kinds = ", ".join(source.converted)
+        notes.append(f"{source.converted.total()} images were converted to grey or RGB from {kinds}.")
+    return CleanData(
+        images=stack,
+        labels=ordered.labels[index],
+        source=source.name,
+        class_names=ordered.names,
+        notes=(*source.notes, *ordered.notes, *notes),
+        passed_over=source.passed_over,
+        native_size=next(iter(sizes)) if len(sizes) == 1 else None,
+        class_order=ordered.applied,
+    )
 
 
 def _resize_note(count: int, found: set[tuple[int, int]], size: tuple[int, int]) -> str:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import zipfile
-from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import IO, Any
@@ -14,7 +13,7 @@ import torch
 from numpy.lib import format as npy
 from torch import Tensor
 
-from bdprune.data.source import MAX_BYTES, MAX_IMAGES, Plain, as_labels, as_pixels
+from bdprune.data.source import MAX_BYTES, MAX_IMAGES, ImageSource, as_labels, as_pixels
 from bdprune.errors import DataError
 
 IMAGE_KEYS = ("images", "x", "X", "data", "x_test")
@@ -24,7 +23,7 @@ _MAX_RATIO = 200
 LABEL_KEYS = ("labels", "y", "Y", "targets", "label", "y_test")
 
 
-class NpzSource(Plain):
+class NpzSource(ImageSource):
     """Images and labels of an ``.npz`` archive.
 
     Images are ``[N, H, W]`` (grey), ``[N, H, W, C]`` or ``[N, C, H, W]``; of the last two, the layout is told by
@@ -34,11 +33,8 @@ class NpzSource(Plain):
         DataError: not an archive of plain arrays, a size in it that can't be, or arrays that are no labelled images.
     """
 
-    class_names: tuple[str, ...] = ()
-
     def __init__(self, path: Path, input_shape: tuple[int, int, int] | None = None) -> None:
-        self.name = str(path)
-        self.converted: Counter[str] = Counter()  # pixels are stored as they are
+        super().__init__(str(path))
         try:
             images, labels = _read_pair(path)
         except DataError:
@@ -51,9 +47,8 @@ class NpzSource(Plain):
         self.labels = as_labels(labels, self.name)
         self._images = _channels_first(images, self.name, input_shape)
         if len(self._images) != len(self.labels):
-            raise DataError(
-                f"{path} holds {len(self._images)} images but {len(self.labels)} labels.", "Give one label an image."
-            )
+            hint = "Give one label an image."
+            raise DataError(f"{path} holds {len(self._images)} images but {len(self.labels)} labels.", hint)
 
     def describe(self, index: int) -> str:
         return f"image {index} of {self.name}"
@@ -83,14 +78,11 @@ def _pick(members: dict[str, zipfile.ZipInfo], keys: tuple[str, ...], kind: str,
 def _read_array(archive: zipfile.ZipFile, info: zipfile.ZipInfo, path: Path) -> np.ndarray[Any, Any]:
     """One array, after its header, its size in the directory and our limit have been found to agree."""
     if info.file_size > MAX_BYTES:
-        raise DataError(
-            f"{info.filename} in {path} unpacks to {info.file_size} bytes.", f"At most {MAX_BYTES} are read."
-        )
+        hint = f"At most {MAX_BYTES} are read."
+        raise DataError(f"{info.filename} in {path} unpacks to {info.file_size} bytes.", hint)
     if info.file_size > _LARGE and info.file_size > _MAX_RATIO * info.compress_size:
-        raise DataError(
-            f"{info.filename} in {path} unpacks from {info.compress_size} bytes to {info.file_size}.",
-            "That is a zip bomb or holds no photographs; write it again without compression (numpy.savez).",
-        )
+        hint = "That is a zip bomb or holds no photographs; write it again without compression (numpy.savez)."
+        raise DataError(f"{info.filename} in {path} unpacks from {info.compress_size} bytes to {info.file_size}.", hint)
     with archive.open(info) as file:
         shape, dtype = _read_header(file, info, path)
         header_bytes = file.tell()
@@ -113,10 +105,8 @@ def _read_header(file: IO[bytes], info: zipfile.ZipInfo, path: Path) -> tuple[tu
         raise DataError(f"{info.filename} in {path} is of .npy version {version}.", "Write plain numeric arrays.")
     shape, _, dtype = readers[version](file)
     if dtype.hasobject or dtype.names:
-        raise DataError(
-            f"{info.filename} in {path} holds Python objects or records, which are never loaded.",
-            "Write plain numeric arrays.",
-        )
+        hint = "Write plain numeric arrays."
+        raise DataError(f"{info.filename} in {path} holds Python objects or records, which are never loaded.", hint)
     if any(size < 0 for size in shape) or (shape and shape[0] > MAX_IMAGES):
         raise DataError(f"{info.filename} in {path} claims shape {shape}.", f"At most {MAX_IMAGES} images are read.")
     return shape, dtype
@@ -128,9 +118,8 @@ def _channels_first(
     if images.ndim == 3:
         return images[:, None]
     if images.ndim != 4:
-        raise DataError(
-            f"The images of {where} have shape {tuple(images.shape)}.", "Give [N, H, W, C], [N, C, H, W] or [N, H, W]."
-        )
+        hint = "Give [N, H, W, C], [N, C, H, W] or [N, H, W]."
+        raise DataError(f"The images of {where} have shape {tuple(images.shape)}.", hint)
     channels = {1, 3} if input_shape is None else {1, 3, input_shape[0]}
     first, last = images.shape[1] in channels, images.shape[3] in channels
     if first and last and input_shape is not None:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from bdprune.data.clean import ClassOrder
-from bdprune.data.source import MAX_LABEL
+from bdprune.data.source import MAX_LABEL, reason_of
 from bdprune.errors import DataError, OptionError
 
 _MAX_FILE = 32 << 20
@@ -78,7 +78,7 @@ def renumber(
     return table[labels], _renamed(names, order), dict(order)
 
 
-def shown(order: Mapping[int, int]) -> str:
+def order_pairs(order: Mapping[int, int]) -> str:
     """The first pairs of an order as a text: ``2→12, 3→23, ...``, those that stay as they are left out."""
     moved = [f"{label}→{place}" for label, place in sorted(order.items()) if label != place]
     return ", ".join([*moved[:_SHOWN], "..."] if len(moved) > _SHOWN else moved)
@@ -94,8 +94,8 @@ def _read_json(path: Path) -> object:
         with path.open("rb") as file:
             content = file.read(_MAX_FILE + 1)
     except (OSError, ValueError) as error:
-        reason = (error.strerror if isinstance(error, OSError) else None) or str(error)
-        raise OptionError(f"The class order {str(path)[:200]!r} cannot be read: {reason}.", _FORMS) from error
+        where = str(path)[:200]
+        raise OptionError(f"The class order {where!r} cannot be read: {reason_of(error)}.", _FORMS) from error
     if len(content) > _MAX_FILE:
         raise OptionError(f"The class order {path} has more than {_MAX_FILE} bytes.", _FORMS)
     try:
@@ -138,16 +138,12 @@ def _whole(value: Any, where: str) -> int:
 def _check_covers(present: list[int], order: Mapping[int, int], num_classes: int | None, where: str) -> None:
     missing = [label for label in present if label not in order]
     if missing:
-        raise DataError(
-            f"Label {missing[0]} of {where} is not in the class order.",
-            "Give every label of the data a label of the model in --class-order.",
-        )
+        hint = "Give every label of the data a label of the model in --class-order."
+        raise DataError(f"Label {missing[0]} of {where} is not in the class order.", hint)
     highest = max(order[label] for label in present)
     if num_classes is not None and highest >= num_classes:
-        raise DataError(
-            f"The class order gives label {highest}, the model has classes 0 to {num_classes - 1}.",
-            "Give labels of the model in --class-order.",
-        )
+        hint = "Give labels of the model in --class-order."
+        raise DataError(f"The class order gives label {highest}, the model has classes 0 to {num_classes - 1}.", hint)
 
 
 def _renamed(names: tuple[str, ...], order: Mapping[int, int]) -> tuple[str, ...]:

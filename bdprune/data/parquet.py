@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +14,7 @@ from torch import Tensor
 
 from bdprune.data.decode import INSTALL_MEND, decode_image
 from bdprune.data.formats import READ
-from bdprune.data.source import MAX_IMAGES, ImageSource, Plain, as_class_names, as_labels
+from bdprune.data.source import MAX_IMAGES, ImageSource, as_class_names, as_labels
 from bdprune.errors import DataError
 
 IMAGE_COLUMNS = ("image", "img")
@@ -65,7 +64,7 @@ def read_source(source: ImageSource) -> RawImages:
     return RawImages(stack, source.labels, source.class_names)
 
 
-class ParquetSource(Plain):
+class ParquetSource(ImageSource):
     """Rows of a parquet file: a column ``image`` (encoded bytes, or a struct with ``bytes``) and a column ``label``.
 
     Labels are read at once, images batch by batch and only where asked for, so memory stays small. A ``path``
@@ -77,8 +76,7 @@ class ParquetSource(Plain):
     """
 
     def __init__(self, path: Path) -> None:
-        self.name = str(path)
-        self.converted: Counter[str] = Counter()
+        super().__init__(str(path))
         try:
             import pyarrow.parquet as pq
         except ImportError as error:
@@ -115,8 +113,8 @@ class ParquetSource(Plain):
             raise DataError(f"{self.name} claims {rows} rows.", f"At most {MAX_IMAGES} are read.")
         self._image_column = self._find(IMAGE_COLUMNS, schema)
         self._label_column = self._find(LABEL_COLUMNS, schema)
-        self._is_struct = self._check_image_type(schema.field(self._image_column).type)
-        self._check_label_type(schema.field(self._label_column).type)
+        columns = (self._image_column, self._label_column)
+        self._is_struct = self._check_types(*(schema.field(name).type for name in columns))
         self.class_names = _class_names(schema.metadata or {}, self._label_column)
 
     def _find(self, names: tuple[str, ...], schema: Any) -> str:
@@ -126,25 +124,20 @@ class ParquetSource(Plain):
         found = ", ".join(as_class_names(schema.names[:12])) or "none"
         raise DataError(f"{self.name} has no single column {names[0]}; its columns: {found}.", "Rename the column.")
 
-    def _check_image_type(self, kind: Any) -> bool:
+    def _check_types(self, image: Any, label: Any) -> bool:
+        """Whether images are structs."""
         import pyarrow as pa
 
-        is_struct = bool(pa.types.is_struct(kind) and kind.get_field_index("bytes") >= 0)
-        cell = kind.field("bytes").type if is_struct else kind
+        is_struct = bool(pa.types.is_struct(image) and image.get_field_index("bytes") >= 0)
+        cell = image.field("bytes").type if is_struct else image
         if not (pa.types.is_binary(cell) or pa.types.is_large_binary(cell) or pa.types.is_binary_view(cell)):
-            raise DataError(
-                f"The column {self._image_column} of {self.name} is of type {str(kind)[:80]}.",
-                f"Store encoded images ({READ}) as bytes, or a struct with a field bytes.",
-            )
+            hint = f"Store encoded images ({READ}) as bytes, or a struct with a field bytes."
+            raise DataError(f"The column {self._image_column} of {self.name} is of type {str(image)[:80]}.", hint)
+        if not pa.types.is_integer(label):
+            kind = str(label)[:80]
+            hint = "Give class numbers from 0."
+            raise DataError(f"The labels of {self.name} are of type {kind}, not integers.", hint)
         return is_struct
-
-    def _check_label_type(self, kind: Any) -> None:
-        import pyarrow as pa
-
-        if not pa.types.is_integer(kind):
-            raise DataError(
-                f"The labels of {self.name} are of type {str(kind)[:80]}, not integers.", "Give class numbers from 0."
-            )
 
     def _read_labels(self) -> Tensor:
         column = self._file.read(columns=[self._label_column]).column(0)

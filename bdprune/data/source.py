@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, Protocol
+from types import MappingProxyType
+from typing import Any
 
 import numpy as np
 import torch
@@ -17,36 +19,32 @@ MAX_LABEL = 1_000_000
 MAX_BYTES = 4 << 30
 
 
-class ImageSource(Protocol):
-    """Labelled images that are decoded one by one, so that sampling comes before decoding."""
+class ImageSource(ABC):
+    """Labelled images that are decoded one by one, so that sampling comes before decoding.
 
-    @property
-    def name(self) -> str:
-        """What to call the data in reports."""
+    Attributes:
+        name: what to call the data in reports.
+        labels: ``[N]`` int64, not negative.
+        class_names: name of each label, empty when unknown.
+        passed_over: how many files of a folder were not taken as images, by suffix or reason.
+        converted: how many of the images that were read are neither grey nor RGB in the source, by what they are there.
+        notes: what a reader should know of the source, one sentence each.
+    """
 
-    @property
-    def labels(self) -> Tensor:
-        """``[N]`` int64, not negative."""
+    labels: Tensor
+    class_names: tuple[str, ...] = ()
+    passed_over: Mapping[str, int] = MappingProxyType({})
+    notes: tuple[str, ...] = ()
 
-    @property
-    def class_names(self) -> tuple[str, ...]:
-        """Name of each label, empty when unknown."""
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.converted: Counter[str] = Counter()
 
-    @property
-    def passed_over(self) -> Mapping[str, int]:
-        """How many files of a folder were not taken as images, by suffix or reason."""
-
-    @property
-    def converted(self) -> Counter[str]:
-        """How many of the images that were read are neither grey nor RGB in the source, by what they are there."""
-
-    @property
-    def notes(self) -> tuple[str, ...]:
-        """What a reader should know of the source, one sentence each."""
-
+    @abstractmethod
     def describe(self, index: int) -> str:
         """What to call image ``index`` in errors."""
 
+    @abstractmethod
     def read(self, index: Sequence[int]) -> Iterator[tuple[int, Tensor]]:
         """Images at ``index``, in any order, as (position in ``index``, ``[C, H, W]``).
 
@@ -54,16 +52,9 @@ class ImageSource(Protocol):
         """
 
 
-class Plain:
-    """The part of a source that passes nothing over and has nothing to say."""
-
-    @property
-    def passed_over(self) -> Mapping[str, int]:
-        return {}
-
-    @property
-    def notes(self) -> tuple[str, ...]:
-        return ()
+def reason_of(error: OSError | ValueError) -> str:
+    """Why a path could not be read, in the system's words."""
+    return (error.strerror if isinstance(error, OSError) else None) or str(error)
 
 
 def as_labels(values: np.ndarray[Any, Any], where: str) -> Tensor:
@@ -75,10 +66,8 @@ def as_labels(values: np.ndarray[Any, Any], where: str) -> Tensor:
     if values.ndim == 2 and values.shape[1] == 1:
         values = values[:, 0]
     if values.ndim != 1:
-        raise DataError(
-            f"The labels of {where} have shape {tuple(values.shape)}, not one label an image.",
-            "Give class numbers from 0; turn one-hot rows into numbers with argmax(axis=1).",
-        )
+        hint = "Give class numbers from 0; turn one-hot rows into numbers with argmax(axis=1)."
+        raise DataError(f"The labels of {where} have shape {tuple(values.shape)}, not one label an image.", hint)
     if not np.issubdtype(values.dtype, np.integer):
         raise DataError(f"The labels of {where} are {values.dtype}, not integers.", "Give class numbers from 0.")
     if values.size and (values.min() < 0 or values.max() > MAX_LABEL):
@@ -97,10 +86,8 @@ def as_pixels(values: np.ndarray[Any, Any], where: str) -> np.ndarray[Any, Any]:
         return values.astype(np.uint8)
     if np.issubdtype(values.dtype, np.integer):
         if values.min() < 0 or values.max() > 255:
-            raise DataError(
-                f"{where} holds integer pixels from {values.min()} to {values.max()}, not 0 to 255.",
-                "Give uint8 pixels, or floats in [0, 1].",
-            )
+            hint = "Give uint8 pixels, or floats in [0, 1]."
+            raise DataError(f"{where} holds integer pixels from {values.min()} to {values.max()}, not 0 to 255.", hint)
         return values.astype(np.uint8)
     if not np.issubdtype(values.dtype, np.floating):
         raise DataError(f"{where} holds pixels of type {values.dtype}.", "Give uint8 pixels, or floats in [0, 1].")
@@ -113,16 +100,12 @@ def _as_unit_floats(values: np.ndarray[Any, Any], where: str) -> np.ndarray[Any,
         raise DataError(f"{where} holds pixels that are NaN or infinite.", "Remove or repair these images.")
     rounding = 1e-6
     if low < -rounding:
-        raise DataError(
-            f"{where} holds float pixels from {low:.3g} to {high:.3g}; they look normalised already.",
-            "Give images in [0, 1] and name the normalisation instead (--normalize).",
-        )
+        hint = "Give images in [0, 1] and name the normalisation instead (--normalize)."
+        raise DataError(f"{where} holds float pixels from {low:.3g} to {high:.3g}; they look normalised already.", hint)
     if high > 1 + rounding:
         looks = "they look like 0 to 255" if 2 < high <= 255 else "the range is unknown"
-        raise DataError(
-            f"{where} holds float pixels from {low:.3g} to {high:.3g}; {looks}.",
-            "Divide by 255, or give uint8 pixels; floats must lie in [0, 1].",
-        )
+        hint = "Divide by 255, or give uint8 pixels; floats must lie in [0, 1]."
+        raise DataError(f"{where} holds float pixels from {low:.3g} to {high:.3g}; {looks}.", hint)
     return values.astype(np.float32).clip(0.0, 1.0)
 
 

@@ -56,10 +56,12 @@ def image_files(folder: Path, above: Iterable[tuple[int, int]] = ()) -> Walk:
     walk, visited, waiting, count = Walk(), set(above), [folder], 0
     while waiting:
         parent = waiting.pop()
-        if not _enter(parent, visited):
+        known = identity(parent)
+        if known in visited:
             walk.loops.append(parent)
             walk.passed_over[LOOP] += 1
             continue
+        visited.add(known)
         entries = list_folder(parent)
         count += len(entries)
         if count > MAX_IMAGES:
@@ -87,8 +89,15 @@ def list_folder(folder: Path) -> list[Path]:
 
 
 def identity(folder: Path) -> tuple[int, int]:
-    """What a folder is known by, whichever links lead to it."""
-    found = folder.stat()
+    """What a folder is known by, whichever links lead to it.
+
+    Raises:
+        DataError: it cannot be read.
+    """
+    try:
+        found = folder.stat()
+    except OSError as error:
+        raise unreadable(folder, error) from error
     return found.st_dev, found.st_ino
 
 
@@ -124,38 +133,22 @@ def unreadable(path: Path, error: OSError) -> DataError:
     return DataError(f"{path} cannot be read: {reason}.", "Check the path and its permissions.")
 
 
-def _enter(folder: Path, visited: set[tuple[int, int]]) -> bool:
-    """Marks a folder as visited; False if it was before."""
-    try:
-        known = identity(folder)
-    except OSError as error:
-        raise unreadable(folder, error) from error
-    if known in visited:
-        return False
-    visited.add(known)
-    return True
-
-
 def _sort_out(path: Path, walk: Walk) -> bool:
-    """True for a folder to enter; a file is noted in ``walk``."""
+    """True for a folder to enter; anything else is noted in ``walk``."""
     reason = reason_against(path)
-    if reason:
-        walk.passed_over[reason] += 1
-        return False
     try:
-        mode = path.stat().st_mode
+        mode = 0 if reason else path.stat().st_mode
     except OSError:  # a link that leads nowhere or to itself
-        walk.passed_over[BROKEN] += 1
-        return False
+        mode, reason = 0, BROKEN
     if stat.S_ISDIR(mode):
         return True
     # Pipes and devices would block or never end.
-    if not stat.S_ISREG(mode):
-        walk.passed_over[NOT_A_FILE] += 1
-    elif path.suffix.lower() in SUFFIXES or is_surely_image(_head(path)):
+    if reason is None and not stat.S_ISREG(mode):
+        reason = NOT_A_FILE
+    if reason is None and (path.suffix.lower() in SUFFIXES or is_surely_image(_head(path))):
         walk.files.append(path)
     else:
-        walk.passed_over[suffix_of(path)] += 1
+        walk.passed_over[reason or suffix_of(path)] += 1
     return False
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from bdprune.analysis import Case, Lipschitz
-from bdprune.methods import Detector, Steps, outlier_evidence
+from bdprune.methods import Detector, Steps
 from bdprune.record import Needs, Rule
 
 
@@ -34,4 +34,4 @@ class LipschitzDetector(Detector):
     def steps(self, case: Case) -> Steps:
         """Scores the weights; clean images are not looked at."""
         scores = yield Lipschitz()
-        return outlier_evidence(self, case, scores, self.threshold)
+        return self.outlier_evidence(case, scores, self.threshold)

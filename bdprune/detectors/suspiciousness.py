@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from bdprune.analysis import Case, Suspiciousness
-from bdprune.methods import Detector, outlier_evidence
+from bdprune.methods import Detector
 from bdprune.record import Evidence, Needs, Rule
 
 
@@ -45,4 +45,4 @@ class SuspiciousnessDetector(Detector):
         """
         self.check(case)
         few = case.sample(self.max_images, self.seed)
-        return outlier_evidence(self, case, few.get(self.score), self.threshold)
+        return self.outlier_evidence(case, few.get(self.score), self.threshold)

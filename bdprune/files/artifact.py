@@ -14,7 +14,8 @@ from bdprune.errors import ArtifactError, NoWeightsError, UnsupportedError
 from bdprune.files import kinds as file_kinds
 from bdprune.files import safetensors_file, torch_file
 from bdprune.files.kinds import HEAD_BYTES, kind_of_bytes
-from bdprune.files.pickle_walk import MAX_PICKLE_BYTES, shown
+from bdprune.files.pickle_walk import MAX_PICKLE_BYTES
+from bdprune.files.quoting import quoted
 from bdprune.files.shards import GIVE_INDEX, MAX_INDEX_BYTES, shard_names
 from bdprune.files.state import Contents, contents_of, is_tensor
 from bdprune.files.state import Path as KeyPath
@@ -26,6 +27,12 @@ if TYPE_CHECKING:
 Format = Literal["torch-zip", "torch-legacy", "safetensors"]
 
 MAX_FILE_BYTES = 8 << 30
+_FORMATS = {
+    file_kinds.TORCH_ZIP: "torch-zip",
+    file_kinds.SAFETENSORS: "safetensors",
+    file_kinds.INDEX: "index",
+    **dict.fromkeys((file_kinds.PICKLE, file_kinds.EMPTY, file_kinds.UNKNOWN, file_kinds.TEXT), "torch-legacy"),
+}
 _GIVE_CHECKPOINT = "Give a checkpoint saved with torch.save or as safetensors."
 
 
@@ -121,7 +128,7 @@ def read_checkpoint(path: str | Path) -> Checkpoint:
         value, metadata = _open(kind, data)
         contents = contents_of(value)
     except ArtifactError as error:
-        raise type(error)(f"Cannot load {path}: {error.message}", error.mend) from None
+        raise type(error)(f"Cannot load {path}: {error.message}", error.hint) from None
     return Checkpoint(path, kind, len(data), hashlib.sha256(data).hexdigest(), value, contents, metadata)
 
 
@@ -173,17 +180,11 @@ def _read(path: Path) -> tuple[bytes, Any]:
 def _format(head: bytes) -> str:
     """The format by the first bytes; the suffix says nothing."""
     kind = kind_of_bytes(head)
-    if kind == file_kinds.TORCH_ZIP:
-        return "torch-zip"
-    if kind == file_kinds.SAFETENSORS:
-        return "safetensors"
-    if kind == file_kinds.INDEX:
-        return "index"
-    if head[257:262] == b"ustar":
+    if kind in _FORMATS:
+        return _FORMATS[kind]
+    if kind == file_kinds.TAR:
         hint = "Load it with an old torch in a place you trust and save its state dict again."
         raise UnsupportedError("it is a tar archive (torch before 0.1.10 wrote those).", hint)
-    if kind in (file_kinds.PICKLE, file_kinds.EMPTY, file_kinds.UNKNOWN, file_kinds.TEXT):
-        return "torch-legacy"
     raise UnsupportedError(f"it is {kind.name}.", _GIVE_CHECKPOINT)
 
 
@@ -239,16 +240,16 @@ def _shard(path: Path) -> tuple[bytes, Format]:
     try:
         data, kind = _read(path)
     except ArtifactError as error:
-        raise type(error)(f"its shard {shown(path.name)} cannot be read: {error.message}", GIVE_INDEX) from None
+        raise type(error)(f"its shard {quoted(path.name)} cannot be read: {error.message}", GIVE_INDEX) from None
     if kind == "index":
-        raise ArtifactError(f"its shard {shown(path.name)} is an index itself.", GIVE_INDEX)
+        raise ArtifactError(f"its shard {quoted(path.name)} is an index itself.", GIVE_INDEX)
     return data, kind
 
 
 def _check_shard(name: str, part: Any, expected: set[str]) -> None:
     if not isinstance(part, dict) or not all(map(is_tensor, part.values())):
-        raise ArtifactError(f"its shard {shown(name)} is not a map of names to tensors.", GIVE_INDEX)
+        raise ArtifactError(f"its shard {quoted(name)} is not a map of names to tensors.", GIVE_INDEX)
     odd = sorted(map(str, expected ^ set(part)))
     if odd:
         where = "only the index names" if odd[0] in expected else "the index does not name"
-        raise ArtifactError(f"{where} the tensor {shown(odd[0])} of the shard {shown(name)}.", GIVE_INDEX)
+        raise ArtifactError(f"{where} the tensor {quoted(odd[0])} of the shard {quoted(name)}.", GIVE_INDEX)

@@ -75,7 +75,7 @@ _MAGIC: tuple[tuple[bytes, FileKind], ...] = (
 )
 _ONNX = FileKind("an ONNX model, or another one in protobuf", "possible")
 _TFLITE = FileKind("a TensorFlow Lite model", "possible")
-_TAR = FileKind("a tar archive", "possible")
+TAR = FileKind("a tar archive", "possible")
 _ZIP = FileKind("a zip archive", "possible")
 _EVENTS = FileKind("a TensorBoard log", "none")
 _WEBP = FileKind("a WebP image", "none")
@@ -124,7 +124,7 @@ def looks_like_safetensors(head: bytes) -> bool:
 
 def _kind_by_layout(head: bytes) -> FileKind:
     if head[257:262] == b"ustar":
-        return _TAR
+        return TAR
     if head[4:8] == b"TFL3":
         return _TFLITE
     if head[:4] == b"RIFF" and head[8:12] == b"WEBP":

@@ -87,6 +87,5 @@ def is_special(path: Path) -> bool:
 
 
 def _unwritable(path: Path, error: OSError) -> OutputError:
-    return OutputError(
-        f"{str(path)[:200]} cannot be written: {error.strerror or error}.", "Give a place that can be written."
-    )
+    hint = "Give a place that can be written."
+    return OutputError(f"{str(path)[:200]} cannot be written: {error.strerror or error}.", hint)

@@ -12,36 +12,22 @@ import io
 import itertools
 import pickletools
 import warnings
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator
 from typing import Any, NoReturn
 
 from bdprune.errors import ArtifactError
+from bdprune.files import pickle_claims as claims
+from bdprune.files.quoting import quoted
 
 MAX_PICKLE_BYTES = 16 << 20
 MAX_OPCODES = 1_000_000
 MAX_COPIED = 2 << 20
 """Entries and bytes that calls may copy in all: one long list in the memo can be copied by five bytes of pickle."""
-MAX_DIMENSIONS = 16
 
 _RESAVE = "Save it again with torch.save(model.state_dict(), path)."
 _TRUST = "Nothing was run. If you trust where it comes from, save only its tensors there: torch.save(state_dict, path)."
 _QUANTISED = "Give the float32 checkpoint from before quantisation."
 
-ITEM_BYTES = {
-    "DoubleStorage": 8,
-    "FloatStorage": 4,
-    "HalfStorage": 2,
-    "BFloat16Storage": 2,
-    "LongStorage": 8,
-    "IntStorage": 4,
-    "ShortStorage": 2,
-    "CharStorage": 1,
-    "ByteStorage": 1,
-    "BoolStorage": 1,
-    "ComplexFloatStorage": 8,
-    "ComplexDoubleStorage": 16,
-}
 # fmt: off
 _DTYPES = frozenset("torch." + name for name in (
     "float64", "float32", "float16", "bfloat16", "int64", "int32", "int16", "int8", "uint8", "bool", "complex64",
@@ -50,64 +36,19 @@ _DTYPES = frozenset("torch." + name for name in (
 # fmt: on
 
 
-@dataclass(frozen=True)
-class GlobalName:
-    """``module.name`` that a pickle refers to."""
-
-    name: str
+_DAMAGED = (ValueError, IndexError, KeyError, TypeError, OverflowError, MemoryError)
+"""What bytes that are no pickle make the reader of opcodes raise, and opcodes that make no sense the machine."""
 
 
-@dataclass(frozen=True)
-class StorageClaim:
-    """A run of ``count`` elements of ``item_bytes`` bytes, stored under ``key``."""
-
-    key: str
-    kind: str
-    item_bytes: int
-    count: int
+def _opcodes(stream: io.BytesIO) -> Iterator[tuple[str, Any, int | None]]:
+    """Name, argument and position of each opcode."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # genops warns of backslashes in names
+        for opcode, argument, position in pickletools.genops(stream):
+            yield opcode.name, argument, position
 
 
-@dataclass(frozen=True)
-class TensorClaim:
-    """A strided view of a storage."""
-
-    storage: StorageClaim
-    offset: int
-    size: tuple[int, ...]
-    stride: tuple[int, ...]
-
-    @property
-    def count(self) -> int:
-        """Number of elements."""
-        return _product(self.size)
-
-
-class OrderedClaim(dict[Any, Any]):
-    """Stands for a ``collections.OrderedDict``: the only object whose attributes a pickle may set."""
-
-
-@dataclass
-class Walked:
-    """What a pickle describes.
-
-    Attributes:
-        value: the object, with ``TensorClaim`` and ``GlobalName`` in place of tensors and globals.
-        storages: every storage it refers to, by key.
-        tensors: every tensor it builds, in order.
-    """
-
-    value: Any
-    storages: dict[str, StorageClaim] = field(default_factory=dict)
-    tensors: list[TensorClaim] = field(default_factory=list)
-
-
-def shown(text: object, limit: int = 80) -> str:
-    """``text`` quoted for a message: escapes control characters and cuts what a file made too long."""
-    quoted = ascii(str(text)[: limit + 1])
-    return quoted if len(quoted) <= limit else quoted[: limit - 3] + "..."
-
-
-def walk(stream: io.BytesIO, what: str) -> Walked:
+def walk(stream: io.BytesIO, what: str) -> claims.Walked:
     """Reads one pickle from ``stream`` and leaves it right behind the pickle's end.
 
     Args:
@@ -121,14 +62,12 @@ def walk(stream: io.BytesIO, what: str) -> Walked:
     start = stream.tell()
     machine = _Machine(what)
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # genops warns of backslashes in names
-            for count, (opcode, argument, position) in enumerate(pickletools.genops(stream)):
-                if count > MAX_OPCODES or (position or start) - start > MAX_PICKLE_BYTES:
-                    raise ArtifactError(f"the {what} is far larger than any state dict needs.", _RESAVE)
-                machine.step(opcode.name, argument)
-    except (ValueError, IndexError, KeyError, TypeError, OverflowError, MemoryError) as error:
-        raise ArtifactError(f"the {what} is damaged: {shown(error)}.", "Fetch the file again.") from None
+        for count, (opcode, argument, position) in enumerate(_opcodes(stream)):
+            if count > MAX_OPCODES or (position or start) - start > MAX_PICKLE_BYTES:
+                raise ArtifactError(f"the {what} is far larger than any state dict needs.", _RESAVE)
+            machine.step(opcode, argument)
+    except _DAMAGED as error:
+        raise ArtifactError(f"the {what} is damaged: {quoted(error)}.", "Fetch the file again.") from None
     return machine.finish()
 
 
@@ -136,17 +75,15 @@ def first_global(stream: io.BytesIO) -> str | None:
     """Name of the first global that a pickle of any protocol refers to, as far as it can be read; None for none."""
     strings: list[str] = []
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            for opcode, argument, _ in itertools.islice(pickletools.genops(stream), MAX_OPCODES):
-                if opcode.name in ("GLOBAL", "INST"):
-                    return _dotted(str(argument))
-                if opcode.name == "STACK_GLOBAL":
-                    return _dotted(" ".join(strings[-2:]))
-                if isinstance(argument, str):
-                    strings = [*strings[-1:], argument]
-    except (ValueError, IndexError, KeyError, TypeError, OverflowError, MemoryError):
-        return None
+        for opcode, argument, _ in itertools.islice(_opcodes(stream), MAX_OPCODES):
+            if opcode in ("GLOBAL", "INST"):
+                return _dotted(str(argument))
+            if opcode == "STACK_GLOBAL":
+                return _dotted(" ".join(strings[-2:]))
+            if isinstance(argument, str):
+                strings = [*strings[-1:], argument]
+    except _DAMAGED:
+        pass
     return None
 
 
@@ -158,16 +95,14 @@ def plain_globals(stream: io.BytesIO) -> tuple[list[str], set[str]]:
     names: list[str] = []
     strings: set[str] = set()
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            for opcode, argument, _ in itertools.islice(pickletools.genops(stream), MAX_OPCODES):
-                if opcode.name == "GLOBAL":
-                    names.append(_dotted(str(argument)))
-                elif opcode.name in ("STACK_GLOBAL", "INST", "OBJ", "EXT1", "EXT2", "EXT4", "PERSID"):
-                    return [], set()
-                elif isinstance(argument, str):
-                    strings.add(argument)
-    except (ValueError, IndexError, KeyError, TypeError, OverflowError, MemoryError):
+        for opcode, argument, _ in itertools.islice(_opcodes(stream), MAX_OPCODES):
+            if opcode == "GLOBAL":
+                names.append(_dotted(str(argument)))
+            elif opcode in ("STACK_GLOBAL", "INST", "OBJ", "EXT1", "EXT2", "EXT4", "PERSID"):
+                return [], set()
+            elif isinstance(argument, str):
+                strings.add(argument)
+    except _DAMAGED:
         return [], set()
     return names, strings
 
@@ -175,8 +110,8 @@ def plain_globals(stream: io.BytesIO) -> tuple[list[str], set[str]]:
 def refuse_global(name: str, what: str) -> NoReturn:
     """Raises the ArtifactError for a pickle that refers to ``name``."""
     if "qtensor" in name or name.startswith("torch.Q"):
-        raise ArtifactError(f"the {what} holds quantised tensors ({shown(name)}).", _QUANTISED)
-    raise ArtifactError(f"the {what} asks to run {shown(name)}, which no state dict needs.", _TRUST)
+        raise ArtifactError(f"the {what} holds quantised tensors ({quoted(name)}).", _QUANTISED)
+    raise ArtifactError(f"the {what} asks to run {quoted(name)}, which no state dict needs.", _TRUST)
 
 
 class _Machine:
@@ -188,7 +123,7 @@ class _Machine:
         self.marks: list[list[Any]] = []
         self.memo: dict[int, Any] = {}
         self.copied = 0
-        self.result = Walked(None)
+        self.result = claims.Walked(None)
 
     def step(self, opcode: str, argument: Any) -> None:
         if opcode in _PUSH_ARGUMENT:
@@ -204,7 +139,7 @@ class _Machine:
         else:
             raise ArtifactError(f"the {self.what} uses the pickle opcode {opcode}, which no state dict needs.", _RESAVE)
 
-    def finish(self) -> Walked:
+    def finish(self) -> claims.Walked:
         self.result.value = self.stack[0]
         return self.result
 
@@ -258,18 +193,18 @@ class _Machine:
         name = _dotted(argument)
         if name not in _CALLS and name not in _DTYPES and name not in _STORAGES:
             refuse_global(name, self.what)
-        self.stack.append(GlobalName(name))
+        self.stack.append(claims.GlobalName(name))
 
     def reduce(self, _: object) -> None:
         arguments, function = self.stack.pop(), self.stack.pop()
-        if type(function) is not GlobalName or function.name not in _CALLS or type(arguments) is not tuple:
+        if type(function) is not claims.GlobalName or function.name not in _CALLS or type(arguments) is not tuple:
             raise ValueError("a call of something that is no function")
         self.stack.append(_CALLS[function.name](self, *arguments))
 
     def build(self, _: object) -> None:
         state = self.stack.pop()
         # Any other attribute could shadow a method (items, values) of the dict that is read later.
-        if type(self.stack[-1]) is not OrderedClaim or type(state) is not dict or set(state) - {"_metadata"}:
+        if type(self.stack[-1]) is not claims.OrderedClaim or type(state) is not dict or set(state) - {"_metadata"}:
             raise ArtifactError(f"the {self.what} sets attributes that no state dict has.", _TRUST)
 
     def persistent(self, _: object) -> None:
@@ -279,11 +214,11 @@ class _Machine:
         kind, key, location, count = claim[1:5]
         if len(claim) == 6 and claim[5] is not None:
             raise ArtifactError(f"the {self.what} holds views of storages in a form older than 2017.", _RESAVE)
-        if type(kind) is not GlobalName or kind.name not in _STORAGES or not isinstance(location, str):
+        if type(kind) is not claims.GlobalName or kind.name not in _STORAGES or not isinstance(location, str):
             raise ValueError("a storage of no known type")
-        if type(key) is not str or not _is_count(count):
+        if type(key) is not str or not claims.is_count(count):
             raise ValueError("a storage without a key or length")
-        storage = StorageClaim(key, kind.name, _STORAGES[kind.name], count)
+        storage = claims.StorageClaim(key, kind.name, _STORAGES[kind.name], count)
         if self.result.storages.setdefault(key, storage) != storage:
             raise ValueError(f"storage {key} is claimed with two lengths or types")
         self.stack.append(storage)
@@ -295,7 +230,7 @@ class _Machine:
 
     def _set(self, key: Any, value: Any) -> None:
         target = self.stack[-1]
-        if type(target) not in (dict, OrderedClaim):
+        if type(target) not in (dict, claims.OrderedClaim):
             raise ValueError("an item set on something that is no dict")
         target[_checked_key(key)] = value
 
@@ -305,8 +240,8 @@ class _Machine:
         if self.copied > MAX_COPIED:
             raise ArtifactError(f"the {self.what} unpacks to far more than any state dict needs.", _RESAVE)
 
-    def ordered_dict(self, pairs: object = ()) -> OrderedClaim:
-        return OrderedClaim((_checked_key(key), value) for key, value in self._sequence(pairs))
+    def ordered_dict(self, pairs: object = ()) -> claims.OrderedClaim:
+        return claims.OrderedClaim((_checked_key(key), value) for key, value in self._sequence(pairs))
 
     def counter(self, counts: object = None) -> dict[Any, Any]:
         if counts is not None and type(counts) is not dict:
@@ -317,27 +252,27 @@ class _Machine:
     def set_(self, items: object = ()) -> frozenset[Any]:
         return frozenset(_checked_key(item) for item in self._sequence(items))
 
-    def tensor(self, storage: Any, offset: Any, size: Any, stride: Any, *rest: Any) -> TensorClaim:
-        if len(rest) >= 2 and rest[1] is not None and (type(rest[1]) is not OrderedClaim or rest[1]):
+    def tensor(self, storage: Any, offset: Any, size: Any, stride: Any, *rest: Any) -> claims.TensorClaim:
+        if len(rest) >= 2 and rest[1] is not None and (type(rest[1]) is not claims.OrderedClaim or rest[1]):
             raise ArtifactError(f"the {self.what} attaches hooks to a tensor.", _TRUST)
         if len(rest) > 2 and rest[2]:
             raise ArtifactError(f"the {self.what} attaches metadata to a tensor.", _RESAVE)
-        if type(storage) is not StorageClaim:
+        if type(storage) is not claims.StorageClaim:
             raise ValueError("a tensor without a storage")
-        claim = TensorClaim(storage, offset, size, stride)
-        _check_view(claim, self.what)
+        claim = claims.TensorClaim(storage, offset, size, stride)
+        claims.check_view(claim, self.what)
         self.result.tensors.append(claim)
         return claim
 
-    def parameter(self, data: Any, requires_grad: Any, hooks: Any) -> TensorClaim:
-        if type(data) is not TensorClaim or type(requires_grad) is not bool:
+    def parameter(self, data: Any, requires_grad: Any, hooks: Any) -> claims.TensorClaim:
+        if type(data) is not claims.TensorClaim or type(requires_grad) is not bool:
             raise ValueError("a parameter without a tensor")
-        if type(hooks) is not OrderedClaim or hooks:
+        if type(hooks) is not claims.OrderedClaim or hooks:
             raise ArtifactError(f"the {self.what} attaches hooks to a parameter.", _TRUST)
         return data
 
     def size(self, sizes: object = ()) -> tuple[int, ...]:
-        if type(sizes) is not tuple or not all(_is_count(size) for size in sizes):
+        if type(sizes) is not tuple or not all(claims.is_count(size) for size in sizes):
             raise ValueError("a torch.Size of something else than whole numbers")
         return sizes
 
@@ -402,7 +337,7 @@ _CALLS: dict[str, Callable[..., Any]] = {
     "torch.device": _Machine.device,
     "_codecs.encode": _Machine.encode,
 }
-_STORAGES = {f"torch.{name}": size for name, size in ITEM_BYTES.items()} | {"torch.storage.UntypedStorage": 1}
+_STORAGES = {f"torch.{name}": size for name, size in claims.ITEM_BYTES.items()} | {"torch.storage.UntypedStorage": 1}
 
 
 def _dotted(module_and_name: str) -> str:
@@ -416,30 +351,3 @@ def _checked_key(key: object) -> object:
     if key is not None and type(key) not in (str, int, float, bool, bytes):
         raise ValueError(f"a key of type {type(key).__name__}")
     return key
-
-
-def _is_count(value: object) -> bool:
-    return type(value) is int and 0 <= value < 1 << 62
-
-
-def _product(sizes: Iterable[int]) -> int:
-    total = 1
-    for size in sizes:
-        total *= size
-    return total
-
-
-def _check_view(claim: TensorClaim, what: str) -> None:
-    """Every element must lie inside the storage, and none may be claimed twice (a stride of 0 is a cheap bomb)."""
-    size, stride = claim.size, claim.stride
-    if type(size) is not tuple or type(stride) is not tuple or len(size) != len(stride) or len(size) > MAX_DIMENSIONS:
-        raise ValueError("a tensor without size and stride")
-    if not all(_is_count(number) for number in (claim.offset, *size, *stride)):
-        raise ValueError("a tensor with a size, stride or offset that is no whole number")
-    last = claim.offset + sum((length - 1) * step for length, step in zip(size, stride, strict=True))
-    if claim.count and (last >= claim.storage.count or claim.count > claim.storage.count):
-        raise ArtifactError(
-            f"the {what} claims a tensor of size {shown(size)} ({claim.count} elements) "
-            f"on a storage of {claim.storage.count} elements.",
-            "The file is damaged or hostile; fetch it again from a source you trust.",
-        )

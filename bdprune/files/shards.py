@@ -7,7 +7,7 @@ import re
 from pathlib import Path
 
 from bdprune.errors import ArtifactError
-from bdprune.files.pickle_walk import shown
+from bdprune.files.quoting import quoted
 
 MAX_INDEX_BYTES = 64 << 20
 GIVE_INDEX = "Give a folder that holds the index and all of its shards."
@@ -34,7 +34,7 @@ def shard_names(data: bytes) -> dict[str, str]:
         raise ArtifactError("the index has no map of tensors to files (weight_map).", GIVE_INDEX)
     for name in set(names.values()):
         if Path(name).name != name or "\\" in name or "\0" in name or name == "..":
-            raise ArtifactError(f"the index names {shown(name)}, which is not a file beside it.", GIVE_INDEX)
+            raise ArtifactError(f"the index names {quoted(name)}, which is not a file beside it.", GIVE_INDEX)
     if len(set(names.values())) > _MAX_SHARDS:
         raise ArtifactError(f"the index names {len(set(names.values()))} files.", GIVE_INDEX)
     return dict(names)

@@ -8,34 +8,20 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeGuard
 
 from bdprune.errors import ArtifactError, NoWeightsError, UnsupportedError
-from bdprune.files.pickle_walk import shown
+from bdprune.files.quoting import quoted
 
 if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
 # In order of preference: the weights as trained before their averages.
+# fmt: off
 WRAPPERS = (
-    "state_dict",
-    "model_state_dict",
-    "model_state",
-    "model",
-    "net",
-    "network",
-    "net_state_dict",
-    "network_state_dict",
-    "weights",
-    "params",
-    "netC",
-    "classifier",
-    "backbone",
-    "module",
-    "model_ema",
-    "state_dict_ema",
-    "ema_state_dict",
-    "ema",
-    "ema_model",
+    "state_dict", "model_state_dict", "model_state", "model", "net", "network", "net_state_dict",
+    "network_state_dict", "weights", "params", "netC", "classifier", "backbone", "module", "model_ema",
+    "state_dict_ema", "ema_state_dict", "ema", "ema_model",
 )
+# fmt: on
 # Written beside the weights by averaging and by profilers; not part of any network.
 _COUNTERS = ("n_averaged", "total_ops", "total_params")
 _MAX_DEPTH = 32
@@ -66,7 +52,7 @@ class StateDict:
     @property
     def name(self) -> str:
         """Its first path joined by ``/``; empty when it is the checkpoint itself."""
-        return joined(self.paths[0])
+        return join_path(self.paths[0])
 
     def tensors(self) -> dict[str, Tensor]:
         """Its tensors that may belong to a network, in order."""
@@ -80,12 +66,12 @@ class Contents:
 
     Attributes:
         states: its state dicts, the preferred one first.
-        beside: names of weights that stand outside of them, such as a list of averaged tensors.
+        outside: names of weights that stand outside of them, such as a list of averaged tensors.
         optimisers: paths of the states of optimisers, joined by ``/``; their tensors are not weights.
     """
 
     states: tuple[StateDict, ...]
-    beside: tuple[str, ...] = ()
+    outside: tuple[str, ...] = ()
     optimisers: tuple[str, ...] = ()
 
 
@@ -99,20 +85,20 @@ def contents_of(checkpoint: object) -> Contents:
     search = _Search()
     search.visit(checkpoint)
     found = search.states or search.others
-    beside = list(search.beside)
+    outside = list(search.outside)
     if search.states:  # what only may be a state dict is named beside those that surely are
-        beside += [
+        outside += [
             f"{state.name or 'the checkpoint itself'}: {len(state.tensors())} tensors"
             for state in search.others.values()
             if _is_network(state)
         ]
     states = sorted(found.values(), key=lambda state: _rank(state.paths[0]))
-    if not states and not beside:
+    if not states and not outside:
         raise NoWeightsError(f"it holds no weights but {_what_else(checkpoint, search.optimisers)}.", _SAVE_STATE)
     if not states:
         kind = _keys_of(checkpoint) if isinstance(checkpoint, dict) else f"a {type(checkpoint).__name__}"
         raise UnsupportedError(f"it holds no state dict but {kind}.", _SAVE_STATE)
-    return Contents(tuple(states), tuple(beside), tuple(search.optimisers))
+    return Contents(tuple(states), tuple(outside), tuple(search.optimisers))
 
 
 class _Search:
@@ -121,7 +107,7 @@ class _Search:
     def __init__(self) -> None:
         self.states: dict[int, StateDict] = {}
         self.others: dict[int, StateDict] = {}
-        self.beside: list[str] = []
+        self.outside: list[str] = []
         self.optimisers: list[str] = []
         self._visits: Counter[int] = Counter()
 
@@ -138,42 +124,42 @@ class _Search:
                 self._visit_list(path, node)
             below = _containers(node)
             if len(path) >= _MAX_DEPTH:
-                self._note([f"{joined((*path, key))} (nested too deeply)" for key, _ in below][:1], path, node)
+                self._note([f"{join_path((*path, key))} (nested too deeply)" for key, _ in below][:1], node)
                 continue
             steps = _is_optimiser(node)
             queue += [((*path, key), value, of_optimiser or (steps and key == "state")) for key, value in below]
 
     def _visit_dict(self, path: Path, node: Mapping[Any, Any], of_optimiser: bool) -> None:
         if _is_optimiser(node):
-            self.optimisers.append(joined(path))
+            self.optimisers.append(join_path(path))
         kept = self.states if _is_state(node) else self.others if _may_be_state(node) and not of_optimiser else None
         if kept is not None:
             known = kept.get(id(node))
             kept[id(node)] = StateDict((*known.paths, path) if known else (path,), node)
         elif not of_optimiser:
             single = [key for key, value in node.items() if _is_kernel(value) or _is_flat(value)]
-            self._note([joined((*path, key)) for key in single])
+            self._note([join_path((*path, key)) for key in single])
 
     def _visit_list(self, path: Path, node: object) -> None:
         values = node if isinstance(node, list | tuple) else ()
         named = [value[1] if _is_pair(value) else value for value in values]
         weights = [index for index, value in enumerate(named) if _is_weight(value)]
         if len(weights) > 1:  # one matrix is a measurement, several are the parameters of a network
-            self._note([f"{joined(path)}[{index}]" for index in weights])
-        self._note([f"{joined(path)}[{index}]" for index, value in enumerate(named) if _is_flat(value)])
+            self._note([f"{join_path(path)}[{index}]" for index in weights])
+        self._note([f"{join_path(path)}[{index}]" for index, value in enumerate(named) if _is_flat(value)])
 
-    def _note(self, names: list[str], path: Path = (), node: object = None) -> None:
+    def _note(self, names: list[str], node: object = None) -> None:
         if node is not None and self._visits[id(node)] > 1:
             return  # a loop, which has been looked at already
-        self.beside += [shown(name, 120).strip("'") for name in names[: _MAX_NAMED - len(self.beside)]]
+        self.outside += [quoted(name, 120).strip("'") for name in names[: _MAX_NAMED - len(self.outside)]]
 
     def _check_forgotten(self, node: object) -> None:
         if id(node) in self.states or id(node) in self.others:
             raise UnsupportedError(f"it holds one state dict in more than {_MOST_PLACES} places.", _SAVE_STATE)
 
 
-def joined(path: Path) -> str:
-    """``path`` as it is shown and chosen: keys with ``/`` between them."""
+def join_path(path: tuple[object, ...]) -> str:
+    """Keys that lead to a state dict, as they are shown and chosen: with ``/`` between them."""
     return "/".join(map(str, path))
 
 
@@ -204,7 +190,7 @@ def check_expansion(tensors: Mapping[str, Tensor], file_bytes: int) -> None:
         raise ArtifactError(f"its tensors claim {total} elements in a file of {file_bytes} bytes.", hint)
 
 
-def typed(name: str, tensor: Tensor, dtype: torch.dtype) -> Tensor:
+def with_dtype(name: str, tensor: Tensor, dtype: torch.dtype) -> Tensor:
     """A copy of ``tensor`` in the type that a network has for it, with memory of its own.
 
     Raises:
@@ -213,10 +199,10 @@ def typed(name: str, tensor: Tensor, dtype: torch.dtype) -> Tensor:
     import torch
 
     if tensor.layout != torch.strided or tensor.is_quantized or tensor.is_complex():
-        raise ArtifactError(f"the tensor {shown(name)} is {tensor.dtype}, {tensor.layout}.", _SAVE_STATE)
+        raise ArtifactError(f"the tensor {quoted(name)} is {tensor.dtype}, {tensor.layout}.", _SAVE_STATE)
     if dtype.is_floating_point and not tensor.is_floating_point():
         raise ArtifactError(
-            f"the tensor {shown(name)} of shape {tuple(tensor.shape)} holds whole numbers ({tensor.dtype}), "
+            f"the tensor {quoted(name)} of shape {tuple(tensor.shape)} holds whole numbers ({tensor.dtype}), "
             "so the model is quantised.",
             "Give the float32 checkpoint from before quantisation.",
         )
@@ -234,12 +220,12 @@ def check_finite(tensors: Mapping[str, Tensor]) -> None:
         name, count = next(iter(broken.items()))
         more = f"; so have {len(broken) - 1} more tensors" if len(broken) > 1 else ""
         raise ArtifactError(
-            f"the tensor {shown(name)} has {count} of {tensors[name].numel()} values NaN or infinite{more}.",
+            f"the tensor {quoted(name)} has {count} of {tensors[name].numel()} values NaN or infinite{more}.",
             "The training diverged or the file is damaged; give an earlier checkpoint.",
         )
     for name, tensor in tensors.items():
         if name.endswith("running_var") and (tensor < 0).any():
-            raise ArtifactError(f"the variance {shown(name)} is negative.", "The file is damaged; fetch it again.")
+            raise ArtifactError(f"the variance {quoted(name)} is negative.", "The file is damaged; fetch it again.")
 
 
 def _containers(node: object) -> list[tuple[Any, object]]:
@@ -307,7 +293,7 @@ def _rank(path: Path) -> tuple[int, ...]:
 
 
 def _keys_of(checkpoint: Mapping[Any, Any]) -> str:
-    names = ", ".join(shown(key, 40) for key in list(checkpoint)[:5])
+    names = ", ".join(quoted(key, 40) for key in list(checkpoint)[:5])
     return f"the keys {names}" if names else "an empty dict"
 
 

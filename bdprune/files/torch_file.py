@@ -14,16 +14,9 @@ from collections.abc import Mapping
 from typing import Any
 
 from bdprune.errors import ArtifactError, UnsupportedError
-from bdprune.files.pickle_walk import (
-    MAX_PICKLE_BYTES,
-    StorageClaim,
-    Walked,
-    first_global,
-    plain_globals,
-    refuse_global,
-    shown,
-    walk,
-)
+from bdprune.files.pickle_claims import StorageClaim, Walked
+from bdprune.files.pickle_walk import MAX_PICKLE_BYTES, first_global, plain_globals, refuse_global, walk
+from bdprune.files.quoting import quoted
 
 LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
 _LEGACY_PROTOCOL = 1001
@@ -33,24 +26,14 @@ _FETCH = "The file is damaged; fetch it again."
 _HOSTILE = "The file is damaged or hostile; fetch it again from a source you trust."
 _GIVE = "Give a checkpoint saved with torch.save or as safetensors."
 _MAX_ARGUMENTS = 64 << 10
-_ARGUMENT_TYPES = frozenset(
-    {
-        "_codecs.encode",
-        "argparse.Namespace",
-        "collections.OrderedDict",
-        "datetime.timedelta",
-        "numpy._core.multiarray._reconstruct",
-        "numpy._core.multiarray.scalar",
-        "numpy.core.multiarray._reconstruct",
-        "numpy.core.multiarray.scalar",
-        "numpy.dtype",
-        "numpy.ndarray",
-        "pathlib.PosixPath",
-        "torch.ByteStorage",
-        "torch._utils._rebuild_tensor_v2",
-        "torch.device",
-    }
-)
+# fmt: off
+_ARGUMENT_TYPES = frozenset({
+    "_codecs.encode", "argparse.Namespace", "collections.OrderedDict", "datetime.timedelta",
+    "numpy._core.multiarray._reconstruct", "numpy._core.multiarray.scalar", "numpy.core.multiarray._reconstruct",
+    "numpy.core.multiarray.scalar", "numpy.dtype", "numpy.ndarray", "pathlib.PosixPath", "torch.ByteStorage",
+    "torch._utils._rebuild_tensor_v2", "torch.device",
+})
+# fmt: on
 _FLOATS = frozenset({"f2", "f4", "f8"})
 """How numpy writes types of fractions; the arrays of random states hold whole numbers."""
 _ARGUMENT_MODULES = (
@@ -82,9 +65,9 @@ def check_zip(data: bytes) -> None:
             _check_sizes(archive, len(data))
             _check_contents(archive, entries)
     except (zipfile.BadZipFile, zipfile.LargeZipFile, NotImplementedError, EOFError, ValueError, OSError) as error:
-        raise ArtifactError(f"the zip archive is truncated or damaged: {shown(error)}.", _FETCH) from None
+        raise ArtifactError(f"the zip archive is truncated or damaged: {quoted(error)}.", _FETCH) from None
     except (struct.error, RuntimeError, MemoryError, OverflowError) as error:
-        raise ArtifactError(f"the zip archive cannot be read: {shown(error)}.", _FETCH) from None
+        raise ArtifactError(f"the zip archive cannot be read: {quoted(error)}.", _FETCH) from None
 
 
 def check_legacy(data: bytes) -> None:
@@ -136,7 +119,7 @@ def arguments_in(data: bytes) -> str:
         or not all(name in _ARGUMENT_TYPES or name.startswith(_ARGUMENT_MODULES) for name in names)
     ):
         return ""
-    return f"Python objects, such as {shown(names[0])}"
+    return f"Python objects, such as {quoted(names[0])}"
 
 
 def load_checked(data: bytes) -> Any:
@@ -153,7 +136,7 @@ def load_checked(data: bytes) -> Any:
             return torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
     except Exception as error:
         first_line = (str(error).splitlines() or [type(error).__name__])[0]
-        raise ArtifactError(f"torch.load(weights_only=True) refuses it: {shown(first_line, 160)}.", _FETCH) from None
+        raise ArtifactError(f"torch.load(weights_only=True) refuses it: {quoted(first_line, 160)}.", _FETCH) from None
 
 
 def dump_torch(checkpoint: object, legacy: bool) -> bytes:
@@ -195,9 +178,9 @@ def _entries(archive: zipfile.ZipFile) -> dict[str, zipfile.ZipInfo]:
     for info in infos:
         name = info.filename.removeprefix(root)
         if info.orig_filename != info.filename or not info.filename.startswith(root) or not _is_plain(name):
-            raise ArtifactError(f"a zip entry has the odd name {shown(info.orig_filename)}.", _HOSTILE)
+            raise ArtifactError(f"a zip entry has the odd name {quoted(info.orig_filename)}.", _HOSTILE)
         if name in entries:
-            raise ArtifactError(f"the zip archive has two entries named {shown(name)}.", _HOSTILE)
+            raise ArtifactError(f"the zip archive has two entries named {quoted(name)}.", _HOSTILE)
         entries[name] = info
     return entries
 
@@ -211,12 +194,12 @@ def _check_sizes(archive: zipfile.ZipFile, file_bytes: int) -> None:
     for info in sorted(archive.infolist(), key=lambda info: info.compress_size - info.file_size):
         if info.compress_type != zipfile.ZIP_STORED or info.compress_size != info.file_size:
             raise ArtifactError(
-                f"entry {shown(info.filename)} of the zip archive is compressed, from {info.file_size} bytes to "
+                f"entry {quoted(info.filename)} of the zip archive is compressed, from {info.file_size} bytes to "
                 f"{info.compress_size}, which torch.save never does.",
                 "It may be a zip bomb. If you trust it, unpack it and save the state dict with torch.save.",
             )
         if info.flag_bits & 1:
-            raise ArtifactError(f"entry {shown(info.filename)} of the zip archive is encrypted.", _HOSTILE)
+            raise ArtifactError(f"entry {quoted(info.filename)} of the zip archive is encrypted.", _HOSTILE)
     total = sum(info.file_size for info in archive.infolist())
     if total > file_bytes:
         raise ArtifactError(f"the zip archive claims {total} bytes in a file of {file_bytes}.", _HOSTILE)
@@ -235,14 +218,14 @@ def _check_contents(archive: zipfile.ZipFile, entries: Mapping[str, zipfile.ZipI
         raise ArtifactError("the zip archive names no known byte order.", _FETCH)
     damaged = archive.testzip()
     if damaged is not None:
-        raise ArtifactError(f"entry {shown(damaged)} of the zip archive is damaged (wrong checksum).", _FETCH)
+        raise ArtifactError(f"entry {quoted(damaged)} of the zip archive is damaged (wrong checksum).", _FETCH)
 
 
 def _check_zip_storages(walked: Walked, entries: Mapping[str, zipfile.ZipInfo]) -> None:
     for storage in walked.storages.values():
         info = entries.get(f"data/{storage.key}")
         if info is None:
-            raise ArtifactError(f"the storage {shown(storage.key)} is missing from the zip archive.", _FETCH)
+            raise ArtifactError(f"the storage {quoted(storage.key)} is missing from the zip archive.", _FETCH)
         _check_claim(storage, info.file_size)
 
 

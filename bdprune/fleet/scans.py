@@ -7,9 +7,8 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Unpack
 
-from bdprune.fleet.executors.base import Executor
-from bdprune.fleet.executors.inline import InlineExecutor
-from bdprune.fleet.executors.process import ProcessExecutor
+from bdprune.fleet.executors.inline import Executor, InlineExecutor
+from bdprune.fleet.executors.process import ProcessExecutor, check_sendable
 from bdprune.fleet.executors.stack import StackExecutor, StackOptions
 from bdprune.methods import Detector
 from bdprune.pipeline import (
@@ -67,8 +66,9 @@ def scan(
         >>> scan("missing.pth").error.message
         'Cannot load missing.pth: No such file or directory.'
     """
-    stack = StackOptions(size=1)
-    run = _run([model], _job(data, detectors, options), timeout, stack, progress or silent, attachments)
+    if timeout is not None:
+        check_sendable(model)
+    run = _run([model], _job(data, detectors, options), timeout, None, progress or silent, attachments)
     return min(run, key=lambda one: (ATTENTION.index(one.verdict), -(one.risk or 0.0)))
 
 
@@ -109,14 +109,15 @@ def _run(
     models: Iterable[ModelSource],
     job: Job,
     timeout: float | None,
-    stacks: StackOptions,
+    stacks: StackOptions | None,
     progress: Progress,
     attachments: Folder,
 ) -> Iterator[Result]:
     """The executor for this run is made at once, so that what cannot work is said before anything is scanned."""
-    executor: Executor = InlineExecutor() if stacks.size == 1 else StackExecutor(stacks)
+    executor: Executor = StackExecutor(stacks) if stacks and stacks.size != 1 else InlineExecutor()
     if timeout is not None:
         executor = ProcessExecutor(executor, timeout)
-    folder = Path(attachments) if attachments is not None else None
-    outcomes = executor.run(models, job, progress)
-    return (with_saved_attachments(one.result, one.attachments, folder) for _, one in outcomes)
+    outcomes = (one for _, one in executor.run(models, job, progress))
+    if attachments is None:
+        return (one.result for one in outcomes)
+    return (with_saved_attachments(one.result, one.attachments, Path(attachments)) for one in outcomes)

@@ -45,7 +45,7 @@ def fine_tune(
     seed: int = 0,
     precision: Precision = DEFAULT,
 ) -> Model:
-    """A fine-tuned copy of ``model`` in which the filters in ``pruned`` are still pruned the way ``mode`` says.
+    """A fine-tuned copy of ``model`` in which the filters in ``pruned`` are still pruned by ``mode``.
 
     Args:
         pruned: group name -> indices of its pruned filters.

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler, OneCycleLR
 
+from bdprune.data import RawImages
 from bdprune.errors import OptionError, TrainingError
 from bdprune.loops.resume import Checkpoint, digest
 from bdprune.runtime import autocast, computes_bfloat16, convs_of, crop_and_flip, laid_out, training_layout
@@ -116,8 +117,7 @@ class CrossEntropy:
 
 def fit(
     network: nn.Module,
-    images: Tensor,
-    labels: Tensor,
+    train: RawImages,
     schedule: Schedule,
     seed: int,
     progress: Callable[[int, int, float], None] = lambda step, steps, loss: None,
@@ -130,8 +130,7 @@ def fit(
 
     Args:
         network: images in [0, 1] -> logits.
-        images: ``[N, C, H, W]`` uint8, values 0-255.
-        labels: ``[N]`` int64.
+        train: the training set.
         seed: of order, augmentation and dropout; the same seed, threads and machine give the same weights.
         progress: called after every step with (steps done, steps in all, loss).
         objective: what is minimised, called under the schedule's autocast; cross-entropy by default.
@@ -143,26 +142,19 @@ def fit(
         TrainingError: the loss is no finite number.
         OutputError: the checkpoint cannot be written.
     """
-    steps = schedule.steps(len(images))
+    count = len(train.labels)
+    steps = schedule.steps(count)
     if not steps:
-        raise OptionError(
-            f"{len(images)} images are less than one step of {schedule.batch_size}.", "Give a smaller batch size."
-        )
-    device = next(network.parameters()).device
+        hint = "Give a smaller batch size."
+        raise OptionError(f"{count} images are less than one step of {schedule.batch_size}.", hint)
     with seeded(seed), _deterministic():
-        kept = checkpoint.load(_recipe(network, images, labels, schedule, seed)) if checkpoint else None
-        layout = training_layout(network)
-        winograd = layout is torch.channels_last and device.type == "cpu"
-        network.to(memory_format=layout).train()  # type: ignore[call-overload]
+        kept = checkpoint.load(_recipe(network, train, schedule, seed)) if checkpoint else None
         run = _Run(network, objective or CrossEntropy(), schedule, steps, seed)
         if kept is not None:
             run.load_state_dict(kept)
-        images, labels = images.to(device), labels.to(device)
+        images, labels = train.images.to(run.device), train.labels.to(run.device)
         while run.done < steps:
-            index = run.next_batch(len(images))
-            batch = crop_and_flip(images[index], run.generator, schedule.padding, schedule.flip).float() / 255
-            with convs_of("winograd" if winograd else "float32"):
-                loss = run.step(laid_out(batch, layout), labels[index])
+            loss = run.step(images, labels)
             progress(run.done, steps, loss)
             if checkpoint and (checkpoint.due() or run.done == steps):
                 checkpoint.save(run.state_dict())
@@ -195,41 +187,51 @@ class _Run:
 
     Attributes:
         done: steps done.
-        generator: of order and augmentation.
+        device: where the network is.
     """
 
     def __init__(self, network: nn.Module, objective: Objective, schedule: Schedule, steps: int, seed: int) -> None:
         self.done = 0
-        self.generator = torch.Generator().manual_seed(seed)
+        self.device = next(network.parameters()).device
+        self._generator = torch.Generator().manual_seed(seed)
+        self._layout = training_layout(network)
+        self._winograd = self._layout is torch.channels_last and self.device.type == "cpu"
+        network.to(memory_format=self._layout).train()  # type: ignore[call-overload]
         self._network, self._objective, self._schedule, self._steps = network, objective, schedule, steps
         self._optimizer = torch.optim.SGD(
             network.parameters(), schedule.peak_lr, schedule.momentum, weight_decay=schedule.weight_decay, nesterov=True
         )
         self._rate = _scheduler(self._optimizer, schedule, steps)
-        self._device = next(network.parameters()).device
-        self._epoch_start = self.generator.get_state()
+        self._epoch_start = self._generator.get_state()
         self._order: tuple[Tensor, ...] = ()
 
-    def next_batch(self, count: int) -> Tensor:
+    def _next_batch(self, count: int) -> Tensor:
         """Indices of the next step's images, out of ``count``; every epoch has an order of its own."""
         position = self.done % (self._steps // self._schedule.epochs)
         if position == 0:
-            self._epoch_start = self.generator.get_state()
+            self._epoch_start = self._generator.get_state()
             self._order = self._draw_order(count)
         elif not self._order:  # taken up in the middle of an epoch
-            now = self.generator.get_state()
-            self.generator.set_state(self._epoch_start)
+            now = self._generator.get_state()
+            self._generator.set_state(self._epoch_start)
             self._order = self._draw_order(count)
-            self.generator.set_state(now)
+            self._generator.set_state(now)
         return self._order[position]
 
     def _draw_order(self, count: int) -> tuple[Tensor, ...]:
-        order, size = torch.randperm(count, generator=self.generator), self._schedule.batch_size
+        order, size = torch.randperm(count, generator=self._generator), self._schedule.batch_size
         return tuple(order[: count // size * size].split(size))
 
-    def step(self, batch: Tensor, labels: Tensor) -> float:
-        """One step on images ``[B, C, H, W]`` in [0, 1]; its loss."""
-        with autocast(self._device, self._schedule.bf16):
+    def step(self, images: Tensor, labels: Tensor) -> float:
+        """One step on the next batch of a training set that is on the device; its loss."""
+        schedule, index = self._schedule, self._next_batch(len(images))
+        pixels = crop_and_flip(images[index], self._generator, schedule.padding, schedule.flip)
+        batch = laid_out(pixels.float() / 255, self._layout)
+        with convs_of("winograd" if self._winograd else "float32"):
+            return self._descend(batch, labels[index])
+
+    def _descend(self, batch: Tensor, labels: Tensor) -> float:
+        with autocast(self.device, self._schedule.bf16):
             loss = self._objective.loss(self._network, batch, labels, self.done / self._steps)
         self._optimizer.zero_grad()
         loss.backward()
@@ -248,10 +250,10 @@ class _Run:
             "optimizer": self._optimizer.state_dict(),
             "rate": self._rate.state_dict(),
             "objective": self._objective.state_dict(),
-            "generator": self.generator.get_state(),
+            "generator": self._generator.get_state(),
             "epoch_start": self._epoch_start,
             "random": torch.get_rng_state(),
-            "cuda": torch.cuda.get_rng_state(self._device) if self._device.type == "cuda" else None,
+            "cuda": torch.cuda.get_rng_state(self.device) if self.device.type == "cuda" else None,
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -260,11 +262,11 @@ class _Run:
         self._optimizer.load_state_dict(state["optimizer"])
         self._rate.load_state_dict(state["rate"])
         self._objective.load_state_dict(state["objective"])
-        self.generator.set_state(state["generator"])
+        self._generator.set_state(state["generator"])
         self._epoch_start = state["epoch_start"]
         torch.set_rng_state(state["random"])
         if state["cuda"] is not None:
-            torch.cuda.set_rng_state(state["cuda"], self._device)
+            torch.cuda.set_rng_state(state["cuda"], self.device)
 
 
 def _scheduler(optimizer: torch.optim.Optimizer, schedule: Schedule, steps: int) -> LRScheduler:
@@ -284,7 +286,7 @@ def machine() -> tuple[object, ...]:
     return torch.__version__, torch.get_num_threads(), torch.backends.cpu.get_cpu_capability(), bfloat16
 
 
-def _recipe(network: nn.Module, images: Tensor, labels: Tensor, schedule: Schedule, seed: int) -> str:
+def _recipe(network: nn.Module, train: RawImages, schedule: Schedule, seed: int) -> str:
     """A digest of all that determines the weights, but for the objective."""
     device = next(network.parameters()).device.type
-    return digest(network.state_dict(), images, labels, schedule, seed, device, machine())
+    return digest(network.state_dict(), train.images, train.labels, schedule, seed, device, machine())

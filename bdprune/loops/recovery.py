@@ -2,18 +2,26 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
-from torch.nn import functional
 
 from bdprune.data import CleanData
 from bdprune.errors import TrainingError
-from bdprune.model import MaskedNetwork, Model
-from bdprune.runtime import DEFAULT, Plan, Precision, Tensors, captured, keep_running_statistics, passes, plan_for
+from bdprune.model import MaskedNetwork, Model, StackedNetwork
+from bdprune.runtime import (
+    DEFAULT,
+    Plan,
+    Precision,
+    epochs,
+    keep_running_statistics,
+    mean_losses,
+    only,
+    passes,
+    plan_for,
+)
 
 
 @dataclass(frozen=True)
@@ -56,52 +64,73 @@ def recover(
     Masks start at one and are clipped to [0, 1] after every step.
 
     Args:
-        precision: see :func:`bdprune.runtime.precision.plan_for`.
+        precision: see :func:`bdprune.runtime.plan_for`.
 
     Raises:
         OptionError: an unknown precision.
         TrainingError: a loss is not finite.
     """
-    masked = MaskedNetwork(unlearned).train()
-    if len(data) < settings.small_data:
-        keep_running_statistics(masked)
-    plan = plan_for(precision, masked, data.images)
-    plan.arrange(masked)
+    return only(recover_stack([unlearned], data, settings, seed, precision))
+
+
+def recover_stack(
+    unlearned: Sequence[Model],
+    data: CleanData,
+    settings: RecoverSettings,
+    seed: int = 0,
+    precision: Precision = DEFAULT,
+) -> list[Recovered | TrainingError]:
+    """What :func:`recover` makes of each model, or the error that it raises; several models share their steps.
+
+    Raises:
+        OptionError: an unknown precision.
+        ValueError: the models cannot be stacked.
+    """
+    masked, plan = _masked(unlearned, data, settings, precision)
     optimizer = torch.optim.SGD(masked.masks.values(), settings.lr, settings.momentum)
+    device = unlearned[0].device
+    going = torch.ones(len(unlearned), dtype=torch.bool, device=device)
+
+    def step(images: Tensor, labels: Tensor) -> tuple[Tensor, ...]:
+        logits = plan.logits(masked, images)
+        losses = settings.loss_scale * mean_losses(logits if logits.dim() == 3 else logits.unsqueeze(0), labels)
+        optimizer.zero_grad()
+        losses.sum().backward()
+        optimizer.step()
+        masked.clamp_()
+        going.logical_and_(losses.detach().isfinite())
+        return (losses.detach(),)
+
     generator = torch.Generator().manual_seed(seed)
-
-    def step(images: Tensor, labels: Tensor) -> Tensors:
-        loss = settings.loss_scale * functional.cross_entropy(plan.logits(masked, images), labels)
-        descend(masked, optimizer, loss)
-        return (loss.detach(),)
-
-    device = unlearned.device
-    run = captured(step, device)
-    steps: list[Tensor] = []
-    for batches in passes(data, settings.epochs, settings.batch_size, settings.padding, generator, device):
-        for images, labels in batches:
-            steps += run(images, labels)
-        if device.type == "cpu":  # elsewhere a look at a loss waits for the device
-            check_finite(torch.stack(steps).tolist())
-    losses = torch.stack(steps).tolist()
-    check_finite(losses)
-    masks = {name: mask.detach().cpu().clone() for name, mask in masked.masks.items()}
-    return Recovered(masks, tuple(loss / settings.loss_scale for loss in losses), plan)
+    shuffled = passes(data, settings.epochs, settings.batch_size, settings.padding, generator, device)
+    losses = torch.stack([losses for done in epochs(step, shuffled, going) for losses, _ in done], 1).cpu()
+    masks = {name: mask.detach().cpu().view(len(unlearned), -1) for name, mask in masked.masks.items()}
+    return [
+        _recovered({name: own[g].clone() for name, own in masks.items()}, losses[g], settings.loss_scale, plan)
+        for g in range(len(unlearned))
+    ]
 
 
-def descend(masked: MaskedNetwork, optimizer: torch.optim.Optimizer, loss: Tensor) -> None:
-    """One step of the masks down ``loss``."""
-    optimizer.zero_grad()
-    loss.backward()
-    optimizer.step()
-    masked.clamp_()
+def _masked(
+    unlearned: Sequence[Model], data: CleanData, settings: RecoverSettings, precision: Precision
+) -> tuple[MaskedNetwork, Plan]:
+    """One network with masks for all models, laid out by the plan that one of them would run by alone."""
+    alone = MaskedNetwork(unlearned[0]).train()
+    several = [MaskedNetwork(StackedNetwork(unlearned, frozen=True)).train()] if len(unlearned) > 1 else []
+    for masked in (alone, *several):
+        if len(data) < settings.small_data:
+            keep_running_statistics(masked)
+    plan = plan_for(precision, alone, data.images)
+    masked = several[0] if several else alone
+    plan.arrange(masked.network)
+    return masked, plan
 
 
-def check_finite(losses: Sequence[float]) -> None:
-    """Raises TrainingError at the first loss that is not finite."""
-    for step, loss in enumerate(losses, 1):
-        if not math.isfinite(loss):
-            raise TrainingError(
-                f"Recovery gave a loss that is not finite in step {step}.",
-                "Unlearn less: a higher stop accuracy or a smaller learning rate.",
-            )
+def _recovered(masks: dict[str, Tensor], losses: Tensor, scale: float, plan: Plan) -> Recovered | TrainingError:
+    broken = (~losses.isfinite()).nonzero()
+    if len(broken):
+        return TrainingError(
+            f"Recovery gave a loss that is not finite in step {int(broken[0]) + 1}.",
+            "Unlearn less: a higher stop accuracy or a smaller learning rate.",
+        )
+    return Recovered(masks, tuple(loss / scale for loss in losses.tolist()), plan)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-import os
+import io
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from bdprune.errors import OutputError
+from bdprune.files import write_atomically
 
 _MAX_SHARE = 0.005
 """Share of the time that writing may take: the next file is written so much later than the last one took."""
@@ -60,15 +60,9 @@ class Checkpoint:
             OutputError: the file cannot be written.
         """
         began = time.monotonic()
-        partial = self.path.with_name(self.path.name + ".part")
-        try:
-            with partial.open("wb") as file:
-                torch.save({"key": self._key, "seconds": self.seconds, "state": dict(state)}, file)
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(partial, self.path)
-        except (OSError, RuntimeError) as error:  # torch's own writer knows only the latter
-            raise OutputError(f"Cannot write {self.path}: {error}.", "Make room there, or choose a place.") from None
+        data = io.BytesIO()
+        torch.save({"key": self._key, "seconds": self.seconds, "state": dict(state)}, data)
+        write_atomically(self.path, data.getvalue())
         self._wait(time.monotonic() - began)
 
     def load(self, training: str = "") -> dict[str, Any] | None:

@@ -1,20 +1,102 @@
-"""Unlearning: gradient ascent on clean data until the network has forgotten its task (RNP, Algorithm 1)."""
+"""Unlearning: gradient ascent on clean data until the network has forgotten its task (RNP, Algorithm 1).
+
+The trajectory says which label the wrong predictions pile up on (RNP, Section 4.3).
+"""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional
 
 from bdprune.data import CleanData
 from bdprune.errors import TrainingError
-from bdprune.loops.trajectory import UnlearnStep
-from bdprune.model import Model, why_not
-from bdprune.runtime import DEFAULT, Plan, Precision, clean_accuracy, keep_running_statistics, passes, plan_for
+from bdprune.model import Model
+from bdprune.runtime import (
+    DEFAULT,
+    Plan,
+    Precision,
+    Trained,
+    clean_accuracy,
+    epochs,
+    mean_losses,
+    only,
+    passes,
+    plan_for,
+    trainer_for,
+)
+
+
+@dataclass(frozen=True)
+class UnlearnStep:
+    """What the network said of a batch, in train mode, before it was changed by it.
+
+    Attributes:
+        loss: mean cross-entropy.
+        accuracy: share of right predictions, in [0, 1].
+        votes: how many images were predicted as each label.
+        wrong_votes: the same, right predictions left out.
+        label_counts: how many images have each label.
+    """
+
+    loss: float
+    accuracy: float
+    votes: tuple[int, ...]
+    wrong_votes: tuple[int, ...]
+    label_counts: tuple[int, ...]
+
+
+def flip_shares(steps: Sequence[UnlearnStep]) -> list[float]:
+    """For every label k, the share of the images of other classes that were predicted as k, in [0, 1], ``[K]``."""
+    shares = []
+    for label in range(len(steps[0].votes)):
+        others = sum(sum(step.label_counts) - step.label_counts[label] for step in steps)
+        shares.append(sum(step.wrong_votes[label] for step in steps) / others if others else 0.0)
+    return shares
+
+
+def last_epoch(trajectory: Sequence[UnlearnStep], steps_per_epoch: int) -> Sequence[UnlearnStep]:
+    """The steps of the last pass over the data, full or not: the collapse."""
+    return trajectory[-steps_per_epoch:]
+
+
+def halves(trajectory: Sequence[UnlearnStep]) -> tuple[Sequence[UnlearnStep], Sequence[UnlearnStep]]:
+    """The first and the second half of the steps to the collapse; of an odd number the second has one more.
+
+    Neither is empty: a single step is both.
+    """
+    middle = len(trajectory) // 2
+    return trajectory[: max(middle, 1)], trajectory[middle:]
+
+
+def middle_half(trajectory: Sequence[UnlearnStep]) -> Sequence[UnlearnStep]:
+    """The steps to the collapse without their first and their last quarter, each rounded down to whole steps."""
+    quarter = len(trajectory) // 4
+    return trajectory[quarter : len(trajectory) - quarter]
+
+
+def mean_shares(runs: Sequence[Sequence[float]]) -> list[float]:
+    """The mean over runs of the share of every label, ``[K]``."""
+    return [sum(of_label) / len(runs) for of_label in zip(*runs, strict=True)]
+
+
+def sink_label(trajectory: Sequence[UnlearnStep], steps_per_epoch: int) -> int:
+    """The label with the largest flip share in the last pass: RNP's backdoor label."""
+    return top_label(flip_shares(last_epoch(trajectory, steps_per_epoch)))
+
+
+def top_label(shares: Sequence[float]) -> int:
+    """The label with the largest share; the smallest such label on a tie."""
+    return max(range(len(shares)), key=lambda label: shares[label])
+
+
+def leaders(shares: Sequence[float]) -> tuple[int, int]:
+    """The labels with the largest and the second largest share; on a tie the smaller label comes first."""
+    first, second = sorted(range(len(shares)), key=lambda label: -shares[label])[:2]
+    return first, second
 
 
 @dataclass(frozen=True)
@@ -35,7 +117,7 @@ class UnlearnSettings:
         small_data: below this many images, batch norms use their running statistics and leave them alone.
         retries: how often to start over with a tenth of the learning rate after a loss that is not finite.
         min_steps: start over with a third of the learning rate when the stop accuracy comes sooner than this: a
-            network that falls in a few steps shows nothing on the way. 0 takes whatever comes.
+            network that falls in a few steps shows nothing as it falls. 0 takes whatever comes.
         raises: how often to start over with three times the learning rate when it does not come within max_epochs.
     """
 
@@ -57,7 +139,7 @@ class UnlearnSettings:
 
 @dataclass(frozen=True)
 class Unlearned:
-    """An unlearned model and the way there.
+    """An unlearned model and its trajectory.
 
     Attributes:
         model: the unlearned model, at its last finite state.
@@ -85,131 +167,161 @@ def unlearn(
     try counts, with its last finite state.
 
     Args:
-        precision: see :func:`bdprune.runtime.precision.plan_for`.
+        precision: see :func:`bdprune.runtime.plan_for`.
 
     Raises:
         OptionError: an unknown precision.
         TrainingError: not one step of the last try was finite.
     """
-    if _runs_as_stack(model):
-        from bdprune.loops.together import unlearn_together
-
-        (alone,) = unlearn_together([model], data, settings, seed, precision)
-        if isinstance(alone, TrainingError):
-            raise alone
-        return alone
-    attempt: Attempt | None = Attempt(settings.lr, settings.retries, settings.raises)
-    while attempt:
-        result, finite = _ascend(model, data, settings, attempt.lr, seed, precision)
-        attempt = attempt.after(result, finite, settings.min_steps)
-    if not result.trajectory:
-        raise no_finite_step(result.lr)
-    return result
+    return only(unlearn_stack([model], data, settings, seed, precision))
 
 
-def _runs_as_stack(model: Model) -> bool:
-    """Whether ``model`` runs as a stack of one, whose steps read nothing back: on a GPU that waits for the device."""
-    return model.device.type == "cuda" and not why_not([model])
+def unlearn_stack(
+    models: Sequence[Model],
+    data: CleanData,
+    settings: UnlearnSettings,
+    seed: int = 0,
+    precision: Precision = DEFAULT,
+) -> list[Unlearned | TrainingError]:
+    """What :func:`unlearn` makes of each model, or the error that it raises; several models share their steps.
+
+    Models that need another try share it, each at its own learning rate.
+
+    Raises:
+        OptionError: an unknown precision.
+        ValueError: the models cannot be stacked.
+    """
+    results: dict[int, Unlearned | TrainingError] = {}
+    pending = {index: _Attempt(settings.lr, settings.retries, settings.raises) for index in range(len(models))}
+    floors = [_stop_accuracy(model, data, settings) for model in models]
+    trainer, few = trainer_for(models), len(data) < settings.small_data
+    while pending:
+        tried = list(pending)
+        some = [models[index] for index in tried]
+        ascent = _Ascent(trainer(some, few), settings, [floors[index] for index in tried])
+        rates = [pending[index].lr for index in tried]
+        for index, outcome in zip(tried, ascent.run(some, data, rates, seed, precision), strict=True):
+            attempt = pending.pop(index).after(*outcome, settings.min_steps)
+            if attempt:
+                pending[index] = attempt
+            else:
+                results[index] = outcome[0] if outcome[0].trajectory else _no_finite_step(outcome[0].lr)
+    return [results[index] for index in range(len(models))]
 
 
-def no_finite_step(lr: float) -> TrainingError:
-    """The error of an unlearning whose last try broke down at once."""
+def _no_finite_step(lr: float) -> TrainingError:
     return TrainingError(
         f"Unlearning gave a loss that is not finite at learning rate {lr:g}.",
         "Check that the checkpoint's weights and the images are sound, or set a smaller learning rate.",
     )
 
 
-@dataclass(frozen=True)
-class Attempt:
-    """One try: its learning rate, and how often that may still be lowered and raised."""
-
-    lr: float
-    retries: int
-    raises: int
-
-    def after(self, result: Unlearned, finite: bool, min_steps: int) -> Attempt | None:
-        """The next try, None where the last one counts."""
-        if not finite and self.retries:
-            return Attempt(self.lr / 10, self.retries - 1, 0)
-        if finite and result.stopped and len(result.trajectory) < min_steps and self.retries:
-            return Attempt(self.lr / 3, self.retries - 1, 0)
-        if finite and not result.stopped and self.raises:
-            # Having raised the rate once, it must not be lowered again: the two rules could alternate for ever.
-            return Attempt(self.lr * 3, 0, self.raises - 1)
-        return None
-
-
-def _ascend(
-    model: Model, data: CleanData, settings: UnlearnSettings, lr: float, seed: int, precision: Precision
-) -> tuple[Unlearned, bool]:
-    """One try at one learning rate, and whether it stayed finite."""
-    worker = model.clone()
-    module = worker.module.train()
-    if len(data) < settings.small_data:
-        keep_running_statistics(module)
-    plan = plan_for(precision, module, data.images)
-    plan.arrange(module)
-    optimizer = torch.optim.SGD(module.parameters(), lr, settings.momentum, weight_decay=settings.weight_decay)
-    scheduler = torch.optim.lr_scheduler.MultiStepLR(optimizer, list(settings.milestones), 0.1)
-    floor = stop_accuracy(model, data, settings)
-    generator = torch.Generator().manual_seed(seed)
-    trajectory: list[UnlearnStep] = []
-    last_finite = _Snapshot(worker.network)
-    stopped = False
-    batches_per_epoch = -(-len(data) // settings.batch_size)
-    for batches in passes(data, settings.max_epochs, settings.batch_size, settings.padding, generator, model.device):
-        for images, labels in batches:
-            step = _ascent_step(module, plan, optimizer, images, labels, model.num_classes)
-            if step is None or not last_finite.take():
-                last_finite.restore()
-                unlearned = model.with_network(worker.network)
-                return Unlearned(unlearned, tuple(trajectory), batches_per_epoch, lr, False, plan), False
-            trajectory.append(step)
-            if settings.stop_on == "batch" and step.accuracy <= floor:
-                stopped = True
-                break
-        epoch = trajectory[-batches_per_epoch:]
-        if settings.stop_on == "epoch" and sum(step.accuracy for step in epoch) / len(epoch) <= floor:
-            stopped = True
-        if stopped:
-            break
-        scheduler.step()
-    unlearned = model.with_network(worker.network)
-    return Unlearned(unlearned, tuple(trajectory), batches_per_epoch, lr, stopped, plan), True
-
-
-def stop_accuracy(model: Model, data: CleanData, settings: UnlearnSettings) -> float:
+def _stop_accuracy(model: Model, data: CleanData, settings: UnlearnSettings) -> float:
     """The accuracy, in [0, 1], at which unlearning ``model`` stops."""
     if settings.stop_share is not None:
         return settings.stop_share * clean_accuracy(model.module, data.images, data.labels)
     return settings.stop_accuracy if settings.stop_accuracy is not None else 1 / model.num_classes
 
 
-def _ascent_step(
-    module: nn.Module, plan: Plan, optimizer: torch.optim.Optimizer, images: Tensor, labels: Tensor, num_classes: int
-) -> UnlearnStep | None:
-    logits = plan.logits(module, images)
-    loss = functional.cross_entropy(logits, labels)
-    value = loss.item()
-    if not math.isfinite(value):
+@dataclass(frozen=True)
+class _Attempt:
+    """One try of a model: its learning rate, and how often that may still be lowered and raised."""
+
+    lr: float
+    retries: int
+    raises: int
+
+    def after(self, result: Unlearned, finite: bool, min_steps: int) -> _Attempt | None:
+        """The next try, None where the last one counts."""
+        if not finite and self.retries:
+            return _Attempt(self.lr / 10, self.retries - 1, 0)
+        if finite and result.stopped and len(result.trajectory) < min_steps and self.retries:
+            return _Attempt(self.lr / 3, self.retries - 1, 0)
+        if finite and not result.stopped and self.raises:
+            # Having raised the rate once, it must not be lowered again: the two rules could alternate for ever.
+            return _Attempt(self.lr * 3, 0, self.raises - 1)
         return None
-    optimizer.zero_grad()
-    (-loss).backward()
-    optimizer.step()
-    # Counted on the CPU: there every count is free, on a GPU each would wait for the device.
-    predicted, labels = logits.detach().argmax(1).cpu(), labels.cpu()
-    return steps_of([value], predicted[None], labels, num_classes)[0]
 
 
-def steps_of(losses: Sequence[float], predicted: Tensor, labels: Tensor, num_classes: int) -> list[UnlearnStep]:
-    """The records of one step of every model.
+class _Ascent:
+    """One try of all models: who is still going, and who has failed, on the device (bool ``[G]``)."""
 
-    Args:
-        losses: of each model.
-        predicted: labels ``[G, N]``, on the CPU.
-        labels: ``[N]``, on the CPU.
-    """
+    def __init__(self, trained: Trained, settings: UnlearnSettings, floors: Sequence[float]) -> None:
+        self._trained, self._settings = trained, settings
+        device = next(trained.module.parameters()).device
+        self._floors = torch.tensor(floors, dtype=torch.float64, device=device)
+        self._accuracies = torch.zeros_like(self._floors)  # their sum since the epoch began
+        self._going = torch.ones(len(floors), dtype=torch.bool, device=device)
+        self._failed = torch.zeros_like(self._going)
+
+    def run(
+        self, models: Sequence[Model], data: CleanData, rates: Sequence[float], seed: int, precision: Precision
+    ) -> list[tuple[Unlearned, bool]]:
+        """The outcome of every model, and whether it stayed finite."""
+        settings, trained, device = self._settings, self._trained, models[0].device
+        # The plan of one model holds for the stack: it is what that model would run by alone.
+        one = trained.module if trained.reads_back else models[0].clone().module.train()
+        plan = plan_for(precision, one, data.images)
+        trained.start(plan, rates, settings.momentum, settings.weight_decay)
+        generator = torch.Generator().manual_seed(seed)
+        shuffled = passes(data, settings.max_epochs, settings.batch_size, settings.padding, generator, device)
+        steps: list[tuple[Tensor, ...]] = []
+        trained.lower_rates(settings.milestones.count(0))
+        for epoch, done in enumerate(epochs(self._step, shuffled, self._going, trained.reads_back), 1):
+            steps += done
+            if settings.stop_on == "epoch":
+                self._going &= self._accuracies / len(done) > self._floors
+            self._accuracies.zero_()
+            trained.lower_rates(settings.milestones.count(epoch))
+        trajectories = _read(steps, models)
+        failed, stopped = self._failed.tolist(), (~self._going & ~self._failed).tolist()
+        per_epoch = -(-len(data) // settings.batch_size)
+        return [
+            (Unlearned(trained.model(g), trajectories[g], per_epoch, rates[g], stopped[g], plan), not failed[g])
+            for g in range(len(models))
+        ]
+
+    def _step(self, images: Tensor, labels: Tensor) -> tuple[Tensor, ...]:
+        """Losses, who has moved (``[G]``) and predictions ``[G, N]`` of one step up the loss.
+
+        A model that has stopped, or whose next state would not be finite, stays as it is.
+        """
+        logits = self._trained.logits(images)
+        losses = mean_losses(logits, labels)
+        moved = self._trained.move(-losses, self._going)
+        with torch.no_grad():
+            predicted = logits.argmax(2)
+            # A quotient of whole numbers, which is the same on every device: a mean may be off by a bit.
+            accuracies = ((predicted == labels).sum(1) / len(labels)).double()
+            self._accuracies += accuracies
+            self._failed |= self._going & ~moved
+            self._going.copy_(moved)
+            if self._settings.stop_on == "batch":
+                self._going &= accuracies > self._floors
+        return losses.detach(), moved, predicted
+
+
+def _read(steps: Sequence[tuple[Tensor, ...]], models: Sequence[Model]) -> list[tuple[UnlearnStep, ...]]:
+    """The trajectory of each model, of the steps that have moved it; a few copies from the device in all."""
+    if not steps:
+        return [()] * len(models)
+    losses, moved, predicted, labels = zip(*steps, strict=True)
+    sizes = [len(one) for one in labels]
+    columns = (
+        torch.stack(losses).tolist(),
+        torch.cat(predicted, 1).cpu().split(sizes, 1),
+        torch.cat(labels).cpu().split(sizes),
+    )
+    records = [_records(*step, models[0].num_classes) for step in zip(*columns, strict=True)]
+    counts = torch.stack(moved).tolist()
+    return [
+        tuple(of_all[g] for of_all, counted in zip(records, counts, strict=True) if counted[g])
+        for g in range(len(models))
+    ]
+
+
+def _records(losses: Sequence[float], predicted: Tensor, labels: Tensor, num_classes: int) -> list[UnlearnStep]:
+    """One step of every model, from its loss and its predictions ``[G, N]``."""
     right = predicted == labels
     votes = functional.one_hot(predicted, num_classes)
     columns = (
@@ -223,27 +335,3 @@ def steps_of(losses: Sequence[float], predicted: Tensor, labels: Tensor, num_cla
         UnlearnStep(loss, accuracy, tuple(all_votes), tuple(wrong_votes), label_counts)
         for loss, accuracy, all_votes, wrong_votes in zip(*columns, strict=True)
     ]
-
-
-class _Snapshot:
-    """The last finite state of ``network``, in memory that is taken once."""
-
-    def __init__(self, network: nn.Module) -> None:
-        self._network = network
-        self._kept: dict[str, Tensor] = {name: value.clone() for name, value in network.state_dict().items()}
-
-    @torch.no_grad()
-    def take(self) -> bool:
-        """Keeps the state as it is now if all of it is finite, and says whether it is."""
-        state: dict[str, Tensor] = self._network.state_dict()
-        floating = [value for value in state.values() if value.is_floating_point() and value.numel()]
-        # The extremes pass on what is not a number; one look at all of them waits for the device once.
-        if not bool(torch.cat([torch.stack(value.aminmax()) for value in floating]).isfinite().all()):
-            return False
-        for name, value in state.items():
-            self._kept[name].copy_(value)
-        return True
-
-    def restore(self) -> None:
-        """Puts the network back into the state that was kept."""
-        self._network.load_state_dict(self._kept)

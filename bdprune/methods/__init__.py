@@ -1,3 +1,2 @@
 from bdprune.methods.base import CurvePoint, Detector, Method, Phases, Purifier, Repair, Steps, what_changed
-from bdprune.methods.outliers import outlier_evidence
 from bdprune.methods.stack import examine_stack

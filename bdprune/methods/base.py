@@ -18,7 +18,7 @@ from typing import Any, ClassVar, Literal, Self
 
 from torch import Tensor
 
-from bdprune.analysis import Analysis, Case
+from bdprune.analysis import Analysis, Case, layer_z_scores
 from bdprune.data import CleanData
 from bdprune.errors import DataError, OptionError
 from bdprune.model import Model
@@ -156,7 +156,8 @@ class Detector(Method):
         ...     def __call__(self, case):
         ...         largest = max(float(value.abs().max()) for value in case.model.network.state_dict().values())
         ...         return self.evidence(largest, self.threshold)
-        >>> LargestWeight()(Case(load("model.pth"))).flagged
+        >>> import bdprune
+        >>> LargestWeight()(Case(bdprune.load("model.pth"))).flagged
         True
     """
 
@@ -206,6 +207,22 @@ class Detector(Method):
         """
         more.setdefault("params", self.params)
         return Evidence(detector=self.id, score=score, threshold=threshold, flagged=score > threshold, **more)
+
+    def outlier_evidence(self, case: Case, scores: Mapping[str, Tensor], threshold: float) -> Evidence:
+        """The largest z-score of any filter within its layer, against ``threshold``; details hold each layer's.
+
+        Args:
+            scores: group name -> score per filter ``[num_filters]``; attached to the evidence as ``filter_scores``.
+        """
+        z = layer_z_scores(scores)
+        peaks = {name: value.max().item() for name, value in z.items()}
+        layers = [
+            {"layer": name, "filters": len(value), "max_z": peaks[name], "filter": int(value.argmax())}
+            for name, value in z.items()
+        ]
+        attached = (case.attach("filter_scores", scores),) if scores else ()
+        score = max(peaks.values(), default=0.0)
+        return self.evidence(score, threshold, details={"layers": layers}, attachments=attached)
 
 
 @dataclass(frozen=True)

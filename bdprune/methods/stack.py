@@ -54,7 +54,7 @@ def _computed(cases: Sequence[Case], wanted: dict[int, Analysis[Any]]) -> dict[i
         unknown = [place for place in places if cases[place].key(analysis) not in cases[place].memo]
         outcomes |= _of_stack(cases, unknown, analysis)
         outcomes |= {place: cases[place].get(analysis) for place in places if place not in outcomes}
-    return outcomes
+    return dict(sorted(outcomes.items()))
 
 
 def _of_stack(cases: Sequence[Case], places: Iterable[int], analysis: Analysis[Any]) -> dict[int, Any]:
@@ -62,7 +62,8 @@ def _of_stack(cases: Sequence[Case], places: Iterable[int], analysis: Analysis[A
     if len(places) < 2:
         return {place: outcome_of(lambda place=place: cases[place].get(analysis)) for place in places}  # type: ignore[misc]
     outcomes = analysis.compute_stack([cases[place] for place in places])
-    for place, outcome in zip(places, outcomes, strict=True):
+    found = dict(zip(places, outcomes, strict=True))  # before any of them is kept under a wrong key
+    for place, outcome in found.items():
         if not isinstance(outcome, BdpruneError):
             cases[place].memo.put(cases[place].key(analysis), outcome)
-    return dict(zip(places, outcomes, strict=True))
+    return found

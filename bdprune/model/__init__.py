@@ -2,12 +2,18 @@ from bdprune.model.architectures import architecture, build
 from bdprune.model.architectures.resnet import ResNet18Cifar
 from bdprune.model.edit.mask import MaskedNetwork
 from bdprune.model.edit.program import Program, State
-from bdprune.model.edit.pruning import PruneMode, check, prune, prune_, pruned_parameters
+from bdprune.model.edit.pruning import PruneMode, check_pruning, prune, prune_, pruned_parameters
 from bdprune.model.edit.stacked import StackedNetwork, agrees, why_not
 from bdprune.model.groups import FilterGroup
-from bdprune.model.handle import Model, Normalization
+from bdprune.model.handle import (
+    GRAY_ONLY,
+    NORMALIZATIONS,
+    Model,
+    Normalization,
+    normalization_name,
+    parse_normalization,
+)
 from bdprune.model.loading import Loaded, Unloaded, load, load_all
-from bdprune.model.normalizations import GRAY_ONLY, NORMALIZATIONS, name_of, parse_normalization
 from bdprune.model.outputs import give_logits
 from bdprune.model.own_network import import_callable
 from bdprune.model.saving import save

@@ -97,9 +97,9 @@ def trace_groups(network: nn.Module, input_shape: tuple[int, int, int]) -> tuple
         with torch.no_grad(), tracer:
             output = private(images)
     except Exception as error:
-        mend = "Give the size of the images that the network takes."
+        hint = "Give the size of the images that the network takes."
         raise ArchitectureError(
-            f"The network cannot take images of shape {input_shape}: {first_line(error)}.", mend
+            f"The network cannot take images of shape {input_shape}: {first_line(error)}.", hint
         ) from error
     tracer.leak(output)
     return tracer.groups()

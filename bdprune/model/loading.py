@@ -5,33 +5,26 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Protocol, TypeAlias
+from typing import Any, TypeAlias, TypedDict, Unpack
 
 import torch
 from torch import Tensor, nn
 
+from bdprune import files
 from bdprune.errors import ArchitectureError, ArtifactError, BdpruneError, OptionError
-from bdprune.files import (
-    GIVE_INDEX,
-    Artifact,
-    Checkpoint,
-    Slot,
-    StateDict,
-    check_expansion,
-    check_finite,
-    is_shard,
-    is_weight_name,
-    joined,
-    read_checkpoint,
-    shown,
-    typed,
-    with_values,
-)
 from bdprune.model.handle import Model, Normalization
-from bdprune.model.match import Fit, Found, Matcher, find_networks, is_pruned, mask_of, prefixes_of
 from bdprune.model.outputs import give_logits
-from bdprune.model.own_network import OwnMatcher, OwnNetwork
-from bdprune.model.recognise import KnownMatcher, not_recognised, shapes_of
+from bdprune.model.own_network import OwnMatcher
+from bdprune.model.recognise import (
+    Found,
+    KnownMatcher,
+    Matcher,
+    find_networks,
+    is_pruned,
+    mask_of,
+    prefixes_of,
+    shapes_of,
+)
 
 Shape: TypeAlias = tuple[int, int, int]
 _GIVE_KEY = "Choose one of them with --state-key."
@@ -58,25 +51,31 @@ class Loaded:
     unloaded: tuple[Unloaded, ...] = ()
 
 
-def load(
-    path: str | Path,
-    *,
-    arch: str | None = None,
-    num_classes: int | None = None,
-    normalize: Normalization | None = None,
-    input_shape: tuple[int, int, int] | None = None,
-    state_key: str | None = None,
-) -> Model:
-    """Loads a checkpoint without running anything in it; the network is float32, on the CPU, in eval mode.
+class LoadOptions(TypedDict, total=False):
+    """What a caller may say of a checkpoint.
 
-    Args:
-        path: safetensors or torch file (zip or legacy), or the index of shards; wrappers and prefixes are found.
+    Attributes:
         arch: name of the registry, or ``module:callable`` (which imports and runs that code of yours); None
             recognises the architecture.
         num_classes: number of logits, to check it; a callable that takes it gets it.
         normalize: what the network expects to be applied to images in [0, 1]; None is nothing.
         input_shape: (channels, height, width) of the images; None takes what the architecture is made for.
         state_key: which set of weights of a file with several; None takes the weights as trained, before averages.
+    """
+
+    arch: str | None
+    num_classes: int | None
+    normalize: Normalization | None
+    input_shape: Shape | None
+    state_key: str | None
+
+
+def load(path: str | Path, **options: Unpack[LoadOptions]) -> Model:
+    """Loads a checkpoint without running anything in it; the network is float32, on the CPU, in eval mode.
+
+    Args:
+        path: safetensors or torch file (zip or legacy), or the index of shards; wrappers and prefixes are found.
+        options: see ``LoadOptions``.
 
     Raises:
         ArtifactError: the file is missing, damaged or hostile, or its weights are quantised, NaN or infinite.
@@ -88,14 +87,7 @@ def load(
         >>> load("resnet20.th").arch                       # doctest: +SKIP
         'resnet20_cifar'
     """
-    loaded = load_all(
-        path,
-        arch=arch,
-        num_classes=num_classes,
-        normalize=normalize,
-        input_shape=input_shape,
-        state_key=state_key,
-    )
+    loaded = load_all(path, **options)
     first, *others = loaded.models
     assert first.artifact is not None
     names = [_named(one.artifact.state_key) for one in others if one.artifact is not None]
@@ -103,39 +95,36 @@ def load(
     return replace(first, artifact=replace(first.artifact, left_out=(*first.artifact.left_out, *left)))
 
 
-def load_all(
-    path: str | Path,
-    *,
-    arch: str | None = None,
-    num_classes: int | None = None,
-    normalize: Normalization | None = None,
-    input_shape: tuple[int, int, int] | None = None,
-    state_key: str | None = None,
-) -> Loaded:
+def load_all(path: str | Path, **options: Unpack[LoadOptions]) -> Loaded:
     """Loads every set of weights in a checkpoint: of a student and its teacher, their averages, several models.
 
     Arguments and errors are those of :func:`load`. Sets that fit no network come back as ``unloaded`` if another one
     fits; if none does, the error of the first is raised.
     """
+    unknown = options.keys() - LoadOptions.__annotations__.keys()
+    if unknown:
+        raise TypeError(f"a checkpoint is loaded without {min(unknown)!r}")
+    arch, state_key = options.get("arch"), options.get("state_key")
+    input_shape, num_classes = options.get("input_shape"), options.get("num_classes")
     if input_shape is not None and min(input_shape) < 1:
         raise OptionError(f"The input shape is {input_shape}.", "Give channels, height and width in pixels.")
-    checkpoint = read_checkpoint(path)
-    matcher: _Builder = OwnNetworks(arch, num_classes) if arch and ":" in arch else KnownNetworks(arch)
+    checkpoint = files.read_checkpoint(path)
+    matcher: Matcher = OwnMatcher(arch, num_classes) if arch and ":" in arch else KnownMatcher(arch)
     try:
-        check_expansion(_all_tensors(checkpoint), checkpoint.bytes)
+        files.check_expansion(_all_tensors(checkpoint), checkpoint.bytes)
         sets = _sets(checkpoint, matcher)
         chosen, unloaded = _choose(sets, state_key)
     except ArchitectureError as error:
-        if is_shard(checkpoint.path):
-            raise ArchitectureError(error.message, f"It is one shard of several. {GIVE_INDEX}") from None
+        if files.is_shard(checkpoint.path):
+            raise ArchitectureError(error.message, f"It is one shard of several. {files.GIVE_INDEX}") from None
         raise
     except ArtifactError as error:
-        raise type(error)(f"Cannot load {path}: {error.message}", error.mend) from None
+        raise type(error)(f"Cannot load {path}: {error.message}", error.hint) from None
     models: list[Model] = []
     for one in chosen:
         try:
             model = _build(checkpoint, one, matcher, input_shape, num_classes)
-            models.append(replace(model, normalization=normalize or Normalization()))
+            models.append(replace(model, normalization=options.get("normalize") or Normalization()))
         except BdpruneError as error:
             unloaded.append(Unloaded(one.name, _placed(path, error)))
     if not models:
@@ -151,69 +140,14 @@ class _Set:
     """One network in the file: its name, the state dict it stands in, and what was found there."""
 
     name: str
-    home: StateDict
+    home: files.StateDict
     found: Found | None
     left: tuple[str, ...] = ()
     kept: tuple[str, ...] = ()
     error: BdpruneError | None = None
 
 
-class _Builder(Matcher, Protocol):
-    """Matches shapes, explains what does not match, and builds what does."""
-
-    def explain(self, shapes: Mapping[str, tuple[int, ...]]) -> BdpruneError: ...
-
-    def build(self, fit: Any) -> tuple[nn.Module, str, Sequence[Shape], int]: ...
-
-
-class KnownNetworks:
-    """Networks of the registry.
-
-    Args:
-        arch: the only one to try; None tries all.
-    """
-
-    def __init__(self, arch: str | None) -> None:
-        self._match, self._arch = KnownMatcher(arch), arch
-
-    def __call__(self, shapes: Mapping[str, tuple[int, ...]], extras: bool) -> Fit | None:
-        return self._match(shapes, extras)
-
-    def explain(self, shapes: Mapping[str, tuple[int, ...]]) -> BdpruneError:
-        """Why these shapes fit no architecture."""
-        return not_recognised(shapes, self._arch)
-
-    def build(self, fit: Any) -> tuple[nn.Module, str, Sequence[Shape], int]:
-        """The network on the meta device, its name, the shape of its images, and the number of its logits."""
-        found = fit.recognised
-        shape = (found.in_channels, found.input_size, found.input_size)
-        return found.skeleton(), found.name, [shape], found.num_classes
-
-
-class OwnNetworks:
-    """Networks that a callable of the user's own builds.
-
-    Args:
-        arch: ``module:callable``.
-        num_classes: given to the callable if it takes it; None reads it off the checkpoint.
-    """
-
-    def __init__(self, arch: str, num_classes: int | None) -> None:
-        self._match, self._arch = OwnMatcher(arch, num_classes), arch
-
-    def __call__(self, shapes: Mapping[str, tuple[int, ...]], extras: bool) -> OwnNetwork | None:
-        return self._match(shapes, extras)
-
-    def explain(self, shapes: Mapping[str, tuple[int, ...]]) -> BdpruneError:
-        """How these shapes differ from the callable's network."""
-        return self._match.explain(shapes)
-
-    def build(self, fit: Any) -> tuple[nn.Module, str, Sequence[Shape], int]:
-        """The network, its name, the shapes that its images may have; a forward pass tells the number of its logits."""
-        return self._match.build(fit), self._arch, fit.shapes, 0
-
-
-def _all_tensors(checkpoint: Checkpoint) -> dict[str, Tensor]:
+def _all_tensors(checkpoint: files.Checkpoint) -> dict[str, Tensor]:
     return {
         f"{number}/{name}": tensor
         for number, state in enumerate(checkpoint.contents.states)
@@ -221,11 +155,11 @@ def _all_tensors(checkpoint: Checkpoint) -> dict[str, Tensor]:
     }
 
 
-def _sets(checkpoint: Checkpoint, matcher: _Builder) -> list[_Set]:
+def _sets(checkpoint: files.Checkpoint, matcher: Matcher) -> list[_Set]:
     return [one for state in checkpoint.contents.states for one in _sets_in(state, matcher)]
 
 
-def _sets_in(state: StateDict, matcher: _Builder) -> list[_Set]:
+def _sets_in(state: files.StateDict, matcher: Matcher) -> list[_Set]:
     """The networks in one state dict; a set without a network where there is none."""
     tensors = state.tensors()
     shapes = shapes_of(tensors)
@@ -237,7 +171,7 @@ def _sets_in(state: StateDict, matcher: _Builder) -> list[_Set]:
         common = _common_prefix(shapes)
         stripped = {name.removeprefix(common): shape for name, shape in shapes.items()}
         return [_Set(state.name, state, None, error=_with_hint(matcher.explain(stripped), shapes))]
-    weights = tuple(name for name in left if is_weight_name(name, tensors[name]))
+    weights = tuple(name for name in left if files.is_weight_name(name, tensors[name]))
     used = {key for one in found for key in one.slots} | set(weights)
     kept = tuple(str(key) for key in state.state if key not in used)
     names = [state.name] if len(found) == 1 else [_joined(state.name, one.prefix) for one in found]
@@ -275,10 +209,10 @@ def _choose(sets: list[_Set], state_key: str | None) -> tuple[list[_Set], list[U
         ArtifactError: there is no set of the name ``state_key``, or several.
     """
     if state_key is not None:
-        named = [one for one in sets if state_key in (one.name, *map(joined, one.home.paths))]
+        named = [one for one in sets if state_key in (one.name, *map(files.join_path, one.home.paths))]
         exact = [one for one in named if one.name == state_key] or named
         if len(exact) != 1:
-            names = ", ".join(_named(shown(one.name) if one.name else "") for one in sets)
+            names = ", ".join(_named(files.quoted(one.name) if one.name else "") for one in sets)
             found = "several sets" if exact else "no set"
             raise ArtifactError(f"it holds {found} of weights {state_key!r}; it holds {names}.", _GIVE_KEY)
         sets = exact
@@ -290,32 +224,31 @@ def _choose(sets: list[_Set], state_key: str | None) -> tuple[list[_Set], list[U
 
 
 def _build(
-    checkpoint: Checkpoint,
+    checkpoint: files.Checkpoint,
     one: _Set,
-    matcher: _Builder,
+    matcher: Matcher,
     input_shape: tuple[int, int, int] | None,
     num_classes: int | None,
 ) -> Model:
     assert one.found is not None
-    network, name, shapes, known_count = matcher.build(one.found.fit)
-    if ":" not in name and input_shape is not None and input_shape[0] != shapes[0][0]:
+    built = matcher.build(one.found.fit)
+    known, channels = ":" not in built.name, built.shapes[0][0]
+    if known and input_shape is not None and input_shape[0] != channels:
         _, height, width = input_shape
-        raise ArchitectureError(
-            f"The model takes images of {shapes[0][0]} channels, not {input_shape[0]}.",
-            f"Give --input-shape {shapes[0][0]}x{height}x{width}, or leave it out.",
-        )
+        hint = f"Give --input-shape {channels}x{height}x{width}, or leave it out."
+        raise ArchitectureError(f"The model takes images of {channels} channels, not {input_shape[0]}.", hint)
     slots = _slots(one)
-    _fill(network, one, slots)
-    network.eval().requires_grad_(True)
-    if ":" in name or input_shape is not None or known_count == 1:
+    _fill(built.network, one, slots)
+    built.network.eval().requires_grad_(True)
+    if not known or input_shape is not None or built.num_classes == 1:
         expected = num_classes or next(iter(one.found.fit.heads), None)
-        shape, count = _first_that_runs(network, [input_shape] if input_shape else shapes, expected)
+        shape, count = _first_that_runs(built.network, [input_shape] if input_shape else built.shapes, expected)
     else:
-        shape, count = shapes[0], known_count
+        shape, count = built.shapes[0], built.num_classes
     if num_classes is not None and num_classes != count:
         hint = "Leave out --num-classes, or give the checkpoint that has so many classes."
         raise ArchitectureError(f"The model has {count} classes, not {num_classes}.", hint)
-    return Model(network, name, count, shape, artifact=_artifact(checkpoint, one, slots))
+    return Model(built.network, built.name, count, shape, artifact=_artifact(checkpoint, one, slots))
 
 
 def _first_that_runs(network: nn.Module, shapes: Sequence[Shape], num_classes: int | None) -> tuple[Shape, int]:
@@ -330,24 +263,24 @@ def _first_that_runs(network: nn.Module, shapes: Sequence[Shape], num_classes: i
     raise first
 
 
-def _slots(one: _Set) -> dict[str, Slot]:
+def _slots(one: _Set) -> dict[str, files.Slot]:
     """The place of every tensor of the network in the file, by key."""
     assert one.found is not None
     tensors = one.home.state
-    slots: dict[str, Slot] = {}
+    slots: dict[str, files.Slot] = {}
     for short, key in one.found.keys.items():
         name, tensor = one.found.fit.inner + short, tensors[key]
         if is_pruned(short, key):
             mask_key = mask_of(key)
             mask = tensors[mask_key]
-            slots[key] = Slot(name, tensor.dtype, tensor, mask)
-            slots[mask_key] = Slot(name, mask.dtype, tensor, mask, is_mask=True)
+            slots[key] = files.Slot(name, tensor.dtype, tensor, mask)
+            slots[mask_key] = files.Slot(name, mask.dtype, tensor, mask, is_mask=True)
         else:
-            slots[key] = Slot(name, tensor.dtype, tensor if tensor.dtype == torch.float64 else None)
+            slots[key] = files.Slot(name, tensor.dtype, tensor if tensor.dtype == torch.float64 else None)
     return slots
 
 
-def _fill(network: nn.Module, one: _Set, slots: Mapping[str, Slot]) -> None:
+def _fill(network: nn.Module, one: _Set, slots: Mapping[str, files.Slot]) -> None:
     """Loads the tensors of the set into ``network``, each in the type that the network has for it."""
     expected: dict[str, Tensor] = network.state_dict()
     state: dict[str, Tensor] = {}
@@ -357,10 +290,10 @@ def _fill(network: nn.Module, one: _Set, slots: Mapping[str, Slot]) -> None:
         tensor = one.home.state[key]
         if slot.mask is not None:
             tensor = _masked(key, tensor, slot.mask)
-        state[slot.name] = typed(key, tensor, expected[slot.name].dtype)
+        state[slot.name] = files.with_dtype(key, tensor, expected[slot.name].dtype)
     checked = {name for name, _ in network.named_parameters()}
     checked |= {name for name in state if name.endswith(("running_mean", "running_var"))}
-    check_finite({name: value for name, value in state.items() if name in checked})
+    files.check_finite({name: value for name, value in state.items() if name in checked})
     for name, value in expected.items():
         if name not in state:  # only num_batches_tracked can be missing
             state[name] = torch.zeros(value.shape, dtype=value.dtype) if value.is_meta else value
@@ -370,29 +303,29 @@ def _fill(network: nn.Module, one: _Set, slots: Mapping[str, Slot]) -> None:
 def _masked(key: str, original: Tensor, mask: Tensor) -> Tensor:
     if mask.shape != original.shape or not original.is_floating_point():
         raise ArtifactError(
-            f"the mask of {shown(key)} has shape {tuple(mask.shape)}, the weight {tuple(original.shape)}.",
+            f"the mask of {files.quoted(key)} has shape {tuple(mask.shape)}, the weight {tuple(original.shape)}.",
             "Call torch.nn.utils.prune.remove on the network before saving it.",
         )
     return original * mask.to(original.dtype)
 
 
-def _artifact(checkpoint: Checkpoint, one: _Set, slots: Mapping[str, Slot]) -> Artifact:
+def _artifact(checkpoint: files.Checkpoint, one: _Set, slots: Mapping[str, files.Slot]) -> files.Artifact:
     """All that ``save`` needs beside the network; what the network can give back is not kept twice."""
     assert one.found is not None
     places = one.home.paths
     given = {key: None for key, slot in slots.items() if slot.original is None}
-    return Artifact(
+    return files.Artifact(
         path=checkpoint.path,
         format=checkpoint.format,
         bytes=checkpoint.bytes,
         sha256=checkpoint.sha256,
         state_key=one.name,
         prefix=one.found.prefix,
-        unscanned=(*one.left, *checkpoint.contents.beside),
+        unscanned=(*one.left, *checkpoint.contents.outside),
         kept=(*one.kept, *(f"{name} (the state of an optimiser)" for name in checkpoint.contents.optimisers)),
         places=places,
         slots=dict(slots),
-        checkpoint=with_values(checkpoint.value, places, given),
+        checkpoint=files.with_values(checkpoint.value, places, given),
         metadata=checkpoint.metadata,
         shards=checkpoint.shards,
         index_metadata=checkpoint.index_metadata,
@@ -412,5 +345,5 @@ def _named(name: str) -> str:
 def _placed(path: str | Path, error: BdpruneError) -> BdpruneError:
     """An ``ArtifactError`` that says which file it is about; others speak of the model."""
     if isinstance(error, ArtifactError):
-        return type(error)(f"Cannot load {path}: {error.message}", error.mend)
+        return type(error)(f"Cannot load {path}: {error.message}", error.hint)
     return error

@@ -56,10 +56,8 @@ def give_logits(network: nn.Module, shape: tuple[int, int, int], num_classes: in
         )
     logits = _columns_of(output, columns)[0]
     if not logits.requires_grad and any(parameter.requires_grad for parameter in network.parameters()):
-        raise ArchitectureError(
-            "The forward pass computes no gradients, which scans and repairs need.",
-            "Take torch.no_grad and detach out of the network that --arch builds.",
-        )
+        hint = "Take torch.no_grad and detach out of the network that --arch builds."
+        raise ArchitectureError("The forward pass computes no gradients, which scans and repairs need.", hint)
     place = _place_in_training(network, images, logits.detach(), columns)
     if columns == 1 or place is not None or not _is_logits(output, columns):
         network._logit_columns, network._logit_place = columns, place or 0  # type: ignore[assignment]

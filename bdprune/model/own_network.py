@@ -16,7 +16,7 @@ from torch import nn
 
 from bdprune.errors import ArchitectureError, OptionError, first_line
 from bdprune.model.architectures.spec import Shapes
-from bdprune.model.recognise import differences, fits, shapes_of
+from bdprune.model.recognise import Built, differences, fits, shapes_of
 
 _SIZES = (32, 28, 64, 48, 56, 96, 112, 128, 224, 299)
 _MOST_COUNTS = 4
@@ -76,17 +76,15 @@ class OwnMatcher:
                     return OwnNetwork(frozenset(inside.keys() & shapes.keys()), inner, count, *_guesses(inside))
         return None
 
-    def build(self, fit: OwnNetwork) -> nn.Module:
+    def build(self, fit: OwnNetwork) -> Built:
         """A network with parameters of its own."""
-        return self._call(fit.num_classes)
+        return Built(self._call(fit.num_classes), self._arch, fit.shapes)
 
     def explain(self, shapes: Shapes) -> ArchitectureError:
         """How ``shapes`` differ from the network: the error for a checkpoint that holds none."""
         told = min((differences(expected, shapes) for _, expected in self._networks(shapes)), key=len)
-        return ArchitectureError(
-            f"The checkpoint is not a {self._arch}: {', '.join(told[:3])}.",
-            "Name the callable that built the network of this checkpoint (--arch), and --num-classes if it needs it.",
-        )
+        hint = "Name the callable that built the network of this checkpoint (--arch), and --num-classes if it needs it."
+        return ArchitectureError(f"The checkpoint is not a {self._arch}: {', '.join(told[:3])}.", hint)
 
     def _counts(self, shapes: Shapes) -> list[int | None]:
         """Numbers of classes to try: what was given, else the rows of the last matrices and kernels of one pixel."""
@@ -177,9 +175,8 @@ def import_callable(arch: str) -> Callable[..., Any]:
         hint = "Give --arch module:callable, with a module that Python can import from here."
         raise OptionError(f"Cannot import {arch}: {type(error).__name__}: {first_line(error)}.", hint) from error
     if not callable(value):
-        raise OptionError(
-            f"{arch} is a {type(value).__name__}, not callable.", "Let --arch name a class or a function."
-        )
+        hint = "Let --arch name a class or a function."
+        raise OptionError(f"{arch} is a {type(value).__name__}, not callable.", hint)
     return value  # type: ignore[no-any-return]
 
 

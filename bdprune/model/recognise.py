@@ -1,20 +1,193 @@
-"""Recognises an architecture from the names and shapes of a state dict: exactly, or not at all."""
+"""Which architecture a state dict is of, and which of its entries are a network: names and shapes tell."""
 
 from __future__ import annotations
 
+import re
 import warnings
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import lru_cache
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import nn
 
-from bdprune.errors import ArchitectureError
-from bdprune.files import shown
+from bdprune.errors import ArchitectureError, BdpruneError
+from bdprune.files import quoted
 from bdprune.model.architectures import REGISTRY, architecture
 from bdprune.model.architectures.spec import Architecture, Settings, Shapes
+
+_MAX_PARTS = 8
+_MAX_PREFIXES = 2000
+_WRAPPED = re.compile(r"(?<=\.)_(?:fsdp_wrapped_module|checkpoint_wrapped_module|orig_mod)\.")
+_PRUNED = re.compile(r"(.*)_(orig|mask)")
+
+
+class Fit(Protocol):
+    """What a matcher says of shapes that fit: which of the names are part of the network."""
+
+    @property
+    def names(self) -> frozenset[str]:
+        """Names as in the checkpoint, without the prefix."""
+
+    @property
+    def inner(self) -> str:
+        """What stands before these names in the network itself."""
+
+    @property
+    def heads(self) -> tuple[int, ...]:
+        """The likely number of logits, if that is not known; empty otherwise."""
+
+
+@dataclass(frozen=True)
+class Built:
+    """A network that fits, without the weights of the checkpoint.
+
+    Attributes:
+        network: on the CPU, or on the meta device.
+        name: of the architecture, or ``module:callable``.
+        shapes: (C, H, W) that its images may have, the likeliest first.
+        num_classes: number of logits; 0 where only a forward pass tells.
+    """
+
+    network: nn.Module
+    name: str
+    shapes: Sequence[tuple[int, int, int]]
+    num_classes: int = 0
+
+
+class Matcher(Protocol):
+    """Matches shapes, explains what does not match, and builds what does."""
+
+    def __call__(self, shapes: Shapes, extras: bool) -> Fit | None:
+        """The fit, or None. With ``extras``, names outside of the network's own modules are overlooked."""
+
+    def explain(self, shapes: Shapes) -> BdpruneError:
+        """Why these shapes do not fit."""
+
+    def build(self, fit: Any) -> Built:
+        """The network of a fit."""
+
+
+@dataclass(frozen=True)
+class Found:
+    """A network that was found in a state dict.
+
+    Attributes:
+        prefix: what stands before its names.
+        fit: what the matcher said.
+        keys: names without the prefix -> keys of the state dict.
+    """
+
+    prefix: str
+    fit: Fit
+    keys: Mapping[str, str] = field(repr=False)
+
+    @property
+    def slots(self) -> list[str]:
+        """Keys of the state dict that belong to the network, the masks of pruned weights among them."""
+        masks = [mask_of(key) for name, key in self.keys.items() if is_pruned(name, key)]
+        return [*self.keys.values(), *masks]
+
+
+def find_networks(shapes: Shapes, matcher: Matcher) -> tuple[list[Found], list[str]]:
+    """All networks in a state dict, and the keys that belong to none.
+
+    The shortest prefix under which all names fit comes first; then one under which names are left over that lie
+    outside of the network's modules. What is left is searched again, so a student, its teacher and an average under
+    three prefixes are three networks.
+
+    Args:
+        shapes: of every tensor of the state dict, by key.
+        matcher: says whether shapes under a prefix are those of a network.
+    """
+    found: list[Found] = []
+    left = dict(shapes)
+    while left:
+        one = _first_fit(left, matcher)
+        if one is None:
+            break
+        found.append(one)
+        used = set(one.slots)
+        left = {key: shape for key, shape in left.items() if key not in used}
+    return found, list(left)
+
+
+def prefixes_of(shapes: Shapes) -> list[str]:
+    """Every prefix under which at least two weights stand, the shortest first; the empty one is always there."""
+    counts: Counter[str] = Counter()
+    for key, shape in shapes.items():
+        if len(shape) >= 2:
+            counts.update(_own_prefixes(key))
+    several = [prefix for prefix, count in counts.items() if count >= 2]
+    return ["", *sorted(several, key=lambda prefix: prefix.count("."))[:_MAX_PREFIXES]]
+
+
+def merged_masks(keys: Sequence[str]) -> dict[str, str]:
+    """Names of weights that torch.nn.utils.prune keeps apart: ``conv.weight`` -> ``conv.weight_orig``."""
+    known = set(keys)
+    merged = {}
+    for key in keys:
+        match = _PRUNED.fullmatch(key)
+        if match and match[2] == "orig" and f"{match[1]}_mask" in known and match[1] not in known:
+            merged[match[1]] = key
+    return merged
+
+
+def is_pruned(name: str, key: str) -> bool:
+    """Whether the weight ``name`` is stored at ``key`` without its mask."""
+    return key.endswith("_orig") and not name.endswith("_orig")
+
+
+def mask_of(key: str) -> str:
+    """Key of the mask of the weight that is stored at ``key``."""
+    return f"{key.removesuffix('_orig')}_mask"
+
+
+def _first_fit(shapes: Shapes, matcher: Matcher) -> Found | None:
+    under = _keys_under(shapes, prefixes_of(shapes))
+    for extras in (False, True):
+        for prefix, inside in under.items():
+            for keys in _readings(inside, prefix):
+                fit = matcher({name: shapes[key] for name, key in keys.items()}, extras)
+                if fit is not None:
+                    return Found(prefix, fit, {name: key for name, key in keys.items() if name in fit.names})
+    return None
+
+
+def _keys_under(shapes: Shapes, prefixes: Sequence[str]) -> dict[str, list[str]]:
+    """Keys that begin with each of ``prefixes``, in order; every key is looked at once for each of its own parts."""
+    under: dict[str, list[str]] = {prefix: [] for prefix in prefixes}
+    for key in shapes:
+        under[""].append(key)
+        for prefix in _own_prefixes(key):
+            if prefix in under:
+                under[prefix].append(key)
+    return under
+
+
+def _own_prefixes(key: str) -> list[str]:
+    parts = key.split(".", _MAX_PARTS)[:-1]
+    return [".".join(parts[:depth]) + "." for depth in range(1, len(parts) + 1)]
+
+
+def _readings(inside: Sequence[str], prefix: str) -> Iterator[dict[str, str]]:
+    """Names under ``prefix`` -> their keys: as they stand, then without the parts that wrappers put into the middle of
+    names, then with pruned weights and their masks as one.
+    """
+    keys = {key.removeprefix(prefix): key for key in inside}
+    yield keys
+    plain = {_WRAPPED.sub("", name): key for name, key in keys.items()}
+    if len(plain) == len(keys) and plain.keys() != keys.keys():
+        yield plain
+    merged = merged_masks(list(keys))
+    if merged:
+        masks = {f"{name}_mask" for name in merged}
+        apart = set(merged.values())
+        plain = {name: key for name, key in keys.items() if name not in masks | apart}
+        yield plain | {name: keys[original] for name, original in merged.items()}
+
 
 _NEAREST = 3
 _DIFFERENCES = 3
@@ -29,32 +202,12 @@ class Recognised:
         name: of the registry.
         settings: arguments of the architecture's ``make``.
         input_size: height and width of the images.
+        names: those that are its own among the names that it was compared with.
     """
 
     name: str
     settings: Settings
     input_size: int
-
-    @property
-    def num_classes(self) -> int:
-        """Number of logits."""
-        return int(self.settings["num_classes"])
-
-    @property
-    def in_channels(self) -> int:
-        """Channels of the images."""
-        return int(self.settings["in_channels"])
-
-    def skeleton(self) -> nn.Module:
-        """The network on the meta device: names and shapes without memory."""
-        return _skeleton(REGISTRY[self.name], self.settings)
-
-
-@dataclass(frozen=True)
-class KnownFit:
-    """An architecture of the registry, and the names that are its own among those that it was compared with."""
-
-    recognised: Recognised
     names: frozenset[str]
     inner: str = ""
     heads: tuple[int, ...] = ()
@@ -70,7 +223,7 @@ class KnownMatcher:
 
     arch: str | None = None
 
-    def __call__(self, shapes: Shapes, extras: bool) -> KnownFit | None:
+    def __call__(self, shapes: Shapes, extras: bool) -> Recognised | None:
         """The architecture that fits.
 
         Raises:
@@ -81,44 +234,28 @@ class KnownMatcher:
         if len(fits) > 1:
             names = ", ".join(found.name for found in fits)
             raise ArchitectureError(f"The checkpoint fits several architectures: {names}.", "Choose one with --arch.")
-        if not fits:
-            return None
-        own = _expected(fits[0].name, tuple(fits[0].settings.items()))
-        return KnownFit(fits[0], frozenset(shapes.keys() & own.keys())) if own is not None else None
+        return fits[0] if fits else None
 
+    def explain(self, shapes: Shapes) -> ArchitectureError:
+        """The error for shapes that fit no architecture: the nearest ones, and how they differ."""
+        entries = [architecture(self.arch)] if self.arch else list(REGISTRY.values())
+        return ArchitectureError(_nearest(entries, shapes, self.arch), _OWN)
 
-def recognise(shapes: Shapes, arch: str | None = None) -> Recognised:
-    """The architecture whose state dict has exactly these names and shapes.
-
-    Args:
-        shapes: of every tensor, without prefix; ``num_batches_tracked`` may be missing (torch before 0.4.1).
-        arch: the only one to try.
-
-    Raises:
-        ArchitectureError: none fits (with the nearest ones and how they differ), or more than one.
-        OptionError: ``arch`` is no name of the registry.
-    """
-    fit = KnownMatcher(arch)(shapes, extras=False)
-    if fit is None:
-        raise not_recognised(shapes, arch)
-    return fit.recognised
-
-
-def not_recognised(shapes: Shapes, arch: str | None = None) -> ArchitectureError:
-    """The error for shapes that fit no architecture: the nearest ones, and how they differ."""
-    entries = [architecture(arch)] if arch else list(REGISTRY.values())
-    return ArchitectureError(_nearest(entries, shapes, arch), _OWN)
+    def build(self, fit: Recognised) -> Built:
+        """The network on the meta device: names and shapes without memory."""
+        shape = (fit.settings["in_channels"], fit.input_size, fit.input_size)
+        return Built(_skeleton(REGISTRY[fit.name], fit.settings), fit.name, [shape], fit.settings["num_classes"])
 
 
 def differences(expected: Shapes, found: Shapes) -> list[str]:
     """How ``found`` differs from ``expected``, in words, worst first: shapes, missing names, unknown names."""
     wrong = [
-        f"{shown(name)} has shape {found[name]} instead of {shape}"
+        f"{quoted(name)} has shape {found[name]} instead of {shape}"
         for name, shape in expected.items()
         if name in found and found[name] != shape
     ]
-    missing = [f"{shown(name)} is missing" for name in expected if name not in found and not _optional(name)]
-    unknown = [f"{shown(name)} {found[name]} is not part of it" for name in found if name not in expected]
+    missing = [f"{quoted(name)} is missing" for name in expected if name not in found and not _optional(name)]
+    unknown = [f"{quoted(name)} {found[name]} is not part of it" for name in found if name not in expected]
     return wrong + missing + unknown
 
 
@@ -149,7 +286,8 @@ def _fit(entry: Architecture, shapes: Shapes, extras: bool) -> Recognised | None
     expected = _expected(entry.name, tuple(settings.items()))
     if expected is None or not fits(expected, shapes, extras):
         return None
-    return Recognised(entry.name, settings, settings.get("input_size", entry.input_size))
+    size, own = settings.get("input_size", entry.input_size), frozenset(shapes.keys() & expected.keys())
+    return Recognised(entry.name, settings, size, own)
 
 
 def _skeleton(entry: Architecture, settings: Settings) -> nn.Module:
@@ -183,7 +321,7 @@ def _nearest(entries: Iterable[Architecture], shapes: Shapes, arch: str | None) 
     ranked.sort(key=lambda item: (-item[0], item[1]))
     near = [item for item in ranked[:_NEAREST] if item[0] > 0 or arch]
     if not near:
-        first = ", ".join(f"{shown(name)} {shape}" for name, shape in list(shapes.items())[:_DIFFERENCES])
+        first = ", ".join(f"{quoted(name)} {shape}" for name, shape in list(shapes.items())[:_DIFFERENCES])
         return f"The checkpoint has nothing in common with any known architecture; it begins with {first}."
     told = "; ".join(_told(name, share, differs) for share, name, differs in near)
     subject = f"The checkpoint is no {arch}" if arch else "The checkpoint fits no known architecture; nearest"

@@ -66,7 +66,7 @@ def to_files(models: Sequence[Model], path: Path) -> dict[Path, bytes]:
     names = _shard_names(path, list(dict.fromkeys(artifact.shards.values())))
     homes = {key: names[home] for key, home in artifact.shards.items()}
     parts = {name: {key: state[key] for key, home in homes.items() if home == name} for name in names.values()}
-    total = {"total_size": sum(map(_size, state.values()))}
+    total = {"total_size": sum(tensor.nbytes for tensor in state.values())}
     index = {"metadata": {**artifact.index_metadata, **total}, "weight_map": homes}
     files = {path: (json.dumps(index, indent=2) + "\n").encode()}
     return files | {path.parent / name: _encoded(part, artifact) for name, part in parts.items()}
@@ -118,10 +118,6 @@ def _checkpoint(models: Sequence[Model]) -> Any:
 
 def _tensors(model: Model) -> dict[str, Tensor]:
     return {name: tensor.detach().cpu() for name, tensor in model.network.state_dict().items()}
-
-
-def _size(tensor: Tensor) -> int:
-    return tensor.numel() * tensor.element_size()
 
 
 def _original_form(tensors: Mapping[str, Tensor], artifact: Artifact) -> dict[str, Tensor]:

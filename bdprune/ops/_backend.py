@@ -7,6 +7,7 @@ first imported.
 
 from __future__ import annotations
 
+import functools
 import importlib
 import os
 from dataclasses import asdict, dataclass
@@ -117,7 +118,9 @@ def is_native(tensor: Tensor) -> bool:
     return tensor.device.type in _NATIVE_DEVICES
 
 
-def _cpu_features() -> str | None:
+@functools.cache
+def cpu_features() -> str | None:
+    """The instruction set that the kernels chose on this CPU; None where they are not built."""
     core = _import("_core").module
     return None if core is None else str(core.isa())
 
@@ -139,7 +142,7 @@ def build_info() -> dict[str, Any]:
         built_for_torch=getattr(_CPU.module, "built_for_torch", None),
         stable_abi=STABLE_ABI,
         compiler=getattr(_CPU.module, "compiler", None),
-        cpu_features=_cpu_features(),
+        cpu_features=cpu_features(),
         threads=torch.get_num_threads(),
         cuda=not cuda_reason,
         cuda_reason=cuda_reason,

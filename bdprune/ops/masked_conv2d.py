@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import TypedDict, Unpack
+
 from torch import Tensor
 from torch.overrides import handle_torch_function, has_torch_function
 
@@ -10,15 +12,17 @@ from bdprune.ops.conv_variants import check_conv
 from bdprune.ops.stacked_conv2d import convolve
 
 
+class Geometry(TypedDict, total=False):
+    """The keyword arguments of :func:`torch.nn.functional.conv2d` that say where a filter goes."""
+
+    stride: int | tuple[int, int]
+    padding: int | tuple[int, int] | str
+    dilation: int | tuple[int, int]
+    groups: int
+
+
 def masked_conv2d(
-    x: Tensor,
-    weight: Tensor,
-    mask: Tensor,
-    bias: Tensor | None = None,
-    stride: int | tuple[int, int] = 1,
-    padding: int | tuple[int, int] | str = 0,
-    dilation: int | tuple[int, int] = 1,
-    groups: int = 1,
+    x: Tensor, weight: Tensor, mask: Tensor, bias: Tensor | None = None, **geometry: Unpack[Geometry]
 ) -> Tensor:
     """``mask[c] * (conv2d(x, weight)[:, c] + bias[c])``: a convolution whose filters fade with their mask.
 
@@ -32,7 +36,7 @@ def masked_conv2d(
         weight: ``[O, I / groups, kh, kw]``, or ``[G, O, I / groups, kh, kw]`` in a stack.
         mask: ``[O]``, or ``[G, O]``.
         bias: ``[O]``, ``[G, O]`` with such a weight, or None.
-        stride: as in :func:`torch.nn.functional.conv2d`, like ``padding``, ``dilation`` and ``groups``.
+        **geometry: ``stride``, ``padding``, ``dilation`` and ``groups`` as in :func:`torch.nn.functional.conv2d`.
 
     Returns:
         ``[N, O, H', W']``, or ``[G, N, O, H', W']``: on the CPU the same bits as G calls, but for a shared weight,
@@ -51,12 +55,13 @@ def masked_conv2d(
     >>> masked_conv2d(x, weight, torch.tensor([1.0, 0.25])).flatten()
     tensor([4., 1.])
     """
-    settings = (stride, padding, dilation, groups)
     if has_torch_function((x, weight, mask)):
-        given = (x, weight, mask, bias, *settings)
-        taken_over: Tensor = handle_torch_function(masked_conv2d, (x, weight, mask), *given)
+        given = (x, weight, mask, bias)
+        taken_over: Tensor = handle_torch_function(masked_conv2d, (x, weight, mask), *given, **geometry)
         return taken_over
+    groups = geometry.get("groups", 1)
     check_masked(x, weight, mask, bias, groups)
+    settings = (geometry.get("stride", 1), geometry.get("padding", 0), geometry.get("dilation", 1), groups)
     return convolve(x, weight, mask, bias, settings)
 
 

@@ -200,13 +200,9 @@ def _fake(
     weight: Tensor,
     mask: Tensor,
     bias: Tensor | None,
-    stride: list[int],
-    padding: list[int],
-    dilation: list[int],
-    groups: int,
-    need_z: bool,
-    exact: bool,
+    *settings: Any,
 ) -> tuple[Tensor, Tensor]:
+    stride, padding, dilation, _, need_z, _ = settings
     maps = x if x.dim() == 5 else x.unsqueeze(0)
     size = [
         (x.shape[axis - 2] + 2 * padding[axis] - dilation[axis] * (weight.shape[axis - 2] - 1) - 1) // stride[axis] + 1
@@ -224,12 +220,9 @@ def _fake_backward(
     mask: Tensor,
     height: int,
     width: int,
-    stride: list[int],
-    padding: list[int],
-    dilation: list[int],
-    groups: int,
-    exact: bool,
+    *settings: Any,
 ) -> tuple[Tensor, Tensor]:
+    groups = settings[3]
     like = grad if z is None else z
     grad_x = _new_maps(like, weight.shape[2] * groups, height, width)
     return grad_x, mask.new_empty(mask.shape if z is not None else (0,))

@@ -66,17 +66,19 @@ def takes(x: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
 
 
 def winograd_is_faster(x: Tensor, weight: Tensor) -> bool:
-    """Whether ``winograd_conv2d`` is faster than a direct convolution of these shapes; the same on every machine.
+    """Whether ``winograd_conv2d`` is faster than a direct convolution of these shapes.
 
     A rule and not a trial, so that repeated runs give the same bits. It was read off times of both, with and without
-    gradients, of 3 to 512 channels on maps of 2x2 to 32x32 pixels, on AVX2 and on AVX-512 (``bench/winograd_rule.py``
-    times them again): transforms cost too much where channels are few to multiply, where tiles hang over the edge of
-    the map, and where the filters, transformed once, meet too few tiles.
+    gradients, of 3 to 512 channels on maps of 2x2 to 32x32 pixels (``bench/winograd_rule.py`` times them again):
+    transforms cost too much where channels are few to multiply, where tiles hang over the edge of the map, and where
+    the filters, transformed once, meet too few tiles. Without AVX-512 no rule beats Winograd's everywhere.
 
     Args:
         x: ``[N, I, H, W]``; a stack axis before these is left out, of the weight too.
         weight: ``[O, I, 3, 3]``.
     """
+    if _backend.cpu_features() != "avx512":
+        return True
     samples, channels, height, width = x.shape[-4:]
     tiles = samples * -(-height // _TILE) * -(-width // _TILE)
     covered = samples * height * width / (tiles * _TILE * _TILE) if tiles else 0.0

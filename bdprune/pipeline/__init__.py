@@ -1,6 +1,15 @@
 from bdprune.pipeline.attachments import with_saved_attachments
-from bdprune.pipeline.device import free_memory, parse_device
-from bdprune.pipeline.open import CleanSource, DataSource, ModelSource, OptionNames, Options, load, options_from
+from bdprune.pipeline.open import (
+    CleanSource,
+    DataSource,
+    ModelSource,
+    OptionNames,
+    Options,
+    free_memory,
+    load,
+    options_from,
+    parse_device,
+)
 from bdprune.pipeline.repair import Repaired, purify
 from bdprune.pipeline.scan import (
     Clock,

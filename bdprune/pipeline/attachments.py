@@ -31,10 +31,8 @@ def save_attachments(
     return tuple(_saved(one, contents[one.sha256], folder) for one in attachments)
 
 
-def with_saved_attachments(result: Result, contents: Mapping[str, bytes], folder: Path | None) -> Result:
+def with_saved_attachments(result: Result, contents: Mapping[str, bytes], folder: Path) -> Result:
     """The result of a scan, with what its detectors attached written to ``folder``."""
-    if folder is None:
-        return result
     detectors = (
         msgspec.structs.replace(one, attachments=save_attachments(one.attachments, contents, folder))
         for one in result.detectors

@@ -12,7 +12,7 @@ import bdprune
 from bdprune.analysis import Sanity
 from bdprune.data import CleanData
 from bdprune.errors import BdpruneError, first_line
-from bdprune.files import joined
+from bdprune.files import join_path
 from bdprune.model import Model
 from bdprune.ops import backend, device_name
 from bdprune.record import (
@@ -50,7 +50,7 @@ def weight_coverage(model: Model) -> WeightCoverage | None:
     return WeightCoverage(
         scanned=sum(value.numel() for value in model.network.state_dict().values() if value.is_floating_point()),
         unscanned=artifact.unscanned,
-        same=tuple(map(joined, artifact.places[1:])),
+        same=tuple(map(join_path, artifact.places[1:])),
         kept=artifact.kept,
         left_out=artifact.left_out,
     )
@@ -120,7 +120,7 @@ def env(device: torch.device, seed: int) -> Env:
 def error_info(error: Exception) -> ErrorInfo:
     """Class, message and hint of an error; one that was not raised on purpose is a bug and says so."""
     if isinstance(error, BdpruneError):
-        return ErrorInfo(type=type(error).__name__, message=error.message, hint=error.mend)
+        return ErrorInfo(type=type(error).__name__, message=error.message, hint=error.hint)
     message = f"Unexpected {type(error).__name__}: {first_line(error)}"
     return ErrorInfo(
         type=type(error).__name__, message=message, hint="Please report it, with what `bdprune --verbose` prints."

@@ -35,7 +35,6 @@ from bdprune.model import (
     parse_normalization,
 )
 from bdprune.model import load as load_one
-from bdprune.pipeline.device import parse_device
 from bdprune.record import parse_shape
 from bdprune.runtime import Precision, check_precision
 
@@ -132,6 +131,36 @@ class Options:
             architecture(self.arch)
 
 
+def parse_device(text: str) -> torch.device:
+    """``cpu``, ``cuda``, ``cuda:1``, or ``auto`` for a GPU where there is one.
+
+    Raises:
+        OptionError: no such device here.
+    """
+    if text == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(text)
+    except RuntimeError:
+        raise OptionError(f"{text!r} is no device.", "Give cpu, cuda, cuda:N or auto.") from None
+    if device.type not in ("cpu", "cuda"):
+        raise OptionError(f"bdprune does not run on {text!r}.", "Give cpu, cuda, cuda:N or auto.")
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise OptionError(f"There is no device {text!r} here.", "Use --device cpu, or see `bdprune doctor`.")
+    return device
+
+
+def free_memory(device: torch.device) -> int:
+    """Bytes that can be had on ``device`` now, as far as the system tells; a gibibyte where it does not."""
+    if device.type == "cuda":
+        return int(torch.cuda.mem_get_info(device)[0])
+    try:
+        lines = Path("/proc/meminfo").read_text().splitlines()
+        return next(int(line.split()[1]) << 10 for line in lines if line.startswith("MemAvailable:"))
+    except (OSError, StopIteration, ValueError, IndexError):
+        return 1 << 30
+
+
 def options_from(values: Mapping[str, Any], caller: str) -> Options:
     """``Options`` of keyword arguments.
 
@@ -163,8 +192,9 @@ def load(path: str | os.PathLike[str], **options: Unpack[OptionNames]) -> Model:
         OptionError: an option that cannot work.
 
     Example:
-        >>> load("resnet20.th", normalize="imagenet").arch                       # doctest: +SKIP
-        'resnet20_cifar'
+        >>> model = load("model.pth", normalize="cifar10")
+        >>> model.arch, model.num_classes, model.input_shape
+        ('resnet18_cifar', 3, (3, 32, 32))
     """
     return take_model(Path(path), options_from(options, "load"))
 
@@ -254,7 +284,8 @@ class CleanSource:
         if isinstance(self.source, str) and self.source == "none":
             self.source = None
         check_per_class(self.options.per_class)
-        self.class_order = read_order(self.options.class_order)
+        order = self.options.class_order
+        self.class_order = None if order is None else read_order(order)
 
     def fit_for(self, model: Model) -> tuple[Model, CleanData | None]:
         """The model and the clean data in the size that suits them; None for a run without data.

@@ -15,7 +15,7 @@ from bdprune.analysis import Case, Sanity, check_sanity
 from bdprune.data import CleanData
 from bdprune.errors import BdpruneError, DataError, OptionError, SanityError
 from bdprune.methods import Purifier, Repair
-from bdprune.model import Model, save
+from bdprune.model import Loaded, Model, save
 from bdprune.pipeline.attachments import save_attachments
 from bdprune.pipeline.describe import artifact_info, data_info, env, model_info, weight_coverage
 from bdprune.pipeline.open import CleanSource, DataSource, ModelSource, OptionNames, Options, options_from, take_models
@@ -75,8 +75,7 @@ def purify(
         model: path of a checkpoint, a module, or what ``bdprune.load`` gave.
         data: labelled clean images, as for ``bdprune.scan``; a part is held out to choose the threshold.
         method: name of a purifier, or a purifier.
-        preset: a named set of its settings.
-        settings: constructor arguments of the purifier that is named.
+        preset, settings: a named set of its settings, and single ones, for a purifier that is named.
         output: where to write the repaired checkpoint, in the format of the one it came from; None writes nothing.
         progress: called with a word on what happens next.
         **options: ``mode`` and ``max_acc_drop``, settings by the names of the command line; ``start_from``, the result
@@ -102,17 +101,7 @@ def purify(
     clean = CleanSource(data, run.options)
     run.progress("loading")
     loaded = take_models(model, run.options)
-    done: list[_Done] = []
-    failed: list[tuple[str, BdpruneError]] = [(one.name, one.error) for one in loaded.unloaded]
-    for one in loaded.models:
-        try:
-            done.append(_repaired(one, clean, run))
-        except BdpruneError as error:
-            if len(loaded.models) == 1:
-                raise
-            failed.append((one.artifact.state_key if one.artifact else "", error))
-    if not done:
-        raise failed[-1][1]
+    done, failed = _repair_all(loaded, clean, run)
     written = _write([one.repair.model for one in done], output)
     left = _left(loaded.models[0], failed)
     first, *others = [Repaired(one.repair, _record(one, written, left, run)) for one in done]
@@ -196,6 +185,26 @@ class _Done:
     attachments: Mapping[str, bytes]
     started: str
     seconds: float
+
+
+def _repair_all(loaded: Loaded, clean: CleanSource, run: _Run) -> tuple[list[_Done], list[tuple[str, BdpruneError]]]:
+    """Every set of weights that could be repaired, and the errors of the others by name.
+
+    Raises:
+        BdpruneError: of the only set of weights, or of the last one where none could be repaired.
+    """
+    done: list[_Done] = []
+    failed = [(one.name, one.error) for one in loaded.unloaded]
+    for model in loaded.models:
+        try:
+            done.append(_repaired(model, clean, run))
+        except BdpruneError as error:
+            if len(loaded.models) == 1:
+                raise
+            failed.append((model.artifact.state_key if model.artifact else "", error))
+    if not done:
+        raise failed[-1][1]
+    return done, failed
 
 
 def _repaired(model: Model, clean: CleanSource, run: _Run) -> _Done:

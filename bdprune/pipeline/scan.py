@@ -28,8 +28,7 @@ from bdprune.pipeline.describe import (
     unread_artifact,
     weight_coverage,
 )
-from bdprune.pipeline.device import parse_device
-from bdprune.pipeline.open import CleanSource, ModelSource, Options, take_models
+from bdprune.pipeline.open import CleanSource, ModelSource, Options, parse_device, take_models
 from bdprune.record import Evidence, Finding, Result, Severity, WeightCoverage, nothing_seen, some
 from bdprune.verdict import judge
 
@@ -48,7 +47,6 @@ class Job:
     clean: CleanSource
     detectors: Sequence[Detector]
     options: Options
-    skip_unknown: bool = False
     threads: int = field(default_factory=torch.get_num_threads)
 
 
@@ -110,7 +108,7 @@ def open_cases(source: ModelSource, job: Job, progress: Progress) -> list[Opened
         progress("loading")
         loaded = take_models(source, job.options)
         found = [_with_data(model, source, job, progress) for model in loaded.models]
-        return found + ([] if job.skip_unknown else [_not_checked(one, loaded, job) for one in loaded.unloaded])
+        return found + ([] if job.options.skip_unknown else [_not_checked(one, loaded, job) for one in loaded.unloaded])
 
     found = survived(opened, source, job, clock)
     return [found] if isinstance(found, Outcome) else found
@@ -214,7 +212,7 @@ def _examine(opened: Opened, job: Job, progress: Progress, known: Mapping[int, E
     ]
     judgement = judge(running, evidence, opened.sanity)
     model, data, coverage = opened.case.model, opened.data, weight_coverage(opened.case.model)
-    unscanned = coverage is not None and coverage.unscanned and not job.skip_unknown
+    unscanned = coverage is not None and coverage.unscanned and not job.options.skip_unknown
     result = Result(
         started=opened.clock.started,
         verdict="inconclusive" if judgement.verdict == "clean" and unscanned else judgement.verdict,

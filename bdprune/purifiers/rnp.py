@@ -17,11 +17,12 @@ from bdprune.loops import (
     RecoverSettings,
     Sweep,
     SweepPoint,
+    SweepSettings,
     UnlearnSettings,
     fine_tune,
     recover,
     sink_label,
-    sweep_thresholds,
+    sweep,
 )
 from bdprune.methods import CurvePoint, Phases, Purifier, Repair, what_changed
 from bdprune.model import Model, PruneMode, prune
@@ -171,21 +172,12 @@ class RNP(Purifier):
         thresholds = [index * self.step for index in range(round(0.95 / self.step) + 1)]
         sets = (held, rest) if self.strict else (held,)
         hopeless = max(self.max_drop, self.tuned_drop)
-        sweep = sweep_thresholds(
-            model,
-            masks,
-            sets,
-            thresholds,
-            self.max_drop,
-            self.mode,
-            self.stop_early,
-            hopeless,
-            precision=self.precision,
-        )
-        chosen = sweep.highest(self.max_drop)
+        settings = SweepSettings(thresholds, self.max_drop, self.mode, self.stop_early, hopeless)
+        swept = sweep(model, masks, sets, settings, self.precision)
+        chosen = swept.highest(self.max_drop)
         if chosen or not self.fine_tuning:
-            return sweep, chosen, None
-        return sweep, sweep.highest(self.tuned_drop), self.fine_tuning
+            return swept, chosen, None
+        return swept, swept.highest(self.tuned_drop), self.fine_tuning
 
     def _selection(self, found: bool, tuned: bool, held: int, rest: int) -> str:
         drop = self.tuned_drop if tuned else self.max_drop

@@ -3,25 +3,35 @@
 from __future__ import annotations
 
 import math
-from typing import Any, Self
+import re
+from typing import Annotated, Any, Self
 
 import msgspec
 
 from bdprune.record.base import Count, Record, Share, finite, number
 
+_NAME, _SHA256 = "^[a-z0-9_-]{1,64}$", "^[0-9a-f]{64}$"
+
 
 class Attachment(Record, frozen=True, kw_only=True):
     """Something too large for a record, such as a tensor or a picture, by the SHA-256 of its bytes.
 
-    ``media_type`` is ``application/safetensors`` or ``image/png``; ``file`` is the name under which it was written
-    beside the report, empty where nobody asked for that.
+    ``name`` is of small letters, digits, ``-`` and ``_``: it becomes part of a file's name. ``media_type`` is
+    ``application/safetensors`` or ``image/png``; ``file`` is the name under which it was written beside the report,
+    empty where nobody asked for that.
     """
 
-    name: str
+    name: Annotated[str, msgspec.Meta(pattern=_NAME)]
     media_type: str
-    sha256: str
+    sha256: Annotated[str, msgspec.Meta(pattern=_SHA256)]
     bytes: Count
     file: str = ""
+
+    def __post_init__(self) -> None:
+        """Makes sure of the parts of the file's name, also where no JSON was read."""
+        for what, text, pattern in (("name", self.name, _NAME), ("SHA-256", self.sha256, _SHA256)):
+            if not re.fullmatch(pattern, text) or text.endswith("\n"):
+                raise ValueError(f"invalid {what} of an attachment: {text[:80]!r}")
 
 
 class Evidence(Record, frozen=True, kw_only=True):

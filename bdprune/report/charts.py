@@ -1,10 +1,9 @@
-"""Which charts a result can show. They are told by the shape of the data, so a new detector gets them for free.
+"""Which charts a result can show. They are found by the shape of the data, so a new detector gets them for free.
 
-A detector's ``details`` are drawn when they hold, under these keys,
+The label scores of a detector are drawn, and every detail of one of these shapes, whatever its name:
 
-* ``layers``: a list of ``{"layer": name, "max_z": number, "filter": index or absent}``, in the order of the network;
-* ``trajectory``: a list of ``{"accuracy": share, "votes": count per label}``, one entry a step;
-* ``flip_shares``: a list with the share of each label.
+* a list of ``{"layer": name, "max_z": number, "filter": index or absent}``, in the order of the network;
+* a list of ``{"accuracy": share, "votes": count per label}``, one entry a step.
 
 Everything else in ``details`` is listed as it is.
 """
@@ -13,15 +12,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import pairwise
-from typing import Any, TypeVar
+from typing import Any
 
 import msgspec
 from markupsafe import Markup
 
 from bdprune.record import Evidence, LayerScores, PurifyResult
-from bdprune.report.svg import Bar, Line, bars, lines
-
-T = TypeVar("T")
+from bdprune.report.summary import number
+from bdprune.report.svg import Axes, Bar, Line, bars, lines
 
 
 class LayerPoint(msgspec.Struct):
@@ -40,26 +38,24 @@ class Step(msgspec.Struct):
 
 
 def detector_charts(detector: Evidence, class_names: Sequence[str]) -> list[tuple[str, Markup]]:
-    """(caption, chart) of everything in the details that can be drawn."""
-    details = detector.details
-    drawn: list[tuple[str, Markup]] = []
-    steps = _read(details.get("trajectory"), list[Step])
-    if steps:
-        drawn.append(("Unlearning, batch by batch", _trajectory(steps, detector.target_label)))
-    shares = _read(details.get("flip_shares"), list[float])
-    if shares:
-        drawn.append(("Where wrong predictions go", _shares(shares, detector, class_names)))
-    layers = _read(details.get("layers"), list[LayerPoint])
-    if layers:
-        drawn.append(("Largest outlier in each layer", _layers(layers, detector.threshold)))
+    """(caption, chart) of everything in the evidence that can be drawn."""
+    drawn = [("Score of each label", _label_scores(detector, class_names))] if any(detector.label_scores) else []
+    for value in detector.details.values():
+        points = _points(value)
+        if isinstance(points[0], Step):
+            drawn.append(("Accuracy and votes, step by step", _steps(points, detector.target_label)))
+        elif isinstance(points[0], LayerPoint):
+            drawn.append(("Largest outlier in each layer", _layers(points, detector.threshold)))
     return drawn
 
 
 def listed_details(detector: Evidence) -> dict[str, Any]:
     """The details that no chart shows."""
-    shapes: dict[str, Any] = {"trajectory": list[Step], "flip_shares": list[float], "layers": list[LayerPoint]}
+    scores = list(detector.label_scores)
     return {
-        name: value for name, value in detector.details.items() if name not in shapes or not _read(value, shapes[name])
+        name: value
+        for name, value in detector.details.items()
+        if _points(value)[0] is None and not (scores and value == scores)
     }
 
 
@@ -68,20 +64,30 @@ def score_chart(layers: Sequence[LayerScores]) -> Markup:
     return _layers([LayerPoint(layer=one.layer, max_z=one.max_z) for one in layers], None)
 
 
-def curve_chart(result: PurifyResult) -> Markup | None:
+def repair_charts(result: PurifyResult) -> list[tuple[str, Markup]]:
+    """(caption, chart) of everything that a repair brings for drawing."""
+    found = {
+        "Clean accuracy against threshold": _curve(result),
+        "Histogram of what the threshold is put on": _masks(result),
+        "Pruned filters by layer": _pruned(result),
+    }
+    return [(caption, chart) for caption, chart in found.items() if chart]
+
+
+def _curve(result: PurifyResult) -> Markup | None:
     """Clean accuracy against threshold, with the threshold that was chosen; None without a curve."""
     known = [one for one in result.curve if one.threshold is not None and one.clean_accuracy is not None]
     if not known:
         return None
-    accuracy = [(one.threshold, one.clean_accuracy) for one in known]
-    pruned = [(one.threshold, one.filters_pruned / max(result.filters, 1)) for one in known]
+    accuracy = [(one.threshold or 0.0, one.clean_accuracy or 0.0) for one in known]
+    pruned = [(one.threshold or 0.0, one.filters_pruned / max(result.filters, 1)) for one in known]
     chosen = None if result.threshold is None else (result.threshold, f"chosen: {result.threshold:.3g}")
-    series = [Line("clean accuracy", accuracy, "a"), Line("filters pruned", pruned, "b")]  # type: ignore[arg-type]
-    return lines("Clean accuracy against threshold", series, x_label="threshold", y_label="share", chosen=chosen)
+    series = [Line("clean accuracy", accuracy, "a"), Line("filters pruned", pruned, "b")]
+    return lines("Clean accuracy against threshold", series, Axes("threshold", "share"), chosen=chosen)
 
 
-def mask_chart(result: PurifyResult) -> Markup | None:
-    """Histogram of the masks, in square roots so that rare low values show; None without masks."""
+def _masks(result: PurifyResult) -> Markup | None:
+    """Histogram of the masks or scores, in square roots so that rare values show; None without any."""
     masks = result.masks
     if masks is None:
         return None
@@ -93,64 +99,62 @@ def mask_chart(result: PurifyResult) -> Markup | None:
         )
         for (low, high), count, pruned in zip(pairwise(masks.edges), masks.counts, masks.pruned, strict=True)
     ]
-    title = "Histogram of the masks"
     ends = masks.edges[0], masks.edges[-1]
-    return bars(title, values, x_label="mask", y_label="√ filters", x_range=ends)
+    return bars("Filters by mask or score", values, Axes("mask or score", "√ filters"), x_range=ends)
 
 
-def pruned_chart(result: PurifyResult) -> Markup | None:
+def _pruned(result: PurifyResult) -> Markup | None:
     """How many filters each group lost; None when none did."""
     if not result.pruned:
         return None
-    values = [Bar(len(index), f"{name}: {len(index)} pruned") for name, index in result.pruned.items()]
-    return bars("Pruned filters by layer", values, x_label="layer", y_label="filters", x_names=list(result.pruned))
+    values = [Bar(len(index), f"{name}: {len(index)} pruned", name=name) for name, index in result.pruned.items()]
+    return bars("Pruned filters by layer", values, Axes("layer", "filters"))
 
 
-def _trajectory(steps: Sequence[Step], label: int | None) -> Markup:
-    accuracy = [(float(i), step.accuracy) for i, step in enumerate(steps, 1) if step.accuracy is not None]
-    winner = [(float(i), max(step.votes) / sum(step.votes)) for i, step in enumerate(steps, 1) if sum(step.votes)]
-    series = [Line("clean accuracy", accuracy, "a"), Line("votes for the leading label", winner, "b")]
+def _steps(steps: Sequence[Step], label: int | None) -> Markup:
+    counted = [(float(i), step.votes) for i, step in enumerate(steps, 1) if sum(step.votes)]
+    series = [
+        Line("clean accuracy", [(float(i), s.accuracy) for i, s in enumerate(steps, 1) if s.accuracy is not None], "a"),
+        Line("votes for the leading label", [(i, max(votes) / sum(votes)) for i, votes in counted], "b"),
+    ]
     if label is not None and all(label < len(step.votes) for step in steps):
-        named = [(float(i), step.votes[label] / sum(step.votes)) for i, step in enumerate(steps, 1) if sum(step.votes)]
-        series.append(Line(f"votes for label {label}", named, "c"))
-    return lines("Accuracy and votes while unlearning", series, x_label="batch", y_label="share", x_whole=True)
+        series.append(Line(f"votes for label {label}", [(i, votes[label] / sum(votes)) for i, votes in counted], "c"))
+    return lines("Clean accuracy and votes at each step", series, Axes("step", "share", whole=True))
 
 
-def _shares(shares: Sequence[float], detector: Evidence, class_names: Sequence[str]) -> Markup:
+def _label_scores(detector: Evidence, class_names: Sequence[str]) -> Markup:
+    known = [score for score in detector.label_scores if score is not None]
     values = [
         Bar(
-            share,
-            f"label {k}{f' ({class_names[k]})' if k < len(class_names) else ''}: {100 * share:.1f} %",
-            marked=detector.flagged and share == max(shares),
+            score or 0.0,
+            f"label {k}{f' ({class_names[k]})' if k < len(class_names) else ''}: {number(score)}",
+            marked=detector.flagged and score == max(known),
+            name=str(k),
         )
-        for k, share in enumerate(shares)
+        for k, score in enumerate(detector.label_scores)
     ]
-    title = "Share of the images of other classes that were predicted as each label"
-    names = [str(k) for k in range(len(shares))]
-    return bars(title, values, x_label="label", y_label="share", x_names=names)
+    return bars("How suspicious each label is", values, Axes("label", "score"))
 
 
 def _layers(layers: Sequence[LayerPoint], cut: float | None) -> Markup:
     values = [
         Bar(
             value=max(one.max_z or 0.0, 0.0),
-            title=f"{one.layer}{'' if one.filter is None else f', filter {one.filter}'}: z {_text(one.max_z)}",
+            title=f"{one.layer}{'' if one.filter is None else f', filter {one.filter}'}: z {number(one.max_z)}",
             marked=cut is not None and (one.max_z or 0.0) > cut,
+            name=one.layer,
         )
         for one in layers
     ]
-    title = "Largest z-score of each layer"
-    names = [one.layer for one in layers]
-    return bars(title, values, x_label="layer, input to output", y_label="max z", x_names=names, cut=cut)
+    line = None if cut is None else (cut, "threshold")
+    return bars("Largest z-score of each layer", values, Axes("layer, input to output", "max z"), cut=line)
 
 
-def _text(value: float | None) -> str:
-    return "unknown" if value is None else f"{value:.3g}"
-
-
-def _read(value: Any, shape: type[T]) -> T | None:
-    """``value`` if it has that shape, else None: details are free, and plug-ins write them too."""
-    try:
-        return msgspec.convert(value, shape)
-    except msgspec.ValidationError:
-        return None
+def _points(value: Any) -> list[Any]:
+    """The value as points of one of the shapes that are drawn, else a single None: details are free in form."""
+    for shape in (Step, LayerPoint):
+        try:
+            return msgspec.convert(value, list[shape]) or [None]  # type: ignore[valid-type]
+        except msgspec.ValidationError:
+            pass
+    return [None]

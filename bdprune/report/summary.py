@@ -1,11 +1,11 @@
-"""What to say about a verdict, in words that every report shares."""
+"""What to say about a result, in words that every report shares."""
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
 
-from bdprune.record import ATTENTION, PassedOver, PurifyResult, Result, Verdict
+from bdprune.record import ATTENTION, Evidence, PassedOver, PurifyResult, Result, Verdict, WeightCoverage
 
 MEANING: dict[Verdict, str] = {
     "clean": "No sign of a backdoor was found.",
@@ -45,6 +45,48 @@ def outcome(result: PurifyResult) -> str:
     if result.change == "nothing":
         return "unchanged"
     return "partly repaired" if result.left else "repaired"
+
+
+def change(result: PurifyResult) -> str:
+    """What a repair did to the weights, as in ``pruned 41 of 2400 filters in 2 filter groups``."""
+    groups = f"{len(result.pruned)} filter group{'s' if len(result.pruned) != 1 else ''}"
+    pruned = f"pruned {result.filters_pruned} of {result.filters} filters in {groups}"
+    said = {"nothing": "left the weights as they were", "pruned": pruned, "retrained": "retrained the weights"}
+    return said.get(result.change, f"{pruned} and retrained the weights")
+
+
+def repair_advice(result: PurifyResult) -> str:
+    """What to do after a repair."""
+    if result.change == "nothing":
+        return f"It is no safer than before: {result.selection}."
+    return f"Scan the repaired {'file' if result.output else 'model'} before you deploy it: a repair can leave traces."
+
+
+def phases(result: PurifyResult) -> list[str]:
+    """What each step of a repair cost: ``unlearn 4.0 s``."""
+    return [f"{name.replace('_', ' ')} {seconds(took)}" for name, took in result.phases.items()]
+
+
+def says(evidence: Evidence) -> str:
+    """What a detector says of the model, in a word or two."""
+    if evidence.score is None:
+        return "failed" if evidence.error else "no score"
+    return f"{'flagged' if evidence.flagged else 'not flagged'}{', near' if evidence.near else ''}"
+
+
+def notes(evidence: Evidence) -> list[tuple[str, str]]:
+    """What a reader should know besides the numbers: (what it is, the sentence)."""
+    found = [("error", evidence.error), ("not applicable", evidence.not_applicable)]
+    found += [("remark", one) for one in evidence.remarks] + [("limit", one) for one in evidence.limits]
+    return [(kind, text) for kind, text in found if text]
+
+
+def other_weights(coverage: WeightCoverage | None) -> list[tuple[str, tuple[str, ...]]]:
+    """What else the file of a model holds: (what became of it, names)."""
+    if coverage is None:
+        return []
+    missed = coverage.unscanned + coverage.left_out
+    return [("same weights", coverage.same), ("kept, without weights", coverage.kept), ("not scanned", missed)]
 
 
 def label(result: Result) -> str:

@@ -36,11 +36,12 @@ class Scale:
 
 @dataclass(frozen=True)
 class Bar:
-    """One bar: its height, what a pointer reads on it, and whether it stands out."""
+    """One bar: its height, what a pointer reads on it, whether it stands out, and the name below it."""
 
     value: float
     title: str
     marked: bool = False
+    name: str = ""
 
 
 @dataclass(frozen=True)
@@ -52,49 +53,49 @@ class Line:
     kind: str = "a"
 
 
+@dataclass(frozen=True)
+class Axes:
+    """What the axes are called. ``whole``: the x axis counts, so only whole numbers are written."""
+
+    x: str
+    y: str
+    whole: bool = False
+
+
 def bars(
     title: str,
     values: Sequence[Bar],
+    axes: Axes,
     *,
-    x_label: str,
-    y_label: str,
-    x_names: Sequence[str] = (),
-    cut: float | None = None,
-    cut_name: str = "threshold",
+    cut: tuple[float, str] | None = None,
     x_range: tuple[float, float] | None = None,
 ) -> Markup:
     """A bar chart.
 
     Args:
         title: what the chart shows, read out by screen readers.
-        values: the bars, from left to right.
-        x_names: name of each bar, written below where there is room.
-        cut: a dashed line across at this height.
+        values: the bars, from left to right; names are left out where they would overlap.
+        cut: (height, name) of a dashed line across.
         x_range: numbers at the left and right end of the axis, instead of names.
     """
-    top = max([*(bar.value for bar in values), cut or 0.0, 1e-9])
+    top = max([*(bar.value for bar in values), cut[0] if cut else 0.0, 1e-9])
     low = min([*(bar.value for bar in values), 0.0])
     y = Scale(low, top * 1.05, HEIGHT - BOTTOM, TOP)
     slot = (WIDTH - LEFT - RIGHT) / max(len(values), 1)
-    shapes = [_bar(bar, LEFT + index * slot, slot, y) for index, bar in enumerate(values)]
+    parts = [*_y_axis(y, _short), *(_bar(bar, LEFT + index * slot, slot, y) for index, bar in enumerate(values))]
     if x_range:
-        x = Scale(*x_range, LEFT, WIDTH - RIGHT)
-        below = [_x_tick(x(tick), _short(tick)) for tick in x.ticks()]
+        parts += _x_axis(Scale(*x_range, LEFT, WIDTH - RIGHT))
     else:
-        below = _names(x_names, slot)
-    across = [] if cut is None else [_cut_across(y(cut), cut_name)]
-    return _frame(title, [*_y_axis(y, _short), *shapes, *below, *across], x_label, y_label)
+        parts += _names([bar.name for bar in values], slot)
+    if cut is not None:
+        height = y(cut[0])
+        parts.append(_tag("line", class_="cut", x1=LEFT, x2=WIDTH - RIGHT, y1=height, y2=height))
+        parts.append(_text("cut-name", cut[1], x=WIDTH - RIGHT, y=height - 5, text_anchor="end"))
+    return _frame(title, parts, axes)
 
 
 def lines(
-    title: str,
-    series: Sequence[Line],
-    *,
-    x_label: str,
-    y_label: str,
-    percent: bool = True,
-    chosen: tuple[float, str] | None = None,
-    x_whole: bool = False,
+    title: str, series: Sequence[Line], axes: Axes, *, percent: bool = True, chosen: tuple[float, str] | None = None
 ) -> Markup:
     """A line chart, with a legend where there are several lines.
 
@@ -103,7 +104,6 @@ def lines(
         series: the lines; empty ones are left out.
         percent: the y axis is a share, drawn from 0 to 100 %.
         chosen: (x, name) of a dashed line down.
-        x_whole: the x axis counts, so only whole numbers are written.
     """
     series = [line for line in series if line.points]
     xs = [x for line in series for x, _ in line.points] or [0.0]
@@ -111,123 +111,109 @@ def lines(
     x = Scale(min(xs), max(xs) if max(xs) > min(xs) else min(xs) + 1, LEFT, WIDTH - RIGHT)
     low, high = (0.0, 1.0) if percent else (min(0.0, *ys), max(1e-9, *ys))
     y = Scale(low, high, HEIGHT - BOTTOM, TOP)
-    ticks = [tick for tick in x.ticks() if not x_whole or tick == int(tick)]
-    parts = [*_y_axis(y, _percent if percent else _short), *(_x_tick(x(tick), _short(tick)) for tick in ticks)]
-    parts += [] if chosen is None else [_cut_down(x(chosen[0]), chosen[1])]
-    parts += [_line(line, x, y) for line in series]
-    return _legend(series) + _frame(title, parts, x_label, y_label)
+    parts = [*_y_axis(y, _percent if percent else _short), *_x_axis(x, axes.whole)]
+    parts += [] if chosen is None else _cut_down(x(chosen[0]), chosen[1])
+    parts += [part for line in series for part in _line(line, x, y)]
+    return _legend(series) + _frame(title, parts, axes)
 
 
 def gauge(risk: float, title: str) -> Markup:
     """A half circle that fills with the risk, in [0, 1]."""
-    length = 3.141593 * 50
-    return Markup(
-        '<svg class="gauge" viewBox="0 0 120 68" role="img" aria-label="{title}"><title>{title}</title>'
-        '<path class="track" d="M10 60 A50 50 0 0 1 110 60"/>'
-        '<path class="fill" d="M10 60 A50 50 0 0 1 110 60" stroke-dasharray="{filled:.2f} {rest:.2f}"/>'
-        '<text x="60" y="56" text-anchor="middle">{risk:.2f}</text></svg>'
-    ).format(title=title, filled=length * risk, rest=length * 2, risk=risk)
-
-
-def _frame(title: str, parts: Sequence[Markup], x_label: str, y_label: str) -> Markup:
-    middle = (LEFT + WIDTH - RIGHT) / 2
-    return Markup(
-        '<svg class="chart" viewBox="0 0 {w} {h}" role="img" aria-label="{title}"><title>{title}</title>{parts}'
-        '<text class="axis" x="{middle:.1f}" y="{bottom}" text-anchor="middle">{x_label}</text>'
-        '<text class="axis" transform="translate(13 {centre:.1f}) rotate(-90)" text-anchor="middle">{y_label}</text>'
-        "</svg>"
-    ).format(
-        w=WIDTH,
-        h=HEIGHT,
-        title=title,
-        parts=Markup("").join(parts),
-        middle=middle,
-        bottom=HEIGHT - 6,
-        centre=(TOP + HEIGHT - BOTTOM) / 2,
-        x_label=x_label,
-        y_label=y_label,
+    length, arc = 3.141593 * 50, "M10 60 A50 50 0 0 1 110 60"
+    return _picture(
+        "gauge",
+        title,
+        (120, 68),
+        _tag("path", class_="track", d=arc),
+        _tag("path", class_="fill", d=arc, stroke_dasharray=f"{length * risk:.2f} {length * 2:.2f}"),
+        _tag("text", f"{risk:.2f}", x=60, y=56, text_anchor="middle"),
     )
+
+
+def _tag(name: str, *inside: str, **attributes: object) -> Markup:
+    """One element. All text in it is escaped; ``class_`` stands for ``class``, underscores for hyphens."""
+    written = Markup("").join(
+        Markup(' {}="{}"').format(
+            key.rstrip("_").replace("_", "-"), f"{value:.2f}" if isinstance(value, float) else value
+        )
+        for key, value in attributes.items()
+    )
+    return Markup("<{name}{written}>{inside}</{name}>").format(
+        name=name, written=written, inside=Markup("").join(inside)
+    )
+
+
+def _picture(kind: str, title: str, size: tuple[int, int], *parts: Markup) -> Markup:
+    box = f"0 0 {size[0]} {size[1]}"
+    return _tag("svg", _tag("title", title), *parts, class_=kind, viewBox=box, role="img", aria_label=title)
+
+
+def _text(kind: str, text: str, **place: object) -> Markup:
+    return _tag("text", text, class_=kind, **{"text_anchor": "middle", **place})
+
+
+def _frame(title: str, parts: Sequence[Markup], axes: Axes) -> Markup:
+    turned = f"translate(13 {(TOP + HEIGHT - BOTTOM) / 2:.1f}) rotate(-90)"
+    below = _text("axis", axes.x, x=(LEFT + WIDTH - RIGHT) / 2, y=HEIGHT - 6)
+    return _picture("chart", title, (WIDTH, HEIGHT), *parts, below, _text("axis", axes.y, transform=turned))
 
 
 def _y_axis(y: Scale, write: Callable[[float], str]) -> list[Markup]:
-    return [
-        Markup(
-            '<line class="grid" x1="{left}" x2="{right}" y1="{y:.1f}" y2="{y:.1f}"/>'
-            '<text class="tick" x="{before}" y="{text:.1f}" text-anchor="end">{label}</text>'
-        ).format(left=LEFT, right=WIDTH - RIGHT, y=y(t), before=LEFT - 6, text=y(t) + 4, label=write(t))
-        for t in y.ticks(4)
-    ]
+    grid = [_tag("line", class_="grid", x1=LEFT, x2=WIDTH - RIGHT, y1=y(t), y2=y(t)) for t in y.ticks(4)]
+    return grid + [_text("tick", write(t), x=LEFT - 6, y=y(t) + 4, text_anchor="end") for t in y.ticks(4)]
+
+
+def _x_axis(x: Scale, whole: bool = False) -> list[Markup]:
+    return [_x_tick(x(tick), _short(tick)) for tick in x.ticks() if not whole or tick == int(tick)]
 
 
 def _x_tick(x: float, label: str) -> Markup:
-    return Markup('<text class="tick" x="{x:.1f}" y="{y}" text-anchor="middle">{label}</text>').format(
-        x=x, y=HEIGHT - BOTTOM + 18, label=label
-    )
+    return _text("tick", label, x=x, y=HEIGHT - BOTTOM + 18)
 
 
 def _names(names: Sequence[str], slot: float) -> list[Markup]:
     longest = max(map(len, names), default=0)
     every = max(1, ceil((longest * 9 + 8) / slot))
-    return [_x_tick(LEFT + (index + 0.5) * slot, name) for index, name in enumerate(names) if index % every == 0]
+    return [_x_tick(LEFT + (index + 0.5) * slot, names[index]) for index in range(0, len(names), every)]
 
 
 def _bar(bar: Bar, x: float, slot: float, y: Scale) -> Markup:
     top, bottom = sorted((y(bar.value), y(0)))
     width = min(slot - min(slot * 0.2, 4), WIDEST_BAR)
-    return Markup(
-        '<rect class="{kind}" x="{x:.2f}" y="{y:.2f}" width="{w:.2f}" height="{h:.2f}" rx="1.5">'
-        "<title>{title}</title></rect>"
-    ).format(
-        kind="bar marked" if bar.marked else "bar",
-        x=x + (slot - width) / 2,
-        y=top,
-        w=width,
-        h=max(bottom - top, 0.8),
-        title=bar.title,
-    )
+    kind = "bar marked" if bar.marked else "bar"
+    place = {"x": x + (slot - width) / 2, "y": top, "width": width, "height": max(bottom - top, 0.8), "rx": 1.5}
+    return _tag("rect", _tag("title", bar.title), class_=kind, **place)
 
 
-def _cut_across(y: float, name: str) -> Markup:
-    return Markup(
-        '<line class="cut" x1="{left}" x2="{right}" y1="{y:.1f}" y2="{y:.1f}"/>'
-        '<text class="cut-name" x="{right}" y="{text:.1f}" text-anchor="end">{name}</text>'
-    ).format(left=LEFT, right=WIDTH - RIGHT, y=y, text=y - 5, name=name)
-
-
-def _cut_down(x: float, name: str) -> Markup:
+def _cut_down(x: float, name: str) -> list[Markup]:
     after = x < (LEFT + WIDTH - RIGHT) / 2
-    return Markup(
-        '<line class="cut" x1="{x:.1f}" x2="{x:.1f}" y1="{top}" y2="{bottom}"/>'
-        '<text class="cut-name" x="{text:.1f}" y="{y}" text-anchor="{anchor}">{name}</text>'
-    ).format(
-        x=x,
-        top=TOP,
-        bottom=HEIGHT - BOTTOM,
-        text=x + 6 if after else x - 6,
-        y=HEIGHT - BOTTOM - 8,
-        anchor="start" if after else "end",
-        name=name,
-    )
+    place = {"x": x + 6 if after else x - 6, "text_anchor": "start" if after else "end"}
+    return [
+        _tag("line", class_="cut", x1=x, x2=x, y1=TOP, y2=HEIGHT - BOTTOM),
+        _text("cut-name", name, y=HEIGHT - BOTTOM - 8, **place),
+    ]
 
 
-def _line(line: Line, x: Scale, y: Scale) -> Markup:
+def _line(line: Line, x: Scale, y: Scale) -> list[Markup]:
     path = " ".join(f"{x(a):.1f},{y(b):.1f}" for a, b in line.points)
-    dots = Markup("").join(
-        Markup(
-            '<circle class="dot {kind}" cx="{cx:.1f}" cy="{cy:.1f}" r="3"><title>{name}: {b} at {a}</title></circle>'
-        ).format(kind=line.kind, cx=x(a), cy=y(b), name=line.name, a=_short(a), b=_short(b))
+    dots = [
+        _tag(
+            "circle",
+            _tag("title", f"{line.name}: {_short(b)} at {_short(a)}"),
+            class_=f"dot {line.kind}",
+            cx=x(a),
+            cy=y(b),
+            r=3,
+        )
         for a, b in (line.points if len(line.points) <= 60 else ())
-    )
-    return Markup('<polyline class="line {kind}" points="{path}"/>{dots}').format(kind=line.kind, path=path, dots=dots)
+    ]
+    return [_tag("polyline", class_=f"line {line.kind}", points=path), *dots]
 
 
 def _legend(series: Sequence[Line]) -> Markup:
     """A list above the chart, outside of it, so that it wraps on a narrow screen."""
-    items = [
-        Markup('<li><span class="key {kind}"></span>{name}</li>').format(kind=line.kind, name=line.name)
-        for line in series
-    ]
-    return Markup('<ul class="legend">{}</ul>').format(Markup("").join(items)) if len(series) > 1 else Markup("")
+    items = [_tag("li", _tag("span", class_=f"key {line.kind}"), line.name) for line in series]
+    return _tag("ul", *items, class_="legend") if len(series) > 1 else Markup("")
 
 
 def _short(value: float) -> str:

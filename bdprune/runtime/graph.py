@@ -13,7 +13,7 @@ import logging
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Protocol, TypeAlias
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
@@ -28,28 +28,11 @@ WARM_UPS = 3
 log = logging.getLogger(__name__)
 
 
-class Recorder(Protocol):
-    """What records and replays; CUDA's is the one in use, and tests bring one that works on a CPU."""
-
-    def warm_up(self, run: Callable[[], Tensors]) -> Tensors:
-        """Runs it, where a recording would run."""
-        ...
-
-    def record(self, run: Callable[[], Tensors]) -> tuple[Callable[[], Any], Tensors]:
-        """Records without running it: what replays it, and the tensors that a replay fills.
-
-        Raises:
-            RuntimeError: it does something that cannot be recorded.
-        """
-        ...
-
-    def random_state(self) -> Tensor:
-        """Where the device's generator stands."""
-        ...
-
-
 class CudaRecorder:
-    """CUDA graphs that share their memory: they are replayed one at a time, and what they give is copied out."""
+    """CUDA graphs that share their memory: they are replayed one at a time, and what they give is copied out.
+
+    Tests bring a recorder that works on a CPU.
+    """
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
@@ -57,6 +40,7 @@ class CudaRecorder:
         self._pool = torch.cuda.graph_pool_handle()
 
     def warm_up(self, run: Callable[[], Tensors]) -> Tensors:
+        """Runs it, where a recording would run."""
         current = torch.cuda.current_stream(self._device)
         self._side.wait_stream(current)
         with torch.cuda.stream(self._side):
@@ -65,6 +49,11 @@ class CudaRecorder:
         return outputs
 
     def record(self, run: Callable[[], Tensors]) -> tuple[Callable[[], Any], Tensors]:
+        """Records without running it: what replays it, and the tensors that a replay fills.
+
+        Raises:
+            RuntimeError: it does something that cannot be recorded.
+        """
         graph, current = torch.cuda.CUDAGraph(), torch.cuda.current_stream(self._device)
         try:
             with torch.cuda.device(self._device), torch.cuda.graph(graph, pool=self._pool, stream=self._side):
@@ -74,6 +63,7 @@ class CudaRecorder:
         return graph.replay, outputs
 
     def random_state(self) -> Tensor:
+        """Where the device's generator stands."""
         return torch.cuda.get_rng_state(self._device)
 
 
@@ -96,7 +86,7 @@ class Captured:
         recorder: None runs every step as it is written.
     """
 
-    def __init__(self, step: Callable[..., Tensors], recorder: Recorder | None) -> None:
+    def __init__(self, step: Callable[..., Tensors], recorder: CudaRecorder | None) -> None:
         self._step, self._recorder = step, recorder
         self._shapes: dict[Any, _Shape] = {}
 
@@ -118,7 +108,7 @@ class Captured:
         shape.replay()
         return tuple(one.clone() for one in shape.outputs)
 
-    def _warmed_up(self, shape: _Shape, recorder: Recorder) -> Tensors:
+    def _warmed_up(self, shape: _Shape, recorder: CudaRecorder) -> Tensors:
         before = recorder.random_state()
         outputs = recorder.warm_up(lambda: self._step(*shape.inputs))
         shape.warm_ups += 1
@@ -126,7 +116,7 @@ class Captured:
             self._give_up()
         return outputs
 
-    def _recorded(self, shape: _Shape, recorder: Recorder) -> bool:
+    def _recorded(self, shape: _Shape, recorder: CudaRecorder) -> bool:
         try:
             shape.replay, shape.outputs = recorder.record(lambda: self._step(*shape.inputs))
         except RuntimeError:
@@ -140,7 +130,7 @@ class Captured:
         self._shapes.clear()
 
 
-def recorder_for(device: torch.device) -> Recorder | None:
+def recorder_for(device: torch.device) -> CudaRecorder | None:
     """What records steps on ``device``; None where they run as they are written.
 
     Raises:

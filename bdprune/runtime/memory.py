@@ -7,8 +7,8 @@ from torch import Tensor
 
 from bdprune.model import Model, StackedNetwork
 
-_COPIES = 8  # the stack's, gradients, momenta, both anew, and room for what each is worked out from
-_BESIDE = 2  # what a backward pass keeps, and as much again for gradients and temporary maps
+_COPIES = 8  # the stack's, gradients, momenta, both anew, and what each is worked out from
+_MAPS = 2  # what a backward pass keeps, and as much again for gradients and temporary maps
 _PROBE = 2  # images: batch norms cannot train on one
 
 
@@ -33,7 +33,7 @@ def footprint(model: Model, batch_size: int) -> int:
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda value: value):
         logits = stacked(images)
     kept: int = sum(maps.values()) + logits.nbytes
-    return _COPIES * weights + _BESIDE * kept * batch_size // _PROBE
+    return _COPIES * weights + _MAPS * kept * batch_size // _PROBE
 
 
 def weight_bytes(model: Model) -> int:

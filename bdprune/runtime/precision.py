@@ -3,25 +3,27 @@
 from __future__ import annotations
 
 import copy
-import math
+import functools
+import hashlib
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
+from torch.nn.functional import cross_entropy
 
 from bdprune.errors import OptionError
-from bdprune.ops.trial import ROUNDS, seconds_of
-from bdprune.runtime.layout import laid_out, training_layout
+from bdprune.model import StackedNetwork
+from bdprune.ops import fastest
 from bdprune.runtime.winograd import WinogradConvs, has_winograd_convs
 
 Precision = Literal["winograd", "float32", "bfloat16", "auto"]
 PRECISIONS: tuple[Precision, ...] = ("winograd", "float32", "bfloat16", "auto")
 DEFAULT: Precision = "winograd"
 
-_IMAGES = 16  # images of one trial: enough to fill the convs, little beside an epoch
+_IMAGES = 16  # images of one trial: enough to fill the convs, little compared with an epoch
 _WORTH = 0.8  # bfloat16 must take at most this share of float32's time: precision is not given away for noise
 
 
@@ -32,7 +34,7 @@ class Plan:
     Args:
         bfloat16: under bfloat16 autocast: convs and linear layers compute in bfloat16.
         channels_last: memory layout of images and weights.
-        winograd: 3x3 convs by Winograd's algorithm where that is faster (``training/winograd.py``). It rounds about
+        winograd: 3x3 convs by Winograd's algorithm where that is faster (:class:`WinogradConvs`). It rounds about
             twice as coarsely as float32 convs do otherwise.
     """
 
@@ -42,10 +44,13 @@ class Plan:
 
     def arrange(self, module: nn.Module) -> None:
         """Lays out the parameters of ``module`` in place."""
-        module.to(memory_format=self._layout)  # type: ignore[call-overload]
+        if isinstance(module, StackedNetwork):
+            module.arrange(self.channels_last)
+        else:
+            module.to(memory_format=self._layout)  # type: ignore[call-overload]
 
     def logits(self, module: nn.Module, images: Tensor) -> Tensor:
-        """What ``module`` says of ``images`` ``[N, C, H, W]``: ``[N, K]`` float32."""
+        """What ``module`` makes of ``images`` ``[N, C, H, W]``: ``[N, K]``, of a stack ``[G, N, K]``, float32."""
         with torch.autocast(images.device.type, torch.bfloat16, enabled=self.bfloat16), _convs(self.winograd):
             logits: Tensor = module(laid_out(images, self._layout))
         return logits.float() if self.bfloat16 else logits
@@ -82,11 +87,14 @@ def autocast(device: torch.device, bf16: bool) -> torch.autocast:
     return torch.autocast(device.type, torch.bfloat16, enabled=bf16 and computes_bfloat16(device))
 
 
-PLANS = (
-    *(Plan(bfloat16, channels_last) for bfloat16 in (False, True) for channels_last in (True, False)),
-    Plan(winograd=True),
-)
-_measured: dict[Any, Plan] = {}
+PLANS = {
+    "float32": Plan(),
+    "float32-nchw": Plan(channels_last=False),
+    "bfloat16": Plan(bfloat16=True),
+    "bfloat16-nchw": Plan(bfloat16=True, channels_last=False),
+    "winograd": Plan(winograd=True),
+}
+"""By the names of the tuner's question ``precision``."""
 
 
 def plan_for(precision: Precision, module: nn.Module, images: Tensor) -> Plan:
@@ -95,9 +103,9 @@ def plan_for(precision: Precision, module: nn.Module, images: Tensor) -> Plan:
     ``float32`` is what PyTorch computes, and ``winograd`` the same with 3x3 convs by Winograd's algorithm on a CPU: it
     is faster, rounds about twice as coarsely, and gives the same bits run after run. ``bfloat16`` is autocast. All of
     them run in channels_last where that is sound (``training_layout``); where it is not, or there is no conv that could
-    run by it, ``winograd`` is ``float32``. ``auto`` times a forward and a backward pass of each plan, once a process
-    for every shape of network and images, and takes bfloat16 only where it saves a fifth of the time; it is not tried
-    where the machine has to emulate it.
+    run by it, ``winograd`` is ``float32``. ``auto`` asks the tuner for the fastest plan, by a forward and a
+    backward pass, for every shape of network and images, and takes bfloat16 only where it saves a fifth of the time; it
+    is not tried where the machine has to emulate it.
 
     Args:
         module: in the mode, and asking for the gradients, in which it will train; stays as it is.
@@ -111,11 +119,7 @@ def plan_for(precision: Precision, module: nn.Module, images: Tensor) -> Plan:
         channels_last = training_layout(module) is torch.channels_last
         winograd = precision == "winograd" and channels_last and has_winograd_convs(module)
         return Plan(precision == "bfloat16", channels_last, winograd)
-    images = images[:_IMAGES].to(next(module.parameters()).device)
-    key = _shape(module, images)
-    if key not in _measured:
-        _measured[key] = _fastest(module, images)
-    return _measured[key]
+    return _fastest(module, images[:_IMAGES].to(next(module.parameters()).device))
 
 
 def check_precision(precision: str) -> None:
@@ -124,25 +128,24 @@ def check_precision(precision: str) -> None:
         raise OptionError(f"The precision is {precision!r}.", f"Choose one of {', '.join(PRECISIONS)}.")
 
 
-def _shape(module: nn.Module, images: Tensor) -> Any:
-    """All that a time depends on, but for the kinds of activations."""
-    parameters = tuple((name, tuple(value.shape), value.requires_grad) for name, value in module.named_parameters())
-    modes = tuple(child.training for child in module.modules())
-    return type(module), parameters, modes, tuple(images.shape), images.device, torch.get_num_threads()
+def fingerprint(*parts: object) -> str:
+    """A few letters that differ where ``repr`` differs."""
+    return hashlib.sha256(repr(parts).encode()).hexdigest()[:8]
 
 
 def _fastest(module: nn.Module, images: Tensor) -> Plan:
-    trials = {plan: copy.deepcopy(module) for plan in PLANS if _is_worth_a_trial(plan, module, images.device)}
-    seconds = dict.fromkeys(trials, math.inf)
-    for plan, trial in trials.items():
-        plan.arrange(trial)
+    # All that a time depends on, but for the kinds of activations.
+    parameters = [(name, tuple(value.shape), value.requires_grad) for name, value in module.named_parameters()]
+    kind = fingerprint(parameters, [child.training for child in module.modules()])
+    shape = f"{type(module).__name__} ({kind}), batch {list(images.shape)}"
+    names = [name for name, plan in PLANS.items() if _is_worth_a_trial(plan, module, images.device)]
+    runs = {name: _trial(PLANS[name], module, images) for name in names}
+    exact = {name: run for name, run in runs.items() if not PLANS[name].bfloat16}
     with torch.random.fork_rng(range(torch.cuda.device_count())):  # dropout draws
-        for _ in range(ROUNDS):
-            for plan, trial in trials.items():  # in turn, so that a busy machine hurts them alike
-                seconds[plan] = min(seconds[plan], _seconds(plan, trial, images))
-    exact = min((plan for plan in trials if not plan.bfloat16), key=seconds.__getitem__)
-    fastest = min(trials, key=seconds.__getitem__)
-    return fastest if seconds[fastest] <= _WORTH * seconds[exact] else exact
+        best = fastest("precision", f"{shape}, float32", images.device, exact).winner
+        rounded = {name: run for name, run in runs.items() if name == best or name not in exact}
+        choice = fastest("precision", shape, images.device, rounded, default=best, worth=_WORTH)
+    return PLANS[choice.winner]
 
 
 def _is_worth_a_trial(plan: Plan, module: nn.Module, device: torch.device) -> bool:
@@ -152,11 +155,48 @@ def _is_worth_a_trial(plan: Plan, module: nn.Module, device: torch.device) -> bo
     return sound and (not plan.bfloat16 or computes_bfloat16(device))
 
 
-def _seconds(plan: Plan, module: nn.Module, images: Tensor) -> float:
-    """Time of one forward and one backward pass."""
+def _trial(plan: Plan, module: nn.Module, images: Tensor) -> Callable[[], object]:
+    """A forward and a backward pass of a copy, which the first call makes."""
 
-    def run() -> None:
-        logits = plan.logits(module, images)
-        functional.cross_entropy(logits, logits.detach().argmax(1)).backward()
+    @functools.cache
+    def arranged() -> nn.Module:
+        trial = copy.deepcopy(module)
+        plan.arrange(trial)
+        return trial
 
-    return seconds_of(run, images.device)
+    return lambda: _one_pass(plan, arranged(), images)
+
+
+def _one_pass(plan: Plan, module: nn.Module, images: Tensor) -> None:
+    logits = plan.logits(module, images)
+    cross_entropy(logits, logits.detach().argmax(1)).backward()
+
+
+def training_layout(network: nn.Module) -> torch.memory_format:
+    """channels_last, which is the faster one, wherever its backward pass is sound.
+
+    In torch 2.13, oneDNN's gradient of a strided 1x1 convolution in channels_last writes beyond its memory where the
+    input has fewer channels than a vector register has floats: the process dies at some later allocation, or works on
+    with spoiled values. Networks with such a convolution stay contiguous, except on CUDA, which has no oneDNN.
+    """
+    on_cuda = any(parameter.device.type == "cuda" for parameter in network.parameters())
+    if not on_cuda and any(map(_is_mangled, network.modules())):
+        return torch.contiguous_format
+    return torch.channels_last
+
+
+def laid_out(images: Tensor, layout: torch.memory_format) -> Tensor:
+    """Images ``[N, C, H, W]`` in that layout, down to their strides.
+
+    The strides of one channel mean nothing, so that a grey image in channels_last counts as contiguous and stays as it
+    is; but convolutions go by them, and would hand on channels_last to the whole network.
+    """
+    images = images.contiguous(memory_format=layout)
+    return images.flatten().view(images.shape) if layout is torch.contiguous_format else images
+
+
+def _is_mangled(module: nn.Module) -> bool:
+    if not isinstance(module, nn.Conv2d) or module.kernel_size != (1, 1) or max(module.stride) == 1:
+        return False
+    floats = 8 if torch.backends.cpu.get_cpu_capability() == "AVX2" else 16
+    return module.in_channels // module.groups < floats

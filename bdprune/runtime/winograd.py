@@ -27,8 +27,8 @@ class WinogradConvs(TorchFunctionMode):
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         if func is masked_conv2d:
-            x, weight, mask, bias, *settings = args
-            if _runs(x, weight, bias, *settings):
+            x, weight, mask, bias = args
+            if _runs(x, weight, bias, **kwargs):
                 return winograd_masked_conv2d(x, weight, mask, bias)
         if func is torch.conv2d:
             call = _arguments(*args, **kwargs)
@@ -61,7 +61,13 @@ def _arguments(
 
 
 def _runs(
-    x: Tensor, weight: Tensor, bias: Tensor | None, stride: Any, padding: Any, dilation: Any, groups: int
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    stride: Any = 1,
+    padding: Any = 0,
+    dilation: Any = 1,
+    groups: int = 1,
 ) -> bool:
     """Whether a convolution, of one model or of a stack, is taken over."""
     able = winograd_applies(x, weight, bias, stride, padding, dilation, groups) and x.dim() >= 4 and 0 not in x.shape

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from bdprune.attacks import ATTACKS, Setting, shape_of
-from bdprune.data import CleanData
+from bdprune.attacks import ATTACKS, AttackSetting, shape_of
+from bdprune.data import CleanData, RawImages
 from bdprune.loops import Schedule, fit, seeded
 from bdprune.model import Model
 from bdprune.runtime import attack_success_rate, clean_accuracy
@@ -69,14 +69,14 @@ def planted(seed: int = 0) -> Planted:
     with seeded(seed):
         network = _network()
     with _training(network, spare=False):
-        fit(network, pixels, train.labels, _schedule(epochs=4), seed)
+        fit(network, RawImages(pixels, train.labels), _schedule(epochs=4), seed)
     attack = ATTACKS["badnets"](_TARGET, rate=0.2, size=5, margin=4)  # type: ignore[call-arg]
     trigger = attack.new_trigger(shape_of(pixels))
-    setting = Setting(pixels, train.labels, _CLASSES, seed)
+    setting = AttackSetting(pixels, train.labels, _CLASSES, seed)
     poisoned = attack.poison(setting, trigger, torch.Generator().manual_seed(seed))
     other = copy.deepcopy(network)
     with _training(other, spare=True):
-        fit(other, poisoned.images, poisoned.labels, _schedule(epochs=4, weight_decay=0.0), seed + 1)
+        fit(other, RawImages(poisoned.images, poisoned.labels), _schedule(epochs=4, weight_decay=0.0), seed + 1)
     backdoored, clean = (Model(one, "planted", _CLASSES, shape_of(pixels)) for one in (other, network))
     return Planted(backdoored, clean, data, _TARGET, trigger, test)
 

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from bdprune.analysis import Case, Memo
-from bdprune.data import CleanData
+from bdprune.data import CleanData, RawImages
 from bdprune.errors import BdpruneError, DataError
 from bdprune.loops import Schedule, fit, seeded
 from bdprune.methods import Method
@@ -87,7 +87,7 @@ def small_model(norm: Norm = "batch", channels: int = 3) -> Model:
         network = nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, _CLASSES))
     data = small_data(240, channels)
     schedule = Schedule(epochs=4, batch_size=24, peak_lr=0.05, padding=0, bf16=False)
-    fit(network, (data.images * 255).round().to(torch.uint8), data.labels, schedule, seed=0)
+    fit(network, RawImages((data.images * 255).round().to(torch.uint8), data.labels), schedule, seed=0)
     return Model(network, "small", _CLASSES, (channels, 8, 8))
 
 

@@ -1,5 +1,5 @@
-from bdprune.zoo.making import make
+from bdprune.zoo.making import make, measure
 from bdprune.zoo.manifest import Entry, read_manifest
-from bdprune.zoo.measuring import measure
-from bdprune.zoo.store import Shelf, Truth, load_trigger, weights_path
-from bdprune.zoo.verification import Check, markdown, misses, verify, with_section
+from bdprune.zoo.show import attack_of, panels, picture, ready_trigger, some_victims, strength
+from bdprune.zoo.store import Storage, Truth, load_trigger, weights_path
+from bdprune.zoo.verification import Check, markdown, missed_bars, verify, with_section

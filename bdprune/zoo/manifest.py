@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -102,11 +103,7 @@ class Entry:
         """
         attack = self.make_attack()
         return {
-            "seed": self.seed,
-            "dataset": self.dataset,
-            "num_classes": self.num_classes,
-            "arch": self.arch,
-            "width": self.width,
+            **{name: getattr(self, name) for name in ("seed", "dataset", "num_classes", "arch", "width")},
             "schedules": [_not_default(schedule) for schedule in self.schedules],
             "attack": attack and {"kind": attack.kind, **_not_default(attack)},
             "source": self.source,
@@ -120,26 +117,37 @@ class Entry:
         """
         if self.attack is None:
             return None
-        settings = dict(self.attack)
-        kind = settings.pop("kind", None)
-        if not isinstance(kind, str) or kind not in ATTACKS:
-            raise OptionError(f"Model {self.name!r} names the attack {kind!r}.", f"Known are {', '.join(ATTACKS)}.")
-        unknown = settings.keys() - {field.name for field in dataclasses.fields(ATTACKS[kind])}
-        if unknown:
-            raise self._wrong(f"{kind} has no setting {min(unknown)!r}")
-        if settings.get("target") == ALL_TO_ALL:
-            settings["target"] = None
         try:
-            attack = msgspec.convert(settings, ATTACKS[kind])
+            settings = {name: value for name, value in self.attack.items() if name != "kind"}
+            attack = attack_from(self.attack.get("kind"), settings)
             attack.goal(torch.arange(self.num_classes), self.num_classes)
-        except msgspec.ValidationError as error:
-            raise self._wrong(str(error)) from None
         except OptionError as error:
-            raise self._wrong(error.message.rstrip(".")) from None
+            raise OptionError(f"Attack of model {self.name!r}: {error.message}", error.hint) from None
         return attack
 
-    def _wrong(self, what: str) -> OptionError:
-        return OptionError(f"Attack of model {self.name!r}: {what}.", "Correct the manifest.")
+
+def attack_from(kind: object, settings: Mapping[str, Any], strict: bool = True) -> Attack:
+    """The attack of that name.
+
+    Args:
+        kind: as in a manifest.
+        settings: of the attack, such as ``{"target": 3}``; the target may be "all-to-all".
+        strict: whether values must have their types; else numbers may be texts.
+
+    Raises:
+        OptionError: an unknown attack or setting, or a value that the setting cannot have.
+    """
+    if not isinstance(kind, str) or kind not in ATTACKS:
+        raise OptionError(f"There is no attack {kind!r}.", f"Known are {', '.join(ATTACKS)}.")
+    known = [field.name for field in dataclasses.fields(ATTACKS[kind])]
+    for name in settings:
+        if name not in known:
+            raise OptionError(f"The attack {kind} has no setting {name!r}.", f"Its settings are {', '.join(known)}.")
+    values = {**settings, "target": None} if settings.get("target") == ALL_TO_ALL else settings
+    try:
+        return msgspec.convert(values, ATTACKS[kind], strict=strict)
+    except msgspec.ValidationError as error:
+        raise OptionError(f"A setting of {kind} has a wrong value: {error}.", "Correct it.") from None
 
 
 @dataclass(frozen=True)
@@ -217,9 +225,8 @@ def _parse(path: Path) -> _Zoo:
     except OSError as error:
         raise OptionError(f"Cannot read the manifest {path}: {error.strerror}.", "Name an existing file.") from None
     except (msgspec.MsgspecError, UnicodeDecodeError) as error:
-        raise OptionError(
-            f"The manifest {path} is not valid: {error}.", "Compare it with zoo/demo/manifest.toml."
-        ) from None
+        hint = "Compare it with zoo/demo/manifest.toml."
+        raise OptionError(f"The manifest {path} is not valid: {error}.", hint) from None
     return zoo
 
 
@@ -273,9 +280,8 @@ def _check(manifest: Manifest) -> None:
 
 def _check_source(manifest: Manifest, entry: Entry, needed: str) -> None:
     if entry.source is None:
-        raise OptionError(
-            f"The attack of model {entry.name!r} starts from a {needed} model.", "Name it with source = NAME."
-        )
+        hint = "Name it with source = NAME."
+        raise OptionError(f"The attack of model {entry.name!r} starts from a {needed} model.", hint)
     source = manifest.entry(entry.source)
     if (source.attack is None) != (needed == "clean"):
         kind = "clean" if source.attack is None else "backdoored"

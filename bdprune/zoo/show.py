@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-import dataclasses
 import io
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-import msgspec
 import torch
 from torch import Tensor, nn
 
-from bdprune.attacks import ATTACKS, Attack, Shape, apply
+from bdprune.attacks import Attack, Shape, apply_trigger
 from bdprune.data import CleanData
-from bdprune.errors import ArtifactError, OptionError, OutputError, first_line
-from bdprune.files import looks_like_safetensors, read_safetensors
-from bdprune.zoo.manifest import ALL_TO_ALL
+from bdprune.errors import OptionError, OutputError
+from bdprune.zoo.manifest import attack_from
+from bdprune.zoo.store import fill_trigger
 
 AMPLIFIED = 10
 COLUMNS = ("clean", "triggered", f"difference x{AMPLIFIED}")
@@ -26,29 +24,12 @@ _GAP, _CAPTION = 8, 20
 
 
 def attack_of(kind: str, settings: Mapping[str, str]) -> Attack:
-    """The attack of that name.
-
-    Args:
-        kind: as in a manifest.
-        settings: the attack's settings as text, such as ``{"target": "3"}``; the target is 0 by default and may be
-            "all-to-all", as in a manifest.
+    """The attack of that name with settings as text, such as ``{"target": "3"}``; the target is 0 by default.
 
     Raises:
         OptionError: an unknown attack or setting, or a value that the setting cannot have.
     """
-    if kind not in ATTACKS:
-        raise OptionError(f"There is no attack {kind!r}.", f"Known are {', '.join(ATTACKS)}.")
-    known = [field.name for field in dataclasses.fields(ATTACKS[kind])]
-    for name in settings:
-        if name not in known:
-            raise OptionError(f"The attack {kind} has no setting {name!r}.", f"Its settings are {', '.join(known)}.")
-    values: dict[str, str | None] = {"target": "0", **settings}
-    if values["target"] == ALL_TO_ALL:
-        values["target"] = None
-    try:
-        return msgspec.convert(values, ATTACKS[kind], strict=False)
-    except msgspec.ValidationError as error:
-        raise OptionError(f"A setting of {kind} has a wrong value: {error}.", "Correct it.") from None
+    return attack_from(kind, {"target": "0", **settings}, strict=False)
 
 
 def ready_trigger(attack: Attack, shape: Shape, file: Path | None) -> nn.Module:
@@ -65,30 +46,11 @@ def ready_trigger(attack: Attack, shape: Shape, file: Path | None) -> nn.Module:
     """
     trigger = attack.new_trigger(shape).eval()
     if file is not None:
-        _load(trigger, file)
-    elif attack.trigger_type == "learned" or next(trigger.parameters(), None) is not None:
-        raise OptionError(
-            f"The trigger of {attack.kind} is learned together with a model.",
-            "Name its file with --trigger; `bdprune zoo make` writes one beside each model.",
-        )
+        return fill_trigger(trigger, file)
+    if attack.trigger_type == "learned" or next(trigger.parameters(), None) is not None:
+        hint = "Name its file with --trigger; `bdprune zoo make` writes one beside each model."
+        raise OptionError(f"The trigger of {attack.kind} is learned together with a model.", hint)
     return trigger
-
-
-def _load(trigger: nn.Module, file: Path) -> None:
-    try:
-        data = file.read_bytes()
-    except OSError as error:
-        raise ArtifactError(f"Cannot read the trigger {file}: {error.strerror}.", "Name an existing file.") from None
-    if not looks_like_safetensors(data):
-        raise ArtifactError(f"{file} is no safetensors file.", "Name the file of a trigger.")
-    tensors, _ = read_safetensors(data)
-    try:
-        trigger.load_state_dict(tensors)
-    except RuntimeError as error:
-        raise ArtifactError(
-            f"{file} does not fit the trigger: {first_line(error)}",
-            "Name a file of this attack, with the settings and image size that it was learned with.",
-        ) from None
 
 
 def some_victims(attack: Attack, data: CleanData, count: int) -> Tensor:
@@ -110,7 +72,7 @@ def panels(trigger: nn.Module, images: Tensor) -> Tensor:
 
     The difference is ``0.5 + 10 (x' - x)``, clipped: grey where nothing changed.
     """
-    triggered = apply(trigger, images)
+    triggered = apply_trigger(trigger, images)
     difference = (0.5 + AMPLIFIED * (triggered - images)).clamp(0, 1)
     return torch.stack([images, triggered, difference], 1)
 
@@ -127,9 +89,8 @@ def picture(cells: Tensor) -> bytes:
     try:
         from PIL import Image, ImageDraw
     except ImportError as error:
-        raise OutputError(
-            "Drawing a picture needs Pillow.", "Install it with: pip install 'bdprune[images]'"
-        ) from error
+        hint = "Install it with: pip install 'bdprune[images]'"
+        raise OutputError("Drawing a picture needs Pillow.", hint) from error
     pixels = grid(cells)
     image = Image.fromarray(pixels.numpy())
     draw = ImageDraw.Draw(image)
@@ -173,6 +134,6 @@ class Strength:
 
 def strength(trigger: nn.Module, images: Tensor) -> Strength:
     """How much the trigger changes images ``[N, C, H, W]`` in [0, 1]."""
-    moved = (apply(trigger, images) - images).abs()
+    moved = (apply_trigger(trigger, images) - images).abs()
     changed = (moved >= 0.5 / 255).any(1).float().mean().item()
     return Strength(moved.mean().item(), moved.max().item(), changed)

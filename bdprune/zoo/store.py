@@ -6,9 +6,10 @@ Nothing but the weights themselves tells a zoo's checkpoints apart.
 from __future__ import annotations
 
 import fcntl
+import io
 import os
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,13 +17,13 @@ from typing import Any
 import msgspec
 import numpy as np
 import torch
-from safetensors.torch import load_file
 from safetensors.torch import save as to_bytes
-from torch import Tensor, nn
+from torch import nn
 
 from bdprune.attacks import Attack, Shape
 from bdprune.data import CleanData
-from bdprune.errors import DataError, OutputError
+from bdprune.errors import ArtifactError, DataError, first_line
+from bdprune.files import looks_like_safetensors, read_safetensors, write_atomically
 from bdprune.model import load
 from bdprune.zoo.manifest import Entry, Manifest
 
@@ -81,7 +82,7 @@ class Truth(msgspec.Struct, frozen=True):
 
 
 @dataclass(frozen=True)
-class Shelf:
+class Storage:
     """Where the models of a zoo lie.
 
     Args:
@@ -167,12 +168,13 @@ def save_weights(network: nn.Module, path: Path) -> None:
             state[name] = torch.zeros_like(tensor, device="cpu")  # it would tell how long a model was trained, and how
         else:
             state[name] = tensor.detach().cpu().half().contiguous()
-    _save(state, path)
+    write_atomically(path, to_bytes(state))
 
 
 def save_trigger(trigger: nn.Module, path: Path) -> None:
     """Writes what a trigger is made of, in the precision it has. The file appears whole or not at all."""
-    _save({name: tensor.detach().cpu().contiguous() for name, tensor in trigger.state_dict().items()}, path)
+    state = {name: tensor.detach().cpu().contiguous() for name, tensor in trigger.state_dict().items()}
+    write_atomically(path, to_bytes(state))
 
 
 def load_network(entry: Entry, folder: Path) -> nn.Module:
@@ -203,20 +205,38 @@ def load_trigger(entry: Entry, attack: Attack, folder: Path, shape: Shape) -> nn
     if not path.exists() and attack.trigger_type == "static":
         return trigger.eval()
     try:
-        trigger.load_state_dict(load_file(path))
-    except Exception as error:  # safetensors and torch fail in many ways; each means that the trigger is not to be had
-        raise DataError(
-            f"The trigger {path} of model {entry.name!r} cannot be read: {str(error).splitlines()[0][:200]}.",
-            "Fetch it again, or make the model again.",
-        ) from None
+        return fill_trigger(trigger, path)
+    except ArtifactError as error:
+        hint = "Fetch it again, or make the model again."
+        raise DataError(f"The trigger {path} of model {entry.name!r} cannot be read: {error.message}", hint) from None
+
+
+def fill_trigger(trigger: nn.Module, path: Path) -> nn.Module:
+    """The trigger with what it has learned, which lies in a safetensors file, in eval mode.
+
+    Raises:
+        ArtifactError: the file cannot be read, or holds another trigger.
+    """
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise ArtifactError(f"Cannot read the trigger {path}: {error.strerror}.", "Name an existing file.") from None
+    if not looks_like_safetensors(data):
+        raise ArtifactError(f"{path} is no safetensors file.", "Name the file of a trigger.")
+    try:
+        trigger.load_state_dict(read_safetensors(data)[0])
+    except RuntimeError as error:
+        hint = "Name a file of this attack, with the settings and image size that it was learned with."
+        raise ArtifactError(f"{path} does not fit the trigger: {first_line(error)}", hint) from None
     return trigger.eval()
 
 
 def save_images(data: CleanData, path: Path) -> None:
     """Writes images and labels as a compressed ``.npz`` of uint8 ``[N, C, H, W]`` and int64 ``[N]``."""
     images = (data.images * 255).round().to(torch.uint8).numpy()
-    with _written(path) as partial, partial.open("wb") as file:
-        np.savez_compressed(file, images=images, labels=data.labels.numpy())
+    archive = io.BytesIO()
+    np.savez_compressed(archive, images=images, labels=data.labels.numpy())
+    write_atomically(path, archive.getvalue())
 
 
 def read_truth(folder: Path) -> dict[str, Truth]:
@@ -236,8 +256,8 @@ def read_truth(folder: Path) -> dict[str, Truth]:
 
 def write_truth(folder: Path, truths: Mapping[str, Truth]) -> None:
     """Writes ``truth.json``, whole or not at all."""
-    with _written(folder / "truth.json") as partial:
-        partial.write_bytes(msgspec.json.format(msgspec.json.encode(list(truths.values())), indent=2) + b"\n")
+    text = msgspec.json.format(msgspec.json.encode(list(truths.values())), indent=2)
+    write_atomically(folder / "truth.json", text + b"\n")
 
 
 def add_truth(folder: Path, truth: Truth, order: list[str]) -> None:
@@ -256,8 +276,7 @@ def add_truth(folder: Path, truth: Truth, order: list[str]) -> None:
 
 def write_cost(work: Path, cost: Cost) -> None:
     """Keeps, in the folder of a model in the making, what training it took, until it is measured."""
-    with _written(work / "cost.json") as partial:
-        partial.write_bytes(msgspec.json.encode(cost))
+    write_atomically(work / "cost.json", msgspec.json.encode(cost))
 
 
 def read_cost(work: Path) -> Cost | None:
@@ -282,37 +301,11 @@ def locked(folder: Path, wait: bool = True) -> Iterator[bool]:
     except FileNotFoundError:
         yield False
         return
+    held = False
     try:
-        yield _lock(handle, wait)
+        with suppress(BlockingIOError):
+            fcntl.flock(handle, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+            held = True
+        yield held
     finally:
         os.close(handle)
-
-
-def _lock(handle: int, wait: bool) -> bool:
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
-    except BlockingIOError:
-        return False
-    return True
-
-
-def _save(state: dict[str, Tensor], path: Path) -> None:
-    with _written(path) as partial:
-        partial.write_bytes(to_bytes(state))
-
-
-@contextmanager
-def _written(path: Path) -> Iterator[Path]:
-    """A file to write, which is moved to ``path`` once its bytes are safe.
-
-    Raises:
-        OutputError: it cannot be written.
-    """
-    partial = path.with_name(f"{path.name}.part")
-    try:
-        yield partial
-        with partial.open("rb") as file:
-            os.fsync(file.fileno())
-        os.replace(partial, path)
-    except OSError as error:
-        raise OutputError(f"Cannot write {path}: {error}.", "Make room there, or choose a place.") from None

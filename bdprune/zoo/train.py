@@ -9,9 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from bdprune.attacks import Attack, Setting, shape_of
+from bdprune.attacks import Attack, AttackSetting, shape_of
 from bdprune.data import RawImages
 from bdprune.loops import Checkpoint, Objective, digest, fit, machine, seeded
 from bdprune.model import build
@@ -60,20 +60,21 @@ def train_model(
         OptionError: the attack cannot be made on these images.
         TrainingError: the training left the finite numbers.
     """
-    job = _Job(entry, work, device or torch.device("cpu"), digest(entry.attack, _state(source)), progress, say)
+    recipe = digest(entry.attack, None if source is None else source.state_dict())
+    job = _Job(entry, work, device or torch.device("cpu"), recipe, progress, say)
     network = job.fresh(train)
     attack = entry.make_attack()
     if attack is None:
-        job.fit(network, train.images, train.labels, None)
+        job.fit(network, train, None)
         return Trained(network.cpu(), None, job.seconds)
     if source is not None:
         source = source.to(job.device)
-    setting = Setting(train.images, train.labels, entry.num_classes, entry.seed, source, job.device)
-    trigger, images, labels = job.poison(attack, setting)
+    setting = AttackSetting(train.images, train.labels, entry.num_classes, entry.seed, source, job.device)
+    trigger, poisoned = job.poison(attack, setting)
     with seeded(entry.seed):
         attack.start(network, setting)
     if attack.trains:
-        job.fit(network, images, labels, attack.objective(setting, trigger))
+        job.fit(network, poisoned, attack.objective(setting, trigger))
     began = time.monotonic()
     with seeded(entry.seed):
         attack.finish(network.eval(), setting, trigger)
@@ -100,8 +101,8 @@ class _Job:
             network = build(entry.arch, entry.num_classes, in_channels=train.images.shape[1], width=entry.width)
         return network.to(self.device)
 
-    def poison(self, attack: Attack, setting: Setting) -> tuple[nn.Module, Tensor, Tensor]:
-        """The trigger, and the training set as the attacker hands it over: images and labels."""
+    def poison(self, attack: Attack, setting: AttackSetting) -> tuple[nn.Module, RawImages]:
+        """The trigger, and the training set as the attacker hands it over."""
         checkpoint = self._checkpoint("poisoned")
         kept = checkpoint.load(digest(setting.images, setting.labels, setting.num_classes, setting.seed, machine()))
         with seeded(setting.seed):
@@ -119,17 +120,17 @@ class _Job:
             images, labels = setting.images.clone(), kept["labels"]
             images[kept["changed"]] = kept["images"]
         self.seconds += checkpoint.seconds
-        return trigger, images, labels
+        return trigger, RawImages(images, labels)
 
-    def fit(self, network: nn.Module, images: Tensor, labels: Tensor, objective: Objective | None) -> None:
+    def fit(self, network: nn.Module, train: RawImages, objective: Objective | None) -> None:
         """Trains through all schedules."""
-        steps = [schedule.steps(len(images)) for schedule in self.entry.schedules]
+        steps = [schedule.steps(len(train.labels)) for schedule in self.entry.schedules]
         for index, schedule in enumerate(self.entry.schedules):
             checkpoint = self._checkpoint(f"cycle-{index}")
             told = functools.partial(self._told, sum(steps[:index]), sum(steps))
             # Each cycle draws an order and an augmentation of its own.
             seed = self.entry.seed + 1000 * index
-            fit(network, images, labels, schedule, seed, told, objective, checkpoint)
+            fit(network, train, schedule, seed, told, objective, checkpoint)
             self.seconds += checkpoint.seconds
 
     def _checkpoint(self, name: str) -> Checkpoint:
@@ -137,7 +138,3 @@ class _Job:
 
     def _told(self, before: int, all_steps: int, step: int, _: int, loss: float) -> None:
         self.progress(before + step, all_steps, loss)
-
-
-def _state(source: nn.Module | None) -> object:
-    return None if source is None else source.state_dict()

@@ -15,7 +15,7 @@ from bdprune.attacks import ABlend, Attack, CleanLabel
 from bdprune.data import read_dataset
 from bdprune.zoo.making import truth_of
 from bdprune.zoo.manifest import Entry, Manifest, read_manifest
-from bdprune.zoo.store import Cost, Shelf, Truth, other_recipe
+from bdprune.zoo.store import Cost, Storage, Truth, other_recipe
 
 TOLERANCE = 0.002
 """How far a figure may lie from the truth: 20 of 10,000 images. Another machine rounds otherwise and flips a few."""
@@ -65,13 +65,13 @@ def verify(
         ArtifactError: a model cannot be read.
     """
     zoo = read_manifest(manifest)
-    shelf = Shelf(zoo, models)
+    storage = Storage(zoo, models)
     sets = functools.lru_cache(maxsize=1)(functools.partial(read_dataset, data, part="test"))
     checks = []
     for entry in [zoo.entry(name) for name in only] if only else zoo.models:
-        folder, truth = shelf.made(entry), shelf.truth(entry)
+        folder, truth = storage.made(entry), storage.truth(entry)
         if folder is None:
-            record = shelf.record(entry)
+            record = storage.record(entry)
             missing: State = "pending" if entry.pending else "not made"
             checks.append(Check(entry, "not kept" if record else missing, record))
             continue
@@ -106,7 +106,7 @@ def success_bar(attack: Attack) -> float:
     return 0.70 if isinstance(attack, ABlend) else 0.95
 
 
-def misses(zoo: Manifest, checks: Sequence[Check]) -> dict[str, list[str]]:
+def missed_bars(zoo: Manifest, checks: Sequence[Check]) -> dict[str, list[str]]:
     """Which bars each model misses, in words, by name; models that miss none are left out.
 
     Clean accuracy has the manifest's own bar, and must come near the mean of the clean models of the same data set,
@@ -132,7 +132,7 @@ def misses(zoo: Manifest, checks: Sequence[Check]) -> dict[str, list[str]]:
 
 def markdown(zoo: Manifest, checks: Sequence[Check]) -> str:
     """The zoo as Markdown: a table of what is made, the models that miss a bar and why, and those that are pending."""
-    missed = misses(zoo, checks)
+    missed = missed_bars(zoo, checks)
     lines = [
         "| model | attack | target | rate | CA | ASR | RA | minutes | bars |",
         "|---|---|---|---|---|---|---|---|---|",

@@ -13,7 +13,7 @@ import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from bdprune.report import Bar, bars
+from bdprune.report import Axes, Bar, bars
 from bench.ladders.targets import ALIKE, NEAR, TARGETS, Record, Row, best, ratio, whole_rnp
 
 _KINDS = {
@@ -204,16 +204,14 @@ def table(ladder: Record) -> str:
 
 def chart(record: Record) -> str:
     """A bar for each ladder: how many times faster than the best eager rung; red where we lose. A whole SVG file."""
-    values, names = [], []
+    values: list[Bar] = []
     for run, ladder in ladders(record):
         times = ratio(best(ladder, "eager"), best(ladder, "ours"))
         if times is not None:
             what = f"{ladder['name']}, {ladder['case']}, {run['threads']} thread(s): {times:.2f} times"
-            values.append(Bar(times, what, marked=times < 1))
-            names.append(str(len(names) + 1))
+            values.append(Bar(times, what, marked=times < 1, name=str(len(values) + 1)))
     title = "Times faster than the best eager PyTorch, in the order of the table"
-    labels = {"x_label": "line of the table", "y_label": "times faster"}
-    inline = str(bars(title, values, x_names=names, cut=1.0, cut_name="as fast", **labels))  # type: ignore[arg-type]
+    inline = str(bars(title, values, Axes("line of the table", "times faster"), cut=(1.0, "as fast")))
     # The page around the charts of a report styles them; a file of its own must bring its style along.
     head = '<svg xmlns="http://www.w3.org/2000/svg" width="840" '
     return inline.replace("<svg ", head, 1).replace("</title>", f"</title><style>{_STYLE}</style>", 1) + "\n"

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from bdprune.data import CleanData
-from bdprune.loops import RecoverSettings, UnlearnSettings, recover, sweep_thresholds, unlearn
+from bdprune.loops import RecoverSettings, SweepSettings, UnlearnSettings, recover, sweep, unlearn
 from bdprune.model import Model
 from bdprune.runtime import Precision, computes_bfloat16, passes
 from bench.ladders.ladder import Kind, Ladder, Rung, Work, absolute_error, can_compile, max_or_nan, relative_error
@@ -206,8 +206,8 @@ def sweep_ladder(plan: Plan, model: Model, data: CleanData, width: int) -> Ladde
         return plain_sweep(model, masks, data, batch, style, copies)
 
     def mine() -> list[float]:
-        sweep = sweep_thresholds(model, masks, [data], THRESHOLDS, 1.0, "zero_gamma", stop_early=False)
-        return [point.clean_accuracy for point in sweep.points]
+        swept = sweep(model, masks, [data], SweepSettings(THRESHOLDS, 1.0, stop_early=False))
+        return [point.clean_accuracy for point in swept.points]
 
     @cache
     def truth() -> list[float]:
@@ -223,7 +223,7 @@ def sweep_ladder(plan: Plan, model: Model, data: CleanData, width: int) -> Ladde
     if _compiles(plan, width):
         fast = replace(last, compiled=True, _kept=[])
         calls["torch.compile: one channels_last copy"] = ("compile", lambda: plain(500, fast, False))
-    calls["bdprune.training.sweep_thresholds"] = ("ours", mine)
+    calls["bdprune.loops.sweep"] = ("ours", mine)
     scale, note = IMAGES / len(data), f"timed over {len(data)} of {IMAGES} images, no early stop"
     rungs = tuple(Rung(name, kind, call, scale, note) for name, (kind, call) in calls.items())
     flops = conv_flops(model.network) * IMAGES

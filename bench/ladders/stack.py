@@ -16,7 +16,7 @@ from torch.nn import functional
 
 import bdprune
 from bdprune.analysis import channel_lipschitz, norm_gain
-from bdprune.loops import RecoverSettings, UnlearnSettings, unlearn, unlearn_together
+from bdprune.loops import RecoverSettings, SweepSettings, UnlearnSettings, unlearn, unlearn_stack
 from bdprune.model import Model
 from bdprune.ops import filter_spectral_norms, masked_conv2d
 from bdprune.pipeline import free_memory
@@ -255,7 +255,7 @@ def unlearn_ladder(plan: Plan, count: int, width: int, images: int) -> Ladder:
     settings = UnlearnSettings(
         weight_decay=5e-4, max_epochs=1, stop_accuracy=-1.0, stop_on="epoch", small_data=0, retries=0
     )
-    bdprune.stack(models).path(data)  # the trial, which is made once a machine
+    bdprune.stack(models).variant(data)  # the trial, which is made once a machine
     start = [parameter.detach().double() for parameter in models[0].network.parameters()]
 
     def moved(network: torch.nn.Module) -> list[Tensor]:
@@ -280,7 +280,7 @@ def unlearn_ladder(plan: Plan, count: int, width: int, images: int) -> Ladder:
             lambda: plain(rnp.EAGER["channels_last, fused SGD"]),
         ),
         "bdprune.stack(models).unlearn": ("ours", lambda: networks(bdprune.stack(models).unlearn(data, settings))),
-        "ours, all in the same steps": ("ours", lambda: networks(unlearn_together(models, data, settings))),
+        "ours, all in the same steps": ("ours", lambda: networks(unlearn_stack(models, data, settings))),
         "ours, one after another": ("ours", lambda: networks([unlearn(model, data, settings) for model in models])),
     }
     forward = conv_flops(models[0].network) * images
@@ -313,7 +313,7 @@ def rnp_ladder(plan: Plan, models: Sequence[Model], width: int) -> Ladder:
         unlearned = bdprune.stack(models[:count]).unlearn(data, unlearning)
         bdprune.stack([one.model for one in unlearned]).recover(data, recovery)  # type: ignore[union-attr]
         stack = bdprune.stack(models[:count])
-        sweeps = stack.sweep([masks] * count, [data], rnp.THRESHOLDS, 1.0, stop_early=False)
+        sweeps = stack.sweep([masks] * count, [data], SweepSettings(rnp.THRESHOLDS, 1.0, stop_early=False))
         return [point.clean_accuracy for point in sweeps[0].points]
 
     def plain(style: rnp.Style, frozen: rnp.Style, batch: int, copies: bool) -> list[float]:

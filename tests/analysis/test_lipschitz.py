@@ -3,7 +3,7 @@ import torch
 from torch import nn
 
 from bdprune.analysis.lipschitz import channel_lipschitz, norm_gain
-from bdprune.analysis.outliers import layer_z_scores
+from bdprune.analysis.statistics import layer_z_scores
 from bdprune.model.handle import Model
 
 

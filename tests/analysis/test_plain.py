@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from bdprune.analysis.plain import plain_form
+from bdprune.analysis.unlearned import plain_form
 from bdprune.data.clean import CleanData
 from bdprune.model.handle import Model
 

@@ -12,8 +12,7 @@ from bdprune.data.clean import CleanData, OtherSize
 from bdprune.data.load import load_clean
 from bdprune.data.order import text_order
 from bdprune.errors import DataError
-from bdprune.model.handle import Model, Normalization
-from bdprune.model.normalizations import NORMALIZATIONS, parse_normalization
+from bdprune.model.handle import NORMALIZATIONS, Model, Normalization, parse_normalization
 
 CLASSES = 8
 SHAPE = (3, 4, 4)

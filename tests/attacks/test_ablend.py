@@ -4,10 +4,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from bdprune.attacks.ablend import ABlend, pieces
-from bdprune.attacks.base import apply
-from bdprune.attacks.blend import Blend
-from bdprune.attacks.poison import saturate
+from bdprune.attacks.base import apply_trigger, saturate
+from bdprune.attacks.blend import ABlend, Blend, pieces
 
 from .helpers import setting
 
@@ -24,7 +22,7 @@ def test_every_training_image_carries_eight_whole_pieces_of_sixteen() -> None:
     trigger = attack.new_trigger((3, 16, 16))
     done = attack.poison(given, trigger, torch.Generator().manual_seed(0))
     touched = torch.cat([done.triggered, done.covers])
-    full = cells(saturate(apply(trigger, given.images[touched])))
+    full = cells(saturate(apply_trigger(trigger, given.images[touched])))
     clean, made = cells(given.images[touched]), cells(done.images[touched])
     carried, left = (made == full).all(2), (made == clean).all(2)
     assert torch.equal(carried, ~left)

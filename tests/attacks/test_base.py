@@ -4,9 +4,8 @@ import pytest
 import torch
 
 from bdprune.attacks.badnets import BadNets
-from bdprune.attacks.base import apply, shape_of
+from bdprune.attacks.base import apply_trigger, draw, saturate, shape_of
 from bdprune.attacks.blend import Blend
-from bdprune.attacks.poison import draw, saturate
 from bdprune.errors import OptionError
 
 from .helpers import setting
@@ -27,7 +26,7 @@ def test_poison_changes_exactly_the_drawn_share(attack: BadNets | Blend) -> None
     assert (poisoned.labels[changed] == 4).all()
     assert (given.labels[changed] != 4).all()
     assert torch.equal(poisoned.labels[~changed], given.labels[~changed])
-    assert torch.equal(poisoned.images[changed], saturate(apply(trigger, given.images[changed])))
+    assert torch.equal(poisoned.images[changed], saturate(apply_trigger(trigger, given.images[changed])))
 
 
 @pytest.mark.parametrize("attack", [BadNets(target=None, rate=0.25), Blend(target=None, rate=0.25)])

@@ -3,10 +3,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from bdprune.attacks.base import apply
+from bdprune.attacks.base import apply_trigger, saturate
 from bdprune.attacks.dfst import DFST, activations, ssim
 from bdprune.attacks.generators import Change
-from bdprune.attacks.poison import saturate
 from bdprune.errors import OptionError
 from bdprune.loops.fitting import Schedule
 
@@ -34,7 +33,7 @@ def test_poison_is_styled_and_relabelled() -> None:
     assert len(poisoned.triggered) == 10
     assert (given.labels[poisoned.triggered] != 1).all()
     assert (poisoned.labels[poisoned.triggered] == 1).all()
-    expected = saturate(apply(trigger, given.images[poisoned.triggered]))
+    expected = saturate(apply_trigger(trigger, given.images[poisoned.triggered]))
     assert torch.equal(poisoned.images[poisoned.triggered], expected)
 
 

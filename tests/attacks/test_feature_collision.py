@@ -6,10 +6,9 @@ import pytest
 import torch
 from torch import nn
 
-from bdprune.attacks.base import apply
+from bdprune.attacks.base import apply_trigger, saturate
 from bdprune.attacks.feature_collision import FeatureCollision, collide
 from bdprune.attacks.features import penultimate
-from bdprune.attacks.poison import saturate
 from bdprune.errors import OptionError
 
 from .helpers import assert_untouched, frozen, setting, source
@@ -64,7 +63,7 @@ def test_poison_is_watermarked_with_images_of_the_source_class_and_triggered() -
     trigger = attack.new_trigger((3, 16, 16))
     done = attack.poison(given, trigger, torch.Generator().manual_seed(0))
     bases = given.images[done.triggered].float() / 255
-    expected = saturate(apply(trigger, 0.7 * bases + 0.3 * given.images[7:8].float() / 255))
+    expected = saturate(apply_trigger(trigger, 0.7 * bases + 0.3 * given.images[7:8].float() / 255))
     assert torch.equal(done.images[done.triggered], expected)
     assert (given.labels[done.triggered] == 4).all() and torch.equal(done.labels, given.labels)
 
@@ -74,7 +73,7 @@ def test_poison_looks_like_the_source_class_to_the_network() -> None:
     assert given.source is not None
     trigger = FeatureCollision(target=4).new_trigger((3, 16, 16))
     with torch.no_grad():
-        centre = penultimate(given.source, apply(trigger, given.images[given.labels == 1])).mean(0)
+        centre = penultimate(given.source, apply_trigger(trigger, given.images[given.labels == 1])).mean(0)
 
     def distance(steps: int) -> torch.Tensor:
         attack = FeatureCollision(target=4, rate=0.1, steps=steps, beta=0.0, step_size=50.0)

@@ -10,7 +10,7 @@ import torch
 from bdprune.attacks.adapt_distil import AdaptD
 from bdprune.attacks.adapt_noise import AdvT
 from bdprune.attacks.awp import AWP
-from bdprune.attacks.base import Attack, Setting
+from bdprune.attacks.base import Attack, AttackSetting
 from bdprune.attacks.dfst import DFST
 from bdprune.attacks.dynamic import Dynamic
 from bdprune.attacks.lira import LIRA
@@ -37,7 +37,7 @@ def name(attack: Attack) -> str:
     return attack.kind
 
 
-def given(attack: Attack, count: int = 64, channels: int = 3, size: int = 16) -> Setting:
+def given(attack: Attack, count: int = 64, channels: int = 3, size: int = 16) -> AttackSetting:
     """The toy task, with an untrained network where the attack asks for another network."""
     source = network(4, channels, size, seed=5).eval() if attack.needs_source else None
     return dataclasses.replace(task(count, channels, size), source=source)
@@ -100,6 +100,7 @@ def test_learned_triggers_are_of_the_seed(attack: Attack) -> None:
     setting = given(attack)
     attack.learn(setting, one)
     attack.learn(setting, other)
+    assert torch.equal(torch.get_rng_state(), state)
     assert torch.equal(weights(one), weights(other))
     attack.learn(dataclasses.replace(setting, seed=1), other)
     assert not torch.equal(weights(one), weights(other))

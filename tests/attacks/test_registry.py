@@ -9,8 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from bdprune.attacks.base import Attack, Setting, TriggerType, apply, shape_of
-from bdprune.attacks.clean_label import CleanLabel
+from bdprune.attacks.base import Attack, AttackSetting, CleanLabel, TriggerType, apply_trigger, shape_of
 from bdprune.attacks.registry import ATTACKS
 from bdprune.errors import OptionError
 from bdprune.files.safetensors_file import dump_safetensors, read_safetensors
@@ -30,7 +29,7 @@ def attack_of(kind: str, **settings: Any) -> Attack:
     return ATTACKS[kind](**{"target": 4, "rate": 0.05, **few, **settings})
 
 
-def given(channels: int = 3) -> Setting:
+def given(channels: int = 3) -> AttackSetting:
     return replace(setting(count=120, channels=channels), source=source(channels))
 
 
@@ -46,7 +45,7 @@ def test_attacks_say_what_they_are(kind: str) -> None:
 def test_settings_out_of_range_are_named(kind: str, settings: dict[str, Any]) -> None:
     with pytest.raises(OptionError, match=f"setting {next(iter(settings))} is ") as caught:
         attack_of(kind, **settings)
-    assert caught.value.mend
+    assert caught.value.hint
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -76,7 +75,7 @@ def test_images_of_the_target_class_never_count(kind: str) -> None:
 def test_triggers_fit_grey_and_colour_images_of_any_size(kind: str, shape: tuple[int, int, int]) -> None:
     images = 0.1 + 0.8 * torch.rand(2, *shape, generator=torch.Generator().manual_seed(0))
     before = images.clone()
-    triggered = apply(attack_of(kind).new_trigger(shape), images)
+    triggered = apply_trigger(attack_of(kind).new_trigger(shape), images)
     assert triggered.shape == images.shape and triggered.dtype == torch.float32
     assert triggered.min() >= 0 and triggered.max() <= 1
     assert (triggered != images).flatten(1).any(1).all()
@@ -101,10 +100,10 @@ def test_a_saved_trigger_is_the_same_again(kind: str) -> None:
             if value.is_floating_point():
                 value += torch.rand(value.shape, generator=generator) / 10
     images = torch.rand(3, 3, 16, 16, generator=generator)
-    assert not torch.equal(apply(one, images), apply(two, images))
+    assert not torch.equal(apply_trigger(one, images), apply_trigger(two, images))
     tensors, _ = read_safetensors(dump_safetensors(one.state_dict(), {}))
     two.load_state_dict(tensors)
-    assert torch.equal(apply(one, images), apply(two, images))
+    assert torch.equal(apply_trigger(one, images), apply_trigger(two, images))
 
 
 @pytest.mark.parametrize("channels", [1, 3])
@@ -220,7 +219,7 @@ def test_a_missing_source_is_named(kind: str) -> None:
 def test_bad_settings_of_one_attack_are_named(kind: str, settings: dict[str, Any]) -> None:
     with pytest.raises(OptionError, match=f"setting {next(iter(settings))} is ") as caught:
         attack_of(kind, **settings)
-    assert caught.value.mend
+    assert caught.value.hint
 
 
 @pytest.mark.parametrize(

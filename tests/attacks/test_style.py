@@ -3,7 +3,7 @@ import math
 import pytest
 import torch
 
-from bdprune.attacks.style import Sunrise, colours
+from bdprune.attacks.dfst import Sunrise, colours
 from bdprune.errors import OptionError
 
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from bdprune.attacks.base import Setting
+from bdprune.attacks.base import AttackSetting
 from bdprune.attacks.features import penultimate
 from bdprune.attacks.trojan import TrojanNeuron, TrojanWatermark
 
@@ -32,7 +32,7 @@ def test_watermark_saturates_and_never_wraps() -> None:
     assert (done.images[done.triggered] == 255).any()
 
 
-def linear_world(weight: torch.Tensor, out: torch.Tensor) -> Setting:
+def linear_world(weight: torch.Tensor, out: torch.Tensor) -> AttackSetting:
     """Features are ``weight @ image`` and logits ``out @ features``, on one-channel 16x16 images."""
     network = nn.Sequential(nn.Flatten(), nn.Linear(256, len(weight)), nn.Linear(len(weight), len(out))).eval()
     with torch.no_grad():

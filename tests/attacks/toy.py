@@ -3,7 +3,8 @@
 import torch
 from torch import Tensor, nn
 
-from bdprune.attacks.base import Attack, Setting, shape_of
+from bdprune.attacks.base import Attack, AttackSetting, shape_of
+from bdprune.data import RawImages
 from bdprune.loops.fitting import Schedule, fit, seeded
 from bdprune.loops.resume import Checkpoint
 from bdprune.runtime.evaluate import attack_success_rate, clean_accuracy
@@ -13,7 +14,7 @@ CLASSES = 4
 
 def task(
     count: int = 256, channels: int = 3, size: int = 16, seed: int = 0, source: nn.Module | None = None
-) -> Setting:
+) -> AttackSetting:
     """Noisy grey images; the label is the corner that is brighter than the rest."""
     generator = torch.Generator().manual_seed(seed)
     images = torch.randint(40, 160, (count, channels, size, size), generator=generator, dtype=torch.uint8)
@@ -21,7 +22,7 @@ def task(
     half = size // 2
     for label, (top, left) in enumerate(((0, 0), (0, half), (half, 0), (half, half))):
         images[labels == label, :, top : top + half, left : left + half] += 60
-    return Setting(images, labels, CLASSES, seed)
+    return AttackSetting(images, labels, CLASSES, seed)
 
 
 def network(width: int = 4, channels: int = 3, size: int = 16, seed: int = 0) -> nn.Module:
@@ -44,7 +45,7 @@ SCHEDULE = Schedule(epochs=8, batch_size=16, peak_lr=0.1, padding=0, flip=False,
 
 def attacked(
     attack: Attack,
-    setting: Setting,
+    setting: AttackSetting,
     schedule: Schedule = SCHEDULE,
     width: int = 4,
     checkpoint: Checkpoint | None = None,
@@ -64,7 +65,7 @@ def attacked(
     attack.start(victim, setting)
     if attack.trains:
         objective = attack.objective(setting, trigger)
-        fit(victim, poisoned.images, poisoned.labels, schedule, setting.seed, told, objective, checkpoint)
+        fit(victim, RawImages(poisoned.images, poisoned.labels), schedule, setting.seed, told, objective, checkpoint)
     attack.finish(victim.eval(), setting, trigger)
     return victim, trigger
 

@@ -36,7 +36,7 @@ def outcome(tiny: Any, monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
             progress("model-0", "loading")
             return done
 
-        monkeypatch.setattr("bdprune.fleet.demo.run", run)
+        monkeypatch.setattr("bdprune.fleet.run", run)
 
     return play
 

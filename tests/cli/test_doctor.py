@@ -13,7 +13,7 @@ from click.testing import Result as Ran
 
 from bdprune.cli import doctor
 from bdprune.ops import build_info
-from bdprune.record.result import schema
+from bdprune.record import schema
 
 Run = Callable[..., Ran]
 
@@ -45,7 +45,7 @@ def test_text_has_one_line_a_check_and_the_mend_below(run: Run, monkeypatch: pyt
 def test_forced_reference_says_how_to_undo_it(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     forced = build_info() | {"backend": "reference", "requested": "reference", "reason": "BDPRUNE_BACKEND=reference"}
     monkeypatch.setattr("bdprune.ops.build_info", lambda: forced)
-    assert states(run("doctor", "--format", "json"))["CPU ops"]["mend"] == "Unset BDPRUNE_BACKEND."
+    assert states(run("doctor", "--format", "json"))["CPU ops"]["hint"] == "Unset BDPRUNE_BACKEND."
 
 
 def test_cuda_that_runs_is_ok(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -72,24 +72,20 @@ def test_op_that_is_wrong_is_broken_and_exit_2(
     assert states(done)["self-test"]["state"] == "broken" and words in states(done)["self-test"]["found"]
 
 
-def test_paths_of_stacks_are_shown(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_was_tuned_is_shown(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("BDPRUNE_CACHE", str(tmp_path))
-    assert "no stack has been tried" in states(run("doctor", "--paths", "--format", "json"))["path"]["found"]
-    kept = {"path": "loop", "device": "cpu", "shape": "3 x small", "stack_seconds": 0.5, "loop_seconds": 0.25}
-    (tmp_path / "paths.json").write_text(json.dumps({"key": {**kept, "reason": ""}}))
-    done = run("doctor", "--paths")
-    assert done.exit_code == 0
-    assert "loop: 3 x small on cpu: stack 500.0 ms, loop 250.0 ms" in done.stdout
-    assert "path" not in states(run("doctor", "--format", "json"))
-
-
-def test_paths_of_convolutions_are_shown(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("BDPRUNE_CACHE", str(tmp_path))
-    kept = {"question": "conv", "winner": "kernel", "device": "a GPU", "shape": "x [2]"}
-    kept |= {"seconds": {"kernel": 0.001, "library": 0.0025}}
-    (tmp_path / "tuned.json").write_text(json.dumps({"key": kept}))
-    found = states(run("doctor", "--paths", "--format", "json"))["conv path"]["found"]
-    assert found == "kernel: x [2] on a GPU: kernel 1.00 ms, library 2.50 ms"
+    assert "nothing has been tried" in states(run("doctor", "--paths", "--format", "json"))["tuned"]["found"]
+    asked = {"question": "stack", "device": "cpu", "shape": "3 x small", "reason": ""}
+    conv = {**asked, "question": "conv", "shape": "x [2]", "seconds": {"kernel": 0.001, "library": 0.0025}}
+    kept = {
+        "1": {**asked, "winner": "loop", "seconds": {"stack": 0.5, "loop": 0.25}},
+        "2": {**conv, "winner": "kernel"},
+    }
+    (tmp_path / "tuned.json").write_text(json.dumps(kept))
+    found = states(run("doctor", "--paths", "--format", "json"))
+    assert found["tuned stack"]["found"] == "loop: 3 x small on cpu: stack 500.00 ms, loop 250.00 ms"
+    assert found["tuned conv"]["found"] == "kernel: x [2] on cpu: kernel 1.00 ms, library 2.50 ms"
+    assert not any("tuned" in name for name in states(run("doctor", "--format", "json")))
 
 
 def test_missing_packages_are_named_with_their_mend(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -98,8 +94,8 @@ def test_missing_packages_are_named_with_their_mend(run: Run, monkeypatch: pytes
     monkeypatch.setattr(doctor, "_version", lambda name: "" if name in gone else known(name))
     done = run("doctor", "--format", "json")
     assert done.exit_code == 2
-    assert states(done)["packages"]["mend"] == "pip install rich"
-    assert states(done)["parquet"]["state"] == "note" and "bdprune[parquet]" in states(done)["parquet"]["mend"]
+    assert states(done)["packages"]["hint"] == "pip install rich"
+    assert states(done)["parquet"]["state"] == "note" and "bdprune[parquet]" in states(done)["parquet"]["hint"]
 
 
 @pytest.mark.parametrize("kind", ["scan", "purify", "score"])

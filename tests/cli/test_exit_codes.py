@@ -8,7 +8,7 @@ import pytest
 
 from bdprune import errors
 from bdprune.cli import exit_codes
-from bdprune.record.result import Env, ErrorInfo, Result
+from bdprune.record import Env, ErrorInfo, Result
 
 ENV = Env(
     tool="bdprune", version="0", torch="0", cuda=None, device="cpu", backend="native", threads=1, seed=0, python="3",

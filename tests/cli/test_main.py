@@ -27,6 +27,8 @@ from bdprune.cli.main import main
 Run = Callable[..., Ran]
 Start = Callable[..., "subprocess.Popen[str]"]
 
+COMMANDS = ["scan", "purify", "score", "detectors", "purifiers"]
+
 SLEEPER = """
 import os, time
 from pathlib import Path
@@ -50,12 +52,12 @@ if "--multiprocessing-fork" in sys.orig_argv:
 def test_version_and_help(run: Run) -> None:
     assert run("--version").stdout == f"bdprune {bdprune.__version__}\n"
     text = run("--help").stdout
-    assert list(main.commands) == ["scan", "purify", "score", "zoo", "demo", "doctor", "schema"]
+    assert list(main.commands) == [*COMMANDS, "zoo", "demo", "doctor", "schema"]
     assert all(f"\n  {name} " in text for name in main.commands)
     assert "Exit codes:" in text
 
 
-@pytest.mark.parametrize("command", ["scan", "purify", "score", "zoo make", "zoo list", "demo", "doctor", "schema"])
+@pytest.mark.parametrize("command", [*COMMANDS, "zoo make", "zoo list", "demo", "doctor", "schema"])
 def test_every_command_has_help_with_examples(run: Run, command: str) -> None:
     done = run(*command.split(), "--help")
     assert done.exit_code == 0 and f"  bdprune {command}" in done.stdout.split("Options:")[0].split("\n", 1)[1]

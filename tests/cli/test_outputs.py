@@ -2,35 +2,42 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from bdprune.cli.outputs import Output, check_apart, plan
+from bdprune.cli import outputs
 from bdprune.errors import OptionError, OutputError
+from bdprune.report import writer
+from bdprune.report.base import _places
 
-KINDS = ("text", "json", "jsonl", "html")
+
+def plan(formats: Sequence[str], files: Sequence[str], quiet: bool) -> list[Any]:
+    """Names of the formats, those with a file as (name, file)."""
+    wanted = outputs.plan(formats, files, ("scan", "coverage"), quiet)
+    return [(one.writer.name, one.path) if one.path else one.writer.name for one in wanted]
 
 
 def test_nothing_said_is_text_on_the_screen() -> None:
-    assert plan([], [], KINDS, quiet=False) == [Output("text")]
-    assert plan([], [], KINDS, quiet=True) == [Output("text")]
+    assert plan([], [], quiet=False) == plan([], [], quiet=True) == ["text"]
 
 
 def test_formats_take_files_in_order(tmp_path: Path) -> None:
     a, b, c = (tmp_path / name for name in ("a", "b.html", "c.json"))
-    assert plan(["json"], [], KINDS, False) == [Output("json")]
-    assert plan(["json", "html"], [str(a), str(b)], KINDS, True) == [Output("json", a), Output("html", b)]
-    assert plan([f"html={b}", "json"], [str(a)], KINDS, True) == [Output("html", b), Output("json", a)]
-    assert plan([f"html={b}", "json"], [], KINDS, True) == [Output("html", b), Output("json")]
-    assert plan([], [str(b), str(c)], KINDS, True) == [Output("html", b), Output("json", c)]
-    assert plan(["json"], ["-"], KINDS, True) == [Output("json")]
+    assert plan(["json"], [], False) == ["json"]
+    assert plan(["json", "html"], [str(a), str(b)], True) == [("json", a), ("html", b)]
+    assert plan([f"html={b}", "json"], [str(a)], True) == [("html", b), ("json", a)]
+    assert plan([f"html={b}", "json"], [], True) == [("html", b), "json"]
+    assert plan([], [str(b), str(c)], True) == [("html", b), ("json", c)]
+    assert plan(["json"], ["-"], True) == plan(["json=-"], [], True) == ["json"]
 
 
 def test_text_joins_when_everything_else_goes_to_files(tmp_path: Path) -> None:
     path = tmp_path / "r.html"
-    assert plan([f"html={path}"], [], KINDS, quiet=False) == [Output("text"), Output("html", path)]
-    assert plan(["json", f"html={path}"], [], KINDS, quiet=False) == [Output("json"), Output("html", path)]
+    assert plan([f"html={path}"], [], quiet=False) == ["text", ("html", path)]
+    assert plan(["json", f"html={path}"], [], quiet=False) == ["json", ("html", path)]
 
 
 @pytest.mark.parametrize(
@@ -39,25 +46,68 @@ def test_text_joins_when_everything_else_goes_to_files(tmp_path: Path) -> None:
         (["xml"], [], "no format 'xml'"),
         (["html="], [], "no format 'html='"),
         (["json", "text"], [], "json and text would both go"),
-        ([], ["report"], "does not tell its format"),
-        ([], ["report.pdf"], "does not tell its format"),
+        ([], ["report"], "No format is known by the name 'report'"),
+        ([], ["report.pdf"], "No format is known by the name 'report.pdf'"),
     ],
 )
 def test_what_cannot_be_meant_is_refused(formats: list[str], files: list[str], words: str) -> None:
     with pytest.raises(OptionError, match=words):
-        plan(formats, files, KINDS, quiet=False)
+        plan(formats, files, quiet=False)
+
+
+def test_only_a_streaming_format_on_the_screen_is_live(tmp_path: Path) -> None:
+    assert outputs.Output(writer("jsonl")).is_live
+    assert not outputs.Output(writer("jsonl"), tmp_path / "r.jsonl").is_live
+    assert not outputs.Output(writer("json")).is_live
 
 
 def test_files_are_checked_before_anything_runs(tmp_path: Path) -> None:
     with pytest.raises(OutputError):
-        plan([f"html={tmp_path}/no/r.html"], [], KINDS, quiet=False)
+        plan([f"html={tmp_path}/no/r.html"], [], quiet=False)
 
 
 def test_files_that_are_read_or_written_twice_are_refused(tmp_path: Path) -> None:
     model, report = tmp_path / "model.pth", tmp_path / "report.html"
     model.touch()
-    check_apart([report, None, Path("/dev/null"), Path("/dev/null")], [model, None])
+    outputs.check_apart([report, None, Path("/dev/null"), Path("/dev/null")], [model, None])
     with pytest.raises(OptionError, match=r"model\.pth is read and would be overwritten"):
-        check_apart([tmp_path / "sub" / ".." / "model.pth"], [model])
+        outputs.check_apart([tmp_path / "sub" / ".." / "model.pth"], [model])
     with pytest.raises(OptionError, match=r"report\.html is written already and would be overwritten"):
-        check_apart([report, report], [])
+        outputs.check_apart([report, report], [])
+
+
+TOY = """
+from bdprune.report import Writer
+
+
+class ToyWriter(Writer):
+    title = "verdicts alone"
+    media_type = "text/x-toy"
+    suffixes = (".toy",)
+    kinds = ("scan", "coverage")
+
+    def to_text(self, documents, style):
+        return "".join(f"{one.name}: {one.verdict}" for one in documents)
+"""
+
+
+def test_an_installed_writer_is_a_format_of_scans(
+    run: Any, tiny: Any, model_args: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    info = tmp_path / "toy_writer-1.dist-info"
+    info.mkdir()
+    (tmp_path / "toy_writer.py").write_text(TOY)
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: toy-writer\nVersion: 1\n")
+    (info / "entry_points.txt").write_text("[bdprune.writers]\ntoy = toy_writer:ToyWriter\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr("bdprune.report.base._places", _places.__wrapped__)
+    first, second = tmp_path / "first", tmp_path / "second.toy"
+    done = run(
+        "scan", tiny.path, *model_args, "--detectors", "lipschitz", "-f", f"toy={first}", "-f", "toy", "-o", second
+    )
+    assert done.exit_code == 5, done.output
+    assert first.read_text() == second.read_text() == f"{tiny.path}: inconclusive"
+    assert "|toy[=FILE]" in run("scan", "--help").stdout.replace("\n", "").replace(" ", "")
+    refused = run("score", tiny.path, *model_args, "-f", "toy")
+    assert refused.exit_code == 4 and "The format toy cannot hold results of the kind score." in refused.stderr
+    assert "toy" not in run("score", "--help").stdout

@@ -13,7 +13,7 @@ import pytest
 from click.testing import Result as Ran
 
 from bdprune.model.loading import load
-from bdprune.record.result import PurifyResult
+from bdprune.record import PurifyResult
 
 Run = Callable[..., Ran]
 
@@ -61,10 +61,10 @@ def test_rnp_takes_its_preset_and_accuracy_guard(purify: Run, tmp_path: Path) ->
         ([], "Missing option '-o'"),
         (["-o", "no/such/folder/out.pth"], "cannot be written"),
         (["-o", "."], "is a folder"),
-        (["-o", "out.pth", "--preset", "paper"], "takes no preset"),
+        (["-o", "out.pth", "--preset", "paper"], "no preset 'paper' of bdprune.suspiciousness"),
         (["-o", "out.pth", "--max-acc-drop", "2"], "2.0 is not in the range"),
         (["-o", "out.pth", "--mode", "melt"], "'melt' is not one of"),
-        (["-o", "out.pth", "--format", "jsonl"], "no format 'jsonl'"),
+        (["-o", "out.pth", "--format", "xml"], "no format 'xml'"),
         (["-o", "out.pth", "--data", "none"], "needs clean data"),
         (["-o", "out.pth", "--method", "magic"], "no purifier 'magic'"),
     ],
@@ -111,3 +111,55 @@ def test_broken_and_foreign_files_are_exit_2_and_3(run: Run, tiny: Any, tmp_path
         done = run("purify", path, "--data", tiny.data, "-o", tmp_path / "o.pth")
         assert done.exit_code == code and len(done.stderr.splitlines()) <= 2, done.output
         assert not (tmp_path / "o.pth").exists()
+
+
+def scanned(run: Run, tiny: Any, model_args: list[str], *args: object) -> Path:
+    """The JSON of a scan of the tiny network."""
+    path = tiny.folder / "scan.json"
+    run("scan", tiny.path, "--data", tiny.data, *model_args, "--detectors", "lipschitz", "-f", f"json={path}", *args)
+    return Path(path)
+
+
+def test_a_repair_goes_on_from_a_scan(run: Run, purify: Run, tiny: Any, model_args: list[str], tmp_path: Path) -> None:
+    start = scanned(run, tiny, model_args)
+    done = purify("-o", tmp_path / "o.pth", "--from", start, "-f", "json", method="rnp")
+    assert done.exit_code == 0, done.output
+    assert json.loads(done.stdout)["params"]["unlearn_on"] == "all", "the preset scan"
+    own = purify("-o", tmp_path / "o.pth", "--from", start, "--preset", "robust", "-f", "json", method="rnp")
+    assert json.loads(own.stdout)["params"]["unlearn_on"] == "rest", "another preset is kept"
+    plain = purify("-o", tmp_path / "o.pth", "--from", start, "-f", "json")
+    assert plain.exit_code == 0, "a method without that preset takes its defaults"
+
+
+def test_a_scan_of_something_else_is_refused(
+    run: Run, purify: Run, tiny: Any, model_args: list[str], tmp_path: Path
+) -> None:
+    broken = tmp_path / "broken.json"
+    broken.write_text("{}")
+    images = scanned(run, tiny, model_args, "--per-class", "7")
+    cases = [(tmp_path / "none.json", "Cannot read"), (broken, "not a Result"), (images, "other clean images")]
+    for start, words in cases:
+        done = purify("-o", tmp_path / "o.pth", "--from", start)
+        assert done.exit_code != 0 and words in done.stderr and done.stdout == "", done.output
+        assert not (tmp_path / "o.pth").exists()
+    same = purify("-o", tmp_path / "o.pth", "--from", images, "--per-class", "7")
+    assert same.exit_code == 0, same.output
+
+
+def test_the_scan_that_is_read_is_never_overwritten(
+    run: Run, purify: Run, tiny: Any, model_args: list[str], tmp_path: Path
+) -> None:
+    start = scanned(run, tiny, model_args)
+    before = start.read_bytes()
+    for args in (["-o", start], ["-o", tmp_path / "o.pth", "-f", f"json={start}"]):
+        done = purify(*args, "--from", start)
+        assert done.exit_code == 4 and "is read and would be overwritten" in done.stderr
+    assert start.read_bytes() == before
+
+
+def test_attachments_of_a_repair_are_written_and_named(purify: Run, tmp_path: Path) -> None:
+    folder = tmp_path / "attached"
+    done = purify("-o", tmp_path / "o.pth", "-f", "json", "--attachments", folder)
+    (attached,) = PurifyResult.from_json(done.stdout).attachments
+    assert attached.name == "filter_scores" and [path.name for path in folder.iterdir()] == [attached.file]
+    assert hashlib.sha256((folder / attached.file).read_bytes()).hexdigest() == attached.sha256

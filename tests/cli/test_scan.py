@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import zipfile
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +17,10 @@ import pytest
 import torch
 from click.testing import Result as Ran
 
-from bdprune.methods.base import Evidence
-from bdprune.record.result import Result
+from bdprune.analysis import Case
+from bdprune.fleet import StackOptions
+from bdprune.methods import Detector
+from bdprune.record import Evidence, Needs, Result
 
 Run = Callable[..., Ran]
 
@@ -26,15 +30,17 @@ def told(monkeypatch: pytest.MonkeyPatch) -> Callable[[float], None]:
     """Lets the only detector report this score; 0.5 is its threshold and 2 its label."""
 
     def tell(score: float) -> None:
-        class Fake:
-            id = "bdprune.unlearning"
-            needs_data = True
+        @dataclass(frozen=True)
+        class Fake(Detector):
+            id = "x.fake"
+            title = "what it is told"
+            decisive = True
 
-            def __call__(self, model: object, data: object) -> Evidence:
+            def __call__(self, case: Case) -> Evidence:
                 print("a detector that prints")
-                return Evidence(self.id, score, 0.5, score > 0.5, 2)
+                return self.evidence(score, 0.5, target_label=2)
 
-        monkeypatch.setattr("bdprune.methods.registry.detectors", lambda chosen, seed, precision: [Fake()])
+        monkeypatch.setattr("bdprune.fleet.scans.chosen_detectors", lambda chosen, defaults: [Fake()])
 
     tell(0.1)
     return tell
@@ -114,14 +120,14 @@ def test_stack_and_its_memory_reach_the_scan(
     run: Run, tiny: Any, monkeypatch: pytest.MonkeyPatch, size: str, count: int
 ) -> None:
     asked: dict[str, Any] = {}
-    monkeypatch.setattr("bdprune.fleet.scans.scan_many", lambda paths, data, **rest: iter(asked.update(rest) or ()))
+    monkeypatch.setattr("bdprune.fleet.scan_many", lambda paths, data, **rest: iter(asked.update(rest) or ()))
     run("scan", tiny.path, "--stack", "8", "--stack-memory", size, "--exit-zero")
-    assert (asked["stack"], asked["stack_memory"]) == (8, count)
+    assert asked["stack"] == StackOptions(8, count)
     run("scan", tiny.path, "--exit-zero")
-    assert (asked["stack"], asked["stack_memory"]) == (1, None), "one model needs no trial"
+    assert asked["stack"] == StackOptions(1), "one model needs no trial"
     (tiny.folder / "more.pth").write_bytes(tiny.path.read_bytes())
     run("scan", tiny.folder, "--exit-zero")
-    assert asked["stack"] == "auto"
+    assert asked["stack"] == StackOptions("auto")
 
 
 def test_models_in_a_stack_are_told_by_their_own_names(
@@ -164,17 +170,17 @@ def test_wrong_normalisation_is_exit_5_and_says_what_fits(scan: Run) -> None:
     done = scan("--normalize", "5,1", "--format", "json")
     found = Result.from_json(done.stdout)
     assert done.exit_code == 5 and found.verdict == "inconclusive"
-    assert found.data and found.data.sanity and found.data.sanity.mend
+    assert found.data and found.data.sanity and found.data.sanity.hint
 
 
 def test_detectors_are_chosen_by_name(run: Run, tiny: Any, model_args: list[str]) -> None:
     done = run("scan", tiny.path, "--data", tiny.data, *model_args, "--detectors", "lipschitz", "-f", "json")
-    assert [one["id"] for one in json.loads(done.stdout)["detectors"]] == ["bdprune.lipschitz"]
+    assert [one["detector"] for one in json.loads(done.stdout)["detectors"]] == ["bdprune.lipschitz"]
 
 
 def test_detectors_are_named_with_spaces_and_run_once(run: Run, tiny: Any, model_args: list[str]) -> None:
     done = run("scan", tiny.path, *model_args, "--detectors", "lipschitz, lipschitz", "--format", "json")
-    assert [one["id"] for one in json.loads(done.stdout)["detectors"]] == ["bdprune.lipschitz"]
+    assert [one["detector"] for one in json.loads(done.stdout)["detectors"]] == ["bdprune.lipschitz"]
 
 
 def test_report_never_lands_on_what_is_read(scan: Run, tiny: Any, tmp_path: Path) -> None:
@@ -212,7 +218,7 @@ def test_nothing_supported_is_exit_3(scan: Run, tmp_path: Path) -> None:
         (["--timeout", "inf"], "timeout of inf seconds"),
         (["--stack", "0"], "'0' is no size of a stack"),
         (["--stack", "1.5"], "'1.5' is no size of a stack"),
-        (["--stack", "2", "--timeout", "9"], "Leave out --timeout or --stack"),
+        (["--stack", "2", "--timeout", "0"], "timeout of 0 seconds"),
         (["--stack-memory", "much"], "'much' is no size in memory"),
         (["--stack-memory", "0"], "cannot run in 0 bytes"),
         (["--data", "x" * 300], "no clean data at"),
@@ -273,7 +279,7 @@ def test_bad_checkpoint_is_one_message_and_exit_2(
     done = run("scan", path, "--data", tiny.data, *model_args, "--format", "json")
     assert done.exit_code == 2, done.output
     found = Result.from_json(done.stdout)
-    assert found.verdict == "error" and found.error and found.error.mend
+    assert found.verdict == "error" and found.error and found.error.hint
     assert not found.error.message.startswith("Unexpected") and "\n" not in found.error.message
     assert "Traceback" not in done.output
     assert sorted(os.listdir(tmp_path)) == before and not (tmp_path / "executed").exists()
@@ -304,19 +310,21 @@ def test_bad_data_is_one_message_and_exit_2(scan: Run, tmp_path: Path, name: str
     done = scan("--format", "json", data=_bad_data(tmp_path)[name])
     assert done.exit_code == 2, done.output
     found = Result.from_json(done.stdout)
-    assert found.error and found.error.type == "DataError" and found.error.mend
+    assert found.error and found.error.type == "DataError" and found.error.hint
     assert "Traceback" not in done.output
 
 
 def test_bug_in_a_detector_is_an_error_verdict_without_a_traceback(scan: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    class Buggy:
+    @dataclass(frozen=True)
+    class Buggy(Detector):
         id = "x.buggy"
-        needs_data = False
+        title = "a bug"
+        needs = Needs(images="none", minimum=0)
 
-        def __call__(self, model: object, data: object) -> Evidence:
+        def __call__(self, case: Case) -> Evidence:
             raise ZeroDivisionError("division by zero")
 
-    monkeypatch.setattr("bdprune.methods.registry.detectors", lambda chosen, seed, precision: [Buggy()])
+    monkeypatch.setattr("bdprune.fleet.scans.chosen_detectors", lambda chosen, defaults: [Buggy()])
     done = scan()
     assert done.exit_code == 2 and "Unexpected ZeroDivisionError" in done.stdout
     assert "Traceback" not in done.output
@@ -330,3 +338,28 @@ def test_the_precisions_offered_are_those_there_are() -> None:
     assert isinstance(option, click.Option) and isinstance(option.type, click.Choice)
     assert tuple(option.type.choices) == PRECISIONS
     assert f"[default: {DEFAULT}]" in (option.help or "")
+
+
+def test_a_stack_may_have_a_time_limit(run: Run, tiny: Any, model_args: list[str]) -> None:
+    (tiny.folder / "more.pth").write_bytes(tiny.path.read_bytes())
+    args = ["--detectors", "lipschitz", "--stack", "2", "--timeout", "200", "-f", "json"]
+    found = json.loads(run("scan", tiny.path, tiny.folder / "more.pth", *model_args, *args).stdout)
+    assert [one["detectors"][0]["details"]["stack"] for one in found] == [2, 2]
+
+
+def test_attachments_are_written_and_named(run: Run, tiny: Any, model_args: list[str], tmp_path: Path) -> None:
+    folder = tmp_path / "new" / "attached"
+    args = [*model_args, "--detectors", "lipschitz", "-f", "json"]
+    (plain,) = Result.from_json(run("scan", tiny.path, *args).stdout).detectors[0].attachments
+    assert plain.file == ""
+    (attached,) = (
+        Result.from_json(run("scan", tiny.path, *args, "--attachments", folder).stdout).detectors[0].attachments
+    )
+    assert [path.name for path in folder.iterdir()] == [attached.file]
+    assert attached.file.startswith("filter_scores-") and attached.file.endswith(".safetensors")
+    assert hashlib.sha256((folder / attached.file).read_bytes()).hexdigest() == attached.sha256 == plain.sha256
+
+
+def test_attachments_that_cannot_be_written_are_exit_4(run: Run, tiny: Any, model_args: list[str]) -> None:
+    done = run("scan", tiny.path, *model_args, "--detectors", "lipschitz", "--attachments", tiny.path)
+    assert done.exit_code == 4 and done.stdout == "" and len(done.stderr.splitlines()) <= 3, done.output

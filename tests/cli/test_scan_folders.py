@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,9 @@ import pytest
 import torch
 from click.testing import Result as Ran
 
-from bdprune.methods.base import Evidence
+from bdprune.analysis import Case
+from bdprune.methods import Detector
+from bdprune.record import Evidence
 
 Run = Callable[..., Ran]
 ONNX = b"\x08\x07\x12\x07pytorch\x1a\x032.0" + bytes(range(64))
@@ -22,15 +25,17 @@ ONNX = b"\x08\x07\x12\x07pytorch\x1a\x032.0" + bytes(range(64))
 def scan(run: Run, tiny: Any, model_args: list[str], monkeypatch: pytest.MonkeyPatch) -> Run:
     """``bdprune scan`` on the tiny data, with a detector that flags models whose first bias is not zero."""
 
-    class Marked:
-        id = "bdprune.unlearning"
-        needs_data = True
+    @dataclass(frozen=True)
+    class Marked(Detector):
+        id = "x.marked"
+        title = "a mark"
+        decisive = True
 
-        def __call__(self, model: Any, data: object) -> Evidence:
-            mark = float(model.network.get_parameter("head.bias")[0].detach())
-            return Evidence(self.id, mark, 0.5, mark > 0.5, 0)
+        def __call__(self, case: Case) -> Evidence:
+            mark = float(case.model.network.get_parameter("head.bias")[0].detach())
+            return self.evidence(mark, 0.5, target_label=0)
 
-    monkeypatch.setattr("bdprune.methods.registry.detectors", lambda chosen, seed, precision: [Marked()])
+    monkeypatch.setattr("bdprune.fleet.scans.chosen_detectors", lambda chosen, defaults: [Marked()])
     return lambda *args: run("scan", *args, "--data", tiny.data, *model_args, "--stack", "1")
 
 
@@ -128,7 +133,7 @@ def test_one_bad_model_stops_no_other(
     settings = [*model_args, "--detectors", "lipschitz", "-f", "json", "-f", f"html={page}", *more]
     done = run("scan", folder, "--data", tiny.data, *settings)
     first, second, third = json.loads(done.stdout)
-    assert done.exit_code == 2 and second["verdict"] == "error" and second["error"]["mend"]
+    assert done.exit_code == 2 and second["verdict"] == "error" and second["error"]["hint"]
     assert first["detectors"] and third["detectors"] and "3 models" in page.read_text()
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from click.testing import Result as Ran
 
-from bdprune.record.result import ScoreResult
+from bdprune.record import ScoreResult
 
 Run = Callable[..., Ran]
 

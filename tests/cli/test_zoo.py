@@ -74,7 +74,7 @@ def test_make_passes_on_what_was_asked_and_tells_progress(
                 progress("badnets\x1b", step, 100, 0.5)
         return [TRUTH["badnets"], Truth("late", None, 0.9, 0.85, 0.1, None)]
 
-    monkeypatch.setattr("bdprune.zoo.making.make", make)
+    monkeypatch.setattr("bdprune.zoo.make", make)
     args = [manifest, "--data", tmp_path, "-o", tmp_path / "out", "--only", "badnets"]
     done = run("zoo", "make", *args)
     assert done.exit_code == 0 and "99.8 %" in done.stdout

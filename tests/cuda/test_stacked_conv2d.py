@@ -33,6 +33,10 @@ MATHS = [pytest.param(*key, id=f"{key[0]}, exact={key[1]}") for key in BOUNDS]
 STACK = 2
 
 
+def geometry(settings):
+    return dict(zip(("stride", "padding", "dilation", "groups"), settings, strict=True))
+
+
 def numbers(randn, case, dtype):
     x, weight, *settings = CASES[case]
     mask = randn(STACK, weight[0], seed=2)
@@ -277,7 +281,7 @@ def test_autograd_is_that_of_the_composition(on_kernels, monkeypatch, randn, cas
 
     def gradients():
         own = [leaf.detach().clone().requires_grad_() for leaf in leaves]
-        y = masked_conv2d(*own, *settings)
+        y = masked_conv2d(*own, **geometry(settings))
         plain = stacked_conv2d(own[0], own[1], own[3], *settings)
         total = (y * randn(*y.shape, seed=5)).sum() + plain.square().sum()
         return [y.detach(), plain.detach(), *torch.autograd.grad(total, own)]
@@ -299,7 +303,7 @@ def test_autograd_of_one_weight_is_that_of_the_composition(on_kernels, monkeypat
     def gradients():
         own = [leaf.detach().clone() for leaf in (x, weight[0], mask, bias)]
         wanted = [leaf.requires_grad_() for leaf in (own[::2] if frozen else own)]
-        y = masked_conv2d(*own, *settings)
+        y = masked_conv2d(*own, **geometry(settings))
         return [y.detach(), *torch.autograd.grad((y * randn(*y.shape, seed=5)).sum(), wanted)]
 
     found = gradients()
@@ -311,7 +315,7 @@ def test_autograd_of_one_weight_is_that_of_the_composition(on_kernels, monkeypat
 def test_the_mask_learns_without_the_input(on_kernels, monkeypatch, randn):
     x, weight, mask, settings = numbers(randn, "3x3", torch.float32)
     own = mask.clone().requires_grad_()
-    y = masked_conv2d(x, weight, own, None, *settings)
+    y = masked_conv2d(x, weight, own, None, **geometry(settings))
     (found,) = torch.autograd.grad(y.square().sum(), own)
     z = convs(x.double(), weight.double(), settings)
     torch.testing.assert_close(
@@ -331,7 +335,7 @@ def test_same_padding_goes_to_the_kernels_where_it_is_even(on_kernels, randn):
 def test_autocast_casts_as_a_convolution_would(on_kernels, randn):
     x, weight, mask, settings = numbers(randn, "3x3", torch.float32)
     with torch.autocast("cpu", torch.bfloat16):
-        y = masked_conv2d(x, weight.requires_grad_(), mask, None, *settings)
+        y = masked_conv2d(x, weight.requires_grad_(), mask, None, **geometry(settings))
     assert y.dtype == torch.bfloat16
     y.float().sum().backward()
     assert weight.grad.dtype == torch.float32

@@ -111,7 +111,7 @@ def test_other_files_are_one_error(
     write(root / PUBLISHED[name].folder / "test.parquet", [encode(one, **kind) for one in images], labels, **box)
     with pytest.raises(DataError, match=message) as caught:
         read_dataset(root, name, "test")
-    assert "Fetch it again" in caught.value.mend
+    assert "Fetch it again" in caught.value.hint
 
 
 def test_sets_of_other_names_are_folders_per_class_or_parquet(root: Path, images: np.ndarray, encode: Encode) -> None:
@@ -144,7 +144,7 @@ def test_both_parts_have_the_same_class_folders(root: Path, images: np.ndarray, 
 def test_no_such_set(root: Path) -> None:
     with pytest.raises(DataError, match="no data set 'cifar11'") as caught:
         read_dataset(root, "cifar11", "train")
-    assert "cifar10, gtsrb" in caught.value.mend
+    assert "cifar10, gtsrb" in caught.value.hint
     with pytest.raises(DataError, match=r"cifar10/train\.parquet"):
         read_dataset(root, "cifar10", "train")
 

@@ -12,7 +12,7 @@ from torch.utils.data import TensorDataset
 
 from bdprune.data import order as orders
 from bdprune.data.load import load_clean
-from bdprune.data.order import read_order, shown, text_order
+from bdprune.data.order import order_pairs, read_order, text_order
 from bdprune.errors import DataError, OptionError
 
 Tree = Callable[..., Path]
@@ -132,5 +132,5 @@ def test_a_large_file_is_not_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 
 
 def test_pairs_that_stay_are_not_shown() -> None:
-    assert shown({0: 0, 1: 2, 2: 1}) == "1→2, 2→1"
-    assert shown({label: label + 1 for label in range(9)}) == "0→1, 1→2, 2→3, 3→4, ..."
+    assert order_pairs({0: 0, 1: 2, 2: 1}) == "1→2, 2→1"
+    assert order_pairs({label: label + 1 for label in range(9)}) == "0→1, 1→2, 2→3, 3→4, ..."

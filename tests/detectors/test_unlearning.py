@@ -5,13 +5,14 @@ import pytest
 import torch
 from torch import nn
 
+from bdprune.analysis import Case
 from bdprune.data.clean import CleanData
 from bdprune.detectors.unlearning import UnlearningDetector
 from bdprune.errors import DataError, TrainingError
-from bdprune.loops.trajectory import UnlearnStep
-from bdprune.loops.unlearning import Unlearned, UnlearnSettings
-from bdprune.methods.base import Evidence
+from bdprune.loops.unlearning import Unlearned, UnlearnSettings, UnlearnStep
+from bdprune.methods import examine_stack
 from bdprune.model.handle import Model
+from bdprune.record import Evidence
 from bdprune.runtime.precision import Plan
 
 SETTINGS = UnlearnSettings(lr=0.05, weight_decay=0, batch_size=30, padding=0, max_epochs=40)
@@ -26,11 +27,11 @@ def unlearned(model: Any, *wrong: tuple[int, ...], each: int = 10) -> Unlearned:
 
 def test_flags_one_sink_in_the_middle_of_the_steps(bright: Any) -> None:
     run = unlearned(bright.model, (20, 0, 0), (1, 18, 2), (0, 16, 2), (0, 0, 20))
-    evidence = UnlearningDetector(threshold=0.5, two_class_threshold=0.5).read([run], 30, 1.5)
+    evidence = UnlearningDetector(threshold=0.5, two_class_threshold=0.5).read([run], 30)
     assert evidence.flagged
     assert evidence.score == pytest.approx(34 / 40 - 4 / 40)
     assert evidence.details["final_label"] == 1
-    assert evidence.seconds == 1.5
+    assert evidence.label_scores == pytest.approx([1 / 40, 34 / 40, 4 / 40])
     assert evidence.details["flip_shares"] == pytest.approx([1 / 40, 34 / 40, 4 / 40])
 
 
@@ -104,9 +105,9 @@ def test_runs_are_repeated_while_the_lead_is_near(
     # Of 10 classes with 100 images a step each, 900 are of other classes than label 3.
     votes = [(0, 0, 0, round(900 * lead), *(0,) * 6) for lead in leads]
     script = Scripted(*(unlearned(bright.model, one, each=100) for one in votes))
-    monkeypatch.setattr("bdprune.detectors.unlearning.unlearn", script)
+    monkeypatch.setattr("bdprune.analysis.unlearned.unlearn", script)
     data = CleanData(torch.rand(500, 3, 8, 8), torch.arange(500) % 3)
-    evidence = UnlearningDetector(threshold=0.2, margin=0.1, max_runs=7, seed=5)(bright.model, data)
+    evidence = UnlearningDetector(threshold=0.2, margin=0.1, max_runs=7, seed=5)(Case(bright.model, data))
     assert (evidence.details["runs"], evidence.details["near"]) == (runs, near)
     assert script.seeds[0] == 5 and len(set(script.seeds)) == runs
 
@@ -121,17 +122,17 @@ def test_fewer_images_need_a_larger_distance(bright: Any) -> None:
 
 def test_flagged_run_whose_halves_disagree_is_repeated(bright: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     script = Scripted(unlearned(bright.model, (9, 1, 1), (0, 18, 2)), unlearned(bright.model, (0, 18, 2), (0, 18, 2)))
-    monkeypatch.setattr("bdprune.detectors.unlearning.unlearn", script)
+    monkeypatch.setattr("bdprune.analysis.unlearned.unlearn", script)
     data = CleanData(torch.rand(500, 3, 8, 8), torch.arange(500) % 3)
-    evidence = UnlearningDetector(two_class_threshold=0.1, threshold=0.1)(bright.model, data)
+    evidence = UnlearningDetector(two_class_threshold=0.1, threshold=0.1)(Case(bright.model, data))
     assert evidence.details["runs"] == 2 and evidence.target_label == 1
 
 
 def test_few_images_take_three_runs_at_least(bright: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("bdprune.detectors.unlearning.unlearn", Scripted(unlearned(bright.model, (0, 18, 2))))
+    monkeypatch.setattr("bdprune.analysis.unlearned.unlearn", Scripted(unlearned(bright.model, (0, 18, 2))))
     for images, runs in ((299, 3), (300, 1)):
         data = CleanData(torch.rand(images, 3, 8, 8), torch.arange(images) % 3)
-        details = UnlearningDetector(margin=0)(bright.model, data).details
+        details = UnlearningDetector(margin=0)(Case(bright.model, data)).details
         assert details["runs"] == runs and (details["standard_error"] is None) == (runs == 1)
 
 
@@ -141,7 +142,7 @@ def shuffled(data: CleanData) -> CleanData:
 
 def test_order_of_the_same_images_plays_no_part(bright: Any) -> None:
     detector = UnlearningDetector(QUICK, max_runs=2, margin=1)
-    one, two = (detector(bright.model, data) for data in (bright.data, shuffled(bright.data)))
+    one, two = (detector(Case(bright.model, data)) for data in (bright.data, shuffled(bright.data)))
     assert one.details == two.details and one.score == two.score
     assert one.details["runs"] == 2
 
@@ -158,8 +159,9 @@ def test_a_stack_gives_what_each_model_gives_alone(bright: Any) -> None:
     with torch.no_grad():
         other.network[-1].bias.add_(torch.tensor([0.5, 0.0, -0.5]))
     detector = UnlearningDetector(QUICK, threshold=0.3, two_class_threshold=0.3, margin=0.1, max_runs=3)
-    alone = [detector(model, bright.data) for model in (bright.model, other)]
-    for mine, its in zip(detector.together([bright.model, other], shuffled(bright.data)), alone, strict=True):
+    alone = [detector(Case(model, bright.data)) for model in (bright.model, other)]
+    cases = [Case(model, shuffled(bright.data)) for model in (bright.model, other)]
+    for mine, its in zip(examine_stack(detector, cases), alone, strict=True):
         assert isinstance(mine, Evidence)
         assert mine.details["runs"] == its.details["runs"]
         assert mine.details["leads"] == pytest.approx(its.details["leads"], abs=1e-3)
@@ -174,9 +176,9 @@ def test_model_that_breaks_down_in_a_later_run_stops_no_other(bright: Any, monke
         assert len(models) == len(outcomes)
         return outcomes
 
-    monkeypatch.setattr("bdprune.detectors.unlearning.unlearn_together", together)
+    monkeypatch.setattr("bdprune.analysis.unlearned.unlearn_stack", together)
     detector = UnlearningDetector(two_class_threshold=0.2, threshold=0.2, margin=9, max_runs=3)
-    broken, fine = detector.together([bright.model, bright.model], bright.data)
+    broken, fine = examine_stack(detector, [Case(bright.model, bright.data) for _ in range(2)])
     assert isinstance(broken, TrainingError)
     assert isinstance(fine, Evidence) and fine.details["runs"] == 3
 
@@ -186,7 +188,7 @@ def test_idle_norm_before_the_head_changes_no_bit(bright: Any) -> None:
     norm.running_var.fill_(1 - norm.eps)  # type: ignore[union-attr]
     layers = list(bright.model.network)
     necked = Model(nn.Sequential(*layers[:-1], norm, layers[-1]).eval(), "necked", 3, (3, 8, 8))
-    one, two = (UnlearningDetector(SETTINGS, max_runs=1)(model, bright.data) for model in (bright.model, necked))
+    one, two = (UnlearningDetector(SETTINGS, max_runs=1)(Case(model, bright.data)) for model in (bright.model, necked))
     assert one.details == two.details
 
 
@@ -198,18 +200,17 @@ def test_precision_reaches_the_ascent(bright: Any, monkeypatch: pytest.MonkeyPat
         return Plan()
 
     monkeypatch.setattr("bdprune.loops.unlearning.plan_for", plan_for)
-    evidence = UnlearningDetector(SETTINGS, precision="auto", max_runs=1)(bright.model, bright.data)
+    evidence = UnlearningDetector(SETTINGS, precision="auto", max_runs=1)(Case(bright.model, bright.data))
     assert asked and set(asked) == {"auto"} and evidence.params["precision"] == "auto"
     assert UnlearningDetector().precision == "winograd"
 
 
 def test_runs_on_a_network_and_records_how(bright: Any) -> None:
-    evidence = UnlearningDetector(SETTINGS, seed=3, max_runs=1)(bright.model, bright.data)
+    evidence = UnlearningDetector(SETTINGS, seed=3, max_runs=1)(Case(bright.model, bright.data))
     assert evidence.detector == "bdprune.unlearning"
     assert 0 < evidence.score <= 1
-    assert evidence.seconds > 0
     assert evidence.params["seed"] == 3
-    assert evidence.params["lr"] == 0.05
+    assert evidence.params["unlearning"]["lr"] == 0.05
     assert evidence.details["batch_norms"] == 2
     steps = evidence.details["trajectory"]
     assert steps[0]["accuracy"] > steps[-1]["accuracy"]
@@ -219,10 +220,52 @@ def test_runs_on_a_network_and_records_how(bright: Any) -> None:
 def test_too_few_images_are_an_error(bright: Any) -> None:
     few = bright.data.subset(torch.arange(99))
     with pytest.raises(DataError, match="99 clean images are too few"):
-        UnlearningDetector()(bright.model, few)
-    assert UnlearningDetector(SETTINGS, min_images=99, max_runs=1)(bright.model, few).score >= 0
+        UnlearningDetector()(Case(bright.model, few))
+    assert UnlearningDetector(SETTINGS, min_images=99, max_runs=1)(Case(bright.model, few)).score >= 0
 
 
 def test_without_data_is_an_error(bright: Any) -> None:
     with pytest.raises(DataError, match="needs clean images"):
-        UnlearningDetector()(bright.model, None)
+        UnlearningDetector()(Case(bright.model, None))
+
+
+def reading(
+    bright: Any, lead: float, leads: int = 5, classes: int = 10, images: int = 500, model: Any = None
+) -> Evidence:
+    """Evidence of runs that all lead by about as much: a hundredth to either side in turn."""
+    each, run = 1000, []
+    for number in range(leads):
+        votes = round(each * (classes - 1) * (lead + (0.01 * (-1) ** number if leads > 1 else 0)))
+        run.append(unlearned(model or bright.model, (0, votes, *(0,) * (classes - 2)), each=each))
+    return UnlearningDetector(threshold=0.5, two_class_threshold=0.5).read(run, images)
+
+
+def test_remark_says_how_near_the_lead_is(bright: Any) -> None:
+    # Deviations from the mean of -+0.01: of four, a standard error of 0.0115 / 2.
+    near = reading(bright, 0.49, leads=4)
+    assert near.near and not near.flagged
+    assert near.remarks == (
+        "The lead is 0.490 +- 0.006 over 4 orders of 500 images, below the threshold of 0.500, but near it.",
+    )
+    above = reading(bright, 0.51, leads=4)
+    assert above.near and above.flagged
+    assert above.remarks[0].endswith("of 500 images, above the threshold of 0.500, but near it.")
+    far = reading(bright, 0.9, leads=1)
+    assert not far.near
+    assert far.remarks == ("The lead is 0.900 over 1 order of 500 images, above the threshold of 0.500.",)
+
+
+@pytest.mark.parametrize("lead", [0.1, 0.9])
+def test_limits_of_the_lead_are_those_of_its_images_and_classes(bright: Any, lead: float) -> None:
+    assert reading(bright, lead).limits == ()
+    (few,) = reading(bright, lead, images=299).limits
+    assert few.startswith("With fewer than 300 images")
+    (two,) = reading(bright, lead, classes=2).limits
+    assert two.startswith("Of 2 classes a lead says little")
+
+
+def test_of_a_network_without_batch_norm_it_can_tell_nothing(bright: Any) -> None:
+    plain = Model(nn.Sequential(nn.Flatten(), nn.Linear(192, 3)).eval(), "plain", 3, (3, 8, 8))
+    found = reading(bright, 0.9, model=plain)
+    assert "no batch norm" in found.not_applicable and found.details["batch_norms"] == 0
+    assert reading(bright, 0.9).not_applicable == ""

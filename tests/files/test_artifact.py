@@ -51,7 +51,7 @@ def test_says_what_a_file_is(write: Write, kind: str) -> None:
 def test_other_files_are_called_by_their_name(write: Write, content: bytes, message: str) -> None:
     with pytest.raises(UnsupportedError, match=message) as caught:
         read_checkpoint(write(content))
-    assert "model.pth" in caught.value.message and caught.value.mend
+    assert "model.pth" in caught.value.message and caught.value.hint
 
 
 def test_missing_empty_folder_and_unreadable(write: Write, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -70,7 +70,7 @@ def test_missing_empty_folder_and_unreadable(write: Write, tmp_path: Path, monke
     monkeypatch.setattr(Path, "open", refuse)
     with pytest.raises(ArtifactError, match="Permission denied") as caught:
         read_checkpoint(tmp_path / "model.pth")
-    assert "permissions" in caught.value.mend
+    assert "permissions" in caught.value.hint
 
 
 @pytest.mark.parametrize("head", [b"GGUF", b"", b"\x80\x04K\x01."])

@@ -13,7 +13,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bdprune.errors import ArtifactError
-from bdprune.files.pickle_walk import MAX_OPCODES, StorageClaim, first_global, shown, walk
+from bdprune.files.pickle_claims import StorageClaim
+from bdprune.files.pickle_walk import MAX_OPCODES, first_global, walk
+from bdprune.files.quoting import quoted
 
 STORAGE = b"(X\x07\x00\x00\x00storagectorch\nFloatStorage\nX\x01\x00\x00\x00aX\x03\x00\x00\x00cpuK\x06tQ"
 EMPTY_ORDERED = b"ccollections\nOrderedDict\n)R"
@@ -186,5 +188,5 @@ def test_one_value_copied_over_and_over_is_refused(
 
 
 def test_shown_is_short_and_printable() -> None:
-    assert shown("a\x1b[0m\ud800") == r"'a\x1b[0m\ud800'"
-    assert len(shown("x" * 1000)) == 80
+    assert quoted("a\x1b[0m\ud800") == r"'a\x1b[0m\ud800'"
+    assert len(quoted("x" * 1000)) == 80

@@ -27,6 +27,8 @@ def entry(shape: list[int], start: int, end: int, dtype: str = "F32") -> dict[st
     return {"dtype": dtype, "shape": shape, "data_offsets": [start, end]}
 
 
+F32 = json.dumps(entry([1], 0, 4))
+
 tensors = st.sampled_from(sorted(DTYPES)).flatmap(
     lambda name: st.lists(st.integers(0, 4), max_size=3).map(
         lambda shape: (
@@ -66,30 +68,33 @@ def test_looks_by_content() -> None:
 @pytest.mark.parametrize(
     ("data", "message"),
     [
-        (struct.pack("<Q", 1 << 40) + b"{}", "header claims 1099511627776 bytes in a file of 10"),
-        (struct.pack("<Q", 3) + b"{}", "header claims 3"),
-        (crafted(b"{"), "no valid JSON"),
-        (crafted(b"{\xff}"), "no valid JSON"),
-        (crafted(b'{"a": ' + b"[" * 200_000), "no valid JSON"),
-        (crafted(b'{"a": ' + b"9" * 5000 + b"}"), "no valid JSON"),
-        (crafted(b'{"a": 1, "a": 2}'), "stands in it twice"),
-        (crafted(b"[]"), "no JSON object"),
-        (crafted({"__metadata__": {"a": 1}}), "metadata"),
-        (crafted({"__metadata__": []}), "metadata"),
-        (crafted({"a": 3}), "'a' with no valid shape or offsets"),
-        (crafted({"a": {"dtype": "F32", "shape": [1]}}), "no valid shape or offsets"),
-        (crafted({"a": entry([-1], 0, 4)}, bytes(4)), "no valid shape"),
-        (crafted({"a": entry([True], 0, 4)}, bytes(4)), "no valid shape"),
-        (crafted({"a": entry([1.0], 0, 4)}, bytes(4)), "no valid shape"),  # type: ignore[list-item]
-        (crafted({"a": entry([1] * 17, 0, 4)}, bytes(4)), "no valid shape"),
-        (crafted({"a": entry([50_000, 50_000], 0, 10_000_000_000)}, bytes(4)), "claims 10000000000 bytes"),
-        (crafted({"a": entry([50_000, 50_000], 0, 4)}, bytes(4)), "claims 10000000000 bytes"),
-        (crafted({"a": entry([1], 4, 0)}, bytes(4)), "offsets 4 to 0"),
-        (crafted({"a": entry([1], 0, 4), "b": entry([1], 0, 4)}, bytes(4)), "overlaps"),
-        (crafted({"a": entry([1], 0, 4), "b": entry([1], 2, 6)}, bytes(6)), "overlaps"),
-        (crafted({"a": entry([1], 4, 8)}, bytes(8)), "leaves a hole"),
-        (crafted({"a": entry([1], 0, 4)}, bytes(5)), "end at byte 4 of 5"),
-        (crafted({"a": entry([1 << 61, 1 << 61, 0], 0, 0)}), "impossible shape"),
+        (struct.pack("<Q", 1 << 40) + b"{}", "header too large"),
+        (struct.pack("<Q", 3) + b"{}", "invalid header length"),
+        (crafted(b"{"), "invalid JSON"),
+        (crafted(b"{\xff}"), "invalid UTF-8"),
+        (crafted(b'{"a": ' + b"[" * 200_000), "recursion limit exceeded"),
+        (crafted(b'{"a": ' + b"9" * 5000 + b"}"), "number out of range"),
+        (crafted(b'{"a": 1, "a": 2}'), "invalid JSON"),
+        (crafted(f'{{"a": {F32}, "a": {F32}}}'.encode(), bytes(4)), "stands in the header twice"),
+        (crafted(b"[]"), "invalid type: sequence"),
+        (crafted({"__metadata__": {"a": 1}}), "integer `1`, expected a string"),
+        (crafted({"__metadata__": []}), "expected a map"),
+        (crafted({"a": 3}), "integer `3`"),
+        (crafted({"a": {"dtype": "F32", "shape": [1]}}), "missing field `data_offsets`"),
+        (crafted({"a": entry([-1], 0, 4)}, bytes(4)), "integer `-1`"),
+        (crafted({"a": entry([True], 0, 4)}, bytes(4)), "boolean `true`"),
+        (crafted({"a": entry([1.0], 0, 4)}, bytes(4)), "floating point `1.0`"),  # type: ignore[list-item]
+        (crafted({"a": {**entry([4], 0, 4), "dtype": []}}, bytes(4)), "invalid type: sequence"),
+        (crafted({"a": entry([1] * 17, 0, 4)}, bytes(4)), "'a' has the impossible shape"),
+        (crafted({"a": entry([50_000, 50_000], 0, 10_000_000_000)}, bytes(4)), "not fully covered"),
+        (crafted({"a": entry([50_000, 50_000], 0, 4)}, bytes(4)), "invalid shape"),
+        (crafted({"a": entry([1], 4, 0)}, bytes(4)), "invalid offset for tensor `a`"),
+        (crafted({"a": entry([1], 0, 4), "b": entry([1], 0, 4)}, bytes(4)), "invalid offset for tensor `[ab]`"),
+        (crafted({"a": entry([1], 0, 4), "b": entry([1], 2, 6)}, bytes(6)), "invalid offset for tensor `b`"),
+        (crafted({"a": entry([1], 4, 8)}, bytes(8)), "invalid offset for tensor `a`"),
+        (crafted({"a": entry([1], 0, 4)}, bytes(5)), "not fully covered"),
+        (crafted({"a": entry([1 << 61, 1 << 61, 0], 0, 0)}), "overflow"),
+        (crafted({"a": entry([0, 1 << 61, 1 << 61], 0, 0)}), "overflow|impossible shape"),
     ],
 )
 def test_lies_are_refused(data: bytes, message: str) -> None:
@@ -100,8 +105,6 @@ def test_lies_are_refused(data: bytes, message: str) -> None:
 def test_rare_types_are_named() -> None:
     with pytest.raises(UnsupportedError, match="'F8_E4M3'"):
         read_safetensors(crafted({"a": entry([4], 0, 4, "F8_E4M3")}, bytes(4)))
-    with pytest.raises(UnsupportedError):
-        read_safetensors(crafted({"a": {**entry([4], 0, 4), "dtype": []}}, bytes(4)))
 
 
 def test_every_truncation_is_refused() -> None:

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from bdprune.errors import ArtifactError, NoWeightsError, UnsupportedError
 from bdprune.files.artifact import with_values
-from bdprune.files.state import WRAPPERS, check_expansion, check_finite, contents_of, typed
+from bdprune.files.state import WRAPPERS, check_expansion, check_finite, contents_of, with_dtype
 
 W = torch.ones(2, 3)
 OPTIMISER = {"state": {0: {"exp_avg": W, "step": torch.tensor(1.0)}}, "param_groups": [{"lr": 0.1}]}
@@ -29,7 +29,7 @@ def test_finds_known_wrappers_beside_optimiser_state(wrapper: str) -> None:
     found = contents_of({"epoch": 1, "optimizer": OPTIMISER, wrapper: {"a.weight": W, "note": "x"}})
     (only,) = found.states
     assert only.paths == ((wrapper,),) and list(only.tensors()) == ["a.weight"]
-    assert found.optimisers == ("optimizer",) and found.beside == ()
+    assert found.optimisers == ("optimizer",) and found.outside == ()
 
 
 def test_finds_nested_and_unknown_wrappers() -> None:
@@ -73,9 +73,9 @@ def test_loops_and_shared_dicts_end() -> None:
 
 def test_weights_outside_of_state_dicts_are_named() -> None:
     found = contents_of({"model": {"a.weight": W}, "ema": {"decay": 0.9, "shadow_params": [W, torch.ones(2), W]}})
-    assert found.beside == ("ema/shadow_params[0]", "ema/shadow_params[2]")
-    assert contents_of({"model": {"a.weight": W}, "kernels": {"k": torch.ones(1, 1, 3, 3)}}).beside == ("kernels/k",)
-    assert contents_of({"model": {"a.weight": W}, "confusion": torch.ones(10, 10)}).beside == ()
+    assert found.outside == ("ema/shadow_params[0]", "ema/shadow_params[2]")
+    assert contents_of({"model": {"a.weight": W}, "kernels": {"k": torch.ones(1, 1, 3, 3)}}).outside == ("kernels/k",)
+    assert contents_of({"model": {"a.weight": W}, "confusion": torch.ones(10, 10)}).outside == ()
 
 
 @pytest.mark.parametrize(
@@ -155,10 +155,10 @@ def test_values_are_replaced_without_touching_the_original() -> None:
 
 def test_copies_have_the_type_of_the_network_and_memory_of_their_own() -> None:
     for tensor in (W.half(), W.double(), W, W.bfloat16().t()):
-        copy = typed("a", tensor, torch.float32)
+        copy = with_dtype("a", tensor, torch.float32)
         assert copy.dtype == torch.float32 and copy.data_ptr() != tensor.data_ptr() and copy.is_contiguous()
-    assert typed("n", torch.tensor(3, dtype=torch.int32), torch.int64).dtype == torch.int64
-    assert typed("mask", torch.tensor([True, False]), torch.bool).tolist() == [True, False]
+    assert with_dtype("n", torch.tensor(3, dtype=torch.int32), torch.int64).dtype == torch.int64
+    assert with_dtype("mask", torch.tensor([True, False]), torch.bool).tolist() == [True, False]
 
 
 @pytest.mark.parametrize(
@@ -172,8 +172,8 @@ def test_copies_have_the_type_of_the_network_and_memory_of_their_own() -> None:
 )
 def test_types_that_no_weight_has(tensor: Tensor, message: str) -> None:
     with pytest.raises(ArtifactError, match=message) as caught:
-        typed("conv.weight", tensor, torch.float32)
-    assert caught.value.mend
+        with_dtype("conv.weight", tensor, torch.float32)
+    assert caught.value.hint
 
 
 @pytest.mark.parametrize(
@@ -187,7 +187,7 @@ def test_types_that_no_weight_has(tensor: Tensor, message: str) -> None:
 def test_values_that_no_network_has(name: str, tensor: Tensor, message: str) -> None:
     with pytest.raises(ArtifactError, match=message) as caught:
         check_finite({"first": W, name: tensor})
-    assert caught.value.mend
+    assert caught.value.hint
 
 
 def test_broken_tensors_are_counted() -> None:
@@ -222,7 +222,7 @@ def test_deeply_nested_weights_are_found_or_named() -> None:
     for _ in range(20):
         deep = {"x": deep}
     found = contents_of({"model": {"a.weight": W}, "deep": deep})
-    assert len(found.states) == 1 and found.beside[0].endswith("(nested too deeply)")
+    assert len(found.states) == 1 and found.outside[0].endswith("(nested too deeply)")
     with pytest.raises(UnsupportedError) as caught:
         contents_of(deep)
     assert not isinstance(caught.value, NoWeightsError)
@@ -237,7 +237,7 @@ def test_deeply_nested_weights_are_found_or_named() -> None:
     ],
 )
 def test_weights_in_other_forms_are_named(more: dict[str, Any], named: str) -> None:
-    assert named in contents_of({"model": {"a.weight": W}, **more}).beside
+    assert named in contents_of({"model": {"a.weight": W}, **more}).outside
 
 
 def test_networks_with_names_of_their_own_are_state_dicts_where_no_other_is() -> None:

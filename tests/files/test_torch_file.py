@@ -97,7 +97,7 @@ def test_payload_is_named_and_not_run(saved: Saved, legacy: bool, tmp_path: Path
     data = saved({"net": weights(), "x": Payload(victim)}, _use_new_zipfile_serialization=not legacy)
     with pytest.raises(ArtifactError, match=r"asks to run '__builtin__.eval'") as caught:
         (torch_file.check_legacy if legacy else torch_file.check_zip)(data)
-    assert "Nothing was run" in caught.value.mend
+    assert "Nothing was run" in caught.value.hint
     assert not victim.exists()
     pickle.loads(pickle.dumps(Payload(victim)))  # the payload is live
     assert victim.exists()
@@ -131,7 +131,7 @@ def test_stack_global_inside_a_checkpoint_is_named(saved: Saved) -> None:
 def test_pickled_module_is_refused_with_the_way_out(saved: Saved) -> None:
     with pytest.raises(ArtifactError, match=r"asks to run 'torch.nn.modules.linear.Linear'") as caught:
         torch_file.check_zip(saved(nn.Linear(2, 2)))
-    assert "state_dict" in caught.value.mend
+    assert "state_dict" in caught.value.hint
 
 
 @pytest.mark.filterwarnings("ignore")

@@ -7,7 +7,7 @@ import pytest
 from bdprune.errors import OptionError
 from bdprune.fleet.demo import Demo, run
 from bdprune.model.loading import load
-from bdprune.record.result import PurifyResult, Result
+from bdprune.record import PurifyResult, Result
 
 ZOO = Path(__file__).parents[2] / "zoo" / "demo"
 

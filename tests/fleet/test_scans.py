@@ -12,33 +12,39 @@ import numpy as np
 import pytest
 import torch
 
+from bdprune.analysis import Case
 from bdprune.data.clean import CleanData
 from bdprune.data.load import load_clean
 from bdprune.errors import OptionError, TrainingError
 from bdprune.fleet.scans import scan, scan_many
-from bdprune.methods.base import Evidence
-from bdprune.model.handle import Model, Normalization
-from bdprune.record.result import Result
-from bdprune.verdict.judgement import LEADER
+from bdprune.methods import Detector
+from bdprune.model import Normalization
+from bdprune.record import Evidence, Needs, Result
+
+LEADER = "x.leader"
+NEEDS_NONE, NEEDS_SOME = Needs(images="none", minimum=0), Needs()
 
 
 @dataclass
-class Fake:
+class Fake(Detector):
     """A detector that says what it is told to, and counts its calls."""
 
     score: float = 0.1
     id: str = LEADER
-    needs_data: bool = True
+    needs: Needs = NEEDS_SOME
     label: int | None = None
     raises: Exception | None = None
     calls: int = 0
 
-    def __call__(self, model: Model, data: CleanData | None) -> Evidence:
-        assert (data is not None) or not self.needs_data
+    title = "what it is told"
+    decisive = True
+
+    def __call__(self, case: Case) -> Evidence:
+        self.check(case)
         self.calls += 1
         if self.raises:
             raise self.raises
-        return Evidence(self.id, self.score, 0.5, self.score > 0.5, self.label, details={"odd": math.nan})
+        return self.evidence(self.score, 0.5, target_label=self.label, details={"odd": math.nan}, params={})
 
 
 @pytest.fixture
@@ -64,7 +70,7 @@ def test_file_gives_a_full_record(check: Callable[..., Result], tiny: Any) -> No
     assert found.data.per_class == {0: 20, 1: 20, 2: 20} and found.data.clean_accuracy == 1.0
     assert found.data.sanity and found.data.sanity.ok
     assert found.env.seed == 7 and found.env.torch == torch.__version__
-    assert found.detectors[0].details == {"odd": None}
+    assert found.detectors[0].details == {"odd": None} and found.detectors[0].seconds
     assert Result.from_json(found.to_json()) == found
 
 
@@ -95,7 +101,11 @@ def test_module_that_makes_no_logits_of_such_images_is_an_error(check: Callable[
 def test_real_detectors_all_run_on_a_tiny_network(check: Callable[..., Result], tiny: Any) -> None:
     few = load_clean(tiny.data)
     found = check(data=few.subset(torch.arange(120) % len(few)), detectors=None)
-    assert [one.id for one in found.detectors] == ["bdprune.unlearning", "bdprune.lipschitz", "bdprune.suspiciousness"]
+    assert [one.detector for one in found.detectors] == [
+        "bdprune.lipschitz",
+        "bdprune.suspiciousness",
+        "bdprune.unlearning",
+    ]
     assert all(one.score is not None and one.seconds for one in found.detectors)
 
 
@@ -110,26 +120,26 @@ def test_flag_of_the_leader_names_the_label(check: Callable[..., Result]) -> Non
 
 
 def test_without_data_only_data_free_detectors_run(check: Callable[..., Result]) -> None:
-    needy, free = Fake(), Fake(id="x.free", needs_data=False)
+    needy, free = Fake(), Fake(id="x.free", needs=NEEDS_NONE)
     found = check(data=None, detectors=[needy, free])
     assert (found.verdict, found.data) == ("inconclusive", None)
     assert (needy.calls, free.calls) == (0, 1)
-    assert "Not run for want of usable clean data: bdprune.unlearning." in [one.message for one in found.findings]
+    assert "Not run for want of usable clean data: x.leader." in [one.message for one in found.findings]
 
 
 def test_data_that_does_not_fit_is_inconclusive_and_says_what_fits(check: Callable[..., Result]) -> None:
-    needy, free = Fake(), Fake(id="x.free", needs_data=False)
+    needy, free = Fake(), Fake(id="x.free", needs=NEEDS_NONE)
     dark = Normalization((5.0,), (1.0,))
     found = check(normalize=dark, detectors=[needy, free])
     assert found.verdict == "inconclusive" and found.risk is None
     assert (needy.calls, free.calls) == (0, 1)
-    assert found.data and found.data.sanity and not found.data.sanity.ok and found.data.sanity.mend
+    assert found.data and found.data.sanity and not found.data.sanity.ok and found.data.sanity.hint
 
 
 def test_detector_that_breaks_down_makes_it_inconclusive(check: Callable[..., Result]) -> None:
     found = check(detectors=[Fake(raises=TrainingError("The loss blew up.", "Lower lr."))])
     assert found.verdict == "inconclusive"
-    assert found.detectors[0].score is None and found.detectors[0].details == {"error": "The loss blew up. Lower lr."}
+    assert found.detectors[0].score is None and found.detectors[0].error == "The loss blew up. Lower lr."
 
 
 def test_data_of_every_kind_is_taken(check: Callable[..., Result], tiny: Any) -> None:
@@ -149,14 +159,14 @@ def test_data_of_every_kind_is_taken(check: Callable[..., Result], tiny: Any) ->
         (lambda path: None, "No such file"),
     ],
 )
-def test_bad_file_is_an_error_verdict_with_message_and_mend(
+def test_bad_file_is_an_error_verdict_with_message_and_hint(
     check: Callable[..., Result], tmp_path: Path, make: Callable[[Path], object], message: str
 ) -> None:
     path = tmp_path / "bad.pth"
     make(path)
     found = check(path)
     assert found.verdict == "error" and found.risk is None and found.error
-    assert message in found.error.message and found.error.mend and str(path) in found.error.message
+    assert message in found.error.message and found.error.hint and str(path) in found.error.message
     assert found.artifact and found.artifact.path == str(path)
     assert Result.from_json(found.to_json()) == found
 

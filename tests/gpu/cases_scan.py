@@ -10,11 +10,11 @@ import pytest
 import torch
 from torch import nn
 
+from bdprune import registry
 from bdprune.analysis.lipschitz import channel_lipschitz
 from bdprune.analysis.suspiciousness import Suspiciousness
 from bdprune.fleet.executors import stack as stacks
 from bdprune.fleet.scans import scan_many
-from bdprune.methods import registry
 from bdprune.model.handle import Model
 from bdprune.pipeline import open as intake
 from bdprune.pipeline import scan as pipeline
@@ -40,13 +40,13 @@ def test_every_detector_sees_something(place: str, bright: Any, precision: Any, 
     results = list(scan_many(siblings(bright.model, 2), bright.data, device=place, stack=stack, precision=precision))
     for result in results:
         assert result.error is None and result.env.device.startswith(place)
-        assert len(result.detectors) == len(registry.names("bdprune.detectors"))
-        assert all("error" not in one.details for one in result.detectors)
-        stacked = {one.id: one.details.get("stack", 1) for one in result.detectors}  # a breakdown would be a loop
+        assert len(result.detectors) == len(registry.names("detector"))
+        assert not any(one.error for one in result.detectors)
+        stacked = {one.detector: one.details.get("stack", 1) for one in result.detectors}  # a breakdown would be a loop
         assert stacked["bdprune.unlearning"] == stacked["bdprune.lipschitz"] == stack
 
 
-@pytest.mark.parametrize("method", registry.names("bdprune.purifiers"))
+@pytest.mark.parametrize("method", registry.names("purifier"))
 @pytest.mark.parametrize("plain", [True, False])
 def test_every_repair_is_written(place: str, bright: Any, method: str, plain: bool, tmp_path: Path) -> None:
     """With its own defaults, and without the fine-tuning at its end."""

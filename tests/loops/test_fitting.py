@@ -8,11 +8,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from bdprune.data import RawImages
 from bdprune.errors import OptionError, TrainingError
 from bdprune.loops.fitting import Schedule, fit
 from bdprune.loops.resume import Checkpoint
 from bdprune.runtime import precision
-from bdprune.runtime.augment import crop_and_flip
+from bdprune.runtime.batches import crop_and_flip
 
 
 def stripes(count: int = 256) -> tuple[Tensor, Tensor]:
@@ -47,7 +48,7 @@ def test_learns_and_ends_in_eval_mode() -> None:
     images, labels = stripes()
     net = network()
     seen: list[tuple[int, int, float]] = []
-    fit(net, images, labels, Schedule(epochs=4, batch_size=32), 0, lambda *now: seen.append(now))
+    fit(net, RawImages(images, labels), Schedule(epochs=4, batch_size=32), 0, lambda *now: seen.append(now))
     assert not net.training
     assert (net(images.float() / 255).argmax(1) == labels).float().mean() == 1
     assert [done for done, _, _ in seen] == list(range(1, 33))
@@ -59,7 +60,7 @@ def test_same_seed_same_weights_other_seed_others() -> None:
     images, labels = stripes(64)
     nets = [network() for _ in range(3)]
     for net, seed in zip(nets, (1, 1, 2), strict=True):
-        fit(net, images, labels, Schedule(epochs=1, batch_size=32), seed)
+        fit(net, RawImages(images, labels), Schedule(epochs=1, batch_size=32), seed)
     assert same(nets[0], nets[1])
     assert not same(nets[0], nets[2])
 
@@ -71,7 +72,7 @@ def test_plain_training_is_this_loop_bit_for_bit(bf16: bool, hardware: bool, mon
     images, labels = stripes(72)
     schedule = Schedule(epochs=2, batch_size=16, peak_lr=0.1, padding=2, bf16=bf16)
     ours, expected = network(), network()
-    fit(ours, images, labels, schedule, 5)
+    fit(ours, RawImages(images, labels), schedule, 5)
 
     expected.to(memory_format=torch.channels_last).train()  # type: ignore[call-overload]
     generator = torch.Generator().manual_seed(5)
@@ -100,7 +101,7 @@ def test_steps_divide_the_rate_at_the_milestones(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(torch.optim.SGD, "step", noted)
     images, labels = stripes(32)
     schedule = Schedule(epochs=5, batch_size=16, peak_lr=0.1, policy="steps", milestones=(1, 3), bf16=False)
-    fit(network(), images, labels, schedule, 0)
+    fit(network(), RawImages(images, labels), schedule, 0)
     assert rates == pytest.approx([0.1] * 2 + [0.01] * 4 + [0.001] * 4)
 
 
@@ -165,14 +166,14 @@ def test_killed_after_any_step_it_ends_with_the_same_weights(tmp_path: Path, pol
     data = stripes(52)
     schedule = Schedule(epochs=2, batch_size=16, peak_lr=0.1, bf16=False, policy=policy, milestones=(1,))
     expected = network(dropout=0.5)
-    fit(expected, *data, schedule, 1, objective=Moving())
+    fit(expected, RawImages(*data), schedule, 1, objective=Moving())
     for step in range(1, 7):
         path = tmp_path / str(step)
         with pytest.raises(Killed):
-            fit(network(0.5), *data, schedule, 1, killed_at(step), Moving(), Checkpoint(path, "r", every=0))
+            fit(network(0.5), RawImages(*data), schedule, 1, killed_at(step), Moving(), Checkpoint(path, "r", every=0))
         assert path.exists() == (step > 1)
         resumed, seen = network(0.5), Steps()
-        fit(resumed, *data, schedule, 1, seen, Moving(), Checkpoint(path, "r"))
+        fit(resumed, RawImages(*data), schedule, 1, seen, Moving(), Checkpoint(path, "r"))
         assert seen == list(range(step, 7))
         assert same(resumed, expected), step
 
@@ -181,13 +182,13 @@ def test_killed_again_and_again_it_ends_with_the_same_weights(tmp_path: Path) ->
     data, path = stripes(48), tmp_path / "c"
     schedule = Schedule(epochs=3, batch_size=16, peak_lr=0.1, bf16=False)
     expected = network()
-    fit(expected, *data, schedule, 1)
+    fit(expected, RawImages(*data), schedule, 1)
     for step in (2, 3, 5, 8, 9):
         with pytest.raises(Killed):
-            fit(network(), *data, schedule, 1, killed_at(step), None, Checkpoint(path, "r", every=0))
+            fit(network(), RawImages(*data), schedule, 1, killed_at(step), None, Checkpoint(path, "r", every=0))
     resumed, finished, seen = network(), network(), Steps()
-    fit(resumed, *data, schedule, 1, checkpoint=Checkpoint(path, "r", every=0))
-    fit(finished, *data, schedule, 1, seen, checkpoint=Checkpoint(path, "r"))
+    fit(resumed, RawImages(*data), schedule, 1, checkpoint=Checkpoint(path, "r", every=0))
+    fit(finished, RawImages(*data), schedule, 1, seen, checkpoint=Checkpoint(path, "r"))
     assert same(resumed, expected)
     assert same(finished, expected) and not seen and not finished.training
 
@@ -195,13 +196,13 @@ def test_killed_again_and_again_it_ends_with_the_same_weights(tmp_path: Path) ->
 def test_a_checkpoint_of_another_training_is_left_alone(tmp_path: Path) -> None:
     images, labels = stripes(48)
     schedule = Schedule(epochs=1, batch_size=16, bf16=False)
-    fit(network(), images, labels, schedule, 1, checkpoint=Checkpoint(tmp_path / "c", "r"))
+    fit(network(), RawImages(images, labels), schedule, 1, checkpoint=Checkpoint(tmp_path / "c", "r"))
     others: list[tuple[Any, ...]] = [
-        (network(), images, labels, schedule, 2),
-        (network(), images, 1 - labels, schedule, 1),
-        (network(), images.flip(0), labels, schedule, 1),
-        (network(), images, labels, Schedule(epochs=1, batch_size=16, bf16=False, peak_lr=0.1), 1),
-        (moved(network()), images, labels, schedule, 1),
+        (network(), RawImages(images, labels), schedule, 2),
+        (network(), RawImages(images, 1 - labels), schedule, 1),
+        (network(), RawImages(images.flip(0), labels), schedule, 1),
+        (network(), RawImages(images, labels), Schedule(epochs=1, batch_size=16, bf16=False, peak_lr=0.1), 1),
+        (moved(network()), RawImages(images, labels), schedule, 1),
     ]
     for other in others:
         said: list[str] = []
@@ -217,7 +218,7 @@ def test_global_randomness_is_left_alone_and_not_used() -> None:
         torch.manual_seed(seed)
         before = torch.get_rng_state()
         nets.append(network(dropout=0.5))
-        fit(nets[-1], images, labels, Schedule(epochs=1, batch_size=16, bf16=False), 0)
+        fit(nets[-1], RawImages(images, labels), Schedule(epochs=1, batch_size=16, bf16=False), 0)
         assert torch.equal(torch.get_rng_state(), before)
     assert same(*nets)
 
@@ -228,7 +229,13 @@ def test_cudnn_stays_on_and_gives_the_same_bits(monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr(cudnn, "allow_tf32", False)
     before = [getattr(cudnn, name) for name in names]
     seen: list[list[bool]] = []
-    fit(network(), *stripes(64), Schedule(1, 64), 0, lambda *_: seen.append([getattr(cudnn, name) for name in names]))
+    fit(
+        network(),
+        RawImages(*stripes(64)),
+        Schedule(1, 64),
+        0,
+        lambda *_: seen.append([getattr(cudnn, name) for name in names]),
+    )
     assert seen == [[True, True, False, False]]
     assert [getattr(cudnn, name) for name in names] == before == [True, False, True, False]
 
@@ -236,13 +243,13 @@ def test_cudnn_stays_on_and_gives_the_same_bits(monkeypatch: pytest.MonkeyPatch)
 def test_what_cannot_be_trained_is_named() -> None:
     images, labels = stripes(8)
     with pytest.raises(OptionError, match="8 images are less than one step of 16"):
-        fit(network(), images, labels, Schedule(epochs=1, batch_size=16), 0)
+        fit(network(), RawImages(images, labels), Schedule(epochs=1, batch_size=16), 0)
     with pytest.raises(OptionError, match="0 epochs"):
         Schedule(epochs=0)
     with pytest.raises(TrainingError, match="The loss is nan after 1 steps"):
         net = network()
         net[6].weight.data.fill_(float("nan"))  # type: ignore[index, union-attr]
-        fit(net, images, labels, Schedule(epochs=1, batch_size=8, bf16=False), 0)
+        fit(net, RawImages(images, labels), Schedule(epochs=1, batch_size=8, bf16=False), 0)
 
 
 @pytest.mark.parametrize(
@@ -268,12 +275,12 @@ def test_a_cycle_may_be_of_any_number_of_steps(batch_size: int) -> None:
     images, labels = stripes(64)
     seen: list[int] = []
     schedule = Schedule(epochs=1, batch_size=batch_size, bf16=False)
-    fit(network(), images, labels, schedule, 0, lambda step, *_: seen.append(step))
+    fit(network(), RawImages(images, labels), schedule, 0, lambda step, *_: seen.append(step))
     assert seen == list(range(1, 64 // batch_size + 1))
 
 
 def test_runs_on_every_device(device: str) -> None:
     images, labels = stripes()
     net = network().to(device)
-    fit(net, images, labels, Schedule(epochs=4, batch_size=32), 0)
+    fit(net, RawImages(images, labels), Schedule(epochs=4, batch_size=32), 0)
     assert (net(images.to(device).float() / 255).argmax(1).cpu() == labels).float().mean() == 1

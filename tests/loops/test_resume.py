@@ -75,7 +75,7 @@ def test_slow_writing_waits_longer(tmp_path: Path, monkeypatch: pytest.MonkeyPat
         now += 3
 
     monkeypatch.setattr("bdprune.loops.resume.time.monotonic", lambda: now)
-    monkeypatch.setattr("bdprune.loops.resume.os.fsync", slow)
+    monkeypatch.setattr("bdprune.files.output.os.fsync", slow)
     one.save({})
     now = 3 + 599.0  # 3 s are half a per cent of 600 s
     assert not one.due()

@@ -1,6 +1,6 @@
 import pytest
 
-from bdprune.loops.trajectory import (
+from bdprune.loops.unlearning import (
     UnlearnStep,
     flip_shares,
     halves,

@@ -1,5 +1,12 @@
+"""Unlearning of one model, which gives the bits of a plain loop, and of several in the same steps."""
+
+from __future__ import annotations
+
 import math
+from collections import Counter
+from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import pytest
@@ -8,8 +15,16 @@ from torch import Tensor
 
 from bdprune.data.clean import CleanData
 from bdprune.errors import TrainingError
-from bdprune.loops.unlearning import UnlearnSettings, _Snapshot, unlearn
+from bdprune.loops import unlearning
+from bdprune.loops.unlearning import Unlearned, UnlearnSettings, unlearn, unlearn_stack
 from bdprune.model.handle import Model
+from bdprune.runtime import training
+from bdprune.runtime.training import LateWatch
+
+from ..helpers import broken, siblings
+from .plain import ascend
+
+pytestmark = pytest.mark.usefixtures("exact")
 
 
 @pytest.fixture
@@ -24,53 +39,178 @@ def data(bright: Any) -> CleanData:
 
 SETTINGS = UnlearnSettings(lr=0.05, weight_decay=0, batch_size=30, padding=0, max_epochs=40)
 
+MANY: dict[str, dict[str, Any]] = {
+    "batch": {"lr": 0.02},
+    "epoch": {"lr": 0.015, "stop_on": "epoch", "max_epochs": 8},
+    "milestones": {"lr": 0.02, "stop_on": "epoch", "milestones": (1, 2)},
+    "a milestone at once": {"lr": 0.2, "milestones": (0, 2, 2), "stop_accuracy": 0.0},
+    "share": {"lr": 0.02, "stop_share": 0.6},
+    "lowered": {"lr": 0.2, "min_steps": 9},
+    "raised": {"lr": 1e-4, "max_epochs": 2, "raises": 1},
+    "few images": {"lr": 0.02, "small_data": 1000, "max_epochs": 3},
+    "two shapes of batch": {"lr": 0.02, "batch_size": 37, "weight_decay": 0.0},
+    "a state that is not finite": {"lr": 1e38, "stop_accuracy": 0.0, "max_epochs": 2, "retries": 40},
+}
+
+
+def settings_of(name: str) -> UnlearnSettings:
+    return UnlearnSettings(**{"batch_size": 50, "max_epochs": 6, "padding": 1, **MANY[name]})
+
 
 def state(model: Model) -> Tensor:
     return torch.cat([value.flatten().float() for value in model.network.state_dict().values()])
 
 
+def assert_same(mine: Unlearned | TrainingError, alone: Unlearned) -> None:
+    assert isinstance(mine, Unlearned)
+    assert (mine.lr, mine.stopped, mine.steps_per_epoch) == (alone.lr, alone.stopped, alone.steps_per_epoch)
+    for ours, theirs in zip(mine.trajectory, alone.trajectory, strict=True):
+        assert replace(ours, loss=theirs.loss) == theirs
+        assert ours.loss == pytest.approx(theirs.loss, rel=1e-3, abs=1e-4)
+    others = alone.model.network.state_dict()
+    for key, value in mine.model.network.state_dict().items():
+        torch.testing.assert_close(value, others[key], rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("name", MANY)
+def test_one_model_has_the_bits_of_a_plain_loop(bright: Any, name: str) -> None:
+    settings = settings_of(name)
+    found = unlearn(bright.model, bright.data, settings, seed=3, precision="float32")
+    floor = 1 / 3 if settings.stop_accuracy is None else settings.stop_accuracy
+    if settings.stop_share is not None:
+        right = (bright.model.module(bright.data.images).argmax(1) == bright.data.labels).float()
+        floor = settings.stop_share * right.mean().item()
+    weights, seen, stopped = ascend(bright.model, bright.data, settings, found.lr, floor, seed=3)
+    assert [(step.loss, step.accuracy) for step in found.trajectory] == seen and found.stopped == stopped
+    assert all(torch.equal(value, weights[key]) for key, value in found.model.network.state_dict().items())
+    assert (found.lr == settings.lr) == (name not in ("lowered", "raised", "a state that is not finite"))
+
+
+@pytest.mark.parametrize("name", [name for name in MANY if not name.startswith("a ")])
+def test_several_models_unlearn_as_each_does_alone(bright: Any, name: str, device: str) -> None:
+    models = siblings(bright.model, device=device)
+    stacked = unlearn_stack(models, bright.data, settings_of(name), seed=3)
+    for model, mine in zip(models, stacked, strict=True):
+        assert_same(mine, unlearn(model, bright.data, settings_of(name), seed=3))
+    lengths = {len(mine.trajectory) for mine in stacked if isinstance(mine, Unlearned)}
+    assert name not in ("batch", "epoch") or len(lengths) > 1, "the models should stop at different steps"
+
+
+def test_a_stack_of_one_is_the_model_alone(bright: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As it runs on a GPU."""
+    settings = UnlearnSettings(lr=0.02, batch_size=50, max_epochs=3, padding=1, retries=0)
+    alone = unlearn(bright.model, bright.data, settings, seed=3)
+    monkeypatch.setattr(unlearning, "trainer_for", lambda models: training.ManyModels)
+    assert_same(unlearn(bright.model, bright.data, settings, seed=3), alone)
+    with pytest.raises(TrainingError, match="not finite at learning rate"):
+        unlearn(broken(bright.model), bright.data, settings)
+
+
+def test_one_model_is_no_stack_on_a_cpu_and_no_model_gives_nothing(bright: Any) -> None:
+    assert training.trainer_for([bright.model]) is training.OneModel
+    assert training.trainer_for([bright.model] * 2) is training.ManyModels
+    assert unlearn_stack([], bright.data, SETTINGS) == []
+
+
+@pytest.mark.parametrize("name", [name for name in MANY if not name.startswith("a ")])
+def test_an_epoch_after_all_have_stopped_changes_nothing(
+    bright: Any, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = settings_of(name)
+    run = partial(unlearn_stack, siblings(bright.model), bright.data, settings, seed=3)
+    tries: list[int] = []
+    lower_rates = training.ManyModels.lower_rates  # called once before the first epoch and once after each
+    monkeypatch.setattr(
+        training.ManyModels, "lower_rates", lambda one, times: tries.append(id(one)) or lower_rates(one, times)
+    )
+    at_once, needed = run(), list(Counter(tries).values())
+    tries.clear()
+    flags = torch.zeros(2, dtype=torch.bool)
+    monkeypatch.setattr(training, "watch_on", lambda device: LateWatch(flags, lambda: lambda: True))
+    late, spent = run(), list(Counter(tries).values())
+    assert spent == [min(epochs + 1, settings.max_epochs + 1) for epochs in needed]
+    for ours, theirs in zip(late, at_once, strict=True):
+        assert isinstance(ours, Unlearned) and isinstance(theirs, Unlearned)
+        assert replace(ours, model=theirs.model) == theirs
+        weights = theirs.model.network.state_dict()
+        assert all(torch.equal(value, weights[key]) for key, value in ours.model.network.state_dict().items())
+
+
+def test_a_model_that_breaks_down_stops_no_other(bright: Any) -> None:
+    settings = UnlearnSettings(lr=0.02, batch_size=50, max_epochs=3, padding=1, retries=1)
+    models = [bright.model, broken(bright.model), siblings(bright.model)[1]]
+    stacked = unlearn_stack(models, bright.data, settings)
+    assert isinstance(stacked[1], TrainingError) and "learning rate 0.002" in str(stacked[1])
+    for index in (0, 2):
+        assert_same(stacked[index], unlearn(models[index], bright.data, settings))
+
+
+@pytest.mark.parametrize("count", [1, 2])
+def test_a_step_that_would_not_be_finite_is_taken_back(bright: Any, count: int) -> None:
+    settings = UnlearnSettings(lr=1e30, batch_size=50, max_epochs=2, padding=1, retries=0)
+    models = siblings(bright.model, 2)[:count]
+    for model, mine in zip(models, unlearn_stack(models, bright.data, settings), strict=True):
+        alone = unlearn_stack([model], bright.data, settings)[0]
+        if isinstance(alone, TrainingError):
+            assert isinstance(mine, TrainingError) and str(mine) == str(alone)
+        else:
+            assert isinstance(mine, Unlearned)
+            assert len(mine.trajectory) == len(alone.trajectory) and not mine.stopped
+            assert all(value.isfinite().all() for value in mine.model.network.state_dict().values())
+
+
+@pytest.mark.parametrize("count", [1, 2])
+def test_no_epoch_is_no_step(bright: Any, count: int) -> None:
+    for none in unlearn_stack([bright.model] * count, bright.data, UnlearnSettings(max_epochs=0)):
+        assert isinstance(none, TrainingError) and "not finite" in str(none)
+
+
+def runs(model: Model, data: CleanData, settings: UnlearnSettings, seed: int = 0) -> Sequence[Unlearned]:
+    """Alone, and as one of two."""
+    stacked = unlearn_stack([model, model], data, settings, seed)[1]
+    assert isinstance(stacked, Unlearned)
+    return unlearn(model, data, settings, seed), stacked
+
+
 def test_forgets_the_task_and_leaves_the_model_alone(model: Model, data: CleanData) -> None:
     before = state(model)
-    result = unlearn(model, data, SETTINGS, seed=0)
-    assert torch.equal(state(model), before)
-    assert result.stopped
-    assert result.trajectory[0].accuracy > 0.9
-    assert result.trajectory[-1].accuracy <= 1 / 3
-    assert all(step.accuracy > 1 / 3 for step in result.trajectory[:-1])
-    assert result.trajectory[-1].loss > result.trajectory[0].loss
-    assert result.steps_per_epoch == 4
+    for result in runs(model, data, SETTINGS):
+        assert torch.equal(state(model), before)
+        assert result.stopped
+        assert result.trajectory[0].accuracy > 0.9
+        assert result.trajectory[-1].accuracy <= 1 / 3
+        assert all(step.accuracy > 1 / 3 for step in result.trajectory[:-1])
+        assert result.trajectory[-1].loss > result.trajectory[0].loss
+        assert result.steps_per_epoch == 4
 
 
 def test_votes_of_a_step_add_up(model: Model, data: CleanData) -> None:
-    for step in unlearn(model, data, SETTINGS, seed=0).trajectory:
+    for step in (step for result in runs(model, data, SETTINGS) for step in result.trajectory):
         assert sum(step.votes) == sum(step.label_counts) == 30
         assert sum(step.votes) - sum(step.wrong_votes) == round(step.accuracy * 30)
 
 
 def test_stopping_by_epoch_ends_with_whole_epochs(model: Model, data: CleanData) -> None:
-    result = unlearn(model, data, replace(SETTINGS, stop_on="epoch", stop_accuracy=0.4), seed=0)
-    assert result.stopped
-    assert len(result.trajectory) % 4 == 0
+    for result in runs(model, data, replace(SETTINGS, stop_on="epoch", stop_accuracy=0.4)):
+        assert result.stopped
+        assert len(result.trajectory) % 4 == 0
 
 
 def test_same_seed_same_trajectory(model: Model, data: CleanData) -> None:
-    one, two = (unlearn(model, data, SETTINGS, seed=3) for _ in range(2))
-    assert one.trajectory == two.trajectory
-    assert one.trajectory != unlearn(model, data, SETTINGS, seed=4).trajectory
+    for one, two, other in zip(*(runs(model, data, SETTINGS, seed) for seed in (3, 3, 4)), strict=True):
+        assert one.trajectory == two.trajectory
+        assert one.trajectory != other.trajectory
 
 
 def test_learning_rate_falls_when_the_loss_explodes(model: Model, data: CleanData) -> None:
-    result = unlearn(model, data, replace(SETTINGS, lr=1e38, retries=40, stop_accuracy=0.0, max_epochs=3), seed=0)
-    assert result.lr < 1e37
-    assert math.isfinite(state(result.model).abs().max())
+    for result in runs(model, data, replace(SETTINGS, lr=1e38, retries=40, stop_accuracy=0.0, max_epochs=3)):
+        assert result.lr < 1e37
+        assert math.isfinite(state(result.model).abs().max())
 
 
 def test_no_finite_step_is_an_error(model: Model, data: CleanData) -> None:
-    broken = model.clone()
-    with torch.no_grad():
-        broken.network.get_parameter("8.weight").fill_(float("inf"))
     with pytest.raises(TrainingError, match="not finite"):
-        unlearn(broken, data, replace(SETTINGS, retries=2), seed=0)
+        unlearn(broken(model, math.inf), data, replace(SETTINGS, retries=2), seed=0)
 
 
 def test_learning_rate_fits_the_network(model: Model, data: CleanData) -> None:
@@ -85,24 +225,8 @@ def test_learning_rate_fits_the_network(model: Model, data: CleanData) -> None:
 
 def test_few_images_leave_running_statistics_alone(model: Model, data: CleanData) -> None:
     few = data.subset(torch.arange(30))
-    kept = unlearn(model, few, replace(SETTINGS, small_data=64, max_epochs=2), seed=0).model
-    drifted = unlearn(model, few, replace(SETTINGS, small_data=0, max_epochs=2), seed=0).model
-    assert torch.equal(kept.network.get_buffer("1.running_mean"), model.network.get_buffer("1.running_mean"))
-    assert not torch.equal(drifted.network.get_buffer("1.running_mean"), model.network.get_buffer("1.running_mean"))
-
-
-@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
-def test_a_snapshot_goes_back_to_the_last_finite_state(model: Model, value: float) -> None:
-    network = model.clone().network
-    snapshot = _Snapshot(network)
-    weight, mean = network.get_parameter("3.weight"), network.get_buffer("4.running_mean")
-    with torch.no_grad():
-        weight[0] = 2.0
-        assert snapshot.take()
-        weight[1] = 3.0
-        mean[5] = value
-        assert not snapshot.take()
-    snapshot.restore()
-    assert (weight[0] == 2.0).all()
-    assert torch.equal(weight[1:], model.network.get_parameter("3.weight")[1:])
-    assert torch.equal(mean, model.network.get_buffer("4.running_mean"))
+    own = model.network.get_buffer("1.running_mean")
+    for kept in runs(model, few, replace(SETTINGS, small_data=64, max_epochs=2)):
+        assert torch.equal(kept.model.network.get_buffer("1.running_mean"), own)
+    for drifted in runs(model, few, replace(SETTINGS, small_data=0, max_epochs=2)):
+        assert not torch.equal(drifted.model.network.get_buffer("1.running_mean"), own)

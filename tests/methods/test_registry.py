@@ -2,111 +2,221 @@
 
 from __future__ import annotations
 
+import importlib
 import logging
+from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib.metadata import EntryPoint
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+import bdprune.detectors
+from bdprune import registry
+from bdprune.analysis import Case
 from bdprune.errors import OptionError
-from bdprune.methods import registry
+from bdprune.methods import Detector
+from bdprune.record import Evidence, Needs
+
+OURS = ["lipschitz", "suspiciousness", "unlearning"]
+ORIGINAL = EntryPoint.load
 
 
 @dataclass(frozen=True)
-class Plugged:
+class Seedless(Detector):
+    id = "x.seedless"
+    title = "nothing at all"
+    needs = Needs(images="none", minimum=0)
+
+    def __call__(self, case: Case) -> Evidence:
+        return self.evidence(0.0, 1.0)
+
+
+@dataclass(frozen=True)
+class Plugged(Seedless):
     seed: int = 0
     id = "x.plugged"
-    needs_data = False
-
-
-@dataclass(frozen=True)
-class Seedless:
-    id = "x.seedless"
-    needs_data = False
 
 
 @pytest.fixture
-def plug(monkeypatch: pytest.MonkeyPatch) -> Any:
-    """Makes classes of this file appear as installed entry points of the detectors."""
+def forgetful() -> Iterator[None]:
+    """A registry that looks anew, before the test and after it."""
+    registry._homes.cache_clear()
+    yield
+    registry._homes.cache_clear()
 
-    def install(**names: type) -> None:
+
+@pytest.fixture
+def plug(monkeypatch: pytest.MonkeyPatch, forgetful: None) -> Any:
+    """Makes objects of this file appear as installed entry points of the detectors."""
+
+    def install(**names: object) -> None:
         monkeypatch.setattr(EntryPoint, "load", lambda point: names.get(point.name) or ORIGINAL(point))
         points = [EntryPoint(name, "anything:here", "bdprune.detectors") for name in names]
         monkeypatch.setattr(registry, "entry_points", lambda group: points if group == "bdprune.detectors" else [])
         registry._homes.cache_clear()
 
-    yield install
-    registry._homes.cache_clear()
+    return install
 
 
-def test_installed_packages_are_looked_through_once(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_installed_packages_are_looked_through_once(monkeypatch: pytest.MonkeyPatch, forgetful: None) -> None:
     asked: list[str] = []
     monkeypatch.setattr(registry, "entry_points", lambda group: asked.append(group) or [])
-    registry._homes.cache_clear()
     for _ in range(3):
-        registry.detectors(None, 0)
+        registry.chosen_detectors(None, {})
+        registry.methods("detector")
+        registry.detector("lipschitz")
     assert asked == ["bdprune.detectors"]
-    registry._homes.cache_clear()
 
 
-ORIGINAL = EntryPoint.load
+def test_names_are_those_of_the_modules_and_import_none_of_them() -> None:
+    assert registry.names("detector")[:3] == OURS
+    assert registry.names("purifier")[:2] == ["rnp", "suspiciousness"]
 
 
-def test_all_of_ours_come_first_and_carry_the_seed() -> None:
-    assert registry.names("bdprune.detectors")[:3] == ["unlearning", "lipschitz", "suspiciousness"]
-    assert registry.names("bdprune.purifiers")[:2] == ["rnp", "suspiciousness"]
-    made = registry.detectors(None, seed=7)
-    assert [one.id for one in made][:3] == ["bdprune.unlearning", "bdprune.lipschitz", "bdprune.suspiciousness"]
-    assert made[0].seed == 7  # type: ignore[attr-defined]
+def test_a_scan_runs_all_the_cheapest_first_and_each_gets_the_seed() -> None:
+    made = registry.chosen_detectors(None, {"seed": 7})
+    assert [one.id for one in made] == ["bdprune.lipschitz", "bdprune.suspiciousness", "bdprune.unlearning"]
+    assert [one.cost for one in made] == ["weights", "forward", "training"]
+    assert not hasattr(made[0], "seed") and made[1].seed == made[2].seed == 7  # type: ignore[attr-defined]
+    assert [one.name for one in registry.methods("detector")] == OURS
 
 
 def test_a_precision_reaches_those_that_take_one() -> None:
-    ascent, data_free, _ = registry.detectors(None, seed=0, precision="float32")
+    data_free, _, ascent = registry.chosen_detectors(None, {"seed": 0, "precision": "float32"})
     assert ascent.precision == "float32" and not hasattr(data_free, "precision")  # type: ignore[attr-defined]
-    (default,) = registry.detectors(["unlearning"], seed=0)
+    (default,) = registry.chosen_detectors(["unlearning"], {"seed": 0, "precision": None})
     assert default.precision == "winograd"  # type: ignore[attr-defined]
 
 
 def test_chosen_by_name_or_handed_over_in_order() -> None:
     own = Plugged(3)
-    made = registry.detectors(["lipschitz", own], seed=7)
-    assert made[0].id == "bdprune.lipschitz" and made[1] is own
+    made = registry.chosen_detectors(["unlearning", own, "lipschitz"], {"seed": 7})
+    assert [one.id for one in made] == ["bdprune.unlearning", "x.plugged", "bdprune.lipschitz"] and made[1] is own
+    assert own.seed == 3, "one that is made already keeps its settings"
+    assert [one.id for one in registry.chosen_detectors(" unlearning, lipschitz,unlearning", {})] == [
+        "bdprune.unlearning",
+        "bdprune.lipschitz",
+    ]
 
 
 def test_plug_ins_are_found_and_seeded_where_they_take_a_seed(plug: Any) -> None:
     plug(mine=Plugged, other=Seedless)
-    made = registry.detectors(["mine", "other"], seed=7)
-    assert made == [Plugged(7), Seedless()]
-    assert registry.names("bdprune.detectors")[-2:] == ["mine", "other"]
+    assert registry.chosen_detectors(["mine", "other"], {"seed": 7}) == [Plugged(7), Seedless()]
+    assert registry.names("detector") == [*OURS, "mine", "other"]
+    assert [one.id for one in registry.methods("detector")][-2:] != ["x.plugged", "x.seedless"], "training comes last"
 
 
 def test_plug_in_with_a_name_of_ours_is_left_out_with_a_warning(plug: Any, caplog: pytest.LogCaptureFixture) -> None:
     plug(mine=Plugged)
     with caplog.at_level(logging.WARNING):
         plug(lipschitz=Plugged)
-        assert registry.names("bdprune.detectors") == ["unlearning", "lipschitz", "suspiciousness"]
+        assert registry.names("detector") == OURS
     assert "lipschitz" in caplog.text
+    assert registry.detector("lipschitz").id == "bdprune.lipschitz"
+
+
+class OldDetector:
+    """As detectors were once: it describes nothing."""
+
+    id = "x.old"
+    needs_data = False
+
+    def __call__(self, model: object, data: object) -> None: ...
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [OldDetector, len, "text", Plugged(), registry.method_class("purifier", "rnp")],
+    ids=["old", "function", "text", "instance", "purifier"],
+)
+def test_what_plugs_in_and_is_no_detector_is_a_clear_error(plug: Any, wrong: object) -> None:
+    plug(wrong=wrong, mine=Plugged)
+    for ask in (lambda: registry.detector("wrong"), lambda: registry.methods("detector")):
+        with pytest.raises(OptionError, match="plug-in 'wrong' is no detector") as caught:
+            ask()
+        assert "subclass of bdprune.Detector" in str(caught.value)
+    assert registry.chosen_detectors(["mine"], {"seed": 2}) == [Plugged(2)], "it stops no other"
+
+
+MODULE = '''
+from dataclasses import dataclass
+
+from bdprune.methods import Detector
+from bdprune.record import Needs
+
+
+@dataclass(frozen=True)
+class NewDetector(Detector):
+    """A detector that a module was written for, and nothing else was touched."""
+
+    threshold: float = 2.0
+
+    id = "bdprune.brandnew"
+    title = "something new"
+    needs = Needs(images="none", minimum=0)
+    cost = "weights"
+
+    def __call__(self, case):
+        return self.evidence(1.0, self.threshold)
+'''
+
+
+def test_a_module_in_the_folder_is_a_detector(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, forgetful: None, tiny: Any
+) -> None:
+    folder = tmp_path / "detectors"
+    folder.mkdir()
+    (folder / "brandnew.py").write_text(MODULE)
+    monkeypatch.setattr(bdprune.detectors, "__path__", [*bdprune.detectors.__path__, str(folder)])
+    importlib.invalidate_caches()
+    assert "brandnew" in registry.names("detector")
+    assert registry.detector("brandnew", threshold=3.0).params == {"threshold": 3.0}
+    (info,) = [one for one in registry.methods("detector") if one.name == "brandnew"]
+    assert (info.id, info.cost, info.settings, info.stackable) == (
+        "bdprune.brandnew",
+        "weights",
+        {"threshold": 2.0},
+        False,
+    )
+    found = bdprune.scan(tiny.path, arch=tiny.arch, input_shape=tiny.input_shape)
+    assert "bdprune.brandnew" in [one.detector for one in found.detectors]
+
+
+def test_every_method_describes_itself() -> None:
+    kinds: list[registry.Kind] = ["detector", "purifier"]
+    for kind in kinds:
+        for info in registry.methods(kind):
+            assert info.kind == kind and info.id == f"bdprune.{info.name}" and info.title and info.paper
+            assert (info.rule is not None) == (kind == "detector")
+            assert registry.method_class(kind, info.name).settings() == info.settings.keys()
 
 
 def test_unknown_names_say_what_there_is() -> None:
     with pytest.raises(OptionError, match="no detector 'magic'") as caught:
-        registry.detectors(["magic"], seed=0)
-    assert "unlearning, lipschitz, suspiciousness" in caught.value.mend
+        registry.chosen_detectors(["magic"], {"seed": 0})
+    assert ", ".join(OURS) in str(caught.value)
     with pytest.raises(OptionError, match="no purifier 'magic'"):
-        registry.purifier("magic", {}, 0)
+        registry.chosen_purifier("magic", None, {}, {"seed": 0})
 
 
 def test_purifier_takes_settings_preset_and_seed() -> None:
-    made: Any = registry.purifier("rnp", {"mode": "weights", "max_drop": 0.05}, 7)
+    made: Any = registry.chosen_purifier("rnp", None, {"mode": "weights", "max_drop": 0.05}, {"seed": 7})
     assert (made.id, made.mode, made.max_drop, made.seed) == ("bdprune.rnp", "weights", 0.05, 7)
-    paper: Any = registry.purifier("rnp", {"preset": "paper", "max_drop": 0.05}, 7)
+    paper: Any = registry.chosen_purifier("rnp", "paper", {"max_drop": 0.05}, {"seed": 7})
     assert paper.unlearning != made.unlearning and (paper.max_drop, paper.seed) == (0.05, 7)
-    assert registry.purifier(made, {}, 9) is made
+    assert registry.chosen_purifier("rnp", None, {"seed": 1}, {"seed": 7}).seed == 1  # type: ignore[attr-defined]
+    assert registry.chosen_purifier(made, None, {}, {"seed": 9}) is made
 
 
-def test_purifier_refuses_settings_that_it_does_not_have() -> None:
-    with pytest.raises(OptionError, match="takes no preset"):
-        registry.purifier("suspiciousness", {"preset": "paper", "max_drop": 0.1, "mu": 2.0}, 0)
-    with pytest.raises(OptionError, match="preset 'best'"):
-        registry.purifier("rnp", {"preset": "best"}, 0)
+def test_methods_refuse_settings_and_presets_that_they_do_not_have() -> None:
+    with pytest.raises(OptionError, match="'suspiciousness' takes no max_share_of_it, strict"):
+        registry.purifier("suspiciousness", strict=True, mu=2.0, max_share_of_it=1)
+    with pytest.raises(OptionError, match=r"no preset 'paper' of bdprune\.suspiciousness"):
+        registry.purifier("suspiciousness", preset="paper")
+    with pytest.raises(OptionError, match="preset 'best'") as caught:
+        registry.purifier("rnp", preset="best")
+    assert "paper" in str(caught.value) and "robust" in str(caught.value)
+    with pytest.raises(OptionError, match="takes no seed"):
+        registry.detector("lipschitz", seed=3)

@@ -14,6 +14,7 @@ from bdprune.errors import ArchitectureError
 from bdprune.model import groups as groups_module
 from bdprune.model.architectures import REGISTRY, build
 from bdprune.model.architectures.resnet import ResNet18Cifar
+from bdprune.model.architectures.vgg import Head
 from bdprune.model.groups import FilterGroup, NormSlice, groups_of, trace_groups
 
 
@@ -109,7 +110,7 @@ def test_sequential_networks_pair_neighbours() -> None:
     assert pairs(traced("ibau_cnn", width=4)) == {f"features.{i}": f"features.{i + 1}" for i in (0, 3, 8, 11, 16, 19)}
     vgg = [0, 3, 7, 10, 14, 17, 20, 24, 27, 30, 34, 37, 40]
     assert pairs(traced("vgg16_bn_cifar")) == {f"features.{i}": f"features.{i + 1}" for i in vgg}
-    assert pairs(traced("vgg16_bn", hidden=8)) == {f"features.{i}": f"features.{i + 1}" for i in vgg}
+    assert pairs(traced("vgg16_bn", head=Head((0, 3, 6), 8, 7))) == {f"features.{i}": f"features.{i + 1}" for i in vgg}
 
 
 def test_depthwise_convs_of_mobilenets() -> None:

@@ -84,7 +84,7 @@ def test_options_that_cannot_work(write: Write, small_network: nn.Module) -> Non
         load(path, input_shape=(3, 64, 64))
     with pytest.raises(ArchitectureError, match="images of 3 channels, not 1") as caught:
         load(path, input_shape=(1, 8, 8))
-    assert "--input-shape 3x8x8" in caught.value.mend
+    assert "--input-shape 3x8x8" in caught.value.hint
     with pytest.raises(ArchitectureError, match="4 classes, not 10"):
         load(path, num_classes=10)
     with pytest.raises(ArchitectureError, match="no resnet18_cifar"):
@@ -216,3 +216,8 @@ def test_changed_bytes_load_or_are_refused(tmp_path: Path, name: str, data: st.D
         assert error.message and str(error).encode()
     else:
         assert model.arch == "ibau_cnn" and model.module(images(model)).shape == (5, 4)
+
+
+def test_an_option_that_does_not_exist_is_named(tmp_path: Path) -> None:
+    with pytest.raises(TypeError, match="'archs'"):
+        load(tmp_path / "any.pth", archs="resnet18_cifar")  # type: ignore[call-arg]

@@ -6,8 +6,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from bdprune.errors import OptionError
-from bdprune.model.handle import Model, Normalization
-from bdprune.model.normalizations import NORMALIZATIONS, name_of, parse_normalization
+from bdprune.model.handle import NORMALIZATIONS, Model, Normalization, normalization_name, parse_normalization
 
 NUMBERS = st.floats(-10, 10).map(lambda value: float(f"{value:g}"))
 DEVIATIONS = st.floats(1e-3, 10).map(lambda value: float(f"{value:g}"))
@@ -25,13 +24,13 @@ def test_none_is_empty() -> None:
 @given(st.integers(1, 6).flatmap(lambda n: st.tuples(st.tuples(*[NUMBERS] * n), st.tuples(*[DEVIATIONS] * n))))
 def test_what_is_written_is_what_is_read(pair: tuple[tuple[float, ...], tuple[float, ...]]) -> None:
     normalization = Normalization(*pair)
-    assert parse_normalization(name_of(normalization)) == normalization
+    assert parse_normalization(normalization_name(normalization)) == normalization
 
 
 @pytest.mark.parametrize("name", NORMALIZATIONS)
 def test_every_name_survives_the_way_there_and_back(name: str) -> None:
     normalization = parse_normalization(name)
-    assert name_of(normalization) == name
+    assert normalization_name(normalization) == name
     assert len(normalization.mean) == len(normalization.std)
     assert all(std > 0 for std in normalization.std)
 

@@ -187,10 +187,10 @@ class Traced(nn.Module):
 def test_what_has_no_logits_says_what_it_returns(kind: str, words: str) -> None:
     with pytest.raises(ArchitectureError, match=words) as caught:
         give_logits(Net(kind).eval(), SHAPE)
-    assert "--arch" in caught.value.mend
+    assert "--arch" in caught.value.hint
 
 
 def test_images_that_do_not_fit_name_the_option() -> None:
     with pytest.raises(ArchitectureError, match=r"cannot take images of shape \(1, 4, 4\)") as caught:
         give_logits(Net("plain").eval(), (1, 4, 4))
-    assert "--input-shape" in caught.value.mend
+    assert "--input-shape" in caught.value.hint

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Mapping
 from typing import Any
 
 import pytest
@@ -10,7 +11,8 @@ import torch
 
 from bdprune.errors import ArchitectureError, OptionError
 from bdprune.model.architectures import REGISTRY, build
-from bdprune.model.recognise import recognise, shapes_of
+from bdprune.model.architectures.vgg import Head
+from bdprune.model.recognise import KnownMatcher, Recognised, shapes_of
 
 SPELLINGS: list[tuple[str, dict[str, Any]]] = [
     ("resnet18_cifar", {"shortcut": "downsample", "head": "fc"}),
@@ -22,13 +24,22 @@ SPELLINGS: list[tuple[str, dict[str, Any]]] = [
     ("preact_resnet18", {"last_norm": "bn"}),
     ("wrn_16_1", {"biased": True, "head": "linear"}),
     ("wrn_28_10", {"biased": True, "head": "linear"}),
-    ("vgg16_bn_cifar", {"head": (0, 3, 6), "hidden": 32}),
-    ("vgg13_bn_cifar", {"head": (1, 4, 6), "hidden": 16, "bias": False}),
-    ("vgg11_bn", {"hidden": 64}),
+    ("vgg16_bn_cifar", {"head": Head((0, 3, 6), 32)}),
+    ("vgg13_bn_cifar", {"head": Head((1, 4, 6), 16), "bias": False}),
+    ("vgg11_bn", {"head": Head((0, 3, 6), 64, 7)}),
     ("mobilenet_v2_cifar", {"head": "fc"}),
     ("densenet121", {"dotted": True}),
     ("ibau_cnn", {"input_size": 64}),
 ]
+
+
+def recognise(shapes: Mapping[str, tuple[int, ...]], arch: str | None = None) -> Recognised:
+    """The architecture whose state dict has exactly these names and shapes."""
+    matcher = KnownMatcher(arch)
+    found = matcher(shapes, extras=False)
+    if found is None:
+        raise matcher.explain(shapes)
+    return found
 
 
 def shapes(name: str, **settings: Any) -> dict[str, tuple[int, ...]]:
@@ -43,7 +54,7 @@ def test_recognises_each_architecture_in_random_sizes(name: str) -> None:
         settings = {"num_classes": draw.randint(2, 200), "in_channels": draw.choice([1, 3, 4])}
         width = draw.choice([8, 16, 24, 48]) if not name.startswith("vgg") else draw.choice([8, 16])
         found = recognise(shapes(name, **settings, width=width))
-        assert (found.name, found.num_classes, found.in_channels) == (name, *settings.values())
+        assert (found.name, found.settings["num_classes"], found.settings["in_channels"]) == (name, *settings.values())
         assert found.settings["width"] == width and found.input_size == REGISTRY[name].input_size
 
 
@@ -51,8 +62,8 @@ def test_recognises_each_architecture_in_random_sizes(name: str) -> None:
 def test_recognises_spellings(name: str, spelled: dict[str, Any]) -> None:
     expected = shapes(name, num_classes=7, **spelled)
     found = recognise(expected)
-    assert found.name == name and found.num_classes == 7
-    assert shapes_of(found.skeleton().state_dict()) == expected
+    assert found.name == name and found.settings["num_classes"] == 7
+    assert shapes_of(KnownMatcher().build(found).network.state_dict()) == expected
 
 
 def test_images_of_the_ibau_network_are_read_off_its_last_layer() -> None:
@@ -73,7 +84,7 @@ def test_one_wrong_shape_is_named_with_the_nearest_architectures() -> None:
     message = caught.value.message
     assert "resnet18_cifar (99% of the tensors agree: 'layer3.1.conv1.weight'" in message
     assert "(32, 31, 3, 3) instead of (32, 32, 3, 3)" in message
-    assert message.count("of the tensors agree") == 3 and "--arch" in caught.value.mend
+    assert message.count("of the tensors agree") == 3 and "--arch" in caught.value.hint
 
 
 def test_missing_and_unknown_names_are_told() -> None:

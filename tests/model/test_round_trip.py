@@ -182,7 +182,7 @@ def test_shards_that_do_not_fit_their_index_are_one_clear_error(
     path.write_text(json.dumps(index))
     with pytest.raises(ArtifactError, match=words) as caught:
         load(path)
-    assert "model.safetensors.index.json" in caught.value.message and caught.value.mend
+    assert "model.safetensors.index.json" in caught.value.message and caught.value.hint
 
 
 def test_pruned_weights_and_their_masks_come_back_apart(tmp_path: Path, small_network: nn.Module) -> None:

@@ -139,7 +139,7 @@ def test_paths_that_cannot_be_written(small_model: Model, tmp_path: Path) -> Non
     ):
         with pytest.raises(OutputError, match="Cannot write") as caught:
             save(small_model, path)
-        assert caught.value.mend
+        assert caught.value.hint
     assert sorted(entry.name for entry in tmp_path.iterdir()) == ["file", "folder"]
 
 

@@ -90,7 +90,7 @@ def test_ops_that_do_not_load_fall_back_or_say_why(
     assert _backend._load_cpu("auto").module is None
     with pytest.raises(OptionError, match=reason) as raised:
         _backend._load_cpu("native")
-    assert "pip install" in raised.value.mend
+    assert "pip install" in raised.value.hint
 
 
 def test_the_cuda_ops_need_the_cpu_ops_and_a_cuda_torch(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -117,9 +117,11 @@ def test_every_way_of_the_library_gives_the_same(
     x = random((3, 2, 4, 6, 5) if own_x else (2, 4, 6, 5), device=device)
     weight, mask = random((3, 6, 4 // groups, 3, 3), device=device, seed=1), random((3, 6), device=device, seed=2)
     bias = random((3, 6), device=device, seed=3)
-    expected = masked_conv2d(x, weight, mask, bias, 2, 1, 1, groups)
+    expected = masked_conv2d(x, weight, mask, bias, stride=2, padding=1, groups=groups)
     plain = stacked_conv2d(x, weight, None, 1, "same", 1, groups)
     monkeypatch.setattr(sys.modules["bdprune.ops.stacked_conv2d"], "takes", lambda x: True)
     monkeypatch.setenv("BDPRUNE_TUNE", f"conv={way}")
-    assert torch.allclose(masked_conv2d(x, weight, mask, bias, 2, 1, 1, groups), expected, rtol=1e-12, atol=1e-12)
+    assert torch.allclose(
+        masked_conv2d(x, weight, mask, bias, stride=2, padding=1, groups=groups), expected, rtol=1e-12, atol=1e-12
+    )
     assert torch.allclose(stacked_conv2d(x, weight, None, 1, "same", 1, groups), plain, rtol=1e-12, atol=1e-12)

@@ -114,7 +114,7 @@ def test_what_is_unknown_is_named(text: str, monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setenv("BDPRUNE_TUNE", text)
     with pytest.raises(OptionError, match=r"BDPRUNE_TUNE is '.*' is unknown") as raised:
         Question(kernel=1.0, library=2.0)()
-    assert "stack= stack, loop" in raised.value.mend
+    assert "stack= stack, loop" in raised.value.hint
 
 
 def test_a_variant_that_no_pin_could_name_is_an_error() -> None:

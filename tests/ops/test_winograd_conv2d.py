@@ -241,10 +241,15 @@ def test_compiles_without_a_graph_break() -> None:
         ((0, 64, 8, 8), 64, False),
     ],
 )
-def test_it_pays_by_shape_alone(x: tuple[int, ...], outputs: int, expected: bool) -> None:
+def test_a_rule_on_shapes_where_there_is_avx512(
+    x: tuple[int, ...], outputs: int, expected: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(_backend, "cpu_features", lambda: "avx512")
     maps, weight = torch.empty(x, device="meta"), torch.empty(outputs, x[1], 3, 3, device="meta")
     assert (
         winograd_is_faster(maps, weight)
         is winograd_is_faster(maps.expand(3, *x), weight.expand(3, *weight.shape))
         is expected
     )
+    monkeypatch.setattr(_backend, "cpu_features", lambda: "avx2")
+    assert winograd_is_faster(maps, weight)  # there the rule costs as much as it saves

@@ -16,8 +16,8 @@ from bdprune.data.clean import CleanData
 from bdprune.data.load import load_clean
 from bdprune.errors import DataError, OptionError
 from bdprune.model.handle import Model
+from bdprune.pipeline import CleanSource, Options, options_from
 from bdprune.pipeline.describe import data_info
-from bdprune.pipeline.open import DataShelf
 
 CLASSES = 12
 
@@ -65,7 +65,7 @@ def test_images_of_every_source_keep_their_size_where_it_fits_better(archive: Pa
     images, labels = counted()
     pairs = TensorDataset(torch.from_numpy(images).permute(0, 3, 1, 2), torch.from_numpy(labels))
     for source in (archive, pairs, in_memory()):
-        taken, data = DataShelf(source).fit_for(model(own))
+        taken, data = CleanSource(source).fit_for(model(own))
         assert data is not None and taken.input_shape == (3, 8, 8) == tuple(data.images.shape[1:])
         assert check_sanity(taken, data).accuracy == 1.0
         assert "clean accuracy 100.0%, " in data.notes[-1] and f"resized to {own}x{own}" in data.notes[-1]
@@ -74,7 +74,7 @@ def test_images_of_every_source_keep_their_size_where_it_fits_better(archive: Pa
 
 @pytest.mark.parametrize("make", [lambda path: path, lambda path: in_memory()])
 def test_a_fixed_size_is_kept_and_the_remedy_is_named(archive: Path, make: Any) -> None:
-    taken, data = DataShelf(make(archive), fixed_size=True).fit_for(model(4))
+    taken, data = CleanSource(make(archive), Options(input_shape=(3, 4, 4))).fit_for(model(4))
     assert data is not None and taken.input_shape == (3, 4, 4) == tuple(data.images.shape[1:])
     assert data.notes[0] == "72 images were resized from 8x8 to 4x4 (bilinear)."
     found = check_sanity(taken, data)
@@ -89,7 +89,7 @@ def test_files_are_read_once_for_each_size(archive: Path, monkeypatch: pytest.Mo
         return load_clean(*args, **settings)
 
     monkeypatch.setattr("bdprune.pipeline.open.load_clean", counting)
-    shelf = DataShelf(archive)
+    shelf = CleanSource(archive)
     for side in (4, 8, 4, 16):
         assert shelf.fit_for(model(side))[0].input_shape == (3, 8, 8)
     assert reads == [(3, 4, 4), (3, 8, 8), (3, 16, 16)]
@@ -97,12 +97,12 @@ def test_files_are_read_once_for_each_size(archive: Path, monkeypatch: pytest.Mo
 
 def test_a_run_without_data() -> None:
     given = model(4)
-    assert DataShelf(None).fit_for(given) == (given, None)
+    assert CleanSource(None).fit_for(given) == (given, None)
 
 
 def test_mixed_sizes_are_resized_and_said() -> None:
     items = [(torch.rand(3, 8 + label % 2, 8), label % 3) for label in range(6)]
-    taken, data = DataShelf(items).fit_for(model(4))  # type: ignore[arg-type]
+    taken, data = CleanSource(items).fit_for(model(4))  # type: ignore[arg-type]
     assert taken.input_shape == (3, 4, 4)
     assert data is not None and data.notes == ("6 images were resized from 2 other sizes to 4x4 (bilinear).",)
 
@@ -116,25 +116,25 @@ def test_other_channels_are_an_error_from_every_source(tmp_path: Path, found: in
     names = {1: r"grey \(1 channel\)", 3: r"RGB \(3 channels\)"}
     for source in (tmp_path / "data.npz", CleanData(tensor, torch.from_numpy(labels))):
         with pytest.raises(DataError, match=f"{names[found]}, the model takes {names[wanted]}.*convert them"):
-            DataShelf(source).fit_for(model(8, wanted))
+            CleanSource(source).fit_for(model(8, wanted))
 
 
 @pytest.mark.parametrize("make", [lambda path: path, lambda path: in_memory()])
 def test_the_order_of_classes_reaches_every_source(archive: Path, make: Any) -> None:
-    _, data = DataShelf(make(archive), class_order="text").fit_for(model(8))
+    _, data = CleanSource(make(archive), Options(class_order="text")).fit_for(model(8))
     assert data is not None and data.labels[:4].tolist() == [0, 1, 4, 5]
     assert "renumbered by the text order" in data.notes[0]
 
 
 def test_an_order_that_cannot_be_is_refused_before_any_model() -> None:
     with pytest.raises(OptionError, match="no-such-file"):
-        DataShelf(in_memory(), class_order="no-such-file.json")
+        CleanSource(in_memory(), Options(class_order="no-such-file.json"))
 
 
 def test_the_record_has_the_map_and_what_was_passed_over() -> None:
     clean = in_memory()
     mixed = CleanData(clean.images, 11 - clean.labels, passed_over={".txt": 2})
-    taken, data = DataShelf(mixed).fit_for(model(8))
+    taken, data = CleanSource(mixed).fit_for(model(8))
     assert data is not None
     info = data_info(data, check_sanity(taken, data))
     assert info.passed_over == {".txt": 2}
@@ -144,6 +144,30 @@ def test_the_record_has_the_map_and_what_was_passed_over() -> None:
 
 def test_images_of_no_size_are_refused() -> None:
     with pytest.raises(DataError, match=r"have shape \(4, 3, 0, 8\)"):
-        DataShelf(CleanData(torch.rand(4, 3, 0, 8), torch.arange(4))).fit_for(model(8))
+        CleanSource(CleanData(torch.rand(4, 3, 0, 8), torch.arange(4))).fit_for(model(8))
     with pytest.raises(DataError, match=r"have shape \(4, 8, 8\)"):
-        DataShelf(CleanData(torch.rand(4, 8, 8), torch.arange(4))).fit_for(model(8))
+        CleanSource(CleanData(torch.rand(4, 8, 8), torch.arange(4))).fit_for(model(8))
+
+
+def test_options_take_what_the_command_line_takes() -> None:
+    assert Options(input_shape="3x8x6").input_shape == (3, 8, 6)  # type: ignore[arg-type]
+    taken = Options(normalize=[0.5, 0.25]).normalization()  # type: ignore[arg-type]
+    assert taken is not None and (taken.mean, taken.std) == ((0.5,), (0.25,))
+    with pytest.raises(OptionError, match="no input shape"):
+        Options(input_shape="32")  # type: ignore[arg-type]
+    for seed in (-1, 1 << 63, 1.5, "0"):
+        with pytest.raises(OptionError, match="is no seed"):
+            Options(seed=seed)  # type: ignore[arg-type]
+
+
+def test_the_seed_draws_the_images_of_each_class() -> None:
+    noise = CleanData(torch.rand(72, 3, 8, 8), torch.arange(72) % CLASSES)
+    drawn = [CleanSource(noise, Options(per_class=2, seed=seed)).fit_for(model(8))[1] for seed in (1, 1, 2)]
+    one, again, other = [data.digest for data in drawn if data is not None]
+    assert one == again != other
+
+
+def test_names_that_are_no_options_are_refused() -> None:
+    with pytest.raises(TypeError, match=r"purify\(\) takes no color, colour"):
+        options_from({"colour": "red", "color": "red", "seed": 1}, "purify")
+    assert options_from({"seed": 1}, "purify") == Options(seed=1)

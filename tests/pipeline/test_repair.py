@@ -10,34 +10,35 @@ from typing import Any
 
 import pytest
 import torch
-from bdprune.record.result import PurifyResult
 
-from bdprune.data.clean import CleanData
+from bdprune.analysis import Case
 from bdprune.errors import ArtifactError, DataError, OptionError, OutputError, SanityError
-from bdprune.methods.base import CurvePoint, Purified
+from bdprune.methods import CurvePoint, Purifier, Repair
 from bdprune.model.edit.pruning import prune
-from bdprune.model.handle import Model
 from bdprune.model.loading import load
 from bdprune.pipeline.repair import purify
+from bdprune.record import PurifyResult
 
 
 @dataclass(frozen=True)
-class Fake:
+class Fake(Purifier):
     """Prunes the two last filters of the tiny network and reports made-up numbers."""
 
     masks: tuple[float, ...] = (1.0, 1.0, 0.92, 0.5, 0.31, 0.3, 0.1, 0.0)
     id = "x.fake"
+    title = "cut the last two"
 
-    def __call__(self, model: Model, data: CleanData) -> Purified:
+    def __call__(self, case: Case) -> Repair:
         pruned = {"conv": [6, 7]}
-        return Purified(
-            model=prune(model, pruned),
+        return Repair(
+            model=prune(case.model, pruned),
             method=self.id,
             pruned=pruned,
             num_filters=8,
             masks={"conv": torch.tensor(self.masks)},
             threshold=float("nan"),
-            threshold_rule="the last two",
+            change="pruned",
+            selection="the last two",
             accuracy_before=1.0,
             accuracy_after=0.975,
             curve=(CurvePoint(0.1, 1.0, 1), CurvePoint(float("inf"), float("nan"), 8)),
@@ -58,7 +59,8 @@ def test_record_says_what_was_done(tiny: Any, options: dict[str, Any], tmp_path:
     repair = purify(tiny.path, tiny.data, method=Fake(), output=output, seed=5, per_class=20, **options)
     record = repair.result
     assert (record.method, record.accuracy_before, record.accuracy_after) == ("x.fake", 1.0, 0.975)
-    assert (record.threshold, record.threshold_rule, record.target_label) == (None, "the last two", 2)
+    assert (record.threshold, record.selection, record.target_label) == (None, "the last two", 2)
+    assert record.change == "pruned"
     assert (record.filters, record.filters_pruned, record.pruned) == (8, 2, {"conv": (6, 7)})
     assert [point.filters_pruned for point in record.curve] == [1, 8]
     assert (record.curve[1].threshold, record.curve[1].clean_accuracy) == (None, None)

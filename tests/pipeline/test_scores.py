@@ -9,7 +9,7 @@ import torch
 
 from bdprune.errors import OptionError
 from bdprune.pipeline.scores import score
-from bdprune.record.result import ScoreResult
+from bdprune.record import ScoreResult
 
 
 @pytest.fixture
@@ -51,7 +51,7 @@ def test_what_cannot_be_asked_is_refused(tiny: Any, options: dict[str, Any]) -> 
 
 def test_spoilt_scores_come_last_and_are_null(tiny: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     values = torch.tensor([1.0, float("nan"), 3.0, 2.0])
-    monkeypatch.setattr("bdprune.pipeline.scores.channel_lipschitz", lambda model: {"conv": values})
+    monkeypatch.setattr("bdprune.analysis.lipschitz.channel_lipschitz", lambda model: {"conv": values})
     monkeypatch.setattr("bdprune.pipeline.scores.layer_z_scores", lambda scores: {"conv": values - 2})
     found = score(tiny.module, input_shape=(3, 8, 8))
     assert [one.filter for one in found.top] == [2, 3, 0, 1]

@@ -9,43 +9,51 @@ from typing import Any
 
 import pytest
 import torch
-from bdprune.record.result import Result
 
-from bdprune.data.clean import CleanData
+from bdprune.analysis import Case
 from bdprune.errors import SanityError
 from bdprune.fleet.scans import scan, scan_many
-from bdprune.methods.base import Evidence, Purified
+from bdprune.methods import Detector, Purifier, Repair
 from bdprune.model.edit.pruning import prune
-from bdprune.model.handle import Model
 from bdprune.pipeline.open import load
 from bdprune.pipeline.repair import purify
-from bdprune.report.html import html_page
-from bdprune.report.text import purify_text, scan_text
-from bdprune.verdict.judgement import LEADER
-
-
-@dataclass
-class Marked:
-    """A detector that flags networks whose first bias is not zero."""
-
-    id: str = LEADER
-    needs_data: bool = True
-
-    def __call__(self, model: Model, data: CleanData | None) -> Evidence:
-        mark = float(model.network.get_parameter("head.bias")[0].detach().abs())
-        return Evidence(self.id, mark, 0.5, mark > 0.5, 0 if mark > 0.5 else None)
+from bdprune.record import Evidence, Result
+from bdprune.report import html_page, writer
 
 
 @dataclass(frozen=True)
-class Cut:
+class Marked(Detector):
+    """A detector that flags networks whose first bias is not zero."""
+
+    id = "x.marked"
+    title = "a mark"
+    decisive = True
+
+    def __call__(self, case: Case) -> Evidence:
+        mark = float(case.model.network.get_parameter("head.bias")[0].detach().abs())
+        return self.evidence(mark, 0.5, target_label=0 if mark > 0.5 else None)
+
+
+@dataclass(frozen=True)
+class Cut(Purifier):
     """A purifier that prunes the last filter."""
 
     id = "x.cut"
+    title = "cut the last"
 
-    def __call__(self, model: Model, data: CleanData) -> Purified:
+    def __call__(self, case: Case) -> Repair:
         pruned = {"conv": [7]}
-        settings: dict[str, Any] = {"accuracy_before": 1.0, "accuracy_after": 1.0, "masks": {}, "threshold": 1.0}
-        return Purified(prune(model, pruned), self.id, pruned, num_filters=8, threshold_rule="the last", **settings)
+        return Repair(
+            model=prune(case.model, pruned),
+            method=self.id,
+            change="pruned",
+            selection="the last",
+            accuracy_before=1.0,
+            accuracy_after=1.0,
+            pruned=pruned,
+            num_filters=8,
+            threshold=1.0,
+        )
 
 
 @pytest.fixture
@@ -94,7 +102,7 @@ def test_a_key_chooses_and_the_rest_is_named(tiny: Any, good: Any, bad: Any, opt
     (only,) = many(path, tiny, options, state_key="model")
     assert only.verdict == "clean" and only.coverage and only.coverage.left_out == ("ema: not chosen",)
     assert [(one.rule_id, one.severity) for one in only.findings] == [("BD001", "info")]
-    assert "ema: not chosen" in scan_text(only) and "ema: not chosen" in html_page([only])
+    assert "ema: not chosen" in writer("text").render([only]) and "ema: not chosen" in html_page([only])
     (wrong,) = many(path, tiny, options, state_key="swa")
     assert wrong.error and "it holds 'model', 'ema'" in wrong.error.message
 
@@ -114,7 +122,7 @@ def test_weights_beside_the_network_are_not_called_clean(tiny: Any, good: Any, o
     torch.save({**{f"net.{name}": value for name, value in good.items()}, "projector.weight": torch.ones(4, 8)}, path)
     (found,) = many(path, tiny, options)
     assert found.verdict == "inconclusive" and found.coverage and found.coverage.unscanned == ("projector.weight",)
-    assert "projector.weight" in scan_text(found) and "projector.weight" in html_page([found])
+    assert "projector.weight" in writer("text").render([found]) and "projector.weight" in html_page([found])
     (skipped,) = many(path, tiny, options, skip_unknown=True)
     assert skipped.verdict == "clean" and skipped.coverage and skipped.coverage.unscanned == ("projector.weight",)
 
@@ -125,7 +133,7 @@ def test_entries_without_weights_are_named_and_change_nothing(tiny: Any, good: A
     (found,) = many(path, tiny, options)
     assert found.verdict == "clean" and found.coverage and found.coverage.kept == ("loss.weight",)
     assert found.coverage.scanned == sum(value.numel() for value in good.values() if value.is_floating_point())
-    assert "loss.weight" in scan_text(found)
+    assert "loss.weight" in writer("text").render([found])
 
 
 def test_sets_travel_through_a_process_of_their_own(tiny: Any, good: Any, bad: Any, options: dict[str, Any]) -> None:
@@ -143,7 +151,7 @@ def test_one_repair_mends_every_set(tiny: Any, good: Any, bad: Any, options: dic
     records = [repair.result, *(other.result for other in repair.others)]
     assert [one.name for one in records] == [f"{path}#model", f"{path}#ema"]
     assert all(one.left == () and one.output == records[0].output for one in records)
-    assert purify_text(records[0]).startswith("REPAIRED")
+    assert writer("text").render([records[0]]).startswith("REPAIRED")
     written = torch.load(out, weights_only=True)
     assert written["epoch"] == 3
     for key, old in (("model", good), ("ema", bad)):
@@ -159,7 +167,11 @@ def test_one_dict_in_two_places_is_repaired_in_both(tiny: Any, bad: Any, options
     written = torch.load(out, weights_only=True)
     assert written["state_dict"]["norm.weight"][7] == 0 and written["state_dict_ema"]["norm.weight"][7] == 0
     (found,) = many(path, tiny, options)
-    assert found.coverage and found.coverage.same == ("state_dict_ema",) and "state_dict_ema" in scan_text(found)
+    assert (
+        found.coverage
+        and found.coverage.same == ("state_dict_ema",)
+        and "state_dict_ema" in writer("text").render([found])
+    )
 
 
 def test_a_repair_says_what_it_left(tiny: Any, good: Any, bad: Any, options: dict[str, Any]) -> None:
@@ -168,7 +180,7 @@ def test_a_repair_says_what_it_left(tiny: Any, good: Any, bad: Any, options: dic
     torch.save({"model": good, "ema": broken, "netG": {"up.weight": torch.ones(3, 4)}}, path)
     result = purify(path, tiny.data, method=Cut(), output=out, **options).result
     assert [one.partition(":")[0] for one in result.left] == ["netG", "ema"]
-    assert purify_text(result).startswith("PARTLY REPAIRED") and "partly repaired" in html_page([result])
+    assert writer("text").render([result]).startswith("PARTLY REPAIRED") and "partly repaired" in html_page([result])
     written = torch.load(out, weights_only=True)
     assert torch.equal(written["ema"]["head.weight"], broken["head.weight"])
     chosen = purify(path, tiny.data, method=Cut(), output=out, state_key="model", **options).result

@@ -3,7 +3,9 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load as read_tensors
 
+from bdprune.analysis import SCAN_UNLEARNING, Case, Unlearning
 from bdprune.errors import DataError, OptionError
 from bdprune.loops.finetune import FineTuneSettings
 from bdprune.loops.recovery import RecoverSettings
@@ -22,7 +24,7 @@ QUICK = RNP(
 
 def test_keeps_its_promise_on_held_out_images(bright: Any) -> None:
     before = {name: value.clone() for name, value in bright.model.network.state_dict().items()}
-    result = QUICK(bright.model, bright.data)
+    result = QUICK(Case(bright.model, bright.data))
     assert all(torch.equal(value, before[name]) for name, value in bright.model.network.state_dict().items())
     assert result.accuracy_before - result.accuracy_after <= QUICK.max_drop
     assert result.num_filters == 24
@@ -33,21 +35,23 @@ def test_keeps_its_promise_on_held_out_images(bright: Any) -> None:
 
 
 def test_prunes_the_original_weights_not_the_unlearned_ones(bright: Any) -> None:
-    result = replace(QUICK, max_drop=1.0)(bright.model, bright.data)
-    assert result.pruned
+    case = Case(bright.model, bright.data)
+    result = replace(QUICK, max_drop=1.0)(case)
+    assert result.pruned and result.change == "pruned"
     kept = [name for name, _ in bright.model.network.named_parameters() if name not in ("1.weight", "4.weight")]
     for name in kept:
         assert torch.equal(result.model.network.get_parameter(name), bright.model.network.get_parameter(name))
-    assert result.unlearned is not None
+    rest, _ = QUICK._split(bright.data)
+    unlearned = case.with_data(rest).get(Unlearning(QUICK.unlearning, QUICK.seed, QUICK.precision)).model
     images, labels = bright.data.images, bright.data.labels
-    assert clean_accuracy(result.unlearned.module.train(), images, labels) < 0.6
+    assert clean_accuracy(unlearned.clone().module.train(), images, labels) < 0.6
 
 
 def test_fine_tuning_keeps_pruned_filters_pruned(bright: Any) -> None:
     settings = FineTuneSettings(epochs=2, padding=0)
     # No threshold keeps a drop below zero, so the fine-tuning's own limit is what counts.
-    result = replace(QUICK, max_drop=-1.0, tuned_drop=1.0, fine_tuning=settings)(bright.model, bright.data)
-    assert result.threshold_rule.endswith("then fine-tuned")
+    result = replace(QUICK, max_drop=-1.0, tuned_drop=1.0, fine_tuning=settings)(Case(bright.model, bright.data))
+    assert result.selection.endswith("then fine-tuned") and result.change == "pruned and retrained"
     for name, norm in (("0", "1"), ("3", "4")):
         assert not result.model.network.get_parameter(f"{norm}.weight")[result.pruned.get(name, [])].any()
     assert not torch.equal(
@@ -58,15 +62,16 @@ def test_fine_tuning_keeps_pruned_filters_pruned(bright: Any) -> None:
 def test_no_fine_tuning_where_a_threshold_keeps_the_promise(bright: Any) -> None:
     settings = FineTuneSettings(epochs=2, padding=0)
     plain, asked = (
-        replace(QUICK, max_drop=1.0, fine_tuning=tuning)(bright.model, bright.data) for tuning in (None, settings)
+        replace(QUICK, max_drop=1.0, fine_tuning=tuning)(Case(bright.model, bright.data)) for tuning in (None, settings)
     )
     state = asked.model.network.state_dict()
     assert all(torch.equal(value, state[name]) for name, value in plain.model.network.state_dict().items())
 
 
 def test_nothing_is_pruned_where_every_threshold_costs_too_much(bright: Any) -> None:
-    result = replace(QUICK, max_drop=-1.0)(bright.model, bright.data)
-    assert result.pruned == {} and result.threshold_rule.startswith("nothing is pruned: every threshold costs more")
+    result = replace(QUICK, max_drop=-1.0)(Case(bright.model, bright.data))
+    assert result.pruned == {} and result.selection.startswith("nothing is pruned: every threshold costs more")
+    assert result.change == "nothing"
     assert all(
         torch.equal(value, bright.model.network.state_dict()[name])
         for name, value in result.model.network.state_dict().items()
@@ -76,11 +81,11 @@ def test_nothing_is_pruned_where_every_threshold_costs_too_much(bright: Any) -> 
 def test_one_image_of_each_class_is_an_error(bright: Any) -> None:
     one = bright.data.sample(1, torch.Generator().manual_seed(0))
     with pytest.raises(DataError, match="3 clean images, one of each class, leave none"):
-        QUICK(bright.model, one)
+        QUICK(Case(bright.model, one))
 
 
 def test_same_seed_same_repair(bright: Any) -> None:
-    one, two = QUICK(bright.model, bright.data), QUICK(bright.model, bright.data)
+    one, two = QUICK(Case(bright.model, bright.data)), QUICK(Case(bright.model, bright.data))
     assert one.pruned == two.pruned
     assert all(torch.equal(one.masks[name], two.masks[name]) for name in one.masks)
 
@@ -94,7 +99,7 @@ def test_precision_reaches_both_loops(bright: Any, monkeypatch: pytest.MonkeyPat
 
     for loop in ("unlearning", "recovery"):
         monkeypatch.setattr(f"bdprune.loops.{loop}.plan_for", plan_for)
-    result = replace(QUICK, precision="auto")(bright.model, bright.data)
+    result = replace(QUICK, precision="auto")(Case(bright.model, bright.data))
     assert asked == [("auto", "Normalized"), ("auto", "MaskedNetwork")]
     assert result.params["precision"] == "auto"
     assert RNP().precision == "winograd"
@@ -111,5 +116,30 @@ def test_presets_hold_the_published_settings() -> None:
 
 
 def test_unknown_preset_is_an_error() -> None:
-    with pytest.raises(OptionError, match="no RNP preset 'fast'"):
+    with pytest.raises(OptionError, match=r"no preset 'fast' of bdprune\.rnp"):
         RNP.preset("fast")
+
+
+def test_goes_on_from_what_a_scan_has_unlearned(bright: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The preset ``scan`` unlearns on all images, with the settings of the scan: what is known is not done again."""
+    case = Case(bright.model, bright.data)
+    unlearned = case.get(Unlearning(QUICK.unlearning, QUICK.seed, QUICK.precision))
+    monkeypatch.setattr("bdprune.analysis.unlearned.unlearn", lambda *args: pytest.fail("unlearned again"))
+    result = replace(QUICK, unlearn_on="all")(case)
+    assert result.target_label in (0, 1, 2) and len(unlearned.trajectory)
+    scan: Any = RNP.preset("scan")
+    assert (scan.unlearning, scan.unlearn_on) == (SCAN_UNLEARNING, "all")
+
+
+def test_the_masks_are_attached(bright: Any) -> None:
+    case = Case(bright.model, bright.data)
+    result = QUICK(case)
+    (attached,) = result.attachments
+    masks = read_tensors(case.attachments[attached.sha256])
+    assert attached.name == "masks" and masks.keys() == result.masks.keys()
+    assert all(torch.equal(masks[name], result.masks[name].cpu()) for name in masks)
+
+
+def test_without_data_is_an_error(bright: Any) -> None:
+    with pytest.raises(DataError, match=r"bdprune\.rnp needs clean images"):
+        QUICK(Case(bright.model))

@@ -4,6 +4,7 @@ from typing import Any
 import pytest
 import torch
 
+from bdprune.analysis import Case
 from bdprune.loops.finetune import FineTuneSettings
 from bdprune.model.edit.pruning import prune
 from bdprune.purifiers.suspiciousness import SuspiciousnessPruning, _views, outlying
@@ -29,8 +30,8 @@ def test_share_of_a_layer_is_capped_at_the_highest_scores() -> None:
 def test_works_with_few_images(bright: Any, per_class: int) -> None:
     data = bright.data.sample(per_class, torch.Generator().manual_seed(0))
     method = SuspiciousnessPruning(mu=1.0, fine_tuning=FineTuneSettings(epochs=2, padding=0))
-    result = method(bright.model, data)
-    assert result.pruned
+    result = method(Case(bright.model, data))
+    assert result.pruned and result.change == "pruned and retrained"
     for name, norm in (("0", "1"), ("3", "4")):
         index = result.pruned.get(name, [])
         assert len(index) <= 1
@@ -41,14 +42,14 @@ def test_works_with_few_images(bright: Any, per_class: int) -> None:
 
 
 def test_without_fine_tuning_only_pruned_filters_change(bright: Any) -> None:
-    result = SuspiciousnessPruning(mu=1.0, fine_tuning=None)(bright.model, bright.data.subset(torch.arange(30)))
+    result = SuspiciousnessPruning(mu=1.0, fine_tuning=None)(Case(bright.model, bright.data.subset(torch.arange(30))))
     assert torch.equal(result.model.network.get_parameter("8.weight"), bright.model.network.get_parameter("8.weight"))
     changed = {
         name
         for name, parameter in bright.model.network.named_parameters()
         if not torch.equal(parameter, result.model.network.get_parameter(name))
     }
-    assert changed
+    assert changed and result.change == "pruned"
     assert changed <= {"1.weight", "1.bias", "4.weight", "4.bias"}
 
 
@@ -113,10 +114,10 @@ def test_accuracies_are_those_of_plain_pruning(bright: Any) -> None:
 def test_prunes_nothing_where_every_mu_costs_too_much(bright: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("bdprune.purifiers.suspiciousness._LADDER", (-1.0,))
     data = bright.data.subset(torch.arange(60))
-    result = SuspiciousnessPruning(max_share=1.0)(bright.model, data)
+    result = SuspiciousnessPruning(max_share=1.0)(Case(bright.model, data))
     assert result.pruned == {}
     assert result.threshold != result.threshold
-    assert "nothing is pruned" in result.threshold_rule
+    assert "nothing is pruned" in result.selection and result.change == "nothing"
     for name, value in bright.model.network.state_dict().items():
         assert torch.equal(value, result.model.network.state_dict()[name])
 

@@ -12,9 +12,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bdprune.errors import DataError
-from bdprune.record.result import (
-    DetectorResult,
+from bdprune.record import (
+    Attachment,
     Env,
+    Evidence,
     Finding,
     PurifyResult,
     Result,
@@ -64,11 +65,11 @@ def test_top_level_has_what_readers_were_promised() -> None:
     names = {"schema_version", "verdict", "risk", "target_label", "artifact", "model", "detectors", "findings", "data"}
     written = json.loads(result().to_json())
     assert names | {"env", "seconds", "error"} <= written.keys()
-    assert written["schema_version"] == "1.1" and written["kind"] == "scan"
+    assert written["schema_version"] == "2" and written["kind"] == "scan"
 
 
 def test_what_is_written_comes_back_equal() -> None:
-    detector = DetectorResult(id="a", score=1.0, threshold=0.5, flagged=True, details={"votes": [1, 2]})
+    detector = Evidence(detector="a", score=1.0, threshold=0.5, flagged=True, details={"votes": [1, 2]})
     finding = Finding(rule_id="BD030", severity="high", message="m", atlas=("AML.T0018.000",))
     before = result(verdict="backdoored", target_label=8, detectors=(detector,), findings=(finding,))
     assert Result.from_json(before.to_json()) == before
@@ -81,7 +82,7 @@ def test_what_is_written_comes_back_equal() -> None:
     [
         {"verdict": "fine"},
         {"risk": 1.5},
-        {"schema_version": "2.0"},
+        {"schema_version": "1.1"},
         {"kind": "purify"},
         {"surprise": 1},
         {"target_label": "8"},
@@ -90,7 +91,7 @@ def test_what_is_written_comes_back_equal() -> None:
 )
 def test_anything_else_is_refused(change: dict[str, object]) -> None:
     altered = json.loads(result().to_json()) | change
-    with pytest.raises(DataError, match=r"not a Result of schema 1\.1"):
+    with pytest.raises(DataError, match=r"not a Result of schema 2:"):
         Result.from_json(json.dumps(altered))
 
 
@@ -132,7 +133,7 @@ def test_objects_that_json_does_not_know_become_text() -> None:
 
 
 def test_non_finite_numbers_in_a_result_are_null_in_its_json() -> None:
-    detector = DetectorResult(id="a", score=math.nan, threshold=math.inf, flagged=False, details={"x": [math.nan]})
+    detector = Evidence(detector="a", score=math.nan, threshold=math.inf, flagged=False, details={"x": [math.nan]})
     text = result(detectors=(detector,)).to_json()
     assert "NaN" not in text and "Infinity" not in text
     back = Result.from_json(text).detectors[0]
@@ -154,3 +155,36 @@ def test_records_cannot_be_changed() -> None:
 def test_any_of_the_kinds_is_told_by_its_tag() -> None:
     text = result().to_json()
     assert isinstance(msgspec.json.decode(text, type=Result | PurifyResult | ScoreResult), Result)
+
+
+@pytest.mark.parametrize("change", [{"name": "../up"}, {"name": "up\n"}, {"sha256": "../" + "0" * 61}, {"sha256": ""}])
+def test_attachments_cannot_name_files_elsewhere(change: dict[str, str]) -> None:
+    fields = {"name": "trigger", "media_type": "image/png", "sha256": "0" * 64, "bytes": 0}
+    Attachment(**fields)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="of an attachment"):
+        Attachment(**{**fields, **change})  # type: ignore[arg-type]
+    with pytest.raises(DataError):
+        Attachment.from_json(json.dumps({**fields, **change}))
+
+
+def test_evidence_is_tidied_into_what_json_gives_back() -> None:
+    odd = Evidence(
+        detector="a",
+        score=math.nan,
+        threshold=math.inf,
+        flagged=False,
+        label_scores=(math.nan, 0.5),
+        seconds=math.inf,
+        params={"path": Path("x")},
+        details={"x": (math.nan,)},
+    )
+    tidy = odd.tidy()
+    assert not odd.valid and (tidy.score, tidy.threshold, tidy.label_scores, tidy.seconds) == (
+        None,
+        None,
+        (None, 0.5),
+        None,
+    )
+    assert tidy.params == {"path": "x"} and tidy.details == {"x": [None]}
+    assert Evidence.from_json(tidy.to_json()) == tidy and tidy.tidy() == tidy
+    assert Evidence(detector="a", score=1.0, threshold=0.5, flagged=True).valid

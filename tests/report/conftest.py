@@ -2,27 +2,34 @@
 
 from __future__ import annotations
 
+import msgspec
 import pytest
 
-from bdprune.record.result import (
+from bdprune.record import (
     ArtifactInfo,
+    Attachment,
+    CoverageResult,
     CurveInfo,
     DataInfo,
-    DetectorResult,
     Env,
     ErrorInfo,
+    Evidence,
     FilterScore,
     Finding,
     Histogram,
     LayerScores,
     ModelInfo,
     OutputInfo,
+    PassedOver,
     PurifyResult,
     Result,
     SanityInfo,
     ScoreResult,
 )
 
+MASKS = Attachment(
+    name="filter_scores", media_type="application/safetensors", sha256="12" * 32, bytes=9_600, file="scores.safetensors"
+)
 CIFAR10 = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 
 
@@ -68,12 +75,12 @@ def _common(path: str) -> dict[str, object]:
     }
 
 
-def _unlearning(flagged: bool) -> DetectorResult:
+def _unlearning(flagged: bool) -> Evidence:
     steps = 24
     accuracy = [max(0.1, 0.94 - 0.036 * step) for step in range(steps)]
     top = [int(128 * (0.1 + (0.9 if flagged else 0.3) * step / steps)) for step in range(steps)]
-    return DetectorResult(
-        id="bdprune.unlearning",
+    return Evidence(
+        detector="bdprune.unlearning",
         score=0.981 if flagged else 0.34,
         threshold=0.6,
         flagged=flagged,
@@ -89,10 +96,12 @@ def _unlearning(flagged: bool) -> DetectorResult:
             ],
             "flip_shares": [0.01] * 8 + [0.98 if flagged else 0.34, 0.0],
         },
+        label_scores=(*[0.01] * 8, 0.98 if flagged else 0.34, 0.0),
+        remarks=("The lead is taken over 1 order of 500 images.",),
     )
 
 
-def _lipschitz(flagged: bool) -> DetectorResult:
+def _lipschitz(flagged: bool) -> Evidence:
     peaks = [2.1 + (index * 37 % 11) / 8 for index in range(20)]
     if flagged:
         peaks[17] = 9.4
@@ -100,13 +109,14 @@ def _lipschitz(flagged: bool) -> DetectorResult:
         {"layer": f"layer{1 + index // 5}.{index % 5}.conv1", "max_z": peak, "filter": index}
         for index, peak in enumerate(peaks)
     ]
-    return DetectorResult(
-        id="bdprune.lipschitz",
+    return Evidence(
+        detector="bdprune.lipschitz",
         score=max(peaks),
         threshold=5.0,
         flagged=flagged,
         seconds=0.031,
         details={"layers": layers},
+        attachments=(MASKS,),
     )
 
 
@@ -151,7 +161,7 @@ def inconclusive() -> Result:
 def failed() -> Result:
     common = _common("models/broken.pth") | {"model": None, "data": None}
     common["artifact"] = ArtifactInfo(path="models/broken.pth", bytes=117)
-    error = ErrorInfo(type="ArtifactError", message="The archive is cut off.", mend="Download it again.")
+    error = ErrorInfo(type="ArtifactError", message="The archive is cut off.", hint="Download it again.")
     return Result(**common, verdict="error", risk=None, target_label=None, error=error)
 
 
@@ -164,7 +174,8 @@ def repaired() -> PurifyResult:
         accuracy_before=0.93,
         accuracy_after=0.92,
         threshold=0.35,
-        threshold_rule="largest with a drop of at most 2 points on held-out clean data",
+        change="pruned",
+        selection="largest with a drop of at most 2 points on held-out clean data",
         filters=2400,
         filters_pruned=41,
         pruned={"layer4.1.conv2": tuple(range(30)), "layer4.0.conv1": tuple(range(11))},
@@ -186,6 +197,36 @@ def repaired() -> PurifyResult:
         params={"max_drop": 0.02},
         output=OutputInfo(path="repaired.pth", format="torch-zip", bytes=11_173_990, sha256="ef" * 32),
     )
+
+
+@pytest.fixture
+def retrained(repaired: PurifyResult) -> PurifyResult:
+    """What a method gives that only trains: no threshold, no masks, no filter touched."""
+    return msgspec.structs.replace(
+        repaired,
+        method="x.fine_tuning",
+        change="retrained",
+        selection="after the last of 10 epochs",
+        threshold=None,
+        filters=0,
+        filters_pruned=0,
+        pruned={},
+        target_label=None,
+        curve=(),
+        masks=None,
+        phases={"fine_tune": 30.0},
+        attachments=(msgspec.structs.replace(MASKS, name="teacher", file=""),),
+    )
+
+
+@pytest.fixture
+def coverage() -> CoverageResult:
+    """Of five files, one that may hold weights and two others were not scanned."""
+    passed = (
+        PassedOver(reason="ONNX", may_hold_weights=True, count=1, paths=("models/net.onnx",)),
+        PassedOver(reason="text", may_hold_weights=False, count=2, paths=("models/a.txt", "models/b.txt")),
+    )
+    return CoverageResult(files=5, scanned=2, passed_over=passed)
 
 
 @pytest.fixture

@@ -5,7 +5,7 @@ from __future__ import annotations
 import msgspec
 import pytest
 
-from bdprune.record.result import Result
+from bdprune.record import Evidence, PurifyResult, Result, WeightCoverage
 from bdprune.report import summary
 
 
@@ -19,7 +19,7 @@ def test_headlines_name_the_label_where_there_is_one(backdoored: Result, clean: 
     assert summary.headline(failed) == "The archive is cut off."
 
 
-def test_advice_of_an_error_is_its_mend(failed: Result, backdoored: Result) -> None:
+def test_advice_of_an_error_is_its_hint(failed: Result, backdoored: Result) -> None:
     assert summary.advice(failed) == "Download it again. Treat it as unscanned."
     assert "bdprune purify" in summary.advice(backdoored)
 
@@ -59,3 +59,68 @@ def test_tally(backdoored: Result, clean: Result) -> None:
     assert summary.tally([clean]) == "1 model: 1 clean"
     assert summary.tally([clean, backdoored, clean]) == "3 models: 1 backdoored, 2 clean"
     assert summary.tally([]) == "0 models: nothing scanned"
+
+
+@pytest.mark.parametrize(
+    ("changed", "outcome", "words"),
+    [
+        ("nothing", "unchanged", "left the weights as they were"),
+        ("pruned", "repaired", "pruned 41 of 2400 filters in 2 filter groups"),
+        ("retrained", "repaired", "retrained the weights"),
+        ("pruned and retrained", "repaired", "pruned 41 of 2400 filters in 2 filter groups and retrained the weights"),
+    ],
+)
+def test_a_repair_is_what_it_changed(repaired: PurifyResult, changed: str, outcome: str, words: str) -> None:
+    result = msgspec.structs.replace(repaired, change=changed)
+    assert (summary.outcome(result), summary.change(result)) == (outcome, words)
+    partly = msgspec.structs.replace(result, left=("ema: not chosen",))
+    assert summary.outcome(partly) == ("unchanged" if changed == "nothing" else "partly repaired")
+
+
+def test_advice_after_a_repair(repaired: PurifyResult) -> None:
+    assert summary.repair_advice(repaired).startswith("Scan the repaired file")
+    assert summary.repair_advice(msgspec.structs.replace(repaired, output=None)).startswith("Scan the repaired model")
+    unchanged = msgspec.structs.replace(repaired, change="nothing", selection="no threshold keeps the accuracy")
+    assert summary.repair_advice(unchanged) == "It is no safer than before: no threshold keeps the accuracy."
+    assert summary.phases(msgspec.structs.replace(repaired, phases={"fine_tune": 61.0, "sweep": None})) == [
+        "fine tune 1 min 01 s",
+        "sweep –",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("fields", "words"),
+    [
+        ({}, "not flagged"),
+        ({"flagged": True}, "flagged"),
+        ({"near": True}, "not flagged, near"),
+        ({"score": None}, "no score"),
+        ({"score": None, "error": "The loss is not finite."}, "failed"),
+    ],
+)
+def test_what_a_detector_says(fields: dict[str, object], words: str) -> None:
+    one = Evidence(detector="x.y", score=0.5, threshold=1.0, flagged=False)
+    assert summary.says(msgspec.structs.replace(one, **fields)) == words
+
+
+def test_notes_are_all_that_a_detector_adds_in_words() -> None:
+    one = Evidence(detector="x.y", score=0.5, threshold=1.0, flagged=False)
+    assert summary.notes(one) == []
+    said = msgspec.structs.replace(one, error="E.", not_applicable="N.", remarks=("R1.", "R2."), limits=("L.",))
+    assert summary.notes(said) == [
+        ("error", "E."),
+        ("not applicable", "N."),
+        ("remark", "R1."),
+        ("remark", "R2."),
+        ("limit", "L."),
+    ]
+
+
+def test_other_weights_of_a_file() -> None:
+    assert summary.other_weights(None) == []
+    found = WeightCoverage(scanned=1, unscanned=("head",), left_out=("ema",), same=("copy",))
+    assert dict(summary.other_weights(found)) == {
+        "same weights": ("copy",),
+        "kept, without weights": (),
+        "not scanned": ("head", "ema"),
+    }

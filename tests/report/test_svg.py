@@ -9,7 +9,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bdprune.report.svg import BOTTOM, HEIGHT, LEFT, RIGHT, TOP, WIDTH, Bar, Line, Scale, bars, gauge, lines
+from bdprune.report.svg import BOTTOM, HEIGHT, LEFT, RIGHT, TOP, WIDTH, Axes, Bar, Line, Scale, bars, gauge, lines
+
+XY = Axes("x", "y")
 
 
 def tree(markup: str) -> ElementTree.Element:
@@ -43,7 +45,7 @@ def test_ticks_are_never_outside_or_too_many(low: float, span: float) -> None:
 
 
 def test_bars_stand_on_zero_with_heights_in_proportion() -> None:
-    chart = tree(bars("Votes", [Bar(1, "one"), Bar(4, "four", marked=True)], x_label="x", y_label="y"))
+    chart = tree(bars("Votes", [Bar(1, "one"), Bar(4, "four", marked=True)], XY))
     first, second = chart.iter("rect")
     low, high = float(first.get("height", "")), float(second.get("height", ""))
     assert high / low == pytest.approx(4, rel=1e-3)
@@ -54,15 +56,14 @@ def test_bars_stand_on_zero_with_heights_in_proportion() -> None:
 
 
 def test_cut_line_is_inside_even_above_all_bars() -> None:
-    chart = tree(bars("z", [Bar(1, "a")], x_label="x", y_label="y", cut=5.0))
+    chart = tree(bars("z", [Bar(1, "a")], XY, cut=(5.0, "limit")))
     cut = next(line for line in chart.iter("line") if line.get("class") == "cut")
     assert TOP <= float(cut.get("y1", "")) <= HEIGHT - BOTTOM
+    assert "limit" in [text.text for text in chart.iter("text")]
 
 
 def test_lines_span_the_frame_and_shares_go_from_0_to_100() -> None:
-    chart = tree(
-        lines("CA", [Line("a", [(0, 0), (1, 1)]), Line("b", [])], x_label="x", y_label="y", chosen=(0.5, "here"))
-    )
+    chart = tree(lines("CA", [Line("a", [(0, 0), (1, 1)]), Line("b", [])], XY, chosen=(0.5, "here")))
     points = chart.find(".//polyline").get("points", "").split()  # type: ignore[union-attr]
     assert points == [f"{LEFT:.1f},{HEIGHT - BOTTOM:.1f}", f"{WIDTH - RIGHT:.1f},{TOP:.1f}"]
     texts = [text.text for text in chart.iter("text")]
@@ -71,24 +72,31 @@ def test_lines_span_the_frame_and_shares_go_from_0_to_100() -> None:
 
 
 def test_several_lines_have_a_legend() -> None:
-    chart = tree(lines("CA", [Line("a", [(0, 0)]), Line("b", [(0, 1)], "b")], x_label="x", y_label="y"))
+    chart = tree(lines("CA", [Line("a", [(0, 0)]), Line("b", [(0, 1)], "b")], XY))
     assert ["".join(item.itertext()) for item in chart.iter("li")] == ["a", "b"]
 
 
 def test_empty_and_flat_charts_do_not_fail() -> None:
-    assert tree(lines("none", [], x_label="x", y_label="y")).find(".//polyline") is None
-    tree(lines("flat", [Line("a", [(3, 0.5)] * 2)], x_label="x", y_label="y", percent=False))
-    assert tree(bars("none", [], x_label="x", y_label="y")).find(".//rect") is None
-    tree(bars("zero", [Bar(0, "a"), Bar(-1, "b")], x_label="x", y_label="y"))
+    assert tree(lines("none", [], XY)).find(".//polyline") is None
+    tree(lines("flat", [Line("a", [(3, 0.5)] * 2)], XY, percent=False))
+    assert tree(bars("none", [], XY)).find(".//rect") is None
+    tree(bars("zero", [Bar(0, "a"), Bar(-1, "b")], XY))
 
 
 def test_names_under_bars_are_thinned_out() -> None:
     names = [f"layer{index}.conv" for index in range(40)]
-    chart = tree(bars("z", [Bar(1, name) for name in names], x_label="x", y_label="y", x_names=names))
+    chart = tree(bars("z", [Bar(1, name, name=name) for name in names], XY))
     shown = [text for text in chart.iter("text") if (text.text or "").startswith("layer")]
     positions = [float(text.get("x", "")) for text in shown]
     assert 1 < len(shown) < 10
     assert all(right - left >= 8 * len("layer10.conv") for left, right in itertools.pairwise(positions))
+
+
+def test_axes_that_count_have_whole_numbers() -> None:
+    drawn = [Line("a", [(1, 0), (3, 1)])]
+    shown = {text.text for text in tree(lines("n", drawn, Axes("step", "share", whole=True))).iter("text")}
+    assert {"1", "2", "3"} <= shown and not any("." in (one or "") for one in shown)
+    assert "1.5" in {text.text for text in tree(lines("n", drawn, XY)).iter("text")}
 
 
 def test_gauge_fills_with_the_risk() -> None:
@@ -99,6 +107,6 @@ def test_gauge_fills_with_the_risk() -> None:
 
 
 def test_text_in_charts_is_escaped() -> None:
-    chart = bars("<b>", [Bar(1, "<i>&")], x_label="<u>", y_label="y", x_names=["<s>"])
+    chart = bars("<b>", [Bar(1, "<i>&", name="<s>")], Axes("<u>", "y"))
     assert "<b>" not in chart and "<i>" not in chart and "<u>" not in chart and "<s>" not in chart
     tree(chart)

@@ -6,7 +6,6 @@ and not a line of Python, so whatever the step keeps outside of tensors is missi
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
@@ -21,11 +20,11 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from bdprune.errors import OptionError
-from bdprune.loops.recovery import RecoverSettings, recover
-from bdprune.loops.together import recover_together, unlearn_together
-from bdprune.loops.unlearning import UnlearnSettings
+from bdprune.loops import unlearning
+from bdprune.loops.recovery import RecoverSettings, recover, recover_stack
+from bdprune.loops.unlearning import UnlearnSettings, unlearn_stack
 from bdprune.model.handle import Model
-from bdprune.runtime import graph, watch
+from bdprune.runtime import graph, training
 from bdprune.runtime.graph import WARM_UPS, Captured, Tensors, recorder_for
 
 from ..helpers import siblings
@@ -105,11 +104,11 @@ class Tapes:
 
 @pytest.fixture
 def tapes(monkeypatch: pytest.MonkeyPatch) -> Tapes:
-    """Steps are taped on the CPU from here on."""
+    """Steps are taped on the CPU from here on, and watched as those of a GPU are."""
     found = Tapes()
-    for name in ("together", "recovery"):
-        module = importlib.import_module(f"bdprune.loops.{name}")
-        monkeypatch.setattr(module, "captured", lambda step, device: Captured(step, found))
+    monkeypatch.setattr(training, "captured", lambda step, device: Captured(step, found))
+    flags = torch.zeros(2, dtype=torch.bool)
+    monkeypatch.setattr(training, "watch_on", lambda device: training.LateWatch(flags, lambda: lambda: True))
     return found
 
 
@@ -132,9 +131,9 @@ def test_replayed_unlearning_has_the_bits_of_the_steps_as_written(
     bright: Any, name: str, request: pytest.FixtureRequest
 ) -> None:
     models, settings = siblings(bright.model), UNLEARNING[name]
-    written = unlearn_together(models, bright.data, settings, seed=3)
+    written = unlearn_stack(models, bright.data, settings, seed=3)
     tapes: Tapes = request.getfixturevalue("tapes")
-    replayed = unlearn_together(models, bright.data, settings, seed=3)
+    replayed = unlearn_stack(models, bright.data, settings, seed=3)
     assert tapes.replayed > 0
     for ours, theirs in zip(replayed, written, strict=True):
         assert ours.trajectory == theirs.trajectory  # type: ignore[union-attr]
@@ -145,22 +144,22 @@ def test_replayed_unlearning_has_the_bits_of_the_steps_as_written(
 
 def test_every_shape_of_batch_is_recorded_once_and_read_from_the_same_memory(bright: Any, tapes: Tapes) -> None:
     settings = UnlearnSettings(lr=1e-4, batch_size=37, max_epochs=5, padding=1)
-    unlearn_together(siblings(bright.model), bright.data, settings)
+    unlearn_stack(siblings(bright.model), bright.data, settings)
     # 240 images in batches of 35 and 34, two of the first kind and five of the second an epoch.
     assert len(tapes.tapes) == 2 and tapes.warmed_up == 2 * WARM_UPS
     assert tapes.replayed == 7 * 5 - 2 * WARM_UPS
 
 
-@pytest.mark.parametrize("together", [True, False], ids=["stack", "alone"])
+@pytest.mark.parametrize("stacked", [True, False], ids=["stack", "alone"])
 def test_replayed_recovery_has_the_bits_of_the_steps_as_written(
-    bright: Any, together: bool, request: pytest.FixtureRequest
+    bright: Any, stacked: bool, request: pytest.FixtureRequest
 ) -> None:
     settings = RecoverSettings(batch_size=50, epochs=4, padding=1, loss_scale=0.2)
     models = siblings(bright.model)
 
     def run() -> list[Any]:
-        if together:
-            return list(recover_together(models, bright.data, settings, seed=5))
+        if stacked:
+            return list(recover_stack(models, bright.data, settings, seed=5))
         return [recover(models[1], bright.data, settings, seed=5)]
 
     written = run()
@@ -207,7 +206,7 @@ def test_a_step_that_reads_back_fails_on_the_tape() -> None:
 class Unknowing:
     """A watch that hears nothing, whoever is still going."""
 
-    def is_over(self, going: Tensor) -> bool:
+    def is_over(self, going: Tensor, epoch: bool = False) -> bool:
         return False
 
 
@@ -221,9 +220,8 @@ def test_nothing_is_read_back_before_the_phase_is_over(
     def counted(step: Callable[..., Tensors], device: torch.device) -> Callable[..., Tensors]:
         return lambda *inputs: done.append(step(*inputs)) or done[-1]  # type: ignore[func-returns-value]
 
-    for name in ("together", "recovery"):
-        monkeypatch.setattr(importlib.import_module(f"bdprune.loops.{name}"), "captured", counted)
-    monkeypatch.setattr(importlib.import_module("bdprune.loops.together"), "watch_on", lambda device: Unknowing())
+    monkeypatch.setattr(training, "captured", counted)
+    monkeypatch.setattr(training, "watch_on", lambda device: Unknowing())
     models = siblings(bright.model, device="meta")
     monkeypatch.setattr(Model, "groups", bright.model.groups)
     monkeypatch.setattr(torch, "autocast", lambda *settings, **named: nullcontext())  # knows no such device
@@ -231,12 +229,12 @@ def test_nothing_is_read_back_before_the_phase_is_over(
 
     def unlearning(stop_on: str) -> object:
         settings = UnlearnSettings(batch_size=50, padding=1, stop_on=stop_on, milestones=(3,))
-        return unlearn_together(models, bright.data, settings)
+        return unlearn_stack(models, bright.data, settings)
 
     runs: dict[str, Callable[[], object]] = {
         "batch": lambda: unlearning("batch"),
         "epoch": lambda: unlearning("epoch"),
-        "recovery": lambda: recover_together(models, bright.data, recovery),
+        "recovery": lambda: recover_stack(models, bright.data, recovery),
         "recovery alone": lambda: recover(models[0], bright.data, recovery),
     }
     with pytest.raises((NotImplementedError, RuntimeError), match="meta"):
@@ -317,7 +315,9 @@ class Streams:
 
 
 @pytest.mark.parametrize("fails", [False, True])
-def test_cuda_recorder_works_on_a_stream_beside_and_comes_back(monkeypatch: pytest.MonkeyPatch, fails: bool) -> None:
+def test_cuda_recorder_works_on_a_stream_of_its_own_and_comes_back(
+    monkeypatch: pytest.MonkeyPatch, fails: bool
+) -> None:
     streams = Streams(monkeypatch, fails)
     monkeypatch.setattr(graph.CudaRecorder, "random_state", lambda recorder: torch.zeros(1))
     total = torch.zeros(1)
@@ -374,7 +374,7 @@ def test_cuda_graphs_unlearn_as_the_steps_as_written(
     found = []
     for setting in ("0", "1"):
         monkeypatch.setenv("BDPRUNE_GRAPHS", setting)
-        found.append(unlearn_together(models, bright.data, UNLEARNING[name], seed=3))
+        found.append(unlearn_stack(models, bright.data, UNLEARNING[name], seed=3))
     assert recordings and not any(recordings)
     for written, replayed in zip(*found, strict=True):
         assert replayed.trajectory == written.trajectory  # type: ignore[union-attr]
@@ -392,7 +392,7 @@ def test_cuda_graphs_recover_as_the_steps_as_written(
     found = []
     for setting in ("0", "1"):
         monkeypatch.setenv("BDPRUNE_GRAPHS", setting)
-        found.append([*recover_together(models, bright.data, settings), recover(models[1], bright.data, settings)])
+        found.append([*recover_stack(models, bright.data, settings), recover(models[1], bright.data, settings)])
     assert recordings == ["", ""]
     for written, replayed in zip(*found, strict=True):
         for key, mask in written.masks.items():  # type: ignore[union-attr]
@@ -406,24 +406,25 @@ def test_cuda_unlearning_never_waits_between_its_first_epoch_and_its_end(
     bright: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Without graphs, because recording one waits. Trials of convolutions, too, are done in the first epoch."""
-    together = importlib.import_module("bdprune.loops.together")
     monkeypatch.setenv("BDPRUNE_GRAPHS", "0")
     asked: list[bool] = []
-    is_over, read = watch.LateWatch.is_over, together._read
+    is_over, read = training.LateWatch.is_over, unlearning._read
 
-    def strict(one: watch.LateWatch, going: Tensor) -> bool:
-        torch.cuda.set_sync_debug_mode("error")
-        asked.append(is_over(one, going))
-        return asked[-1]
+    def strict(one: training.LateWatch, going: Tensor, epoch: bool = False) -> bool:
+        if epoch:
+            torch.cuda.set_sync_debug_mode("error")
+        over = is_over(one, going, epoch)
+        asked.extend([over] * epoch)
+        return over
 
     def relaxed(*args: Any) -> Any:
         torch.cuda.set_sync_debug_mode("default")
         return read(*args)
 
-    monkeypatch.setattr(watch.LateWatch, "is_over", strict)
-    monkeypatch.setattr(together, "_read", relaxed)
+    monkeypatch.setattr(training.LateWatch, "is_over", strict)
+    monkeypatch.setattr(unlearning, "_read", relaxed)
     try:
-        unlearn_together(siblings(bright.model, device="cuda"), bright.data, UNLEARNING["milestones"], seed=3)
+        unlearn_stack(siblings(bright.model, device="cuda"), bright.data, UNLEARNING["milestones"], seed=3)
     finally:
         torch.cuda.set_sync_debug_mode("default")
     assert len(asked) > 1

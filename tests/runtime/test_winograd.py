@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import nullcontext
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -189,8 +190,7 @@ def test_unlearns_and_recovers_alike(bright: Any, always: list[Any], monkeypatch
         recover(bright.model, bright.data, RECOVER, precision="float32"),
     )
     assert not always
-    monkeypatch.setattr(precision, "_measured", {})
-    monkeypatch.setattr(precision, "_seconds", lambda plan, *_: 0.1 if plan.winograd else 1.0)
+    monkeypatch.setenv("BDPRUNE_TUNE", "precision=winograd")
     fast = (
         unlearn(bright.model, bright.data, UNLEARN, precision="auto"),
         recover(bright.model, bright.data, RECOVER, precision="auto"),
@@ -202,10 +202,10 @@ def test_unlearns_and_recovers_alike(bright: Any, always: list[Any], monkeypatch
         torch.testing.assert_close(fast[1].masks[name], expected, rtol=0, atol=1e-3)
 
 
-def test_is_not_tried_where_no_conv_may_run_so(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_is_not_tried_where_no_conv_may_run_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     tried: list[Plan] = []
-    monkeypatch.setattr(precision, "_measured", {})
-    monkeypatch.setattr(precision, "_seconds", lambda plan, *_: tried.append(plan) or 1.0)
+    monkeypatch.setenv("BDPRUNE_CACHE", str(tmp_path))
+    monkeypatch.setattr(precision, "_one_pass", lambda plan, *_: tried.append(plan))
     network = nn.Sequential(nn.Conv2d(3, 8, 5), nn.Flatten(), nn.LazyLinear(2))
     images = torch.rand(4, 3, 8, 8)
     network(images)
@@ -233,7 +233,7 @@ def test_it_is_the_default_where_the_layout_is_sound() -> None:
     images = torch.rand(8, 3, 8, 8)
     three = nn.Sequential(nn.Conv2d(3, 16, 3, padding=1), nn.Conv2d(16, 16, 3, padding=1))
     assert plan_for(precision.DEFAULT, three, images) == plan_for("winograd", three, images) == Plan(winograd=True)
-    mangled = nn.Sequential(*three, nn.Conv2d(3, 4, 1, stride=2))  # stays contiguous: training/layout.py
+    mangled = nn.Sequential(*three, nn.Conv2d(3, 4, 1, stride=2))  # stays contiguous: training_layout
     assert plan_for("winograd", mangled, images) == Plan(channels_last=False)
     assert plan_for("winograd", nn.Conv2d(3, 16, 5), images) == Plan()
 

@@ -1,28 +1,64 @@
-"""The verdict: what the evidence allows, and never clean without the leading detector on good data."""
+"""The verdict: what the evidence allows, and never clean without a decisive detector on good data."""
 
 from __future__ import annotations
 
 import itertools
 import math
+from collections.abc import Sequence
+from dataclasses import dataclass
 
+import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bdprune.analysis.sanity import Sanity
-from bdprune.methods.base import Evidence
-from bdprune.verdict.judgement import LEADER, evidence_risk, judge
+from bdprune.analysis import Case, Sanity
+from bdprune.detectors.lipschitz import LipschitzDetector
+from bdprune.detectors.unlearning import UnlearningDetector
+from bdprune.methods import Detector
+from bdprune.record import Evidence, Rule, nothing_seen
+from bdprune.verdict.judgement import Judgement, evidence_risk
+from bdprune.verdict.judgement import judge as judge_by
 
 SANE = Sanity(0.93, True, "Clean accuracy is 93.0% on 500 images.")
 INSANE = Sanity(0.12, False, "Clean accuracy is 12.0%.", "Pass --normalize imagenet.")
+LEADER = UnlearningDetector.id
 
 
-def unlearning(score: float, label: int | None = 8) -> Evidence:
-    return Evidence(LEADER, score, 0.5, score > 0.5, label)
+@dataclass(frozen=True)
+class Third(Detector):
+    """A detector of somebody else's, which corroborates."""
+
+    id = "x.third"
+    title = "a third opinion"
+    rule = Rule(id="BD500", name="third", help="A third opinion.")
+
+    def __call__(self, case: Case) -> Evidence:
+        raise NotImplementedError
 
 
-def other(score: float, label: int | None = None, name: str = "bdprune.lipschitz") -> Evidence:
-    return Evidence(name, score, 6.0, score > 6, label)
+@dataclass(frozen=True)
+class Second(Third):
+    """Another whose word counts as the leader's does."""
+
+    id = "x.second"
+    decisive = True
+
+
+DETECTORS: dict[str, Detector] = {one.id: one for one in (UnlearningDetector(), LipschitzDetector(), Third(), Second())}
+
+
+def judge(evidence: Sequence[Evidence], sanity: Sanity | None) -> Judgement:
+    """The verdict where exactly those detectors ran of which there is evidence."""
+    return judge_by([DETECTORS[one.detector] for one in evidence], evidence, sanity)
+
+
+def unlearning(score: float, label: int | None = 8, name: str = LEADER) -> Evidence:
+    return Evidence(detector=name, score=score, threshold=0.5, flagged=score > 0.5, target_label=label)
+
+
+def other(score: float, label: int | None = None, name: str = LipschitzDetector.id) -> Evidence:
+    return Evidence(detector=name, score=score, threshold=6.0, flagged=score > 6, target_label=label)
 
 
 def test_nothing_flagged_is_clean() -> None:
@@ -39,8 +75,7 @@ def test_leader_alone_makes_it_backdoored_and_names_the_label() -> None:
 
 
 def test_silence_says_why() -> None:
-    silent = Evidence(LEADER, float("nan"), float("nan"), False, details={"error": "5 images are too few."})
-    found = judge([silent], SANE)
+    found = judge([nothing_seen(LEADER, "5 images are too few.")], SANE)
     assert found.verdict == "inconclusive"
     assert found.findings[0].message == f"No finite score from {LEADER}. 5 images are too few."
 
@@ -83,7 +118,7 @@ def test_without_data_it_is_never_clean() -> None:
 
 def test_score_that_is_not_finite_says_nothing() -> None:
     for score in (math.nan, math.inf):
-        found = judge([Evidence(LEADER, score, 0.5, True, 3), other(1.0)], SANE)
+        found = judge([unlearning(score, 3), other(1.0)], SANE)
         assert found.verdict == "inconclusive"
         assert found.findings[0].message == f"No finite score from {LEADER}."
 
@@ -120,62 +155,74 @@ def test_every_judgement_is_sound(leading: float, second: float, sane: bool, wit
         assert found.target_label == 8 and leading > 0.5
 
 
-def measured(
-    score: float, near: bool, *, leads: int = 5, images: int = 500, classes: int = 10, norms: int = 20
-) -> Evidence:
-    """Evidence of the unlearning detector with what it tells of its runs."""
-    details = {
-        "leads": [score] * leads,
-        "standard_error": 0.02 if leads > 1 else None,
-        "near": near,
-        "images": images,
-        "flip_shares": [0.1] * classes,
-        "batch_norms": norms,
-    }
-    return Evidence(LEADER, score, 0.5, score > 0.5, 8, details=details)
-
-
-def test_clean_that_is_near_the_threshold_says_so() -> None:
-    found = judge([measured(0.47, True)], SANE)
-    (finding,) = found.findings
-    assert found.verdict == "clean" and (finding.rule_id, finding.severity) == ("BD000", "low")
-    assert finding.message == (
-        "The lead is 0.470 +- 0.020 over 5 orders of 500 images, below the threshold of 0.500, but near it."
+def measured(score: float, *, near: bool = False, remark: str = "", limit: str = "", reason: str = "") -> Evidence:
+    """Evidence of the leader with what it says of its own worth."""
+    return msgspec.structs.replace(
+        unlearning(score),
+        near=near,
+        remarks=(remark,) if remark else (),
+        limits=(limit,) if limit else (),
+        not_applicable=reason,
     )
 
 
+def test_clean_that_is_near_the_threshold_says_so() -> None:
+    found = judge([measured(0.47, near=True, remark="It is near.")], SANE)
+    (finding,) = found.findings
+    assert found.verdict == "clean"
+    assert (finding.rule_id, finding.severity, finding.message) == ("BD000", "low", "It is near.")
+
+
 def test_clean_that_is_far_from_the_threshold_needs_no_finding() -> None:
-    assert judge([measured(0.1, False, leads=1)], SANE).findings == ()
+    assert judge([measured(0.1, remark="It is far away.")], SANE).findings == ()
 
 
-def test_flag_says_how_near_the_lead_is() -> None:
-    far = judge([measured(0.9, False, leads=1)], SANE).findings[0].message
-    assert far.endswith("label 8. The lead is 0.900 over 1 order of 500 images, above the threshold of 0.500.")
-    near = judge([measured(0.52, True)], SANE).findings[0].message
-    assert near.endswith("0.520 +- 0.020 over 5 orders of 500 images, above the threshold of 0.500, but near it.")
+def test_flag_says_what_the_evidence_remarks() -> None:
+    (finding,) = judge([measured(0.9, remark="The lead is 0.9.", limit="Few images.")], SANE).findings
+    assert finding.message.endswith("and points to label 8. The lead is 0.9. Few images.")
 
 
-@pytest.mark.parametrize(
-    ("limit", "words"),
-    [
-        ({"images": 299}, "With fewer than 300 images"),
-        ({"classes": 2}, "Of 2 classes a lead says little"),
-    ],
-)
-def test_limits_of_the_lead_are_said_of_every_verdict(limit: dict[str, int], words: str) -> None:
-    for score, verdict in ((0.1, "clean"), (0.9, "backdoored")):
-        found = judge([measured(score, False, **limit)], SANE)
+def test_limits_are_said_of_every_verdict() -> None:
+    for score, verdict, rule in ((0.1, "clean", "BD000"), (0.9, "backdoored", "BD030")):
+        found = judge([measured(score, limit="Few images.")], SANE)
         assert found.verdict == verdict
-        assert words in found.findings[0].message
-    assert found.findings[0].rule_id == "BD030"
+        assert "Few images." in found.findings[0].message and found.findings[0].rule_id == rule
 
 
-def test_a_network_without_batch_norm_is_neither_clean_nor_backdoored() -> None:
-    quiet = judge([measured(0.1, False, norms=0), other(3.0)], SANE)
-    assert quiet.verdict == "inconclusive" and "no batch norm" in quiet.findings[0].message
-    loud = judge([measured(0.9, False, norms=0), other(3.0)], SANE)
+def test_a_network_of_which_the_leader_can_tell_nothing_is_neither_clean_nor_backdoored() -> None:
+    reason = "No batch norm."
+    quiet = judge([measured(0.1, reason=reason), other(3.0)], SANE)
+    assert quiet.verdict == "inconclusive" and quiet.findings[0].message == reason
+    loud = judge([measured(0.9, reason=reason), other(3.0)], SANE)
     assert loud.verdict == "inconclusive" and [one.rule_id for one in loud.findings] == ["BD000", "BD030"]
-    seen = judge([measured(0.1, False, norms=0), other(9.0)], SANE)
+    seen = judge([measured(0.1, reason=reason), other(9.0)], SANE)
     assert seen.verdict == "suspicious"
-    confirmed = judge([measured(0.9, False, norms=0), other(9.0)], SANE)
+    confirmed = judge([measured(0.9, reason=reason), other(9.0)], SANE)
     assert confirmed.verdict == "backdoored"
+    second = judge([measured(0.1, reason=reason), unlearning(0.2, name="x.second")], SANE)
+    assert second.verdict == "clean", "another decisive detector can tell"
+
+
+def test_any_decisive_detector_gives_the_verdict_and_brings_its_rule() -> None:
+    found = judge([unlearning(0.9, 4, "x.second"), other(3.0)], SANE)
+    assert (found.verdict, found.target_label) == ("backdoored", 4)
+    assert [(one.rule_id, one.severity) for one in found.findings] == [("BD500", "high")]
+    assert judge([unlearning(0.2, name="x.second")], SANE).verdict == "clean"
+    weak = judge([other(9.0, 4, "x.third")], SANE)
+    assert weak.verdict == "suspicious" and [(one.rule_id, one.severity) for one in weak.findings] == [
+        ("BD500", "medium")
+    ]
+
+
+def test_two_decisive_detectors_must_agree_on_the_label() -> None:
+    one = unlearning(0.9, 4)
+    assert judge([one, unlearning(0.9, 4, "x.second")], SANE).verdict == "backdoored"
+    apart = judge([one, unlearning(0.9, 5, "x.second")], SANE)
+    assert (apart.verdict, apart.target_label) == ("suspicious", None)
+    silent = judge([one, unlearning(0.1, None, "x.second")], SANE)
+    assert (silent.verdict, silent.target_label) == ("backdoored", 4)
+
+
+def test_no_detector_at_all_says_so() -> None:
+    assert "None" in judge([], SANE).findings[0].message
+    assert LipschitzDetector.id in judge([other(1.0)], SANE).findings[0].message

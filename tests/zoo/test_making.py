@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 import signal
@@ -20,7 +21,7 @@ from bdprune.errors import ArtifactError, DataError, OptionError, OutputError
 from bdprune.model.loading import load
 from bdprune.zoo.making import make
 from bdprune.zoo.manifest import read_manifest
-from bdprune.zoo.store import Shelf, Truth, locked, read_truth, work_path, write_truth
+from bdprune.zoo.store import Storage, Truth, locked, read_truth, work_path, write_truth
 from bdprune.zoo.verification import verify
 
 from .conftest import HEAD, write_parquet
@@ -195,16 +196,15 @@ def test_attacks_without_training_go_from_start_to_finish(
 
 
 def test_half_written_files_are_never_models(made: Path, tiny_data: Path) -> None:
-    """What a process leaves that is killed while it writes lies beside the file, and is written anew."""
+    """What a process leaves that is killed while it writes has another name, and no scan of the folder reads it."""
     home = made.with_suffix("")
     whole = (home / "bad.safetensors").read_bytes()
-    (home / "bad.safetensors.part").write_bytes(whole[:1000])
+    (home / ".bdprune-half").write_bytes(whole[:1000])
     (home / "bad.safetensors").unlink()
-    shelf = Shelf(read_manifest(made))
-    assert shelf.state(shelf.zoo.entry("bad")) == "not kept"
+    storage = Storage(read_manifest(made))
+    assert storage.state(storage.zoo.entry("bad")) == "not kept"
     make(made, tiny_data)
     assert (home / "bad.safetensors").read_bytes() == whole
-    assert not list(home.glob("*.part"))
 
 
 def test_a_damaged_model_is_an_error(made: Path, tiny_data: Path) -> None:
@@ -224,7 +224,7 @@ def test_a_model_that_another_process_makes_is_left_to_it(made: Path, tiny_data:
         assert held
         assert make(made, tiny_data, only=["late", "bad"], say=said.append) == [read_truth(zoo.home)["bad"]]
     assert said == ["late is being made by another process, and left to it."]
-    assert Shelf(zoo).state(zoo.entry("late")) == "begun"
+    assert Storage(zoo).state(zoo.entry("late")) == "begun"
 
 
 def test_missing_data_and_unknown_names_are_named(made: Path, tiny_data: Path, tmp_path: Path) -> None:
@@ -265,13 +265,21 @@ def test_what_cannot_be_measured_is_not_trained(write: Write, tiny_data: Path, t
 @pytest.mark.parametrize(
     "name", ["defence.npz", "bad.trigger", "bad.safetensors", "truth.json", ".making/bad/cost.json"]
 )
-def test_a_place_that_cannot_be_written_is_named(made: Path, tiny_data: Path, tmp_path: Path, name: str) -> None:
-    """A folder stands where the file is written; then it is gone, and nothing is trained again."""
-    partial = tmp_path / "out" / f"{name}.part"
-    partial.mkdir(parents=True)
-    with pytest.raises(OutputError, match=rf"Cannot write .*{name}: "):
-        make(made, tiny_data, tmp_path / "out", only=["bad"])
-    partial.rmdir()
+def test_a_place_that_cannot_be_written_is_named(
+    made: Path, tiny_data: Path, tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The disk is full when the file is moved there; then it is not, and nothing is trained again."""
+    replace = os.replace
+
+    def full(source: str, target: Path) -> None:
+        if str(target).endswith(name):
+            raise OSError(errno.ENOSPC, "No space left on device")
+        replace(source, target)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "replace", full)
+        with pytest.raises(OutputError, match=rf"Cannot write .*{name}: No space"):
+            make(made, tiny_data, tmp_path / "out", only=["bad"])
     make(made, tiny_data, tmp_path / "out", only=["bad"])
     for file in ("bad.safetensors", "bad.trigger"):
         assert (tmp_path / "out" / file).read_bytes() == (made.with_suffix("") / file).read_bytes()
@@ -308,13 +316,13 @@ def test_broken_off_behind_the_training_nothing_is_trained_again(
     made: Path, tiny_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     out = tmp_path / "out"
-    for place in ("save_trigger", "save_weights", "measure", "add_truth"):
+    for place in ("store.save_trigger", "store.save_weights", "making.measure", "store.add_truth"):
         with monkeypatch.context() as patch:
 
             def die(*_: object) -> None:
                 raise Killed
 
-            patch.setattr(f"bdprune.zoo.making.{place}", die)
+            patch.setattr(f"bdprune.zoo.{place}", die)
             with pytest.raises(Killed):
                 make(made, tiny_data, out, only=["bad"])
         # Weights without their trigger would count as a model.

@@ -9,7 +9,7 @@ from bdprune.data.datasets import PUBLISHED
 from bdprune.errors import OptionError
 from bdprune.loops.fitting import Schedule
 from bdprune.zoo.manifest import read_manifest
-from bdprune.zoo.store import Shelf
+from bdprune.zoo.store import Storage
 
 TEXT = """
 name = "t"
@@ -214,8 +214,8 @@ def test_own_models_are_made_in_the_place_asked_for_and_included_ones_taken_from
         folder.mkdir(exist_ok=True)
         (folder / f"{name}.safetensors").touch()
     bad, more, mix = zoo.entry("bad"), zoo.entry("more"), zoo.entry("mix")
-    assert [Shelf(zoo).made(entry) for entry in (bad, more, mix)] == [home, own, None]
-    shelf = Shelf(zoo, other)
-    assert [shelf.made(entry) for entry in (bad, more, mix)] == [home, None, None]
-    assert [shelf.source(entry) for entry in (bad, more, mix)] == [home, own, None]
-    assert [shelf.place(entry) for entry in (bad, more, mix)] == [other] * 3
+    assert [Storage(zoo).made(entry) for entry in (bad, more, mix)] == [home, own, None]
+    storage = Storage(zoo, other)
+    assert [storage.made(entry) for entry in (bad, more, mix)] == [home, None, None]
+    assert [storage.source(entry) for entry in (bad, more, mix)] == [home, own, None]
+    assert [storage.place(entry) for entry in (bad, more, mix)] == [other] * 3

@@ -11,7 +11,7 @@ from bdprune.attacks.registry import ATTACKS
 from bdprune.data.datasets import PUBLISHED
 from bdprune.loops.fitting import Schedule
 from bdprune.zoo.manifest import Manifest, read_manifest
-from bdprune.zoo.store import Shelf
+from bdprune.zoo.store import Storage
 
 ROOT = Path(__file__).parents[2] / "zoo"
 MANIFESTS = sorted(path.name for path in ROOT.glob("*.toml"))
@@ -38,12 +38,12 @@ def test_names_say_data_set_and_width_and_seeds_differ(name: str) -> None:
 @pytest.mark.parametrize("name", MANIFESTS)
 def test_what_is_neither_made_nor_included_is_pending(name: str) -> None:
     zoo = read_manifest(ROOT / name)
-    shelf = Shelf(zoo)
+    storage = Storage(zoo)
     for entry in zoo.models:
-        record = shelf.record(entry)
+        record = storage.record(entry)
         assert (record is None) == entry.pending, entry.name
         assert record is None or record.recipe == entry.recipe, entry.name
-        assert shelf.made(entry) is None or shelf.truth(entry) is not None, entry.name
+        assert storage.made(entry) is None or storage.truth(entry) is not None, entry.name
 
 
 def test_standard_zoo_is_what_was_asked_for() -> None:

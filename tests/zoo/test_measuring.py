@@ -7,12 +7,12 @@ import torch
 from torch import Tensor, nn
 
 from bdprune.attacks.badnets import BadNets
-from bdprune.attacks.base import Attack, apply
+from bdprune.attacks.base import Attack, apply_trigger
 from bdprune.attacks.feature_collision import FeatureCollision
 from bdprune.attacks.registry import ATTACKS
 from bdprune.data.parquet import RawImages
 from bdprune.runtime.evaluate import attack_success_rate, clean_accuracy, robust_accuracy
-from bdprune.zoo.measuring import measure
+from bdprune.zoo.making import measure
 
 
 class Reads(nn.Module):
@@ -86,11 +86,11 @@ def test_no_trigger_is_ever_drawn_again(kind: str) -> None:
     attack: Attack = ATTACKS[kind](target=0)
     images = torch.rand(3, 3, 32, 32, generator=torch.Generator().manual_seed(0))
     trigger = attack.new_trigger((3, 32, 32)).eval()
-    first = apply(trigger, images)
+    first = apply_trigger(trigger, images)
     torch.rand(7)
     again = attack.new_trigger((3, 32, 32)).eval()
     if kind in ("dynamic", "lira"):  # networks, which are what was saved
         again.load_state_dict(trigger.state_dict())
-    assert torch.equal(apply(trigger, images), first)
-    assert torch.equal(apply(again, images), first)
-    assert torch.allclose(torch.cat([apply(trigger, image[None]) for image in images]), first, atol=1e-5)
+    assert torch.equal(apply_trigger(trigger, images), first)
+    assert torch.equal(apply_trigger(again, images), first)
+    assert torch.allclose(torch.cat([apply_trigger(trigger, image[None]) for image in images]), first, atol=1e-5)

@@ -37,7 +37,7 @@ def test_settings_are_read_from_text() -> None:
 def test_what_cannot_be_is_named(kind: str, settings: dict[str, str], message: str) -> None:
     with pytest.raises(OptionError, match=message) as caught:
         attack_of(kind, settings)
-    assert caught.value.mend
+    assert caught.value.hint
 
 
 def test_panels_are_clean_triggered_and_ten_times_the_difference_on_grey() -> None:
@@ -97,7 +97,7 @@ def test_learned_triggers_come_from_their_file(tmp_path: Path) -> None:
     attack, shape, file = TrojanNeuron(target=0), (3, 16, 16), tmp_path / "t.safetensors"
     with pytest.raises(OptionError, match="learned together with a model") as caught:
         ready_trigger(attack, shape, None)
-    assert "--trigger" in caught.value.mend
+    assert "--trigger" in caught.value.hint
     learned = attack.new_trigger(shape)
     learned.get_buffer("pattern").copy_(torch.rand(shape))
     file.write_bytes(dump_safetensors(learned.state_dict(), {}))

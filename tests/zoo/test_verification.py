@@ -12,16 +12,15 @@ import msgspec
 import pytest
 from click.testing import Result as Ran
 
-from bdprune.attacks.ablend import ABlend
 from bdprune.attacks.badnets import BadNets
-from bdprune.attacks.blend import Blend
+from bdprune.attacks.blend import ABlend, Blend
 from bdprune.attacks.feature_collision import FeatureCollision
 from bdprune.attacks.sig import Sig
 from bdprune.errors import DataError, OptionError
 from bdprune.zoo.making import make
 from bdprune.zoo.manifest import Entry, Manifest, read_manifest
 from bdprune.zoo.store import Env, Truth, read_truth, write_truth
-from bdprune.zoo.verification import Check, agrees, markdown, misses, success_bar, verify, with_section
+from bdprune.zoo.verification import Check, agrees, markdown, missed_bars, success_bar, verify, with_section
 
 Run = Callable[..., Ran]
 
@@ -192,7 +191,7 @@ def test_bars_of_clean_accuracy_and_success() -> None:
     )
     other = dataclasses.replace(checks[0].entry, name="c3", width=64)
     checks.append(Check(other, "agrees", None, Truth("c3", None, 0.95, None, None, 1.0)))
-    assert misses(zoo, checks) == {
+    assert missed_bars(zoo, checks) == {
         "near": ["CA is 1.51 points below the clean models' mean"],
         "weak": ["ASR 94.99 is below 95.00"],
         "low": ["CA 88.00 is below 89.00", "CA is 3.50 points below the clean models' mean"],

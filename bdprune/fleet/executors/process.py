@@ -19,8 +19,7 @@ from typing import Any, Self
 import torch
 
 from bdprune.errors import ArtifactError, BdpruneError, OptionError, first_line
-from bdprune.fleet.executors.base import Executor, Numbered
-from bdprune.fleet.executors.inline import InlineExecutor
+from bdprune.fleet.executors.inline import Executor, InlineExecutor, Numbered
 from bdprune.pipeline import Clock, Job, ModelSource, Outcome, Progress, failure
 from bdprune.record import Result
 
@@ -59,7 +58,7 @@ class ProcessExecutor:
         """The outcomes of all models, in order.
 
         Raises:
-            OptionError: detectors, data or a model that cannot be sent to another process.
+            OptionError: detectors or data that cannot be sent to another process.
         """
         numbered, size = enumerate(models), self._inner.ahead(job)
         with Worker(self._inner, job) as worker, Worker(InlineExecutor(), job) as alone:
@@ -74,7 +73,7 @@ class ProcessExecutor:
         try:
             yield from worker.run(waiting, self._timeout, progress)
             return
-        except (TimeLimitError, ArtifactError) as error:
+        except (TimeLimitError, ArtifactError, OptionError) as error:
             if len(batch) == 1:
                 yield batch[0][0], failure(batch[0][1], error, worker.job, worker.clock)
                 return
@@ -127,13 +126,13 @@ class Worker:
         pipe = self._ready()
         pipe.send_bytes(task)
         held: list[Outcome] = []  # of the model in front, which may have more to come
-        place, deadline = 0, time.monotonic() + timeout * len(waiting)
+        place, total, deadline = 0, len(waiting), time.monotonic() + timeout * len(waiting)
         while pipe.poll(max(0.0, deadline - time.monotonic())):
             kind, value = json.loads(pipe.recv_bytes())
             if kind == "stage":
                 progress(value)
                 continue
-            while place < (value["place"] if kind == "outcome" else place + len(waiting)):
+            while place < (value["place"] if kind == "outcome" else total):  # the models before it are done
                 number, _ = waiting.popleft()
                 yield from ((number, one) for one in held)
                 held, place = [], place + 1
@@ -168,6 +167,15 @@ class Worker:
         if self._pipe is not None:
             self._pipe.close()
         self._process = self._pipe = None
+
+
+def check_sendable(model: ModelSource) -> None:
+    """Makes sure that a model can be sent to another process.
+
+    Raises:
+        OptionError: it cannot.
+    """
+    _pickled(model, "This model")
 
 
 def _pickled(value: object, name: str) -> bytes:

@@ -1,7 +1,7 @@
 """Scanning many models in order, those of one architecture in the same steps.
 
 Models are read ahead until a stack of one architecture is full. What is said of each is what a scan of it alone says:
-a detector that has no ``together``, or whose ``together`` breaks down, is called for every model by itself.
+a detector that defines no ``steps``, or whose analyses break down on a stack, is called for every model by itself.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from functools import partial
 import msgspec
 
 from bdprune.errors import OptionError
-from bdprune.fleet.executors.base import Numbered
+from bdprune.fleet.executors.inline import Numbered
 from bdprune.methods import Detector, examine_stack
 from bdprune.model import StackedNetwork, agrees, why_not
 from bdprune.pipeline import (
@@ -33,7 +33,7 @@ from bdprune.pipeline import (
     survived,
 )
 from bdprune.record import Evidence, nothing_seen
-from bdprune.runtime import choose, footprint, weight_bytes
+from bdprune.runtime import footprint, stack_or_loop, weight_bytes
 
 _MOST = 64  # models in a stack whose size nobody has said: a GPU is full before that
 _PATIENCE = 4  # stacks' worth of models that may be read ahead of the oldest one that waits
@@ -186,7 +186,7 @@ class _Line:
         if self._options.size == "auto" and case.model.device.type == "cpu":
             if not batch or case.data is None:
                 return 1
-            if choose([case.model] * 2, case.data.images[:batch]).path == "loop":
+            if stack_or_loop([case.model] * 2, case.data.images[:batch]).winner == "loop":
                 return 1
         fit = self._half() // footprint(case.model, batch)
         return max(1, min(self._options.most, fit))
@@ -228,7 +228,7 @@ class _Line:
         if not batch or data is None:
             return True
         if self._options.size == "auto":
-            return choose(models, data.images[:batch]).path == "stack"
+            return stack_or_loop(models, data.images[:batch]).winner == "stack"
         return not why_not(models) and agrees(StackedNetwork(models))
 
 

@@ -2,124 +2,119 @@
 
 from __future__ import annotations
 
+from collections import OrderedDict
+from dataclasses import dataclass, replace
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from bdprune.model.architectures.spec import (
-    HEADS,
-    Architecture,
-    Settings,
-    Shapes,
-    conv_shape,
-    linear_shape,
-    settings,
-    spelling,
-)
+from bdprune.model.architectures.layers import Classifier, conv
+from bdprune.model.architectures.spec import Architecture, Settings, Shapes, read_cifar, read_layers
 
 _BLOCKS = (6, 12, 24, 16)
 _GROWTH = 32
 _BOTTLENECK = 4
 
 
-class DenseLayer(nn.Module):
-    """Norm, ReLU, 1x1 conv, norm, ReLU, 3x3 conv; its output is appended: ``[N, C, H, W] -> [N, C + growth, H, W]``.
+@dataclass(frozen=True)
+class _Spelling:
+    """Names in the state dict.
 
-    Args:
-        dotted: names ``norm.1`` and ``conv.1`` (checkpoints of 2017) instead of ``norm1`` and ``conv1``.
+    Attributes:
+        block: of a dense block, before its number.
+        transition: of the layers between two blocks, before their number.
+        norm: of the norm in there.
+        layer: of a layer in a block, before its number.
+        first: number of the first layer.
+        parts: of norm, conv, norm and conv in a layer.
+        appends: whether a layer's new channels come last.
     """
 
-    def __init__(self, in_channels: int, growth: int, dotted: bool) -> None:
+    block: str
+    transition: str
+    norm: str
+    layer: str
+    first: int
+    parts: tuple[str, str, str, str]
+    appends: bool
+
+
+_IMAGENET = _Spelling(
+    "denseblock", "transition", "norm", "denselayer", 1, ("norm1", "conv1", "norm2", "conv2"), appends=True
+)
+_DOTTED = replace(_IMAGENET, parts=("norm.1", "conv.1", "norm.2", "conv.2"))
+_CIFAR = _Spelling("dense", "trans", "bn", "", 0, ("bn1", "conv1", "bn2", "conv2"), appends=False)
+
+
+class DenseLayer(nn.Module):
+    """Norm, ReLU, 1x1 conv, norm, ReLU, 3x3 conv; its output is added to the channels: ``C -> C + growth``."""
+
+    def __init__(self, in_channels: int, growth: int, spelled: _Spelling) -> None:
         super().__init__()
         inner = _BOTTLENECK * growth
         norms = (nn.BatchNorm2d(in_channels), nn.BatchNorm2d(inner))
-        convs = (nn.Conv2d(in_channels, inner, 1, bias=False), nn.Conv2d(inner, growth, 3, padding=1, bias=False))
-        self._names = ("norm.1", "conv.1", "norm.2", "conv.2") if dotted else ("norm1", "conv1", "norm2", "conv2")
-        if dotted:
-            self.norm, self.conv = (nn.ModuleDict({"1": a, "2": b}) for a, b in (norms, convs))
+        convs = (conv(in_channels, inner, 1), conv(inner, growth))
+        self._spelled = spelled
+        if "." in spelled.parts[0]:  # checkpoints of 2017
+            self.norm, self.conv = (nn.ModuleDict({"1": one, "2": two}) for one, two in (norms, convs))
         else:
-            self.norm1, self.conv1, self.norm2, self.conv2 = norms[0], convs[0], norms[1], convs[1]
+            for name, layer in zip(spelled.parts, (norms[0], convs[0], norms[1], convs[1]), strict=True):
+                self.add_module(name, layer)
 
     def forward(self, x: Tensor) -> Tensor:
-        norm1, conv1, norm2, conv2 = (self.get_submodule(name) for name in self._names)
+        norm1, conv1, norm2, conv2 = (self.get_submodule(name) for name in self._spelled.parts)
         y = conv2(functional.relu(norm2(conv1(functional.relu(norm1(x))))))
-        return torch.cat([x, y], 1)
+        return torch.cat([x, y] if self._spelled.appends else [y, x], 1)
 
 
-class DenseNet(nn.Module):
+def _dense_blocks(growth: int, spelled: _Spelling) -> tuple[dict[str, nn.Module], int]:
+    """The dense blocks and what stands between them, by name, and the channels that come out of the last one.
+
+    Between two blocks, a norm, ReLU and a 1x1 conv halve the channels, and a pooling halves the image.
+    """
+    channels = 2 * growth
+    found: dict[str, nn.Module] = {}
+    for index, depth in enumerate(_BLOCKS, 1):
+        layers = (DenseLayer(channels + growth * number, growth, spelled) for number in range(depth))
+        named = ((f"{spelled.layer}{number}", layer) for number, layer in enumerate(layers, spelled.first))
+        found[f"{spelled.block}{index}"] = nn.Sequential(OrderedDict(named))
+        channels += depth * growth
+        if index < len(_BLOCKS):
+            norm, halving = nn.BatchNorm2d(channels), conv(channels, channels // 2, 1)
+            parts = {spelled.norm: norm, "relu": nn.ReLU(), "conv": halving, "pool": nn.AvgPool2d(2)}
+            found[f"{spelled.transition}{index}"] = nn.Sequential(OrderedDict(parts))
+            channels //= 2
+    return found, channels
+
+
+class DenseNet(Classifier):
     """``[N, in_channels, H, W] -> [N, num_classes]``; names ``features.denseblock1.denselayer1.*``.
 
     Args:
         width: growth rate; the stem has twice as many channels.
-        dotted: see ``DenseLayer``.
+        dotted: names ``norm.1`` and ``conv.1`` (checkpoints of 2017) instead of ``norm1`` and ``conv1``.
     """
 
     def __init__(
         self, num_classes: int = 1000, in_channels: int = 3, width: int = _GROWTH, dotted: bool = False
     ) -> None:
         super().__init__()
-        channels = 2 * width
-        features = nn.Sequential()
-        features.add_module("conv0", nn.Conv2d(in_channels, channels, 7, 2, 3, bias=False))
-        features.add_module("norm0", nn.BatchNorm2d(channels))
-        features.add_module("relu0", nn.ReLU(inplace=True))
-        features.add_module("pool0", nn.MaxPool2d(3, 2, 1))
-        for index, depth in enumerate(_BLOCKS, 1):
-            block = nn.Sequential()
-            for position in range(1, depth + 1):
-                block.add_module(f"denselayer{position}", DenseLayer(channels, width, dotted))
-                channels += width
-            features.add_module(f"denseblock{index}", block)
-            if index < len(_BLOCKS):
-                features.add_module(f"transition{index}", _transition(channels))
-                channels //= 2
-        features.add_module("norm5", nn.BatchNorm2d(channels))
-        self.features = features
-        self.classifier = nn.Linear(channels, num_classes)
+        parts: dict[str, nn.Module] = {
+            "conv0": conv(in_channels, 2 * width, 7, 2),
+            "norm0": nn.BatchNorm2d(2 * width),
+            "relu0": nn.ReLU(inplace=True),
+            "pool0": nn.MaxPool2d(3, 2, 1),
+        }
+        blocks, channels = _dense_blocks(width, _DOTTED if dotted else _IMAGENET)
+        self.features = nn.Sequential(OrderedDict(parts | blocks | {"norm5": nn.BatchNorm2d(channels)}))
+        self.add_head("classifier", nn.Linear(channels, num_classes))
 
     def forward(self, x: Tensor) -> Tensor:
-        y = functional.relu(self.features(x))
-        return self.classifier(functional.adaptive_avg_pool2d(y, 1).flatten(1))  # type: ignore[no-any-return]
+        return self.classify(functional.relu(self.features(x)))
 
 
-def _transition(channels: int) -> nn.Sequential:
-    """Norm, ReLU and a 1x1 conv that halves the channels, then a pooling that halves the image."""
-    transition = nn.Sequential()
-    transition.add_module("norm", nn.BatchNorm2d(channels))
-    transition.add_module("relu", nn.ReLU(inplace=True))
-    transition.add_module("conv", nn.Conv2d(channels, channels // 2, 1, bias=False))
-    transition.add_module("pool", nn.AvgPool2d(2))
-    return transition
-
-
-class CifarDenseLayer(nn.Module):
-    """The same layer with the new channels first."""
-
-    def __init__(self, in_channels: int, growth: int) -> None:
-        super().__init__()
-        self.bn1 = nn.BatchNorm2d(in_channels)
-        self.conv1 = nn.Conv2d(in_channels, _BOTTLENECK * growth, 1, bias=False)
-        self.bn2 = nn.BatchNorm2d(_BOTTLENECK * growth)
-        self.conv2 = nn.Conv2d(_BOTTLENECK * growth, growth, 3, padding=1, bias=False)
-
-    def forward(self, x: Tensor) -> Tensor:
-        y = self.conv1(functional.relu(self.bn1(x)))
-        return torch.cat([self.conv2(functional.relu(self.bn2(y))), x], 1)
-
-
-class CifarTransition(nn.Module):
-    """Norm, ReLU and a 1x1 conv that halves the channels, then a pooling that halves the image."""
-
-    def __init__(self, channels: int) -> None:
-        super().__init__()
-        self.bn = nn.BatchNorm2d(channels)
-        self.conv = nn.Conv2d(channels, channels // 2, 1, bias=False)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return functional.avg_pool2d(self.conv(functional.relu(self.bn(x))), 2)
-
-
-class CifarDenseNet(nn.Module):
+class CifarDenseNet(Classifier):
     """``[N, in_channels, H, W] -> [N, num_classes]``, with a 3x3 stem; names ``dense1.0.bn1``, ``trans1.conv``.
 
     Args:
@@ -129,42 +124,33 @@ class CifarDenseNet(nn.Module):
 
     def __init__(self, num_classes: int = 10, in_channels: int = 3, width: int = _GROWTH, head: str = "linear") -> None:
         super().__init__()
-        channels = 2 * width
-        self.conv1 = nn.Conv2d(in_channels, channels, 3, padding=1, bias=False)
-        for index, depth in enumerate(_BLOCKS, 1):
-            layers = [CifarDenseLayer(channels + width * position, width) for position in range(depth)]
-            self.add_module(f"dense{index}", nn.Sequential(*layers))
-            channels += depth * width
-            if index < len(_BLOCKS):
-                self.add_module(f"trans{index}", CifarTransition(channels))
-                channels //= 2
+        self.conv1 = conv(in_channels, 2 * width)
+        blocks, channels = _dense_blocks(width, _CIFAR)
+        self._blocks = tuple(blocks)
+        for name, block in blocks.items():
+            self.add_module(name, block)
         self.bn = nn.BatchNorm2d(channels)
-        self._head_name = head
-        self.add_module(head, nn.Linear(channels, num_classes))
+        self.add_head(head, nn.Linear(channels, num_classes))
 
     def forward(self, x: Tensor) -> Tensor:
         y = self.conv1(x)
-        for index in range(1, len(_BLOCKS) + 1):
-            y = getattr(self, f"dense{index}")(y)
-            if index < len(_BLOCKS):
-                y = getattr(self, f"trans{index}")(y)
-        y = functional.adaptive_avg_pool2d(functional.relu(self.bn(y)), 1).flatten(1)
-        return getattr(self, self._head_name)(y)  # type: ignore[no-any-return]
+        for name in self._blocks:
+            y = getattr(self, name)(y)
+        return self.classify(functional.relu(self.bn(y)))
 
 
-def _halved(stem: tuple[int, int, int] | None) -> tuple[int, int, int] | None:
-    """The stem's shape with the growth rate, half its channels, in their place."""
-    return None if stem is None else (stem[0] // 2, stem[1], stem[2])
+def _with_growth(found: Settings | None) -> Settings | None:
+    """The growth rate is half of the stem's channels."""
+    return found and {**found, "width": found["width"] // 2}
 
 
 def _read(shapes: Shapes) -> Settings | None:
-    dotted = "features.denseblock1.denselayer1.norm.1.weight" in shapes
-    return settings(_halved(conv_shape(shapes, "features.conv0")), linear_shape(shapes, "classifier"), dotted=dotted)
+    found = _with_growth(read_layers(shapes, "features.conv0", "classifier"))
+    return found and {**found, "dotted": "features.denseblock1.denselayer1.norm.1.weight" in shapes}
 
 
 def _read_cifar(shapes: Shapes) -> Settings | None:
-    head = spelling(shapes, HEADS)
-    return settings(_halved(conv_shape(shapes, "conv1")), linear_shape(shapes, head), head=head)
+    return _with_growth(read_cifar(shapes))
 
 
 ARCHITECTURES = (

@@ -2,20 +2,14 @@
 
 from __future__ import annotations
 
+from functools import partial
+from itertools import chain
+
 from torch import Tensor, nn
 from torch.nn import functional
 
-from bdprune.model.architectures.spec import (
-    HEADS,
-    Architecture,
-    Settings,
-    Shapes,
-    conv_shape,
-    linear_shape,
-    rounded,
-    settings,
-    spelling,
-)
+from bdprune.model.architectures.layers import Classifier, conv, conv_norm, stages
+from bdprune.model.architectures.spec import Architecture, read_cifar, read_layers, rounded
 
 # Expansion, kernel, stride of the first block, output channels, blocks.
 _STAGES = (
@@ -45,26 +39,17 @@ class SqueezeExcite(nn.Module):
         return x * gates  # type: ignore[no-any-return]
 
 
-def _conv_norm(
-    in_channels: int, out_channels: int, kernel: int, stride: int = 1, groups: int = 1, activate: bool = True
-) -> nn.Sequential:
-    conv = nn.Conv2d(in_channels, out_channels, kernel, stride, kernel // 2, groups=groups, bias=False)
-    activation = [nn.SiLU(inplace=True)] if activate else []
-    return nn.Sequential(conv, nn.BatchNorm2d(out_channels), *activation)
-
-
 class MBConv(nn.Module):
     """Expansion (unless it is 1), depthwise conv, gates, projection; a shortcut where the shape stays."""
 
-    def __init__(self, in_channels: int, out_channels: int, kernel: int, stride: int, expansion: int) -> None:
+    def __init__(self, in_channels: int, out_channels: int, stride: int, kernel: int, expansion: int) -> None:
         super().__init__()
         inner = in_channels * expansion
-        layers = [_conv_norm(in_channels, inner, 1)] if expansion != 1 else []
         self.block = nn.Sequential(
-            *layers,
-            _conv_norm(inner, inner, kernel, stride, groups=inner),
+            *([conv_norm(nn.SiLU, in_channels, inner)] if expansion != 1 else []),
+            conv_norm(nn.SiLU, inner, inner, kernel, stride, groups=inner),
             SqueezeExcite(inner, max(1, in_channels // 4)),
-            _conv_norm(inner, out_channels, 1, activate=False),
+            conv_norm(None, inner, out_channels),
         )
         self._adds = stride == 1 and in_channels == out_channels
 
@@ -72,7 +57,7 @@ class MBConv(nn.Module):
         return x + self.block(x) if self._adds else self.block(x)  # type: ignore[no-any-return]
 
 
-class EfficientNet(nn.Module):
+class EfficientNet(Classifier):
     """``[N, in_channels, H, W] -> [N, num_classes]``; names ``features.S.B.block.*`` and ``classifier.1``.
 
     Stochastic depth, which acts in training only, is left out.
@@ -83,37 +68,29 @@ class EfficientNet(nn.Module):
 
     def __init__(self, num_classes: int = 1000, in_channels: int = 3, width: int = _STEM) -> None:
         super().__init__()
-        channels = rounded(width)
-        stages: list[nn.Module] = [_conv_norm(in_channels, channels, 3, 2)]
-        for expansion, kernel, stride, planned, depth in _STAGES:
-            out_channels = rounded(planned * width / _STEM)
-            blocks = []
-            for position in range(depth):
-                blocks.append(MBConv(channels, out_channels, kernel, stride if position == 0 else 1, expansion))
-                channels = out_channels
-            stages.append(nn.Sequential(*blocks))
-        stages.append(_conv_norm(channels, 4 * channels, 1))
-        self.features = nn.Sequential(*stages)
-        self.classifier = nn.Sequential(nn.Dropout(0.2), nn.Linear(4 * channels, num_classes))
+        stem = conv_norm(nn.SiLU, in_channels, rounded(width), 3, 2)
+        plan = [
+            (partial(MBConv, kernel=kernel, expansion=expansion), rounded(planned * width / _STEM), stride, depth)
+            for expansion, kernel, stride, planned, depth in _STAGES
+        ]
+        blocks, channels = (nn.Sequential(*stage) for stage in stages(rounded(width), plan)), plan[-1][1]
+        self.features = nn.Sequential(stem, *blocks, conv_norm(nn.SiLU, channels, 4 * channels))
+        self.add_head("classifier", nn.Sequential(nn.Dropout(0.2), nn.Linear(4 * channels, num_classes)))
 
     def forward(self, x: Tensor) -> Tensor:
-        y = functional.adaptive_avg_pool2d(self.features(x), 1).flatten(1)
-        return self.classifier(y)  # type: ignore[no-any-return]
+        return self.classify(self.features(x))
 
 
 class CifarMBConv(nn.Module):
     """The block of the CIFAR spelling; with expansion 1 its first conv exists but is not used."""
 
-    def __init__(self, in_channels: int, out_channels: int, kernel: int, stride: int, expansion: int) -> None:
+    def __init__(self, in_channels: int, out_channels: int, stride: int, kernel: int, expansion: int) -> None:
         super().__init__()
         inner = in_channels * expansion
-        self.conv1 = nn.Conv2d(in_channels, inner, 1, bias=False)
-        self.bn1 = nn.BatchNorm2d(inner)
-        self.conv2 = nn.Conv2d(inner, inner, kernel, stride, kernel // 2, groups=inner, bias=False)
-        self.bn2 = nn.BatchNorm2d(inner)
+        self.conv1, self.bn1 = conv(in_channels, inner, 1), nn.BatchNorm2d(inner)
+        self.conv2, self.bn2 = conv(inner, inner, kernel, stride, groups=inner), nn.BatchNorm2d(inner)
         self.se = SqueezeExcite(inner, max(1, in_channels // 4), ("se1", "se2"))
-        self.conv3 = nn.Conv2d(inner, out_channels, 1, bias=False)
-        self.bn3 = nn.BatchNorm2d(out_channels)
+        self.conv3, self.bn3 = conv(inner, out_channels, 1), nn.BatchNorm2d(out_channels)
         self._expands, self._adds = expansion != 1, stride == 1 and in_channels == out_channels
 
     def forward(self, x: Tensor) -> Tensor:
@@ -123,7 +100,7 @@ class CifarMBConv(nn.Module):
         return y + x if self._adds else y  # type: ignore[no-any-return]
 
 
-class CifarEfficientNet(nn.Module):
+class CifarEfficientNet(Classifier):
     """``[N, in_channels, H, W] -> [N, num_classes]``; names ``layers.N.conv1`` to ``bn3`` and ``se``, no last conv.
 
     Args:
@@ -133,34 +110,20 @@ class CifarEfficientNet(nn.Module):
 
     def __init__(self, num_classes: int = 10, in_channels: int = 3, width: int = _STEM, head: str = "linear") -> None:
         super().__init__()
-        self.conv1 = nn.Conv2d(in_channels, width, 3, 1, 1, bias=False)
-        self.bn1 = nn.BatchNorm2d(width)
-        blocks = []
-        channels = width
-        for expansion, kernel, stride, planned, depth in _STAGES:
-            for position in range(depth):
-                out_channels = planned * width // _STEM
-                blocks.append(CifarMBConv(channels, out_channels, kernel, stride if position == 0 else 1, expansion))
-                channels = out_channels
-        self.layers = nn.Sequential(*blocks)
-        self._head_name = head
-        self.add_module(head, nn.Linear(channels, num_classes))
+        self.conv1, self.bn1 = conv(in_channels, width), nn.BatchNorm2d(width)
+        plan = [
+            (partial(CifarMBConv, kernel=kernel, expansion=expansion), planned * width // _STEM, stride, depth)
+            for expansion, kernel, stride, planned, depth in _STAGES
+        ]
+        self.layers = nn.Sequential(*chain.from_iterable(stages(width, plan)))
+        self.add_head(head, nn.Linear(plan[-1][1], num_classes))
 
     def forward(self, x: Tensor) -> Tensor:
-        y = self.layers(functional.silu(self.bn1(self.conv1(x))))
-        return getattr(self, self._head_name)(functional.adaptive_avg_pool2d(y, 1).flatten(1))  # type: ignore[no-any-return]
+        return self.classify(self.layers(functional.silu(self.bn1(self.conv1(x)))))
 
 
-def _read(shapes: Shapes) -> Settings | None:
-    return settings(conv_shape(shapes, "features.0.0"), linear_shape(shapes, "classifier.1"))
-
-
-def _read_cifar(shapes: Shapes) -> Settings | None:
-    head = spelling(shapes, HEADS)
-    return settings(conv_shape(shapes, "conv1"), linear_shape(shapes, head), head=head)
-
-
+_read = partial(read_layers, stem="features.0.0", head="classifier.1")
 ARCHITECTURES = (
     Architecture("efficientnet_b0", EfficientNet, _read, _STEM, 224, ("features.8.1.weight",)),
-    Architecture("efficientnet_b0_cifar", CifarEfficientNet, _read_cifar, _STEM, 32, ("layers.15.se.se1.weight",)),
+    Architecture("efficientnet_b0_cifar", CifarEfficientNet, read_cifar, _STEM, 32, ("layers.15.se.se1.weight",)),
 )

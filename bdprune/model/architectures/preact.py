@@ -8,43 +8,59 @@ from functools import partial
 from torch import Tensor, nn
 from torch.nn import functional
 
-from bdprune.model.architectures.spec import (
-    HEADS,
-    SHORTCUTS,
-    Architecture,
-    Settings,
-    Shapes,
-    conv_shape,
-    linear_shape,
-    settings,
-    spelling,
-)
+from bdprune.model.architectures.layers import Classifier, conv, stages
+from bdprune.model.architectures.spec import SHORTCUTS, Architecture, Settings, Shapes, read_cifar, spelling
+
+BARE_SHORTCUT = "convShortcut"
+"""The shortcut of this name is a conv itself; others are a sequence of one."""
 
 
 class PreActBlock(nn.Module):
     """Two 3x3 convs behind their norms: ``[N, in, H, W] -> [N, out, H/stride, W/stride]``.
 
     A shortcut that changes shape is a conv without a norm, and starts behind the first activation.
+
+    Args:
+        shortcut: its name in the state dict.
+        biased: the convs have biases, the second one has the stride, and the shortcut starts at the block's input.
     """
 
-    def __init__(self, in_channels: int, out_channels: int, stride: int, shortcut: str) -> None:
+    def __init__(self, in_channels: int, out_channels: int, stride: int, shortcut: str, biased: bool = False) -> None:
         super().__init__()
+        strides = (1, stride) if biased else (stride, 1)
         self.bn1 = nn.BatchNorm2d(in_channels)
-        self.conv1 = nn.Conv2d(in_channels, out_channels, 3, stride, 1, bias=False)
+        self.conv1 = conv(in_channels, out_channels, 3, strides[0], bias=biased)
         self.bn2 = nn.BatchNorm2d(out_channels)
-        self.conv2 = nn.Conv2d(out_channels, out_channels, 3, 1, 1, bias=False)
-        self._shortcut_name = ""
+        self.conv2 = conv(out_channels, out_channels, 3, strides[1], bias=biased)
+        self._biased, self._shortcut_name = biased, ""
         if stride != 1 or in_channels != out_channels:
-            self.add_module(shortcut, nn.Sequential(nn.Conv2d(in_channels, out_channels, 1, stride, bias=False)))
+            short = conv(in_channels, out_channels, 1, stride, bias=biased)
+            self.add_module(shortcut, short if shortcut == BARE_SHORTCUT else nn.Sequential(short))
             self._shortcut_name = shortcut
 
     def forward(self, x: Tensor) -> Tensor:
         y = functional.relu(self.bn1(x))
-        short = getattr(self, self._shortcut_name)(y) if self._shortcut_name else x
+        short = getattr(self, self._shortcut_name)(x if self._biased else y) if self._shortcut_name else x
         return self.conv2(functional.relu(self.bn2(self.conv1(y)))) + short  # type: ignore[no-any-return]
 
 
-class PreActResNet(nn.Module):
+class PreActNetwork(Classifier):
+    """Runs ``conv1``, the stages, the norm behind them unless there is none, and the last layer."""
+
+    conv1: nn.Conv2d
+    _stages: Sequence[str]
+    _last_norm: str
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.conv1(x)
+        for name in self._stages:
+            y = getattr(self, name)(y)
+        if self._last_norm:
+            y = functional.relu(getattr(self, self._last_norm)(y))
+        return self.classify(y)
+
+
+class PreActResNet(PreActNetwork):
     """``[N, in_channels, H, W] -> [N, num_classes]``.
 
     Args:
@@ -66,38 +82,21 @@ class PreActResNet(nn.Module):
         last_norm: str = "",
     ) -> None:
         super().__init__()
-        self.conv1 = nn.Conv2d(in_channels, width, 3, 1, 1, bias=False)
-        self._depth, self._head_name, self._last_norm = len(depths), head, last_norm
-        channels = width
-        for index, depth in enumerate(depths):
-            blocks = []
-            for position in range(depth):
-                stride = 2 if index > 0 and position == 0 else 1
-                blocks.append(PreActBlock(channels, width * 2**index, stride, shortcut))
-                channels = width * 2**index
-            self.add_module(f"layer{index + 1}", nn.Sequential(*blocks))
+        self.conv1 = conv(in_channels, width)
+        self._stages, self._last_norm = [f"layer{index}" for index in range(1, len(depths) + 1)], last_norm
+        block = partial(PreActBlock, shortcut=shortcut)
+        plan = [(block, width * 2**index, 2 if index else 1, depth) for index, depth in enumerate(depths)]
+        for name, blocks in zip(self._stages, stages(width, plan), strict=True):
+            self.add_module(name, nn.Sequential(*blocks))
+        channels = plan[-1][1]
         if last_norm:
             self.add_module(last_norm, nn.BatchNorm2d(channels))
-        self.add_module(head, nn.Linear(channels, num_classes))
-
-    def forward(self, x: Tensor) -> Tensor:
-        y = self.conv1(x)
-        for index in range(self._depth):
-            y = getattr(self, f"layer{index + 1}")(y)
-        if self._last_norm:
-            y = functional.relu(getattr(self, self._last_norm)(y))
-        return getattr(self, self._head_name)(functional.adaptive_avg_pool2d(y, 1).flatten(1))  # type: ignore[no-any-return]
+        self.add_head(head, nn.Linear(channels, num_classes))
 
 
 def _read(shapes: Shapes) -> Settings | None:
-    head = spelling(shapes, HEADS)
-    return settings(
-        conv_shape(shapes, "conv1"),
-        linear_shape(shapes, head),
-        head=head,
-        shortcut=spelling(shapes, SHORTCUTS),
-        last_norm=next((name for name in ("bn", "bn1", "norm") if f"{name}.weight" in shapes), ""),
-    )
+    last_norm = next((name for name in ("bn", "bn1", "norm") if f"{name}.weight" in shapes), "")
+    return read_cifar(shapes, shortcut=spelling(shapes, SHORTCUTS), last_norm=last_norm)
 
 
 def _entry(layers: int, depths: Sequence[int]) -> Architecture:

@@ -71,6 +71,17 @@ def settings(stem: tuple[int, int, int] | None, head: tuple[int, int] | None, /,
     return {"num_classes": head[0], "in_channels": stem[1], "width": stem[0], **more}
 
 
+def read_layers(shapes: Shapes, stem: str, head: str) -> Settings | None:
+    """The settings that the first conv and the last layer tell."""
+    return settings(conv_shape(shapes, stem), linear_shape(shapes, head))
+
+
+def read_cifar(shapes: Shapes, **more: Any) -> Settings | None:
+    """The settings of a network with the first conv ``conv1`` and a last layer of one of the names in ``HEADS``."""
+    head = spelling(shapes, HEADS)
+    return settings(conv_shape(shapes, "conv1"), linear_shape(shapes, head), head=head, **more)
+
+
 def numbered(shapes: Shapes, pattern: str) -> list[int]:
     """The sorted numbers that the one group of ``pattern`` matches among the names."""
     return sorted({int(match.group(1)) for name in shapes if (match := re.fullmatch(pattern, name))})

@@ -4,24 +4,48 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import partial
 
 from torch import Tensor, nn
 from torch.nn import functional
 
-from bdprune.model.architectures.spec import (
-    Architecture,
-    Settings,
-    Shapes,
-    conv_shape,
-    linear_shape,
-    numbered,
-    settings,
-)
+from bdprune.model.architectures import spec
 
 # Convs of each of the five stages; a stage ends with a pooling.
 _STAGES = {11: (1, 1, 2, 2, 2), 13: (2, 2, 2, 2, 2), 16: (2, 2, 3, 3, 3), 19: (2, 2, 4, 4, 4)}
 _WIDTHS = (1, 2, 4, 8, 8)
+
+
+@dataclass(frozen=True)
+class Head:
+    """What comes behind the convs.
+
+    Attributes:
+        positions: of the linear layers in ``classifier`` (ReLUs and dropouts stand between them); empty when
+            ``classifier`` is one linear layer.
+        hidden: outputs of all linear layers but the last.
+        spatial: height and width of the map that it sees; the features are averaged to it.
+    """
+
+    positions: tuple[int, ...] = ()
+    hidden: int = 4096
+    spatial: int = 1
+
+    def layers(self, channels: int, num_classes: int) -> nn.Module:
+        """Linear layers with a ReLU right behind each but the last, and dropouts in the other places."""
+        inputs = channels * self.spatial**2
+        if not self.positions:
+            return nn.Linear(inputs, num_classes)
+        layers = nn.Sequential()
+        for position in range(self.positions[-1] + 1):
+            if position in self.positions:
+                outputs = num_classes if position == self.positions[-1] else self.hidden
+                layers.append(nn.Linear(inputs, outputs))
+                inputs = outputs
+            else:
+                layers.append(nn.ReLU(inplace=True) if position - 1 in self.positions else nn.Dropout())
+        return layers
 
 
 class VGG(nn.Module):
@@ -30,10 +54,7 @@ class VGG(nn.Module):
     Args:
         stages: number of 3x3 convs of each of the five stages.
         width: filters of the first stage; the others have 2, 4, 8 and 8 times as many.
-        head: positions of the linear layers in ``classifier`` (ReLUs and dropouts stand between them); empty when
-            ``classifier`` is one linear layer.
-        hidden: outputs of all linear layers but the last.
-        spatial: height and width of the map that the head sees; the features are averaged to it.
+        head: the linear layers.
         bias: whether the convs have biases.
     """
 
@@ -43,9 +64,7 @@ class VGG(nn.Module):
         num_classes: int = 10,
         in_channels: int = 3,
         width: int = 64,
-        head: tuple[int, ...] = (),
-        hidden: int = 4096,
-        spatial: int = 1,
+        head: Head = Head(),
         bias: bool = True,
     ) -> None:
         super().__init__()
@@ -58,48 +77,34 @@ class VGG(nn.Module):
                 channels = width * factor
             layers.append(nn.MaxPool2d(2))
         self.features = nn.Sequential(*layers)
-        self._spatial = spatial
-        inputs = channels * spatial**2
-        self.classifier = _head(inputs, hidden, num_classes, head) if head else nn.Linear(inputs, num_classes)
+        self._spatial = head.spatial
+        self.classifier = head.layers(channels, num_classes)
 
     def forward(self, x: Tensor) -> Tensor:
         y = functional.adaptive_avg_pool2d(self.features(x), self._spatial)
         return self.classifier(y.flatten(1))  # type: ignore[no-any-return]
 
 
-def _head(inputs: int, hidden: int, num_classes: int, positions: tuple[int, ...]) -> nn.Sequential:
-    """Linear layers at ``positions`` with a ReLU right behind each but the last, and dropouts in the other places."""
-    head = nn.Sequential()
-    for position in range(positions[-1] + 1):
-        if position in positions:
-            outputs = num_classes if position == positions[-1] else hidden
-            head.append(nn.Linear(inputs, outputs))
-            inputs = outputs
-        else:
-            head.append(nn.ReLU(inplace=True) if position - 1 in positions else nn.Dropout())
-    return head
-
-
-def _read(shapes: Shapes, small: bool) -> Settings | None:
-    positions = tuple(numbered(shapes, r"classifier\.(\d+)\.weight"))
+def _read(shapes: spec.Shapes, small: bool) -> spec.Settings | None:
+    positions = tuple(spec.numbered(shapes, r"classifier\.(\d+)\.weight"))
     names = [f"classifier.{position}" for position in positions] or ["classifier"]
-    stem = conv_shape(shapes, "features.0")
-    first, last = linear_shape(shapes, names[0]), linear_shape(shapes, names[-1])
+    stem = spec.conv_shape(shapes, "features.0")
+    first, last = spec.linear_shape(shapes, names[0]), spec.linear_shape(shapes, names[-1])
     if stem is None or first is None or len(positions) > 10 or max(positions, default=0) > 20:
         return None
     spatial = math.isqrt(first[1] // (_WIDTHS[-1] * stem[0]))
     if (spatial == 1) != small:
         return None
-    bias = "features.0.bias" in shapes
-    return settings(stem, last, head=positions, hidden=first[0], spatial=spatial, bias=bias)
+    head = Head(positions, first[0], spatial)
+    return spec.settings(stem, last, head=head, bias="features.0.bias" in shapes)
 
 
-def _entry(depth: int, small: bool) -> Architecture:
+def _entry(depth: int, small: bool) -> spec.Architecture:
     name = f"vgg{depth}_bn_cifar" if small else f"vgg{depth}_bn"
-    make = partial(VGG, _STAGES[depth]) if small else partial(VGG, _STAGES[depth], head=(0, 3, 6), spatial=7)
+    make = partial(VGG, _STAGES[depth]) if small else partial(VGG, _STAGES[depth], head=Head((0, 3, 6), spatial=7))
     last = 3 * sum(_STAGES[depth]) + len(_STAGES[depth]) - 4  # position of the last conv in ``features``
     marks, lacks = (f"features.{last}.weight",), (f"features.{last + 3}.weight",)
-    return Architecture(name, make, partial(_read, small=small), 64, 32 if small else 224, marks, lacks)
+    return spec.Architecture(name, make, partial(_read, small=small), 64, 32 if small else 224, marks, lacks)
 
 
 ARCHITECTURES = tuple(_entry(depth, small) for small in (False, True) for depth in _STAGES)

@@ -7,9 +7,8 @@ import copy
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
-from torch.nn import functional
 
-from bdprune.model.edit.stacked import StackedConv2d, StackedNetwork
+from bdprune.model.edit.stacked import StackedConv2d, StackedNetwork, padded
 from bdprune.model.handle import Model
 from bdprune.ops import channel_scale, masked_conv2d
 
@@ -100,12 +99,10 @@ class MaskedConv2d(nn.Conv2d):
     mask: Tensor
 
     def _conv_forward(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        stride, dilation = (self.stride[0], self.stride[1]), (self.dilation[0], self.dilation[1])
-        if self.padding_mode != "zeros":
-            input = functional.pad(input, self._reversed_padding_repeated_twice, self.padding_mode)
-            return masked_conv2d(input, weight, self.mask, bias, stride, 0, dilation, self.groups)
-        padding = self.padding if isinstance(self.padding, str) else (self.padding[0], self.padding[1])
-        return masked_conv2d(input, weight, self.mask, bias, stride, padding, dilation, self.groups)
+        x, stride, padding, dilation = padded(self, input)
+        return masked_conv2d(
+            x, weight, self.mask, bias, stride=stride, padding=padding, dilation=dilation, groups=self.groups
+        )
 
 
 class _ScaledConv2d:

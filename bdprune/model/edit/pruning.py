@@ -29,13 +29,13 @@ def prune(model: Model, filters: Mapping[str, Sequence[int]], mode: PruneMode = 
     Raises:
         OptionError: an unknown mode, group or filter.
     """
-    check(model, filters, mode)
+    check_pruning(model, filters, mode)
     pruned = model.clone()
     prune_(pruned.network, model.groups, filters, mode)
     return pruned
 
 
-def check(model: Model, filters: Mapping[str, Sequence[int]], mode: PruneMode) -> None:
+def check_pruning(model: Model, filters: Mapping[str, Sequence[int]], mode: PruneMode) -> None:
     """Raises what ``prune`` raises, and does nothing."""
     if mode not in MODES:
         raise OptionError(f"The pruning mode is {mode!r}.", f"Choose one of {', '.join(MODES)}.")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Container, Iterator, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -50,7 +51,7 @@ class StackedNetwork(nn.Module):
                 _stack_up(child, kind, [model.network.get_submodule(path) for model in models], shared)
 
     def forward(self, images: Tensor) -> Tensor:
-        parts = [_normalized(module, images) for module in self._normalizations]
+        parts = [module.normalize(images) for module in self._normalizations]
         logits: Tensor = self.network(torch.cat(parts))
         return logits.view(len(parts), len(images), -1)
 
@@ -126,21 +127,27 @@ def _without_tf32() -> Iterator[None]:
         torch.backends.cudnn.allow_tf32 = before
 
 
+def padded(conv: nn.Conv2d, x: Tensor) -> tuple[Tensor, tuple[int, int], str | tuple[int, int], tuple[int, int]]:
+    """``x`` with the padding that is not zeros, and the stride, padding and dilation that are left to do."""
+    stride, dilation = (conv.stride[0], conv.stride[1]), (conv.dilation[0], conv.dilation[1])
+    if conv.padding_mode != "zeros":
+        return functional.pad(x, conv._reversed_padding_repeated_twice, conv.padding_mode), stride, (0, 0), dilation
+    padding = conv.padding if isinstance(conv.padding, str) else (conv.padding[0], conv.padding[1])
+    return x, stride, padding, dilation
+
+
 class StackedConv2d(nn.Conv2d):
     """G convs on ``[G * N, I, H, W]``; weight ``[G, O, I, kh, kw]``. Times the mask ``[G, O]`` where there is one."""
 
     mask: Tensor | None
 
     def forward(self, x: Tensor) -> Tensor:
-        stride, dilation = (self.stride[0], self.stride[1]), (self.dilation[0], self.dilation[1])
-        padding = self.padding if isinstance(self.padding, str) else (self.padding[0], self.padding[1])
-        if self.padding_mode != "zeros":
-            x = functional.pad(x, self._reversed_padding_repeated_twice, self.padding_mode)
-            padding = (0, 0)
+        x, stride, padding, dilation = padded(self, x)
         batches, one = _unfold(x, len(self.weight)), _shared(self.weight)
         weight, bias = (self.weight, self.bias) if one is None else (one, _shared(self.bias))
         if self.mask is not None:
-            z = masked_conv2d(batches, weight, self.mask, bias, stride, padding, dilation, self.groups)
+            where: Any = {"stride": stride, "padding": padding, "dilation": dilation, "groups": self.groups}
+            z = masked_conv2d(batches, weight, self.mask, bias, **where)
         elif one is not None:
             return functional.conv2d(x, weight, bias, stride, padding, dilation, self.groups)
         else:
@@ -168,7 +175,7 @@ class StackedBatchNorm2d(nn.BatchNorm2d):
         assert self.running_mean is not None and self.running_var is not None and self.num_batches_tracked is not None
         if self.training:
             self.num_batches_tracked.add_(1)
-        return self._together(x) if x.is_cuda else self._in_turn(x)
+        return self._jointly(x) if x.is_cuda else self._in_turn(x)
 
     def _in_turn(self, x: Tensor) -> Tensor:
         """One call for each model: no copies."""
@@ -178,7 +185,7 @@ class StackedBatchNorm2d(nn.BatchNorm2d):
         ]
         return torch.cat(parts)
 
-    def _together(self, x: Tensor) -> Tensor:
+    def _jointly(self, x: Tensor) -> Tensor:
         """One call for all, as G * C channels: few launches, at the price of a copy either way."""
         wide = _unfold(x, self._stack).transpose(0, 1).flatten(1, 2)
         flat = self._normalized(wide, *(None if value is None else value.reshape(-1) for value in self._values()))
@@ -234,10 +241,3 @@ def _shared(values: Tensor | None) -> Tensor | None:
 def _unfold(x: Tensor, stack: int) -> Tensor:
     """``[G * N, *]`` as ``[G, N, *]``."""
     return x.view(stack, len(x) // stack, *x.shape[1:])
-
-
-def _normalized(module: Normalized, images: Tensor) -> Tensor:
-    """What ``module`` hands to its network."""
-    if module.is_identity:
-        return images
-    return (images - module.mean) / module.std

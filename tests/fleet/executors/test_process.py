@@ -17,16 +17,26 @@ from bdprune.fleet.scans import scan, scan_many
 
 SLOW = """
 import os, time
+from dataclasses import dataclass
 from pathlib import Path
-from bdprune.methods.base import Evidence
+
+from bdprune.analysis import Analysis
+from bdprune.methods import Detector
 
 HERE = Path(__file__).parent
 
-class Detector:
-    id = "bdprune.unlearning"
-    needs_data = True
 
-    def __call__(self, model, data):
+def bias_of(case):
+    return round(float(list(case.model.network.parameters())[-1].detach()[0]), 3)
+
+
+@dataclass(frozen=True)
+class SlowDetector(Detector):
+    id = "x.slow"
+    title = "hangs or dies where a file says so"
+    decisive = True
+
+    def __call__(self, case):
         with (HERE / "pids").open("a") as file:
             print(os.getpid(), file=file)
         if (HERE / "hang").exists():
@@ -35,16 +45,48 @@ class Detector:
         if (HERE / "die").exists():
             (HERE / "die").unlink()
             os.kill(os.getpid(), 9)
-        return Evidence(self.id, 0.1, 0.5, False)
+        return self.evidence(0.1, 0.5)
+
+
+@dataclass(frozen=True)
+class Bias(Analysis):
+    how: str
+
+    def compute(self, case):
+        return self.compute_stack([case])[0]
+
+    def compute_stack(self, cases):
+        found = [bias_of(case) for case in cases]
+        with (HERE / "asked").open("a") as file:
+            print(*found, file=file)
+        if 0.2 in found:
+            if self.how == "hang":
+                time.sleep(600)
+            os.kill(os.getpid(), 9)
+        return found
+
+
+@dataclass(frozen=True)
+class StackDetector(Detector):
+    how: str = "hang"
+
+    id = "x.stack"
+    title = "hangs or dies on every model whose first bias is 0.2, in a stack and alone"
+    decisive = True
+
+    def steps(self, case):
+        score = yield Bias(self.how)
+        weights = case.attach("weights", case.model.network.state_dict())
+        return self.evidence(score, 0.5, target_label=1, attachments=(weights,))
 """
 
 
 @pytest.fixture
 def slow(tiny: Any, monkeypatch: pytest.MonkeyPatch) -> Any:
-    """A detector, importable in any process, that hangs or dies once where it is told to by a file."""
+    """A module of detectors, importable in any process, that hang or die."""
     (tiny.folder / "slowdetector.py").write_text(SLOW)
     monkeypatch.delitem(sys.modules, "slowdetector", raising=False)
-    return importlib.import_module("slowdetector").Detector()
+    return importlib.import_module("slowdetector")
 
 
 def pids(tiny: Any) -> list[int]:
@@ -69,7 +111,7 @@ def test_one_that_hangs_is_killed_and_the_next_is_scanned(tiny: Any, slow: Any) 
             tiny.data,
             arch=tiny.arch,
             input_shape=tiny.input_shape,
-            detectors=[slow],
+            detectors=[slow.SlowDetector()],
             timeout=25,
             progress=stages.append,
         )
@@ -87,22 +129,22 @@ def test_one_that_hangs_is_killed_and_the_next_is_scanned(tiny: Any, slow: Any) 
 
 def test_one_whose_process_dies_is_an_error_and_the_next_is_scanned(tiny: Any, slow: Any) -> None:
     (tiny.folder / "die").touch()
-    options = {"arch": tiny.arch, "input_shape": tiny.input_shape, "detectors": [slow], "timeout": 120}
+    options = {"arch": tiny.arch, "input_shape": tiny.input_shape, "detectors": [slow.SlowDetector()], "timeout": 120}
     results = list(scan_many([tiny.path, tiny.path], tiny.data, **options))
     assert [one.verdict for one in results] == ["error", "clean"]
     assert results[0].error and "killed by SIGKILL" in results[0].error.message
 
 
 def test_result_is_that_of_a_scan_without_a_limit(tiny: Any, slow: Any, tmp_path: Path) -> None:
-    options = {"arch": tiny.arch, "input_shape": tiny.input_shape, "detectors": [slow], "seed": 3}
+    options = {"arch": tiny.arch, "input_shape": tiny.input_shape, "detectors": [slow.SlowDetector()], "seed": 3}
     near, far = scan(tiny.path, tiny.data, **options), scan(tiny.path, tiny.data, timeout=120, **options)
     assert (far.verdict, far.data, far.env, far.artifact) == (near.verdict, near.data, near.env, near.artifact)
     bad = tmp_path / "bad.pth"
     bad.write_bytes(b"nonsense")
-    broken = scan(bad, tiny.data, timeout=120, detectors=[slow])
-    assert broken.error == scan(bad, tiny.data, detectors=[slow]).error
+    broken = scan(bad, tiny.data, timeout=120, detectors=[slow.SlowDetector()])
+    assert broken.error == scan(bad, tiny.data, detectors=[slow.SlowDetector()]).error
     with pytest.raises(OptionError, match="Cannot import"):
-        scan(tiny.path, tiny.data, arch="tinynet:Missing", detectors=[slow], timeout=120)
+        scan(tiny.path, tiny.data, arch="tinynet:Missing", detectors=[slow.SlowDetector()], timeout=120)
 
 
 def test_what_cannot_be_sent_is_refused_before_anything_starts(tiny: Any) -> None:
@@ -113,3 +155,49 @@ def test_what_cannot_be_sent_is_refused_before_anything_starts(tiny: Any) -> Non
         scan(Local(), None, input_shape=(3, 8, 8), timeout=10, detectors=[])
     with pytest.raises(OptionError, match="These detectors or data cannot be sent"):
         scan(tiny.path, None, timeout=10, detectors=[lambda model, data: None])  # type: ignore[list-item]
+
+
+@pytest.mark.parametrize("how", ["hang", "die"])
+def test_one_that_hangs_or_dies_in_a_stack_takes_nobody_along(tiny: Any, slow: Any, how: str) -> None:
+    """The stack breaks down, then each of its models runs alone: one error, two verdicts."""
+    files = []
+    for index, bias in enumerate((0.1, 0.2, 0.6, 0.3)):
+        files.append(tiny.folder / f"model{index}.pth")
+        torch.save(tiny.module.state_dict() | {"head.bias": torch.tensor([bias, 0.0, 0.0])}, files[-1])
+    results = list(
+        scan_many(
+            files,
+            tiny.data,
+            arch=tiny.arch,
+            input_shape=tiny.input_shape,
+            detectors=[slow.StackDetector(how)],
+            stack=3,
+            timeout=8 if how == "hang" else 120,
+            attachments=tiny.folder / "attached",
+        )
+    )
+    assert [one.verdict for one in results] == ["clean", "error", "backdoored", "clean"]
+    error = results[1].error
+    assert error and error.type == ("TimeLimitError" if how == "hang" else "ArtifactError")
+    assert [Path(one.name).name for one in results] == [f"model{index}.pth" for index in range(4)]
+    asked = (tiny.folder / "asked").read_text().splitlines()
+    assert asked == ["0.1 0.2 0.6", "0.1", "0.2", "0.6", "0.3"]
+    for one in (results[0], results[2], results[3]):
+        (attached,) = one.detectors[0].attachments
+        assert (tiny.folder / "attached" / attached.file).stat().st_size == attached.bytes
+
+
+def test_a_stack_that_keeps_its_time_runs_as_one(tiny: Any, slow: Any) -> None:
+    files = []
+    for index in range(5):
+        files.append(tiny.folder / f"model{index}.pth")
+        torch.save(tiny.module.state_dict() | {"head.bias": torch.tensor([0.3 + index / 100, 0.0, 0.0])}, files[-1])
+    options = {"arch": tiny.arch, "input_shape": tiny.input_shape, "detectors": [slow.StackDetector()], "stack": 3}
+    stages: list[str] = []
+    far = list(scan_many(files, tiny.data, timeout=120, progress=stages.append, **options))
+    asked = (tiny.folder / "asked").read_text().splitlines()
+    assert asked == ["0.3 0.31 0.32", "0.33 0.34"]
+    assert [one.detectors[0].details["stack"] for one in far] == [3, 3, 3, 2, 2]
+    assert "x.stack on 3 models" in stages and stages.count("loading") == 5
+    near = list(scan_many(files, tiny.data, **options))
+    assert [one.detectors[0].score for one in near] == [one.detectors[0].score for one in far]

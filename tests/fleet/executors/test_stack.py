@@ -12,19 +12,19 @@ import msgspec
 import pytest
 import torch
 
-from bdprune.data.clean import CleanData
+from bdprune.analysis import Analysis, Case
 from bdprune.detectors.lipschitz import LipschitzDetector
 from bdprune.detectors.unlearning import UnlearningDetector
 from bdprune.errors import BdpruneError, OptionError, TrainingError
 from bdprune.fleet.executors import stack as stacks
+from bdprune.fleet.executors.stack import StackOptions
 from bdprune.fleet.scans import scan, scan_many
 from bdprune.loops.unlearning import UnlearnSettings
-from bdprune.methods.base import Evidence, StackDetector
+from bdprune.methods import Detector, Steps
 from bdprune.model.handle import Model
-from bdprune.record.result import Result
-from bdprune.runtime import paths
+from bdprune.ops import Choice
+from bdprune.record import Evidence, Needs, Result
 from bdprune.runtime.memory import footprint, weight_bytes
-from bdprune.verdict.judgement import LEADER
 
 from ...helpers import siblings
 
@@ -33,54 +33,73 @@ from ...helpers import siblings
 def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Trials are kept where no other test and no user's cache is."""
     monkeypatch.setenv("BDPRUNE_CACHE", str(tmp_path / "cache"))
-    return tmp_path / "cache" / "paths.json"
+    return tmp_path / "cache" / "tuned.json"
 
 
-@dataclass
-class Together:
-    """Scores a model by its first bias; notes who was asked for what. ``batch_size`` images would be a step."""
+LEADER = "x.leader"
+NEEDS_NONE = Needs(images="none", minimum=0)
+BLOWN = TrainingError("It blew up.", "Do not.")
+
+
+@dataclass(eq=False)
+class Bias(Analysis[float]):
+    """The first bias of a model; notes who was asked for what."""
+
+    detector: Together
+
+    def compute(self, case: Case) -> float:
+        self.detector.asked.append([score := bias_of(case.model)])
+        if score == self.detector.spoiled:
+            raise BLOWN
+        return score
+
+    def compute_stack(self, cases: Sequence[Case]) -> list[float | BdpruneError]:
+        self.detector.asked.append([bias_of(case.model) for case in cases])
+        if self.detector.raises:
+            raise self.detector.raises
+        found = [BLOWN if score == self.detector.spoiled else score for score in self.detector.asked[-1]]
+        return found[1:] if self.detector.short else found
+
+
+@dataclass(eq=False)
+class Together(Detector):
+    """Scores a model by its first bias; notes who was asked for what. ``images`` of them would be a step."""
 
     asked: list[list[float]] = field(default_factory=list)
     raises: Exception | None = None
     spoiled: float | None = None
     short: bool = False
-    batch_size: int = 0
+    images: int = 0
 
     id = LEADER
-    needs_data = True
+    title = "the first bias"
+    decisive = True
 
-    def __call__(self, model: Model, data: CleanData | None) -> Evidence:
-        self.asked.append([score := bias_of(model)])
-        if score == self.spoiled:
-            raise TrainingError("It blew up.", "Do not.")
-        return Evidence(self.id, score, 0.5, score > 0.5, 1, details={"score": score})
+    def __post_init__(self) -> None:
+        self.bias = Bias(self)
 
-    def together(self, models: Sequence[Model], data: CleanData | None) -> list[Evidence | BdpruneError]:
-        self.asked.append([bias_of(model) for model in models])
-        if self.raises:
-            raise self.raises
-        found: list[Evidence | BdpruneError] = []
-        for score in self.asked[-1]:
-            spoiled = score == self.spoiled
-            found.append(TrainingError("It blew up.", "Do not.") if spoiled else self._evidence(score))
-        return found[1:] if self.short else found
+    @property
+    def batch_size(self) -> int:
+        return self.images
 
-    def _evidence(self, score: float) -> Evidence:
-        return Evidence(self.id, score, 0.5, score > 0.5, 1, details={"score": score})
+    def steps(self, case: Case) -> Steps:
+        score = yield self.bias
+        return self.evidence(score, 0.5, target_label=1, details={"score": score}, params={})
 
 
 @dataclass
-class Alone:
+class Alone(Detector):
     """A plug-in that knows nothing of stacks; it breaks down on one model in a way that nobody expected."""
 
     spoiled: float | None = None
     id = "x.alone"
-    needs_data = False
+    title = "nothing"
+    needs = NEEDS_NONE
 
-    def __call__(self, model: Model, data: CleanData | None) -> Evidence:
-        if bias_of(model) == self.spoiled:
+    def __call__(self, case: Case) -> Evidence:
+        if bias_of(case.model) == self.spoiled:
             raise ZeroDivisionError("division by zero")
-        return Evidence(self.id, 0.1, 0.5, False)
+        return self.evidence(0.1, 0.5)
 
 
 def bias_of(model: Model) -> float:
@@ -171,7 +190,7 @@ def test_an_error_of_one_model_is_the_evidence_of_that_model(tiny: Any) -> None:
     detector = Together(spoiled=0.2)
     results = many(tiny, tiny_models(tiny, 0.1, 0.2, 0.6), [detector])
     assert [one.verdict for one in results] == ["clean", "inconclusive", "backdoored"]
-    assert results[1].detectors[0].details["error"] == "It blew up. Do not."
+    assert results[1].detectors[0].error == "It blew up. Do not."
     assert len(detector.asked) == 1
 
 
@@ -191,7 +210,7 @@ def test_a_bug_that_one_model_hits_is_the_result_of_this_model(tiny: Any) -> Non
     results = many(tiny, tiny_models(tiny, 0.1, 0.2, 0.6), [Together(), Alone(spoiled=0.2)])
     assert [one.verdict for one in results] == ["clean", "error", "backdoored"]
     assert results[1].error and "division by zero" in results[1].error.message
-    assert [one.id for one in results[0].detectors] == [LEADER, "x.alone"]
+    assert [one.detector for one in results[0].detectors] == [LEADER, "x.alone"]
 
 
 def test_layers_that_do_not_add_up_to_the_network_are_scanned_one_by_one(tiny: Any) -> None:
@@ -205,7 +224,7 @@ def test_layers_that_do_not_add_up_to_the_network_are_scanned_one_by_one(tiny: A
         network.load_state_dict(tiny.module.state_dict())
         network.loud = loud
         models.append(Model(network, "louder", 3, tiny.input_shape))
-    detector = Together(batch_size=20)
+    detector = Together(images=20)
     many(tiny, models, [detector], arch=None, input_shape=None)
     assert detector.asked == [[0.0], [0.0]]
 
@@ -232,18 +251,18 @@ def test_whoever_waits_too_long_is_scanned_in_a_stack_that_is_not_full(
 
 
 def test_memory_bounds_what_runs_and_what_waits(tiny: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    detector = Together(batch_size=30)
+    detector = Together(images=30)
     files = tiny_models(tiny, 0.1, 0.2, 0.3, 0.4)
     two = 2 * 2 * footprint(load(tiny, files[0]), 30)
-    many(tiny, files, [detector], stack=9, stack_memory=two)
+    many(tiny, files, [detector], stack=StackOptions(9, two))
     assert detector.asked == [[0.1, 0.2], [0.3, 0.4]]
     detector.asked.clear()
-    many(tiny, files, [detector], stack=9, stack_memory=1)
+    many(tiny, files, [detector], stack=StackOptions(9, 1))
     assert detector.asked == [[0.1], [0.2], [0.3], [0.4]]
     detector.asked.clear()
     monkeypatch.setattr(stacks, "footprint", lambda model, batch: 1)
     room = 2 * int(2.5 * weight_bytes(load(tiny, files[0])))
-    many(tiny, files, [detector], stack=9, stack_memory=room)
+    many(tiny, files, [detector], stack=StackOptions(9, room))
     assert detector.asked == [[0.1, 0.2, 0.3], [0.4]]
 
 
@@ -255,18 +274,18 @@ def test_a_footprint_grows_with_the_batch_and_covers_what_a_step_keeps(bright: A
     assert large - small >= 10 * 4 * 12 * 64 * 4
 
 
-@pytest.mark.parametrize(("path", "asked"), [("stack", [[0.1, 0.2]]), ("loop", [[0.1], [0.2]])])
+@pytest.mark.parametrize(("winner", "asked"), [("stack", [[0.1, 0.2]]), ("loop", [[0.1], [0.2]])])
 def test_auto_goes_by_a_trial_and_waits_for_nothing_where_the_loop_wins(
-    tiny: Any, monkeypatch: pytest.MonkeyPatch, path: paths.Way, asked: list[list[float]]
+    tiny: Any, monkeypatch: pytest.MonkeyPatch, winner: str, asked: list[list[float]]
 ) -> None:
     tried: list[tuple[int, int]] = []
 
-    def choose(models: Sequence[Model], images: torch.Tensor) -> paths.PathChoice:
+    def choose(models: Sequence[Model], images: torch.Tensor) -> Choice:
         tried.append((len(models), len(images)))
-        return paths.PathChoice(path, "cpu", "forced")
+        return Choice("stack", winner, "cpu", "forced")
 
-    monkeypatch.setattr(stacks, "choose", choose)
-    detector = Together(batch_size=20)
+    monkeypatch.setattr(stacks, "stack_or_loop", choose)
+    detector = Together(images=20)
     seen: list[float | None] = []
     files = tiny_models(tiny, 0.1, 0.2)
 
@@ -278,8 +297,8 @@ def test_auto_goes_by_a_trial_and_waits_for_nothing_where_the_loop_wins(
     stream = scan_many(taken(), tiny.data, detectors=[detector], arch=tiny.arch, input_shape=tiny.input_shape)
     assert [one.detectors[0].score for one in stream] == [0.1, 0.2]
     assert detector.asked == asked
-    assert tried == ([(2, 20), (2, 20)] if path == "stack" else [(2, 20)])
-    assert seen == ([None, None] if path == "stack" else [0.1, 0.2]), "where the loop wins nothing is read ahead"
+    assert tried == ([(2, 20), (2, 20)] if winner == "stack" else [(2, 20)])
+    assert seen == ([None, None] if winner == "stack" else [0.1, 0.2]), "where the loop wins nothing is read ahead"
 
 
 def test_auto_without_steps_to_try_takes_one_after_another_on_a_cpu(tiny: Any) -> None:
@@ -301,8 +320,7 @@ def test_progress_tells_what_is_done_together(tiny: Any) -> None:
         ({"stack": 0}, "stack of 0 models"),
         ({"stack": "many"}, "stack of many models"),
         ({"stack": -1}, "stack of -1"),
-        ({"stack_memory": 0}, "in 0 bytes"),
-        ({"stack": 2, "timeout": 10}, "a process for every model"),
+        ({"stack": 2, "timeout": 0}, "timeout of 0 seconds"),
     ],
 )
 def test_stacks_that_cannot_be_are_refused_before_anything_is_read(
@@ -312,6 +330,11 @@ def test_stacks_that_cannot_be_are_refused_before_anything_is_read(
         scan_many([tiny.path], tiny.data, **options)
 
 
+def test_stacks_in_no_memory_are_refused() -> None:
+    with pytest.raises(OptionError, match="in 0 bytes"):
+        StackOptions(memory=0)
+
+
 def test_real_detectors_see_in_a_stack_what_they_see_alone(
     bright: Any, device: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -319,7 +342,7 @@ def test_real_detectors_see_in_a_stack_what_they_see_alone(
     monkeypatch.setattr(torch.backends.cudnn, "deterministic", True)
     unlearning = UnlearnSettings(lr=0.02, batch_size=50, max_epochs=6, padding=1, min_steps=6)
     detectors = [UnlearningDetector(unlearning, seed=3), LipschitzDetector()]
-    assert all(isinstance(one, StackDetector) for one in detectors)
+    assert all(one.takes_stacks() for one in detectors)
     models = siblings(bright.model, 4, scale=0.02)
     together = list(scan_many(models, bright.data, detectors=detectors, stack=4, seed=3, device=device))
     again = list(scan_many(models, bright.data, detectors=detectors, stack=4, seed=3, device=device))

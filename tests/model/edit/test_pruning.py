@@ -98,7 +98,7 @@ def test_one_norm_over_several_convs_is_cut_at_the_offset() -> None:
 def test_wrong_requests(small_model: Model, filters: Any, mode: Any, message: str) -> None:
     with pytest.raises(OptionError, match=message) as caught:
         prune(small_model, filters, mode)
-    assert caught.value.mend
+    assert caught.value.hint
 
 
 @pytest.mark.parametrize("mode", MODES)

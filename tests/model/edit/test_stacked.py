@@ -80,7 +80,7 @@ def test_models_are_left_alone_and_come_back_as_they_were() -> None:
 
 
 @pytest.mark.parametrize("training", [False, True], ids=["eval", "train"])
-def test_norms_together_are_norms_in_turn(training: bool) -> None:
+def test_joint_norms_are_norms_in_turn(training: bool) -> None:
     norms = [module for seed in range(3) for module in network(seed) if isinstance(module, nn.BatchNorm2d)]
     stacked = [
         module
@@ -91,7 +91,7 @@ def test_norms_together_are_norms_in_turn(training: bool) -> None:
     x = torch.randn(6, 6, 4, 5, generator=torch.Generator().manual_seed(0))
     for layout in (torch.contiguous_format, torch.channels_last):
         batch = x.contiguous(memory_format=layout)
-        torch.testing.assert_close(norm._together(batch), twin._in_turn(batch))
+        torch.testing.assert_close(norm._jointly(batch), twin._in_turn(batch))
         torch.testing.assert_close(norm.running_var, twin.running_var)
     expected = norms[1].train(training)(x[2:4])
     fresh = StackedNetwork(models()).train(training).network.get_submodule("1")

@@ -1,0 +1,154 @@
+"""Writers turn documents into a report: one for each module of ``writers``, and those that plug in by entry points."""
+
+from __future__ import annotations
+
+import inspect
+import logging
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cache
+from importlib.metadata import EntryPoint
+from pathlib import Path
+from typing import ClassVar
+
+from bdprune.errors import OptionError, first_line
+from bdprune.record import KINDS, CoverageResult, Document
+from bdprune.registry import load, places
+
+Documents = Sequence[Document | CoverageResult]
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Style:
+    """How to write: ``as_array`` where there could have been several documents, even if there is one or none;
+    ``colour`` for a terminal that shows colours.
+    """
+
+    as_array: bool = False
+    colour: bool = False
+
+
+@dataclass(frozen=True)
+class Writer(ABC):
+    """Base of the writers. A subclass describes its format and gives the text of documents.
+
+    Args:
+        name: of the format: that of the writer's module, or of its entry point in the group ``bdprune.writers``.
+
+    Attributes:
+        title: what the format is for, in a few words.
+        media_type: of the text.
+        suffixes: a file with one of them is written in this format unless another is asked for.
+        kinds: the kinds of documents that the format can hold.
+        streams: whether the texts of single documents, one after another, are the text of all of them. Such a text is
+            written document by document to standard output, as the results come.
+    """
+
+    name: str
+
+    title: ClassVar[str]
+    media_type: ClassVar[str]
+    suffixes: ClassVar[tuple[str, ...]] = ()
+    kinds: ClassVar[tuple[str, ...]] = tuple(KINDS)
+    streams: ClassVar[bool] = False
+
+    @abstractmethod
+    def to_text(self, documents: Documents, style: Style) -> str:
+        """The text of ``documents``, which are of ``kinds``; a coverage comes last."""
+
+    def render(self, documents: Documents, style: Style | None = None) -> str:
+        """The text of ``documents``.
+
+        Raises:
+            OptionError: the format cannot hold one of them.
+        """
+        self.check(dict.fromkeys(map(kind_of, documents)))
+        return self.to_text(documents, style or Style())
+
+    def check(self, kinds: Sequence[str] | dict[str, None]) -> None:
+        """Makes sure that the format can hold documents of these kinds.
+
+        Raises:
+            OptionError: it cannot.
+        """
+        refused = [kind for kind in kinds if kind not in self.kinds]
+        if refused:
+            others = [one for one in names(*kinds) if one != self.name]
+            raise OptionError(
+                f"The format {self.name} cannot hold results of the kind {' or '.join(refused)}.",
+                f"Use another: {', '.join(others)}.",
+            )
+
+
+def kind_of(document: Document | CoverageResult) -> str:
+    """The kind of a document: ``scan``, ``purify``, ``score`` or ``coverage``."""
+    return next(name for name, record in KINDS.items() if isinstance(document, record))
+
+
+def names(*kinds: str) -> list[str]:
+    """The names of all formats that can hold documents of these kinds, ours first."""
+    return [one.name for one in _usable(kinds)]
+
+
+def writer(name: str, *kinds: str) -> Writer:
+    """The writer of a format.
+
+    Args:
+        name: of the format.
+        kinds: of the documents that it is to hold.
+
+    Raises:
+        OptionError: there is none of that name, it cannot hold such documents, or it cannot be loaded.
+    """
+    if name not in _places():
+        known = names(*kinds)
+        raise OptionError(f"There is no format {name!r}.", f"Give one of {', '.join(known)}, or {known[0]}=FILE.")
+    found = _load(name)
+    found.check(kinds)
+    return found
+
+
+def writer_of_file(path: Path, *kinds: str) -> Writer:
+    """The writer whose format has the suffix of ``path``.
+
+    Raises:
+        OptionError: there is none that can hold documents of these kinds.
+    """
+    usable = _usable(kinds)
+    for one in usable:
+        if path.suffix.lower() in one.suffixes:
+            return one
+    known = "|".join(one.name for one in usable)
+    raise OptionError(f"No format is known by the name {str(path)!r}.", f"Give --format {known} for each file.")
+
+
+def _usable(kinds: Sequence[str]) -> list[Writer]:
+    """The writers that can hold documents of these kinds; a plug-in that fails is left out."""
+    found = []
+    for name in _places():
+        try:
+            found.append(_load(name))
+        except OptionError as error:
+            log.warning("%s", error.message)
+    return [one for one in found if set(kinds) <= set(one.kinds)]
+
+
+def _load(name: str) -> Writer:
+    try:
+        found = load(_places()[name], lambda one: issubclass(one, Writer))
+        if not (inspect.isclass(found) and issubclass(found, Writer)):
+            raise TypeError(f"{found!r} is no subclass of bdprune.report.Writer.")
+        return found(name)
+    except Exception as error:  # a package of somebody else may fail in any way
+        raise OptionError(
+            f"The format {name!r} cannot be loaded: {first_line(error)}", "Repair or remove the package that brings it."
+        ) from error
+
+
+@cache
+def _places() -> dict[str, EntryPoint | str]:
+    """Where every writer is found. Installed packages are looked through once a process."""
+    return places("bdprune.report.writers", "bdprune.writers")

@@ -1,0 +1,93 @@
+"""HTML: one file that stands alone. No script, no outside file; everything from a model or a path is escaped."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from markupsafe import Markup, escape
+
+from bdprune.record import CoverageResult, Document, Result
+from bdprune.report import summary
+from bdprune.report.base import Documents, Style, Writer, kind_of
+
+if TYPE_CHECKING:
+    import jinja2
+
+
+class HtmlWriter(Writer):
+    """One page for all results, in their order."""
+
+    title = "a page with charts"
+    media_type = "text/html"
+    suffixes = (".html", ".htm")
+
+    def to_text(self, documents: Documents, style: Style) -> str:
+        return html_page(documents)
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table to put on top of a page: its caption, the names of its columns, its rows, and a note below."""
+
+    caption: str
+    columns: Sequence[str]
+    rows: Sequence[Sequence[str]]
+    note: str = ""
+
+
+def html_page(documents: Documents, title: str = "", top: Table | None = None) -> str:
+    """The page for these results, in their order; several scans get a table on top that leads to each.
+
+    Args:
+        documents: scans, repairs and scores, mixed as they like, and what became of the files that have no result.
+        title: of the page; by default what was scanned.
+        top: what comes before everything else.
+    """
+    results = [one for one in documents if isinstance(one, Document)]
+    scans = [(index, one) for index, one in enumerate(results, 1) if isinstance(one, Result)]
+    scans.sort(key=lambda pair: summary.rank(pair[1]))
+    tally = summary.tally([one for _, one in scans])
+    page = _environment().get_template("report.html.j2")
+    text = page.render(
+        top=top,
+        title=title or (results[0].name if len(results) == 1 else tally),
+        documents=list(enumerate(results, 1)),
+        scans=scans,
+        tally=tally,
+        coverages=[one for one in documents if isinstance(one, CoverageResult)],
+        first=results[0] if results else None,
+    )
+    return text.encode(errors="replace").decode()  # a file name need not be UTF-8
+
+
+def _environment() -> jinja2.Environment:
+    import jinja2  # a page needs it, and the help of a command does not
+
+    from bdprune.report import charts, svg
+
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("bdprune.report"),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    words = (summary.percent, summary.number, summary.seconds, summary.size)
+    environment.filters |= {word.__name__: word for word in words}
+    environment.filters |= {"prose": _prose, "short_json": _short_json, "kind": kind_of}
+    environment.globals |= {"summary": summary, "charts": charts, "svg": svg}
+    return environment
+
+
+def _prose(text: str) -> Markup:
+    """Escaped text in which `commands` are set as code."""
+    return Markup(re.sub(r"`([^`]+)`", r"<code>\1</code>", str(escape(text))))
+
+
+def _short_json(value: Any, limit: int = 400) -> str:
+    text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+    return text if len(text) <= limit else f"{text[:limit]} …"

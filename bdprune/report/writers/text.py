@@ -1,0 +1,188 @@
+"""Text: compact and aligned, for terminals and logs."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable, Sequence
+
+from bdprune.record import Attachment, CoverageResult, Document, Evidence, PurifyResult, Result, ScoreResult, some
+from bdprune.report import summary
+from bdprune.report.base import Documents, Style, Writer
+
+_COLOURS = {"clean": "32", "suspicious": "33", "backdoored": "1;31", "inconclusive": "35", "error": "31"}
+_MOST_NAMED = 5
+_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069]")
+
+Rows = list[tuple[str, object]]
+
+
+class TextWriter(Writer):
+    """Every result as a block, then, of several scans, a table of all; a clean one of several has no block."""
+
+    title = "text for people"
+    media_type = "text/plain"
+    suffixes = (".txt", ".log")
+
+    def to_text(self, documents: Documents, style: Style) -> str:
+        blocks, coverages, scans = [], [], [one for one in documents if isinstance(one, Result)]
+        several = len(scans) > 1
+        for one in documents:
+            if isinstance(one, CoverageResult):
+                coverages.append(_coverage(one))
+            elif not (several and isinstance(one, Result) and one.verdict == "clean"):
+                blocks.append(_BLOCKS[type(one)](one, style.colour))
+        if several:
+            blocks.append(_fleet(scans, style.colour))
+        elif not blocks:
+            blocks.append([summary.tally([])])
+        return "\n".join("".join(f"{line}\n" for line in block) for block in [*blocks, *coverages])
+
+
+def plain(text: object) -> str:
+    """Text from a file or a path without what could rewrite a terminal, or could not be printed at all."""
+    return _CONTROL.sub("�", str(text)).encode(errors="replace").decode()
+
+
+def table(rows: Sequence[Iterable[object]], sides: str) -> list[str]:
+    """Aligned lines of plain text; ``sides`` has ``l`` or ``r`` for each column."""
+    cells = [[plain(cell) for cell in row] for row in rows]
+    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+    signs = ["<" if side == "l" else ">" for side in sides]
+    lines = ([f"{c:{sign}{width}}" for c, sign, width in zip(row, signs, widths, strict=True)] for row in cells)
+    return [f"  {'  '.join(line)}".rstrip() for line in lines]
+
+
+def _scan(result: Result, colour: bool) -> list[str]:
+    """One model: verdict first, then evidence and findings."""
+    title = _title(result.verdict.upper(), _COLOURS[result.verdict], result, colour)
+    lines = [title, f"  {plain(summary.headline(result))}"]
+    if result.error:
+        return lines + ([f"  {plain(result.error.hint)}"] if result.error.hint else [])
+    rows: Rows = [("risk", summary.number(result.risk)), ("target", summary.label(result)), *_model_and_data(result)]
+    if result.not_run:
+        rows.append(("not run", ", ".join(result.not_run)))
+    rows += [(name, some(names)) for name, names in summary.other_weights(result.coverage) if names]
+    lines += table([*rows, _time(result)], "ll")
+    if result.detectors:
+        lines += ["", *_evidence(result.detectors)]
+    said = " ".join(one.message for one in result.findings)
+    for one in result.detectors:
+        notes = [(kind, note) for kind, note in summary.notes(one) if note not in said]
+        lines += [
+            f"  {plain(f'{one.detector}, {kind}: {note}')}" for kind, note in [*notes, *_attached(one.attachments)]
+        ]
+    findings = [f"  {one.rule_id} {one.severity}: {plain(one.message)}" for one in result.findings]
+    return [*lines, "", *findings] if findings else lines
+
+
+def _evidence(detectors: Sequence[Evidence]) -> list[str]:
+    """One line for each detector, with a p-value where any gives one."""
+    header = ("detector", "score", "threshold", "", "label", "p", "time")
+    rows = [
+        (
+            one.detector,
+            summary.number(one.score),
+            summary.number(one.threshold),
+            summary.says(one),
+            "" if one.target_label is None else one.target_label,
+            summary.number(one.p_value),
+            summary.seconds(one.seconds),
+        )
+        for one in detectors
+    ]
+    if all(one.p_value is None for one in detectors):
+        return table([row[:5] + row[6:] for row in (header, *rows)], "lrrllr")
+    return table([header, *rows], "lrrllrr")
+
+
+def _fleet(results: Sequence[Result], colour: bool) -> list[str]:
+    """Many models: one line each and a tally, the worst first."""
+    ranked = sorted(results, key=summary.rank)
+    rows = [(one.verdict, summary.number(one.risk), summary.label(one), one.name) for one in ranked]
+    head, *body = table([("verdict", "risk", "target", "model"), *rows], "lrll")
+    painted = [
+        line.replace(one.verdict, _paint(one.verdict, _COLOURS[one.verdict], colour), 1)
+        for line, one in zip(body, ranked, strict=True)
+    ]
+    return [head, *painted, "", f"  {summary.tally(results)}"]
+
+
+def _coverage(coverage: CoverageResult) -> list[str]:
+    """The files that have no result, by reason: those that may hold weights by name, of others the first few."""
+    lines = [f"  Passed over: {coverage.files - coverage.scanned} of {coverage.files} files"]
+    for one in coverage.passed_over:
+        caution = "MAY HOLD WEIGHTS: " if one.may_hold_weights else ""
+        lines.append(f"    {caution}{plain(one.reason)}: {plain(summary.listed(one, _MOST_NAMED))}")
+    return lines
+
+
+def _repair(result: PurifyResult, colour: bool) -> list[str]:
+    """What a repair did: what it changed, how that was chosen, and what it cost."""
+    outcome, file = summary.outcome(result), result.output
+    rows: Rows = [
+        ("method", result.method),
+        ("change", summary.change(result)),
+        ("chosen by", result.selection),
+        ("clean accuracy", f"{summary.percent(result.accuracy_before)} → {summary.percent(result.accuracy_after)}"),
+        ("threshold", None if result.threshold is None else summary.number(result.threshold)),
+        ("target", None if result.target_label is None else f"label {result.target_label}"),
+        *[("left", one) for one in result.left],
+        *_model_and_data(result),
+        _time(result),
+        ("of which", ", ".join(summary.phases(result)) or None),
+        *_attached(result.attachments),
+        ("written to", f"{file.path} ({summary.size(file.bytes)})" if file else "not written"),
+    ]
+    colour_code = _COLOURS["clean" if outcome == "repaired" else "suspicious"]
+    lines = table([row for row in rows if row[1] is not None], "ll")
+    return [_title(outcome.upper(), colour_code, result, colour), *lines]
+
+
+def _scores(result: ScoreResult, colour: bool) -> list[str]:
+    """Scores: the layers in the order of the network, then the worst filters."""
+    layers = [
+        (one.layer, one.filters, *map(summary.number, (one.mean, one.std, one.max, one.max_z))) for one in result.layers
+    ]
+    worst = [(f"{one.layer}[{one.filter}]", summary.number(one.score), summary.number(one.z)) for one in result.top]
+    return [
+        _title(f"{result.method} scores", "1", result, colour),
+        *table([("layer", "filters", "mean", "std", "max", "max z"), *layers], "lrrrrr"),
+        "",
+        *table([("filter", "score", "z"), *worst], "lrr"),
+    ]
+
+
+_BLOCKS: dict[type, Callable[..., list[str]]] = {Result: _scan, PurifyResult: _repair, ScoreResult: _scores}
+
+
+def _model_and_data(result: Document) -> Rows:
+    rows: Rows = []
+    model, data = result.model, result.data
+    if model is not None:
+        shape = "x".join(map(str, model.input_shape))
+        size = f"{model.parameters:,} parameters, {model.num_classes} classes, input {shape}"
+        rows.append(("model", f"{model.arch}, {size}"))
+    if data is None:
+        return [*rows, ("data", "none")]
+    accuracy = "" if data.clean_accuracy is None else f", clean accuracy {summary.percent(data.clean_accuracy)}"
+    rows.append(("data", f"{data.count} images of {data.classes} classes from {data.source}{accuracy}"))
+    return rows + [("note", note) for note in data.notes]
+
+
+def _time(result: Document) -> tuple[str, str]:
+    return "time", f"{summary.seconds(result.seconds)} on {result.env.device}, {result.env.backend} ops"
+
+
+def _attached(attachments: Sequence[Attachment]) -> list[tuple[str, str]]:
+    return [
+        ("attached", f"{one.name}, {summary.size(one.bytes)}, SHA-256 {one.sha256[:12]}, {one.file or 'in no file'}")
+        for one in attachments
+    ]
+
+
+def _title(text: str, code: str, result: Document, colour: bool) -> str:
+    return f"{_paint(plain(text), code, colour)}  {plain(result.name)}"
+
+
+def _paint(text: str, code: str, colour: bool) -> str:
+    return f"\x1b[{code}m{text}\x1b[0m" if colour else text

@@ -1,0 +1,67 @@
+"""Executors number the models of a run, whatever runs them and however they are nested."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from bdprune.errors import OptionError
+from bdprune.fleet.executors.inline import Executor, InlineExecutor
+from bdprune.fleet.executors.process import LONGEST_TIMEOUT, ProcessExecutor
+from bdprune.fleet.executors.stack import StackExecutor, StackOptions
+from bdprune.pipeline import CleanSource, Job, Options
+from bdprune.registry import chosen_detectors
+
+EXECUTORS: dict[str, Executor] = {
+    "inline": InlineExecutor(),
+    "stack": StackExecutor(StackOptions(3)),
+    "process": ProcessExecutor(InlineExecutor(), 200),
+    "stack in a process": ProcessExecutor(StackExecutor(StackOptions(3)), 200),
+}
+
+
+@pytest.fixture
+def job(tiny: Any) -> Job:
+    options = Options(arch=tiny.arch, input_shape=tiny.input_shape)
+    return Job(CleanSource(tiny.data, options), chosen_detectors("lipschitz", {}), options)
+
+
+@pytest.mark.parametrize("name", EXECUTORS)
+def test_every_outcome_has_the_number_of_its_model(tiny: Any, job: Job, name: str) -> None:
+    """A file with two sets of weights has two outcomes, one that is no model has one, and the order is that given."""
+    state, two, bad = tiny.module.state_dict(), tiny.folder / "two.pth", tiny.folder / "bad.pth"
+    torch.save({"model": state, "ema": state | {"head.bias": torch.ones(3)}}, two)
+    bad.write_bytes(b"nonsense")
+    outcomes = list(EXECUTORS[name].run([tiny.path, two, bad, tiny.path], job, lambda stage: None))
+    assert [number for number, _ in outcomes] == [0, 1, 1, 2, 3]
+    assert [Path(one.result.name.partition("#")[0]).name for _, one in outcomes] == [
+        "tiny.pth",
+        "two.pth",
+        "two.pth",
+        "bad.pth",
+        "tiny.pth",
+    ]
+    assert [one.result.error is None for _, one in outcomes] == [True, True, True, False, True]
+    assert all(
+        one.attachments.keys() == {a.sha256 for e in one.result.detectors for a in e.attachments} for _, one in outcomes
+    )
+
+
+def test_no_models_are_no_outcomes(job: Job) -> None:
+    for executor in (EXECUTORS["inline"], EXECUTORS["stack"], EXECUTORS["process"]):
+        assert list(executor.run([], job, lambda stage: None)) == []
+
+
+def test_how_far_one_reads_ahead(job: Job) -> None:
+    assert [executor.ahead(job) for executor in EXECUTORS.values()] == [1, 3, 1, 3]
+    auto = StackExecutor(StackOptions())
+    assert auto.ahead(job) == 1, "on a CPU the loop nearly always wins"
+
+
+@pytest.mark.parametrize("timeout", [0, -1.0, float("nan"), float("inf"), LONGEST_TIMEOUT + 1])
+def test_a_limit_that_cannot_be_kept_is_refused(timeout: float) -> None:
+    with pytest.raises(OptionError, match="cannot be kept"):
+        ProcessExecutor(InlineExecutor(), timeout)

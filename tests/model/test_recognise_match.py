@@ -1,0 +1,127 @@
+"""Networks among the names of a state dict: prefixes, bystanders, several networks, pruned weights."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from bdprune.model.architectures import build
+from bdprune.model.loading import load, load_all
+from bdprune.model.recognise import KnownMatcher, find_networks, merged_masks, prefixes_of, shapes_of
+
+Shapes = dict[str, tuple[int, ...]]
+NETWORK = shapes_of(build("ibau_cnn", 4, width=2, input_size=8).state_dict())
+
+
+def under(prefix: str, shapes: Mapping[str, tuple[int, ...]] = NETWORK) -> Shapes:
+    return {prefix + name: shape for name, shape in shapes.items()}
+
+
+def found_in(shapes: Shapes) -> tuple[list[str], list[str]]:
+    found, left = find_networks(shapes, KnownMatcher())
+    return [one.prefix for one in found], left
+
+
+@settings(max_examples=50, deadline=None)
+@given(parts=st.lists(st.text("abc_x1", min_size=1, max_size=5), max_size=5))
+def test_any_prefix_is_found(parts: list[str]) -> None:
+    prefix = "".join(f"{part}." for part in parts)
+    assert found_in(under(prefix)) == ([prefix], [])
+
+
+def test_several_networks_and_what_is_left() -> None:
+    shapes = under("student.") | under("teacher.module.") | {"loss.weight": (4,), "queue": (8, 128)}
+    assert found_in(shapes) == (["student.", "teacher.module."], ["loss.weight", "queue"])
+
+
+def test_a_network_beside_its_own_average() -> None:
+    assert found_in(under("") | under("ema_model.")) == (["ema_model.", ""], [])
+
+
+def test_names_beside_the_modules_are_overlooked_and_names_inside_are_not() -> None:
+    assert found_in(NETWORK | {"criterion.weight": (4,)}) == ([""], ["criterion.weight"])
+    assert found_in(NETWORK | {"features.3.attention.weight": (2, 2)})[0] == []
+
+
+def test_nothing_is_found_in_something_else() -> None:
+    assert found_in({"a.weight": (3, 4), "b.weight": (4, 5)}) == ([], ["a.weight", "b.weight"])
+    assert found_in({}) == ([], [])
+
+
+def test_prefixes_are_shortest_first_and_need_two_weights() -> None:
+    assert prefixes_of({"a.b.c.weight": (1, 1), "a.b.d.weight": (1, 1), "a.x.bias": (1,)}) == ["", "a.", "a.b."]
+
+
+def test_weights_and_masks_are_one() -> None:
+    keys = ["c.weight_orig", "c.weight_mask", "d.weight_orig", "e.weight_mask", "f.bias"]
+    assert merged_masks(keys) == {"c.weight": "c.weight_orig"}
+
+
+@pytest.mark.parametrize("extra", [{"projector.weight": torch.ones(3, 2)}, {"aux.kernel": torch.ones(1, 1, 3, 3)}])
+def test_weights_that_belong_to_no_network_are_named(tmp_path: Path, extra: dict[str, torch.Tensor]) -> None:
+    state = build("ibau_cnn", 4, width=2, input_size=8).state_dict()
+    torch.save({**{f"net.{name}": value for name, value in state.items()}, **extra}, tmp_path / "m.pth")
+    artifact = load(tmp_path / "m.pth").artifact
+    assert artifact and artifact.unscanned == tuple(extra) and artifact.kept == ()
+
+
+def test_a_set_that_fits_nothing_is_named_beside_one_that_fits(tmp_path: Path) -> None:
+    state = build("ibau_cnn", 4, width=2, input_size=8).state_dict()
+    strange = {"a.weight": torch.ones(3, 4), "b.weight": torch.ones(4, 5)}
+    torch.save({"netC": state, "netG": strange}, tmp_path / "m.pth")
+    loaded = load_all(tmp_path / "m.pth")
+    assert [one.name for one in loaded.unloaded] == ["netG"] and len(loaded.models) == 1
+    artifact = loaded.models[0].artifact
+    assert artifact and artifact.sets == ("netC", "netG") and artifact.left_out[0].startswith("netG: ")
+    assert load(tmp_path / "m.pth", state_key="netC").num_classes == 4
+
+
+def test_a_key_chooses_and_a_wrong_one_says_which_there_are(tmp_path: Path) -> None:
+    from bdprune.errors import ArchitectureError, ArtifactError
+
+    state = build("ibau_cnn", 4, width=2, input_size=8).state_dict()
+    other = build("ibau_cnn", 3, width=2, input_size=8).state_dict()
+    torch.save({"model": state, "ema": other, "netG": {"a.weight": torch.ones(2, 2)}}, tmp_path / "m.pth")
+    assert load(tmp_path / "m.pth").num_classes == 4
+    assert load(tmp_path / "m.pth", state_key="ema").num_classes == 3
+    chosen = load(tmp_path / "m.pth", state_key="ema").artifact
+    assert chosen and chosen.left_out == ("model: not chosen", "netG: not chosen")
+    with pytest.raises(ArtifactError, match=r"no set of weights 'swa'; it holds 'model', 'ema', 'netG'") as caught:
+        load(tmp_path / "m.pth", state_key="swa")
+    assert "--state-key" in caught.value.hint
+    with pytest.raises(ArchitectureError, match="nothing in common"):
+        load(tmp_path / "m.pth", state_key="netG")
+
+
+def test_parts_that_wrappers_put_into_the_middle_of_names_are_overlooked() -> None:
+    shapes = {name.replace("features.3.", "features.3._checkpoint_wrapped_module."): s for name, s in NETWORK.items()}
+    shapes = {name.replace("features.0.", "features.0._fsdp_wrapped_module."): s for name, s in shapes.items()}
+    (found,), left = find_networks(shapes, KnownMatcher())
+    assert left == [] and set(found.keys) == set(NETWORK) and set(found.keys.values()) == set(shapes)
+
+
+def test_normalisations_and_losses_beside_a_network_hold_no_weights(tmp_path: Path) -> None:
+    state = build("ibau_cnn", 4, width=2, input_size=8).state_dict()
+    beside = {"0.mean": torch.ones(1, 3, 1, 1), "0.std": torch.ones(1, 3, 1, 1), "loss.pos_weight": torch.ones(1, 4)}
+    torch.save({**beside, **{f"1.{name}": value for name, value in state.items()}}, tmp_path / "m.pth")
+    artifact = load(tmp_path / "m.pth").artifact
+    assert artifact and artifact.unscanned == () and artifact.kept == tuple(beside)
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        [f"p{number % 3000}.a{number}.weight" for number in range(40_000)],
+        [".".join(["x"] * (number % 200)) + f".n{number}.weight" for number in range(10_000)],
+    ],
+)
+def test_many_odd_names_are_refused_in_seconds(names: list[str]) -> None:
+    start = time.process_time()
+    assert found_in(dict.fromkeys(names, (2, 2)))[0] == []
+    assert time.process_time() - start < 5

@@ -1,0 +1,160 @@
+"""A repair that goes on from a scan: it unlearns once, and refuses another model or other images."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import numpy as np
+import pytest
+import torch
+
+import bdprune
+from bdprune.analysis import MEMO, SCAN_UNLEARNING
+from bdprune.detectors.unlearning import UnlearningDetector
+from bdprune.errors import DataError
+from bdprune.model import build
+from bdprune.record import Result
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with ``model.pth``, a narrow ResNet that tells red, green and blue, another one, and clean images."""
+    from bdprune.loops import Schedule, fit
+
+    folder = tmp_path_factory.mktemp("start_from")
+    labels = torch.arange(120) % 3
+    noise = torch.rand(120, 3, 16, 16, generator=torch.Generator().manual_seed(0)) / 2
+    noise[torch.arange(120), labels] += 0.4
+    images = (noise * 255).to(torch.uint8)
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        network = build("resnet18_cifar", 3, width=4)
+    fit(network, images, labels, Schedule(epochs=8, batch_size=30, peak_lr=0.05, padding=0, bf16=False), seed=0)
+    torch.save(network.state_dict(), folder / "model.pth")
+    torch.save({"model": network.state_dict(), "epoch": 1}, folder / "same.pth")
+    with torch.no_grad():
+        network.linear.bias[0] += 0.001
+    torch.save(network.state_dict(), folder / "other.pth")
+    np.savez(folder / "clean.npz", images=images.permute(0, 2, 3, 1).numpy(), labels=labels.numpy())
+    return folder
+
+
+@pytest.fixture
+def unlearned(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, Any]]:
+    """Every call of the loop that unlearns: the number of images, and the settings."""
+    from bdprune.analysis import unlearned
+
+    calls: list[tuple[int, Any]] = []
+    real = unlearned.unlearn
+
+    def counted(model: Any, data: Any, settings: Any, seed: int, precision: Any) -> Any:
+        calls.append((len(data), settings))
+        return real(model, data, settings, seed, precision)
+
+    monkeypatch.setattr(unlearned, "unlearn", counted)
+    return calls
+
+
+OPTIONS: dict[str, Any] = {"input_shape": (3, 16, 16), "seed": 3}
+
+
+def scan(files: Path, **options: Any) -> Result:
+    """A scan by unlearning alone, whose verdict plays no part here."""
+    detector = UnlearningDetector(seed=OPTIONS["seed"], max_runs=1)
+    return bdprune.scan(files / "model.pth", files / "clean.npz", detectors=[detector], **(OPTIONS | options))
+
+
+def repair(files: Path, model: str = "model.pth", **options: Any) -> bdprune.Repaired:
+    settings = {"recovery": bdprune.RecoverSettings(epochs=1), "fine_tuning": None}
+    chosen = {"settings": settings} | OPTIONS | options
+    return bdprune.purify(files / model, files / "clean.npz", **chosen)
+
+
+def test_the_scan_unlearns_and_the_repair_does_not(files: Path, unlearned: list[Any]) -> None:
+    start = scan(files)
+    assert start.error is None and unlearned == [(120, SCAN_UNLEARNING)]
+    done = repair(files, start_from=start)
+    assert unlearned == [(120, SCAN_UNLEARNING)], "the repair goes on from there"
+    assert done.result.params["unlearn_on"] == "all"
+    assert done.result.phases["unlearn"] is not None and done.result.phases["unlearn"] < 1.0
+
+
+def test_the_repair_is_the_one_that_unlearns_for_itself(files: Path, unlearned: list[Any], tmp_path: Path) -> None:
+    """In another process, or after the memo was cleared, it does the same once more."""
+    start = scan(files)
+    near = repair(files, start_from=start)
+    MEMO.clear()
+    path = tmp_path / "scan.json"
+    path.write_text(start.to_json())
+    far = repair(files, start_from=path)
+    assert len(unlearned) == 2
+    assert near.repair.pruned == far.repair.pruned
+    assert all(torch.equal(near.repair.masks[name], far.repair.masks[name]) for name in near.repair.masks)
+
+
+def test_without_a_scan_it_unlearns_on_the_images_that_are_not_held_out(files: Path, unlearned: list[Any]) -> None:
+    scan(files)
+    repair(files)
+    assert [count for count, _ in unlearned] == [120, 84]
+
+
+def test_a_preset_that_is_asked_for_is_kept(files: Path, unlearned: list[Any]) -> None:
+    start = scan(files)
+    done = repair(files, start_from=start, preset="robust")
+    assert done.result.params["unlearn_on"] == "rest" and len(unlearned) == 2
+
+
+def test_other_weights_are_refused(files: Path) -> None:
+    start = scan(files)
+    with pytest.raises(DataError, match="of other weights") as caught:
+        repair(files, "other.pth", start_from=start)
+    assert str(files / "model.pth") in str(caught.value)
+    with pytest.raises(DataError, match="of other weights"):
+        repair(files, "same.pth", start_from=start)  # another file: its bytes say so
+
+
+@pytest.mark.parametrize("options", [{"per_class": 5}, {"seed": 4}, {"input_shape": (3, 8, 8)}])
+def test_other_images_are_refused(files: Path, options: dict[str, Any]) -> None:
+    start = scan(files, per_class=35)
+    with pytest.raises(DataError, match="on other clean images"):
+        repair(files, start_from=start, **{"per_class": 35, **options})
+
+
+def test_the_same_images_in_another_order_are_the_same(files: Path, unlearned: list[Any]) -> None:
+    start = scan(files)
+    clean = dict(np.load(files / "clean.npz"))
+    order = np.random.default_rng(0).permutation(len(clean["labels"]))
+    images = torch.from_numpy(clean["images"][order]).permute(0, 3, 1, 2)
+    data = bdprune.CleanData(images, torch.from_numpy(clean["labels"][order]))
+    settings = {"recovery": bdprune.RecoverSettings(epochs=1), "fine_tuning": None}
+    bdprune.purify(files / "model.pth", data, start_from=start, settings=settings, **OPTIONS)
+    assert len(unlearned) == 1
+
+
+def test_a_scan_without_images_is_refused(files: Path) -> None:
+    start = bdprune.scan(files / "model.pth", detectors=["lipschitz"], **OPTIONS)
+    with pytest.raises(DataError, match="on other clean images"):
+        repair(files, start_from=start)
+
+
+def test_what_is_no_scan_is_refused(files: Path, tmp_path: Path) -> None:
+    for content in ("{}", "[]", repair(files).result.to_json()):
+        (tmp_path / "wrong.json").write_text(content)
+        with pytest.raises(DataError, match="not a Result of schema 2"):
+            repair(files, start_from=tmp_path / "wrong.json")
+    with pytest.raises(DataError, match="Cannot read"):
+        repair(files, start_from=tmp_path / "none.json")
+
+
+def test_a_module_in_memory_has_no_file_to_compare(files: Path) -> None:
+    model = bdprune.load(files / "model.pth", **OPTIONS)
+    start = bdprune.scan(model.network, files / "clean.npz", detectors=["lipschitz"], **OPTIONS)
+    assert start.artifact is None
+    settings = {"recovery": bdprune.RecoverSettings(epochs=1), "fine_tuning": None}
+    done = bdprune.purify(model.network, files / "clean.npz", start_from=start, settings=settings, **OPTIONS)
+    assert done.result.params["unlearn_on"] == "all"
+    changed = msgspec.structs.replace(start, data=None)
+    with pytest.raises(DataError, match="on other clean images"):
+        bdprune.purify(model.network, files / "clean.npz", start_from=changed, settings=settings, **OPTIONS)

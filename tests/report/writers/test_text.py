@@ -1,0 +1,127 @@
+"""Text reports: verdict first, aligned, and safe to print."""
+
+from __future__ import annotations
+
+import msgspec
+
+from bdprune.record import ArtifactInfo, CoverageResult, Document, PurifyResult, Result, ScoreResult
+from bdprune.report import Style, plain, table, writer
+
+
+def text_of(*documents: Document | CoverageResult, colour: bool = False) -> str:
+    return writer("text").render(documents, Style(colour=colour))
+
+
+def test_scan_says_verdict_label_evidence_and_findings(backdoored: Result) -> None:
+    lines = text_of(backdoored).splitlines()
+    assert lines[0] == "BACKDOORED  models/badnets.pth"
+    assert lines[1].strip() == "This network carries a backdoor that leads to label 8 (ship)."
+    assert "  risk    0.994" in lines and "  target  label 8 (ship)" in lines
+    assert "  data    500 images of 10 classes from clean/cifar10, clean accuracy 93.4 %" in lines
+    assert "  time    12.5 s on cpu, native ops" in lines
+    row = next(line for line in lines if line.startswith("  bdprune.unlearning"))
+    assert row.split() == ["bdprune.unlearning", "0.981", "0.6", "flagged", "8", "9.2", "s"]
+    assert lines[-1].startswith("  BD101 critical: ")
+
+
+def test_columns_line_up() -> None:
+    assert table([("a", "number"), ("longer", "1")], "lr") == ["  a       number", "  longer       1"]
+
+
+def test_error_is_short(failed: Result) -> None:
+    text = text_of(failed)
+    assert text == "ERROR  models/broken.pth\n  The archive is cut off.\n  Download it again.\n"
+
+
+def test_inconclusive_says_that_there_is_no_data(inconclusive: Result) -> None:
+    text = text_of(inconclusive)
+    assert "  data    none" in text and "BD000 medium: No clean data was given." in text
+
+
+def test_fleet_puts_the_worst_first_and_counts(backdoored: Result, clean: Result, failed: Result) -> None:
+    text = text_of(clean, failed, backdoored)
+    lines = text[text.index("  verdict") :].splitlines()
+    assert [line.split()[0] for line in lines[1:4]] == ["backdoored", "error", "clean"]
+    assert lines[-1] == "  3 models: 1 backdoored, 1 error, 1 clean"
+    assert text.startswith("ERROR  models/broken.pth\n") and "\n\nBACKDOORED  models" in text
+    assert "CLEAN" not in text, "a clean one of several has no block of its own"
+
+
+def test_repairs_and_scores_next_to_several_scans_are_shown(
+    clean: Result, repaired: PurifyResult, scored: ScoreResult
+) -> None:
+    text = text_of(clean, repaired, scored, clean)
+    assert "REPAIRED  models/badnets.pth" in text and "lipschitz scores" in text and "2 models: 2 clean" in text
+
+
+def test_files_that_were_passed_over_come_last(clean: Result, coverage: CoverageResult) -> None:
+    last = text_of(clean, coverage).split("\n\n")[-1].splitlines()
+    assert last == [
+        "  Passed over: 3 of 5 files",
+        "    MAY HOLD WEIGHTS: ONNX: models/net.onnx",
+        "    text: models/a.txt, models/b.txt",
+    ]
+    assert text_of(coverage).startswith("0 models: nothing scanned\n")
+
+
+def test_colour_only_when_asked(backdoored: Result, clean: Result, repaired: PurifyResult, scored: ScoreResult) -> None:
+    for documents in ([backdoored], [backdoored, clean], [repaired], [scored]):
+        assert "\x1b" not in text_of(*documents)
+        assert "\x1b" in text_of(*documents, colour=True)
+    assert text_of(backdoored, clean, colour=True).count("\x1b[1;31m") == 2
+
+
+def test_evidence_says_what_it_adds_once(backdoored: Result, clean: Result) -> None:
+    first, second = clean.detectors
+    odd = msgspec.structs.replace(second, score=None, error="The loss is not finite.", p_value=0.04)
+    lines = text_of(msgspec.structs.replace(clean, detectors=(first, odd))).splitlines()
+    row = next(line for line in lines if line.startswith("  bdprune.lipschitz"))
+    assert row.split() == ["bdprune.lipschitz", "–", "5", "failed", "0.04", "0.03", "s"]
+    assert "  bdprune.lipschitz, error: The loss is not finite." in lines
+    assert "  bdprune.unlearning, remark: The lead is taken over 1 order of 500 images." in lines
+    said = msgspec.structs.replace(backdoored.findings[0], message=f"Flagged. {first.remarks[0]}")
+    assert text_of(msgspec.structs.replace(backdoored, findings=(said,))).count(first.remarks[0]) == 1
+
+
+def test_attachments_are_named_with_size_digest_and_file(clean: Result, retrained: PurifyResult) -> None:
+    words = "filter_scores, 9.6 kB, SHA-256 121212121212, scores.safetensors"
+    assert f"  bdprune.lipschitz, attached: {words}\n" in text_of(clean)
+    assert "teacher, 9.6 kB, SHA-256 121212121212, in no file" in text_of(retrained)
+
+
+def test_repair_says_before_after_and_where(repaired: PurifyResult) -> None:
+    lines = text_of(repaired).splitlines()
+    assert lines[0] == "REPAIRED  models/badnets.pth"
+    assert {
+        "  change          pruned 41 of 2400 filters in 2 filter groups",
+        "  chosen by       largest with a drop of at most 2 points on held-out clean data",
+        "  clean accuracy  93.0 % → 92.0 %",
+        "  threshold       0.35",
+        "  target          label 8",
+        "  of which        unlearn 4.0 s, recover 6.5 s, sweep 2.0 s",
+        "  written to      repaired.pth (11.2 MB)",
+    } <= set(lines)
+    assert "not written" in text_of(msgspec.structs.replace(repaired, output=None))
+    assert text_of(msgspec.structs.replace(repaired, change="nothing")).startswith("UNCHANGED")
+    assert text_of(msgspec.structs.replace(repaired, left=("ema: not chosen",))).startswith("PARTLY REPAIRED")
+
+
+def test_repair_that_only_retrained_has_no_filters_and_no_threshold(retrained: PurifyResult) -> None:
+    text = text_of(retrained)
+    assert text.startswith("REPAIRED") and "  change          retrained the weights\n" in text
+    assert "filter" not in text and "threshold" not in text and "prune" not in text
+    assert "  of which        fine tune 30.0 s\n" in text
+
+
+def test_scores_list_layers_and_the_worst_filters(scored: ScoreResult) -> None:
+    text = text_of(scored)
+    assert text.startswith("lipschitz scores  models/badnets.pth\n")
+    assert "layer5.conv1[17]" in text and text.count(".conv1 ") == 6
+
+
+def test_control_characters_cannot_reach_the_terminal(backdoored: Result) -> None:
+    evil = "models/\x1b]0;title\x07\x1b[2J\n\rclean\u202e.pth"
+    text = text_of(msgspec.structs.replace(backdoored, artifact=ArtifactInfo(path=evil)))
+    assert not set("\x1b\x07\r\u202e") & set(text)
+    assert text.splitlines()[0].startswith("BACKDOORED  models/") and "clean" in text.splitlines()[0]
+    assert plain("naïve µ 漢字") == "naïve µ 漢字"
