@@ -1,8 +1,4 @@
-"""Checks that hold every method to what it promises: ours, and those of other packages.
-
->>> from bdprune.testing import check_detector
->>> report = check_detector(MyDetector)  # doctest: +SKIP
-"""
+"""Checks that hold every method to what it promises: ours, and those of other packages."""
 
 from bdprune.testing.detectors import check_detector, detector_checks
 from bdprune.testing.planted import Planted, planted

@@ -13,7 +13,16 @@ from bdprune.fleet import scan_many
 from bdprune.methods import Detector, examine_stack
 from bdprune.record import Evidence
 from bdprune.testing.planted import planted
-from bdprune.testing.promises import Check, Trial, check_attached, instance, reported, shared_checks, small_case
+from bdprune.testing.promises import (
+    Check,
+    Trial,
+    check_attached,
+    check_json,
+    instance,
+    reported,
+    shared_checks,
+    small_case,
+)
 
 _NO_STACK = "The detector takes no stacks."
 _NEAR = 0.05
@@ -61,9 +70,7 @@ def _travels(detector: Detector) -> str:
     evidence = detector(case)
     assert isinstance(evidence, Evidence), f"The detector gives {type(evidence).__name__}, not Evidence."
     assert evidence.detector == detector.id, f"The evidence names {evidence.detector!r}, not {detector.id!r}."
-    assert Evidence.from_json(evidence.tidy().to_json()) == evidence.tidy(), (
-        "The evidence is another after a round trip through JSON: its params and details must be JSON values."
-    )
+    check_json(evidence.tidy())
     if evidence.valid:
         above = evidence.score > evidence.threshold  # type: ignore[operator]
         assert evidence.flagged == above, "Evidence is flagged exactly where the score is above the threshold."

@@ -14,9 +14,18 @@ from bdprune.analysis import Case, Memo
 from bdprune.methods import Purifier, Repair
 from bdprune.model import FilterGroup, Model
 from bdprune.pipeline import purify
-from bdprune.record import PurifyResult
 from bdprune.testing.planted import planted
-from bdprune.testing.promises import Check, Trial, check_attached, instance, reported, same, shared_checks, small_case
+from bdprune.testing.promises import (
+    Check,
+    Trial,
+    check_attached,
+    check_json,
+    instance,
+    reported,
+    same,
+    shared_checks,
+    small_case,
+)
 
 _HOLDS, _GONE, _COST = 0.9, 0.2, 0.05
 """Attack success before, at most after, and the clean accuracy that a repair may cost."""
@@ -71,7 +80,7 @@ def _travels(purifier: Purifier) -> str:
     with tempfile.TemporaryDirectory() as folder:
         record = purify(case.model, case.images, method=purifier, attachments=folder).result
         written = {path.name for path in Path(folder).iterdir()}
-    assert PurifyResult.from_json(record.to_json()) == record, "The record is another after a round trip through JSON."
+    check_json(record)
     lost = [one.name for one in record.attachments if one.file not in written]
     assert not lost, f"Attachments were not written: {', '.join(lost)}."
     return ""

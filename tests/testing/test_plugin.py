@@ -75,7 +75,8 @@ def test_passes_the_checks(run: Callable[..., str]) -> None:
     detector, purifier = json.loads(run("-c", script))
     assert detector.pop("says the same in a stack") == "skipped: The detector takes no stacks."
     assert detector.pop("says the same in a scan of a stack") == "skipped: The detector takes no stacks."
-    assert detector["finds a planted backdoor"] == "passed" == purifier["removes a planted backdoor"]
+    assert detector["finds a planted backdoor"] == "passed"
+    assert purifier.pop("removes a planted backdoor").startswith("skipped: It leaves a backdoor whose filters")
     assert {*detector.values(), *purifier.values()} == {"passed"}
 
 

@@ -54,6 +54,7 @@ class LipschitzPruning(Purifier):
     paper = "Zheng et al., ECCV 2022, arXiv 2208.03111"
     needs = Needs(images="labelled")
     cost = "weights"
+    limits = "It leaves a backdoor whose filters are no louder than the others of their layer."
 
     def __call__(self, case: Case) -> Repair:
         self.check(case)

@@ -1,0 +1,129 @@
+"""The checks of detectors find what is broken, and name the promise."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import pytest
+import torch
+
+from bdprune.analysis.case import Case
+from bdprune.analysis.lipschitz import Lipschitz
+from bdprune.methods.base import Detector
+from bdprune.record.evidence import Evidence
+from bdprune.record.method import Needs
+from bdprune.testing.detectors import check_detector, detector_checks
+
+
+@dataclass(frozen=True)
+class Quiet(Detector):
+    """Keeps its promises, but for what ``act`` does."""
+
+    act: Callable[[Case], Any] = field(default=lambda case: None)
+    score: float = 0.0
+
+    id = "example.quiet"
+    title = "nothing"
+    needs = Needs(images="labelled")
+    limits = "It looks at nothing."
+
+    def __call__(self, case: Case) -> Evidence:
+        self.check(case)
+        done = self.act(case)
+        return done if isinstance(done, Evidence) else self.evidence(self.score, 1.0, params={})
+
+
+def _ascend(case: Case) -> None:
+    next(case.model.network.parameters()).data.add_(1e-6)
+
+
+def _darken(case: Case) -> None:
+    case.images.images.mul_(0.5)
+
+
+def _scale(case: Case) -> None:
+    next(iter(case.get(Lipschitz()).values())).mul_(2)
+
+
+BROKEN: dict[str, tuple[Callable[[Case], Any], str]] = {
+    "trains the model": (_ascend, "changed 0.weight of the model"),
+    "changes the images": (_darken, "changed the clean images"),
+    "changes an analysis": (_scale, "changed analyses that others share"),
+    "draws at random": (
+        lambda case: Quiet().evidence(float(torch.rand(())), 1.0, params={}),
+        "give different results",
+    ),
+    "names another detector": (
+        lambda case: Evidence(detector="other", score=0.0, threshold=1.0, flagged=False),
+        "names 'other', not 'example.quiet'",
+    ),
+    "flags below its threshold": (
+        lambda case: Evidence(detector="example.quiet", score=0.0, threshold=1.0, flagged=True),
+        "exactly where the score is above",
+    ),
+    "names a label on the sly": (
+        lambda case: Quiet().evidence(2.0, 1.0, params={}, target_label=1),
+        "its class says that it does not",
+    ),
+    "has a p-value that cannot be": (
+        lambda case: Quiet().evidence(0.0, 1.0, params={}, p_value=2.0),
+        "The Evidence does not come back from JSON",
+    ),
+    "breaks down on grey images": (
+        lambda case: case.images.images[:, 1].sum() if case.model.input_shape[0] == 3 else 1 / 0,
+        "breaks down with ZeroDivisionError",
+    ),
+}
+
+
+@pytest.mark.parametrize(("act", "said"), BROKEN.values(), ids=BROKEN)
+def test_names_the_promise_that_is_broken(act: Callable[[Case], Any], said: str) -> None:
+    with pytest.raises(AssertionError, match=re.escape(said)):
+        check_detector(Quiet(act))
+
+
+def test_reports_what_passed_and_why_the_rest_was_skipped() -> None:
+    report = check_detector(Quiet)
+    assert report["finds a planted backdoor"] == "skipped: It looks at nothing."
+    assert report["describes itself"] == "passed"
+    assert list(report) == [name for name, _ in detector_checks(Quiet)]
+
+
+class Boastful(Quiet):
+    """Claims that it finds backdoors."""
+
+    limits = ""
+
+
+@pytest.mark.parametrize(("score", "said"), [(0.0, "misses the planted backdoor"), (2.0, "flags the clean twin")])
+def test_a_detector_without_limits_must_tell_the_two_apart(score: float, said: str) -> None:
+    checks = dict(detector_checks(Boastful(score=score)))
+    with pytest.raises(AssertionError, match=said):
+        checks["finds a planted backdoor"]()
+
+
+class Greedy(Quiet):
+    """Looks at images that it says it does not need."""
+
+    needs = Needs(images="none", minimum=0)
+
+    def __call__(self, case: Case) -> Evidence:
+        return self.evidence(0.0 if case.data is None else float(case.images.images.mean()), 1.0, params={})
+
+
+class Hungry(Quiet):
+    """Takes fewer images than it says it needs."""
+
+    needs = Needs(minimum=50)
+
+    def __call__(self, case: Case) -> Evidence:
+        return self.evidence(0.0, 1.0, params={})
+
+
+@pytest.mark.parametrize(("kind", "said"), [(Greedy, "needs images: 'none'"), (Hungry, "needs 50 images and takes 10")])
+def test_holds_a_detector_to_its_needs(kind: type[Detector], said: str) -> None:
+    with pytest.raises(AssertionError, match=said):
+        check_detector(kind)

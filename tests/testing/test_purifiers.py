@@ -1,0 +1,87 @@
+"""The checks of purifiers find what is broken, and name the promise."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+import torch
+
+from bdprune.analysis.case import Case
+from bdprune.methods.base import Purifier, Repair
+from bdprune.model.edit.pruning import prune
+from bdprune.testing.planted import planted
+from bdprune.testing.purifiers import check_purifier, purifier_checks
+
+
+@dataclass(frozen=True)
+class Idle(Purifier):
+    """Does nothing to a copy of the model, or what ``deed`` names."""
+
+    deed: str = ""
+
+    id = "example.idle"
+    title = "nothing"
+    limits = "It does nothing."
+
+    def __call__(self, case: Case) -> Repair:
+        self.check(case)
+        group = case.model.groups[0].name
+        said: dict[str, Any] = {"change": "nothing"}
+        model = case.model.clone()
+        if self.deed == "prunes on the sly":
+            model = prune(model, {group: [1]})
+        if self.deed == "claims a cut":
+            said = {"change": "pruned", "pruned": {group: [1]}}
+        if self.deed == "cuts another filter":
+            model, said = prune(model, {group: [2]}), {"change": "pruned", "pruned": {group: [1]}}
+        if self.deed == "cuts one more":
+            model, said = prune(model, {group: [1, 2]}), {"change": "pruned", "pruned": {group: [1]}}
+        if self.deed == "breaks the network":
+            said = {"change": "retrained"}
+            with torch.no_grad():
+                next(model.network.parameters()).zero_()
+        return Repair(
+            model=model, method=self.id, selection="none", accuracy_before=1.0, accuracy_after=1.0, params={}, **said
+        )
+
+
+def test_reports_what_passed_and_why_the_rest_was_skipped() -> None:
+    report = check_purifier(Idle)
+    assert report.pop("removes a planted backdoor") == "skipped: It does nothing."
+    assert set(report.values()) == {"passed"}
+
+
+@pytest.mark.parametrize(
+    ("deed", "said"),
+    [
+        ("prunes on the sly", "called 'nothing', and the weights say otherwise"),
+        ("claims a cut", "called 'pruned', and the weights say otherwise"),
+        ("cuts another filter", "is called pruned and is not"),
+        ("cuts one more", "More was changed than the filters that are called pruned"),
+        ("breaks the network", "Clean accuracy falls"),
+    ],
+)
+def test_names_the_promise_that_is_broken(deed: str, said: str) -> None:
+    with pytest.raises(AssertionError, match=re.escape(said)):
+        check_purifier(Idle(deed))
+
+
+class Boastful(Idle):
+    """Claims that it removes backdoors."""
+
+    limits = ""
+
+
+def test_a_purifier_without_limits_must_remove_the_backdoor() -> None:
+    with pytest.raises(AssertionError, match=r"Attack success is 1[.]00 after the repair"):
+        dict(purifier_checks(Boastful()))["removes a planted backdoor"]()
+
+
+def test_the_planted_networks_are_of_known_truth() -> None:
+    world = planted()
+    assert world.attack_success(world.backdoored) > 0.95 and world.attack_success(world.clean) < 0.1
+    assert min(map(world.accuracy, (world.backdoored, world.clean))) > 0.95
+    assert planted() is world
