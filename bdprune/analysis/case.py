@@ -123,7 +123,7 @@ class Case:
     def digest(self) -> str:
         """SHA-256 of the weights, and of all that says how they are run."""
         model = self.model
-        run = (model.arch, model.num_classes, model.input_shape, model.normalization, str(model.device), model.network)
+        run = (model.arch, model.num_classes, model.input_shape, model.normalization, model.network)
         state = hashlib.sha256(repr(run).encode())
         for name, value in model.network.state_dict().items():
             state.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
@@ -137,7 +137,7 @@ class Case:
     def key(self, analysis: Analysis[Any]) -> Hashable:
         """Under which the outcome is kept."""
         data = self.data.digest if analysis.uses_data and self.data is not None else ""
-        return self.digest, data, analysis
+        return self.digest, str(self.model.device), data, analysis
 
     @property
     def images(self) -> CleanData:

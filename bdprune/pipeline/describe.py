@@ -61,7 +61,7 @@ def unread_artifact(path: Path) -> ArtifactInfo:
     return ArtifactInfo(path=str(path), bytes=os.path.getsize(path) if os.path.isfile(path) else None)
 
 
-def model_info(model: Model) -> ModelInfo:
+def model_info(model: Model, digest: str = "") -> ModelInfo:
     """The model as it was recognised."""
     return ModelInfo(
         arch=model.arch,
@@ -72,6 +72,7 @@ def model_info(model: Model) -> ModelInfo:
         std=model.normalization.std,
         filter_groups=len(model.groups),
         filters=sum(group.num_filters for group in model.groups),
+        digest=digest,
     )
 
 

@@ -20,7 +20,17 @@ from bdprune.pipeline.attachments import save_attachments
 from bdprune.pipeline.describe import artifact_info, data_info, env, model_info, weight_coverage
 from bdprune.pipeline.open import CleanSource, DataSource, ModelSource, OptionNames, Options, options_from, take_models
 from bdprune.pipeline.scan import Clock, Progress, silent
-from bdprune.record import CurveInfo, Histogram, OutputInfo, PurifyResult, Result, finite, number, some
+from bdprune.record import (
+    CurveInfo,
+    Histogram,
+    OutputInfo,
+    PurifyResult,
+    Result,
+    documents_from_json,
+    finite,
+    number,
+    some,
+)
 from bdprune.registry import chosen_purifier, method_class
 
 _BINS = 20
@@ -32,7 +42,7 @@ class RepairNames(OptionNames, total=False):
 
     mode: str | None
     max_acc_drop: float | None
-    start_from: Result | str | os.PathLike[str] | None
+    start_from: Result | Sequence[Result] | str | os.PathLike[str] | None
     attachments: str | os.PathLike[str] | None
 
 
@@ -115,7 +125,7 @@ class _Run:
     purifier: Purifier
     options: Options
     progress: Progress
-    start: Result | None = None
+    starts: Sequence[Result] = ()
     attachments: Path | None = None
 
 
@@ -128,46 +138,55 @@ def _run_of(
 ) -> _Run:
     """The purifier and the options, checked before anything is read."""
     named = {"mode": options.pop("mode", None), "max_drop": options.pop("max_acc_drop", None)}
-    start, folder = _result(options.pop("start_from", None)), options.pop("attachments", None)
+    starts, folder = _results(options.pop("start_from", None)), options.pop("attachments", None)
     known = options_from(options, "purify")
     known.check()
     chosen = {**(settings or {}), **{name: value for name, value in named.items() if value is not None}}
     preset = chosen.pop("preset", None) or preset
-    if start and preset is None and isinstance(method, str) and _GO_ON in method_class("purifier", method).presets:
+    if not isinstance(method, str) and (chosen or preset):
+        raise OptionError(f"{method.id} is made already and takes no settings.", "Give them where it is made.")
+    if starts and preset is None and isinstance(method, str) and _GO_ON in method_class("purifier", method).presets:
         preset = _GO_ON
     if known.precision is not None:
         chosen["precision"] = known.precision
     purifier = chosen_purifier(method, preset, chosen, {"seed": known.seed})
-    return _Run(purifier, known, progress, start, Path(folder) if folder is not None else None)
+    return _Run(purifier, known, progress, starts, Path(folder) if folder is not None else None)
 
 
-def _result(source: Result | str | os.PathLike[str] | None) -> Result | None:
-    """The result of a scan, read from JSON where it is a path.
+def _results(source: Result | Sequence[Result] | str | os.PathLike[str] | None) -> list[Result]:
+    """The results of scans, read from JSON where it is a path: of one result, or an array of them.
 
     Raises:
-        DataError: it cannot be read, or is no result of a scan.
+        DataError: it cannot be read, or holds no result of a scan.
     """
     if source is None or isinstance(source, Result):
-        return source
+        return [source] if source else []
+    if not isinstance(source, str | os.PathLike):
+        return list(source)
     try:
-        return Result.from_json(Path(source).read_bytes())
+        text = Path(source).read_bytes()
     except OSError as error:
-        raise DataError(f"Cannot read {source}: {error.strerror}.", "Give the JSON of one scan.") from None
+        raise DataError(f"Cannot read {source}: {error.strerror}.", "Give the JSON of a scan.") from None
+    found = [one for one in documents_from_json(text) if isinstance(one, Result)]
+    if not found:
+        raise DataError(f"{source} holds no result of a scan.", "Give the JSON of one: `bdprune scan --format json`.")
+    return found
 
 
-def _check_same(start: Result, model: Model, data: CleanData) -> None:
-    """Makes sure that a scan was of these weights and these images.
+def _check_same(starts: Sequence[Result], case: Case) -> None:
+    """Makes sure that one of the scans was of these weights, and on these images.
 
     Raises:
-        DataError: it was not.
+        DataError: none was.
     """
-    there, here = start.artifact, artifact_info(model)
-    if there and here and (there.sha256, there.state_key) != (here.sha256, here.state_key):
+    start = next((one for one in starts if one.model is not None and one.model.digest == case.digest), None)
+    if start is None:
+        there = ", ".join(one.name for one in starts)
         raise DataError(
-            f"The scan was of other weights: {there.path}, SHA-256 {there.sha256}.",
-            "Scan this file first, or repair it without the result of a scan.",
+            f"The scan was not of this model: its weights, input shape or normalisation are others ({there}).",
+            "Scan this model first, or repair it without the result of a scan.",
         )
-    if start.data is None or start.data.digest != data.digest:
+    if start.data is None or start.data.digest != case.images.digest:
         raise DataError(
             "The scan was on other clean images.",
             "Give the same --data, --per-class, --class-order and --seed, or repair without the result of a scan.",
@@ -211,16 +230,15 @@ def _repaired(model: Model, clean: CleanSource, run: _Run) -> _Done:
     clock = Clock()
     fitted, data = clean.fit_for(model)
     assert data is not None
-    if run.start is not None:
-        data = data.by_content  # as a scan takes them
-        _check_same(run.start, fitted, data)
+    case = Case(fitted, data.by_content if run.starts else data)  # a scan takes them by content
+    if run.starts:
+        _check_same(run.starts, case)
     run.progress("checking the clean data")
-    sanity = check_sanity(fitted, data)
+    sanity = check_sanity(fitted, case.images)
     if not sanity.ok:
         raise SanityError(sanity.message, sanity.suggestion)
     run.progress(run.purifier.id)
-    case = Case(fitted, data)
-    return _Done(fitted, data, sanity, run.purifier(case), case.attachments, clock.started, clock.seconds)
+    return _Done(fitted, case.images, sanity, run.purifier(case), case.attachments, clock.started, clock.seconds)
 
 
 def _left(model: Model, failed: Sequence[tuple[str, BdpruneError]]) -> tuple[str, ...]:

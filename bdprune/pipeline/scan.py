@@ -219,7 +219,7 @@ def _examine(opened: Opened, job: Job, progress: Progress, known: Mapping[int, E
         risk=judgement.risk,
         target_label=judgement.target_label,
         artifact=artifact_info(model),
-        model=model_info(model),
+        model=model_info(model, opened.case.digest),
         detectors=tuple(one.tidy() for one in evidence),
         findings=(*judgement.findings, *_unchecked(left_out), *_not_scanned(coverage)),
         data=data_info(data, opened.sanity) if data is not None else None,

@@ -112,7 +112,7 @@ class RNP(Purifier):
     needs = Needs(images="labelled", minimum=2)
     cost = "training"
     label = True
-    gives = ("detection", "trigger recovery", "removal")
+    gives = ("detection", "removal")
     presets = PRESETS
 
     def __call__(self, case: Case) -> Repair:

@@ -28,6 +28,7 @@ from bdprune.record.results import (
     Result,
     ScoreResult,
     Verdict,
+    documents_from_json,
     schema,
 )
 from bdprune.record.shape import parse_shape

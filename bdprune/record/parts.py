@@ -28,7 +28,11 @@ class ArtifactInfo(Record, frozen=True, kw_only=True):
 
 
 class ModelInfo(Record, frozen=True, kw_only=True):
-    """The network as it was recognised. ``mean`` and ``std`` are empty when the model takes images as they are."""
+    """The network as it was recognised. ``mean`` and ``std`` are empty when the model takes images as they are.
+
+    ``digest`` is the SHA-256 of its weights and of all that says how they are run: equal for equal models, whatever
+    file they came in; empty where it was not needed.
+    """
 
     arch: str
     parameters: Count
@@ -38,6 +42,7 @@ class ModelInfo(Record, frozen=True, kw_only=True):
     std: tuple[float, ...] = ()
     filter_groups: Count | None = None
     filters: Count | None = None
+    digest: str = ""
 
 
 class WeightCoverage(Record, frozen=True, kw_only=True):

@@ -11,6 +11,7 @@ from typing import Any, Literal
 
 import msgspec
 
+from bdprune.errors import DataError
 from bdprune.record.base import SCHEMA_VERSION, Count, Record, Share
 from bdprune.record.evidence import Attachment, Evidence
 from bdprune.record.parts import (
@@ -142,6 +143,28 @@ KINDS: dict[str, type[Record]] = {
     "score": ScoreResult,
     "coverage": CoverageResult,
 }
+
+
+def documents_from_json(text: str | bytes) -> list[Record]:
+    """Reads back results of any kind: one document, or an array of them.
+
+    Raises:
+        DataError: the text is not JSON, or not of documents of this version.
+    """
+    try:
+        found = msgspec.json.decode(text)
+        items = found if isinstance(found, list) else [found]
+        return [msgspec.convert(one, KINDS[_kind(one)], str_keys=True) for one in items]
+    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+        what = f"These are not results of schema {SCHEMA_VERSION}: {error}."
+        raise DataError(what, "Compare them with `bdprune schema`.") from error
+
+
+def _kind(document: object) -> str:
+    kind = document.get("kind") if isinstance(document, dict) else None
+    if kind not in KINDS:
+        raise msgspec.ValidationError(f"a document of kind {str(kind)[:80]!r}, not one of {', '.join(KINDS)}")
+    return str(kind)
 
 
 def schema(kind: str = "scan") -> dict[str, Any]:

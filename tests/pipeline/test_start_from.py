@@ -14,7 +14,7 @@ import bdprune
 from bdprune.analysis import MEMO, SCAN_UNLEARNING
 from bdprune.data import RawImages
 from bdprune.detectors.unlearning import UnlearningDetector
-from bdprune.errors import DataError
+from bdprune.errors import DataError, OptionError
 from bdprune.model import build
 from bdprune.record import Result
 
@@ -110,14 +110,36 @@ def test_a_preset_that_is_asked_for_is_kept(files: Path, unlearned: list[Any]) -
 
 def test_other_weights_are_refused(files: Path) -> None:
     start = scan(files)
-    with pytest.raises(DataError, match="of other weights") as caught:
+    with pytest.raises(DataError, match="not of this model") as caught:
         repair(files, "other.pth", start_from=start)
     assert str(files / "model.pth") in str(caught.value)
-    with pytest.raises(DataError, match="of other weights"):
-        repair(files, "same.pth", start_from=start)  # another file: its bytes say so
 
 
-@pytest.mark.parametrize("options", [{"per_class": 5}, {"seed": 4}, {"input_shape": (3, 8, 8)}])
+def test_the_same_weights_in_another_file_are_the_same(files: Path, unlearned: list[Any]) -> None:
+    start = scan(files)
+    repair(files, "same.pth", start_from=start)
+    assert len(unlearned) == 1
+
+
+def test_every_set_of_weights_finds_its_own_scan(files: Path, tmp_path: Path, unlearned: list[Any]) -> None:
+    sets = {"model": torch.load(files / "model.pth"), "ema": torch.load(files / "other.pth")}
+    torch.save(sets, tmp_path / "two.pth")
+    detector = UnlearningDetector(seed=OPTIONS["seed"], max_runs=1)
+    results = list(bdprune.scan_many([tmp_path / "two.pth"], files / "clean.npz", detectors=[detector], **OPTIONS))
+    (tmp_path / "scans.json").write_text(f"[{', '.join(one.to_json() for one in results)}]")
+    settings = {"recovery": bdprune.RecoverSettings(epochs=1), "fine_tuning": None}
+    done = bdprune.purify(
+        tmp_path / "two.pth", files / "clean.npz", start_from=tmp_path / "scans.json", settings=settings, **OPTIONS
+    )
+    assert len(done.others) == 1 and done.result.left == () and len(unlearned) == 2
+
+
+def test_a_purifier_that_is_made_takes_no_settings(files: Path) -> None:
+    with pytest.raises(OptionError, match="takes no settings"):
+        bdprune.purify(files / "model.pth", files / "clean.npz", method=bdprune.purifier("rnp"), mode="weights")
+
+
+@pytest.mark.parametrize("options", [{"per_class": 5}, {"seed": 4}])
 def test_other_images_are_refused(files: Path, options: dict[str, Any]) -> None:
     start = scan(files, per_class=35)
     with pytest.raises(DataError, match="on other clean images"):
@@ -144,7 +166,7 @@ def test_a_scan_without_images_is_refused(files: Path) -> None:
 def test_what_is_no_scan_is_refused(files: Path, tmp_path: Path) -> None:
     for content in ("{}", "[]", repair(files).result.to_json()):
         (tmp_path / "wrong.json").write_text(content)
-        with pytest.raises(DataError, match="not a Result of schema 2"):
+        with pytest.raises(DataError, match=r"not results of schema 2|holds no result of a scan"):
             repair(files, start_from=tmp_path / "wrong.json")
     with pytest.raises(DataError, match="Cannot read"):
         repair(files, start_from=tmp_path / "none.json")
