@@ -79,7 +79,7 @@ def test_page_stands_alone_and_runs_nothing(everything: list[Document]) -> None:
 def test_untrusted_text_is_escaped_everywhere(backdoored: Result, repaired: PurifyResult) -> None:
     evil = "</title></style><script>alert(1)</script>\"'><svg onload=x>"
     names = (evil,) * 10
-    attached = msgspec.structs.replace(backdoored.detectors[1].attachments[0], name=evil, media_type=evil, file=evil)
+    attached = msgspec.structs.replace(backdoored.detectors[1].attachments[0], media_type=evil, file=evil)
     details = {evil: evil, "layers": [{"layer": evil, "max_z": 1.0}], "flip_shares": [0.1] * 10}
     said = {"remarks": (evil,), "limits": (evil,), "error": evil, "attachments": (attached,)}
     detectors = tuple(
