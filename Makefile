@@ -91,7 +91,7 @@ env-given:
 define install
 	$(PYTHON) -c 'import torch' 2>/dev/null || $(PIP) '$(TORCH)'
 	$(PIP) 'setuptools>=77' wheel ninja 'pybind11>=2.13' numpy
-	$(PIP) --editable '.[dev]' --no-build-isolation
+	$(PIP) --editable '.[dev]' --no-build-isolation --config-settings editable_mode=compat
 endef
 
 .PHONY: help env demo test lint types format cuda-check bench bench-gpu build clean cuda-check-if-nvcc env-given

@@ -19,7 +19,9 @@ if TYPE_CHECKING:
     from bdprune.analysis import stack as stack
     from bdprune.data import CleanData as CleanData
     from bdprune.errors import BdpruneError as BdpruneError
+    from bdprune.errors import DataError as DataError
     from bdprune.errors import OptionError as OptionError
+    from bdprune.errors import OutputError as OutputError
     from bdprune.fleet import StackOptions as StackOptions
     from bdprune.fleet import scan as scan
     from bdprune.fleet import scan_many as scan_many
@@ -27,7 +29,9 @@ if TYPE_CHECKING:
     from bdprune.loops import RecoverSettings as RecoverSettings
     from bdprune.loops import SweepSettings as SweepSettings
     from bdprune.loops import UnlearnSettings as UnlearnSettings
+    from bdprune.methods import CurvePoint as CurvePoint
     from bdprune.methods import Detector as Detector
+    from bdprune.methods import Phases as Phases
     from bdprune.methods import Purifier as Purifier
     from bdprune.methods import Repair as Repair
     from bdprune.model import Model as Model
@@ -46,62 +50,23 @@ if TYPE_CHECKING:
     from bdprune.record import ScoreResult as ScoreResult
     from bdprune.registry import detector as detector
     from bdprune.registry import purifier as purifier
+    from bdprune.report import Writer as Writer
     from bdprune.report import html_page as html_page
 
 __version__ = "0.1.0"
 
 _HOMES = {
-    "analysis": (
-        "Analysis",
-        "Case",
-        "stack",
-    ),
+    "analysis": ("Analysis", "Case", "stack"),
     "data": ("CleanData",),
-    "errors": (
-        "BdpruneError",
-        "OptionError",
-    ),
-    "fleet": (
-        "StackOptions",
-        "scan",
-        "scan_many",
-    ),
-    "loops": (
-        "FineTuneSettings",
-        "RecoverSettings",
-        "SweepSettings",
-        "UnlearnSettings",
-    ),
-    "methods": (
-        "Detector",
-        "Purifier",
-        "Repair",
-    ),
-    "model": (
-        "Model",
-        "Normalization",
-    ),
-    "pipeline": (
-        "Repaired",
-        "load",
-        "purify",
-        "score",
-    ),
-    "record": (
-        "Attachment",
-        "Evidence",
-        "MethodInfo",
-        "Needs",
-        "PurifyResult",
-        "Result",
-        "Rule",
-        "ScoreResult",
-    ),
-    "registry": (
-        "detector",
-        "purifier",
-    ),
-    "report": ("html_page",),
+    "errors": ("BdpruneError", "DataError", "OptionError", "OutputError"),
+    "fleet": ("StackOptions", "scan", "scan_many"),
+    "loops": ("FineTuneSettings", "RecoverSettings", "SweepSettings", "UnlearnSettings"),
+    "methods": ("CurvePoint", "Detector", "Phases", "Purifier", "Repair"),
+    "model": ("Model", "Normalization"),
+    "pipeline": ("Repaired", "load", "purify", "score"),
+    "record": ("Attachment", "Evidence", "MethodInfo", "Needs", "PurifyResult", "Result", "Rule", "ScoreResult"),
+    "registry": ("detector", "purifier"),
+    "report": ("Writer", "html_page"),
 }
 """Public names by the package that defines them."""
 

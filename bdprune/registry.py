@@ -24,6 +24,8 @@ Kind = Literal["detector", "purifier"]
 
 log = logging.getLogger(__name__)
 
+_REPAIR = "Repair or remove the package that brings it."
+
 
 def names(kind: Kind) -> list[str]:
     """Short names of all detectors or purifiers, ours first. No method is imported for that."""
@@ -39,7 +41,10 @@ def method_class(kind: Kind, name: str) -> type[Method]:
     homes = _homes(kind)
     if name not in homes:
         raise OptionError(f"There is no {kind} {name!r}.", f"The {kind}s are {', '.join(homes)}.")
-    found: Any = load(homes[name], lambda one: getattr(one, "kind", None) == kind)
+    try:
+        found: Any = load(homes[name], lambda one: getattr(one, "kind", None) == kind)
+    except Exception as error:
+        raise OptionError(f"The plug-in {name!r} cannot be imported: {error!r}.", _REPAIR) from error
     if not inspect.isclass(found) or getattr(found, "kind", None) != kind:
         raise OptionError(
             f"The plug-in {name!r} is no {kind}: {found!r}.", f"It must be a subclass of bdprune.{kind.capitalize()}."
@@ -49,8 +54,20 @@ def method_class(kind: Kind, name: str) -> type[Method]:
 
 def methods(kind: Kind) -> list[MethodInfo]:
     """The descriptions of all methods, in the order in which a scan runs them: the cheapest first."""
-    found = [method_class(kind, name).info(name) for name in names(kind)]
+    found = [method_class(kind, name).info(name) for name in _sound(kind)]
     return sorted(found, key=lambda one: COSTS.index(one.cost))
+
+
+def _sound(kind: Kind) -> list[str]:
+    """The names of the methods that can be made; plug-ins that cannot are left out with a warning."""
+    found = []
+    for name in names(kind):
+        try:
+            method_class(kind, name)().params  # noqa: B018
+            found.append(name)
+        except Exception as error:
+            log.warning("the plug-in %s is left out: %s", name, error)
+    return found
 
 
 def split_names(text: str) -> list[str]:
@@ -95,8 +112,13 @@ def chosen_detectors(chosen: Sequence[str | Detector] | str | None, defaults: Ma
         OptionError: a name that no detector has.
     """
     wanted = split_names(chosen) if isinstance(chosen, str) else chosen
-    named = names("detector") if wanted is None else wanted
+    if wanted is not None and not isinstance(wanted, Sequence):
+        raise OptionError(f"{wanted!r} is no list of detectors.", "Give names or detectors in a list.")
+    named = _sound("detector") if wanted is None else wanted
     found = [detector(one, **_taken("detector", one, defaults)) if isinstance(one, str) else one for one in named]
+    strangers = [one for one in found if inspect.isclass(one) or getattr(one, "kind", None) != "detector"]
+    if strangers:
+        raise OptionError(f"{strangers[0]!r} is no detector.", "Give a name, or an instance of bdprune.Detector.")
     return sorted(found, key=lambda one: COSTS.index(one.cost)) if wanted is None else found
 
 
@@ -118,7 +140,8 @@ def _made(kind: Kind, name: str, preset: str | None, settings: Mapping[str, Any]
     make = method_class(kind, name)
     refused = sorted(settings.keys() - make.settings())
     if refused:
-        raise OptionError(f"The {kind} {name!r} takes no {', '.join(refused)}.", "Leave it out.")
+        hint = f"It takes {', '.join(sorted(make.settings()))}." if make.settings() else "It takes none."
+        raise OptionError(f"The {kind} {name!r} takes no {', '.join(refused)}.", hint)
     return make.preset(preset, **settings) if preset else make(**settings)
 
 

@@ -66,6 +66,12 @@ class Memo:
             while self._held > self._most:
                 self._held -= self._entries.popitem(last=False)[1][1]
 
+    def forget(self, digest: str) -> None:
+        """Drops all that was kept of the model with this digest."""
+        with self._lock:
+            for key in [key for key in self._entries if isinstance(key, tuple) and key[0] == digest]:
+                self._held -= self._entries.pop(key)[1]
+
     def clear(self) -> None:
         """Forgets everything, as a benchmark needs it."""
         with self._lock:
@@ -90,8 +96,8 @@ class Case:
         attachments: bytes by their SHA-256, filled by :meth:`attach`.
 
     Raises:
-        DataError: the images are on the meta device.
-        OptionError: the model is.
+        DataError: the images or labels are none that the model could take.
+        OptionError: the model is no :class:`bdprune.Model`, or on the meta device.
 
     Example:
         >>> import bdprune
@@ -108,11 +114,13 @@ class Case:
     attachments: dict[str, bytes] = field(default_factory=dict, repr=False)
 
     def __post_init__(self) -> None:
-        """Refuses tensors without values."""
-        if self.data is not None and self.data.images.is_meta:
-            raise DataError("The clean images are on the meta device: they have no values.", "Give them on the CPU.")
+        """Refuses what would give a score that means nothing."""
+        if not isinstance(self.model, Model):
+            raise OptionError(f"A case takes a model, not {type(self.model).__name__}.", "Load one with bdprune.load.")
         if any(value.is_meta for value in self.model.network.state_dict().values()):
             raise OptionError("The model is on the meta device: it has no weights.", "Load them first.")
+        if self.data is not None:
+            _check_images(self.data, self.model)
 
     @cached_property
     def memo(self) -> Memo:
@@ -138,6 +146,11 @@ class Case:
         """Under which the outcome is kept."""
         data = self.data.digest if analysis.uses_data and self.data is not None else ""
         return self.digest, str(self.model.device), data, analysis
+
+    @property
+    def key_of_all(self) -> tuple[str, str]:
+        """Digests of the model and of the images."""
+        return self.digest, self.data.digest if self.data is not None else ""
 
     @property
     def images(self) -> CleanData:
@@ -200,6 +213,32 @@ class Analysis(ABC, Generic[T_co]):
     def compute_stack(self, cases: Sequence[Case]) -> Sequence[T_co | BdpruneError]:
         """The outcomes for models of one architecture on the same images, an error in the place of one that failed."""
         return [outcome_of(lambda case=case: self.compute(case)) for case in cases]  # type: ignore[misc]
+
+
+def _check_images(data: CleanData, model: Model) -> None:
+    """Makes sure that clean images are what a model could take.
+
+    Raises:
+        DataError: they are not.
+    """
+    if not isinstance(data, CleanData):
+        raise DataError(
+            f"Clean data is CleanData, not {type(data).__name__}.", "Make it: bdprune.CleanData(images, labels)."
+        )
+    images, labels = data.images, data.labels
+    if images.is_meta or labels.is_meta:
+        raise DataError("The clean images are on the meta device: they have no values.", "Give them on the CPU.")
+    found = f"images {images.dtype} {list(images.shape)} and labels {labels.dtype} {list(labels.shape)}"
+    wanted = "Give images [N, C, H, W] float32 in [0, 1], and labels [N] int64 of the model's classes."
+    fits = images.is_floating_point() and images.shape[1:] == model.input_shape and labels.dtype == torch.int64
+    if not fits or labels.shape != images.shape[:1] or not len(labels):
+        raise DataError(f"A model of input shape {model.input_shape} cannot take {found}.", wanted)
+    low, high = images.aminmax()
+    if not (low >= 0 and high <= 1):
+        raise DataError(f"The clean images have values from {float(low):g} to {float(high):g}.", wanted)
+    if not (labels.min() >= 0 and labels.max() < model.num_classes):
+        span = f"{int(labels.min())} to {int(labels.max())}"
+        raise DataError(f"The labels run from {span}, the model has classes 0 to {model.num_classes - 1}.", wanted)
 
 
 def outcome_of(run: Callable[[], T]) -> T | BdpruneError:

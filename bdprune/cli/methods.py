@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import sys
+from contextlib import redirect_stdout
 from typing import TYPE_CHECKING
 
 import click
@@ -44,7 +46,8 @@ def purifiers(form: str) -> int:
 
 
 def _list(kind: Kind, form: str) -> int:
-    found = methods(kind)
+    with redirect_stdout(sys.stderr):  # a plug-in may print
+        found = methods(kind)
     emit(f"{json.dumps(msgspec.to_builtins(found), indent=2)}\n" if form == "json" else _text(found))
     return 0
 

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from bdprune.errors import OptionError, OutputError
+from bdprune.errors import BdpruneError, OptionError, OutputError, first_line
 from bdprune.files import check_writable, is_special, write_text
 from bdprune.report import Documents, Style, Writer, writer, writer_of_file
 
@@ -86,6 +86,25 @@ def check_apart(written: Sequence[Path | None], read: Sequence[Path | None]) -> 
         if place in seen:
             raise OptionError(f"{seen[place]} and would be overwritten.", "Write to another file.")
         seen[place] = f"{path} is written already"
+
+
+def write_all(wanted: Sequence[Output], documents: Callable[[Output], Documents], as_array: bool) -> None:
+    """Writes every output; one that fails does not keep the others from being written.
+
+    Raises:
+        BdpruneError: of the first that failed; an unexpected one of a plug-in names it.
+    """
+    failed: list[Exception] = []
+    for one in wanted:
+        try:
+            one.write(documents(one), as_array=as_array)
+        except (ClosedPipeError, BdpruneError) as error:
+            failed.append(error)
+        except Exception as error:
+            what = f"The writer {one.writer.name!r} broke down with {type(error).__name__}: {first_line(error)}."
+            failed.append(OutputError(what, "The other outputs were written."))
+    if failed:
+        raise failed[0]
 
 
 class ClosedPipeError(Exception):

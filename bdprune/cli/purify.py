@@ -33,8 +33,8 @@ from bdprune.registry import names
     "start_from",
     type=options.FILE,
     metavar="RESULT",
-    help="The JSON of a scan of the same weights on the same images: the repair checks that it was, "
-    "and goes on from there.",
+    help="The JSON of scans of the same weights on the same images: the repair checks that they were, and takes the "
+    "settings of its method that go on from a scan.",
 )
 @click.option(
     "--mode",
@@ -88,6 +88,5 @@ def purify(
         source = next(progress.through([path]))
         done = repair(source, data, output=output, start_from=start_from, progress=progress.stage, **settings)
     results = [done.result, *(other.result for other in done.others)]
-    for one in wanted:
-        one.write(results)
+    outputs.write_all(wanted, lambda one: results, as_array=False)
     return exit_codes.INCONCLUSIVE if done.result.left else exit_codes.OK

@@ -84,11 +84,12 @@ def scan(
         raise _nothing_to_scan(paths, sources)
     live = [one for one in wanted if one.is_live]
     with Progress(len(models), shown=not (quiet or no_progress)) as progress:
-        results = list(_reported(_scan_many(models, data, progress, **settings), sources, progress, live))
+        with redirect_stdout(sys.stderr):  # an --arch or a plug-in may print
+            stream = _scan_many(models, data, progress, **settings)
+        results = list(_reported(stream, sources, progress, live))
     coverage = [found] if (found := sources.record()) is not None else []
     as_array = len(results) != 1 or len(paths) > 1 or not Path(paths[0]).is_file()
-    for one in wanted:
-        one.write(coverage if one in live else [*results, *coverage], as_array=as_array)
+    outputs.write_all(wanted, lambda one: coverage if one in live else [*results, *coverage], as_array)
     skip_unknown = bool(settings["skip_unknown"])
     unknown = sources.may_hold_weights and not skip_unknown
     return exit_codes.of_scan(results, fail_on, exit_zero, unknown=unknown, skip_unknown=skip_unknown)

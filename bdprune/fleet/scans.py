@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Iterator, Sequence
-from pathlib import Path
 from typing import Unpack
 
 from bdprune.fleet.executors.inline import Executor, InlineExecutor
@@ -18,6 +17,7 @@ from bdprune.pipeline import (
     ModelSource,
     OptionNames,
     Progress,
+    attachments_folder,
     options_from,
     silent,
     with_saved_attachments,
@@ -58,6 +58,7 @@ def scan(
 
     Raises:
         OptionError: an option that can work with no model; nothing was scanned.
+        OutputError: the folder for attachments cannot be written.
 
     Example:
         >>> result = scan("model.pth", "clean_images/", per_class=10, detectors=["lipschitz"])
@@ -120,4 +121,5 @@ def _run(
     outcomes = (one for _, one in executor.run(models, job, progress))
     if attachments is None:
         return (one.result for one in outcomes)
-    return (with_saved_attachments(one.result, one.attachments, Path(attachments)) for one in outcomes)
+    folder = attachments_folder(attachments)
+    return (with_saved_attachments(one.result, one.attachments, folder) for one in outcomes)

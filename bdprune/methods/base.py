@@ -62,7 +62,7 @@ class Method(ABC):
             OptionError: no set of that name, or a setting that the method does not take.
         """
         if name not in cls.presets:
-            known = f"Choose one of {', '.join(cls.presets)}." if cls.presets else "Leave it out."
+            known = f"Choose one of {', '.join(cls.presets)}." if cls.presets else "It has none."
             raise OptionError(f"There is no preset {name!r} of {cls.id}.", known)
         return cls(**{**cls.presets[name], **settings})
 

@@ -1,4 +1,4 @@
-from bdprune.pipeline.attachments import with_saved_attachments
+from bdprune.pipeline.attachments import attachments_folder, with_saved_attachments
 from bdprune.pipeline.open import (
     CleanSource,
     DataSource,
@@ -13,10 +13,12 @@ from bdprune.pipeline.open import (
 from bdprune.pipeline.repair import Repaired, purify
 from bdprune.pipeline.scan import (
     Clock,
+    Isolated,
     Job,
     Opened,
     Outcome,
     Progress,
+    checked_evidence,
     detectors_for,
     examined,
     failure,

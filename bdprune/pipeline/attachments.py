@@ -2,15 +2,30 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 import msgspec
 
-from bdprune.files import make_folder, write_atomically
+from bdprune.errors import OutputError
+from bdprune.files import check_writable, make_folder, write_atomically
 from bdprune.record import Attachment, Result
 
 _SUFFIXES = {"application/safetensors": ".safetensors", "image/png": ".png"}
+
+
+def attachments_folder(folder: str | os.PathLike[str]) -> Path:
+    """The folder, made and tried before any work.
+
+    Raises:
+        OutputError: nothing can be written there.
+    """
+    if not os.fspath(folder):
+        raise OutputError("The folder for attachments has no name.", "Name one, or leave the option out.")
+    make_folder(Path(folder))
+    check_writable(Path(folder) / "attachment")
+    return Path(folder)
 
 
 def save_attachments(
@@ -27,7 +42,6 @@ def save_attachments(
     """
     if folder is None:
         return tuple(attachments)
-    make_folder(folder)
     return tuple(_saved(one, contents[one.sha256], folder) for one in attachments)
 
 

@@ -244,7 +244,16 @@ def _in_memory(source: Model | nn.Module, options: Options) -> Model:
     if isinstance(source, nn.Module):
         return _from_module(source, options, normalization or Normalization(), device)
     model = source if normalization is None else replace(source, normalization=normalization)
-    return model if model.device == device else model.with_network(model.clone().network.to(device))
+    if model.device == device and _is_ready(model.network):
+        return model
+    return model.with_network(model.clone().network.to(device).float().requires_grad_(True))
+
+
+def _is_ready(network: nn.Module) -> bool:
+    """Whether a network is as a file gives it: in eval mode, float32, and every weight asks for its gradient."""
+    return not network.training and all(
+        one.requires_grad and one.dtype == torch.float32 for one in network.parameters()
+    )
 
 
 def _from_module(module: nn.Module, options: Options, normalization: Normalization, device: torch.device) -> Model:
@@ -253,7 +262,7 @@ def _from_module(module: nn.Module, options: Options, normalization: Normalizati
     if next(module.parameters(), None) is None:
         raise ArchitectureError("The module has no parameters.", "Give one that was trained.")
     try:
-        network = copy.deepcopy(module).to(device).float().eval()
+        network = copy.deepcopy(module).to(device).float().eval().requires_grad_(True)
     except Exception as error:  # tensors that were computed from others, or that have no memory
         raise ArchitectureError(
             f"The module cannot be copied: {first_line(error)}.",

@@ -16,7 +16,7 @@ from bdprune.data import CleanData
 from bdprune.errors import BdpruneError, DataError, OptionError, SanityError
 from bdprune.methods import Purifier, Repair
 from bdprune.model import Loaded, Model, save
-from bdprune.pipeline.attachments import save_attachments
+from bdprune.pipeline.attachments import attachments_folder, save_attachments
 from bdprune.pipeline.describe import artifact_info, data_info, env, model_info, weight_coverage
 from bdprune.pipeline.open import CleanSource, DataSource, ModelSource, OptionNames, Options, options_from, take_models
 from bdprune.pipeline.scan import Clock, Progress, silent
@@ -143,14 +143,14 @@ def _run_of(
     known.check()
     chosen = {**(settings or {}), **{name: value for name, value in named.items() if value is not None}}
     preset = chosen.pop("preset", None) or preset
-    if not isinstance(method, str) and (chosen or preset):
+    if not isinstance(method, str) and (chosen or preset or known.precision):
         raise OptionError(f"{method.id} is made already and takes no settings.", "Give them where it is made.")
     if starts and preset is None and isinstance(method, str) and _GO_ON in method_class("purifier", method).presets:
         preset = _GO_ON
     if known.precision is not None:
         chosen["precision"] = known.precision
     purifier = chosen_purifier(method, preset, chosen, {"seed": known.seed})
-    return _Run(purifier, known, progress, starts, Path(folder) if folder is not None else None)
+    return _Run(purifier, known, progress, starts, attachments_folder(folder) if folder is not None else None)
 
 
 def _results(source: Result | Sequence[Result] | str | os.PathLike[str] | None) -> list[Result]:
@@ -159,10 +159,15 @@ def _results(source: Result | Sequence[Result] | str | os.PathLike[str] | None) 
     Raises:
         DataError: it cannot be read, or holds no result of a scan.
     """
-    if source is None or isinstance(source, Result):
-        return [source] if source else []
+    if source is None:
+        return []
     if not isinstance(source, str | os.PathLike):
-        return list(source)
+        given = [source] if isinstance(source, Result) else list(source)
+        if not given or not all(isinstance(one, Result) for one in given):
+            raise DataError(
+                "A repair starts from results of scans.", "Give what bdprune.scan gave, or the path of its JSON."
+            )
+        return given
     try:
         text = Path(source).read_bytes()
     except OSError as error:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
@@ -16,7 +16,7 @@ import torch
 
 from bdprune.analysis import Case, Sanity, check_sanity
 from bdprune.data import CleanData
-from bdprune.errors import BdpruneError
+from bdprune.errors import BdpruneError, first_line
 from bdprune.methods import Detector
 from bdprune.model import Loaded, Model, Unloaded
 from bdprune.pipeline.describe import (
@@ -220,7 +220,7 @@ def _examine(opened: Opened, job: Job, progress: Progress, known: Mapping[int, E
         target_label=judgement.target_label,
         artifact=artifact_info(model),
         model=model_info(model, opened.case.digest),
-        detectors=tuple(one.tidy() for one in evidence),
+        detectors=tuple(evidence),
         findings=(*judgement.findings, *_unchecked(left_out), *_not_scanned(coverage)),
         data=data_info(data, opened.sanity) if data is not None else None,
         env=env(model.device, job.options.seed),
@@ -237,9 +237,66 @@ def _run(detector: Detector, case: Case, progress: Progress) -> Evidence:
     progress(detector.id)
     clock = Clock()
     try:
-        return msgspec.structs.replace(detector(case), seconds=clock.seconds)
+        with Isolated([case], detector) as cases:
+            evidence = checked_evidence(detector(cases[0]), detector, case)
+        return msgspec.structs.replace(evidence, seconds=clock.seconds)
     except BdpruneError as error:
         return nothing_seen(detector.id, str(error), clock.seconds)
+    except Exception as error:
+        log.debug("unexpected error in %s", detector.id, exc_info=True)
+        said = (
+            f"Unexpected {type(error).__name__}: {first_line(error)}. Please report it to whoever made {detector.id}."
+        )
+        return nothing_seen(detector.id, said, clock.seconds)
+
+
+def checked_evidence(evidence: object, detector: Detector, case: Case) -> Evidence:
+    """The evidence as JSON gives it back.
+
+    Raises:
+        ValueError, TypeError: it is none that a detector may give.
+    """
+    if not isinstance(evidence, Evidence):
+        raise TypeError(f"it gave {type(evidence).__name__}, not Evidence")
+    tidy = evidence.tidy()
+    if tidy.detector != detector.id:
+        raise ValueError(f"its evidence names another detector, {tidy.detector[:80]!r}")
+    if tidy.target_label is not None and not 0 <= tidy.target_label < case.model.num_classes:
+        raise ValueError(f"it names label {tidy.target_label} of {case.model.num_classes} classes")
+    if not all(one.sha256 in case.attachments for one in tidy.attachments):
+        raise ValueError("it names an attachment that was not made with case.attach")
+    return tidy
+
+
+class Isolated:
+    """Cases that a detector may look at. One of a plug-in gets copies, so that it cannot harm what others see.
+
+    Raises:
+        ValueError: at the end, if it has changed the model or the images; what was computed of them is forgotten.
+    """
+
+    def __init__(self, cases: Sequence[Case], detector: Detector) -> None:
+        ours = type(detector).__module__.startswith("bdprune.")
+        self._cases, self._copies = cases, list(cases) if ours else [_copied(case) for case in cases]
+
+    def __enter__(self) -> list[Case]:
+        return self._copies
+
+    def __exit__(self, kind: object, error: object, trace: object) -> None:
+        changed = False
+        for case, copy in zip(self._cases, self._copies, strict=True):
+            if copy is not case and _copied(copy).key_of_all != case.key_of_all:
+                case.memo.forget(case.digest)
+                changed = True
+        if changed:
+            raise ValueError("it changed the model or the images that it was given")
+
+
+def _copied(case: Case) -> Case:
+    data = case.data
+    if data is not None:
+        data = replace(data, images=data.images.clone(), labels=data.labels.clone())
+    return Case(case.model.clone(), data, case.memo, case.attachments)
 
 
 def _unchecked(left_out: Sequence[str]) -> tuple[Finding, ...]:

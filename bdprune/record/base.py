@@ -49,6 +49,8 @@ def finite(value: Any) -> Any:
         return value
     if isinstance(value, float):
         return number(value)
+    if hasattr(value, "tolist"):  # arrays, tensors, and the scalars of both
+        return finite(value.tolist())
     if isinstance(value, Mapping):
         return {str(key): finite(item) for key, item in value.items()}
     if isinstance(value, Sequence) and not isinstance(value, str | bytes):

@@ -8,7 +8,7 @@ from typing import Annotated, Any, Self
 
 import msgspec
 
-from bdprune.record.base import Count, Record, Share, finite, number
+from bdprune.record.base import Count, Record, Share, finite
 
 _NAME, _SHA256 = "^[a-z0-9_-]{1,64}$", "^[0-9a-f]{64}$"
 
@@ -81,17 +81,14 @@ class Evidence(Record, frozen=True, kw_only=True):
         return all(value is not None and math.isfinite(value) for value in values)
 
     def tidy(self) -> Self:
-        """The same, with None in place of numbers that are not finite: what JSON gives back."""
-        return msgspec.structs.replace(
-            self,
-            score=number(self.score),
-            threshold=number(self.threshold),
-            flagged=bool(self.flagged),
-            label_scores=tuple(map(number, self.label_scores)),
-            seconds=number(self.seconds),
-            params=finite(self.params),
-            details=finite(self.details),
-        )
+        """The same as JSON would give it back: plain values, and None in place of numbers that are not finite.
+
+        Raises:
+            msgspec.ValidationError: a field is of another type.
+        """
+        values = {name: finite(getattr(self, name)) for name in self.__struct_fields__ if name != "attachments"}
+        attached = [msgspec.structs.asdict(one) for one in self.attachments]
+        return msgspec.convert({**values, "attachments": attached}, type(self), str_keys=True)
 
 
 def nothing_seen(detector: str, error: str, seconds: float = 0.0) -> Evidence:

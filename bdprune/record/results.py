@@ -155,7 +155,7 @@ def documents_from_json(text: str | bytes) -> list[Record]:
         found = msgspec.json.decode(text)
         items = found if isinstance(found, list) else [found]
         return [msgspec.convert(one, KINDS[_kind(one)], str_keys=True) for one in items]
-    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
         what = f"These are not results of schema {SCHEMA_VERSION}: {error}."
         raise DataError(what, "Compare them with `bdprune schema`.") from error
 

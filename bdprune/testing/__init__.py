@@ -1,6 +1,9 @@
 """Checks that hold every method to what it promises: ours, and those of other packages."""
 
-from bdprune.testing.detectors import check_detector, detector_checks
-from bdprune.testing.planted import Planted, planted
-from bdprune.testing.promises import Check
-from bdprune.testing.purifiers import check_purifier, purifier_checks
+from bdprune.testing.detectors import check_detector as check_detector
+from bdprune.testing.detectors import detector_checks as detector_checks
+from bdprune.testing.planted import Planted as Planted
+from bdprune.testing.planted import planted as planted
+from bdprune.testing.promises import Check as Check
+from bdprune.testing.purifiers import check_purifier as check_purifier
+from bdprune.testing.purifiers import purifier_checks as purifier_checks

@@ -50,12 +50,32 @@ class Trial:
 
 def instance(method: Any) -> Any:
     """The method itself, or the one that its class makes with default settings."""
-    return method() if inspect.isclass(method) else method
+    if not inspect.isclass(method):
+        return method
+    try:
+        return method()
+    except Exception as error:
+        raise AssertionError(f"{method.__name__} cannot be made with default settings: {error}.") from error
 
 
 def reported(checks: Iterator[tuple[str, Check]]) -> dict[str, str]:
     """Runs checks; the reason of each that was skipped, and ``passed`` for the others."""
     return {name: f"skipped: {reason}" if (reason := check()) else "passed" for name, check in checks}
+
+
+def asserted(checks: Iterator[tuple[str, Check]]) -> Iterator[tuple[str, Check]]:
+    """The same checks, which raise AssertionError whatever breaks down in them."""
+    for name, check in checks:
+        yield name, partial(_asserted, check)
+
+
+def _asserted(check: Check) -> str:
+    try:
+        return check()
+    except AssertionError:
+        raise
+    except Exception as error:
+        raise AssertionError(f"The method breaks down with {type(error).__name__}: {error}") from error
 
 
 def shared_checks(trial: Trial) -> Iterator[tuple[str, Check]]:

@@ -18,6 +18,7 @@ from bdprune.testing.planted import planted
 from bdprune.testing.promises import (
     Check,
     Trial,
+    asserted,
     check_attached,
     check_json,
     instance,
@@ -50,7 +51,10 @@ def check_purifier(purifier: type[Purifier] | Purifier) -> dict[str, str]:
 
 def purifier_checks(purifier: type[Purifier] | Purifier) -> Iterator[tuple[str, Check]]:
     """The checks one by one, for a test framework: a name, and what to call (see :data:`bdprune.testing.Check`)."""
-    method = instance(purifier)
+    return asserted(_checks(instance(purifier)))
+
+
+def _checks(method: Purifier) -> Iterator[tuple[str, Check]]:
     repairs = cache(partial(_repairs, method))
     yield from shared_checks(Trial(method, _facts))
     yield "gives a record that travels", partial(_travels, method)

@@ -314,7 +314,7 @@ def test_bad_data_is_one_message_and_exit_2(scan: Run, tmp_path: Path, name: str
     assert "Traceback" not in done.output
 
 
-def test_bug_in_a_detector_is_an_error_verdict_without_a_traceback(scan: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_bug_in_a_detector_is_told_without_a_traceback(scan: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     @dataclass(frozen=True)
     class Buggy(Detector):
         id = "x.buggy"
@@ -326,7 +326,7 @@ def test_bug_in_a_detector_is_an_error_verdict_without_a_traceback(scan: Run, mo
 
     monkeypatch.setattr("bdprune.fleet.scans.chosen_detectors", lambda chosen, defaults: [Buggy()])
     done = scan()
-    assert done.exit_code == 2 and "Unexpected ZeroDivisionError" in done.stdout
+    assert done.exit_code == 5 and "Unexpected ZeroDivisionError" in done.stdout
     assert "Traceback" not in done.output
 
 

@@ -131,13 +131,36 @@ class OldDetector:
     [OldDetector, len, "text", Plugged(), registry.method_class("purifier", "rnp")],
     ids=["old", "function", "text", "instance", "purifier"],
 )
-def test_what_plugs_in_and_is_no_detector_is_a_clear_error(plug: Any, wrong: object) -> None:
+def test_what_plugs_in_and_is_no_detector_is_a_clear_error_and_left_out(
+    plug: Any, wrong: object, caplog: pytest.LogCaptureFixture
+) -> None:
     plug(wrong=wrong, mine=Plugged)
-    for ask in (lambda: registry.detector("wrong"), lambda: registry.methods("detector")):
-        with pytest.raises(OptionError, match="plug-in 'wrong' is no detector") as caught:
-            ask()
-        assert "subclass of bdprune.Detector" in str(caught.value)
+    with pytest.raises(OptionError, match="plug-in 'wrong' is no detector") as caught:
+        registry.detector("wrong")
+    assert "subclass of bdprune.Detector" in str(caught.value)
+    assert [one.name for one in registry.methods("detector")][-1:] != ["wrong"]
+    assert "the plug-in wrong is left out" in caplog.text
+    assert "x.wrong" not in [one.id for one in registry.chosen_detectors(None, {})]
     assert registry.chosen_detectors(["mine"], {"seed": 2}) == [Plugged(2)], "it stops no other"
+
+
+def test_a_plug_in_that_cannot_be_imported_is_named_and_left_out(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """One broken package must not end every scan."""
+    point = EntryPoint("broken", "no_such_module_of_anybody:Detector", "bdprune.detectors")
+    monkeypatch.setattr(registry, "_homes", lambda kind: {"lipschitz": "bdprune.detectors.lipschitz", "broken": point})
+    with pytest.raises(OptionError, match="plug-in 'broken' cannot be imported: ModuleNotFoundError"):
+        registry.detector("broken")
+    assert [one.id for one in registry.chosen_detectors(None, {})] == ["bdprune.lipschitz"]
+    assert [one.name for one in registry.methods("detector")] == ["lipschitz"]
+    assert "the plug-in broken is left out" in caplog.text
+
+
+@pytest.mark.parametrize("wrong", [[3], [len], [registry.method_class("detector", "lipschitz")], 3])
+def test_detectors_are_names_or_instances(wrong: Any) -> None:
+    with pytest.raises(OptionError, match="is no"):
+        registry.chosen_detectors(wrong, {})
 
 
 MODULE = '''

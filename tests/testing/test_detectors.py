@@ -70,7 +70,7 @@ BROKEN: dict[str, tuple[Callable[[Case], Any], str]] = {
     ),
     "has a p-value that cannot be": (
         lambda case: Quiet().evidence(0.0, 1.0, params={}, p_value=2.0),
-        "The Evidence does not come back from JSON",
+        "breaks down with ValidationError",
     ),
     "breaks down on grey images": (
         lambda case: case.images.images[:, 1].sum() if case.model.input_shape[0] == 3 else 1 / 0,
@@ -98,11 +98,12 @@ class Boastful(Quiet):
     limits = ""
 
 
-@pytest.mark.parametrize(("score", "said"), [(0.0, "misses the planted backdoor"), (2.0, "flags the clean twin")])
+@pytest.mark.parametrize(("score", "said"), [(0.0, "misses the planted backdoor"), (2.0, "flags a clean network")])
 def test_a_detector_without_limits_must_tell_the_two_apart(score: float, said: str) -> None:
     checks = dict(detector_checks(Boastful(score=score)))
     with pytest.raises(AssertionError, match=said):
         checks["finds a planted backdoor"]()
+        checks["spares a clean twin"]()
 
 
 class Greedy(Quiet):

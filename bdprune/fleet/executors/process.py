@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import multiprocessing
+import os
 import pickle
 import signal
 import time
@@ -202,6 +203,7 @@ def _start_without_interrupts(process: BaseProcess) -> None:
 
 def _serve(pipe: Connection, setting: bytes) -> None:
     """Runs in the other process: batches of models come in, outcomes go out."""
+    os.dup2(2, 1)  # whatever is printed there is no result
     executor, job = pickle.loads(setting)
     torch.set_num_threads(job.threads)
     pipe.send_bytes(b"ready")

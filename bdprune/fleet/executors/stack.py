@@ -14,17 +14,19 @@ from functools import partial
 
 import msgspec
 
-from bdprune.errors import OptionError
+from bdprune.errors import BdpruneError, OptionError
 from bdprune.fleet.executors.inline import Numbered
 from bdprune.methods import Detector, examine_stack
 from bdprune.model import StackedNetwork, agrees, why_not
 from bdprune.pipeline import (
     Clock,
+    Isolated,
     Job,
     ModelSource,
     Opened,
     Outcome,
     Progress,
+    checked_evidence,
     detectors_for,
     examined,
     free_memory,
@@ -211,12 +213,18 @@ class _Line:
         try:
             if not self._is_sound(detector, opened):
                 return None
-            found = examine_stack(detector, [one.case for one in opened])
+            with Isolated([one.case for one in opened], detector) as cases:
+                found = examine_stack(detector, cases)
+            seen = [
+                nothing_seen(detector.id, str(one))
+                if isinstance(one, BdpruneError)
+                else checked_evidence(one, detector, mine.case)
+                for one, mine in zip(found, opened, strict=True)
+            ]
         except Exception:  # whatever it is, the models that it does not concern get their evidence one by one
             log.debug("%s broke down on a stack of %d", detector.id, len(opened), exc_info=True)
             return None
         share = clock.seconds / len(opened)
-        seen = (one if isinstance(one, Evidence) else nothing_seen(detector.id, str(one)) for one in found)
         return [
             msgspec.structs.replace(one, seconds=share, details={**one.details, "stack": len(opened)}) for one in seen
         ]

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import torch
 
+from bdprune import Case, Detector, Evidence, Needs
 from bdprune.errors import OptionError
 from bdprune.fleet.scans import scan, scan_many
 
@@ -147,6 +148,20 @@ def test_result_is_that_of_a_scan_without_a_limit(tiny: Any, slow: Any, tmp_path
         scan(tiny.path, tiny.data, arch="tinynet:Missing", detectors=[slow.SlowDetector()], timeout=120)
 
 
+class Secretive(Detector):
+    """A detector that cannot be sent to another process."""
+
+    id = "x.secretive"
+    title = "keeps a function"
+    needs = Needs(images="none", minimum=0)
+
+    def __init__(self) -> None:
+        self.secret = lambda: None
+
+    def __call__(self, case: Case) -> Evidence:
+        return self.evidence(0.0, 1.0, params={})
+
+
 def test_what_cannot_be_sent_is_refused_before_anything_starts(tiny: Any) -> None:
     class Local(torch.nn.Module):
         pass
@@ -154,7 +169,7 @@ def test_what_cannot_be_sent_is_refused_before_anything_starts(tiny: Any) -> Non
     with pytest.raises(OptionError, match="This model cannot be sent to another process"):
         scan(Local(), None, input_shape=(3, 8, 8), timeout=10, detectors=[])
     with pytest.raises(OptionError, match="These detectors or data cannot be sent"):
-        scan(tiny.path, None, timeout=10, detectors=[lambda model, data: None])  # type: ignore[list-item]
+        scan(tiny.path, None, timeout=10, detectors=[Secretive()])
 
 
 @pytest.mark.parametrize("how", ["hang", "die"])

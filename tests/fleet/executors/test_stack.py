@@ -208,8 +208,8 @@ def test_a_stack_that_breaks_down_is_scanned_one_by_one(tiny: Any, detector: Tog
 
 def test_a_bug_that_one_model_hits_is_the_result_of_this_model(tiny: Any) -> None:
     results = many(tiny, tiny_models(tiny, 0.1, 0.2, 0.6), [Together(), Alone(spoiled=0.2)])
-    assert [one.verdict for one in results] == ["clean", "error", "backdoored"]
-    assert results[1].error and "division by zero" in results[1].error.message
+    assert [one.verdict for one in results] == ["clean", "inconclusive", "backdoored"]
+    assert "division by zero" in results[1].detectors[1].error and not results[0].detectors[1].error
     assert [one.detector for one in results[0].detectors] == [LEADER, "x.alone"]
 
 
