@@ -5,4 +5,4 @@ from bdprune.analysis.size import fit_size
 from bdprune.analysis.stacks import stack
 from bdprune.analysis.statistics import FilterStatistics, Statistics, filter_statistics, layer_z_scores
 from bdprune.analysis.suspiciousness import Suspiciousness
-from bdprune.analysis.unlearned import SCAN_UNLEARNING, PlainForm, Unlearning, plain_form
+from bdprune.analysis.unlearned import SCAN_UNLEARNING, PlainForm, Unlearning, from_tensors, plain_form, tensors_of

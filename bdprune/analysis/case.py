@@ -94,6 +94,7 @@ class Case:
         own_memo: where analyses are kept. By default that of the process for a model out of a file, whose digest says
             all there is to it, and one of its own for a module: the code of a module is in no digest.
         attachments: bytes by their SHA-256, filled by :meth:`attach`.
+        keeps: whether somebody wants attachments that are as large as the model, such as an unlearned one.
 
     Raises:
         DataError: the images or labels are none that the model could take.
@@ -112,6 +113,7 @@ class Case:
     data: CleanData | None = None
     own_memo: Memo | None = None
     attachments: dict[str, bytes] = field(default_factory=dict, repr=False)
+    keeps: bool = False
 
     def __post_init__(self) -> None:
         """Refuses what would give a score that means nothing."""
@@ -175,7 +177,7 @@ class Case:
 
     def with_model(self, model: Model) -> Case:
         """Another form of the model on the same images."""
-        return Case(model, self.data, self.memo, self.attachments)
+        return Case(model, self.data, self.memo, self.attachments, self.keeps)
 
     def attach(self, name: str, tensors: Mapping[str, Tensor]) -> Attachment:
         """Keeps tensors, as safetensors, and gives their record."""

@@ -7,7 +7,7 @@ normalises by the batch, and two linear layers in a row move twice as fast as on
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import torch
@@ -15,8 +15,8 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from bdprune.analysis.case import Analysis, Case
-from bdprune.errors import BdpruneError
-from bdprune.loops import Unlearned, UnlearnSettings, unlearn, unlearn_stack
+from bdprune.errors import BdpruneError, DataError
+from bdprune.loops import Unlearned, UnlearnSettings, UnlearnStep, unlearn, unlearn_stack
 from bdprune.model import Model
 from bdprune.runtime import DEFAULT, Precision
 
@@ -151,3 +151,34 @@ class Unlearning(Analysis[Unlearned]):
             if self.plain and model is case.model and not isinstance(outcome, BdpruneError):
                 case.memo.put(case.key(replace(self, plain=False)), outcome)
         return outcomes
+
+
+def tensors_of(unlearned: Unlearned) -> dict[str, Tensor]:
+    """An unlearned model and its trajectory as tensors, for :meth:`bdprune.analysis.Case.attach`."""
+    steps = unlearned.trajectory
+    network = unlearned.model.network.state_dict()
+    return {
+        **{f"network.{name}": value for name, value in network.items()},
+        "measures": torch.tensor([(step.loss, step.accuracy) for step in steps], dtype=torch.float64),
+        "counts": torch.tensor([(step.votes, step.wrong_votes, step.label_counts) for step in steps]),
+        "run": torch.tensor([unlearned.steps_per_epoch, unlearned.lr, unlearned.stopped], dtype=torch.float64),
+    }
+
+
+def from_tensors(tensors: Mapping[str, Tensor], model: Model) -> Unlearned:
+    """What :func:`tensors_of` has written, around the network of ``model``.
+
+    Raises:
+        DataError: they are no unlearned form of this model.
+    """
+    names = {f"network.{name}": value for name, value in model.network.state_dict().items()}
+    run, measures, counts = (tensors.get(name, torch.empty(0)) for name in ("run", "measures", "counts"))
+    fits = all(name in tensors and tensors[name].shape == value.shape for name, value in names.items())
+    if not fits or run.shape != (3,) or counts.shape != (len(measures), 3, model.num_classes) or not len(measures):
+        raise DataError("What the scan has kept is no unlearned form of this model.", "Scan it again.")
+    copy = model.clone()
+    copy.network.load_state_dict({name.removeprefix("network."): tensors[name] for name in names})
+    steps = zip(measures.tolist(), counts.tolist(), strict=True)
+    trajectory = (UnlearnStep(loss, accuracy, *map(tuple, votes)) for (loss, accuracy), votes in steps)
+    per_epoch, lr, stopped = run.tolist()
+    return Unlearned(copy, tuple(trajectory), int(per_epoch), lr, bool(stopped))

@@ -33,8 +33,8 @@ from bdprune.registry import names
     "start_from",
     type=options.FILE,
     metavar="RESULT",
-    help="The JSON of scans of the same weights on the same images: the repair checks that they were, and takes the "
-    "settings of its method that go on from a scan.",
+    help="The JSON of scans of the same weights on the same images: the repair checks that they were, and goes on "
+    "from there. With the --attachments of the scan, or beside them, nothing is unlearned twice.",
 )
 @click.option(
     "--mode",

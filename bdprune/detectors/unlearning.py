@@ -8,10 +8,11 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import msgspec
 import torch
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from bdprune.analysis import SCAN_UNLEARNING, Case, Unlearning
+from bdprune.analysis import SCAN_UNLEARNING, Case, Unlearning, tensors_of
 from bdprune.loops import (
     Unlearned,
     UnlearnSettings,
@@ -23,7 +24,7 @@ from bdprune.loops import (
     top_label,
 )
 from bdprune.methods import Detector, Steps
-from bdprune.record import Evidence, Needs, Rule
+from bdprune.record import Attachment, Evidence, Needs, Rule
 from bdprune.runtime import DEFAULT, Precision
 
 _FULL = 500
@@ -128,7 +129,7 @@ class UnlearningDetector(Detector):
             runs.append((yield Unlearning(self.unlearning, seed, self.precision, plain=True)))
             if self._is_settled(runs, len(data)):
                 break
-        return self.read(runs, len(data))
+        return msgspec.structs.replace(self.read(runs, len(data)), attachments=_kept(case, runs[0]))
 
     def read(self, runs: Sequence[Unlearned], images: int) -> Evidence:
         """The evidence in the runs that have been made of one model, each on so many ``images``."""
@@ -180,6 +181,12 @@ class UnlearningDetector(Detector):
     def _threshold(self, reading: _Reading) -> float:
         few = max(_MANY - len(reading.shares), 0) / (_MANY - 2)
         return self.threshold + few * (self.two_class_threshold - self.threshold)
+
+
+def _kept(case: Case, run: Unlearned) -> tuple[Attachment, ...]:
+    """The unlearned model, where somebody wants it and it has the layers of the model."""
+    same = run.model.network.state_dict().keys() == case.model.network.state_dict().keys()
+    return (case.attach("unlearned", tensors_of(run)),) if case.keeps and same else ()
 
 
 @dataclass(frozen=True)

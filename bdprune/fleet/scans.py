@@ -118,6 +118,7 @@ def _run(
     executor: Executor = StackExecutor(stacks) if stacks and stacks.size != 1 else InlineExecutor()
     if timeout is not None:
         executor = ProcessExecutor(executor, timeout)
+    job.keeps = attachments is not None
     outcomes = (one for _, one in executor.run(models, job, progress))
     if attachments is None:
         return (one.result for one in outcomes)

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 import msgspec
 
-from bdprune.errors import OutputError
+from bdprune.errors import DataError, OutputError
 from bdprune.files import check_writable, make_folder, write_atomically
 from bdprune.record import Attachment, Result
 
@@ -26,6 +27,21 @@ def attachments_folder(folder: str | os.PathLike[str]) -> Path:
     make_folder(Path(folder))
     check_writable(Path(folder) / "attachment")
     return Path(folder)
+
+
+def read_attachment(one: Attachment, folders: Sequence[Path]) -> bytes | None:
+    """The bytes of an attachment, from the first folder that has its file; None where none has.
+
+    Raises:
+        DataError: the file has other bytes.
+    """
+    paths = [folder / Path(one.file).name for folder in folders if one.file]
+    path = next((path for path in paths if path.is_file()), None)
+    if path is None:
+        return None
+    if path.stat().st_size != one.bytes or hashlib.sha256(content := path.read_bytes()).hexdigest() != one.sha256:
+        raise DataError(f"{path} has other bytes than the scan wrote.", "Scan again with --attachments.")
+    return content
 
 
 def save_attachments(

@@ -8,20 +8,24 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Unpack
 
+import msgspec
 import torch
 from torch import Tensor
 
-from bdprune.analysis import Case, Sanity, check_sanity
+from bdprune.analysis import Case, Sanity, Unlearning, check_sanity, from_tensors
 from bdprune.data import CleanData
 from bdprune.errors import BdpruneError, DataError, OptionError, SanityError
+from bdprune.files import read_safetensors
+from bdprune.loops import UnlearnSettings
 from bdprune.methods import Purifier, Repair
 from bdprune.model import Loaded, Model, save
-from bdprune.pipeline.attachments import attachments_folder, save_attachments
+from bdprune.pipeline.attachments import attachments_folder, read_attachment, save_attachments
 from bdprune.pipeline.describe import artifact_info, data_info, env, model_info, weight_coverage
 from bdprune.pipeline.open import CleanSource, DataSource, ModelSource, OptionNames, Options, options_from, take_models
 from bdprune.pipeline.scan import Clock, Progress, silent
 from bdprune.record import (
     CurveInfo,
+    Evidence,
     Histogram,
     OutputInfo,
     PurifyResult,
@@ -127,6 +131,7 @@ class _Run:
     progress: Progress
     starts: Sequence[Result] = ()
     attachments: Path | None = None
+    folders: tuple[Path, ...] = ()
 
 
 def _run_of(
@@ -138,7 +143,8 @@ def _run_of(
 ) -> _Run:
     """The purifier and the options, checked before anything is read."""
     named = {"mode": options.pop("mode", None), "max_drop": options.pop("max_acc_drop", None)}
-    starts, folder = _results(options.pop("start_from", None)), options.pop("attachments", None)
+    source, folder = options.pop("start_from", None), options.pop("attachments", None)
+    starts = _results(source)
     known = options_from(options, "purify")
     known.check()
     chosen = {**(settings or {}), **{name: value for name, value in named.items() if value is not None}}
@@ -150,7 +156,10 @@ def _run_of(
     if known.precision is not None:
         chosen["precision"] = known.precision
     purifier = chosen_purifier(method, preset, chosen, {"seed": known.seed})
-    return _Run(purifier, known, progress, starts, attachments_folder(folder) if folder is not None else None)
+    attachments = attachments_folder(folder) if folder is not None else None
+    beside = [Path(source).parent] if isinstance(source, str | os.PathLike) else []
+    folders = tuple([attachments, *beside] if attachments else beside)
+    return _Run(purifier, known, progress, starts, attachments, folders)
 
 
 def _results(source: Result | Sequence[Result] | str | os.PathLike[str] | None) -> list[Result]:
@@ -178,15 +187,15 @@ def _results(source: Result | Sequence[Result] | str | os.PathLike[str] | None) 
     return found
 
 
-def _check_same(starts: Sequence[Result], case: Case) -> None:
-    """Makes sure that one of the scans was of these weights, and on these images.
+def _go_on(run: _Run, case: Case) -> None:
+    """Makes sure that one of the scans was of this model on these images, and takes up what it has kept.
 
     Raises:
-        DataError: none was.
+        DataError: none was, or what was kept is damaged.
     """
-    start = next((one for one in starts if one.model is not None and one.model.digest == case.digest), None)
+    start = next((one for one in run.starts if one.model is not None and one.model.digest == case.digest), None)
     if start is None:
-        there = ", ".join(one.name for one in starts)
+        there = ", ".join(one.name for one in run.starts)
         raise DataError(
             f"The scan was not of this model: its weights, input shape or normalisation are others ({there}).",
             "Scan this model first, or repair it without the result of a scan.",
@@ -196,6 +205,20 @@ def _check_same(starts: Sequence[Result], case: Case) -> None:
             "The scan was on other clean images.",
             "Give the same --data, --per-class, --class-order and --seed, or repair without the result of a scan.",
         )
+    for evidence in start.detectors:
+        for one in evidence.attachments:
+            content = read_attachment(one, run.folders) if one.name == "unlearned" else None
+            if content is not None:
+                run.progress("taking up the unlearned model of the scan")
+                _take_up(evidence, content, case)
+
+
+def _take_up(evidence: Evidence, content: bytes, case: Case) -> None:
+    """Puts the unlearned model of a scan where the case looks for it."""
+    params = evidence.params
+    settings = msgspec.convert(params["unlearning"], UnlearnSettings)
+    key = case.key(Unlearning(settings, params["seed"], params["precision"]))
+    case.memo.put(key, from_tensors(read_safetensors(content)[0], case.model))
 
 
 @dataclass(frozen=True)
@@ -237,7 +260,7 @@ def _repaired(model: Model, clean: CleanSource, run: _Run) -> _Done:
     assert data is not None
     case = Case(fitted, data.by_content if run.starts else data)  # a scan takes them by content
     if run.starts:
-        _check_same(run.starts, case)
+        _go_on(run, case)
     run.progress("checking the clean data")
     sanity = check_sanity(fitted, case.images)
     if not sanity.ok:

@@ -47,6 +47,7 @@ class Job:
     clean: CleanSource
     detectors: Sequence[Detector]
     options: Options
+    keeps: bool = False
     threads: int = field(default_factory=torch.get_num_threads)
 
 
@@ -172,11 +173,11 @@ def _with_data(model: Model, source: ModelSource, job: Job, progress: Progress) 
     def opened() -> Opened:
         fitted, data = job.clean.fit_for(model)
         if data is None:
-            return Opened(Case(fitted), None, None, clock, clock.seconds)
+            return Opened(Case(fitted, keeps=job.keeps), None, None, clock, clock.seconds)
         data = data.by_content  # so that nothing hangs on the order in which the images came
         progress("checking the clean data")
         sanity = check_sanity(fitted, data)
-        return Opened(Case(fitted, data if sanity.ok else None), data, sanity, clock, clock.seconds)
+        return Opened(Case(fitted, data if sanity.ok else None, keeps=job.keeps), data, sanity, clock, clock.seconds)
 
     return survived(opened, source, job, clock, model)
 
@@ -296,7 +297,7 @@ def _copied(case: Case) -> Case:
     data = case.data
     if data is not None:
         data = replace(data, images=data.images.clone(), labels=data.labels.clone())
-    return Case(case.model.clone(), data, case.memo, case.attachments)
+    return Case(case.model.clone(), data, case.memo, case.attachments, case.keeps)
 
 
 def _unchecked(left_out: Sequence[str]) -> tuple[Finding, ...]:

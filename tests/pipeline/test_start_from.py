@@ -182,3 +182,31 @@ def test_a_module_in_memory_has_no_file_to_compare(files: Path) -> None:
     changed = msgspec.structs.replace(start, data=None)
     with pytest.raises(DataError, match="on other clean images"):
         bdprune.purify(model.network, files / "clean.npz", start_from=changed, settings=settings, **OPTIONS)
+
+
+@pytest.mark.parametrize("beside", [False, True])
+def test_another_process_takes_up_what_the_scan_has_kept(
+    files: Path, tmp_path: Path, unlearned: list[Any], beside: bool
+) -> None:
+    start = scan(files, attachments=tmp_path)
+    near = repair(files, start_from=start)
+    (tmp_path / "result.json").write_text(start.to_json())
+    MEMO.clear()
+    far = repair(files, start_from=tmp_path / "result.json", **({} if beside else {"attachments": tmp_path}))
+    assert len(unlearned) == 1, "not once more"
+    assert near.repair.target_label == far.repair.target_label and near.repair.pruned == far.repair.pruned
+    assert all(torch.equal(near.repair.masks[name], far.repair.masks[name]) for name in near.repair.masks)
+
+
+def test_what_was_kept_and_is_damaged_is_refused(files: Path, tmp_path: Path) -> None:
+    start = scan(files, attachments=tmp_path)
+    (tmp_path / "result.json").write_text(start.to_json())
+    (kept,) = tmp_path.glob("unlearned-*")
+    kept.write_bytes(kept.read_bytes()[:-1] + b"x")
+    MEMO.clear()
+    with pytest.raises(DataError, match="other bytes than the scan wrote"):
+        repair(files, start_from=tmp_path / "result.json")
+
+
+def test_nothing_large_is_kept_unasked(files: Path) -> None:
+    assert [one.name for one in scan(files).detectors[0].attachments] == []
