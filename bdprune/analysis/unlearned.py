@@ -156,9 +156,15 @@ class Unlearning(Analysis[Unlearned]):
 def tensors_of(unlearned: Unlearned) -> dict[str, Tensor]:
     """An unlearned model and its trajectory as tensors, for :meth:`bdprune.analysis.Case.attach`."""
     steps = unlearned.trajectory
-    network = unlearned.model.network.state_dict()
+    forms = {"network": unlearned.model, "half_way": unlearned.half_way}
+    networks = {
+        f"{form}.{name}": value
+        for form, model in forms.items()
+        if model is not None
+        for name, value in model.network.state_dict().items()
+    }
     return {
-        **{f"network.{name}": value for name, value in network.items()},
+        **networks,
         "measures": torch.tensor([(step.loss, step.accuracy) for step in steps], dtype=torch.float64),
         "counts": torch.tensor([(step.votes, step.wrong_votes, step.label_counts) for step in steps]),
         "run": torch.tensor([unlearned.steps_per_epoch, unlearned.lr, unlearned.stopped], dtype=torch.float64),
@@ -171,14 +177,26 @@ def from_tensors(tensors: Mapping[str, Tensor], model: Model) -> Unlearned:
     Raises:
         DataError: they are no unlearned form of this model.
     """
-    names = {f"network.{name}": value for name, value in model.network.state_dict().items()}
     run, measures, counts = (tensors.get(name, torch.empty(0)) for name in ("run", "measures", "counts"))
-    fits = all(name in tensors and tensors[name].shape == value.shape for name, value in names.items())
-    if not fits or run.shape != (3,) or counts.shape != (len(measures), 3, model.num_classes) or not len(measures):
-        raise DataError("What the scan has kept is no unlearned form of this model.", "Scan it again.")
-    copy = model.clone()
-    copy.network.load_state_dict({name.removeprefix("network."): tensors[name] for name in names})
+    if run.shape != (3,) or counts.shape != (len(measures), 3, model.num_classes) or not len(measures):
+        raise _other_model()
     steps = zip(measures.tolist(), counts.tolist(), strict=True)
     trajectory = (UnlearnStep(loss, accuracy, *map(tuple, votes)) for (loss, accuracy), votes in steps)
     per_epoch, lr, stopped = run.tolist()
-    return Unlearned(copy, tuple(trajectory), int(per_epoch), lr, bool(stopped))
+    half_way = _network_of(tensors, "half_way.", model) if any(one.startswith("half_way.") for one in tensors) else None
+    end = _network_of(tensors, "network.", model)
+    return Unlearned(end, tuple(trajectory), int(per_epoch), lr, bool(stopped), half_way=half_way)
+
+
+def _network_of(tensors: Mapping[str, Tensor], prefix: str, model: Model) -> Model:
+    copy = model.clone()
+    found = {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
+    wanted = copy.network.state_dict()
+    if found.keys() != wanted.keys() or any(found[name].shape != value.shape for name, value in wanted.items()):
+        raise _other_model()
+    copy.network.load_state_dict(found)
+    return copy
+
+
+def _other_model() -> DataError:
+    return DataError("What the scan has kept is no unlearned form of this model.", "Scan it again.")

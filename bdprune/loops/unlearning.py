@@ -17,6 +17,7 @@ from bdprune.errors import TrainingError
 from bdprune.model import Model
 from bdprune.runtime import (
     DEFAULT,
+    OneModel,
     Plan,
     Precision,
     Trained,
@@ -148,6 +149,8 @@ class Unlearned:
         lr: learning rate of the try that ended finite.
         stopped: whether the stop accuracy was reached.
         plan: number format and memory layout of the steps.
+        half_way: the model after the first step whose accuracy was at or below six tenths of that of the first step;
+            None where it fell no further, and of a stack, which the host does not look at on the way.
     """
 
     model: Model
@@ -156,6 +159,11 @@ class Unlearned:
     lr: float
     stopped: bool
     plan: Plan = field(default_factory=Plan)
+    half_way: Model | None = None
+
+
+_HALF_WAY = 0.6
+"""Of the first accuracy: there the filters of a backdoor have moved, and the others less (docs/detection.md)."""
 
 
 def unlearn(
@@ -253,6 +261,8 @@ class _Ascent:
         self._accuracies = torch.zeros_like(self._floors)  # their sum since the epoch began
         self._going = torch.ones(len(floors), dtype=torch.bool, device=device)
         self._failed = torch.zeros_like(self._going)
+        self._first: float | None = None
+        self._half_way: Model | None = None
 
     def run(
         self, models: Sequence[Model], data: CleanData, rates: Sequence[float], seed: int, precision: Precision
@@ -277,7 +287,10 @@ class _Ascent:
         failed, stopped = self._failed.tolist(), (~self._going & ~self._failed).tolist()
         per_epoch = -(-len(data) // settings.batch_size)
         return [
-            (Unlearned(trained.model(g), trajectories[g], per_epoch, rates[g], stopped[g], plan), not failed[g])
+            (
+                Unlearned(trained.model(g), trajectories[g], per_epoch, rates[g], stopped[g], plan, self._half_way),
+                not failed[g],
+            )
             for g in range(len(models))
         ]
 
@@ -298,6 +311,10 @@ class _Ascent:
             self._going.copy_(moved)
             if self._settings.stop_on == "batch":
                 self._going &= accuracies > self._floors
+        if isinstance(self._trained, OneModel) and self._half_way is None:
+            self._first = float(accuracies) if self._first is None else self._first
+            if float(accuracies) <= _HALF_WAY * self._first:
+                self._half_way = self._trained.copy()
         return losses.detach(), moved, predicted
 
 

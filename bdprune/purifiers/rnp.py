@@ -18,6 +18,7 @@ from bdprune.loops import (
     Sweep,
     SweepPoint,
     SweepSettings,
+    Unlearned,
     UnlearnSettings,
     fine_tune,
     recover,
@@ -57,11 +58,12 @@ PRESETS: dict[str, dict[str, Any]] = {
         "unlearning": UnlearnSettings(weight_decay=5e-4, stop_share=0.6, min_steps=8, raises=1),
         "recovery": RecoverSettings(loss_scale=0.2),
     },
-    # Goes on from what a scan unlearned, which fell to chance on all images.
+    # Goes on from what a scan unlearned on all images: to chance, of which half the way is enough here as well.
     "scan": {
         "unlearning": SCAN_UNLEARNING,
         "recovery": RecoverSettings(loss_scale=0.2),
         "unlearn_on": "all",
+        "depth": "half_way",
     },
 }
 
@@ -75,6 +77,7 @@ class RNP(Purifier):
         recovery: settings of the mask.
         unlearn_on: ``rest`` unlearns on the images that are not held out; ``all`` on all of them, which is what a scan
             has done already with the same settings (preset ``scan``).
+        depth: recover the model as it is at the ``end`` of the unlearning, or ``half_way``, where it was kept.
         max_drop: largest fall of clean accuracy that the threshold may cost, in [0, 1], on the held-out clean images.
         held_out: share of the clean images that is kept for choosing the threshold.
         strict: the fall must not be larger on the other clean images either. A handful of held-out images lets a
@@ -95,6 +98,7 @@ class RNP(Purifier):
     unlearning: UnlearnSettings = field(default_factory=lambda: PRESETS["robust"]["unlearning"])
     recovery: RecoverSettings = field(default_factory=lambda: PRESETS["robust"]["recovery"])
     unlearn_on: Literal["rest", "all"] = "rest"
+    depth: Literal["end", "half_way"] = "end"
     max_drop: float = 0.02
     held_out: float = 0.3
     strict: bool = True
@@ -128,7 +132,7 @@ class RNP(Purifier):
         with phase("unlearn"):
             unlearned = (case if self.unlearn_on == "all" else part).get(unlearning)
         with phase("recover"):
-            masks = recover(unlearned.model, rest, self.recovery, self.seed, self.precision).masks
+            masks = recover(self._fallen(unlearned), rest, self.recovery, self.seed, self.precision).masks
         with phase("sweep"):
             sweep, chosen, tuning = self._choose(case.model, masks, rest, held)
         pruned = chosen.pruned if chosen else {}
@@ -154,6 +158,10 @@ class RNP(Purifier):
             params=self.params,
             attachments=(case.attach("masks", masks),),
         )
+
+    def _fallen(self, unlearned: Unlearned) -> Model:
+        half_way = unlearned.half_way if self.depth == "half_way" else None
+        return half_way if half_way is not None else unlearned.model
 
     def _split(self, data: CleanData) -> tuple[CleanData, CleanData]:
         """The images to work on, and those held out for the threshold."""

@@ -9,6 +9,7 @@ it changes in place.
 
 from __future__ import annotations
 
+import copy
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import TypeAlias, TypeVar
@@ -96,8 +97,12 @@ class OneModel:
         return True
 
     def model(self, index: int) -> Model:
-        """Model ``index`` as it is now."""
+        """Model ``index`` as it is now; training is over."""
         return self._model.with_network(self._network)
+
+    def copy(self) -> Model:
+        """A copy of the model as it is now; training goes on."""
+        return self._model.with_network(copy.deepcopy(self._network))
 
 
 class ManyModels:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections import Counter
 from collections.abc import Sequence
@@ -230,3 +231,16 @@ def test_few_images_leave_running_statistics_alone(model: Model, data: CleanData
         assert torch.equal(kept.model.network.get_buffer("1.running_mean"), own)
     for drifted in runs(model, few, replace(SETTINGS, small_data=0, max_epochs=2)):
         assert not torch.equal(drifted.model.network.get_buffer("1.running_mean"), own)
+
+
+def test_the_model_half_way_is_kept_and_the_way_is_the_same(bright: Any) -> None:
+    settings = UnlearnSettings(weight_decay=5e-4, min_steps=8, raises=1)
+    done = unlearn(bright.model, bright.data, settings)
+    first = done.trajectory[0].accuracy
+    fallen = [step.accuracy <= 0.6 * first for step in done.trajectory]
+    assert done.half_way is not None and fallen.index(True) < len(fallen) - 1
+    states = [model.network.state_dict() for model in (bright.model, done.half_way, done.model)]
+    assert all(any(not torch.equal(a[name], b[name]) for name in a) for a, b in itertools.pairwise(states))
+    assert not done.half_way.network.training
+    several = unlearn_stack([bright.model, bright.model], bright.data, settings)
+    assert all(isinstance(one, Unlearned) and one.half_way is None for one in several)
