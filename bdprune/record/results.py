@@ -146,18 +146,25 @@ KINDS: dict[str, type[Record]] = {
 
 
 def documents_from_json(text: str | bytes) -> list[Record]:
-    """Reads back results of any kind: one document, or an array of them.
+    """Reads back results of any kind: one document, an array of them, or one a line.
 
     Raises:
         DataError: the text is not JSON, or not of documents of this version.
     """
     try:
-        found = msgspec.json.decode(text)
+        found = _decoded(text)
         items = found if isinstance(found, list) else [found]
         return [msgspec.convert(one, KINDS[_kind(one)], str_keys=True) for one in items]
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
         what = f"These are not results of schema {SCHEMA_VERSION}: {error}."
         raise DataError(what, "Compare them with `bdprune schema`.") from error
+
+
+def _decoded(text: str | bytes) -> Any:
+    try:
+        return msgspec.json.decode(text)
+    except msgspec.DecodeError:
+        return msgspec.json.Decoder().decode_lines(text)
 
 
 def _kind(document: object) -> str:

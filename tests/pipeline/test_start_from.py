@@ -126,7 +126,7 @@ def test_every_set_of_weights_finds_its_own_scan(files: Path, tmp_path: Path, un
     torch.save(sets, tmp_path / "two.pth")
     detector = UnlearningDetector(seed=OPTIONS["seed"], max_runs=1)
     results = list(bdprune.scan_many([tmp_path / "two.pth"], files / "clean.npz", detectors=[detector], **OPTIONS))
-    (tmp_path / "scans.json").write_text(f"[{', '.join(one.to_json() for one in results)}]")
+    (tmp_path / "scans.json").write_text("".join(f"{one.to_json(indent=None)}\n" for one in results))
     settings = {"recovery": bdprune.RecoverSettings(epochs=1), "fine_tuning": None}
     done = bdprune.purify(
         tmp_path / "two.pth", files / "clean.npz", start_from=tmp_path / "scans.json", settings=settings, **OPTIONS

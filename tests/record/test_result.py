@@ -14,12 +14,14 @@ from hypothesis import strategies as st
 from bdprune.errors import DataError
 from bdprune.record import (
     Attachment,
+    CoverageResult,
     Env,
     Evidence,
     Finding,
     PurifyResult,
     Result,
     ScoreResult,
+    documents_from_json,
     finite,
     schema,
 )
@@ -188,3 +190,14 @@ def test_evidence_is_tidied_into_what_json_gives_back() -> None:
     assert tidy.params == {"path": "x"} and tidy.details == {"x": [None]}
     assert Evidence.from_json(tidy.to_json()) == tidy and tidy.tidy() == tidy
     assert Evidence(detector="a", score=1.0, threshold=0.5, flagged=True).valid
+
+
+def test_documents_come_back_from_one_an_array_and_lines() -> None:
+    one = CoverageResult(files=2, scanned=1)
+    assert documents_from_json(one.to_json()) == [one]
+    assert documents_from_json(f"[{one.to_json()}, {one.to_json()}]") == [one, one]
+    assert documents_from_json(f"{one.to_json(indent=None)}\n{one.to_json(indent=None)}\n") == [one, one]
+    assert documents_from_json("") == []
+    for wrong in ("{", "[" * 100_000, '{"kind": "other"}', "3", b"\xff"):
+        with pytest.raises(DataError, match="not results of schema 2"):
+            documents_from_json(wrong)
