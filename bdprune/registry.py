@@ -58,16 +58,23 @@ def methods(kind: Kind) -> list[MethodInfo]:
     return sorted(found, key=lambda one: COSTS.index(one.cost))
 
 
-def _sound(kind: Kind) -> list[str]:
-    """The names of the methods that can be made; plug-ins that cannot are left out with a warning."""
-    found = []
+def unusable(kind: Kind) -> dict[str, str]:
+    """Why a method cannot be made with its default settings, by the name of each that cannot."""
+    found = {}
     for name in names(kind):
         try:
             method_class(kind, name)().params  # noqa: B018
-            found.append(name)
         except Exception as error:
-            log.warning("the plug-in %s is left out: %s", name, error)
+            found[name] = str(error)
     return found
+
+
+def _sound(kind: Kind) -> list[str]:
+    """The names of the methods that can be made; plug-ins that cannot are left out with a warning."""
+    broken = unusable(kind)
+    for name, reason in broken.items():
+        log.warning("the plug-in %s is left out: %s", name, reason)
+    return [name for name in names(kind) if name not in broken]
 
 
 def split_names(text: str) -> list[str]:

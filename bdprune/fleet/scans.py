@@ -23,7 +23,7 @@ from bdprune.pipeline import (
     with_saved_attachments,
 )
 from bdprune.record import ATTENTION, Result
-from bdprune.registry import chosen_detectors
+from bdprune.registry import chosen_detectors, unusable
 
 Folder = str | os.PathLike[str] | None
 
@@ -103,7 +103,8 @@ def _job(data: DataSource, detectors: Sequence[str | Detector] | str | None, opt
     known = options_from(options, "scan")
     known.check()
     chosen = chosen_detectors(detectors, {"seed": known.seed, "precision": known.precision})
-    return Job(CleanSource(data, known), chosen, known)
+    broken = unusable("detector") if detectors is None else {}
+    return Job(CleanSource(data, known), chosen, known, broken)
 
 
 def _run(

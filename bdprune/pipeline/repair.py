@@ -206,18 +206,26 @@ def _go_on(run: _Run, case: Case) -> None:
             "Give the same --data, --per-class, --class-order and --seed, or repair without the result of a scan.",
         )
     for evidence in start.detectors:
-        for one in evidence.attachments:
-            content = read_attachment(one, run.folders) if one.name == "unlearned" else None
-            if content is not None:
-                run.progress("taking up the unlearned model of the scan")
-                _take_up(evidence, content, case)
+        if {"unlearning", "seed", "precision"} <= evidence.params.keys():
+            _take_up(evidence, run, case)
 
 
-def _take_up(evidence: Evidence, content: bytes, case: Case) -> None:
-    """Puts the unlearned model of a scan where the case looks for it."""
+def _take_up(evidence: Evidence, run: _Run, case: Case) -> None:
+    """Puts the unlearned model of a scan where the case looks for it, unless it is there."""
     params = evidence.params
-    settings = msgspec.convert(params["unlearning"], UnlearnSettings)
+    try:
+        settings = msgspec.convert(params["unlearning"], UnlearnSettings)
+    except msgspec.ValidationError as error:
+        raise DataError(f"The settings of {evidence.detector} are damaged: {error}.", "Scan it again.") from error
     key = case.key(Unlearning(settings, params["seed"], params["precision"]))
+    if key in case.memo:
+        return
+    kept = (read_attachment(one, run.folders) for one in evidence.attachments if one.name == "unlearned")
+    content = next((one for one in kept if one is not None), None)
+    if content is None:
+        run.progress("unlearning again, because the scan kept no unlearned model")
+        return
+    run.progress("taking up the unlearned model of the scan")
     case.memo.put(key, from_tensors(read_safetensors(content)[0], case.model))
 
 

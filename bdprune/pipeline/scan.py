@@ -47,6 +47,7 @@ class Job:
     clean: CleanSource
     detectors: Sequence[Detector]
     options: Options
+    broken: Mapping[str, str] = field(default_factory=dict)
     keeps: bool = False
     threads: int = field(default_factory=torch.get_num_threads)
 
@@ -222,12 +223,12 @@ def _examine(opened: Opened, job: Job, progress: Progress, known: Mapping[int, E
         artifact=artifact_info(model),
         model=model_info(model, opened.case.digest),
         detectors=tuple(evidence),
-        findings=(*judgement.findings, *_unchecked(left_out), *_not_scanned(coverage)),
+        findings=(*judgement.findings, *_unchecked(left_out, job.broken), *_not_scanned(coverage)),
         data=data_info(data, opened.sanity) if data is not None else None,
         env=env(model.device, job.options.seed),
         seconds=opened.seconds + sum(one.seconds or 0.0 for one in known.values()) + clock.seconds,
         coverage=coverage,
-        not_run=left_out,
+        not_run=(*left_out, *job.broken),
     )
     wanted = {one.sha256 for seen in evidence for one in seen.attachments}
     return Outcome(result, {digest: opened.case.attachments[digest] for digest in wanted})
@@ -300,11 +301,12 @@ def _copied(case: Case) -> Case:
     return Case(case.model.clone(), data, case.memo, case.attachments, case.keeps)
 
 
-def _unchecked(left_out: Sequence[str]) -> tuple[Finding, ...]:
-    if not left_out:
-        return ()
+def _unchecked(left_out: Sequence[str], broken: Mapping[str, str]) -> tuple[Finding, ...]:
+    """A finding for the detectors without data, and one for each plug-in that cannot be made."""
     message = f"Not run for want of usable clean data: {', '.join(left_out)}."
-    return (Finding(rule_id="BD000", severity="info", message=message),)
+    first = [Finding(rule_id="BD000", severity="info", message=message)] if left_out else []
+    others = (f"Not run, because it cannot be made: {name}. {reason}" for name, reason in broken.items())
+    return (*first, *(Finding(rule_id="BD000", severity="medium", message=one) for one in others))
 
 
 def _not_scanned(coverage: WeightCoverage | None) -> tuple[Finding, ...]:

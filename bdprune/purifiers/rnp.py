@@ -58,7 +58,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "unlearning": UnlearnSettings(weight_decay=5e-4, stop_share=0.6, min_steps=8, raises=1),
         "recovery": RecoverSettings(loss_scale=0.2),
     },
-    # Goes on from what a scan unlearned on all images: to chance, of which half the way is enough here as well.
+    # Goes on from a scan, which unlearns on all images down to chance. Half-way is deep enough, as in "robust".
     "scan": {
         "unlearning": SCAN_UNLEARNING,
         "recovery": RecoverSettings(loss_scale=0.2),
@@ -132,7 +132,8 @@ class RNP(Purifier):
         with phase("unlearn"):
             unlearned = (case if self.unlearn_on == "all" else part).get(unlearning)
         with phase("recover"):
-            masks = recover(self._fallen(unlearned), rest, self.recovery, self.seed, self.precision).masks
+            fallen = self._fallen(unlearned)
+            masks = recover(fallen, rest, self.recovery, self.seed, self.precision).masks
         with phase("sweep"):
             sweep, chosen, tuning = self._choose(case.model, masks, rest, held)
         pruned = chosen.pruned if chosen else {}
@@ -155,11 +156,12 @@ class RNP(Purifier):
             curve=tuple(CurvePoint(p.threshold, p.clean_accuracy, p.filters_pruned) for p in sweep.points),
             target_label=sink_label(unlearned.trajectory, unlearned.steps_per_epoch),
             seconds=phase.seconds,
-            params=self.params,
+            params={**self.params, "depth": "end" if fallen is unlearned.model else "half_way"},
             attachments=(case.attach("masks", masks),),
         )
 
     def _fallen(self, unlearned: Unlearned) -> Model:
+        """The model to recover; the record says which it was."""
         half_way = unlearned.half_way if self.depth == "half_way" else None
         return half_way if half_way is not None else unlearned.model
 

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+import bdprune
 import bdprune.detectors
 from bdprune import registry
 from bdprune.analysis import Case
@@ -155,6 +156,9 @@ def test_a_plug_in_that_cannot_be_imported_is_named_and_left_out(
     assert [one.id for one in registry.chosen_detectors(None, {})] == ["bdprune.lipschitz"]
     assert [one.name for one in registry.methods("detector")] == ["lipschitz"]
     assert "the plug-in broken is left out" in caplog.text
+    root = Path(__file__).parents[2]
+    result = bdprune.scan(root / "zoo" / "cifar10-w8" / "clean.safetensors")
+    assert result.not_run == ("broken",) and "cannot be made: broken" in result.findings[-1].message
 
 
 @pytest.mark.parametrize("wrong", [[3], [len], [registry.method_class("detector", "lipschitz")], 3])
