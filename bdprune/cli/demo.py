@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -17,16 +16,16 @@ from bdprune.report import percent, plain, seconds, table
 
 if TYPE_CHECKING:
     from bdprune.fleet import Row
-    from bdprune.record import Document
+    from bdprune.record import Document, Result
 
 COLUMNS = ("model", "truth", "verdict", "label", "", "clean accuracy", "attack success")
 NOTE = (
-    "Scanning and repairing saw the checkpoints and the clean images only. Accuracy and attack success were measured "
+    "Scans and repairs saw the checkpoints and the clean images only. Accuracy and attack success were measured "
     "afterwards, on test images and with the true triggers."
 )
 
 
-@click.command(short_help="Catch backdoors in the shipped models and cut them out.")
+@click.command(short_help="Find and remove the backdoors of the shipped models.")
 @click.option(
     "--zoo",
     type=FILE,
@@ -47,10 +46,10 @@ NOTE = (
 @click.option("--seed", type=int, default=0, show_default=True, metavar="N", help="Of scans and repairs.")
 @click.option("-q", "--quiet", is_flag=True, help="No progress.")
 def demo(zoo: Path, output: Path, seed: int, quiet: bool) -> int:
-    """Catch real backdoored networks, cut the backdoors out, and hold both against the truth.
+    """Scan the shipped models, repair the backdoored ones, and compare both with the truth.
 
-    Scanning and repairing see the checkpoints and a few clean images only; the triggers are used afterwards, to
-    measure. Exits with 1 if a verdict or a label is wrong.
+    Scans and repairs see the checkpoints and 500 clean images only. The true triggers are used afterwards, to
+    measure. It takes about three minutes on two cores. Exits with 1 if a verdict or a label is wrong.
 
     \b
     bdprune demo
@@ -63,7 +62,7 @@ def demo(zoo: Path, output: Path, seed: int, quiet: bool) -> int:
         progress.stage("starting")
         from bdprune.fleet import run
 
-        done = run(zoo, output, seed=seed, progress=lambda name, stage: _say(progress, quiet, name, stage))
+        done = run(zoo, output, seed=seed, watcher=_Shown(progress))
     from bdprune.report import Table, html_page
 
     named = [_with_class_names(document, done.class_names) for document in done.documents]
@@ -75,11 +74,18 @@ def demo(zoo: Path, output: Path, seed: int, quiet: bool) -> int:
     return exit_codes.OK if all(row.right for row in done.rows) else exit_codes.FOUND
 
 
-def _say(progress: Progress, quiet: bool, name: str, stage: str) -> None:
-    if sys.stderr.isatty() or quiet:
-        progress.stage(f"{name}: {stage}")
-    else:
-        print(f"{plain(name)}: {stage}", file=sys.stderr, flush=True)
+class _Shown:
+    """Shows stages and verdicts on standard error."""
+
+    def __init__(self, progress: Progress) -> None:
+        self._progress = progress
+
+    def stage(self, name: str, stage: str, left: float) -> None:
+        self._progress.line(f"{name}: {stage}", left)
+
+    def verdict(self, name: str, result: Result) -> None:
+        label = "" if result.target_label is None else f", target label {result.target_label}"
+        self._progress.note(f"{name}: {result.verdict.upper()}{label}")
 
 
 def _with_class_names(document: Document, names: tuple[str, ...]) -> Document:

@@ -1,15 +1,16 @@
-"""What is going on, on standard error only: a live line on a terminal, one line a model elsewhere."""
+"""Progress on standard error: a live line on a terminal, one line per model elsewhere, both with the time left."""
 
 from __future__ import annotations
 
 import sys
+import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
-from bdprune.report import plain
+from bdprune.report import plain, seconds
 
 if TYPE_CHECKING:
     from rich.progress import Progress as RichProgress
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
 
 
 class Progress:
-    """Shows how far a run is. Use it as a context manager.
+    """Shows how far a run is, and about how long it still takes. Use it as a context manager.
 
     Args:
         total: how many files there are.
@@ -30,12 +31,13 @@ class Progress:
         self._name = ""
         self._done = 0
         self._last = ""
+        self._start = time.monotonic()
         self._live: RichProgress | None = None
         self._task: TaskID | None = None
 
     def __enter__(self) -> Self:
         if self._shown and sys.stderr.isatty():
-            self._live = _rich_progress()
+            self._live = _rich_progress(self._total)
             self._task = self._live.add_task("", total=self._total)
             self._live.start()
         return self
@@ -53,27 +55,39 @@ class Progress:
             yield file
 
     def stage(self, stage: str) -> None:
-        """What is being done to the model at hand."""
-        if self._live is not None and self._task is not None:
-            from rich.markup import escape
+        """Shows what is being done to the current model."""
+        if self._live is not None:
+            self._update(f"{self._name}: {plain(stage)}")
 
-            self._live.update(self._task, description=f"{escape(self._name)}: {escape(plain(stage))}")
+    def line(self, text: str, left: float) -> None:
+        """Shows what is being done, and that about ``left`` seconds remain; a log gets a line of its own."""
+        if self._live is not None:
+            self._update(plain(text), left)
+        elif self._shown:
+            self._print(f"{plain(text)}{_about(left)}")
+
+    def note(self, text: str) -> None:
+        """Prints a line that stays."""
+        if self._shown:
+            with self.paused():
+                self._print(plain(text))
 
     def finished(self, verdict: str, name: str, file: str = "") -> None:
-        """One more model is done, not always the one that was announced last: stacks read ahead.
+        """One more model is done. Stacks read ahead, so it need not be the one that was announced last.
 
         Args:
-            verdict: what became of it.
+            verdict: the outcome.
             name: of the model.
-            file: that it came from, if others may come from the same one.
+            file: the file it came from, if others may come from the same one.
         """
         if not file or file != self._last:
             self._done += 1
         self._last = file
+        left = (time.monotonic() - self._start) / max(self._done, 1) * (self._total - self._done)
         if self._live is not None and self._task is not None:
-            self._live.update(self._task, completed=self._done)
+            self._live.update(self._task, completed=self._done, end=time.monotonic() + left)
         elif self._shown and self._total > 1:
-            print(f"[{self._done}/{self._total}] {verdict}  {plain(name)}", file=sys.stderr, flush=True)
+            self._print(f"[{self._done}/{self._total}] {verdict}  {plain(name)}{_about(left)}")
 
     @contextmanager
     def paused(self) -> Iterator[None]:
@@ -87,13 +101,50 @@ class Progress:
         finally:
             self._live.start()
 
+    def _update(self, text: str, left: float | None = None) -> None:
+        from rich.markup import escape
 
-def _rich_progress() -> RichProgress:
+        assert self._live is not None and self._task is not None
+        self._live.update(self._task, description=escape(text))
+        if left is not None:
+            self._live.update(self._task, end=time.monotonic() + left)
+
+    def _print(self, text: str) -> None:
+        print(text, file=sys.stderr, flush=True)
+
+
+def _about(left: float) -> str:
+    """The time left in brackets; nothing below a second."""
+    return f"  ({time_left(left)})" if left >= 1 else ""
+
+
+def time_left(left: float) -> str:
+    """Seconds that remain, as a person reads them; above a minute they are rounded: ``about 2 min 10 s left``."""
+    if left < 1:
+        return "almost done"
+    return f"about {seconds(round(left, -1)) if left >= 60 else f'{left:.0f} s'} left"
+
+
+def _rich_progress(total: int) -> RichProgress:
     from rich.console import Console
-    from rich.progress import MofNCompleteColumn, SpinnerColumn, TextColumn, TimeElapsedColumn
+    from rich.progress import MofNCompleteColumn, ProgressColumn, SpinnerColumn, Task, TextColumn, TimeElapsedColumn
     from rich.progress import Progress as RichProgress
+    from rich.text import Text
 
-    columns = SpinnerColumn(), MofNCompleteColumn(), TextColumn("{task.description}"), TimeElapsedColumn()
+    class TimeLeft(ProgressColumn):
+        """Counts down to the field ``end`` of the task, a time of the monotonic clock."""
+
+        def render(self, task: Task) -> Text:
+            end = task.fields.get("end")
+            return Text("" if end is None else time_left(max(0.0, end - time.monotonic())))
+
+    columns = (
+        SpinnerColumn(),
+        *((MofNCompleteColumn(),) if total > 1 else ()),
+        TextColumn("{task.description}"),
+        TimeElapsedColumn(),
+        TimeLeft(),
+    )
     return RichProgress(
         *columns, console=Console(stderr=True), transient=True, redirect_stdout=False, redirect_stderr=False
     )

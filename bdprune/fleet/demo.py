@@ -1,27 +1,48 @@
-"""The demonstration: scan models of known truth, repair the backdoored ones, and hold both against the truth.
+"""The demonstration: scan models of known truth, repair the backdoored ones, and compare both with the truth.
 
-Scanning and repairing see the checkpoints and the clean images only. The triggers come out afterwards, to measure.
+Scans and repairs see the checkpoints and the clean images only. The triggers are used afterwards, to measure.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal, Protocol, TypeAlias
 
 from bdprune.attacks import Attack, shape_of
 from bdprune.data import CleanData, load_clean
 from bdprune.errors import OptionError
 from bdprune.fleet.scans import scan
 from bdprune.model import Model, load
-from bdprune.pipeline import purify
+from bdprune.pipeline import Repaired, purify
 from bdprune.record import Document, Result
 from bdprune.runtime import attack_success_rate, clean_accuracy
 from bdprune.zoo import Entry, load_trigger, read_manifest
 
-Progress = Callable[[str, str], None]
-"""Told what happens next: (model name, stage)."""
+Step: TypeAlias = Literal["scan", "repair", "measure"]
+
+_COST: dict[Step, float] = {"scan": 14.0, "repair": 35.0, "measure": 4.0}
+"""Seconds of each step on two cores with AVX-512. Only their ratios matter once a step is done."""
+
+
+class Watcher(Protocol):
+    """Follows a demonstration."""
+
+    def stage(self, name: str, stage: str, left: float) -> None:
+        """Model ``name`` is at ``stage``; about ``left`` seconds remain."""
+
+    def verdict(self, name: str, result: Result) -> None:
+        """The scan of model ``name`` is done."""
+
+
+class Silent:
+    """A watcher that shows nothing."""
+
+    def stage(self, name: str, stage: str, left: float) -> None: ...
+
+    def verdict(self, name: str, result: Result) -> None: ...
 
 
 @dataclass(frozen=True)
@@ -34,7 +55,7 @@ class Measured:
 
 @dataclass(frozen=True)
 class Row:
-    """One model: the truth, the verdict, and what the repair did (None where there was nothing to repair)."""
+    """One model: the truth, the verdict, and what the repair did (None where nothing was repaired)."""
 
     name: str
     true_label: int | None
@@ -44,7 +65,7 @@ class Row:
 
     @property
     def right(self) -> bool:
-        """Whether verdict and label are those of the truth."""
+        """Whether verdict and label match the truth."""
         if self.true_label is None:
             return self.result.verdict == "clean"
         return self.result.verdict == "backdoored" and self.result.target_label == self.true_label
@@ -60,17 +81,50 @@ class Demo:
     seconds: float
 
 
-def run(zoo: Path, out: Path, *, seed: int = 0, progress: Progress = lambda name, stage: None) -> Demo:
-    """Scans every model of the zoo in folder ``zoo`` and writes repaired checkpoints of the backdoored ones to ``out``.
+class TimeLeft:
+    """Estimates how long a demonstration still takes, from its steps that are done.
+
+    Args:
+        models: how many models there are. Each counts as one to repair until its verdict is known.
+        clock: seconds that only rise.
+    """
+
+    def __init__(self, models: int, clock: Callable[[], float] = time.perf_counter) -> None:
+        self._clock = clock
+        self._start = self._now = clock()
+        self._done = 0.0
+        self._left: dict[Step, int] = {"scan": models, "repair": models, "measure": models}
+
+    def finish(self, step: Step) -> None:
+        """One such step is done."""
+        self._left[step] -= 1
+        self._done += _COST[step]
+        self._now = self._clock()
+
+    def skip(self, step: Step) -> None:
+        """One such step is not needed."""
+        self._left[step] -= 1
+
+    @property
+    def seconds(self) -> float:
+        """Estimated seconds until the end, 0 or more."""
+        pace = (self._now - self._start) / self._done if self._done else 1.0
+        whole = pace * sum(_COST[step] * count for step, count in self._left.items())
+        return max(0.0, whole - (self._clock() - self._now))
+
+
+def run(zoo: Path, out: Path, *, seed: int = 0, watcher: Watcher | None = None) -> Demo:
+    """Scans every model of the zoo in folder ``zoo``, then writes repaired checkpoints of the backdoored ones to
+    ``out``.
 
     Args:
         zoo: folder with ``manifest.toml``, ``defence.npz``, ``test.npz`` and the checkpoints.
         out: folder for ``<name>-repaired.safetensors``.
         seed: of scans and repairs.
-        progress: told what happens next.
+        watcher: follows the stages and verdicts.
 
     Raises:
-        OptionError: there is no zoo in ``zoo``.
+        OptionError: ``zoo`` holds no zoo.
         OutputError: ``out`` cannot be written.
     """
     if not (zoo / "manifest.toml").exists():
@@ -79,40 +133,63 @@ def run(zoo: Path, out: Path, *, seed: int = 0, progress: Progress = lambda name
         )
     start = time.perf_counter()
     manifest = read_manifest(zoo / "manifest.toml")
-    clean, test = load_clean(zoo / "defence.npz"), load_clean(zoo / "test.npz")
-    rows: list[Row] = []
-    documents: list[Document] = []
-    for entry in manifest.models:
-        row, records = _examine(entry, zoo, out, clean, test, seed, progress)
-        rows.append(row)
-        documents.extend(records)
+    work = _Work(zoo, out, load_clean(zoo / "defence.npz"), seed, watcher or Silent(), TimeLeft(len(manifest.models)))
+    results = [work.scan(entry) for entry in manifest.models]
+    repairs = [work.repair(*pair) for pair in zip(manifest.models, results, strict=True)]
+    rows = work.measure(manifest.models, results, repairs)
+    pairs = zip(results, repairs, strict=True)
+    documents = [one for result, repair in pairs for one in ([result, repair.result] if repair else [result])]
     return Demo(tuple(rows), tuple(documents), tuple(manifest.class_names), time.perf_counter() - start)
 
 
-def _examine(
-    entry: Entry,
-    zoo: Path,
-    out: Path,
-    clean: CleanData,
-    test: CleanData,
-    seed: int,
-    progress: Progress,
-) -> tuple[Row, list[Document]]:
-    path = zoo / f"{entry.name}.safetensors"
-    result = scan(path, clean, seed=seed, progress=lambda stage: progress(entry.name, stage))
-    documents: list[Document] = [result]
-    after: Measured | None = None
-    attack = entry.make_attack()
-    if result.verdict == "backdoored":
-        target = out / f"{entry.name}-repaired.safetensors"
-        repair = purify(
-            path, clean, method="rnp", output=target, seed=seed, progress=lambda stage: progress(entry.name, stage)
-        )
-        documents.append(repair.result)
-        after = against_truth(repair.model, entry, attack, zoo, test)
-    progress(entry.name, "measuring against the truth")
-    before = against_truth(load(path), entry, attack, zoo, test)
-    return Row(entry.name, attack.target if attack else None, result, before, after), documents
+@dataclass(frozen=True)
+class _Work:
+    """The steps of one demonstration."""
+
+    zoo: Path
+    out: Path
+    clean: CleanData
+    seed: int
+    watcher: Watcher
+    left: TimeLeft
+
+    def scan(self, entry: Entry) -> Result:
+        result = scan(self._path(entry), self.clean, seed=self.seed, progress=self._stages(entry))
+        self.left.finish("scan")
+        if result.verdict != "backdoored":
+            self.left.skip("repair")
+        self.watcher.verdict(entry.name, result)
+        return result
+
+    def repair(self, entry: Entry, result: Result) -> Repaired | None:
+        """The repair of a model that the scan calls backdoored."""
+        if result.verdict != "backdoored":
+            return None
+        target = self.out / f"{entry.name}-repaired.safetensors"
+        stages = self._stages(entry)
+        repair = purify(self._path(entry), self.clean, method="rnp", output=target, seed=self.seed, progress=stages)
+        self.left.finish("repair")
+        return repair
+
+    def measure(
+        self, entries: Sequence[Entry], results: Sequence[Result], repairs: Sequence[Repaired | None]
+    ) -> list[Row]:
+        """Measures every model, and its repair, with the test images and the true trigger."""
+        test, rows = load_clean(self.zoo / "test.npz"), []
+        for entry, result, repair in zip(entries, results, repairs, strict=True):
+            self._stages(entry)("measuring with the true trigger")
+            attack = entry.make_attack()
+            before = against_truth(load(self._path(entry)), entry, attack, self.zoo, test)
+            after = against_truth(repair.model, entry, attack, self.zoo, test) if repair else None
+            rows.append(Row(entry.name, attack.target if attack else None, result, before, after))
+            self.left.finish("measure")
+        return rows
+
+    def _path(self, entry: Entry) -> Path:
+        return self.zoo / f"{entry.name}.safetensors"
+
+    def _stages(self, entry: Entry) -> Callable[[str], None]:
+        return lambda stage: self.watcher.stage(entry.name, stage, self.left.seconds)
 
 
 def against_truth(model: Model, entry: Entry, attack: Attack | None, zoo: Path, test: CleanData) -> Measured:

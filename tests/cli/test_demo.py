@@ -1,4 +1,4 @@
-"""``bdprune demo``: its table, its report and its exit code. The demonstration itself is tested in ``tests/zoo``."""
+"""``bdprune demo``: its table, its report and its exit code. The demonstration itself is tested in ``tests/fleet``."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from click.testing import Result as Ran
 
-from bdprune.fleet.demo import Demo, Measured, Row
+from bdprune.fleet.demo import Demo, Measured, Row, Watcher
 from bdprune.fleet.scans import scan
 
 Run = Callable[..., Ran]
@@ -32,8 +32,9 @@ def outcome(tiny: Any, monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
         documents = tuple(row.result for row in rows)
         done = Demo(tuple(rows), documents, ("airplane", "automobile", "bird"), 61.0)
 
-        def run(zoo: Path, out: Path, *, seed: int, progress: Callable[[str, str], None]) -> Demo:
-            progress("model-0", "loading")
+        def run(zoo: Path, out: Path, *, seed: int, watcher: Watcher) -> Demo:
+            watcher.stage("model-0", "loading", 62.0)
+            watcher.verdict("model-0", rows[0].result)
             return done
 
         monkeypatch.setattr("bdprune.fleet.run", run)
@@ -51,7 +52,7 @@ def test_all_right_is_exit_0_and_a_report(run: Run, outcome: Callable[..., None]
     assert lines[-1].strip().startswith("2 of 2 verdicts right, in 1 min 01 s. Report: ")
     page = (tmp_path / "new" / "out" / "report.html").read_text()
     assert page.index("2 of 2 verdicts right") < page.index("leads to label 2 (bird)")
-    assert done.stderr == "model-0: loading\n"
+    assert done.stderr == "model-0: loading  (about 1 min 00 s left)\nmodel-0: CLEAN\n"
 
 
 def test_wrong_verdict_or_label_is_exit_1(run: Run, outcome: Callable[..., None], tmp_path: Path) -> None:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from bdprune.cli.progress import Progress
+from bdprune.cli.progress import Progress, time_left
 
 
 def run(total: int, shown: bool) -> None:
@@ -25,6 +25,38 @@ def test_log_gets_a_line_a_model(capsys: pytest.CaptureFixture[str]) -> None:
     assert said.out == ""
 
 
+def test_log_says_how_long_it_still_takes(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    now = iter([0.0, 50.0, 100.0, 150.0])  # at the start, and as each of three models is done
+    monkeypatch.setattr("time.monotonic", lambda: next(now))
+    with Progress(3, shown=True) as progress:
+        for index in range(3):
+            progress.finished("clean", f"{index}.pth")
+    assert capsys.readouterr().err.splitlines() == [
+        "[1/3] clean  0.pth  (about 1 min 40 s left)",
+        "[2/3] clean  1.pth  (about 50 s left)",
+        "[3/3] clean  2.pth",
+    ]
+
+
+def test_lines_and_notes(capsys: pytest.CaptureFixture[str]) -> None:
+    with Progress(1, shown=True) as progress:
+        progress.line("a: loading\x1b", 71.0)
+        progress.note("a: CLEAN")
+    assert capsys.readouterr().err == "a: loading\N{REPLACEMENT CHARACTER}  (about 1 min 10 s left)\na: CLEAN\n"
+    with Progress(1, shown=False) as progress:
+        progress.line("a: loading", 71.0)
+        progress.note("a: CLEAN")
+    assert capsys.readouterr().err == ""
+
+
+@pytest.mark.parametrize(
+    ("left", "text"),
+    [(0.4, "almost done"), (9.6, "about 10 s left"), (59.9, "about 60 s left"), (127, "about 2 min 10 s left")],
+)
+def test_time_left_is_rounded(left: float, text: str) -> None:
+    assert time_left(left) == text
+
+
 def test_one_model_or_quiet_says_nothing(capsys: pytest.CaptureFixture[str]) -> None:
     run(1, shown=True)
     run(3, shown=False)
@@ -40,3 +72,14 @@ def test_terminal_gets_a_live_line_on_stderr_only(
     run(2, shown=True)
     said = capsys.readouterr()
     assert said.out == "" and "loading [bold]" in said.err and "0/2" in said.err
+
+
+def test_terminal_counts_down(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sys.stderr.isatty", lambda: True)
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    with Progress(1, shown=True) as progress:
+        progress.line("badnets: loading", 71.0)
+        progress.note("badnets: BACKDOORED")
+    said = capsys.readouterr().err
+    assert "about 1 min 10 s left" in said and "badnets: BACKDOORED" in said and "0/1" not in said

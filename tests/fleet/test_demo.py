@@ -1,11 +1,13 @@
 """The main job on the shipped models: three right verdicts, two right labels, two repairs that hold."""
 
+from __future__ import annotations
+
 from pathlib import Path
 
 import pytest
 
 from bdprune.errors import OptionError
-from bdprune.fleet.demo import Demo, run
+from bdprune.fleet.demo import Demo, TimeLeft, run
 from bdprune.model.loading import load
 from bdprune.record import PurifyResult, Result
 
@@ -17,15 +19,42 @@ def test_a_folder_without_a_zoo_is_an_error(tmp_path: Path) -> None:
         run(tmp_path, tmp_path)
 
 
+class Recorder:
+    """Writes down what a demonstration says."""
+
+    def __init__(self) -> None:
+        self.stages: list[tuple[str, str, float]] = []
+        self.verdicts: list[tuple[str, str, int]] = []
+
+    def stage(self, name: str, stage: str, left: float) -> None:
+        self.stages.append((name, stage, left))
+
+    def verdict(self, name: str, result: Result) -> None:
+        self.verdicts.append((name, result.verdict, len(self.stages)))
+
+
+def test_time_left_follows_the_pace_of_the_steps_that_are_done() -> None:
+    now = 0.0
+    left = TimeLeft(2, lambda: now)
+    assert left.seconds == 2 * (14 + 35 + 4)
+    now = 6.0
+    assert left.seconds == 2 * (14 + 35 + 4) - 6
+    now = 28.0  # twice as long as a scan is expected to take
+    left.finish("scan")
+    left.skip("repair")
+    assert left.seconds == 2 * (14 + 35 + 2 * 4)
+    now = 1000.0
+    assert left.seconds == 0
+
+
 @pytest.fixture(scope="module")
-def done(tmp_path_factory: pytest.TempPathFactory) -> tuple[Demo, Path, list[tuple[str, str]]]:
-    out = tmp_path_factory.mktemp("demo")
-    said: list[tuple[str, str]] = []
-    return run(ZOO, out, seed=0, progress=lambda name, stage: said.append((name, stage))), out, said
+def done(tmp_path_factory: pytest.TempPathFactory) -> tuple[Demo, Path, Recorder]:
+    out, recorder = tmp_path_factory.mktemp("demo"), Recorder()
+    return run(ZOO, out, seed=0, watcher=recorder), out, recorder
 
 
 @pytest.mark.slow
-def test_verdicts_and_labels_are_those_of_the_truth(done: tuple[Demo, Path, list[tuple[str, str]]]) -> None:
+def test_verdicts_and_labels_are_those_of_the_truth(done: tuple[Demo, Path, Recorder]) -> None:
     rows = {row.name: row for row in done[0].rows}
     assert {name: (row.result.verdict, row.result.target_label) for name, row in rows.items()} == {
         "clean": ("clean", None),
@@ -36,7 +65,7 @@ def test_verdicts_and_labels_are_those_of_the_truth(done: tuple[Demo, Path, list
 
 
 @pytest.mark.slow
-def test_repairs_remove_the_backdoor_and_keep_the_task(done: tuple[Demo, Path, list[tuple[str, str]]]) -> None:
+def test_repairs_remove_the_backdoor_and_keep_the_task(done: tuple[Demo, Path, Recorder]) -> None:
     for row in done[0].rows:
         if row.true_label is None:
             assert row.after is None
@@ -49,10 +78,23 @@ def test_repairs_remove_the_backdoor_and_keep_the_task(done: tuple[Demo, Path, l
 
 
 @pytest.mark.slow
-def test_leaves_repaired_checkpoints_and_documents(done: tuple[Demo, Path, list[tuple[str, str]]]) -> None:
-    demo, out, said = done
+def test_leaves_repaired_checkpoints_and_documents(done: tuple[Demo, Path, Recorder]) -> None:
+    demo, out, _ = done
     assert sorted(path.name for path in out.iterdir()) == ["badnets-repaired.safetensors", "blend-repaired.safetensors"]
     original, repaired = load(ZOO / "badnets.safetensors"), load(out / "badnets-repaired.safetensors")
     assert list(original.network.state_dict()) == list(repaired.network.state_dict())
     assert [type(document) for document in demo.documents] == [Result, Result, PurifyResult, Result, PurifyResult]
-    assert {name for name, _ in said} == {"clean", "badnets", "blend"}
+
+
+@pytest.mark.slow
+def test_scans_come_before_repairs_and_the_time_left_falls(done: tuple[Demo, Path, Recorder]) -> None:
+    recorder = done[2]
+    assert [(name, verdict) for name, verdict, _ in recorder.verdicts] == [
+        ("clean", "clean"),
+        ("badnets", "backdoored"),
+        ("blend", "backdoored"),
+    ]
+    repairs = [index for index, (_, stage, _) in enumerate(recorder.stages) if "rnp" in stage]
+    assert len(repairs) == 2 and all(place <= min(repairs) for _, _, place in recorder.verdicts)
+    estimates = [left for _, _, left in recorder.stages]
+    assert estimates[0] > estimates[len(estimates) // 2] > estimates[-1] >= 0
