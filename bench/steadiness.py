@@ -5,7 +5,7 @@
 DIR holds gtsrb/train.parquet. The CIFAR-10 images are those of zoo/demo/defence.npz, and 50 of every class are taken,
 as ``--per-class`` has it: of CIFAR-10 that is all 500, so that a seed changes order and augmentation alone; of GTSRB a
 seed draws the images as well. The models are the clean ones of zoo/cifar10-w8.toml and zoo/gtsrb-w8.toml, and those
-backdoored ones that docs/detection.md had as found on every seed before the detector repeated its runs.
+backdoored ones that docs/evaluation/detection.md had as found on every seed before the detector repeated its runs.
 
 Every row is appended to FILE (JSON lines) as it is done; rows that are there already are not run again.
 """

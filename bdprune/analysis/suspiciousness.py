@@ -1,7 +1,7 @@
 """The suspiciousness score of arXiv 2311.07417, as reconstructed: a clean-data coefficient times a spectral norm.
 
 The paper's equations are not public; which sign and which root a factor gets is a setting here, and the default is
-the one that a study on models of known truth picked (docs/suspiciousness.md).
+the one that a study on models of known truth picked (docs/evaluation/suspiciousness-study.md).
 """
 
 from __future__ import annotations

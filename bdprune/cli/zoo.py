@@ -131,7 +131,7 @@ def verify(
 
     \b
     bdprune zoo verify zoo/cifar10-w32.toml --data data/
-    bdprune zoo verify zoo/cifar10-w32.toml --data data/ --write docs/zoo.md
+    bdprune zoo verify zoo/cifar10-w32.toml --data data/ --write docs/evaluation/zoo.md
     """
     from bdprune.pipeline import parse_device
     from bdprune.zoo import markdown, missed_bars, read_manifest

@@ -14,7 +14,7 @@ class LipschitzDetector(Detector):
     """Flags a model with a filter whose channel Lipschitz score is far above its layer's.
 
     Args:
-        threshold: largest z-score within a layer that passes (docs/detection.md has the measurements).
+        threshold: largest z-score within a layer that passes (docs/evaluation/detection.md has the measurements).
     """
 
     threshold: float = 6.0

@@ -15,7 +15,7 @@ class SuspiciousnessDetector(Detector):
 
     Args:
         score: settings of the score.
-        threshold: largest z-score within a layer that passes (docs/detection.md has the measurements).
+        threshold: largest z-score within a layer that passes (docs/evaluation/detection.md has the measurements).
         max_images: clean images to use, the same number of every class (at least one).
         seed: of that draw.
     """

@@ -70,13 +70,14 @@ class UnlearningDetector(Detector):
 
     Args:
         unlearning: settings of the ascent.
-        threshold: a lead above this is flagged in a network of ten classes or more (docs/detection.md has the
-            measurements).
+        threshold: a lead above this is flagged in a network of ten classes or more (measured in
+            docs/evaluation/detection.md).
         two_class_threshold: the same for two classes.
         margin: how far from the threshold, in units of the lead, the lead of a single run must be to end the matter.
         max_runs: runs at most, 1 or more.
         named_within: steps in which a network must fall for its label to be named.
-        min_images: fewer clean images than this are refused: their flip shares are noise (docs/detection.md).
+        min_images: fewer clean images than this are refused: their flip shares are noise
+            (docs/explanation/unlearning.md).
         precision: of the ascent: ``winograd``, float32 with the fastest convolutions; ``float32``, what PyTorch
             computes; ``bfloat16``; or ``auto``, the fastest on this machine by a short trial, whose last digits may
             differ from run to run.

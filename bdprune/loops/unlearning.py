@@ -163,7 +163,7 @@ class Unlearned:
 
 
 _HALF_WAY = 0.6
-"""Of the first accuracy: there the filters of a backdoor have moved, and the others less (docs/detection.md)."""
+"""Of the first accuracy: a backdoor's filters have moved by then, others less (docs/explanation/unlearning.md)."""
 
 
 def unlearn(

@@ -54,7 +54,7 @@ PRESETS: dict[str, dict[str, Any]] = {
     },
     "robust": {
         # Half-way is far enough: the backdoor's filters are the first to move, and the deeper the network falls, the
-        # more filters it takes to bring it back (docs/detection.md).
+        # more filters it takes to bring it back (docs/explanation/unlearning.md).
         "unlearning": UnlearnSettings(weight_decay=5e-4, stop_share=0.6, min_steps=8, raises=1),
         "recovery": RecoverSettings(loss_scale=0.2),
     },

@@ -50,7 +50,7 @@ class SuspiciousnessPruning(Purifier):
     max_drop: float = 0.02
     max_share: float = 0.1
     # Small steps, and running statistics however many images there are: batch norms that estimate their statistics anew
-    # on a handful of clean images wake the backdoor up again (docs/detection.md).
+    # on a handful of clean images wake the backdoor up again (docs/explanation/suspiciousness.md).
     fine_tuning: FineTuneSettings | None = field(default_factory=lambda: FineTuneSettings(lr=1e-3, small_data=10_000))
     mode: PruneMode = "zero_gamma_beta"
     precision: Precision = DEFAULT

@@ -73,7 +73,7 @@ def test_repairs_remove_the_backdoor_and_keep_the_task(done: tuple[Demo, Path, R
         assert row.after is not None
         assert (row.before.attack_success_rate or 0) > 0.95
         assert (row.after.attack_success_rate or 0) <= 0.05
-        # 1.7 points on the full test set (docs/detection.md); the difference on 1,000 images has a spread of about 0.6.
+        # 1.7 points on the full test set (docs/evaluation/repair.md); on 1,000 images its spread is about 0.6.
         assert row.before.clean_accuracy - row.after.clean_accuracy <= 0.03
 
 
