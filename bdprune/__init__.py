@@ -53,7 +53,7 @@ if TYPE_CHECKING:
     from bdprune.report import Writer as Writer
     from bdprune.report import html_page as html_page
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 _HOMES = {
     "analysis": ("Analysis", "Case", "stack"),
