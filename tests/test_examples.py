@@ -16,7 +16,11 @@ import pytest
 import bdprune
 
 ROOT = Path(__file__).resolve().parent.parent
-DOCUMENTS = ["README.md", "docs/python.md"]
+DOCUMENTS = [
+    "README.md",
+    "docs/start.md",
+    *(f"docs/how-to/{name}.md" for name in ("scan-in-ci", "repair-a-model", "add-a-method")),
+]
 HOMES = (
     "analysis.case",
     "fleet.scans",
@@ -84,7 +88,7 @@ def test_python_blocks_run_one_after_another(document: str, folder: Path, monkey
 
 
 def test_there_are_examples() -> None:
-    assert len(blocks("docs/python.md")) >= 8
+    assert len(blocks("docs/start.md")) >= 5
 
 
 @pytest.mark.parametrize("name", MODULES)
