@@ -8,7 +8,7 @@
 TORCH ?= torch==2.13.0
 # Processes that run the tests.
 JOBS ?= 2
-# What the ladders may take on a GPU.
+# Minutes for the speed benchmarks on a GPU.
 GPU_MINUTES ?= 6
 SHELL := bash
 .SHELLFLAGS := -eu -o pipefail -c
@@ -57,13 +57,13 @@ format: env ## rewrite Python and C++ in the house style
 cuda-check: env ## compile the CUDA sources for sm_80 and sm_90 and look for spills (needs nvcc, no GPU)
 	$(PYTHON) tools/cuda_check.py
 
-bench: env ## the speed ladders on this CPU; writes docs/benchmarks.md
-	$(PYTHON) -m bench.ladders --device cpu --threads 1 2 --minutes 14 --out bench/results/ladders-cpu.json
-	$(PYTHON) -m bench.ladders.report bench/results/ladders-*.json --precision $(wildcard bench/results/precision-*.json)
+bench: env ## run the speed benchmarks on this CPU and write docs/evaluation/speed.md
+	$(PYTHON) -m bench.speed --device cpu --threads 1 2 --minutes 14 --out bench/results/speed-cpu.json
+	$(PYTHON) -m bench.speed.report
 
-bench-gpu: env ## the same ladders on a CUDA device
-	$(PYTHON) -m bench.ladders --device cuda --threads 1 --minutes $(GPU_MINUTES) --out bench/results/ladders-cuda.json
-	$(PYTHON) -m bench.ladders.report bench/results/ladders-*.json --precision $(wildcard bench/results/precision-*.json)
+bench-gpu: env ## run the speed benchmarks on a CUDA device and write docs/evaluation/speed.md
+	$(PYTHON) -m bench.speed --device cuda --threads 1 --minutes $(GPU_MINUTES) --out bench/results/speed-cuda.json
+	$(PYTHON) -m bench.speed.report
 
 build: env ## a wheel of what is here, into dist/
 	$(PYTHON) -m pip wheel . --no-build-isolation --no-deps --wheel-dir dist

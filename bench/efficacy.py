@@ -1,15 +1,15 @@
-"""Verdicts and repairs of a zoo's models over several seeds, on the full test set.
+"""Measures verdicts and repairs of a zoo's models with several seeds on the full test set.
 
     python bench/efficacy.py zoo/demo/manifest.toml --data DIR [--seeds 5] [--part scans] [--only MODEL] [--rows FILE]
                               [--clean zoo/demo/defence.npz] [--device cuda]
 
-DIR holds the zoo's dataset. Prints Markdown tables: what a scan says of every model, and clean accuracy (CA) and attack
-success rate (ASR) before and after each repair, beside RNP's own figures (Li et al., 2023, Tables 2 and 10: ResNet-18
-of width 64, 200 epochs). Seeds change the split, the order and the augmentation; the clean images are the zoo's, or
-those of --clean. Thresholds are chosen on those alone, with the same settings for every attack. Triggers and test
-images only measure.
+DIR holds the zoo's dataset. Prints Markdown tables: the verdicts of every model, and clean accuracy (CA) and attack
+success rate (ASR) before and after each repair, with RNP's published figures (Li et al., 2023, Tables 2 and 10:
+ResNet-18 of width 64, 200 epochs). Seeds change the split, the order and the augmentation. The clean images are the
+zoo's, or those of --clean. Thresholds depend on these images only, with the same settings for every attack. Triggers
+and test images are used for measuring only.
 
-Every row is appended to FILE (JSON lines) as it is done; rows that are there already are not run again.
+Each row is appended to FILE (JSON lines) when it is done. Rows in FILE are not run again.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ METHODS: dict[str, tuple[int, Callable[[int], RNP | SuspiciousnessPruning]]] = {
     "suspiciousness-100": (100, lambda seed: SuspiciousnessPruning(seed=seed)),
     "suspiciousness-10": (10, lambda seed: SuspiciousnessPruning(seed=seed)),
 }
-# ASR and CA after RNP, in per cent.
+# Published ASR and CA after RNP, in per cent.
 PAPER = {
     "badnets": (0.20, 92.22),
     "trojan": (2.23, 92.56),
@@ -64,14 +64,14 @@ PAPER = {
 
 
 class Subject:
-    """One model of a zoo with the truth about it.
+    """One model of a zoo and its truth.
 
     Args:
         entry: the model's entry in the manifest.
-        folder: where its files are.
-        clean: the defender's images.
+        folder: folder with its files.
+        clean: the defender's clean images.
         test: the full test set.
-        device: where it is scanned, repaired and measured.
+        device: device of scans, repairs and measurements.
     """
 
     def __init__(self, entry: Entry, folder: Path, clean: CleanData, test: RawImages, device: torch.device) -> None:
@@ -83,7 +83,7 @@ class Subject:
         self._trigger = load_trigger(entry, self.attack, folder, shape_of(test.images)) if self.attack else None
 
     def load(self) -> Model:
-        """The model as it was delivered."""
+        """The model before any repair."""
         model = load(self.path)
         model.network.to(self.device)
         return model
@@ -96,8 +96,8 @@ class Subject:
 
 
 def scan_row(subject: Subject, seed: int) -> Row:
-    """Verdict, label and every detector's score."""
-    MEMO.clear()  # the seconds are those of a scan that knows nothing
+    """Verdict, label, and the score of every detector."""
+    MEMO.clear()  # the seconds must include everything
     result = scan(subject.path, subject.clean, seed=seed, device=str(subject.device))
     return {
         "verdict": result.verdict,
@@ -109,7 +109,7 @@ def scan_row(subject: Subject, seed: int) -> Row:
 
 
 def repair_row(subject: Subject, method: str, seed: int) -> Row:
-    """CA and ASR after one repair with that many clean images, drawn by the seed."""
+    """CA and ASR after one repair; the seed draws the clean images."""
     count, make = METHODS[method]
     per_class = max(count // len(subject.clean.class_counts), 1)
     data = subject.clean
@@ -126,11 +126,11 @@ def repair_row(subject: Subject, method: str, seed: int) -> Row:
 
 
 class Record:
-    """Rows in a JSON lines file, each written as soon as it is done, keyed by part, model, method and seed.
+    """Rows in a JSON lines file, with part, model, method and seed as the key. Each row is written when it is done.
 
     Args:
-        path: of the file; None keeps none.
-        device: name of what the new rows are made on.
+        path: of the file; None writes no file.
+        device: name of the device for new rows.
     """
 
     def __init__(self, path: Path | None, device: str) -> None:
@@ -142,7 +142,7 @@ class Record:
                 self.rows[_key(row)] = row
 
     def add(self, key: Row, make: Callable[[], Row]) -> None:
-        """Makes and writes the row of ``key`` unless it is there."""
+        """Makes and writes the row of ``key`` if it is missing."""
         if _key(key) in self.rows:
             return
         row = key | make() | {"commit": _environment()["commit"], "device": self.device}
@@ -162,7 +162,7 @@ def _key(row: Row) -> tuple[Any, ...]:
 
 
 def run(record: Record, subject: Subject, parts: list[str], methods: list[str], seeds: int) -> None:
-    """All rows of one model that are not there yet."""
+    """Makes all missing rows of one model."""
     base: Row = {"model": subject.name, "kind": subject.attack.kind if subject.attack else None, "truth": subject.truth}
     if "repairs" in parts and subject.attack:
         key = base | {"part": "before", "method": None, "seed": None}
@@ -177,7 +177,7 @@ def run(record: Record, subject: Subject, parts: list[str], methods: list[str], 
 
 
 def scan_table(rows: list[Row]) -> str:
-    """Markdown: one line a model."""
+    """A Markdown table with one line per model."""
     lines = ["| model | truth | verdicts | labels | lead, min to max | seconds |", "|---|---|---|---|---|---|"]
     for name, mine in _by(rows, "model").items():
         leads = [row["scores"]["bdprune.unlearning"] for row in mine]
@@ -191,7 +191,7 @@ def scan_table(rows: list[Row]) -> str:
 
 
 def repair_table(rows: list[Row], before: dict[str, Row], method: str) -> str:
-    """Markdown: mean and worst over the seeds, then over all models."""
+    """A Markdown table with mean and worst over the seeds, and a line for all models."""
     lines = [
         "| model | ASR before | after, mean (worst) | CA before | after, mean (worst) | pruned | RNP paper ASR / CA |",
         "|---|---|---|---|---|---|---|",
@@ -218,9 +218,9 @@ def repair_table(rows: list[Row], before: dict[str, Row], method: str) -> str:
 
 
 def defence_images(homes: Iterable[Path]) -> Path:
-    """The clean images of the first folder that has any; a zoo may go by those of one that it includes."""
+    """The clean images of the first folder that has any; a zoo may use those of an included zoo."""
     found = next((home / "defence.npz" for home in homes if (home / "defence.npz").exists()), None)
-    return found or sys.exit("No folder of the zoo holds a defence.npz; name some with --clean.")
+    return found or sys.exit("No folder of the zoo has a defence.npz; give clean images with --clean.")
 
 
 def _by(rows: list[Row], what: str) -> dict[str, list[Row]]:
@@ -246,19 +246,19 @@ def _environment() -> Row:
 
 
 def main() -> None:
-    """Runs what is missing and prints the tables of everything in the record."""
+    """Makes the missing rows and prints the tables of all rows."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("manifest", type=Path)
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--only", action="append", default=[], help="a model; repeatable (all)")
+    parser.add_argument("--only", action="append", default=[], help="a model; repeatable (default: all)")
     parser.add_argument("--part", choices=["scans", "repairs", "both"], default="both")
     parser.add_argument(
         "--method", choices=list(METHODS), action="append", default=[], help="repeatable (default: all)"
     )
-    parser.add_argument("--clean", type=Path, help="the defender's images, for a zoo that keeps none")
+    parser.add_argument("--clean", type=Path, help="clean images, for a zoo without a defence.npz")
     parser.add_argument("--device", default="cpu", help="cpu, cuda, cuda:N or auto (cpu)")
-    parser.add_argument("--rows", type=Path, help="JSON lines that the rows are kept in")
+    parser.add_argument("--rows", type=Path, help="JSON lines file for the rows")
     options = parser.parse_args()
     device = parse_device(options.device)
     record = Record(options.rows, device_name(device))
@@ -266,13 +266,13 @@ def main() -> None:
     zoo = read_manifest(options.manifest)
     storage = Storage(zoo)
     sets: dict[str, RawImages] = {}
-    left_out = []
+    skipped = []
     for entry in zoo.models:
         folder = storage.made(entry)
         if options.only and entry.name not in options.only:
             continue
         if folder is None:
-            left_out.append(entry.name)
+            skipped.append(entry.name)
             continue
         if entry.dataset not in sets:
             sets[entry.dataset] = read_dataset(options.data, entry.dataset, "test")
@@ -285,8 +285,8 @@ def main() -> None:
             options.seeds,
         )
     before = {row["model"]: row for row in record.of("before")}
-    if left_out:
-        print(f"Left out, because their weights are not here: {', '.join(left_out)}.\n")
+    if skipped:
+        print(f"Skipped models without weights: {', '.join(skipped)}.\n")
     print(scan_table(record.of("scan")))
     for method in METHODS:
         print(f"\n{method}\n\n{repair_table(record.of('repair'), before, method)}")

@@ -1,13 +1,13 @@
-"""What scans, repairs and scores of known models gave, to hold later versions against.
+"""Records results of scans, repairs and scores of known models, and checks later versions against them.
 
-    python bench/golden.py --write bench/results/golden       # makes golden-<cpu>.json and .safetensors
-    python bench/golden.py --check bench/results/golden       # exits with 1 where something differs
+    python bench/golden.py --write bench/results/golden       # writes golden-<cpu>.json and .safetensors
+    python bench/golden.py --check bench/results/golden       # exits with 1 if something differs
     python bench/golden.py --check bench/results/golden --only demo/clean cifar10-w8/badnets
 
-The models are those of zoo/demo and three of zoo/cifar10-w8, the images those of zoo/demo/defence.npz, the seed is 0,
-and one thread computes. With ``--precision float32`` everything must be equal to the bit: verdicts, labels, statistics,
-masks, pruned filters. In the default precision verdicts and labels must be equal, and masks must agree in rank
-(Spearman's correlation of 0.99 or more). Bits hang on the instruction set, so there is a pair of files for each.
+The models are those of zoo/demo and three of zoo/cifar10-w8. The images are zoo/demo/defence.npz, the seed is 0, and
+one thread computes. With ``--precision float32``, verdicts, labels, statistics, masks and pruned filters must be equal
+bit by bit. In the default precision, verdicts and labels must be equal, and the rank correlation of the masks must be
+at least 0.99 (Spearman). Bits depend on the instruction set, so each has its own pair of files.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ _READINGS = ("final_label", "runs", "leads", "flip_shares", "trajectory", "layer
 def measure(name: str, precision: str) -> tuple[Record, Masks]:
     """The record of one model in one precision, and the masks of its repairs."""
     path, images = ZOO / f"{name}.safetensors", ZOO / "demo" / "defence.npz"
-    MEMO.clear()  # nothing rests on what was computed for another record
+    MEMO.clear()  # nothing may come from another record
     record: Record = {"scan": _scan(path, images, precision)}
     masks: Masks = {}
     for method in PURIFIERS:
@@ -83,7 +83,7 @@ def _repair(repair: Any) -> tuple[Record, Masks]:
 
 
 def _digest(state: dict[str, Tensor]) -> str:
-    """One number for all bits of a state dict."""
+    """A checksum of all bits of a state dict."""
     total = 0
     for value in state.values():
         bits = value.detach().cpu().contiguous().flatten().view(torch.uint8).long()
@@ -98,13 +98,13 @@ def _score(path: Path, images: Path, method: str) -> Record:
 
 
 def shortened(scores: Record) -> Record:
-    """The twenty largest scores, and the digest of all."""
+    """The 20 largest scores, and the digest of all scores."""
     digest = hashlib.sha256(json.dumps(scores).encode()).hexdigest()
     return {"top": dict(list(scores.items())[:20]), "digest": digest}
 
 
 def differences(was: Any, now: Any, where: str = "") -> Iterator[str]:
-    """Every place where two records differ."""
+    """All differences between two records, as text."""
     if isinstance(was, dict) and isinstance(now, dict):
         for key in was.keys() | now.keys():
             yield from differences(was.get(key), now.get(key), f"{where}/{key}")
@@ -112,11 +112,11 @@ def differences(was: Any, now: Any, where: str = "") -> Iterator[str]:
         for index, pair in enumerate(zip(was, now, strict=True)):
             yield from differences(*pair, f"{where}/{index}")
     elif was != now:
-        yield f"{where}: {was!r} was, {now!r} is"
+        yield f"{where}: was {was!r}, is {now!r}"
 
 
 def rank_correlation(first: Tensor, second: Tensor) -> float:
-    """Spearman's, with the mean rank for ties."""
+    """Spearman's rank correlation; ties share their mean rank."""
     ranks = torch.stack([_ranks(first), _ranks(second)])
     return 1.0 if bool((ranks[0] == ranks[1]).all()) else float(torch.corrcoef(ranks)[0, 1])
 
@@ -129,14 +129,14 @@ def _ranks(values: Tensor) -> Tensor:
 
 
 def check(name: str, precision: str, was: Record, kept: Masks) -> list[str]:
-    """What is different now, in words; empty where everything holds."""
+    """All differences as text; empty if the model passes."""
     now, masks = measure(name, precision)
     now = json.loads(json.dumps(now))
     if precision == "float32":
         wrong = list(differences(was, now, f"{name} {precision}"))
         return wrong + [f"{key}: the mask differs" for key, mask in masks.items() if not torch.equal(mask, kept[key])]
     wrong = [
-        f"{name} {precision}: {key} {was['scan'][key]!r} was, {now['scan'][key]!r} is"
+        f"{name} {precision}: {key} was {was['scan'][key]!r}, is {now['scan'][key]!r}"
         for key in ("verdict", "label")
         if was["scan"][key] != now["scan"][key]
     ]
@@ -146,7 +146,7 @@ def check(name: str, precision: str, was: Record, kept: Masks) -> list[str]:
         correlation = rank_correlation(*both)
         print(f"{name} {precision} {method}: rank correlation of masks {correlation:.4f}")
         if correlation < LEAST_RANK_CORRELATION:
-            wrong.append(f"{name} {precision} {method}: masks agree in rank by {correlation:.4f} only")
+            wrong.append(f"{name} {precision} {method}: the rank correlation of the masks is only {correlation:.4f}")
     return wrong
 
 
@@ -167,7 +167,7 @@ def main() -> int:
     tasks = [(name, precision) for name in chosen.only for precision in chosen.precision]
     if chosen.check:
         if not records_file.exists():
-            print(f"There are no records for {kind}: {records_file}", file=sys.stderr)
+            print(f"Found no record for {kind}, {records_file}; make one with --write.", file=sys.stderr)
             return 2
         records, kept = json.loads(records_file.read_text()), load_file(masks_file)
         wrong: list[str] = []

@@ -1,4 +1,4 @@
-"""Every op with a CUDA kernel, once for each kind of input that takes another way through it: what the sanitizers run.
+"""Runs every op with a CUDA kernel once per code path, for compute-sanitizer.
 
 compute-sanitizer --tool memcheck python -m bench.gpu_ops
 """
@@ -42,7 +42,7 @@ def scale(device: str) -> None:
 def conv(device: str) -> None:
     for dtype in DTYPES[:3]:
         for exact in (True, False):
-            # 6 and 70 channels are no whole vectors, 16 and 80 are.
+            # 16 and 80 channels are whole vectors; 6 and 70 are not.
             for channels, filters, size, stride, groups in ((6, 70, 3, 1, 1), (16, 80, 1, 2, 1), (16, 80, 3, 2, 2)):
                 x = random((2, 3, channels, 9, 7), dtype, device)
                 weight = random((2, filters, channels // groups, size, size), dtype, device)
@@ -62,7 +62,7 @@ OPS |= {"stacked_conv2d": conv}
 
 
 def maps(device: str) -> Iterator[tuple[Tensor, bool]]:
-    """Feature maps of every dtype, shape and layout, alone and as a stack of two."""
+    """Feature maps of every dtype, shape and layout, single and as a stack of two."""
     for dtype in DTYPES:
         for shape in SHAPES:
             for x in layouts(random((2, *shape), dtype, device)):
@@ -71,7 +71,7 @@ def maps(device: str) -> Iterator[tuple[Tensor, bool]]:
 
 
 def layouts(x: Tensor) -> list[Tensor]:
-    """A stack ``[G, N, C, *]`` in plain and in channels_last order."""
+    """A stack ``[G, N, C, *]`` in contiguous and in channels_last order."""
     return [x, x.movedim(2, -1).contiguous().movedim(-1, 2)]
 
 
@@ -83,7 +83,7 @@ def main() -> int:
     import bdprune.ops  # noqa: F401  registers the ops
 
     if not torch.cuda.is_available():
-        print("bench.gpu_ops: torch sees no CUDA device", file=sys.stderr)
+        print("bench.gpu_ops: PyTorch found no CUDA device", file=sys.stderr)
         return 2
     for name, run in OPS.items():
         run("cuda")

@@ -1,9 +1,9 @@
-"""What a scan costs beyond its detectors: reading, recognising, checking the clean data, judging.
+"""Times a scan without its detectors: reading, recognising the model, checking the clean data, judging.
 
     python bench/overhead.py [--models clean badnets] [--rounds 5]
 
-Scans models of zoo/cifar10-w8 on zoo/demo/defence.npz after everything is imported, and prints the least of the rounds,
-in seconds of wall time: the scan, its detectors by their own clocks, the rest, and of that the check of the clean data.
+Scans models of zoo/cifar10-w8 on zoo/demo/defence.npz after all imports. Prints the fastest round in seconds of wall
+time: the scan, its detectors by their own clocks, the rest, and the part of the rest that checks the clean data.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ IMAGES = ZOO / "demo" / "defence.npz"
 
 
 def measure(name: str) -> tuple[float, float]:
-    """Seconds of a scan, and those of its detectors."""
+    """Seconds of a scan, and of its detectors."""
     MEMO.clear()
     start = time.perf_counter()
     result = bdprune.scan(ZOO / "cifar10-w8" / f"{name}.safetensors", IMAGES)
@@ -29,7 +29,7 @@ def measure(name: str) -> tuple[float, float]:
 
 
 def sanity_seconds(name: str) -> float:
-    """Seconds of the check of the clean data alone."""
+    """Seconds of the check of the clean data."""
     model = bdprune.load(ZOO / "cifar10-w8" / f"{name}.safetensors")
     fitted, data = CleanSource(IMAGES).fit_for(model)
     assert data is not None
@@ -39,7 +39,7 @@ def sanity_seconds(name: str) -> float:
 
 
 def main() -> None:
-    """Prints a line for each model."""
+    """Prints one line per model."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--models", nargs="*", default=["clean", "badnets", "wanet"])
     parser.add_argument("--rounds", type=int, default=5)

@@ -1,15 +1,18 @@
-"""Whether RNP's fast path finds what the plain one finds on a model of known truth.
+"""Compares RNP's fast variant with the published loop on a model of known truth.
 
     python -m bench.precision zoo/demo/manifest.toml badnets [--seeds 3] [--precision auto] [--epochs 20]
                               [--threads 1] [--json results.json]
 
-The reference is the published loop as the ladders time it: float32, NCHW, every gradient. It unlearns and recovers by
-itself, with the learning rate and the stop accuracy of the fast path. Compared are, for each seed of split, order and
-augmentation, the masks: rank correlation (ties share their mean rank), what the threshold that RNP chooses would prune,
-up to masks within 0.02 of it, and what each path's own threshold leaves of clean accuracy (CA) and attack success
-(ASR), in per cent on the zoo's test images, before any fine-tuning. The sweep over 19 thresholds is timed on the masks
-of the first seed (processor time): the plain one of the ladders, and ours with the same points. It fails where their
-accuracies differ.
+The published loop is the one of ``bench.speed``: float32, NCHW, all gradients. It unlearns and recovers on its own,
+with the learning rate and the stop accuracy of the fast variant. Each seed of split, order and augmentation compares:
+
+* the rank correlation of the masks (ties share their mean rank);
+* the filters that RNP's threshold prunes, except masks within 0.02 of it;
+* clean accuracy (CA) and attack success rate (ASR) in per cent on the zoo's test images, after each variant prunes at
+  its own threshold and before any fine-tuning.
+
+The masks of the first seed also time the sweep over 19 thresholds (processor time): the plain one of ``bench.speed``,
+and ours. The script stops with an error if their accuracies differ.
 """
 
 from __future__ import annotations
@@ -33,26 +36,26 @@ from bdprune.model import Model, load, prune
 from bdprune.purifiers import RNP
 from bdprune.runtime import PRECISIONS, Precision, clean_accuracy
 from bdprune.zoo import Entry, read_manifest, weights_path
-from bench.ladders.machine import describe
-from bench.ladders.rnp import AUTHOR, THRESHOLDS, plain_recover, plain_sweep, plain_unlearn
-from bench.ladders.targets import NEAR
+from bench.speed.machine import describe
+from bench.speed.rnp import AUTHOR, THRESHOLDS, plain_recover, plain_sweep, plain_unlearn
+from bench.speed.targets import NEAR
 
-_ROUNDING = 1e-6  # ours counts in float32
+_ROUNDING = 1e-6  # ours computes accuracies in float32
 
 
 def ranks(values: Tensor) -> Tensor:
-    """Rank of each value, from 0.5 on; equal values share their mean rank."""
+    """Rank of each value; equal values share their mean rank. The smallest rank is 1."""
     _, place, counts = values.double().unique(return_inverse=True, return_counts=True)
     return (counts.cumsum(0) - (counts - 1) / 2)[place]
 
 
 def rank_correlation(a: Tensor, b: Tensor) -> float:
-    """Spearman's; NaN where all values of one side are equal."""
+    """Spearman's rank correlation; NaN if all values of one side are equal."""
     return torch.corrcoef(torch.stack([ranks(a), ranks(b)]))[0, 1].item()
 
 
 def same_pruned(a: Tensor, b: Tensor, threshold: float) -> bool:
-    """Whether a threshold prunes the same filters of both, but for masks within ``NEAR`` of it on either side."""
+    """Whether a threshold prunes the same filters of both, except masks within ``NEAR`` of it."""
     near = ((a - threshold).abs() <= NEAR) | ((b - threshold).abs() <= NEAR)
     return bool((((a <= threshold) == (b <= threshold)) | near).all())
 
@@ -74,7 +77,7 @@ class Case:
         self._zoo, self._entry, self._test = zoo, entry, load_clean(zoo / "test.npz")
 
     def left(self, rnp: RNP, point: SweepPoint | None) -> dict[str, float | None]:
-        """CA and ASR in per cent once what ``point`` names is pruned."""
+        """CA and ASR in per cent after pruning the filters of ``point``."""
         repaired = prune(self.model, point.pruned if point else {}, rnp.mode)
         found = against_truth(repaired, self._entry, self._entry.make_attack(), self._zoo, self._test)
         success = found.attack_success_rate
@@ -82,7 +85,7 @@ class Case:
 
 
 def compare(case: Case, precision: Precision, epochs: int, seed: int) -> tuple[dict[str, Any], Masks]:
-    """Both paths with one seed, and the masks of the fast one."""
+    """The comparison of both variants with one seed, and the masks of the fast one."""
     rnp, model = RNP(), case.model
     rest, held = case.data.split(rnp.held_out, torch.Generator().manual_seed(seed))
     fast = unlearn(model, rest, rnp.unlearning, seed, precision)
@@ -107,7 +110,7 @@ def compare(case: Case, precision: Precision, epochs: int, seed: int) -> tuple[d
 
 
 def _chosen(rnp: RNP, model: Model, masks: Masks, sets: Sequence[CleanData]) -> SweepPoint | None:
-    """The threshold that RNP prunes at."""
+    """The threshold at which RNP prunes."""
     thresholds = [index * rnp.step for index in range(round(0.95 / rnp.step) + 1)]
     settings = SweepSettings(thresholds, rnp.max_drop, rnp.mode, False, rnp.tuned_drop)
     swept = sweep(model, masks, sets, settings)
@@ -115,7 +118,7 @@ def _chosen(rnp: RNP, model: Model, masks: Masks, sets: Sequence[CleanData]) -> 
 
 
 def timed_sweeps(model: Model, masks: Masks, data: CleanData) -> dict[str, float]:
-    """Processor seconds of the plain sweep and of ours, every threshold measured."""
+    """Processor seconds of the plain sweep and of ours; both measure every threshold."""
     start = time.process_time()
     plain = plain_sweep(model, masks, data, 128, AUTHOR, copies=True)
     middle = time.process_time()
@@ -123,25 +126,25 @@ def timed_sweeps(model: Model, masks: Masks, data: CleanData) -> dict[str, float
     end = time.process_time()
     found = [point.clean_accuracy for point in ours.points]
     if max(abs(a - b) for a, b in zip(found, plain, strict=True)) > _ROUNDING:
-        raise SystemExit(f"The sweeps differ: {plain} and {found}.")
+        raise SystemExit(f"The sweeps differ: plain accuracies {plain}, ours {found}.")
     return {"plain": middle - start, "ours": end - middle}
 
 
 def _case(manifest: Path, name: str) -> Case:
     entries = {entry.name: entry for entry in read_manifest(manifest).models}
     if name not in entries:
-        sys.exit(f"{manifest} has no model {name!r}; it has {', '.join(entries)}.")
+        sys.exit(f"{manifest} has no model {name!r}; choose one of {', '.join(entries)}.")
     return Case(manifest.parent, entries[name])
 
 
 def main() -> None:
-    """Prints what was found, and keeps it if asked to."""
+    """Prints the comparison of each seed; ``--json`` also writes a record."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("manifest", type=Path, help="of a zoo whose files lie beside it")
-    parser.add_argument("model", help="its name there")
+    parser.add_argument("manifest", type=Path, help="manifest of a zoo; the models are in its folder")
+    parser.add_argument("model", help="name of a model in the manifest")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--precision", choices=PRECISIONS, default="auto")
-    parser.add_argument("--epochs", type=int, default=20, help="of the recovery")
+    parser.add_argument("--epochs", type=int, default=20, help="epochs of the recovery")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--json", type=Path)
     args = parser.parse_args()

@@ -1,9 +1,9 @@
-"""What a scan says of five checkpoints that others published, over several seeds.
+"""Scans five published checkpoints of other authors with several seeds.
 
     python bench/published_verdicts.py --data DIR [--seeds 5] [--rows FILE]
 
 DIR holds checkpoints/, cifar10/train.parquet and gtsrb/train.parquet. Each seed draws its own clean images from the
-training set: 50 of every class for CIFAR-10, 12 for GTSRB (signs cropped as the network was trained on).
+training set: 50 per class for CIFAR-10, 12 per class for GTSRB (cropped as in the training of the network).
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ DETECTORS = ("unlearning", "suspiciousness", "lipschitz")
 
 
 def draw(raw: RawImages, per_class: int, seed: int) -> CleanData:
-    """Clean training images by seed, the same number of every class."""
+    """Clean training images drawn with a seed, the same number per class."""
     index = _balanced(raw.labels, per_class, seed)
     return CleanData(raw.images[index].float() / 255, raw.labels[index], class_names=raw.class_names)
 
@@ -50,7 +50,7 @@ def _balanced(labels: Tensor, per_class: int, seed: int) -> Tensor:
 
 
 def verdicts(data: Path, seeds: int, only: str, done: set[tuple[str, int]]) -> Iterator[dict[str, Any]]:
-    """One row a checkpoint and seed that is not done."""
+    """One row per checkpoint and seed that is not in ``done``."""
     sets: dict[str, RawImages] = {}
     for name, (dataset, per_class, normalize, truth) in CHECKPOINTS.items():
         if only not in name:
@@ -79,7 +79,7 @@ def verdicts(data: Path, seeds: int, only: str, done: set[tuple[str, int]]) -> I
 
 
 def verdict_table(rows: list[dict[str, Any]]) -> str:
-    """Markdown: one line a checkpoint."""
+    """A Markdown table with one line per checkpoint."""
     lines = ["| checkpoint | truth | verdicts | labels | lead | susp. z | Lipschitz z | seconds |", "|" + "---|" * 8]
     for name in dict.fromkeys(row["checkpoint"] for row in rows):
         mine = [row for row in rows if row["checkpoint"] == name]
@@ -104,12 +104,12 @@ def _tally(values: Iterable[object]) -> str:
 
 
 def main() -> None:
-    """Prints a Markdown table, one line a checkpoint."""
+    """Prints a Markdown table with one line per checkpoint."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--seeds", type=int, default=5)
-    parser.add_argument("--only", default="", help="checkpoints whose name has this in it")
-    parser.add_argument("--rows", type=Path, help="JSON lines that the rows are kept in; those there are not run again")
+    parser.add_argument("--only", default="", help="only checkpoints whose name contains this")
+    parser.add_argument("--rows", type=Path, help="JSON lines file; rows in it are not run again")
     options = parser.parse_args()
     rows = (
         [json.loads(line) for line in options.rows.read_text().splitlines()]

@@ -1,13 +1,13 @@
-"""Whether a verdict hangs on the seed: scans of the small zoos over many seeds, at the command line's defaults.
+"""Measures how much verdicts depend on the seed: scans the small zoos with many seeds and default settings.
 
     python bench/steadiness.py --data DIR [--seeds 20] [--only MODEL] [--rows FILE]
 
-DIR holds gtsrb/train.parquet. The CIFAR-10 images are those of zoo/demo/defence.npz, and 50 of every class are taken,
-as ``--per-class`` has it: of CIFAR-10 that is all 500, so that a seed changes order and augmentation alone; of GTSRB a
-seed draws the images as well. The models are the clean ones of zoo/cifar10-w8.toml and zoo/gtsrb-w8.toml, and those
-backdoored ones that docs/evaluation/detection.md had as found on every seed before the detector repeated its runs.
+DIR holds gtsrb/train.parquet. The CIFAR-10 images are zoo/demo/defence.npz. A scan uses 50 images per class, as with
+``--per-class``: for CIFAR-10 these are all 500, so a seed changes order and augmentation only; for GTSRB, a seed also
+draws the images. The models are the clean ones of zoo/cifar10-w8.toml and zoo/gtsrb-w8.toml, and the backdoored ones
+that every seed found before the detector repeated its runs.
 
-Every row is appended to FILE (JSON lines) as it is done; rows that are there already are not run again.
+Each row is appended to FILE (JSON lines) when it is done. Rows in FILE are not run again.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ TRUTH = {
 
 
 def scan_row(zoo: str, name: str, data: Path, seed: int) -> Row:
-    """Verdict, label and lead of one scan, and what that took."""
+    """Verdict, label, lead and time of one scan."""
     images = ZOO / "demo" / "defence.npz" if zoo == CIFAR else data / "gtsrb" / "train.parquet"
     MEMO.clear()
     result = scan(ZOO / zoo / f"{name}.safetensors", images, per_class=PER_CLASS, seed=seed)
@@ -69,7 +69,7 @@ def scan_row(zoo: str, name: str, data: Path, seed: int) -> Row:
 
 
 def missing(only: list[str], seeds: int, rows: list[Row]) -> Iterator[tuple[str, str, int]]:
-    """What is not there yet, seed by seed."""
+    """Zoo, model and seed of each missing row, ordered by seed."""
     done = {(row["zoo"], row["model"], row["seed"]) for row in rows}
     for seed in range(seeds):
         for zoo, name in TRUTH:
@@ -78,7 +78,7 @@ def missing(only: list[str], seeds: int, rows: list[Row]) -> Iterator[tuple[str,
 
 
 def table(rows: list[Row]) -> str:
-    """Markdown: one line a model. Seconds are the median; of one run, those of the unlearning over its runs."""
+    """A Markdown table with one line per model. Seconds are medians; the last column is per unlearning run."""
     lines = [
         "| model | truth | verdicts | labels | lead, min to max | runs, mean (most) | near | seconds | of one run |",
         "|" + "---|" * 9,
@@ -111,12 +111,12 @@ def _commit() -> str:
 
 
 def main() -> None:
-    """Runs what is missing and prints the table of everything in the record."""
+    """Runs the missing scans and prints the table of all rows."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--seeds", type=int, default=20)
     parser.add_argument("--only", action="append", default=[], help="a model, such as cifar10-w8/clean; repeatable")
-    parser.add_argument("--rows", type=Path, help="JSON lines that the rows are kept in")
+    parser.add_argument("--rows", type=Path, help="JSON lines file for the rows")
     options = parser.parse_args()
     rows: list[Row] = []
     if options.rows and options.rows.exists():

@@ -1,11 +1,11 @@
-"""Which signs and root should the suspiciousness score have? AUROC against trigger-activated change.
+"""Ranks signs and root of the suspiciousness score by AUROC, with trigger-activated change as the truth.
 
     python bench/suspiciousness_study.py [--images 100]
 
-For the backdoored models of zoo/demo the truth per filter is its trigger-activated change (TAC): the mean L2 distance
-between its maps on an image and on the triggered image. A filter counts as backdoored when its TAC is among its
-layer's top 5 %. Every combination of signs and root is ranked by its mean AUROC over layers and models. Choosing
-settings by the truth is allowed here because the result is frozen as a default; nothing looks at it in use.
+The truth per filter is its trigger-activated change (TAC) in the backdoored models of zoo/demo: the mean L2 distance
+between its maps on an image and on the triggered image. A filter counts as backdoored if its TAC is among the top 5 %
+of its layer. Every combination of signs and root is ranked by its mean AUROC over layers and models. The study may use
+the truth because its result is a fixed default; the score itself never uses it.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ ZOO = Path(__file__).parent.parent / "zoo" / "demo"
 
 
 def trigger_activated_change(model: Model, data: CleanData, attack: Attack) -> dict[str, Tensor]:
-    """Mean over images of the L2 distance between clean and triggered maps, per filter of every group."""
+    """Mean over images of the L2 distance between clean and triggered maps, for each filter of every group."""
     module = model.clone().module.eval()
     maps: dict[str, Tensor] = {}
     for group in model.groups:
@@ -49,7 +49,7 @@ def _keep(maps: dict[str, Tensor], name: str) -> Callable[[nn.Module, tuple[Tens
 
 
 def auroc(score: Tensor, positive: Tensor) -> float:
-    """Probability that a positive scores above a negative (Mann-Whitney), ties counting half."""
+    """Probability that a positive scores above a negative (Mann-Whitney); ties count half."""
     high, low = score[positive].double(), score[~positive].double()
     above = (high[:, None] > low[None, :]).double().mean()
     ties = (high[:, None] == low[None, :]).double().mean()

@@ -1,12 +1,13 @@
-"""Whether the rule that chooses between Winograd's and a direct convolution chooses the faster one.
+"""Compares the rule that chooses between Winograd's and direct convolutions with the faster of both.
 
     python -m bench.winograd_rule [--batches 16 128] [--rounds 5] [--threads 1] [--json results.json]
 
-The rule, ``bdprune.ops.winograd_is_faster``, goes by shape alone, so that repeated runs give the same bits. Here both
-ways are timed on a grid of shapes: 3x3 convolutions from C to C channels, and from an image's 3, on square maps, in
-channels_last and float32, forward only and with both gradients. Prints how many times faster Winograd's is (processor
-time with one thread), and what the rule costs: its time over that of the faster way. What a CPU with AVX2 alone would
-do is measured on a better one with BDPRUNE_ISA=avx2 ATEN_CPU_CAPABILITY=avx2 ONEDNN_MAX_CPU_ISA=AVX2.
+The rule, ``bdprune.ops.winograd_is_faster``, depends on the shape only, so that repeated runs give the same bits. This
+script times both algorithms on a grid of shapes: 3x3 convolutions from C to C channels, and from the 3 channels of an
+image, on square maps in channels_last and float32, forward only and with both gradients. It prints how many times
+faster Winograd's is (processor time with one thread), and the cost of the rule: its time divided by the time of the
+faster algorithm. To measure a CPU with AVX2 on one with AVX-512, set BDPRUNE_ISA=avx2 ATEN_CPU_CAPABILITY=avx2
+ONEDNN_MAX_CPU_ISA=AVX2.
 """
 
 from __future__ import annotations
@@ -24,24 +25,24 @@ import torch
 
 from bdprune.ops import winograd_conv2d, winograd_is_faster
 from bdprune.ops.tuner import ROUNDS, least_seconds
-from bench.ladders.machine import describe
-from bench.ladders.winograd_conv2d import Conv, Problem, both_ways, direct
+from bench.speed.machine import describe
+from bench.speed.winograd_conv2d import Conv, Problem, both_ways, direct
 
 CHANNELS = (8, 16, 32, 64, 128, 256, 512)
 SIZES = (2, 4, 5, 6, 7, 8, 14, 16, 28, 32)
-MOST_VALUES = 1 << 21  # of a map: beyond, a shape would take too long and tell nothing new
-WRONG = 1.1  # times the faster way; below, the difference may be noise
+MOST_VALUES = 1 << 21  # of a map: larger shapes take too long and show nothing new
+WRONG = 1.1  # cost of a wrong choice; below, the difference may be noise
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """Least seconds of both ways on one shape.
+    """Least seconds of both algorithms on one shape.
 
     Attributes:
         shape: of the input, ``[N, C, H, W]``.
         outputs: channels of the output.
-        gradients: whether both gradients were computed too.
-        rule: whether the rule takes Winograd's.
+        gradients: whether both gradients are included.
+        rule: whether the rule chooses Winograd's.
     """
 
     shape: tuple[int, int, int, int]
@@ -58,14 +59,14 @@ class Outcome:
 
     @property
     def cost(self) -> float:
-        """Time by the rule over that of the faster way; 1 where the rule is right."""
+        """Time by the rule divided by the time of the faster algorithm; 1 if the rule is right."""
         return (self.winograd if self.rule else self.direct) / min(self.winograd, self.direct)
 
 
 def shapes(
     batches: Sequence[int], channels: Sequence[int], sizes: Sequence[int]
 ) -> Iterator[tuple[int, int, int, int]]:
-    """Samples, inputs, outputs and pixels of a side."""
+    """Samples, input channels, output channels and pixels per side."""
     for samples in batches:
         for inputs, outputs in [(3, channels[-1]), *((count, count) for count in channels)]:
             for size in sizes:
@@ -74,7 +75,7 @@ def shapes(
 
 
 def outcomes(samples: int, inputs: int, outputs: int, size: int, rounds: int) -> list[Outcome]:
-    """Both ways on one shape, without and with gradients."""
+    """Both algorithms on one shape, without and with gradients."""
     data = _problem(samples, inputs, outputs, size)
     rule = winograd_is_faster(data.x, data.weight)
     found = []
@@ -99,22 +100,30 @@ def _forward(conv: Conv, data: Problem) -> None:
 
 
 def summary(found: Sequence[Outcome]) -> str:
-    """What the rule costs, in words."""
+    """The cost of the rule as text."""
     wrong = [one for one in found if one.cost > WRONG]
     worst = max(found, key=lambda one: one.cost)
-    best = [min(one.direct, one.winograd) for one in found]
-    rule_cost = geometric_mean(one.cost for one in found)
-    direct_cost = geometric_mean(one.direct / least for one, least in zip(found, best, strict=True))
-    winograd_cost = geometric_mean(one.winograd / least for one, least in zip(found, best, strict=True))
+    by_rule, direct, winograd = costs(found)
     return (
-        f"{len(found)} timings. Time by the rule over that of the faster way: {rule_cost:.3f} on "
-        f"geometric average, above {WRONG} in {len(wrong)}, {worst.cost:.2f} at worst ({list(worst.shape)} to "
-        f"{worst.outputs} channels). Always direct: {direct_cost:.3f}; always Winograd's: {winograd_cost:.3f}."
+        f"{len(found)} timings. Time by the rule divided by the time of the faster algorithm: geometric mean "
+        f"{by_rule:.3f}, above {WRONG} in {len(wrong)}, at worst {worst.cost:.2f} ({list(worst.shape)} to "
+        f"{worst.outputs} channels). Always direct: {direct:.3f}; always Winograd's: {winograd:.3f}."
     )
 
 
+def costs(found: Sequence[Outcome]) -> tuple[float, float, float]:
+    """Time divided by the time of the faster algorithm, as a geometric mean: by the rule, always direct, Winograd's."""
+    least = [min(one.direct, one.winograd) for one in found]
+    chosen = [[one.cost * best for one, best in zip(found, least, strict=True)]]
+    chosen += [[one.direct for one in found], [one.winograd for one in found]]
+    by_rule, direct, winograd = (
+        geometric_mean(time / best for time, best in zip(times, least, strict=True)) for times in chosen
+    )
+    return by_rule, direct, winograd
+
+
 def main() -> None:
-    """Prints the table while it is measured, and keeps it if asked to."""
+    """Prints the table row by row; ``--json`` also writes it to a file."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--batches", type=int, nargs="+", default=[16, 128])
     parser.add_argument("--channels", type=int, nargs="+", default=CHANNELS)
@@ -124,7 +133,9 @@ def main() -> None:
     parser.add_argument("--json", type=Path)
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
-    print("| input | outputs | gradients | Winograd's is faster by | the rule | costs |\n|---|---|---|---|---|---|")
+    print(
+        "| input | outputs | gradients | Winograd's is faster by | the rule chooses | cost |\n|---|---|---|---|---|---|"
+    )
     found: list[Outcome] = []
     for shape in shapes(args.batches, args.channels, args.sizes):
         for one in outcomes(*shape, args.rounds):
@@ -139,7 +150,7 @@ def main() -> None:
                 flush=True,
             )
     if not found:
-        sys.exit("No shape is left; give smaller --batches, --channels or --sizes.")
+        sys.exit(f"Every shape has more than {MOST_VALUES} values; give smaller --batches, --channels or --sizes.")
     print("\n" + summary(found))
     if args.json:
         record = {

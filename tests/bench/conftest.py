@@ -1,4 +1,4 @@
-"""The ladders are scripts of the repository and not installed; the end of the path keeps an installed bdprune first."""
+"""Makes bench/, which is not installed, importable. The end of the path keeps an installed bdprune first."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How masks of two paths are compared, and the profile of their steps."""
+"""The comparison of masks, and the profile of RNP's steps."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ import math
 import pytest
 import torch
 
-from bench.ladders.networks import clean_images, resnet18
-from bench.ladders.profile import KINDS, kind, profiles
-from bench.ladders.rnp import published_masks
 from bench.precision import rank_correlation, ranks, same_pruned, timed_sweeps
+from bench.speed.networks import clean_images, resnet18
+from bench.speed.profile import KINDS, kind, profiles
+from bench.speed.rnp import published_masks
 
 
 def test_equal_values_share_their_mean_rank() -> None:
@@ -45,12 +45,12 @@ def test_operations_by_kind(operation: str, expected: str) -> None:
     assert kind(operation) == expected
 
 
-def test_shares_add_up_and_convolutions_are_seen() -> None:
+def test_shares_add_up_and_include_convolutions() -> None:
     for found in profiles(16, 16, torch.device("cpu")):
         assert sum(found["percent"].values()) == pytest.approx(100, abs=1)
         assert set(found["percent"]) <= {*KINDS, "other"}
-        # A machine with other work stretches what happens between the operations, so no share is certain.
-        assert min(found["percent"][f"convolutions, {way}"] for way in ("forward", "backward")) > 0
+        # Other work on the machine stretches the time between operations, so no exact share is certain.
+        assert min(found["percent"][f"convolutions, {kind}"] for kind in ("forward", "backward")) > 0
 
 
 def test_the_timed_sweeps_agree() -> None:

@@ -1,6 +1,6 @@
-"""A guard against a kernel that became slow: times in the same run, in CPU time of one thread, with a wide margin.
+"""Guards against slow kernels: compares CPU times of one thread in the same run, with a wide margin.
 
-The real figures are those of ``make bench``.
+``make bench`` makes the exact figures.
 """
 
 from __future__ import annotations
@@ -14,12 +14,12 @@ import torch
 
 from bdprune.ops import _backend, filter_spectral_norms
 
-pytestmark = pytest.mark.skipif(not _backend.HAS_OPS, reason="the compiled ops are not built or not wanted")
+pytestmark = pytest.mark.skipif(not _backend.HAS_OPS, reason="the compiled ops are not built or switched off")
 
 
 @pytest.fixture(autouse=True)
 def one_thread() -> Iterator[None]:
-    """Then the CPU time of the thread is all the time that was worked, whatever else runs on the machine."""
+    """With one thread, its CPU time is independent of other load."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
@@ -27,7 +27,7 @@ def one_thread() -> Iterator[None]:
 
 
 def cpu_seconds(*calls: Callable[[], Any]) -> list[float]:
-    """Least CPU time of each call over five rounds in which they take turns, after one to warm up."""
+    """Least CPU time of each call over five rounds in turn, after a warm-up round."""
     least = [float("inf")] * len(calls)
     for turn in range(6):
         for index, call in enumerate(calls):

@@ -1,4 +1,4 @@
-"""What the rule between Winograd's and a direct convolution is held against."""
+"""The comparison of the rule that chooses between Winograd's and direct convolutions."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ def outcome(direct: float, winograd: float, rule: bool) -> Outcome:
 
 
 @pytest.mark.parametrize(("rule", "cost"), [(True, 1.0), (False, 3.0)])
-def test_a_slower_choice_costs_its_share(rule: bool, cost: float) -> None:
+def test_the_cost_of_a_choice(rule: bool, cost: float) -> None:
     one = outcome(3.0, 1.0, rule)
     assert (one.speedup, one.cost) == (3.0, cost)
 
 
-def test_the_summary_counts_what_is_wrong() -> None:
+def test_the_summary_counts_wrong_choices() -> None:
     text = summary([outcome(3.0, 1.0, False), outcome(3.0, 1.0, True), outcome(1.0, 3.0, False)])
-    assert "1.442 on geometric average, above 1.1 in 1, 3.00 at worst" in text
+    assert "geometric mean 1.442, above 1.1 in 1, at worst 3.00" in text
     assert "direct: 2.080; always Winograd's: 1.442" in text
 
 
@@ -33,13 +33,13 @@ def test_shapes_stay_within_their_size() -> None:
     assert (1, 3, 512, 4) in found
 
 
-def test_both_ways_are_timed_with_and_without_gradients() -> None:
+def test_both_algorithms_are_timed_with_and_without_gradients() -> None:
     found = outcomes(2, 16, 16, 8, rounds=1)
     assert [one.gradients for one in found] == [False, True]
     assert all(one.direct > 0 and one.winograd > 0 and one.rule for one in found)
 
 
-def test_the_command_keeps_its_record(
+def test_the_command_writes_its_record(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     record = tmp_path / "rule.json"

@@ -1,0 +1,26 @@
+"""Speed records made by hand."""
+
+from __future__ import annotations
+
+from typing import Any
+
+
+def row(variant: str, kind: str, seconds: float | None, **fields: Any) -> dict[str, Any]:
+    made: dict[str, Any] = {"variant": variant, "kind": kind, "seconds": seconds, "quartiles": [seconds, seconds]}
+    made |= {"repeats": 5, "scale": 1.0, "lower_bound_percent": 12.5, "error": 1e-7, "peak_bytes": 2_000_000}
+    return made | {"compile_seconds": None, "note": "", "failure": ""} | fields
+
+
+def measurement(name: str, case: str, *rows: dict[str, Any], bound: float | None = 1.0) -> dict[str, Any]:
+    """One benchmark of a record."""
+    made = {"name": name, "case": case, "rows": list(rows), "lower_bound_seconds": bound, "lower_bound_by": "FLOPs"}
+    return made | {"error_is": "", "clock": "wall"}
+
+
+def record(*benchmarks: dict[str, Any], threads: int = 1, device: str = "cpu", **fields: Any) -> dict[str, Any]:
+    """A record with one run."""
+    machine = {"hardware": "A CPU", "device": device, "commit": "abc", "torch": "2.13", "cuda": None, "cores": 2}
+    machine |= {"python": "3.11", "load": 3.2, "build": {"backend": "native", "cpu_features": "avx2"}}
+    run = {"threads": threads, "copy_bytes_per_second": 1e10, "gemm_flops_per_second": 1e11, "skipped": []}
+    made = {"schema": 2, "started": "2030-01-01", "machine": machine, "quick": False, "clock": "wall"}
+    return made | {"runs": [run | {"benchmarks": list(benchmarks)}]} | fields
