@@ -68,9 +68,9 @@ def number(value: float) -> float | None:
 def write(path: Path, record: Record) -> None:
     """Replaces the file in one step, so that a killed run leaves the last complete record."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_suffix(".part")
-    beside.write_text(json.dumps(record, indent=1, allow_nan=False) + "\n")
-    os.replace(beside, path)
+    part = path.with_suffix(".part")
+    part.write_text(json.dumps(record, indent=1, allow_nan=False) + "\n")
+    os.replace(part, path)
 
 
 def _lower_bound(benchmark: Benchmark, samples: Sequence[Sample], rates: PeakRates) -> tuple[float, str]:

@@ -1,8 +1,29 @@
-"""Speed records made by hand."""
+"""Speed records made by hand, and the benchmarks on tiny shapes."""
 
 from __future__ import annotations
 
+import tempfile
+from functools import cache
 from typing import Any
+
+import pytest
+import torch
+
+from bench.speed.__main__ import SUBJECTS
+from bench.speed.benchmark import Benchmark
+from bench.speed.plan import quick_plan
+
+
+@cache
+def quick_benchmarks(subject: str, device: str = "cpu") -> tuple[Benchmark, ...]:
+    """The benchmarks of a subject, made once per process.
+
+    Without ``torch.compile``, which takes longer than all other variants, and without the user's cache of trials.
+    """
+    with pytest.MonkeyPatch.context() as patch, tempfile.TemporaryDirectory() as folder:
+        patch.setenv("BDPRUNE_CACHE", folder)
+        patch.setattr("bench.speed.benchmark.can_compile", lambda device: False)
+        return tuple(SUBJECTS[subject](quick_plan(torch.device(device))))
 
 
 def row(variant: str, kind: str, seconds: float | None, **fields: Any) -> dict[str, Any]:

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
 
+from bench.speed import stack
 from bench.speed.__main__ import SUBJECTS
 from bench.speed.page import Records, page, target_figures
 from bench.speed.plan import quick_plan
 from bench.speed.targets import TARGETS, best, whole_rnp
 
-from .helpers import measurement, record, row
+from .helpers import measurement, quick_benchmarks, record, row
 
 
 def figures(made: dict[str, Any]) -> dict[str, tuple[float | None, bool, float | None]]:
@@ -76,12 +76,14 @@ def test_a_whole_rnp_needs_all_three_phases() -> None:
     assert figures(record(*phases))["all three phases faster than the published loops"] == (2.0, False, None)
 
 
-def test_every_target_applies_to_a_benchmark(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("bench.speed.benchmark.can_compile", lambda device: False)
-    plan = replace(quick_plan(torch.device("cpu")), stack=((2, 16, 4), (2, 32, 4), (2, 64, 4)))
-    made = [{"name": one.name, "case": one.case} for make in SUBJECTS.values() for one in make(plan)]
+def test_every_target_applies_to_a_benchmark() -> None:
+    made = [one for subject in SUBJECTS for one in quick_benchmarks(subject)]
+    cpu = torch.device("cpu")
+    for width in (16, 32, 64):
+        made.append(stack.conv_benchmark(quick_plan(cpu), stack.problem(1, 1, width, 4, cpu), width))
+    found = [{"name": one.name, "case": one.case} for one in made]
     for target in TARGETS:
-        assert any(target.concerns(one) for one in made), target
+        assert any(target.concerns(one) for one in found), target
 
 
 def test_targets_for_a_gpu_apply_to_a_gpu_only() -> None:

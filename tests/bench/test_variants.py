@@ -19,6 +19,8 @@ from bench.speed.plan import quick_plan
 from bench.speed.rnp import PRUNED, THRESHOLDS, published_masks
 from bench.speed.stack import with_tf32
 
+from .helpers import quick_benchmarks
+
 LOOSE = 2e-2
 """Some eager variants are inaccurate by design: raw float32 sums with a large mean."""
 TIGHT = {"Spectral norms": 1e-5, "Masked convolution": 1e-4, "3x3 convolution": 1e-5, "File to data-free scores": 1e-5}
@@ -33,7 +35,7 @@ def nothing_compiled(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("subject", [name for name in SUBJECTS if name != "startup"])
 def test_every_variant_agrees(subject: str, device: str) -> None:
-    for benchmark in SUBJECTS[subject](quick_plan(torch.device(device))):
+    for benchmark in quick_benchmarks(subject, device):
         kinds = {variant.kind for variant in benchmark.variants}
         assert {"author", "eager", "ours"} <= kinds
         assert len({variant.name for variant in benchmark.variants}) == len(benchmark.variants)
@@ -56,7 +58,7 @@ def test_tf32_is_allowed_only_while_a_variant_runs(monkeypatch: pytest.MonkeyPat
 
 def test_tasks_in_pytorch_have_at_least_three_eager_variants() -> None:
     for subject in ("spectral", "moments", "suspiciousness", "rnp", "loading"):
-        for benchmark in SUBJECTS[subject](quick_plan(torch.device("cpu"))):
+        for benchmark in quick_benchmarks(subject):
             assert sum(variant.kind == "eager" for variant in benchmark.variants) >= 3, benchmark.name
 
 
