@@ -1,4 +1,4 @@
-// A check that throws std::runtime_error with what was wrong.
+// A check that throws std::runtime_error with a description of the failure.
 #pragma once
 
 #include <stdexcept>
@@ -23,10 +23,10 @@ template <typename... Parts>
 
 }  // namespace bdprune
 
-// A backstop: the Python layer has checked its arguments and says more about what was wrong.
+// A second line of defence: the Python layer checks its arguments first, with better messages.
 //
-// It stands in for STD_TORCH_CHECK, which writes its message through iostreams: with torch 2.11 and gcc 13.3 a process
-// crashed in it where it should have thrown.
+// Replaces STD_TORCH_CHECK, which formats its message with iostreams: with torch 2.11 and gcc 13.3 it crashed a process
+// where it should have thrown.
 #define BDP_CHECK(condition, ...)                                       \
   do {                                                                  \
     if (!(condition)) ::bdprune::fail(__FILE__, __LINE__, __VA_ARGS__); \

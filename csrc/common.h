@@ -1,5 +1,5 @@
-// What every kernel file shares: the tensor type, checks, layouts and dtype dispatch. Code is written against these
-// names, not against torch::stable, so that a move to another ABI would be mechanical.
+// Shared by all kernel files: the tensor type, checks, layouts and dtype dispatch. Code uses these names instead of
+// torch::stable, so that a change to another ABI would be mechanical.
 #pragma once
 
 #include <torch/csrc/stable/library.h>
@@ -35,9 +35,9 @@ struct Type {
   using type = T;
 };
 
-// Calls fn(Type<T>{}) with the C++ type of a floating dtype (torch::headeronly::Half and BFloat16 for the 16-bit ones)
-// that has been checked.
-#pragma nv_exec_check_disable  // fn runs where its caller does
+// Calls fn(Type<T>{}) with the C++ type of a floating dtype (torch::headeronly::Half and BFloat16 for the 16-bit
+// dtypes). The caller must have checked the dtype.
+#pragma nv_exec_check_disable  // fn runs on the same side as its caller
 template <typename Fn>
 BDP_HD BDP_INLINE decltype(auto) with_type(ScalarType dtype, Fn&& fn) {
   switch (dtype) {
@@ -52,7 +52,7 @@ BDP_HD BDP_INLINE decltype(auto) with_type(ScalarType dtype, Fn&& fn) {
   }
 }
 
-// The same for any dtype: throws unless it is floating.
+// The same for any dtype: throws unless the dtype is floating.
 template <typename Fn>
 decltype(auto) dispatch_floating(ScalarType dtype, Fn&& fn) {
   BDP_CHECK(is_floating(dtype), "dtype must be float16, bfloat16, float32 or float64, got code ",
@@ -60,7 +60,7 @@ decltype(auto) dispatch_floating(ScalarType dtype, Fn&& fn) {
   return with_type(dtype, fn);
 }
 
-// Element i of an array of a floating dtype that has been checked.
+// Element i of an array of a checked floating dtype.
 BDP_HD BDP_INLINE double read_scalar(const void* data, ScalarType dtype, int64_t i) {
   return with_type(dtype, [&](auto type) {
     using T = typename decltype(type)::type;
@@ -73,8 +73,8 @@ BDP_HD BDP_INLINE double read_scalar(const void* data, ScalarType dtype, int64_t
   });
 }
 
-// A feature map x [N, C, *] as the kernels walk it: `positions` = product of the trailing sizes, and whether the
-// channels are the fastest axis (channels_last, or no trailing axes at all) or the positions are.
+// A feature map x [N, C, *] as seen by the kernels: `positions` = product of the trailing sizes, and whether the
+// channels (channels_last, or no trailing axes) or the positions are the fastest axis.
 struct FeatureMap {
   Tensor tensor;  // dense in the layout named by `channels_fastest`
   int64_t samples, channels, positions;
@@ -95,7 +95,7 @@ inline bool is_channels_fastest(const Tensor& x) {
   return x.size(0) <= 1 || x.stride(0) == expected;
 }
 
-// The feature map behind x, copied to NCHW only when x is dense in neither layout.
+// The feature map of x, copied to NCHW only if x is dense in neither layout.
 inline FeatureMap as_feature_map(const Tensor& x) {
   BDP_CHECK(x.dim() >= 2, "expected [N, C] or [N, C, *], got ", x.dim(), " dimensions");
   int64_t positions = 1;
@@ -105,7 +105,7 @@ inline FeatureMap as_feature_map(const Tensor& x) {
   return {contiguous ? x : torch::stable::contiguous(x), x.size(0), x.size(1), positions, positions == 1};
 }
 
-// One map, or a stack of `size` maps that is walked as one with all their samples. Map g has the samples
+// One map, or a stack of `size` maps that is processed as one map with the samples of all. Map g has the samples
 // [g, g + 1) * samples().
 struct Stack {
   FeatureMap map;
@@ -114,8 +114,8 @@ struct Stack {
   int64_t samples() const { return size > 0 ? map.samples / size : 0; }
 };
 
-// x [N, C, *] as it is, or a stack x [G, N, C, *] as [G * N, C, *]; copied only where that is no view of x, or dense in
-// neither layout.
+// x [N, C, *] unchanged, or a stack x [G, N, C, *] as [G * N, C, *]; copied only if that is not a view of x, or dense
+// in neither layout.
 inline Stack as_stack(const Tensor& x, bool stacked) {
   if (!stacked) return {as_feature_map(x), 1};
   BDP_CHECK(x.dim() >= 3, "expected a stack [G, N, C] or [G, N, C, *], got ", x.dim(), " dimensions");
@@ -125,7 +125,7 @@ inline Stack as_stack(const Tensor& x, bool stacked) {
   return {as_feature_map(torch::stable::reshape(x, flat)), sizes[0]};
 }
 
-// grad in the memory order of `map`; maps of one channel or position have but one.
+// grad in the memory order of `map`; maps with one channel or position have only one order.
 inline Tensor in_layout_of(const FeatureMap& map, const FeatureMap& grad) {
   const bool single = grad.positions == 1 || grad.channels == 1;
   if (grad.channels_fastest == map.channels_fastest || single) return grad.tensor;

@@ -1,5 +1,5 @@
-// The Python side of the op libraries: a module without functions, so that importing it runs the static registrations.
-// It says what it was built for; bdprune.ops._backend prints that when something does not fit.
+// The Python module of the op libraries. It has no functions: importing it runs the static registrations. It records
+// its build versions; bdprune.ops._backend reports them if loading fails.
 #ifndef Py_LIMITED_API
 #define Py_LIMITED_API 0x030b0000
 #endif

@@ -36,13 +36,13 @@ BDP_INLINE void transpose_octets(v8d (&r)[8]) {
   }
 }
 
-// Packs one octet of channels: reads position after position, keeps its sums in registers.
+// Packs one octet of channels: reads the positions in order and keeps the sums in registers.
 template <typename T>
 struct OctetPacker {
   using C = Compute<T>;
   using V = Octet<C>;
 
-  C* out;  // where the next position goes, kPanel<C> apart
+  C* out;  // destination of the next position, kPanel<C> apart
   V shift;
   v8d sum, squares;
 
@@ -116,8 +116,8 @@ BDP_INLINE void pack_typed(const FeatureView& x, const double* shift, int64_t st
   }
 }
 
-// acc[i][j] = sum over the chunk of rows[i] * columns[j], kRows x kWidth registers of accumulators, added to the part
-// of cross that lies inside the matrix.
+// acc[i][j] = sum over the chunk of rows[i] * columns[j], with kRows x kWidth accumulators in registers; added to the
+// part of cross inside the matrix.
 template <typename C, int kBytes, int kRows, int kWidth>
 BDP_INLINE void cross_tile(const C* rows, const C* columns, int64_t count, int64_t i0, int64_t j0, int64_t channels,
                            double* cross) {
@@ -163,7 +163,7 @@ BDP_INLINE void cross_typed(const FeatureView& x, int64_t count, int64_t begin, 
           constexpr int64_t kHalf = kColumns / 2;
           if (j0 + kHalf > i0) {
             cross_tile<C, kBytes, kRows, 2>(rows + i, columns + j, count, i0, j0, x.channels, cross);
-          } else if (j0 + kHalf < x.channels) {  // the left half lies below the diagonal, where nothing is read
+          } else if (j0 + kHalf < x.channels) {  // the left half is below the diagonal, which is never read
             cross_tile<C, kBytes, kRows, 1>(rows + i, columns + j + kHalf, count, i0, j0 + kHalf, x.channels, cross);
           }
         }

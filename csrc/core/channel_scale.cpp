@@ -108,7 +108,7 @@ BDP_INLINE void columns_backward(const T* grad, const T* z, const double* mask, 
   }
 }
 
-// The arguments of all four kernels; `width` is 0 when the channels are the columns.
+// The arguments of all four kernels; `width` is 0 if the channels are the columns.
 struct Call {
   const void *grad, *z;
   const double* mask;

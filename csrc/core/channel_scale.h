@@ -1,8 +1,7 @@
 // One channel mask times a feature map, and its backward: the torch-free part of channel_scale.
 //
-// A block is a run of elements whose channels are known: `rows` rows of `width` elements. Positions fastest: a row is
-// one channel of one sample and has one mask value. Channels fastest: a row is one position and has one mask value per
-// column.
+// A block is a run of `rows` rows of `width` elements with known channels. Positions fastest: a row is one channel of
+// one sample and has one mask value. Channels fastest: a row is one position and has one mask value per column.
 #pragma once
 
 #include <cstdint>

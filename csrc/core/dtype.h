@@ -1,4 +1,4 @@
-// The number formats that maps and weights come in.
+// The number formats of maps and weights.
 #pragma once
 
 namespace bdprune::core {

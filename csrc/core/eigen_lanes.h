@@ -1,10 +1,10 @@
 // Largest eigenvalues of many small symmetric matrices, one matrix per lane: Householder tridiagonalisation, then
 // Laguerre's iteration from above.
 //
-// Only one eigenvalue is wanted, so Jacobi's diagonalisation would do ten times the work: a matrix is tridiagonal after
+// Only one eigenvalue is needed, so Jacobi's diagonalisation would take ten times the work: tridiagonalisation takes
 // 4/3 n^3 flops, about one sweep of the four to seven that Jacobi takes, and an evaluation of the tridiagonal's
-// characteristic polynomial is linear in n. Every lane stops by itself, on nothing but its own values, so its bits
-// depend neither on its neighbours nor on when they stop.
+// characteristic polynomial is linear in n. Every lane stops independently, depending only on its own values, so its
+// bits do not depend on the other lanes or on when they stop.
 //
 // Sources: Golub and Van Loan, Matrix Computations, 4th ed., section 8.3.1, for the tridiagonalisation; Parlett, The
 // Symmetric Eigenvalue Problem, section 8.11, for Laguerre's method.
@@ -17,11 +17,11 @@
 
 namespace bdprune::core {
 
-// The largest matrices that are worked on in lanes (7x7 kernels need 49).
+// The largest matrices that are processed in lanes (7x7 kernels need 49).
 inline constexpr int kLaneSideMax = 49;
 
-// Evaluations before the iteration turns to bisection, and after which it ends whatever is left: 52 halve any interval
-// of doubles to nothing.
+// Number of evaluations after which the iteration turns to bisection, and after which it always ends: 52 halvings
+// exhaust any interval of doubles.
 inline constexpr int kLaguerreSteps = 8, kMostSteps = kLaguerreSteps + 54;
 
 template <typename V>
@@ -40,11 +40,11 @@ BDP_INLINE V lane_root(V x) {
   return x;
 }
 
-// All ones where a comparison of V's lanes holds, else zero.
+// All ones if a comparison of V's lanes is true, otherwise zero.
 template <typename V>
 using Mask = decltype(V{} > V{});
 
-// As `mask ? a : b`, which GCC takes lane by lane for AVX-512 where the mask is more than one comparison.
+// Same as `mask ? a : b`, which GCC compiles lane by lane for AVX-512 if the mask is more than one comparison.
 template <typename V>
 BDP_INLINE V choose(const Mask<V>& mask, const V& a, const V& b) {
   return (V)((mask & (Mask<V>)a) | (~mask & (Mask<V>)b));
@@ -57,8 +57,8 @@ BDP_INLINE bool any_lane(const Mask<V>& mask) {
   return any != 0;
 }
 
-// kWays sets of matrices side by side, since the chains of operations of one do not fill the time. The upper triangle
-// of each lies at m[way], kSplit registers of V from one element to the next (see gram_block).
+// kWays sets of matrices in parallel, since the operation chains of one set do not use the machine fully. The upper
+// triangle of each is at m[way], with kSplit registers of V from one element to the next (see gram_block).
 template <typename V, int kWays>
 struct Matrices {
   static constexpr int64_t kSplit = sizeof(v8d) / sizeof(V);
@@ -72,11 +72,11 @@ struct Matrices {
 template <typename V, int kWays>
 struct Tridiagonal {
   V d[kLaneSideMax][kWays];   // the diagonal
-  V e2[kLaneSideMax][kWays];  // squares of the elements beside it, from e2[1]
+  V e2[kLaneSideMax][kWays];  // squares of the off-diagonal elements, from e2[1]
 };
 
-// Maps row k beyond the diagonal onto its first element by a reflection of the rows and columns after k. What couples
-// the row with less than 1e-150 of the trace is left out, since its square would vanish.
+// Maps row k beyond the diagonal to a multiple of its first unit vector by a reflection of the rows and columns after
+// k. Couplings below 1e-150 of the trace are skipped, since their squares would underflow.
 template <typename V, int kWays>
 BDP_INLINE void reflect(const Matrices<V, kWays>& a, int k, Tridiagonal<V, kWays>& t) {
   const int first = k + 1, size = a.n - first;
@@ -139,7 +139,7 @@ BDP_INLINE void reflect_all(const Matrices<V, kWays>& a, Tridiagonal<V, kWays>& 
   (reflect(fixed, kSteps, t), ...);
 }
 
-// With kN the sizes are known to the compiler, which then unrolls everything; the stride is kN as well.
+// With kN the compiler knows the sizes and unrolls everything; the stride is then also kN.
 template <int kN, typename V, int kWays>
 BDP_INLINE void tridiagonalize(const Matrices<V, kWays>& a, Tridiagonal<V, kWays>& t) {
   const int n = a.n;
@@ -157,7 +157,7 @@ BDP_INLINE void tridiagonalize(const Matrices<V, kWays>& a, Tridiagonal<V, kWays
   }
 }
 
-// A bound that no eigenvalue exceeds, from the mean and the variance of the eigenvalues (Laguerre's, from infinity).
+// An upper bound on all eigenvalues, from their mean and variance (Laguerre's bound, from infinity).
 template <typename V, int kWays>
 BDP_INLINE V upper_bound(const Tridiagonal<V, kWays>& t, int n, int way) {
   V mean = t.d[0][way];
@@ -168,17 +168,17 @@ BDP_INLINE V upper_bound(const Tridiagonal<V, kWays>& t, int n, int way) {
     const V off = t.d[i][way] - mean;
     spread += off * off + 2.0 * t.e2[i][way];
   }
-  // The rounding of both is far below the factor.
+  // The rounding error of both is far below the factor.
   return (1.0 + 0x1p-46) * (mean + lane_root(V(spread * ((n - 1.0) / n))));
 }
 
-// Largest eigenvalues of positive semidefinite tridiagonals with trace 1 (or 0, or NaN, which stays).
+// Largest eigenvalues of positive semidefinite tridiagonals with trace 1 (or 0, or NaN, which is kept).
 //
 // The pivots q_i of x - T are all positive if and only if x exceeds every eigenvalue. The sums G of 1 / (x - lambda)
-// and H of its squares follow from the pivots' first two derivatives; above all eigenvalues every term of them is
-// positive, so nothing cancels, and as ratios they neither overflow nor vanish however close the eigenvalues lie. They
-// bound the largest one: x - G / H lies below it and Laguerre's step, which converges cubically if it is simple, above
-// it. In a cluster the step is slow, and the interval is halved instead.
+// and H of its squares follow from the pivots' first two derivatives. Above all eigenvalues every term is positive, so
+// there is no cancellation, and as ratios they neither overflow nor underflow however close the eigenvalues are. They
+// bound the largest eigenvalue: x - G / H is below it, and Laguerre's step, which converges cubically if the eigenvalue
+// is simple, is above it. In a cluster the step is slow, and the interval is halved instead.
 template <typename V, int kWays>
 BDP_INLINE void largest_of(const Tridiagonal<V, kWays>& t, int n, V (&high)[kWays]) {
   V x[kWays], low[kWays];
@@ -203,7 +203,7 @@ BDP_INLINE void largest_of(const Tridiagonal<V, kWays>& t, int n, V (&high)[kWay
     for (int i = 1; i < n; ++i) {
 #pragma GCC unroll 2
       for (int way = 0; way < kWays; ++way) {
-        // g = q' / q and h = -q'' / q, first of the pivot before, then of this one.
+        // g = q' / q and h = -q'' / q, first for the previous pivot, then for this one.
         const V c = t.e2[i][way] * u[way];
         const V q = (x[way] - t.d[i][way]) - c;
         above[way] &= q > 0.0;
@@ -222,7 +222,8 @@ BDP_INLINE void largest_of(const Tridiagonal<V, kWays>& t, int n, V (&high)[kWay
       const V new_high = choose<V>(open[way] & above[way], lane_min(high[way], V(x[way] - down)), high[way]);
       low[way] = lane_max(low[way], choose<V>(above[way], x[way] - sum_g[way] / sum_h[way], x[way]));
       const V gap = new_high - low[way];
-      // Near a simple eigenvalue the step is better than the interval: its error is at most half of gap^2 / down.
+      // Near a simple eigenvalue the step is more accurate than the interval: its error is at most half of gap^2 /
+      // down.
       const Mask<V> simple = above[way] & (gap < 0.125 * down);
       high[way] = new_high;
       open[way] &= (gap > 0x1p-51 * new_high) & ~(simple & (gap * gap <= 0x1p-52 * new_high * down));

@@ -16,28 +16,28 @@ namespace {
 
 constexpr int kOctets = kBatch / kLanes;
 
-// Elements that a stream of a filter is fetched ahead.
+// Prefetch distance in each filter's stream, in elements.
 constexpr int64_t kPrefetch = 256;
 
-// Bytes of packed lanes: little more than half of a 32 KiB first-level cache, the rest is for what streams through.
+// Bytes of packed lanes: little more than half of a 32 KiB first-level cache; the rest is for streamed data.
 constexpr int64_t kPackedBytes = 9 * 64 * 32;
 
-// Products that are added up in float at a time.
+// Number of products summed in float.
 constexpr int64_t kRun = 32;
 
 int64_t padded(int64_t side) { return side == 9 ? 9 : (side + 3) / 4 * 4; }
 
-// Positions along the long side that are packed at a time: a multiple of 8, so that runs have no tail before the last.
+// Positions along the long side that are packed in one chunk: a multiple of 8, so that only the last run has a tail.
 int64_t chunk_length(int64_t side, int64_t slot) {
   return std::max<int64_t>(16, kPackedBytes / (padded(side) * slot) / 8 * 8);
 }
 
-// What filters are packed and multiplied in. Products of float32 and less are added up in float over runs of kRun, the
-// runs of one chunk likewise, and the chunks in double; all of float64 is double.
+// The types for packing and multiplying filters. Products of float32 and narrower types are summed in float over runs
+// of kRun, as are the runs of one chunk, and the chunks in double; float64 always uses double.
 template <typename T>
 using Number = std::conditional_t<std::is_same_v<T, double>, double, float>;
 
-// Eight of them, one per filter.
+// Eight values, one per filter.
 template <typename T>
 using Lanes = std::conditional_t<std::is_same_v<T, double>, v8d, v8f>;
 
@@ -45,14 +45,14 @@ using Lanes = std::conditional_t<std::is_same_v<T, double>, v8d, v8f>;
 template <typename T>
 struct Octet {
   const T* filter[kLanes];
-  v8d factor;  // power of two that brings the filter's maximum near 1 where squares would leave the range, else 1
+  v8d factor;  // power of two that scales the filter's maximum to about 1 if squares would leave the range, else 1
 };
 
-// Elements [offset, offset + 8) of the eight filters, out[i] those of place offset + i. V is what registers hold.
+// Elements [offset, offset + 8) of the eight filters; out[i] has those at offset + i. V is the register type.
 template <typename V, typename T>
 BDP_INLINE void load_eight(const Octet<T>& octet, int64_t offset, v8f (&out)[8]) {
   if constexpr (sizeof(V) < sizeof(v8f)) {
-    // Rearranging what is wider than a register, GCC would take every element by itself.
+    // GCC would rearrange vectors wider than a register element by element.
 #pragma GCC unroll 4
     for (int quarter = 0; quarter < 4; ++quarter) {
       const int first = quarter / 2 * 4, lane = quarter % 2 * 4;
@@ -70,7 +70,7 @@ BDP_INLINE void load_eight(const Octet<T>& octet, int64_t offset, v8f (&out)[8])
     }
     return;
   }
-  // Joining the halves of filters l and l + 4 while loading saves the last of the three rounds of a transpose.
+  // Joining the halves of filters l and l + 4 while loading saves the last of three transpose rounds.
 #pragma GCC unroll 2
   for (int half = 0; half < 2; ++half) {
     v8f r[4], a[4];
@@ -108,8 +108,8 @@ BDP_INLINE Lanes<T> load_one(const Octet<T>& octet, int64_t offset) {
   return out;
 }
 
-// Transposes the run [offset, offset + count) of the eight filters into lanes: element i goes to row i / width, column
-// i % width of `packed`, whose rows are `stride` slots of kAbreast octets apart.
+// Transposes the run [offset, offset + count) of the eight filters into lanes: element i is stored in row i / width,
+// column i % width of `packed`, whose rows are `stride` slots of kAbreast octets apart.
 template <typename V, int kAbreast, bool kScaled, typename T>
 BDP_INLINE void pack(const Octet<T>& octet, int64_t offset, int64_t count, int64_t width, int64_t stride,
                      Lanes<T>* packed) {
@@ -117,7 +117,7 @@ BDP_INLINE void pack(const Octet<T>& octet, int64_t offset, int64_t count, int64
   int64_t column = 0;
   int64_t i = 0;
   for (; i + 8 <= count; i += 8) {
-    // Eight streams are more than the hardware follows well.
+    // Eight streams are more than the hardware prefetches well.
     if (i % 16 == 0) {
       for (int l = 0; l < kLanes; ++l) __builtin_prefetch(octet.filter[l] + offset + i + kPrefetch, 0, 2);
     }
@@ -145,8 +145,8 @@ BDP_INLINE void pack(const Octet<T>& octet, int64_t offset, int64_t count, int64
   }
 }
 
-// Packed filters as registers of V, and where their sums of products go, laid out alike. A slot is kSplit registers,
-// of which a call takes one, since GCC spills what is wider than a register.
+// Packed filters as registers of V, and the sums of their products in the same layout. A slot is kSplit registers; a
+// call processes one of them, since GCC spills vectors wider than a register.
 template <typename V, int kSplit>
 struct GramTask {
   const V* packed;
@@ -154,7 +154,7 @@ struct GramTask {
   V* sums;
 };
 
-// sums[i0.., j0..] = sum over the rows of packed of its columns i0.. times its columns j0.., R x C accumulators in
+// sums[i0.., j0..] = sum over the rows of packed of its columns i0.. times its columns j0.., with R x C accumulators in
 // registers. With kUpper only the upper triangle.
 template <int R, int C, bool kUpper, typename V, int kSplit>
 BDP_INLINE void gram_block(const GramTask<V, kSplit>& task, int64_t i0, int64_t j0) {
@@ -183,8 +183,8 @@ BDP_INLINE void gram_block(const GramTask<V, kSplit>& task, int64_t i0, int64_t 
   }
 }
 
-// Blocks of as many accumulators as the registers hold, half of the 32 of AVX-512 or of the 16 of the others. 3x3
-// kernels, which are nearly all there is, have their own splits of 9 without padding.
+// Block sizes by the number of registers: accumulators take half of the 32 of AVX-512 or of the 16 of the others. 3x3
+// kernels, by far the most common, have their own splits of 9 without padding.
 template <bool kManyRegisters, typename V, int kSplit>
 BDP_INLINE void gram_blocks(const GramTask<V, kSplit>& task) {
   constexpr int kWide = kManyRegisters ? 4 : 2;
@@ -205,8 +205,8 @@ BDP_INLINE void gram_blocks(const GramTask<V, kSplit>& task) {
   }
 }
 
-// Where the sums of a chunk go: first to `sums`, in slots, then to the Gram matrices, those of the first eight lanes to
-// `gram` and of the next to gram + apart. The first chunk's are put there, the others added.
+// Destination of the sums of a chunk: first `sums`, in slots, then the Gram matrices; the first eight lanes go to
+// `gram`, the next to gram + apart. The sums of the first chunk are stored, those of later chunks are added.
 template <typename N>
 struct GramSums {
   N* sums;
@@ -255,7 +255,7 @@ BDP_INLINE void gram_update(const N* packed, int64_t rows, int64_t stride, const
   add_sums<D, kSlot>(to, stride);
 }
 
-// Square roots of the largest eigenvalues of the Gram matrices of kOctets sets of eight, `apart` from one to the next.
+// Square roots of the largest eigenvalues of the Gram matrices of kOctets sets of eight, `apart` apart.
 template <typename V, int kN>
 BDP_INLINE void largest_lanes(v8d* gram, int64_t apart, int64_t stride, int side, double* out) {
   constexpr int kSplit = sizeof(v8d) / sizeof(V), kCount = kLanes / kSplit;
@@ -284,7 +284,7 @@ BDP_INLINE void largest_lanes(v8d* gram, int64_t apart, int64_t stride, int side
   }
 }
 
-// One side of length 1: the L2 norm, each filter by itself with D's lanes along the filter.
+// One side of length 1: the L2 norm, filter by filter with D's lanes along the filter.
 template <typename D, typename T>
 BDP_INLINE void vector_norms(const Octet<T>& octet, int64_t length, double* out) {
   constexpr int kCount = sizeof(D) / sizeof(double), kStep = 4 * kCount;
@@ -341,7 +341,7 @@ double large_norm(const FilterBank& bank, const T* filter, double factor, double
   return std::sqrt(largest_eigenvalue(gram, n, x) * trace);
 }
 
-// 2^-e with 2^e <= max |x| < 2^(e + 1), as far as N can hold it; 1 where there is nothing to scale.
+// 2^-e with 2^e <= max |x| < 2^(e + 1), limited to the range of N; 1 if there is nothing to scale.
 template <typename T>
 double scale_factor(const T* x, int64_t count) {
   constexpr int kMost = std::numeric_limits<Number<T>>::max_exponent - 2;
@@ -351,19 +351,19 @@ double scale_factor(const T* x, int64_t count) {
   return std::ldexp(1.0, std::clamp(-std::ilogb(largest), -kMost, kMost));
 }
 
-// What is compiled once per instruction set: few, large functions, of which only the first four depend on the type.
+// The functions compiled for each instruction set: few and large; only the first four depend on the type.
 template <typename T>
 struct TypedKernels {
   void (*pack)(const Octet<T>& octet, int64_t offset, int64_t count, int64_t width, int64_t stride, Lanes<T>* packed);
   void (*pack_scaled)(const Octet<T>& octet, int64_t offset, int64_t count, int64_t width, int64_t stride,
                       Lanes<T>* packed);
   void (*vector_norms)(const Octet<T>& octet, int64_t length, double* out);
-  void (*row_grams)(const Octet<T>& octet, int64_t rows, double* gram);  // null where it has no use
+  void (*row_grams)(const Octet<T>& octet, int64_t rows, double* gram);  // null if not used
 };
 
 template <typename N>
 struct GramKernels {
-  int abreast;  // octets that are packed side by side, to fill a register
+  int abreast;  // octets packed next to each other, to fill a register
   void (*update)(const N* packed, int64_t rows, int64_t stride, const GramSums<N>& to);
 };
 
@@ -438,7 +438,7 @@ template <typename T>
 void accumulate_gram(const FilterBank& bank, const Octet<T> (&octets)[kOctets], bool scaled, double* scratch) {
   const int64_t side = bank.side(), length = bank.length(), stride = padded(side), apart = stride * stride * kLanes;
   const TypedKernels<T>& typed = std::get<TypedKernels<T>>(kernels().typed);
-  // With fewer rows it takes as long to put a filter's sums into their lanes as to pack its values.
+  // With fewer rows, moving a filter's sums into lanes takes as long as packing its values.
   if (typed.row_grams && bank.cols == 9 && bank.rows >= kRunRows) {
     for (int o = 0; o < kOctets; ++o) typed.row_grams(octets[o], length, scratch + o * apart);
     return;
@@ -446,7 +446,7 @@ void accumulate_gram(const FilterBank& bank, const Octet<T> (&octets)[kOctets], 
   const int64_t chunk = chunk_length(side, slot_bytes(bank.dtype));
   Number<T>* sums = reinterpret_cast<Number<T>*>(scratch + kOctets * apart);
   Number<T>* packed_start = sums + stride * stride * slot_bytes(bank.dtype) / int64_t(sizeof(Number<T>));
-  // Nothing else writes the padding of the packed rows.
+  // No other code writes the padding of the packed rows.
   if (stride != side) std::memset(packed_start, 0, static_cast<size_t>(stride * chunk * slot_bytes(bank.dtype)));
   const GramKernels<Number<T>>& gram = std::get<GramKernels<Number<T>>>(kernels().gram);
   const auto pack = scaled ? typed.pack_scaled : typed.pack;
@@ -467,8 +467,8 @@ void accumulate_gram(const FilterBank& bank, const Octet<T> (&octets)[kOctets], 
   }
 }
 
-// Sets the factors of the filters whose sums of float products may have overflowed or lost digits below the smallest
-// float. Returns whether there are any.
+// Sets the factors of the filters whose float sums may have overflowed or lost digits below the smallest float. Returns
+// whether there are any.
 template <typename T>
 bool set_factors(const FilterBank& bank, const double* gram, Octet<T> (&octets)[kOctets]) {
   const int64_t side = bank.side(), stride = padded(side);
@@ -525,8 +525,8 @@ void norms_of(const FilterBank& bank, int64_t batch, double* scratch, double* ou
 int64_t FilterBank::batch_cost() const {
   const int64_t n = side();
   if (n <= 1) return kBatch * std::max<int64_t>(1, length());
-  // 4/3 n^3 multiply-adds that wait for each other and for divisions take three times as long as those of the Gram
-  // matrix.
+  // 4/3 n^3 multiply-adds, each waiting for the previous one and for divisions, take three times as long as those of
+  // the Gram matrix.
   const int64_t eigen = 4 * n * n * n;
   return kBatch * (n * (n + 1) / 2 * length() + eigen);
 }

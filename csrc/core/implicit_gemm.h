@@ -1,9 +1,9 @@
-// The index logic of a convolution as a matrix product, for host and device code: which element a row, a tap and a
-// channel stand for, how a grid of blocks is cut into tiles, and where the fragments of mma.sync lie.
+// The index logic of a convolution as a matrix product, for host and device code: the element for a row, a tap and a
+// channel; the tiles of a grid of blocks; and the layout of the fragments of mma.sync.
 //
-// Forward, a row of the product is an output position and a column an output channel; the sum runs over the taps of the
-// filter and the input channels of the group. The input gradient is the same product with the roles exchanged: a row is
-// an input pixel, a column an input channel, and the sum runs over taps and output channels.
+// In the forward pass, a row of the product is an output position and a column an output channel; the sum runs over the
+// taps of the filter and the input channels of the group. The input gradient is the same product with exchanged roles:
+// a row is an input pixel, a column an input channel, and the sum runs over taps and output channels.
 #pragma once
 
 #include <cstdint>
@@ -12,10 +12,10 @@
 
 namespace bdprune::core {
 
-// A block makes a tile of the product and adds it up in chunks of kConvDepth channels.
+// A block computes a tile of the product, summed in chunks of kConvDepth channels.
 inline constexpr int kConvThreads = 128, kConvRows = 64, kConvColumns = 64, kConvDepth = 32;
 
-// Largest size, stride, padding and dilation: coordinates are 32-bit, so that they are cheap to divide.
+// Largest size, stride, padding and dilation: coordinates are 32-bit, so that divisions are cheap.
 inline constexpr int64_t kConvLargest = (int64_t{1} << 30) - 1;
 
 struct ConvShape {
@@ -28,7 +28,7 @@ struct ConvShape {
 };
 
 // Along one axis: the input coordinate that a tap reads for an output coordinate, and the output coordinate that a tap
-// carries an input coordinate to; -1 where there is none.
+// maps an input coordinate to; -1 if there is none.
 BDP_HD inline int input_coordinate(int out, int tap, int stride, int pad, int dilation, int size) {
   const int in = out * stride - pad + tap * dilation;
   return in >= 0 && in < size ? in : -1;
@@ -40,8 +40,8 @@ BDP_HD inline int output_coordinate(int in, int tap, int stride, int pad, int di
   return scaled / stride;
 }
 
-// The position, counted by rows, of the map that is read for position (y, x) of the map that the rows of the product
-// run over; -1 where the tap falls outside. kGradient: of the input gradient.
+// The position (y, x) of the other map, as a row-major index, for position (y, x) of the map that the rows of the
+// product run over; -1 if the tap is outside. kGradient: for the input gradient.
 template <bool kGradient>
 BDP_HD inline int64_t source_position(const ConvShape& s, int y, int x, int tap_y, int tap_x) {
   const auto along = kGradient ? output_coordinate : input_coordinate;
@@ -59,8 +59,8 @@ BDP_HD inline bool all_zero(const float* mask, int64_t begin, int64_t end) {
   return true;
 }
 
-// The steps in which a block adds up its tile: chunks of channels from the outside in, and each chunk's taps. With a
-// mask over the channels, chunks of which every mask is 0 are left out.
+// The steps in which a block sums its tile: an outer loop over chunks of channels, an inner loop over taps. With a mask
+// over the channels, chunks with only zero masks are skipped.
 struct ConvWalk {
   int64_t depth;
   const float* mask;  // null: none
@@ -88,8 +88,8 @@ struct ConvWalk {
   }
 };
 
-// Which part of an operand [64 lines, kConvDepth] a thread stages at its turn: kWidth neighbours along the depth, or,
-// one by one, neighbours along the lines on neighbouring threads.
+// The part of an operand [64 lines, kConvDepth] that a thread stages in its turn: kWidth adjacent elements along the
+// depth, or single elements, with adjacent lines on adjacent threads.
 struct StagePlace {
   int line, depth;
 };
@@ -106,11 +106,11 @@ BDP_HD constexpr StagePlace stage_by_line(int thread, int turn) {
 }
 static_assert(kConvRows == kConvColumns);
 
-// How the blocks of an input gradient share out the sum for the gradient of the mask: a row tile's share of the output
-// positions of all samples lies where its own input positions do, so that what it reads is read again by its taps, and
-// its column tiles share the channels. Every position and channel has one block.
+// How the blocks of an input gradient divide the sum for the gradient of the mask. A row tile's share of the output
+// positions of all samples is located where its own input positions are, so that its taps read the same data again. Its
+// column tiles divide the channels. Every position and channel belongs to exactly one block.
 struct MaskSplit {
-  int64_t rows, channels;  // of the output's maps: positions of all samples, channels of a group
+  int64_t rows, channels;  // positions of all samples and channels of a group, in the output's maps
   int64_t rows_each, channels_each, splits, every;
 
   MaskSplit() = default;
@@ -125,13 +125,13 @@ struct MaskSplit {
     channels_each = (channels + column_tiles - 1) / column_tiles;
   }
 
-  // The split of a row tile, or -1 where it has none.
+  // The split of a row tile, or -1 if it has none.
   BDP_HD int64_t of(int64_t row_tile) const {
     return row_tile % every == 0 && row_tile / every < splits ? row_tile / every : -1;
   }
 };
 
-// A block's tile: neighbouring blocks differ in their rows first, so that they read the same weights.
+// A block's tile: adjacent blocks differ in their rows first, so that they read the same weights.
 struct ConvTile {
   int64_t map, group, column_tile, row_tile;
 };
@@ -141,7 +141,7 @@ BDP_HD inline ConvTile conv_tile(int64_t block, int64_t row_tiles, int64_t colum
   return {group / groups, group % groups, columns % column_tiles, block % row_tiles};
 }
 
-// Where element i of a lane's fragment lies in its matrix: mma.sync.aligned of shape m16n8k8 (TF32) and m16n8k16
+// The position of element i of a lane's fragment in its matrix: mma.sync.aligned of shape m16n8k8 (TF32) and m16n8k16
 // (16-bit types), with A [16, k] by rows, B [k, 8] by columns and C [16, 8]. Source: PTX ISA, section on warp-level
 // matrix fragments.
 struct Place {
@@ -156,7 +156,7 @@ BDP_HD constexpr Place a_place_k16(int lane, int i) {
 BDP_HD constexpr Place b_place_k16(int lane, int i) { return {lane % 4 * 2 + i % 2 + i / 2 * 8, lane / 4}; }
 BDP_HD constexpr Place c_place(int lane, int i) { return {lane / 4 + i / 2 * 8, lane % 4 * 2 + i % 2}; }
 
-// The bits of a float32 rounded to TF32's 10 bits of mantissa, halves away from zero as cvt.rna does; Inf and NaN stay.
+// The bits of a float32 rounded to TF32's 10 bits of mantissa, ties away from zero like cvt.rna; keeps Inf and NaN.
 BDP_HD constexpr uint32_t round_to_tf32(uint32_t bits) {
   return (bits & 0x7f800000u) == 0x7f800000u ? bits : (bits + 0x1000u) & 0xffffe000u;
 }

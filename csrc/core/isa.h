@@ -1,6 +1,6 @@
 // Run-time choice of the instruction set. Kernels are written once with GCC vector extensions as always-inline
-// templates and compiled into one entry point per instruction set: a wheel built for the baseline runs AVX-512 where
-// there is some. (target_clones can't do this: it does not reach into templates or inlined callees.)
+// templates and compiled into one entry point per instruction set: a wheel built for the baseline uses AVX-512 if the
+// CPU has it. (target_clones can't do this: it does not reach into templates or inlined callees.)
 #pragma once
 
 #include "macros.h"

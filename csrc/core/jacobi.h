@@ -1,8 +1,8 @@
-// Cyclic Jacobi for small symmetric matrices: the schedule and one rotation for the CUDA kernels, whose threads can
-// take the rotations of a step side by side, and a plain version that tests can run. The CPU has eigen_lanes.h.
+// Cyclic Jacobi for small symmetric matrices: the schedule and one rotation for the CUDA kernels, whose threads run the
+// rotations of a step in parallel, and a plain version for tests. The CPU uses eigen_lanes.h.
 //
 // Source: Golub and Van Loan, Matrix Computations, 4th ed., section 8.5. The order of the rotations is the round robin
-// of section 8.5.6: the pairs of one step are disjoint, so they can run side by side.
+// of section 8.5.6: the pairs of one step are disjoint, so they can run in parallel.
 #pragma once
 
 #include <cmath>
@@ -11,15 +11,15 @@
 
 namespace bdprune::core {
 
-// Sizes up to this are diagonalised by Jacobi (7x7 kernels need 49).
+// Jacobi diagonalises sizes up to this (7x7 kernels need 49).
 inline constexpr int kJacobiMax = 49;
 
-// Sweeps after which the largest eigenvalue of an n x n Gram matrix is right to a few ulp of float64. Measured on
-// random, rank-1, graded and repeated spectra (tests/core/test_jacobi.py); convergence is quadratic, so one sweep is
-// the margin.
+// Sweeps after which the largest eigenvalue of an n x n Gram matrix is accurate to a few ulp of float64. Measured on
+// random, rank-1, graded and repeated spectra (tests/core/test_jacobi.py); convergence is quadratic, so the margin is
+// one sweep.
 BDP_HD constexpr int jacobi_sweeps(int n) { return n <= 2 ? 2 : n <= 4 ? 4 : n <= 9 ? 5 : n <= 25 ? 6 : 7; }
 
-// Number of steps in one sweep; the pairs of one step are disjoint and together the steps visit every pair once.
+// Number of steps in one sweep. The pairs of one step are disjoint; all steps visit every pair once.
 BDP_HD constexpr int jacobi_steps(int n) { return n % 2 == 0 ? n - 1 : n; }
 
 // Pairs in one step.
@@ -31,7 +31,7 @@ struct Pair {
 
 // The i-th pair (0 <= i < jacobi_pairs(n)) of the given step (0 <= step < jacobi_steps(n)).
 // The circle method: m = jacobi_steps(n) indices stand on a circle and are paired across an axis through `step`;
-// for even n the index left alone on the axis meets n - 1.
+// for even n the remaining index on the axis is paired with n - 1.
 BDP_HD constexpr Pair jacobi_pair(int n, int step, int i) {
   const int m = jacobi_steps(n);
   if (n % 2 == 0 && i == n / 2 - 1) return {step, n - 1};
@@ -57,7 +57,7 @@ BDP_HD BDP_INLINE Rotation<T> jacobi_rotation(T app, T aqq, T apq) {
 
 // Largest eigenvalue of the symmetric n x n matrix `a` (row-major, both triangles, overwritten), by `sweeps` full
 // sweeps. The matrix is first scaled to trace 1, which a Gram matrix allows, so that squares neither overflow nor
-// vanish. A trace that is zero is returned as it is; one that is not finite gives NaN.
+// underflow. A trace of zero is returned unchanged; a trace that is not finite gives NaN.
 template <typename T>
 BDP_HD inline T jacobi_largest(T* a, int n, int sweeps) {
   T trace = T(0);

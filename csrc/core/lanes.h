@@ -1,6 +1,6 @@
 // Eight lanes of float or double, as GCC vector extensions: the compiler lowers one v8d to one AVX-512 register, two
 // AVX or four SSE/NEON ones, so the same source serves every instruction set. Everything here is always inlined, so
-// that it takes on the target attribute of the kernel that uses it (see isa.h).
+// that it gets the target attribute of the kernel that uses it (see isa.h).
 #pragma once
 
 #include <cstdint>
@@ -28,7 +28,7 @@ struct Register {
   typedef T type __attribute__((vector_size(kBytes)));
 };
 
-// 16-bit floats as they lie in memory.
+// 16-bit floats as stored in memory.
 struct Half {
   uint16_t bits;
 };
@@ -48,7 +48,7 @@ BDP_INLINE void store(T* p, const V& v) {
   std::memcpy(p, &v, sizeof(V));
 }
 
-// Loads x once: GCC would rather load it again for every use, more than the load ports can do beside multiply-adds.
+// Loads x once: GCC would load it again for every use, more than the load ports can do during multiply-adds.
 template <typename V>
 BDP_INLINE V in_register(V x) {
 #if defined(__x86_64__)

@@ -1,4 +1,4 @@
-// Macros that let one header serve host and device code. Nothing in csrc/core knows of torch or Python.
+// Macros that let one header serve host and device code. Nothing in csrc/core depends on torch or Python.
 #pragma once
 
 #if defined(__CUDACC__)

@@ -1,13 +1,13 @@
-// Gram matrices of 3x3 filters in registers of eight floats, one filter at a time. Lanes run along a row of nine values
-// and not across filters: nothing is transposed or packed, and a filter is read once from front to back, which the
-// hardware fetches ahead by itself.
+// Gram matrices of 3x3 filters in registers of eight floats, one filter at a time. Lanes run along a row of nine
+// values, not across filters: nothing is transposed or packed, and a filter is read once from front to back, which the
+// hardware prefetches.
 //
 // The first eight values of a row x0 .. x8 are one register a of two halves. Six products of it, in the order of
-// kProducts, hold all 45 products of two values; rearrangements within a half are the cheapest that there are.
+// kProducts, contain all 45 products of two values; rearrangements within a half are the cheapest.
 //
-// Precision: an accumulator adds up kRunRows products in float, and kRuns of those are added up in float and then to
+// Precision: an accumulator sums kRunRows products in float; kRuns of those are summed in float and then added to
 // doubles. The relative error of a sum of squares is below (kRunRows / 2 + kRuns / 4 + 2) 2^-24 = 1.2e-6, and that of
-// the norm half of it, if every rounding is as large as it can be and goes the same way. Measured where all go the same
+// the norm half of it, if all roundings are as large as possible and go the same way. Measured if all go the same
 // way: 2.3e-7 of the norm; on random filters 4e-8.
 #pragma once
 
@@ -22,13 +22,13 @@ namespace bdprune::core {
 
 inline constexpr int64_t kRunRows = 32, kRuns = 8;
 
-// Rows that are widened to float at a time.
+// Rows that are widened to float in one chunk.
 inline constexpr int64_t kWidenedRows = kRunRows * kRuns;
 
 inline constexpr int kRowProducts = 6;
 
 struct Product {
-  int i, j;  // of x_i x_j, i <= j; -1 for what isn't needed
+  int i, j;  // of x_i x_j, i <= j; -1 if not needed
 };
 
 inline constexpr Product kProducts[kRowProducts][kLanes] = {
@@ -40,14 +40,14 @@ inline constexpr Product kProducts[kRowProducts][kLanes] = {
     {{0, 8}, {1, 8}, {2, 8}, {3, 8}, {4, 8}, {5, 8}, {6, 8}, {7, 8}},
 };
 
-// Adds the products of the row at x; with kLast nothing is read behind it.
+// Adds the products of the row at x; with kLast it reads nothing after the row.
 template <bool kLast>
 BDP_INLINE void add_row(const float* x, v8f (&sums)[kRowProducts]) {
   const v8f a = in_register(load<v8f>(x));
   const float last = x[8];
   const v8f ends = in_register(v8f{last, last, last, last, last, last, last, last});
   const v8f exchanged = in_register(__builtin_shufflevector(a, a, 4, 5, 6, 7, 0, 1, 2, 3));
-  v8f second;  // [x2 ..], of which the last lane isn't needed
+  v8f second;  // [x2 ..], the last lane is not needed
   if constexpr (kLast) {
     const v8f first = load<v8f>(x + 1);
     second = __builtin_shufflevector(first, first, 1, 2, 3, 4, 5, 6, 7, 7);
@@ -67,7 +67,7 @@ template <typename D>
 BDP_INLINE void add_rows(const float* x, int64_t rows, double* sums) {
   v8f total[kRowProducts] = {};
   while (rows > 0) {
-    // Two accumulators of each product, since the chain of additions of one does not fill the time.
+    // Two accumulators of each product, since the additions of one depend on each other.
     v8f even[kRowProducts] = {}, odd[kRowProducts] = {};
     int64_t left = std::min(2 * kRunRows, rows);
     rows -= left;

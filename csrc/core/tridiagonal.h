@@ -1,5 +1,5 @@
 // Largest eigenvalue of a symmetric matrix of any size: Householder tridiagonalisation, then bisection on Sturm counts.
-// Used for filters with both sides above kLaneSideMax, one at a time; smaller ones go through eigen_lanes.h.
+// Used for filters with both sides above kLaneSideMax, one at a time; smaller ones use eigen_lanes.h.
 //
 // Source: Golub and Van Loan, Matrix Computations, 4th ed., sections 8.3.1 and 8.4.1.
 #pragma once
@@ -16,7 +16,7 @@ namespace bdprune::core {
 inline void tridiagonalize(double* a, int64_t n, double* d, double* e, double* work) {
   e[0] = 0.0;
   for (int64_t k = 0; k + 1 < n; ++k) {
-    // Reflector that maps the column below the diagonal onto its first entry; v overwrites that part of row k.
+    // Reflector that maps the column below the diagonal to its first entry; v overwrites that part of row k.
     const int64_t m = n - k - 1;
     double* v = a + k * n + k + 1;
     double norm2 = 0.0;

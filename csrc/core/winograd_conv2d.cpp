@@ -9,9 +9,9 @@ namespace bdprune::core {
 namespace {
 
 constexpr int64_t kEdge = 6;    // of a tile's input
-constexpr int64_t kRows = 6;    // tiles that a product works on at a time
-constexpr int64_t kBlock = 48;  // tiles that are transformed at a time: their parts stay in the L2 cache
-constexpr int64_t kSkew = 16;   // floats between the parts, which would fall into the same cache sets else
+constexpr int64_t kRows = 6;    // tiles in one product
+constexpr int64_t kBlock = 48;  // tiles in one transform: their parts stay in the L2 cache
+constexpr int64_t kSkew = 16;   // floats between the parts; without it they would share cache sets
 
 // The points +-kA and +-kB, with kA * kB = 1.
 constexpr float kA = 2.0f / 3, kB = 1.5f;
@@ -26,24 +26,24 @@ constexpr int64_t kWide = kBytes / sizeof(float);
 template <int kBytes>
 constexpr int64_t kPanel = 2 * kWide<kBytes>;
 
-constexpr int64_t kRun = 16;  // inputs whose filters are gathered at a time: a cache line of channels_last weights
+constexpr int64_t kRun = 16;  // inputs whose filters are gathered in one step: a cache line of channels_last weights
 
 constexpr int64_t round_up(int64_t value, int64_t step) { return (value + step - 1) / step * step; }
 
 int64_t panel_width() { return isa() == Isa::kAvx512 ? kPanel<64> : isa() == Isa::kAvx2 ? kPanel<32> : kPanel<16>; }
 
-// Floats of a row of a chunk, and between its parts. Rows are an odd number of cache lines long where channels come in
-// thirty-twos, so that a column of them does not fall into few cache sets.
+// Floats of a row of a chunk, and between its parts. Rows are an odd number of cache lines long if the channels are a
+// multiple of 32, so that a column of them does not map to few cache sets.
 int64_t chunk_row(int64_t channels) { return round_up(channels, panel_width()) + kSkew; }
 int64_t chunk_part(int64_t channels) { return kWinogradChunk * chunk_row(channels) + kSkew; }
 
-// Floats between the parts of the sums: rows of inputs, for the last product to be whole, by columns of outputs.
+// Floats between the parts of the sums: rows of inputs, padded to whole products, by columns of outputs.
 int64_t sums_part(int64_t inputs, int64_t width) { return round_up(inputs, kRows) * width + kSkew; }
 
 // Floats between the parts of transformed filters.
 constexpr int64_t filter_part(int64_t inputs, int64_t width) { return inputs * width + kSkew; }
 
-// Up to a whole vector of floats; the lanes beyond `count` are zero, or stay as they are in memory.
+// Up to a whole vector of floats; the lanes beyond `count` are zero on loading and are not stored.
 template <typename V>
 BDP_INLINE V load_some(const float* p, int64_t count) {
   if (count >= static_cast<int64_t>(sizeof(V) / sizeof(float))) return load<V>(p);
@@ -117,7 +117,7 @@ BDP_INLINE void filter_line(const V& g0, const V& g1, const V& g2, V (&out)[6]) 
   out[5] = g2;
 }
 
-// Where tile `index` lies.
+// The position of tile `index`.
 struct Place {
   int64_t sample, y, x;
 };
@@ -127,13 +127,13 @@ BDP_INLINE Place place(const WinogradMap& map, int64_t index) {
   return {index / each, index % each / across * kWinogradTile, index % across * kWinogradTile};
 }
 
-// A buffer of transformed tiles: part p of tile t begins at data + p * part + t * row.
+// A buffer of transformed tiles: part p of tile t starts at data + p * part + t * row.
 struct Parts {
   float* data;
   int64_t part, row;
 };
 
-// The tiles [begin, end) of the map into the rows of `out`; `zeros` holds as many as there are channels.
+// Transforms the tiles [begin, end) of the map into the rows of `out`; `zeros` has as many elements as channels.
 template <int kBytes>
 BDP_INLINE void transform_inputs(const WinogradMap& map, const float* data, int64_t begin, int64_t end,
                                  const float* zeros, const Parts& out) {
@@ -172,7 +172,7 @@ BDP_INLINE void transform_inputs(const WinogradMap& map, const float* data, int6
   }
 }
 
-// The outputs of the tiles [begin, end) from the rows of `products`.
+// Writes the outputs of the tiles [begin, end) from the rows of `products`.
 template <int kBytes>
 BDP_INLINE void transform_outputs(const WinogradMap& map, const Parts& products, int64_t begin, int64_t end,
                                   const WinogradEpilogue& epilogue, float* data) {
@@ -211,7 +211,7 @@ BDP_INLINE void transform_outputs(const WinogradMap& map, const Parts& products,
   }
 }
 
-// The gradients of the outputs of the tiles [begin, end) into the rows of `out`.
+// Transforms the gradients of the outputs of the tiles [begin, end) into the rows of `out`.
 template <int kBytes>
 BDP_INLINE void transform_gradients(const WinogradMap& map, const float* data, int64_t begin, int64_t end,
                                     const Parts& out) {
@@ -247,7 +247,7 @@ BDP_INLINE void transform_gradients(const WinogradMap& map, const float* data, i
 }
 
 // out[i][:] = sum over k of a[i * a_row + k * a_step] * b[k * b_step + :], for kRows rows i and one panel of columns;
-// with kAdd on top of what is there.
+// with kAdd it adds to out.
 template <int kBytes, bool kAdd>
 BDP_INLINE void product(const float* a, int64_t a_row, int64_t a_step, const float* b, int64_t b_step, int64_t depth,
                         float* out, int64_t out_row) {

@@ -1,17 +1,18 @@
 // Convolutions 3x3 with stride 1 and padding 1 by Winograd's minimal filtering F(4x4, 3x3): the torch-free part of
 // winograd_conv2d and its gradients. Float32, maps dense in the order [samples, height, width, channels].
 //
-// A tile of 4x4 outputs needs 36 products per pair of channels instead of 144. The map is walked in blocks of tiles:
+// A tile of 4x4 outputs needs 36 products per pair of channels instead of 144. The map is processed in blocks of tiles:
 // their 6x6 inputs are transformed (B^T d B), multiplied with the transformed filters (G g G^T) as 36 matrix products
 // [tiles, in_channels] x [in_channels, out_channels], and transformed back (A^T m A). The gradient of the input is the
-// same convolution with the filters turned round and transposed; that of the weight is the adjoint of the three steps.
+// same convolution with the filters rotated by 180 degrees and transposed; that of the weight is the adjoint of the
+// three steps.
 //
 // The points are 0, +-2/3, +-3/2 and infinity: their powers stay closer to one than those of the usual 0, +-1, +-2,
-// which keeps the rounding error down to about twice that of a direct float32 convolution, and as 2/3 * 3/2 = 1 some
-// vanish.
+// which limits the rounding error to about twice that of a direct float32 convolution; and some terms vanish because
+// 2/3 * 3/2 = 1.
 //
-// Every output is summed up in an order that depends on the shapes alone, so the bits do not depend on how the ranges
-// are cut among threads. Edges are padded with zeros, so a NaN or Inf spoils all 36 inputs of its tiles.
+// Every output is summed in an order that depends only on the shapes, so the bits do not depend on how the ranges are
+// split among threads. Edges are padded with zeros. A NaN or Inf affects all 36 inputs of its tiles.
 //
 // Source: Lavin and Gray, Fast Algorithms for Convolutional Neural Networks, CVPR 2016; on the choice of points
 // Barabasz et al., Error Analysis and Improving the Accuracy of Winograd Convolution for Deep Neural Networks, TOMS
@@ -34,8 +35,8 @@ struct WinogradMap {
   int64_t tiles() const { return samples * tiles_down() * tiles_across(); }
 };
 
-// Filters [outputs, inputs, 3, 3] of any strides, in elements, times input_scale [inputs] where that is not null.
-// Turned round and transposed, they are those of the gradient of the input; a mask over the outputs then scales the
+// Filters [outputs, inputs, 3, 3] with any strides, in elements, times input_scale [inputs] if that is not null.
+// Rotated and transposed, they are the filters of the gradient of the input; a mask over the outputs then scales the
 // inputs.
 struct WinogradFilters {
   const float* data;
@@ -55,15 +56,15 @@ struct WinogradFilters {
   }
 };
 
-// What becomes of the sums y of a channel: unmasked = y + bias, out = unmasked * mask. Null is a bias of zeros, a mask
-// of ones, or an unmasked map [samples, height, width, outputs] that nobody wants.
+// Post-processing of the sums y of a channel: unmasked = y + bias, out = unmasked * mask. Null means zero biases, masks
+// of one, or no output of the unmasked map [samples, height, width, outputs].
 struct WinogradEpilogue {
   const float* bias = nullptr;
   const float* mask = nullptr;
   float* unmasked = nullptr;
 };
 
-// Panels of output channels in transformed filters, and floats of all of them. To be aligned to 64 bytes, as all
+// Panels of output channels in transformed filters, and the floats of all panels. Must be aligned to 64 bytes, like all
 // scratch here.
 int64_t winograd_panels(int64_t outputs);
 int64_t winograd_filter_floats(int64_t inputs, int64_t outputs);
@@ -74,13 +75,13 @@ void winograd_filters(const WinogradFilters& filters, int64_t begin, int64_t end
 // Floats of scratch that a call of winograd_forward needs.
 int64_t winograd_scratch(int64_t inputs, int64_t outputs);
 
-// The outputs [samples, height, width, outputs] of the tiles [begin, end) of x; zeros [channels] are what pads it.
+// The outputs [samples, height, width, outputs] of the tiles [begin, end) of x; zeros [channels] is the padding.
 void winograd_forward(const WinogradMap& x, const float* data, const float* transformed,
                       const WinogradEpilogue& epilogue, int64_t outputs, const float* zeros, int64_t begin, int64_t end,
                       float* scratch, float* out);
 
-// The gradient of the weight goes chunk by chunk of at most kWinogradChunk tiles: both maps are transformed, and their
-// products added to sums over all tiles, which are transformed back at the end.
+// The gradient of the weight is computed in chunks of at most kWinogradChunk tiles: both maps are transformed, and
+// their products are added to sums over all tiles, which are transformed back at the end.
 inline constexpr int64_t kWinogradChunk = 128;
 
 struct WinogradChunk {
@@ -88,7 +89,7 @@ struct WinogradChunk {
   int64_t tiles;
 };
 
-// Floats of a transformed chunk of one map, which must be zeros at first, and of the sums.
+// Floats of a transformed chunk of one map, which must be zeros initially, and of the sums.
 int64_t winograd_chunk_floats(int64_t channels);
 int64_t winograd_sum_floats(int64_t inputs, int64_t outputs);
 

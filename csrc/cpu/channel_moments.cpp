@@ -1,5 +1,5 @@
-// channel_moments_update_ on the CPU: chunks of positions in order. Threads share slabs of samples where there are few
-// channels; where there are many, the packing of a chunk by channels and its products by tiles.
+// channel_moments_update_ on the CPU: chunks of positions in order. With few channels, threads divide the samples into
+// slabs; with many channels, they divide the packing of a chunk by channels and its products by tiles.
 #include "../core/channel_moments.h"
 
 #include <algorithm>
@@ -15,8 +15,8 @@ double* double_data(const Tensor& t, int64_t numel, const char* name) {
   return static_cast<double*>(t.mutable_data_ptr());
 }
 
-// Few channels are too little work for a chunk to be shared out, so whole samples are: each slab of them has sums of
-// its own, added up in order. How many slabs there are depends on the map alone, and with it the bits; all their cross
+// With few channels a chunk is too little work to divide, so whole samples are divided: each slab of samples has its
+// own sums, which are added in order. The number of slabs, and so the bits, depends only on the map; all their cross
 // sums take 2 MB at most.
 constexpr int64_t kSlabs = 8, kSlabSums = 1 << 18;
 
@@ -25,7 +25,7 @@ void add_samples(const core::FeatureView& view, const double* shift, double* cro
   std::fill_n(static_cast<char*>(buffer.get()), core::moment_buffer_bytes(view), 0);
   std::vector<double> squares(static_cast<size_t>(view.channels), 0.0);
   const core::MomentState state{sum, norm_sum, squares.data()};
-  // Shares of at least some 30k elements to pack and 500k multiply-adds, below which a thread costs more than it saves.
+  // Shares of at least about 30k elements to pack and 500k multiply-adds: for less, a thread costs more than it saves.
   const int64_t grain_octets = 16, grain_pairs = 2, total = view.samples * view.positions;
   for (int64_t start = 0; start < total; start += core::kChunk) {
     const int64_t count = std::min(core::kChunk, total - start);

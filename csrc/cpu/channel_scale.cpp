@@ -1,5 +1,5 @@
-// channel_scale and its backward on the CPU. One pass over the maps; what a channel's gradient sums up is first summed
-// per row (or per fixed slab of rows) in float64 and then over those in order, so the bits don't depend on the threads.
+// channel_scale and its backward on the CPU. One pass over the maps. The gradient of a channel is first summed per row
+// (or per fixed slab of rows) in float64 and then over those in order, so the bits don't depend on the threads.
 #include "../core/channel_scale.h"
 
 #include <algorithm>
@@ -13,7 +13,7 @@ constexpr int64_t kGrainElements = 1 << 15;
 // With the channels fastest, each slab of this many rows has its own partial sums.
 constexpr int64_t kSlabRows = 512;
 
-// z as the mask says it is: a map for [C], a stack of them for [G, C].
+// z as a map for a mask [C], or as a stack of maps for a mask [G, C].
 Stack stack_of(const Tensor& z, const Tensor& mask) {
   BDP_CHECK(mask.dim() == 1 || mask.dim() == 2, "mask must be [C] or [G, C], got ", mask.dim(), " dimensions");
   const Stack stack = as_stack(z, mask.dim() == 2);

@@ -1,4 +1,4 @@
-// filter_spectral_norms on the CPU: shares the batches of filters of all weights out among the threads.
+// filter_spectral_norms on the CPU: divides the batches of filters of all weights among the threads.
 #include "../core/filter_spectral_norms.h"
 
 #include <algorithm>
@@ -8,9 +8,9 @@
 namespace bdprune {
 namespace {
 
-// One weight as the core walks it, with the place of its norms in the output and of its batches in the total work.
+// One weight for the core, with the position of its norms in the output and of its batches in the total work.
 struct Entry {
-  Tensor weight;  // keeps a copy alive, where one was needed
+  Tensor weight;  // keeps a copy alive, if there is one
   core::FilterBank bank;
   const void* scale = nullptr;
   ScalarType scale_dtype = ScalarType::Float;
@@ -18,8 +18,8 @@ struct Entry {
   int64_t work = 0;
 };
 
-// True when the filters of [*, O, I, kh, kw] are dense, one after the other, each in the order kh, kw, I:
-// channels_last. The matrix then lies transposed, which its singular values don't mind.
+// True if the filters of [*, O, I, kh, kw] are dense, one after the other, each in the order kh, kw, I: channels_last.
+// The matrix is then transposed, which has the same singular values.
 bool is_channels_last_filters(const Tensor& weight) {
   const int64_t d = weight.dim();
   if (d < 4) return false;
@@ -51,8 +51,8 @@ Entry make_entry(const Tensor& weight) {
 
 template <typename T>
 void run(const std::vector<Entry>& entries, int64_t total_work, T* out) {
-  // Threads get equal shares of the estimated work, not of the filters: the batches of the last layers cost ten times
-  // those of the first. Which batch a filter is in never depends on the shares.
+  // Threads get equal shares of the estimated work, not of the filters: batches of the last layers take ten times as
+  // long as those of the first. The batch of a filter never depends on the shares.
   constexpr int64_t kGrain = 1 << 16;
   torch::stable::parallel_for(0, total_work, kGrain, [&](int64_t begin, int64_t end) {
     int64_t needed = 0;

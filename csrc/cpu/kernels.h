@@ -1,4 +1,4 @@
-// What the CPU kernels share beyond common.h: the bridge from torch's dtypes to those of csrc/core, and aligned
+// Shared by the CPU kernels, besides common.h: the mapping from torch's dtypes to those of csrc/core, and aligned
 // scratch.
 #pragma once
 

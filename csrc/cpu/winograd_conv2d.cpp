@@ -1,5 +1,5 @@
-// winograd_conv2d and its gradients on the CPU: shares tiles, panels of filters and parts of the products out among the
-// threads. Scratch is taken once a call, or once a thread where each needs its own.
+// winograd_conv2d and its gradients on the CPU: divides tiles, panels of filters and parts of the products among the
+// threads. Scratch is allocated once per call, or once per thread if each needs its own.
 #include "../core/winograd_conv2d.h"
 
 #include <algorithm>
@@ -17,8 +17,8 @@ AlignedBuffer floats(int64_t count) { return AlignedBuffer(count * static_cast<i
 
 float* data_of(const AlignedBuffer& buffer) { return static_cast<float*>(buffer.get()); }
 
-// Memory for transformed filters, or for as large sums, which a thread keeps for its next call. malloc hands blocks of
-// more than 32 MB back to the system, and their pages would take longer to come again than the transform itself.
+// Memory for transformed filters, or for sums of that size, which a thread keeps for its next call. malloc returns
+// blocks of more than 32 MB to the system, and mapping their pages again would take longer than the transform itself.
 class FilterMemory {
  public:
   explicit FilterMemory(int64_t count) {
@@ -28,13 +28,13 @@ class FilterMemory {
     if (count > kKeptFloats) {
       own_ = floats(count);
     } else if (!kept || count > size) {
-      kept.reset();  // before the larger one is taken
+      kept.reset();  // before the larger one is allocated
       kept = floats(count);
       size = count;
     }
     data_ = data_of(own_ ? *own_ : *kept);
   }
-  float* data() const { return data_; }  // for any thread
+  float* data() const { return data_; }  // for use by any thread
 
  private:
   std::optional<AlignedBuffer> own_;
@@ -47,7 +47,7 @@ AlignedBuffer zeros(int64_t count) {
   return buffer;
 }
 
-// x [N, C, H, W] in channels_last, copied where it is not.
+// x [N, C, H, W] in channels_last, copied if it is not.
 Tensor dense_map(const Tensor& x) {
   BDP_CHECK(x.dim() == 4 && x.scalar_type() == ScalarType::Float, "expected a float32 map [N, C, H, W], got ", x.dim(),
             " dimensions");
@@ -74,7 +74,7 @@ core::WinogradFilters filters_of(const Tensor& weight) {
           weight.stride(3)};
 }
 
-// A float32 vector with one entry for each filter, dense; null where there is none.
+// A float32 vector with one entry for each filter, dense; null if there is none.
 class PerFilter {
  public:
   PerFilter(const char* name, const OptionalTensor& values, int64_t filters) {

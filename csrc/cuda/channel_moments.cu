@@ -1,14 +1,15 @@
 // channel_moments_update_ on CUDA: adds one batch of feature maps x [N, C, *] to the running moments of its channels,
 // or a batch of each of G maps x [G, N, C, *] in the same launches.
 //
-// Cross moments: the C x C matrix is cut into tiles of kTile x kTile, of which only those on and above the diagonal are
+// Cross moments: the C x C matrix is divided into tiles of kTile x kTile, and only those on and above the diagonal are
 // computed; each is split along the N * P positions among blocks. A block subtracts the shift while it stages a slab of
-// positions in shared memory, straight from NCHW or channels_last, and takes products in IEEE float32, or in float64
-// for float64 maps; by choice on tensor cores, each factor as the sum of two TF32 numbers and each product as three of
-// the four between them (3xTF32), which is float32 but for the last bits. Runs of kRun positions are added up in that
-// type and then moved to float64. A second kernel adds the splits in order and writes both triangles. Sums and norms:
-// one warp (or, in channels_last, one column of threads) per sample and channel, in float64, then one warp per channel
-// over the samples. The splits depend on the shape only, and nothing is summed by atomics: results repeat to the bit.
+// positions in shared memory, directly from NCHW or channels_last, and computes products in IEEE float32, or in float64
+// for float64 maps. Optionally it uses tensor cores, with each factor as the sum of two TF32 numbers and each product
+// as three of the four between them (3xTF32), which equals float32 up to the last bits. Runs of kRun positions are
+// summed in that type and then added in float64. A second kernel adds the splits in order and writes both triangles.
+// Sums and norms: one warp (or, in channels_last, one column of threads) per sample and channel, in float64, then one
+// warp per channel over the samples. The splits depend only on the shape, and no sum uses atomics: results are
+// reproducible bit for bit.
 #include <algorithm>
 #include <vector>
 
@@ -30,7 +31,7 @@ constexpr int kEntries = kMicro * kMicro;  // of a thread
 constexpr int64_t kBlocksWanted = 1024;
 constexpr int64_t kTileEntries = kTile * kTile;
 
-// Where x[sample, channel, position] lies; one of channel and position has stride 1. The samples of map g of a stack
+// The offset of x[sample, channel, position]; either channel or position has stride 1. The samples of map g of a stack
 // follow those of map g - 1, and `samples` counts those of one map.
 struct MapLayout {
   int64_t maps, samples, channels, positions;
@@ -48,7 +49,7 @@ __device__ inline TilePlace place_of_tile(int number, int side) {
   return {row, row + number};
 }
 
-// The position that a thread stages, as it moves on by whole slabs. In NCHW it is a sample and a position within it, in
+// The position that a thread stages, advancing by whole slabs. In NCHW it is a sample and a position within it; in
 // channels_last the positions of all samples form one axis.
 struct Cursor {
   int64_t sample, position;
@@ -65,8 +66,8 @@ struct Cursor {
   }
 };
 
-// Stages positions [start, start + kSlab) of channels [first, first + kTile), shifted; what lies outside becomes 0.
-// Neighbouring threads read neighbouring addresses: positions in NCHW, channels in channels_last.
+// Stages positions [start, start + kSlab) of channels [first, first + kTile), shifted; values outside become 0.
+// Adjacent threads read adjacent addresses: positions in NCHW, channels in channels_last.
 template <typename scalar_t, typename math_t, bool kChannelsLast>
 __device__ __forceinline__ void stage_slab(math_t (&slab)[kSlab][kPitch], const scalar_t* __restrict__ x,
                                            const MapLayout& layout, const Cursor& cursor, const math_t (&shift)[kTile],
@@ -93,7 +94,7 @@ __device__ __forceinline__ void stage_slab(math_t (&slab)[kSlab][kPitch], const 
   }
 }
 
-// Where entry e of a thread lies in the tile. On tensor cores a warp has 32 x 16 entries of it: 2 x 2 fragments.
+// The position of entry e of a thread in the tile. On tensor cores a warp has 32 x 16 entries of it: 2 x 2 fragments.
 template <bool kTensor>
 __device__ __forceinline__ core::Place entry_place(int e) {
   const int thread = threadIdx.x;
@@ -120,7 +121,7 @@ __device__ __forceinline__ void multiply_exactly(const math_t (&rows)[kSlab][kPi
   }
 }
 
-// A float32 as the sum of two TF32 numbers, but for its last two or three bits.
+// A float32 as the sum of two TF32 numbers, up to its last two or three bits.
 __device__ __forceinline__ void split_tf32(float value, uint32_t& high, uint32_t& low) {
   uint32_t bits;
   memcpy(&bits, &value, sizeof bits);
@@ -245,7 +246,7 @@ __global__ void __launch_bounds__(kThreads)
     const int64_t row = static_cast<int64_t>(tile.row) * kTile + entry / kTile;
     const int64_t column = static_cast<int64_t>(tile.column) * kTile + entry % kTile;
     if (row >= channels || column >= channels) continue;
-    // In 3xTF32 (i, j) and (j, i) of a tile on the diagonal add up in another order: one of them counts for both.
+    // In 3xTF32, (i, j) and (j, i) of a tile on the diagonal are summed in different orders: use one for both.
     const int source = row > column ? entry % kTile * kTile + entry / kTile : entry;
     double sum = 0;
     for (int64_t split = 0; split < splits; ++split) {
@@ -256,7 +257,7 @@ __global__ void __launch_bounds__(kThreads)
   }
 }
 
-// The place of channel c and sample n, counted over all maps, in the sums below: [map, channel, sample of the map].
+// The index of channel c and sample n, counted over all maps, in the sums below: [map, channel, sample of the map].
 __device__ inline int64_t place_of_sum(int64_t sample, int64_t channel, const MapLayout& layout) {
   const int64_t map = sample / layout.samples;
   return (map * layout.channels + channel) * layout.samples + sample - map * layout.samples;
@@ -348,7 +349,7 @@ MapLayout layout_of(const Stack& stack) {
   return {stack.size, stack.samples(), c, p, c * p, p, 1};
 }
 
-// The kernel for maps of scalar_t; 3xTF32 would lose what float64 maps have.
+// The kernel for maps of scalar_t; 3xTF32 would lose the precision of float64 maps.
 template <typename scalar_t>
 auto cross_kernel_for(bool channels_last, bool tensor_cores) {
   constexpr bool kTensor = !std::is_same_v<scalar_t, double>;
@@ -362,7 +363,7 @@ void add_cross(Tensor& cross, const Stack& stack, const Tensor& shift, bool tens
   const MapLayout layout = layout_of(stack);
   const int64_t side = ceil_div(layout.channels, kTile), tiles = side * (side + 1) / 2;
   const int64_t total = layout.samples * layout.positions;
-  // Splits are whole runs, so that only the last run of the last split is short, and those of one map, so that a stack
+  // Splits are whole runs, so that only the last run of the last split is short, and belong to one map, so that a stack
   // gives the bits of its maps.
   const int64_t wanted = std::clamp<int64_t>(kBlocksWanted / tiles, 1, ceil_div(total, kShortestSplit));
   const int64_t per_split = ceil_div(ceil_div(total, wanted), kRun) * kRun;
@@ -402,7 +403,7 @@ void add_sums(Tensor& sum, Tensor& norm_sum, const Stack& stack, const Tensor& s
          norms.data_ptr(), sum.data_ptr(), norm_sum.data_ptr(), layout.samples, channels);
 }
 
-// `shape` is that for one map.
+// `shape` is the shape for one map.
 void check_moment(const Tensor& moment, const Tensor& x, bool stacked, std::vector<int64_t> shape, const char* name) {
   check_same_device(moment, x, name);
   BDP_CHECK(moment.scalar_type() == ScalarType::Double && moment.is_contiguous(), name,

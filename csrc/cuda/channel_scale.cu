@@ -1,9 +1,10 @@
-// channel_scale and its backward on CUDA: y[n, c, *] = mask[c] * z[n, c, *], one read and one write of the map; a stack
-// z[g, n, c, *] with mask[g, c] takes one launch too, and each of its maps gets the bits that it would get alone.
+// channel_scale and its backward on CUDA: y[n, c, *] = mask[c] * z[n, c, *], one read and one write of the map. A stack
+// z[g, n, c, *] with mask[g, c] also takes one launch, and each of its maps gets the same bits as alone.
 //
-// Both memory orders are walked as they lie: NCHW as rows of one channel, channels_last as rows of all channels. Rows
-// made of whole 16-byte vectors move as such. The mask gradient, the sum over samples and positions of grad * z, is
-// taken in float64 in two stages with a split that depends on the shape only: no atomics, so runs repeat to the bit.
+// Both memory orders are read in place: NCHW as rows of one channel, channels_last as rows of all channels. Rows of
+// whole 16-byte vectors are moved as vectors. The mask gradient, the sum over samples and positions of grad * z, is
+// computed in float64 in two stages with a split that depends only on the shape: no atomics, so runs are reproducible
+// bit for bit.
 #include <algorithm>
 #include <limits>
 
@@ -14,9 +15,9 @@ namespace {
 
 constexpr int kThreads = 256;
 constexpr int64_t kBlocksWanted = 1024;  // fills any current device, and is fixed so that sums don't depend on it
-constexpr int64_t kWorkPerThread = 8;    // vectors below which a further split costs more than it brings
+constexpr int64_t kWorkPerThread = 8;    // below this number of vectors a further split costs more than it saves
 
-// y = mask * z, one vector per thread. index_t counts vectors and is 32-bit where it can be: the divisions stay cheap.
+// y = mask * z, one vector per thread. index_t counts vectors and is 32-bit if possible, for cheap divisions.
 template <typename scalar_t, typename index_t, int kWidth, bool kChannelsLast>
 __global__ void __launch_bounds__(kThreads)
     scale_kernel(const scalar_t* __restrict__ z, const compute_t<scalar_t>* __restrict__ mask, scalar_t* __restrict__ y,
@@ -36,8 +37,9 @@ __global__ void __launch_bounds__(kThreads)
   reinterpret_cast<vector_t*>(y)[vector] = data;
 }
 
-// Stage one of the backward on NCHW. Block (map and channel, split) walks its share of the channel's vectors, counted
-// over the samples of the map: grad_z = mask * grad where asked, and partial[split, map, channel] = sum of grad * z.
+// Stage one of the backward on NCHW. Block (map and channel, split) processes its share of the channel's vectors,
+// counted over the samples of the map: grad_z = mask * grad if requested, and partial[split, map, channel] = sum of
+// grad * z.
 template <typename scalar_t, typename index_t, int kWidth, bool kNeedZ>
 __global__ void __launch_bounds__(kThreads)
     backward_rows_kernel(const scalar_t* __restrict__ grad, const scalar_t* __restrict__ z,
@@ -75,7 +77,7 @@ __global__ void __launch_bounds__(kThreads)
 }
 
 // Stage one of the backward on channels_last. A block is blockDim.x vectors of channels wide and blockDim.y positions
-// high, kThreads in all; block (map and columns, split) walks its share of the map's positions. Outputs as above.
+// high, kThreads in all; block (map and columns, split) processes its share of the map's positions. Outputs as above.
 template <typename scalar_t, typename index_t, int kWidth, bool kNeedZ>
 __global__ void __launch_bounds__(kThreads)
     backward_columns_kernel(const scalar_t* __restrict__ grad, const scalar_t* __restrict__ z,
@@ -121,8 +123,7 @@ __global__ void __launch_bounds__(kThreads)
   }
 }
 
-// A stack of maps as a matrix of rows that lie one behind the other: for each map N*C rows of H*W, or N*H*W rows of C
-// in channels_last.
+// A stack of maps as a matrix of consecutive rows: for each map N*C rows of H*W, or N*H*W rows of C in channels_last.
 struct Rows {
   int64_t maps, samples, channels, positions;
   bool channels_last;
@@ -141,8 +142,8 @@ struct Rows {
 
 bool is_aligned(const Tensor& tensor) { return reinterpret_cast<uintptr_t>(tensor.data_ptr()) % kVectorBytes == 0; }
 
-// Calls fn(index type, vector width) for a map of scalar_t. The 32-bit range is halved so that the overshoot of the
-// last block can't wrap.
+// Calls fn(index type, vector width) for a map of scalar_t. The 32-bit range is halved so that the excess of the last
+// block can't wrap.
 template <typename scalar_t, typename Fn>
 void dispatch_width(const Rows& rows, bool all_aligned, Fn&& fn) {
   constexpr int kWidth = kVectorBytes / sizeof(scalar_t);
@@ -156,7 +157,7 @@ void dispatch_width(const Rows& rows, bool all_aligned, Fn&& fn) {
   }
 }
 
-// Mask in the dtype that maps of `dtype` are computed in, dense.
+// Mask in the compute dtype for maps of `dtype`, dense.
 Tensor mask_for(const Tensor& mask, ScalarType dtype) {
   const ScalarType wanted = dtype == ScalarType::Double ? ScalarType::Double : ScalarType::Float;
   return torch::stable::contiguous(mask.scalar_type() == wanted ? mask : torch::stable::to(mask, wanted));

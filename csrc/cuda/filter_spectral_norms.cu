@@ -1,15 +1,15 @@
 // filter_spectral_norms on CUDA: all filters of all weights in one launch.
 //
-// A filter is a matrix of a short and a long side. Its Gram matrix on the short side (n x n) is accumulated in float64,
-// and the root of its largest eigenvalue is the norm. The launch takes a table of weights, so a fleet of models costs
-// what one layer does: one small copy and one launch. By n, a filter belongs to one of four classes:
+// A filter is a matrix with a short and a long side. Its Gram matrix on the short side (n x n) is summed in float64,
+// and the root of its largest eigenvalue is the norm. The launch takes a table of weights, so any number of models
+// needs only one small copy and one launch, like a single layer. Each filter belongs to one of four classes, by n:
 //   n = 1        one warp per filter: the 2-norm (1x1 and linear weights, depthwise filters)
 //   2 <= n <= 9  one warp per filter: 45 accumulators per lane, lanes along the long side (3x3, or up to 9 channels)
 //   n <= 49      one block per filter, Gram matrix in shared memory (5x5, 7x7)
-//   larger       the same block code with the Gram matrix in a device workspace; correct, not tuned
-// A class has a run of blocks of its own, the costly ones first. The kernel's registers are those of the second class,
-// which its 45 float64 sums need; the first makes up for the fewer warps by more loads in flight.
-// Nothing is summed by atomics: results repeat to the bit. A filter that is not finite gives NaN, and only itself.
+//   larger       the same block code with the Gram matrix in a device workspace; correct, but not tuned
+// Each class has its own run of blocks, the most expensive first. The kernel's registers are those of the second class,
+// whose 45 float64 sums need them; the first class offsets its fewer warps by more loads in flight. No sum uses
+// atomics: results are reproducible bit for bit. A filter that is not finite gives NaN without affecting others.
 #include <algorithm>
 #include <limits>
 #include <utility>
@@ -25,19 +25,19 @@ constexpr int kGramEntries = kWarpSide * (kWarpSide + 1) / 2;
 constexpr int kEvenSide = kWarpSide + 1;  // Jacobi runs on an even size; the added row is zero
 constexpr int kWarpsPerBlock = 4;
 constexpr int kThreads = kWarpSize * kWarpsPerBlock;
-constexpr int kVectorLoads = 8;  // of a lane in flight, n = 1
+constexpr int kVectorLoads = 8;  // in flight per lane, n = 1
 
 constexpr int kBlockSide = core::kJacobiMax + core::kJacobiMax % 2;  // largest even n in shared memory
-constexpr int64_t kMostBlocks = 1 << 20;                             // of a class that goes on to further filters
-constexpr int64_t kWorkspaceBlocks = 256;                // most blocks of the class that works in device memory,
-constexpr int64_t kWorkspaceDoubles = int64_t{1} << 25;  // and most memory it takes (256 MiB)
+constexpr int64_t kMostBlocks = 1 << 20;                             // of a class whose blocks loop over filters
+constexpr int64_t kWorkspaceBlocks = 256;                // maximum blocks of the class that uses device memory,
+constexpr int64_t kWorkspaceDoubles = int64_t{1} << 25;  // and the maximum memory it uses (256 MiB)
 
-// One weight tensor [filters, short, long] or [stacks, filters, short, long], as the kernels read it.
+// One weight tensor [filters, short, long] or [stacks, filters, short, long], for the kernels.
 struct WeightTable {
   const void* data;
   const void* scale;        // null: 1
   int64_t begin;            // number of its first filter within its class
-  int64_t output;           // place of its first filter in the result
+  int64_t output;           // index of its first filter in the result
   int64_t stacks, filters;  // filters per stack entry
   int64_t stack_stride, filter_stride, short_stride, long_stride;
   int64_t scale_stack_stride, scale_stride;
@@ -46,10 +46,10 @@ struct WeightTable {
   ScalarType dtype, scale_dtype;
 };
 
-// The classes by the order of their blocks.
+// The classes in the order of their blocks.
 enum SizeClass { kWorkspace, kBlock, kWarp, kVector, kNumClasses };
 
-// What the blocks of one class do.
+// The work of the blocks of one class.
 struct ClassWork {
   int first_weight, weights;  // of the table
   int blocks;
@@ -58,7 +58,7 @@ struct ClassWork {
 
 struct Work {
   ClassWork classes[kNumClasses];
-  int64_t workspace_stride;  // doubles that a block of kWorkspace has to itself
+  int64_t workspace_stride;  // doubles for each block of kWorkspace
 };
 
 // One filter of it.
@@ -73,7 +73,7 @@ struct Filter {
   __device__ __forceinline__ scalar_t at(int s, int64_t l) const { return data[s * short_stride + l * long_stride]; }
 };
 
-// Finds the weight that holds the given filter of the class: the last one that begins at or before it.
+// Finds the weight that holds the given filter of the class: the last one that starts at or before it.
 __device__ inline const WeightTable& find_weight(const WeightTable* __restrict__ table, int num_weights,
                                                  int64_t filter) {
   int low = 0, high = num_weights - 1;
@@ -114,8 +114,8 @@ struct BlockGroup {
   __device__ void sync() const { __syncthreads(); }
 };
 
-// Power of two that brings the largest entry of a float64 filter near 1, so that its squares neither overflow nor
-// vanish; narrower dtypes need none, their squares lie well inside float64. Called by a full warp.
+// Power of two that scales the largest entry of a float64 filter to about 1, so that its squares neither overflow nor
+// underflow. Narrower dtypes do not need it: their squares fit float64. Called by a full warp.
 template <typename scalar_t>
 __device__ double range_factor(const Filter<scalar_t>& filter) {
   if constexpr (!std::is_same_v<scalar_t, double>) {
@@ -130,13 +130,13 @@ __device__ double range_factor(const Filter<scalar_t>& filter) {
     for (int offset = kWarpSize / 2; offset > 0; offset /= 2) {
       largest = fmax(largest, __shfl_xor_sync(kFullWarp, largest, offset));
     }
-    // The clamp keeps the factor itself, and its inverse, normal numbers.
+    // The clamp keeps the factor and its inverse normal numbers.
     return largest > 0 && isfinite(largest) ? ldexp(1.0, -min(max(ilogb(largest), -1000), 1000)) : 1.0;
   }
 }
 
 // Diagonalises the symmetric n x n matrix a (n even, row-major, both triangles) by round-robin Jacobi. The rotations of
-// one step touch disjoint pairs of rows and columns, so the matrix falls into 2x2 blocks that change independently:
+// one step use disjoint pairs of rows and columns, so the matrix consists of 2x2 blocks that change independently:
 // block (i, j) becomes R_i^T B R_j.
 template <typename Group>
 __device__ void diagonalise(Group group, double* a, core::Rotation<double>* rotations, int n, int sweeps) {
@@ -167,7 +167,7 @@ __device__ void diagonalise(Group group, double* a, core::Rotation<double>* rota
   }
 }
 
-// Sweeps for a filter; with one more, eigenvalues within 1e-8 of each other are right to float64 too.
+// Sweeps for a filter; with one more, eigenvalues within 1e-8 of each other are also accurate to float64.
 template <typename scalar_t>
 __device__ __forceinline__ int sweeps_for(const Filter<scalar_t>& filter) {
   return core::jacobi_sweeps(filter.short_size) + (std::is_same_v<scalar_t, double> ? 1 : 0);
@@ -225,8 +225,9 @@ __device__ __forceinline__ void vector_norm(const Filter<scalar_t>& filter, void
   if (lane == 0) store_norm(output, wide, filter, norm, factor);
 }
 
-// Adds the accumulators of all lanes. Every exchange halves what a lane holds, so the 45 sums cost 46 exchanges instead
-// of 225; at the end each sum is complete on one lane, which puts it into both triangles of the matrix.
+// Sums the accumulators over all lanes. Every exchange halves the number of sums in a lane, so the 45 sums take 46
+// exchanges instead of 225; at the end each sum is complete on one lane, which writes it to both triangles of the
+// matrix.
 template <int kCount>
 __device__ __forceinline__ void fold(double (&values)[kGramEntries + 1], int offset, bool upper) {
   constexpr int kHalf = (kCount + 1) / 2;
@@ -242,7 +243,7 @@ __device__ __forceinline__ void fold(double (&values)[kGramEntries + 1], int off
 struct WarpShared {
   double grams[kWarpsPerBlock][kEvenSide * kEvenSide];
   core::Rotation<double> rotations[kWarpsPerBlock][kEvenSide / 2];
-  double stages[kWarpsPerBlock][kWarpSize * kWarpSide];  // float for all dtypes but float64
+  double stages[kWarpsPerBlock][kWarpSize * kWarpSide];  // float for all dtypes except float64
 };
 struct BlockShared {
   double gram[kBlockSide * kBlockSide];
@@ -253,8 +254,8 @@ union Shared {
   BlockShared block;
 };
 
-// n <= 9, by one warp: lanes along the long side, 32 entries of it per turn through shared memory, so that global reads
-// coalesce whichever side is contiguous.
+// n <= 9, by one warp: lanes along the long side, which is staged in shared memory in steps of 32 entries, so that
+// global reads coalesce whichever side is contiguous.
 template <typename scalar_t>
 __device__ __forceinline__ void warp_norm(const Filter<scalar_t>& filter, WarpShared& shared, void* output, bool wide) {
   const int warp = threadIdx.x / kWarpSize, lane = threadIdx.x % kWarpSize;
@@ -284,7 +285,7 @@ __device__ __forceinline__ void warp_norm(const Filter<scalar_t>& filter, WarpSh
     }
   }
 
-  // 45 -> 23 -> 12 -> 6 -> 3 -> 2 sums per lane. The upper lane of a pair may hold one entry that is only padding.
+  // 45 -> 23 -> 12 -> 6 -> 3 -> 2 sums per lane. The upper lane of a pair may hold one padding entry.
   fold<45>(sums, 16, lane & 16);
   fold<23>(sums, 8, lane & 8);
   fold<12>(sums, 4, lane & 4);
@@ -330,14 +331,14 @@ __device__ __forceinline__ void block_norm(const Filter<scalar_t>& filter, doubl
     if (lane == 0) gram[row * side + column] = gram[column * side + row] = sum;
   }
   __syncthreads();
-  // Jacobi converges quadratically: the sweeps that serve n = 49 need few more for any n that a kernel window has.
+  // Jacobi converges quadratically: the sweeps for n = 49 need few more for any n of a kernel window.
   const int sweeps = sweeps_for(filter) + (filter.short_size > core::kJacobiMax ? 3 : 0);
   const double norm = largest_root(BlockGroup(), gram, rotations, side, sweeps);
   if (threadIdx.x == 0) store_norm(output, wide, filter, norm, factor);
   __syncthreads();  // the next filter overwrites the matrix that other threads may still read
 }
 
-// Every block finds its class, and in it its filters. `workspace`: per block of kWorkspace a matrix and, behind it, the
+// Every block finds its class, and its filters in it. `workspace`: per block of kWorkspace a matrix, followed by the
 // rotations.
 __global__ void __launch_bounds__(kThreads, 3)
     norms_kernel(const WeightTable* __restrict__ table, const __grid_constant__ Work work, void* output, bool wide,
@@ -380,7 +381,7 @@ SizeClass size_class(int64_t side) {
   return side <= 1 ? kVector : side <= kWarpSide ? kWarp : side <= core::kJacobiMax ? kBlock : kWorkspace;
 }
 
-// Weight with its window axes (the last two) collapsible into one, as they are in every dense layout.
+// Weight with its window axes (the last two) collapsible into one, which holds for every dense layout.
 Tensor with_flat_window(const Tensor& weight) {
   const int64_t d = weight.dim();
   const bool flat = d == 2 || weight.size(d - 2) <= 1 || weight.size(d - 1) <= 1 ||
@@ -438,9 +439,9 @@ void check_weight(const Tensor& weight, const OptionalTensor& scale, const Tenso
   BDP_CHECK(fits, "a scale must be [O] or [G, O] like the filters of its weight");
 }
 
-// The table with its classes one after another, and what their blocks do.
+// The table with its classes one after another, and the work of their blocks.
 Work arrange(std::vector<WeightTable>& table) {
-  // Long filters first within a class: the last blocks to run are short ones.
+  // Long filters come first within a class, so that the last blocks are short.
   std::stable_sort(table.begin(), table.end(), [](const WeightTable& a, const WeightTable& b) {
     const SizeClass of_a = size_class(a.short_size), of_b = size_class(b.short_size);
     return of_a != of_b ? of_a < of_b : a.long_size > b.long_size;
@@ -499,8 +500,8 @@ Tensor filter_spectral_norms(const std::vector<Tensor>& weights, const std::vect
   const Tensor workspace =
       empty_on_device(work.classes[kWorkspace].blocks * work.workspace_stride, ScalarType::Double, weights[0]);
   const cudaStream_t stream = current_stream(weights[0]);
-  // From pageable memory the copy is staged before the call returns, so `table` may go out of scope. A graph would read
-  // it again at every replay.
+  // From pageable memory the copy is staged before the call returns, so `table` may go out of scope. A graph would
+  // read it again at every replay.
   cudaStreamCaptureStatus capture = cudaStreamCaptureStatusNone;
   STD_CUDA_CHECK(cudaStreamIsCapturing(stream, &capture));
   BDP_CHECK(capture == cudaStreamCaptureStatusNone, "filter_spectral_norms cannot be captured in a CUDA graph");

@@ -1,5 +1,5 @@
-// One mma.sync: c += a * b on a warp's fragments, float32 sums; csrc/core/implicit_gemm.h says where their elements
-// lie.
+// One mma.sync: c += a * b on a warp's fragments, with float32 sums; csrc/core/implicit_gemm.h defines the layout of
+// the fragments.
 #pragma once
 
 #include <cuda_runtime.h>
@@ -12,7 +12,7 @@ namespace bdprune::cuda {
 
 #if defined(__CUDACC__)
 
-// A [16, 8] and B [8, 8] in TF32: float32 bits of which the low 13 do not count.
+// A [16, 8] and B [8, 8] in TF32: float32 bits, of which the low 13 are ignored.
 __device__ __forceinline__ void mma_tf32(float (&c)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) {
   asm volatile(
       "mma.sync.aligned.m16n8k8.row.col.f32.tf32.tf32.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"

@@ -1,4 +1,4 @@
-// The second stage of sums that blocks take in parts: added up in an order that depends on the shape only.
+// The second stage of sums computed by several blocks: adds the parts in an order that depends only on the shape.
 #pragma once
 
 #include "utils.cuh"
@@ -6,7 +6,7 @@
 namespace bdprune::cuda {
 namespace {
 
-constexpr int kMergeHigh = 16;  // threads that share the parts of one sum
+constexpr int kMergeHigh = 16;  // threads for the parts of one sum
 
 // sums[i] = sum of partial[part, i] over the parts. A block is kWarpSize sums wide and kMergeHigh threads high.
 template <typename sum_t>

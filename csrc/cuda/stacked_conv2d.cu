@@ -1,19 +1,19 @@
 // stacked_conv2d and its backward on CUDA: the masked convolutions of G models as one implicit matrix product.
 //
-// A block makes a tile of 64 positions x 64 channels of one model and one group. It walks the summed channels in chunks
-// of 32 and each chunk's taps, stages both operands in shared memory as the tensor cores take them (TF32, or float16
-// and bfloat16 as they are), and sums in float32. There are two stages: while one is multiplied, the numbers of the
-// next are on their way from global memory into registers, which any layout and dtype allows. Tensors are read and
-// written where they lie: NCHW, channels_last and weights in any order, or one weight for all models, differ in strides
-// and in which neighbours a thread reads, 16 bytes at a time where that is possible. The mask is part of the product:
-// forward, the epilogue multiplies by it, and a tile of which every mask is 0 is not computed at all; in the gradient
-// the staging does, and a chunk of which every mask is 0 is left out. (So 0 * Inf is 0 there.) Nothing is summed by
-// atomics: results repeat to the bit, and a stack gives the bits of its models.
+// A block computes a tile of 64 positions x 64 channels of one model and one group. It loops over the summed channels
+// in chunks of 32 and over each chunk's taps, stages both operands in shared memory in the format of the tensor cores
+// (TF32, or float16 and bfloat16 unchanged), and sums in float32. There are two stages: while one is multiplied, the
+// numbers of the next are loaded from global memory into registers, which works for any layout and dtype. Tensors are
+// read and written in place: NCHW, channels_last, weights in any order, and one weight for all models only differ in
+// strides and in the adjacent elements that a thread reads, 16 bytes at a time if possible. The mask is part of the
+// product. In the forward pass the epilogue multiplies by it, and a tile with only zero masks is not computed. In the
+// gradient the staging multiplies by it, and a chunk with only zero masks is skipped. (So 0 * Inf is 0 there.) No sum
+// uses atomics: results are reproducible bit for bit, and a stack gives the bits of its models.
 //
-// The gradient of the mask, the sum of grad * z, is taken in the launch of the input gradient. What the backward pass
-// must move is then grad and z read and the input's gradient written, once each, beside the weights: a block sums over
-// the piece of grad that its own taps read, so the second read is served by the L2 cache, where a launch of its own
-// would fetch grad again. z cannot be had from y = mask * z where the mask is 0, so it has to be kept.
+// The gradient of the mask, the sum of grad * z, is computed in the launch of the input gradient. So the backward pass
+// reads grad and z once, and writes the input's gradient once, in addition to the weights. A block sums over the piece
+// of grad that its own taps read, so the L2 cache serves the second read; a separate launch would load grad again. z
+// cannot be computed from y = mask * z if the mask is 0, so it is kept.
 #include <algorithm>
 #include <array>
 #include <limits>
@@ -27,22 +27,22 @@ namespace {
 
 using core::kConvColumns, core::kConvDepth, core::kConvRows, core::kConvThreads;
 
-constexpr int kRowFragments = 2, kColumnFragments = 4;  // of 16 rows and of 8 columns, per warp: 2 x 2 warps a tile
+constexpr int kRowFragments = 2, kColumnFragments = 4;  // of 16 rows and of 8 columns, per warp; 2 x 2 warps per tile
 constexpr int kConvWarps = kConvThreads / kWarpSize;
 constexpr int kStaged = kConvRows * kConvDepth / kConvThreads;  // elements of an operand that a thread stages
 
-// How the operands are multiplied. kExact: float32 on the ordinary cores.
+// How the operands are multiplied. kExact: float32 without tensor cores.
 enum class Math { kExact, kTensor };
 
-// Blocks that are to fit on a multiprocessor: what their registers are cut to. The exact product is for checks.
+// Target number of blocks per multiprocessor, which limits their registers. The exact product is for checks.
 template <Math kMath>
 constexpr int kBlocksEach = kMath == Math::kExact ? 2 : 3;
 
-// In which order threads read an operand: neighbouring threads along its lines (rows or columns of the product), or
-// along the depth, one by one or in whole vectors.
+// The order in which threads read an operand: adjacent threads along its lines (rows or columns of the product), or
+// along the depth, with single elements or whole vectors.
 enum class Order { kLines, kDepth, kVectors };
 
-// A stack of maps [maps, samples, channels, positions] by strides; a stack of one map for all has map stride 0.
+// A stack of maps [maps, samples, channels, positions] by strides; if all models share one map, its map stride is 0.
 struct MapStrides {
   int64_t map, sample, channel, position;
 };
@@ -61,7 +61,7 @@ struct ConvCall {
   bool source_channels_fastest;
 };
 
-// Pitch of a line of an operand in shared memory: a warp's fragment loads hit 32 different banks, and a line begins at
+// Pitch of a line of an operand in shared memory: a warp's fragment loads use 32 different banks, and a line starts at
 // a multiple of a vector.
 template <typename scalar_t>
 constexpr int kPitch = kConvDepth + (sizeof(scalar_t) == 2 ? 8 : 4);
@@ -73,13 +73,13 @@ template <typename scalar_t>
 struct alignas(kVectorBytes) Operands {
   scalar_t rows[kConvRows][kPitch<scalar_t>];
   scalar_t columns[kConvColumns][kPitch<scalar_t>];
-  int64_t sources[kConvRows];  // where each row's channel 0 lies for the step at hand, or -1
+  int64_t sources[kConvRows];  // offset of each row's channel 0 in the current step, or -1
   float factors[kConvDepth];   // of the gradient: the masks of the chunk
 };
 
-// The row of the product that a thread locates at every step.
+// The row of the product that a thread locates in every step.
 struct Row {
-  int64_t sample;  // its offset in the source; -1: there is no such row
+  int64_t sample;  // its offset in the source; -1 if there is no such row
   int y, x;
 };
 
@@ -106,13 +106,13 @@ __device__ __forceinline__ void locate(Operands<scalar_t>& tile, const ConvCall&
   tile.sources[threadIdx.x] = at < 0 ? -1 : row.sample + at * call.source.position;
 }
 
-// Fetches a thread's part of an operand, whose line begins at offset(line) of `data`, or is all 0 where that is -1.
+// Loads a thread's part of an operand, whose line starts at offset(line) of `data`, or is all 0 if that is -1.
 template <typename scalar_t, typename Offset>
 __device__ __forceinline__ void fetch(scalar_t (&values)[kStaged], const scalar_t* __restrict__ data, Order order,
                                       int64_t stride, int64_t first_depth, int64_t depth, Offset&& offset) {
   constexpr int kWidth = kVector<scalar_t>;
   if (order == Order::kLines) {
-    // A thread stays on its line, and goes down it with steps that are all alike.
+    // A thread stays on its line and advances along it in equal steps.
     const core::StagePlace start = core::stage_by_line(threadIdx.x, 0);
     constexpr int kDown = core::stage_by_line(0, 1).depth;
     const int64_t line = offset(start.line);
@@ -146,7 +146,7 @@ __device__ __forceinline__ void fetch(scalar_t (&values)[kStaged], const scalar_
   }
 }
 
-// The number as the tensor cores take it; of the gradient, times its channel's mask.
+// The number in the format of the tensor cores; in the gradient, times its channel's mask.
 template <Math kMath, bool kMasked, typename scalar_t>
 __device__ __forceinline__ scalar_t as_operand(scalar_t value, const float* factor) {
   if constexpr (kMasked) value = static_cast<scalar_t>(static_cast<float>(value) * *factor);
@@ -159,7 +159,7 @@ __device__ __forceinline__ scalar_t as_operand(scalar_t value, const float* fact
   return value;
 }
 
-// Puts what fetch has brought into its place.
+// Writes the fetched values to shared memory.
 template <Math kMath, bool kMasked, typename scalar_t>
 __device__ __forceinline__ void store(scalar_t (*lines)[kPitch<scalar_t>], const scalar_t (&values)[kStaged],
                                       Order order, const float* factors) {
@@ -193,7 +193,7 @@ __device__ __forceinline__ uint32_t register_at(const scalar_t* place) {
   return bits;
 }
 
-// sums += the tile's product, by a warp whose part begins at (row, column).
+// sums += the tile's product, by a warp whose part starts at (row, column).
 template <Math kMath, typename scalar_t>
 __device__ __forceinline__ void multiply(const Operands<scalar_t>& tile, Sums& sums, int row, int column) {
   const int lane = threadIdx.x % kWarpSize;
@@ -230,7 +230,7 @@ __device__ __forceinline__ void multiply(const Operands<scalar_t>& tile, Sums& s
       }
     }
   } else {
-    // The same elements of the tile as a tensor core would leave with this lane.
+    // The same elements of the tile as a tensor core would give this lane.
 #pragma unroll 4
     for (int k = 0; k < kConvDepth; ++k) {
 #pragma unroll
@@ -250,7 +250,7 @@ __device__ __forceinline__ void multiply(const Operands<scalar_t>& tile, Sums& s
 }
 
 // partial[split, c] = sum of grad * z over this block's share of positions, for its share of the group's channels c:
-// `channels` of them lie from `grad`, `z` and `partial` on. Lanes go along whichever of the two lies side by side.
+// `channels` of them start at `grad`, `z` and `partial`. Lanes run along the contiguous one of the two axes.
 template <typename scalar_t>
 __device__ __forceinline__ void sum_for_mask(const ConvCall& call, const core::ConvTile& at,
                                              const scalar_t* __restrict__ grad, const scalar_t* __restrict__ z,
@@ -298,8 +298,9 @@ __device__ __forceinline__ void sum_for_mask(const ConvCall& call, const core::C
   }
 }
 
-// Block: one tile. Forward: y = mask * (x * weight + bias), and the unmasked z where asked. kGradient: y = the gradient
-// of the input from that of the output, x; and, from the z that goes with it, `partial` [splits, maps, channels of x].
+// Block: one tile. Forward: y = mask * (x * weight + bias), and the unmasked z if requested. kGradient: y = the
+// gradient of the input, computed from the gradient x of the output; and, if z is given, `partial` [splits, maps,
+// channels of x].
 template <Math kMath, bool kGradient, typename scalar_t>
 __global__ void __launch_bounds__(kConvThreads, kBlocksEach<kMath>)
     conv_kernel(const scalar_t* __restrict__ x, const scalar_t* __restrict__ weight, const float* __restrict__ mask,
@@ -308,7 +309,7 @@ __global__ void __launch_bounds__(kConvThreads, kBlocksEach<kMath>)
   __shared__ Operands<scalar_t> tiles[2];
   const core::ConvTile at = core::conv_tile(blockIdx.x, call.row_tiles, call.column_tiles, call.groups);
   const int64_t first_row = at.row_tile * kConvRows, first_column = at.column_tile * kConvColumns;
-  // Masks and biases belong to output channels: the columns of the forward product, the depth of the gradient's.
+  // Masks and biases belong to output channels: the columns of the forward product, the depth of the gradient.
   const int64_t masked = kGradient ? call.depth : call.columns;
   const int64_t first_mask = (at.map * call.groups + at.group) * masked;
   mask += first_mask;
@@ -344,8 +345,8 @@ __global__ void __launch_bounds__(kConvThreads, kBlocksEach<kMath>)
     __syncthreads();
     fetch_both(tiles[0]);
   }
-  // One barrier a step: a stage is written again only after the barrier of the step in between, which no thread passes
-  // before it has multiplied it.
+  // One barrier per step is enough: a stage is overwritten only after the barrier of the step in between, which no
+  // thread passes before it has multiplied the stage.
   for (int stage = 0; !step.done(); stage ^= 1) {
     Operands<scalar_t>& tile = tiles[stage];
     store<kMath, kGradient>(tile.rows, row_values, call.source_order, tile.factors);
@@ -377,7 +378,7 @@ __global__ void __launch_bounds__(kConvThreads, kBlocksEach<kMath>)
             y[place + c * call.result.channel] = static_cast<scalar_t>(value);
           } else {
             if (bias && !skipped) value += bias[first_mask + c];
-            // Rounded before the mask comes on, so that y is channel_scale of z.
+            // Rounded before multiplying by the mask, so that y equals channel_scale of z.
             const scalar_t unmasked = static_cast<scalar_t>(value);
             if (z) z[place + c * call.result.channel] = unmasked;
             y[place + c * call.result.channel] = static_cast<scalar_t>(static_cast<float>(unmasked) * mask[c]);
@@ -388,7 +389,7 @@ __global__ void __launch_bounds__(kConvThreads, kBlocksEach<kMath>)
   }
 }
 
-// What both ops are told, checked.
+// The checked arguments of both ops.
 struct ConvSetting {
   int64_t maps, groups, channels, out_channels;  // channels of the input and of the output, all groups
   core::ConvShape shape;
@@ -415,8 +416,8 @@ ConvSetting setting_of(const Tensor& weight, const Tensor& mask, int64_t height,
   BDP_CHECK(mask.scalar_type() == ScalarType::Float && mask.is_contiguous() && mask.dim() == 2 &&
                 mask.size(1) == weight.size(1),
             "mask must be contiguous float32 [G, O]");
-  BDP_CHECK(weight.size(0) == 1 || weight.size(0) == mask.size(0), "weight must be that of one model or of ",
-            mask.size(0), ", got ", weight.size(0));
+  BDP_CHECK(weight.size(0) == 1 || weight.size(0) == mask.size(0), "weight must be for one model or for ", mask.size(0),
+            ", got ", weight.size(0));
   const int64_t kernel_height = weight.size(3), kernel_width = weight.size(4);
   const int64_t out_height = out_size(height, kernel_height, stride[0], padding[0], dilation[0]);
   const int64_t out_width = out_size(width, kernel_width, stride[1], padding[1], dilation[1]);
@@ -429,7 +430,7 @@ ConvSetting setting_of(const Tensor& weight, const Tensor& mask, int64_t height,
 
 bool is_aligned(const Tensor& tensor) { return reinterpret_cast<uintptr_t>(tensor.data_ptr()) % kVectorBytes == 0; }
 
-// Whether every stride is one of whole vectors.
+// Whether every stride is a multiple of a vector.
 template <size_t kCount>
 bool whole_vectors(const Tensor& tensor, const std::array<int64_t, kCount>& strides) {
   const int64_t width = tensor.scalar_type() == ScalarType::Float ? kVector<float> : kVector<torch::headeronly::Half>;
@@ -446,7 +447,7 @@ void read_source(ConvCall& call, const Stack& source) {
                                                               : Order::kDepth;
 }
 
-// The weight [G or 1, O, I / groups, kh, kw] by its strides, whatever they are.
+// The weight [G or 1, O, I / groups, kh, kw] with any strides.
 template <bool kGradient>
 void read_weight(ConvCall& call, const Tensor& weight) {
   const auto stride = [&](int64_t axis) { return weight.size(axis) > 1 ? weight.stride(axis) : 0; };
@@ -476,7 +477,7 @@ Tensor new_maps(const Tensor& like, int64_t count, int64_t channels, int64_t hei
   return torch::stable::transpose(torch::stable::transpose(flat, 2, 3), 1, 2);
 }
 
-// Fills in what both directions have in common, and launches. `map` is that of `y`.
+// Fills in the arguments common to both directions, and launches. `map` is the stack of maps of `y`.
 template <bool kGradient>
 void run(ConvCall& call, const ConvSetting& setting, bool exact, const Stack& source, bool shared, const Tensor& weight,
          const Tensor& mask, const OptionalTensor& bias, const FeatureMap& map, const Tensor* z, Tensor* partial) {
@@ -535,7 +536,7 @@ std::tuple<Tensor, Tensor> stacked_conv2d(const Tensor& x, const Tensor& weight,
   const ConvSetting setting =
       setting_of(weight, mask, x.size(x.dim() - 2), x.size(x.dim() - 1), stride, padding, dilation, groups);
   BDP_CHECK(x.size(x.dim() - 3) == setting.channels && (!stacked || x.size(0) == setting.maps),
-            "x does not fit a weight of ", setting.maps, " models with ", setting.channels, " input channels");
+            "x does not match a weight of ", setting.maps, " models with ", setting.channels, " input channels");
   if (bias) {
     check_same_device(*bias, x, "bias");
     BDP_CHECK(bias->scalar_type() == ScalarType::Float && bias->is_contiguous() && bias->numel() == mask.numel(),

@@ -1,4 +1,4 @@
-// What every CUDA kernel here needs: the caller's stream, a checked launch, 16-byte vectors and warp sums.
+// Shared by the CUDA kernels: the caller's stream, a checked launch, 16-byte vectors and warp sums.
 #pragma once
 
 #include <torch/csrc/stable/accelerator.h>
@@ -21,14 +21,14 @@ constexpr int kWarpSize = 32;
 constexpr unsigned kFullWarp = 0xffffffffu;
 constexpr int kVectorBytes = 16;  // widest load of one thread
 
-// The stream PyTorch runs on now, on the tensor's device. Launching anywhere else breaks CUDA graphs and user streams.
+// PyTorch's current stream on the tensor's device. Launching on another stream breaks CUDA graphs and user streams.
 inline cudaStream_t current_stream(const Tensor& tensor) {
   void* stream = nullptr;
   TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(tensor.get_device_index(), &stream));
   return static_cast<cudaStream_t>(stream);
 }
 
-// Launches and turns a refused launch into an exception. Arguments are converted to the kernel's own parameter types.
+// Launches a kernel and throws if the launch fails. Arguments are converted to the kernel's own parameter types.
 template <typename... Params, typename... Args>
 void launch(void (*kernel)(Params...), dim3 grid, dim3 block, cudaStream_t stream, Args&&... args) {
   cudaLaunchConfig_t config{};
@@ -38,7 +38,7 @@ void launch(void (*kernel)(Params...), dim3 grid, dim3 block, cudaStream_t strea
   STD_CUDA_CHECK(cudaLaunchKernelEx(&config, kernel, static_cast<Params>(args)...));
 }
 
-// The dispatcher asks only that one argument be on the device; a kernel needs them all there.
+// The dispatcher only requires one argument on the device; a kernel needs all of them there.
 inline void check_same_device(const Tensor& tensor, const Tensor& other, const char* name) {
   BDP_CHECK(tensor.is_cuda() && tensor.get_device_index() == other.get_device_index(), name,
             " must be on the same CUDA device as the other tensors");
@@ -52,13 +52,13 @@ inline Tensor empty_on_device(int64_t numel, ScalarType dtype, const Tensor& lik
 template <typename scalar_t>
 using compute_t = std::conditional_t<std::is_same_v<scalar_t, double>, double, float>;
 
-// kWidth elements moved by one aligned load or store.
+// kWidth elements that are loaded or stored in one aligned access.
 template <typename scalar_t, int kWidth>
 struct alignas(sizeof(scalar_t) * kWidth) Vector {
   scalar_t value[kWidth];
 };
 
-// Sum over the lanes of a warp; every lane gets it. The order is fixed, so the result is reproducible.
+// Sum over the lanes of a warp, on every lane. The order is fixed, so the result is reproducible.
 __device__ __forceinline__ double warp_sum(double value) {
 #pragma unroll
   for (int offset = kWarpSize / 2; offset > 0; offset /= 2) {
