@@ -1,9 +1,9 @@
-"""Code lines of Python files, without docstrings, comments and blank lines, by package.
+"""Counts code lines of Python files, without docstrings, comments and blank lines, by package.
 
     python tools/code_lines.py [FOLDER] [--limits]
 
 ``--limits`` also lists functions above 50 lines, files above 400 lines and functions with more than 7 parameters
-(``self`` and ``cls`` and those of click commands left out), and exits with 1 where there are any.
+(without ``self``, ``cls`` and the parameters of click commands), and exits with 1 if there are any.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ def code_lines(source: str) -> int:
 
 
 def docstring_lines(tree: ast.Module) -> set[int]:
-    """The lines of strings that stand alone as a statement: docstrings of modules, classes, functions and names."""
+    """The lines of strings that are statements: docstrings of modules, classes, functions and names."""
     alone = [
         node
         for node in ast.walk(tree)
@@ -44,7 +44,7 @@ def docstring_lines(tree: ast.Module) -> set[int]:
 
 
 def beyond_limits(path: Path) -> Iterator[str]:
-    """What of a file is too long or takes too much."""
+    """The limits that a file exceeds."""
     source = path.read_text()
     count = len(source.splitlines())
     if count > LONGEST_FILE:
@@ -60,7 +60,7 @@ def beyond_limits(path: Path) -> Iterator[str]:
 
 
 def parameters(function: Function) -> int:
-    """How many parameters a caller may give."""
+    """Number of parameters that a caller may pass."""
     arguments = [*function.args.posonlyargs, *function.args.args, *function.args.kwonlyargs]
     return sum(one.arg not in ("self", "cls") for one in arguments)
 
@@ -70,7 +70,7 @@ def _is_command(function: Function) -> bool:
 
 
 def _is_fixed_by_others(function: Function) -> bool:
-    """Fake kernels and the like take what the schema of their op says."""
+    """Whether others fix the parameters: fake kernels follow the schema of their op."""
     return any("register" in ast.unparse(one) for one in function.decorator_list)
 
 

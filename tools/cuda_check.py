@@ -2,7 +2,7 @@
 
     python tools/cuda_check.py [--all] [--arch 80 90] [--jobs 2]
 
-Any torch will do, a CPU build too: the kernels see only the headers of LibTorch's stable ABI. Exit codes: 0 all
+Any torch works, including a CPU build: the kernels only use the headers of LibTorch's stable ABI. Exit codes: 0 all
 sources compile and no kernel spills, 1 otherwise, 2 nvcc or torch is missing.
 """
 
@@ -26,12 +26,12 @@ STABLE_ABI = "0x020b000000000000"  # torch 2.11, as in setup.py
 
 
 class MissingToolError(Exception):
-    """Something needed for the check is not installed; the text says what to do."""
+    """A tool needed for the check is not installed; the message gives the remedy."""
 
 
 @dataclass(frozen=True)
 class Kernel:
-    """What ptxas says of one compiled kernel; sizes in bytes per thread, shared memory in bytes per block."""
+    """The report of ptxas on one compiled kernel; sizes in bytes per thread, shared memory in bytes per block."""
 
     symbol: str
     arch: str
@@ -48,7 +48,7 @@ class Kernel:
 
 @dataclass(frozen=True)
 class Compilation:
-    """Outcome of one source: the kernels, or the compiler's messages where it failed."""
+    """Result for one source: its kernels, or the compiler's messages if it failed."""
 
     source: Path
     kernels: tuple[Kernel, ...]
@@ -82,7 +82,7 @@ def demangle(symbols: Sequence[str]) -> dict[str, str]:
 
 
 def short_name(signature: str) -> str:
-    """The function's name and template arguments out of a demangled signature."""
+    """The function's name and template arguments from a demangled signature."""
     plain = re.sub(r"\(anonymous namespace\)::|\b\w+::", "", signature)
     match = re.search(r"\w+_kernel(<([^()]|\(\w+\))*>)?", plain)
     return match[0] if match else signature
@@ -102,7 +102,7 @@ def find_nvcc() -> Path:
 def find_torch_headers() -> Path:
     spec = importlib.util.find_spec("torch")
     if spec is None or not spec.submodule_search_locations:
-        raise MissingToolError(f"torch is not installed for {sys.executable}: run `make env`, or give PYTHON=...")
+        raise MissingToolError(f"torch is not installed for {sys.executable}: run `make env`, or set PYTHON=...")
     return Path(spec.submodule_search_locations[0]) / "include"
 
 
@@ -144,7 +144,7 @@ def kernel_table(kernels: Sequence[Kernel], every_variant: bool) -> str:
 
 
 def spilling_kernels(kernels: Sequence[Kernel]) -> list[str]:
-    """Names of the kernels that spill: none may, all of them are hot."""
+    """Names of the kernels that spill registers; none may, because all are performance critical."""
     names = demangle([kernel.symbol for kernel in kernels])
     return [f"{names[kernel.symbol]} ({kernel.arch})" for kernel in kernels if kernel.spills]
 

@@ -1,8 +1,8 @@
-"""The Python files of bdprune that a scan crosses: those of which a function runs.
+"""Lists the Python files of bdprune with a function that runs during a scan.
 
     python tools/scan_path.py MODEL DATA [--list]
 
-What runs only because a module is imported does not count, nor does the command line around the scan.
+Code that runs only on import of a module does not count, nor does the command line.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ from bdprune.analysis import MEMO
 
 
 def crossed(model: Path, data: Path, **options: Any) -> list[str]:
-    """Files, relative to the package, in the order in which the scan of ``model`` first enters them."""
+    """Files, relative to the package, in the order in which a scan of ``model`` enters them."""
     scan = bdprune.scan
-    scan(model, data, **options)  # imports whatever is needed
+    scan(model, data, **options)  # imports all needed modules
     home = Path(bdprune.__file__).parent
     codes: dict[CodeType, None] = {}
-    MEMO.clear()  # so that nothing is known from the scan before
+    MEMO.clear()  # so that nothing is reused from the first scan
 
     def watch(frame: FrameType, event: str, argument: Any) -> None:
         if event == "call" and frame.f_code.co_name != "<module>":

@@ -1,8 +1,9 @@
-"""A case: one model with the clean images that a method may rest on, and a memo of what was worked out about it.
+"""A case: one model, the clean images for its methods, and a memo of analyses.
 
-What several methods need (spectral norms, statistics, the unlearned model, recovered masks) is an :class:`Analysis`. It
-is computed once a case: ``case.get(Lipschitz())`` looks it up by the digest of the model, the digest of the images and
-the settings of the analysis. These keys do not depend on the process, so a repair goes on from what a scan has found.
+A result that several methods need (spectral norms, statistics, the unlearned model, recovered masks) is an
+:class:`Analysis`. It is computed once for each case: ``case.get(Lipschitz())`` looks it up by the digest of the model,
+the digest of the images and the settings of the analysis. The keys do not depend on the process, so a repair can reuse
+the analyses of a scan.
 """
 
 from __future__ import annotations
@@ -28,14 +29,14 @@ from bdprune.record import Attachment
 T = TypeVar("T")
 T_co = TypeVar("T_co", covariant=True)
 MOST_BYTES = 1 << 30
-"""Tensors that the memo of a process keeps; what was used least lately goes first."""
+"""Size limit for the tensors in the memo of a process; the least recently used entry is dropped first."""
 
 
 class Memo:
-    """What was computed, by key. What has not been used for longest is dropped when it holds too much.
+    """Computed values, by key. Drops the least recently used entries when it is full.
 
     Args:
-        most_bytes: of tensors.
+        most_bytes: size limit for the tensors, in bytes.
     """
 
     def __init__(self, most_bytes: int = MOST_BYTES) -> None:
@@ -47,7 +48,7 @@ class Memo:
         return key in self._entries
 
     def get(self, key: Hashable, make: Callable[[], T]) -> T:
-        """What is kept under ``key``, else what ``make`` gives, which is then kept."""
+        """The value under ``key``; calls ``make`` and keeps its result if there is none."""
         with self._lock:
             if key in self._entries:
                 self._entries.move_to_end(key)
@@ -57,7 +58,7 @@ class Memo:
         return value
 
     def put(self, key: Hashable, value: object) -> None:
-        """Keeps ``value``, unless it alone is too large."""
+        """Keeps ``value``, unless it exceeds the limit by itself."""
         size = _bytes_of(value)
         with self._lock:
             self._held -= self._entries.pop(key, (None, 0))[1]
@@ -67,38 +68,39 @@ class Memo:
                 self._held -= self._entries.popitem(last=False)[1][1]
 
     def forget(self, digest: str) -> None:
-        """Drops all that was kept of the model with this digest."""
+        """Drops all entries of the model with this digest."""
         with self._lock:
             for key in [key for key in self._entries if isinstance(key, tuple) and key[0] == digest]:
                 self._held -= self._entries.pop(key)[1]
 
     def clear(self) -> None:
-        """Forgets everything, as a benchmark needs it."""
+        """Drops everything; for benchmarks."""
         with self._lock:
             self._entries.clear()
             self._held = 0
 
 
 MEMO = Memo()
-"""Of this process."""
+"""The memo of this process."""
 
 
 @dataclass(frozen=True, eq=False)
 class Case:
-    """One model, and what is known of it.
+    """One model with its clean images and analyses.
 
     Args:
         model: never changed.
-        data: labelled clean images ``[N, C, H, W]`` in [0, 1] on which the model does its clean job; None where there
-            are none, and then methods that need some do not run.
-        own_memo: where analyses are kept. By default that of the process for a model out of a file, whose digest says
-            all there is to it, and one of its own for a module: the code of a module is in no digest.
+        data: labelled clean images ``[N, C, H, W]`` in [0, 1] of the model's clean task. None if there are none;
+            methods that need some then do not run.
+        own_memo: memo for the analyses. The default for a model from a file is the memo of the process, because its
+            digest covers everything. The default for a module is a memo of its own, because no digest covers a module's
+            code.
         attachments: bytes by their SHA-256, filled by :meth:`attach`.
-        keeps: whether somebody wants attachments that are as large as the model, such as an unlearned one.
+        keeps: whether to keep attachments that are as large as the model, such as an unlearned model.
 
     Raises:
-        DataError: the images or labels are none that the model could take.
-        OptionError: the model is no :class:`bdprune.Model`, or on the meta device.
+        DataError: the images or labels do not fit the model.
+        OptionError: the model is not a :class:`bdprune.Model`, or is on the meta device.
 
     Example:
         >>> import bdprune
@@ -116,7 +118,7 @@ class Case:
     keeps: bool = False
 
     def __post_init__(self) -> None:
-        """Refuses what would give a score that means nothing."""
+        """Rejects input that would give a meaningless score."""
         if not isinstance(self.model, Model):
             raise OptionError(f"A case takes a model, not {type(self.model).__name__}.", "Load one with bdprune.load.")
         if any(value.is_meta for value in self.model.network.state_dict().values()):
@@ -126,12 +128,12 @@ class Case:
 
     @cached_property
     def memo(self) -> Memo:
-        """Where analyses are kept."""
+        """The memo for the analyses."""
         return self.own_memo if self.own_memo is not None else (MEMO if _is_known(self.model) else Memo())
 
     @cached_property
     def digest(self) -> str:
-        """SHA-256 of the weights, and of all that says how they are run."""
+        """SHA-256 of the weights and of everything else that determines the outputs."""
         model = self.model
         run = (model.arch, model.num_classes, model.input_shape, model.normalization, model.network)
         state = hashlib.sha256(repr(run).encode())
@@ -141,11 +143,11 @@ class Case:
         return state.hexdigest()
 
     def get(self, analysis: Analysis[T]) -> T:
-        """The outcome of ``analysis``, computed where it is not known yet. It is shared: do not change it."""
+        """The result of ``analysis``, computed if it is not known yet. It is shared: do not change it."""
         return self.memo.get(self.key(analysis), lambda: analysis.compute(self))
 
     def key(self, analysis: Analysis[Any]) -> Hashable:
-        """Under which the outcome is kept."""
+        """The key of the result in the memo."""
         data = self.data.digest if analysis.uses_data and self.data is not None else ""
         return self.digest, str(self.model.device), data, analysis
 
@@ -156,42 +158,42 @@ class Case:
 
     @property
     def images(self) -> CleanData:
-        """The clean images, for a method that has made sure of them (:meth:`bdprune.methods.Method.check`)."""
+        """The clean images, for a method that has checked that they exist (:meth:`bdprune.methods.Method.check`)."""
         assert self.data is not None
         return self.data
 
     def sample(self, images: int, seed: int) -> Case:
-        """The case on about ``images`` of its clean images, the same number of every class, at least one."""
+        """The case with about ``images`` of its clean images: the same number of every class, at least one."""
         per_class = max(images // self.model.num_classes, 1)
         return self.with_data(self.images.sample(per_class, torch.Generator().manual_seed(seed)))
 
     def with_data(self, data: CleanData) -> Case:
-        """The same model on other images, such as a part of them."""
+        """The same model with other images, such as a part of them."""
         other = replace(self, data=data, own_memo=self.memo)
         other.__dict__["digest"] = self.digest
         return other
 
     def in_order(self) -> Case:
-        """The same with the images sorted by content, so that nothing hangs on the order in which they came."""
+        """The same case with the images sorted by content, so that results do not depend on their order."""
         return self if self.data is None or self.data.by_content is self.data else self.with_data(self.data.by_content)
 
     def with_model(self, model: Model) -> Case:
-        """Another form of the model on the same images."""
+        """Another form of the model with the same images."""
         return Case(model, self.data, self.memo, self.attachments, self.keeps)
 
     def attach(self, name: str, tensors: Mapping[str, Tensor]) -> Attachment:
-        """Keeps tensors, as safetensors, and gives their record."""
+        """Keeps tensors, as safetensors, and returns their record."""
         plain = {key: value.detach().cpu().contiguous() for key, value in tensors.items()}
         return self.attach_bytes(name, save(plain), "application/safetensors")
 
     def attach_bytes(self, name: str, content: bytes, media_type: str) -> Attachment:
-        """Keeps bytes, such as a picture, and gives their record.
+        """Keeps bytes, such as a picture, and returns their record.
 
         Args:
-            name: of small letters, digits, ``-`` and ``_``; it becomes part of a file's name.
+            name: lower-case letters, digits, ``-`` and ``_``; it becomes part of a file's name.
 
         Raises:
-            ValueError: another name.
+            ValueError: the name has other characters.
         """
         digest = hashlib.sha256(content).hexdigest()
         record = Attachment(name=name, media_type=media_type, sha256=digest, bytes=len(content))
@@ -200,33 +202,32 @@ class Case:
 
 
 class Analysis(ABC, Generic[T_co]):
-    """Something about a case that several methods need: a frozen dataclass, whose fields are the settings."""
+    """A result about a case that several methods need: a frozen dataclass, whose fields are the settings."""
 
     uses_data: ClassVar[bool] = True
-    """Whether the outcome depends on the clean images."""
+    """Whether the result depends on the clean images."""
 
     batch_size: int = 0
     """Images of each model in a step of training; 0 for an analysis that does not train."""
 
     @abstractmethod
     def compute(self, case: Case) -> T_co:
-        """The outcome for one case."""
+        """The result for one case."""
 
     def compute_stack(self, cases: Sequence[Case]) -> Sequence[T_co | BdpruneError]:
-        """The outcomes for models of one architecture on the same images, an error in the place of one that failed."""
+        """The results for models of one architecture on the same images; an error for each model that failed."""
         return [outcome_of(lambda case=case: self.compute(case)) for case in cases]  # type: ignore[misc]
 
 
 def _check_images(data: CleanData, model: Model) -> None:
-    """Makes sure that clean images are what a model could take.
+    """Checks that the model can take the clean images.
 
     Raises:
-        DataError: they are not.
+        DataError: it cannot.
     """
     if not isinstance(data, CleanData):
-        raise DataError(
-            f"Clean data is CleanData, not {type(data).__name__}.", "Make it: bdprune.CleanData(images, labels)."
-        )
+        hint = "Create it with bdprune.CleanData(images, labels)."
+        raise DataError(f"Clean data must be CleanData, not {type(data).__name__}.", hint)
     images, labels = data.images, data.labels
     if images.is_meta or labels.is_meta:
         raise DataError("The clean images are on the meta device: they have no values.", "Give them on the CPU.")
@@ -234,17 +235,17 @@ def _check_images(data: CleanData, model: Model) -> None:
     wanted = "Give images [N, C, H, W] float32 in [0, 1], and labels [N] int64 of the model's classes."
     fits = images.is_floating_point() and images.shape[1:] == model.input_shape and labels.dtype == torch.int64
     if not fits or labels.shape != images.shape[:1] or not len(labels):
-        raise DataError(f"A model of input shape {model.input_shape} cannot take {found}.", wanted)
+        raise DataError(f"A model of input shape {model.input_shape} does not take {found}.", wanted)
     low, high = images.aminmax()
     if not (low >= 0 and high <= 1):
         raise DataError(f"The clean images have values from {float(low):g} to {float(high):g}.", wanted)
     if not (labels.min() >= 0 and labels.max() < model.num_classes):
         span = f"{int(labels.min())} to {int(labels.max())}"
-        raise DataError(f"The labels run from {span}, the model has classes 0 to {model.num_classes - 1}.", wanted)
+        raise DataError(f"The labels range from {span}, the model has classes 0 to {model.num_classes - 1}.", wanted)
 
 
 def outcome_of(run: Callable[[], T]) -> T | BdpruneError:
-    """What ``run`` gives, or the error that it raises on purpose."""
+    """The result of ``run``, or the :class:`BdpruneError` that it raises."""
     try:
         return run()
     except BdpruneError as error:
@@ -252,18 +253,18 @@ def outcome_of(run: Callable[[], T]) -> T | BdpruneError:
 
 
 def _is_known(model: Model) -> bool:
-    """Whether weights and architecture say all of a model: it came from a file, into layers of ours or of torch."""
+    """Whether weights and architecture fully describe a model: it is from a file, with layers of bdprune or torch."""
     return model.artifact is not None and ":" not in model.arch and all(map(_is_plain, model.network.modules()))
 
 
 def _is_plain(layer: nn.Module) -> bool:
-    """Whether its class and settings say what a layer computes."""
+    """Whether its class and settings fully describe what a layer computes."""
     ours = type(layer).__module__.startswith(("bdprune.", "torch.nn."))
     return ours and not (layer._forward_hooks or layer._forward_pre_hooks or "forward" in vars(layer))
 
 
 def _bytes_of(value: object) -> int:
-    """Bytes of the tensors in ``value``."""
+    """Size in bytes of the tensors in ``value``."""
     if isinstance(value, Tensor):
         return value.nbytes
     if isinstance(value, Model):

@@ -31,8 +31,8 @@ class Lipschitz(Analysis[dict[str, Tensor]]):
 def channel_lipschitz(model: Model) -> dict[str, Tensor]:
     """Spectral norm of every filter times the gain of the norm that consumes it.
 
-    ``L_k = s_max(reshape(W[k], C_in x kh kw)) |gamma_k| / sqrt(v_k + eps)``; without a norm the spectral norm alone,
-    with several the largest gain. (CLP, Equation 8, with the norm's epsilon.)
+    ``L_k = s_max(reshape(W[k], C_in x kh kw)) |gamma_k| / sqrt(v_k + eps)``. Without a norm it is the spectral norm;
+    with several norms, the largest gain counts. (CLP, Equation 8, with the norm's epsilon.)
 
     Returns:
         Group name -> score per filter ``[num_filters]``, float32, on the CPU.
@@ -41,7 +41,7 @@ def channel_lipschitz(model: Model) -> dict[str, Tensor]:
 
 
 def channel_lipschitz_of(models: Sequence[Model]) -> list[dict[str, Tensor]]:
-    """:func:`channel_lipschitz` of each model, to the bit; all their filters in one call, on one device."""
+    """:func:`channel_lipschitz` of each model, bit for bit, with all filters in one call on one device."""
     filters = [(model.network, group) for model in models for group in model.groups]
     weights = [network.get_submodule(group.conv).weight for network, group in filters]
     gains = [norm_gain(network, group) for network, group in filters]
@@ -50,7 +50,7 @@ def channel_lipschitz_of(models: Sequence[Model]) -> list[dict[str, Tensor]]:
 
 
 def norm_gain(network: nn.Module, group: FilterGroup) -> Tensor | None:
-    """``|gamma| / sqrt(v + eps)`` per filter ``[num_filters]``, the largest over its norms; None without a norm."""
+    """``|gamma| / sqrt(v + eps)`` per filter ``[num_filters]``: the largest over its norms, None without a norm."""
     gains = []
     device = next(network.get_submodule(group.conv).parameters()).device
     for consumer in group.norms:

@@ -1,4 +1,4 @@
-"""Saliency: how hard the loss on single images pulls at the weights of each filter."""
+"""Saliency: size of the loss gradient of single images with respect to the weights of each filter."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from torch.nn.grad import conv2d_weight
 from bdprune.data import CleanData
 from bdprune.model import FilterGroup, Model
 
-_ALIKE = 1e-3  # relative difference that rounding explains
+_ALIKE = 1e-3  # relative difference that rounding can cause
 
 
 def saliency(model: Model, data: CleanData, per_image: bool, order: int) -> dict[str, Tensor]:
-    """Mean over images of the norm of each filter's gradient, or norm of the gradient of the batch; over its size.
+    """Mean over images of the norm of each filter's gradient, or norm of the batch gradient; divided by its size.
 
-    Takes a backward pass for each image where it is per image.
+    With ``per_image``, takes one backward pass for each image.
 
     Args:
         per_image: take the norm per image and average; otherwise the norm of the gradient of the mean loss.
@@ -49,12 +49,12 @@ def summed_saliency(
 ) -> dict[str, Tensor]:
     """Saliency summed over the images, from one forward and one backward pass over all of them.
 
-    Each conv's input is kept until the gradient of its output comes by; the weights' gradient of each image follows
-    from the two. Right only where :func:`separable`.
+    Each conv's input is kept until the gradient of its output arrives; both give the weight gradient of each image.
+    Correct only if :func:`separable`.
 
     Args:
-        module: images -> logits, in eval mode, with ``network`` inside; its parameters ask for no gradient.
-        images: ``[N, C, H, W]`` in [0, 1], on the module's device, like labels ``[N]``.
+        module: images -> logits, in eval mode, with ``network`` inside; its parameters require no gradient.
+        images: ``[N, C, H, W]`` in [0, 1], on the module's device, as are the labels ``[N]``.
         order: 1 for the L1 norm, 2 for the L2 norm.
 
     Returns:
@@ -75,7 +75,7 @@ def summed_saliency(
 
 
 def separable(model: Model, data: CleanData, order: int) -> bool:
-    """Whether the gradients of single images can be told apart in one pass: it says of one image what autograd says."""
+    """Whether one pass can separate the gradients of single images: its result for one image agrees with autograd."""
     module = model.clone().module.eval().requires_grad_(False)
     convs = [module.get_submodule(f"network.{group.conv}") for group in model.groups]
     if not all(
@@ -110,14 +110,14 @@ def _watcher(
 
 
 def _weight_gradient(conv: nn.Conv2d, x: Tensor, upstream: Tensor) -> Tensor:
-    """``[O, I / groups, kh, kw]`` from input and gradient of the output of one image."""
+    """``[O, I / groups, kh, kw]`` from the input and the output gradient of one image."""
     shape = conv.weight.shape
     gradient: Tensor = conv2d_weight(x, shape, upstream, conv.stride, conv.padding, conv.dilation, conv.groups)
     return gradient
 
 
 def _norms(gradient: Tensor, order: int) -> Tensor:
-    """Norm of each filter's gradient over its size: ``[O, ...]`` to ``[O]``."""
+    """Norm of each filter's gradient divided by its size: ``[O, ...]`` to ``[O]``."""
     flat = gradient.flatten(1)
     norms: Tensor = torch.linalg.vector_norm(flat, order, dim=1) / flat.shape[1]
     return norms

@@ -1,4 +1,4 @@
-"""Is the model any good on the clean data? If not, no verdict on it can be trusted, and often the input is at fault."""
+"""Checks the model's clean accuracy. If it is low, no verdict can be trusted, and often the input is wrong."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from typing import TypeAlias
 import torch
 from torch import Tensor
 
-from bdprune.analysis.size import Feed, Trial, accuracy_of, beyond_luck, choose, first, logits_of, trial_of
+from bdprune.analysis.size import Feed, Trial, accuracy_of, beyond_chance, choose, first, logits_of, trial_of
 from bdprune.data import CleanData, order_pairs, start_of_text_order, text_order
 from bdprune.errors import DataError
 from bdprune.model import GRAY_ONLY, NORMALIZATIONS, Model, Normalization, normalization_name
 
 __all__ = ["Sanity", "Trial", "check_sanity"]
 
-# A first look at every suspect, then a second one at the best of them: cheap, yet it tells near-equals apart.
+# First a quick trial of every suspect, then a longer trial of the best: cheap, yet it separates near-equals.
 _SCREEN_IMAGES = 64
 _FINAL_IMAGES = 200
 _FINALISTS = 6
@@ -24,26 +24,24 @@ _FEW_FOR_GUESS = 16
 _LOOK_ELSEWHERE = (
     "Check that the images show the model's own classes, in its label order, in its size and with its preprocessing."
 )
-_PASS_MAP = (
-    "Write the map that the JSON report gives under data.sanity.class_map to a file, and pass --class-order FILE.json."
-)
+_PASS_MAP = "Write the map under data.sanity.class_map in the JSON report to a file, and pass --class-order FILE.json."
 
 
 @dataclass(frozen=True)
 class Sanity:
-    """What the check of the clean accuracy found.
+    """The result of the clean accuracy check.
 
     Attributes:
-        accuracy: share of correct labels, 0-1, as the model and the data were given.
-        ok: whether verdicts on this model with these data mean anything.
-        message: one sentence on what was found.
-        suggestion: one sentence on what to do about it, empty when ok.
-        fits: what fits better in short, such as ``imagenet``, ``none BGR``, ``labels -1``, ``class order text`` or
-            ``size 64x64``; empty when nothing does.
-        normalization: the normalisation that fits better, None when none does.
-        tried: every other way to feed the model that was tried, best first.
-        class_map: the order of classes that fits better, label in the data -> label of the model, for the labels that
-            occur; empty when none does.
+        accuracy: share of correct labels, 0-1, with the model and data as given.
+        ok: whether verdicts on this model with this data can be trusted.
+        message: one sentence with the finding.
+        suggestion: one sentence with the remedy, empty if ok.
+        fits: short name of the input that fits better, such as ``imagenet``, ``none BGR``, ``labels -1``,
+            ``class order text`` or ``size 64x64``; empty if there is none.
+        normalization: the normalisation that fits better, None if there is none.
+        tried: all other inputs tried, best first.
+        class_map: the class order that fits better, label in the data -> label of the model, for the labels that occur;
+            empty if there is none.
     """
 
     accuracy: float
@@ -57,12 +55,12 @@ class Sanity:
 
 
 _Tried: TypeAlias = tuple[Feed, Trial, Tensor]
-"""A feed, how it did, and its hits ([N] bool)."""
+"""A feed, its trial, and its hits ([N] bool)."""
 
 
 @dataclass(frozen=True)
 class _Better:
-    """Something that fits better: its trial, how to put it in a sentence, and what the reader can do."""
+    """An input that fits better: its trial, its description in a sentence, and the advice to the reader."""
 
     trial: Trial
     how: str
@@ -81,33 +79,33 @@ def check_sanity(
     max_images: int = 500,
     seed: int = 0,
 ) -> Sanity:
-    """Checks that the clean accuracy is sane, and looks for the mistake when it is not.
+    """Checks that the clean accuracy is sane, and looks for the mistake if it is not.
 
-    Skill is the share of the way from chance to perfect: (accuracy - chance) / (1 - chance), where chance is the
-    larger of 1/K and the share of the most frequent label. At ``good_skill`` and above all is well. Below it the
-    usual suspects are tried: another size of the images, labels in text order, shifted or in another
-    order, known normalisations, the 0-255 range, reversed channels. The check fails if one of them is sane and clearly
-    better, by at least ``margin``, or if skill is below ``min_skill``. (Wrong normalisation alone leaves CIFAR-10
-    models anything from 35 % to 75 % accuracy, so a bare lower bound would miss it.)
+    Skill rescales accuracy so that chance is 0 and perfect is 1: (accuracy - chance) / (1 - chance), where chance is
+    the larger of 1/K and the share of the most frequent label. Skill of ``good_skill`` or more passes. Otherwise common
+    mistakes are tried: another image size, labels in text order, shifted or in another order, known normalisations, the
+    0-255 range, reversed channels. The check fails if a correction is sane and clearly better, by at least ``margin``,
+    or if skill is below ``min_skill``. (A wrong normalisation alone leaves CIFAR-10 models with 35 % to 75 % accuracy,
+    so a lower bound would miss it.)
 
     Args:
         model: K-class model; not changed.
         data: clean images of the model's input shape.
-        min_skill: least skill of a sane model, 0-1.
-        good_skill: skill from which nothing else is tried, 0-1.
-        margin: how much more accurate (0-1) another way must be to be believed.
+        min_skill: minimum skill of a sane model, 0-1.
+        good_skill: skill at which nothing else is tried, 0-1.
+        margin: minimum gain in accuracy (0-1) for a correction to count.
         max_images: images used for the accuracy.
-        seed: of the choice of images.
+        seed: seed for the choice of images.
 
     Raises:
-        DataError: no images, images not of the model's input shape, or a label beyond its classes.
+        DataError: no images, images not of the model's input shape, or a label outside its classes.
     """
     _check_fit(model, data)
     chosen = choose(data, max_images, torch.Generator().manual_seed(seed))
     logits = logits_of(model, chosen.images)
     accuracy = accuracy_of(logits, chosen.labels)
     if not logits.isfinite().all():
-        return Sanity(accuracy, False, "The model gives logits that are NaN or infinite.", "Its weights are broken.")
+        return Sanity(accuracy, False, "The model's logits are NaN or infinite.", "Its weights are broken.")
     chance = max(1 / model.num_classes, max(chosen.class_counts.values()) / len(chosen))
     floor, good = (chance + skill * (1 - chance) for skill in (min_skill, good_skill))
     found = Sanity(accuracy, accuracy >= floor, f"Clean accuracy is {accuracy:.1%} on {len(chosen)} images")
@@ -119,21 +117,21 @@ def check_sanity(
 
 
 def _judged(found: Sanity, better: _Better | None) -> Sanity:
-    """What was found, whose message is the beginning of a sentence, in the light of what fits better."""
+    """Completes ``found``, whose message is the beginning of a sentence, with the correction that fits better."""
     if better is not None:
         message = f"{found.message}, but {better.trial.accuracy:.1%} with {better.how}."
         fits, normalization, class_map = better.trial.name, better.normalization, better.class_map
         wrong = replace(found, ok=False, message=message, suggestion=better.hint)
         return replace(wrong, fits=fits, normalization=normalization, class_map=class_map)
     if found.ok:
-        return replace(found, message=f"{found.message}; no other known way to feed the model does clearly better.")
-    why = "too low to judge anything; known normalisations, ranges, channel and label orders don't help"
+        return replace(found, message=f"{found.message}; no other known input format is clearly better.")
+    why = "too low for any verdict; known normalisations, ranges, channel and label orders don't help"
     return replace(found, message=f"{found.message}, {why}.", suggestion=_LOOK_ELSEWHERE)
 
 
 def _check_fit(model: Model, data: CleanData) -> None:
     if not len(data):
-        raise DataError(f"{data.source} holds 0 images.", "Give labelled clean images.")
+        raise DataError(f"{data.source} holds 0 images.", "Give at least one labelled clean image.")
     if tuple(data.images.shape[1:]) != tuple(model.input_shape):
         raise DataError(
             f"The images of {data.source} are {tuple(data.images.shape[1:])}, the model takes {model.input_shape}.",
@@ -141,7 +139,7 @@ def _check_fit(model: Model, data: CleanData) -> None:
         )
     if int(data.labels.min()) < 0 or int(data.labels.max()) >= model.num_classes:
         raise DataError(
-            f"The labels of {data.source} run from {int(data.labels.min())} to {int(data.labels.max())}, "
+            f"The labels of {data.source} range from {int(data.labels.min())} to {int(data.labels.max())}, "
             f"the model has classes 0 to {model.num_classes - 1}.",
             "Use data of the model's own classes.",
         )
@@ -150,7 +148,7 @@ def _check_fit(model: Model, data: CleanData) -> None:
 def _explain(
     model: Model, data: CleanData, logits: Tensor, needed: float, good: float, *, sane: bool
 ) -> tuple[_Better | None, tuple[Trial, ...]]:
-    """What fits better with an accuracy of ``needed`` or more, and everything tried."""
+    """The correction with an accuracy of ``needed`` or more, and everything tried."""
     right = logits.argmax(1) == data.labels.cpu()
     resized = _other_size(data, model.input_shape[0], right.double().mean().item(), needed)
     if resized is not None:
@@ -158,9 +156,9 @@ def _explain(
     relabelled = _relabel(logits, data, right, needed, sane=sane)
     if relabelled is not None and relabelled.trial.accuracy >= good:
         return relabelled, (relabelled.trial,)
-    refed, tried = _refeed(model, data, right, needed, sane=sane)
+    refed, tried = _retry(model, data, right, needed, sane=sane)
     if refed is None and relabelled is None and not sane:
-        refed, more = _refeed_in_text_order(model, data, right, needed)
+        refed, more = _retry_in_text_order(model, data, right, needed)
         tried = (*more, *tried)
     if relabelled is None:
         return refed, tried
@@ -168,15 +166,15 @@ def _explain(
     return (refed if refed and refed.trial.accuracy > relabelled.trial.accuracy else relabelled), tried
 
 
-def _refeed_in_text_order(
+def _retry_in_text_order(
     model: Model, data: CleanData, right: Tensor, needed: float
 ) -> tuple[_Better | None, tuple[Trial, ...]]:
-    """Two mistakes at once hide each other: the normalisation and the order of numbered folders."""
+    """Normalisation and class order at once: two mistakes that hide each other."""
     order = text_order(model.num_classes)
     if data.class_order or all(label == place for label, place in order.items()):
         return None, ()
     placed = torch.tensor([order[label] for label in data.labels.tolist()])
-    found, tried = _refeed(model, replace(data, labels=placed), right, needed, sane=False)
+    found, tried = _retry(model, replace(data, labels=placed), right, needed, sane=False)
     if found is None:
         return None, ()
     name = f"{found.trial.name}, class order text"
@@ -188,7 +186,7 @@ def _refeed_in_text_order(
 
 
 def _other_size(data: CleanData, channels: int, accuracy: float, needed: float) -> _Better | None:
-    """A size that does better by so much; it was tried on other images, so its gain counts and not its accuracy."""
+    """A size whose gain is large enough. It was tried on other images, so only its gain counts, not its accuracy."""
     other = data.other_size
     if other is None or accuracy + other.accuracy - other.accuracy_now < needed:
         return None
@@ -198,14 +196,14 @@ def _other_size(data: CleanData, channels: int, accuracy: float, needed: float) 
     return _Better(trial, how, f"Pass --input-shape {channels}x{size}.")
 
 
-def _refeed(
+def _retry(
     model: Model, data: CleanData, right: Tensor, needed: float, *, sane: bool
 ) -> tuple[_Better | None, tuple[Trial, ...]]:
     """The best suspect if its accuracy is ``needed`` or more, and everything tried.
 
-    All suspects are tried on a few images, the best of them on more. Where the model is ``sane`` as
-    given (``right`` [N] bool: its hits), a suspect must also be better beyond chance: McNemar's test on the images
-    where the two differ, at three standard deviations, because one of twenty is always lucky.
+    All suspects are tried on a few images, the best of them on more. If the model is ``sane`` as given (``right`` [N]
+    bool: its hits), a suspect must also be significantly better: McNemar's test on the images where the two differ, at
+    three standard deviations, because one of twenty suspects is likely to be better by chance.
     """
     screened = _try_all(model, first(data, _SCREEN_IMAGES), _suspects(model))
     least = screened[0][1].accuracy - 0.1
@@ -214,14 +212,14 @@ def _refeed(
     rest = [trial for feed, trial, _ in screened if feed not in finalists]
     tried = (*(trial for _, trial, _ in finals), *rest)
     (feed, best, hits), equals = _prefer(finals)
-    if best.accuracy < needed or (sane and not beyond_luck(hits, right[: len(hits)])):
+    if best.accuracy < needed or (sane and not beyond_chance(hits, right[: len(hits)])):
         return None, tried
     also = f" (about as good: {', '.join(equals)})" if equals else ""
-    return _Better(best, f"normalisation {best.name}{also}", _mend(feed, model), feed.normalization), tried
+    return _Better(best, f"normalisation {best.name}{also}", _remedy(feed, model), feed.normalization), tried
 
 
 def _suspects(model: Model) -> list[Feed]:
-    """Other ways to feed the model, most common first, RGB before BGR."""
+    """Other input formats for the model, most common first, RGB before BGR."""
     channels, given = model.input_shape[0], model.normalization
     known = [pair for name, pair in NORMALIZATIONS.items() if channels == 1 or name not in GRAY_ONLY]
     known = [pair for pair in known if len(pair.mean) in (0, 1, channels)]
@@ -232,7 +230,7 @@ def _suspects(model: Model) -> list[Feed]:
 
 
 def _try_all(model: Model, data: CleanData, feeds: list[Feed]) -> list[_Tried]:
-    """Every feed on ``data``, best first; equals keep their order."""
+    """Every feed on ``data``, best first; ties keep their order."""
     outcomes = [(feed, logits_of(model, data.images, feed)) for feed in feeds]
     labels = data.labels.cpu()
     tried = [(feed, trial_of(feed.name, logits, labels), logits.argmax(1) == labels) for feed, logits in outcomes]
@@ -240,7 +238,7 @@ def _try_all(model: Model, data: CleanData, feeds: list[Feed]) -> list[_Tried]:
 
 
 def _prefer(finals: list[_Tried]) -> tuple[_Tried, list[str]]:
-    """The most common feed among those that can't be told apart from the best, and the names of the others."""
+    """The most common feed among those not significantly worse than the best, and the names of the others."""
     best = finals[0][1]
     equals = [t for t in finals if t[1].accuracy >= best.accuracy - 0.02 and t[1].loss <= 1.1 * best.loss]
     order = list(NORMALIZATIONS.values())
@@ -248,7 +246,7 @@ def _prefer(finals: list[_Tried]) -> tuple[_Tried, list[str]]:
     return equals[0], [trial.name for _, trial, _ in equals[1:]]
 
 
-def _mend(feed: Feed, model: Model) -> str:
+def _remedy(feed: Feed, model: Model) -> str:
     parts = ["reverse the channel order of the images"] if feed.reverse else []
     parts += (
         [f"pass --normalize {normalization_name(feed.normalization)}"]
@@ -260,32 +258,32 @@ def _mend(feed: Feed, model: Model) -> str:
 
 
 _Guess: TypeAlias = tuple[_Better, Tensor]
-"""An order of classes, and its hits ([N] bool)."""
+"""A class order with its trial, and its hits ([N] bool)."""
 
 
 def _relabel(logits: Tensor, data: CleanData, right: Tensor, needed: float, *, sane: bool) -> _Better | None:
-    """Labels that are right but for the order of the classes: text order, a constant shift, or any other."""
+    """Labels that are right except for the class order: text order, a constant shift, or any other order."""
     for guess in (_named_order, _shifted, _reordered):
         found = guess(logits, data)
         if found is None:
             continue
         better, hits = found
-        if better.trial.accuracy >= needed and (not sane or beyond_luck(hits, right)):
+        if better.trial.accuracy >= needed and (not sane or beyond_chance(hits, right)):
             return better
     return None
 
 
 def _named_order(logits: Tensor, data: CleanData) -> _Guess | None:
-    """Text order; where the data were renumbered, the order from before. One guess needs few images."""
+    """Text order, or the original order if the data were renumbered. A single guess needs few images."""
     num_classes = logits.shape[1]
     if not data.class_order:
         how = _in_text_order(num_classes)
-        return _placed(logits, data, text_order(num_classes), "class order text", how, "Pass --class-order text.")
+        return _guess_of(logits, data, text_order(num_classes), "class order text", how, "Pass --class-order text.")
     back = {place: label for label, place in data.class_order.items()}
     if not all(back.get(label, num_classes) < num_classes for label in data.class_counts):
         return None
-    how = "the labels as the data give them"
-    return _placed(logits, data, back, "class order number", how, "Leave out --class-order.")
+    how = "the original labels of the data"
+    return _guess_of(logits, data, back, "class order number", how, "Leave out --class-order.")
 
 
 def _in_text_order(num_classes: int) -> str:
@@ -303,14 +301,14 @@ def _shifted(logits: Tensor, data: CleanData) -> _Guess | None:
     signed = shift if shift <= num_classes // 2 else shift - num_classes
     hint = f"Add {signed} to every label." if signed > 0 else f"Subtract {-signed} from every label."
     order = {label: (label + shift) % num_classes for label in range(num_classes)}
-    return _placed(logits, data, order, f"labels {signed:+d}", f"labels {signed:+d}", hint)
+    return _guess_of(logits, data, order, f"labels {signed:+d}", f"labels {signed:+d}", hint)
 
 
 def _reordered(logits: Tensor, data: CleanData) -> _Guess | None:
-    """The order that the predictions suggest.
+    """The order suggested by the predictions.
 
-    Each half of the images is judged by the order that the other half suggests, so that confusion, which is some order
-    of a few images, too, is not mistaken for one.
+    Each half of the images is tested with the order suggested by the other half. Otherwise a confused model would seem
+    to have another order, because on a few images any confusion matches some order.
     """
     labels, evidence = data.labels.cpu(), logits.softmax(1).double()
     if len(labels) < _FEW_FOR_GUESS:
@@ -323,12 +321,12 @@ def _reordered(logits: Tensor, data: CleanData) -> _Guess | None:
         hits[held] = logits[held].argmax(1) == wanted
     order = _assign(evidence, labels)
     how = f"labels in another order ({order_pairs(order)})"
-    better, _ = _placed(logits, data, order, "labels in another order", how, _PASS_MAP)
+    better, _ = _guess_of(logits, data, order, "labels in another order", how, _PASS_MAP)
     return replace(better, trial=replace(better.trial, accuracy=hits.double().mean().item())), hits
 
 
 def _halves(labels: Tensor) -> Tensor:
-    """One half of the images as a mask ([N] bool), of every class every other image."""
+    """Every other image of every class, as a mask ([N] bool)."""
     half = torch.zeros(len(labels), dtype=torch.bool)
     for label in torch.unique(labels).tolist():
         half[(labels == label).nonzero().flatten()[::2]] = True
@@ -336,10 +334,10 @@ def _halves(labels: Tensor) -> Tensor:
 
 
 def _assign(evidence: Tensor, labels: Tensor) -> dict[int, int]:
-    """One label of the model for each label that occurs, no two the same, the surest pair first.
+    """One label of the model for each label that occurs, all different, the most certain pair first.
 
     Args:
-        evidence: ``[N, K]``, the share of each label of the model in the prediction.
+        evidence: ``[N, K]``, the predicted share of each label of the model.
         labels: ``[N]``.
     """
     present, rows = torch.unique(labels, return_inverse=True)
@@ -352,8 +350,8 @@ def _assign(evidence: Tensor, labels: Tensor) -> dict[int, int]:
     return order
 
 
-def _placed(logits: Tensor, data: CleanData, order: Mapping[int, int], name: str, how: str, hint: str) -> _Guess:
-    """``order`` as something that may fit better; its map is from the labels of the source."""
+def _guess_of(logits: Tensor, data: CleanData, order: Mapping[int, int], name: str, how: str, hint: str) -> _Guess:
+    """``order`` as a possible correction; its map is from the labels of the source."""
     placed = torch.tensor([order[label] for label in data.labels.tolist()])
     source = {place: label for label, place in data.class_order.items()}
     class_map = {source.get(label, label): order[label] for label in data.class_counts}

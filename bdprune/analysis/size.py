@@ -1,4 +1,4 @@
-"""Ways to feed a model: how well it does in each, and the size of the images that suits it."""
+"""Input formats for a model: its accuracy with each, and the image size that suits it."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _BATCH_PIXELS = _BATCH * 224 * 224
 
 @dataclass(frozen=True)
 class Trial:
-    """Clean accuracy (0-1) and mean cross-entropy (nats) on ``images`` images under one way to feed the model."""
+    """Clean accuracy (0-1) and mean cross-entropy (nats) on ``images`` images with one input format."""
 
     name: str
     accuracy: float
@@ -30,7 +30,7 @@ class Trial:
 
 @dataclass(frozen=True)
 class Feed:
-    """A way to feed the model: a normalisation, and whether the channels are reversed first."""
+    """An input format: a normalisation, and whether the channels are reversed first."""
 
     normalization: Normalization
     reverse: bool = False
@@ -41,12 +41,12 @@ class Feed:
 
 
 def choose(data: CleanData, count: int, generator: torch.Generator) -> CleanData:
-    """At most ``count`` images, in random order, as evenly over the classes as the data allow."""
+    """At most ``count`` images, in random order, as evenly spread over the classes as the data allow."""
     return data.subset(choose_index(data, count, generator))
 
 
 def choose_index(data: CleanData, count: int, generator: torch.Generator) -> Tensor:
-    """The positions ([M] int64) of the images that :func:`choose` takes."""
+    """The positions ([M] int64) of the images chosen by :func:`choose`."""
     index = torch.arange(len(data))
     if len(data) > count:
         numbered = replace(data, images=index)
@@ -61,7 +61,7 @@ def first(data: CleanData, count: int) -> CleanData:
 
 @torch.no_grad()
 def logits_of(model: Model, images: Tensor, feed: Feed | None = None) -> Tensor:
-    """Logits ``[N, K]`` (float32, on the CPU) of images ``[N, C, H, W]``; the model is not changed."""
+    """Logits ``[N, K]`` (float32, on the CPU) of images ``[N, C, H, W]``; does not change the model."""
     feed = feed or Feed(model.normalization)
     network = model.clone().network.eval() if model.network.training else model.network
     module = replace(model, network=network, normalization=feed.normalization).module
@@ -81,8 +81,8 @@ def trial_of(name: str, logits: Tensor, labels: Tensor) -> Trial:
     return Trial(name, accuracy_of(logits, labels), loss if math.isfinite(loss) else math.inf, len(labels))
 
 
-def beyond_luck(hits: Tensor, others: Tensor) -> bool:
-    """Whether ``hits`` ([N] bool) are more than ``others`` by McNemar's test, at three standard deviations."""
+def beyond_chance(hits: Tensor, others: Tensor) -> bool:
+    """Whether ``hits`` ([N] bool) are significantly more than ``others`` (McNemar's test, 3 standard deviations)."""
     gained, lost = int((hits & ~others).sum()), int((others & ~hits).sum())
     return gained > lost and gained - lost >= 3 * math.sqrt(gained + lost)
 
@@ -91,9 +91,9 @@ Size: TypeAlias = tuple[int, int]
 """(height, width)."""
 
 MAX_NATIVE_PIXELS = 512 * 512
-"""Images of more pixels are not tried in their own size."""
+"""Images with more pixels are not tried in their own size."""
 MAX_GROWTH = 4
-"""Where neither size is clearly better, images keep their own size up to so many times the pixels of the model's."""
+"""If neither size is clearly better, images keep their own size up to this multiple of the model's pixels."""
 
 _USUAL_SIDES = (28, 32, 48, 64, 96, 128, 224)
 _USUAL_FACTOR, _FINALISTS = 4, 2
@@ -106,25 +106,25 @@ _CLEAR_SHARE, _CLEAR_IMAGES = 0.1, 4
 def fit_size(
     model: Model, resized: CleanData, native: Callable[[Size], CleanData], *, fixed: bool = False, seed: int = 0
 ) -> tuple[Model, CleanData]:
-    """The model and the images in the size that suits them.
+    """Chooses the image size that suits the model; returns the model and the images in that size.
 
-    Where all images have one size in their source that is not the model's, and the network takes it, the clean
-    accuracy is measured both ways on the same images. The clearly better size wins: by McNemar's test at three
-    standard deviations, or by 10 points. If neither does, the images keep their own size unless it has more than
-    ``MAX_GROWTH`` times the pixels.
+    If all source images have one size other than the model's, and the network accepts it, the clean accuracy is
+    measured at both sizes on the same images. The clearly better size wins: by McNemar's test at three standard
+    deviations, or by 10 points. If neither does, the images keep their own size unless it has more than ``MAX_GROWTH``
+    times the pixels.
 
-    Where they have several sizes, or more than ``MAX_NATIVE_PIXELS`` pixels, they are resized to the model's. If the
-    model does poorly then, other usual sizes are tried, and ``other_size`` names one that is clearly better.
+    If they have several sizes, or more than ``MAX_NATIVE_PIXELS`` pixels, they are resized to the model's size. If the
+    model is then inaccurate, other usual sizes are tried, and ``other_size`` names one that is clearly better.
 
     Args:
         model: not changed.
         resized: the images in the model's input shape.
-        native: gives the same images in the size asked for.
-        fixed: the model's input shape was asked for, so it is kept; ``other_size`` of the result tells of a better one.
-        seed: of the choice of images.
+        native: returns the same images in a given size.
+        fixed: the user asked for the model's input shape: keep it; ``other_size`` of the result names a better one.
+        seed: seed for the choice of images.
 
     Raises:
-        DataError: what ``native`` raises.
+        DataError: ``native`` raises it.
     """
     own, size = model.input_shape[1:], resized.native_size
     if size == own or (fixed and _does_well(model, resized, seed)):
@@ -144,7 +144,7 @@ def fit_size(
 
 @dataclass(frozen=True)
 class _Comparison:
-    """How the model does on the same images in their own size and in its own, and whether the difference is clear."""
+    """Trials of the model on the same images in their own size and in the model's, and whether the gap is clear."""
 
     native: Trial
     own: Trial
@@ -160,14 +160,14 @@ class _Comparison:
         return size[0] * size[1] <= MAX_GROWTH * own[0] * own[1]
 
     def other(self, size: Size) -> OtherSize | None:
-        """What to remember of the trial where it went clearly better."""
+        """The result to record for the trial if its own size was clearly better."""
         if not self.is_better:
             return None
         return OtherSize(size, self.native.accuracy, self.own.accuracy, self.native.loss, self.native.images)
 
 
 def _obstacle(model: Model, data: CleanData, size: Size) -> str:
-    """Why the images cannot be tried in their own size, as a sentence; empty where they can."""
+    """Why the images cannot be tried in their own size, as a sentence; empty if they can."""
     if 4 * len(data) * model.input_shape[0] * size[0] * size[1] > MAX_BYTES:
         return f"Their own size of {_text(size)} was not tried, because that would take too much memory."
     if not _takes(model, size):
@@ -176,7 +176,7 @@ def _obstacle(model: Model, data: CleanData, size: Size) -> str:
 
 
 def _with_usual_size(model: Model, data: CleanData, native: Callable[[Size], CleanData], seed: int) -> CleanData:
-    """The images as they are, with the usual size at which the model does clearly best, if it does poorly now."""
+    """The images unchanged; if the model is inaccurate, names the usual size at which it is clearly most accurate."""
     own = model.input_shape[1:]
     if _does_well(model, data, seed):
         return data
@@ -203,17 +203,17 @@ def _accuracy_there(entry: tuple[Size, _Comparison]) -> float:
 
 
 def _does_well(model: Model, data: CleanData, seed: int) -> bool:
-    """Whether the model needs no other size: a first look finds it three quarters of the way from chance to perfect."""
+    """Whether the model needs no other size: its skill in a quick trial is three quarters or more."""
     look = choose(data, _FIRST_LOOK, torch.Generator().manual_seed(seed))
     chance = 1 / model.num_classes
     return accuracy_of(logits_of(model, look.images), look.labels) >= chance + _GOOD_SKILL * (1 - chance)
 
 
 def _takes(model: Model, size: Size) -> bool:
-    """Whether one image of ``size`` gives the logits that the model has."""
+    """Whether one image of ``size`` gives the model's number of logits."""
     try:
         logits = logits_of(model, torch.zeros(1, model.input_shape[0], *size))
-    except Exception:  # a network fails in its own way on a size that it was not made for
+    except Exception:  # a network may raise anything on an unsupported size
         return False
     return tuple(logits.shape) == (1, model.num_classes)
 
@@ -221,7 +221,7 @@ def _takes(model: Model, size: Size) -> bool:
 def _compare(
     model: Model, native: CleanData, resized: CleanData, size: Size, seed: int, thorough: bool = False
 ) -> _Comparison:
-    """A look at few images, and at more where that leaves it open; large images are dear, so fewer are looked at."""
+    """A trial on few images, then on more if the result is open; large images are expensive, so fewer are used."""
     pixels = max(size[0] * size[1], model.input_shape[1] * model.input_shape[2])
     share = min(1.0, _CHEAP_PIXELS / pixels)
     looks = [max(_FEWEST, round(share * count)) for count in (_FIRST_LOOK, _SECOND_LOOK)]
@@ -243,7 +243,7 @@ def _trial_pair(model: Model, native: CleanData, resized: CleanData, index: Tens
 def _is_clear(one: Tensor, two: Tensor) -> bool:
     difference = abs(int(one.sum()) - int(two.sum()))
     by_share = difference >= max(_CLEAR_IMAGES, _CLEAR_SHARE * len(one))
-    return by_share or beyond_luck(one, two) or beyond_luck(two, one)
+    return by_share or beyond_chance(one, two) or beyond_chance(two, one)
 
 
 def _noted(data: CleanData, note: str) -> CleanData:
@@ -252,9 +252,9 @@ def _noted(data: CleanData, note: str) -> CleanData:
 
 def _native_note(trial: _Comparison, model: Model, size: Size) -> str:
     own = model.input_shape[1:]
-    close = "" if trial.clear else "; the difference is too small to tell"
+    close = "" if trial.clear else "; the difference is too small to be certain"
     return (
-        f"The images are {_text(size)} and the network takes them as they are: clean accuracy "
+        f"The images are {_text(size)} and the network takes them unresized: clean accuracy "
         f"{trial.native.accuracy:.1%}, {trial.own.accuracy:.1%} when resized to {_text(own)}, the usual size of "
         f"{model.arch} (on {trial.own.images} images{close})."
     )
@@ -262,8 +262,8 @@ def _native_note(trial: _Comparison, model: Model, size: Size) -> str:
 
 def _resized_note(trial: _Comparison, model: Model, size: Size, fixed: bool) -> str:
     own = model.input_shape[1:]
-    why = f"The size of {_text(own)} was asked for" if fixed else f"The images were resized to {_text(own)}"
-    close = "" if trial.clear else "; the difference is too small to tell"
+    why = f"The size of {_text(own)} was requested" if fixed else f"The images were resized to {_text(own)}"
+    close = "" if trial.clear else "; the difference is too small to be certain"
     return (
         f"{why}: clean accuracy {trial.own.accuracy:.1%}, {trial.native.accuracy:.1%} at {_text(size)} "
         f"(on {trial.own.images} images{close})."

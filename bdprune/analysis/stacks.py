@@ -1,4 +1,4 @@
-"""Many models of one architecture, scored, unlearned, recovered and swept as one."""
+"""Scores, unlearns, recovers and sweeps many models of one architecture as one stack."""
 
 from __future__ import annotations
 
@@ -27,13 +27,13 @@ from bdprune.runtime import DEFAULT, Precision, stack_or_loop
 
 
 def stack(models: Sequence[Model]) -> Stack:
-    """A stack of models that are run as one, where that is faster than one after another.
+    """A stack of models that run in one batch if that is faster than one after another.
 
     Args:
-        models: what ``bdprune.load`` gave; one model given G times is one model with G masks.
+        models: loaded models; one model given G times is one model with G masks.
 
     Raises:
-        OptionError: no model.
+        OptionError: the list is empty.
 
     Example:
         >>> models = [load("model.pth"), load("model.pth")]
@@ -42,20 +42,19 @@ def stack(models: Sequence[Model]) -> Stack:
         (2, 20)
     """
     if not models:
-        raise OptionError("A stack of no models does nothing.", "Give at least one.")
+        raise OptionError("A stack needs at least 1 model, not 0.", "Give at least one.")
     return Stack(tuple(models))
 
 
 @dataclass(frozen=True)
 class Stack:
-    """Models of one architecture; every method does what its namesake does to each of them, with the same seed.
+    """Models of one architecture. Every method does the same as the function of that name on each model, with one seed.
 
-    What runs is chosen by a short trial (:meth:`variant`). One after another the results are those of separate runs to
-    the bit. In one stack, sums are taken in another order: a step differs by float32 rounding, and what many steps of
-    ascent make of that is as different as two seeds of one model could be where a loss is steep.
+    A short trial chooses the variant (:meth:`variant`). One after another, the results equal those of separate runs bit
+    for bit. In one stack, sums are taken in another order: a step differs by float32 rounding. After many steps of
+    ascent the results may differ as much as those of two seeds if the loss is steep.
 
-    An entry of the results of ``unlearn`` and ``recover`` is the error itself for a model that breaks down; the others
-    go on.
+    The results of ``unlearn`` and ``recover`` hold an error for each model that fails; the other models continue.
     """
 
     models: tuple[Model, ...]
@@ -64,29 +63,29 @@ class Stack:
         return len(self.models)
 
     def variant(self, data: CleanData, batch_size: int = 128) -> Choice:
-        """How steps on batches of ``data`` run: ``stack`` or ``loop`` (its ``winner``), and why."""
+        """Whether steps on batches of ``data`` run as ``stack`` or ``loop`` (its ``winner``), and why."""
         return stack_or_loop(self.models, data.images[: min(batch_size, len(data))])
 
     def _parts(self, data: CleanData, batch_size: int) -> list[tuple[Model, ...]]:
-        """The models that share their steps."""
+        """Groups of models that share their steps."""
         as_stack = self.variant(data, batch_size).winner == "stack"
         return [self.models] if as_stack else [(model,) for model in self.models]
 
     def scores(self) -> list[dict[str, Tensor]]:
-        """``channel_lipschitz`` of every model, the spectral norms of all filters of all models in one call."""
+        """``channel_lipschitz`` of every model, with the spectral norms of all filters of all models in one call."""
         return channel_lipschitz_of(self.models)
 
     def unlearn(
         self, data: CleanData, settings: UnlearnSettings, seed: int = 0, precision: Precision = DEFAULT
     ) -> list[Unlearned | TrainingError]:
-        """Every model unlearned on ``data``: each stops, and starts over at another learning rate, for itself."""
+        """Unlearns every model on ``data``; each stops and retries at another learning rate independently."""
         parts = self._parts(data, settings.batch_size)
         return [one for part in parts for one in unlearn_stack(part, data, settings, seed, precision)]
 
     def recover(
         self, data: CleanData, settings: RecoverSettings, seed: int = 0, precision: Precision = DEFAULT
     ) -> list[Recovered | TrainingError]:
-        """A mask for every model of this stack, which are taken as unlearned."""
+        """A mask for every model of this stack, which must be unlearned models."""
         parts = self._parts(data, settings.batch_size)
         return [one for part in parts for one in recover_stack(part, data, settings, seed, precision)]
 
@@ -99,12 +98,12 @@ class Stack:
     ) -> list[Sweep]:
         """The threshold sweep of every model with its own mask.
 
-        On a CPU they are swept one after another, each from the feature maps that it has kept. Elsewhere all models are
-        at one threshold in the same pass where a trial finds that faster.
+        On a CPU the models are swept one after another, each with cached feature maps. On a GPU all models are pruned
+        at the same threshold in one pass, if a trial finds that faster.
 
         Raises:
-            OptionError: not one mask a model.
+            OptionError: the number of masks is not the number of models.
         """
         if len(masks) != len(self.models):
-            raise OptionError(f"There are {len(masks)} masks for {len(self.models)} models.", "Give one for each.")
+            raise OptionError(f"There are {len(masks)} masks for {len(self.models)} models.", "Give one per model.")
         return sweep_stack(self.models, masks, sets, settings, precision)

@@ -19,14 +19,14 @@ _BATCH = 100
 
 @dataclass(frozen=True)
 class FilterStatistics:
-    """What clean images say about the filters of one group; every field is ``[num_filters]``, float64, CPU.
+    """Statistics of the filters of one group on clean images; every field is ``[num_filters]``, float64, CPU.
 
     Attributes:
         saliency: mean over images of the norm of the loss gradient of the filter's weights, divided by their number;
-            NaN where it was not asked for.
+            NaN if it was not computed.
         activation: mean over images of the L2 norm of the filter's normalised map, divided by sqrt(H W).
         correlation: mean absolute Pearson correlation with the other filters of the group, in [0, 1], over images
-            and positions; 1 for a filter whose map is constant, which says nothing and so is not suspicious.
+            and positions; 1 for a filter with a constant map, which is no evidence and so counts as not suspicious.
     """
 
     saliency: Tensor
@@ -58,11 +58,11 @@ def filter_statistics(
 ) -> dict[str, FilterStatistics]:
     """Statistics of every filter group on ``data``, batch norms in eval mode.
 
-    One forward and one backward pass give all of them. Where the gradients of single images cannot be told apart in one
-    pass (weights that are used twice, convs of a kind of their own), each image gets a backward pass of its own.
+    One forward and one backward pass compute all of them. If one pass cannot separate the gradients of single images
+    (shared weights, custom convs), each image gets its own backward pass.
 
     Args:
-        salient: False saves the backward pass and leaves the saliency NaN.
+        salient: False skips the backward pass and sets the saliency to NaN.
         per_image: take the gradient norm per image and average; otherwise the norm of the batch gradient.
         order: 1 for the L1 norm of the gradient, 2 for the L2 norm.
         rectified: measure activations after a ReLU.
@@ -106,7 +106,7 @@ def mean_correlation(moments: ChannelMoments) -> Tensor:
 def layer_z_scores(scores: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """``(score - mean) / std`` within each layer, unbiased standard deviation as in CLP.
 
-    A layer with fewer than three filters, or with equal scores, gets zeros: nothing in it can stand out.
+    A layer with fewer than three filters, or with equal scores, gets zeros: it has no outliers.
     """
     return {name: _z(score.double()) for name, score in scores.items()}
 

@@ -1,7 +1,7 @@
 """The suspiciousness score of arXiv 2311.07417, as reconstructed: a clean-data coefficient times a spectral norm.
 
-The paper's equations are not public; which sign and which root a factor gets is a setting here, and the default is
-the one that a study on models of known truth picked (docs/evaluation/suspiciousness-study.md).
+The paper's equations are not public. The sign and the root of each factor are settings here; a study on models of known
+truth chose the defaults (docs/evaluation/suspiciousness-study.md).
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from bdprune.data import CleanData
 from bdprune.model import Model
 
 _ETA = 1e-6
-_DEAD = 1e-3  # A filter this far below its layer's median spectral norm passes nothing on.
+_DEAD = 1e-3  # A filter this far below its layer's median spectral norm has no effect on the output.
 
 
 @dataclass(frozen=True)
@@ -30,13 +30,15 @@ class Suspiciousness(Analysis[dict[str, Tensor]]):
     sigma the spectral norm times the gain of the norm that follows.
 
     Args:
-        saliency: exponent of g: 1 large gradients are suspicious, -1 small ones, 0 leaves it out.
-        correlation: exponent of 1 - r: 1 lonely filters are suspicious, -1 correlated ones, 0 leaves it out.
-        activation: exponent of a: -1 filters dormant on clean images are suspicious, 1 active ones, 0 leaves it out.
-        spectral: exponent of sigma: 1, or 0 to leave it out.
-        root: what the square root is taken of: ``coefficient`` (everything but sigma), ``spectral`` or ``none``.
-        per_image: saliency as the mean of per-image gradient norms, otherwise the norm of the mean gradient.
-        order: 1 or 2, which norm of the gradient.
+        saliency: exponent of g: 1 if large gradients are suspicious, -1 if small ones are, 0 to omit it.
+        correlation: exponent of 1 - r: 1 if uncorrelated filters are suspicious, -1 if correlated ones are, 0 to omit
+            it.
+        activation: exponent of a: -1 if filters dormant on clean images are suspicious, 1 if active ones are, 0 to omit
+            it.
+        spectral: exponent of sigma: 1, or 0 to omit it.
+        root: argument of the square root: ``coefficient`` (everything except sigma), ``spectral`` or ``none``.
+        per_image: saliency as the mean of per-image gradient norms; otherwise the norm of the mean gradient.
+        order: 1 or 2: norm of the gradient.
         rectified: activations and correlations after a ReLU.
     """
 
@@ -55,11 +57,11 @@ class Suspiciousness(Analysis[dict[str, Tensor]]):
         return self.combine(case.get(wanted), case.get(Lipschitz()))
 
     def __call__(self, model: Model, data: CleanData) -> dict[str, Tensor]:
-        """The score of one model on its own."""
+        """The score of a single model."""
         return Case(model, data).get(self)
 
     def combine(self, statistics: Mapping[str, FilterStatistics], sigma: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """The score from its parts, for callers that have them already."""
+        """The score from its parts, for callers that already have them."""
         return {name: self._score(statistics[name], sigma[name].double()) for name in statistics}
 
     def _score(self, statistics: FilterStatistics, sigma: Tensor) -> Tensor:

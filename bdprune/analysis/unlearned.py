@@ -1,7 +1,7 @@
 """The unlearned model, and the plain form of a network: the same function with fewer layers.
 
-A layer that changes nothing in eval mode can change everything in training: a batch norm with neutral statistics
-normalises by the batch, and two linear layers in a row move twice as fast as one.
+A layer that changes nothing in eval mode can matter in training: a batch norm with neutral statistics normalises by the
+batch, and two consecutive linear layers learn twice as fast as one.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ from bdprune.loops import Unlearned, UnlearnSettings, UnlearnStep, unlearn, unle
 from bdprune.model import Model
 from bdprune.runtime import DEFAULT, Precision
 
-_PROBE = 8  # images on which the plain form is held against the model
-_TOLERANCE = 1e-3  # of the largest logit; of 1 for what a batch norm multiplies by and adds
+_PROBE = 8  # images on which the plain form is compared with the model
+_TOLERANCE = 1e-3  # relative to the largest logit; for a batch norm's factor and offset, relative to 1
 
 
 @dataclass(frozen=True)
@@ -34,13 +34,13 @@ class PlainForm(Analysis[Model]):
 
 @torch.no_grad()
 def plain_form(model: Model, images: Tensor) -> Model:
-    """``model`` without idle batch norms, and with one linear layer for each row of them.
+    """``model`` without idle batch norms, and with consecutive linear layers merged into one.
 
-    A batch norm is idle where it gives back its input in eval mode. Where nothing is left out, or where the network
-    without it gives other logits (a forward pass may use a layer in two places), ``model`` itself comes back.
+    A batch norm is idle if it returns its input in eval mode. Returns ``model`` itself if nothing can be removed, or if
+    the plain network gives other logits (a forward pass may use a layer in two places).
 
     Args:
-        images: ``[N, C, H, W]`` in [0, 1]; a few of them are tried.
+        images: ``[N, C, H, W]`` in [0, 1]; a few of them are used for the comparison.
     """
     network = copy.deepcopy(model.network).eval()
     few = images[:_PROBE].to(model.device)
@@ -50,14 +50,14 @@ def plain_form(model: Model, images: Tensor) -> Model:
             return model
         plain = model.with_network(network)
         found = plain.module(few)
-    except Exception:  # networks of any kind come here, and one may look into the layers that it had
+    except Exception:  # any network may be passed, and may access its removed layers
         return model
     scale = expected.abs().max().clamp(min=1e-6)
     return plain if bool((found - expected).abs().max() <= _TOLERANCE * scale) else model
 
 
 def _drop_idle_norms(network: nn.Module) -> int:
-    """Puts an identity in the place of every idle batch norm; how many there were."""
+    """Replaces every idle batch norm by an identity; returns the number of replacements."""
     idle = [path for path, child in network.named_modules() if isinstance(child, _BatchNorm) and _is_idle(child)]
     for path in idle:
         network.set_submodule(path, nn.Identity())
@@ -73,7 +73,7 @@ def _is_idle(norm: _BatchNorm) -> bool:
 
 
 def _join_linear_layers(network: nn.Module, model: Model, images: Tensor) -> int:
-    """Puts one linear layer in the place of two of which the second takes what the first gives; how often it did."""
+    """Merges pairs of linear layers in which the second takes the output of the first; returns the number of pairs."""
     joined = 0
     while pair := _linear_pair(network, model, images):
         first, second = (network.get_submodule(path) for path in pair)
@@ -84,7 +84,7 @@ def _join_linear_layers(network: nn.Module, model: Model, images: Tensor) -> int
 
 
 def _linear_pair(network: nn.Module, model: Model, images: Tensor) -> tuple[str, str] | None:
-    """The paths of two linear layers in a row, None where there are none left."""
+    """The paths of two consecutive linear layers, None if there are none left."""
     given: list[tuple[str, Tensor]] = []
     pairs: list[tuple[str, str]] = []
 
@@ -117,7 +117,7 @@ def _product(first: nn.Linear, second: nn.Linear) -> nn.Linear:
 
 
 SCAN_UNLEARNING = UnlearnSettings(weight_decay=5e-4, min_steps=8, raises=1)
-"""How a scan unlearns. A repair with these settings on the same images goes on from there."""
+"""How a scan unlearns. A repair with these settings on the same images reuses the scan's model."""
 
 
 @dataclass(frozen=True)
@@ -125,7 +125,7 @@ class Unlearning(Analysis[Unlearned]):
     """:func:`bdprune.loops.unlearn` of the model.
 
     Args:
-        plain: unlearn the plain form of the model. Where that is the model itself, the outcome is known under either.
+        plain: unlearn the plain form of the model. If that is the model itself, both settings share one result.
     """
 
     settings: UnlearnSettings = field(default_factory=UnlearnSettings)
@@ -135,7 +135,7 @@ class Unlearning(Analysis[Unlearned]):
 
     @property
     def batch_size(self) -> int:  # type: ignore[override]
-        """Images of each model in a step."""
+        """Images of each model in one step."""
         return self.settings.batch_size
 
     def compute(self, case: Case) -> Unlearned:
@@ -172,10 +172,10 @@ def tensors_of(unlearned: Unlearned) -> dict[str, Tensor]:
 
 
 def from_tensors(tensors: Mapping[str, Tensor], model: Model) -> Unlearned:
-    """What :func:`tensors_of` has written, around the network of ``model``.
+    """Rebuilds the result that :func:`tensors_of` wrote, with the network of ``model``.
 
     Raises:
-        DataError: they are no unlearned form of this model.
+        DataError: the tensors are not an unlearned form of this model.
     """
     run, measures, counts = (tensors.get(name, torch.empty(0)) for name in ("run", "measures", "counts"))
     if run.shape != (3,) or counts.shape != (len(measures), 3, model.num_classes) or not len(measures):
@@ -199,4 +199,4 @@ def _network_of(tensors: Mapping[str, Tensor], prefix: str, model: Model) -> Mod
 
 
 def _other_model() -> DataError:
-    return DataError("What the scan has kept is no unlearned form of this model.", "Scan it again.")
+    return DataError("The unlearned model kept by the scan is not a form of this model.", "Scan it again.")

@@ -1,4 +1,4 @@
-"""Filters whose channel Lipschitz score stands far out of their layer (CLP's statistic): data-free."""
+"""Detects filters with an outlying channel Lipschitz score in their layer (CLP's statistic); data-free."""
 
 from __future__ import annotations
 
@@ -11,27 +11,27 @@ from bdprune.record import Needs, Rule
 
 @dataclass(frozen=True)
 class LipschitzDetector(Detector):
-    """Flags a model with a filter whose channel Lipschitz score is far above its layer's.
+    """Flags a model if the channel Lipschitz score of a filter is far above the others of its layer.
 
     Args:
-        threshold: largest z-score within a layer that passes (docs/evaluation/detection.md has the measurements).
+        threshold: largest z-score within a layer that is not flagged (measurements: docs/evaluation/detection.md).
     """
 
     threshold: float = 6.0
 
     id = "bdprune.lipschitz"
-    title = "a filter whose spectral norm stands out of its layer"
+    title = "finds a filter with an outlying spectral norm in its layer"
     paper = "Zheng et al., Data-free Backdoor Removal based on Channel Lipschitzness, ECCV 2022, arXiv 2208.03111"
     needs = Needs(images="none", minimum=0)
     cost = "weights"
-    limits = "It sees backdoors that sit in one loud filter; most are spread over several and stay below its threshold."
+    limits = "It finds backdoors in a single strong filter. Most are spread over several and stay below its threshold."
     rule = Rule(
         id="BD020",
         name="outlying-filter",
-        help="A filter answers far more strongly than the others of its layer, as filters that carry a trigger do.",
+        help="A filter responds far more strongly than the others of its layer, as filters of a trigger do.",
     )
 
     def steps(self, case: Case) -> Steps:
-        """Scores the weights; clean images are not looked at."""
+        """Scores the weights; ignores clean images."""
         scores = yield Lipschitz()
         return self.outlier_evidence(case, scores, self.threshold)

@@ -1,4 +1,4 @@
-"""Filters whose suspiciousness score stands far out of their layer (arXiv 2311.07417)."""
+"""Detects filters with an outlying suspiciousness score in their layer (arXiv 2311.07417)."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from bdprune.record import Evidence, Needs, Rule
 
 @dataclass(frozen=True)
 class SuspiciousnessDetector(Detector):
-    """Flags a model with a filter whose suspiciousness score is far above its layer's.
+    """Flags a model if the suspiciousness score of a filter is far above the others of its layer.
 
     Args:
         score: settings of the score.
-        threshold: largest z-score within a layer that passes (docs/evaluation/detection.md has the measurements).
-        max_images: clean images to use, the same number of every class (at least one).
-        seed: of that draw.
+        threshold: largest z-score within a layer that is not flagged (measurements: docs/evaluation/detection.md).
+        max_images: number of clean images to use, the same number of every class (at least one).
+        seed: seed for choosing them.
     """
 
     score: Suspiciousness = field(default_factory=Suspiciousness)
@@ -26,22 +26,22 @@ class SuspiciousnessDetector(Detector):
     seed: int = 0
 
     id = "bdprune.suspiciousness"
-    title = "a filter that is loud, lonely and idle on clean images"
+    title = "finds a strong filter that is uncorrelated and inactive on clean images"
     paper = "arXiv 2311.07417"
     needs = Needs(images="labelled")
     cost = "forward"
-    limits = "It is silent on clean networks by its high threshold, and on most backdoored ones too."
+    limits = "Its high threshold avoids false alarms on clean networks, but it also misses most backdoored ones."
     rule = Rule(
         id="BD020",
         name="outlying-filter",
-        help="A filter answers far more strongly than the others of its layer, as filters that carry a trigger do.",
+        help="A filter responds far more strongly than the others of its layer, as filters of a trigger do.",
     )
 
     def __call__(self, case: Case) -> Evidence:
         """Scores the filters on a few of the clean images.
 
         Raises:
-            DataError: no clean images.
+            DataError: there are no clean images.
         """
         self.check(case)
         few = case.sample(self.max_images, self.seed)

@@ -1,4 +1,4 @@
-"""The label that an unlearned network falls back on (RNP, Section 4.3): backdoored networks fall on one."""
+"""Detects a label on which the predictions of an unlearning network concentrate (RNP, Section 4.3)."""
 
 from __future__ import annotations
 
@@ -28,60 +28,59 @@ from bdprune.record import Attachment, Evidence, Needs, Rule
 from bdprune.runtime import DEFAULT, Precision
 
 _FULL = 500
-"""Images from which on the spread of a run is taken as it was measured; with fewer it is wider."""
+"""With this many images or more, the spread of a run is as measured; with fewer it is larger."""
 
 _FEW, _FEW_RUNS = 300, 3
-"""Below so many images, so many runs are made at least: a standard error takes more than one."""
+"""Below this number of images, make at least this number of runs: a standard error needs more than one."""
 
 _MANY = 10
-"""Classes from which on the threshold does not depend on their number."""
+"""From this number of classes on, the threshold does not depend on their number."""
 
 _NO_NORM = (
-    "The network has no batch norm, and unlearning tells nothing sure of such a network: with the norms folded into "
-    "the convs, a backdoored network was missed and a clean one flagged."
+    "The network has no batch norm. Unlearning is unreliable on such networks: with the norms folded into the convs, "
+    "a backdoored network was missed and a clean one was flagged."
 )
 
 
 @dataclass(frozen=True)
 class UnlearningDetector(Detector):
-    """Flags a model whose wrong predictions, while it unlearns, pile up on one label.
+    """Flags a model if its wrong predictions concentrate on one label while it unlearns.
 
     The flip share of a label k is the share of the images of other classes that are predicted as k. The statistic is
-    the lead of the largest flip share over the second largest in the middle half of the steps to the collapse: what a
-    backdoor holds falls first, and in the end every network falls on some label by chance. Predictions are those of
-    the training forward passes (batch statistics), so they cost nothing; in eval mode the running statistics of batch
-    norms lag behind the weights and name wrong labels.
+    the lead of the largest flip share over the second largest in the middle half of the steps up to the collapse. A
+    backdoor's classes collapse first, and in the end every network predicts some label by chance. Predictions come from
+    the forward passes of the training (batch statistics), so they cost nothing. In eval mode the running statistics of
+    batch norms lag behind the weights and give wrong labels.
 
-    One run depends on the order of the images and on their augmentation, both drawn by the seed. So the images are
-    sorted by content first, and the unlearning is repeated in other orders while the lead is near the threshold:
-    after n runs it is near if the mean lead is within ``margin / sqrt(n)`` of it. The leads of single runs have a
+    One run depends on the order and the augmentation of the images, which the seed determines. So the images are first
+    sorted by content, and the unlearning is repeated in other orders while the lead is near the threshold. After n runs
+    it is near if the mean lead is within ``margin / sqrt(n)`` of the threshold. The leads of single runs have a
     standard deviation of about 0.02, so the default margin is two and a half standard errors. With fewer than 500
-    images the margin is wider, by the square root of 500 over their number, and with fewer than 300 there are three
-    runs at least.
+    images the margin is larger, by the square root of 500 over their number. With fewer than 300 images there are at
+    least three runs.
 
-    The label is named only if it leads in both halves of the steps as well (some networks change their mind), and only
-    if the network falls fast: backdoored ones let go of their task in a few passes, clean ones hold on to it, and when
-    a clean one gives way at last, some label leads by chance. Otherwise the evidence is good for a suspicion but not
-    for a name.
+    The label is named only if it also leads in both halves of the steps (in some networks the leader changes), and only
+    if the network collapses fast. Backdoored networks lose their task in a few passes. Clean networks keep it longer,
+    and when they collapse, some label leads by chance. Otherwise the evidence supports a suspicion but not a label.
 
-    Of two classes, one takes all that the other loses, so a clean network has a large lead as well. The threshold for
-    two classes is ``two_class_threshold``, that for ten or more is ``threshold``, and between them it falls on a
-    straight line. What is unlearned is the plain form of the network (``analysis/plain.py``).
+    With two classes, one gains all predictions that the other loses, so a clean network also has a large lead. The
+    threshold for two classes is ``two_class_threshold``, the threshold for ten or more is ``threshold``, and it is
+    linear in between. Unlearning uses the plain form of the network (:func:`bdprune.analysis.plain_form`).
 
     Args:
         unlearning: settings of the ascent.
-        threshold: a lead above this is flagged in a network of ten classes or more (measured in
+        threshold: a larger lead is flagged in a network of ten classes or more (measurements:
             docs/evaluation/detection.md).
         two_class_threshold: the same for two classes.
-        margin: how far from the threshold, in units of the lead, the lead of a single run must be to end the matter.
-        max_runs: runs at most, 1 or more.
-        named_within: steps in which a network must fall for its label to be named.
-        min_images: fewer clean images than this are refused: their flip shares are noise
+        margin: distance from the threshold, in units of the lead, at which a single run is enough.
+        max_runs: maximum number of runs, 1 or more.
+        named_within: maximum number of steps to the collapse for the label to be named.
+        min_images: minimum number of clean images: flip shares of fewer images are noise
             (docs/explanation/unlearning.md).
-        precision: of the ascent: ``winograd``, float32 with the fastest convolutions; ``float32``, what PyTorch
-            computes; ``bfloat16``; or ``auto``, the fastest on this machine by a short trial, whose last digits may
+        precision: precision of the ascent: ``winograd``, float32 with the fastest convolutions; ``float32``, plain
+            PyTorch; ``bfloat16``; or ``auto``, the fastest on this machine in a short trial, whose last digits may
             differ from run to run.
-        seed: of order and augmentation.
+        seed: seed for order and augmentation.
     """
 
     unlearning: UnlearnSettings = SCAN_UNLEARNING
@@ -95,7 +94,7 @@ class UnlearningDetector(Detector):
     seed: int = 0
 
     id = "bdprune.unlearning"
-    title = "the label on which the wrong predictions of an unlearning network pile up"
+    title = "finds the label on which the wrong predictions of an unlearning network concentrate"
     paper = "Li et al., Reconstructive Neuron Pruning for Backdoor Defense, ICML 2023, arXiv 2305.14876, Section 4.3"
     needs = Needs(images="labelled", minimum=100)
     cost = "training"
@@ -104,8 +103,8 @@ class UnlearningDetector(Detector):
     rule = Rule(
         id="BD030",
         name="unlearned-label",
-        help="While the network unlearns its task on clean images, its predictions fall on one label, as those of a "
-        "backdoored network do.",
+        help="While the network unlearns its task on clean images, its predictions concentrate on one label, as in "
+        "backdoored networks.",
     )
 
     @property
@@ -117,11 +116,11 @@ class UnlearningDetector(Detector):
         return self.unlearning.batch_size
 
     def steps(self, case: Case) -> Steps:
-        """Unlearns copies of the model, in one order of the images or more, and reads the trajectories.
+        """Unlearns copies of the model, in one or more orders of the images, and reads the trajectories.
 
         Raises:
-            DataError: no clean images, or too few.
-            TrainingError: a run with no finite step.
+            DataError: there are no clean images, or too few.
+            TrainingError: a run had no finite step.
         """
         data = self.check(case)
         assert data is not None
@@ -133,7 +132,7 @@ class UnlearningDetector(Detector):
         return msgspec.structs.replace(self.read(runs, len(data)), attachments=_kept(case, runs[0]))
 
     def read(self, runs: Sequence[Unlearned], images: int) -> Evidence:
-        """The evidence in the runs that have been made of one model, each on so many ``images``."""
+        """The evidence from all runs of one model, each on ``images`` images."""
         reading = _read(runs)
         threshold = self._threshold(reading)
         named = reading.agrees and reading.steps <= self.named_within
@@ -161,14 +160,14 @@ class UnlearningDetector(Detector):
         )
 
     def _seeds(self) -> Iterator[int]:
-        """The detector's own seed for the first run, and one drawn from it for each of the others."""
+        """The detector's own seed for the first run, and seeds drawn from it for the others."""
         yield self.seed
         generator = torch.Generator().manual_seed(self.seed)
         for _ in range(self.max_runs - 1):
             yield int(torch.randint(2**62, (), generator=generator))
 
     def _is_settled(self, runs: Sequence[Unlearned], images: int) -> bool:
-        """Whether another run could hardly change the verdict."""
+        """Whether another run is unlikely to change the verdict."""
         if images < _FEW and len(runs) < _FEW_RUNS:
             return False
         reading = _read(runs)
@@ -185,20 +184,20 @@ class UnlearningDetector(Detector):
 
 
 def _kept(case: Case, run: Unlearned) -> tuple[Attachment, ...]:
-    """The unlearned model, where somebody wants it and it has the layers of the model."""
+    """The unlearned model, if attachments are kept and it has the layers of the model."""
     same = run.model.network.state_dict().keys() == case.model.network.state_dict().keys()
     return (case.attach("unlearned", tensors_of(run)),) if case.keeps and same else ()
 
 
 @dataclass(frozen=True)
 class _Reading:
-    """What the runs of one model say together.
+    """The combined result of the runs of one model.
 
     Attributes:
-        shares: flip share of every label in the middle half of the steps, mean over the runs.
+        shares: flip share of every label in the middle half of the steps, averaged over the runs.
         label: the label that leads.
-        leads: its lead over the label that comes second, run by run; below 0 where it does not lead.
-        agrees: whether it leads in both halves as well, in the mean.
+        leads: its lead over the second label in each run; below 0 if it does not lead.
+        agrees: whether it also leads in both halves, on average.
         steps: median number of steps to the collapse.
     """
 
@@ -215,7 +214,7 @@ class _Reading:
 
     @property
     def error(self) -> float | None:
-        """Standard error of the mean lead over orders of the images, None of a single run."""
+        """Standard error of the mean lead over orders of the images, None for a single run."""
         return statistics.stdev(self.leads) / math.sqrt(len(self.leads)) if len(self.leads) > 1 else None
 
 
@@ -231,7 +230,7 @@ def _read(runs: Sequence[Unlearned]) -> _Reading:
 
 
 def _details(runs: Sequence[Unlearned], shares: list[float]) -> dict[str, Any]:
-    """What reports draw; the trajectory is that of the first run."""
+    """Details for reports; the trajectory is from the first run."""
     first = runs[0]
     return {
         "flip_shares": shares,
@@ -245,7 +244,7 @@ def _details(runs: Sequence[Unlearned], shares: list[float]) -> dict[str, Any]:
 
 
 def _about_lead(reading: _Reading, images: int, threshold: float, near: bool) -> str:
-    """The lead beside the threshold, in a sentence."""
+    """The lead and the threshold, in a sentence."""
     spread = "" if reading.error is None else f" +- {reading.error:.3f}"
     orders = "1 order" if len(reading.leads) == 1 else f"{len(reading.leads)} orders"
     side = "above" if reading.lead > threshold else "below"
@@ -254,13 +253,13 @@ def _about_lead(reading: _Reading, images: int, threshold: float, near: bool) ->
 
 
 def _limits(reading: _Reading, images: int) -> tuple[str, ...]:
-    """What takes from the worth of a lead, a sentence each."""
+    """Reasons to distrust the lead, one sentence each."""
     limits = []
     if images < _FEW:
-        limits.append(f"With fewer than {_FEW} images other images may give another lead.")
+        limits.append(f"With fewer than {_FEW} images, the lead depends on the choice of images.")
     if len(reading.shares) < _MANY:
         limits.append(
-            f"Of {len(reading.shares)} classes a lead says little: clean networks have one too, so the threshold is "
-            "high and many backdoored networks stay below it."
+            f"With {len(reading.shares)} classes, a lead is weak evidence: clean networks have one too. So the "
+            "threshold is high, and many backdoored networks stay below it."
         )
     return tuple(limits)

@@ -1,4 +1,4 @@
-"""Fine-tuning after pruning, with the pruned filters held at zero."""
+"""Fine-tuning after pruning; the pruned filters stay zero."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ class FineTuneSettings:
         lr: learning rate.
         momentum: SGD momentum.
         weight_decay: L2 penalty.
-        batch_size: images a step.
+        batch_size: images in one step.
         epochs: passes over the data.
-        padding: pixels of the random crop; a mirrored half goes with it.
-        small_data: below this many images, batch norms use their running statistics and leave them alone.
+        padding: pixels of the random crop; half of the images are also mirrored.
+        small_data: below this number of images, batch norms use their running statistics and do not update them.
     """
 
     lr: float = 0.01
@@ -49,7 +49,7 @@ def fine_tune(
 
     Args:
         pruned: group name -> indices of its pruned filters.
-        seed: of order and augmentation.
+        seed: seed for order and augmentation.
         precision: see :func:`bdprune.runtime.precision.plan_for`.
 
     Raises:

@@ -1,4 +1,4 @@
-"""The trainer that makes the zoo: SGD with a one-cycle or a step schedule, crop and flip, bf16 where asked for."""
+"""The trainer that makes the zoo: SGD with a one-cycle or a step schedule, crop and flip, optional bf16."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from bdprune.errors import OptionError, TrainingError
 from bdprune.loops.resume import Checkpoint, digest
 from bdprune.runtime import autocast, computes_bfloat16, convs_of, crop_and_flip, laid_out, training_layout
 
-_RANGES = "Give a peak_lr above 0, a warmup from 0 to below 1, a momentum between 0 and 1, and nothing below 0."
+_RANGES = "Give a peak_lr above 0, a warmup from 0 to below 1, a momentum between 0 and 1, and no value below 0."
 
 
 @dataclass(frozen=True)
@@ -27,22 +27,22 @@ class Schedule:
 
     Args:
         epochs: passes over the data.
-        batch_size: images a step.
+        batch_size: images in one step.
         peak_lr: highest learning rate; with steps, the first one.
-        warmup: share of all steps that one cycle spends rising to the peak.
+        warmup: share of all steps in which one cycle rises to the peak.
         momentum: Nesterov momentum.
         weight_decay: L2 penalty on all parameters.
         padding: pixels of the random crop.
-        bf16: run the network under bfloat16 autocast, where the machine computes in bfloat16. Elsewhere 3x3 convs run
-            by Winograd's algorithm where that is faster.
-        policy: how the learning rate goes: "one-cycle" (Smith and Topin, 2017) rises to the peak and falls to nothing;
+        bf16: run the network under bfloat16 autocast, if the machine computes in bfloat16. Otherwise 3x3 convs use
+            Winograd's algorithm if that is faster.
+        policy: schedule of the learning rate. "one-cycle" (Smith and Topin, 2017) rises to the peak and falls to zero.
             "steps" multiplies it by ``decay`` at every milestone (the papers: 200 epochs, 0.1, a tenth at 60 and 120).
-        milestones: epochs, from 0, at whose beginning a step is taken.
-        decay: factor of one step.
-        flip: mirror half of the images; wrong where mirroring changes the class, as with traffic signs.
+        milestones: epochs, counted from 0, at whose start the rate is multiplied.
+        decay: factor at each milestone.
+        flip: mirror half of the images; unsuitable if mirroring changes the class, as for traffic signs.
 
     Raises:
-        OptionError: no epoch, no image a step, or a number that no training can be run with.
+        OptionError: no epochs, no images in a step, or a number outside its range.
     """
 
     epochs: int = 10
@@ -61,7 +61,7 @@ class Schedule:
     def __post_init__(self) -> None:
         if min(self.epochs, self.batch_size) < 1:
             raise OptionError(
-                f"A schedule of {self.epochs} epochs with {self.batch_size} images a step trains nothing.",
+                f"A schedule needs at least 1 epoch and 1 image a step, not {self.epochs} and {self.batch_size}.",
                 "Give at least 1 of both.",
             )
         ranges = {
@@ -74,32 +74,32 @@ class Schedule:
         }
         for name, fits in ranges.items():
             if not fits:
-                raise OptionError(f"The setting {name} of a schedule is {getattr(self, name)}.", _RANGES)
+                raise OptionError(f"The schedule's {name} is out of range: {getattr(self, name)}.", _RANGES)
 
     def steps(self, count: int) -> int:
-        """Steps in all over ``count`` images; the odd ones at the end of an epoch's order are left out."""
+        """Total steps over ``count`` images; drops the incomplete batch at the end of an epoch."""
         return self.epochs * (count // self.batch_size)
 
 
 class Objective(Protocol):
-    """What a training step minimises, with whatever is trained beside the network and how far that has come."""
+    """The loss that a training step minimises, with its own state and any parameters trained besides the network."""
 
     def loss(self, network: nn.Module, images: Tensor, labels: Tensor, done: float) -> Tensor:
         """Loss of one step, a scalar.
 
         Args:
-            network: images in [0, 1] -> logits, in train mode. Its gradients are the trainer's: they are cleared after
+            network: images in [0, 1] -> logits, in train mode. The trainer owns its gradients: it clears them after
                 this call and before the backward pass.
             images: ``[B, C, H, W]`` in [0, 1], augmented.
-            labels: ``[B]`` int64.
+            done: share of the schedule's steps completed, in [0, 1).
             done: share of the schedule's steps that is done, in [0, 1).
         """
 
     def state_dict(self) -> dict[str, Any]:
-        """All that a resumed training needs: tensors, numbers, strings, and lists and dicts of them."""
+        """Everything that a resumed training needs: tensors, numbers, strings, and lists and dicts of them."""
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Takes up what ``state_dict`` gave."""
+        """Restores the state from ``state_dict``."""
 
 
 class CrossEntropy:
@@ -112,7 +112,7 @@ class CrossEntropy:
         return {}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """There is nothing to take up."""
+        """Nothing to restore."""
 
 
 def fit(
@@ -124,22 +124,22 @@ def fit(
     objective: Objective | None = None,
     checkpoint: Checkpoint | None = None,
 ) -> None:
-    """Trains ``network`` in place, on the device where it is.
+    """Trains ``network`` in place, on its device.
 
-    Global randomness, which dropout draws from, is seeded for the training and left as it was.
+    Seeds global randomness, which dropout uses, and restores it after the training.
 
     Args:
         network: images in [0, 1] -> logits.
         train: the training set.
-        seed: of order, augmentation and dropout; the same seed, threads and machine give the same weights.
+        seed: seed for order, augmentation and dropout; the same seed, threads and machine give the same weights.
         progress: called after every step with (steps done, steps in all, loss).
-        objective: what is minimised, called under the schedule's autocast; cross-entropy by default.
-        checkpoint: written on the way and at the end. One of the same training is taken up: it goes on behind the last
-            step that was written, to the weights that it would have reached without the break.
+        objective: loss to minimise, called under the schedule's autocast; cross-entropy by default.
+        checkpoint: written during training and at the end. A checkpoint of the same training is resumed after its last
+            step, and leads to the same weights as a training without interruption.
 
     Raises:
-        OptionError: there are fewer images than a step takes.
-        TrainingError: the loss is no finite number.
+        OptionError: there are fewer images than one step needs.
+        TrainingError: the loss is not finite.
         OutputError: the checkpoint cannot be written.
     """
     count = len(train.labels)
@@ -164,7 +164,7 @@ def fit(
 
 @contextmanager
 def seeded(seed: int) -> Iterator[None]:
-    """Seeds global randomness for a while, and leaves it as it was."""
+    """Seeds global randomness for the context, and restores it afterwards."""
     with torch.random.fork_rng(range(torch.cuda.device_count())):
         torch.manual_seed(seed)
         yield
@@ -172,7 +172,7 @@ def seeded(seed: int) -> Iterator[None]:
 
 @contextmanager
 def _deterministic() -> Iterator[None]:
-    """The same bits run after run from cuDNN, which stays on: ``cudnn.flags`` would switch it off."""
+    """Makes cuDNN deterministic but keeps it enabled: ``cudnn.flags`` would disable it."""
     cudnn = torch.backends.cudnn
     before = cudnn.deterministic, cudnn.benchmark
     cudnn.deterministic, cudnn.benchmark = True, False
@@ -183,11 +183,11 @@ def _deterministic() -> Iterator[None]:
 
 
 class _Run:
-    """A training on its way: all that changes from step to step, and how far it has come.
+    """A training in progress: all state that changes from step to step.
 
     Attributes:
         done: steps done.
-        device: where the network is.
+        device: device of the network.
     """
 
     def __init__(self, network: nn.Module, objective: Objective, schedule: Schedule, steps: int, seed: int) -> None:
@@ -206,12 +206,12 @@ class _Run:
         self._order: tuple[Tensor, ...] = ()
 
     def _next_batch(self, count: int) -> Tensor:
-        """Indices of the next step's images, out of ``count``; every epoch has an order of its own."""
+        """Indices of the next step's images, out of ``count``; every epoch has its own order."""
         position = self.done % (self._steps // self._schedule.epochs)
         if position == 0:
             self._epoch_start = self._generator.get_state()
             self._order = self._draw_order(count)
-        elif not self._order:  # taken up in the middle of an epoch
+        elif not self._order:  # resumed in the middle of an epoch
             now = self._generator.get_state()
             self._generator.set_state(self._epoch_start)
             self._order = self._draw_order(count)
@@ -223,7 +223,7 @@ class _Run:
         return tuple(order[: count // size * size].split(size))
 
     def step(self, images: Tensor, labels: Tensor) -> float:
-        """One step on the next batch of a training set that is on the device; its loss."""
+        """One step on the next batch of a training set on the device; returns its loss."""
         schedule, index = self._schedule, self._next_batch(len(images))
         pixels = crop_and_flip(images[index], self._generator, schedule.padding, schedule.flip)
         batch = laid_out(pixels.float() / 255, self._layout)
@@ -271,7 +271,7 @@ class _Run:
 
 def _scheduler(optimizer: torch.optim.Optimizer, schedule: Schedule, steps: int) -> LRScheduler:
     if schedule.policy == "one-cycle":
-        # From the peak at once where the rise is one step: torch would divide by the way from its first to its last.
+        # Starts at the peak if the rise is one step: torch would divide by zero.
         warmup = 0.0 if schedule.warmup * steps == 1 else schedule.warmup
         return OneCycleLR(optimizer, schedule.peak_lr, total_steps=steps, pct_start=warmup, cycle_momentum=False)
     an_epoch = steps // schedule.epochs
@@ -281,12 +281,12 @@ def _scheduler(optimizer: torch.optim.Optimizer, schedule: Schedule, steps: int)
 
 
 def machine() -> tuple[object, ...]:
-    """What of the machine determines the weights besides the device: version of torch, threads, instruction set."""
+    """The properties of the machine that determine the weights besides the device: torch version, threads, CPU."""
     bfloat16 = computes_bfloat16(torch.device("cpu"))
     return torch.__version__, torch.get_num_threads(), torch.backends.cpu.get_cpu_capability(), bfloat16
 
 
 def _recipe(network: nn.Module, train: RawImages, schedule: Schedule, seed: int) -> str:
-    """A digest of all that determines the weights, but for the objective."""
+    """A digest of everything that determines the weights, except the objective."""
     device = next(network.parameters()).device.type
     return digest(network.state_dict(), train.images, train.labels, schedule, seed, device, machine())

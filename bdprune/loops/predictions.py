@@ -1,4 +1,4 @@
-"""Predictions under one pruning after another: of one model from kept feature maps, of many prunings as one stack."""
+"""Predictions under successive prunings: of one model from cached feature maps, or of many prunings as one stack."""
 
 from __future__ import annotations
 
@@ -25,27 +25,27 @@ from bdprune.model import (
 from bdprune.runtime import BATCH, predict, weight_bytes
 
 CACHE_BYTES = 1 << 30
-"""Memory that kept feature maps may take. A map of 500 images in the first stage of ResNet-18 takes 131 MB."""
+"""Memory limit for cached feature maps. A map of 500 images in the first stage of ResNet-18 takes 131 MB."""
 
 Pruning = Mapping[str, Sequence[int]]
 Predict = Callable[[int, int], Tensor]
-"""Step and set -> labels ``[N]`` (int64, CPU) that are predicted for the set under the pruning of the step."""
-_PROBE = 8  # images on which the program is held against the network
+"""Step and set -> labels ``[N]`` (int64, CPU) predicted for the set under the pruning of the step."""
+_PROBE = 8  # images on which the program is compared with the network
 
 
 class PrunedPredictions:
-    """Predictions under ``prunings[0]``, ``prunings[1]``, ..., the same bits as those of ``prune(model, ...)``.
+    """Predictions under ``prunings[0]``, ``prunings[1]``, ..., bit for bit those of ``prune(model, ...)``.
 
-    Each forward pass starts where the network first differs from those before: the feature maps there are kept, as far
-    as they fit in ``cache_bytes``. Where the forward pass cannot be written down as a straight line, or the line does
-    not give the same bits, every pass runs from the start.
+    Each forward pass starts where the network first differs from the previous passes: the feature maps at that point
+    are cached, up to ``cache_bytes``. If the forward pass cannot be recorded as a list of steps, or the steps do not
+    give the same bits, every pass runs from the start.
 
     Args:
-        model: in eval mode; it stays as it is.
+        model: in eval mode; it does not change.
         sets: images ``[N, C, H, W]`` in [0, 1] of every set.
-        prunings: group name -> indices of its pruned filters, in the order in which they will be asked for.
+        prunings: group name -> indices of its pruned filters, in the order in which they will be used.
         mode: how a filter is pruned.
-        cache_bytes: memory for feature maps, not counting what the current batch takes.
+        cache_bytes: memory for feature maps, without the memory of the current batch.
 
     Raises:
         OptionError: an unknown mode, group or filter.
@@ -71,9 +71,9 @@ class PrunedPredictions:
         self._program, self._cuts = self._written_down()
 
     def predict(self, step: int, index: int) -> Tensor:
-        """Labels ``[N]`` (int64, CPU) that are predicted for set ``index`` under ``prunings[step]``.
+        """Labels ``[N]`` (int64, CPU) predicted for set ``index`` under ``prunings[step]``.
 
-        ``step`` may stay or rise from call to call, never fall.
+        ``step`` may stay the same or increase from call to call, but never decrease.
         """
         if step != self._step:
             self._go_to(step)
@@ -109,7 +109,7 @@ class PrunedPredictions:
         return logits.argmax(1).cpu()
 
     def _coming(self) -> set[int]:
-        """Where later passes will start, of the places that no pruning before them changes."""
+        """The starting points of later passes that no earlier pruning changes."""
         places: set[int] = set()
         for cut in self._cuts[self._step + 1 :]:
             if not places or cut < min(places):
@@ -117,7 +117,7 @@ class PrunedPredictions:
         return places
 
     def _keep(self, key: tuple[int, int], states: list[State]) -> None:
-        """Keeps what fits, the deepest first: that is needed next. A state that was written over is worth nothing."""
+        """Caches the states that fit, the deepest first because they are needed next. Skips overwritten states."""
         kept: list[State] = []
         for state in reversed(states):
             if state.intact and state.nbytes <= self._free:
@@ -126,14 +126,14 @@ class PrunedPredictions:
         self._states[key] = kept
 
     def _forget_after(self, position: int) -> None:
-        """Drops the states that have seen a parameter which has changed now."""
+        """Drops the states that depend on a parameter which has changed."""
         for key, states in self._states.items():
             self._free += sum(state.nbytes for state in states if state.position > position)
             self._states[key] = [state for state in states if state.position <= position]
 
     @torch.no_grad()
     def _set_worker(self, pruning: Pruning) -> None:
-        """Makes the worker what ``prune(model, pruning)`` is."""
+        """Makes the worker equal to ``prune(model, pruning)``."""
         network, original = self._worker.network, self._model.network
         for group in self._model.groups:
             changed, values = (pruned_parameters(of, group, self._mode) for of in (network, original))
@@ -144,8 +144,8 @@ class PrunedPredictions:
     def _written_down(self) -> tuple[Program | None, list[int]]:
         """The worker's program, and for every step where its pass first differs from that of the step before.
 
-        None where there is none that gives the network's bits with little and much pruned, or that shows where it reads
-        what is pruned.
+        None if no program gives the network's bits with few and with many filters pruned, or if it does not show where
+        it reads the pruned parameters.
         """
         if self._model.network.training:
             return None, []
@@ -153,7 +153,7 @@ class PrunedPredictions:
             program = Program(self._worker.module)
             first = {name: self._first_read(program, name) for pruning in self._prunings for name in pruning}
             alike = all(self._alike(program, pruning) for pruning in (self._prunings[0], self._prunings[-1]))
-        except Exception:  # networks of any kind come here, and fx raises errors of any kind
+        except Exception:  # any network may be passed, and fx may raise anything
             return None, []
         cuts = [0]
         for last, now in itertools.pairwise(self._prunings):
@@ -162,7 +162,7 @@ class PrunedPredictions:
         return (program, cuts) if alike else (None, [])
 
     def _first_read(self, program: Program, name: str) -> int:
-        """The first step that reads what pruning group ``name`` changes."""
+        """The first step that reads a parameter changed by pruning group ``name``."""
         group = next(group for group in self._model.groups if group.name == name)
         parameters = pruned_parameters(self._worker.network, group, self._mode)
         places = [
@@ -174,7 +174,7 @@ class PrunedPredictions:
 
     @torch.no_grad()
     def _alike(self, program: Program, pruning: Pruning) -> bool:
-        """Whether ``program`` gives the bits of a plainly pruned network on a few images."""
+        """Whether ``program`` gives the bits of an ordinary pruned network on a few images."""
         images = self._sets[0][:_PROBE].to(self._model.device)
         self._set_worker(pruning)
         plain = prune(self._model, pruning, self._mode).module
@@ -182,22 +182,21 @@ class PrunedPredictions:
 
 
 class StackedPredictions:
-    """What :class:`PrunedPredictions` predicts of each model, but for float32 rounding.
+    """The predictions of :class:`PrunedPredictions` for each model, up to float32 rounding.
 
-    Where there is one model, layers that no pruning touches have one set of weights, and run on the images of all
-    prunings at once.
+    For one model, layers that no pruning changes have one set of weights and run on the images of all prunings at once.
 
     Args:
-        models: of one architecture, in eval mode; they stay as they are.
-        prunings: of each model, one for each step: group name -> indices of its pruned filters, all those of the step
-            before among them.
+        models: of one architecture, in eval mode; they do not change.
+        prunings: of each model, one for each step: group name -> indices of its pruned filters, which include those of
+            the previous step.
         sets: images ``[N, C, H, W]`` in [0, 1] of every set.
         mode: how a filter is pruned.
         at_once: steps of each model in one pass.
 
     Raises:
         OptionError: an unknown mode, group or filter.
-        ValueError: the models cannot be stacked, or their forward pass does more than their layers do.
+        ValueError: the models cannot be stacked, or their forward pass does more than call their layers.
     """
 
     def __init__(
@@ -215,18 +214,18 @@ class StackedPredictions:
         if objection:
             raise ValueError(objection)
         is_one = all(model is models[0] for model in models)
-        touched = _touched(models[0], [pruning for own in prunings for pruning in own], mode) if is_one else None
-        self._stacked = StackedNetwork([model for model in models for _ in range(at_once)], touched).eval()
+        changed = _pruned_layers(models[0], [pruning for own in prunings for pruning in own], mode) if is_one else None
+        self._stacked = StackedNetwork([model for model in models for _ in range(at_once)], changed).eval()
         if not agrees(self._stacked):
-            raise ValueError("the forward pass does more than its layers do")
+            raise ValueError("the forward pass does more than call its layers")
         self._sets, self._prunings, self._mode, self._at_once = sets, prunings, mode, at_once
         self._pass = -1
         self._labels: dict[int, Tensor] = {}
 
     def predict(self, model: int, step: int, index: int) -> Tensor:
-        """Labels ``[N]`` (int64, CPU) that ``models[model]`` under its pruning ``step`` predicts for set ``index``.
+        """Labels ``[N]`` (int64, CPU) that ``models[model]`` predicts for set ``index`` under its pruning ``step``.
 
-        Steps are asked for as they rise, of all models each before the next.
+        Call it with increasing steps, and with all models for one step before the next step.
         """
         number, place = divmod(step, self._at_once)
         if number != self._pass:
@@ -236,8 +235,8 @@ class StackedPredictions:
         return self._labels[index][model * self._at_once + place]
 
     def _go_to(self, number: int) -> None:
-        """Prunes the stack on to the steps of that pass; where too few are left, the last step is there again."""
-        assert number > self._pass, "a filter that is pruned does not come back"
+        """Prunes the stack up to the steps of that pass; if too few steps remain, repeats the last one."""
+        assert number > self._pass, "pruning cannot be undone"
         first = number * self._at_once
         entries = [own[min(first + place, len(own) - 1)] for own in self._prunings for place in range(self._at_once)]
         _cut(self._stacked, entries, self._mode)
@@ -246,7 +245,7 @@ class StackedPredictions:
 
     @torch.no_grad()
     def _predict(self, images: Tensor) -> Tensor:
-        """``[G, N]``; as many maps are in memory at a time as in a pass of one model."""
+        """``[G, N]``; holds no more maps in memory than a pass of one model."""
         stack = len(self._stacked.models)
         device = self._stacked.models[0].device
         labels = [self._stacked(part.to(device)).argmax(2) for part in images.split(max(BATCH // stack, 1))]
@@ -261,13 +260,13 @@ def in_one_stack(
     memory: int = CACHE_BYTES,
     one_step: bool = False,
 ) -> list[Predict] | None:
-    """What each model predicts, by one stack of all; None for networks that cannot be stacked.
+    """The predictions of each model from one stack of all models; None if they cannot be stacked.
 
-    One model takes all its steps in one pass. Of several, each takes one, or more where a pass can take more images
-    and ``memory`` bytes for their weights.
+    One model takes all its steps in one pass. With several models, each takes one step in a pass, or more if a pass can
+    take more images and their weights fit in ``memory`` bytes.
 
     Args:
-        one_step: never more than one, because the next may not be asked for.
+        one_step: never take more than one step, because the next may not be needed.
     """
     at_once = len(prunings[0])
     if len(models) > 1:
@@ -281,18 +280,18 @@ def in_one_stack(
     return [partial(stack.predict, model) for model in range(len(models))]
 
 
-def _touched(model: Model, prunings: Sequence[Pruning], mode: PruneMode) -> set[str]:
-    """Paths of the layers in which some pruning sets something to zero."""
+def _pruned_layers(model: Model, prunings: Sequence[Pruning], mode: PruneMode) -> set[str]:
+    """Paths of the layers in which any pruning sets parameters to zero."""
     names = {name for pruning in prunings for name in pruning}
     groups = [group for group in model.groups if group.name in names]
-    touched = {id(one) for group in groups for one, _ in pruned_parameters(model.network, group, mode)}
+    changed = {id(one) for group in groups for one, _ in pruned_parameters(model.network, group, mode)}
     layers = model.network.named_modules()
-    return {path for path, layer in layers if any(id(one) in touched for one in layer.parameters(recurse=False))}
+    return {path for path, layer in layers if any(id(one) in changed for one in layer.parameters(recurse=False))}
 
 
 @torch.no_grad()
 def _cut(stacked: StackedNetwork, prunings: Sequence[Pruning], mode: PruneMode) -> None:
-    """Prunes each entry of the stack, all in one step: a step for each would be many small ones."""
+    """Prunes each entry of the stack in one operation: separate ones would be many and small."""
     for group in stacked.models[0].groups:
         filters = [pruning.get(group.name, ()) for pruning in prunings]
         entry = [g for g, own in enumerate(filters) for _ in own]

@@ -1,4 +1,4 @@
-"""Recovery: a mask over the filters of an unlearned network that brings the clean task back (RNP, Equation 4)."""
+"""Recovery: learns a mask over the filters of an unlearned network that restores clean accuracy (RNP, Equation 4)."""
 
 from __future__ import annotations
 
@@ -30,12 +30,12 @@ class RecoverSettings:
 
     Args:
         lr: learning rate of the masks.
-        momentum: SGD momentum. Not Adam: it would equalise the tiny gradients and move every mask.
-        loss_scale: factor on the cross-entropy (the authors' code uses 0.2, the paper names none).
-        batch_size: images a step.
+        momentum: SGD momentum. Adam does not work: it would equalise the tiny gradients and move every mask.
+        loss_scale: factor on the cross-entropy (0.2 in the authors' code; not given in the paper).
+        batch_size: images in one step.
         epochs: passes over the data.
-        padding: pixels of the random crop; a mirrored half goes with it.
-        small_data: below this many images, batch norms use their running statistics and leave them alone.
+        padding: pixels of the random crop; half of the images are also mirrored.
+        small_data: below this number of images, batch norms use their running statistics and do not update them.
     """
 
     lr: float = 0.2
@@ -49,7 +49,7 @@ class RecoverSettings:
 
 @dataclass(frozen=True)
 class Recovered:
-    """Masks in [0, 1] per filter group (``[num_filters]``, CPU), the loss of every step, and how the steps ran."""
+    """Masks in [0, 1] of each filter group (``[num_filters]``, CPU), the losses of all steps, and their plan."""
 
     masks: dict[str, Tensor]
     losses: tuple[float, ...]
@@ -59,7 +59,7 @@ class Recovered:
 def recover(
     unlearned: Model, data: CleanData, settings: RecoverSettings, seed: int = 0, precision: Precision = DEFAULT
 ) -> Recovered:
-    """Minimises cross-entropy on ``data`` over masks alone; the weights of ``unlearned`` stay as they are.
+    """Minimises cross-entropy on ``data`` over the masks only; the weights of ``unlearned`` do not change.
 
     Masks start at one and are clipped to [0, 1] after every step.
 
@@ -80,7 +80,7 @@ def recover_stack(
     seed: int = 0,
     precision: Precision = DEFAULT,
 ) -> list[Recovered | TrainingError]:
-    """What :func:`recover` makes of each model, or the error that it raises; several models share their steps.
+    """The result of :func:`recover` for each model, or its error; several models share their steps.
 
     Raises:
         OptionError: an unknown precision.
@@ -114,7 +114,7 @@ def recover_stack(
 def _masked(
     unlearned: Sequence[Model], data: CleanData, settings: RecoverSettings, precision: Precision
 ) -> tuple[MaskedNetwork, Plan]:
-    """One network with masks for all models, laid out by the plan that one of them would run by alone."""
+    """One network with masks for all models, in the layout of the plan for one of them."""
     alone = MaskedNetwork(unlearned[0]).train()
     several = [MaskedNetwork(StackedNetwork(unlearned, frozen=True)).train()] if len(unlearned) > 1 else []
     for masked in (alone, *several):
@@ -130,7 +130,7 @@ def _recovered(masks: dict[str, Tensor], losses: Tensor, scale: float, plan: Pla
     broken = (~losses.isfinite()).nonzero()
     if len(broken):
         return TrainingError(
-            f"Recovery gave a loss that is not finite in step {int(broken[0]) + 1}.",
+            f"The loss of recovery is not finite in step {int(broken[0]) + 1}.",
             "Unlearn less: a higher stop accuracy or a smaller learning rate.",
         )
     return Recovered(masks, tuple(loss / scale for loss in losses.tolist()), plan)

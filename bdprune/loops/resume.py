@@ -1,4 +1,4 @@
-"""A file from which a training that was killed goes on, to the same final weights."""
+"""A checkpoint file from which an interrupted training resumes and reaches the same final weights."""
 
 from __future__ import annotations
 
@@ -15,25 +15,25 @@ from torch import Tensor
 from bdprune.files import write_atomically
 
 _MAX_SHARE = 0.005
-"""Share of the time that writing may take: the next file is written so much later than the last one took."""
+"""Share of time spent on writing: the pause before the next write grows with the duration of the last write."""
 
 
 def _silent(text: str) -> None:
-    """Nobody is told."""
+    """Ignores the message."""
 
 
 class Checkpoint:
-    """The state of a training in one file, which is whole or not there.
+    """The state of a training in one file, which is written whole or not at all.
 
     Args:
         path: of the file; its folder must exist.
-        recipe: what determines the training and the trainer does not see, such as the settings of the objective. A
-            file of another recipe is never taken up.
-        every: seconds between two writes, at least; longer where writing is slow.
-        say: told, in one sentence, when a file is taken up and when it is not.
+        recipe: everything that determines the training and that the trainer does not see, such as the settings of the
+            objective. A file of another recipe is never resumed.
+        every: minimum seconds between two writes; longer if writing is slow.
+        say: called with one sentence when a file is resumed and when it is rejected.
 
     Attributes:
-        seconds: spent on this training, those of the runs before this one included.
+        seconds: time spent on this training, including earlier runs.
     """
 
     def __init__(self, path: Path, recipe: str, every: float = 60.0, say: Callable[[str], None] = _silent) -> None:
@@ -50,7 +50,7 @@ class Checkpoint:
         return self._before + time.monotonic() - self._started
 
     def due(self) -> bool:
-        """Whether it is time to write."""
+        """Whether it is time to write the file."""
         return time.monotonic() >= self._next
 
     def save(self, state: Mapping[str, Any]) -> None:
@@ -66,10 +66,10 @@ class Checkpoint:
         self._wait(time.monotonic() - began)
 
     def load(self, training: str = "") -> dict[str, Any] | None:
-        """The state that was written last, or None: there is no file, or it is damaged or of another recipe.
+        """The last written state, or None if there is no file, or if it is damaged or of another recipe.
 
         Args:
-            training: what else determines the training, for this file and those that ``save`` writes.
+            training: more data that determines the training, for this file and the files that ``save`` writes.
         """
         self._key = digest(self._recipe, training)
         if not self.path.exists():
@@ -77,11 +77,11 @@ class Checkpoint:
         try:
             kept = torch.load(self.path, map_location="cpu", weights_only=True)
             key, seconds, state = kept["key"], float(kept["seconds"]), kept["state"]
-        except Exception as error:  # a damaged file fails in many ways, and each means to start again
-            self._say(f"{self.path} cannot be read ({type(error).__name__}): training starts again.")
+        except Exception as error:  # a damaged file can raise anything; start again
+            self._say(f"{self.path} cannot be read ({type(error).__name__}). Training starts again.")
             return None
         if key != self._key:
-            self._say(f"{self.path} is of a training with other settings, data or machine: training starts again.")
+            self._say(f"{self.path} belongs to a training with other settings, data or machine. Training starts again.")
             return None
         self._before, self._started = seconds, time.monotonic()
         return state  # type: ignore[no-any-return]

@@ -1,4 +1,4 @@
-"""The threshold sweep: how far can filters be pruned before clean accuracy on held-out clean data falls."""
+"""The threshold sweep: how many filters can be pruned before clean accuracy on held-out clean data falls."""
 
 from __future__ import annotations
 
@@ -29,8 +29,8 @@ from bdprune.runtime import (
 
 Masks: TypeAlias = Mapping[str, Tensor]
 
-_FEW_STEPS, _FEW_IMAGES = 5, 8  # of a trial on a CPU: little compared with a sweep
-_ENOUGH_MODELS = 4  # of a trial: with more of them a pass has no more images
+_FEW_STEPS, _FEW_IMAGES = 5, 8  # of a trial on a CPU: small compared with a sweep
+_ENOUGH_MODELS = 4  # of a trial: with more models a pass has no more images
 
 
 @dataclass(frozen=True)
@@ -38,19 +38,20 @@ class SweepSettings:
     """How to sweep.
 
     Args:
-        thresholds: in rising order; one that prunes the same filters as the last is not evaluated again.
-        max_drop: fall of clean accuracy, in [0, 1], that ``stop_early`` goes by.
+        thresholds: in rising order; a threshold that prunes the same filters as the previous one is not evaluated
+            again.
+        max_drop: maximum fall of clean accuracy, in [0, 1]; used by ``stop_early``.
         mode: how a filter is pruned.
-        stop_early: stop at the first threshold that costs more than ``max_drop``; otherwise look at all of them,
-            because losing one filter may hurt, and losing it with those that worked against it may not.
-        hopeless: a point that costs more than this on one set is not measured on those that follow.
-        variant: ``stack`` or ``loop``; None is the loop on a CPU, which goes on from feature maps that it has kept, and
-            what a trial finds elsewhere. The stack is of all thresholds of one model, as masks of one network, or of
-            several models, each at the same thresholds. It gives the same but for images whose two largest logits are
-            within float32 rounding of each other. One model that may stop early, and what cannot be stacked, is always
-            a loop.
-        memory: bytes for what a loop keeps, 0 to keep nothing; or for the weights of the models in one stack: those
-            that do not fit come in a stack after it.
+        stop_early: stop at the first threshold that costs more than ``max_drop``. Otherwise evaluate all of them,
+            because accuracy can recover at a higher threshold, when filters with opposite effects are pruned too.
+        hopeless: a point that costs more than this on one set is not measured on the remaining sets.
+        variant: ``stack`` or ``loop``. None takes the loop on a CPU, which reuses cached feature maps, and the result
+            of a trial on a GPU. A stack holds all thresholds of one model, as masks of one network, or several models,
+            each at the same thresholds. Results are the same except for images whose two largest logits are within
+            float32 rounding of each other. A single model that may stop early, and models that cannot be stacked,
+            always loop.
+        memory: bytes for the cache of a loop, 0 for no cache; or for the weights of the models in one stack: the models
+            that do not fit are stacked afterwards.
     """
 
     thresholds: Sequence[float]
@@ -68,8 +69,8 @@ class SweepPoint:
 
     Attributes:
         threshold: masks at or below it are pruned.
-        clean_accuracy: what is left on the first set of clean images, in [0, 1].
-        drop: largest fall of clean accuracy among all the sets, in [-1, 1].
+        clean_accuracy: accuracy after pruning on the first set of clean images, in [0, 1].
+        drop: largest fall of clean accuracy over all sets, in [-1, 1].
         pruned: group name -> indices of its pruned filters.
     """
 
@@ -92,13 +93,13 @@ class Sweep:
     points: tuple[SweepPoint, ...]
 
     def highest(self, max_drop: float) -> SweepPoint | None:
-        """The point of the highest threshold that costs at most ``max_drop``, None when there is none."""
+        """The point with the highest threshold that costs at most ``max_drop``, None if there is none."""
         fits = [point for point in self.points if point.drop <= max_drop]
         return fits[-1] if fits else None
 
 
 def below(scores: Masks, threshold: float) -> dict[str, list[int]]:
-    """Filters whose score is at or below ``threshold``; groups without one are left out."""
+    """Filters whose score is at or below ``threshold``; omits groups without such filters."""
     hits = {name: (score <= threshold).nonzero().flatten().tolist() for name, score in scores.items()}
     return {name: index for name, index in hits.items() if index}
 
@@ -106,15 +107,15 @@ def below(scores: Masks, threshold: float) -> dict[str, list[int]]:
 def sweep(
     model: Model, masks: Masks, sets: Sequence[CleanData], settings: SweepSettings, precision: Precision = DEFAULT
 ) -> Sweep:
-    """Prunes ``model`` at rising thresholds and measures what clean accuracy is left.
+    """Prunes ``model`` at rising thresholds and measures the remaining clean accuracy.
 
-    What the layers before the first newly pruned filter make of the images is kept from threshold to threshold, not
-    computed again; the accuracies are those of plain pruning and predicting to the last bit.
+    Caches the inputs of the first newly pruned layer from threshold to threshold instead of computing them again. The
+    accuracies are bit for bit those of plain pruning and predicting.
 
     Args:
-        masks: group name -> mask per filter; pruned are those at or below the threshold.
-        sets: clean images, each set measured for itself: one small set alone lets a threshold through by luck when many
-            are tried. Nothing else is looked at.
+        masks: group name -> mask per filter; filters at or below the threshold are pruned.
+        sets: clean images; each set is measured separately, because a single small set lets a threshold pass by chance
+            if many are tried. No other images are used.
         precision: whether convs run by Winograd's algorithm (``winograd``, ``auto``); a sweep is always float32.
     """
     return sweep_stack([model], [masks], sets, settings, precision)[0]
@@ -127,9 +128,9 @@ def sweep_stack(
     settings: SweepSettings,
     precision: Precision = DEFAULT,
 ) -> list[Sweep]:
-    """The sweep of every model with its own mask, as :func:`sweep` makes it of each."""
+    """The sweep of every model with its own mask; each result equals that of :func:`sweep`."""
     fit = max(1, settings.memory // weight_bytes(models[0]))
-    alone = replace(settings, variant=None)  # a model of several that is swept by itself goes by what suits one
+    alone = replace(settings, variant=None)  # a model swept separately uses the variant that suits one model
     found: list[Sweep] = []
     if fit < len(models):
         for part in (slice(start, start + fit) for start in range(0, len(models), fit)):
@@ -151,7 +152,8 @@ class _Task:
     """A sweep of models, each with its own masks.
 
     Attributes:
-        prunings: of each model, none at all first; all have one more where that of some model changes.
+        prunings: of each model, starting with no pruning; every model has a new one whenever that of some model
+            changes.
     """
 
     def __init__(
@@ -169,11 +171,11 @@ class _Task:
 
     @property
     def images(self) -> list[Tensor]:
-        """Of every set."""
+        """The images of every set."""
         return [data.images for data in self._sets]
 
     def in_one_stack(self) -> list[Predict] | None:
-        """What each model predicts, by one stack of all; None where they are to be swept one after another."""
+        """The predictions of each model from one stack of all models; None if they must be swept one after another."""
         models, settings, variant = self._models, self._settings, self._settings.variant
         if variant is None and models[0].device.type != "cpu":
             variant = sweep_variant(models, self.prunings, self.images[0], settings.mode, settings.stop_early).winner
@@ -182,7 +184,7 @@ class _Task:
         return in_one_stack(models, self.prunings, self.images, settings.mode, settings.memory, settings.stop_early)
 
     def swept(self, predict: Sequence[Predict]) -> list[Sweep]:
-        """The sweep of every model, all at one threshold before the next: so a stack can take it for all of them."""
+        """The sweep of every model. All models take one threshold before the next, so that a stack can serve them."""
         settings = self._settings
         before = [[share_right(one(0, k), data.labels) for k, data in enumerate(self._sets)] for one in predict]
         points: list[list[SweepPoint]] = [[] for _ in predict]
@@ -198,7 +200,7 @@ class _Task:
         return [Sweep(first[0], tuple(own)) for first, own in zip(before, points, strict=True)]
 
     def _drops(self, predict: Callable[[int], Tensor], before: Sequence[float]) -> list[float]:
-        """Fall of clean accuracy on each set, up to the first set on which it is hopeless."""
+        """Fall of clean accuracy on each set, up to the first set with a hopeless fall."""
         drops: list[float] = []
         for index, (data, accuracy) in enumerate(zip(self._sets, before, strict=True)):
             drops.append(accuracy - share_right(predict(index), data.labels))
@@ -214,17 +216,17 @@ def sweep_variant(
     mode: PruneMode,
     stop_early: bool = False,
 ) -> Choice:
-    """Whether a sweep is faster in a stack: the tuner's question ``sweep``, tried on a part of it on a CPU.
+    """Whether a sweep is faster as a stack: the tuner's question ``sweep``, tried on a part of the sweep on a CPU.
 
-    For one model the stack is of all its prunings, and the loop takes one after another. For several the stack is of
-    all models, and the loop takes one after another, each by the variant that is faster for one. Three models go by
-    two, and more than four by four. A stack that was faster for others of this shape may still be none: whoever makes
-    it finds out.
+    For one model, the stack holds all its prunings, and the loop takes one after another. For several models, the stack
+    holds all models, and the loop takes one after another, each with the variant that is faster for one model. Three
+    models use the answer for two, and more than four the answer for four. The answer ``stack`` may come from other
+    models of this shape; the caller must still check that these models can be stacked.
 
     Args:
-        prunings: of each model, one for each step of the sweep, none at all first.
+        prunings: of each model, one for each step of the sweep, starting with no pruning.
         images: of the sweep, ``[N, C, H, W]``.
-        stop_early: whether it may end at any step: then one model alone takes one after another.
+        stop_early: whether the sweep may end at any step: then a single model takes one step after another.
     """
     models = power_of_two(models[:_ENOUGH_MODELS])
     prunings, images = prunings[: len(models)], images[:BATCH]
@@ -246,7 +248,7 @@ def sweep_variant(
         return in_one_stack(some, own, [images], mode, one_step=stop_early)
 
     if stacked(models, prunings) is None:
-        return no_stack("sweep", models[0], shape, "the forward pass does more than its layers do")
+        return no_stack("sweep", models[0], shape, "the forward pass does more than call its layers")
     alone = "loop" if len(models) == 1 else sweep_variant(models[:1], prunings[:1], images, mode, stop_early).winner
 
     def one_by_one() -> None:
@@ -259,7 +261,7 @@ def sweep_variant(
 
 
 def _run(predict: Sequence[Predict] | None, prunings: Sequence[Sequence[Pruning]]) -> None:
-    """All predictions of a sweep for the first set."""
+    """Runs all predictions of a sweep for the first set."""
     for step in range(len(prunings[0])):
         for one in predict or ():
             one(step, 0)

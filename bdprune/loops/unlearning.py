@@ -1,6 +1,6 @@
-"""Unlearning: gradient ascent on clean data until the network has forgotten its task (RNP, Algorithm 1).
+"""Unlearning: gradient ascent on clean data until the network is no better than chance (RNP, Algorithm 1).
 
-The trajectory says which label the wrong predictions pile up on (RNP, Section 4.3).
+The trajectory shows which label the wrong predictions concentrate on (RNP, Section 4.3).
 """
 
 from __future__ import annotations
@@ -33,13 +33,13 @@ from bdprune.runtime import (
 
 @dataclass(frozen=True)
 class UnlearnStep:
-    """What the network said of a batch, in train mode, before it was changed by it.
+    """The network's predictions for a batch, in train mode, before the step on that batch.
 
     Attributes:
         loss: mean cross-entropy.
         accuracy: share of right predictions, in [0, 1].
         votes: how many images were predicted as each label.
-        wrong_votes: the same, right predictions left out.
+        wrong_votes: the same without right predictions.
         label_counts: how many images have each label.
     """
 
@@ -60,21 +60,21 @@ def flip_shares(steps: Sequence[UnlearnStep]) -> list[float]:
 
 
 def last_epoch(trajectory: Sequence[UnlearnStep], steps_per_epoch: int) -> Sequence[UnlearnStep]:
-    """The steps of the last pass over the data, full or not: the collapse."""
+    """The steps of the last pass over the data, complete or not: the collapse."""
     return trajectory[-steps_per_epoch:]
 
 
 def halves(trajectory: Sequence[UnlearnStep]) -> tuple[Sequence[UnlearnStep], Sequence[UnlearnStep]]:
-    """The first and the second half of the steps to the collapse; of an odd number the second has one more.
+    """The first and the second half of the steps up to the collapse; with an odd number, the second is one longer.
 
-    Neither is empty: a single step is both.
+    Neither is empty: a single step is in both.
     """
     middle = len(trajectory) // 2
     return trajectory[: max(middle, 1)], trajectory[middle:]
 
 
 def middle_half(trajectory: Sequence[UnlearnStep]) -> Sequence[UnlearnStep]:
-    """The steps to the collapse without their first and their last quarter, each rounded down to whole steps."""
+    """The steps up to the collapse without their first and last quarter, each rounded down to whole steps."""
     quarter = len(trajectory) // 4
     return trajectory[quarter : len(trajectory) - quarter]
 
@@ -90,12 +90,12 @@ def sink_label(trajectory: Sequence[UnlearnStep], steps_per_epoch: int) -> int:
 
 
 def top_label(shares: Sequence[float]) -> int:
-    """The label with the largest share; the smallest such label on a tie."""
+    """The label with the largest share; the smallest such label if there is a tie."""
     return max(range(len(shares)), key=lambda label: shares[label])
 
 
 def leaders(shares: Sequence[float]) -> tuple[int, int]:
-    """The labels with the largest and the second largest share; on a tie the smaller label comes first."""
+    """The labels with the largest and the second largest share; in a tie the smaller label comes first."""
     first, second = sorted(range(len(shares)), key=lambda label: -shares[label])[:2]
     return first, second
 
@@ -105,21 +105,22 @@ class UnlearnSettings:
     """How to unlearn.
 
     Args:
-        lr: learning rate of the first try.
+        lr: learning rate of the first attempt.
         momentum: SGD momentum.
-        weight_decay: L2 penalty; it keeps pulling the weights down while the loss is driven up.
-        batch_size: images a step.
-        max_epochs: passes over the data at most.
+        weight_decay: L2 penalty; it keeps shrinking the weights while the loss rises.
+        batch_size: images in one step.
+        max_epochs: maximum number of passes over the data.
         stop_accuracy: stop once train-mode accuracy is at or below this, in [0, 1]; None means chance, 1 / K.
-        stop_share: stop at this share of the accuracy before unlearning, in (0, 1); None goes by stop_accuracy.
-        stop_on: what that accuracy is measured over: the last ``batch`` or the whole ``epoch``.
+        stop_share: stop at this share of the accuracy before unlearning, in (0, 1); None uses stop_accuracy.
+        stop_on: measure that accuracy over the last ``batch`` or the whole ``epoch``.
         milestones: epochs after which the learning rate is divided by ten.
-        padding: pixels of the random crop; a mirrored half goes with it.
-        small_data: below this many images, batch norms use their running statistics and leave them alone.
-        retries: how often to start over with a tenth of the learning rate after a loss that is not finite.
-        min_steps: start over with a third of the learning rate when the stop accuracy comes sooner than this: a
-            network that falls in a few steps shows nothing as it falls. 0 takes whatever comes.
-        raises: how often to start over with three times the learning rate when it does not come within max_epochs.
+        padding: pixels of the random crop; half of the images are also mirrored.
+        small_data: below this number of images, batch norms use their running statistics and do not update them.
+        retries: maximum number of new attempts, at a tenth of the learning rate, after a loss that is not finite.
+        min_steps: start over at a third of the learning rate if the stop accuracy is reached in fewer steps: a network
+            that collapses in a few steps gives no useful trajectory. 0 accepts any number.
+        raises: maximum number of new attempts, at three times the learning rate, if the stop accuracy is not reached
+            within max_epochs.
     """
 
     lr: float = 0.01
@@ -145,12 +146,12 @@ class Unlearned:
     Attributes:
         model: the unlearned model, at its last finite state.
         trajectory: one entry a step.
-        steps_per_epoch: steps in one pass over the data.
-        lr: learning rate of the try that ended finite.
+        steps_per_epoch: number of steps in one pass over the data.
+        lr: learning rate of the last attempt.
         stopped: whether the stop accuracy was reached.
         plan: number format and memory layout of the steps.
-        half_way: the model after the first step whose accuracy was at or below six tenths of that of the first step;
-            None where it fell no further, and of a stack, which the host does not look at on the way.
+        half_way: the model after the first step whose accuracy was at most six tenths of that of the first step. None
+            if it stayed higher, and always None in a stack, whose steps the host does not read.
     """
 
     model: Model
@@ -163,7 +164,7 @@ class Unlearned:
 
 
 _HALF_WAY = 0.6
-"""Of the first accuracy: a backdoor's filters have moved by then, others less (docs/explanation/unlearning.md)."""
+"""Share of the first accuracy where backdoor filters have moved, and others less (docs/explanation/unlearning.md)."""
 
 
 def unlearn(
@@ -171,15 +172,15 @@ def unlearn(
 ) -> Unlearned:
     """Maximises cross-entropy on ``data`` over all parameters of a copy of ``model``.
 
-    The learning rate of ``settings`` is where it starts; the settings say when to start over with another. The last
-    try counts, with its last finite state.
+    Starts at the learning rate of ``settings``, which also say when to start over with another one. The result is the
+    last finite state of the last attempt.
 
     Args:
         precision: see :func:`bdprune.runtime.plan_for`.
 
     Raises:
         OptionError: an unknown precision.
-        TrainingError: not one step of the last try was finite.
+        TrainingError: no step of the last attempt was finite.
     """
     return only(unlearn_stack([model], data, settings, seed, precision))
 
@@ -191,9 +192,9 @@ def unlearn_stack(
     seed: int = 0,
     precision: Precision = DEFAULT,
 ) -> list[Unlearned | TrainingError]:
-    """What :func:`unlearn` makes of each model, or the error that it raises; several models share their steps.
+    """The result of :func:`unlearn` for each model, or its error; several models share their steps.
 
-    Models that need another try share it, each at its own learning rate.
+    Models that need another attempt share it, each at its own learning rate.
 
     Raises:
         OptionError: an unknown precision.
@@ -201,12 +202,12 @@ def unlearn_stack(
     """
     results: dict[int, Unlearned | TrainingError] = {}
     pending = {index: _Attempt(settings.lr, settings.retries, settings.raises) for index in range(len(models))}
-    floors = [_stop_accuracy(model, data, settings) for model in models]
+    stop_accuracies = [_stop_accuracy(model, data, settings) for model in models]
     trainer, few = trainer_for(models), len(data) < settings.small_data
     while pending:
         tried = list(pending)
         some = [models[index] for index in tried]
-        ascent = _Ascent(trainer(some, few), settings, [floors[index] for index in tried])
+        ascent = _Ascent(trainer(some, few), settings, [stop_accuracies[index] for index in tried])
         rates = [pending[index].lr for index in tried]
         for index, outcome in zip(tried, ascent.run(some, data, rates, seed, precision), strict=True):
             attempt = pending.pop(index).after(*outcome, settings.min_steps)
@@ -219,8 +220,8 @@ def unlearn_stack(
 
 def _no_finite_step(lr: float) -> TrainingError:
     return TrainingError(
-        f"Unlearning gave a loss that is not finite at learning rate {lr:g}.",
-        "Check that the checkpoint's weights and the images are sound, or set a smaller learning rate.",
+        f"The loss of unlearning is not finite at learning rate {lr:g}.",
+        "Check the checkpoint's weights and the images, or set a smaller learning rate.",
     )
 
 
@@ -233,33 +234,33 @@ def _stop_accuracy(model: Model, data: CleanData, settings: UnlearnSettings) -> 
 
 @dataclass(frozen=True)
 class _Attempt:
-    """One try of a model: its learning rate, and how often that may still be lowered and raised."""
+    """One attempt for a model: its learning rate, and how often that may still be lowered and raised."""
 
     lr: float
     retries: int
     raises: int
 
     def after(self, result: Unlearned, finite: bool, min_steps: int) -> _Attempt | None:
-        """The next try, None where the last one counts."""
+        """The next attempt, None if the last one counts."""
         if not finite and self.retries:
             return _Attempt(self.lr / 10, self.retries - 1, 0)
         if finite and result.stopped and len(result.trajectory) < min_steps and self.retries:
             return _Attempt(self.lr / 3, self.retries - 1, 0)
         if finite and not result.stopped and self.raises:
-            # Having raised the rate once, it must not be lowered again: the two rules could alternate for ever.
+            # A rate that was raised must not be lowered again: the two rules could alternate forever.
             return _Attempt(self.lr * 3, 0, self.raises - 1)
         return None
 
 
 class _Ascent:
-    """One try of all models: who is still going, and who has failed, on the device (bool ``[G]``)."""
+    """One attempt for all models, with the active and the failed models as flags on the device (bool ``[G]``)."""
 
-    def __init__(self, trained: Trained, settings: UnlearnSettings, floors: Sequence[float]) -> None:
+    def __init__(self, trained: Trained, settings: UnlearnSettings, stop_accuracies: Sequence[float]) -> None:
         self._trained, self._settings = trained, settings
         device = next(trained.module.parameters()).device
-        self._floors = torch.tensor(floors, dtype=torch.float64, device=device)
-        self._accuracies = torch.zeros_like(self._floors)  # their sum since the epoch began
-        self._going = torch.ones(len(floors), dtype=torch.bool, device=device)
+        self._stop_accuracies = torch.tensor(stop_accuracies, dtype=torch.float64, device=device)
+        self._accuracies = torch.zeros_like(self._stop_accuracies)  # their sum since the start of the epoch
+        self._going = torch.ones(len(stop_accuracies), dtype=torch.bool, device=device)
         self._failed = torch.zeros_like(self._going)
         self._first: float | None = None
         self._half_way: Model | None = None
@@ -267,9 +268,9 @@ class _Ascent:
     def run(
         self, models: Sequence[Model], data: CleanData, rates: Sequence[float], seed: int, precision: Precision
     ) -> list[tuple[Unlearned, bool]]:
-        """The outcome of every model, and whether it stayed finite."""
+        """The result of every model, and whether it stayed finite."""
         settings, trained, device = self._settings, self._trained, models[0].device
-        # The plan of one model holds for the stack: it is what that model would run by alone.
+        # The stack uses the plan of one model, so that it runs as that model would by itself.
         one = trained.module if trained.reads_back else models[0].clone().module.train()
         plan = plan_for(precision, one, data.images)
         trained.start(plan, rates, settings.momentum, settings.weight_decay)
@@ -280,7 +281,7 @@ class _Ascent:
         for epoch, done in enumerate(epochs(self._step, shuffled, self._going, trained.reads_back), 1):
             steps += done
             if settings.stop_on == "epoch":
-                self._going &= self._accuracies / len(done) > self._floors
+                self._going &= self._accuracies / len(done) > self._stop_accuracies
             self._accuracies.zero_()
             trained.lower_rates(settings.milestones.count(epoch))
         trajectories = _read(steps, models)
@@ -295,22 +296,22 @@ class _Ascent:
         ]
 
     def _step(self, images: Tensor, labels: Tensor) -> tuple[Tensor, ...]:
-        """Losses, who has moved (``[G]``) and predictions ``[G, N]`` of one step up the loss.
+        """Losses, which models moved (``[G]``) and predictions ``[G, N]`` of one step of ascent.
 
-        A model that has stopped, or whose next state would not be finite, stays as it is.
+        A model that has stopped, or whose next state would not be finite, does not change.
         """
         logits = self._trained.logits(images)
         losses = mean_losses(logits, labels)
         moved = self._trained.move(-losses, self._going)
         with torch.no_grad():
             predicted = logits.argmax(2)
-            # A quotient of whole numbers, which is the same on every device: a mean may be off by a bit.
+            # A quotient of integers is the same on every device; a mean may differ in the last bit.
             accuracies = ((predicted == labels).sum(1) / len(labels)).double()
             self._accuracies += accuracies
             self._failed |= self._going & ~moved
             self._going.copy_(moved)
             if self._settings.stop_on == "batch":
-                self._going &= accuracies > self._floors
+                self._going &= accuracies > self._stop_accuracies
         if isinstance(self._trained, OneModel) and self._half_way is None:
             self._first = float(accuracies) if self._first is None else self._first
             if float(accuracies) <= _HALF_WAY * self._first:
@@ -319,7 +320,7 @@ class _Ascent:
 
 
 def _read(steps: Sequence[tuple[Tensor, ...]], models: Sequence[Model]) -> list[tuple[UnlearnStep, ...]]:
-    """The trajectory of each model, of the steps that have moved it; a few copies from the device in all."""
+    """The trajectory of each model, with the steps that moved it; takes only a few copies from the device."""
     if not steps:
         return [()] * len(models)
     losses, moved, predicted, labels = zip(*steps, strict=True)
@@ -338,7 +339,7 @@ def _read(steps: Sequence[tuple[Tensor, ...]], models: Sequence[Model]) -> list[
 
 
 def _records(losses: Sequence[float], predicted: Tensor, labels: Tensor, num_classes: int) -> list[UnlearnStep]:
-    """One step of every model, from its loss and its predictions ``[G, N]``."""
+    """The record of one step of every model, from its loss and its predictions ``[G, N]``."""
     right = predicted == labels
     votes = functional.one_hot(predicted, num_classes)
     columns = (

@@ -1,9 +1,8 @@
-"""What a method is: it describes itself, takes a case, and gives evidence (a detector) or a repaired model (a
-purifier).
+"""The base classes of methods: a method describes itself, takes a case, and returns evidence or a repaired model.
 
-All settings are constructor arguments, so that ``repr`` of a method is the record of the experiment; a method is a
-frozen dataclass. What it says of itself stands in class attributes, and the registry, the command line, the
-documentation and the reports read them from there.
+A detector returns evidence, a purifier a repaired model. A method is a frozen dataclass, and all its settings are
+constructor arguments, so its ``repr`` records the experiment. Class attributes hold its description; the registry, the
+command line, the documentation and the reports read them.
 """
 
 from __future__ import annotations
@@ -25,22 +24,22 @@ from bdprune.model import Model
 from bdprune.record import Attachment, Change, Cost, Evidence, Gift, MethodInfo, Needs, Rule, finite
 
 Steps = Generator[Analysis[Any], Any, Evidence]
-"""What a detector needs, one analysis after another; each ``yield`` gives back its outcome."""
+"""The analyses that a detector needs, one after another; each ``yield`` returns the result."""
 
 
 class Method(ABC):
-    """What detectors and purifiers have in common: their description.
+    """The description shared by detectors and purifiers.
 
     Attributes:
-        id: of the method, with the package before the dot, such as ``bdprune.rnp``; results name it.
-        title: what it does, in a phrase.
-        paper: where it comes from; empty for one that was published nowhere.
-        needs: the clean images that it takes.
-        cost: what it does with a model (:data:`bdprune.record.COSTS`); a scan runs cheap detectors first.
-        gives: what it helps with (RNP, Table 1).
+        id: unique name with the package before the dot, such as ``bdprune.rnp``; results use it.
+        title: what the method does, in a phrase.
+        paper: source; empty if it is unpublished.
+        needs: clean images that it requires.
+        cost: kind of work on a model (:data:`bdprune.record.COSTS`); a scan runs cheap detectors first.
+        gives: tasks that it helps with (RNP, Table 1).
         label: whether it may name the target label.
         limits: what it cannot do by design, in a sentence; empty for a method that must pass every conformance check.
-        presets: constructor arguments by the name of the set.
+        presets: constructor arguments by the name of the preset.
     """
 
     kind: ClassVar[Literal["detector", "purifier"]]
@@ -56,14 +55,14 @@ class Method(ABC):
 
     @classmethod
     def preset(cls, name: str, **settings: Any) -> Self:
-        """The method with a named set of settings, some of them changed.
+        """The method with the settings of a preset, some of them changed.
 
         Raises:
-            OptionError: no set of that name, or a setting that the method does not take.
+            OptionError: unknown preset, or a setting that the method does not take.
         """
         if name not in cls.presets:
-            known = f"Choose one of {', '.join(cls.presets)}." if cls.presets else "It has none."
-            raise OptionError(f"There is no preset {name!r} of {cls.id}.", known)
+            known = f"Choose one of {', '.join(cls.presets)}." if cls.presets else "It has no presets."
+            raise OptionError(f"{cls.id} has no preset {name!r}.", known)
         return cls(**{**cls.presets[name], **settings})
 
     @classmethod
@@ -76,7 +75,7 @@ class Method(ABC):
         """The description as a record.
 
         Args:
-            name: under which the registry has it.
+            name: name in the registry.
         """
         return MethodInfo(
             id=cls.id,
@@ -105,11 +104,11 @@ class Method(ABC):
 
     @property
     def least_images(self) -> int:
-        """Fewer clean images than this are refused."""
+        """The minimum number of clean images."""
         return self.needs.minimum
 
     def check(self, case: Case) -> CleanData | None:
-        """The clean images of ``case``, which are what the method needs.
+        """The clean images of ``case`` that the method needs.
 
         Raises:
             DataError: there are none, or too few.
@@ -126,23 +125,23 @@ class Method(ABC):
         few = min((data.class_counts.get(label, 0) for label in range(case.model.num_classes)), default=0)
         if few < needs.per_class:
             raise DataError(
-                f"{self.id} needs {needs.per_class} clean images of every class.", "Give some of each class."
+                f"{self.id} needs {needs.per_class} clean images of every class.", "Give images of each class."
             )
         return data
 
 
 class Detector(Method):
-    """A method that says how suspicious a model is: ``detector(case) -> Evidence``.
+    """A method that measures how suspicious a model is: ``detector(case) -> Evidence``.
 
-    A subclass defines ``__call__``. One that trains may define :meth:`steps` instead, and then takes a stack: it yields
-    the analyses that it needs, and for many models of one architecture those that agree are computed at once.
+    A subclass defines ``__call__``. One that trains may define :meth:`steps` instead, and then takes stacks: it yields
+    the analyses that it needs, and equal analyses for many models of one architecture are computed in one batch.
 
     Attributes:
-        rule: under which its findings are reported.
-        decisive: whether its silence on sound clean data makes a model clean, and its word with a label backdoored.
+        rule: rule id under which its findings are reported.
+        decisive: whether no finding on sane clean data makes a model clean, and a finding with a label backdoored.
 
     Example:
-        A subclass in a package of its own is found by an entry point of the group ``bdprune.detectors``.
+        A subclass in another package is found by an entry point of the group ``bdprune.detectors``.
 
         >>> from dataclasses import dataclass
         >>> @dataclass(frozen=True)
@@ -167,10 +166,10 @@ class Detector(Method):
     decisive: ClassVar[bool] = False
 
     def __call__(self, case: Case) -> Evidence:
-        """What the detector sees in one model, whatever order the images came in.
+        """The evidence from one model, independent of the order of the images.
 
         Raises:
-            BdpruneError: it cannot look at this model; a scan makes evidence without a score of it.
+            BdpruneError: it cannot examine this model; a scan then records evidence without a score.
         """
         case = case.in_order()
         steps, outcome = self.steps(case), None
@@ -187,12 +186,12 @@ class Detector(Method):
 
     @classmethod
     def takes_stacks(cls) -> bool:
-        """Whether it may look at many models at once."""
+        """Whether it can examine many models in one batch."""
         return cls.steps is not Detector.steps
 
     @property
     def batch_size(self) -> int:
-        """Images of each model in a step of training, by which a scan reckons memory; 0 for one that does not train."""
+        """Images of each model in one training step, for memory estimates of a scan; 0 if it does not train."""
         return 0
 
     @classmethod
@@ -200,7 +199,7 @@ class Detector(Method):
         return {"rule": cls.rule, "decisive": cls.decisive, "stackable": cls.takes_stacks()}
 
     def evidence(self, score: float, threshold: float, **more: Any) -> Evidence:
-        """Evidence of this detector, flagged where the score is above the threshold.
+        """Evidence of this detector, flagged if the score is above the threshold.
 
         Args:
             more: further fields of :class:`bdprune.record.Evidence`.
@@ -209,7 +208,7 @@ class Detector(Method):
         return Evidence(detector=self.id, score=score, threshold=threshold, flagged=score > threshold, **more)
 
     def outlier_evidence(self, case: Case, scores: Mapping[str, Tensor], threshold: float) -> Evidence:
-        """The largest z-score of any filter within its layer, against ``threshold``; details hold each layer's.
+        """The largest z-score of any filter within its layer, compared with ``threshold``; details hold each layer's.
 
         Args:
             scores: group name -> score per filter ``[num_filters]``; attached to the evidence as ``filter_scores``.
@@ -236,22 +235,21 @@ class CurvePoint:
 
 @dataclass(frozen=True, kw_only=True)
 class Repair:
-    """A repaired model and how it came about.
+    """A repaired model and how it was made.
 
     Attributes:
-        model: the repaired model, same architecture and shapes as the one handed in.
+        model: the repaired model, with the architecture and shapes of the input model.
         method: id of the purifier.
-        change: what was done to the weights: ``nothing``, ``pruned``, ``retrained`` or ``pruned and retrained``.
-        selection: how that was chosen, in one phrase.
-        accuracy_before: clean accuracy of the model handed in, in [0, 1]; on held-out images where the method holds
-            some out.
-        accuracy_after: of the repaired one, on the same images.
-        pruned: group name -> indices of its pruned filters (groups with none are left out).
-        num_filters: how many filters could have been pruned.
-        masks: group name -> mask or score per filter ``[num_filters of the group]``, what the threshold was put on.
-        threshold: the threshold that was chosen; NaN when there is no single one.
+        change: change of the weights: ``nothing``, ``pruned``, ``retrained`` or ``pruned and retrained``.
+        selection: how the pruned filters were chosen, in one phrase.
+        accuracy_before: clean accuracy of the input model, in [0, 1]; on held-out images if the method holds some out.
+        accuracy_after: the same for the repaired model, on the same images.
+        pruned: group name -> indices of its pruned filters (groups without pruned filters are omitted).
+        num_filters: number of filters that could have been pruned.
+        masks: group name -> mask or score per filter ``[num_filters of the group]`` that the threshold applies to.
+        threshold: the chosen threshold; NaN if there is no single one.
         curve: clean accuracy against threshold.
-        target_label: label that the method read off on the way, None when it reads none.
+        target_label: label that the method determined, None if it determines none.
         seconds: wall time of each phase.
         params: constructor settings, JSON values only.
         attachments: tensors and pictures, such as the masks.
@@ -275,7 +273,7 @@ class Repair:
 
 
 class Purifier(Method):
-    """A method that cuts a backdoor out: ``purifier(case) -> Repair``. It never changes the model of the case."""
+    """A method that removes a backdoor: ``purifier(case) -> Repair``. It never changes the model of the case."""
 
     kind = "purifier"
     gives: ClassVar[tuple[Gift, ...]] = ("removal",)
@@ -285,13 +283,13 @@ class Purifier(Method):
         """Repairs a copy of the model.
 
         Raises:
-            DataError: the clean images are not enough.
-            TrainingError: an optimisation left the finite numbers.
+            DataError: there are too few clean images.
+            TrainingError: an optimisation gave values that are not finite.
         """
 
 
 def what_changed(*, pruned: bool, retrained: bool) -> Change:
-    """The word for what was done to the weights."""
+    """The name of the change of the weights."""
     if pruned:
         return "pruned and retrained" if retrained else "pruned"
     return "retrained" if retrained else "nothing"
@@ -305,14 +303,14 @@ class Phases:
 
     @contextmanager
     def __call__(self, name: str) -> Iterator[None]:
-        """Times what runs within it, as phase ``name``."""
+        """Times the code within it as phase ``name``."""
         start = time.perf_counter()
         yield
         self.seconds[name] = time.perf_counter() - start
 
 
 def _plain(value: object) -> Any:
-    """Dataclasses as dicts, at any depth."""
+    """Dataclasses as nested dicts."""
     if is_dataclass(value) and not isinstance(value, type):
         return asdict(value)
     if isinstance(value, Mapping):

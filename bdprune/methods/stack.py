@@ -1,4 +1,4 @@
-"""One detector on many models of one architecture at once."""
+"""Runs one detector on many models of one architecture in one batch."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ _Outcome = Evidence | BdpruneError
 
 
 def examine_stack(detector: Detector, cases: Sequence[Case]) -> list[_Outcome]:
-    """What ``detector`` sees in each case, or the error that it would have raised on that case alone.
+    """The evidence of ``detector`` in each case, or the error that it would raise on that case alone.
 
-    The models go through the steps of the detector side by side. Of those that ask for the same analysis, all are
-    computed at once (:meth:`bdprune.analysis.Analysis.compute_stack`), except those whose outcome is known.
+    The models go through the steps of the detector in parallel. Equal analyses are computed in one batch
+    (:meth:`bdprune.analysis.Analysis.compute_stack`), except those with a known result.
 
     Args:
         cases: models of one architecture, on one device, on the same clean images.
@@ -39,7 +39,7 @@ def examine_stack(detector: Detector, cases: Sequence[Case]) -> list[_Outcome]:
 
 
 def _resumed(steps: Steps, outcome: Any) -> Analysis[Any] | Evidence:
-    """The next analysis that is asked for, or the evidence; an error goes to where the detector waits."""
+    """The detector's next analysis, or its evidence; raises an error at the detector's ``yield``."""
     try:
         return steps.throw(outcome) if isinstance(outcome, BdpruneError) else steps.send(outcome)
     except StopIteration as done:
@@ -47,7 +47,7 @@ def _resumed(steps: Steps, outcome: Any) -> Analysis[Any] | Evidence:
 
 
 def _computed(cases: Sequence[Case], wanted: dict[int, Analysis[Any]]) -> dict[int, Any]:
-    """The outcome of every analysis, by place."""
+    """The result of every analysis, by position."""
     outcomes: dict[int, Any] = {}
     for analysis in dict.fromkeys(wanted.values()):
         places = [place for place, one in wanted.items() if one == analysis]
@@ -62,7 +62,7 @@ def _of_stack(cases: Sequence[Case], places: Iterable[int], analysis: Analysis[A
     if len(places) < 2:
         return {place: outcome_of(lambda place=place: cases[place].get(analysis)) for place in places}  # type: ignore[misc]
     outcomes = analysis.compute_stack([cases[place] for place in places])
-    found = dict(zip(places, outcomes, strict=True))  # before any of them is kept under a wrong key
+    found = dict(zip(places, outcomes, strict=True))  # checks the count before any result is kept under a wrong key
     for place, outcome in found.items():
         if not isinstance(outcome, BdpruneError):
             cases[place].memo.put(cases[place].key(analysis), outcome)

@@ -1,9 +1,9 @@
-"""Pairs every conv with the norm that really consumes its output, by tracing one forward pass.
+"""Pairs every conv with the norm that consumes its output, by tracing one forward pass.
 
-The order in which modules are declared says nothing about that (in a pre-activation network the norm stands before
-the conv). So one small image is sent through the network while every tensor is labelled, channel by channel, with the
-conv it came from. Operators that work on each channel alone (activations, pooling, spatial padding) pass the labels
-on, concatenation and channel slices rearrange them, and everything else ends them.
+The order in which modules are declared does not show this (in a pre-activation network the norm comes before the
+conv). So one small image is sent through the network, and every tensor is labelled, channel by channel, with the conv
+that produced it. Operators that act on each channel separately (activations, pooling, spatial padding) pass the labels
+on, concatenation and channel slices rearrange them, and all others drop them.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from torch.utils.weak import WeakTensorKeyDictionary
 
 from bdprune.errors import ArchitectureError, first_line
 
-# More than one, so that the batch dimension is never mistaken for one that can be merged with the channels.
+# More than one, so that the batch dimension is not mistaken for a dimension that merges with the channels.
 _IMAGES = 2
 
 
@@ -43,9 +43,10 @@ class FilterGroup:
         conv: path of the conv module.
         num_filters: its output channels.
         norms: every norm with a learned scale that consumes all of its filters, in order of execution.
-        exclusive: whether the filters reach the rest of the network through those norms alone, and those channels of
-            the norms take nothing else.
-        as_module: whether the conv runs as a module, and not through its weight alone (``F.conv2d(x, conv.weight)``).
+        exclusive: whether the filters reach the rest of the network only through those norms, and those channels of
+            the norms take no other input.
+        as_module: whether the conv is called as a module; if not, only its weight is used
+            (``F.conv2d(x, conv.weight)``).
     """
 
     name: str
@@ -57,7 +58,7 @@ class FilterGroup:
 
     @property
     def norm(self) -> NormSlice | None:
-        """The one norm whose scale can carry the filters' mask: exactly one consumer, and nothing but it."""
+        """The norm whose scale can carry the filters' mask: the only consumer, with no other input."""
         return self.norms[0] if len(self.norms) == 1 and self.exclusive else None
 
 
@@ -66,9 +67,9 @@ _traced: dict[Hashable, tuple[FilterGroup, ...]] = {}
 
 
 def groups_of(network: nn.Module, input_shape: tuple[int, int, int]) -> tuple[FilterGroup, ...]:
-    """:func:`trace_groups`, once a process for every shape of our own architectures: a folder of models has few.
+    """:func:`trace_groups`, cached for every shape of the known architectures: a folder of models has few.
 
-    What the forward pass of one of them does is a matter of its layers and their shapes alone.
+    The layers and shapes of a known architecture determine its forward pass.
     """
     if not type(network).__module__.startswith(_OURS):
         return trace_groups(network, input_shape)
@@ -84,7 +85,7 @@ def trace_groups(network: nn.Module, input_shape: tuple[int, int, int]) -> tuple
     """Every conv that runs in one forward pass of ``network`` in eval mode, in order of execution.
 
     Args:
-        network: takes ``[N, C, H, W]``; neither its parameters nor its buffers nor its mode change.
+        network: takes ``[N, C, H, W]``; its parameters, buffers and mode do not change.
         input_shape: (C, H, W).
 
     Raises:
@@ -106,14 +107,14 @@ def trace_groups(network: nn.Module, input_shape: tuple[int, int, int]) -> tuple
 
 
 def _private(network: nn.Module) -> nn.Module:
-    """A copy in eval mode that shares the parameters (eval mode reads them only) and owns its buffers."""
+    """A copy in eval mode with the same parameters (eval mode only reads them) and its own buffers."""
     memo: dict[int, Any] = {id(parameter): parameter for parameter in network.parameters()}
     return copy.deepcopy(network, memo).eval()
 
 
 @dataclass(frozen=True)
 class _Run:
-    """``length`` neighbouring channels: those of ``conv`` from ``start`` on, or of no conv (``conv`` is None)."""
+    """``length`` adjacent channels: those of ``conv`` from ``start`` on, or of no conv (``conv`` is None)."""
 
     conv: str | None
     start: int
@@ -167,12 +168,12 @@ class _Tracer(TorchDispatchMode):
         return self.origins.get(tensor) if isinstance(tensor, Tensor) else None
 
     def leak(self, values: object) -> None:
-        """The convs behind ``values`` reach something else than a norm."""
+        """Records that the convs of ``values`` reach something other than a norm."""
         for value in values if isinstance(values, (tuple, list)) else (values,):
             self.leaking.update(run.conv for run in self.origin(value) or () if run.conv)
 
     def called(self, name: str, conv: nn.Conv2d, inputs: object, output: Tensor) -> None:
-        """Labels the output of a conv module whose weight is computed in its forward pass, so not recognised there."""
+        """Labels the output of a conv module that computes its weight in its forward pass: ``convolve`` misses it."""
         self.ran.add(name)
         if self.origin(output) is None:
             self.sizes.setdefault(name, conv.out_channels)
@@ -206,7 +207,7 @@ class _Tracer(TorchDispatchMode):
         return []
 
     def channelwise(self, named: dict[str, Any], outputs: list[Any]) -> list[_Origin | None]:
-        """The first argument's labels, if batch and channels keep their place and nothing else is mixed in."""
+        """The first argument's labels, if batch and channels keep their place and no other labels are mixed in."""
         first, *others = named.values()
         if _same_channels(first, outputs[0]) and not any(_is_map(other) for other in others):
             return [self.origin(first)]
@@ -221,7 +222,7 @@ class _Tracer(TorchDispatchMode):
         return [_merged(runs)]
 
     def split(self, named: dict[str, Any], outputs: list[Any]) -> list[_Origin | None]:
-        """Pieces along the channels, or along other dimensions but the batch."""
+        """Pieces along the channels, or along other dimensions except the batch."""
         tensor = next(iter(named.values()))
         dim = named.get("dim", 0) % tensor.ndim
         origin = self.origin(tensor)
@@ -236,7 +237,7 @@ class _Tracer(TorchDispatchMode):
         return [_cut(origin, first, output.shape[1]) for first, output in zip(starts, outputs, strict=True)]
 
     def groups(self) -> tuple[FilterGroup, ...]:
-        """What was seen, in order of execution."""
+        """The groups found, in order of execution."""
         return tuple(self._group(name, size) for name, size in self.sizes.items())
 
     def _group(self, conv: str, size: int) -> FilterGroup:
@@ -261,8 +262,8 @@ def _rule(operator: str) -> _Rule:
     return _Tracer.channelwise if operator.rstrip("_") in _CHANNELWISE else _Tracer.end
 
 
-# Operators of which output channel c depends on input channel c alone. ``_same_channels`` checks the shapes on top,
-# so that a padding of the channels or a flattening of the image into them ends the labels.
+# Operators whose output channel c depends only on input channel c. ``_same_channels`` also checks the shapes, so that
+# padding the channels or flattening the image into them drops the labels.
 # fmt: off
 _CHANNELWISE = frozenset({
     "relu", "leaky_relu", "_prelu_kernel", "elu", "celu", "gelu", "silu", "mish", "hardswish", "hardsigmoid",
@@ -282,7 +283,7 @@ def _same_channels(tensor: Any, output: Any) -> bool:
 
 
 def _is_map(value: Any) -> bool:
-    """Whether ``value`` is a tensor with a number for every image: no setting, weight or scalar."""
+    """Whether ``value`` is a tensor with values for every image, not a setting, weight or scalar."""
     return isinstance(value, Tensor) and value.ndim > 1 and value.shape[0] == _IMAGES
 
 
@@ -295,7 +296,7 @@ def _placed(origin: _Origin) -> Iterator[tuple[int, _Run]]:
 
 
 def _merged(runs: Sequence[_Run]) -> _Origin:
-    """Neighbours that continue each other as one."""
+    """Merges adjacent runs that continue each other."""
     result: list[_Run] = []
     for run in runs:
         last = result[-1] if result else None

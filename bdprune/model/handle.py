@@ -1,4 +1,4 @@
-"""The model as every method sees it: a network, its normalisation, and where it came from."""
+"""The model as every method sees it: a network, its normalisation, and its source file."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class Normalization:
 
 
 class Normalized(nn.Module):
-    """``network`` behind its normalisation, so that inputs (and so triggers) live in [0, 1] pixel space.
+    """``network`` after its normalisation, so that inputs and triggers are in [0, 1] pixel space.
 
     Shape: images ``[N, C, H, W]`` in [0, 1] -> logits ``[N, K]``.
     """
@@ -47,21 +47,21 @@ class Normalized(nn.Module):
         return self.network(self.normalize(images))  # type: ignore[no-any-return]
 
     def normalize(self, images: Tensor) -> Tensor:
-        """What the network is given."""
+        """The input of the network."""
         return images if self.is_identity else (images - self.mean) / self.std
 
 
 @dataclass(frozen=True)
 class Model:
-    """One loaded model. Methods read it and return new ones; nothing ever changes the one handed in.
+    """A loaded model. Methods read it and return new models; nothing changes a model that it is given.
 
     Attributes:
         network: the bare architecture in eval mode, float32, names as in the checkpoint.
         arch: registry name of the architecture, such as ``resnet18_cifar``.
         num_classes: number of logits K.
         input_shape: (channels, height, width) of one image.
-        normalization: what is applied to images in [0, 1] before ``network``.
-        artifact: the file it came from, None for a module that was handed over in Python.
+        normalization: applied to images in [0, 1] before ``network``.
+        artifact: the file it came from, None for a module passed in from Python.
 
     Raises:
         OptionError: the normalisation is for another number of channels.
@@ -82,27 +82,27 @@ class Model:
 
     @property
     def module(self) -> nn.Module:
-        """Network behind its normalisation (shares parameters with ``network``): images in [0, 1] -> logits."""
+        """``network`` after its normalisation (with shared parameters): images in [0, 1] -> logits."""
         return Normalized(self.network, self.normalization).to(self.device).train(self.network.training)
 
     @property
     def device(self) -> torch.device:
-        """Where the parameters live."""
+        """The device of the parameters."""
         return next(self.network.parameters()).device
 
     @cached_property
     def groups(self) -> tuple[FilterGroup, ...]:
-        """Every conv with the norm that consumes its output, found by tracing one forward pass."""
+        """Every conv with the norm that consumes its output."""
         from bdprune.model.groups import groups_of
 
         return groups_of(self.network, self.input_shape)
 
     def clone(self) -> Model:
-        """A model with parameters and buffers of its own."""
+        """A copy with its own parameters and buffers."""
         return replace(self, network=copy.deepcopy(self.network))
 
     def with_network(self, network: nn.Module) -> Model:
-        """The same identity around another network of the same architecture."""
+        """The same model data with another network of the same architecture."""
         return replace(self, network=network.eval())
 
 
@@ -115,29 +115,29 @@ NORMALIZATIONS: dict[str, Normalization] = {
     "cifar10": Normalization(_CIFAR10_MEAN, (0.2470, 0.2435, 0.2616)),
     "half": Normalization((0.5,), (0.5,)),
     "cifar100": Normalization((0.5071, 0.4867, 0.4408), (0.2675, 0.2565, 0.2761)),
-    # The standard deviation of the means of images, copied from one training repository to the next.
+    # The standard deviations of the image means, an error that training repositories copy from each other.
     "cifar10-old": Normalization(_CIFAR10_MEAN, (0.2023, 0.1994, 0.2010)),
     "gtsrb": Normalization((0.3403, 0.3121, 0.3214), (0.2724, 0.2608, 0.2669)),
     "mnist": Normalization((0.1307,), (0.3081,)),
-    # Networks fed with 0 to 255, without and with the mean taken off (Caffe's habit).
+    # Networks fed with values from 0 to 255, without and with the mean subtracted (Caffe's convention).
     "bytes": Normalization((0.0,), (1 / 255,)),
     "caffe": Normalization(_IMAGENET_MEAN, (1 / 255,) * 3),
 }
-"""Most common first. One value stands for every channel."""
+"""Most common first. A single value applies to every channel."""
 
 GRAY_ONLY = frozenset({"mnist"})
-"""Names of those that mean nothing for colour images."""
+"""Names of the normalisations that make no sense for colour images."""
 
 
 def parse_normalization(text: str) -> Normalization:
-    """The normalisation that ``text`` names or spells out.
+    """The normalisation that ``text`` names or spells out in numbers.
 
     Args:
-        text: a name in ``NORMALIZATIONS``, or means and then standard deviations with commas between, such as
-            ``0.5,0.5,0.5,0.25,0.25,0.25``, in the units of images in [0, 1]. One pair stands for every channel.
+        text: a name in ``NORMALIZATIONS``, or means and then standard deviations, separated by commas, such as
+            ``0.5,0.5,0.5,0.25,0.25,0.25``, in the units of images in [0, 1]. One pair applies to every channel.
 
     Raises:
-        OptionError: no such name, no numbers, an odd count, or a standard deviation that is not above 0.
+        OptionError: an unknown name, invalid numbers, an odd count, or a standard deviation that is not above 0.
 
     Example:
         >>> parse_normalization("0.5,0.25")
@@ -148,7 +148,7 @@ def parse_normalization(text: str) -> Normalization:
 
 
 def normalization_name(normalization: Normalization) -> str:
-    """What to write after ``--normalize`` to get ``normalization``: its name, else its numbers."""
+    """The value of ``--normalize`` for ``normalization``: its name or its numbers."""
     for name, known in NORMALIZATIONS.items():
         if known == normalization:
             return name
@@ -160,9 +160,9 @@ def _spelled_out(text: str) -> Normalization:
     try:
         values = [float(part) for part in text.split(",")]
     except ValueError as error:
-        raise OptionError(f"There is no normalisation {text[:80]!r}.", hint) from error
+        raise OptionError(f"Unknown normalisation {text[:80]!r}.", hint) from error
     if len(values) % 2:
-        raise OptionError(f"{len(values)} numbers can't be as many means as standard deviations.", hint)
+        raise OptionError(f"{len(values)} numbers are not as many means as standard deviations.", hint)
     mean, std = values[: len(values) // 2], values[len(values) // 2 :]
     if not all(map(math.isfinite, values)) or min(std) <= 0:
         raise OptionError(f"{text[:80]!r} has a value that is not finite or a standard deviation not above 0.", hint)

@@ -1,4 +1,4 @@
-"""From a checkpoint file to a ``Model``: read safely, recognised, built, weights loaded strictly."""
+"""Loads a checkpoint file as a ``Model``: safe reading, recognition, building, strict loading of weights."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ _GIVE_KEY = "Choose one of them with --state-key."
 
 @dataclass(frozen=True)
 class Unloaded:
-    """A set of weights that could not be loaded: its name in the file, and why."""
+    """A set of weights that could not be loaded: its name in the file, and the reason."""
 
     name: str
     error: BdpruneError
@@ -40,11 +40,11 @@ class Unloaded:
 
 @dataclass(frozen=True)
 class Loaded:
-    """What was loaded from one file: a model for every set of weights in it, the preferred one first.
+    """The models loaded from one file, one for every set of weights, the preferred one first.
 
     Attributes:
         models: at least one.
-        unloaded: sets of weights that no model could be made of.
+        unloaded: sets of weights that fit no network.
     """
 
     models: tuple[Model, ...]
@@ -52,15 +52,15 @@ class Loaded:
 
 
 class LoadOptions(TypedDict, total=False):
-    """What a caller may say of a checkpoint.
+    """Options for reading a checkpoint.
 
     Attributes:
-        arch: name of the registry, or ``module:callable`` (which imports and runs that code of yours); None
-            recognises the architecture.
-        num_classes: number of logits, to check it; a callable that takes it gets it.
-        normalize: what the network expects to be applied to images in [0, 1]; None is nothing.
-        input_shape: (channels, height, width) of the images; None takes what the architecture is made for.
-        state_key: which set of weights of a file with several; None takes the weights as trained, before averages.
+        arch: registered name, or ``module:callable``, which is imported and run (your own code); None recognises the
+            architecture.
+        num_classes: expected number of logits; passed to the callable if it takes it.
+        normalize: normalisation that the network expects of images in [0, 1]; None for none.
+        input_shape: (channels, height, width) of the images; None takes the size that the architecture was made for.
+        state_key: name of the set of weights to load; None takes trained weights before averaged ones.
     """
 
     arch: str | None
@@ -74,14 +74,14 @@ def load(path: str | Path, **options: Unpack[LoadOptions]) -> Model:
     """Loads a checkpoint without running anything in it; the network is float32, on the CPU, in eval mode.
 
     Args:
-        path: safetensors or torch file (zip or legacy), or the index of shards; wrappers and prefixes are found.
+        path: safetensors or torch file (zip or legacy), or the index of shards; wrappers and prefixes are detected.
         options: see ``LoadOptions``.
 
     Raises:
         ArtifactError: the file is missing, damaged or hostile, or its weights are quantised, NaN or infinite.
         UnsupportedError: the file is not a checkpoint.
         ArchitectureError: the architecture is unknown or ambiguous, or the tensors do not fit it.
-        OptionError: ``arch`` or ``input_shape`` cannot work.
+        OptionError: ``arch`` or ``input_shape`` is invalid.
 
     Example:
         >>> load("resnet20.th").arch                       # doctest: +SKIP
@@ -96,18 +96,18 @@ def load(path: str | Path, **options: Unpack[LoadOptions]) -> Model:
 
 
 def load_all(path: str | Path, **options: Unpack[LoadOptions]) -> Loaded:
-    """Loads every set of weights in a checkpoint: of a student and its teacher, their averages, several models.
+    """Loads every set of weights in a checkpoint: student and teacher, averages, several models.
 
-    Arguments and errors are those of :func:`load`. Sets that fit no network come back as ``unloaded`` if another one
+    Arguments and errors are those of :func:`load`. Sets that fit no network are returned as ``unloaded`` if another one
     fits; if none does, the error of the first is raised.
     """
     unknown = options.keys() - LoadOptions.__annotations__.keys()
     if unknown:
-        raise TypeError(f"a checkpoint is loaded without {min(unknown)!r}")
+        raise TypeError(f"unknown option {min(unknown)!r}")
     arch, state_key = options.get("arch"), options.get("state_key")
     input_shape, num_classes = options.get("input_shape"), options.get("num_classes")
     if input_shape is not None and min(input_shape) < 1:
-        raise OptionError(f"The input shape is {input_shape}.", "Give channels, height and width in pixels.")
+        raise OptionError(f"Invalid input shape {input_shape}.", "Give channels, height and width in pixels.")
     checkpoint = files.read_checkpoint(path)
     matcher: Matcher = OwnMatcher(arch, num_classes) if arch and ":" in arch else KnownMatcher(arch)
     try:
@@ -126,7 +126,7 @@ def load_all(path: str | Path, **options: Unpack[LoadOptions]) -> Loaded:
             model = _build(checkpoint, one, matcher, input_shape, num_classes)
             models.append(replace(model, normalization=options.get("normalize") or Normalization()))
         except BdpruneError as error:
-            unloaded.append(Unloaded(one.name, _placed(path, error)))
+            unloaded.append(Unloaded(one.name, _naming(path, error)))
     if not models:
         raise unloaded[0].error
     left = [f"{_named(one.name)}: {one.error.message}" for one in unloaded]
@@ -137,7 +137,7 @@ def load_all(path: str | Path, **options: Unpack[LoadOptions]) -> Loaded:
 
 @dataclass(frozen=True, eq=False)
 class _Set:
-    """One network in the file: its name, the state dict it stands in, and what was found there."""
+    """One network in the file: its name, its state dict, and the match found there."""
 
     name: str
     home: files.StateDict
@@ -160,7 +160,7 @@ def _sets(checkpoint: files.Checkpoint, matcher: Matcher) -> list[_Set]:
 
 
 def _sets_in(state: files.StateDict, matcher: Matcher) -> list[_Set]:
-    """The networks in one state dict; a set without a network where there is none."""
+    """The networks in one state dict; one set without a network if it has none."""
     tensors = state.tensors()
     shapes = shapes_of(tensors)
     try:
@@ -179,10 +179,10 @@ def _sets_in(state: files.StateDict, matcher: Matcher) -> list[_Set]:
 
 
 def _with_hint(error: BdpruneError, names: Mapping[str, Any]) -> BdpruneError:
-    """``error`` with a better hint where the names tell what was done to the network before it was saved."""
+    """``error`` with a better hint if the names show how the network was changed before it was saved."""
     ends = {name.rpartition(".")[2] for name in names}
     if {"weight_g", "weight_v"} <= ends or {"original0", "original1"} <= ends:
-        hint = "Take weight normalisation off (torch.nn.utils.parametrize.remove_parametrizations) and save it again."
+        hint = "Remove weight normalisation (torch.nn.utils.parametrize.remove_parametrizations) and save it again."
     elif "weight_u" in ends:
         hint = "Call torch.nn.utils.remove_spectral_norm on its layers and save it again."
     elif "weight_orig" in ends:
@@ -197,16 +197,16 @@ def _joined(state: str, prefix: str) -> str:
 
 
 def _common_prefix(shapes: Mapping[str, Any]) -> str:
-    """The longest prefix that stands before every name."""
+    """The longest common prefix of all names."""
     shared = [prefix for prefix in prefixes_of(shapes) if all(name.startswith(prefix) for name in shapes)]
     return shared[-1]
 
 
 def _choose(sets: list[_Set], state_key: str | None) -> tuple[list[_Set], list[Unloaded]]:
-    """The sets that are to be built, and those that cannot be.
+    """The sets to build, and the sets that cannot be built.
 
     Raises:
-        ArtifactError: there is no set of the name ``state_key``, or several.
+        ArtifactError: no set has the name ``state_key``, or several do.
     """
     if state_key is not None:
         named = [one for one in sets if state_key in (one.name, *map(files.join_path, one.home.paths))]
@@ -214,7 +214,7 @@ def _choose(sets: list[_Set], state_key: str | None) -> tuple[list[_Set], list[U
         if len(exact) != 1:
             names = ", ".join(_named(files.quoted(one.name) if one.name else "") for one in sets)
             found = "several sets" if exact else "no set"
-            raise ArtifactError(f"it holds {found} of weights {state_key!r}; it holds {names}.", _GIVE_KEY)
+            raise ArtifactError(f"it holds {found} of weights named {state_key!r}; it holds {names}.", _GIVE_KEY)
         sets = exact
     fitting = [one for one in sets if one.found is not None]
     failed = [Unloaded(one.name, one.error) for one in sets if one.found is None and one.error is not None]
@@ -246,13 +246,13 @@ def _build(
     else:
         shape, count = built.shapes[0], built.num_classes
     if num_classes is not None and num_classes != count:
-        hint = "Leave out --num-classes, or give the checkpoint that has so many classes."
+        hint = "Leave out --num-classes, or give the checkpoint with that number of classes."
         raise ArchitectureError(f"The model has {count} classes, not {num_classes}.", hint)
     return Model(built.network, built.name, count, shape, artifact=_artifact(checkpoint, one, slots))
 
 
 def _first_that_runs(network: nn.Module, shapes: Sequence[Shape], num_classes: int | None) -> tuple[Shape, int]:
-    """The first of ``shapes`` that the network takes, and the number of its logits."""
+    """The first of ``shapes`` that the network accepts, and the number of its logits."""
     first: ArchitectureError | None = None
     for shape in shapes:
         try:
@@ -281,7 +281,7 @@ def _slots(one: _Set) -> dict[str, files.Slot]:
 
 
 def _fill(network: nn.Module, one: _Set, slots: Mapping[str, files.Slot]) -> None:
-    """Loads the tensors of the set into ``network``, each in the type that the network has for it."""
+    """Loads the tensors of the set into ``network``, each converted to the network's dtype."""
     expected: dict[str, Tensor] = network.state_dict()
     state: dict[str, Tensor] = {}
     for key, slot in slots.items():
@@ -310,7 +310,7 @@ def _masked(key: str, original: Tensor, mask: Tensor) -> Tensor:
 
 
 def _artifact(checkpoint: files.Checkpoint, one: _Set, slots: Mapping[str, files.Slot]) -> files.Artifact:
-    """All that ``save`` needs beside the network; what the network can give back is not kept twice."""
+    """Everything that ``save`` needs besides the network, without second copies of values that the network holds."""
     assert one.found is not None
     places = one.home.paths
     given = {key: None for key, slot in slots.items() if slot.original is None}
@@ -333,7 +333,7 @@ def _artifact(checkpoint: files.Checkpoint, one: _Set, slots: Mapping[str, files
 
 
 def _knowing(model: Model, sets: tuple[str, ...], left_out: tuple[str, ...]) -> Model:
-    """``model`` that knows of the other sets of weights in its file."""
+    """``model`` with the names of the other sets of weights in its file."""
     assert model.artifact is not None
     return replace(model, artifact=replace(model.artifact, sets=sets, left_out=left_out))
 
@@ -342,8 +342,8 @@ def _named(name: str) -> str:
     return name or "the checkpoint itself"
 
 
-def _placed(path: str | Path, error: BdpruneError) -> BdpruneError:
-    """An ``ArtifactError`` that says which file it is about; others speak of the model."""
+def _naming(path: str | Path, error: BdpruneError) -> BdpruneError:
+    """An ``ArtifactError`` that names its file; other errors are about the model."""
     if isinstance(error, ArtifactError):
         return type(error)(f"Cannot load {path}: {error.message}", error.hint)
     return error

@@ -1,4 +1,4 @@
-"""Networks that return something else than one tensor of logits, made to return just that."""
+"""Makes networks that return something other than one tensor of logits return just the logits."""
 
 from __future__ import annotations
 
@@ -18,20 +18,20 @@ from bdprune.errors import ArchitectureError, first_line
 _KEYS = ("logits", "out")
 _DEPTH = 3  # of tuples in tuples
 _OURS = "bdprune.model.architectures."
-_PROBE = 2  # images: of one alone, logits that are squeezed cannot be told from one logit
+_PROBE = 2  # images: for a single image, squeezed logits look like one logit
 
 
 def give_logits(network: nn.Module, shape: tuple[int, int, int], num_classes: int | None = None) -> int:
-    """Makes ``network`` return logits ``[N, K]`` in training and in eval mode, and gives their number K.
+    """Makes ``network`` return logits ``[N, K]`` in training and in eval mode, and returns K.
 
-    Taken as logits are: a tensor ``[N, K]`` or ``[N, K, 1, 1]``; ``.logits`` or ``["logits"]`` of an output object; of
-    a tuple the first matrix of ``num_classes`` columns, else the first matrix. A network with one logit z gets two,
-    [0, z], so that its softmax is the sigmoid that it was trained with. Names and parameters of the network stay.
+    Accepted as logits: a tensor ``[N, K]`` or ``[N, K, 1, 1]``; ``.logits`` or ``["logits"]`` of an output object;
+    in a tuple, the first matrix with ``num_classes`` columns, or the first matrix. A network with one logit z gets two,
+    [0, z], so that its softmax equals the sigmoid that it was trained with. Names and parameters do not change.
 
     Args:
-        network: in eval mode; its class is replaced in place where its output has to be.
+        network: in eval mode; its class is replaced in place if its output must change.
         shape: (C, H, W) of one image.
-        num_classes: expected number of logits, which tells them from other matrices in a tuple.
+        num_classes: expected number of logits, to distinguish them from other matrices in a tuple.
 
     Raises:
         ArchitectureError: the forward pass fails, computes no gradients, or returns no logits.
@@ -47,16 +47,16 @@ def give_logits(network: nn.Module, shape: tuple[int, int, int], num_classes: in
         ) from error
     columns = _columns(output, num_classes)
     with torch.no_grad():
-        network(images)  # weights that hooks compute (weight_norm) are without a graph again, so it can be copied
+        network(images)  # weights that hooks compute (weight_norm) lose their graph, so it can be copied
     if columns is None:
         found = f"shape {tuple(output.shape)}" if isinstance(output, Tensor) else f"a {type(output).__name__}"
         raise ArchitectureError(
-            f"The network gives {found} instead of logits of shape ({_PROBE}, classes) for {_PROBE} images.",
+            f"The network returns {found} instead of logits of shape ({_PROBE}, classes) for {_PROBE} images.",
             "Let --arch name a callable whose network returns logits: a tensor, or an object with .logits.",
         )
     logits = _columns_of(output, columns)[0]
     if not logits.requires_grad and any(parameter.requires_grad for parameter in network.parameters()):
-        hint = "Take torch.no_grad and detach out of the network that --arch builds."
+        hint = "Remove torch.no_grad and detach from the network that --arch builds."
         raise ArchitectureError("The forward pass computes no gradients, which scans and repairs need.", hint)
     place = _place_in_training(network, images, logits.detach(), columns)
     if columns == 1 or place is not None or not _is_logits(output, columns):
@@ -67,15 +67,15 @@ def give_logits(network: nn.Module, shape: tuple[int, int, int], num_classes: in
 
 @torch.fx.wrap
 def logits_of(output: Any, columns: int, place: int = 0) -> Tensor:
-    """The logits ``[N, K]`` in what a network returned; one column z becomes [0, z].
+    """The logits ``[N, K]`` in the output of a network; one column z becomes [0, z].
 
     Args:
-        output: what the network returned.
+        output: output of the network.
         columns: K.
-        place: which of the matrices with so many columns, where there are several.
+        place: index among the matrices with K columns, if there are several.
 
     Raises:
-        ArchitectureError: there are none.
+        ArchitectureError: the output has no such logits.
     """
     matrices = _columns_of(output, columns)
     if not matrices:
@@ -85,7 +85,7 @@ def logits_of(output: Any, columns: int, place: int = 0) -> Tensor:
 
 
 class _Logits:
-    """Placed before the class of a network: its forward pass returns the logits alone."""
+    """Base class placed before the class of a network: its forward pass returns only the logits."""
 
     _logit_columns: int
     _logit_place: int
@@ -100,7 +100,7 @@ class _Logits:
 
 
 def _restored(kind: type[nn.Module], state: dict[str, Any]) -> nn.Module:
-    """A network of class ``kind`` with that state, which returns its logits alone; for copying and pickling."""
+    """A network of class ``kind`` with that state, which returns only its logits; for copying and pickling."""
     network = kind.__new__(kind)
     network.__dict__.update(state)
     network.__class__ = _with_logits(kind)
@@ -111,17 +111,17 @@ _made: dict[type, type[nn.Module]] = {}
 
 
 def _with_logits(kind: type[nn.Module]) -> type[nn.Module]:
-    """The class of networks of class ``kind`` that return logits alone; one for all of them, so they can be stacked."""
+    """The class of networks of class ``kind`` that return only logits; cached, so that they can be stacked."""
     if kind not in _made:
         _made[kind] = type(kind.__name__, (_Logits, kind), {"__module__": __name__})
     return _made[kind]
 
 
 def _place_in_training(network: nn.Module, images: Tensor, logits: Tensor, columns: int) -> int | None:
-    """Where the logits stand among the matrices that the network returns in training mode; None where they stand alone.
+    """Index of the logits among the matrices that the network returns in training mode; None if it returns just them.
 
-    Training mode may add outputs, as in GoogLeNet, before or behind the main one. A copy is tried whose norms and
-    dropout stay in eval mode, so that its main output is that of eval mode.
+    Training mode may add outputs before or after the main one, as in GoogLeNet. This tries a copy whose norms and
+    dropout stay in eval mode, so that its main output equals that of eval mode.
     """
     if type(network).__module__.startswith(_OURS):
         return None
@@ -132,7 +132,7 @@ def _place_in_training(network: nn.Module, images: Tensor, logits: Tensor, colum
     try:
         with torch.no_grad(), torch.random.fork_rng(devices=[]):
             output = trial(images)
-    except Exception:  # whatever it is, training meets it again and says so
+    except Exception:  # training will meet the same error and report it
         return 0
     if _is_logits(output, columns):
         return None
@@ -156,14 +156,14 @@ def _columns(output: Any, num_classes: int | None) -> int | None:
 
 
 def _matrices(output: Any, depth: int = _DEPTH) -> list[Tensor]:
-    """Everything in ``output`` that may be logits, the likeliest first, each ``[N, K]``."""
+    """All tensors in ``output`` that may be logits, the likeliest first, each ``[N, K]``."""
     if isinstance(output, Tensor):
         return _as_matrix(output)
     return [matrix for part in _parts(output) for matrix in _matrices(part, depth - 1)] if depth else []
 
 
 def _parts(output: Any) -> list[Any]:
-    """What an output object holds: its logits where it has some by that name."""
+    """The values of an output object: only its logits if it has some by that name."""
     if isinstance(output, Mapping):
         return [output[key] for key in _KEYS if key in output] or list(output.values())
     if isinstance(getattr(output, "logits", None), Tensor):

@@ -1,4 +1,4 @@
-"""Networks that a user's own callable builds, named as ``module:callable``."""
+"""Networks built by a user's own callable, named as ``module:callable``."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ _MOST_COUNTS = 4
 
 @dataclass(frozen=True)
 class OwnNetwork:
-    """A network of the user's own that fits a part of a checkpoint.
+    """A user's own network that fits a part of a checkpoint.
 
     Attributes:
         names: its names in the checkpoint, without the checkpoint's prefix.
-        inner: what stands before these names in the network itself, where the callable wraps what was saved.
-        num_classes: with which it was built; None where the callable takes no number.
-        shapes: (C, H, W) that its images may have, the likeliest first.
-        heads: rows of its last matrix: the number of logits, most likely.
+        inner: prefix of these names in the network itself, if the callable wraps the saved network.
+        num_classes: passed to the callable; None if it takes no number.
+        shapes: possible shapes (C, H, W) of its images, the likeliest first.
+        heads: rows of its last matrix: most likely the number of logits.
     """
 
     names: frozenset[str]
@@ -46,7 +46,7 @@ class OwnMatcher:
 
     Args:
         arch: ``module:callable``; it is imported, and called with ``num_classes`` if it takes that or ``**kwargs``.
-        num_classes: number of logits; None tries what the shapes of the checkpoint suggest.
+        num_classes: number of logits; None tries the numbers that the shapes of the checkpoint suggest.
 
     Raises:
         OptionError: it cannot be imported or is not callable.
@@ -59,10 +59,10 @@ class OwnMatcher:
         self._expected: dict[int | None, dict[str, tuple[int, ...]] | OptionError] = {}
 
     def __call__(self, shapes: Shapes, extras: bool) -> OwnNetwork | None:
-        """The network that fits, built for the number of classes with which it does.
+        """The network that fits, built for the matching number of classes.
 
         Raises:
-            OptionError: the callable fails, or returns something else than a network.
+            OptionError: the callable fails, or returns something other than a network.
         """
         if self._names and self._names.isdisjoint(shapes):
             return None  # the number of classes changes shapes, not names
@@ -77,17 +77,17 @@ class OwnMatcher:
         return None
 
     def build(self, fit: OwnNetwork) -> Built:
-        """A network with parameters of its own."""
+        """A network with its own parameters."""
         return Built(self._call(fit.num_classes), self._arch, fit.shapes)
 
     def explain(self, shapes: Shapes) -> ArchitectureError:
-        """How ``shapes`` differ from the network: the error for a checkpoint that holds none."""
-        told = min((differences(expected, shapes) for _, expected in self._networks(shapes)), key=len)
+        """The error for a checkpoint that does not hold the network: how ``shapes`` differ from it."""
+        differs = min((differences(expected, shapes) for _, expected in self._networks(shapes)), key=len)
         hint = "Name the callable that built the network of this checkpoint (--arch), and --num-classes if it needs it."
-        return ArchitectureError(f"The checkpoint is not a {self._arch}: {', '.join(told[:3])}.", hint)
+        return ArchitectureError(f"The checkpoint is not a {self._arch}: {', '.join(differs[:3])}.", hint)
 
     def _counts(self, shapes: Shapes) -> list[int | None]:
-        """Numbers of classes to try: what was given, else the rows of the last matrices and kernels of one pixel."""
+        """Numbers of classes to try: the given one, or the rows of the last matrices and of the 1x1 kernels."""
         own = self._parameters.get("num_classes")
         takes = own is not None or any(one.kind is one.VAR_KEYWORD for one in self._parameters.values())
         if self._given is not None or not takes:
@@ -98,7 +98,7 @@ class OwnMatcher:
         return counts if needs and counts else [*counts, None]
 
     def _networks(self, shapes: Shapes) -> list[tuple[int | None, dict[str, tuple[int, ...]]]]:
-        """Names and shapes of the network for each number of classes that may be meant.
+        """Names and shapes of the network for each possible number of classes.
 
         Raises:
             OptionError: the callable fails for all of them.
@@ -115,7 +115,7 @@ class OwnMatcher:
         if count not in self._expected:
             try:
                 self._expected[count] = shapes_of(self._call(count).state_dict())
-            except OptionError as error:  # a number that was only guessed
+            except OptionError as error:  # the number was only a guess
                 self._expected[count] = error
         return self._expected[count]
 
@@ -125,11 +125,11 @@ class OwnMatcher:
                 network = self._function(**({} if count is None else {"num_classes": count}))
         except (Exception, SystemExit) as error:
             if count is not None and isinstance(error, TypeError) and "num_classes" in str(error):
-                return self._call(None)  # **kwargs that lead to something that has no classes to count
+                return self._call(None)  # it passes **kwargs on to a callable without num_classes
             raise OptionError(
                 f"{self._arch} raised {type(error).__name__}: {first_line(error)}.",
-                "It is called with num_classes (--num-classes) if it takes that, else with nothing; if it needs more, "
-                "let --arch name a function of your own that takes nothing.",
+                "It is called with num_classes (--num-classes) if it takes that, else without arguments. If it needs "
+                "more, let --arch name a function of your own without arguments.",
             ) from error
         if not isinstance(network, nn.Module):
             raise OptionError(
@@ -147,7 +147,7 @@ def _parameters(function: Callable[..., Any]) -> Mapping[str, inspect.Parameter]
 
 
 def _ready(network: nn.Module, arch: str) -> nn.Module:
-    """The network on the CPU in float32, with all of its parameters."""
+    """The network on the CPU in float32, with all its parameters."""
     hint = "Let --arch name a callable that returns a network with all of its parameters, in plain PyTorch."
     if isinstance(network, torch.jit.ScriptModule):
         raise OptionError(f"{arch} returned a TorchScript module, which cannot be trained or traced.", hint)
@@ -163,7 +163,7 @@ def import_callable(arch: str) -> Callable[..., Any]:
     """The callable that ``module:callable`` names.
 
     Raises:
-        OptionError: the module cannot be imported, or has no such callable.
+        OptionError: the module cannot be imported, or does not have that callable.
     """
     module_name, _, attribute = arch.partition(":")
     try:
@@ -171,8 +171,8 @@ def import_callable(arch: str) -> Callable[..., Any]:
             value: Any = importlib.import_module(module_name)
         for part in attribute.split("."):
             value = getattr(value, part)
-    except (Exception, SystemExit) as error:  # a script ends the program where it is imported
-        hint = "Give --arch module:callable, with a module that Python can import from here."
+    except (Exception, SystemExit) as error:  # importing a script may exit
+        hint = "Give --arch module:callable, with a module that Python can import from this directory."
         raise OptionError(f"Cannot import {arch}: {type(error).__name__}: {first_line(error)}.", hint) from error
     if not callable(value):
         hint = "Let --arch name a class or a function."
@@ -182,7 +182,7 @@ def import_callable(arch: str) -> Callable[..., Any]:
 
 @contextmanager
 def _working_directory_first() -> Iterator[None]:
-    """A console script, unlike ``python -m``, does not look for modules where it is run."""
+    """Unlike ``python -m``, a console script does not search the working directory for modules."""
     here = str(Path.cwd())
     sys.path.insert(0, here)
     try:
@@ -192,12 +192,12 @@ def _working_directory_first() -> Iterator[None]:
 
 
 def _inside(expected: Shapes) -> set[str]:
-    """Names of the network with each of its inner prefixes taken off."""
+    """Names of the network without each of its inner prefixes."""
     return {name.removeprefix(inner) for inner in _inner_prefixes(expected) for name in expected}
 
 
 def _inner_prefixes(expected: Mapping[str, tuple[int, ...]]) -> list[str]:
-    """The empty prefix, and each that stands before all names of the network."""
+    """The empty prefix, and each prefix that all names of the network share."""
     result = [""]
     while True:
         part = {name.removeprefix(result[-1]).partition(".")[0] for name in expected}
@@ -208,7 +208,7 @@ def _inner_prefixes(expected: Mapping[str, tuple[int, ...]]) -> list[str]:
 
 
 def _guesses(expected: Shapes) -> tuple[tuple[tuple[int, int, int], ...], tuple[int, ...]]:
-    """Shapes that its images may have, the channels of its kernels at usual sizes; and the rows of its last matrix."""
+    """Possible shapes of its images, from its kernels' channels and usual sizes; and the rows of its last matrix."""
     heads = tuple(shape[0] for shape in expected.values() if len(shape) == 2)[-1:]
     channels = list(dict.fromkeys(shape[1] for shape in expected.values() if len(shape) == 4 and shape[1] <= 4)) or [3]
     return tuple((count, size, size) for size in _SIZES for count in channels), heads

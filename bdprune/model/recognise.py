@@ -1,4 +1,4 @@
-"""Which architecture a state dict is of, and which of its entries are a network: names and shapes tell."""
+"""Recognises the architecture of a state dict, and its entries that belong to the network, by names and shapes."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _PRUNED = re.compile(r"(.*)_(orig|mask)")
 
 
 class Fit(Protocol):
-    """What a matcher says of shapes that fit: which of the names are part of the network."""
+    """A matcher's result for shapes that fit: the names that belong to the network."""
 
     @property
     def names(self) -> frozenset[str]:
@@ -33,11 +33,11 @@ class Fit(Protocol):
 
     @property
     def inner(self) -> str:
-        """What stands before these names in the network itself."""
+        """Prefix of these names in the network itself."""
 
     @property
     def heads(self) -> tuple[int, ...]:
-        """The likely number of logits, if that is not known; empty otherwise."""
+        """The likely number of logits, if it is not known; otherwise empty."""
 
 
 @dataclass(frozen=True)
@@ -47,8 +47,8 @@ class Built:
     Attributes:
         network: on the CPU, or on the meta device.
         name: of the architecture, or ``module:callable``.
-        shapes: (C, H, W) that its images may have, the likeliest first.
-        num_classes: number of logits; 0 where only a forward pass tells.
+        shapes: possible shapes (C, H, W) of its images, the likeliest first.
+        num_classes: number of logits; 0 if only a forward pass can find it.
     """
 
     network: nn.Module
@@ -58,10 +58,10 @@ class Built:
 
 
 class Matcher(Protocol):
-    """Matches shapes, explains what does not match, and builds what does."""
+    """Matches shapes, explains mismatches, and builds the matching network."""
 
     def __call__(self, shapes: Shapes, extras: bool) -> Fit | None:
-        """The fit, or None. With ``extras``, names outside of the network's own modules are overlooked."""
+        """The fit, or None. With ``extras``, names outside the network's own modules are ignored."""
 
     def explain(self, shapes: Shapes) -> BdpruneError:
         """Why these shapes do not fit."""
@@ -72,11 +72,11 @@ class Matcher(Protocol):
 
 @dataclass(frozen=True)
 class Found:
-    """A network that was found in a state dict.
+    """A network found in a state dict.
 
     Attributes:
-        prefix: what stands before its names.
-        fit: what the matcher said.
+        prefix: prefix of its names.
+        fit: result of the matcher.
         keys: names without the prefix -> keys of the state dict.
     """
 
@@ -86,21 +86,21 @@ class Found:
 
     @property
     def slots(self) -> list[str]:
-        """Keys of the state dict that belong to the network, the masks of pruned weights among them."""
+        """Keys of the state dict that belong to the network, including the masks of pruned weights."""
         masks = [mask_of(key) for name, key in self.keys.items() if is_pruned(name, key)]
         return [*self.keys.values(), *masks]
 
 
 def find_networks(shapes: Shapes, matcher: Matcher) -> tuple[list[Found], list[str]]:
-    """All networks in a state dict, and the keys that belong to none.
+    """All networks in a state dict, and the keys that belong to none of them.
 
-    The shortest prefix under which all names fit comes first; then one under which names are left over that lie
-    outside of the network's modules. What is left is searched again, so a student, its teacher and an average under
-    three prefixes are three networks.
+    The shortest prefix under which all names fit comes first; then a prefix under which the remaining names lie outside
+    the network's modules. The remaining keys are searched again, so a student, its teacher and an average under three
+    prefixes are three networks.
 
     Args:
-        shapes: of every tensor of the state dict, by key.
-        matcher: says whether shapes under a prefix are those of a network.
+        shapes: shape of every tensor of the state dict, by key.
+        matcher: decides whether the shapes under a prefix are those of a network.
     """
     found: list[Found] = []
     left = dict(shapes)
@@ -115,7 +115,7 @@ def find_networks(shapes: Shapes, matcher: Matcher) -> tuple[list[Found], list[s
 
 
 def prefixes_of(shapes: Shapes) -> list[str]:
-    """Every prefix under which at least two weights stand, the shortest first; the empty one is always there."""
+    """Every prefix shared by at least two weights, the shortest first; always includes the empty one."""
     counts: Counter[str] = Counter()
     for key, shape in shapes.items():
         if len(shape) >= 2:
@@ -125,7 +125,7 @@ def prefixes_of(shapes: Shapes) -> list[str]:
 
 
 def merged_masks(keys: Sequence[str]) -> dict[str, str]:
-    """Names of weights that torch.nn.utils.prune keeps apart: ``conv.weight`` -> ``conv.weight_orig``."""
+    """Names of weights that torch.nn.utils.prune stores separately: ``conv.weight`` -> ``conv.weight_orig``."""
     known = set(keys)
     merged = {}
     for key in keys:
@@ -141,7 +141,7 @@ def is_pruned(name: str, key: str) -> bool:
 
 
 def mask_of(key: str) -> str:
-    """Key of the mask of the weight that is stored at ``key``."""
+    """Key of the mask for the weight stored at ``key``."""
     return f"{key.removesuffix('_orig')}_mask"
 
 
@@ -157,7 +157,7 @@ def _first_fit(shapes: Shapes, matcher: Matcher) -> Found | None:
 
 
 def _keys_under(shapes: Shapes, prefixes: Sequence[str]) -> dict[str, list[str]]:
-    """Keys that begin with each of ``prefixes``, in order; every key is looked at once for each of its own parts."""
+    """Keys that begin with each of ``prefixes``, in order; reads each key once for each of its parts."""
     under: dict[str, list[str]] = {prefix: [] for prefix in prefixes}
     for key in shapes:
         under[""].append(key)
@@ -173,8 +173,8 @@ def _own_prefixes(key: str) -> list[str]:
 
 
 def _readings(inside: Sequence[str], prefix: str) -> Iterator[dict[str, str]]:
-    """Names under ``prefix`` -> their keys: as they stand, then without the parts that wrappers put into the middle of
-    names, then with pruned weights and their masks as one.
+    """Names under ``prefix`` -> their keys: unchanged, then without the parts that wrappers insert into names, then
+    with pruned weights merged with their masks.
     """
     keys = {key.removeprefix(prefix): key for key in inside}
     yield keys
@@ -196,13 +196,13 @@ _OWN = "If it is a network of your own, name the callable that builds it: --arch
 
 @dataclass(frozen=True)
 class Recognised:
-    """An architecture that fits a state dict name by name and shape by shape.
+    """An architecture whose names and shapes fit a state dict.
 
     Attributes:
-        name: of the registry.
+        name: registered name.
         settings: arguments of the architecture's ``make``.
         input_size: height and width of the images.
-        names: those that are its own among the names that it was compared with.
+        names: names of the network among those that it was compared with.
     """
 
     name: str
@@ -215,10 +215,10 @@ class Recognised:
 
 @dataclass(frozen=True)
 class KnownMatcher:
-    """Matches shapes with the registry, or with one of its architectures.
+    """Matches shapes with all registered architectures, or with one of them.
 
     Args:
-        arch: name of the only architecture to try; None tries all.
+        arch: the only architecture to try; None tries all.
     """
 
     arch: str | None = None
@@ -237,7 +237,7 @@ class KnownMatcher:
         return fits[0] if fits else None
 
     def explain(self, shapes: Shapes) -> ArchitectureError:
-        """The error for shapes that fit no architecture: the nearest ones, and how they differ."""
+        """The error for shapes that fit no architecture: names the nearest ones, and how they differ."""
         entries = [architecture(self.arch)] if self.arch else list(REGISTRY.values())
         return ArchitectureError(_nearest(entries, shapes, self.arch), _OWN)
 
@@ -248,7 +248,7 @@ class KnownMatcher:
 
 
 def differences(expected: Shapes, found: Shapes) -> list[str]:
-    """How ``found`` differs from ``expected``, in words, worst first: shapes, missing names, unknown names."""
+    """The differences between the two, in words, worst first: shapes, missing names, unknown names."""
     wrong = [
         f"{quoted(name)} has shape {found[name]} instead of {shape}"
         for name, shape in expected.items()
@@ -265,10 +265,10 @@ def shapes_of(tensors: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
 
 
 def fits(expected: Shapes, found: Shapes, extras: bool) -> bool:
-    """Whether ``found`` has all names and shapes of ``expected``, and no others.
+    """Whether ``found`` has all names and shapes of ``expected``, and no other names.
 
-    With ``extras`` it may have others whose first part is not the name of a module of ``expected``: a name inside of
-    one would change what that module computes.
+    With ``extras`` it may have other names, if their first part is not the name of a module of ``expected``: a name
+    inside a module would change what that module computes.
     """
     if any(
         found.get(name) != shape and not (name not in found and _optional(name)) for name, shape in expected.items()
@@ -292,13 +292,13 @@ def _fit(entry: Architecture, shapes: Shapes, extras: bool) -> Recognised | None
 
 def _skeleton(entry: Architecture, settings: Settings) -> nn.Module:
     with torch.device("meta"), warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # a width read off another architecture can leave a layer without elements
+        warnings.simplefilter("ignore")  # a width read from another architecture can make a layer empty
         return entry.make(**settings).eval()
 
 
 @lru_cache(maxsize=256)
 def _expected(name: str, settings: tuple[tuple[str, Any], ...]) -> Shapes | None:
-    """Names and shapes of the network; None when a hostile width makes it too large for any tensor."""
+    """Names and shapes of the network; None if a hostile width makes a tensor too large."""
     try:
         return shapes_of(_skeleton(REGISTRY[name], dict(settings)).state_dict())
     except (RuntimeError, ValueError, TypeError, OverflowError, ZeroDivisionError):
@@ -310,7 +310,7 @@ def _optional(name: str) -> bool:
 
 
 def _nearest(entries: Iterable[Architecture], shapes: Shapes, arch: str | None) -> str:
-    """One sentence with the candidates of which most shapes fit."""
+    """One sentence with the candidates for which most shapes fit."""
     ranked = []
     for entry in entries:
         settings = entry.read(shapes) or {"num_classes": 10, "in_channels": 3, "width": entry.width}
@@ -323,12 +323,12 @@ def _nearest(entries: Iterable[Architecture], shapes: Shapes, arch: str | None) 
     if not near:
         first = ", ".join(f"{quoted(name)} {shape}" for name, shape in list(shapes.items())[:_DIFFERENCES])
         return f"The checkpoint has nothing in common with any known architecture; it begins with {first}."
-    told = "; ".join(_told(name, share, differs) for share, name, differs in near)
-    subject = f"The checkpoint is no {arch}" if arch else "The checkpoint fits no known architecture; nearest"
-    return f"{subject}: {told}."
+    listed = "; ".join(_described(name, share, differs) for share, name, differs in near)
+    subject = f"The checkpoint is not a {arch}" if arch else "The checkpoint fits no known architecture; nearest"
+    return f"{subject}: {listed}."
 
 
-def _told(name: str, share: float, differs: list[str]) -> str:
+def _described(name: str, share: float, differs: list[str]) -> str:
     first = ", ".join(differs[:_DIFFERENCES])
     more = f" and {len(differs) - _DIFFERENCES} more" if len(differs) > _DIFFERENCES else ""
     return f"{name} ({share:.0%} of the tensors agree: {first}{more})"

@@ -1,4 +1,4 @@
-"""Writes a model back as a drop-in checkpoint: same format, wrapper, names, order, types and extra entries."""
+"""Writes a model back as a drop-in checkpoint with the same format, wrapper, names, order, types and extra entries."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from bdprune.model.handle import Model
 
 @dataclass(frozen=True)
 class Written:
-    """A checkpoint that was written: its path (in shards the index), bytes in all, and SHA-256 as in ``Artifact``."""
+    """A written checkpoint: its path (the index, if sharded), its size in bytes, and its SHA-256 as in ``Artifact``."""
 
     path: Path
     bytes: int
@@ -28,17 +28,17 @@ class Written:
 
 
 def save(model: Model | Sequence[Model], path: str | Path) -> Written:
-    """Writes ``model`` to ``path``, in the format of the file it came from (safetensors if it came from none).
+    """Writes ``model`` to ``path``, in the format of the file it came from (safetensors if there is none).
 
-    The file appears whole or not at all. Tensors that were not changed come back bit by bit. What came from shards is
-    written in shards where ``path`` ends in ``.index.json``, and else as one file.
+    The file appears whole or not at all. Unchanged tensors are written bit for bit. A model from shards is written in
+    shards if ``path`` ends in ``.index.json``, otherwise as one file.
 
     Args:
-        model: a model; or several that came from one file, each from a set of weights of its own.
-        path: of the new file, never that of the old one.
+        model: one model, or several that were loaded from one file, each from its own set of weights.
+        path: the new file, which must differ from the old one.
 
     Raises:
-        OutputError: the path cannot be written, or is a file the model came from.
+        OutputError: the path cannot be written, or is a file that the model was loaded from.
     """
     path, models = Path(path), [model] if isinstance(model, Model) else list(model)
     files = to_files(models, path)
@@ -46,10 +46,10 @@ def save(model: Model | Sequence[Model], path: str | Path) -> Written:
     sources = _sources(artifact) if artifact is not None else []
     for name in files:
         if any(_same(name, source) for source in sources):
-            hint = "Give another output path; it is never replaced."
-            raise OutputError(f"{name} is the checkpoint that was read.", hint)
+            hint = "Give another output path; the input is never overwritten."
+            raise OutputError(f"{name} is the input checkpoint.", hint)
     digests = []
-    for name, data in reversed(files.items()):  # the index at last: it names nothing that is not there
+    for name, data in reversed(files.items()):  # the index comes last, so that it never names a missing file
         write_atomically(name, data)
         digests.append(hashlib.sha256(data))
     digests.reverse()
@@ -58,7 +58,7 @@ def save(model: Model | Sequence[Model], path: str | Path) -> Written:
 
 
 def to_files(models: Sequence[Model], path: Path) -> dict[Path, bytes]:
-    """The files of a checkpoint: one, or an index and its shards, the index first."""
+    """The files of a checkpoint: one file, or an index and its shards, the index first."""
     artifact = models[0].artifact
     if artifact is None or not artifact.shards or not path.name.endswith(".index.json"):
         return {path: to_bytes(models)}
@@ -73,7 +73,7 @@ def to_files(models: Sequence[Model], path: Path) -> dict[Path, bytes]:
 
 
 def _shard_names(index: Path, old: Sequence[str]) -> dict[str, str]:
-    """Names of the new shards, made of that of their index: two models in one folder never share a shard."""
+    """Names of the new shards, from the name of their index: two models in one folder never share a shard."""
     suffix = os.path.splitext(old[0])[1]
     stem = index.name.removesuffix(".index.json").removesuffix(suffix)
     return {name: f"{stem}-{part:05d}-of-{len(old):05d}{suffix}" for part, name in enumerate(old, 1)}
@@ -106,7 +106,7 @@ def _encoded(checkpoint: Any, artifact: Artifact) -> bytes:
 
 
 def _checkpoint(models: Sequence[Model]) -> Any:
-    """The checkpoint that the models came from, with their tensors in the places of the old ones."""
+    """The checkpoint that the models came from, with their tensors in place of the old ones."""
     first = models[0].artifact
     assert first is not None
     checkpoint = first.checkpoint
@@ -121,7 +121,7 @@ def _tensors(model: Model) -> dict[str, Tensor]:
 
 
 def _original_form(tensors: Mapping[str, Tensor], artifact: Artifact) -> dict[str, Tensor]:
-    """The tensors of the network under the keys and in the types of the file."""
+    """The network's tensors with the keys and dtypes of the file."""
     return {key: _in_slot(tensors[slot.name], slot) for key, slot in artifact.slots.items()}
 
 
@@ -134,12 +134,12 @@ def _in_slot(tensor: Tensor, slot: Slot) -> Tensor:
 
 
 def _in_double(tensor: Tensor, original: Tensor) -> Tensor:
-    """The float64 original wherever its float32 copy was left alone."""
+    """The float64 original, except where its float32 copy changed."""
     return torch.where(tensor == original.to(torch.float32), original, tensor.to(torch.float64))
 
 
 def _unmasked(tensor: Tensor, original: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
-    """A weight and its mask, whose product is ``tensor``; both stay where the product was left alone."""
+    """A weight and its mask, whose product is ``tensor``; neither changes where the product did not."""
     factor = mask.to(original.dtype)
     changed = tensor != (original * factor).to(torch.float32)
     opened = changed & (factor == 0) & (tensor != 0)

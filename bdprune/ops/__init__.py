@@ -1,6 +1,6 @@
-"""The compiled ops behind one documented function each; plain PyTorch where they are not built (see ``_backend``).
+"""The compiled ops, each behind a documented function; plain PyTorch if they are not built (see ``_backend``).
 
-What other packages of bdprune need of this one is named here.
+This file names everything that other packages of bdprune need.
 """
 
 from __future__ import annotations

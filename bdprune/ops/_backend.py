@@ -1,8 +1,8 @@
-"""Which implementation of the ops runs, and why.
+"""Chooses the implementation of the ops.
 
-``BDPRUNE_BACKEND`` chooses: ``auto`` (the default: compiled ops where they load, plain PyTorch elsewhere),
-``reference`` (always plain PyTorch) or ``native`` (an error instead of a fallback). It is read once, when the ops are
-first imported.
+``BDPRUNE_BACKEND`` chooses: ``auto`` (the default: compiled ops if they load, otherwise plain PyTorch),
+``reference`` (always plain PyTorch) or ``native`` (an error instead of a fallback). It is read once, at the first
+import of the ops.
 """
 
 from __future__ import annotations
@@ -21,27 +21,27 @@ from bdprune.errors import OptionError
 Backend = Literal["native", "reference"]
 
 STABLE_ABI = "2.11"
-"""Oldest torch whose stable ABI the compiled ops speak."""
+"""Oldest torch whose stable ABI the compiled ops use."""
 
 _MEND = "Build it with `pip install -e . --no-build-isolation`, or unset BDPRUNE_BACKEND to run on plain PyTorch."
 
 
 @dataclass(frozen=True)
 class BuildInfo:
-    """What was built, for what, and what of it runs here.
+    """The compiled ops: what was built, for which torch, and what runs here.
 
     Attributes:
-        backend: what CPU tensors run on, ``native`` or ``reference``.
+        backend: implementation for CPU tensors, ``native`` or ``reference``.
         requested: value of BDPRUNE_BACKEND.
-        reason: why ``backend`` is what it is; empty when the compiled ops run.
-        torch: version of the torch that is running.
-        built_for_torch: version of the headers the ops were compiled with; None when they are absent.
-        stable_abi: oldest torch the compiled ops work with.
-        compiler: version of the C++ compiler; None when the ops are absent.
-        cpu_features: instruction set the kernels chose on this CPU: ``baseline``, ``avx2`` or ``avx512``.
+        reason: why the compiled ops do not run; empty if they do.
+        torch: version of the running torch.
+        built_for_torch: version of the torch headers that the ops were compiled with; None if they are absent.
+        stable_abi: oldest torch that the compiled ops work with.
+        compiler: version of the C++ compiler; None if the ops are absent.
+        cpu_features: instruction set that the kernels use on this CPU: ``baseline``, ``avx2`` or ``avx512``.
         threads: threads the CPU kernels may use.
         cuda: whether the CUDA ops run.
-        cuda_reason: why not; empty when they do.
+        cuda_reason: why they do not run; empty if they do.
     """
 
     backend: Backend
@@ -59,7 +59,7 @@ class BuildInfo:
 
 @dataclass(frozen=True)
 class _Loaded:
-    """One native module, or the reason why there is none."""
+    """One native module, or the reason why it is missing."""
 
     module: Any | None
     reason: str
@@ -77,7 +77,7 @@ def _import(name: str) -> _Loaded:
 def _requested() -> str:
     requested = os.environ.get("BDPRUNE_BACKEND", "") or "auto"
     if requested not in ("auto", "native", "reference"):
-        raise OptionError(f"BDPRUNE_BACKEND is {requested!r}.", "Set it to auto, native or reference.")
+        raise OptionError(f"Unknown value of BDPRUNE_BACKEND: {requested!r}.", "Set it to auto, native or reference.")
     return requested
 
 
@@ -109,18 +109,18 @@ _NATIVE_DEVICES = frozenset(name for name, loaded in (("cpu", _CPU), ("cuda", _C
 
 
 def backend() -> Backend:
-    """What ops on CPU tensors run on: ``native`` (compiled) or ``reference`` (plain PyTorch)."""
+    """Implementation for CPU tensors: ``native`` (compiled) or ``reference`` (plain PyTorch)."""
     return "native" if HAS_OPS else "reference"
 
 
 def is_native(tensor: Tensor) -> bool:
-    """Whether the compiled ops take this tensor; other devices fall back to plain PyTorch."""
+    """Whether the compiled ops take this tensor; otherwise plain PyTorch runs."""
     return tensor.device.type in _NATIVE_DEVICES
 
 
 @functools.cache
 def cpu_features() -> str | None:
-    """The instruction set that the kernels chose on this CPU; None where they are not built."""
+    """The instruction set that the kernels use on this CPU; None if they are not built."""
     core = _import("_core").module
     return None if core is None else str(core.isa())
 

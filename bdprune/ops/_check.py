@@ -1,4 +1,4 @@
-"""Checks that the public functions of the ops share. Each names what it got."""
+"""Argument checks shared by the public functions of the ops. Every error includes the value found."""
 
 from __future__ import annotations
 
@@ -43,14 +43,14 @@ def check_mask(mask: object, channels: int, device: torch.device, stack: int | N
 
 
 def is_channels_fastest(x: Tensor) -> bool:
-    """Whether ``x`` [N, C, *] lies in memory as N, *, C without gaps (channels_last)."""
+    """Whether ``x`` [N, C, *] is stored as N, *, C without gaps (channels_last)."""
     return x.movedim(1, -1).is_contiguous()
 
 
 def empty_like_map(x: Tensor, stacked: bool = False) -> Tensor:
-    """What the kernels allocate for an output shaped like ``x``: x's layout where x is dense, else contiguous.
+    """Allocates an output shaped like ``x``: in x's layout if x is dense, otherwise contiguous.
 
-    A stack ``[G, N, C, *]`` is laid out as the map ``[G * N, C, *]`` that it is walked as.
+    A stack ``[G, N, C, *]`` is laid out as the map ``[G * N, C, *]``.
     """
     if stacked:
         return empty_like_map(x.reshape(x.shape[0] * x.shape[1], *x.shape[2:])).view(x.shape)

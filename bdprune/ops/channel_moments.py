@@ -11,8 +11,8 @@ from bdprune.ops import _backend, reference
 from bdprune.ops._check import check_feature_map, check_same_device
 
 _CONSTANT = 1e-4
-"""A variance below this share of (mean - shift)^2 is the rounding of a constant channel: the shift is the mean of the
-first batch, so a channel that varies at all lies far above (sums within a chunk are float32: 1e-5 of them is noise)."""
+"""A variance below this share of (mean - shift)^2 is rounding error of a constant channel. The shift is the mean of the
+first batch, so a channel that varies is far above (sums within a chunk are float32, with noise of 1e-5)."""
 
 
 class ChannelMoments:
@@ -20,17 +20,17 @@ class ChannelMoments:
 
     Args:
         num_channels: C, at least 1.
-        device: where the sums live and where the batches must be; the CPU by default.
-        stack: G for the moments of a stack of maps at once; then batches are ``[G, N, C]`` or ``[G, N, C, *]``, every
-            result has G as its first axis, and all are to the bit those of G objects.
+        device: device of the sums and the batches; the CPU by default.
+        stack: G for the moments of a stack of maps. Batches are then ``[G, N, C]`` or ``[G, N, C, *]``, every result
+            has G as its first axis, and all are bit for bit those of G objects.
         precision: of products of float32 and narrower maps on a GPU: ``ieee`` float32, or ``tf32x3``, three TF32
-            products on tensor cores for each, which is as good but for the last bits. The CPU is always ``ieee``.
+            products on tensor cores for each, equal up to the last bits. The CPU always uses ``ieee``.
 
-    The batches are shifted by the mean of the first one before anything is squared, products are summed in float32
-    within chunks of 256 positions (float64 for float64 input) and merged in float64. So the correlation stays right
-    to about 1e-7 where the mean is 30 standard deviations, where unshifted float32 is off by 3e-4.
+    The batches are shifted by the mean of the first batch before squaring. Products are summed in float32 within chunks
+    of 256 positions (float64 for float64 input) and merged in float64. So the correlation is accurate to about 1e-7 for
+    a mean of 30 standard deviations; the error of unshifted float32 is 3e-4.
 
-    Values of float32 input should stay below 1e18 in magnitude: their squares must fit float32.
+    Values of float32 input must stay below 1e18 in magnitude: their squares must fit float32.
 
     Source: Chan, Golub and LeVeque, Algorithms for computing the sample variance, 1983; Schubert and Gertz, Numerically
     stable parallel computation of (co-)variance, SSDBM 2018.
@@ -61,9 +61,9 @@ class ChannelMoments:
         self.stack = stack
         self._tensor_cores = precision == "tf32x3"
         self.count = 0
-        """Samples N seen so far."""
+        """Samples N added so far."""
         self.positions = 0
-        """Values per channel seen so far: N times the positions of a map."""
+        """Values per channel added so far: N times the positions of a map."""
         shape = (num_channels,) if stack is None else (stack, num_channels)
         self._cross = torch.zeros(*shape, num_channels, dtype=torch.float64, device=device)
         self._sum = torch.zeros(shape, dtype=torch.float64, device=device)
@@ -72,13 +72,13 @@ class ChannelMoments:
 
     @property
     def device(self) -> torch.device:
-        """Where the sums live."""
+        """The device of the sums."""
         return self._sum.device
 
     def update(self, x: Tensor) -> None:
-        """Adds a batch ``[N, C]`` or ``[N, C, *]``, ``[G, N, C]`` or ``[G, N, C, *]`` to a stack.
+        """Adds a batch ``[N, C]`` or ``[N, C, *]``; for a stack ``[G, N, C]`` or ``[G, N, C, *]``.
 
-        Any floating dtype; NCHW and channels_last are read in place.
+        Takes any floating dtype; reads NCHW and channels_last in place.
 
         Empty batches change nothing. No gradient flows.
 
@@ -105,7 +105,7 @@ class ChannelMoments:
         self.positions += sizes.numel() // self.num_channels
 
     def merge(self, other: ChannelMoments) -> None:
-        """Adds what ``other`` has seen, as if its batches had come through :meth:`update`.
+        """Adds the batches of ``other``, as if they had been passed to :meth:`update`.
 
         Raises:
             ValueError: the number of channels or of maps differs.
@@ -132,7 +132,7 @@ class ChannelMoments:
 
     @property
     def mean(self) -> Tensor:
-        """Mean of each channel over samples and positions, float64 ``[C]`` (``[G, C]`` of a stack, and so on)."""
+        """Mean of each channel over samples and positions, float64 ``[C]`` (``[G, C]`` for a stack, and so on)."""
         return self._shift + self._sum / self._filled()
 
     @property
@@ -142,7 +142,7 @@ class ChannelMoments:
 
     @property
     def activation_norm(self) -> Tensor:
-        """Mean over samples of the L2 norm of the channel's map over the root of its positions, float64 ``[C]``."""
+        """Mean over samples of the L2 norm of the channel's map, over the root of its positions, float64 ``[C]``."""
         self._filled()
         return self._norm_sum / self.count
 
@@ -154,7 +154,7 @@ class ChannelMoments:
     def correlation(self) -> Tensor:
         """Pearson correlation of the channels, float64 ``[C, C]``, within [-1, 1].
 
-        A channel that is constant has no correlation: it gets 0 with every other and 1 with itself. A channel that is
+        A constant channel has no correlation: it gets 0 with every other channel and 1 with itself. A channel that is
         not finite gets NaN.
         """
         covariance = self._centred()
@@ -175,7 +175,7 @@ class ChannelMoments:
 
     def _filled(self) -> int:
         if self.positions == 0:
-            raise ValueError("no values have been seen yet: call update first")
+            raise ValueError("no values have been added: call update first")
         return self.positions
 
 
@@ -185,11 +185,11 @@ def _outer(a: Tensor, b: Tensor) -> Tensor:
 
 
 def _provisional_mean(x: Tensor) -> Tensor:
-    """Mean of the batch as float64 ``[C]``, rounded to float32 so that every kernel subtracts the very same number."""
+    """Mean of the batch as float64 ``[C]``, rounded to float32 so that every kernel subtracts the same number."""
     dims = [dim for dim in range(x.dim()) if dim != 1]
     mean = x.mean(dims, dtype=torch.float64 if x.dtype == torch.float64 else torch.float32)
     rounded = mean.float().double()
-    # float64 input may lie beyond float32; a batch that is not finite spoils its channel whatever the shift is.
+    # float64 input may exceed float32; a batch that is not finite makes its channel NaN with any shift.
     return torch.where(rounded.isfinite(), rounded, mean.double().nan_to_num(nan=0.0, posinf=0.0, neginf=0.0))
 
 

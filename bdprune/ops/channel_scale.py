@@ -15,14 +15,14 @@ def channel_scale(z: Tensor, mask: Tensor) -> Tensor:
     """``mask[c] * z[:, c]`` for every channel c; with a mask ``[G, C]``, ``mask[g, c] * z[g, :, c]``.
 
     Args:
-        z: ``[N, C]`` or ``[N, C, *]``, float16, bfloat16, float32 or float64; NCHW and channels_last are read in place.
+        z: ``[N, C]`` or ``[N, C, *]``, float16, bfloat16, float32 or float64; reads NCHW and channels_last in place.
             ``[G, N, C]`` or ``[G, N, C, *]`` for a stack.
         mask: ``[C]`` or ``[G, C]``, any floating dtype, on z's device.
 
     Returns:
-        The product, in z's dtype and, where z is dense, z's layout. Differentiable once in both arguments; the
-        backward is one pass over z and the gradient, and the mask's gradient is summed in float64 in a fixed order, so
-        it has the same bits for any number of threads, and in a stack the bits of G calls.
+        The product, in z's dtype and, if z is dense, in z's layout. Differentiable once in both arguments; the backward
+        is one pass over z and the gradient. The mask's gradient is summed in float64 in a fixed order, so its bits do
+        not depend on the number of threads, and for a stack they equal those of G calls.
 
     Raises:
         TypeError: an argument is not a floating tensor.
@@ -48,7 +48,7 @@ def channel_scale(z: Tensor, mask: Tensor) -> Tensor:
 
 def _setup_context(ctx: Any, inputs: tuple[Tensor, Tensor], output: Tensor) -> None:
     z, mask = inputs
-    # A gradient for z alone needs the mask only: the feature map can then be freed.
+    # A gradient for z alone needs only the mask, so the feature map can be freed.
     ctx.save_for_backward(z if ctx.needs_input_grad[1] else None, mask)
 
 

@@ -1,8 +1,9 @@
-"""What can run a masked convolution, and which variant does on a GPU, shape by shape: the tuner's question ``conv``.
+"""The variants of a masked convolution, and the choice between them on a GPU for each shape: the tuner's question
+``conv``.
 
-The variants are ``kernel`` (one launch of our own over all models, :mod:`bdprune.ops.stacked_conv2d`), ``library``
-(PyTorch's convolutions, one model after another, and one fused mask kernel) and ``grouped`` (one convolution of
-PyTorch's with G times the groups).
+The variants are ``kernel`` (one launch of bdprune's kernel for all models, :mod:`bdprune.ops.stacked_conv2d`),
+``library`` (PyTorch's convolutions, one model after another, and one fused mask kernel) and ``grouped`` (one PyTorch
+convolution with G times the groups).
 """
 
 from __future__ import annotations
@@ -19,10 +20,10 @@ from bdprune.ops.channel_scale import channel_scale
 from bdprune.ops.tuner import Timer, fastest
 
 Settings = tuple[int | tuple[int, int], int | tuple[int, int] | str, int | tuple[int, int], int]
-"""Stride, padding, dilation and groups, as a caller gives them."""
+"""Stride, padding, dilation and groups, as passed by a caller."""
 
 Convolution = Callable[[Tensor, Tensor, Tensor | None], Tensor]
-"""Of x, weight and bias of one model."""
+"""Convolution of one model, from x, weight and bias."""
 
 Operands = tuple[Tensor, Tensor, Tensor | None, Tensor | None]
 """x, weight, mask and bias of a masked convolution."""
@@ -31,20 +32,20 @@ Run = Callable[[Tensor, Tensor, Tensor | None, Tensor | None], Tensor]
 
 
 def check_conv(x: Tensor, weight: Tensor, bias: Tensor | None, stack: int | None, groups: int) -> None:
-    """Raises unless the shapes fit; the mask is looked at elsewhere."""
+    """Raises an error unless the shapes fit; does not check the mask."""
     for name, value in (("x", x), ("weight", weight)):
         if value.dim() != 4 and (value.dim() != 5 or value.shape[0] != stack):
             more = "" if stack is None else f", or 5 with {stack} first as in the mask"
             raise ValueError(f"{name} must have 4 dimensions{more}, got shape {list(value.shape)}")
     if groups < 1 or x.shape[-3] != weight.shape[-3] * groups or weight.shape[-4] % groups:
         shapes = f"{list(x.shape)}, {list(weight.shape)} and groups={groups}"
-        raise ValueError(f"the channels of x and weight do not fit, got {shapes}")
+        raise ValueError(f"the channels of x and weight do not match, got {shapes}")
     if bias is not None and bias.shape != weight.shape[:-3]:
         raise ValueError(f"bias must be {list(weight.shape[:-3])}, got shape {list(bias.shape)}")
 
 
 def by_library(conv: Convolution, x: Tensor, weight: Tensor, mask: Tensor | None, bias: Tensor | None) -> Tensor:
-    """Convolutions of one model, as many as there are weights, and the fused mask."""
+    """Convolutions of one model after another, and the fused mask."""
     if weight.dim() == 5:
         z = _one_by_one(conv, x, weight, bias)
     else:
@@ -64,12 +65,12 @@ def _one_by_one(conv: Convolution, x: Tensor, weight: Tensor, bias: Tensor | Non
     batches = x.unbind() if x.dim() == 5 else [x] * len(weight)
     biases = [None] * len(weight) if bias is None else bias.unbind()
     parts = [conv(*one) for one in zip(batches, weight.unbind(), biases, strict=True)]
-    # Side by side along the batch, where channels_last stays what it is; a new axis would lose it.
+    # Concatenated along the batch, which keeps channels_last; a new axis would lose it.
     return torch.cat(parts).view(len(weight), *parts[0].shape)
 
 
 def grouped(settings: Settings, x: Tensor, weight: Tensor, mask: Tensor | None, bias: Tensor | None) -> Tensor:
-    """All models side by side along the channels of one convolution; one batch for all needs no groups for that."""
+    """All models concatenated along the channels of one convolution; a shared batch needs no groups for that."""
     stack, groups = len(weight), settings[3]
     flat_bias = None if bias is None else bias.flatten()
     if x.dim() == 4 and groups == 1:
@@ -83,16 +84,16 @@ def grouped(settings: Settings, x: Tensor, weight: Tensor, mask: Tensor | None, 
 
 
 def choose(variants: Mapping[str, Run], operands: Operands, setting: object, timer: Timer | None = None) -> str:
-    """The variant that runs these operands.
+    """The variant for these operands.
 
     Args:
-        variants: what can run them, by name; the first is what runs where nothing is known and nothing can be tried.
-        operands: the very tensors that are to be convolved; a trial leaves them and their gradients alone.
-        setting: stride and so on, whose ``repr`` tells shapes apart.
+        variants: functions by name; the first is the default when no trial is possible.
+        operands: the tensors to convolve; a trial does not change them or their gradients.
+        setting: stride and so on, whose ``repr`` is part of the shape's name.
         timer: as in :func:`bdprune.ops.tuner.fastest`.
 
     Raises:
-        OptionError: BDPRUNE_TUNE names what is unknown.
+        OptionError: BDPRUNE_TUNE has an unknown value.
     """
     if torch.compiler.is_compiling():
         return next(iter(variants))
@@ -112,7 +113,7 @@ def _one_pass(run: Run, operands: Operands) -> None:
 
 
 def _shape_name(operands: Operands, setting: object) -> str:
-    """Shapes in words. Batches are told apart by powers of two: a last batch that is smaller needs no trial."""
+    """Shapes in words. Batch sizes are rounded to powers of two, so a smaller last batch needs no trial."""
     x, weight, mask, bias = operands
     sizes = list(x.shape)
     sizes[-4] = 1 << max(sizes[-4] - 1, 0).bit_length()
@@ -128,7 +129,7 @@ def _shape_name(operands: Operands, setting: object) -> str:
 
 
 def _dtype_of(x: Tensor) -> torch.dtype:
-    """What it is convolved in."""
+    """The dtype of the convolution."""
     return torch.get_autocast_dtype(x.device.type) if torch.is_autocast_enabled(x.device.type) else x.dtype
 
 

@@ -12,10 +12,10 @@ from bdprune.ops._check import check_floating, check_same_device
 
 
 def filter_spectral_norms(weights: Sequence[Tensor], scales: Sequence[Tensor | None] | None = None) -> list[Tensor]:
-    """Largest singular value of each filter's ``[I / groups, kh * kw]`` matrix, times ``|scale|`` where one is given.
+    """Largest singular value of each filter's ``[I / groups, kh * kw]`` matrix, times ``|scale|`` if given.
 
     Args:
-        weights: any number of weights, each ``[O, I / groups, kh, kw]``, a stack of models
+        weights: list of weights, each ``[O, I / groups, kh, kw]``, a stack of models
             ``[G, O, I / groups, kh, kw]`` or a linear layer's ``[O, I]`` (taken as a 1x1 convolution, so the norm is
             the L2 norm of the row); float16, bfloat16, float32 or float64, any strides, all on one device.
         scales: None, or one entry per weight: None or ``[O]`` (``[G, O]`` for a stack), such as the gain of the batch
@@ -23,21 +23,21 @@ def filter_spectral_norms(weights: Sequence[Tensor], scales: Sequence[Tensor | N
 
     Returns:
         One tensor per weight, ``[O]`` or ``[G, O]``, float32 (float64 for a float64 weight). A filter that holds a NaN
-        or Inf gives NaN and spoils no other; an empty one gives 0. No gradient flows.
+        or Inf gives NaN and does not affect others; an empty one gives 0. No gradient flows.
 
     Raises:
         TypeError: an entry is not a floating tensor.
-        ValueError: shapes, devices or the number of scales do not fit.
+        ValueError: shapes, devices or the number of scales do not match.
 
-    Precision: the largest eigenvalue of the Gram matrix on the smaller side. On the CPU, products of float32 and
-    narrower weights are summed in float32 over short runs and in float64 beyond, and the rest is float64: the relative
-    error is below 1.2e-7 on random filters and below 4e-7 where every rounding goes the same way (a filter of equal
-    elements), less than that of float32 ``svdvals``. On CUDA, and for float64 weights, all sums are float64, and the
-    error is that of rounding the result to float32 (6e-8), or below 1e-14 in float64. Neither huge weights nor
-    denormals change that. A filter's bits do not depend on the rest of the list or on the number of threads.
+    Precision: computes the largest eigenvalue of the Gram matrix on the smaller side. On the CPU, products of float32
+    and narrower weights are summed in float32 over short runs and otherwise in float64; the rest is float64. The
+    relative error is below 1.2e-7 on random filters and below 4e-7 if every rounding goes the same way (a filter of
+    equal elements), smaller than for float32 ``svdvals``. On CUDA, and for float64 weights, all sums are float64, and
+    the error is the rounding of the result to float32 (6e-8), or below 1e-14 in float64. This also holds for very large
+    weights and for denormals. A filter's bits do not depend on the rest of the list or on the number of threads.
 
     Complexity: O(I k^2 min(I, k^2)) per filter for its Gram matrix, and O(min(I, k^2)^3) for the eigenvalue: on the CPU
-    4/3 n^3 flops to make the matrix tridiagonal and three or four evaluations of its characteristic polynomial, on CUDA
+    4/3 n^3 flops to make the matrix tridiagonal and three or four evaluations of its characteristic polynomial; on CUDA
     a fixed number of Jacobi sweeps.
 
     Source: the channel Lipschitz constant of Zheng et al., Data-free Backdoor Removal based on Channel Lipschitzness,
@@ -61,7 +61,7 @@ def filter_spectral_norms(weights: Sequence[Tensor], scales: Sequence[Tensor | N
 
 
 def _shaped(norms: Tensor, weight: Tensor) -> Tensor:
-    """``norms`` in the shape and dtype that go with ``weight``; calls nothing that would change nothing."""
+    """``norms`` in the shape and dtype for ``weight``; skips calls that would change nothing."""
     if weight.dim() == 5:
         norms = norms.view(weight.shape[:2])
     dtype = _out_dtype(weight)

@@ -1,4 +1,4 @@
-"""The masked convolution: filters that fade with their mask."""
+"""The masked convolution: scales each filter by its mask."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from bdprune.ops.stacked_conv2d import convolve
 
 
 class Geometry(TypedDict, total=False):
-    """The keyword arguments of :func:`torch.nn.functional.conv2d` that say where a filter goes."""
+    """The keyword arguments of :func:`torch.nn.functional.conv2d` for the geometry of the convolution."""
 
     stride: int | tuple[int, int]
     padding: int | tuple[int, int] | str
@@ -24,29 +24,29 @@ class Geometry(TypedDict, total=False):
 def masked_conv2d(
     x: Tensor, weight: Tensor, mask: Tensor, bias: Tensor | None = None, **geometry: Unpack[Geometry]
 ) -> Tensor:
-    """``mask[c] * (conv2d(x, weight)[:, c] + bias[c])``: a convolution whose filters fade with their mask.
+    """``mask[c] * (conv2d(x, weight)[:, c] + bias[c])``: a convolution whose filters are scaled by their masks.
 
-    The mask acts on the output, not on the weight: that is the same function, but its gradient then needs no gradient
-    of the weight. So with a frozen weight a backward pass runs two convolutions instead of three. A mask ``[G, O]``
-    makes it a stack: of G models, each with a weight of its own, or of G masks on one weight. Inputs are one batch for
-    each, or one batch for all.
+    The mask multiplies the output, not the weight: the function is the same, but its gradient needs no gradient of the
+    weight. So with a frozen weight a backward pass runs two convolutions instead of three. A mask ``[G, O]`` makes it a
+    stack: G models, each with its own weight, or G masks on one weight. The inputs are one batch for each model, or one
+    batch for all.
 
     Args:
         x: ``[N, I, H, W]``, or ``[G, N, I, H, W]`` in a stack.
         weight: ``[O, I / groups, kh, kw]``, or ``[G, O, I / groups, kh, kw]`` in a stack.
         mask: ``[O]``, or ``[G, O]``.
-        bias: ``[O]``, ``[G, O]`` with such a weight, or None.
+        bias: ``[O]``, ``[G, O]`` with a stacked weight, or None.
         **geometry: ``stride``, ``padding``, ``dilation`` and ``groups`` as in :func:`torch.nn.functional.conv2d`.
 
     Returns:
-        ``[N, O, H', W']``, or ``[G, N, O, H', W']``: on the CPU the same bits as G calls, but for a shared weight,
-        where one convolution runs over all batches; on a GPU up to rounding, since
-        :mod:`bdprune.ops.conv_variants` chooses what runs. A :class:`torch.overrides.TorchFunctionMode` may take over
-        the call. Gradients flow to x and mask, and to weight and bias if they ask.
+        ``[N, O, H', W']``, or ``[G, N, O, H', W']``. On the CPU the bits are those of G calls, except with a shared
+        weight, where one convolution runs over all batches. On a GPU results are equal up to rounding, since
+        :mod:`bdprune.ops.conv_variants` chooses the variant. A :class:`torch.overrides.TorchFunctionMode` may intercept
+        the call. Gradients flow to x and mask, and to weight and bias if they require one.
 
     Raises:
         TypeError: an argument is not a floating tensor.
-        ValueError: shapes or devices do not fit.
+        ValueError: shapes or devices do not match.
 
     Source: the masks of Wu and Wang, Adversarial Neuron Pruning, NeurIPS 2021, and of Li et al., Reconstructive Neuron
     Pruning, ICML 2023, eq. 2.
@@ -66,7 +66,7 @@ def masked_conv2d(
 
 
 def check_masked(x: Tensor, weight: Tensor, mask: Tensor, bias: Tensor | None, groups: int) -> None:
-    """Raises unless they are operands of a masked convolution."""
+    """Raises an error unless they are operands of a masked convolution."""
     check_floating("x", x)
     check_floating("weight", weight)
     check_floating("mask", mask)

@@ -1,6 +1,6 @@
-"""Plain PyTorch versions of the ops: what the compiled ones are tested against, and what runs where they are absent.
+"""Plain PyTorch versions of the ops: the reference for tests of the compiled ops, and the fallback without them.
 
-Written for clarity and float64 accuracy, not for speed. Arguments have been checked by the public functions.
+Written for clarity and float64 accuracy, not for speed. The public functions have already checked the arguments.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ def filter_matrices(weight: Tensor) -> Tensor:
 
 
 def spectral_norms(weight: Tensor, scale: Tensor | None) -> Tensor:
-    """Largest singular value of each filter times ``|scale|``: float64 ``[count]``, NaN for one that is not finite."""
+    """Largest singular value of each filter times ``|scale|``: float64 ``[count]``, NaN for a non-finite filter."""
     matrices = filter_matrices(weight.detach()).double()
     finite = matrices.isfinite().flatten(1).all(1)
     if matrices.numel() == 0:
@@ -49,7 +49,7 @@ def channel_moments_update_(cross: Tensor, sum: Tensor, norm_sum: Tensor, x: Ten
     maps = x.detach().double().flatten(2) if x.dim() > 2 else x.detach().double().unsqueeze(-1)  # [N, C, P]
     centred = (maps - shift[:, None]).transpose(0, 1).flatten(1)  # [C, N * P]
     products = centred @ centred.T
-    cross += (products + products.T) / 2  # a matrix product need not round both triangles alike
+    cross += (products + products.T) / 2  # a matrix product may round the two triangles differently
     sum += centred.sum(1)
     if maps.shape[-1]:
         norm_sum += maps.square().mean(-1).sqrt().sum(0)
@@ -64,7 +64,7 @@ def channel_scale(z: Tensor, mask: Tensor) -> Tensor:
 def channel_scale_backward(
     grad: Tensor, z: Tensor, mask: Tensor, need_z: bool, need_mask: bool
 ) -> tuple[Tensor, Tensor]:
-    """Reference of ``bdprune::channel_scale_backward``; what is not needed comes back empty."""
+    """Reference of ``bdprune::channel_scale_backward``; gradients that are not needed are empty."""
     samples = mask.dim() - 1
     dims = [samples, *range(samples + 2, z.dim())]
     grad_z = channel_scale(grad, mask) if need_z else z.new_empty(0)
@@ -73,7 +73,7 @@ def channel_scale_backward(
 
 
 def winograd_conv2d(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """Reference of ``bdprune::winograd_conv2d``; its autograd is that of the compiled op's gradients."""
+    """Reference of ``bdprune::winograd_conv2d``; its autograd gives the gradients of the compiled op."""
     return functional.conv2d(x, weight, bias, padding=1)
 
 

@@ -16,7 +16,7 @@ _ops = torch.ops.bdprune
 
 Pair = tuple[int, int]
 Setting = tuple[Pair, Pair, Pair, int]
-"""Stride, padding, dilation and groups, in full."""
+"""Stride, padding, dilation and groups as numbers."""
 
 
 def stacked_conv2d(
@@ -28,23 +28,23 @@ def stacked_conv2d(
     dilation: int | tuple[int, int] = 1,
     groups: int = 1,
 ) -> Tensor:
-    """The convolutions of G models in one call, with the bits of G calls on the CPU.
+    """The convolutions of G models in one call; on the CPU, bit for bit those of G calls.
 
     Args:
-        x: ``[G, N, I, H, W]``, or one batch ``[N, I, H, W]`` for all.
+        x: ``[G, N, I, H, W]``, or one batch ``[N, I, H, W]`` for all models.
         weight: ``[G, O, I / groups, kh, kw]``.
         bias: ``[G, O]`` or None.
-        stride: as in :func:`torch.nn.functional.conv2d`, like the three that follow.
+        stride: as in :func:`torch.nn.functional.conv2d`, like the next three.
         padding: a number, a pair, ``"same"`` or ``"valid"``.
         dilation: a number or a pair.
         groups: divides I and O.
 
     Returns:
-        ``[G, N, O, H', W']``; each model's part has the layout that its convolution alone would have.
+        ``[G, N, O, H', W']``; each model's part has the layout of a single convolution.
 
     Raises:
         TypeError: an argument is not a floating tensor.
-        ValueError: shapes do not fit.
+        ValueError: shapes do not match.
 
     >>> stacked_conv2d(torch.ones(1, 1, 2, 2), torch.ones(2, 1, 1, 2, 2)).flatten()
     tensor([4., 4.])
@@ -58,7 +58,7 @@ def stacked_conv2d(
 
 
 def convolve(x: Tensor, weight: Tensor, mask: Tensor | None, bias: Tensor | None, settings: Settings) -> Tensor:
-    """The masked convolution by the variant that is chosen where there are several."""
+    """The masked convolution by the chosen variant."""
     setting = setting_of(weight, *settings) if takes(x) else None
     if setting is None:
         return by_library(partial(conv2d, settings), x, weight, mask, bias)
@@ -67,10 +67,10 @@ def convolve(x: Tensor, weight: Tensor, mask: Tensor | None, bias: Tensor | None
 
 
 def _variants(setting: Setting, settings: Settings, x: Tensor, weight: Tensor, mask: Tensor | None) -> dict[str, Run]:
-    """What can run it, the safest guess first: our kernel for a stack, the library where it has one convolution."""
+    """The possible variants, the safest first: bdprune's kernel for a stack, the library for a single convolution."""
     library = partial(by_library, partial(conv2d, settings))
     if x.dim() == 4 and weight.dim() == 4 and mask is not None and mask.dim() == 2:
-        return {"library": library}  # one convolution is all there is to do
+        return {"library": library}  # there is only one convolution
     kernel = partial(run, setting=setting)
     if weight.dim() == 4 or len(weight) == 1:
         return {"library": library, "kernel": kernel}
@@ -78,7 +78,7 @@ def _variants(setting: Setting, settings: Settings, x: Tensor, weight: Tensor, m
 
 
 def takes(x: Tensor) -> bool:
-    """Whether the kernels run on such a tensor: there is none for float64."""
+    """Whether the kernels support the dtype of the tensor: they do not support float64."""
     return x.is_cuda and _backend.is_native(x) and x.dtype in (torch.float16, torch.bfloat16, torch.float32)
 
 
@@ -89,7 +89,7 @@ def setting_of(
     dilation: int | tuple[int, int],
     groups: int,
 ) -> Setting | None:
-    """The arguments of a convolution in full; None for a padding that PyTorch must see to."""
+    """The arguments of a convolution as numbers; None for a padding mode that only PyTorch supports."""
     steps, spread = _pair(stride), _pair(dilation)
     if isinstance(padding, str):
         reach = [spread[axis] * (weight.shape[axis - 2] - 1) if padding == "same" else 0 for axis in (0, 1)]
@@ -104,10 +104,10 @@ def run(x: Tensor, weight: Tensor, mask: Tensor | None, bias: Tensor | None, set
 
     Args:
         x: ``[G, N, I, H, W]`` or ``[N, I, H, W]``.
-        weight: ``[G, O, I / groups, kh, kw]``, or ``[O, I / groups, kh, kw]``, which is read by all and never copied.
-        mask: ``[G, O]``, ``[O]`` with such an x and weight, or None with weights of their own.
+        weight: ``[G, O, I / groups, kh, kw]``, or ``[O, I / groups, kh, kw]``, which all models share without a copy.
+        mask: ``[G, O]``, ``[O]`` with such an x and weight, or None if each model has its own weights.
         bias: in the shape of the weight's filters, or None.
-        setting: what :func:`setting_of` gives.
+        setting: result of :func:`setting_of`.
     """
     if mask is not None and mask.dim() == 1:
         return run(x[None], weight[None], mask[None], None if bias is None else bias[None], setting).squeeze(0)
@@ -122,7 +122,7 @@ def run(x: Tensor, weight: Tensor, mask: Tensor | None, bias: Tensor | None, set
 
 
 class _StackedConv(torch.autograd.Function):
-    """Two convolutions backward at most where the weight is frozen: none of them forms the masked gradient."""
+    """Runs at most two convolutions backward if the weight is frozen: none of them computes the masked gradient."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, mask: Tensor, bias: Tensor | None, setting: Setting) -> Tensor:
@@ -139,7 +139,7 @@ class _StackedConv(torch.autograd.Function):
         need_x, need_weight, need_mask, need_bias, _ = ctx.needs_input_grad
         grad_x = grad_weight = grad_mask = grad_bias = None
         if need_x:
-            # With the mask's gradient, in the same launch, where z was kept for it.
+            # Includes the mask's gradient in the same launch, if z was kept for it.
             rest = (mask.contiguous(), *ctx.x_shape[-2:], *ctx.setting, _exact())
             grad_x, grad_mask = _ops.stacked_conv2d_backward(grad, z, weight, *rest)
             grad_x = grad_x if len(ctx.x_shape) == 5 else grad_x.sum(0)
@@ -153,7 +153,7 @@ class _StackedConv(torch.autograd.Function):
 
 
 def _weight_gradient(grad: Tensor, x: Tensor, weight: Tensor, setting: Setting) -> Tensor:
-    """By the library, as one convolution with G times the groups, or of all batches where they share a weight."""
+    """By the library, as one convolution with G times the groups, or over all batches if they share a weight."""
     stride, padding, dilation, groups = setting
     stack = len(weight)
     inputs = x.expand(len(grad), *x.shape) if x.dim() == 4 else x
@@ -175,7 +175,7 @@ def _weight_gradient(grad: Tensor, x: Tensor, weight: Tensor, setting: Setting) 
 
 
 def _exact() -> bool:
-    """Whether float32 convolutions must not be rounded to TF32: what PyTorch asks of its own."""
+    """Whether float32 convolutions must not be rounded to TF32; follows PyTorch's own setting."""
     return not torch.backends.cudnn.allow_tf32
 
 

@@ -1,16 +1,15 @@
-"""Which of several ways to compute the same thing is fastest here: a short trial, whose outcome is kept.
+"""Chooses the fastest of several variants of a computation on this machine: a short trial, whose result is stored.
 
-A question has a name (``conv``) and variants (``kernel``, ``library``, ``grouped``), which :data:`QUESTIONS` lists, and
-is asked anew for every shape, device and version of torch. Variants differ by rounding, so the outcomes are kept in one
-file (:func:`kept_file`): later runs on this machine go by them, and give the same bits.
+A question has a name (``conv``) and variants (``kernel``, ``library``, ``grouped``), which :data:`QUESTIONS` lists. It
+is answered separately for every shape, device and version of torch. Variants differ by rounding, so the answers are
+stored in one file (:func:`kept_file`): later runs on this machine reuse them, and give the same bits.
 
-``BDPRUNE_TUNE`` chooses: ``on`` (the default), ``off`` (nothing is tried or looked up, defaults run) or pins such as
-``conv=kernel,stack=loop``: that variant runs wherever it can, the default elsewhere, and other questions are as with
-``on``, or with ``off`` where that is listed too.
+``BDPRUNE_TUNE`` is ``on`` (the default), ``off`` (no trials and no stored answers: defaults run) or a list of pins such
+as ``conv=kernel,stack=loop``. A pinned variant runs wherever it can, otherwise the default; other questions are
+answered as with ``on``, or as with ``off`` if the list contains it.
 
-There is no trial while a CUDA graph is captured, while ``torch.compile`` traces, and where PyTorch is asked for
-deterministic algorithms: then the default runs, unless the question has been answered before (the trace looks nothing
-up).
+No trial runs during a CUDA graph capture, a ``torch.compile`` trace, or if PyTorch must use deterministic algorithms.
+Then the default runs, unless the answer is known (a trace does not look it up).
 """
 
 from __future__ import annotations
@@ -35,10 +34,10 @@ QUESTIONS: Mapping[str, tuple[str, ...]] = {
     "sweep": ("stack", "loop"),
     "precision": ("float32", "float32-nchw", "bfloat16", "bfloat16-nchw", "winograd"),
 }
-"""Everything that is tried anywhere in bdprune, with its variants: what pins may name."""
+"""All questions with their variants; pins may name these."""
 
 ROUNDS = 3
-"""Of a trial; the first pays for what is set up once."""
+"""Rounds of a trial; the first pays for one-time setup."""
 
 Run = Callable[[], object]
 Timer = Callable[[Run, torch.device], float]
@@ -51,10 +50,10 @@ class Choice:
     Attributes:
         question: one of :data:`QUESTIONS`.
         winner: the variant.
-        device: name of the device, with what else of the machine times depend on.
-        shape: what was asked about, in words.
-        seconds: least seconds of one run of each variant; empty where there was no trial.
-        reason: in words, where there was no trial.
+        device: name of the device, with the other machine properties that times depend on.
+        shape: the shape in the question, in words.
+        seconds: shortest time of each variant; empty if there was no trial.
+        reason: why there was no trial, in words.
     """
 
     question: str
@@ -75,23 +74,23 @@ def fastest(
     worth: float = 1.0,
     timer: Timer | None = None,
 ) -> Choice:
-    """The variant that runs ``question`` on ``shape``: pinned, or kept from before, or the winner of a trial.
+    """The variant that runs ``question`` on ``shape``: pinned, or stored, or the winner of a trial.
 
-    In a trial the variants take turns, so that a busy machine hurts them alike, and the least of :data:`ROUNDS` times
-    counts. A trial that does not fit into memory is none, and is not kept.
+    In a trial the variants take turns, so that other load on the machine affects all of them. The shortest of
+    :data:`ROUNDS` times counts. A trial that does not fit into memory is abandoned, and its result is not stored.
 
     Args:
         question: one of :data:`QUESTIONS`.
-        shape: in words, all that the times depend on but for device and torch; numbers that vary little from call to
+        shape: everything that times depend on besides device and torch, in words; numbers that vary little from call to
             call (the last batch) should be rounded to powers of two.
-        device: what the variants run on.
-        variants: each does the whole work once, and leaves everything as it found it.
-        default: what runs where nothing is known and nothing can be tried; the first variant if None.
+        device: device of the variants.
+        variants: functions that do the whole work once and change no state.
+        default: variant to run if no answer is known and no trial is possible; the first variant if None.
         worth: a variant other than the default must take at most this share of the default's time.
-        timer: seconds of a run on a device, :func:`seconds_of` if None; tests bring their own.
+        timer: measures the seconds of a run on a device, :func:`seconds_of` if None; tests pass their own.
 
     Raises:
-        OptionError: BDPRUNE_TUNE names what is unknown.
+        OptionError: BDPRUNE_TUNE has an unknown value.
     """
     default = next(iter(variants)) if default is None else default
     choice = settled(question, shape, device, variants, default)
@@ -112,8 +111,8 @@ def fastest(
 def settled(
     question: str, shape: str, device: torch.device, variants: Collection[str], default: str | None = None
 ) -> Choice | None:
-    """What :func:`fastest` says without a trial, None where it would run one: to be asked before what is costly to set
-    up. The arguments are those of :func:`fastest`; of the variants the names are enough.
+    """The answer of :func:`fastest` without a trial, None if a trial is needed. Call it before an expensive setup.
+    Takes the arguments of :func:`fastest`; the names of the variants are enough.
     """
     winner, reason = next(iter(variants)) if default is None else default, ""
     if torch.compiler.is_compiling():
@@ -124,11 +123,11 @@ def settled(
     tries, pins = _switch(os.environ.get("BDPRUNE_TUNE", ""))
     place = _place(device)
     if question in pins:
-        winner, reason = pins[question] if pins[question] in variants else winner, "BDPRUNE_TUNE says so"
+        winner, reason = pins[question] if pins[question] in variants else winner, "pinned by BDPRUNE_TUNE"
     elif not tries:
         reason = "BDPRUNE_TUNE is off"
     elif len(variants) == 1:
-        reason = "there is no other way"
+        reason = "there is no other variant"
     else:
         kept = _known().get(_key(question, place, shape))
         if kept is not None and kept.winner in variants and kept.seconds.keys() >= set(variants):
@@ -139,7 +138,7 @@ def settled(
 
 @functools.cache
 def _switch(text: str) -> tuple[bool, Mapping[str, str]]:
-    """Whether anything is tried, and the pins, by the value of BDPRUNE_TUNE."""
+    """Whether trials are on, and the pins, from the value of BDPRUNE_TUNE."""
     tries, pins = True, {}
     for part in filter(None, (part.strip() for part in text.split(","))):
         question, is_pin, variant = (word.strip() for word in part.partition("="))
@@ -150,26 +149,26 @@ def _switch(text: str) -> tuple[bool, Mapping[str, str]]:
         else:
             possible = "; ".join(f"{name}= {', '.join(ways)}" for name, ways in QUESTIONS.items())
             raise OptionError(
-                f"BDPRUNE_TUNE is {text!r}, where {part!r} is unknown.",
-                f"Set it to on, off, or pins with commas between them, of these: {possible}.",
+                f"Unknown part {part!r} in BDPRUNE_TUNE={text!r}.",
+                f"Set it to on, off, or pins separated by commas, of these: {possible}.",
             )
     return tries, pins
 
 
 def _objection(device: torch.device) -> str:
-    """Why a trial would break a capture, or make results depend on it; empty where it would not."""
+    """Why a trial would break a capture, or make results depend on it; empty if it is possible."""
     if device.type == "cuda" and torch.cuda.is_current_stream_capturing():
-        return "a CUDA graph is captured"
-    return "deterministic algorithms are wanted" if torch.are_deterministic_algorithms_enabled() else ""
+        return "a CUDA graph is being captured"
+    return "deterministic algorithms are required" if torch.are_deterministic_algorithms_enabled() else ""
 
 
 # ------------------------------------------------------------------------------------------------- times
 
 
 def seconds_of(run: Run, device: torch.device) -> float:
-    """Time of one run, until ``device`` is done with it.
+    """Time of one run, until ``device`` has finished it.
 
-    With one thread on a CPU it is processor time, which a busy machine stretches less than the wall clock.
+    With one thread on a CPU this is processor time, which depends less on other load than the wall clock.
     """
     clock = time.process_time if device.type == "cpu" and torch.get_num_threads() == 1 else time.perf_counter
     _wait(device)
@@ -180,7 +179,7 @@ def seconds_of(run: Run, device: torch.device) -> float:
 
 
 def least_seconds(device: torch.device, rounds: int, *runs: Run, timer: Timer = seconds_of) -> list[float]:
-    """Least seconds of each run; they take turns, so that a busy machine hurts them alike."""
+    """Shortest time of each run; they take turns, so that other load on the machine affects all of them."""
     times = [[timer(run, device) for run in runs] for _ in range(rounds)]
     return [min(of_one) for of_one in zip(*times, strict=True)]
 
@@ -191,23 +190,23 @@ def _wait(device: torch.device) -> None:
 
 
 def device_name(device: torch.device) -> str:
-    """The GPU's own name, or the device's type."""
+    """The GPU's name, or the device's type."""
     return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
 
 
 def _place(device: torch.device) -> str:
-    """The device, and of a CPU the instruction set and the threads: one home may serve several machines."""
+    """The device, and for a CPU its instruction set and threads: several machines may share one home folder."""
     if device.type != "cpu":
         return device_name(device)
     kind = f"{platform.machine()} {torch.backends.cpu.get_cpu_capability()}"
     return f"cpu {kind}, {torch.get_num_threads()} threads"
 
 
-# ------------------------------------------------------------------------------------------------- what is kept
+# ------------------------------------------------------------------------------------------------- stored choices
 
 
 def kept_file() -> Path:
-    """Where choices are kept: ``tuned.json`` in ``BDPRUNE_CACHE``, else in the user's cache directory."""
+    """File of the stored choices: ``tuned.json`` in ``BDPRUNE_CACHE``, or in the user's cache directory."""
     return _file(os.environ.get("BDPRUNE_CACHE", ""), os.environ.get("XDG_CACHE_HOME", ""))
 
 
@@ -217,17 +216,17 @@ def _file(own: str, users: str) -> Path:
 
 
 def kept_choices() -> list[Choice]:
-    """Every choice that is kept on this machine; none where the file is missing or not ours to understand."""
+    """Every choice stored on this machine; none if the file is missing or cannot be parsed."""
     return list(_read().values())
 
 
 def forget() -> None:
-    """Starts like another process, which goes by the file alone."""
+    """Drops the choices in memory, so that only the file counts; for tests and benchmarks."""
     _processes.clear()
 
 
 _processes: dict[Path, dict[str, Choice]] = {}
-"""What this process goes by: each file as it found it, and what it has added since."""
+"""The choices known to this process: the content of each file when read, and later additions."""
 
 
 def _known() -> dict[str, Choice]:
@@ -249,7 +248,7 @@ def _read() -> dict[str, Choice]:
 
 
 def _sound(entry: object) -> Choice | None:
-    """The choice that an entry of the file is, None where it is none."""
+    """The choice in an entry of the file, None if the entry is invalid."""
     try:
         choice = Choice(**entry)  # type: ignore[arg-type]
     except TypeError:
@@ -263,7 +262,7 @@ def _sound(entry: object) -> Choice | None:
 
 
 def _keep(choice: Choice) -> None:
-    """Keeps one more; the file is put in place in one move. Where none can be written, this process remembers it."""
+    """Stores one more choice; the file is replaced in one move. If it cannot be written, only this process knows it."""
     key, target = _key(choice.question, choice.device, choice.shape), kept_file()
     _known()[key] = choice
     entries = {name: asdict(one) for name, one in {**_read(), key: choice}.items()}

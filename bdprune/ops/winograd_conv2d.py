@@ -1,4 +1,4 @@
-"""3x3 convolutions with fewer multiplications, and where they run."""
+"""3x3 convolutions with fewer multiplications, and the rule for using them."""
 
 from __future__ import annotations
 
@@ -10,32 +10,32 @@ from torch import Tensor
 from bdprune.ops import _backend, reference
 from bdprune.ops._check import check_floating, check_same_device
 
-_TILE = 4  # pixels of a tile's side
+_TILE = 4  # pixels on a tile's side
 _LEAST_CHANNELS = 16
-_LEAST_COVER = 0.6  # share of the tiles' pixels that are pixels of the map
+_LEAST_COVER = 0.6  # share of the tiles' pixels that lie in the map
 _TILES_PER_CHANNEL = 1 / 8
 
 
 def winograd_conv2d(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    """``conv2d(x, weight, bias, stride=1, padding=1)`` by Winograd's F(4x4, 3x3): 36 products instead of 144.
+    """``conv2d(x, weight, bias, stride=1, padding=1)`` by Winograd's F(4x4, 3x3), with 36 products instead of 144.
 
     Args:
-        x: ``[N, I, H, W]``; what is not channels_last is copied first.
+        x: ``[N, I, H, W]``; copied first unless it is channels_last.
         weight: ``[O, I, 3, 3]``, any strides.
         bias: ``[O]`` or None.
 
     Returns:
         ``[N, O, H, W]`` in channels_last, differentiable once in all three. The bits do not depend on the number of
-        threads. The compiled kernel takes float32 on the CPU; elsewhere, and in other dtypes, this is ``conv2d``.
+        threads. The compiled kernel takes float32 on the CPU; otherwise this is ``conv2d``.
 
     Raises:
         TypeError: an argument is not a floating tensor.
-        ValueError: shapes, dtypes or devices do not fit.
+        ValueError: shapes, dtypes or devices do not match.
 
     Precision: on random maps of the sizes in ResNet-18, the root mean square error of output and gradients is about
-    twice that of a direct float32 convolution in channels_last, and held to four times by the tests. The gradient of
-    ``weight`` is summed in blocks, so over large maps its error may be the smaller one. A NaN or Inf spoils all outputs
-    of the 4x4 tiles whose 6x6 inputs hold it, and an Inf may come out as NaN.
+    twice that of a direct float32 convolution in channels_last; tests allow four times. The gradient of ``weight`` is
+    summed in blocks, so over large maps its error may be smaller. A NaN or Inf makes all outputs NaN or Inf in the 4x4
+    tiles whose 6x6 inputs contain it; an Inf may become a NaN.
 
     Source: Lavin and Gray, Fast Algorithms for Convolutional Neural Networks, CVPR 2016.
     """
@@ -49,10 +49,10 @@ def winograd_conv2d(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Te
 def winograd_applies(
     x: Tensor, weight: Tensor, bias: Tensor | None, stride: Any, padding: Any, dilation: Any, groups: int
 ) -> bool:
-    """Whether the compiled kernel does this convolution: 3x3, stride, padding and dilation 1, one group, and tensors
-    that it takes.
+    """Whether the compiled kernel supports this convolution: 3x3, stride, padding and dilation 1, one group, and
+    tensors that it takes.
 
-    The arguments are those of ``conv2d``.
+    Takes the arguments of ``conv2d``.
     """
     ones = all(value in (1, (1, 1), [1, 1]) for value in (stride, dilation))
     fits = weight.shape[-2:] == (3, 3) and ones and padding in (1, (1, 1), [1, 1], "same") and groups == 1
@@ -60,7 +60,7 @@ def winograd_applies(
 
 
 def takes(x: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
-    """Whether the compiled kernel runs on these tensors, whose shapes fit."""
+    """Whether the compiled kernel runs on these tensors, whose shapes match."""
     given = [value for value in (x, weight, bias) if value is not None]
     return _backend.HAS_OPS and all(value.device.type == "cpu" and value.dtype == torch.float32 for value in given)
 
@@ -68,13 +68,13 @@ def takes(x: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
 def winograd_is_faster(x: Tensor, weight: Tensor) -> bool:
     """Whether ``winograd_conv2d`` is faster than a direct convolution of these shapes.
 
-    A rule and not a trial, so that repeated runs give the same bits. It was read off times of both, with and without
-    gradients, of 3 to 512 channels on maps of 2x2 to 32x32 pixels (``bench/winograd_rule.py`` times them again):
-    transforms cost too much where channels are few to multiply, where tiles hang over the edge of the map, and where
-    the filters, transformed once, meet too few tiles. Without AVX-512 no rule beats Winograd's everywhere.
+    It uses a rule and not a trial, so that repeated runs give the same bits. The rule was fitted to times of both, with
+    and without gradients, of 3 to 512 channels on maps of 2x2 to 32x32 pixels (``bench/winograd_rule.py`` measures them
+    again). The transforms are too expensive if there are few channels, if tiles extend beyond the edge of the map, or
+    if the filters, transformed once, apply to too few tiles. Without AVX-512, no rule was better than always using it.
 
     Args:
-        x: ``[N, I, H, W]``; a stack axis before these is left out, of the weight too.
+        x: ``[N, I, H, W]``; without the stack axis, as is the weight.
         weight: ``[O, I, 3, 3]``.
     """
     if _backend.cpu_features() != "avx512":

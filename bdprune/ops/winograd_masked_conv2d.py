@@ -22,15 +22,15 @@ def winograd_masked_conv2d(x: Tensor, weight: Tensor, mask: Tensor, bias: Tensor
         x: ``[N, I, H, W]``, or ``[G, N, I, H, W]`` in a stack.
         weight: ``[O, I, 3, 3]``, or ``[G, O, I, 3, 3]`` in a stack.
         mask: ``[O]``, or ``[G, O]``.
-        bias: ``[O]``, ``[G, O]`` with such a weight, or None.
+        bias: ``[O]``, ``[G, O]`` with a stacked weight, or None.
 
     Returns:
-        ``[N, O, H, W]``, or ``[G, N, O, H, W]``, in channels_last; where one mask is all that learns beside x, in one
-        op. Precision, and what the compiled kernel takes, are those of :func:`bdprune.ops.winograd_conv2d`.
+        ``[N, O, H, W]``, or ``[G, N, O, H, W]``, in channels_last; one op if only x and one mask require gradients.
+        Precision and supported tensors are those of :func:`bdprune.ops.winograd_conv2d`.
 
     Raises:
         TypeError: an argument is not a floating tensor.
-        ValueError: shapes or devices do not fit.
+        ValueError: shapes or devices do not match.
     """
     check_masked(x, weight, mask, bias, 1)
     if weight.shape[-2:] != (3, 3):
@@ -44,10 +44,10 @@ def winograd_masked_conv2d(x: Tensor, weight: Tensor, mask: Tensor, bias: Tensor
 
 
 def _fused(x: Tensor, weight: Tensor, mask: Tensor, bias: Tensor | None) -> Tensor:
-    """In one op, differentiable once in x and mask alone.
+    """The same in one op, differentiable once in x and mask only.
 
-    The mask is multiplied in as the outputs are stored, and backward into the filters as they are transformed, so no
-    masked gradient is ever formed.
+    The mask multiplies the outputs as they are stored, and in the backward pass the filters as they are transformed, so
+    no masked gradient is computed.
 
     Args:
         x: float32 ``[N, I, H, W]``.
@@ -72,7 +72,7 @@ def _setup_context(ctx: Any, inputs: _Inputs, output: tuple[Tensor, Tensor]) -> 
 
 def _backward(ctx: Any, grad: Tensor, _: None) -> tuple[Tensor | None, ...]:
     weight, mask, z = ctx.saved_tensors
-    grad = grad.contiguous(memory_format=torch.channels_last)  # here, lest both ops copy it
+    grad = grad.contiguous(memory_format=torch.channels_last)  # here, so that the two ops do not both copy it
     grad_x = None if weight is None else _ops.winograd_conv2d_input_grad(grad, weight, mask)
     grad_mask = None if z is None else _ops.channel_scale_backward(grad, z, mask, False, True)[1]
     return grad_x, None, grad_mask, None, None

@@ -53,12 +53,12 @@ PRESETS: dict[str, dict[str, Any]] = {
         **_PUBLISHED,
     },
     "robust": {
-        # Half-way is far enough: the backdoor's filters are the first to move, and the deeper the network falls, the
-        # more filters it takes to bring it back (docs/explanation/unlearning.md).
+        # Half-way is deep enough: the backdoor's filters move first, and a more degraded network needs more filters to
+        # recover (docs/explanation/unlearning.md).
         "unlearning": UnlearnSettings(weight_decay=5e-4, stop_share=0.6, min_steps=8, raises=1),
         "recovery": RecoverSettings(loss_scale=0.2),
     },
-    # Goes on from a scan, which unlearns on all images down to chance. Half-way is deep enough, as in "robust".
+    # Reuses the model of a scan, which unlearns on all images down to chance. Half-way is deep enough, as in "robust".
     "scan": {
         "unlearning": SCAN_UNLEARNING,
         "recovery": RecoverSettings(loss_scale=0.2),
@@ -70,29 +70,29 @@ PRESETS: dict[str, dict[str, Any]] = {
 
 @dataclass(frozen=True)
 class RNP(Purifier):
-    """Unlearns a copy, recovers it with a mask over filters, and prunes the original where the mask stayed low.
+    """Unlearns a copy, recovers it with a mask over filters, and prunes the filters of the original with low masks.
 
     Args:
         unlearning: settings of the ascent.
         recovery: settings of the mask.
-        unlearn_on: ``rest`` unlearns on the images that are not held out; ``all`` on all of them, which is what a scan
-            has done already with the same settings (preset ``scan``).
-        depth: recover the model as it is at the ``end`` of the unlearning, or ``half_way``, where it was kept.
-        max_drop: largest fall of clean accuracy that the threshold may cost, in [0, 1], on the held-out clean images.
-        held_out: share of the clean images that is kept for choosing the threshold.
-        strict: the fall must not be larger on the other clean images either. A handful of held-out images lets a
-            threshold through by luck when twenty are tried.
-        stop_early: raise the threshold until the drop is too large for the first time (the paper's dynamic threshold);
-            otherwise try all and take the highest that keeps it.
-        step: distance between the thresholds that are tried, from 0 to 0.95.
-        fine_tuning: settings of a fine-tuning that keeps the pruned filters pruned (RNP, Table 12: "+FT"), done only
-            where no threshold keeps ``max_drop``: it wakes backdoors, so it is not done for nothing. None for never.
-        tuned_drop: largest fall before such a fine-tuning, which is trusted to bring it back.
+        unlearn_on: ``rest`` unlearns on the images that are not held out; ``all`` on all images, so that the unlearning
+            of a scan with the same settings can be reused (preset ``scan``).
+        depth: recover the model at the ``end`` of the unlearning, or the saved model ``half_way``.
+        max_drop: largest fall of clean accuracy that the threshold may cause, in [0, 1], on the held-out clean images.
+        held_out: share of the clean images held out for choosing the threshold.
+        strict: limit the fall on the other clean images as well. A few held-out images let a threshold pass by chance
+            if twenty are tried.
+        stop_early: raise the threshold until the fall first exceeds the limit (the paper's dynamic threshold);
+            otherwise try all thresholds and take the highest within the limit.
+        step: distance between the thresholds, from 0 to 0.95.
+        fine_tuning: settings of a fine-tuning that keeps the pruned filters pruned (RNP, Table 12: "+FT"), used only if
+            no threshold keeps ``max_drop``, because fine-tuning can restore backdoors. None for never.
+        tuned_drop: largest fall of clean accuracy before the fine-tuning, which must regain it.
         mode: how a filter is pruned; the paper zeroes gamma.
-        precision: of unlearning, recovery and fine-tuning: ``winograd``, float32 with 3x3 convolutions that round about
-            twice as coarsely as PyTorch's and are twice as fast on a CPU; ``float32``, what PyTorch computes;
-            ``bfloat16``; or ``auto``, the fastest on this machine by a short trial.
-        seed: of the split, the order and the augmentation.
+        precision: precision of unlearning, recovery and fine-tuning: ``winograd``, float32 with 3x3 convolutions with
+            about twice PyTorch's rounding errors and twice its speed on a CPU; ``float32``, plain PyTorch;
+            ``bfloat16``; or ``auto``, the fastest on this machine in a short trial.
+        seed: seed for the split, the order and the augmentation.
     """
 
     unlearning: UnlearnSettings = field(default_factory=lambda: PRESETS["robust"]["unlearning"])
@@ -111,7 +111,7 @@ class RNP(Purifier):
     seed: int = 0
 
     id = "bdprune.rnp"
-    title = "unlearn, recover a mask over filters, prune where it stays low"
+    title = "unlearns, recovers a mask over filters, prunes filters with low masks"
     paper = "Li et al., Reconstructive Neuron Pruning for Backdoor Defense, ICML 2023, arXiv 2305.14876"
     needs = Needs(images="labelled", minimum=2)
     cost = "training"
@@ -123,7 +123,7 @@ class RNP(Purifier):
         """Repairs a copy of the model; a share of the images is held out for the threshold.
 
         Raises:
-            DataError: no clean images, or no class has an image to spare for that.
+            DataError: there are no clean images, or no class has an image to hold out.
         """
         self.check(case)
         rest, held = self._split(case.images)
@@ -161,24 +161,24 @@ class RNP(Purifier):
         )
 
     def _fallen(self, unlearned: Unlearned) -> Model:
-        """The model to recover; the record says which it was."""
+        """The unlearned model to recover; the repair records its depth."""
         half_way = unlearned.half_way if self.depth == "half_way" else None
         return half_way if half_way is not None else unlearned.model
 
     def _split(self, data: CleanData) -> tuple[CleanData, CleanData]:
-        """The images to work on, and those held out for the threshold."""
+        """The images to train on, and the images held out for the threshold."""
         rest, held = data.split(self.held_out, torch.Generator().manual_seed(self.seed))
         if not len(held):
             raise DataError(
-                f"{len(data)} clean images, one of each class, leave none to choose a threshold on.",
-                "Give at least two of a class, or use the method suspiciousness.",
+                f"{len(data)} clean images, one of each class, leave none to hold out for choosing a threshold.",
+                "Give at least two images of a class, or use the method suspiciousness.",
             )
         return rest, held
 
     def _choose(
         self, model: Model, masks: Mapping[str, Tensor], rest: CleanData, held: CleanData
     ) -> tuple[Sweep, SweepPoint | None, FineTuneSettings | None]:
-        """The sweep, the threshold that it allows, and the fine-tuning that must follow."""
+        """The sweep, the highest allowed threshold, and the settings of the fine-tuning that must follow."""
         thresholds = [index * self.step for index in range(round(0.95 / self.step) + 1)]
         sets = (held, rest) if self.strict else (held,)
         hopeless = max(self.max_drop, self.tuned_drop)

@@ -18,8 +18,8 @@ from bdprune.record import Needs
 from bdprune.runtime import DEFAULT, Precision, clean_accuracy, convs_of, crop_and_flip
 
 _LADDER = tuple(3.5 - 0.25 * step for step in range(11))  # 3.5 down to 1
-_LOOKS = 500  # images that each mu is tried on, views counted
-_ENOUGH = 100  # images that carry the full learning rate of fine-tuning
+_LOOKS = 500  # images on which each mu is tried, including views
+_ENOUGH = 100  # images for the full learning rate of fine-tuning
 
 Curve = tuple[CurvePoint, ...]
 
@@ -28,36 +28,36 @@ Curve = tuple[CurvePoint, ...]
 class SuspiciousnessPruning(Purifier):
     """Prunes filters with score > mean + mu std of their layer, together with their norm, then fine-tunes.
 
-    The paper leaves mu open. Unless it is given, it is lowered from 3.5 in steps of a quarter for as long as clean
-    accuracy, over several mirrored and shifted views of every image, falls by at most ``max_drop`` beyond its own
-    sampling error: the one-standard-error rule (Breiman et al., 1984), because ten images cannot tell 2 points from 10.
+    The paper does not give mu. By default, mu falls from 3.5 in steps of a quarter while clean accuracy, over several
+    mirrored and shifted views of every image, drops by at most ``max_drop`` beyond its own sampling error. This is the
+    one-standard-error rule (Breiman et al., 1984): ten images cannot distinguish a drop of 2 points from one of 10.
 
     Args:
         score: settings of the score.
-        mu: how many standard deviations above its layer's mean a filter may score; None to choose it.
-        max_drop: fall of clean accuracy, less one standard error, that a chosen mu may cost before fine-tuning; in
-            [0, 1].
-        max_share: largest share of a layer that is pruned; the highest scores go first.
-        fine_tuning: settings of the fine-tuning; None for none. With fewer than 100 images its learning rate shrinks
-            with their number: a network that fits ten images closely forgets the rest.
-        mode: how a filter is pruned; the paper takes the batch norm with it.
-        precision: of trying mu and of the fine-tuning (:func:`bdprune.runtime.precision.plan_for`).
-        seed: of the views, and of the fine-tuning's order and augmentation.
+        mu: number of standard deviations above its layer's mean at which a filter is pruned; None to choose it.
+        max_drop: largest drop of clean accuracy, less one standard error, for a chosen mu before fine-tuning; in [0,
+            1].
+        max_share: largest share of a layer to prune; the highest scores go first.
+        fine_tuning: settings of the fine-tuning; None for none. With fewer than 100 images its learning rate is scaled
+            down with their number: a network that fits ten images closely forgets the rest.
+        mode: how a filter is pruned; the paper also prunes its batch norm.
+        precision: precision of trying mu and of the fine-tuning (:func:`bdprune.runtime.precision.plan_for`).
+        seed: seed for the views, and for the fine-tuning's order and augmentation.
     """
 
     score: Suspiciousness = field(default_factory=Suspiciousness)
     mu: float | None = None
     max_drop: float = 0.02
     max_share: float = 0.1
-    # Small steps, and running statistics however many images there are: batch norms that estimate their statistics anew
-    # on a handful of clean images wake the backdoor up again (docs/explanation/suspiciousness.md).
+    # Small steps, and running statistics for any number of images: batch norms that estimate new statistics on a few
+    # clean images restore the backdoor (docs/explanation/suspiciousness.md).
     fine_tuning: FineTuneSettings | None = field(default_factory=lambda: FineTuneSettings(lr=1e-3, small_data=10_000))
     mode: PruneMode = "zero_gamma_beta"
     precision: Precision = DEFAULT
     seed: int = 0
 
     id = "bdprune.suspiciousness"
-    title = "prune the filters whose suspiciousness score stands out of their layer, then fine-tune"
+    title = "prunes filters with an outlying suspiciousness score in their layer, then fine-tunes"
     paper = "arXiv 2311.07417"
     needs = Needs(images="labelled")
     cost = "training"
@@ -66,7 +66,7 @@ class SuspiciousnessPruning(Purifier):
         """Repairs a copy of the model. All images are used for scoring, fine-tuning and the accuracies reported.
 
         Raises:
-            DataError: no clean images.
+            DataError: there are no clean images.
         """
         self.check(case)
         model, data, phase = case.model, case.images, Phases()
@@ -98,7 +98,7 @@ class SuspiciousnessPruning(Purifier):
         )
 
     def _choose(self, model: Model, data: CleanData, scores: Mapping[str, Tensor]) -> tuple[float, Curve]:
-        """The lowest mu before the first that costs too much, NaN when that is the highest, and what was tried."""
+        """The lowest mu before the first that costs too much, NaN if there is none, and the curve of all tried."""
         views = _views(data, max(_LOOKS // len(data), 1), self.seed)
         prunings: list[Pruning] = [{}, *(outlying(scores, mu, self.max_share) for mu in _LADDER)]
         predictions = PrunedPredictions(model, [views], prunings, self.mode)
@@ -129,7 +129,7 @@ class SuspiciousnessPruning(Purifier):
 
 
 def outlying(scores: Mapping[str, Tensor], mu: float, max_share: float) -> dict[str, list[int]]:
-    """Filters more than ``mu`` standard deviations above their layer's mean; groups without one are left out.
+    """Filters more than ``mu`` standard deviations above their layer's mean; groups without such filters are omitted.
 
     Args:
         scores: group name -> score per filter.
@@ -146,13 +146,13 @@ def outlying(scores: Mapping[str, Tensor], mu: float, max_share: float) -> dict[
 
 
 def _views(data: CleanData, count: int, seed: int) -> Tensor:
-    """``[count * N, C, H, W]``: the images as they are, then mirrored and shifted copies."""
+    """``[count * N, C, H, W]``: the original images, then mirrored and shifted copies."""
     generator = torch.Generator().manual_seed(seed)
     return torch.cat([data.images, *(crop_and_flip(data.images, generator) for _ in range(count - 1))])
 
 
 def _hits(predicted: Tensor, labels: Tensor) -> Tensor:
-    """Share of its views that is classified right, for every image ``[N]``; ``predicted`` goes view by view."""
+    """Share of its views that is classified right, for every image ``[N]``; ``predicted`` is ordered view by view."""
     return (predicted.view(-1, len(labels)) == labels).double().mean(0)
 
 

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-BATCH = 500  # images that are predicted at once
+BATCH = 500  # images in one forward pass
 
 
 @torch.no_grad()
@@ -15,7 +15,7 @@ def predict(module: nn.Module, images: Tensor, batch_size: int = BATCH) -> Tenso
     """Predicted label of every image.
 
     Args:
-        module: images in [0, 1] -> logits ``[N, K]``; used in the mode it is in.
+        module: images in [0, 1] -> logits ``[N, K]``; used in its current mode.
         images: ``[N, C, H, W]`` in [0, 1].
 
     Returns:
@@ -27,12 +27,12 @@ def predict(module: nn.Module, images: Tensor, batch_size: int = BATCH) -> Tenso
 
 
 def clean_accuracy(module: nn.Module, images: Tensor, labels: Tensor) -> float:
-    """Share of images ``[N, C, H, W]`` predicted as their label, in [0, 1]; all classes count."""
+    """Share of images ``[N, C, H, W]`` predicted as their label, in [0, 1]; includes all classes."""
     return share_right(predict(module, images), labels)
 
 
 def share_right(predicted: Tensor, labels: Tensor) -> float:
-    """Share of the predictions ``[N]`` that are the label, in [0, 1]."""
+    """Share of right predictions ``[N]``, in [0, 1]."""
     return (predicted == labels).float().mean().item()
 
 
@@ -46,7 +46,7 @@ def attack_success_rate(
         images: ``[N, C, H, W]`` in [0, 1], without the trigger.
         labels: ``[N]`` true labels.
         trigger: images in [0, 1] -> triggered images.
-        goal: ``[N]`` labels that the attacker wants. Images that have that label anyway never count.
+        goal: ``[N]`` labels that the attacker wants. Images whose true label is the goal are excluded.
     """
     count = goal != labels
     return (_predict_triggered(module, images[count], trigger) == goal[count]).float().mean().item()

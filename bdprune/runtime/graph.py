@@ -1,10 +1,10 @@
-"""Training steps as CUDA graphs: recorded once for every shape of batch, then launched as one.
+"""Training steps as CUDA graphs: recorded once for every batch shape, then launched in one call.
 
-A step of a small network is hundreds of kernels that take less time than it takes to launch them. A graph launches the
-same kernels on the same memory in one call, so its numbers are those of the step as it is written. Shuffling and
-augmentation stay outside: a graph would repeat what it drew.
+A step of a small network runs hundreds of kernels, each shorter than its launch. A graph launches the same kernels on
+the same memory in one call, so its results equal those of the eager step. Shuffling and augmentation stay outside: a
+graph would repeat their random numbers.
 
-``BDPRUNE_GRAPHS=0`` runs every step as it is written; ``1``, the default, records where the device is a GPU.
+``BDPRUNE_GRAPHS=0`` runs every step eagerly; ``1``, the default, records steps on a GPU.
 """
 
 from __future__ import annotations
@@ -23,15 +23,15 @@ from bdprune.errors import OptionError
 Tensors: TypeAlias = tuple[Tensor, ...]
 
 WARM_UPS = 3
-"""Steps of a shape that run as written before it is recorded: libraries choose kernels, optimizers make their state."""
+"""Eager steps of a shape before it is recorded: libraries choose kernels, optimizers create their state."""
 
 log = logging.getLogger(__name__)
 
 
 class CudaRecorder:
-    """CUDA graphs that share their memory: they are replayed one at a time, and what they give is copied out.
+    """CUDA graphs with shared memory: they are replayed one at a time, and their results are copied out.
 
-    Tests bring a recorder that works on a CPU.
+    Tests use a recorder that works on a CPU.
     """
 
     def __init__(self, device: torch.device) -> None:
@@ -40,7 +40,7 @@ class CudaRecorder:
         self._pool = torch.cuda.graph_pool_handle()
 
     def warm_up(self, run: Callable[[], Tensors]) -> Tensors:
-        """Runs it, where a recording would run."""
+        """Runs it on the stream of the recordings."""
         current = torch.cuda.current_stream(self._device)
         self._side.wait_stream(current)
         with torch.cuda.stream(self._side):
@@ -49,27 +49,27 @@ class CudaRecorder:
         return outputs
 
     def record(self, run: Callable[[], Tensors]) -> tuple[Callable[[], Any], Tensors]:
-        """Records without running it: what replays it, and the tensors that a replay fills.
+        """Records without running; returns the replay function and the tensors that a replay fills.
 
         Raises:
-            RuntimeError: it does something that cannot be recorded.
+            RuntimeError: it does something that a graph cannot record.
         """
         graph, current = torch.cuda.CUDAGraph(), torch.cuda.current_stream(self._device)
         try:
             with torch.cuda.device(self._device), torch.cuda.graph(graph, pool=self._pool, stream=self._side):
                 outputs = run()
         finally:
-            torch.cuda.set_stream(current)  # a recording that fails leaves its own in place
+            torch.cuda.set_stream(current)  # a failed recording leaves its own stream set
         return graph.replay, outputs
 
     def random_state(self) -> Tensor:
-        """Where the device's generator stands."""
+        """State of the device's random generator."""
         return torch.cuda.get_rng_state(self._device)
 
 
 @dataclass
 class _Shape:
-    """One shape of batch: the memory that its steps read, and its recording once there is one."""
+    """One batch shape: the memory that its steps read, and its recording once it exists."""
 
     inputs: Tensors
     warm_ups: int = 0
@@ -78,12 +78,12 @@ class _Shape:
 
 
 class Captured:
-    """A step that is replayed from a recording where it can be, and else runs as it is written.
+    """A step that is replayed from a recording if possible, and otherwise runs eagerly.
 
     Args:
-        step: tensors in, tensors out. Whatever else it changes it changes in place, and it reads nothing back from the
-            device. One that draws at random is never recorded.
-        recorder: None runs every step as it is written.
+        step: tensors in, tensors out. Any other state it changes in place, and it reads nothing back from the device. A
+            step that draws random numbers is never recorded.
+        recorder: None runs every step eagerly.
     """
 
     def __init__(self, step: Callable[..., Tensors], recorder: CudaRecorder | None) -> None:
@@ -91,7 +91,7 @@ class Captured:
         self._shapes: dict[Any, _Shape] = {}
 
     def __call__(self, *inputs: Tensor) -> Tensors:
-        """One step; what it gives is the caller's own."""
+        """One step; the caller owns the results."""
         if self._recorder is None:
             return self._step(*inputs)
         key = tuple((one.shape, one.stride(), one.dtype) for one in inputs)
@@ -131,17 +131,17 @@ class Captured:
 
 
 def recorder_for(device: torch.device) -> CudaRecorder | None:
-    """What records steps on ``device``; None where they run as they are written.
+    """The recorder for steps on ``device``; None if they run eagerly.
 
     Raises:
         OptionError: ``BDPRUNE_GRAPHS`` is neither 0 nor 1.
     """
     wanted = os.environ.get("BDPRUNE_GRAPHS") or "1"
     if wanted not in ("0", "1"):
-        raise OptionError(f"BDPRUNE_GRAPHS is {wanted!r}.", "Set it to 0 or 1.")
+        raise OptionError(f"Unknown value of BDPRUNE_GRAPHS: {wanted!r}.", "Set it to 0 or 1.")
     return CudaRecorder(device) if wanted == "1" and device.type == "cuda" else None
 
 
 def captured(step: Callable[..., Tensors], device: torch.device) -> Captured:
-    """``step`` as graphs on a GPU, and as it is written elsewhere."""
+    """``step`` with CUDA graphs on a GPU, and unchanged elsewhere."""
     return Captured(step, recorder_for(device))

@@ -1,4 +1,4 @@
-"""How much memory a model takes while it trains."""
+"""Memory that a model needs in training."""
 
 from __future__ import annotations
 
@@ -7,15 +7,16 @@ from torch import Tensor
 
 from bdprune.model import Model, StackedNetwork
 
-_COPIES = 8  # the stack's, gradients, momenta, both anew, and what each is worked out from
-_MAPS = 2  # what a backward pass keeps, and as much again for gradients and temporary maps
-_PROBE = 2  # images: batch norms cannot train on one
+_COPIES = 8  # weights in the stack, gradients, momenta, new weights and momenta, and intermediate values
+_MAPS = 2  # the maps kept for the backward pass, and as much again for gradients and temporary maps
+_PROBE = 2  # images: batch norms cannot train on a single image
 
 
 def footprint(model: Model, batch_size: int) -> int:
-    """Bytes that ``model`` adds to a stack which trains on ``batch_size`` images a step, 0 for none: a high estimate.
+    """Bytes that ``model`` adds to a stack which trains on ``batch_size`` images a step, 0 for no training: a high
+    estimate.
 
-    Feature maps that a backward pass needs are counted, in a forward pass of a few images on the model's device.
+    Measures the feature maps that a backward pass needs in a forward pass of a few images on the model's device.
     """
     weights = weight_bytes(model)
     if not batch_size:

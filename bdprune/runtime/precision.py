@@ -1,4 +1,4 @@
-"""The number format and memory layout that a network trains in: as published, or what this machine runs fastest."""
+"""Number format and memory layout for training a network: plain float32, or the fastest on this machine."""
 
 from __future__ import annotations
 
@@ -23,19 +23,19 @@ Precision = Literal["winograd", "float32", "bfloat16", "auto"]
 PRECISIONS: tuple[Precision, ...] = ("winograd", "float32", "bfloat16", "auto")
 DEFAULT: Precision = "winograd"
 
-_IMAGES = 16  # images of one trial: enough to fill the convs, little compared with an epoch
-_WORTH = 0.8  # bfloat16 must take at most this share of float32's time: precision is not given away for noise
+_IMAGES = 16  # images of one trial: enough to occupy the convs, few compared with an epoch
+_WORTH = 0.8  # bfloat16 must take at most this share of float32's time; a smaller gain may be noise
 
 
 @dataclass(frozen=True)
 class Plan:
-    """How a network runs while it trains. Parameters, gradients, statistics of norms and the loss stay float32.
+    """How a network runs in training. Parameters, gradients, statistics of norms and the loss stay float32.
 
     Args:
-        bfloat16: under bfloat16 autocast: convs and linear layers compute in bfloat16.
+        bfloat16: use bfloat16 autocast: convs and linear layers compute in bfloat16.
         channels_last: memory layout of images and weights.
-        winograd: 3x3 convs by Winograd's algorithm where that is faster (:class:`WinogradConvs`). It rounds about
-            twice as coarsely as float32 convs do otherwise.
+        winograd: 3x3 convs use Winograd's algorithm if that is faster (:class:`WinogradConvs`). Its rounding errors are
+            about twice those of other float32 convs.
     """
 
     bfloat16: bool = False
@@ -43,14 +43,14 @@ class Plan:
     winograd: bool = False
 
     def arrange(self, module: nn.Module) -> None:
-        """Lays out the parameters of ``module`` in place."""
+        """Converts the parameters of ``module`` to the layout, in place."""
         if isinstance(module, StackedNetwork):
             module.arrange(self.channels_last)
         else:
             module.to(memory_format=self._layout)  # type: ignore[call-overload]
 
     def logits(self, module: nn.Module, images: Tensor) -> Tensor:
-        """What ``module`` makes of ``images`` ``[N, C, H, W]``: ``[N, K]``, of a stack ``[G, N, K]``, float32."""
+        """Logits of ``module`` for ``images`` ``[N, C, H, W]``: ``[N, K]``, of a stack ``[G, N, K]``, float32."""
         with torch.autocast(images.device.type, torch.bfloat16, enabled=self.bfloat16), _convs(self.winograd):
             logits: Tensor = module(laid_out(images, self._layout))
         return logits.float() if self.bfloat16 else logits
@@ -61,7 +61,7 @@ class Plan:
 
 
 def convs_of(precision: Precision) -> AbstractContextManager[object]:
-    """Within it, convs of a network that does not train run as ``precision`` has it: always float32.
+    """A context in which the convs of a network in inference run with ``precision``, always in float32.
 
     Raises:
         OptionError: an unknown precision.
@@ -75,7 +75,7 @@ def _convs(winograd: bool) -> AbstractContextManager[object]:
 
 
 def computes_bfloat16(device: torch.device) -> bool:
-    """Whether ``device`` has bfloat16 arithmetic: elsewhere it is emulated, and a network runs ten times slower."""
+    """Whether ``device`` has bfloat16 arithmetic. Emulation makes a network ten times slower."""
     if device.type == "cuda":
         return bool(torch.cuda.is_bf16_supported(including_emulation=False))
     capabilities = torch.cpu.get_capabilities() if device.type == "cpu" else {}
@@ -83,7 +83,7 @@ def computes_bfloat16(device: torch.device) -> bool:
 
 
 def autocast(device: torch.device, bf16: bool) -> torch.autocast:
-    """bfloat16 autocast where ``bf16`` asks for it and the device computes in it; elsewhere nothing changes."""
+    """bfloat16 autocast if ``bf16`` is set and the device supports it; otherwise does nothing."""
     return torch.autocast(device.type, torch.bfloat16, enabled=bf16 and computes_bfloat16(device))
 
 
@@ -94,22 +94,22 @@ PLANS = {
     "bfloat16-nchw": Plan(bfloat16=True, channels_last=False),
     "winograd": Plan(winograd=True),
 }
-"""By the names of the tuner's question ``precision``."""
+"""The plans, by their names in the tuner's question ``precision``."""
 
 
 def plan_for(precision: Precision, module: nn.Module, images: Tensor) -> Plan:
-    """The plan to train ``module`` by.
+    """The plan for training ``module``.
 
-    ``float32`` is what PyTorch computes, and ``winograd`` the same with 3x3 convs by Winograd's algorithm on a CPU: it
-    is faster, rounds about twice as coarsely, and gives the same bits run after run. ``bfloat16`` is autocast. All of
-    them run in channels_last where that is sound (``training_layout``); where it is not, or there is no conv that could
-    run by it, ``winograd`` is ``float32``. ``auto`` asks the tuner for the fastest plan, by a forward and a
-    backward pass, for every shape of network and images, and takes bfloat16 only where it saves a fifth of the time; it
-    is not tried where the machine has to emulate it.
+    ``float32`` is plain PyTorch. ``winograd`` is the same, with 3x3 convs by Winograd's algorithm on a CPU: it is
+    faster, its rounding errors are about twice as large, and repeated runs give the same bits. ``bfloat16`` is
+    autocast. All of them use channels_last if that is correct (``training_layout``); otherwise, or if no conv can use
+    it, ``winograd`` equals ``float32``. ``auto`` asks the tuner for the fastest plan, measured by a forward and a
+    backward pass, for every shape of network and images. It takes bfloat16 only if that saves a fifth of the time, and
+    does not try it where the machine must emulate it.
 
     Args:
-        module: in the mode, and asking for the gradients, in which it will train; stays as it is.
-        images: some to try it on, ``[N, C, H, W]``.
+        module: in its training mode, with its trainable parameters requiring gradients; it does not change.
+        images: a batch for the trials, ``[N, C, H, W]``.
 
     Raises:
         OptionError: an unknown precision.
@@ -125,16 +125,16 @@ def plan_for(precision: Precision, module: nn.Module, images: Tensor) -> Plan:
 def check_precision(precision: str) -> None:
     """Raises OptionError for an unknown precision."""
     if precision not in PRECISIONS:
-        raise OptionError(f"The precision is {precision!r}.", f"Choose one of {', '.join(PRECISIONS)}.")
+        raise OptionError(f"Unknown precision {precision!r}.", f"Choose one of {', '.join(PRECISIONS)}.")
 
 
 def fingerprint(*parts: object) -> str:
-    """A few letters that differ where ``repr`` differs."""
+    """A short hash of the ``repr`` of the parts."""
     return hashlib.sha256(repr(parts).encode()).hexdigest()[:8]
 
 
 def _fastest(module: nn.Module, images: Tensor) -> Plan:
-    # All that a time depends on, but for the kinds of activations.
+    # Everything that the time depends on, except the kinds of activations.
     parameters = [(name, tuple(value.shape), value.requires_grad) for name, value in module.named_parameters()]
     kind = fingerprint(parameters, [child.training for child in module.modules()])
     shape = f"{type(module).__name__} ({kind}), batch {list(images.shape)}"
@@ -156,7 +156,7 @@ def _is_worth_a_trial(plan: Plan, module: nn.Module, device: torch.device) -> bo
 
 
 def _trial(plan: Plan, module: nn.Module, images: Tensor) -> Callable[[], object]:
-    """A forward and a backward pass of a copy, which the first call makes."""
+    """A forward and a backward pass of a copy, which the first call creates."""
 
     @functools.cache
     def arranged() -> nn.Module:
@@ -173,11 +173,11 @@ def _one_pass(plan: Plan, module: nn.Module, images: Tensor) -> None:
 
 
 def training_layout(network: nn.Module) -> torch.memory_format:
-    """channels_last, which is the faster one, wherever its backward pass is sound.
+    """channels_last, which is faster, if its backward pass is correct.
 
-    In torch 2.13, oneDNN's gradient of a strided 1x1 convolution in channels_last writes beyond its memory where the
-    input has fewer channels than a vector register has floats: the process dies at some later allocation, or works on
-    with spoiled values. Networks with such a convolution stay contiguous, except on CUDA, which has no oneDNN.
+    In torch 2.13, oneDNN's gradient of a strided 1x1 convolution in channels_last writes out of bounds if the input has
+    fewer channels than a vector register has floats. The process crashes at a later allocation, or continues with wrong
+    values. Networks with such a convolution stay contiguous, except on CUDA, which does not use oneDNN.
     """
     on_cuda = any(parameter.device.type == "cuda" for parameter in network.parameters())
     if not on_cuda and any(map(_is_mangled, network.modules())):
@@ -186,10 +186,10 @@ def training_layout(network: nn.Module) -> torch.memory_format:
 
 
 def laid_out(images: Tensor, layout: torch.memory_format) -> Tensor:
-    """Images ``[N, C, H, W]`` in that layout, down to their strides.
+    """Images ``[N, C, H, W]`` in that layout, including their strides.
 
-    The strides of one channel mean nothing, so that a grey image in channels_last counts as contiguous and stays as it
-    is; but convolutions go by them, and would hand on channels_last to the whole network.
+    With one channel the strides are ambiguous: a grey image in channels_last counts as contiguous and does not change.
+    But convolutions read the strides, and would pass channels_last on to the whole network.
     """
     images = images.contiguous(memory_format=layout)
     return images.flatten().view(images.shape) if layout is torch.contiguous_format else images

@@ -1,10 +1,9 @@
-"""How a model, or a stack of them, trains on a device: what one step does to the weights, and when the host looks.
+"""Trains one model or a stack of models on a device: the update of a step, and when the host reads results.
 
-There are two strategies. One model on a CPU (:class:`OneModel`) is looked at after every step: it takes torch's SGD,
-and goes one step back where its state is no longer finite. Of a stack (:class:`ManyModels`) nothing is read back until
-training is over: whether a model has stopped or broken down is a number on the device that decides over its next
-update. So no step waits, and a step can be recorded as a CUDA graph (:mod:`bdprune.runtime.graph`): all that it changes
-it changes in place.
+There are two strategies. The host reads one model on a CPU (:class:`OneModel`) after every step: it uses torch's SGD,
+and undoes the last step if the state is not finite. It reads nothing from a stack (:class:`ManyModels`) until training
+ends: flags on the device say whether a model has stopped or failed, and control its next update. So no step waits, and
+a step can be recorded as a CUDA graph (:mod:`bdprune.runtime.graph`), because it changes all state in place.
 """
 
 from __future__ import annotations
@@ -29,22 +28,22 @@ _Done = TypeVar("_Done")
 
 
 def keep_running_statistics(module: nn.Module) -> None:
-    """Puts every batch norm of ``module`` in eval mode, so that it uses its running statistics and keeps them."""
+    """Sets every batch norm of ``module`` to eval mode, so that it uses its running statistics without updates."""
     for child in module.modules():
         if isinstance(child, _BatchNorm):
             child.eval()
 
 
 class OneModel:
-    """A copy of one model in training, by torch's SGD; ``[G]`` is one entry a model.
+    """A copy of one model in training, with torch's SGD; ``[G]`` has one entry for each model.
 
     Args:
-        models: one; it stays as it is.
-        keeps_statistics: whether batch norms use their running statistics and keep them.
+        models: exactly one; it does not change.
+        keeps_statistics: whether batch norms use their running statistics and do not update them.
 
     Attributes:
         module: images -> logits, in train mode.
-        reads_back: whether the host looks at every step.
+        reads_back: whether the host reads the result of every step.
     """
 
     reads_back = True
@@ -55,14 +54,14 @@ class OneModel:
         self._network, self.module = worker.network, _in_train_mode(worker.module, keeps_statistics)
 
     def start(self, plan: Plan, rates: Sequence[float], momentum: float, weight_decay: float) -> None:
-        """Lays out the weights and sets up SGD, each model at its own learning rate."""
+        """Sets the layout of the weights and creates SGD, with a learning rate for each model."""
         self._plan = plan
         plan.arrange(self.module)
         self._optimizer = torch.optim.SGD(self.module.parameters(), rates[0], momentum, weight_decay=weight_decay)
         self._kept: dict[str, Tensor] = {name: value.clone() for name, value in self._network.state_dict().items()}
 
     def lower_rates(self, times: int) -> None:
-        """Divides all learning rates by ten, so many times."""
+        """Divides all learning rates by ten, ``times`` times."""
         self._optimizer.param_groups[0]["lr"] *= 0.1**times
 
     def logits(self, images: Tensor) -> Tensor:
@@ -70,9 +69,9 @@ class OneModel:
         return self._plan.logits(self.module, images).unsqueeze(0)
 
     def move(self, losses: Tensor, going: Tensor) -> Tensor:
-        """Moves the models that are ``going`` (bool ``[G]``) down their loss; returns which have moved.
+        """Moves the models that are ``going`` (bool ``[G]``) down their loss; returns which models moved.
 
-        One whose loss or next state would not be finite stays as it was before :meth:`logits`.
+        A model whose loss or next state would not be finite keeps its state from before :meth:`logits`.
         """
         moves = bool(losses.isfinite())
         if moves:
@@ -86,10 +85,10 @@ class OneModel:
 
     @torch.no_grad()
     def _keep_if_finite(self) -> bool:
-        """Keeps the state as it is now, in memory that is taken once, if all of it is finite; returns whether it is."""
+        """Saves the current state if all of it is finite, in memory that is allocated once; returns whether it is."""
         state: dict[str, Tensor] = self._network.state_dict()
         floating = [value for value in state.values() if value.is_floating_point() and value.numel()]
-        # The extremes pass on what is not a number; one look at all of them waits for the device once.
+        # The extremes propagate NaN; reading all of them at once waits for the device only once.
         if not bool(torch.cat([torch.stack(value.aminmax()) for value in floating]).isfinite().all()):
             return False
         for name, value in state.items():
@@ -97,16 +96,16 @@ class OneModel:
         return True
 
     def model(self, index: int) -> Model:
-        """Model ``index`` as it is now; training is over."""
+        """The current state of model ``index``; ends the training."""
         return self._model.with_network(self._network)
 
     def copy(self) -> Model:
-        """A copy of the model as it is now; training goes on."""
+        """A copy of the current model; the training continues."""
         return self._model.with_network(copy.deepcopy(self._network))
 
 
 class ManyModels:
-    """Copies of models in training as a stack, by SGD with a learning rate for each; else as :class:`OneModel`."""
+    """A stack of copies of models in training, by SGD with a learning rate for each; like :class:`OneModel`."""
 
     reads_back = False
 
@@ -158,9 +157,9 @@ Trained: TypeAlias = OneModel | ManyModels
 
 
 def trainer_for(models: Sequence[Model]) -> type[Trained]:
-    """What trains ``models``, or some of them: several as a stack, and one on a GPU, where reading back waits for it.
+    """The trainer class for ``models`` or a part of them: a stack for several, and for one on a GPU, where reads wait.
 
-    One model that cannot be stacked is always by itself.
+    A single model that cannot be stacked always uses :class:`OneModel`.
     """
     one = len(models) == 1 and (models[0].device.type != "cuda" or why_not(models))
     return OneModel if one else ManyModels
@@ -179,7 +178,7 @@ def _per_model(values: Tensor, like: Tensor) -> Tensor:
 
 
 def _keep(values: Sequence[Tensor], chosen: Tensor, new: Sequence[Tensor]) -> None:
-    """Puts ``new`` into ``values`` for the models that are ``chosen`` ``[G]``."""
+    """Writes ``new`` into ``values`` for the ``chosen`` models ``[G]``."""
     for value, other in zip(values, new, strict=True):
         value.copy_(torch.where(_per_model(chosen, value), other, value))
 
@@ -196,13 +195,13 @@ def _finite(tensors: Sequence[Tensor]) -> Tensor:
 def epochs(
     step: Callable[[Tensor, Tensor], Tensors], shuffled: Iterable[Batches], going: Tensor, reads_back: bool = False
 ) -> Iterator[list[Tensors]]:
-    """What the steps of every epoch give, each with its labels behind, until no model is ``going`` (bool ``[G]``).
+    """The results of the steps of every epoch, each with its labels, until no model is ``going`` (bool ``[G]``).
 
-    It is known of a GPU an epoch late that all models have stopped: the steps of that epoch must change nothing.
+    On a GPU, the host learns one epoch late that all models have stopped: the steps of that epoch must change nothing.
 
     Args:
-        step: images and labels -> tensors. It may write to ``going``, and so may whoever takes the epochs.
-        reads_back: ``step`` waits for the device anyway; then it runs as it is written.
+        step: images and labels -> tensors. It may write to ``going``, and so may the caller between epochs.
+        reads_back: ``step`` waits for the device anyway, so it runs eagerly.
     """
     run, watch = (step, Watch()) if reads_back else (captured(step, going.device), watch_on(going.device))
     for batches in shuffled:
@@ -217,23 +216,23 @@ def epochs(
 
 
 class Watch:
-    """For a device that is done with its work when the host is, which a CPU is."""
+    """The watch for a CPU, where all work is finished when a call returns."""
 
     def is_over(self, going: Tensor, epoch: bool = False) -> bool:
-        """Whether no model is ``going`` (bool ``[G]``); asked after every step and, with ``epoch``, every epoch."""
+        """Whether no model is ``going`` (bool ``[G]``); called after every step and, with ``epoch``, every epoch."""
         return not bool(going.any())
 
 
 class LateWatch(Watch):
-    """For a device that works behind the host: answers for an epoch with what is known of the one before.
+    """The watch for a GPU, which runs behind the host: answers with the state of the previous epoch.
 
-    Whether some model is still going is copied to the host while both work on. The host is held back only where it is
-    more than an epoch ahead: the device then has an epoch to do still, and is not kept waiting.
+    The flag whether any model is still going is copied to the host while both continue. The host waits only if it is
+    more than one epoch ahead: the device then still has an epoch of work, so it never idles.
 
     Args:
         flags: two bools on the CPU, pinned for a GPU.
-        mark: puts a mark behind all work that the device was given so far, and returns what asks whether the device has
-            come past it.
+        mark: records a mark after all work submitted to the device so far, and returns a function that says whether the
+            device has passed it.
     """
 
     _PAUSE = 1e-4  # seconds
@@ -244,7 +243,7 @@ class LateWatch(Watch):
         self._last: Callable[[], bool] | None = None
 
     def is_over(self, going: Tensor, epoch: bool = False) -> bool:
-        """Whether no model was ``going`` when this was asked an epoch before; False the first time, and of a step."""
+        """Whether no model was ``going`` one epoch before; False at the first call, and always False for a step."""
         if not epoch:
             return False
         self._now, self._before = self._before, self._now
@@ -266,10 +265,10 @@ def watch_on(device: torch.device) -> Watch:
 
 
 def only(outcomes: Sequence[_Done | TrainingError]) -> _Done:
-    """The outcome of the one model that there is.
+    """The only outcome.
 
     Raises:
-        TrainingError: that is its outcome.
+        TrainingError: the outcome is this error.
     """
     (outcome,) = outcomes
     if isinstance(outcome, TrainingError):
@@ -280,7 +279,7 @@ def only(outcomes: Sequence[_Done | TrainingError]) -> _Done:
 def mean_losses(logits: Tensor, labels: Tensor) -> Tensor:
     """Mean cross-entropy of every model ``[G]``, from logits ``[G, N, K]`` and labels ``[N]``."""
     count = len(logits)
-    if count == 1:  # torch's own mean, which sums in another order
+    if count == 1:  # torch's own mean sums in another order
         return functional.cross_entropy(logits.squeeze(0), labels).unsqueeze(0)
     losses = functional.cross_entropy(logits.flatten(0, 1), labels.repeat(count), reduction="none")
     return losses.view(count, -1).mean(1)

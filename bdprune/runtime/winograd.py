@@ -1,4 +1,4 @@
-"""Convolutions of a network by Winograd's algorithm, wherever that is faster."""
+"""Convolutions of a network by Winograd's algorithm, if that is faster."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ from bdprune.ops import (
 
 
 class WinogradConvs(TorchFunctionMode):
-    """Within it, 3x3 convolutions of float32 maps on the CPU run by ``winograd_conv2d`` where that is faster.
+    """A context in which 3x3 convolutions of float32 maps on the CPU run by ``winograd_conv2d`` if that is faster.
 
-    Modules stay as they are: what is taken over are the calls of ``conv2d`` and ``masked_conv2d``, with their backward
-    passes. Under autocast nothing is: there the caller wants another precision.
+    Modules do not change: it intercepts the calls of ``conv2d`` and ``masked_conv2d``, with their backward passes. It
+    does nothing under autocast, because the caller wants another precision there.
     """
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -38,7 +38,7 @@ class WinogradConvs(TorchFunctionMode):
 
 
 def has_winograd_convs(module: nn.Module) -> bool:
-    """Whether a convolution of ``module`` may run so: 3x3, stride and padding 1, one group, float32, on the CPU."""
+    """Whether a convolution of ``module`` qualifies: 3x3, stride and padding 1, one group, float32, on the CPU."""
     return any(
         isinstance(conv, nn.Conv2d)
         and winograd_applies(conv.weight, conv.weight, conv.bias, conv.stride, conv.padding, conv.dilation, conv.groups)
@@ -55,7 +55,7 @@ def _arguments(
     dilation: Any = 1,
     groups: int = 1,
 ) -> tuple[Tensor, Tensor, Tensor | None] | None:
-    """The arguments of ``winograd_conv2d`` for a call of ``conv2d``, None where that runs as it is."""
+    """The arguments of ``winograd_conv2d`` for a call of ``conv2d``, None if the call is not replaced."""
     runs = input.dim() == 4 and _runs(input, weight, bias, stride, padding, dilation, groups)
     return (input, weight, bias) if runs else None
 
@@ -69,6 +69,6 @@ def _runs(
     dilation: Any = 1,
     groups: int = 1,
 ) -> bool:
-    """Whether a convolution, of one model or of a stack, is taken over."""
+    """Whether a convolution, of one model or of a stack, is replaced."""
     able = winograd_applies(x, weight, bias, stride, padding, dilation, groups) and x.dim() >= 4 and 0 not in x.shape
     return able and not torch.is_autocast_enabled("cpu") and winograd_is_faster(x, weight)

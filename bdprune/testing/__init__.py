@@ -1,4 +1,4 @@
-"""Checks that hold every method to what it promises: ours, and those of other packages."""
+"""Conformance checks for methods, both those of bdprune and those of other packages."""
 
 from bdprune.testing.detectors import check_detector as check_detector
 from bdprune.testing.detectors import detector_checks as detector_checks

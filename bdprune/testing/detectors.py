@@ -1,4 +1,4 @@
-"""What every detector promises."""
+"""Conformance checks for detectors."""
 
 from __future__ import annotations
 
@@ -25,45 +25,45 @@ from bdprune.testing.promises import (
     small_case,
 )
 
-_NO_STACK = "The detector takes no stacks."
+_NO_STACK = "The detector does not take stacks."
 _NEAR = 0.05
-"""Scores of one model alone and in a stack may differ by so much: sums are taken in another order, step by step."""
+"""Tolerance for scores of one model alone and in a stack: sums are taken in another order at every step."""
 
 
 def check_detector(detector: type[Detector] | Detector) -> dict[str, str]:
-    """Holds a detector to all that detectors promise.
+    """Runs all conformance checks on a detector.
 
-    It trains two small networks in a few seconds, once a process.
+    It trains two small networks in a few seconds, once in each process.
 
     Args:
-        detector: a class, which is taken with its default settings, or an instance.
+        detector: a class, which is used with its default settings, or an instance.
 
     Returns:
         Each check by its name: ``passed``, or ``skipped: `` and the reason.
 
     Raises:
-        AssertionError: a promise is broken; the text says which.
+        AssertionError: a check fails; the message says which.
 
     Example:
         >>> from bdprune.testing import check_detector
         >>> check_detector(type(detector("lipschitz")))["finds a planted backdoor"]
-        'skipped: It sees backdoors that sit in one loud filter; most are spread over several and stay below its ...'
+        'skipped: It finds backdoors in a single strong filter. Most are spread over several and stay below its ...'
     """
     return reported(detector_checks(detector))
 
 
 def detector_checks(detector: type[Detector] | Detector) -> Iterator[tuple[str, Check]]:
-    """The checks one by one, for a test framework: a name, and what to call (see :data:`bdprune.testing.Check`)."""
+    """The single checks, for a test framework: a name, and the function to call (see :data:`bdprune.testing.Check`)."""
     return asserted(_checks(instance(detector)))
 
 
 def _checks(method: Detector) -> Iterator[tuple[str, Check]]:
     yield from shared_checks(Trial(method, _facts))
-    yield "gives evidence that travels", partial(_travels, method)
-    yield "says the same in a stack", partial(_is_the_same_in_a_stack, method)
-    yield "says the same in a scan of a stack", partial(_is_the_same_in_a_scan, method)
+    yield "gives evidence that can be stored", partial(_travels, method)
+    yield "gives the same evidence in a stack", partial(_is_the_same_in_a_stack, method)
+    yield "gives the same evidence in a scan of a stack", partial(_is_the_same_in_a_scan, method)
     yield "finds a planted backdoor", partial(_finds, method)
-    yield "spares a clean twin", partial(_spares, method)
+    yield "does not flag the clean twin", partial(_spares, method)
 
 
 def _facts(evidence: Evidence) -> object:
@@ -73,15 +73,15 @@ def _facts(evidence: Evidence) -> object:
 def _travels(detector: Detector) -> str:
     case = small_case(detector, Memo())
     evidence = detector(case)
-    assert isinstance(evidence, Evidence), f"The detector gives {type(evidence).__name__}, not Evidence."
+    assert isinstance(evidence, Evidence), f"The detector returned {type(evidence).__name__}, not Evidence."
     assert evidence.detector == detector.id, f"The evidence names {evidence.detector!r}, not {detector.id!r}."
     check_json(evidence.tidy())
     if evidence.valid:
         above = evidence.score > evidence.threshold  # type: ignore[operator]
-        assert evidence.flagged == above, "Evidence is flagged exactly where the score is above the threshold."
+        assert evidence.flagged == above, "Evidence must be flagged exactly if its score is above the threshold."
     named = evidence.target_label
-    assert named is None or type(detector).label, "It names a label, though its class says that it does not."
-    assert len(evidence.label_scores) in (0, case.model.num_classes), "There is not one label score for each label."
+    assert named is None or type(detector).label, "The evidence names a label, but the class has label = False."
+    assert len(evidence.label_scores) in (0, case.model.num_classes), "The evidence needs one label score per class."
     check_attached(evidence.attachments, case.attachments)
     return ""
 
@@ -106,11 +106,11 @@ def _is_the_same_in_a_scan(detector: Detector) -> str:
 
 def _agree(alone: Evidence, together: Sequence[Evidence | BdpruneError]) -> None:
     for one in together:
-        assert isinstance(one, Evidence), f"The detector breaks down on a stack: {one}"
+        assert isinstance(one, Evidence), f"The detector fails on a stack: {one}"
         assert (one.flagged, one.target_label) == (alone.flagged, alone.target_label) or alone.near, (
-            "The detector says something else of a model in a stack than of the model alone."
+            "The evidence for a model in a stack differs from the evidence for the model alone."
         )
-        assert one.valid == alone.valid, "The detector has a score for a model alone or in a stack, and not for both."
+        assert one.valid == alone.valid, "The detector has a score only for a model alone or only in a stack."
         apart = abs((one.score or 0.0) - (alone.score or 0.0)) if one.valid else 0.0
         assert apart <= _NEAR, f"The score of a model in a stack differs by {apart:.3f} from that of the model alone."
 
@@ -128,6 +128,6 @@ def _finds(detector: Detector) -> str:
 def _spares(detector: Detector) -> str:
     world = planted()
     spared = detector(Case(world.clean, world.data))
-    assert spared.valid, f"It has no score of a sound network on {len(world.data)} clean images."
+    assert spared.valid, f"It has no score for a trained network with {len(world.data)} clean images."
     assert not spared.flagged, f"It flags a clean network: score {spared.score}, threshold {spared.threshold}."
     return ""

@@ -20,7 +20,7 @@ from bdprune.runtime import attack_success_rate, clean_accuracy
 
 _CLASSES, _EDGE, _TARGET = 10, 16, 3
 _SPARE = 8
-"""One filter in so many takes no part in the clean task; the backdoor is trained into these."""
+"""One of this number of filters is unused by the clean task; the backdoor is trained into these."""
 
 
 @dataclass(frozen=True)
@@ -28,12 +28,12 @@ class Planted:
     """Networks of known truth on ten classes of 3x16x16 images.
 
     Attributes:
-        backdoored: calls every image that carries the trigger ``target``.
+        backdoored: predicts ``target`` for every image with the trigger.
         clean: the network into which the backdoor was trained.
-        data: clean images that neither was trained on; all that a method may see.
+        data: clean images on which neither was trained; the only images a method may use.
         target: label of the backdoor.
-        trigger: images in [0, 1] -> triggered images. For measuring only.
-        test: further clean images. For measuring only.
+        trigger: images in [0, 1] -> triggered images. Only for measurements.
+        test: further clean images. Only for measurements.
     """
 
     backdoored: Model
@@ -55,14 +55,14 @@ class Planted:
 
 @cache
 def planted(seed: int = 0) -> Planted:
-    """The two networks, trained once a process.
+    """The two networks, trained once in each process.
 
-    The backdoor goes into a narrow part of the network (Qi et al., Towards Practical Deployment-Stage Backdoor Attack
-    on Deep Neural Networks, CVPR 2022): BadNets poison trains a few spare filters of every layer, and what the head
-    takes from them, and nothing else. So what is asked of a method hangs little on the luck of a training.
+    The backdoor occupies a narrow part of the network (Qi et al., Towards Practical Deployment-Stage Backdoor Attack on
+    Deep Neural Networks, CVPR 2022): BadNets poison trains only a few spare filters of every layer, and the head's
+    weights on them. So the requirements on a method depend little on chance in the training.
 
     Args:
-        seed: of the training; the checks take 0.
+        seed: seed for the training; the checks use 0.
     """
     train, data, test = _images(2000, 0), _images(500, 1), _images(1000, 2)
     pixels = (train.images * 255).round().to(torch.uint8)
@@ -86,7 +86,7 @@ def _schedule(epochs: int, weight_decay: float = 5e-4) -> Schedule:
 
 
 def _images(count: int, seed: int) -> CleanData:
-    """Two smooth patterns a class, in light that changes, under noise; ``[count, 3, 16, 16]``."""
+    """Two smooth patterns for each class, with changing brightness and noise; ``[count, 3, 16, 16]``."""
     patterns = torch.randn(2 * _CLASSES, 3, 5, 5, generator=torch.Generator().manual_seed(100))
     patterns = functional.interpolate(patterns, size=_EDGE, mode="bicubic", align_corners=True)
     generator = torch.Generator().manual_seed(seed)
@@ -98,7 +98,7 @@ def _images(count: int, seed: int) -> CleanData:
 
 
 class _Block(nn.Module):
-    """Two convs beside a strided shortcut, which halve the image."""
+    """Two convs with a parallel strided shortcut; they halve the image."""
 
     def __init__(self, inputs: int, outputs: int) -> None:
         super().__init__()
@@ -124,7 +124,7 @@ def _network(width: int = 16) -> nn.Sequential:
 
 @contextmanager
 def _training(network: nn.Module, spare: bool) -> Iterator[None]:
-    """Trains the spare filters alone, or all but their norms, which are switched off."""
+    """Trains only the spare filters, or everything except their norms, which are switched off."""
     hooks = []
     for layer in network.modules():
         for name, parameter in layer.named_parameters(recurse=False):

@@ -1,4 +1,4 @@
-"""The promises that detectors and purifiers share, and the small trained networks that they are tried on."""
+"""The conformance checks that detectors and purifiers share, and the small trained networks for them."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from bdprune.model import Model
 from bdprune.record import COSTS, GIFTS, Attachment, Record
 
 Check = Callable[[], str]
-"""Raises AssertionError where a promise is broken; else the reason why it was skipped, empty where it holds."""
+"""Raises AssertionError if a check fails; otherwise returns the reason why it was skipped, or an empty string."""
 
 Norm = Literal["batch", "group", "none"]
 
@@ -33,38 +33,38 @@ _FEW = 10
 
 @dataclass(frozen=True)
 class Trial:
-    """A method, how to run it, and how to compare what it gives.
+    """A method, how to run it, and how to compare its results.
 
     Args:
         method: an instance.
-        facts: all that must be the same from run to run, as one value that compares equal.
+        facts: everything that must not change from run to run, as one value that supports ``==``.
     """
 
     method: Any
     facts: Callable[[Any], object]
 
     def run(self, case: Case) -> object:
-        """What the method gives, as :attr:`facts`."""
+        """The result of the method, as :attr:`facts`."""
         return self.facts(self.method(case))
 
 
 def instance(method: Any) -> Any:
-    """The method itself, or the one that its class makes with default settings."""
+    """The method itself, or an instance of its class with default settings."""
     if not inspect.isclass(method):
         return method
     try:
         return method()
     except Exception as error:
-        raise AssertionError(f"{method.__name__} cannot be made with default settings: {error}.") from error
+        raise AssertionError(f"{method.__name__} cannot be created with default settings: {error}.") from error
 
 
 def reported(checks: Iterator[tuple[str, Check]]) -> dict[str, str]:
-    """Runs checks; the reason of each that was skipped, and ``passed`` for the others."""
+    """Runs checks; the reason for each skipped check, and ``passed`` for the others."""
     return {name: f"skipped: {reason}" if (reason := check()) else "passed" for name, check in checks}
 
 
 def asserted(checks: Iterator[tuple[str, Check]]) -> Iterator[tuple[str, Check]]:
-    """The same checks, which raise AssertionError whatever breaks down in them."""
+    """The same checks, but any exception becomes an AssertionError."""
     for name, check in checks:
         yield name, partial(_asserted, check)
 
@@ -75,26 +75,26 @@ def _asserted(check: Check) -> str:
     except AssertionError:
         raise
     except Exception as error:
-        raise AssertionError(f"The method breaks down with {type(error).__name__}: {error}") from error
+        raise AssertionError(f"The method raised {type(error).__name__}: {error}") from error
 
 
 def shared_checks(trial: Trial) -> Iterator[tuple[str, Check]]:
-    """The checks that any method passes."""
+    """The checks that every method must pass."""
     yield "describes itself", partial(_describes_itself, type(trial.method))
-    yield "leaves model, images and analyses alone", partial(_leaves_alone, trial)
+    yield "does not change model, images and analyses", partial(_leaves_alone, trial)
     yield "gives the same bits for the same seed", partial(_repeats, trial)
-    yield "uses no more than it needs", partial(_does_not_peek, trial)
+    yield "uses only the images that it needs", partial(_does_not_peek, trial)
     yield "takes ten images, or says how many it needs", partial(_takes_few, trial)
-    yield "takes a class without images", partial(_takes_a_missing_class, trial)
+    yield "takes data without images of a class", partial(_takes_a_missing_class, trial)
     yield "takes grey images", partial(_takes, trial, channels=1)
     yield "takes a network with group norms", partial(_takes, trial, norm="group")
     yield "takes a network without norms", partial(_takes, trial, norm="none")
-    yield "refuses tensors without values", partial(_refuses_meta, trial)
+    yield "rejects tensors without values", partial(_refuses_meta, trial)
 
 
 @cache
 def small_model(norm: Norm = "batch", channels: int = 3) -> Model:
-    """Two convs that tell four brightnesses apart, trained in a moment."""
+    """Two convs that distinguish four brightness levels, trained in a moment."""
     norms: dict[str, Callable[[], nn.Module]] = {
         "batch": lambda: nn.BatchNorm2d(8),
         "group": lambda: nn.GroupNorm(2, 8),
@@ -119,13 +119,13 @@ def small_data(count: int, channels: int = 3) -> CleanData:
 
 
 def small_case(method: Method, memo: Memo | None = None, norm: Norm = "batch", channels: int = 3) -> Case:
-    """A small network, and no more images than are enough for the method."""
+    """A small network, with just enough images for the method."""
     count = max(method.least_images, method.needs.per_class * _CLASSES, 40)
     return Case(small_model(norm, channels), small_data(count, channels), memo)
 
 
 class Watching(Memo):
-    """A memo that sees whether what it keeps is changed."""
+    """A memo that detects changes of its values."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -137,7 +137,7 @@ class Watching(Memo):
         self._seen.append((key, held, [one.clone() for one in held]))
 
     def changed(self) -> list[str]:
-        """What was changed since it was kept."""
+        """The values that were changed after they were stored."""
         return [str(key)[-200:] for key, held, then in self._seen if not all(map(same, held, then))]
 
 
@@ -156,28 +156,28 @@ def tensors_in(value: object) -> Iterator[Tensor]:
 
 
 def same(one: Tensor, other: Tensor) -> bool:
-    """Whether two tensors hold the same values; NaN is like NaN."""
+    """Whether two tensors hold the same values; NaN equals NaN."""
     if (one.dtype, one.shape) != (other.dtype, other.shape):
         return False
     return bool((one.eq(other) | (one.ne(one) & other.ne(other))).all())
 
 
 def check_json(record: Record) -> None:
-    """Raises where a record does not come back from JSON as it was."""
+    """Raises an error if a record changes in a round trip through JSON."""
     try:
         back = type(record).from_json(record.to_json())
     except DataError as error:
-        raise AssertionError(f"The {type(record).__name__} does not come back from JSON. {error.message}") from error
-    assert back == record, f"The {type(record).__name__} is another after a round trip through JSON."
+        raise AssertionError(f"The {type(record).__name__} cannot be read back from JSON. {error.message}") from error
+    assert back == record, f"The {type(record).__name__} changes in a round trip through JSON."
 
 
 def check_attached(attachments: Sequence[Attachment], contents: Mapping[str, bytes]) -> None:
-    """Raises where the bytes of an attachment are missing, or not those that its record names."""
+    """Raises an error if the bytes of an attachment are missing, or differ from its record."""
     for one in attachments:
         content = contents.get(one.sha256)
-        assert content is not None, f"The attachment {one.name} was not made with case.attach."
+        assert content is not None, f"The attachment {one.name} was not created with case.attach."
         digest = hashlib.sha256(content).hexdigest()
-        assert (digest, len(content)) == (one.sha256, one.bytes), f"The record of attachment {one.name} names others."
+        assert (digest, len(content)) == (one.sha256, one.bytes), f"The record of attachment {one.name} does not match."
 
 
 def _describes_itself(kind: type[Method]) -> str:
@@ -185,8 +185,8 @@ def _describes_itself(kind: type[Method]) -> str:
         assert hasattr(kind, name), f"{kind.__name__} has no class attribute {name!r}."
     assert re.fullmatch(r"[\w-]+(\.[\w-]+)+", kind.id), f"The id {kind.id!r} is not of the form package.name."
     assert kind.title and "\n" not in kind.title, "The title is not one line of text."
-    assert kind.cost in COSTS, f"The cost {kind.cost!r} is none of {', '.join(COSTS)}."
-    assert kind.gives and set(kind.gives) <= set(GIFTS), f"It gives {kind.gives!r}, not some of {', '.join(GIFTS)}."
+    assert kind.cost in COSTS, f"Unknown cost {kind.cost!r}; known are {', '.join(COSTS)}."
+    assert kind.gives and set(kind.gives) <= set(GIFTS), f"gives is {kind.gives!r}; known are {', '.join(GIFTS)}."
     needed = [one.name for one in inspect.signature(kind).parameters.values() if one.default is one.empty]
     assert not needed, f"{kind.__name__} has settings without a default: {', '.join(needed)}."
     check_json(kind.info(kind.id.rpartition(".")[2]))
@@ -203,18 +203,18 @@ def _leaves_alone(trial: Trial) -> str:
     trial.run(case)
     trial.run(case)
     for name, value in network.state_dict().items():
-        assert same(value, before[name]), f"The method changed {name} of the model that was handed in."
-    assert not network.training, "The method left the model that was handed in in train mode."
+        assert same(value, before[name]), f"The method changed {name} of the input model."
+    assert not network.training, "The method left the input model in train mode."
     assert all(one.grad is None for one in network.parameters()), "The method left gradients on the model."
     assert all(one.requires_grad for one in network.parameters()), "The method switched off gradients of the model."
     assert same(data.images, images) and same(data.labels, labels), "The method changed the clean images."
-    assert not memo.changed(), f"The method changed analyses that others share: {memo.changed()[0]}"
+    assert not memo.changed(), f"The method changed shared analyses: {memo.changed()[0]}"
     return ""
 
 
 def _repeats(trial: Trial) -> str:
     found = []
-    for seed in (1, 2):  # of global randomness, which may not matter
+    for seed in (1, 2):  # of global randomness, which must not matter
         with seeded(seed):
             found.append(trial.run(small_case(trial.method, Memo())))
     assert found[0] == found[1], "Two runs with the same settings on the same case give different results."
@@ -222,16 +222,16 @@ def _repeats(trial: Trial) -> str:
 
 
 def _does_not_peek(trial: Trial) -> str:
-    """A method gets clean images and nothing else, and only what it says that it needs of them has a say."""
+    """A method gets only clean images, and only the properties that it declares as needed may influence the result."""
     taken = [one for one in inspect.signature(trial.method.__call__).parameters.values() if one.default is one.empty]
-    assert len(taken) == 1, f"The method wants {len(taken)} arguments; a case is all that it may get."
+    assert len(taken) == 1, f"The method must take one argument, a case, not {len(taken)}."
     case, needs = small_case(trial.method, Memo()), trial.method.needs.images
     if needs == "labelled":
         return ""
     less = Case(case.model, None, Memo())
     if needs == "unlabelled":
         less = Case(case.model, replace(case.images, labels=(case.images.labels + 1) % _CLASSES), Memo())
-    assert trial.run(case) == trial.run(less), f"The method needs images: {needs!r}, yet more than that has a say."
+    assert trial.run(case) == trial.run(less), f"The method declares images: {needs!r}, but its result depends on more."
     return ""
 
 
@@ -245,9 +245,9 @@ def _takes_few(trial: Trial) -> str:
         trial.run(case)
     except DataError as error:
         text = str(error)
-        assert any(str(one) in text for one in wanted if one), f"The refusal says not how many are needed: {text}"
+        assert any(str(one) in text for one in wanted if one), f"The error does not name the number: {text}"
         return ""
-    raise AssertionError(f"The method needs {wanted[0] or wanted[1]} images and takes {_FEW}.")
+    raise AssertionError(f"The method declares that it needs {wanted[0] or wanted[1]} images, but takes {_FEW}.")
 
 
 def _takes_a_missing_class(trial: Trial) -> str:
@@ -263,7 +263,7 @@ def _takes(trial: Trial, norm: Norm = "batch", channels: int = 3) -> str:
 
 
 def _refuses_meta(trial: Trial) -> str:
-    """Stands for tensors on a device that is not there: no value of them can be read."""
+    """Meta tensors stand for a missing device: their values cannot be read."""
     good = small_case(trial.method, Memo())
     absent = good.model.with_network(copy.deepcopy(good.model.network).to("meta"))
     data = replace(good.images, images=good.images.images.to("meta"))
@@ -278,5 +278,5 @@ def _runs(trial: Trial, case: Case | Callable[[], Case], refusal: Any = ()) -> s
     except refusal:
         pass
     except Exception as error:
-        raise AssertionError(f"The method breaks down with {type(error).__name__}: {error}") from error
+        raise AssertionError(f"The method raised {type(error).__name__}: {error}") from error
     return ""

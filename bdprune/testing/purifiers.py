@@ -1,4 +1,4 @@
-"""What every purifier promises."""
+"""Conformance checks for purifiers."""
 
 from __future__ import annotations
 
@@ -29,42 +29,42 @@ from bdprune.testing.promises import (
 )
 
 _HOLDS, _GONE, _COST = 0.9, 0.2, 0.05
-"""Attack success before, at most after, and the clean accuracy that a repair may cost."""
+"""Minimum attack success before and maximum after a repair, and the clean accuracy that it may cost."""
 
 
 def check_purifier(purifier: type[Purifier] | Purifier) -> dict[str, str]:
-    """Holds a purifier to all that purifiers promise.
+    """Runs all conformance checks on a purifier.
 
-    It trains two small networks in a few seconds, once a process.
+    It trains two small networks in a few seconds, once in each process.
 
     Args:
-        purifier: a class, which is taken with its default settings, or an instance.
+        purifier: a class, which is used with its default settings, or an instance.
 
     Returns:
         Each check by its name: ``passed``, or ``skipped: `` and the reason.
 
     Raises:
-        AssertionError: a promise is broken; the text says which.
+        AssertionError: a check fails; the message says which.
     """
     return reported(purifier_checks(purifier))
 
 
 def purifier_checks(purifier: type[Purifier] | Purifier) -> Iterator[tuple[str, Check]]:
-    """The checks one by one, for a test framework: a name, and what to call (see :data:`bdprune.testing.Check`)."""
+    """The single checks, for a test framework: a name, and the function to call (see :data:`bdprune.testing.Check`)."""
     return asserted(_checks(instance(purifier)))
 
 
 def _checks(method: Purifier) -> Iterator[tuple[str, Check]]:
     repairs = cache(partial(_repairs, method))
     yield from shared_checks(Trial(method, _facts))
-    yield "gives a record that travels", partial(_travels, method)
-    yield "says truthfully what it changed", lambda: _is_truthful(repairs())
+    yield "gives a record that can be stored", partial(_travels, method)
+    yield "reports correctly what it changed", lambda: _is_truthful(repairs())
     yield "removes a planted backdoor", lambda: _removes(method, repairs()[0])
-    yield "leaves a clean twin alone", lambda: _spares(repairs()[1])
+    yield "keeps the accuracy of the clean twin", lambda: _spares(repairs()[1])
 
 
 def _repairs(purifier: Purifier) -> tuple[Repair, Repair]:
-    """Of the backdoored network and of its clean twin."""
+    """The repairs of the backdoored network and of its clean twin."""
     world = planted()
     return purifier(Case(world.backdoored, world.data)), purifier(Case(world.clean, world.data))
 
@@ -78,7 +78,7 @@ def _facts(repair: Repair) -> object:
 def _travels(purifier: Purifier) -> str:
     case = small_case(purifier, Memo())
     repair = purifier(case)
-    assert isinstance(repair, Repair), f"The purifier gives {type(repair).__name__}, not Repair."
+    assert isinstance(repair, Repair), f"The purifier returned {type(repair).__name__}, not Repair."
     assert repair.method == purifier.id, f"The repair names {repair.method!r}, not {purifier.id!r}."
     check_attached(repair.attachments, case.attachments)
     with tempfile.TemporaryDirectory() as folder:
@@ -100,16 +100,16 @@ def _is_truthful(repairs: tuple[Repair, Repair]) -> str:
 def _says_what_changed(before: Model, repair: Repair) -> None:
     then, now = before.network.state_dict(), repair.model.network.state_dict()
     shapes = [{name: value.shape for name, value in state.items()} for state in (then, now)]
-    assert shapes[0] == shapes[1], "The repaired network has other tensors than the one that was handed in."
+    assert shapes[0] == shapes[1], "The repaired network's tensors have other names or shapes."
     assert any(not same(then[name], now[name]) for name in now) == (repair.change != "nothing"), (
-        f"The change is called {repair.change!r}, and the weights say otherwise."
+        f"The repair reports the change {repair.change!r}, but the weights show another."
     )
     cut = any(map(len, repair.pruned.values()))
-    assert cut == ("pruned" in repair.change), f"The change is called {repair.change!r}; pruned are {repair.pruned}."
+    assert cut == ("pruned" in repair.change), f"The repair reports {repair.change!r} and prunes {repair.pruned}."
     groups = {group.name: group for group in before.groups}
     for name, index in repair.pruned.items():
         for one in index:
-            assert _is_silent(now, groups[name], one), f"Filter {one} of {name} is called pruned and is not."
+            assert _is_silent(now, groups[name], one), f"Filter {one} of {name} is reported as pruned but is not."
     if repair.change == "pruned":
         back = {name: value.clone() for name, value in now.items()}
         for name, index in repair.pruned.items():
@@ -117,18 +117,18 @@ def _says_what_changed(before: Model, repair: Repair) -> None:
                 if tensor in back:
                     back[tensor][[start + one for one in index]] = then[tensor][[start + one for one in index]]
         more = [name for name in back if not same(back[name], then[name])]
-        assert not more, f"More was changed than the filters that are called pruned: {', '.join(more[:5])}."
+        assert not more, f"Other tensors than the pruned filters have changed: {', '.join(more[:5])}."
 
 
 def _rows(group: FilterGroup) -> Iterator[tuple[str, int]]:
-    """Names of the tensors that hold the filters of a group, with the row of the first filter."""
+    """Names of the tensors with the filters of a group, and the row of the first filter."""
     for part in ("weight", "bias"):
         yield f"{group.conv}.{part}", 0
         yield from ((f"{norm.name}.{part}", norm.start) for norm in group.norms)
 
 
 def _is_silent(state: Mapping[str, Tensor], group: FilterGroup, index: int) -> bool:
-    """Whether a filter gives a constant: its weights are zero, or the scales of all its norms."""
+    """Whether a filter outputs a constant: its weights, or the scales of all its norms, are zero."""
     scales = [state[f"{norm.name}.weight"][norm.start + index] for norm in group.norms]
     return not state[f"{group.conv}.weight"][index].any() or (bool(scales) and not any(map(bool, scales)))
 
@@ -138,8 +138,8 @@ def _removes(purifier: Purifier, repair: Repair) -> str:
         return purifier.limits
     world = planted()
     before, after = world.attack_success(world.backdoored), world.attack_success(repair.model)
-    assert before >= _HOLDS, f"The planted backdoor is too weak to say anything: attack success {before:.2f}."
-    assert after <= _GONE, f"Attack success is {after:.2f} after the repair and was {before:.2f} before."
+    assert before >= _HOLDS, f"The planted backdoor is too weak for the check: attack success {before:.2f}."
+    assert after <= _GONE, f"Attack success is {after:.2f} after the repair; before it was {before:.2f}."
     assert repair.target_label in (None, world.target), f"It names label {repair.target_label}, not {world.target}."
     _keeps(world.accuracy(world.backdoored), world.accuracy(repair.model))
     return ""

@@ -219,7 +219,7 @@ def test_shuffled_labels_have_no_explanation() -> None:
     order = torch.randperm(len(clean), generator=torch.Generator().manual_seed(0))
     found = check_sanity(fed(model_for(Normalization())), replace(clean, labels=clean.labels[order]))
     assert not found.ok and found.normalization is None and found.fits == ""
-    assert "too low to judge anything" in found.message
+    assert "too low for any verdict" in found.message
     assert "label order" in found.suggestion
     assert len(found.tried) == 17
 
@@ -337,8 +337,8 @@ def test_grey_models_are_tried_with_what_fits_one_channel() -> None:
     [
         (lambda d: d.subset(torch.empty(0, dtype=torch.int64)), "patches holds 0 images"),
         (lambda d: replace(d, images=d.images[:, :1]), r"are \(1, 4, 4\), the model takes \(3, 4, 4\)"),
-        (lambda d: replace(d, labels=d.labels + 1), "run from 1 to 8, the model has classes 0 to 7"),
-        (lambda d: replace(d, labels=d.labels - 1), "run from -1 to 6"),
+        (lambda d: replace(d, labels=d.labels + 1), "range from 1 to 8, the model has classes 0 to 7"),
+        (lambda d: replace(d, labels=d.labels - 1), "range from -1 to 6"),
     ],
 )
 def test_data_that_does_not_fit(change: object, message: str) -> None:

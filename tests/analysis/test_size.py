@@ -53,7 +53,7 @@ def fit(shares: dict[int, float], native: int, own: int, count: int = 200, **opt
 def test_the_better_size_wins_whichever_is_larger(native: int, own: int) -> None:
     model, data = fit({native: 0.9, own: 0.5}, native, own)
     assert model.input_shape == (3, native, native) == tuple(data.images.shape[1:])
-    assert f"The images are {native}x{native} and the network takes them as they are: clean accuracy" in data.notes[-1]
+    assert f"The images are {native}x{native} and the network takes them unresized: clean accuracy" in data.notes[-1]
     assert f"when resized to {own}x{own}, the usual size of reads (on 64 images)." in data.notes[-1]
     assert not any("were resized from" in note for note in data.notes)
     model, data = fit({native: 0.5, own: 0.9}, native, own)
@@ -67,7 +67,7 @@ def test_the_better_size_wins_whichever_is_larger(native: int, own: int) -> None
 def test_undecided_keeps_the_images_up_to_four_times_the_pixels(native: int, taken: int) -> None:
     model, data = fit({native: 0.8, 4: 0.8}, native, 4)
     assert model.input_shape == (3, taken, taken) == tuple(data.images.shape[1:])
-    assert "on 200 images; the difference is too small to tell" in data.notes[-1]
+    assert "on 200 images; the difference is too small to be certain" in data.notes[-1]
 
 
 def test_a_difference_that_64_images_leave_open_is_settled_by_200() -> None:
@@ -128,7 +128,7 @@ def test_what_takes_too_much_memory_is_not_tried(monkeypatch: pytest.MonkeyPatch
 def test_a_size_that_was_asked_for_is_kept_and_the_better_one_told() -> None:
     model, data = fit({8: 0.9, 4: 0.5}, 8, 4, fixed=True)
     assert model.input_shape == (3, 4, 4)
-    assert data.notes[-1].startswith("The size of 4x4 was asked for: clean accuracy")
+    assert data.notes[-1].startswith("The size of 4x4 was requested: clean accuracy")
     assert data.other_size is not None and data.other_size.size == (8, 8) and data.other_size.accuracy > 0.8
 
 

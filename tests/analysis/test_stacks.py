@@ -62,7 +62,7 @@ def test_loop_gives_the_bits_and_errors_of_separate_runs(bright: Any, variant: s
 
 
 def test_empty_stacks_and_wrong_masks_are_refused(bright: Any) -> None:
-    with pytest.raises(OptionError, match="no models"):
+    with pytest.raises(OptionError, match="at least 1 model, not 0"):
         bdprune.stack([])
     with pytest.raises(OptionError, match="1 masks for 2 models"):
         bdprune.stack([bright.model, bright.model]).sweep([{}], [bright.data], SweepSettings([0.5], 0.1))

@@ -249,8 +249,8 @@ def test_wrong_arguments(emulated):
         return emulated.ops.stacked_conv2d(x, weight, mask, bias, stride, (0, 0), (1, 1), groups, False, True)
 
     for words, wrong in {
-        "does not fit a weight": {"x": torch.ones(3, 1, 3, 5, 5)},
-        "that of one model or of 3, got 2": {"mask": torch.ones(3, 4)},
+        "does not match a weight": {"x": torch.ones(3, 1, 3, 5, 5)},
+        "for one model or for 3, got 2": {"mask": torch.ones(3, 4)},
         "must be below 2\\^30": {"stride": (1 << 30, 1)},
         "mask must be contiguous float32": {"mask": torch.ones(4)},
         "same dtype": {"x": x.half()},

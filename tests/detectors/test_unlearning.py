@@ -261,7 +261,7 @@ def test_limits_of_the_lead_are_those_of_its_images_and_classes(bright: Any, lea
     (few,) = reading(bright, lead, images=299).limits
     assert few.startswith("With fewer than 300 images")
     (two,) = reading(bright, lead, classes=2).limits
-    assert two.startswith("Of 2 classes a lead says little")
+    assert two.startswith("With 2 classes, a lead is weak evidence")
 
 
 def test_of_a_network_without_batch_norm_it_can_tell_nothing(bright: Any) -> None:

@@ -144,7 +144,7 @@ def test_a_network_that_is_no_stack_is_swept_one_after_another(bright: Any) -> N
 
     network = Louder(*copy.deepcopy(bright.model.network)).eval()
     model = bright.model.with_network(network)
-    with pytest.raises(ValueError, match="does more than its layers do"):
+    with pytest.raises(ValueError, match="does more than call its layers"):
         StackedPredictions([model], [[{}, {"3": [0]}]], [bright.data.images], "zero_gamma", at_once=2)
     args = (model, rising(bright), [bright.data])
     assert sweep(*args, replace(ALL, variant="stack")) == sweep(*args, replace(ALL, variant="loop"))

@@ -78,7 +78,7 @@ def test_presets_are_settings_by_name() -> None:
     assert "Choose one of small." in str(caught.value)
     with pytest.raises(OptionError) as caught:
         method_class("detector", "lipschitz").preset("small")
-    assert "It has none." in str(caught.value)
+    assert "It has no presets." in str(caught.value)
 
 
 def test_a_description_is_strict_json() -> None:

@@ -38,9 +38,9 @@ def test_every_name_survives_the_way_there_and_back(name: str) -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("imagenette", "no normalisation 'imagenette'.*one of none, imagenet, cifar10"),
-        ("", "no normalisation ''"),
-        ("0.5,,0.5", "no normalisation"),
+        ("imagenette", "Unknown normalisation 'imagenette'.*one of none, imagenet, cifar10"),
+        ("", "Unknown normalisation ''"),
+        ("0.5,,0.5", "Unknown normalisation"),
         ("0.5", "1 numbers"),
         ("0.5,0.5,0.5,0.2,0.2", "5 numbers"),
         ("0.5,0", "not above 0"),

@@ -93,13 +93,13 @@ def test_missing_and_unknown_names_are_told() -> None:
     found["extra.weight"] = (3, 3)
     with pytest.raises(ArchitectureError) as caught:
         recognise(found, "vgg11_bn_cifar")
-    assert "no vgg11_bn_cifar" in caught.value.message
+    assert "not a vgg11_bn_cifar" in caught.value.message
     assert "'features.4.bias' is missing" in caught.value.message
     assert "'extra.weight' (3, 3) is not part of it" in caught.value.message
 
 
 def test_other_layout_than_the_one_asked_for() -> None:
-    with pytest.raises(ArchitectureError, match="The checkpoint is no resnet34_cifar"):
+    with pytest.raises(ArchitectureError, match="The checkpoint is not a resnet34_cifar"):
         recognise(shapes("resnet18_cifar", num_classes=10), "resnet34_cifar")
     with pytest.raises(OptionError, match="resnet35"):
         recognise({}, "resnet35")

@@ -123,7 +123,7 @@ def test_the_input_is_never_replaced(write: Write, small_network: nn.Module, tmp
     content = path.read_bytes()
     for name in ("model.pth", "link.pth", "hard.pth", "./x/../model.pth"):
         (tmp_path / "x").mkdir(exist_ok=True)
-        with pytest.raises(OutputError, match="is the checkpoint that was read"):
+        with pytest.raises(OutputError, match="is the input checkpoint"):
             save(load(path), tmp_path / name)
     assert path.read_bytes() == content
 

@@ -84,7 +84,7 @@ def test_settled_says_what_needs_no_trial() -> None:
     choice = Question(kernel=2.0, library=1.0)()
     assert settled("conv", "8 x 8", CPU, names) == choice
     alone = settled("conv", "8 x 8", CPU, ("kernel",))
-    assert alone is not None and (alone.winner, alone.reason) == ("kernel", "there is no other way")
+    assert alone is not None and (alone.winner, alone.reason) == ("kernel", "there is no other variant")
 
 
 def test_pins(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -112,7 +112,7 @@ def test_off_runs_defaults_whatever_is_kept(text: str, monkeypatch: pytest.Monke
 @pytest.mark.parametrize("text", ["fast", "conv", "conv=fast", "convs=kernel", "on,stack=kernel", "conv=kernel=loop"])
 def test_what_is_unknown_is_named(text: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("BDPRUNE_TUNE", text)
-    with pytest.raises(OptionError, match=r"BDPRUNE_TUNE is '.*' is unknown") as raised:
+    with pytest.raises(OptionError, match=r"Unknown part '.*' in BDPRUNE_TUNE=") as raised:
         Question(kernel=1.0, library=2.0)()
     assert "stack= stack, loop" in raised.value.hint
 
@@ -128,8 +128,8 @@ def test_there_is_no_trial_where_it_would_do_harm(why: str, monkeypatch: pytest.
     with monkeypatch.context() as patch:
         if why == "capture":
             patch.setattr(torch.cuda, "is_current_stream_capturing", lambda: True)
-            assert tuner._objection(torch.device("cuda")) == "a CUDA graph is captured"
-            patch.setattr(tuner, "_objection", lambda device: "a CUDA graph is captured")
+            assert tuner._objection(torch.device("cuda")) == "a CUDA graph is being captured"
+            patch.setattr(tuner, "_objection", lambda device: "a CUDA graph is being captured")
         elif why == "deterministic":
             patch.setattr(torch, "are_deterministic_algorithms_enabled", lambda: True)
         else:
@@ -138,7 +138,7 @@ def test_there_is_no_trial_where_it_would_do_harm(why: str, monkeypatch: pytest.
         assert choice.winner == "kernel" and choice.reason and ask.ran == [] and not kept_choices()
     assert ask().winner == "library"
     with monkeypatch.context() as patch:
-        patch.setattr(tuner, "_objection", lambda device: "a CUDA graph is captured")
+        patch.setattr(tuner, "_objection", lambda device: "a CUDA graph is being captured")
         assert ask().winner == "library", "what was tried before holds"
 
 

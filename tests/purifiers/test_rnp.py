@@ -116,7 +116,7 @@ def test_presets_hold_the_published_settings() -> None:
 
 
 def test_unknown_preset_is_an_error() -> None:
-    with pytest.raises(OptionError, match=r"no preset 'fast' of bdprune\.rnp"):
+    with pytest.raises(OptionError, match=r"bdprune\.rnp has no preset 'fast'"):
         RNP.preset("fast")
 
 

@@ -90,7 +90,7 @@ def test_real_trial_measures_both_variants(bright: Any) -> None:
 def test_one_model_and_unlike_models_need_no_trial(bright: Any, cache: Path) -> None:
     assert "one model" in stack_or_loop([bright.model], bright.data.images[:4]).reason
     other = Model(torch.nn.Conv2d(3, 3, 1), "conv", 3, (3, 8, 8))
-    assert "is no bright" in stack_or_loop([bright.model, other], bright.data.images[:4]).reason
+    assert "is not a bright" in stack_or_loop([bright.model, other], bright.data.images[:4]).reason
     assert not cache.exists()
 
 

@@ -49,9 +49,9 @@ def _scale(case: Case) -> None:
 
 
 BROKEN: dict[str, tuple[Callable[[Case], Any], str]] = {
-    "trains the model": (_ascend, "changed 0.weight of the model"),
+    "trains the model": (_ascend, "changed 0.weight of the input model"),
     "changes the images": (_darken, "changed the clean images"),
-    "changes an analysis": (_scale, "changed analyses that others share"),
+    "changes an analysis": (_scale, "changed shared analyses"),
     "draws at random": (
         lambda case: Quiet().evidence(float(torch.rand(())), 1.0, params={}),
         "give different results",
@@ -62,19 +62,19 @@ BROKEN: dict[str, tuple[Callable[[Case], Any], str]] = {
     ),
     "flags below its threshold": (
         lambda case: Evidence(detector="example.quiet", score=0.0, threshold=1.0, flagged=True),
-        "exactly where the score is above",
+        "exactly if its score is above",
     ),
     "names a label on the sly": (
         lambda case: Quiet().evidence(2.0, 1.0, params={}, target_label=1),
-        "its class says that it does not",
+        "the class has label = False",
     ),
     "has a p-value that cannot be": (
         lambda case: Quiet().evidence(0.0, 1.0, params={}, p_value=2.0),
-        "breaks down with ValidationError",
+        "raised ValidationError",
     ),
     "breaks down on grey images": (
         lambda case: case.images.images[:, 1].sum() if case.model.input_shape[0] == 3 else 1 / 0,
-        "breaks down with ZeroDivisionError",
+        "raised ZeroDivisionError",
     ),
 }
 
@@ -103,7 +103,7 @@ def test_a_detector_without_limits_must_tell_the_two_apart(score: float, said: s
     checks = dict(detector_checks(Boastful(score=score)))
     with pytest.raises(AssertionError, match=said):
         checks["finds a planted backdoor"]()
-        checks["spares a clean twin"]()
+        checks["does not flag the clean twin"]()
 
 
 class Greedy(Quiet):
@@ -124,7 +124,7 @@ class Hungry(Quiet):
         return self.evidence(0.0, 1.0, params={})
 
 
-@pytest.mark.parametrize(("kind", "said"), [(Greedy, "needs images: 'none'"), (Hungry, "needs 50 images and takes 10")])
+@pytest.mark.parametrize(("kind", "said"), [(Greedy, "declares images: 'none'"), (Hungry, "needs 50 images, but takes 10")])
 def test_holds_a_detector_to_its_needs(kind: type[Detector], said: str) -> None:
     with pytest.raises(AssertionError, match=said):
         check_detector(kind)

@@ -45,7 +45,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., str]:
 
 
 def test_is_listed_with_its_description(run: Callable[..., str]) -> None:
-    assert "one label hangs on one feature" in run("-m", "bdprune", "detectors")
+    assert "finds a label that depends on one feature" in run("-m", "bdprune", "detectors")
     found = {one["name"]: one for one in json.loads(run("-m", "bdprune", "purifiers", "--format", "json"))}
     assert found["clp"]["id"] == "example.clp" and found["clp"]["settings"] == {"u": 3.0}
 
@@ -62,7 +62,7 @@ def test_can_be_chosen_on_the_command_line(run: Callable[..., str]) -> None:
 def test_stands_in_the_generated_tables(run: Callable[..., str], tmp_path: Path) -> None:
     run(ROOT / "tools" / "generate_docs.py", tmp_path / "methods.md")
     page = (tmp_path / "methods.md").read_text()
-    assert "| [peak_weight](#peak_weight-detector) | one label hangs on one feature | no images | weights |" in page
+    assert "| [peak_weight](#peak_weight-detector) | finds a label that depends on one feature | no images | weights |" in page
     assert "BD901 `peak-weight`" in page and "### clp (purifier)" in page
 
 
@@ -73,10 +73,10 @@ def test_passes_the_checks(run: Callable[..., str]) -> None:
         "print(json.dumps(found))"
     )
     detector, purifier = json.loads(run("-c", script))
-    assert detector.pop("says the same in a stack") == "skipped: The detector takes no stacks."
-    assert detector.pop("says the same in a scan of a stack") == "skipped: The detector takes no stacks."
+    assert detector.pop("gives the same evidence in a stack") == "skipped: The detector does not take stacks."
+    assert detector.pop("gives the same evidence in a scan of a stack") == "skipped: The detector does not take stacks."
     assert detector["finds a planted backdoor"] == "passed"
-    assert purifier.pop("removes a planted backdoor").startswith("skipped: It leaves a backdoor whose filters")
+    assert purifier.pop("removes a planted backdoor").startswith("skipped: It misses a backdoor whose filters")
     assert {*detector.values(), *purifier.values()} == {"passed"}
 
 
@@ -94,7 +94,7 @@ def dropped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 def test_one_more_module_is_seen_everywhere(dropped: None) -> None:
     run = CliRunner().invoke
-    assert "one label hangs on one feature" in run(main, ["detectors"]).output
+    assert "finds a label that depends on one feature" in run(main, ["detectors"]).output
     assert "dropped" in run(main, ["scan", "--help"]).output
     assert isinstance(registry.detector("dropped", threshold=2.0), registry.method_class("detector", "dropped"))
     assert "[dropped](#dropped-detector)" in generate_docs().page()

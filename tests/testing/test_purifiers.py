@@ -57,10 +57,10 @@ def test_reports_what_passed_and_why_the_rest_was_skipped() -> None:
 @pytest.mark.parametrize(
     ("deed", "said"),
     [
-        ("prunes on the sly", "called 'nothing', and the weights say otherwise"),
-        ("claims a cut", "called 'pruned', and the weights say otherwise"),
-        ("cuts another filter", "is called pruned and is not"),
-        ("cuts one more", "More was changed than the filters that are called pruned"),
+        ("prunes on the sly", "the change 'nothing', but the weights show another"),
+        ("claims a cut", "the change 'pruned', but the weights show another"),
+        ("cuts another filter", "is reported as pruned but is not"),
+        ("cuts one more", "Other tensors than the pruned filters have changed"),
         ("breaks the network", "Clean accuracy falls"),
     ],
 )

@@ -1,4 +1,4 @@
-"""Every architecture that a checkpoint can be recognised as."""
+"""All known architectures."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ REGISTRY: dict[str, Architecture] = {entry.name: entry for family in _FAMILIES f
 
 
 def architecture(name: str) -> Architecture:
-    """The registry's entry ``name``.
+    """The registered architecture ``name``.
 
     Raises:
-        OptionError: there is none.
+        OptionError: no architecture has that name.
     """
     if name not in REGISTRY:
         known = ", ".join(sorted(REGISTRY))
-        raise OptionError(f"The architecture {name!r} is not known.", f"Known: {known}; or give module:callable.")
+        raise OptionError(f"Unknown architecture {name!r}.", f"Known: {known}; or give module:callable.")
     return REGISTRY[name]
 
 
@@ -30,14 +30,14 @@ def build(name: str, num_classes: int, in_channels: int = 3, width: int | None =
     """A freshly initialised network, in train mode.
 
     Args:
-        name: of the registry, such as ``resnet18_cifar``.
+        name: registered name, such as ``resnet18_cifar``.
         num_classes: number of logits.
         in_channels: channels of the images.
-        width: in the architecture's own unit, mostly the channels of its stem; None is the published one.
-        settings: spellings and variants of this architecture, as its ``read`` finds them in a checkpoint.
+        width: in the architecture's own unit, usually the channels of its stem; None takes the published width.
+        settings: naming scheme and variant of this architecture, as its ``read`` returns them for a checkpoint.
 
     Raises:
-        OptionError: no such architecture.
+        OptionError: no architecture has that name.
     """
     entry = architecture(name)
     width = entry.width if width is None else width

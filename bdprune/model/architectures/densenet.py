@@ -1,4 +1,4 @@
-"""DenseNet-121 (Huang et al., 2017), in the spelling of ImageNet models and in that of CIFAR models."""
+"""DenseNet-121 (Huang et al., 2017), with the parameter names of ImageNet models and of CIFAR models."""
 
 from __future__ import annotations
 
@@ -19,15 +19,15 @@ _BOTTLENECK = 4
 
 @dataclass(frozen=True)
 class _Spelling:
-    """Names in the state dict.
+    """Parameter names in the state dict.
 
     Attributes:
-        block: of a dense block, before its number.
-        transition: of the layers between two blocks, before their number.
-        norm: of the norm in there.
-        layer: of a layer in a block, before its number.
+        block: name of a dense block, before its number.
+        transition: name of the layers between two blocks, before their number.
+        norm: name of the norm in a transition.
+        layer: name of a layer in a block, before its number.
         first: number of the first layer.
-        parts: of norm, conv, norm and conv in a layer.
+        parts: names of norm, conv, norm and conv in a layer.
         appends: whether a layer's new channels come last.
     """
 
@@ -48,7 +48,7 @@ _CIFAR = _Spelling("dense", "trans", "bn", "", 0, ("bn1", "conv1", "bn2", "conv2
 
 
 class DenseLayer(nn.Module):
-    """Norm, ReLU, 1x1 conv, norm, ReLU, 3x3 conv; its output is added to the channels: ``C -> C + growth``."""
+    """Norm, ReLU, 1x1 conv, norm, ReLU, 3x3 conv; appends its output as new channels: ``C -> C + growth``."""
 
     def __init__(self, in_channels: int, growth: int, spelled: _Spelling) -> None:
         super().__init__()
@@ -69,9 +69,9 @@ class DenseLayer(nn.Module):
 
 
 def _dense_blocks(growth: int, spelled: _Spelling) -> tuple[dict[str, nn.Module], int]:
-    """The dense blocks and what stands between them, by name, and the channels that come out of the last one.
+    """The dense blocks and the transitions between them, by name, and the output channels of the last block.
 
-    Between two blocks, a norm, ReLU and a 1x1 conv halve the channels, and a pooling halves the image.
+    A transition is a norm, ReLU and a 1x1 conv that halves the channels, and a pooling that halves the image.
     """
     channels = 2 * growth
     found: dict[str, nn.Module] = {}

@@ -1,4 +1,4 @@
-"""EfficientNet-B0 (Tan and Le, 2019), in the spelling of ImageNet models and in that of CIFAR models."""
+"""EfficientNet-B0 (Tan and Le, 2019), with the parameter names of ImageNet models and of CIFAR models."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ class SqueezeExcite(nn.Module):
 
 
 class MBConv(nn.Module):
-    """Expansion (unless it is 1), depthwise conv, gates, projection; a shortcut where the shape stays."""
+    """Expansion (unless it is 1), depthwise conv, gates, projection; a shortcut if the shape does not change."""
 
     def __init__(self, in_channels: int, out_channels: int, stride: int, kernel: int, expansion: int) -> None:
         super().__init__()
@@ -60,7 +60,7 @@ class MBConv(nn.Module):
 class EfficientNet(Classifier):
     """``[N, in_channels, H, W] -> [N, num_classes]``; names ``features.S.B.block.*`` and ``classifier.1``.
 
-    Stochastic depth, which acts in training only, is left out.
+    Stochastic depth is omitted: it only acts in training.
 
     Args:
         width: channels of the stem; the multiplier of all channels is width / 32 (rounded to multiples of 8).
@@ -82,7 +82,7 @@ class EfficientNet(Classifier):
 
 
 class CifarMBConv(nn.Module):
-    """The block of the CIFAR spelling; with expansion 1 its first conv exists but is not used."""
+    """The block of CIFAR checkpoints; with expansion 1 its first conv exists but is not used."""
 
     def __init__(self, in_channels: int, out_channels: int, stride: int, kernel: int, expansion: int) -> None:
         super().__init__()

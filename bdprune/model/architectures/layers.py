@@ -1,4 +1,4 @@
-"""What the architectures have in common: convs that keep the size, stages of blocks, and the way to the logits."""
+"""Parts shared by the architectures: convs that keep the size, stages of blocks, and the classifier head."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch.nn import functional
 def conv(
     in_channels: int, out_channels: int, kernel: int = 3, stride: int = 1, groups: int = 1, bias: bool = False
 ) -> nn.Conv2d:
-    """A square conv that keeps the size of the image but for its stride."""
+    """A square conv; only its stride changes the image size."""
     return nn.Conv2d(in_channels, out_channels, kernel, stride, kernel // 2, groups=groups, bias=bias)
 
 
@@ -23,7 +23,7 @@ def conv_norm(
     stride: int = 1,
     groups: int = 1,
 ) -> nn.Sequential:
-    """A conv, its batch norm, and an activation unless there is none."""
+    """A conv, its batch norm, and an optional activation."""
     layers = [conv(in_channels, out_channels, kernel, stride, groups), nn.BatchNorm2d(out_channels)]
     return nn.Sequential(*layers, *([activation(inplace=True)] if activation else []))
 
@@ -33,11 +33,11 @@ Block = Callable[[int, int, int], nn.Module]
 
 
 def stages(channels: int, plan: Iterable[tuple[Block, int, int, int]]) -> list[list[nn.Module]]:
-    """The blocks of stages that follow each other.
+    """Consecutive stages of blocks.
 
     Args:
-        channels: that come in.
-        plan: of each stage its kind of block, its channels, the stride of its first block, and the number of blocks.
+        channels: input channels.
+        plan: for each stage, its kind of block, its channels, the stride of its first block, and the number of blocks.
     """
     found = []
     for block, out_channels, stride, depth in plan:
@@ -48,7 +48,7 @@ def stages(channels: int, plan: Iterable[tuple[Block, int, int, int]]) -> list[l
 
 
 class Classifier(nn.Module):
-    """A network that ends in means over the image and one layer, under the name that it has in the state dict."""
+    """A network that ends in average pooling and one layer, registered under its name in the state dict."""
 
     _head_name: str
 

@@ -1,4 +1,4 @@
-"""MobileNetV2 (Sandler et al., 2018), in the spelling of ImageNet models and in that of CIFAR models."""
+"""MobileNetV2 (Sandler et al., 2018), with the parameter names of ImageNet models and of CIFAR models."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _STEM, _LAST = 32, 1280
 
 
 class InvertedResidual(nn.Module):
-    """Expansion (unless it is 1), depthwise 3x3, projection; a shortcut where the shape stays."""
+    """Expansion (unless it is 1), depthwise 3x3, projection; a shortcut if the shape does not change."""
 
     def __init__(self, in_channels: int, out_channels: int, stride: int, expansion: int) -> None:
         super().__init__()
@@ -66,7 +66,7 @@ class MobileNetV2(Classifier):
 
 
 class CifarInvertedResidual(nn.Module):
-    """Expansion, depthwise 3x3, projection, with ReLU; at stride 1 a shortcut, with a conv where channels change."""
+    """Expansion, depthwise 3x3, projection, with ReLU; at stride 1 a shortcut, with a conv if the channels change."""
 
     def __init__(self, in_channels: int, out_channels: int, stride: int, expansion: int) -> None:
         super().__init__()
@@ -86,7 +86,7 @@ class CifarInvertedResidual(nn.Module):
 
 
 class CifarMobileNetV2(Classifier):
-    """``[N, in_channels, H, W] -> [N, num_classes]``, less subsampling; names ``layers.N.conv1`` to ``bn3``.
+    """``[N, in_channels, H, W] -> [N, num_classes]``, with less subsampling; names ``layers.N.conv1`` to ``bn3``.
 
     Args:
         width: channels of the stem; the multiplier of all channels is width / 32.

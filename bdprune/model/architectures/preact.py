@@ -1,4 +1,4 @@
-"""Pre-activation ResNet-18 and -34 for CIFAR (He et al., 2016b): norm and ReLU stand before each conv."""
+"""Pre-activation ResNet-18 and -34 for CIFAR (He et al., 2016b): norm and ReLU come before each conv."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from bdprune.model.architectures.layers import Classifier, conv, stages
 from bdprune.model.architectures.spec import SHORTCUTS, Architecture, Settings, Shapes, read_cifar, spelling
 
 BARE_SHORTCUT = "convShortcut"
-"""The shortcut of this name is a conv itself; others are a sequence of one."""
+"""A shortcut with this name is a plain conv; others are a sequence that holds one conv."""
 
 
 class PreActBlock(nn.Module):
-    """Two 3x3 convs behind their norms: ``[N, in, H, W] -> [N, out, H/stride, W/stride]``.
+    """Two 3x3 convs after their norms: ``[N, in, H, W] -> [N, out, H/stride, W/stride]``.
 
-    A shortcut that changes shape is a conv without a norm, and starts behind the first activation.
+    A shortcut that changes shape is a conv without a norm, and starts after the first activation.
 
     Args:
         shortcut: its name in the state dict.
@@ -45,7 +45,7 @@ class PreActBlock(nn.Module):
 
 
 class PreActNetwork(Classifier):
-    """Runs ``conv1``, the stages, the norm behind them unless there is none, and the last layer."""
+    """Runs ``conv1``, the stages, the last norm if there is one, and the last layer."""
 
     conv1: nn.Conv2d
     _stages: Sequence[str]
@@ -64,11 +64,11 @@ class PreActResNet(PreActNetwork):
     """``[N, in_channels, H, W] -> [N, num_classes]``.
 
     Args:
-        depths: number of blocks of each stage; each stage but the first halves the image.
+        depths: number of blocks of each stage; every stage except the first halves the image.
         width: channels of the stem; stage i has width * 2^i.
         shortcut: name of the blocks' shortcut in the state dict.
         head: name of the last layer in the state dict.
-        last_norm: name of a norm behind the last stage, empty when there is none (as in most CIFAR code).
+        last_norm: name of a norm after the last stage; empty if there is none (as in most CIFAR code).
     """
 
     def __init__(

@@ -1,4 +1,4 @@
-"""Residual networks (He et al., 2016), with CIFAR and ImageNet stems, in the spellings of published checkpoints."""
+"""Residual networks (He et al., 2016), with CIFAR and ImageNet stems, and the names of published checkpoints."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class Layout:
     """The blocks of a network.
 
     Attributes:
-        depths: number of blocks of each stage; each stage but the first halves the image.
+        depths: number of blocks of each stage; every stage except the first halves the image.
         bottleneck: blocks of three convs instead of two, whose outer channels are four times the inner ones.
         stem: ``cifar`` is a 3x3 conv, ``imagenet`` a 7x7 conv of stride 2 and a pooling.
     """
@@ -31,7 +31,7 @@ class Layout:
 
     @property
     def convs(self) -> int:
-        """Convs of a block."""
+        """Number of convs in a block."""
         return 3 if self.bottleneck else 2
 
 
@@ -60,9 +60,9 @@ class ResidualBlock(nn.Module):
     """Convs and a shortcut, post-activation: ``[N, in, H, W] -> [N, out, H/stride, W/stride]``.
 
     Args:
-        bottleneck: 1x1, 3x3 (with the stride) and 1x1 conv; else two 3x3 convs.
+        bottleneck: 1x1, 3x3 (with the stride) and 1x1 conv; otherwise two 3x3 convs.
         shortcut: name of the shortcut in the state dict.
-        pad: whether a shortcut that changes shape pads (option A) instead of having a conv of its own (option B).
+        pad: whether a shortcut that changes shape pads (option A) instead of using a conv (option B).
     """
 
     def __init__(
@@ -90,11 +90,11 @@ class ResNet(Classifier):
     """Residual network: ``[N, in_channels, H, W] -> [N, num_classes]``.
 
     Args:
-        layout: its blocks and its stem.
+        layout: blocks and stem.
         width: channels of the stem; stage i has width * 2^i, four times as many with bottlenecks.
         shortcut: name of the blocks' shortcut in the state dict.
         head: name of the last layer in the state dict.
-        pad: shortcuts by padding (option A).
+        pad: whether shortcuts pad (option A).
     """
 
     def __init__(
@@ -159,7 +159,7 @@ def _entry(depth: int, layout: Layout) -> Architecture:
 
 
 def _marks(layout: Layout) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """The last conv of the last block, and what would come after it."""
+    """The last conv of the last block, and the names that only a larger network has."""
     last, blocks, convs = len(layout.depths), layout.depths[-1], layout.convs
     beyond = (f"layer{last}.{blocks}.conv1", f"layer{last + 1}.0.conv1", f"layer1.0.conv{convs + 1}")
     return (f"layer{last}.{blocks - 1}.conv{convs}.weight",), tuple(f"{name}.weight" for name in beyond)

@@ -1,4 +1,4 @@
-"""What an architecture tells about itself, so that a checkpoint can be recognised and its network built."""
+"""The description of an architecture, from which a checkpoint is recognised and its network is built."""
 
 from __future__ import annotations
 
@@ -18,17 +18,17 @@ HEADS = ("linear", "fc", "classifier", "head")
 
 @dataclass(frozen=True)
 class Architecture:
-    """One entry of the registry.
+    """One registered architecture.
 
     Attributes:
         name: such as ``resnet18_cifar``.
-        make: builds the network from ``num_classes``, ``in_channels``, ``width`` and what else ``read`` returns.
-        read: reads those arguments off the names and shapes of a state dict; None when a name it needs is missing
-            or has another number of dimensions. It may be fooled: the caller compares every shape.
+        make: builds the network from ``num_classes``, ``in_channels``, ``width`` and other settings from ``read``.
+        read: reads those arguments from the names and shapes of a state dict; None if a required name is missing or
+            has another number of dimensions. It may return a wrong guess: the caller compares every shape.
         width: of the published network, in the architecture's own unit (see ``make``).
         input_size: height and width of the images it was made for.
-        marks: names of which at least one is in each of its state dicts, to rule it out at once.
-        lacks: names of which none is.
+        marks: names of which every state dict has at least one, for a fast rejection.
+        lacks: names of which no state dict has any.
     """
 
     name: str
@@ -40,7 +40,7 @@ class Architecture:
     lacks: tuple[str, ...] = ()
 
     def may_fit(self, shapes: Shapes) -> bool:
-        """Whether the marks allow it, before the network is built for comparison."""
+        """Whether the marks allow a match. Cheap: builds no network."""
         return any(name in shapes for name in self.marks) and not any(name in shapes for name in self.lacks)
 
 
@@ -59,7 +59,7 @@ def linear_shape(shapes: Shapes, name: str) -> tuple[int, int] | None:
 
 
 def spelling(shapes: Shapes, candidates: Sequence[str]) -> str:
-    """The first of ``candidates`` that is a part of some name; the first one when none is."""
+    """The first of ``candidates`` that is a part of some name, or the first candidate if none is."""
     parts = {part for name in shapes for part in name.split(".")}
     return next((candidate for candidate in candidates if candidate in parts), candidates[0])
 
@@ -72,18 +72,18 @@ def settings(stem: tuple[int, int, int] | None, head: tuple[int, int] | None, /,
 
 
 def read_layers(shapes: Shapes, stem: str, head: str) -> Settings | None:
-    """The settings that the first conv and the last layer tell."""
+    """The settings given by the first conv and the last layer."""
     return settings(conv_shape(shapes, stem), linear_shape(shapes, head))
 
 
 def read_cifar(shapes: Shapes, **more: Any) -> Settings | None:
-    """The settings of a network with the first conv ``conv1`` and a last layer of one of the names in ``HEADS``."""
+    """The settings of a network with the first conv ``conv1`` and a last layer named in ``HEADS``."""
     head = spelling(shapes, HEADS)
     return settings(conv_shape(shapes, "conv1"), linear_shape(shapes, head), head=head, **more)
 
 
 def numbered(shapes: Shapes, pattern: str) -> list[int]:
-    """The sorted numbers that the one group of ``pattern`` matches among the names."""
+    """The sorted numbers that the only group of ``pattern`` matches among the names."""
     return sorted({int(match.group(1)) for name in shapes if (match := re.fullmatch(pattern, name))})
 
 

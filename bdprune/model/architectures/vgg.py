@@ -19,13 +19,13 @@ _WIDTHS = (1, 2, 4, 8, 8)
 
 @dataclass(frozen=True)
 class Head:
-    """What comes behind the convs.
+    """The layers after the convs.
 
     Attributes:
         positions: of the linear layers in ``classifier`` (ReLUs and dropouts stand between them); empty when
             ``classifier`` is one linear layer.
-        hidden: outputs of all linear layers but the last.
-        spatial: height and width of the map that it sees; the features are averaged to it.
+        hidden: outputs of every linear layer except the last.
+        spatial: height and width of its input map; the features are averaged to that size.
     """
 
     positions: tuple[int, ...] = ()
@@ -33,7 +33,7 @@ class Head:
     spatial: int = 1
 
     def layers(self, channels: int, num_classes: int) -> nn.Module:
-        """Linear layers with a ReLU right behind each but the last, and dropouts in the other places."""
+        """Linear layers with a ReLU directly after each except the last, and dropouts in the other positions."""
         inputs = channels * self.spatial**2
         if not self.positions:
             return nn.Linear(inputs, num_classes)

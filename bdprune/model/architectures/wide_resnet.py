@@ -1,4 +1,4 @@
-"""Wide residual networks for CIFAR (Zagoruyko and Komodakis, 2016), in the two spellings in circulation."""
+"""Wide residual networks for CIFAR (Zagoruyko and Komodakis, 2016), with the two naming schemes in use."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class WideResNet(PreActNetwork):
         depth: 6n + 4 layers in three stages of n blocks.
         widen: stage i has width * widen * 2^i channels.
         width: channels of the stem, 16 in the paper.
-        biased: the spelling ``layer1.0``, with biases; else ``block1.layer.0``.
+        biased: the names ``layer1.0``, with biases; otherwise ``block1.layer.0``.
         head: name of the last layer in the state dict.
     """
 

@@ -1,4 +1,4 @@
-"""A network with one learnable number in [0, 1] on every filter, and nothing else to learn."""
+"""A network whose only learnable parameters are masks: one number in [0, 1] for each filter."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ from bdprune.ops import channel_scale, masked_conv2d
 class MaskedNetwork(nn.Module):
     """``model`` with a mask on the filters of every group: images ``[N, C, H, W]`` in [0, 1] -> logits ``[N, K]``.
 
-    Where exactly one norm consumes a conv, the mask multiplies the norm's scale, which costs nothing:
-    y = (mask * gamma) * (x - mean) / std + beta, so a filter with mask 0 still gives the constant beta. Elsewhere it
-    multiplies the conv's output, bias included; for a conv that runs through its weight alone that means its weight and
-    bias.
+    If exactly one norm consumes a conv, the mask multiplies the norm's scale, which costs nothing:
+    y = (mask * gamma) * (x - mean) / std + beta, so a filter with mask 0 still outputs the constant beta. Otherwise the
+    mask multiplies the conv's output, bias included. If the forward pass only uses the conv's weight
+    (``F.conv2d(x, conv.weight)``), the mask multiplies its weight and bias.
 
-    The masks are the only parameters that ask for a gradient. ``train()`` and ``eval()`` act on a private copy of the
-    network, whose running statistics may drift; ``model`` never changes.
+    Only the masks require a gradient. ``train()`` and ``eval()`` act on a private copy of the network, whose running
+    statistics may change; ``model`` never changes.
 
     Args:
-        model: any loaded model; or a stack of them, which then belongs to this network, with masks
+        model: any loaded model; or a stack of models, which this network then owns, with masks
             ``[G, num_filters]`` and logits ``[G, N, K]``.
 
     Source: Wu and Wang, Adversarial Neuron Pruning, NeurIPS 2021; Li et al., Reconstructive Neuron Pruning, ICML 2023.
@@ -54,7 +54,7 @@ class MaskedNetwork(nn.Module):
 
     @torch.no_grad()
     def clamp_(self) -> MaskedNetwork:
-        """Brings every mask back into [0, 1]."""
+        """Clips every mask to [0, 1]."""
         for mask in self.mask_list:
             mask.clamp_(0, 1)
         return self
@@ -63,7 +63,7 @@ class MaskedNetwork(nn.Module):
         return functional_call(self.network, self._overrides(), (images,))  # type: ignore[no-any-return]
 
     def _overrides(self) -> dict[str, Tensor]:
-        """Masked scales of the norms, and masks of the convs that have none, by their path in the network."""
+        """Masked scales of the norms, and masks of the convs without such a norm, by their path in the network."""
         overrides: dict[str, Tensor] = {}
         factors: dict[str, list[tuple[int, Tensor]]] = {}
         for group, mask in zip(self._groups, self.mask_list, strict=True):
@@ -82,7 +82,7 @@ class MaskedNetwork(nn.Module):
 
 
 def _whole(slices: list[tuple[int, Tensor]], channels: int) -> Tensor:
-    """Masks of neighbouring channels as one, ``[..., channels]``; channels that none covers get 1."""
+    """Joins the masks of channel ranges into one, ``[..., channels]``; channels without a mask get 1."""
     if len(slices) == 1 and slices[0][1].shape[-1] == channels:
         return slices[0][1]
     parts: list[Tensor] = []
@@ -106,7 +106,7 @@ class MaskedConv2d(nn.Conv2d):
 
 
 class _ScaledConv2d:
-    """The same for a subclass that has a forward pass of its own."""
+    """The same for a subclass with its own forward pass."""
 
     mask: Tensor
 
@@ -115,7 +115,7 @@ class _ScaledConv2d:
 
 
 def _mask_output(conv: nn.Module) -> None:
-    """Turns ``conv`` into its masked kind where it stands, so that its path and parameters stay the same."""
+    """Turns ``conv`` into its masked kind in place, so that its path and parameters stay the same."""
     assert isinstance(conv, nn.Conv2d)
     if isinstance(conv, StackedConv2d):
         conv.mask = conv.weight.new_ones(conv.weight.shape[:2])

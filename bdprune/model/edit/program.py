@@ -1,7 +1,7 @@
-"""A network's forward pass as a straight line of steps that can be taken up in the middle.
+"""A network's forward pass as a list of steps that can be resumed in the middle.
 
-Two networks that differ in a late layer alone share everything before it. So the pass is written down once by
-``torch.fx``, and what is alive before some step can be kept and gone on from.
+Two networks that differ only in a late layer compute the same values before it. ``torch.fx`` records the pass once; the
+live values before a step can be kept, and a later run can resume from them.
 """
 
 from __future__ import annotations
@@ -16,13 +16,13 @@ from torch.utils._pytree import tree_leaves
 
 @dataclass(frozen=True)
 class State:
-    """Everything that the steps from ``position`` on still read.
+    """All values that the steps from ``position`` on still read.
 
     Attributes:
-        position: index of the step before which it was kept.
-        values: by the step that made it.
-        versions: in-place operations that each tensor had gone through by then.
-        nbytes: memory that the tensors hold; what two of them share counts once.
+        position: index of the step before which the values were kept.
+        values: values, by the step that computed them.
+        versions: in-place operations on each tensor up to that point.
+        nbytes: memory of the tensors; memory that two of them share counts once.
     """
 
     position: int
@@ -32,27 +32,27 @@ class State:
 
     @classmethod
     def of(cls, position: int, values: dict[fx.Node, Any]) -> State:
-        """Keeps ``values`` themselves, not copies."""
+        """Keeps ``values`` themselves, without copying them."""
         tensors = _tensors(values)
         storages = {storage.data_ptr(): storage.nbytes() for storage in (t.untyped_storage() for t in tensors)}
         return cls(position, dict(values), tuple(t._version for t in tensors), sum(storages.values()))
 
     @property
     def intact(self) -> bool:
-        """Whether no later step has written over a tensor that was kept."""
+        """Whether no later step has overwritten a kept tensor."""
         return self.versions == tuple(tensor._version for tensor in _tensors(self.values))
 
 
 class Program:
-    """``module`` as a list of steps, with the parameters that it has at the time of each run.
+    """``module`` as a list of steps. Each run uses the current values of the parameters.
 
     Args:
         module: images -> logits, in eval mode. The values of its parameters may change in place afterwards, but no
             parameter may be replaced by another tensor.
 
     Raises:
-        Exception: whatever ``torch.fx`` raises where the pass depends on the values in it, or has not one input.
-            Whoever asks must be able to do without; the error would tell a user nothing.
+        Exception: any error of ``torch.fx``, if the pass depends on its values or does not take exactly one input.
+            Callers must have a fallback; the error does not help a user.
     """
 
     def __init__(self, module: nn.Module) -> None:
@@ -71,15 +71,15 @@ class Program:
         return len(self._steps)
 
     def first_read(self, parameter: Tensor) -> int | None:
-        """Index of the first step that reads ``parameter`` (the very tensor of the module), None where none does."""
+        """Index of the first step that reads ``parameter`` (the tensor object of the module itself), or None."""
         return self._reads.get(id(parameter))
 
     def run(self, images: Tensor, start: State | None = None, keep: Collection[int] = ()) -> tuple[Tensor, list[State]]:
-        """Logits ``[N, K]``, and the states before those steps in ``keep`` that come after ``start``, in order.
+        """Logits ``[N, K]``, and the states before the steps in ``keep`` that come after ``start``, in order.
 
         Args:
-            images: ``[N, C, H, W]``; not looked at with a ``start``.
-            start: a state of the same images, kept while the steps before it had the parameters that they have now.
+            images: ``[N, C, H, W]``; ignored if ``start`` is given.
+            start: a state of the same images, kept when the steps before it had the same parameters as now.
         """
         values = dict(start.values) if start else {}
         first = start.position if start else 0
@@ -95,7 +95,7 @@ class Program:
         return logits, states
 
     def _last_uses(self) -> list[list[fx.Node]]:
-        """For every step, the values that nothing after it reads. The last step's own is the result."""
+        """For every step, the values that no later step reads. The last step's own value is the result."""
         place = {step: position for position, step in enumerate(self._steps)}
         dead: list[list[fx.Node]] = [[] for _ in self._steps]
         for step, position in list(place.items())[:-1]:

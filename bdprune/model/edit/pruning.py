@@ -1,4 +1,4 @@
-"""Cuts filters out of a model by setting what makes them to zero."""
+"""Prunes filters of a model: sets their parameters to zero."""
 
 from __future__ import annotations
 
@@ -17,14 +17,15 @@ MODES: tuple[PruneMode, ...] = ("zero_gamma", "zero_gamma_beta", "weights")
 
 
 def prune(model: Model, filters: Mapping[str, Sequence[int]], mode: PruneMode = "zero_gamma") -> Model:
-    """A new model in which the given filters are pruned; ``model`` stays as it is.
+    """A new model in which the given filters are pruned; does not change ``model``.
 
     Args:
         model: the model.
         filters: indices of filters by the name of their group.
-        mode: ``zero_gamma`` sets the scale of the norm to zero, so that the filter gives the constant beta (RNP, ANP);
-            ``zero_gamma_beta`` the shift too, so that it gives zero (CLP); ``weights`` the conv's filter and bias too.
-            Filters without a norm of their own always lose the conv's filter and bias.
+        mode: ``zero_gamma`` sets the scale of the norm to zero, so the filter outputs the constant beta (RNP, ANP).
+            ``zero_gamma_beta`` also sets the shift to zero, so it outputs zero (CLP). ``weights`` also sets the conv's
+            filter and bias to zero. If a filter has no norm of its own, every mode sets its conv's filter and bias to
+            zero.
 
     Raises:
         OptionError: an unknown mode, group or filter.
@@ -36,9 +37,9 @@ def prune(model: Model, filters: Mapping[str, Sequence[int]], mode: PruneMode = 
 
 
 def check_pruning(model: Model, filters: Mapping[str, Sequence[int]], mode: PruneMode) -> None:
-    """Raises what ``prune`` raises, and does nothing."""
+    """Raises the errors of ``prune``, and does nothing else."""
     if mode not in MODES:
-        raise OptionError(f"The pruning mode is {mode!r}.", f"Choose one of {', '.join(MODES)}.")
+        raise OptionError(f"Unknown pruning mode {mode!r}.", f"Choose one of {', '.join(MODES)}.")
     groups = {group.name: group for group in model.groups}
     for name, indices in filters.items():
         if name not in groups:
@@ -50,7 +51,7 @@ def check_pruning(model: Model, filters: Mapping[str, Sequence[int]], mode: Prun
 def prune_(
     network: nn.Module, groups: Sequence[FilterGroup], filters: Mapping[str, Sequence[int]], mode: PruneMode
 ) -> None:
-    """Does to ``network`` in place what ``prune`` does to a copy; names and indices are taken as right."""
+    """Does in place what ``prune`` does to a copy; does not check names and indices."""
     for group in groups:
         if group.name in filters:
             _cut(network, group, list(filters[group.name]), mode)
@@ -63,10 +64,10 @@ def _check(indices: Sequence[int], group: FilterGroup) -> None:
 
 
 def pruned_parameters(network: nn.Module, group: FilterGroup, mode: PruneMode) -> list[tuple[nn.Parameter, int]]:
-    """The parameters of ``network`` in which pruning a filter of ``group`` sets something to zero.
+    """The parameters of ``network`` that pruning a filter of ``group`` sets to zero.
 
     Returns:
-        Each with the index of the group's first filter in its dimension 0.
+        Each parameter with the index of the group's first filter in its dimension 0.
     """
     norm = group.norm
     found: list[tuple[nn.Parameter | None, int]] = []

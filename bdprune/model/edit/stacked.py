@@ -1,4 +1,4 @@
-"""G networks of one architecture as one network, whose layers take their G batches side by side."""
+"""G networks of one architecture as one network, whose layers process G batches in one call."""
 
 from __future__ import annotations
 
@@ -14,26 +14,27 @@ from torch.nn import functional
 from bdprune.model.handle import Model, Normalized
 from bdprune.ops import masked_conv2d, stacked_conv2d
 
-_PROBE = 2  # images on which a stack is held against its models
-_TOLERANCE = 1e-3  # of the largest logit: sums in another order, and nothing else
+_PROBE = 2  # images on which the logits of a stack are compared with those of its models
+_TOLERANCE = 1e-3  # of the largest logit: covers only a different order of summation
 
 
 class StackedNetwork(nn.Module):
-    """The models behind their normalisations: images ``[N, C, H, W]`` in [0, 1], the same for all, -> ``[G, N, K]``.
+    """The models with their normalisations: the same images ``[N, C, H, W]`` in [0, 1] -> ``[G, N, K]``.
 
-    Between its layers the batches of all models lie one behind the other, ``[G * N, C, H, W]``, so everything that
-    works on each image alone runs as it is. Convs, linear layers and batch norms, which have parameters, are replaced
-    by kinds with G of them. Parameters and buffers have the names of the models' own, with G as their first axis.
+    Between its layers the batches of all models are concatenated, ``[G * N, C, H, W]``, so layers that process each
+    image separately run unchanged. Convs, linear layers and batch norms, which have parameters, are replaced by
+    variants with G sets. Parameters and buffers keep the models' names, with G as their first axis.
 
     Args:
-        models: of one architecture, on one device, in eval mode; they stay as they are.
-        own: paths of the layers that have G sets of parameters; None for all layers. The others are the first model's,
-            on the images of all at once, which in eval mode is the same where the models differ in ``own`` alone.
-        frozen: no parameter will change. Where the models are one and the same, given G times, one copy of each then
-            serves all, through an axis of stride 0; buffers are each model's own all the same.
+        models: of one architecture, on one device, in eval mode; they do not change.
+        own: paths of the layers that have G sets of parameters; None for all layers. The other layers are those of the
+            first model and run on the images of all models at once. In eval mode the result is the same if the models
+            differ only in ``own``.
+        frozen: no parameter will change. If the same model is given G times, all share one copy of its parameters,
+            through an axis of stride 0; each still has its own buffers.
 
     Raises:
-        ValueError: :func:`why_not` has an objection.
+        ValueError: :func:`why_not` gives a reason.
     """
 
     def __init__(self, models: Sequence[Model], own: Container[str] | None = None, frozen: bool = False) -> None:
@@ -56,7 +57,7 @@ class StackedNetwork(nn.Module):
         return logits.view(len(parts), len(images), -1)
 
     def arrange(self, channels_last: bool) -> None:
-        """Lays out every model's conv weights in that memory format, in place."""
+        """Converts the conv weights of every model to that memory format, in place."""
         layout = torch.channels_last if channels_last else torch.contiguous_format
         for child in self.network.modules():
             if isinstance(child, StackedConv2d):
@@ -68,14 +69,14 @@ class StackedNetwork(nn.Module):
                     child.weight.data = one.contiguous(memory_format=layout).expand(weight.shape)
 
     def model(self, index: int) -> Model:
-        """Model ``index`` with the parameters and buffers that the stack has now, of its own."""
+        """A copy of model ``index`` with the current parameters and buffers of the stack."""
         network = copy.deepcopy(self.models[index].network)
         network.load_state_dict({name: value[index] for name, value in self.network.state_dict().items()})
         return self.models[index].with_network(network)
 
 
 def why_not(models: Sequence[Model]) -> str:
-    """Why these models cannot be one network, in words; empty where they can."""
+    """Why these models cannot be stacked, in words; empty if they can."""
     first = models[0]
     shapes = _shapes(first)
     for model in models[1:]:
@@ -84,7 +85,7 @@ def why_not(models: Sequence[Model]) -> str:
             first.num_classes,
             first.input_shape,
         ):
-            return f"{model.arch} is no {first.arch} of the same size"
+            return f"{model.arch} is not a {first.arch} of the same size"
         if _shapes(model) != shapes:
             return "their parameters differ in shape"
         if model.device != first.device:
@@ -92,17 +93,17 @@ def why_not(models: Sequence[Model]) -> str:
     for path, child in first.network.named_modules():
         if any(True for _ in child.named_parameters(recurse=False)) or any(True for _ in child.buffers(recurse=False)):
             if type(child) not in _KINDS:
-                return f"{path or 'the network'} has parameters of its own"
+                return f"{path or 'the network'} has parameters in a layer type that cannot be stacked"
             if isinstance(child, nn.BatchNorm2d) and (child.momentum is None or not child.track_running_stats):
                 return f"{path} keeps no running average"
         if isinstance(child, nn.modules.dropout._DropoutNd) and child.p > 0:
-            return f"{path} draws at random"
+            return f"{path} uses random numbers"
     return ""
 
 
 @torch.no_grad()
 def agrees(stacked: StackedNetwork) -> bool:
-    """Whether the stack says what its models say of a few images: a forward pass may do things that cannot be seen."""
+    """Whether the stack and its models give the same logits for a few images: a forward pass can hide differences."""
     first = stacked.models[0]
     images = torch.rand(_PROBE, *first.input_shape, generator=torch.Generator().manual_seed(0)).to(first.device)
     with _without_tf32():
@@ -110,7 +111,7 @@ def agrees(stacked: StackedNetwork) -> bool:
         expected = torch.stack([alone[id(model)] for model in stacked.models])
         try:
             found = stacked(images)
-        except Exception:  # networks of any kind come here
+        except Exception:  # any kind of network may be passed, and may raise anything
             return False
     scale = expected.abs().max().clamp(min=1e-6)
     return bool((found - expected).abs().max() <= _TOLERANCE * scale)
@@ -118,7 +119,7 @@ def agrees(stacked: StackedNetwork) -> bool:
 
 @contextmanager
 def _without_tf32() -> Iterator[None]:
-    """Over many layers, its rounding alone would pass for another function."""
+    """TF32 rounding alone, over many layers, would look like a different function."""
     before = torch.backends.cudnn.allow_tf32
     torch.backends.cudnn.allow_tf32 = False
     try:
@@ -128,7 +129,7 @@ def _without_tf32() -> Iterator[None]:
 
 
 def padded(conv: nn.Conv2d, x: Tensor) -> tuple[Tensor, tuple[int, int], str | tuple[int, int], tuple[int, int]]:
-    """``x`` with the padding that is not zeros, and the stride, padding and dilation that are left to do."""
+    """``x`` with any non-zero padding applied, and the stride, padding and dilation still to apply."""
     stride, dilation = (conv.stride[0], conv.stride[1]), (conv.dilation[0], conv.dilation[1])
     if conv.padding_mode != "zeros":
         return functional.pad(x, conv._reversed_padding_repeated_twice, conv.padding_mode), stride, (0, 0), dilation
@@ -137,7 +138,7 @@ def padded(conv: nn.Conv2d, x: Tensor) -> tuple[Tensor, tuple[int, int], str | t
 
 
 class StackedConv2d(nn.Conv2d):
-    """G convs on ``[G * N, I, H, W]``; weight ``[G, O, I, kh, kw]``. Times the mask ``[G, O]`` where there is one."""
+    """G convs on ``[G * N, I, H, W]``; weight ``[G, O, I, kh, kw]``, times the mask ``[G, O]`` if there is one."""
 
     mask: Tensor | None
 
@@ -178,7 +179,7 @@ class StackedBatchNorm2d(nn.BatchNorm2d):
         return self._jointly(x) if x.is_cuda else self._in_turn(x)
 
     def _in_turn(self, x: Tensor) -> Tensor:
-        """One call for each model: no copies."""
+        """One call for each model, without copies."""
         parts = [
             self._normalized(batch, *(None if value is None else value[g] for value in self._values()))
             for g, batch in enumerate(_unfold(x, self._stack))
@@ -186,7 +187,7 @@ class StackedBatchNorm2d(nn.BatchNorm2d):
         return torch.cat(parts)
 
     def _jointly(self, x: Tensor) -> Tensor:
-        """One call for all, as G * C channels: few launches, at the price of a copy either way."""
+        """One call for all models, as G * C channels: fewer launches, but a copy before and after."""
         wide = _unfold(x, self._stack).transpose(0, 1).flatten(1, 2)
         flat = self._normalized(wide, *(None if value is None else value.reshape(-1) for value in self._values()))
         apart: Tensor = flat.unflatten(1, (self._stack, -1))
@@ -219,7 +220,7 @@ def _shapes(model: Model) -> dict[str, torch.Size]:
 
 
 def _stack_up(child: nn.Module, kind: type[nn.Module], all_models: Sequence[nn.Module], shared: bool) -> None:
-    """Turns ``child`` into its stacked kind where it stands, with the parameters and buffers of all models."""
+    """Turns ``child`` into its stacked kind in place, with the parameters and buffers of all models."""
     child.__class__ = kind
     if issubclass(kind, nn.Conv2d):
         child.register_buffer("mask", None, persistent=False)
@@ -234,7 +235,7 @@ def _stack_up(child: nn.Module, kind: type[nn.Module], all_models: Sequence[nn.M
 
 
 def _shared(values: Tensor | None) -> Tensor | None:
-    """The one value of all models, None where each has its own."""
+    """The value shared by all models, or None if each has its own."""
     return values[0] if values is not None and len(values) > 1 and values.stride(0) == 0 else None
 
 

@@ -211,11 +211,11 @@ def test_what_cannot_be_stacked_says_why() -> None:
             model.network[1].momentum = None
 
     assert "differ in shape" in refused(other_shape)
-    assert "conv is no small" in refused(other_kind)
-    assert "2 draws at random" in refused(dropout)
-    assert "1 has parameters of its own" in refused(layer_norm)
+    assert "conv is not a small" in refused(other_kind)
+    assert "2 uses random numbers" in refused(dropout)
+    assert "1 has parameters in a layer type" in refused(layer_norm)
     assert "1 keeps no running average" in refused(cumulative)
-    with pytest.raises(ValueError, match="cannot be stacked: 2 draws at random"):
+    with pytest.raises(ValueError, match="cannot be stacked: 2 uses random numbers"):
         found = models(2)
         dropout(found)
         StackedNetwork(found)

@@ -1,4 +1,4 @@
-"""A detector and a purifier of a package of its own."""
+"""A detector and a purifier in a package of their own."""
 
 from dataclasses import dataclass
 
@@ -16,17 +16,17 @@ class PeakWeight(Detector):
     """Flags a label whose largest weight in the head is far above those of the other labels.
 
     Args:
-        threshold: how many times their median it may be.
+        threshold: largest multiple of their median that is not flagged.
     """
 
     threshold: float = 1.6
 
     id = "example.peak_weight"
-    title = "one label hangs on one feature"
+    title = "finds a label that depends on one feature"
     needs = Needs(images="none", minimum=0)
     cost = "weights"
     label = True
-    rule = Rule(id="BD901", name="peak-weight", help="The head lets one feature decide for one label.")
+    rule = Rule(id="BD901", name="peak-weight", help="In the head, one label depends on a single feature.")
 
     def __call__(self, case: Case) -> Evidence:
         heads = [layer for layer in case.model.network.modules() if isinstance(layer, nn.Linear)]
@@ -44,17 +44,17 @@ class LipschitzPruning(Purifier):
     """Prunes filters whose channel Lipschitz score is far above its layer's (Zheng et al., ECCV 2022).
 
     Args:
-        u: how many standard deviations above the mean of its layer a filter may score.
+        u: number of standard deviations above its layer's mean at which a filter is pruned.
     """
 
     u: float = 3.0
 
     id = "example.clp"
-    title = "prune the filters whose spectral norm stands out of their layer"
+    title = "prunes the filters with an outlying spectral norm in their layer"
     paper = "Zheng et al., ECCV 2022, arXiv 2208.03111"
     needs = Needs(images="labelled")
     cost = "weights"
-    limits = "It leaves a backdoor whose filters are no louder than the others of their layer."
+    limits = "It misses a backdoor whose filters are no stronger than the others of their layer."
 
     def __call__(self, case: Case) -> Repair:
         self.check(case)
