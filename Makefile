@@ -1,12 +1,12 @@
-# The index of commands. `make` lists them.
+# The project's commands. `make` lists them.
 #
-# The environment is .venv, made here, unless one is given: PYTHON=/path/to/python or an activated one (VIRTUAL_ENV).
-# TORCH chooses the torch that is installed where there is none yet; the pin is a build for the CPU only where such a
-# build is offered, and it must be installed before anything that asks for torch by a range, because the newest
-# release drags in several gigabytes of CUDA.
+# Commands use .venv, which they create, or another environment: PYTHON=/path/to/python or an activated VIRTUAL_ENV.
+# TORCH is the torch to install if there is none. The pinned version is a CPU build if the package index offers one.
+# It must be installed before packages that require torch by a range, because they would pull in the newest release
+# with several gigabytes of CUDA.
 
 TORCH ?= torch==2.13.0
-# Processes that run the tests.
+# Number of test processes.
 JOBS ?= 2
 # Minutes for the speed benchmarks on a GPU.
 GPU_MINUTES ?= 6
@@ -32,15 +32,15 @@ PIP := $(PYTHON) -m pip install --disable-pip-version-check --quiet
 help: ## list the commands
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
-env: $(STAMP) ## make the environment and build the compiled part
+env: $(STAMP) ## create the environment and build the compiled part
 
 demo: env ## scan and repair the shipped models; writes an HTML report
 	$(PYTHON) -m bdprune demo
 
-test: env lint types cuda-check-if-nvcc ## everything that must pass: lint, types, tests with coverage
+test: env lint types cuda-check-if-nvcc ## run all checks: lint, types, tests with coverage
 	$(PYTHON) -m pytest --cov --cov-report=term -n $(JOBS) --dist loadfile --no-loadscope-reorder
 
-lint: env ## ruff, clang-format, and the floors
+lint: env ## ruff, clang-format, and the layers of imports
 	$(PYTHON) -m ruff check .
 	$(PYTHON) -m ruff format --check .
 	$(if $(NATIVE),$(CLANG_FORMAT) --dry-run -Werror $(NATIVE))
@@ -49,12 +49,12 @@ lint: env ## ruff, clang-format, and the floors
 types: env ## mypy --strict
 	$(PYTHON) -m mypy
 
-format: env ## rewrite Python and C++ in the house style
+format: env ## format Python and C++
 	$(PYTHON) -m ruff check --fix .
 	$(PYTHON) -m ruff format .
 	$(if $(NATIVE),$(CLANG_FORMAT) -i $(NATIVE))
 
-cuda-check: env ## compile the CUDA sources for sm_80 and sm_90 and look for spills (needs nvcc, no GPU)
+cuda-check: env ## compile the CUDA sources for sm_80 and sm_90 and check for register spills (needs nvcc, no GPU)
 	$(PYTHON) tools/cuda_check.py
 
 bench: env ## run the speed benchmarks on this CPU and write docs/evaluation/speed.md
@@ -65,21 +65,21 @@ bench-gpu: env ## run the speed benchmarks on a CUDA device and write docs/evalu
 	$(PYTHON) -m bench.speed --device cuda --threads 1 --minutes $(GPU_MINUTES) --out bench/results/speed-cuda.json
 	$(PYTHON) -m bench.speed.report
 
-build: env ## a wheel of what is here, into dist/
+build: env ## build a wheel of the working tree into dist/
 	$(PYTHON) -m pip wheel . --no-build-isolation --no-deps --wheel-dir dist
 
-clean: ## remove what was built; .venv stays
+clean: ## remove build outputs; keeps .venv
 	rm -rf build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .coverage*
 	find bdprune -name '*.so' -delete -o -name __pycache__ -type d -prune -exec rm -rf {} +
 
 cuda-check-if-nvcc:
-	@if command -v nvcc >/dev/null; then $(MAKE) cuda-check; else echo "no nvcc here: the CUDA sources are not compiled"; fi
+	@if command -v nvcc >/dev/null; then $(MAKE) cuda-check; else echo "nvcc not found: the CUDA sources are not compiled"; fi
 
 .venv/bin/python:
 	@for python in python3 python3.13 python3.12 python3.11; do \
 	  if $$python -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then \
 	    exec $$python -m venv .venv; fi; done; \
-	echo "bdprune needs Python 3.11 or newer; none was found. Install one, or give it as PYTHON=..." >&2; exit 1
+	echo "bdprune needs Python 3.11 or newer; none was found. Install it, or set PYTHON=..." >&2; exit 1
 
 .venv/installed: pyproject.toml setup.py $(NATIVE) | .venv/bin/python
 	@$(install)

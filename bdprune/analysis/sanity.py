@@ -107,11 +107,11 @@ def check_sanity(
     if not logits.isfinite().all():
         return Sanity(accuracy, False, "The model's logits are NaN or infinite.", "Its weights are broken.")
     chance = max(1 / model.num_classes, max(chosen.class_counts.values()) / len(chosen))
-    floor, good = (chance + skill * (1 - chance) for skill in (min_skill, good_skill))
-    found = Sanity(accuracy, accuracy >= floor, f"Clean accuracy is {accuracy:.1%} on {len(chosen)} images")
+    least, good = (chance + skill * (1 - chance) for skill in (min_skill, good_skill))
+    found = Sanity(accuracy, accuracy >= least, f"Clean accuracy is {accuracy:.1%} on {len(chosen)} images")
     if accuracy >= good:
         return replace(found, message=f"{found.message}.")
-    needed = max(floor, accuracy + margin)
+    needed = max(least, accuracy + margin)
     better, tried = _explain(model, chosen, logits, needed, good, sane=found.ok)
     return _judged(replace(found, tried=tried), better)
 
@@ -283,7 +283,7 @@ def _named_order(logits: Tensor, data: CleanData) -> _Guess | None:
     if not all(back.get(label, num_classes) < num_classes for label in data.class_counts):
         return None
     how = "the original labels of the data"
-    return _guess_of(logits, data, back, "class order number", how, "Leave out --class-order.")
+    return _guess_of(logits, data, back, "class order number", how, "Omit --class-order.")
 
 
 def _in_text_order(num_classes: int) -> str:

@@ -27,15 +27,13 @@ class Suspiciousness(Analysis[dict[str, Tensor]]):
     """``S_k = root(g_k^s (1 - r_k)^c a_k^t) sigma_k``, each factor relative to its layer's mean.
 
     g is the saliency, r the mean absolute correlation with the layer's other filters, a the activation norm and
-    sigma the spectral norm times the gain of the norm that follows.
+    sigma the spectral norm times the gain of the norm that follows. An exponent of 0 omits its factor.
 
     Args:
-        saliency: exponent of g: 1 if large gradients are suspicious, -1 if small ones are, 0 to omit it.
-        correlation: exponent of 1 - r: 1 if uncorrelated filters are suspicious, -1 if correlated ones are, 0 to omit
-            it.
-        activation: exponent of a: -1 if filters dormant on clean images are suspicious, 1 if active ones are, 0 to omit
-            it.
-        spectral: exponent of sigma: 1, or 0 to omit it.
+        saliency: exponent of g: 1 if large gradients are suspicious, -1 if small ones are.
+        correlation: exponent of 1 - r: 1 if uncorrelated filters are suspicious, -1 if correlated ones are.
+        activation: exponent of a: -1 if filters dormant on clean images are suspicious, 1 if active ones are.
+        spectral: exponent of sigma: 1 or 0.
         root: argument of the square root: ``coefficient`` (everything except sigma), ``spectral`` or ``none``.
         per_image: saliency as the mean of per-image gradient norms; otherwise the norm of the mean gradient.
         order: 1 or 2: norm of the gradient.

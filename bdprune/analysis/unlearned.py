@@ -1,7 +1,7 @@
 """The unlearned model, and the plain form of a network: the same function with fewer layers.
 
 A layer that changes nothing in eval mode can matter in training: a batch norm with neutral statistics normalises by the
-batch, and two consecutive linear layers learn twice as fast as one.
+batch, and two consecutive linear layers change twice as fast as one.
 """
 
 from __future__ import annotations

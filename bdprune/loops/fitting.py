@@ -91,8 +91,8 @@ class Objective(Protocol):
             network: images in [0, 1] -> logits, in train mode. The trainer owns its gradients: it clears them after
                 this call and before the backward pass.
             images: ``[B, C, H, W]`` in [0, 1], augmented.
+            labels: ``[B]`` int64.
             done: share of the schedule's steps completed, in [0, 1).
-            done: share of the schedule's steps that is done, in [0, 1).
         """
 
     def state_dict(self) -> dict[str, Any]:
@@ -281,7 +281,7 @@ def _scheduler(optimizer: torch.optim.Optimizer, schedule: Schedule, steps: int)
 
 
 def machine() -> tuple[object, ...]:
-    """The properties of the machine that determine the weights besides the device: torch version, threads, CPU."""
+    """The properties of the machine that determine the weights: torch version, threads, instruction set."""
     bfloat16 = computes_bfloat16(torch.device("cpu"))
     return torch.__version__, torch.get_num_threads(), torch.backends.cpu.get_cpu_capability(), bfloat16
 

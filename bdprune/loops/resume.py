@@ -26,7 +26,7 @@ class Checkpoint:
     """The state of a training in one file, which is written whole or not at all.
 
     Args:
-        path: of the file; its folder must exist.
+        path: path of the file; its folder must exist.
         recipe: everything that determines the training and that the trainer does not see, such as the settings of the
             objective. A file of another recipe is never resumed.
         every: minimum seconds between two writes; longer if writing is slow.

@@ -225,7 +225,7 @@ def sweep_variant(
 
     Args:
         prunings: of each model, one for each step of the sweep, starting with no pruning.
-        images: of the sweep, ``[N, C, H, W]``.
+        images: images of the sweep, ``[N, C, H, W]``.
         stop_early: whether the sweep may end at any step: then a single model takes one step after another.
     """
     models = power_of_two(models[:_ENOUGH_MODELS])

@@ -115,7 +115,7 @@ NORMALIZATIONS: dict[str, Normalization] = {
     "cifar10": Normalization(_CIFAR10_MEAN, (0.2470, 0.2435, 0.2616)),
     "half": Normalization((0.5,), (0.5,)),
     "cifar100": Normalization((0.5071, 0.4867, 0.4408), (0.2675, 0.2565, 0.2761)),
-    # The standard deviations of the image means, an error that training repositories copy from each other.
+    # The standard deviations of the image means, not of the pixels; training repositories copy them from each other.
     "cifar10-old": Normalization(_CIFAR10_MEAN, (0.2023, 0.1994, 0.2010)),
     "gtsrb": Normalization((0.3403, 0.3121, 0.3214), (0.2724, 0.2608, 0.2669)),
     "mnist": Normalization((0.1307,), (0.3081,)),

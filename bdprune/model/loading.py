@@ -235,7 +235,7 @@ def _build(
     known, channels = ":" not in built.name, built.shapes[0][0]
     if known and input_shape is not None and input_shape[0] != channels:
         _, height, width = input_shape
-        hint = f"Give --input-shape {channels}x{height}x{width}, or leave it out."
+        hint = f"Give --input-shape {channels}x{height}x{width}, or omit it."
         raise ArchitectureError(f"The model takes images of {channels} channels, not {input_shape[0]}.", hint)
     slots = _slots(one)
     _fill(built.network, one, slots)
@@ -246,7 +246,7 @@ def _build(
     else:
         shape, count = built.shapes[0], built.num_classes
     if num_classes is not None and num_classes != count:
-        hint = "Leave out --num-classes, or give the checkpoint with that number of classes."
+        hint = "Omit --num-classes, or give the checkpoint with that number of classes."
         raise ArchitectureError(f"The model has {count} classes, not {num_classes}.", hint)
     return Model(built.network, built.name, count, shape, artifact=_artifact(checkpoint, one, slots))
 

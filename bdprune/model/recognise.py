@@ -46,7 +46,7 @@ class Built:
 
     Attributes:
         network: on the CPU, or on the meta device.
-        name: of the architecture, or ``module:callable``.
+        name: name of the architecture, or ``module:callable``.
         shapes: possible shapes (C, H, W) of its images, the likeliest first.
         num_classes: number of logits; 0 if only a forward pass can find it.
     """

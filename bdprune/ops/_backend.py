@@ -23,7 +23,7 @@ Backend = Literal["native", "reference"]
 STABLE_ABI = "2.11"
 """Oldest torch whose stable ABI the compiled ops use."""
 
-_MEND = "Build it with `pip install -e . --no-build-isolation`, or unset BDPRUNE_BACKEND to run on plain PyTorch."
+_REMEDY = "Build it with `pip install -e . --no-build-isolation`, or unset BDPRUNE_BACKEND to run on plain PyTorch."
 
 
 @dataclass(frozen=True)
@@ -86,7 +86,7 @@ def _load_cpu(requested: str) -> _Loaded:
         return _Loaded(None, "BDPRUNE_BACKEND=reference")
     loaded = _import("_C")
     if requested == "native" and loaded.module is None:
-        raise OptionError(f"BDPRUNE_BACKEND is native, but {loaded.reason}.", _MEND)
+        raise OptionError(f"BDPRUNE_BACKEND is native, but {loaded.reason}.", _REMEDY)
     return loaded
 
 

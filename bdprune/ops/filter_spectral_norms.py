@@ -31,10 +31,10 @@ def filter_spectral_norms(weights: Sequence[Tensor], scales: Sequence[Tensor | N
 
     Precision: computes the largest eigenvalue of the Gram matrix on the smaller side. On the CPU, products of float32
     and narrower weights are summed in float32 over short runs and otherwise in float64; the rest is float64. The
-    relative error is below 1.2e-7 on random filters and below 4e-7 if every rounding goes the same way (a filter of
-    equal elements), smaller than for float32 ``svdvals``. On CUDA, and for float64 weights, all sums are float64, and
-    the error is the rounding of the result to float32 (6e-8), or below 1e-14 in float64. This also holds for very large
-    weights and for denormals. A filter's bits do not depend on the rest of the list or on the number of threads.
+    relative error is below 1.2e-7 on random filters and below 4e-7 if all rounding errors have the same sign (a filter
+    of equal elements), smaller than for float32 ``svdvals``. On CUDA, and for float64 weights, all sums are float64,
+    and the error is the rounding of the result to float32 (6e-8), or below 1e-14 in float64. This also holds for very
+    large weights and for denormals. A filter's bits do not depend on the rest of the list or on the number of threads.
 
     Complexity: O(I k^2 min(I, k^2)) per filter for its Gram matrix, and O(min(I, k^2)^3) for the eigenvalue: on the CPU
     4/3 n^3 flops to make the matrix tridiagonal and three or four evaluations of its characteristic polynomial; on CUDA

@@ -147,7 +147,7 @@ def _switch(text: str) -> tuple[bool, Mapping[str, str]]:
         elif is_pin and variant in QUESTIONS.get(question, ()):
             pins[question] = variant
         else:
-            possible = "; ".join(f"{name}= {', '.join(ways)}" for name, ways in QUESTIONS.items())
+            possible = "; ".join(f"{name}= {', '.join(variants)}" for name, variants in QUESTIONS.items())
             raise OptionError(
                 f"Unknown part {part!r} in BDPRUNE_TUNE={text!r}.",
                 f"Set it to on, off, or pins separated by commas, of these: {possible}.",

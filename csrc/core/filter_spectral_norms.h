@@ -8,9 +8,9 @@
 // Precision: the largest eigenvalue of a Gram matrix is well conditioned. Products of float32 and narrower input are
 // summed in float over at most 32 positions and a few such runs (row_gram.h: eight), then in double, because a register
 // holds twice as many floats as doubles. The relative error of sigma is below 1e-7 on random filters and below 3e-7 if
-// all roundings go the same way (all elements equal), less than that of float32 svdvals. Filters whose squares leave
-// the range of float are multiplied by a power of two and summed again. With float64 input everything is double, first
-// scaled by a power of two, and the relative error is a few 1e-16.
+// all rounding errors have the same sign (all elements equal), less than that of float32 svdvals. Filters whose squares
+// leave the range of float are multiplied by a power of two and summed again. With float64 input everything is double,
+// first scaled by a power of two, and the relative error is a few 1e-16.
 #pragma once
 
 #include <cstddef>

@@ -7,8 +7,8 @@
 //
 // Precision: an accumulator sums kRunRows products in float; kRuns of those are summed in float and then added to
 // doubles. The relative error of a sum of squares is below (kRunRows / 2 + kRuns / 4 + 2) 2^-24 = 1.2e-6, and that of
-// the norm half of it, if all roundings are as large as possible and go the same way. Measured if all go the same
-// way: 2.3e-7 of the norm; on random filters 4e-8.
+// the norm half of it, if all rounding errors are as large as possible and have the same sign. Measured if all have
+// the same sign: 2.3e-7 of the norm; on random filters 4e-8.
 #pragma once
 
 #include <algorithm>

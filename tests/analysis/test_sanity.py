@@ -161,7 +161,7 @@ def test_a_renumbering_too_much_is_named() -> None:
     order = text_order(20)
     mixed = replace(clean, labels=torch.tensor([order[int(label)] for label in clean.labels]), class_order=order)
     found = check_sanity(model, mixed)
-    assert (found.ok, found.suggestion) == (False, "Leave out --class-order.")
+    assert (found.ok, found.suggestion) == (False, "Omit --class-order.")
     assert found.class_map == {label: label for label in range(20)}
 
 

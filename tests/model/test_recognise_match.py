@@ -92,7 +92,9 @@ def test_a_key_chooses_and_a_wrong_one_says_which_there_are(tmp_path: Path) -> N
     assert load(tmp_path / "m.pth", state_key="ema").num_classes == 3
     chosen = load(tmp_path / "m.pth", state_key="ema").artifact
     assert chosen and chosen.left_out == ("model: not chosen", "netG: not chosen")
-    with pytest.raises(ArtifactError, match=r"no set of weights named 'swa'; it holds 'model', 'ema', 'netG'") as caught:
+    with pytest.raises(
+        ArtifactError, match=r"no set of weights named 'swa'; it holds 'model', 'ema', 'netG'"
+    ) as caught:
         load(tmp_path / "m.pth", state_key="swa")
     assert "--state-key" in caught.value.hint
     with pytest.raises(ArchitectureError, match="nothing in common"):

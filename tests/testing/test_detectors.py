@@ -124,7 +124,9 @@ class Hungry(Quiet):
         return self.evidence(0.0, 1.0, params={})
 
 
-@pytest.mark.parametrize(("kind", "said"), [(Greedy, "declares images: 'none'"), (Hungry, "needs 50 images, but takes 10")])
+@pytest.mark.parametrize(
+    ("kind", "said"), [(Greedy, "declares images: 'none'"), (Hungry, "needs 50 images, but takes 10")]
+)
 def test_holds_a_detector_to_its_needs(kind: type[Detector], said: str) -> None:
     with pytest.raises(AssertionError, match=said):
         check_detector(kind)

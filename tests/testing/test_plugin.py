@@ -62,7 +62,10 @@ def test_can_be_chosen_on_the_command_line(run: Callable[..., str]) -> None:
 def test_stands_in_the_generated_tables(run: Callable[..., str], tmp_path: Path) -> None:
     run(ROOT / "tools" / "generate_docs.py", tmp_path / "methods.md")
     page = (tmp_path / "methods.md").read_text()
-    assert "| [peak_weight](#peak_weight-detector) | finds a label that depends on one feature | no images | weights |" in page
+    assert (
+        "| [peak_weight](#peak_weight-detector) | finds a label that depends on one feature | no images | weights |"
+        in page
+    )
     assert "BD901 `peak-weight`" in page and "### clp (purifier)" in page
 
 

@@ -25,7 +25,7 @@ class Architecture:
         make: builds the network from ``num_classes``, ``in_channels``, ``width`` and other settings from ``read``.
         read: reads those arguments from the names and shapes of a state dict; None if a required name is missing or
             has another number of dimensions. It may return a wrong guess: the caller compares every shape.
-        width: of the published network, in the architecture's own unit (see ``make``).
+        width: width of the published network, in the architecture's own unit (see ``make``).
         input_size: height and width of the images it was made for.
         marks: names of which every state dict has at least one, for a fast rejection.
         lacks: names of which no state dict has any.

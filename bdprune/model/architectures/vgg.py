@@ -22,7 +22,7 @@ class Head:
     """The layers after the convs.
 
     Attributes:
-        positions: of the linear layers in ``classifier`` (ReLUs and dropouts stand between them); empty when
+        positions: positions of the linear layers in ``classifier`` (ReLUs and dropouts are between them); empty if
             ``classifier`` is one linear layer.
         hidden: outputs of every linear layer except the last.
         spatial: height and width of its input map; the features are averaged to that size.
