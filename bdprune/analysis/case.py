@@ -226,8 +226,9 @@ def _check_images(data: CleanData, model: Model) -> None:
         DataError: it cannot.
     """
     if not isinstance(data, CleanData):
-        hint = "Create it with bdprune.CleanData(images, labels)."
-        raise DataError(f"Clean data must be CleanData, not {type(data).__name__}.", hint)
+        raise DataError(
+            f"Clean data must be CleanData, not {type(data).__name__}.", "Use bdprune.CleanData(images, labels)."
+        )
     images, labels = data.images, data.labels
     if images.is_meta or labels.is_meta:
         raise DataError("The clean images are on the meta device: they have no values.", "Give them on the CPU.")
@@ -235,7 +236,7 @@ def _check_images(data: CleanData, model: Model) -> None:
     wanted = "Give images [N, C, H, W] float32 in [0, 1], and labels [N] int64 of the model's classes."
     fits = images.is_floating_point() and images.shape[1:] == model.input_shape and labels.dtype == torch.int64
     if not fits or labels.shape != images.shape[:1] or not len(labels):
-        raise DataError(f"A model of input shape {model.input_shape} does not take {found}.", wanted)
+        raise DataError(f"A model of input shape {model.input_shape} cannot take {found}.", wanted)
     low, high = images.aminmax()
     if not (low >= 0 and high <= 1):
         raise DataError(f"The clean images have values from {float(low):g} to {float(high):g}.", wanted)

@@ -222,7 +222,7 @@ def test_module_without_parameters_is_an_error(check: Callable[..., Result]) -> 
         ({"device": "cuda:99"}, "no device"),
         ({"device": "warp"}, "no device"),
         ({"device": "meta"}, "does not run on"),
-        ({"normalize": "wrong"}, "no normalisation"),
+        ({"normalize": "wrong"}, "Unknown normalisation"),
         ({"detectors": ["nonsense"]}, "no detector 'nonsense'"),
         ({"timeout": 0}, "timeout of 0 seconds"),
         ({"input_shape": (0, 8, 8)}, "input shape is"),

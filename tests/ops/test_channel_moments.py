@@ -177,7 +177,7 @@ def test_same_bits_with_one_and_two_threads(fastest: bool, device: str) -> None:
 
 @pytest.mark.parametrize("name", ["mean", "variance", "covariance", "activation_norm", "correlation"])
 def test_nothing_seen_is_an_error(name: str) -> None:
-    with pytest.raises(ValueError, match="no values have been seen"):
+    with pytest.raises(ValueError, match="no values have been added"):
         result = getattr(ChannelMoments(3), name)
         result()
 

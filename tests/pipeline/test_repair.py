@@ -135,6 +135,6 @@ def test_what_is_wrong_is_raised_and_nothing_is_written(tiny: Any, options: dict
         purify(tiny.path, tiny.data, output=output, normalize="5,1", **options)
     with pytest.raises(OutputError):
         purify(tiny.path, tiny.data, method=Fake(), output=tmp_path / "no" / "out.pth", **options)
-    with pytest.raises(OutputError, match="is the checkpoint"):
+    with pytest.raises(OutputError, match="is the input checkpoint"):
         purify(tiny.path, tiny.data, method=Fake(), output=tiny.path, **options)
     assert not output.exists()

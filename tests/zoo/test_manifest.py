@@ -115,7 +115,7 @@ def test_known_data_sets_bring_their_classes(manifest: Write) -> None:
         ("width = 4", "width = 4\nwidht = 5", "not valid.*widht"),
         ("seed = 1", "seed = 1\nwidht = 5", "not valid.*widht"),
         ("seed = 1", "seed = 1\nschedules = [{epoch = 5}]", "not valid.*epoch"),
-        ("epochs = 1", "epochs = 0", "0 epochs"),
+        ("epochs = 1", "epochs = 0", "1 epoch and 1 image a step, not 0"),
         ('arch = "resnet18_cifar"', 'arch = "resnet19"', "architecture 'resnet19' is not known"),
         ('kind = "badnets"', 'kind = "badnet"', "'badnet'"),
         ('kind = "badnets"', 'kind = ["badnets"]', r"\['badnets'\]"),
