@@ -1,4 +1,4 @@
-"""A case: what is known of a model is found again by content, and by content only."""
+"""A case finds stored results by content, and only by content."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ class Brightness(Analysis[torch.Tensor]):
 
 @dataclass(frozen=True)
 class Size(Analysis[int]):
-    """How many weights there are, whatever the images."""
+    """The number of weights, independent of the images."""
 
     uses_data: ClassVar[bool] = False
 
@@ -53,7 +53,7 @@ class Size(Analysis[int]):
 
 @pytest.fixture
 def file(tmp_path: Any) -> Any:
-    """A narrow ResNet in a file: of such a model, weights and architecture say all."""
+    """A narrow ResNet in a file: weights and architecture fully describe such a model."""
     from bdprune.model import build
 
     with torch.random.fork_rng():
@@ -136,7 +136,7 @@ def test_what_needs_no_images_is_known_with_any(file: Any) -> None:
 
 
 def test_a_module_of_the_users_own_shares_nothing_with_another_case(bright: Any) -> None:
-    """The code of a module is in no digest: the same weights may compute something else."""
+    """No digest covers the code of a module: the same weights may compute something else."""
     first, second = Case(bright.model, bright.data), Case(bright.model, bright.data)
     assert first.memo is not second.memo and first.memo is not MEMO
     first.get(Brightness()), first.get(Brightness()), second.get(Brightness())

@@ -1,4 +1,4 @@
-"""The plain form: layers that change nothing are left out, and everything else stays."""
+"""The plain form: layers that change nothing are removed, and all others stay."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from bdprune.model.handle import Model
 
 
 def idle_norm(kind: type[nn.Module], channels: int, mean: float = 0.0, var: float = 1.0) -> nn.Module:
-    """Gives back its input in eval mode: it adds the mean and multiplies by the deviation that it takes away."""
+    """Returns its input in eval mode: it adds the mean that it subtracts and multiplies by the deviation."""
     norm: Any = kind(channels)
     norm.running_mean.fill_(mean)
     norm.running_var.fill_(var)
@@ -25,7 +25,7 @@ def idle_norm(kind: type[nn.Module], channels: int, mean: float = 0.0, var: floa
 
 
 def rewritten(bright: Any, *layers: nn.Module) -> Model:
-    """The bright network with ``layers`` in the place of its head."""
+    """The bright network with ``layers`` instead of its head."""
     network = nn.Sequential(*list(bright.model.network)[:-1], *layers)
     return Model(network.eval(), "bright", 3, (3, 8, 8))
 
@@ -69,7 +69,7 @@ def test_rows_of_linear_layers_become_one(bright: Any) -> None:
 
 
 class Twice(nn.Module):
-    """Uses what its first linear layer gives in two places."""
+    """Uses the output of its first linear layer in two places."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -19,7 +19,7 @@ SHAPE = (3, 4, 4)
 
 
 class NearestColour(nn.Module):
-    """Tells images by the distance of their mean colour to one prototype a class, in the units it was made for."""
+    """Classifies images by the distance of their mean colour to one prototype per class, in its own units."""
 
     def __init__(self, prototypes: Tensor) -> None:
         super().__init__()
@@ -30,7 +30,7 @@ class NearestColour(nn.Module):
 
 
 def colours() -> Tensor:
-    """The corners of a box with sides of different length, so that mistaking the channels costs accuracy."""
+    """The corners of a box with sides of different lengths, so that swapped channels cost accuracy."""
     corners = torch.cartesian_prod(*[torch.tensor([0.0, 1.0])] * 3)
     return torch.tensor([0.30, 0.42, 0.50]) + corners * torch.tensor([0.04, 0.10, 0.25])
 
@@ -114,7 +114,7 @@ def test_labels_in_another_order_give_the_way_back() -> None:
 
 
 def many(count: int = 20) -> tuple[Model, CleanData]:
-    """A model of ``count`` classes that reads the label off a pixel, and five images of each class."""
+    """A model of ``count`` classes that reads the label from a pixel, and five images of each class."""
 
     class ReadsPixel(nn.Module):
         def __init__(self) -> None:
@@ -166,7 +166,7 @@ def test_a_renumbering_too_much_is_named() -> None:
 
 
 def test_a_map_is_from_the_labels_of_the_source() -> None:
-    """The source counts from 100, a first map is wrong: the map that is found replaces it, it does not follow it."""
+    """The source counts from 100 and a first map is wrong: the new map replaces it instead of composing with it."""
     model, clean = many()
     applied = {100 + label: (7 * label + 3) % 20 for label in range(20)}
     mixed = replace(clean, labels=(7 * clean.labels + 3) % 20, class_order=applied)
@@ -189,7 +189,7 @@ def test_one_confused_class_does_not_hide_the_order() -> None:
 
 
 def test_an_order_must_hold_on_images_that_did_not_suggest_it() -> None:
-    """Random predictions fit some order of the same few images to a half; on others it is worth nothing."""
+    """Random predictions match some order of the same few images for half of them; on other images it fails."""
     model, clean = many()
     generator = torch.Generator().manual_seed(0)
     images = clean.images.clone()
@@ -225,7 +225,7 @@ def test_shuffled_labels_have_no_explanation() -> None:
 
 
 def test_a_constant_model_is_not_sane_on_unbalanced_data() -> None:
-    """85 % of the images are of one class, so 85 % accuracy is what chance gives."""
+    """85 % of the images are of one class, so chance gives 85 % accuracy."""
     clean = data()
     labels = torch.where(torch.arange(160) < 136, 0, clean.labels)
 
@@ -238,7 +238,7 @@ def test_a_constant_model_is_not_sane_on_unbalanced_data() -> None:
 
 
 def hits(share: float, count: int) -> CleanData:
-    """Data on which the right model is right for exactly ``share`` of the images, whatever it is fed with."""
+    """Data on which the right model is right for exactly ``share`` of the images, with any input format."""
     clean = data(count)
     wrong = torch.arange(count) >= round(share * count)
     step = torch.randint(1, CLASSES, (count,), generator=torch.Generator().manual_seed(0))
@@ -260,7 +260,7 @@ def test_limits_can_be_moved() -> None:
 
 
 class TwoMinds(nn.Module):
-    """Reads one label from each image as it is, another when it is fed with normalisation ``half``."""
+    """Reads one label from each image as given, and another with normalisation ``half``."""
 
     def __init__(self) -> None:
         super().__init__()

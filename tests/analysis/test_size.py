@@ -18,7 +18,7 @@ CLASSES = 4
 
 
 class ReadsAt(nn.Module):
-    """Reads the label off the mean colour, rightly for a ``share`` of the images that depends on their height."""
+    """Reads the label from the mean colour; right for a ``share`` of the images that depends on their height."""
 
     def __init__(self, shares: dict[int, float]) -> None:
         super().__init__()
@@ -77,7 +77,7 @@ def test_a_difference_that_64_images_leave_open_is_settled_by_200() -> None:
 
 
 def test_a_few_images_more_are_not_clear() -> None:
-    """Of 12 images three are a quarter, but may be luck."""
+    """Three of 12 images are a quarter, but may be chance."""
     assert not sizes._is_clear(torch.arange(12) < 9, torch.arange(12) < 6)
     assert sizes._is_clear(torch.arange(12) < 10, torch.arange(12) < 6)
 

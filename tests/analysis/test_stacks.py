@@ -1,4 +1,4 @@
-"""A stack of models against separate runs: the same seeds, the same trajectories, masks and sweeps."""
+"""A stack of models compared with separate runs: the same seeds, the same trajectories, masks and sweeps."""
 
 from __future__ import annotations
 

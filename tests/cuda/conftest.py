@@ -1,4 +1,4 @@
-"""The CUDA kernels, built by the C++ compiler against simt/cuda_runtime.h, so that they run where there is no GPU."""
+"""The CUDA kernels, built by the C++ compiler with simt/cuda_runtime.h, so that they run without a GPU."""
 
 import ctypes
 import hashlib

@@ -1,4 +1,4 @@
-"""What carries the kernels' tests over to a GPU, tried with the emulated kernels in the GPU's place."""
+"""The helpers that run the kernels' tests on a GPU, tested with the emulated kernels."""
 
 import torch
 

@@ -1,4 +1,4 @@
-"""The stacked masked convolution as an implicit matrix product, against float64 convolutions of one model at a time."""
+"""The stacked masked convolution as an implicit matrix product, compared with float64 convolutions per model."""
 
 import sys
 

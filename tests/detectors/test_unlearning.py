@@ -80,7 +80,7 @@ def test_threshold_falls_from_two_classes_to_ten(bright: Any) -> None:
 
 
 class Scripted:
-    """Stands in for ``unlearn``: the runs to give, one after another, and the seeds that were asked for."""
+    """Replaces ``unlearn``: returns the given runs one after another, and records the seeds."""
 
     def __init__(self, *runs: Unlearned) -> None:
         self.runs, self.seeds = list(runs), list[int]()
@@ -232,7 +232,7 @@ def test_without_data_is_an_error(bright: Any) -> None:
 def reading(
     bright: Any, lead: float, leads: int = 5, classes: int = 10, images: int = 500, model: Any = None
 ) -> Evidence:
-    """Evidence of runs that all lead by about as much: a hundredth to either side in turn."""
+    """Evidence of runs with about the same lead: alternately a hundredth above and below."""
     each, run = 1000, []
     for number in range(leads):
         votes = round(each * (classes - 1) * (lead + (0.01 * (-1) ** number if leads > 1 else 0)))

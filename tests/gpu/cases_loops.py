@@ -1,4 +1,4 @@
-"""The loops on a GPU, or on a device that refuses what a GPU refuses."""
+"""The loops on a GPU, or on a device that rejects the same operations as a GPU."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a GPU refuses, its stand-in refuses: on that the tests on ``gpu`` rest."""
+"""The stand-in device rejects the same operations as a GPU; the other tests on ``gpu`` depend on this."""
 
 from __future__ import annotations
 

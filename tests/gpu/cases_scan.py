@@ -1,4 +1,4 @@
-"""Scans and repairs on a GPU, or on a device that refuses what a GPU refuses."""
+"""Scans and repairs on a GPU, or on a device that rejects the same operations as a GPU."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Zoos on a GPU, or on a device that refuses what a GPU refuses: every kind of attack is made and measured there."""
+"""Zoos on a GPU, or on a stand-in that rejects the same operations: makes and measures every kind of attack."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The device of the cases: a GPU, or where there is none a device that refuses what a GPU refuses."""
+"""The device of the cases: a GPU, or a stand-in that rejects the same operations as a GPU."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ __all__ = ["tiny_data", "write"]
 
 @pytest.fixture(scope="session")
 def gpu() -> torch.device:
-    """To be there before the first backward pass: autograd looks once what devices there are."""
+    """Must exist before the first backward pass: autograd looks for devices only once."""
     if torch.cuda.is_available():
         return torch.device("cuda", 0)
     from .pretend import pretend_device
@@ -33,5 +33,5 @@ def bfloat16(gpu: torch.device, monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture(autouse=True)
 def trials(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """What trials find out is forgotten."""
+    """Discards the results of trials."""
     monkeypatch.setenv("BDPRUNE_CACHE", str(tmp_path / "cache"))

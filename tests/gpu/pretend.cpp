@@ -1,5 +1,5 @@
-// A device whose memory is the CPU's and whose kernels are the CPU's, that refuses what a GPU refuses: tensors of both
-// places in one operation, and numbers drawn for it by a generator of the CPU.
+// A stand-in for a GPU with the memory and the kernels of the CPU. It rejects the same operations as a GPU: tensors on
+// both devices in one operation, and random numbers for it from a generator of the CPU.
 
 #include <torch/library.h>
 
@@ -41,7 +41,7 @@ struct Hooks : at::PrivateUse1HooksInterface {
 };
 const bool kHooked = (at::RegisterPrivateUse1HooksInterface(new Hooks), true);
 
-// Memory of the device that keeps a storage of the CPU alive, and the other way round.
+// Device memory that keeps a CPU storage alive, and vice versa.
 c10::DataPtr held(const c10::Storage& storage, c10::Device device) {
   auto* context = new c10::Storage(storage);
   return {storage.mutable_data(), context, [](void* one) { delete static_cast<c10::Storage*>(one); }, device};
@@ -69,7 +69,7 @@ at::Tensor laid_over(const at::Tensor& shape, c10::Storage storage, c10::Dispatc
   return tensor;
 }
 
-// The arguments of one call: those of the device, and what stands for them on the CPU.
+// The arguments of one call: the tensors on the device, and their counterparts on the CPU.
 struct Call {
   std::vector<std::pair<at::Tensor, at::Tensor>> known;  // theirs, ours
   std::vector<std::pair<c10::Storage, c10::Storage>> storages;

@@ -1,4 +1,4 @@
-"""A pretended GPU, for machines without one: the CPU's memory and kernels, and what a GPU refuses refused."""
+"""A stand-in for a GPU with the CPU's memory and kernels; it rejects the same operations as a GPU."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def pretend_device() -> torch.device:
 
 
 def _module() -> types.ModuleType:
-    """What torch asks of ``torch.pretend``: one device, without a generator of its own."""
+    """The attributes of ``torch.pretend`` that torch needs: one device, without its own generator."""
     answers = {
         "is_available": True,
         "is_initialized": True,

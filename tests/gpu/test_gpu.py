@@ -1,4 +1,4 @@
-"""Zoos, scans and repairs on a GPU or what stands for one: a process has it from its start, so each has its own."""
+"""Zoos, scans and repairs on a GPU or its stand-in. A process gets its device at the start, so each has its own."""
 
 from __future__ import annotations
 

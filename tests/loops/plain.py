@@ -1,4 +1,4 @@
-"""The loops over one model as a paper writes them down, with torch's own optimisers: what ours equal to the bit."""
+"""The loops for one model as written in the papers, with torch's optimisers; bdprune's loops equal them bit for bit."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def in_training(module: nn.Module, few: bool) -> nn.Module:
 def ascend(
     model: Model, data: CleanData, settings: UnlearnSettings, lr: float, floor: float, seed: int
 ) -> tuple[dict[str, Tensor], list[tuple[float, float]], bool]:
-    """One try: the weights at its end, losses and accuracies of its steps, and whether it stopped."""
+    """One attempt: its final weights, losses and accuracies of its steps, and whether it stopped."""
     worker = model.clone()
     module = in_training(worker.module, len(data) < settings.small_data)
     optimizer = torch.optim.SGD(module.parameters(), lr, settings.momentum, weight_decay=settings.weight_decay)

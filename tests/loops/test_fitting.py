@@ -67,7 +67,7 @@ def test_same_seed_same_weights_other_seed_others() -> None:
 
 @pytest.mark.parametrize(("bf16", "hardware"), [(False, True), (True, True), (True, False)])
 def test_plain_training_is_this_loop_bit_for_bit(bf16: bool, hardware: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Weights of zoos that are made already rest on the order of its random draws and operations."""
+    """The weights of existing zoos depend on the order of its random draws and operations."""
     monkeypatch.setattr(precision, "computes_bfloat16", lambda device: hardware)
     images, labels = stripes(72)
     schedule = Schedule(epochs=2, batch_size=16, peak_lr=0.1, padding=2, bf16=bf16)
@@ -134,7 +134,7 @@ def killed_at(step: int) -> Callable[[int, int, float], None]:
 
 
 class Moving:
-    """An objective with a state of its own: a running mean of its losses weighs the next ones."""
+    """An objective with its own state: a running mean of its losses weights the next ones."""
 
     def __init__(self) -> None:
         self.mean = torch.tensor(1.0)
@@ -155,7 +155,7 @@ class Moving:
 
 
 class Steps(list[int]):
-    """Notes the steps that are done."""
+    """Records the steps."""
 
     def __call__(self, done: int, steps: int, loss: float) -> None:
         self.append(done)
@@ -271,7 +271,7 @@ def test_no_schedule_of_numbers_that_cannot_be_trained_with(name: str, values: l
 
 @pytest.mark.parametrize("batch_size", [64, 32, 16, 8])
 def test_a_cycle_may_be_of_any_number_of_steps(batch_size: int) -> None:
-    """1, 2, 4 and 8 steps, of which a quarter rises: of four just one."""
+    """1, 2, 4 and 8 steps, of which a quarter rise: one step of four."""
     images, labels = stripes(64)
     seen: list[int] = []
     schedule = Schedule(epochs=1, batch_size=batch_size, bf16=False)

@@ -55,7 +55,7 @@ def held_to_plain(model: Model, steps: list[dict[str, list[int]]], mode: PruneMo
     predictions = PrunedPredictions(model, sets, steps, mode, cache_bytes)
     before = {name: value.clone() for name, value in model.network.state_dict().items()}
     for step, pruned in enumerate(steps):
-        for index in range(2 if step % 3 else 1):  # the second set is left out now and then, as by a sweep
+        for index in range(2 if step % 3 else 1):  # the second set is skipped sometimes, as in a sweep
             expected = predict(prune(model, pruned, mode).module, sets[index])
             assert torch.equal(predictions.predict(step, index), expected)
     assert all(torch.equal(value, before[name]) for name, value in model.network.state_dict().items())
@@ -125,7 +125,7 @@ class Branching(nn.Module):
 
 
 class Alone(nn.Module):
-    """Never reads the bias that is pruned along with the weight."""
+    """Never reads the bias, which is pruned with the weight."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -136,7 +136,7 @@ class Alone(nn.Module):
 
 
 class Alias(nn.Module):
-    """Adds in place to what has another name, which tracing takes for a plain sum."""
+    """Adds in place to a tensor with another name, which tracing takes for an ordinary sum."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""Recovery of one model, which gives the bits of a plain loop, and of several in the same steps."""
+"""Recovery of one model, bit for bit like a plain loop, and of several models in the same steps."""
 
 from __future__ import annotations
 

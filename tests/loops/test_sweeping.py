@@ -1,4 +1,4 @@
-"""The threshold sweep of one model and of several, in every variant: the accuracies of plain pruning."""
+"""The threshold sweep of one model and of several, in every variant, compared with plain pruning."""
 
 from __future__ import annotations
 
@@ -102,7 +102,7 @@ def test_hopeless_points_are_measured_on_the_first_set_alone(bright: Any) -> Non
 
 
 def normless(bright: Any) -> Model:
-    """The network with its second norm left out, so that a conv is pruned itself, behind a normalisation."""
+    """The network without its second norm, so that a conv itself is pruned, after a normalisation."""
     network = copy.deepcopy(bright.model.network)
     network[4] = nn.Identity()
     return Model(network, "normless", 3, (3, 8, 8), Normalization((0.1,) * 3, (0.9,) * 3))
@@ -186,7 +186,7 @@ def test_the_faster_variant_of_a_sweep_is_tried_on_a_part_and_kept(
 
 
 def three(bright: Any, device: str = "cpu") -> tuple[list[Model], list[dict[str, torch.Tensor]]]:
-    """Models that fall at different thresholds: masks that rise fast, as those above, and slowly."""
+    """Models that collapse at different thresholds: masks that rise fast, like those above, and slowly."""
     masks = [{"0": torch.ones(12), "3": torch.arange(12) / by} for by in (3, 10, 30)]
     return siblings(bright.model, device=device), masks
 
@@ -273,7 +273,7 @@ def test_the_faster_variant_of_several_models_is_tried_and_kept(
 def test_elsewhere_models_are_swept_by_the_variant_that_was_found(
     bright: Any, variant: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Models whose device is named like a GPU, while they lie on the CPU."""
+    """Models on the CPU whose device has the name of a GPU."""
 
     class Gpu(str):
         type = "cuda"

@@ -1,4 +1,4 @@
-"""Unlearning of one model, which gives the bits of a plain loop, and of several in the same steps."""
+"""Unlearning of one model, bit for bit like a plain loop, and of several models in the same steps."""
 
 from __future__ import annotations
 
@@ -98,7 +98,7 @@ def test_several_models_unlearn_as_each_does_alone(bright: Any, name: str, devic
 
 
 def test_a_stack_of_one_is_the_model_alone(bright: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    """As it runs on a GPU."""
+    """The strategy for a GPU."""
     settings = UnlearnSettings(lr=0.02, batch_size=50, max_epochs=3, padding=1, retries=0)
     alone = unlearn(bright.model, bright.data, settings, seed=3)
     monkeypatch.setattr(unlearning, "trainer_for", lambda models: training.ManyModels)

@@ -1,4 +1,4 @@
-"""What every method has: needs that are checked, presets, a description, and evidence by its threshold."""
+"""Shared by all methods: checked needs, presets, a description, and evidence from a threshold."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from bdprune.registry import method_class
 
 @dataclass(frozen=True)
 class Example(Detector):
-    """A detector whose needs a test may choose."""
+    """A detector whose needs the test sets."""
 
     tuning: FineTuneSettings = field(default_factory=FineTuneSettings)
     largest: float = math.inf

@@ -11,7 +11,7 @@ from bdprune.errors import DataError
 
 
 def spiked(bright: Any) -> Any:
-    """The bright network with one filter's norm scale blown up a hundredfold."""
+    """The bright network with the norm scale of one filter multiplied by a hundred."""
     model = bright.model.clone()
     with torch.no_grad():
         model.network.get_parameter("4.weight")[7] *= 100

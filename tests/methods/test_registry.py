@@ -1,4 +1,4 @@
-"""Detectors and purifiers by name, ours and those that plug in."""
+"""Detectors and purifiers by name: built-in ones and plug-ins."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ class Plugged(Seedless):
 
 @pytest.fixture
 def forgetful() -> Iterator[None]:
-    """A registry that looks anew, before the test and after it."""
+    """A registry that reloads before and after the test."""
     registry._homes.cache_clear()
     yield
     registry._homes.cache_clear()
@@ -119,7 +119,7 @@ def test_plug_in_with_a_name_of_ours_is_left_out_with_a_warning(plug: Any, caplo
 
 
 class OldDetector:
-    """As detectors were once: it describes nothing."""
+    """An old detector without a description."""
 
     id = "x.old"
     needs_data = False
@@ -148,7 +148,7 @@ def test_what_plugs_in_and_is_no_detector_is_a_clear_error_and_left_out(
 def test_a_plug_in_that_cannot_be_imported_is_named_and_left_out(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """One broken package must not end every scan."""
+    """A broken package must not end every scan."""
     point = EntryPoint("broken", "no_such_module_of_anybody:Detector", "bdprune.detectors")
     monkeypatch.setattr(registry, "_homes", lambda kind: {"lipschitz": "bdprune.detectors.lipschitz", "broken": point})
     with pytest.raises(OptionError, match="plug-in 'broken' cannot be imported: ModuleNotFoundError"):

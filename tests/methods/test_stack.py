@@ -1,4 +1,4 @@
-"""A detector on a stack of models: what it says of each alone, and nothing is computed twice."""
+"""A detector on a stack of models gives the same evidence as on each model, and computes nothing twice."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class Log:
 
 @dataclass(frozen=True)
 class Part(Analysis[str]):
-    """Gives its name and that of the model; breaks down on models that are named."""
+    """Returns its name and the model's; fails on the given models."""
 
     name: str
     log: Log
@@ -60,7 +60,7 @@ class Part(Analysis[str]):
 
 @dataclass(frozen=True)
 class Asker(Detector):
-    """Asks for ``first``, then for what is scripted for each model; goes on after an error where it is told to."""
+    """Requests ``first``, then the scripted analyses of each model; may continue after an error."""
 
     log: Log
     script: dict[str, list[str]]
@@ -187,7 +187,7 @@ def test_too_few_outcomes_are_a_bug_and_none_of_them_is_kept(bright: Any) -> Non
 
 
 def test_the_models_of_a_stack_may_have_one_memo(bright: Any) -> None:
-    """As those of files have: that of the process."""
+    """A case with the memo of the process, like those of models from files."""
     memo = Memo()
     models = siblings(bright.model, 3)
     stack = [Case(model, bright.data, memo) for model in models]
@@ -231,7 +231,7 @@ def test_a_detector_that_defines_nothing_says_what_is_missing(bright: Any) -> No
 
 
 def test_a_repair_finds_what_a_stack_has_unlearned(bright: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Where the plain form of a model is the model itself, its unlearning is known under either."""
+    """If the plain form of a model is the model itself, its unlearning has both keys."""
     stack = [Case(model, bright.data) for model in siblings(bright.model, 2)]
     examine_stack(UnlearningDetector(QUICK, max_runs=1), stack)
     monkeypatch.setattr("bdprune.analysis.unlearned.unlearn", lambda *args: pytest.fail("unlearned again"))

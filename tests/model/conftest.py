@@ -1,4 +1,4 @@
-"""Checkpoints to load, networks to trace, and a witness that nothing was changed."""
+"""Checkpoints to load, networks to trace, and a digest that detects changes."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ def fingerprint() -> Callable[[nn.Module], str]:
 
 
 def shaken(network: nn.Module, seed: int) -> nn.Module:
-    """``network`` with random norms: positive variances, scales and shifts away from their start."""
+    """``network`` with random norms: positive variances, scales and shifts unlike the initial ones."""
     generator = torch.Generator().manual_seed(seed)
     for module in network.modules():
         if isinstance(module, nn.BatchNorm2d):

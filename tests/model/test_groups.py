@@ -1,4 +1,4 @@
-"""Which norm consumes which conv: against the truth written by hand, for architectures and for odd graphs."""
+"""Which norm consumes which conv, compared with a list written by hand, for known architectures and unusual graphs."""
 
 from __future__ import annotations
 
@@ -30,13 +30,13 @@ def traced(name: str, size: int | None = None, **settings: Any) -> dict[str, Fil
 
 
 def pairs(groups: dict[str, FilterGroup]) -> dict[str, str | None]:
-    """Conv to the one norm that carries its mask."""
+    """Each conv with the norm that carries its mask."""
     assert all(group.norm is None or group.norm.start == 0 for group in groups.values())
     return {name: group.norm.name if group.norm else None for name, group in groups.items()}
 
 
 def basic(stages: list[int], shortcut: str | None, first: int = 1) -> dict[str, str | None]:
-    """The truth for residual networks of basic blocks; ``first`` is the first stage (from 0) with a shortcut conv."""
+    """The expected pairs of networks with basic blocks; ``first`` is the first stage (from 0) with a conv shortcut."""
     truth: dict[str, str | None] = {"conv1": "bn1"}
     for stage, depth in enumerate(stages):
         for block in range(depth):
@@ -62,7 +62,7 @@ def test_post_activation_residual_networks(name: str, settings: dict[str, Any], 
 
 
 def test_resnet18_has_4800_maskable_channels() -> None:
-    """The number of rows in the log that comes with RNP."""
+    """The number of rows in the log published with RNP."""
     groups = trace_groups(build("resnet18_cifar", 10), (3, 32, 32))
     assert sum(group.num_filters for group in groups if group.norm) == 4800
 
@@ -88,7 +88,7 @@ def test_pre_activation_pairs_the_first_conv_of_a_block_with_its_second_norm_and
         if stage > 1:
             truth[f"layer{stage}.0.shortcut.0"] = None
     assert pairs(groups) == truth
-    # The stem feeds a norm, but the shortcut as well; what is added up has no norm of its own.
+    # The stem feeds a norm and also the shortcut; the sum has no norm of its own.
     assert groups["conv1"].norms == (NormSlice("layer1.0.bn1", 0),) and not groups["conv1"].exclusive
     assert groups["layer1.0.conv2"].norms == ()
 
@@ -96,7 +96,7 @@ def test_pre_activation_pairs_the_first_conv_of_a_block_with_its_second_norm_and
 @pytest.mark.parametrize(("biased", "block"), [(False, "block{}.layer"), (True, "layer{}")])
 def test_wide_networks(biased: bool, block: str) -> None:
     found = pairs(traced("wrn_16_2", biased=biased))
-    # Where the first shortcut starts behind the first norm, that norm is all that sees the stem.
+    # If the first shortcut starts after the first norm, only that norm consumes the stem.
     truth: dict[str, str | None] = {"conv1": None if biased else "block1.layer.0.bn1"}
     for stage in (1, 2, 3):
         for index in range(2):

@@ -202,7 +202,7 @@ FILES = files()
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
 def test_changed_bytes_load_or_are_refused(tmp_path: Path, name: str, data: st.DataObject) -> None:
-    """Nothing but a model or an error with a message ever comes out."""
+    """Loading returns a model or raises an error with a message, and nothing else."""
     content = bytearray(FILES[name])
     interesting = st.integers(0, min(len(content) - 1, 3000)) | st.integers(0, len(content) - 1)
     for _ in range(data.draw(st.integers(1, 6))):

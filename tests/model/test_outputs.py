@@ -21,7 +21,7 @@ SHAPE = (3, 4, 4)
 
 
 class Net(nn.Module):
-    """Two matrices of features and a way to return them."""
+    """Two matrices of features, returned in different forms."""
 
     def __init__(self, kind: str, classes: int = 5) -> None:
         super().__init__()
@@ -53,13 +53,13 @@ class Net(nn.Module):
 
 @dataclass
 class Made:
-    """An output object without a word on logits."""
+    """An output object without a field named logits."""
 
     scores: Tensor
 
 
 class Output(dict):  # type: ignore[type-arg]
-    """As the Hugging Face classes do it."""
+    """Like the classes of Hugging Face."""
 
     @property
     def logits(self) -> Any:

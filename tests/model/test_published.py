@@ -1,4 +1,4 @@
-"""Checkpoints published by others: they load, and reach the accuracy that is stated for them on the full test set."""
+"""Published checkpoints load and reach their stated accuracy on the full test set."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ def count_correct(model: Model, images: Tensor, labels: Tensor) -> int:
 
 
 def sign_crops(path: Path) -> tuple[Tensor, Tensor]:
-    """Uint8 images ``[N, 3, 32, 32]`` of the signs alone, cut as the data's notes say, and their labels."""
+    """Uint8 images ``[N, 3, 32, 32]`` of the signs only, cropped as the data's notes describe, and their labels."""
     parquet = pytest.importorskip("pyarrow.parquet")
     image = pytest.importorskip("PIL.Image")
     rows = parquet.read_table(path).to_pylist()

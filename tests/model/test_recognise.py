@@ -1,4 +1,4 @@
-"""Every architecture from its own state dict, in random sizes and spellings; and what is said when none fits."""
+"""Recognises every architecture from its own state dict, in random sizes and naming schemes; errors if none fits."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Networks among the names of a state dict: prefixes, bystanders, several networks, pruned weights."""
+"""Networks among the names of a state dict: prefixes, unrelated names, several networks, pruned weights."""
 
 from __future__ import annotations
 

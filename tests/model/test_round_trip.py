@@ -199,7 +199,7 @@ def test_pruned_weights_and_their_masks_come_back_apart(tmp_path: Path, small_ne
     same = torch.load(tmp_path / "same.pth", weights_only=True)
     assert all(torch.equal(same[key], value) for key, value in network.state_dict().items())
     repaired = prune(model, FILTERS, mode="weights")
-    with torch.no_grad():  # a fine-tuning that fills what was masked
+    with torch.no_grad():  # a fine-tuning that changes masked weights
         repaired.network.get_parameter("features.3.weight")[1] += 0.25
     save(repaired, tmp_path / "new.pth")
     found = torch.load(tmp_path / "new.pth", weights_only=True)

@@ -1,4 +1,4 @@
-"""What a GPU needs for a test to say the same every time."""
+"""Makes results on a GPU reproducible."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import torch
 
 @pytest.fixture(autouse=True)
 def _repeatable(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Float32 is float32, nothing is summed by atomics, and trials are kept where no other test and no user's are."""
+    """True float32, no sums with atomics, and trials stored apart from other tests and from the user's cache."""
     monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
     monkeypatch.setattr(torch.backends.cudnn, "deterministic", True)
     monkeypatch.setenv("BDPRUNE_CACHE", str(tmp_path))

@@ -1,4 +1,4 @@
-"""What the tests of the ops share: the error measure, dtypes and the CUDA-free list of hard shapes."""
+"""Shared by the tests of the ops: the error measure, dtypes and the list of difficult shapes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Choosing between compiled and plain ops, and what is said when that fails."""
+"""Choosing between compiled and plain ops, and the messages if that fails."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ native = pytest.mark.skipif(not _backend.HAS_OPS, reason="the compiled ops are n
 
 
 def answers() -> list[torch.Tensor]:
-    """One answer of every op, with gradients."""
+    """One result of every op, with gradients."""
     weights = [random((6, 5, 3, 3), torch.float32), random((2, 4, 3, 1, 1), torch.float16)]
     x = random((3, 5, 8, 8), torch.float32).requires_grad_()
     mask = random((6,), torch.float32, seed=1).requires_grad_()

@@ -1,4 +1,4 @@
-"""ChannelMoments against float64 sums over all the data at once."""
+"""ChannelMoments compared with float64 sums over all the data."""
 
 from __future__ import annotations
 

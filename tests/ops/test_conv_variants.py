@@ -1,4 +1,4 @@
-"""The choice among the variants of a masked convolution, shape by shape, and that they give the same."""
+"""The choice among the variants of a masked convolution for each shape, and equal results of all variants."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def _untuned(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 class Ways:
-    """Two ways that note how they were run, and a timer that says the seconds of each."""
+    """Two variants that record how they were run, and a timer that returns the seconds of each."""
 
     def __init__(self, **seconds: float) -> None:
         self.seconds = seconds

@@ -1,4 +1,4 @@
-"""filter_spectral_norms against float64 singular values, on ordinary and on hard filters."""
+"""filter_spectral_norms compared with float64 singular values, on ordinary and on difficult filters."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ SHAPES = [
 
 
 def exact_norms(weight: Tensor, scale: Tensor | None = None) -> Tensor:
-    """On the CPU: a GPU's float64 singular values are right to a tolerance of their own."""
+    """On the CPU: a GPU's float64 singular values have their own error."""
     return reference.spectral_norms(weight.cpu(), None if scale is None else scale.cpu()).to(weight.device)
 
 

@@ -1,4 +1,4 @@
-"""masked_conv2d: values, gradients, stacks, and the weight gradient that must never be computed."""
+"""masked_conv2d: values, gradients, stacks, and the weight gradient that must not be computed."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ def test_gradcheck_of_the_masked_conv(case: dict[str, Any], device: str) -> None
 
 
 class ConvBackwards(TorchDispatchMode):
-    """Records which gradients each convolution backward was asked for: (input, weight, bias)."""
+    """Records the gradients requested from each convolution backward: (input, weight, bias)."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""The tuner: what is faster is tried once, kept, pinned by the environment, and never tried where it must not be."""
+"""The tuner: trials run once, their results are stored, the environment can pin them, and some contexts allow none."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def _untuned(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 class Question:
-    """Variants that note that they ran, and a timer that says the seconds of each."""
+    """Variants that record their runs, and a timer that returns the seconds of each."""
 
     def __init__(self, **seconds: float) -> None:
         self.seconds = seconds

@@ -1,4 +1,4 @@
-"""winograd_conv2d: values and gradients against float64, beside what plain float32 convolution gets wrong."""
+"""winograd_conv2d: values and gradients compared with float64, and with the errors of plain float32 convolution."""
 
 from __future__ import annotations
 
@@ -100,7 +100,7 @@ def test_any_shape_and_scale(shape: tuple[int, int, int, int, int], scale: float
 @pytest.mark.parametrize("isa", ["baseline", "avx2"])
 @native
 def test_every_instruction_set(isa: str) -> None:
-    """The chosen one is read once a process."""
+    """The chosen instruction set is read once per process."""
     if _backend.build_info()["cpu_features"] == isa:
         pytest.skip("all other tests run on it")
     tests = [f"{__file__}::{test.__name__}" for test in (test_any_shape_and_scale, test_same_bits_with_any_threads)]

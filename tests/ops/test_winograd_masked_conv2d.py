@@ -1,4 +1,4 @@
-"""winograd_masked_conv2d: against float64, beside what the direct path gets wrong."""
+"""winograd_masked_conv2d compared with float64, and with the errors of the direct convolution."""
 
 from __future__ import annotations
 
@@ -104,7 +104,7 @@ def test_any_shape_and_scale(shape: tuple[int, int, int, int, int], scale: float
 
 @pytest.mark.parametrize("isa", ["baseline", "avx2"])
 def test_every_instruction_set(isa: str) -> None:
-    """The chosen one is read once a process."""
+    """The chosen instruction set is read once per process."""
     if _backend.build_info()["cpu_features"] == isa:
         pytest.skip("all other tests run on it")
     tests = [f"{__file__}::{test.__name__}" for test in (test_any_shape_and_scale, test_same_bits_with_any_threads)]

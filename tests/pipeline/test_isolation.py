@@ -101,7 +101,7 @@ def test_numbers_of_other_libraries_become_numbers(file: Any) -> None:
     [
         (lambda images, labels: (images * 255, labels), "values from 0 to"),
         (lambda images, labels: (images * torch.nan, labels), "values from nan"),
-        (lambda images, labels: (images, labels + 90), "labels run from 90"),
+        (lambda images, labels: (images, labels + 90), "labels range from 90"),
         (lambda images, labels: (images, labels[:-1]), "cannot take"),
         (lambda images, labels: (images, labels.float()), "cannot take"),
         (lambda images, labels: ((images * 255).byte(), labels), "cannot take"),

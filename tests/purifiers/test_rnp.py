@@ -121,7 +121,7 @@ def test_unknown_preset_is_an_error() -> None:
 
 
 def test_goes_on_from_what_a_scan_has_unlearned(bright: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The preset ``scan`` unlearns on all images, with the settings of the scan: what is known is not done again."""
+    """The preset ``scan`` unlearns on all images with the settings of the scan, so the result of the scan is reused."""
     case = Case(bright.model, bright.data)
     unlearned = case.get(Unlearning(QUICK.unlearning, QUICK.seed, QUICK.precision))
     monkeypatch.setattr("bdprune.analysis.unlearned.unlearn", lambda *args: pytest.fail("unlearned again"))

@@ -54,7 +54,7 @@ def test_without_fine_tuning_only_pruned_filters_change(bright: Any) -> None:
 
 
 def fake_predictions(labels: torch.Tensor, lost: Callable[[int], int]) -> type:
-    """Predictions of which the first images are wrong in every view: ``lost`` of the filters pruned, so many."""
+    """Predictions whose first images are wrong in every view: ``lost`` gives their number for the pruned filters."""
 
     class Fake:
         def __init__(
@@ -71,7 +71,7 @@ def fake_predictions(labels: torch.Tensor, lost: Callable[[int], int]) -> type:
 
 
 def test_lowers_mu_until_the_clean_images_pay(bright: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Accuracy as a function of the filters pruned is made up; the rule has to stop where it falls."""
+    """The accuracy for each number of pruned filters is invented; the rule must stop where it falls."""
     data = bright.data.subset(torch.arange(100))
     scores = {"0": torch.cat([torch.zeros(60), torch.linspace(1, 9, 20)])}
     allowed = 8

@@ -46,7 +46,7 @@ def test_a_pass_is_an_order_and_then_the_crops_of_each_batch(data: CleanData) ->
 def test_a_gpu_gets_three_pinned_copies_before_the_first_pass_and_none_after(
     data: CleanData, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A tensor that is not pinned would be copied while the host waits; so would one sent behind the first steps."""
+    """The host waits for a copy of a tensor that is not pinned, and for a copy sent after the first steps."""
     notes: list[str] = []
 
     def pin(one: Tensor) -> Tensor:

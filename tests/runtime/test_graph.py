@@ -34,7 +34,7 @@ READS_BACK = {aten._local_scalar_dense, aten.nonzero, aten.masked_select, aten.e
 
 
 class Tape(TorchDispatchMode):
-    """Notes every operation, and puts the memory that was there before back as it was."""
+    """Records every operation, and restores the memory from before it."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -76,7 +76,7 @@ def tensors(*values: Any) -> list[Tensor]:
 
 @dataclass
 class Tapes:
-    """A recorder that works by tapes; notes what it was asked for."""
+    """A recorder that works with tapes; records its calls."""
 
     warmed_up: int = 0
     replayed: int = 0
@@ -104,7 +104,7 @@ class Tapes:
 
 @pytest.fixture
 def tapes(monkeypatch: pytest.MonkeyPatch) -> Tapes:
-    """Steps are taped on the CPU from here on, and watched as those of a GPU are."""
+    """Records steps on the CPU with tapes, and watches them like those on a GPU."""
     found = Tapes()
     monkeypatch.setattr(training, "captured", lambda step, device: Captured(step, found))
     flags = torch.zeros(2, dtype=torch.bool)
@@ -204,7 +204,7 @@ def test_a_step_that_reads_back_fails_on_the_tape() -> None:
 
 
 class Unknowing:
-    """A watch that hears nothing, whoever is still going."""
+    """A watch that never learns anything, even if models are still going."""
 
     def is_over(self, going: Tensor, epoch: bool = False) -> bool:
         return False
@@ -214,7 +214,7 @@ class Unknowing:
 def test_nothing_is_read_back_before_the_phase_is_over(
     bright: Any, phase: str, steps: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Meta tensors have no values: whoever looks at one, or copies it to the CPU, raises."""
+    """Meta tensors have no values: reading one, or copying it to the CPU, raises an error."""
     done: list[Tensors] = []
 
     def counted(step: Callable[..., Tensors], device: torch.device) -> Callable[..., Tensors]:
@@ -273,7 +273,7 @@ def test_a_cpu_runs_steps_as_they_are_written_and_the_setting_is_checked(monkeyp
 
 
 class Streams:
-    """Plays those parts of torch.cuda that a recorder calls, and notes on which stream what runs."""
+    """Replaces the parts of torch.cuda that a recorder calls, and records which stream runs what."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, fails: bool) -> None:
         self.current, self.notes, self.fails = "main", list[str](), fails
@@ -340,7 +340,7 @@ needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="graphs are
 
 @pytest.fixture
 def recordings(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """How every recording went: a step that cannot be recorded runs as it is written, and gives the same."""
+    """The result of every recording: a step that cannot be recorded runs eagerly, with the same result."""
     found: list[str] = []
     record = graph.CudaRecorder.record
 
@@ -359,7 +359,7 @@ def recordings(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
 @pytest.fixture
 def repeatable(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """No weight gradient is summed by atomics, and trials are kept where no other test and no user's are."""
+    """Sums no weight gradient with atomics, and stores trials apart from other tests and the user's cache."""
     monkeypatch.setattr(torch.backends.cudnn, "deterministic", True)
     monkeypatch.setenv("BDPRUNE_CACHE", str(tmp_path))
 
@@ -405,7 +405,7 @@ def test_cuda_graphs_recover_as_the_steps_as_written(
 def test_cuda_unlearning_never_waits_between_its_first_epoch_and_its_end(
     bright: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Without graphs, because recording one waits. Trials of convolutions, too, are done in the first epoch."""
+    """Without graphs, because recording one waits. Trials of convolutions also finish in the first epoch."""
     monkeypatch.setenv("BDPRUNE_GRAPHS", "0")
     asked: list[bool] = []
     is_over, read = training.LateWatch.is_over, unlearning._read

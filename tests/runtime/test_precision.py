@@ -25,7 +25,7 @@ RECOVER = RecoverSettings(batch_size=60, epochs=2, padding=0)
 
 @pytest.fixture(autouse=True)
 def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Every test measures for itself."""
+    """Every test runs its own trials."""
     monkeypatch.setenv("BDPRUNE_CACHE", str(tmp_path))
     monkeypatch.delenv("BDPRUNE_TUNE", raising=False)
 
@@ -149,7 +149,7 @@ def test_other_convs_are_sound(settings: dict[str, Any]) -> None:
 
 
 def test_cuda_has_no_onednn_and_other_devices_may(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A device of somebody's own, such as the one that tests/gpu makes, may run the CPU's kernels."""
+    """A custom device, such as that of tests/gpu, may run the CPU's kernels."""
     for name, layout in (("cuda", torch.channels_last), ("privateuseone", torch.contiguous_format)):
         network = shortcut(4)
         monkeypatch.setattr(network, "parameters", lambda name=name: iter([SimpleNamespace(device=torch.device(name))]))
@@ -168,7 +168,7 @@ def test_a_convolution_hands_on_the_layout_of_its_images(layout: torch.memory_fo
 
 @pytest.mark.parametrize("colours", [1, 3])
 def test_loops_keep_to_it(colours: int) -> None:
-    """Every conv of such a network sees contiguous maps only, whatever the augmentation made."""
+    """Every conv of such a network gets contiguous maps only, whatever layout the augmentation produced."""
     seen: list[bool] = []
     network = nn.Sequential(shortcut(4, colours), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 3))
     for module in network.modules():

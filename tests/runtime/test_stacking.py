@@ -1,4 +1,4 @@
-"""Whether models run as a stack or one after another: by trial, kept, and sound for the very models that ask."""
+"""Whether models run as a stack or one after another: by a stored trial, and checked for the given models."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from ..helpers import broken, siblings
 
 @pytest.fixture(autouse=True)
 def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Trials are kept where no other test and no user's cache is."""
+    """Stores trials apart from other tests and from the user's cache."""
     monkeypatch.setenv("BDPRUNE_CACHE", str(tmp_path))
     monkeypatch.delenv("BDPRUNE_TUNE", raising=False)
     return tmp_path / "tuned.json"
@@ -28,7 +28,7 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.fixture
 def timed(monkeypatch: pytest.MonkeyPatch) -> Callable[[float, float], None]:
-    """Gives both variants their seconds."""
+    """Sets the seconds of both variants."""
 
     def fixed(*seconds: float) -> None:
         def least_seconds(

@@ -1,5 +1,5 @@
-"""Two watches over models in training: one that knows at once, one that learns an epoch late and never reads too soon;
-and the state that one model goes back to."""
+"""Two watches over models in training: one knows at once, the other learns one epoch late and never reads too soon;
+and the state to which one model returns."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def test_a_watch_knows_at_once() -> None:
 
 
 class Device:
-    """A device that is behind: what is sent to the host arrives when its mark has been asked for this often."""
+    """A device that runs behind: a copy to the host arrives after its mark was checked this number of times."""
 
     def __init__(self, behind: int) -> None:
         self.flags, self.behind, self.asked = torch.zeros(2, dtype=torch.bool), behind, list[int]()
@@ -37,7 +37,7 @@ class Device:
         number = len(self.asked)
         flag = self.flags[(number + 1) % 2]  # they take turns
         sent = flag.clone()
-        flag.logical_not_()  # whoever reads it before it has arrived reads the opposite
+        flag.logical_not_()  # a read before its arrival gives the opposite
         self.asked.append(0)
 
         def query() -> bool:

@@ -1,4 +1,4 @@
-"""Convolutions of whole networks by Winograd's algorithm: which ones, and what comes of it."""
+"""Convolutions of whole networks by Winograd's algorithm: which ones use it, and their results."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ RECOVER = RecoverSettings(batch_size=60, epochs=2, padding=0)
 
 @pytest.fixture(autouse=True)
 def always(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[tuple[int, ...]]]:
-    """Every conv that may runs so, whatever is faster; gives the shapes of their inputs."""
+    """Makes every possible conv use it, whatever is faster; yields the shapes of their inputs."""
     seen: list[tuple[int, ...]] = []
 
     def takes_over(x: Tensor, weight: Tensor) -> bool:

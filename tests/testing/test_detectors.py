@@ -1,4 +1,4 @@
-"""The checks of detectors find what is broken, and name the promise."""
+"""The checks of detectors find errors, and name the failed check."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from bdprune.testing.detectors import check_detector, detector_checks
 
 @dataclass(frozen=True)
 class Quiet(Detector):
-    """Keeps its promises, but for what ``act`` does."""
+    """Passes all checks, except for the effects of ``act``."""
 
     act: Callable[[Case], Any] = field(default=lambda case: None)
     score: float = 0.0
@@ -107,7 +107,7 @@ def test_a_detector_without_limits_must_tell_the_two_apart(score: float, said: s
 
 
 class Greedy(Quiet):
-    """Looks at images that it says it does not need."""
+    """Uses images although it declares that it needs none."""
 
     needs = Needs(images="none", minimum=0)
 
@@ -116,7 +116,7 @@ class Greedy(Quiet):
 
 
 class Hungry(Quiet):
-    """Takes fewer images than it says it needs."""
+    """Takes fewer images than it declares to need."""
 
     needs = Needs(minimum=50)
 

@@ -1,4 +1,4 @@
-"""A method of another package, and one more module in ours, are seen everywhere with no edit in bdprune."""
+"""A method in another package, and one more module in bdprune, appear everywhere without changes to bdprune."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ DEMO = ROOT / "zoo" / "demo"
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., str]:
-    """Runs Python in a process of its own that finds the installed package; what it prints."""
+    """Runs Python in a separate process that finds the installed package; returns its output."""
     folder = tmp_path_factory.mktemp("plugin")
     shutil.copytree(EXAMPLE, folder / "source")
     options = ["--quiet", "--no-deps", "--no-build-isolation", "--no-index", "--disable-pip-version-check"]
@@ -85,7 +85,7 @@ def test_passes_the_checks(run: Callable[..., str]) -> None:
 
 @pytest.fixture
 def dropped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """One more module among our detectors."""
+    """One more module in bdprune.detectors."""
     source = (EXAMPLE / "bdprune_example.py").read_text()
     (tmp_path / "dropped.py").write_text(source.partition("@dataclass(frozen=True)\nclass LipschitzPruning")[0])
     monkeypatch.setattr(bdprune.detectors, "__path__", [*bdprune.detectors.__path__, str(tmp_path)])

@@ -1,4 +1,4 @@
-"""The checks of purifiers find what is broken, and name the promise."""
+"""The checks of purifiers find errors, and name the failed check."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from bdprune.testing.purifiers import check_purifier, purifier_checks
 
 @dataclass(frozen=True)
 class Idle(Purifier):
-    """Does nothing to a copy of the model, or what ``deed`` names."""
+    """Does nothing to a copy of the model, or the deed named by ``deed``."""
 
     deed: str = ""
 

@@ -1,4 +1,4 @@
-"""Every detector and every purifier there is keeps its promises."""
+"""Every registered detector and purifier passes the conformance checks."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Parameter counts against the published ones, and the spellings of published checkpoints."""
+"""Parameter counts compared with published ones, and the parameter names of published checkpoints."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ def test_gives_one_logit_per_class(name: str) -> None:
 
 
 def test_resnet18_keeps_names_and_the_order_of_random_numbers() -> None:
-    """Seeded trainings depend on both."""
+    """Seeded trainings depend on both: names and order."""
     network = build("resnet18_cifar", 10, width=4)
     torch.manual_seed(5)
     first = ResNet18Cifar(10, 3, 4)

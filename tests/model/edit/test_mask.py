@@ -1,4 +1,4 @@
-"""Masks against the definition, computed by hand in float64."""
+"""Masks compared with the definition, computed by hand in float64."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class Plain(nn.Module):
 
 
 class Standardised(nn.Conv2d):
-    """A conv with a forward pass of its own."""
+    """A conv with its own forward pass."""
 
     def forward(self, input: Tensor) -> Tensor:
         return functional.conv2d(input, self.weight - self.weight.mean((1, 2, 3), keepdim=True), self.bias)

@@ -8,7 +8,7 @@ from bdprune.model.edit.program import Program
 
 
 class Residual(nn.Module):
-    """Writes over its own shortcut, which a state before ``second`` holds."""
+    """Overwrites its own shortcut, which a state before ``second`` holds."""
 
     def __init__(self) -> None:
         super().__init__()

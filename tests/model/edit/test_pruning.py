@@ -1,4 +1,4 @@
-"""Pruning against the definition of each mode."""
+"""Pruning compared with the definition of each mode."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from bdprune.model.handle import Model
 
 
 def outputs(model: Model, module: str, x: Tensor) -> Tensor:
-    """What ``module`` gives in one forward pass."""
+    """The output of ``module`` in one forward pass."""
     seen: list[Tensor] = []
     hook = model.network.get_submodule(module).register_forward_hook(lambda *call: seen.append(call[2]))
     model.module(x)

@@ -1,4 +1,4 @@
-"""A stack of networks says what its networks say, and refuses those that it cannot hold."""
+"""A stack gives the results of its networks, and rejects networks that cannot be stacked."""
 
 from __future__ import annotations
 
@@ -118,7 +118,7 @@ def test_masked_stack_is_a_stack_of_masked_networks(norm: bool) -> None:
         one(batch).square().sum().backward()
         for name, mask in one.masks.items():
             torch.testing.assert_close(masked.masks[name].grad[g], mask.grad)
-    torch.testing.assert_close(masked(batch), logits)  # nothing of the first pass stays behind
+    torch.testing.assert_close(masked(batch), logits)  # the first pass leaves no state
 
 
 def storage(values: Iterable[Tensor]) -> int:
@@ -222,7 +222,7 @@ def test_what_cannot_be_stacked_says_why() -> None:
 
 
 class ByWeight(nn.Module):
-    """A conv that runs through its weight alone, which a stack cannot see."""
+    """A conv of which only the weight is used, which a stack cannot detect."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -233,7 +233,7 @@ class ByWeight(nn.Module):
 
 
 class OverTheBatch(nn.Sequential):
-    """Centres its logits over the images, which a stack does over those of all models."""
+    """Centres its logits over the images; a stack would do so over the images of all models."""
 
     def forward(self, x: Tensor) -> Tensor:
         logits = super().forward(x)
