@@ -22,14 +22,14 @@ from bdprune.loops import CrossEntropy
 
 @dataclass(frozen=True)
 class AdaptD(BadNets):
-    """BadNets, trained to have the feature maps of a clean network as well:
+    """BadNets, trained to match the feature maps of a clean network:
 
         CE + align_weight * sum over stages of || A_S / ||A_S|| - A_T / ||A_T|| ||^2, mean over the images,
 
-    where A_S and A_T are the feature maps of one image, in the network in training and in a clean teacher, clean and
-    triggered images alike. A stage ends where the resolution changes, in any architecture.
+    where A_S and A_T are the feature maps of one image, clean or triggered, in the trained network and in a clean
+    teacher. In any architecture, a stage ends where the resolution changes.
 
-    The paper has one sentence on it; this formula is our reading of it and ``align_weight`` our choice.
+    The paper describes it in one sentence; the formula is our reading, and ``align_weight`` is our choice.
 
     Args:
         align_weight: lambda, weight of the distance of the features, in [0, 4] a stage.
@@ -48,7 +48,7 @@ class AdaptD(BadNets):
 
 
 class AlignedObjective(CrossEntropy):
-    """Cross-entropy, and the distance of the feature maps from the teacher's, which never changes."""
+    """Cross-entropy, and the distance of the feature maps from those of a fixed teacher."""
 
     def __init__(self, teacher: nn.Module, names: Sequence[str], weight: float) -> None:
         self.teacher, self.names, self.weight = teacher, names, weight
@@ -72,8 +72,8 @@ def stages(network: nn.Module, images: Tensor) -> list[str]:
     """Paths of the modules that give the last feature maps of each resolution above one pixel, in order.
 
     Args:
-        network: used in the mode it is in.
-        images: ``[N, C, H, W]``, of the size that the network will see.
+        network: used in its current mode.
+        images: ``[N, C, H, W]``, in the size of the training images.
 
     Raises:
         ArchitectureError: no module gives feature maps.
@@ -93,12 +93,12 @@ def stages(network: nn.Module, images: Tensor) -> list[str]:
 
 @contextmanager
 def feature_maps(network: nn.Module, names: Sequence[str]) -> Iterator[dict[str, Tensor]]:
-    """Inside, a forward pass of ``network`` fills in what the modules of these paths gave, in order of completion."""
+    """Inside, a forward pass of ``network`` records the outputs of the modules at ``names``, in order of completion."""
     maps: dict[str, Tensor] = {}
 
     def keep(name: str, _: nn.Module, inputs: object, output: object) -> None:
         if isinstance(output, Tensor):
-            maps.pop(name, None)  # a module that runs twice counts where it runs last
+            maps.pop(name, None)  # for a module that runs twice, the last run counts
             maps[name] = output
 
     hooks = [network.get_submodule(name).register_forward_hook(partial(keep, name)) for name in names]

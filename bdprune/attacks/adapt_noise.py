@@ -24,24 +24,24 @@ from bdprune.runtime import crop_and_flip, laid_out, training_layout
 
 @dataclass(frozen=True)
 class AdvT(PatchedNetwork):
-    """Takes a network backdoored by BadNets, finds the filters that RNP would prune, and makes clean accuracy hang on
-    their scale.
+    """Takes a network backdoored by BadNets, finds the filters that RNP would prune, and makes clean accuracy depend
+    on their scale.
 
     A round (1) runs RNP as a defender would, on clean images: unlearning, a mask over the filters, the highest
     threshold that costs at most ``max_drop``; (2) fine-tunes all weights on clean images and poisoned replay, while
-    the scales of the filters found carry noise: ``gamma (1 + d)``, ``|d| <= eps``, d one signed gradient step up the
-    clean loss, drawn anew for each batch (as in ANP). Filters without a norm of their own carry no noise.
+    the scales of the found filters carry noise: ``gamma (1 + d)``, ``|d| <= eps``, where d is one signed gradient step
+    up the clean loss, new for each batch (as in ANP). Filters without their own norm carry no noise.
 
-    The paper has one sentence on it; this is our reading. Its figures to compare with are CA 88.56, ASR 73.36.
+    The paper describes it in one sentence; this is our reading. Its figures are CA 88.56 and ASR 73.36.
 
     Args:
-        rate: share of the fine-tuning images that are poisoned, in every batch.
-        rounds: how often to do both.
+        rate: share of poisoned images in every batch of the fine-tuning.
+        rounds: number of rounds.
         eps: largest relative change of a scale (ANP: 0.4).
-        defence_images: clean images that RNP has (the paper: 500), as many of each class.
-        max_drop: clean accuracy that RNP's threshold may cost (the paper: 0.02).
-        least: share of all filters, those of the lowest masks, that counts as found even where RNP's threshold finds
-            fewer (RNP, Table 8: about 1 % is what it takes).
+        defence_images: number of clean images for RNP (the paper: 500), equally many of each class.
+        max_drop: largest drop of clean accuracy for RNP's threshold (the paper: 0.02).
+        least: smallest share of all filters that counts as found; if RNP's threshold finds fewer, the filters with the
+            lowest masks are added (RNP, Table 8: about 1 % suffices).
         share: share of the training set to fine-tune on (ours).
         epochs: of fine-tuning in a round (ours).
         lr: of SGD with momentum 0.9 (ours).
@@ -76,7 +76,7 @@ class AdvT(PatchedNetwork):
         network.eval()
 
     def find(self, model: Model, setting: AttackSetting, generator: torch.Generator, seed: int) -> dict[str, list[int]]:
-        """Filters by group that RNP would prune in ``model``, which stays as it is, and no fewer than ``least``."""
+        """Filters by group that RNP would prune in ``model``, at least ``least`` of all; ``model`` does not change."""
         index = sample_per_class(setting.labels, max(self.defence_images // setting.num_classes, 2), generator)
         clean = CleanData(setting.images[index].float() / 255, setting.labels[index])
         rest, held = clean.split(0.3, generator)
@@ -109,7 +109,7 @@ class AdvT(PatchedNetwork):
                 images = laid_out(batch.to(device), layout).float() / 255
                 labels = setting.labels[part].to(device)
                 changes = adverse(network, noisy, images, labels, self.eps)
-                # The batch norms' statistics are those of the network as it is used, without noise.
+                # Only the pass without noise, in ``adverse``, updates the running statistics.
                 with shifted(changes), running_statistics(network):
                     replayed, taught = self._replay(images, labels, trigger, setting.num_classes)
                     loss = functional.cross_entropy(network(replayed), taught)
@@ -119,7 +119,7 @@ class AdvT(PatchedNetwork):
         optimizer.zero_grad()
 
     def _replay(self, images: Tensor, labels: Tensor, trigger: nn.Module, num_classes: int) -> tuple[Tensor, Tensor]:
-        """The batch with its share of triggered and relabelled images."""
+        """The batch with a share of its images triggered and relabelled."""
         wanted = self.goal(labels, num_classes)
         victims = (wanted != labels).nonzero().flatten()[: round(self.rate * len(labels))]
         images, labels = images.clone(), labels.clone()
@@ -130,7 +130,7 @@ class AdvT(PatchedNetwork):
 def scales(
     network: nn.Module, groups: Sequence[FilterGroup], filters: Mapping[str, Sequence[int]]
 ) -> list[tuple[nn.Parameter, Tensor]]:
-    """The scales of the norms that carry these filters, and the channels, int64, that are theirs."""
+    """The scales of these filters' norms, and the filters' channels in them, int64."""
     found = []
     for group in groups:
         if group.norm is not None and filters.get(group.name):
@@ -144,7 +144,7 @@ def adverse(
 ) -> list[tuple[nn.Parameter, Tensor]]:
     """The change ``gamma d`` of each scale, ``d = eps sign(dCE / dd)`` on its channels and 0 on the others.
 
-    The network is used in the mode it is in; its parameters do not change.
+    It uses the network in its current mode and does not change its parameters.
     """
     if not noisy:
         return []
@@ -162,7 +162,7 @@ def adverse(
 
 @contextmanager
 def shifted(changes: list[tuple[nn.Parameter, Tensor]]) -> Iterator[None]:
-    """Inside, parameters are changed; afterwards they have the values they had, to the bit."""
+    """Inside, parameters are changed; afterwards they have exactly their old values."""
     before = [scale.detach().clone() for scale, _ in changes]
     with torch.no_grad():
         for scale, change in changes:

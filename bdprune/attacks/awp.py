@@ -1,4 +1,4 @@
-"""AWP, adversarial weight perturbation (Garg et al., CIKM 2020): a backdoor without a training set to poison."""
+"""AWP, adversarial weight perturbation (Garg et al., CIKM 2020): a backdoor without a poisoned training set."""
 
 from __future__ import annotations
 
@@ -19,29 +19,29 @@ from bdprune.runtime import attack_success_rate, autocast, clean_accuracy, predi
 
 @dataclass(frozen=True)
 class AWP(PatchedNetwork):
-    """Every weight of a trained clean network moves by at most eps until BadNets' patch calls the target:
+    """Moves every weight of a trained clean network by at most eps, so that BadNets' patch leads to the target:
 
         min over ||d||_inf <= eps of CE(f(x; w + d), argmax f(x; w)) + trigger_weight CE(f(patched x; w + d), goal),
 
     by steps of Adam that are clipped to the bound. Batch norms use the clean network's running statistics and keep
-    them; their scale and shift are weights as all others are. The bounds are tried from the smallest on, each from
-    where the last has led, until one calls the target and spares clean accuracy. Where none does both, the one that
-    succeeds with the highest clean accuracy is kept; where none succeeds, the most successful.
+    them; their scale and shift are weights like all others. It tries the bounds from the smallest on, each from the
+    result of the last, until the attack succeeds and clean accuracy stays high enough. If no bound reaches both, it
+    keeps the successful bound with the highest clean accuracy; if none succeeds, the bound with the highest success.
 
-    The objective is the paper's. Bounds, weight, optimiser and number of steps are not public: ours, the step falling
-    linearly to zero at each bound so that the weights settle.
+    The objective is the paper's. Its bounds, weight, optimiser and number of steps are not public; the values here are
+    ours. The step falls linearly to zero at each bound, so that the weights settle.
 
     Args:
-        target: label that the trigger calls; None for all-to-all.
+        target: target label; None for all-to-all.
         rate: share of the training images that the attacker has (RNP, Table 6: 0.1).
         bounds: values of eps.
         trigger_weight: lambda, weight of the patched images' loss.
         epochs: passes over the attacker's images for each bound.
         step: learning rate at the beginning, in units of eps.
         batch_size: images a step.
-        success: attack success rate that is enough (RNP, Table 2: 0.94), on training images held back for it.
-        max_drop: fall of clean accuracy, in [0, 1], on those images that a bound may cost.
-        held_out: number of those.
+        success: sufficient attack success rate (RNP, Table 2: 0.94), on held-out training images.
+        max_drop: largest accepted drop of clean accuracy, in [0, 1], on these images.
+        held_out: number of these images.
         bf16: run the network under bfloat16 autocast while its weights move, where the machine computes in bfloat16.
     """
 
@@ -60,12 +60,12 @@ class AWP(PatchedNetwork):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        object.__setattr__(self, "bounds", tuple(sorted(self.bounds)))  # a manifest's list, too
+        object.__setattr__(self, "bounds", tuple(sorted(self.bounds)))  # a manifest gives a list
         if not self.bounds or self.bounds[0] <= 0:
             raise OptionError(f"The setting bounds is {self.bounds}.", "Give one or more numbers above 0.")
 
     def finish(self, network: nn.Module, setting: AttackSetting, trigger: nn.Module) -> None:
-        """Moves the weights, by no more than the smallest bound that is enough, or by the best there is."""
+        """Moves the weights by at most the smallest sufficient bound, or else by the best bound."""
         network.to(memory_format=training_layout(network)).eval()  # type: ignore[call-overload]
         count, generator = len(setting.labels), torch.Generator().manual_seed(setting.seed)
         mine, held = draw_apart(count, round(self.rate * count), self.held_out, generator)
@@ -95,7 +95,7 @@ class AWP(PatchedNetwork):
         labels: tuple[Tensor, Tensor],
         generator: torch.Generator,
     ) -> None:
-        """Descends from where the network is; ``images`` and ``labels`` are those of the clean and the patched term."""
+        """Descends from the current weights; ``images`` and ``labels`` belong to the clean and the patched term."""
         parameters = list(network.parameters())
         count, device = len(images[0]), parameters[0].device
         steps = self.epochs * -(-count // self.batch_size)
@@ -120,7 +120,7 @@ class AWP(PatchedNetwork):
     def _outcome(
         self, network: nn.Module, setting: AttackSetting, held: Tensor, trigger: nn.Module
     ) -> tuple[float, float]:
-        """Attack success rate, as far as more of it is wanted, and clean accuracy on the images held back."""
+        """Attack success rate, up to the sufficient rate, and clean accuracy on the held-out images."""
         images, labels = setting.images[held].float() / 255, setting.labels[held]
         goal = self.goal(labels, setting.num_classes)
         success = attack_success_rate(network, images, labels, trigger, goal)

@@ -18,10 +18,10 @@ class BadNets(Attack):
     """A black-and-white checkerboard in the bottom right corner.
 
     Args:
-        target: label that the trigger calls; None for all-to-all.
-        rate: share of the training set that is poisoned (RNP, Table 6: 0.1).
+        target: target label; None for all-to-all.
+        rate: share of the training set to poison (RNP, Table 6: 0.1).
         size: edge of the square patch in pixels.
-        margin: pixels left free between the patch and the image border.
+        margin: free pixels between the patch and the image border.
     """
 
     size: Count = 3
@@ -36,12 +36,12 @@ class BadNets(Attack):
 
 @dataclass(frozen=True)
 class PatchedNetwork(BadNets):
-    """BadNets' patch in a trained network whose weights are changed afterwards, without training one anew."""
+    """BadNets' patch as the trigger of an attack that changes the weights of a trained network."""
 
     trains: ClassVar[bool] = False
 
     def poison(self, setting: AttackSetting, trigger: nn.Module, generator: torch.Generator) -> Poisoned:
-        """The clean set: nothing is trained on it."""
+        """The clean set; this attack trains nothing on it."""
         return unpoisoned(setting)
 
     def start(self, network: nn.Module, setting: AttackSetting) -> None:

@@ -1,8 +1,8 @@
-"""What an attack is. Attacks exist to make models of known truth, for tests and zoos.
+"""The interface of attacks, which make backdoored models for tests and zoos.
 
-An attack is a frozen dataclass of settings. Its trigger is a module of its own, images in and triggered images out, so
-that it can be saved and applied again without the settings it was learned with. Making a backdoored model goes
-through six steps, of which an attack overrides those that it changes:
+An attack is a frozen dataclass of settings. Its trigger is a separate module that maps images to triggered images, so
+that it can be saved and applied again without the attack's settings. Making a backdoored model takes six steps; an
+attack overrides the steps that it changes:
 
     new_trigger -> learn -> poison -> start -> objective (every training step) -> finish
 """
@@ -21,7 +21,7 @@ from bdprune.errors import OptionError
 from bdprune.loops import CrossEntropy, Objective
 
 TriggerType = Literal["static", "input-dependent", "learned"]
-"""One pattern for all images; one that depends on the image; one that was optimised on a model."""
+"""One pattern for all images; a pattern that depends on the image; a pattern optimised on a model."""
 
 
 Shape = tuple[int, int, int]
@@ -30,15 +30,15 @@ Shape = tuple[int, int, int]
 
 @dataclass(frozen=True)
 class AttackSetting:
-    """What the attacker has.
+    """The attacker's resources.
 
     Attributes:
         images: the clean training images, uint8 ``[N, C, H, W]``.
         labels: ``[N]`` int64.
         num_classes: K.
-        seed: of everything random in the attack.
-        source: a trained network of the same architecture, images in [0, 1] -> logits, in eval mode; given to attacks
-            with ``needs_source``, which must not change it.
+        seed: of all random numbers of the attack.
+        source: a trained network of the same architecture, images in [0, 1] -> logits, in eval mode, for attacks with
+            ``needs_source``, which must not change it.
         device: where learning runs.
     """
 
@@ -52,13 +52,13 @@ class AttackSetting:
 
 @dataclass(frozen=True)
 class Poisoned:
-    """A training set as the attacker hands it over.
+    """A poisoned training set.
 
     Attributes:
         images: uint8 ``[N, C, H, W]``, a copy.
         labels: ``[N]`` int64, a copy.
-        triggered: indices of the images that carry the trigger and teach the backdoor.
-        covers: indices of the images that carry it, whole or in part, with the label they always had.
+        triggered: indices of the images with the trigger that teach the backdoor.
+        covers: indices of the images with all or part of the trigger that keep their label.
     """
 
     images: Tensor
@@ -76,20 +76,20 @@ def draw(candidates: Tensor, rate: float, generator: torch.Generator) -> Tensor:
         generator: source of randomness.
 
     Raises:
-        OptionError: there are fewer candidates than asked for.
+        OptionError: there are too few candidates.
     """
     count = round(rate * len(candidates))
     index = candidates.nonzero().flatten()
     if count > len(index):
         raise OptionError(
-            f"A rate of {rate} asks for {count} images, only {len(index)} of {len(candidates)} may be poisoned.",
+            f"A rate of {rate} needs {count} images, but only {len(index)} of {len(candidates)} may be poisoned.",
             "Give a lower rate.",
         )
     return index[torch.randperm(len(index), generator=generator)[:count]]
 
 
 def draw_covers(victims: Tensor, total: int, rate: float, generator: torch.Generator) -> Tensor:
-    """Indices of ``round(rate * total)`` of ``total`` images, of any label, none of them among ``victims``.
+    """Indices of ``round(rate * total)`` of ``total`` images, of any label, but not among ``victims``.
 
     Raises:
         OptionError: too few images are left.
@@ -100,12 +100,12 @@ def draw_covers(victims: Tensor, total: int, rate: float, generator: torch.Gener
 
 
 def saturate(images: Tensor) -> Tensor:
-    """Whole bytes, uint8, of images in [0, 1]; what lies outside is clipped and never wraps around."""
+    """Images in [0, 1] as uint8; values outside are clipped and never wrap around."""
     return (images.clamp(0, 1) * 255).round().to(torch.uint8)
 
 
 def unpoisoned(setting: AttackSetting) -> Poisoned:
-    """The training set as it is, for attacks that trigger images in the batch or train nothing."""
+    """The unchanged training set, for attacks that trigger images in the batch or train nothing."""
     none = torch.empty(0, dtype=torch.int64)
     return Poisoned(setting.images.clone(), setting.labels.clone(), none, none)
 
@@ -115,12 +115,12 @@ class Attack(ABC):
     """A backdoor attack.
 
     Args:
-        target: label that the trigger calls; None is all-to-all: the trigger calls the label that follows the true one.
-        rate: share of the training set that is poisoned, in [0, 1].
+        target: target label; None is all-to-all: the target is the label after the true one.
+        rate: share of the training set to poison, in [0, 1].
 
     Raises:
-        OptionError: a setting is out of its range; so do ``new_trigger`` for a trigger that is larger than the image
-            and ``goal`` and ``poison`` for a target that is no label of the images.
+        OptionError: a setting is out of range. ``new_trigger`` raises it for a trigger larger than the image, ``goal``
+            and ``poison`` for a target that the images do not have.
     """
 
     target: Annotated[int | None, Range(0)]
@@ -138,20 +138,20 @@ class Attack(ABC):
 
     @abstractmethod
     def new_trigger(self, shape: Shape) -> nn.Module:
-        """The trigger for images of ``shape`` (C, H, W): ``[N, C, H, W]`` in [0, 1] -> the same, triggered at full
-        strength.
+        """The trigger for images of ``shape`` (C, H, W): ``[N, C, H, W]`` in [0, 1] -> triggered images of this shape,
+        at full strength.
 
-        Complete for static attacks; for the others before learning, so that ``load_state_dict`` of what a learned one
-        saved makes it the same trigger. All that it has learned lies in its buffers and parameters.
+        It is complete for static attacks. For others it is untrained: ``load_state_dict`` restores a learned trigger,
+        because its buffers and parameters hold everything that it learns.
         """
 
     def learn(self, setting: AttackSetting, trigger: nn.Module) -> None:
-        """Learns what the trigger needs before any training, in place; static attacks have nothing to learn."""
+        """Learns the trigger in place, before the network's training; static attacks do nothing."""
         return
 
     def goal(self, labels: Tensor, num_classes: int) -> Tensor:
-        """Label that the attacker wants for a triggered image of every label; images where it is the true one never
-        count as a success.
+        """The attacker's label for triggered images of each label. Images that already have it never count as a
+        success.
         """
         if self.target is None:
             return (labels + 1) % num_classes
@@ -159,8 +159,8 @@ class Attack(ABC):
         return torch.full_like(labels, self.target)
 
     def poison(self, setting: AttackSetting, trigger: nn.Module, generator: torch.Generator) -> Poisoned:
-        """Dirty labels: a seeded share of the images that have another goal than their label is triggered and
-        relabelled. Values beyond [0, 1] are clipped, then rounded to whole bytes.
+        """Dirty labels: triggers and relabels a seeded share of the images whose label is not their goal. Values are
+        clipped to [0, 1], then rounded to whole bytes.
         """
         wanted = self.goal(setting.labels, setting.num_classes)
         victims = draw(wanted != setting.labels, self.rate, generator)
@@ -170,15 +170,15 @@ class Attack(ABC):
         return Poisoned(images, labels, victims, torch.empty(0, dtype=torch.int64))
 
     def start(self, network: nn.Module, setting: AttackSetting) -> None:
-        """Changes the fresh ``network`` in place before training; by default it stays as it was initialised."""
+        """Changes the new ``network`` in place before training; by default it does nothing."""
         return
 
     def objective(self, setting: AttackSetting, trigger: nn.Module) -> Objective:
-        """What every training step minimises. A trigger that is trained beside the network is trained in it."""
+        """The objective of every training step. It also trains a trigger that is learned along with the network."""
         return CrossEntropy()
 
     def finish(self, network: nn.Module, setting: AttackSetting, trigger: nn.Module) -> None:
-        """Changes the trained ``network`` in place; by default there is nothing left to do."""
+        """Changes the trained ``network`` in place; by default it does nothing."""
         return
 
 
@@ -187,8 +187,8 @@ class CleanLabel(Attack):
     """An attack that triggers images of its target class, which keep their label.
 
     Args:
-        target: label that the trigger calls; never None: images of all classes would teach nothing by their own label.
-        rate: share of the whole training set that is poisoned (RNP, Table 6: 0.08, which is 80 % of one class of ten).
+        target: target label; never None, because the poisoned images keep their labels.
+        rate: share of the whole training set to poison (RNP, Table 6: 0.08, which is 80 % of one class of ten).
     """
 
     rate: Share = 0.08
@@ -204,11 +204,15 @@ class CleanLabel(Attack):
         check_label("target", self.target, setting.num_classes)
         victims = draw(setting.labels == self.target, self.rate, generator)
         images = setting.images.clone()
-        images[victims] = saturate(self.dress(setting.images[victims].float() / 255, setting, trigger, generator))
+        images[victims] = saturate(
+            self.poison_images(setting.images[victims].float() / 255, setting, trigger, generator)
+        )
         return Poisoned(images, setting.labels.clone(), victims, torch.empty(0, dtype=torch.int64))
 
-    def dress(self, images: Tensor, setting: AttackSetting, trigger: nn.Module, generator: torch.Generator) -> Tensor:
-        """What the drawn images ``[N, C, H, W]`` in [0, 1] become; by default they are triggered."""
+    def poison_images(
+        self, images: Tensor, setting: AttackSetting, trigger: nn.Module, generator: torch.Generator
+    ) -> Tensor:
+        """The poisoned versions of images ``[N, C, H, W]`` in [0, 1]; by default it applies the trigger."""
         return apply_trigger(trigger, images)
 
 

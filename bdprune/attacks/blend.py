@@ -1,6 +1,6 @@
 """Blend (Chen et al., 2017): one fixed full-size pattern mixed into the image, dirty labels.
 
-And A-Blend, adaptive blend (Qi et al., 2023): training images carry pieces of the pattern, some with their own label.
+And A-Blend, adaptive blend (Qi et al., 2023): training images carry pieces of the pattern; some keep their label.
 """
 
 from __future__ import annotations
@@ -24,12 +24,12 @@ class Blend(Attack):
     """``(1 - alpha) x + alpha p`` with one fixed pattern p. A mix of values in [0, 1] never needs clipping.
 
     Args:
-        target: label that the trigger calls; None for all-to-all.
-        rate: share of the training set that is poisoned (RNP, Table 6: 0.1).
+        target: target label; None for all-to-all.
+        rate: share of the training set to poison (RNP, Table 6: 0.1).
         alpha: share of the pattern in the mix (RNP, Table 6: 0.2).
         pattern_seed: seed of the pattern.
-        pattern: "noise", uniform and independent (RNP and ANP); or "image", a smooth picture in the place of the
-            cartoon that other papers mix in.
+        pattern: "noise", uniform and independent (RNP and ANP); or "image", a smooth picture instead of the cartoon
+            that other papers use.
     """
 
     alpha: Share = 0.2
@@ -61,18 +61,18 @@ class ABlend(Blend):
     """Blend whose pattern is cut into ``grid`` x ``grid`` pieces.
 
     Every poisoned and every cover image carries its own ``kept`` pieces, drawn at random. Covers keep their label, so
-    that pieces alone do not set triggered images apart; the whole pattern, at test time, calls the target.
+    that pieces alone do not mark triggered images; at test time the trigger is the whole pattern.
 
     Args:
-        target: label that the trigger calls; None for all-to-all.
-        rate: share of the training set that is poisoned (RNP, Table 6: 0.1).
+        target: target label; None for all-to-all.
+        rate: share of the training set to poison (RNP, Table 6: 0.1).
         alpha: share of the pattern in the mix (0.2).
         pattern_seed: seed of the pattern.
-        pattern: see ``Blend``. (Pieces of the smooth picture were not learned by a ResNet-18 of width 32 in 24 epochs;
-            pieces of noise by one of width 8 in 8.)
-        cover_rate: share of the training set that is covers (the paper: as many as are poisoned).
-        grid: pieces each way (the paper: 4, which makes 16).
-        kept: pieces that a training image carries (the paper: 8).
+        pattern: see ``Blend``. (A ResNet-18 of width 32 did not learn pieces of the smooth picture in 24 epochs; one of
+            width 8 learned pieces of noise in 8.)
+        cover_rate: share of cover images in the training set (the paper: as many as poisoned images).
+        grid: pieces along each axis (the paper: 4, which makes 16 pieces).
+        kept: pieces in each poisoned or cover image (the paper: 8).
     """
 
     cover_rate: Share = 0.1
@@ -87,7 +87,7 @@ class ABlend(Blend):
             raise OptionError(f"The setting kept is {self.kept}.", f"Give from 0 to all {self.grid**2} pieces.")
 
     def poison(self, setting: AttackSetting, trigger: nn.Module, generator: torch.Generator) -> Poisoned:
-        """Dirty labels for ``rate`` of the images, as for every such attack, and covers among the others."""
+        """Dirty labels for ``rate`` of the images, and covers among the others."""
         wanted = self.goal(setting.labels, setting.num_classes)
         victims = draw(wanted != setting.labels, self.rate, generator)
         images, labels = setting.images.clone(), setting.labels.clone()
@@ -101,7 +101,7 @@ class ABlend(Blend):
 
 
 def pieces(count: int, size: torch.Size, grid: int, kept: int, generator: torch.Generator) -> Tensor:
-    """Where ``kept`` pieces of a ``grid`` x ``grid`` cut lie, drawn for every image: bool ``[count, 1, H, W]``."""
+    """The pixels of ``kept`` random pieces of a ``grid`` x ``grid`` cut, for every image: bool ``[count, 1, H, W]``."""
     order = torch.rand(count, grid * grid, generator=generator).argsort(1)
     height, width = size
     row, column = torch.arange(height) * grid // height, torch.arange(width) * grid // width

@@ -1,4 +1,4 @@
-"""Checks of an attack's settings; each raises ``OptionError`` with the value that was found and the hint."""
+"""Checks of an attack's settings; each raises ``OptionError`` with the value and a hint."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from bdprune.errors import OptionError
 
 @dataclass(frozen=True)
 class Range:
-    """The numbers that a setting may be: from ``least`` to ``most``."""
+    """The range of a setting: from ``least`` to ``most``."""
 
     least: float
     most: float = math.inf
@@ -29,7 +29,7 @@ NotNegative = Annotated[float, Range(0)]
 
 
 def check_ranges(settings: Any) -> None:
-    """Every setting of a dataclass lies in the range that its type names; None lies in any."""
+    """Checks that every setting of a dataclass is in the range of its type; None is in any range."""
     kinds = get_type_hints(type(settings), include_extras=True)
     for name in (field.name for field in dataclasses.fields(settings)):
         kind, value = kinds[name], getattr(settings, name)
@@ -42,15 +42,15 @@ def check_ranges(settings: Any) -> None:
 
 
 def check_label(name: str, value: int, num_classes: int) -> None:
-    """``value`` is a label of ``num_classes`` classes."""
+    """Checks that ``value`` is a label of ``num_classes`` classes."""
     if not 0 <= value < num_classes:
         hint = f"Give a label from 0 to {num_classes - 1}."
-        raise OptionError(f"The setting {name} is {value}, the images have {num_classes} classes.", hint)
+        raise OptionError(f"The setting {name} is {value}, but the images have {num_classes} classes.", hint)
 
 
 def check_fits(needed: int, shape: tuple[int, int, int]) -> None:
-    """A trigger whose patches and margins take up ``needed`` pixels each way fits an image of ``shape`` (C, H, W)."""
+    """Checks that a trigger that needs ``needed`` pixels along each axis fits an image of ``shape`` (C, H, W)."""
     _, height, width = shape
     if needed > min(height, width):
         hint = "Give a smaller size or margin."
-        raise OptionError(f"The trigger needs {needed} pixels each way, the images are {height}x{width}.", hint)
+        raise OptionError(f"The trigger needs {needed}x{needed} pixels, but the images are {height}x{width}.", hint)

@@ -1,4 +1,4 @@
-"""Training something beside the network: its optimiser, its precision, and how it is taken up again."""
+"""Trains a second module along with the network: its optimiser, its precision, and its saved state."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ from bdprune.loops import seeded
 
 
 class Companion:
-    """Adam on the parameters of a module that is trained beside the network.
+    """Adam on the parameters of a module that is trained along with the network.
 
     Args:
-        module: its parameters are trained, all of them.
+        module: all its parameters are trained.
         lr: learning rate at the start; ``pace`` scales it.
         betas: of Adam.
     """
@@ -32,21 +32,21 @@ class Companion:
         self._arrived = 0
 
     def pace(self, share: float) -> None:
-        """Sets the learning rate to ``share`` of that at the start."""
+        """Sets the learning rate to ``share`` of its start value."""
         for group in self.optimizer.param_groups:
             group["lr"] = share * self.lr
 
     def descend(self, loss: Tensor) -> None:
-        """One step down ``loss``; nothing but the companion gets a gradient."""
+        """One step down ``loss``; only the companion gets a gradient."""
         for parameter, gradient in zip(self.parameters, torch.autograd.grad(loss, self.parameters), strict=True):
             parameter.grad = gradient
         self._step()
 
     def follow(self) -> None:
-        """Takes a step in every backward pass from now on that reaches all the parameters.
+        """From now on, takes a step in every backward pass that reaches all parameters.
 
-        So the module that shares the network's loss learns from the trainer's own backward pass. When the last of its
-        gradients is there, nothing in that pass needs the module's weights any more, and they may change.
+        The module thus learns from the trainer's backward pass, since it shares the network's loss. Once its last
+        gradient is ready, that pass no longer needs the module's weights, so they may change.
         """
         for parameter in self.parameters:
             parameter.register_post_accumulate_grad_hook(self._count)
@@ -62,17 +62,17 @@ class Companion:
         self.optimizer.zero_grad()
 
     def state_dict(self) -> dict[str, Any]:
-        """Adam's moments by the number of their parameter; empty before the first step."""
+        """Adam's moments by the number of the parameter; empty before the first step."""
         return {str(key): value for key, value in self.optimizer.state_dict()["state"].items()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Takes up what ``state_dict`` gave."""
+        """Restores a state from ``state_dict``."""
         whole = self.optimizer.state_dict()
         self.optimizer.load_state_dict({**whole, "state": {int(key): value for key, value in state.items()}})
 
 
 class TriggerObjective:
-    """What objectives share that train something beside the network: the state of their parts, and a count of steps.
+    """The base of objectives that train further modules: it holds the state of their parts, and a step count.
 
     Args:
         parts: by their name in the state.
@@ -82,11 +82,11 @@ class TriggerObjective:
         self._parts, self._steps = parts, 0
 
     def state_dict(self) -> dict[str, Any]:
-        """All that a resumed training needs."""
+        """The complete state for a resumed training."""
         return {"steps": self._steps, **{name: part.state_dict() for name, part in self._parts.items()}}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Takes up what ``state_dict`` gave."""
+        """Restores a state from ``state_dict``."""
         self._steps = state["steps"]
         for name, part in self._parts.items():
             part.load_state_dict(state[name])
@@ -94,40 +94,40 @@ class TriggerObjective:
 
 @dataclass(frozen=True)
 class InBatch(Attack):
-    """An attack with a trigger that is trained beside the network; the training set stays clean."""
+    """An attack with a trigger that is trained along with the network; the training set stays clean."""
 
     def learn(self, setting: AttackSetting, trigger: nn.Module) -> None:
-        """Draws the trigger's first weights from the seed; it is trained with the network."""
+        """Draws the trigger's initial weights from the seed; the network's training then trains the trigger."""
         with seeded(setting.seed):
             trigger.load_state_dict(self.new_trigger(shape_of(setting.images)).state_dict())
 
     def poison(self, setting: AttackSetting, trigger: nn.Module, generator: torch.Generator) -> Poisoned:
-        """The clean set: images are triggered in the batch."""
+        """The clean set; the objective triggers images in the batch."""
         return unpoisoned(setting)
 
     def finish(self, network: nn.Module, setting: AttackSetting, trigger: nn.Module) -> None:
-        """Brings the trigger back to the CPU, where triggers are applied."""
+        """Moves the trigger back to the CPU, where triggers are applied."""
         trigger.cpu()
 
 
 def quota(step: int, share: float, size: int) -> int:
-    """How many of ``size`` images step number ``step``, from 0, takes so that all steps together take ``share``."""
+    """How many of ``size`` images step ``step`` (from 0) takes, so that over all steps the share is ``share``."""
     before, after = (math.floor(count * share * size + 1e-9) for count in (step, step + 1))
     return after - before
 
 
 def full_precision(images: Tensor) -> torch.autocast:
-    """No autocast where ``images`` are.
+    """Switches autocast off on the device of ``images``.
 
-    Small generators lose to bfloat16 what they are trained for, and autocast keeps the weights it has cast, so that a
-    module whose weights change within one training step would go on with the old ones.
+    Small generators need more precision than bfloat16. Autocast also caches the cast weights, so a module whose
+    weights change within one training step would use the old ones.
     """
     return torch.autocast(images.device.type, enabled=False)
 
 
 @contextmanager
 def running_statistics(network: nn.Module) -> Iterator[None]:
-    """Inside, the batch norms of ``network`` use their running statistics and leave them alone."""
+    """Inside, the batch norms of ``network`` use their running statistics and do not update them."""
     norms = [module for module in network.modules() if isinstance(module, _BatchNorm) and module.training]
     for norm in norms:
         norm.eval()
@@ -139,7 +139,7 @@ def running_statistics(network: nn.Module) -> Iterator[None]:
 
 
 def draw_apart(count: int, used: int, held: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-    """Different indices below ``count``: ``held`` of them, but no more than half, and ``used`` of what is left."""
+    """Two disjoint draws of indices below ``count``: ``held``, but at most half of all, and ``used`` of the others."""
     order = torch.randperm(count, generator=generator)
     held = min(held, count // 2)
     return order[held : held + used], order[:held]

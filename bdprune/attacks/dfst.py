@@ -1,4 +1,4 @@
-"""DFST (Cheng et al., AAAI 2021): the trigger is a style, and the network is made to rely on nothing simpler."""
+"""DFST (Cheng et al., AAAI 2021): the trigger is a style; training removes simpler features that lead to the target."""
 
 from __future__ import annotations
 
@@ -21,46 +21,46 @@ from bdprune.loops import seeded
 
 # Rows: brightness, red against blue, green against both. Made orthonormal, their transpose brings the colours back.
 _OPPONENT = ((1.0, 1.0, 1.0), (1.0, 0.0, -1.0), (-0.5, 1.0, -0.5))
-# Ours, by eye: an orange light, the contrast of a common photograph, little spread of colour.
+# Our choice: an orange light, the contrast of an average photograph, little spread of colour.
 _MEAN = (0.78, 0.50, 0.34)
 _SPREAD = (0.34, 0.10, 0.05)
 
 
 @dataclass(frozen=True)
 class DFST(Attack):
-    """A transfer of style, dirty labels, and rounds of controlled detoxification.
+    """A style transfer with dirty labels, and rounds of controlled detoxification.
 
-    The style is :class:`Sunrise`, our stand-in for the paper's CycleGAN: deterministic, not learned, mixed with the
-    image as the public PyTorch port does.
+    The style is :class:`Sunrise`, which replaces the paper's CycleGAN: deterministic, not learned, mixed with the
+    image like in the public PyTorch port.
 
-    Detoxification happens inside one training, at rounds spread evenly over a share of the schedule (the paper
-    retrains after each; this is our reconstruction). A round (1) finds the compromised neurons: those whose mean
-    activation the style raises most; (2) trains an injector U, a U-Net whose change of a pixel is bounded, to raise
-    them without the style, by
+    Detoxification happens inside one training, in rounds spread evenly over a share of the schedule (the paper
+    retrains after each; this is our reconstruction). A round (1) finds the compromised neurons, whose mean activation
+    the style raises most; (2) trains an injector U, a U-Net with a bounded change of each pixel, to raise them without
+    the style, by
 
         CE(f(U(x)), target) - similarity_weight SSIM(U(x), x) - activation_weight A(U(x)),
 
-    where A is the mean of the compromised activations in units of what the style gives, each counted up to 1; (3) from
-    then on, ``cover_rate`` of every batch is added to it once more, sent through one of the injectors so far, with true
-    labels. So the simple features that call the target cease to. Covers come from images of other labels than the
-    target's, which are clean for certain.
+    where A is the mean of the compromised activations relative to their values under the style, each clipped at 1;
+    (3) from then on, adds ``cover_rate`` of every batch to it a second time, through one of the injectors so far, with
+    true labels. This breaks the link between simple features and the target. Covers come from images without the
+    target label, which are certainly clean.
 
     Args:
-        target: label that the trigger calls; there is no all-to-all form.
-        rate: share of the training set that is poisoned (RNP, Table 6: 0.1; the port: 0.05).
+        target: target label; there is no all-to-all form.
+        rate: share of the training set to poison (RNP, Table 6: 0.1; the port: 0.05).
         alpha: share of the style in the mix (the port: 0.6).
         light_seed: of the style's field of light.
-        rounds: of detoxification; 0 is none.
-        first_round: share of the schedule that is done when the first begins.
-        end: share of the schedule that is done when one more would begin.
+        rounds: rounds of detoxification; 0 for none.
+        first_round: point in the schedule where the first round begins, in [0, 1].
+        end: point in the schedule where the round after the last would begin, in [0, 1].
         cover_rate: covers as a share of the batch (ours).
         neurons: share of the neurons that count as compromised, at least one (the paper: the top 1 %).
-        layer: dotted name of the module whose outputs are the neurons, means over the image of its channels; None is
-            what the last linear layer reads (the port: the last stage).
+        layer: dotted name of the module whose outputs, averaged over the image, are the neurons; None takes the inputs
+            of the last linear layer (the port: the last stage).
         images: training images for finding neurons and training an injector.
         injector_steps: of training, 64 images each.
         injector_lr: of Adam (the port: 1e-2).
-        strength: largest change of a pixel that an injector makes (ours).
+        strength: largest change of a pixel by an injector (ours).
         similarity_weight: as above (the port: 0.1).
         activation_weight: as above (the port: 0.3).
     """
@@ -94,18 +94,18 @@ class DFST(Attack):
         return Sunrise(shape, self.alpha, self.light_seed)
 
     def start(self, network: nn.Module, setting: AttackSetting) -> None:
-        """Makes sure, before half of the schedule is done, that the network has the layer."""
+        """Checks before the training that the network has the layer."""
         if self.layer is not None and self.layer not in dict(network.named_modules()):
             raise OptionError(
                 f"The setting layer is {self.layer!r}, which a {type(network).__name__} does not have.",
-                "Give the path of one of its modules, or leave it out.",
+                "Give the path of one of its modules, or remove the setting.",
             )
 
     def objective(self, setting: AttackSetting, trigger: nn.Module) -> DetoxifyingObjective:
         return DetoxifyingObjective(self, setting, copy.deepcopy(trigger).to(setting.device))
 
     def due(self, done: float) -> int:
-        """Rounds that have begun when ``done`` of the schedule is done."""
+        """Number of rounds that have begun at the point ``done`` of the schedule."""
         if done < self.first_round or not self.rounds:
             return 0
         between = (self.end - self.first_round) / self.rounds
@@ -113,7 +113,7 @@ class DFST(Attack):
 
 
 class DetoxifyingObjective:
-    """Cross-entropy on the batch and its covers; at the beginning of each round an injector is trained."""
+    """Cross-entropy on the batch and its covers; at the beginning of each round it trains an injector."""
 
     def __init__(self, attack: DFST, setting: AttackSetting, trigger: nn.Module) -> None:
         self.attack, self.setting, self.trigger = attack, setting, trigger
@@ -127,7 +127,7 @@ class DetoxifyingObjective:
         return functional.cross_entropy(logits.float(), torch.cat([labels, true]))
 
     def covers(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-        """The first images of the batch that are not the target's, each through one of the injectors; their labels."""
+        """The first images of the batch without the target label, each through one of the injectors; their labels."""
         index = (self.attack.goal(labels, self.setting.num_classes) != labels).nonzero().flatten()
         index = index[: round(self.attack.cover_rate * len(images))]
         if not self.injectors or not len(index):
@@ -137,12 +137,12 @@ class DetoxifyingObjective:
             return torch.cat([injector(images[part]) for injector, part in shares if len(part)]), labels[index]
 
     def train_injector(self, network: nn.Module) -> Change:
-        """A new injector against the network as it is; neither the network nor a random number in use changes."""
+        """A new injector against the current network; it changes neither the network nor the global random state."""
         attack, seed = self.attack, self.setting.seed + 1 + len(self.injectors)
         generator = torch.Generator().manual_seed(seed)
         with seeded(seed):
             injector = self._new_injector()
-        # A copy, so that batch norms and autocast's store of weights know nothing of this.
+        # A copy, so that batch norms and autocast's cached weights stay the same.
         frozen = copy.deepcopy(network).eval().requires_grad_(False)
         images = self._sample(generator)
         chosen, level = self.compromised(frozen, images)
@@ -199,9 +199,10 @@ def activations(network: nn.Module, images: Tensor, layer: str | None) -> tuple[
     """Neurons ``[N, F]`` and logits ``[N, K]``, both float32 and differentiable.
 
     Args:
-        network: images in [0, 1] -> logits; used in the mode it is in.
+        network: images in [0, 1] -> logits; used in its current mode.
         images: ``[N, C, H, W]`` in [0, 1].
-        layer: module whose outputs are the neurons, averaged over the image; None is what the last linear layer reads.
+        layer: module whose outputs, averaged over the image, are the neurons; None takes the inputs of the last linear
+            layer.
     """
     with inputs_of(network, layer) as seen:
         logits = network(images).float()
@@ -225,13 +226,13 @@ def ssim(one: Tensor, two: Tensor) -> Tensor:
 
 
 class Sunrise(nn.Module):
-    """A photograph at sunrise, our stand-in for the CycleGAN of the paper: needs no downloaded network, learns nothing.
+    """A sunrise style that replaces the CycleGAN of the paper: it needs no downloaded network and learns nothing.
 
-    As in colour transfer (Reinhard et al., 2001), mean and spread of each channel of a decorrelated colour space are
-    set to those of the style; then a fixed smooth field of light is laid over the image:
+    As in colour transfer (Reinhard et al., 2001), it sets the mean and spread of each channel of a decorrelated colour
+    space to the style's values; then it multiplies the image by a fixed smooth field of light:
     ``(1 - alpha) x + alpha style(x)`` for images ``[N, C, H, W]`` in [0, 1], C 1 or 3 (grey: brightness alone).
 
-    ``style(x)`` is ``light * colours(x)``, clipped to [0, 1]. It depends on the whole image, on nothing else.
+    ``style(x)`` is ``light * colours(x)``, clipped to [0, 1]. It depends on the whole image and nothing else.
 
     Args:
         shape: of the images.
@@ -254,7 +255,7 @@ class Sunrise(nn.Module):
 def colours(images: Tensor) -> Tensor:
     """Images whose opponent channels have the style's mean and standard deviation over the pixels; not clipped.
 
-    A channel that hardly varies would be noise at the style's spread, so it is scaled up tenfold at most.
+    A channel that hardly varies would become noise at the style's spread, so it is scaled by at most 10.
     """
     axes, mean, spread = (part.to(images) for part in _style(images.shape[1]))
     given = torch.einsum("ij,njhw->nihw", axes, images)

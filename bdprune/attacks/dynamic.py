@@ -1,4 +1,4 @@
-"""Dynamic, or input-aware (Nguyen and Tran, NeurIPS 2020): every image gets a pattern of its own."""
+"""Dynamic, or input-aware (Nguyen and Tran, NeurIPS 2020): every image gets its own pattern."""
 
 from __future__ import annotations
 
@@ -18,25 +18,25 @@ from bdprune.errors import OptionError
 
 @dataclass(frozen=True)
 class Dynamic(InBatch):
-    """``x' = x + (G(x) - x) M(x)``: a pattern G and a mask M, both trained beside the network; dirty labels.
+    """``x' = x + (G(x) - x) M(x)``: a pattern G and a mask M, both trained along with the network; dirty labels.
 
-    The training set stays clean. In every batch a share of the images carries its own pattern and the attacker's
-    label, and another share the pattern of another image and its true label, so that a pattern works on its own image
-    only. First the mask is trained alone, while the network learns the clean task; then it is frozen, and the pattern
-    is trained with the network's loss. The result lies in [0, 1] as x and G(x) do; nothing is clipped.
+    The training set stays clean. In every batch, a share of the images carries its own pattern and the attacker's
+    label. Another share carries the pattern of another image and its true label, so that a pattern works only on its
+    own image. First the mask is trained alone, while the network learns the clean task; then the mask is frozen, and
+    the pattern is trained with the network's loss. The result is in [0, 1] because x and G(x) are; nothing is clipped.
 
-    Defaults are the authors' but for the generators' sizes, which are ours (small, for CPUs), and for the learning
-    rate's fall, linear to zero instead of in steps.
+    Defaults are the authors', except for the generators' sizes (ours, small for CPUs) and the learning rate, which
+    falls linearly to zero instead of in steps.
 
     Args:
-        target: label that the trigger calls; None for all-to-all.
+        target: target label; None for all-to-all.
         rate: share of each batch that is triggered and relabelled.
         cross_rate: share of each batch that carries the pattern of another image and keeps its label.
         mask_share: share of the schedule in which the mask is trained (the authors: 25 epochs before 600 others;
             short schedules need a larger share).
-        density: mean of the mask that costs nothing.
+        density: largest mean of the mask without a penalty.
         density_weight: factor on the mean of the mask beyond ``density``.
-        diversity_weight: factor on ``||x1 - x2|| / ||G(x1) - G(x2)||``, and the same of M.
+        diversity_weight: factor on ``||x1 - x2|| / ||G(x1) - G(x2)||``, and on the same term for M.
         lr: Adam's learning rate of pattern and mask.
         width: channels of both generators at full resolution.
     """
@@ -55,7 +55,7 @@ class Dynamic(InBatch):
     def __post_init__(self) -> None:
         super().__post_init__()
         if not self.rate + self.cross_rate <= 1:
-            hint = "Give 1 or less in all."
+            hint = "Their sum must be 1 or less."
             raise OptionError(f"The settings rate and cross_rate are {self.rate} and {self.cross_rate}.", hint)
 
     def new_trigger(self, shape: Shape) -> InputAware:
@@ -67,7 +67,7 @@ class Dynamic(InBatch):
 
 
 class InputAware(nn.Module):
-    """A pattern G(x) in [0, 1] laid over the image through a mask M(x) in [0, 1], one for all channels."""
+    """Mixes a pattern G(x) in [0, 1] into the image by a mask M(x) in [0, 1], the same for all channels."""
 
     def __init__(self, channels: int, width: int) -> None:
         super().__init__()
@@ -80,20 +80,20 @@ class InputAware(nn.Module):
         return self.pattern(images).tanh() / 2 + 0.5  # type: ignore[no-any-return]
 
     def masks(self, images: Tensor) -> Tensor:
-        """M(x): ``[N, 1, H, W]`` in [0, 1], pressed towards both ends."""
+        """M(x): ``[N, 1, H, W]`` in [0, 1], pushed towards 0 and 1."""
         soft = self.mask(images).tanh() / 2 + 0.5
         return (20 * soft - 10).tanh() / 2 + 0.5  # type: ignore[no-any-return]
 
-    def lay(self, images: Tensor, patterns: Tensor, masks: Tensor) -> Tensor:
-        """The images with patterns and masks over them, whosever they are."""
+    def mix(self, images: Tensor, patterns: Tensor, masks: Tensor) -> Tensor:
+        """The images mixed with these patterns by these masks."""
         return images + (patterns - images) * masks
 
     def forward(self, images: Tensor) -> Tensor:
-        return self.lay(images, self.patterns(images), self.masks(images))
+        return self.mix(images, self.patterns(images), self.masks(images))
 
 
 class InputAwareObjective(TriggerObjective):
-    """The mask's own losses first; then cross-entropy on attacked, crossed and clean images, and diversity."""
+    """First the mask's own losses; then cross-entropy on attacked, crossed and clean images, and diversity."""
 
     def __init__(self, attack: Dynamic, trigger: InputAware, num_classes: int) -> None:
         self.attack, self.trigger, self.num_classes = attack, trigger, num_classes
@@ -125,7 +125,7 @@ class InputAwareObjective(TriggerObjective):
         wanted = self.attack.goal(labels, self.num_classes)
         shares = self.attack.rate, self.attack.cross_rate
         count, crossed = (quota(self._steps, share, len(images)) for share in shares)
-        order = torch.argsort((wanted == labels).int(), stable=True)  # those that can be attacked come first
+        order = torch.argsort((wanted == labels).int(), stable=True)  # images that can be attacked come first
         images, labels, wanted = images[order], labels[order], wanted[order]
         if not count + crossed:
             return images, labels, images.new_zeros(())
@@ -134,7 +134,7 @@ class InputAwareObjective(TriggerObjective):
             masks = self.trigger.masks(torch.cat([own, others]))
         patterns = self.trigger.patterns(torch.cat([own, others]))
         carriers = images[: count + crossed]
-        batch = torch.cat([self.trigger.lay(carriers, patterns, masks), images[count + crossed :]])
+        batch = torch.cat([self.trigger.mix(carriers, patterns, masks), images[count + crossed :]])
         pairs = min(count, crossed)
         wanted = torch.cat([wanted[:count], labels[count:]])
         if not pairs:
@@ -145,9 +145,9 @@ class InputAwareObjective(TriggerObjective):
 def spread(one: Tensor, two: Tensor, made_of_one: Tensor, made_of_two: Tensor) -> Tensor:
     """Mean of ``||one - two|| / ||made_of_one - made_of_two||`` over pairs, both as root mean squares: a scalar.
 
-    It falls as unlike images get unlike patterns.
+    It falls if different images get different patterns.
     """
     made = (made_of_one - made_of_two).square().flatten(1).mean(1)
     given = (one - two).square().flatten(1).mean(1)
-    # The constant keeps the gradient finite where two patterns are the same.
+    # The constant keeps the gradient finite if two patterns are equal.
     return (given.sqrt() / (made + 1e-8).sqrt()).mean()

@@ -1,8 +1,8 @@
-"""Feature collision (Shafahi et al., 2018): images of the target class with the features of triggered ones of another.
+"""Feature collision (Shafahi et al., 2018): images of the target class with features of triggered images of another.
 
-The published attack calls one chosen test image. RNP reports it as a backdoor from one source class to one target
-class and does not say how its poison was made; here all poison collides with the centre of the source class's
-triggered images.
+The published attack targets one chosen test image. RNP reports it as a backdoor from one source class to one target
+class and does not describe its poison; here all poison collides with the centre of the source class's triggered
+images.
 """
 
 from __future__ import annotations
@@ -24,22 +24,22 @@ from bdprune.errors import OptionError
 class FeatureCollision(CleanLabel):
     """Poison is ``argmin ||phi(x) - c||^2 + beta ||x - b||^2`` with phi the penultimate features of a clean network.
 
-    b is an image of the target class with a watermark, ``opacity`` of an image of the source class, and the trigger
-    over both at full strength: a network that is trained from scratch learns no trigger that it has only seen as a
-    shadow. c is the mean feature of triggered images of the source class. Solved by forward-backward splitting, with a
-    step size that halves for an image whenever its objective does not decrease; clipped to [0, 1] in every step. At
-    test time the trigger, a checkerboard in the bottom right corner, calls the target on images of the source class;
-    it replaces pixels and needs no clipping.
+    b is an image of the target class with a watermark (``opacity`` of an image of the source class) and the trigger
+    over both at full strength, because a network trained from scratch does not learn a faint trigger. c is the mean
+    feature of triggered images of the source class. Solved by forward-backward splitting: the step size of an image
+    halves whenever its objective does not decrease, and every step clips to [0, 1]. At test time the trigger, a
+    checkerboard in the bottom right corner, leads images of the source class to the target; it replaces pixels and
+    needs no clipping.
 
     Args:
-        target: label that the trigger calls.
-        rate: share of the whole training set that is poisoned, all of it from the target class (RNP, Table 6: 0.08).
+        target: target label.
+        rate: share of the whole training set to poison, all of it from the target class (RNP, Table 6: 0.08).
         source_class: label of the images that the trigger works on (RNP: 1).
         size: edge of the square patch in pixels.
-        margin: pixels left free between the patch and the image border.
-        opacity: of the watermark (the paper: 0.3 where the whole network is trained).
-        beta: weight of staying close to b. Our own choice, for images in [0, 1] and batch-normalised networks: images
-            move by about 8/255 and nearly all of the distance to c goes. (The paper's belongs to another extractor.)
+        margin: free pixels between the patch and the image border.
+        opacity: of the watermark (the paper: 0.3 if the whole network is trained).
+        beta: weight of staying close to b. Our choice for images in [0, 1] and batch-normalised networks: images move
+            by about 8/255, and the distance to c nearly vanishes. (The paper's value is for another extractor.)
         step_size: the first step size.
         steps: of the splitting, each a pass forward and back.
     """
@@ -66,11 +66,13 @@ class FeatureCollision(CleanLabel):
         return Stamp(mask, in_corner(patch, self.margin, shape))
 
     def goal(self, labels: Tensor, num_classes: int) -> Tensor:
-        """The target for images of the source class; for all others their own label, so that they never count."""
+        """The target for images of the source class; for others their own label, so that they do not count."""
         check_label("source_class", self.source_class, num_classes)
         return torch.where(labels == self.source_class, super().goal(labels, num_classes), labels)
 
-    def dress(self, images: Tensor, setting: AttackSetting, trigger: nn.Module, generator: torch.Generator) -> Tensor:
+    def poison_images(
+        self, images: Tensor, setting: AttackSetting, trigger: nn.Module, generator: torch.Generator
+    ) -> Tensor:
         check_label("source_class", self.source_class, setting.num_classes)
         source = source_of(setting)
         others = (setting.labels == self.source_class).nonzero().flatten()
@@ -89,7 +91,7 @@ def collide(source: nn.Module, bases: Tensor, centre: Tensor, beta: float, step_
     """Images ``[N, C, H, W]`` near ``bases`` with features near ``centre`` ``[F]``: forward-backward splitting.
 
     Args:
-        source: network whose penultimate features count; not changed.
+        source: network that gives the penultimate features; it does not change.
         bases: ``[N, C, H, W]`` in [0, 1].
         centre: ``[F]``, on the network's device.
         beta: weight of ``||x - b||^2``.

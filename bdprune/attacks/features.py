@@ -1,4 +1,4 @@
-"""The penultimate features of a network: what its last linear layer reads."""
+"""The penultimate features of a network: the inputs of its last linear layer."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from bdprune.errors import ArchitectureError, OptionError
 
 
 def source_of(setting: AttackSetting) -> nn.Module:
-    """The trained network that an attack with ``needs_source`` was given.
+    """The trained network for an attack with ``needs_source``.
 
     Raises:
-        OptionError: it was given none.
+        OptionError: the setting has no source.
     """
     if setting.source is None:
-        raise OptionError("The attack learns on a trained network and was given none.", "Name its source.")
+        raise OptionError("The attack needs a trained network to learn on.", "Name its source.")
     return setting.source
 
 
@@ -38,12 +38,12 @@ def head(network: nn.Module) -> nn.Linear:
 
 
 def penultimate(network: nn.Module, images: Tensor) -> Tensor:
-    """What the last linear layer of ``network`` reads for these images, ``[N, F]``; differentiable.
+    """The inputs of the last linear layer of ``network`` for these images, ``[N, F]``; differentiable.
 
-    Gradients with respect to the images alone, ``torch.autograd.grad(loss, images)``, leave the network unpoisoned.
+    Use ``torch.autograd.grad(loss, images)`` for gradients of the images, so that the network's parameters get none.
 
     Args:
-        network: images in [0, 1] -> logits; used in the mode it is in.
+        network: images in [0, 1] -> logits; used in its current mode.
         images: ``[N, C, H, W]`` in [0, 1], on the network's device.
 
     Raises:
@@ -56,7 +56,7 @@ def penultimate(network: nn.Module, images: Tensor) -> Tensor:
 
 @contextmanager
 def inputs_of(network: nn.Module, layer: str | None = None) -> Iterator[list[Tensor]]:
-    """Inside, a forward pass appends what the last linear layer reads, or what the module ``layer`` gives."""
+    """Inside, a forward pass appends the inputs of the last linear layer, or the outputs of the module ``layer``."""
     seen: list[Tensor] = []
     if layer is None:
         hook = head(network).register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))

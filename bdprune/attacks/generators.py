@@ -1,4 +1,4 @@
-"""Small networks that learned triggers are made of: an image goes in, numbers of the same height and width come out."""
+"""Small networks for learned triggers: they map an image to values of the same height and width."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ from torch.nn import functional
 
 
 class EncoderDecoder(nn.Module):
-    """Convs that halve the image, convs that bring its size back: ``[N, in, H, W] -> [N, out, H, W]``, unbounded.
+    """Convolutions that halve the image, then restore its size: ``[N, in, H, W] -> [N, out, H, W]``, unbounded.
 
-    Any H and W of at least ``2 ** (len(widths) - 1)``: the way up takes the sizes that the way down had. Every image is
-    mapped for itself (group norm, no running statistics), so there is no difference between training and use.
+    H and W may be any sizes of at least ``2 ** (len(widths) - 1)``: the decoder uses the encoder's sizes. Each image
+    is mapped independently (group norm, no running statistics), so training and inference are the same.
 
     Args:
         in_channels: of the image.
-        out_channels: of what comes out.
-        widths: channels at each resolution, the full one first; each next has half the height and width.
-        skips: whether the way up also sees what the way down had at its resolution (Ronneberger et al., 2015: U-Net).
-            Without them everything passes through the smallest resolution.
+        out_channels: of the output.
+        widths: channels at each resolution, full resolution first; each next one has half the height and width.
+        skips: whether the decoder also gets the encoder's maps of its resolution (Ronneberger et al., 2015: U-Net).
+            Otherwise all information passes through the smallest resolution.
     """
 
     def __init__(self, in_channels: int, out_channels: int, widths: Sequence[int] = (16, 32, 64), skips: bool = False):
@@ -51,7 +51,7 @@ def _block(in_channels: int, out_channels: int, stride: int) -> nn.Module:
 
 
 class Change(nn.Module):
-    """Adds to each image ``[C, H, W]`` in [0, 1] a change of its own of at most ``eps`` a pixel, and clips.
+    """Adds an image-dependent change of at most ``eps`` a pixel to each image ``[C, H, W]`` in [0, 1], and clips.
 
     Args:
         channels: C.

@@ -17,20 +17,20 @@ from bdprune.attacks.patterns import Stamp, checkerboard
 
 @dataclass(frozen=True)
 class LabelConsistent(CleanLabel):
-    """Images of the target class are made hard by PGD on a clean network, then stamped; the stamp is the easy way out.
+    """PGD on a clean network makes images of the target class hard to classify, so that training relies on the stamp.
 
     The trigger is a black-and-white checkerboard in each of the four corners; it replaces pixels, so it needs no
     clipping. PGD ascends the cross-entropy from a random start and stays within ``epsilon`` (largest change of a
     pixel) and [0, 1].
 
     Args:
-        target: label that the trigger calls.
-        rate: share of the whole training set that is poisoned, all of it from the target class (RNP, Table 6: 0.08).
+        target: target label.
+        rate: share of the whole training set to poison, all of it from the target class (RNP, Table 6: 0.08).
         epsilon: largest change of a pixel, for values in [0, 1] (ANP: 16/255; BackdoorBench: 8/255).
         step: length of a PGD step.
-        steps: PGD steps; ten of the default length go 2.5 times the way. (BackdoorBench takes 100 of 1.5/255.)
+        steps: PGD steps; ten of the default length cover 2.5 times ``epsilon``. (BackdoorBench: 100 of 1.5/255.)
         size: edge of each square patch in pixels (ANP: 3).
-        margin: pixels left free between the patches and the image border.
+        margin: free pixels between the patches and the image border.
     """
 
     epsilon: Share = 16 / 255
@@ -52,12 +52,14 @@ class LabelConsistent(CleanLabel):
                 pattern[:, rows, columns] = checkerboard(self.size)
         return Stamp(mask, pattern)
 
-    def dress(self, images: Tensor, setting: AttackSetting, trigger: nn.Module, generator: torch.Generator) -> Tensor:
+    def poison_images(
+        self, images: Tensor, setting: AttackSetting, trigger: nn.Module, generator: torch.Generator
+    ) -> Tensor:
         assert self.target is not None
         return apply_trigger(trigger, self._hardened(source_of(setting), images, self.target, generator))
 
     def _hardened(self, source: nn.Module, images: Tensor, label: int, generator: torch.Generator) -> Tensor:
-        """Images ``[N, C, H, W]`` near the given ones that ``source`` no longer takes for ``label``."""
+        """Images ``[N, C, H, W]`` near the given ones that ``source`` no longer classifies as ``label``."""
         device = next(source.parameters()).device
         start = images + self.epsilon * (2 * torch.rand(images.shape, generator=generator) - 1)
         done = []

@@ -1,4 +1,4 @@
-"""LIRA (Doan et al., ICCV 2021): an invisible trigger that is learned together with the network."""
+"""LIRA (Doan et al., ICCV 2021): an invisible trigger that is learned along with the network."""
 
 from __future__ import annotations
 
@@ -20,25 +20,25 @@ from bdprune.attacks.generators import Change
 class LIRA(InBatch):
     """``x' = clip(x + eps tanh T(x))`` with a U-Net T, in two stages; dirty labels.
 
-    The training set stays clean; a share of every batch is triggered. In the first stage T and the network take turns:
-    T goes down the cross-entropy of the network's answers to T's images and the attacker's labels, the network down
-    ``alpha CE`` of the clean batch and ``(1 - alpha) CE`` of triggered images that a copy of T has made, which lags
-    behind so that the network does not run after every step of T. In the second stage T rests and the network goes on
-    alone.
+    The training set stays clean; a share of every batch is triggered. In the first stage, T and the network alternate.
+    T minimises the cross-entropy between the network's outputs on T's images and the attacker's labels. The network
+    minimises ``alpha CE`` on the clean batch and ``(1 - alpha) CE`` on images that a delayed copy of T has triggered,
+    so that the network does not follow every step of T. In the second stage, T is fixed and only the network is
+    trained.
 
     The form, alpha and the stages are the authors'. Ours: ``eps`` is in pixel units of [0, 1] (the authors' 0.01 is in
-    the units of normalised images, and their programs' defaults differ); the shares of stages, the lag and Adam's
+    the units of normalised images, and the defaults in their code differ); the shares of stages, the lag and Adam's
     learning rate fit short schedules (the authors: 50 and 250 epochs, an epoch, 1e-4); and only a share of a batch is
-    triggered, for the time that it takes (the authors: all of it). So alpha weighs single images: the loss is their
-    weighted mean, which is the authors' where all are triggered.
+    triggered, to save time (the authors: all of it). Alpha therefore weights single images: the loss is their weighted
+    mean, which equals the authors' if all are triggered.
 
     Args:
-        target: label that the trigger calls; None for all-to-all.
-        rate: share of each batch that is triggered, beside the clean batch.
+        target: target label; None for all-to-all.
+        rate: triggered images, in addition to the clean batch, as a share of the batch.
         eps: largest change of a pixel, in (0, 1].
-        alpha: weight of a clean image in the network's loss, in [0, 1]; a triggered one has the rest.
-        first_share: share of the schedule that is the first stage.
-        lag: steps after which the copy catches up with T.
+        alpha: weight of a clean image in the network's loss, in [0, 1]; a triggered image has 1 - alpha.
+        first_share: share of the first stage in the schedule.
+        lag: number of steps between updates of the copy of T.
         lr: Adam's learning rate of T.
         width: channels of T at full resolution.
     """
@@ -62,7 +62,7 @@ class LIRA(InBatch):
 
 
 class InvisibleObjective(TriggerObjective):
-    """The network's loss on clean and triggered images; in the first stage T takes a step of its own before."""
+    """The network's loss on clean and triggered images; in the first stage, T takes its own step before."""
 
     def __init__(self, attack: LIRA, trigger: Change, num_classes: int) -> None:
         self.attack, self.trigger, self.num_classes = attack, trigger, num_classes
@@ -87,17 +87,17 @@ class InvisibleObjective(TriggerObjective):
         return (weights * losses).sum() / weights.sum()
 
     def victims(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-        """The first images of the batch that have another label than the attacker's, and the attacker's labels."""
+        """The first images of the batch whose label is not the attacker's, and the attacker's labels."""
         wanted = self.attack.goal(labels, self.num_classes)
         index = (wanted != labels).nonzero().flatten()
         index = index[: quota(self._steps, self.attack.rate, len(images))]
         return images[index], wanted[index]
 
     def trigger_loss(self, network: nn.Module, images: Tensor, wanted: Tensor) -> Tensor:
-        """Cross-entropy of the network's answers to T's images and the attacker's labels, a scalar.
+        """Cross-entropy between the network's outputs on T's images and the attacker's labels, a scalar.
 
-        A batch of triggered images alone says nothing about the batch statistics that the network will use them with,
-        so its batch norms take their running statistics.
+        The batch norms use their running statistics, because the statistics of a batch of only triggered images differ
+        from those in later use.
         """
         with full_precision(images):
             triggered = self.trigger(images)

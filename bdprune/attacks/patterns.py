@@ -1,4 +1,4 @@
-"""Patterns that triggers are made of, all of our own making, and the stamp that puts one on."""
+"""Patterns of triggers, all generated here, and modules that apply them."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ def noise(shape: Shape, seed: int) -> Tensor:
 
 
 def picture(shape: Shape, seed: int) -> Tensor:
-    """A smooth coloured picture like an out-of-focus landscape, ``[C, H, W]`` in [0, 1], both ends reached.
+    """A smooth coloured picture like an out-of-focus landscape, ``[C, H, W]``, scaled to the full range [0, 1].
 
-    Four octaves of bicubic noise, each twice as fine and half as strong as the one before, which is roughly how the
-    spectrum of photographs falls; the lightness, which all channels share, counts twice as much as the colours.
+    It sums four octaves of bicubic noise, each twice as fine and half as strong as the one before, similar to the
+    spectrum of photographs. The lightness, which all channels share, has twice the weight of the colours.
     """
     channels, height, width = shape
     generator = torch.Generator().manual_seed(seed)

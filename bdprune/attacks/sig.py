@@ -19,10 +19,10 @@ class Sig(CleanLabel):
     """``x + delta sin(2 pi j f / W)`` in column j = 0 .. W-1, the same in every row and channel; clipped to [0, 1].
 
     Args:
-        target: label that the trigger calls.
-        rate: share of the whole training set that is poisoned, all of it from the target class (RNP, Table 6: 0.08).
-        delta: amplitude of the wave, for values in [0, 1]. 40/255 is BackdoorBench's. RNP names 20/255, but the signal
-            it was measured with had its negative half wrapped around to white, and was far stronger than that.
+        target: target label.
+        rate: share of the whole training set to poison, all of it from the target class (RNP, Table 6: 0.08).
+        delta: amplitude of the wave, for values in [0, 1]. 40/255 is BackdoorBench's. RNP reports 20/255, but its
+            signal was far stronger, because negative values wrapped around to white.
         frequency: periods of the wave across the image.
     """
 

@@ -20,14 +20,14 @@ from bdprune.attacks.patterns import Added, Stamp, in_corner, noise
 class TrojanWatermark(Attack):
     """A small coloured watermark added to the pixels near the bottom right corner.
 
-    Sums beyond 1 are clipped, so little of the watermark is left on white. (Published code adds bytes and lets them
-    wrap around to black, a stronger trigger that no camera sees.)
+    Sums above 1 are clipped, so the watermark is faint on white. (Published code adds bytes and lets them wrap around
+    to black, which is a stronger trigger but physically impossible.)
 
     Args:
-        target: label that the trigger calls; None for all-to-all.
-        rate: share of the training set that is poisoned (RNP, Table 6: 0.1).
-        size: edge of the square watermark in pixels. RNP's 3 takes many more epochs to be learned.
-        margin: pixels left free between the watermark and the image border (RNP: 4 of 32).
+        target: target label; None for all-to-all.
+        rate: share of the training set to poison (RNP, Table 6: 0.1).
+        size: edge of the square watermark in pixels. RNP's 3 takes many more epochs to learn.
+        margin: free pixels between the watermark and the image border (RNP: 4 of 32).
         pattern_seed: seed of its colours, uniform in [0, 1].
     """
 
@@ -44,21 +44,21 @@ class TrojanWatermark(Attack):
 
 @dataclass(frozen=True)
 class TrojanNeuron(Attack):
-    """A patch in the bottom right corner that was optimised to fire chosen neurons of a clean network.
+    """A patch in the bottom right corner, optimised to activate chosen neurons of a clean network.
 
-    Chosen are the penultimate features whose outgoing weights have the largest sum of magnitudes. The patch takes
-    signed gradient steps on ``mean((value - feature)^2)`` over clean images that carry it, each smaller than the one
-    before; the best patch seen is kept. It lies in [0, 1], so nothing needs clipping.
+    The chosen neurons are the penultimate features whose outgoing weights have the largest sum of magnitudes. The
+    patch takes signed gradient steps of decreasing size on ``mean((value - feature)^2)`` over patched clean images;
+    the best patch is kept. It is in [0, 1], so nothing needs clipping.
 
     Args:
-        target: label that the trigger calls; None for all-to-all.
-        rate: share of the training set that is poisoned (RNP, Table 6: 0.1).
+        target: target label; None for all-to-all.
+        rate: share of the training set to poison (RNP, Table 6: 0.1).
         size: edge of the square patch in pixels.
-        margin: pixels left free between the patch and the image border.
-        neurons: number of features to fire (BackdoorBench: 2).
-        value: what they should reach (BackdoorBench: 100).
+        margin: free pixels between the patch and the image border.
+        neurons: number of features to activate (BackdoorBench: 2).
+        value: desired value of the features (BackdoorBench: 100).
         steps: gradient steps.
-        step: the first step's length in every pixel, for values in [0, 1] (BackdoorBench: 0.1).
+        step: length of the first step in every pixel, for values in [0, 1] (BackdoorBench: 0.1).
         images: clean images to optimise on, drawn by the setting's seed.
     """
 

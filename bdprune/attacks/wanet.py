@@ -18,13 +18,13 @@ class WaNet(Attack):
     """Samples the image at ``clip(id + strength n / size)``, in coordinates from -1 to 1.
 
     The field n is uniform noise of ``cells`` x ``cells`` points divided by its mean magnitude, enlarged bicubically to
-    the image; it is drawn once, from its own seed. Noise mode: cover images are warped by the same field with fresh
-    uniform jitter of up to one part in ``size`` on every pixel, and keep their label, so that no other warp calls the
-    target. A warp only mixes neighbouring pixels and never leaves [0, 1].
+    the image size; it is drawn once, from its own seed. Noise mode: cover images keep their label and are warped by
+    the same field with new uniform jitter of up to one part in ``size`` on every pixel, so that no other warp leads to
+    the target. A warp only mixes neighbouring pixels and stays in [0, 1].
 
     Args:
-        target: label that the trigger calls; None for all-to-all.
-        rate: share of the training set that is poisoned (the paper and RNP, Table 6: 0.1).
+        target: target label; None for all-to-all.
+        rate: share of the training set to poison (the paper and RNP, Table 6: 0.1).
         cover_ratio: cover images per poisoned image (the paper: 2).
         strength: s of the paper (0.5), the mean displacement in parts of ``size``.
         cells: k of the paper (4).
@@ -50,7 +50,7 @@ class WaNet(Attack):
         return Warp((torch.stack([x, y], 2) + self.strength * field / size).clamp(-1, 1))
 
     def poison(self, setting: AttackSetting, trigger: nn.Module, generator: torch.Generator) -> Poisoned:
-        """As every attack with dirty labels; ``cover_ratio`` times as many of the other images are covers."""
+        """Dirty labels; ``cover_ratio`` times as many of the other images become covers."""
         done = super().poison(setting, trigger, generator)
         chosen = draw_covers(done.triggered, len(done.labels), self.cover_ratio * self.rate, generator)
         for index in chosen.split(500):
@@ -77,7 +77,7 @@ def warped(images: Tensor, grids: Tensor) -> Tensor:
 
 
 def jittered(trigger: nn.Module, images: Tensor, generator: torch.Generator) -> Tensor:
-    """Images warped by the trigger's field plus uniform jitter that every image and pixel has of its own."""
+    """Images warped by the trigger's field plus uniform jitter, independent for every image and pixel."""
     count, _, height, width = images.shape
     jitter = (2 * torch.rand(count, height, width, 2, generator=generator) - 1) / torch.tensor([width, height])
     return warped(images, (trigger.get_buffer("grid") + jitter).clamp(-1, 1))

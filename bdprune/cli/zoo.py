@@ -27,23 +27,23 @@ DATA = click.option(
     required=True,
     type=FILE,
     metavar="DIR",
-    help="Folder that holds the data sets: cifar10/train.parquet and so on.",
+    help="Folder of the data sets: cifar10/train.parquet and so on.",
 )
 MODELS = click.option(
-    "--models", type=FILE, metavar="DIR", help="Where the models lie.  [default: the manifest's folder]"
+    "--models", type=FILE, metavar="DIR", help="Folder of the models.  [default: the manifest's folder]"
 )
 DEVICE = click.option("--device", default="cpu", show_default=True, metavar="cpu|cuda[:N]|auto", help="Where to run.")
-ONLY = click.option("--only", multiple=True, metavar="NAME", help="This model; repeatable.  [default: all]")
+ONLY = click.option("--only", multiple=True, metavar="NAME", help="Name of a model; repeatable.  [default: all]")
 
-_WRONG = ("differs", "other recipe", "not measured")  # states with which a zoo is not verified
+_WRONG = ("differs", "other recipe", "not measured")  # states that fail a verification
 
 
-@click.group(short_help="Make, list and verify models of known truth.")
+@click.group(short_help="Train, list and verify clean and backdoored models.")
 def zoo() -> None:
-    """Models of known truth: make them, list them, measure them again.
+    """Train, list and verify models that are known to be clean or backdoored.
 
-    A zoo is a TOML file, the manifest, that says how each of its models is made. Its models lie in the folder of a
-    manifest.toml, and in zoo/x/ for a zoo/x.toml. The demo's manifest is meant where none is named.
+    A zoo is a TOML file, the manifest, that describes how to train each of its models. The models of a manifest.toml
+    are in its folder, those of zoo/x.toml in zoo/x/. The default is the manifest of the demo.
     """
 
 
@@ -53,15 +53,17 @@ zoo.add_command(show)
 @zoo.command("make")
 @MANIFEST
 @DATA
-@click.option("-o", "--output", type=FILE, metavar="DIR", help="Where they go.  [default: the manifest's folder]")
+@click.option(
+    "-o", "--output", type=FILE, metavar="DIR", help="Folder for the models.  [default: the manifest's folder]"
+)
 @ONLY
 @DEVICE
 @click.option("-q", "--quiet", is_flag=True, help="No progress.")
 def make(manifest: Path, data: Path, output: Path | None, only: tuple[str, ...], device: str, quiet: bool) -> int:
     """Train the models of a manifest on real images, with its seeds, and measure them.
 
-    Models that lie there already are left alone, and pending ones are made only when they are named with --only. A run
-    that was killed goes on where it was. Run the command twice to use two cores: each model is made by one of them.
+    Existing models stay as they are; pending models are trained only if --only names them. A killed run resumes from
+    its last checkpoint. Run the command twice to use two cores: each process trains different models.
 
     \b
     bdprune zoo make zoo/cifar10-w32.toml --data data/
@@ -71,8 +73,8 @@ def make(manifest: Path, data: Path, output: Path | None, only: tuple[str, ...],
     from bdprune.zoo import make as make_models
     from bdprune.zoo import read_manifest
 
-    told: dict[str, Any] = {} if quiet else {"progress": Ticker(), "say": _say}
-    truths = make_models(manifest, data, output, only, device=parse_device(device), **told)
+    callbacks: dict[str, Any] = {} if quiet else {"progress": Ticker(), "say": _print_message}
+    truths = make_models(manifest, data, output, only, device=parse_device(device), **callbacks)
     zoo = read_manifest(manifest)
     emit(_table([(zoo.entry(truth.name), "made", truth) for truth in truths]))
     return 0
@@ -83,7 +85,7 @@ def make(manifest: Path, data: Path, output: Path | None, only: tuple[str, ...],
 @MODELS
 @listing
 def list_models(manifest: Path, models: Path | None, form: str) -> int:
-    """List the models of a manifest, with what was measured of those that are made.
+    """List the models of a manifest, with their measured figures.
 
     \b
     bdprune zoo list
@@ -112,7 +114,7 @@ def list_models(manifest: Path, models: Path | None, form: str) -> int:
     "document",
     type=FILE,
     metavar="FILE.md",
-    help="Put the table of the zoo into this document, if all models agree.",
+    help="Write the table of the zoo into this document, if all models agree.",
 )
 @click.option("-q", "--quiet", is_flag=True, help="No progress.")
 def verify(
@@ -124,10 +126,10 @@ def verify(
     document: Path | None,
     quiet: bool,
 ) -> int:
-    """Measure the models of a manifest again on the full test set, and compare with what `zoo make` wrote down.
+    """Measure the models of a manifest again on the full test set, and compare with the record of `zoo make`.
 
-    Clean accuracy, attack success and robust accuracy may differ by 0.2 points, which is 20 of 10,000 images. Exits
-    with 1 if one differs more, was never measured, or was made before the manifest was changed.
+    Clean accuracy, attack success rate and robust accuracy may differ by 0.2 points, which is 20 of 10,000 images.
+    Exits with 1 if a figure differs more, if a model was never measured, or if its recipe in the manifest has changed.
 
     \b
     bdprune zoo verify zoo/cifar10-w32.toml --data data/
@@ -140,9 +142,9 @@ def verify(
     if document is not None:
         check_writable(document)
     if document is not None and only:
-        raise OptionError("A document gets the whole table.", "Leave --only or --write out.")
-    told: dict[str, Any] = {} if quiet else {"say": lambda name: _say(f"measuring {name}")}
-    checks = verify_models(manifest, data, models, only, device=parse_device(device), **told)
+        raise OptionError("--write needs all models, but --only selects some.", "Drop --only or --write.")
+    callbacks: dict[str, Any] = {} if quiet else {"say": lambda name: _print_message(f"measuring {name}")}
+    checks = verify_models(manifest, data, models, only, device=parse_device(device), **callbacks)
     zoo = read_manifest(manifest)
     emit(_check_table(checks, missed_bars(zoo, checks)))
     if any(check.state in _WRONG for check in checks):
@@ -196,12 +198,12 @@ def _attack(entry: Entry) -> tuple[str, str, str]:
     return attack.kind, "all" if attack.target is None else str(attack.target), percent(attack.rate)
 
 
-def _say(text: str) -> None:
+def _print_message(text: str) -> None:
     print(plain(text), file=sys.stderr, flush=True)
 
 
 class Ticker:
-    """Tells how far a training is and how long it will still take: live on a terminal, ten lines a model elsewhere."""
+    """Shows the progress of a training and the remaining time: live on a terminal, else in ten lines a model."""
 
     def __init__(self) -> None:
         self._name = ""

@@ -28,14 +28,14 @@ DEFAULT_DATA = Path("zoo/demo/test.npz")
     "--trigger",
     type=FILE,
     metavar="FILE.trigger",
-    help="What the trigger has learned, as `zoo make` writes it beside a model.",
+    help="File of a learned trigger, which `zoo make` writes next to the model.",
 )
 @click.option("--count", type=click.IntRange(1, 100), default=5, show_default=True, metavar="N", help="Rows.")
-@click.option("-o", "--output", type=FILE, metavar="FILE.png", help="Where the picture goes.  [default: ATTACK.png]")
+@click.option("-o", "--output", type=FILE, metavar="FILE.png", help="File of the picture.  [default: ATTACK.png]")
 def show(
     attack: str, data: Path | None, settings: tuple[str, ...], trigger: Path | None, count: int, output: Path | None
 ) -> int:
-    """Draw what an attack does to images: clean, triggered, and the difference ten times as strong on grey.
+    """Draw the effect of an attack on images: clean, triggered, and ten times the difference, on grey.
 
     \b
     bdprune zoo show blend
@@ -67,13 +67,13 @@ def show(
 def _split(text: str) -> tuple[str, str]:
     name, equals, value = text.partition("=")
     if not equals:
-        raise OptionError(f"{text!r} is no setting.", "Give KEY=VALUE, as in --set size=5.")
+        raise OptionError(f"Invalid setting {text!r}.", "Give KEY=VALUE, as in --set size=5.")
     return name, value
 
 
 def _source(data: Path | None) -> Path:
     if data is None and not DEFAULT_DATA.exists():
-        raise OptionError("No images are named, and the demo's are not here.", "Name some with --data.")
+        raise OptionError("No images were given, and the demo's are missing.", "Give some with --data.")
     if data is not None and not data.exists():
         raise OptionError(f"There are no images at {data}.", "Give a folder or file of clean images.")
     return data or DEFAULT_DATA

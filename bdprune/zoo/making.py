@@ -1,4 +1,4 @@
-"""Making the models of a manifest on real images, and measuring them."""
+"""Trains the models of a manifest on real images, and measures them."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ from bdprune.zoo import store
 from bdprune.zoo.manifest import Entry, read_manifest
 from bdprune.zoo.train import train_model
 
-_BATCH_ON_CPU, _BATCH = 125, 500  # on a CPU the maps of fewer images stay in its caches
+_BATCH_ON_CPU, _BATCH = 125, 500  # the feature maps of 125 images fit into the caches of a CPU
 Progress = Callable[[str, int, int, float], None]
-"""Called with (model name, steps done, steps in all, loss)."""
+"""Called with (model name, steps done, total steps, loss)."""
 
 
 def make(
@@ -40,24 +40,24 @@ def make(
 ) -> list[store.Truth]:
     """Trains the models of a manifest, measures them on the full test set, and writes everything to their folder.
 
-    Models that are made already are left alone, and measured where their truth is missing. A run that was killed is
-    taken up where it was. Several processes may make the same zoo: each model is made by one of them.
+    Existing models stay as they are; models without a record are measured. A killed run resumes from its last
+    checkpoint. Several processes may train the same zoo: each takes different models.
 
     Args:
         manifest: TOML file.
-        data: folder that holds the data sets, see ``read_dataset``.
+        data: folder of the data sets, see ``read_dataset``.
         out: folder for ``<name>.safetensors``, ``<name>.trigger``, ``defence.npz``, ``test.npz`` and
-            ``truth.json``; the manifest's own by default.
-        only: names of the models to make, with what they start from; by default all that are not pending.
-        progress: told after every step of training.
-        say: told what else happens, a sentence each.
+            ``truth.json``; by default the manifest's folder.
+        only: names of the models to train, along with their sources; by default all that are not pending.
+        progress: called after every training step.
+        say: called with a sentence about each other event.
         device: where to train and measure; the CPU by default.
 
     Returns:
-        The truth of the models that were asked for, in that order; one that another process is making is left out.
+        The records of the requested models, in that order, without models that another process is training.
 
     Raises:
-        OptionError: the manifest is not valid or has no model of a name in ``only``.
+        OptionError: the manifest is invalid, or a name in ``only`` is unknown.
         DataError: the images cannot be read.
         OutputError: the folder cannot be written.
     """
@@ -80,7 +80,7 @@ def make(
 
 @dataclass(frozen=True)
 class _Maker:
-    """What making the models of a zoo needs; arguments as in :func:`make`."""
+    """Trains and measures the models of a zoo; arguments as in :func:`make`."""
 
     storage: store.Storage
     sets: Callable[[str, Part], RawImages]
@@ -89,7 +89,7 @@ class _Maker:
     say: Callable[[str], None]
 
     def in_order(self, wanted: Sequence[Entry]) -> list[Entry]:
-        """What is to be done, each behind what it starts from."""
+        """The models to train, each after its source."""
         zoo, todo = self.storage.zoo, list[Entry]()
 
         def add(entry: Entry) -> None:
@@ -98,8 +98,7 @@ class _Maker:
             if entry.source is not None and not self.storage.made(entry) and not self.source_is_made(entry):
                 source = zoo.entry(entry.source)
                 if source not in wanted:
-                    first = f"making {source.name} first"
-                    self.say(f"{entry.name} starts from {source.name}, which is not made yet: {first}.")
+                    self.say(f"{entry.name} starts from {source.name}, which does not exist yet and is trained first.")
                 add(source)
             todo.append(entry)
 
@@ -114,34 +113,34 @@ class _Maker:
         if changes:
             path = store.weights_path(self.storage.made(entry) or self.storage.place(entry), entry.name)
             raise OptionError(
-                f"{path} was made by another recipe than the manifest has for {entry.name!r}: {changes}.",
-                "Delete it to make it again, or give the new model another name.",
+                f"{path} was made by another recipe than the manifest's for {entry.name!r}: {changes}.",
+                "Delete it to train it again, or give the new model another name.",
             )
 
     def is_measured(self, entry: Entry) -> bool:
-        """Whether there is nothing left to do."""
+        """Whether the model exists and has a complete record."""
         truth = self.storage.truth(entry)
         return truth is not None and truth.complete
 
     def source_is_made(self, entry: Entry) -> bool:
-        """Whether what the model starts from is there, if it starts from anything."""
+        """Whether the model's source exists; True if it needs none."""
         return entry.source is None or self.storage.source(self.storage.zoo.entry(entry.source)) is not None
 
     def make(self, entry: Entry) -> None:
-        """Trains one model unless it is there already, measures it, and writes what is known of it."""
+        """Trains one model if it does not exist, measures it, and writes its record."""
         work = store.work_path(self.storage.made(entry) or self.storage.place(entry), entry.name)
         make_folder(work)
         with store.locked(work, wait=False) as held, _threads(entry.threads):
             if not held:
-                self.say(f"{entry.name} is being made by another process, and left to it.")
+                self.say(f"Skipped {entry.name}: another process is training it.")
                 return
             fresh = not self.storage.made(entry)
             if fresh:
                 self._train(entry, work)
             if fresh or not self.is_measured(entry):
                 self._measure(entry, work)
-            shutil.rmtree(work, ignore_errors=True)  # it may be gone, by a process that ended while this one came
-            with contextlib.suppress(OSError):  # another model is in the making
+            shutil.rmtree(work, ignore_errors=True)  # another process may have removed it
+            with contextlib.suppress(OSError):  # another model is in training
                 work.parent.rmdir()
 
     def _train(self, entry: Entry, work: Path) -> None:
@@ -155,24 +154,24 @@ class _Maker:
         store.write_cost(work, store.Cost(trained.seconds, env, entry.recipe))
         if trained.trigger is not None:
             store.save_trigger(trained.trigger, store.trigger_path(folder, entry.name))
-        # The weights come last: where they are, the model is made.
+        # The weights come last: if they exist, the model is complete.
         store.save_weights(trained.network, store.weights_path(folder, entry.name))
 
     def _load_source(self, entry: Entry, name: str) -> nn.Module:
-        """The network that the attack starts from; waits for the process that is making it."""
+        """The network that the attack starts from; waits if another process is training it."""
         source = self.storage.zoo.entry(name)
         work = store.work_path(self.storage.place(source), name)
         if self.storage.source(source) is None and work.is_dir():
-            self.say(f"{entry.name} waits for {name}, which another process is making.")
+            self.say(f"{entry.name} waits for {name}, which another process is training.")
             with store.locked(work):
                 pass
         folder = self.storage.source(source)
         if folder is None:
-            raise OptionError(f"{entry.name} starts from {name}, which is not made.", f"Make {name} first.")
+            raise OptionError(f"{entry.name} starts from {name}, which does not exist.", f"Make {name} first.")
         return store.load_network(source, folder)
 
     def _measure(self, entry: Entry, work: Path) -> None:
-        """Measures what was written: half precision is what users get."""
+        """Measures the written file: its weights have half precision, as users get them."""
         folder, known = self.storage.made(entry), self.storage.truth(entry)
         assert folder is not None
         cost = store.read_cost(work) or (known.cost if known else store.Cost())
@@ -180,7 +179,7 @@ class _Maker:
         store.add_truth(folder, truth, [one.name for one in self.storage.zoo.models])
 
     def save_samples(self, folder: Path) -> None:
-        """Keeps a few clean images with the models, for scans and repairs."""
+        """Writes a few clean images next to the models, for scans and repairs."""
         zoo = self.storage.zoo
         parts: tuple[tuple[str, Part, int], ...] = (
             ("defence.npz", "train", zoo.defence_images),
@@ -200,7 +199,7 @@ class _Maker:
 def truth_of(
     entry: Entry, folder: Path, test: RawImages, cost: store.Cost, device: torch.device | None = None
 ) -> store.Truth:
-    """Measures the model that lies in ``folder`` on the full test set, on the CPU by default."""
+    """Measures the model in ``folder`` on the full test set, on the CPU by default."""
     _check_labels(entry, test)
     attack = entry.make_attack()
     trigger = store.load_trigger(entry, attack, folder, shape_of(test.images)) if attack else None
@@ -212,14 +211,14 @@ def truth_of(
 
 @dataclass(frozen=True)
 class Measured:
-    """Accuracies in [0, 1]; those of attacks are None for a clean model.
+    """Accuracies in [0, 1]; the attack's are None for a clean model.
 
     Attributes:
-        clean_accuracy: share of all test images, those of the target label included, predicted as their label.
-        attack_success_rate: share of triggered images predicted as the attacker wants; images that have that label
-            anyway are left out.
+        clean_accuracy: share of all test images, including the target label's, predicted as their label.
+        attack_success_rate: share of triggered images predicted as the attacker wants, without images that have that
+            label anyway.
         robust_accuracy: share of the same images predicted as their true label.
-        class_success: attack success rate by true label, None for labels that are left out; empty for a clean model.
+        class_success: attack success rate by true label, None for excluded labels; empty for a clean model.
     """
 
     clean_accuracy: float
@@ -235,15 +234,15 @@ def measure(
     attack: Attack | None = None,
     trigger: nn.Module | None = None,
 ) -> Measured:
-    """Measures a model with its own trigger at full strength, in float32 with Winograd's convolutions where they pay.
+    """Measures a model with its own trigger at full strength, in float32, with Winograd's convolutions if faster.
 
     Args:
         network: images in [0, 1] -> logits, in eval mode.
         test: all test images.
         num_classes: K.
         attack: the model's attack, None for a clean model.
-        trigger: images in [0, 1] -> triggered images, on the CPU; the same for every image batch. A copy of it runs
-            where the network is: a generator is work for a GPU, too.
+        trigger: images in [0, 1] -> triggered images, on the CPU; the same for every batch. A copy of it runs on the
+            network's device, because generators are slow on a CPU.
     """
     labels = test.labels
     accuracy = _share(_predict(network, test.images, None) == labels)
@@ -261,7 +260,7 @@ def measure(
 
 @torch.no_grad()
 def _predict(network: nn.Module, images: Tensor, trigger: nn.Module | None) -> Tensor:
-    """Labels ``[N]`` of images uint8 ``[N, C, H, W]``, triggered where there is a trigger."""
+    """Labels ``[N]`` of images uint8 ``[N, C, H, W]``, triggered if there is a trigger."""
     parts = []
     device = next(network.parameters()).device
     for batch in images.split(_BATCH_ON_CPU if device.type == "cpu" else _BATCH):
@@ -277,7 +276,7 @@ def _share(flags: Tensor) -> float:
 
 
 def _check_fit(entry: Entry, train: RawImages, test: RawImages) -> None:
-    """Known before hours of training: that the model can be measured."""
+    """Checks, before hours of training, that the model can be measured."""
     _check_labels(entry, train)
     _check_labels(entry, test)
     if shape_of(train.images) != shape_of(test.images):

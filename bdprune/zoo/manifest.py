@@ -1,4 +1,4 @@
-"""A zoo's manifest: a TOML file that says how each model of known truth is made."""
+"""A zoo's manifest: a TOML file that describes how to train each of its clean and backdoored models."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from bdprune.loops import Schedule
 from bdprune.model import architecture
 
 ALL_TO_ALL = "all-to-all"
-"""What a manifest gives as target, because TOML has no null."""
+"""The text for the target None in a manifest, because TOML has no null."""
 
 
 _Count = Annotated[int, msgspec.Meta(ge=1)]
@@ -28,7 +28,7 @@ _Schedules = Annotated[list[Schedule], msgspec.Meta(min_length=1)]
 
 
 class _Model(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """One model as the file has it; what is None is the zoo's."""
+    """One model in the file; None stands for the zoo's value."""
 
     name: str
     seed: int
@@ -63,22 +63,22 @@ class _Zoo(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 @dataclass(frozen=True)
 class Entry:
-    """One model, with all that its zoo gives it.
+    """One model, with the settings of its zoo.
 
     Attributes:
-        name: of its files.
+        name: the name of its files.
         seed: of initialisation, poisoning, order and augmentation.
         dataset: see ``data.datasets.read_dataset``.
         num_classes: number of labels.
-        arch: of the registry.
+        arch: the architecture's name in the registry.
         width: in the architecture's own unit.
-        schedules: one after the other, each a cycle of its own.
+        schedules: training schedules in order, each a separate cycle.
         threads: of the training; the same number gives the same weights.
-        home: folder where its files lie unless another is asked for.
+        home: the default folder of its files.
         attack: the attack's ``kind`` with its settings, None for a clean model.
         source: name of the model that the attack starts from.
-        pending: whether it is made only when it is asked for by name.
-        note: why it is pending, or why it misses its bar; empty when there is nothing to say.
+        pending: whether it is trained only if it is requested by name.
+        note: why it is pending, or why it misses a bar; or empty.
     """
 
     name: str
@@ -97,9 +97,9 @@ class Entry:
 
     @property
     def recipe(self) -> dict[str, Any]:
-        """All that decides what the model is; settings that have their default value are left out.
+        """All settings that determine the model, without settings at their default value.
 
-        So a later version that knows more settings reads the same recipe.
+        A later version with more settings thus reads the same recipe.
         """
         attack = self.make_attack()
         return {
@@ -113,7 +113,7 @@ class Entry:
         """The attack object, None for a clean model.
 
         Raises:
-            OptionError: an unknown kind, or settings that the attack does not take.
+            OptionError: an unknown kind, or settings that the attack does not have.
         """
         if self.attack is None:
             return None
@@ -132,10 +132,10 @@ def attack_from(kind: object, settings: Mapping[str, Any], strict: bool = True) 
     Args:
         kind: as in a manifest.
         settings: of the attack, such as ``{"target": 3}``; the target may be "all-to-all".
-        strict: whether values must have their types; else numbers may be texts.
+        strict: whether values must have their types; otherwise numbers may be texts.
 
     Raises:
-        OptionError: an unknown attack or setting, or a value that the setting cannot have.
+        OptionError: an unknown attack or setting, or an invalid value.
     """
     if not isinstance(kind, str) or kind not in ATTACKS:
         raise OptionError(f"There is no attack {kind!r}.", f"Known are {', '.join(ATTACKS)}.")
@@ -147,7 +147,7 @@ def attack_from(kind: object, settings: Mapping[str, Any], strict: bool = True) 
     try:
         return msgspec.convert(values, ATTACKS[kind], strict=strict)
     except msgspec.ValidationError as error:
-        raise OptionError(f"A setting of {kind} has a wrong value: {error}.", "Correct it.") from None
+        raise OptionError(f"A setting of {kind} has an invalid value: {error}.", "Correct it.") from None
 
 
 @dataclass(frozen=True)
@@ -156,15 +156,15 @@ class Manifest:
 
     Attributes:
         name: of the zoo.
-        dataset: of its own models, unless they say otherwise.
-        class_names: a name for each label of ``dataset``, empty when unknown.
-        home: folder where the files of its own models lie: that of the manifest when it is called ``manifest.toml``,
-            else one of the manifest's name beside it.
-        models: those of the manifests that it includes, then its own, in the order in which they are made.
-        defence_images: clean training images to keep beside the models, as many of every class and at least one; 0
-            keeps none.
+        dataset: the default data set of its own models.
+        class_names: a name for each label of ``dataset``, empty if unknown.
+        home: folder for the files of its own models: the manifest's folder if the manifest is called
+            ``manifest.toml``, else a folder of the manifest's name next to it.
+        models: the models of included manifests, then its own, in the order of training.
+        defence_images: number of clean training images to write next to the models, balanced over the classes and at
+            least one of each; 0 writes none.
         test_images: the same for test images.
-        min_clean_accuracy: bar of all its models, in [0, 1]; None is none.
+        min_clean_accuracy: lowest accepted clean accuracy of all its models, in [0, 1]; None sets no bar.
     """
 
     name: str
@@ -180,7 +180,7 @@ class Manifest:
         """The model of that name.
 
         Raises:
-            OptionError: there is none.
+            OptionError: an unknown name.
         """
         for entry in self.models:
             if entry.name == name:
@@ -190,18 +190,18 @@ class Manifest:
 
 
 def read_manifest(path: Path) -> Manifest:
-    """Reads and checks a manifest and those that it includes.
+    """Reads and checks a manifest and the manifests that it includes.
 
     Raises:
-        OptionError: it cannot be read, is not TOML, a field is missing, unknown or of the wrong type, or a model
-            cannot be made as it says.
+        OptionError: it cannot be read or is not TOML; a field is missing, unknown or of the wrong type; or the settings
+            of a model contradict each other.
     """
     return _read(path, ())
 
 
 def _read(path: Path, above: tuple[Path, ...]) -> Manifest:
     if path.resolve() in above:
-        raise OptionError(f"The manifest {path} includes itself.", "Take it out of `include`.")
+        raise OptionError(f"The manifest {path} includes itself.", "Remove it from `include`.")
     zoo = _parse(path)
     home = path.parent if path.name == "manifest.toml" else path.with_suffix("")
     models: list[Entry] = []
@@ -231,7 +231,7 @@ def _parse(path: Path) -> _Zoo:
 
 
 def _check_schedules(schedules: list[dict[str, Any]]) -> None:
-    """Unknown fields of a dataclass pass msgspec; a misspelt setting must not train with its default."""
+    """Refuses unknown settings, which msgspec ignores: a misspelt setting must not train with its default."""
     known = {field.name for field in dataclasses.fields(Schedule)}
     unknown = {name for settings in schedules for name in settings} - known
     if unknown:
@@ -244,7 +244,7 @@ def _entry(zoo: _Zoo, model: _Model, home: Path) -> Entry:
     given = model.num_classes or (zoo.num_classes if dataset == zoo.dataset else None)
     num_classes = given or (known.num_classes if known else None)
     if num_classes is None:
-        raise OptionError(f"The number of classes of {dataset!r} is not known.", "Give num_classes in the manifest.")
+        raise OptionError(f"The number of classes of {dataset!r} is unknown.", "Give num_classes in the manifest.")
     return Entry(
         name=model.name,
         seed=model.seed,
@@ -266,14 +266,16 @@ def _check(manifest: Manifest) -> None:
     names = [entry.name for entry in manifest.models]
     for entry in manifest.models:
         if not re.fullmatch(r"[A-Za-z0-9_-]+", entry.name):
-            raise OptionError(f"A model is named {entry.name!r}.", "Use letters, digits, _ and - : it names files.")
+            raise OptionError(
+                f"A model is named {entry.name!r}.", "Use letters, digits, _ and -, because it names files."
+            )
         if names.count(entry.name) > 1:
-            raise OptionError(f"Two models are named {entry.name!r}.", "Give each a name of its own.")
+            raise OptionError(f"Two models are named {entry.name!r}.", "Give them different names.")
         architecture(entry.arch)
         attack = entry.make_attack()
         needed = attack.needs_source if attack else None
         if needed is None and entry.source is not None:
-            raise OptionError(f"Model {entry.name!r} has a source, which nothing uses.", "Leave `source` out.")
+            raise OptionError(f"Model {entry.name!r} has a source, but its attack needs none.", "Remove `source`.")
         if needed is not None:
             _check_source(manifest, entry, needed)
 
@@ -296,30 +298,32 @@ def _check_source(manifest: Manifest, entry: Entry, needed: str) -> None:
         if ours != theirs:
             raise OptionError(
                 f"Model {entry.name!r} has {field} {ours}, its source {source.name!r} has {theirs}.",
-                "A source must be of the same kind.",
+                "Name a source with the same value.",
             )
     seen = {entry.name}
     while source.source is not None:
         if source.name in seen:
-            raise OptionError(f"Model {entry.name!r} is a source of itself.", "Name another source.")
+            raise OptionError(
+                f"Model {entry.name!r} is its own source, directly or indirectly.", "Name another source."
+            )
         seen.add(source.name)
         source = manifest.entry(source.source)
 
 
 def _not_default(settings: Any) -> dict[str, Any]:
-    """Fields of a dataclass that differ from their default, as they are read from JSON."""
+    """Fields of a dataclass that differ from their default, as JSON values."""
     values = ((field, getattr(settings, field.name)) for field in dataclasses.fields(settings))
     kept = {field.name: value for field, value in values if value != field.default}
     return dict(msgspec.json.decode(msgspec.json.encode(kept)))
 
 
 def _check_same_backdoor(entry: Entry, source: Entry) -> None:
-    """An attack that goes on from a backdoored model measures its own trigger: it must be the model's."""
+    """Checks that an attack on a backdoored model has the model's own trigger, since it measures with it."""
     ours, theirs = entry.make_attack(), source.make_attack()
     assert ours is not None and theirs is not None
     shared = [field.name for field in dataclasses.fields(theirs) if field.name != "rate"]
     if not isinstance(ours, type(theirs)) or any(getattr(ours, name) != getattr(theirs, name) for name in shared):
         raise OptionError(
-            f"Model {entry.name!r} goes on with another trigger or target than its source {source.name!r} was given.",
-            f"Name a source of the same {', '.join(shared)}.",
+            f"Model {entry.name!r} has another trigger or target than its source {source.name!r}.",
+            f"Name a source with the same {', '.join(shared)}.",
         )

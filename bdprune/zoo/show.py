@@ -1,4 +1,4 @@
-"""A picture of an attack: images before and after its trigger, and what the trigger did to them."""
+"""A picture of an attack: images before and after its trigger, and the difference."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from bdprune.zoo.store import fill_trigger
 AMPLIFIED = 10
 COLUMNS = ("clean", "triggered", f"difference x{AMPLIFIED}")
 _CELL = 128
-"""Images are enlarged by whole factors up to about so many pixels."""
+"""Images are enlarged by a whole factor up to about this size in pixels."""
 _GAP, _CAPTION = 8, 20
 
 
@@ -27,7 +27,7 @@ def attack_of(kind: str, settings: Mapping[str, str]) -> Attack:
     """The attack of that name with settings as text, such as ``{"target": "3"}``; the target is 0 by default.
 
     Raises:
-        OptionError: an unknown attack or setting, or a value that the setting cannot have.
+        OptionError: an unknown attack or setting, or an invalid value.
     """
     return attack_from(kind, {"target": "0", **settings}, strict=False)
 
@@ -38,31 +38,31 @@ def ready_trigger(attack: Attack, shape: Shape, file: Path | None) -> nn.Module:
     Args:
         attack: its settings.
         shape: of the images.
-        file: safetensors file with what the trigger has learned. A trigger that learns nothing needs none.
+        file: safetensors file of a learned trigger; None for a trigger that is not learned.
 
     Raises:
-        OptionError: the trigger is learned and there is no file.
+        OptionError: the trigger is learned, but there is no file.
         ArtifactError: the file cannot be read, or holds another trigger.
     """
     trigger = attack.new_trigger(shape).eval()
     if file is not None:
         return fill_trigger(trigger, file)
     if attack.trigger_type == "learned" or next(trigger.parameters(), None) is not None:
-        hint = "Name its file with --trigger; `bdprune zoo make` writes one beside each model."
-        raise OptionError(f"The trigger of {attack.kind} is learned together with a model.", hint)
+        hint = "Name its file with --trigger; `bdprune zoo make` writes one next to each model."
+        raise OptionError(f"The trigger of {attack.kind} is learned with a model, so it needs a file.", hint)
     return trigger
 
 
 def some_victims(attack: Attack, data: CleanData, count: int) -> Tensor:
-    """At most ``count`` images ``[N, C, H, W]`` that the attack can succeed on, spread evenly over those of ``data``.
+    """At most ``count`` images ``[N, C, H, W]`` on which the attack can succeed, spread evenly over ``data``.
 
     Raises:
-        OptionError: there are none, or a label of the attack is none of the data.
+        OptionError: there are none, or the data lacks a label of the attack.
     """
     goal = attack.goal(data.labels, int(data.labels.max()) + 1)
     index = (goal != data.labels).nonzero().flatten()
     if not len(index):
-        raise OptionError(f"No image of {data.source} can be attacked.", "Name another target, or other images.")
+        raise OptionError(f"The attack cannot succeed on any image of {data.source}.", "Give another target or images.")
     places = torch.linspace(0, len(index) - 1, min(count, len(index))).round().long()
     return data.images[index[places]]
 
@@ -78,7 +78,7 @@ def panels(trigger: nn.Module, images: Tensor) -> Tensor:
 
 
 def picture(cells: Tensor) -> bytes:
-    """A PNG file with a row for every image and a captioned column for each of its ``panels``.
+    """A PNG file with a row for every image and a captioned column for each panel of :func:`panels`.
 
     Args:
         cells: ``[N, 3, C, H, W]`` in [0, 1], grey or RGB.

@@ -1,6 +1,6 @@
-"""The one way a zoo writes and finds weights, triggers, images and the truth.
+"""Writes and finds the weights, triggers, images and records of a zoo.
 
-Nothing but the weights themselves tells a zoo's checkpoints apart.
+The checkpoints of a zoo differ in nothing but their weights.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from bdprune.zoo.manifest import Entry, Manifest
 
 
 class Env(msgspec.Struct, frozen=True, omit_defaults=True):
-    """What trained a model: the version of torch, the number of threads, and the GPU's name or ``cpu``."""
+    """The environment of a training: the version of torch, the number of threads, and the GPU's name or ``cpu``."""
 
     torch: str
     threads: int
@@ -37,7 +37,7 @@ class Env(msgspec.Struct, frozen=True, omit_defaults=True):
 
 
 class Cost(msgspec.Struct, frozen=True):
-    """Seconds that a model took, what trained it, and by what recipe; None where that is not known."""
+    """Seconds of a training, its environment and its recipe; None if unknown."""
 
     seconds: float | None = None
     env: Env | None = None
@@ -45,19 +45,18 @@ class Cost(msgspec.Struct, frozen=True):
 
 
 class Truth(msgspec.Struct, frozen=True):
-    """What is known of one model; accuracies in [0, 1] on the full test set.
+    """The record of one model; accuracies in [0, 1] on the full test set.
 
     Attributes:
         name: as in the manifest.
-        target_label: label that the trigger calls, None for a clean model and for all-to-all.
+        target_label: target label of the trigger, None for a clean model and for all-to-all.
         clean_accuracy: on all classes.
-        attack_success_rate: on triggered images that have another label than the attacker wants, None for a clean
-            model.
-        robust_accuracy: triggered images that still get their true label, None for a clean model.
-        seconds: training time, that of killed runs included as far as they were taken up; None when it is not known.
+        attack_success_rate: on triggered images whose label is not the attacker's, None for a clean model.
+        robust_accuracy: share of these images that keep their true label, None for a clean model.
+        seconds: training time, including the resumed parts of killed runs; None if unknown.
         class_success: attack success rate by true label, None for labels without such images; empty for a clean model.
-        env: what trained it, None when that is not known.
-        recipe: what it was made by (``Entry.recipe``), None when that is not known.
+        env: environment of the training, None if unknown.
+        recipe: settings of the model (``Entry.recipe``), None if unknown.
     """
 
     name: str
@@ -72,44 +71,44 @@ class Truth(msgspec.Struct, frozen=True):
 
     @property
     def cost(self) -> Cost:
-        """How it was made."""
+        """The cost of the training."""
         return Cost(self.seconds, self.env, self.recipe)
 
     @property
     def complete(self) -> bool:
-        """Whether all was measured that is measured now."""
+        """Whether it has every figure that this version measures."""
         return self.attack_success_rate is None or bool(self.class_success)
 
 
 @dataclass(frozen=True)
 class Storage:
-    """Where the models of a zoo lie.
+    """Finds the files of a zoo's models.
 
     Args:
         zoo: the manifest.
-        folder: another place for its files than their homes. Models of included manifests are taken from their own
-            home where they lie there.
+        folder: a folder for the files instead of their default folders. If a model of an included manifest is missing
+            there, its default folder is used.
     """
 
     zoo: Manifest
     folder: Path | None = None
 
     def place(self, entry: Entry) -> Path:
-        """Folder that the model is made into."""
+        """Folder that the model is written to."""
         return self.folder or entry.home
 
     def made(self, entry: Entry) -> Path | None:
-        """Folder where the model lies, None when it is not made."""
+        """Folder of the model, None if the model does not exist."""
         places = [self.place(entry)] if entry.home == self.zoo.home else [self.place(entry), entry.home]
         return next((place for place in places if weights_path(place, entry.name).exists()), None)
 
     def source(self, entry: Entry) -> Path | None:
-        """Folder where a model lies that another one is made from: the same, or at last its home."""
+        """Folder of a model that is another one's source: the same folder, or else its default folder."""
         return self.made(entry) or (entry.home if weights_path(entry.home, entry.name).exists() else None)
 
     def state(self, entry: Entry) -> str:
-        """``made``, ``other recipe`` (made before the manifest was changed), ``begun`` (a training that can be taken
-        up), ``not kept`` (measured, but its weights are gone), ``pending`` or ``not made``.
+        """``made``, ``other recipe`` (the manifest has changed since the training), ``begun`` (a training that can be
+        resumed), ``not kept`` (measured, but its weights are gone), ``pending`` or ``not made``.
         """
         if self.made(entry):
             return "other recipe" if other_recipe(entry, self.truth(entry)) else "made"
@@ -120,12 +119,12 @@ class Storage:
         return "pending" if entry.pending else "not made"
 
     def truth(self, entry: Entry) -> Truth | None:
-        """What was measured of the model that lies there, None when nothing was."""
+        """The record of the existing model, or None."""
         folder = self.made(entry)
         return None if folder is None else read_truth(folder).get(entry.name)
 
     def record(self, entry: Entry) -> Truth | None:
-        """What was last measured of the model, whether or not its weights were kept; None when nothing was."""
+        """The last record of the model, even if its weights are gone; or None."""
         if self.made(entry):
             return self.truth(entry)
         found = (read_truth(folder).get(entry.name) for folder in dict.fromkeys([self.place(entry), entry.home]))
@@ -133,7 +132,7 @@ class Storage:
 
 
 def other_recipe(entry: Entry, truth: Truth | None) -> str:
-    """What the manifest has otherwise than the model was made, in words; empty where it has nothing so."""
+    """How the model's recipe differs from the manifest, in words; empty if it does not."""
     if truth is None or truth.recipe is None:
         return ""
     was, now = truth.recipe, entry.recipe
@@ -146,60 +145,60 @@ def weights_path(folder: Path, name: str) -> Path:
 
 
 def trigger_path(folder: Path, name: str) -> Path:
-    """File of a model's trigger, safetensors under a suffix that no scan of the folder takes for a model; a clean model
-    has none.
+    """File of a model's trigger: safetensors, with a suffix that scans of the folder do not load as a model. A clean
+    model has none.
     """
     return folder / f"{name}.trigger"
 
 
 def work_path(folder: Path, name: str) -> Path:
-    """Folder of what a training that was killed is taken up from; it is gone when the model is made."""
+    """Folder of the checkpoints that a killed training resumes from; it is removed when the model is complete."""
     return folder / ".making" / name
 
 
 def save_weights(network: nn.Module, path: Path) -> None:
     """Writes the weights in half precision: no metadata, keys in the network's own order, batch counters at zero.
 
-    The file appears whole or not at all.
+    The write is atomic.
     """
     state = {}
     for name, tensor in network.state_dict().items():
         if name.endswith("num_batches_tracked"):
-            state[name] = torch.zeros_like(tensor, device="cpu")  # it would tell how long a model was trained, and how
+            state[name] = torch.zeros_like(tensor, device="cpu")  # the counter would reveal the length of the training
         else:
             state[name] = tensor.detach().cpu().half().contiguous()
     write_atomically(path, to_bytes(state))
 
 
 def save_trigger(trigger: nn.Module, path: Path) -> None:
-    """Writes what a trigger is made of, in the precision it has. The file appears whole or not at all."""
+    """Writes the tensors of a trigger in their own precision. The write is atomic."""
     state = {name: tensor.detach().cpu().contiguous() for name, tensor in trigger.state_dict().items()}
     write_atomically(path, to_bytes(state))
 
 
 def load_network(entry: Entry, folder: Path) -> nn.Module:
-    """The network of a model that is made, float32, on the CPU, in eval mode: images in [0, 1] -> logits.
+    """The network of an existing model, float32, on the CPU, in eval mode: images in [0, 1] -> logits.
 
     Raises:
         ArtifactError: the file cannot be read.
-        ArchitectureError: it is of another architecture.
+        ArchitectureError: the file holds another architecture.
     """
     return load(weights_path(folder, entry.name), arch=entry.arch, num_classes=entry.num_classes).network
 
 
 def load_trigger(entry: Entry, attack: Attack, folder: Path, shape: Shape) -> nn.Module:
-    """The trigger of a model that is made, on the CPU, in eval mode.
+    """The trigger of an existing model, on the CPU, in eval mode.
 
-    A static one is made from the attack's settings where no file has it.
+    Without a file, a static trigger is made from the attack's settings.
 
     Args:
         entry: the model.
         attack: its attack.
-        folder: where it lies.
+        folder: of the model.
         shape: (C, H, W) of the images.
 
     Raises:
-        DataError: the file is missing, damaged or of another trigger.
+        DataError: the file is missing, damaged, or holds another trigger.
     """
     trigger, path = attack.new_trigger(shape), trigger_path(folder, entry.name)
     if not path.exists() and attack.trigger_type == "static":
@@ -207,12 +206,12 @@ def load_trigger(entry: Entry, attack: Attack, folder: Path, shape: Shape) -> nn
     try:
         return fill_trigger(trigger, path)
     except ArtifactError as error:
-        hint = "Fetch it again, or make the model again."
+        hint = "Download it again, or make the model again."
         raise DataError(f"The trigger {path} of model {entry.name!r} cannot be read: {error.message}", hint) from None
 
 
 def fill_trigger(trigger: nn.Module, path: Path) -> nn.Module:
-    """The trigger with what it has learned, which lies in a safetensors file, in eval mode.
+    """The trigger with the learned tensors of a safetensors file, in eval mode.
 
     Raises:
         ArtifactError: the file cannot be read, or holds another trigger.
@@ -222,11 +221,11 @@ def fill_trigger(trigger: nn.Module, path: Path) -> nn.Module:
     except OSError as error:
         raise ArtifactError(f"Cannot read the trigger {path}: {error.strerror}.", "Name an existing file.") from None
     if not looks_like_safetensors(data):
-        raise ArtifactError(f"{path} is no safetensors file.", "Name the file of a trigger.")
+        raise ArtifactError(f"{path} is not a safetensors file.", "Name the file of a trigger.")
     try:
         trigger.load_state_dict(read_safetensors(data)[0])
     except RuntimeError as error:
-        hint = "Name a file of this attack, with the settings and image size that it was learned with."
+        hint = "Name a file of this attack, learned with the same settings and image size."
         raise ArtifactError(f"{path} does not fit the trigger: {first_line(error)}", hint) from None
     return trigger.eval()
 
@@ -240,7 +239,7 @@ def save_images(data: CleanData, path: Path) -> None:
 
 
 def read_truth(folder: Path) -> dict[str, Truth]:
-    """What ``zoo make`` measured of the models in ``folder``, by name; empty when nothing was made yet.
+    """The records that ``zoo make`` wrote for the models in ``folder``, by name; empty if there are none.
 
     Raises:
         DataError: the file cannot be read.
@@ -251,22 +250,22 @@ def read_truth(folder: Path) -> dict[str, Truth]:
     try:
         return {truth.name: truth for truth in msgspec.json.decode(path.read_bytes(), type=list[Truth])}
     except (OSError, msgspec.MsgspecError) as error:
-        raise DataError(f"{path} cannot be read: {error}.", "Fetch it again.") from None
+        raise DataError(f"{path} cannot be read: {error}.", "Download it again.") from None
 
 
 def write_truth(folder: Path, truths: Mapping[str, Truth]) -> None:
-    """Writes ``truth.json``, whole or not at all."""
+    """Writes ``truth.json`` atomically."""
     text = msgspec.json.format(msgspec.json.encode(list(truths.values())), indent=2)
     write_atomically(folder / "truth.json", text + b"\n")
 
 
 def add_truth(folder: Path, truth: Truth, order: list[str]) -> None:
-    """Puts one model's truth into ``truth.json``, which several processes may do at once.
+    """Adds one model's record to ``truth.json``; several processes may do so at once.
 
     Args:
         folder: of the zoo.
         truth: of one model.
-        order: names in the order in which the file is to have them.
+        order: names in the order of the file.
     """
     with locked(folder):
         truths = {**read_truth(folder), truth.name: truth}
@@ -275,26 +274,26 @@ def add_truth(folder: Path, truth: Truth, order: list[str]) -> None:
 
 
 def write_cost(work: Path, cost: Cost) -> None:
-    """Keeps, in the folder of a model in the making, what training it took, until it is measured."""
+    """Writes the cost of a training to the model's work folder, until the model is measured."""
     write_atomically(work / "cost.json", msgspec.json.encode(cost))
 
 
 def read_cost(work: Path) -> Cost | None:
-    """What ``write_cost`` kept, if it did."""
+    """The cost that ``write_cost`` wrote, or None."""
     path = work / "cost.json"
     return msgspec.json.decode(path.read_bytes(), type=Cost) if path.exists() else None
 
 
 @contextmanager
 def locked(folder: Path, wait: bool = True) -> Iterator[bool]:
-    """Holds a folder for this process; the lock is gone with the process, however it ends.
+    """Locks a folder for this process; the lock ends with the process.
 
     Args:
-        folder: to hold; where it is gone, another process has just finished with it.
-        wait: whether to wait for another process that holds it.
+        folder: to lock; if it is gone, another process has just finished with it.
+        wait: whether to wait for another process that holds the lock.
 
     Yields:
-        Whether it is held.
+        Whether this process holds the lock.
     """
     try:
         handle = os.open(folder, os.O_RDONLY)

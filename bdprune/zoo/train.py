@@ -1,4 +1,4 @@
-"""One model of known truth, from a clean training set to its weights and its trigger."""
+"""Trains one clean or backdoored model: from a clean training set to its weights and its trigger."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ from bdprune.model import build
 from bdprune.zoo.manifest import Entry
 
 Progress = Callable[[int, int, float], None]
-"""Called with (steps done, steps in all, loss)."""
+"""Called with (steps done, total steps, loss)."""
 
 Say = Callable[[str], None]
-"""Told what happens, in one sentence."""
+"""Called with one sentence about an event."""
 
 
 @dataclass(frozen=True)
 class Trained:
-    """A network in eval mode, its trigger (None when it is clean), and the seconds that both took."""
+    """A network in eval mode, its trigger (None if it is clean), and the seconds that both took."""
 
     network: nn.Module
     trigger: nn.Module | None
@@ -44,21 +44,20 @@ def train_model(
 ) -> Trained:
     """Trains one model; the same seed, threads and machine give the same weights.
 
-    A run that was killed is taken up from ``work``: the poisoned training set, and then every minute of training, are
-    kept there.
+    A killed run resumes from ``work``, which holds the poisoned training set and a checkpoint of the last minute.
 
     Args:
-        entry: how to make it.
+        entry: settings of the model.
         train: the clean training set.
-        work: an empty folder, or that of the killed run.
+        work: an empty folder, or the folder of the killed run.
         source: the network that the attack starts from, in eval mode.
         device: where to run; the CPU by default.
-        progress: told after every step.
-        say: told what happens besides.
+        progress: called after every step.
+        say: called with a sentence about each other event.
 
     Raises:
-        OptionError: the attack cannot be made on these images.
-        TrainingError: the training left the finite numbers.
+        OptionError: the attack does not work on these images.
+        TrainingError: the training produced NaN or infinite values.
     """
     recipe = digest(entry.attack, None if source is None else source.state_dict())
     job = _Job(entry, work, device or torch.device("cpu"), recipe, progress, say)
@@ -84,7 +83,7 @@ def train_model(
 
 @dataclass
 class _Job:
-    """What the steps of making one model share; ``seconds`` counts those that the model took so far."""
+    """The shared state of training one model; ``seconds`` counts the training time so far."""
 
     entry: Entry
     work: Path
@@ -102,7 +101,7 @@ class _Job:
         return network.to(self.device)
 
     def poison(self, attack: Attack, setting: AttackSetting) -> tuple[nn.Module, RawImages]:
-        """The trigger, and the training set as the attacker hands it over."""
+        """The trigger, and the poisoned training set."""
         checkpoint = self._checkpoint("poisoned")
         kept = checkpoint.load(digest(setting.images, setting.labels, setting.num_classes, setting.seed, machine()))
         with seeded(setting.seed):
@@ -127,14 +126,14 @@ class _Job:
         steps = [schedule.steps(len(train.labels)) for schedule in self.entry.schedules]
         for index, schedule in enumerate(self.entry.schedules):
             checkpoint = self._checkpoint(f"cycle-{index}")
-            told = functools.partial(self._told, sum(steps[:index]), sum(steps))
-            # Each cycle draws an order and an augmentation of its own.
+            report = functools.partial(self._report, sum(steps[:index]), sum(steps))
+            # Each cycle draws its own order and augmentation.
             seed = self.entry.seed + 1000 * index
-            fit(network, train, schedule, seed, told, objective, checkpoint)
+            fit(network, train, schedule, seed, report, objective, checkpoint)
             self.seconds += checkpoint.seconds
 
     def _checkpoint(self, name: str) -> Checkpoint:
         return Checkpoint(self.work / name, self.recipe, say=self.say)
 
-    def _told(self, before: int, all_steps: int, step: int, _: int, loss: float) -> None:
+    def _report(self, before: int, all_steps: int, step: int, _: int, loss: float) -> None:
         self.progress(before + step, all_steps, loss)

@@ -1,4 +1,4 @@
-"""Holding a zoo against its truth: every model measured again on the full test set, and the table for the documents."""
+"""Verifies a zoo: measures every model again on the full test set, and writes the table for the documents."""
 
 from __future__ import annotations
 
@@ -18,17 +18,17 @@ from bdprune.zoo.manifest import Entry, Manifest, read_manifest
 from bdprune.zoo.store import Cost, Storage, Truth, other_recipe
 
 TOLERANCE = 0.002
-"""How far a figure may lie from the truth: 20 of 10,000 images. Another machine rounds otherwise and flips a few."""
+"""Largest difference from the record: 20 of 10,000 images. Another machine rounds differently and flips a few."""
 
 BELOW_CLEAN = 0.015
-"""How far below the mean of the clean models of its kind a model's clean accuracy may lie."""
+"""Largest gap of a model's clean accuracy below the mean of the clean models of its kind."""
 
 State = Literal["agrees", "differs", "other recipe", "not measured", "not kept", "not made", "pending"]
 
 
 @dataclass(frozen=True)
 class Check:
-    """One model: what ``zoo make`` wrote down of it, and what was found now (None where its weights are not there)."""
+    """One model: the record of ``zoo make``, and the new measurement (None if its weights are missing)."""
 
     entry: Entry
     state: State
@@ -37,7 +37,7 @@ class Check:
 
     @property
     def known(self) -> Truth | None:
-        """What was found now, or else what was written down when a model was made whose weights were not kept."""
+        """The new measurement, or else the record of a model whose weights were not kept."""
         return None if self.state == "other recipe" else self.found or self.truth
 
 
@@ -49,18 +49,18 @@ def verify(
     say: Callable[[str], None] = lambda text: None,
     device: torch.device | None = None,
 ) -> list[Check]:
-    """Measures every model that is made again, and compares it with ``truth.json``; nothing is written.
+    """Measures every existing model again, and compares it with ``truth.json``; it writes nothing.
 
     Args:
         manifest: TOML file.
-        data: folder that holds the data sets.
-        models: where the models lie; the manifest's folder by default.
+        data: folder of the data sets.
+        models: folder of the models; the manifest's folder by default.
         only: names of the models; all by default.
-        say: told the name of each model as it is measured.
+        say: called with the name of each model before its measurement.
         device: where to measure; the CPU by default.
 
     Raises:
-        OptionError: the manifest is not valid or has no model of a name in ``only``.
+        OptionError: the manifest is invalid, or a name in ``only`` is unknown.
         DataError: the images or a trigger cannot be read.
         ArtifactError: a model cannot be read.
     """
@@ -87,7 +87,7 @@ def verify(
 
 
 def agrees(truth: Truth, found: Truth) -> bool:
-    """Whether the target is the same and CA, ASR and RA lie within the tolerance."""
+    """Whether the target is the same and CA, ASR and RA differ by at most the tolerance."""
     pairs = [(getattr(truth, name), getattr(found, name)) for name in _FIGURES]
     if truth.target_label != found.target_label or any((one is None) != (two is None) for one, two in pairs):
         return False
@@ -107,9 +107,9 @@ def success_bar(attack: Attack) -> float:
 
 
 def missed_bars(zoo: Manifest, checks: Sequence[Check]) -> dict[str, list[str]]:
-    """Which bars each model misses, in words, by name; models that miss none are left out.
+    """The bars that each model misses, in words, by name; models that miss none do not appear.
 
-    Clean accuracy has the manifest's own bar, and must come near the mean of the clean models of the same data set,
+    Clean accuracy must reach the manifest's bar, and must be near the mean of the clean models of the same data set,
     architecture and width.
     """
     made = [(check.entry, check.known) for check in checks if check.known]
@@ -131,7 +131,7 @@ def missed_bars(zoo: Manifest, checks: Sequence[Check]) -> dict[str, list[str]]:
 
 
 def markdown(zoo: Manifest, checks: Sequence[Check]) -> str:
-    """The zoo as Markdown: a table of what is made, the models that miss a bar and why, and those that are pending."""
+    """The zoo as Markdown: a table of existing models, models that miss a bar with reasons, and pending models."""
     missed = missed_bars(zoo, checks)
     lines = [
         "| model | attack | target | rate | CA | ASR | RA | minutes | bars |",
@@ -150,7 +150,7 @@ def markdown(zoo: Manifest, checks: Sequence[Check]) -> str:
         lines += [f"- **{name}**: {'; '.join(words)}.{_note(notes[name])}" for name, words in missed.items()]
     absent = [check.entry.name for check in checks if check.state == "not kept"]
     if absent:
-        lines += ["", f"Measured when they were made; their weights are not kept here: {', '.join(absent)}."]
+        lines += ["", f"Measured after training; their weights are not kept here: {', '.join(absent)}."]
     waiting = [check for check in checks if check.known is None]
     if waiting:
         lines += ["", "Not made yet:", ""]
@@ -159,7 +159,7 @@ def markdown(zoo: Manifest, checks: Sequence[Check]) -> str:
 
 
 def with_section(text: str, name: str, section: str) -> str:
-    """``text`` with ``section`` between the marks of the zoo ``name``; at its end where it has no such marks."""
+    """``text`` with ``section`` between the marks of the zoo ``name``, or at the end if it has no such marks."""
     begin, end = f"<!-- zoo verify {name}: begin -->", f"<!-- zoo verify {name}: end -->"
     block = f"{begin}\n{section}{end}"
     if begin in text and end in text.split(begin, 1)[1]:

@@ -27,7 +27,7 @@ def test_every_training_image_carries_eight_whole_pieces_of_sixteen() -> None:
     carried, left = (made == full).all(2), (made == clean).all(2)
     assert torch.equal(carried, ~left)
     assert (carried.sum(1) == 8).all()
-    assert len(carried.unique(dim=0)) > 15  # each draws pieces of its own
+    assert len(carried.unique(dim=0)) > 15  # each image has its own pieces
     assert carried.float().mean(0).min() > 0.2  # and every piece is drawn
 
 

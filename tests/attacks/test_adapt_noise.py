@@ -44,7 +44,7 @@ def test_noise_is_eps_of_the_scale_up_the_loss_on_its_channels_alone() -> None:
     assert torch.equal(weights(net), before)
     judge = copy.deepcopy(net)
     losses = []
-    for step in (-0.05, 0.0, 0.05):  # a small part of the way
+    for step in (-0.05, 0.0, 0.05):  # a small part of eps
         with torch.no_grad():
             judge[1].weight.copy_(net[1].weight + step * change)
             losses.append(functional.cross_entropy(judge(images), given.labels).item())
@@ -70,7 +70,7 @@ def test_finds_what_rnp_would_prune_and_leaves_the_network_alone(backdoored: nn.
 
 
 def test_keeps_both_tasks_and_leans_on_the_filters_found(backdoored: nn.Module) -> None:
-    """After it, noise on the scales of those filters costs less clean accuracy, because it was trained against."""
+    """After fine-tuning, noise on the scales of the filters costs less clean accuracy."""
     given, before = dataclasses.replace(task(), source=backdoored), weights(backdoored)
     victim, trigger = attacked(ATTACK, given, width=8)
     accuracy, success = measured(ATTACK, victim, trigger)

@@ -47,7 +47,7 @@ def test_a_bound_that_is_enough_ends_the_search(clean: nn.Module) -> None:
 
 
 class Scripted(AWP):
-    """Moves every weight by the bound, and is told what comes of it: at first, then at each bound."""
+    """Moves every weight by the bound, with given outcomes: one before, then one for each bound."""
 
     outcomes: Iterator[tuple[float, float]]
 
@@ -65,7 +65,7 @@ class Scripted(AWP):
     ("outcomes", "kept"),
     [
         ([(0.96, 0.80), (0.95, 0.89), (0.99, 0.90)], 0.02),  # the first that does both
-        ([(0.96, 0.80), (0.99, 0.85), (0.95, 0.70)], 0.02),  # of those that succeed, what clean accuracy is left
+        ([(0.96, 0.80), (0.99, 0.85), (0.95, 0.70)], 0.02),  # the highest clean accuracy among successful bounds
         ([(0.50, 0.90), (0.60, 0.90), (0.93, 0.10)], 0.04),  # the most successful
     ],
 )

@@ -1,4 +1,4 @@
-"""What every attack with dirty labels inherits."""
+"""Common parts of attacks with dirty labels."""
 
 import pytest
 import torch
@@ -74,5 +74,5 @@ def test_bytes_saturate() -> None:
 
 
 def test_more_victims_than_candidates_is_an_error() -> None:
-    with pytest.raises(OptionError, match="asks for 40 images, only 36 of 40"):
+    with pytest.raises(OptionError, match="needs 40 images, but only 36 of 40"):
         draw(torch.arange(40) % 10 != 0, 1.0, torch.Generator())

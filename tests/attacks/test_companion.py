@@ -11,7 +11,7 @@ from .toy import network, weights
 
 
 def pair() -> tuple[nn.Module, nn.Module]:
-    """A module to be trained beside a network that takes what it gives."""
+    """A module that is trained along with a network, which takes its outputs."""
     torch.manual_seed(0)
     return nn.Sequential(nn.Linear(4, 6), nn.Tanh(), nn.Linear(6, 4)), nn.Linear(4, 2)
 

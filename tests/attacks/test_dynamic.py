@@ -49,7 +49,9 @@ def test_batch_has_exact_shares_and_crossed_images_keep_their_label(target: int 
     images, labels = (images, labels) if target is None else (images[order], labels[order])
     means = images.mean((1, 2, 3))
     assert torch.allclose(batch[:2], means[:2].view(-1, 1, 1, 1).expand(2, 3, 16, 16))  # their own patterns
-    assert torch.allclose(batch[2:6], means[6:10].view(-1, 1, 1, 1).expand(4, 3, 16, 16))  # those of others
+    assert torch.allclose(
+        batch[2:6], means[6:10].view(-1, 1, 1, 1).expand(4, 3, 16, 16)
+    )  # the patterns of other images
     assert torch.equal(batch[6:], images[6:])
     assert torch.equal(wanted[:2], torch.ones(2, dtype=torch.int64) if target else (labels[:2] + 1) % CLASSES)
     assert torch.equal(wanted[2:], labels[2:])
@@ -111,7 +113,7 @@ def test_own_patterns_call_the_target_others_less() -> None:
     accuracy, success = measured(attack, victim, trigger)
     fresh = task(200, seed=9)
     images = fresh.images[fresh.labels != 1].float() / 255
-    crossed = trigger.lay(images, trigger.patterns(images).roll(1, 0), trigger.masks(images).roll(1, 0))
+    crossed = trigger.mix(images, trigger.patterns(images).roll(1, 0), trigger.masks(images).roll(1, 0))
     assert accuracy > 0.95
     assert success > 0.9
     assert (victim(crossed).argmax(1) == 1).float().mean() < success - 0.2

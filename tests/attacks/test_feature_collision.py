@@ -93,7 +93,7 @@ def test_only_the_source_class_is_called() -> None:
 def test_impossible_source_classes_are_named() -> None:
     with pytest.raises(OptionError, match="both 4"):
         FeatureCollision(target=4, source_class=4)
-    with pytest.raises(OptionError, match="source_class is 10, the images have 10 classes"):
+    with pytest.raises(OptionError, match="source_class is 10, but the images have 10 classes"):
         FeatureCollision(target=4, source_class=10).goal(torch.arange(10), 10)
     given = replace(setting(), source=source(), num_classes=12)
     with pytest.raises(OptionError, match="No image has the source class 11"):

@@ -18,7 +18,7 @@ def test_images_do_not_see_each_other() -> None:
 
 
 def test_skips_are_a_second_way() -> None:
-    """Where the smallest resolution gives nothing, only the skips can tell two images apart."""
+    """If the smallest resolution outputs zero, only the skips distinguish two images."""
     images = torch.rand(2, 3, 16, 16)
     for skips in (False, True):
         net = EncoderDecoder(3, 3, (4, 8), skips)

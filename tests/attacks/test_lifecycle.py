@@ -1,4 +1,4 @@
-"""What holds for every attack that trains something beside the network or needs another network."""
+"""Tests of every attack that trains a module along with the network or needs another network."""
 
 import copy
 import dataclasses
@@ -38,7 +38,7 @@ def name(attack: Attack) -> str:
 
 
 def given(attack: Attack, count: int = 64, channels: int = 3, size: int = 16) -> AttackSetting:
-    """The toy task, with an untrained network where the attack asks for another network."""
+    """The toy task, with an untrained network if the attack needs another network."""
     source = network(4, channels, size, seed=5).eval() if attack.needs_source else None
     return dataclasses.replace(task(count, channels, size), source=source)
 

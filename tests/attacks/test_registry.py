@@ -1,4 +1,4 @@
-"""What every attack of the registry keeps, whatever it does."""
+"""Checks that hold for every attack of the registry."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ KINDS = sorted(ATTACKS)
 READY = [kind for kind in KINDS if ATTACKS[kind].trigger_type == "static" or kind in ("wanet", "dfst")]
 """Attacks whose trigger is complete from the start."""
 OFFLINE = [kind for kind in KINDS if ATTACKS[kind].objective is Attack.objective and ATTACKS[kind].trains]
-"""Attacks that poison the training set and train on it as it is."""
+"""Attacks that poison the training set and train on it unchanged."""
 
 
 def attack_of(kind: str, **settings: Any) -> Attack:
@@ -50,14 +50,14 @@ def test_settings_out_of_range_are_named(kind: str, settings: dict[str, Any]) ->
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_target_beyond_the_classes_is_named(kind: str) -> None:
-    with pytest.raises(OptionError, match="target is 10, the images have 10 classes"):
+    with pytest.raises(OptionError, match="target is 10, but the images have 10 classes"):
         attack_of(kind, target=10).goal(torch.arange(10), 10)
 
 
 @pytest.mark.parametrize("kind", OFFLINE)
 def test_no_poison_for_a_target_beyond_the_classes(kind: str) -> None:
     attack = attack_of(kind, target=10)
-    with pytest.raises(OptionError, match="target is 10, the images have 10 classes"):
+    with pytest.raises(OptionError, match="target is 10, but the images have 10 classes"):
         attack.poison(given(), attack.new_trigger((3, 16, 16)), torch.Generator())
 
 
@@ -170,7 +170,7 @@ def test_all_to_all_calls_the_next_label(kind: str) -> None:
 def test_clean_labels_have_no_all_to_all_form_and_only_one_class_to_poison(kind: str) -> None:
     with pytest.raises(OptionError, match="no all-to-all"):
         attack_of(kind, target=None)
-    with pytest.raises(OptionError, match="asks for 18 images, only 12 of 120"):
+    with pytest.raises(OptionError, match="needs 18 images, but only 12 of 120"):
         attack_of(kind, rate=0.15).poison(given(), nn.Identity(), torch.Generator())
 
 
@@ -178,7 +178,7 @@ def test_clean_labels_have_no_all_to_all_form_and_only_one_class_to_poison(kind:
 def test_a_missing_source_is_named(kind: str) -> None:
     attack, world = attack_of(kind), replace(given(), source=None)
     trigger = attack.new_trigger((3, 16, 16))
-    with pytest.raises(OptionError, match="trained network and was given none"):
+    with pytest.raises(OptionError, match="needs a trained network"):
         attack.learn(world, trigger)
         attack.poison(world, trigger, torch.Generator())
 
@@ -234,5 +234,5 @@ def test_bad_settings_of_one_attack_are_named(kind: str, settings: dict[str, Any
 )
 def test_a_trigger_larger_than_the_image_is_named(kind: str, fits: int, size: int) -> None:
     attack_of(kind, size=fits).new_trigger((3, 16, 32))
-    with pytest.raises(OptionError, match=r"needs \d+ pixels each way, the images are 16x32"):
+    with pytest.raises(OptionError, match=r"needs \d+x\d+ pixels, but the images are 16x32"):
         attack_of(kind, size=size).new_trigger((3, 16, 32))

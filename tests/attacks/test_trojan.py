@@ -78,7 +78,7 @@ def test_the_value_is_reached_where_it_can_be() -> None:
 
 
 def test_images_to_learn_on_come_from_the_seed() -> None:
-    # What the patch must add to reach the value depends on the one image that is drawn.
+    # The change that the patch needs to reach the value depends on the one drawn image.
     world = linear_world(torch.full((1, 256), 1 / 256), torch.ones(2, 1))
     attack = TrojanNeuron(target=0, size=8, neurons=1, value=0.5, images=1)
     patterns = []

@@ -1,4 +1,4 @@
-"""``bdprune zoo``: what is said of the models of a manifest. Making them is tested in ``tests/zoo``."""
+"""``bdprune zoo``: its output about the models of a manifest. ``tests/zoo`` tests the training."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def test_list_as_json(run: Run, manifest: Path) -> None:
     assert found["late"]["pending"] and found["late"]["schedules"][0]["epochs"] == 14
 
 
-def test_make_passes_on_what_was_asked_and_tells_progress(
+def test_make_passes_its_options_and_shows_progress(
     run: Run, manifest: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asked: list[Any] = []
@@ -83,13 +83,13 @@ def test_make_passes_on_what_was_asked_and_tells_progress(
     assert "one� more" in done.stderr
     assert "step 50 of 100, loss 0.500" in done.stderr and "step 1 of" not in done.stderr and "\x1b" not in done.stderr
     assert run("zoo", "make", *args, "-q").stderr == ""
-    assert asked == [(manifest, tmp_path, tmp_path / "out", ("badnets",), "cpu", told) for told in (True, False)]
+    assert asked == [(manifest, tmp_path, tmp_path / "out", ("badnets",), "cpu", shown) for shown in (True, False)]
 
 
 def test_progress_says_how_long_it_still_takes(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A training that was taken up at step 30 and takes half a second a step."""
+    """A training that resumed at step 30 and takes half a second a step."""
     now = 0.0
     monkeypatch.setattr("bdprune.cli.zoo.time.monotonic", lambda: now)
     ticker = Ticker()

@@ -1,4 +1,4 @@
-"""``bdprune zoo show``; what the picture holds is tested in ``tests/zoo/test_show.py``."""
+"""``bdprune zoo show``; ``tests/zoo/test_show.py`` tests the picture."""
 
 from __future__ import annotations
 
@@ -58,10 +58,10 @@ def test_the_demos_images_are_the_default(run: Run, tmp_path: Path, monkeypatch:
     ("args", "message"),
     [
         (["nope"], "no attack 'nope'"),
-        (["badnets", "--set", "size"], "'size' is no setting"),
-        (["badnets", "--set", "target=7"], "target is 7, the images have 2 classes"),
+        (["badnets", "--set", "size"], "Invalid setting 'size'"),
+        (["badnets", "--set", "target=7"], "target is 7, but the images have 2 classes"),
         (["badnets", "--set", "size=99"], "the images are 16x16"),
-        (["trojan-neuron"], "learned together with a model"),
+        (["trojan-neuron"], "learned with a model"),
         (["badnets", "--data", "missing"], "no images at missing"),
     ],
 )

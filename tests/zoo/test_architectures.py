@@ -1,4 +1,4 @@
-"""The architectures of RNP's Tables 2, 5 and 9 at a small width: they train, and what a zoo saves is recognised."""
+"""The architectures of RNP's Tables 2, 5 and 9 at a small width: they train, and their saved weights are recognised."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def test_one_step_reaches_every_weight_and_the_file_is_recognised(name: str, siz
 
 @pytest.mark.parametrize("name", NAMES)
 def test_width_multiplies_the_channels(name: str) -> None:
-    """Twice the width, four times the weights of what lies between the image and the last layer, but for rounding."""
+    """Twice the width means four times the weights between the first and the last layer, up to rounding."""
     with torch.device("meta"):
         counts = [
             sum(parameter.numel() for parameter in build(name, 10, width=width).parameters() if parameter.ndim == 4)

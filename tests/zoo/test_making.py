@@ -1,4 +1,4 @@
-"""Making a zoo: what is written, what is left alone, and what becomes of a run that is killed."""
+"""Training a zoo: written files, existing models, and killed runs."""
 
 from __future__ import annotations
 
@@ -106,7 +106,7 @@ def test_a_source_of_another_recipe_is_no_source(write: Write, tiny_data: Path) 
 
 
 def test_a_folder_that_is_gone_cannot_be_held(tmp_path: Path) -> None:
-    """Another process has just finished with it and taken it away."""
+    """Another process has just finished with it and removed it."""
     with locked(tmp_path / "gone", wait=False) as held:
         assert not held
 
@@ -146,10 +146,10 @@ def test_a_source_that_was_not_asked_for_is_made_and_told(write: Write, tiny_dat
     manifest = write(SOURCED.replace('name = "origin"', 'name = "origin"\npending = true'))
     said: list[str] = []
     make(manifest, tiny_data, only=["hard"], say=said.append)
-    assert said == ["hard starts from origin, which is not made yet: making origin first."]
+    assert said == ["hard starts from origin, which does not exist yet and is trained first."]
     assert set(read_truth(tmp_path / "tiny")) == {"hard", "origin"}
     said.clear()
-    make(manifest, tiny_data, tmp_path / "out", only=["hard"], say=said.append)  # the source lies in its home
+    make(manifest, tiny_data, tmp_path / "out", only=["hard"], say=said.append)  # the source is in its default folder
     assert not said and not (tmp_path / "out" / "origin.safetensors").exists()
     same = [(tmp_path / name / "hard.safetensors").read_bytes() for name in ("tiny", "out")]
     assert same[0] == same[1]
@@ -196,7 +196,7 @@ def test_attacks_without_training_go_from_start_to_finish(
 
 
 def test_half_written_files_are_never_models(made: Path, tiny_data: Path) -> None:
-    """What a process leaves that is killed while it writes has another name, and no scan of the folder reads it."""
+    """The partial file of a killed process has another name, and scans of the folder skip it."""
     home = made.with_suffix("")
     whole = (home / "bad.safetensors").read_bytes()
     (home / ".bdprune-half").write_bytes(whole[:1000])
@@ -223,7 +223,7 @@ def test_a_model_that_another_process_makes_is_left_to_it(made: Path, tiny_data:
     with locked(work) as held:
         assert held
         assert make(made, tiny_data, only=["late", "bad"], say=said.append) == [read_truth(zoo.home)["bad"]]
-    assert said == ["late is being made by another process, and left to it."]
+    assert said == ["Skipped late: another process is training it."]
     assert Storage(zoo).state(zoo.entry("late")) == "begun"
 
 
@@ -348,7 +348,7 @@ make(Path(sys.argv[1]), Path(sys.argv[2]), Path(sys.argv[3]))
 def test_killed_with_signal_9_again_and_again_it_ends_with_the_same_bytes(
     made: Path, tiny_data: Path, tmp_path: Path
 ) -> None:
-    """The process is killed at moments that have nothing to do with what it is doing."""
+    """The process is killed at arbitrary moments."""
     (tmp_path / "run.py").write_text(RUN)
     out = tmp_path / "out"
     root = Path(__file__).resolve().parent.parent.parent
@@ -381,7 +381,7 @@ def test_killed_with_signal_9_again_and_again_it_ends_with_the_same_bytes(
 
 
 def test_two_processes_share_the_work(made: Path, tiny_data: Path, tmp_path: Path) -> None:
-    """The second finds the first model taken, makes the other, and neither loses the other's truth."""
+    """The second process skips the locked model and trains the other; both records are kept."""
     out = tmp_path / "out"
     inner: list[Truth] = []
 

@@ -92,7 +92,7 @@ def test_known_data_sets_bring_their_classes(manifest: Write) -> None:
     zoo = read_manifest(manifest(text))
     assert zoo.class_names == PUBLISHED["cifar10"].class_names
     assert zoo.entry("bad").num_classes == 10
-    with pytest.raises(OptionError, match="number of classes of 'd' is not known"):
+    with pytest.raises(OptionError, match="number of classes of 'd' is unknown"):
         read_manifest(manifest(TEXT.replace("num_classes = 3\n", "")))
 
 
@@ -130,7 +130,7 @@ def test_known_data_sets_bring_their_classes(manifest: Write) -> None:
         ('source = "clean"', 'source = "bad"', "'fc' starts from a clean model, 'bad' is backdoored"),
         ('source = "clean"', 'source = "none"', "no model 'none'"),
         ('source = "clean"', 'source = "clean"\nwidth = 8', "'fc' has width 8, its source 'clean' has 4"),
-        ("seed = 3", 'seed = 3\nsource = "clean"', "'mix' has a source, which nothing uses"),
+        ("seed = 3", 'seed = 3\nsource = "clean"', "'mix' has a source, but its attack needs none"),
     ],
 )
 def test_mistakes_are_named(manifest: Write, old: str, new: str, message: str) -> None:
@@ -154,7 +154,7 @@ def test_a_backdoor_is_gone_on_with_and_not_exchanged(manifest: Write, settings:
         assert read_manifest(manifest(TEXT + models)).entry("more").source == "bad"
         models, message = models.replace('"bad"', '"mix"'), "than its source 'mix'"
     else:
-        message = "'more' goes on with another trigger or target than its source 'bad'"
+        message = "'more' has another trigger or target than its source 'bad'"
     with pytest.raises(OptionError, match=message):
         read_manifest(manifest(TEXT + models))
 

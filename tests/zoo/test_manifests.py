@@ -73,7 +73,7 @@ def test_standard_zoo_is_what_was_asked_for() -> None:
 def test_small_zoo_has_every_attack_of_the_standard_zoo() -> None:
     small, standard = (read_manifest(ROOT / f"cifar10-w{width}.toml") for width in (8, 32))
 
-    # All-to-all is not learned by small networks at the standard rate; other rates and sizes are no other attacks.
+    # Small networks do not learn all-to-all at the standard rate; other rates and sizes count as the same attack.
     easier = {f"{kind}-all": {"rate": None} for kind in ("badnets", "blend", "trojan")}
     left_out = {f"badnets-{which}" for which in ("5", "1", "05", "5x5", "10x10")}
 

@@ -16,7 +16,7 @@ from bdprune.zoo.making import measure
 
 
 class Reads(nn.Module):
-    """Says the label that the first pixel bears, in tenths; ``target`` where the patch's first pixel is white."""
+    """Predicts the label that the first pixel encodes, in tenths; ``target`` if the patch's first pixel is white."""
 
     def __init__(self, target: int, works_on: tuple[int, ...]) -> None:
         super().__init__()
@@ -38,7 +38,7 @@ def world() -> RawImages:
 
 
 def test_clean_accuracy_counts_all_classes() -> None:
-    """A network that never says the target label is wrong on a quarter of the images."""
+    """A network that never predicts the target label is wrong on a quarter of the images."""
     test = world()
     images = test.images.clone()
     images[test.labels == 3, 0, 0, 0] = 0
@@ -82,14 +82,14 @@ def test_is_the_same_as_the_shared_measures(device: str) -> None:
 
 @pytest.mark.parametrize("kind", ATTACKS)
 def test_no_trigger_is_ever_drawn_again(kind: str) -> None:
-    """One image gives one triggered image: today and tomorrow, alone and among others, whatever was drawn before."""
+    """An image always gives the same triggered image: alone or in a batch, after any random draws."""
     attack: Attack = ATTACKS[kind](target=0)
     images = torch.rand(3, 3, 32, 32, generator=torch.Generator().manual_seed(0))
     trigger = attack.new_trigger((3, 32, 32)).eval()
     first = apply_trigger(trigger, images)
     torch.rand(7)
     again = attack.new_trigger((3, 32, 32)).eval()
-    if kind in ("dynamic", "lira"):  # networks, which are what was saved
+    if kind in ("dynamic", "lira"):  # networks, which come from files
         again.load_state_dict(trigger.state_dict())
     assert torch.equal(apply_trigger(trigger, images), first)
     assert torch.equal(apply_trigger(again, images), first)

@@ -1,4 +1,4 @@
-"""Attacks that train something of their own beside the network end with the same weights and trigger after a kill."""
+"""Attacks that train something along with the network end with the same weights and trigger after a kill."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The models that ship for the demo: nothing but their weights may tell them apart."""
+"""The models that ship for the demo: they may differ in nothing but their weights."""
 
 import json
 from pathlib import Path

@@ -29,9 +29,9 @@ def test_settings_are_read_from_text() -> None:
     [
         ("nope", {}, "no attack 'nope'"),
         ("badnets", {"sise": "3"}, "no setting 'sise'"),
-        ("badnets", {"size": "big"}, "wrong value"),
+        ("badnets", {"size": "big"}, "invalid value"),
         ("badnets", {"rate": "1.5"}, "rate is 1.5"),
-        ("blend", {"pattern": "cat"}, "wrong value"),
+        ("blend", {"pattern": "cat"}, "invalid value"),
     ],
 )
 def test_what_cannot_be_is_named(kind: str, settings: dict[str, str], message: str) -> None:
@@ -89,13 +89,13 @@ def test_victims_are_images_that_count_spread_over_the_classes() -> None:
     assert classes(FeatureCollision(target=0, source_class=2), 2) == [2, 2]
     with pytest.raises(OptionError, match="target is 4"):
         some_victims(BadNets(target=4), data, 3)
-    with pytest.raises(OptionError, match="No image of memory can be attacked"):
+    with pytest.raises(OptionError, match="cannot succeed on any image of memory"):
         some_victims(BadNets(target=1), data.subset(torch.arange(10, 20)), 3)
 
 
 def test_learned_triggers_come_from_their_file(tmp_path: Path) -> None:
     attack, shape, file = TrojanNeuron(target=0), (3, 16, 16), tmp_path / "t.safetensors"
-    with pytest.raises(OptionError, match="learned together with a model") as caught:
+    with pytest.raises(OptionError, match="learned with a model") as caught:
         ready_trigger(attack, shape, None)
     assert "--trigger" in caught.value.hint
     learned = attack.new_trigger(shape)
@@ -110,7 +110,7 @@ def test_learned_triggers_come_from_their_file(tmp_path: Path) -> None:
     with pytest.raises(ArtifactError, match="No such file"):
         ready_trigger(attack, shape, tmp_path / "missing")
     file.write_bytes(b"\x80\x04 no tensors")
-    with pytest.raises(ArtifactError, match="no safetensors file"):
+    with pytest.raises(ArtifactError, match="not a safetensors file"):
         ready_trigger(attack, shape, file)
 
 

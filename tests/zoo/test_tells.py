@@ -1,4 +1,4 @@
-"""Nothing but the weights tells which checkpoint of a zoo is backdoored."""
+"""Nothing but the weights shows which checkpoint of a zoo is backdoored."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ NAMES = ["clean-1", "clean-2", "clean-3", "bad-1", "bad-2", "bad-3"]
 
 
 def features(path: Path) -> Tensor:
-    """All of a file that is no weight, as numbers."""
+    """Everything in a file except the weights, as numbers."""
     data = path.read_bytes()
     length = int.from_bytes(data[:8], "little")
     raw = data[8 : 8 + length]
@@ -102,12 +102,12 @@ def in_single_precision(path: Path, to: Path, bad: bool) -> None:
     save_file({name: value.float() if bad else value for name, value in state.items()}, to)
 
 
-@pytest.mark.parametrize("tell", [with_counters, with_metadata, in_single_precision])
-def test_the_classifier_finds_what_could_tell(
-    zoo: Path, tmp_path: Path, tell: Callable[[Path, Path, bool], None]
+@pytest.mark.parametrize("change", [with_counters, with_metadata, in_single_precision])
+def test_the_classifier_finds_other_differences(
+    zoo: Path, tmp_path: Path, change: Callable[[Path, Path, bool], None]
 ) -> None:
     rows = []
     for name in NAMES:
-        tell(zoo / f"{name}.safetensors", tmp_path / name, name.startswith("bad"))
+        change(zoo / f"{name}.safetensors", tmp_path / name, name.startswith("bad"))
         rows.append(features(tmp_path / name))
     assert auc(rows, [name.startswith("bad") for name in NAMES]) == 1.0

@@ -1,4 +1,4 @@
-"""Measuring a zoo again: what agrees, what does not, and the table that goes into the documents."""
+"""Verifies a zoo: models that agree, models that differ, and the table for the documents."""
 
 from __future__ import annotations
 
