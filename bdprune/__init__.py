@@ -1,6 +1,6 @@
-"""bdprune tells backdoored neural networks from clean ones and repairs them.
+"""bdprune finds backdoored neural networks and repairs them.
 
-Importing it is cheap: torch is imported only when one of the names below is first used.
+The import is cheap: the first use of one of the names below imports torch.
 
 >>> import bdprune
 >>> result = bdprune.scan("model.pth", "clean_images/", detectors=["lipschitz"])

@@ -6,7 +6,7 @@ import sys
 
 
 def start() -> None:
-    """Runs the command line. Ctrl-C while it is still being imported ends it as quietly as later on."""
+    """Runs the command line. Ctrl-C during the imports ends it without a traceback."""
     try:
         from bdprune.cli.main import main
     except KeyboardInterrupt:

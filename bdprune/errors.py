@@ -1,7 +1,7 @@
 """The errors that bdprune raises on purpose.
 
-Each carries one sentence on what was wrong and, as ``hint``, one on what to do about it. The command line prints
-both and turns the class into an exit code; nothing else in the package may end a program.
+Each error states the problem in one sentence, and what to do about it in ``hint``. The command line prints both and
+turns the class into an exit code; nothing else in the package may end a program.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ class BdpruneError(Exception):
 
     Args:
         message: what was wrong, in one sentence, with the value that was found.
-        hint: what the reader can do about it, in one sentence; empty when there is nothing to do.
+        hint: what the reader can do about it, in one sentence; empty if there is nothing to do.
     """
 
     def __init__(self, message: str, hint: str = "") -> None:
@@ -25,15 +25,15 @@ class BdpruneError(Exception):
 
 
 class ArtifactError(BdpruneError):
-    """A file is not a checkpoint that can be read safely: damaged, hostile, or of impossible size."""
+    """A file cannot be read safely as a checkpoint: it is damaged, hostile, or of impossible size."""
 
 
 class UnsupportedError(ArtifactError):
-    """A file is no model checkpoint at all, or one of a format that bdprune does not read."""
+    """A file is not a model checkpoint, or its format is not supported."""
 
 
 class NoWeightsError(UnsupportedError):
-    """A file can be read and holds no weights: the state of an optimiser or a scheduler, arguments, random state."""
+    """A readable file without weights: the state of an optimiser or a scheduler, arguments, random state."""
 
 
 class ArchitectureError(BdpruneError):
@@ -45,21 +45,21 @@ class DataError(BdpruneError):
 
 
 class SanityError(DataError):
-    """The model does not do its clean job on the clean data, so nothing that rests on them could be trusted."""
+    """The model's accuracy on the clean data is too low to trust any result that depends on them."""
 
 
 class OptionError(BdpruneError):
-    """An option has a value that cannot work; the command line exits with its usage code."""
+    """An option has an invalid value; the command line exits with its usage code."""
 
 
 class OutputError(BdpruneError):
-    """A result cannot be written where it was asked for."""
+    """A result cannot be written to the requested place."""
 
 
 class TrainingError(BdpruneError):
-    """An optimisation left the finite numbers and could not be brought back."""
+    """An optimisation produced NaN or infinite values and could not recover."""
 
 
 def first_line(error: BaseException) -> str:
-    """The first line of an error's text, at most 300 characters of it: what fits into a message."""
+    """The first line of an error's text, at most 300 characters of it, for use in a message."""
     return (str(error).strip().splitlines() or [""])[0][:300]

@@ -1,5 +1,6 @@
-"""What plugs in: a module of a package of ours, or an entry point of an installed package. The methods are found
-like this: one for each module of ``detectors`` and ``purifiers``, and those that plug in.
+"""Finds plug-ins: modules of bdprune's own packages, and entry points of installed packages.
+
+Each module of ``detectors`` and ``purifiers`` holds one method; plug-ins add others.
 """
 
 from __future__ import annotations
@@ -24,42 +25,43 @@ Kind = Literal["detector", "purifier"]
 
 log = logging.getLogger(__name__)
 
-_REPAIR = "Repair or remove the package that brings it."
+_REPAIR = "Repair or remove the package that provides it."
 
 
 def names(kind: Kind) -> list[str]:
-    """Short names of all detectors or purifiers, ours first. No method is imported for that."""
-    return list(_homes(kind))
+    """Short names of all detectors or purifiers, bdprune's own first. This imports no method."""
+    return list(_method_places(kind))
 
 
 def method_class(kind: Kind, name: str) -> type[Method]:
     """The class of a method.
 
     Raises:
-        OptionError: a name that no method has, or a plug-in that is no method.
+        OptionError: no method has this name, or the plug-in is not a method.
     """
-    homes = _homes(kind)
-    if name not in homes:
-        raise OptionError(f"There is no {kind} {name!r}.", f"The {kind}s are {', '.join(homes)}.")
+    known = _method_places(kind)
+    if name not in known:
+        raise OptionError(f"There is no {kind} {name!r}.", f"The {kind}s are {', '.join(known)}.")
     try:
-        found: Any = load(homes[name], lambda one: getattr(one, "kind", None) == kind)
+        found: Any = load(known[name], lambda one: getattr(one, "kind", None) == kind)
     except Exception as error:
         raise OptionError(f"The plug-in {name!r} cannot be imported: {error!r}.", _REPAIR) from error
     if not inspect.isclass(found) or getattr(found, "kind", None) != kind:
         raise OptionError(
-            f"The plug-in {name!r} is no {kind}: {found!r}.", f"It must be a subclass of bdprune.{kind.capitalize()}."
+            f"The plug-in {name!r} is not a {kind}: {found!r}.",
+            f"It must be a subclass of bdprune.{kind.capitalize()}.",
         )
     return cast("type[Method]", found)
 
 
 def methods(kind: Kind) -> list[MethodInfo]:
-    """The descriptions of all methods, in the order in which a scan runs them: the cheapest first."""
+    """The descriptions of all methods, the cheapest first, as a scan runs them."""
     found = [method_class(kind, name).info(name) for name in _sound(kind)]
     return sorted(found, key=lambda one: COSTS.index(one.cost))
 
 
 def unusable(kind: Kind) -> dict[str, str]:
-    """Why a method cannot be made with its default settings, by the name of each that cannot."""
+    """Why each unusable method cannot be made with its default settings, by the method's name."""
     found = {}
     for name in names(kind):
         try:
@@ -70,23 +72,23 @@ def unusable(kind: Kind) -> dict[str, str]:
 
 
 def _sound(kind: Kind) -> list[str]:
-    """The names of the methods that can be made; plug-ins that cannot are left out with a warning."""
+    """The names of the methods that can be made; it skips broken plug-ins with a warning."""
     broken = unusable(kind)
     for name, reason in broken.items():
-        log.warning("the plug-in %s is left out: %s", name, reason)
+        log.warning("skipped the plug-in %s: %s", name, reason)
     return [name for name in names(kind) if name not in broken]
 
 
 def split_names(text: str) -> list[str]:
-    """The names in ``text``, which has commas between them; each once."""
+    """The names in the comma-separated ``text``, each once."""
     return list(dict.fromkeys(map(str.strip, text.split(","))))
 
 
 def detector(name: str, preset: str | None = None, **settings: Any) -> Detector:
-    """The detector of that name, with its default settings, those of a preset, or others.
+    """The detector of that name, with its default settings, a preset, or single settings.
 
     Raises:
-        OptionError: a name, preset or setting that there is not.
+        OptionError: an unknown name, preset or setting.
 
     Example:
         >>> detector("lipschitz", threshold=5.0)
@@ -96,10 +98,10 @@ def detector(name: str, preset: str | None = None, **settings: Any) -> Detector:
 
 
 def purifier(name: str, preset: str | None = None, **settings: Any) -> Purifier:
-    """The purifier of that name, with its default settings, those of a preset, or others.
+    """The purifier of that name, with its default settings, a preset, or single settings.
 
     Raises:
-        OptionError: a name, preset or setting that there is not.
+        OptionError: an unknown name, preset or setting.
 
     Example:
         >>> purifier("rnp", preset="paper").stop_early
@@ -109,73 +111,76 @@ def purifier(name: str, preset: str | None = None, **settings: Any) -> Purifier:
 
 
 def chosen_detectors(chosen: Sequence[str | Detector] | str | None, defaults: Mapping[str, Any]) -> list[Detector]:
-    """The chosen detectors in the order given; all of them for None, the cheapest first.
+    """The chosen detectors in the order given; None chooses all, the cheapest first.
 
     Args:
-        chosen: names, or detectors, or names with commas between.
-        defaults: settings, such as the seed, for those that are named and take them.
+        chosen: names, detectors, or comma-separated names.
+        defaults: settings, such as the seed, for detectors that are given by name and have these settings.
 
     Raises:
-        OptionError: a name that no detector has.
+        OptionError: an unknown detector.
     """
     wanted = split_names(chosen) if isinstance(chosen, str) else chosen
     if wanted is not None and not isinstance(wanted, Sequence):
-        raise OptionError(f"{wanted!r} is no list of detectors.", "Give names or detectors in a list.")
+        raise OptionError(
+            f"The detectors must be a list, not {wanted!r}.", "Give names or instances of bdprune.Detector in a list."
+        )
     named = _sound("detector") if wanted is None else wanted
-    found = [detector(one, **_taken("detector", one, defaults)) if isinstance(one, str) else one for one in named]
-    strangers = [one for one in found if inspect.isclass(one) or getattr(one, "kind", None) != "detector"]
-    if strangers:
-        raise OptionError(f"{strangers[0]!r} is no detector.", "Give a name, or an instance of bdprune.Detector.")
+    found = [detector(one, **_accepted("detector", one, defaults)) if isinstance(one, str) else one for one in named]
+    invalid = [one for one in found if inspect.isclass(one) or getattr(one, "kind", None) != "detector"]
+    if invalid:
+        raise OptionError(f"{invalid[0]!r} is not a detector.", "Give a name, or an instance of bdprune.Detector.")
     return sorted(found, key=lambda one: COSTS.index(one.cost)) if wanted is None else found
 
 
 def chosen_purifier(
     method: str | Purifier, preset: str | None, settings: Mapping[str, Any], defaults: Mapping[str, Any]
 ) -> Purifier:
-    """The purifier of that name, with ``settings``, and those of ``defaults`` that it takes; one that is made already
-    comes back as it is.
+    """The purifier of that name, with ``settings`` and the ``defaults`` that it accepts; an instance is returned
+    unchanged.
 
     Raises:
-        OptionError: a name, preset or setting that there is not.
+        OptionError: an unknown name, preset or setting.
     """
     if not isinstance(method, str):
         return method
-    return purifier(method, preset, **{**_taken("purifier", method, defaults), **settings})
+    return purifier(method, preset, **{**_accepted("purifier", method, defaults), **settings})
 
 
 def _made(kind: Kind, name: str, preset: str | None, settings: Mapping[str, Any]) -> Method:
     make = method_class(kind, name)
     refused = sorted(settings.keys() - make.settings())
     if refused:
-        hint = f"It takes {', '.join(sorted(make.settings()))}." if make.settings() else "It takes none."
-        raise OptionError(f"The {kind} {name!r} takes no {', '.join(refused)}.", hint)
+        known = ", ".join(sorted(make.settings()))
+        hint = f"Its settings are {known}." if known else "It has no settings."
+        raise OptionError(f"The {kind} {name!r} has no setting {', '.join(refused)}.", hint)
     return make.preset(preset, **settings) if preset else make(**settings)
 
 
-def _taken(kind: Kind, name: str, settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Those of ``settings`` that the method takes."""
-    takes = method_class(kind, name).settings()
-    return {key: value for key, value in settings.items() if key in takes and value is not None}
+def _accepted(kind: Kind, name: str, settings: Mapping[str, Any]) -> dict[str, Any]:
+    """The ``settings`` that the method has and that are not None."""
+    known = method_class(kind, name).settings()
+    return {key: value for key, value in settings.items() if key in known and value is not None}
 
 
 @cache
-def _homes(kind: Kind) -> dict[str, EntryPoint | str]:
-    """Where every method is found. Installed packages are looked through once a process."""
+def _method_places(kind: Kind) -> dict[str, EntryPoint | str]:
+    """The place of every method, by name. A process searches the installed packages once."""
     return places(f"bdprune.{kind}s", f"bdprune.{kind}s")
 
 
 def places(package: str, group: str) -> dict[str, EntryPoint | str]:
-    """Where what plugs in is found, by name: the modules of ``package``, then the entry points of ``group``."""
+    """Places of plug-ins by name: the modules of ``package``, then the entry points of ``group``."""
     path = importlib.import_module(package).__path__
     ours: dict[str, EntryPoint | str] = {one.name: f"{package}.{one.name}" for one in pkgutil.iter_modules(path)}
     plugged = {point.name: point for point in entry_points(group=group)}
     for name in plugged.keys() & ours.keys():
-        log.warning("the entry point %s of %s has the name of one of ours and is left out", name, group)
+        log.warning("skipped the entry point %s of %s: bdprune has its own method of this name", name, group)
     return ours | {name: point for name, point in plugged.items() if name not in ours}
 
 
 def load(place: EntryPoint | str, fits: Callable[[type], bool]) -> object:
-    """What an entry point names, or the one class of a module of ours that ``fits``."""
+    """The object that an entry point names, or the one class of a bdprune module that ``fits``."""
     if isinstance(place, EntryPoint):
         return place.load()
     defined = vars(importlib.import_module(place)).values()

@@ -1,7 +1,7 @@
 """Scores the convolutions of a safetensors file with NumPy and the torch-free core; torch is never imported.
 
-For services that receive checkpoints but do not ship torch: the spectral norm of every filter is what the data-free
-detectors start from, and reading it costs one pass over the file.
+For services that receive checkpoints but do not ship torch. The data-free detectors start from the spectral norms of
+the filters; computing them takes one pass over the file.
 """
 
 from __future__ import annotations
@@ -39,14 +39,14 @@ def screen(path: str | Path) -> dict[str, NDArray[np.float64]]:
 
     Returns:
         For each such tensor, by name and in the order of the file, the largest singular value of each filter's
-        ``[I / groups, kh * kw]`` matrix: float64 ``[O]``, as exact as those of ``filter_spectral_norms``; NaN for a
-        filter that is not finite.
+        ``[I / groups, kh * kw]`` matrix: float64 ``[O]``, as exact as ``filter_spectral_norms``; NaN for a filter
+        that is not finite.
 
     Raises:
         UnsupportedError: the file is not a safetensors file.
-        ArtifactError: it is one, but cannot be read or is damaged: its header names sizes or places that do not fit.
+        ArtifactError: the file cannot be read or is damaged: sizes or offsets in its header do not fit.
 
-    Sizes are checked against the length of the file before anything is allocated, and nothing in it is executed.
+    It compares sizes with the length of the file before it allocates memory, and executes nothing from the file.
     """
     try:
         data, header, start = _open(Path(path))
@@ -56,15 +56,15 @@ def screen(path: str | Path) -> dict[str, NDArray[np.float64]]:
 
 
 def _open(path: Path) -> tuple[NDArray[np.uint8], dict[str, Any], int]:
-    """The mapped file, its header, and where its tensors begin."""
+    """The mapped file, its header, and the offset of its first tensor."""
     hint = "Pass a file with the ending .safetensors."
     try:
         if not stat.S_ISREG(path.stat().st_mode):
-            raise UnsupportedError("it is no regular file.", hint)
+            raise UnsupportedError("it is not a regular file.", hint)
         with path.open("rb") as file:
             if not looks_like_safetensors(file.read(9)):
                 raise UnsupportedError("it is not a safetensors file.", hint)
-        with safe_open(path, framework="numpy"):  # which checks the header against the length of the file
+        with safe_open(path, framework="numpy"):  # compares the header with the length of the file
             data = np.memmap(path, dtype=np.uint8, mode="r")
             return data, *safetensors_header(data.data)
     except SafetensorError as error:
@@ -85,7 +85,7 @@ def _convolutions(header: Mapping[str, Any], data_start: int) -> Iterator[tuple[
 
 def _norms(data: NDArray[np.uint8], conv: _Convolution) -> NDArray[np.float64]:
     count, channels, height, width = conv.shape
-    # A copy is aligned, whatever the file does.
+    # A copy is aligned; the tensor in the file may not be.
     raw = np.array(data[conv.place])
     try:
         from bdprune import _core
@@ -96,7 +96,7 @@ def _norms(data: NDArray[np.uint8], conv: _Convolution) -> NDArray[np.float64]:
 
 
 def _numpy_norms(raw: NDArray[np.uint8], conv: _Convolution) -> NDArray[np.float64]:
-    """The same by plain NumPy, where the core is not built."""
+    """The same in plain NumPy, for installations without the compiled core."""
     count, channels, height, width = conv.shape
     if conv.dtype == "bfloat16":
         values = (raw.view(np.uint16).astype(np.uint32) << 16).view(np.float32)

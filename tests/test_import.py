@@ -1,4 +1,4 @@
-"""``import bdprune`` is light, and its names are what they say."""
+"""``import bdprune`` is fast, and its names lead to the right objects."""
 
 from __future__ import annotations
 

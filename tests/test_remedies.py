@@ -19,7 +19,7 @@ from bdprune.pipeline.repair import RepairNames
 PACKAGE = Path(bdprune.__file__).parent
 OPTION = re.compile(r"(?<![\w-])--([a-z][a-z-]*[a-z])")
 PARAMETER = re.compile(r"\b[a-z]+(?:_[a-z]+)+\b")
-# Words with an underscore that are not parameters of ours: torch's own, and arrays and columns in files.
+# Words with an underscore that are not parameters of bdprune: torch's own, and arrays and columns in files.
 OTHERS = {
     "load_state_dict",
     "no_grad",
@@ -47,7 +47,7 @@ def texts(node: ast.AST) -> Iterator[str]:
 
 
 def remedies(tree: ast.Module) -> Iterator[str]:
-    """Second arguments of errors, and the constants and local names that they may stand for."""
+    """Second arguments of errors, and the constants and local names that they may be."""
     names: dict[str, list[str]] = {}
     for node in ast.walk(tree):
         if isinstance(node, ast.Assign):
@@ -79,7 +79,7 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 def test_options_that_are_named_exist(path: Path) -> None:
     known = options(main)
     named = {option for text in texts(ast.parse(path.read_text())) for option in OPTION.findall(text)}
-    # Options of other programs, such as pip, stand in commands of theirs.
+    # Options of other programs, such as pip, are part of their commands.
     assert named - known - {"no-build-isolation"} == set()
 
 

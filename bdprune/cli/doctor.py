@@ -26,7 +26,7 @@ _COLOURS = {"ok": "32", "note": "33", "broken": "31"}
 
 @dataclass(frozen=True)
 class Check:
-    """One thing looked at: whether it works, what was found, and the hint."""
+    """The outcome of one check: its state, what was found, and a hint."""
 
     name: str
     state: Literal["ok", "note", "broken"]
@@ -34,15 +34,15 @@ class Check:
     hint: str = ""
 
 
-@click.command(short_help="Say what was built and what runs here.")
+@click.command(short_help="Check the installation and this machine.")
 @listing
 @click.option(
-    "--paths", is_flag=True, help="Also say how stacks of models, sweeps and convolutions run here, and how fast."
+    "--paths", is_flag=True, help="Also show the fastest variants of stacks, sweeps and convolutions on this machine."
 )
 def doctor(form: str, paths: bool) -> int:
-    """Say what was built, for which torch, CUDA and CPU, what runs here, and the hint for what does not.
+    """Check the installation: the compiled parts, torch, CUDA, CPU and packages, with a hint for each problem.
 
-    Exits with 2 when something that every scan needs is broken.
+    Exits with 2 if something that every scan needs is broken.
 
     \b
     bdprune doctor
@@ -89,7 +89,7 @@ def _ops() -> Iterator[Check]:
     if info["cuda"]:
         yield Check("CUDA ops", "ok", "built and running")
     else:
-        yield Check("CUDA ops", "note", info["cuda_reason"], "GPU tensors take plain PyTorch, with the same answers.")
+        yield Check("CUDA ops", "note", info["cuda_reason"], "GPU tensors use plain PyTorch, with the same results.")
     yield _self_test()
 
 
@@ -98,11 +98,11 @@ def _cpu_ops(info: dict[str, Any]) -> Check:
         built = f"torch {info['built_for_torch']}, stable ABI {info['stable_abi']}, {info['compiler']}"
         return Check("CPU ops", "ok", f"compiled, {info['cpu_features']} kernels; built with {built}")
     hint = "Unset BDPRUNE_BACKEND." if info["requested"] == "reference" else _BUILD
-    return Check("CPU ops", "note", f"plain PyTorch, slower, with the same answers: {info['reason']}", hint)
+    return Check("CPU ops", "note", f"plain PyTorch, slower, with the same results: {info['reason']}", hint)
 
 
 def _self_test() -> Check:
-    """Two filters whose spectral norms are known: a 3x3 filter of ones has 3, and twice a unit matrix has 2."""
+    """Computes two known spectral norms: 3 for a 3x3 filter of ones, and 2 for twice a unit matrix."""
     import torch
 
     from bdprune.ops import filter_spectral_norms
@@ -118,12 +118,12 @@ def _self_test() -> Check:
 
 
 def _tuned() -> Iterator[Check]:
-    """What trials have chosen on this machine."""
+    """The variants that trials have chosen on this machine."""
     from bdprune.ops import kept_choices, kept_file
 
     choices = kept_choices()
     if not choices:
-        yield Check("tuned", "note", f"nothing has been tried yet; trials are kept in {kept_file()}")
+        yield Check("tuned", "note", f"no trial has run yet; their results will be stored in {kept_file()}")
     for choice in choices:
         times = ", ".join(f"{name} {1000 * seconds:.2f} ms" for name, seconds in choice.seconds.items())
         yield Check(f"tuned {choice.question}", "ok", f"{choice.winner}: {choice.shape} on {choice.device}: {times}")
@@ -141,7 +141,7 @@ def _packages() -> Iterator[Check]:
 
 
 def _version(name: str) -> str:
-    # Imported here, because every start of the program would pay for it.
+    # Imported here to keep the start of the program fast.
     from importlib.metadata import PackageNotFoundError, version
 
     try:

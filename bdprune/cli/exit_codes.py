@@ -1,4 +1,4 @@
-"""What the command line returns, so that a pipeline can act on it."""
+"""The exit codes of the command line, for pipelines that act on them."""
 
 from __future__ import annotations
 
@@ -19,15 +19,15 @@ BROKEN_PIPE = 141
 
 HELP = """\b
 Exit codes:
-  0    every model was scanned, and none is at or above --fail-on
-  1    at least one model is at or above --fail-on
+  0    every model was scanned, and none reached --fail-on
+  1    at least one model reached --fail-on
   2    at least one scan failed or timed out
-  3    nothing that is supported was scanned
+  3    no supported file was scanned
   4    usage error, or an output that cannot be written
-  5    at least one model could not be judged, or, without --skip-unknown, something that may hold weights was
-       not scanned
+  5    at least one model could not be judged; or, without --skip-unknown, a file that may hold weights was not
+       scanned
   130  interrupted
-When several hold: 4, then 1, 2, 5, 3, 0."""
+If several apply, the first of 4, 1, 2, 5, 3, 0 wins."""
 
 FailOn = Literal["suspicious", "backdoored", "never"]
 
@@ -43,8 +43,8 @@ def of_scan(
     """The code for these results: the first that applies of 1, 2, 5, 3 and 0.
 
     Args:
-        unknown: whether something that may hold weights was passed over.
-        skip_unknown: files in formats that are not read do not count where something else was scanned.
+        unknown: whether the scan skipped a file that may hold weights.
+        skip_unknown: ignore files in unsupported formats if another file was scanned.
     """
     if exit_zero:
         return OK

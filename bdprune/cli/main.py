@@ -1,4 +1,4 @@
-"""The command ``bdprune``: its subcommands, and what becomes of errors."""
+"""The command ``bdprune``: its subcommands, and how it reports errors."""
 
 from __future__ import annotations
 
@@ -33,14 +33,14 @@ log = logging.getLogger("bdprune")
 
 
 class Commands(click.Group):
-    """A group whose errors are one or two lines on standard error and one of the documented exit codes."""
+    """A group that reports an error in one or two lines on standard error and a documented exit code."""
 
     def main(self, *args: Any, standalone_mode: bool = True, **extra: Any) -> Any:
         """Runs the command; in standalone mode, as from a shell, it ends the program."""
         run: Callable[..., Any] = super().main
         if not standalone_mode:
             return run(*args, standalone_mode=False, **extra)
-        if sys.stderr is None:  # closed by the caller: what is meant for it must not go to standard output
+        if sys.stderr is None:  # the caller closed it; its text must not go to standard output
             sys.stderr = open(os.devnull, "w")  # noqa: SIM115
         with _terminable():
             code = _guarded(lambda: run(*args, standalone_mode=False, **extra))
@@ -54,13 +54,13 @@ class Commands(click.Group):
             raise ClosedPipeError from None
 
     def list_commands(self, context: click.Context) -> list[str]:
-        """The commands in the order in which they are added."""
+        """The commands in the order of their registration."""
         return list(self.commands)
 
 
 @contextlib.contextmanager
 def _terminable() -> Iterator[None]:
-    """Lets SIGTERM end the command as Ctrl-C does: worker stopped, nothing half-written."""
+    """Makes SIGTERM end the command like Ctrl-C: it stops the worker and leaves no partial files."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -72,7 +72,7 @@ def _terminable() -> Iterator[None]:
 
 
 def _guarded(run: Callable[[], Any]) -> int:
-    """The exit code of ``run``, whatever becomes of it."""
+    """The exit code of ``run``, also if it raises."""
     try:
         code = run()
         return code if isinstance(code, int) else exit_codes.OK
@@ -93,14 +93,14 @@ def _guarded(run: Callable[[], Any]) -> int:
         log.debug("", exc_info=True)
         _complain(
             f"Unexpected {type(error).__name__}: {first_line(error)}",
-            "Please report it, with what `bdprune --verbose` prints.",
+            "Please report it with the output of `bdprune --verbose`.",
         )
         return exit_codes.FAILED
 
 
 def _complain(message: str, hint: str = "") -> None:
     lines = [f"bdprune: {message}", *([f"  {hint}"] if hint else [])]
-    with contextlib.suppress(OSError):  # nobody may be reading
+    with contextlib.suppress(OSError):  # standard error may be closed
         print("\n".join(plain(line) for line in lines), file=sys.stderr)
 
 
@@ -110,9 +110,9 @@ def _complain(message: str, hint: str = "") -> None:
     epilog=exit_codes.HELP,
 )
 @click.version_option(bdprune.__version__, message="%(prog)s %(version)s")
-@click.option("-v", "--verbose", is_flag=True, help="Say more on standard error, tracebacks too.")
+@click.option("-v", "--verbose", is_flag=True, help="Print debug messages and tracebacks on standard error.")
 def main(verbose: bool) -> None:
-    """Tell backdoored neural networks from clean ones, and repair them.
+    """Find backdoored neural networks, and repair them.
 
     \b
     bdprune scan model.pth --data clean_images/
@@ -121,7 +121,7 @@ def main(verbose: bool) -> None:
     """
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="replace")  # a terminal need not know every character
+            stream.reconfigure(errors="replace")  # a terminal may lack some characters
     logging.basicConfig(level=logging.DEBUG if verbose else logging.WARNING, format="%(name)s: %(message)s")
     if not sys.warnoptions and not verbose:
         warnings.simplefilter("ignore")

@@ -1,4 +1,4 @@
-"""``bdprune detectors`` and ``bdprune purifiers``: the methods as they describe themselves."""
+"""``bdprune detectors`` and ``bdprune purifiers``: lists of the methods."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _COLUMNS = ("name", "needs", "cost", "gives", "presets", "what it does")
 @click.command(short_help="List the detectors.")
 @listing
 def detectors(form: str) -> int:
-    """List the detectors, ours and those of installed packages, in the order in which a scan runs them.
+    """List the detectors of bdprune and of installed packages, in the order in which a scan runs them.
 
     \b
     bdprune detectors
@@ -36,7 +36,7 @@ def detectors(form: str) -> int:
 @click.command(short_help="List the purifiers.")
 @listing
 def purifiers(form: str) -> int:
-    """List the purifiers, ours and those of installed packages, with their presets.
+    """List the purifiers of bdprune and of installed packages, with their presets.
 
     \b
     bdprune purifiers

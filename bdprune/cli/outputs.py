@@ -1,4 +1,4 @@
-"""Where results go: which format, and to standard output or to a file."""
+"""Outputs: the format of each, and its file or standard output."""
 
 from __future__ import annotations
 
@@ -17,36 +17,36 @@ DEFAULT = "text"
 
 @dataclass(frozen=True)
 class Output:
-    """A format and its file; no file stands for standard output."""
+    """A format and its file; None means standard output."""
 
     writer: Writer
     path: Path | None = None
 
     @property
     def is_live(self) -> bool:
-        """Whether results go to standard output one by one, as they come."""
+        """Whether each result goes to standard output as soon as it is ready."""
         return self.path is None and self.writer.streams
 
     def write(self, documents: Documents, *, as_array: bool = False) -> None:
-        """Writes these results, as an array where the format has arrays and ``as_array`` asks for one."""
+        """Writes these results, as an array if ``as_array`` is set and the format has arrays."""
         colour = self.path is None and use_colour()
         text = self.writer.render(documents, Style(as_array=as_array, colour=colour))
         emit(text) if self.path is None else write_text(self.path, text)
 
 
 def plan(formats: Sequence[str], files: Sequence[str], kinds: Sequence[str], quiet: bool) -> list[Output]:
-    """What ``--format`` and ``--output`` ask for.
+    """The outputs that ``--format`` and ``--output`` describe.
 
-    A format may bring its file along (``html=report.html``); the others take the files in order; the format of a file
-    too many is known by its suffix. What is left without a file, one at most, goes to standard output, and when
-    nothing does, text goes there, unless ``quiet`` and there is a file.
+    A format may name its file (``html=report.html``); the other formats take the files in order. The suffix of an extra
+    file gives its format. One format without a file goes to standard output. If none does, text goes there, unless
+    ``quiet`` is set and there is a file.
 
     Args:
-        kinds: of the documents that are to be written.
+        kinds: kinds of the documents to write.
 
     Raises:
-        OptionError: a format that is unknown or cannot hold such documents, or two for standard output.
-        OutputError: a file that cannot be written.
+        OptionError: a format is unknown or cannot hold such documents, or two formats go to standard output.
+        OutputError: a file cannot be written.
     """
     waiting = list(files)
     asked = []
@@ -69,14 +69,14 @@ def plan(formats: Sequence[str], files: Sequence[str], kinds: Sequence[str], qui
 
 
 def check_apart(written: Sequence[Path | None], read: Sequence[Path | None]) -> None:
-    """Makes sure that no file is written twice and that none is written that is read.
+    """Checks that no file is written twice, and that no output overwrites an input.
 
     Args:
-        written: where results go; None and pipes and devices don't count.
+        written: output files; None, pipes and devices don't count.
         read: models and data.
 
     Raises:
-        OptionError: one is.
+        OptionError: an output overwrites another file of the run.
     """
     seen = {os.path.realpath(path): f"{path} is read" for path in read if path is not None}
     for path in written:
@@ -89,10 +89,10 @@ def check_apart(written: Sequence[Path | None], read: Sequence[Path | None]) -> 
 
 
 def write_all(wanted: Sequence[Output], documents: Callable[[Output], Documents], as_array: bool) -> None:
-    """Writes every output; one that fails does not keep the others from being written.
+    """Writes every output; if one fails, it still writes the others.
 
     Raises:
-        BdpruneError: of the first that failed; an unexpected one of a plug-in names it.
+        BdpruneError: the first error; for an unexpected error of a plug-in, it names the plug-in.
     """
     failed: list[Exception] = []
     for one in wanted:
@@ -101,22 +101,22 @@ def write_all(wanted: Sequence[Output], documents: Callable[[Output], Documents]
         except (ClosedPipeError, BdpruneError) as error:
             failed.append(error)
         except Exception as error:
-            what = f"The writer {one.writer.name!r} broke down with {type(error).__name__}: {first_line(error)}."
+            what = f"The writer {one.writer.name!r} failed with {type(error).__name__}: {first_line(error)}."
             failed.append(OutputError(what, "The other outputs were written."))
     if failed:
         raise failed[0]
 
 
 class ClosedPipeError(Exception):
-    """Nobody reads any more what is written. (No OSError, which click would turn into exit code 1, a verdict here.)"""
+    """The reader of the output is gone. (Not an OSError: click would turn it into exit code 1, a verdict here.)"""
 
 
 def emit(text: str) -> None:
-    """Puts a result on standard output, at once.
+    """Writes a result to standard output at once.
 
     Raises:
-        ClosedPipeError: nobody reads it.
-        OutputError: it cannot be written.
+        ClosedPipeError: the reader is gone.
+        OutputError: the result cannot be written.
     """
     if sys.stdout is None:
         raise OutputError("Standard output is closed.", "Open it, or write to a file.")
@@ -124,7 +124,7 @@ def emit(text: str) -> None:
         sys.stdout.write(text)
         sys.stdout.flush()
     except OSError as error:
-        # What is left in its buffer would fail again when Python ends.
+        # The rest of the buffer would fail again when Python ends.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         if isinstance(error, BrokenPipeError):
             raise ClosedPipeError from None
@@ -132,5 +132,5 @@ def emit(text: str) -> None:
 
 
 def use_colour() -> bool:
-    """Whether standard output is a terminal that wants colour."""
+    """Whether standard output is a terminal, and NO_COLOR is not set."""
     return sys.stdout is not None and sys.stdout.isatty() and not os.environ.get("NO_COLOR")

@@ -16,14 +16,14 @@ from bdprune.files import check_writable
 from bdprune.registry import names
 
 
-@click.command(short_help="Cut the backdoor out of a checkpoint.")
+@click.command(short_help="Remove the backdoor from a checkpoint.")
 @click.argument("path", type=options.FILE)
 @click.option(
     "--method",
     default="rnp",
     show_default=True,
     type=options.Names(lambda: names("purifier")),
-    help="How to repair; `bdprune purifiers` says what they do.",
+    help="Which purifier to use; `bdprune purifiers` describes them.",
 )
 @click.option("-o", "--output", required=True, type=options.FILE, metavar="OUT", help="The new checkpoint.")
 @options.data_options
@@ -33,19 +33,19 @@ from bdprune.registry import names
     "start_from",
     type=options.FILE,
     metavar="RESULT",
-    help="The JSON of scans of the same weights on the same images: the repair checks that they were, and goes on "
-    "from there. With the --attachments of the scan, or beside them, nothing is unlearned twice.",
+    help="JSON of an earlier scan of the same weights on the same images, which the repair checks. The repair reuses "
+    "the unlearned model of the scan if it finds it in the folder --attachments or next to RESULT.",
 )
 @click.option(
     "--mode",
     type=click.Choice(["zero_gamma", "zero_gamma_beta", "weights"]),
-    help="How a filter is pruned.  [default: the method's]",
+    help="How to prune a filter.  [default: the method's]",
 )
 @click.option(
     "--max-acc-drop",
     type=click.FloatRange(0, 1),
     metavar="SHARE",
-    help="Largest fall of clean accuracy that the threshold may cost, as in 0.02.  [default: the method's]",
+    help="Largest allowed drop of clean accuracy, as in 0.02.  [default: the method's]",
 )
 @options.precision_option("the repair's steps")
 @options.model_options
@@ -62,11 +62,11 @@ def purify(
     no_progress: bool,
     **settings: Any,
 ) -> int:
-    """Cut the backdoor out of a checkpoint and write a drop-in replacement.
+    """Remove the backdoor from a checkpoint and write a drop-in replacement.
 
-    The threshold is chosen on held-out clean images only. The repaired file has the format, names and extra entries of
-    the one at PATH, which stays as it is. Every set of weights in it is repaired; where one is left, the report says so
-    and the exit code is 5.
+    Held-out clean images alone decide the threshold. The repaired file keeps the format, names and extra entries of
+    the file at PATH, which does not change. All sets of weights in it are repaired. If one cannot be repaired, the
+    report says so and the exit code is 5.
 
     \b
     bdprune purify model.pth --data clean_images/ --normalize cifar10 -o repaired.pth

@@ -22,34 +22,34 @@ if TYPE_CHECKING:
 _GIVES = ("scan", "coverage")  # kinds of documents
 
 
-@click.command(short_help="Say whether checkpoints are backdoored.", epilog=exit_codes.HELP)
+@click.command(short_help="Check whether checkpoints are backdoored.", epilog=exit_codes.HELP)
 @click.argument("paths", nargs=-1, required=True, metavar="PATH...")
 @options.data_options
 @options.model_options
 @click.option(
     "--detectors",
     type=options.Names(lambda: names("detector")),
-    help="Which detectors run, with commas between; `bdprune detectors` says what they do.  [default: all]",
+    help="Detectors to run, separated by commas; `bdprune detectors` describes them.  [default: all]",
 )
 @options.precision_option("the detectors that train")
-@click.option("--timeout", type=float, metavar="SECONDS", help="Give up on a model after so long.  [default: never]")
+@click.option("--timeout", type=float, metavar="SECONDS", help="Time limit for each model.  [default: none]")
 @options.stack_options
 @click.option(
     "--fail-on",
     type=click.Choice(["suspicious", "backdoored", "never"]),
     default="suspicious",
     show_default=True,
-    help="Exit with 1 from this verdict on.",
+    help="Exit with 1 if a model gets this verdict or a worse one.",
 )
-@click.option("--exit-zero", is_flag=True, help="Exit with 0 whatever was found, except for usage errors.")
+@click.option("--exit-zero", is_flag=True, help="Exit with 0 for every verdict; usage errors still exit with 4.")
 @click.option(
     "--skip-unknown",
     is_flag=True,
-    help="Files and weights that could not be scanned are named, and do not change the exit code.",
+    help="Report files and weights that could not be scanned, but ignore them in the exit code.",
 )
 @options.attachments_option
 @options.format_option(*_GIVES)
-@click.option("-o", "--output", "files", multiple=True, metavar="FILE", help="Where a --format goes, in order.")
+@click.option("-o", "--output", "files", multiple=True, metavar="FILE", help="File for a --format, in the same order.")
 @options.progress_options
 def scan(
     paths: tuple[str, ...],
@@ -62,12 +62,12 @@ def scan(
     no_progress: bool,
     **settings: Any,
 ) -> int:
-    """Say whether checkpoints are backdoored, and which label the backdoor leads to.
+    """Check whether checkpoints are backdoored, and find the target label of the backdoor.
 
-    PATH is a checkpoint (safetensors, or torch in any of its formats), the index of shards, a folder of them, or a
-    glob. Checkpoints are known by their content, and what is passed over is named. Each set of weights in a file gets a
-    result of its own. Nothing in a checkpoint is ever executed. Without clean images only data-free detectors run, and
-    no verdict is "clean".
+    PATH is a checkpoint (safetensors, or torch in any of its formats), the index of shards, a folder of checkpoints,
+    or a glob. The content of a file, not its name, decides whether it is a checkpoint; the report lists skipped files,
+    with reasons. Each set of weights in a file gets its own result. A scan never executes anything in a checkpoint.
+    Without clean images, only data-free detectors run, and the verdict is never "clean".
 
     \b
     bdprune scan model.pth --data clean_images/ --normalize cifar10
@@ -84,7 +84,7 @@ def scan(
         raise _nothing_to_scan(paths, sources)
     live = [one for one in wanted if one.is_live]
     with Progress(len(models), shown=not (quiet or no_progress)) as progress:
-        with redirect_stdout(sys.stderr):  # an --arch or a plug-in may print
+        with redirect_stdout(sys.stderr):  # an --arch callable or a plug-in may print
             stream = _scan_many(models, data, progress, **settings)
         results = list(_reported(stream, sources, progress, live))
     coverage = [found] if (found := sources.record()) is not None else []
@@ -101,7 +101,7 @@ def _scan_many(
     progress.stage("starting")
     from bdprune.fleet import StackOptions, scan_many
 
-    stack = 1 if stack == "auto" and len(models) == 1 else stack  # one model needs no trial
+    stack = 1 if stack == "auto" and len(models) == 1 else stack  # a trial would be useless for one model
     more |= {"stack": StackOptions(stack, stack_memory), "detectors": more["detectors"] or None}
     return scan_many(progress.through(models), data, progress=progress.stage, **more)
 
@@ -109,16 +109,16 @@ def _scan_many(
 def _reported(
     stream: Iterator[Result], sources: Sources, progress: Progress, live: list[outputs.Output]
 ) -> Iterator[Result]:
-    """The results, each written to ``live`` outputs as it comes; files of a folder without weights are passed over."""
+    """The results, each written to ``live`` outputs as it comes; it skips files of a folder that hold no weights."""
     while True:
-        with redirect_stdout(sys.stderr):  # an --arch of the user's own may print
+        with redirect_stdout(sys.stderr):  # an --arch callable may print
             result = next(stream, None)
         if result is None:
             return
         file = result.artifact.path if result.artifact else result.name
         if len(sources.models) > 1 and _holds_no_weights(result):
-            sources.pass_over(Path(file), _reason(result))
-            progress.finished("passed over", file, file)
+            sources.skip(Path(file), _reason(result))
+            progress.finished("skipped", file, file)
             continue
         progress.finished(result.verdict, result.name, file)
         for one in live:
@@ -132,14 +132,14 @@ def _holds_no_weights(result: Result) -> bool:
 
 
 def _reason(result: Result) -> str:
-    """Why a file without weights is passed over, without the name of the file."""
+    """Why the scan skipped a file without weights; the file's name is left out."""
     assert result.error is not None
     return result.error.message.rpartition(": ")[2].removeprefix("it ").rstrip(".")
 
 
 def _nothing_to_scan(paths: tuple[str, ...], sources: Sources) -> UnsupportedError:
-    """The error where no file is a checkpoint: what was found instead."""
-    found = [f"{len(files)} x {reason}" for (reason, _), files in sources.passed_over.items()]
+    """The error for paths without a checkpoint, with the kinds of files that they hold."""
+    found = [f"{len(files)} x {reason}" for (reason, _), files in sources.skipped.items()]
     seen = f" Found {sources.files} files: {', '.join(found)}." if found else " It holds no files."
     return UnsupportedError(
         f"No checkpoint in {', '.join(paths)}.{seen}", "Give a checkpoint saved with torch.save or as safetensors."

@@ -19,7 +19,7 @@ from bdprune.cli import options, outputs
     type=click.Choice(["lipschitz", "suspiciousness"]),
     default="lipschitz",
     show_default=True,
-    help="lipschitz needs no data, suspiciousness needs clean images.",
+    help="lipschitz works without data, suspiciousness needs clean images.",
 )
 @click.option("--top", type=click.IntRange(min=0), default=20, show_default=True, metavar="N", help="Filters to list.")
 @options.data_options
@@ -33,7 +33,7 @@ def score(
     formats: tuple[str, ...],
     **settings: Any,
 ) -> int:
-    """Score every filter of a checkpoint and list those that stand out most of their layers.
+    """Score every filter of a checkpoint and list the filters that stand out most in their layers.
 
     \b
     bdprune score model.pth

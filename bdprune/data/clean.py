@@ -1,4 +1,4 @@
-"""Clean data: the handful of labelled images a defender has."""
+"""Clean data: the few labelled images that a defender has."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ import torch
 from torch import Tensor
 
 ClassOrder: TypeAlias = str | os.PathLike[str] | Mapping[int, int] | Sequence[int] | None
-"""``number``, ``text``, the path of a JSON file, or the label of the model for each label of the data."""
+"""``number``, ``text``, the path of a JSON file, or a map from labels of the data to labels of the model."""
 
 
 @dataclass(frozen=True)
 class OtherSize:
-    """A size of the images in which a model does clearly better, such as the one that they have in their source.
+    """An image size in which a model is clearly more accurate, such as the original size of the images.
 
     Attributes:
         size: (height, width).
         accuracy: clean accuracy in that size, 0-1.
-        accuracy_now: clean accuracy on the same images in the size that they were brought to, 0-1.
+        accuracy_now: clean accuracy on the same images in their current size, 0-1.
         loss: mean cross-entropy in that size, in nats.
         images: number of images on which it was measured.
     """
@@ -42,13 +42,13 @@ class CleanData:
     Attributes:
         images: ``[N, C, H, W]`` float32 in [0, 1].
         labels: ``[N]`` int64.
-        source: where they came from, as shown in reports.
-        class_names: name of each label, empty when unknown.
-        notes: what was done to the images on the way in, such as resizing, one sentence each.
-        passed_over: how many files of a folder were not read, by suffix or reason.
-        native_size: (height, width) that all images had in their source, None when they had several or it is unknown.
-        other_size: a size in which the model does clearly better; None where none was found.
-        class_order: the renumbering that was applied, label in the source -> label here; empty when there was none.
+        source: where they come from, as shown in reports.
+        class_names: name of each label, empty if unknown.
+        notes: changes to the images during loading, such as resizing, one sentence each.
+        passed_over: number of skipped files of a folder, by suffix or reason.
+        native_size: original (height, width) of all images; None if it varies or is unknown.
+        other_size: a size in which the model is clearly more accurate; None if none was found.
+        class_order: the applied renumbering, label in the source -> label here; empty if there was none.
     """
 
     images: Tensor
@@ -75,7 +75,7 @@ class CleanData:
 
     @cached_property
     def by_content(self) -> CleanData:
-        """The same images sorted by the hash of pixels and label: whatever order they come in, they leave in this."""
+        """The same images sorted by the hash of pixels and label, so that the result does not depend on their order."""
         keys = [
             hashlib.sha256(image.contiguous().numpy().tobytes() + label.to_bytes(8, "little")).digest()
             for image, label in zip(self.images.detach().cpu(), self.labels.tolist(), strict=True)
@@ -95,14 +95,13 @@ class CleanData:
         return replace(self, images=self.images[index], labels=self.labels[index])
 
     def sample(self, per_class: int, generator: torch.Generator) -> CleanData:
-        """At most ``per_class`` images of every class, drawn without replacement; classes stay in label order."""
+        """At most ``per_class`` images of every class, drawn without replacement, in label order."""
         return self.subset(sample_per_class(self.labels, per_class, generator))
 
     def split(self, fraction: float, generator: torch.Generator) -> tuple[CleanData, CleanData]:
         """A stratified split into (rest, held-out share of ``fraction``).
 
-        Every class with at least two images gives at least one to each side; a class with one image gives it to
-        the rest.
+        Every class with at least two images has at least one in each part; a single image of a class goes to the rest.
         """
         rest, held = [], []
         for label in torch.unique(self.labels).tolist():
@@ -116,7 +115,7 @@ class CleanData:
 def sample_per_class(labels: Tensor, per_class: int, generator: torch.Generator) -> Tensor:
     """Positions ([M] int64) of at most ``per_class`` images of every label in ``labels`` ([N] int64).
 
-    Drawn without replacement; classes stay in label order, so that images need not be decoded to be chosen.
+    Drawn without replacement, in label order. It needs only labels, so that unused images are never decoded.
     """
     picks = [_shuffled(labels, label, generator)[:per_class] for label in torch.unique(labels).tolist()]
     return torch.cat(picks) if picks else torch.empty(0, dtype=torch.int64)

@@ -1,4 +1,4 @@
-"""Torch datasets, and anything else that has a length and gives (image, label) pairs."""
+"""Torch datasets, and other objects with a length and (image, label) items."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from bdprune.errors import DataError, first_line
 
 
 class SizedDataset(Protocol):
-    """The part of ``torch.utils.data.Dataset`` that is needed: a length, and items by number."""
+    """The needed part of ``torch.utils.data.Dataset``: a length, and items by number."""
 
     def __len__(self) -> int: ...
 
@@ -28,12 +28,12 @@ class SizedDataset(Protocol):
 class DatasetSource(ImageSource):
     """Items ``(image, label)``: image a tensor ``[C, H, W]``, an array ``[H, W, C]`` or ``[H, W]``, or a Pillow image.
 
-    Pixels are uint8, or floats in [0, 1]: a transform that normalises must be left out. Labels come from
-    ``targets`` or ``labels`` where the dataset has them and no ``target_transform``, else from one pass over all
-    items; each item that is used must bear the label announced for it.
+    Pixels are uint8, or floats in [0, 1], without a normalising transform. Labels come from ``targets`` or ``labels``
+    if the dataset has them and has no ``target_transform``, else from one pass over all items. The label of each used
+    item must agree with them.
 
     Raises:
-        DataError: no length, items of another kind, or labels that are no class numbers.
+        DataError: the dataset has no length, items of another kind, or labels that are not class numbers.
     """
 
     def __init__(self, dataset: SizedDataset) -> None:
@@ -54,8 +54,8 @@ class DatasetSource(ImageSource):
             image, label = self._item(position)
             if _as_int(label) != int(self.labels[position]):
                 raise DataError(
-                    f"{self.describe(position)} bears label {str(label)[:40]}, "
-                    f"the dataset announces {int(self.labels[position])}.",
+                    f"{self.describe(position)} has label {str(label)[:40]}, "
+                    f"but the dataset's targets say {int(self.labels[position])}.",
                     "Make the targets of the dataset agree with its items.",
                 )
             yield slot, _as_image(image, self.describe(position), self.converted)
@@ -86,14 +86,14 @@ class DatasetSource(ImageSource):
         number = _as_int(label)
         if number is None or not -(2**63) <= number < 2**63:
             raise DataError(
-                f"{self.describe(position)} bears label {str(label)[:40]} of type {type(label).__name__}.",
+                f"{self.describe(position)} has label {str(label)[:40]} of type {type(label).__name__}.",
                 "Give class numbers from 0.",
             )
         return number
 
 
 def _as_int(label: Any) -> int | None:
-    """The whole number that ``label`` is (int, NumPy integer, integer tensor of one element), else None."""
+    """``label`` as an int (from int, NumPy integer or integer tensor of one element), else None."""
     if isinstance(label, Tensor | np.ndarray):
         array = np.asarray(label)
         return int(array.item()) if array.size == 1 and np.issubdtype(array.dtype, np.integer) else None
@@ -103,7 +103,7 @@ def _as_int(label: Any) -> int | None:
 
 
 def _known_labels(dataset: Any) -> np.ndarray[Any, Any] | None:
-    """All labels without decoding an image, None where the dataset does not announce them."""
+    """All labels without decoding an image; None if the dataset has no list of them."""
     if isinstance(dataset, Subset):
         inner = _known_labels(dataset.dataset)
         return None if inner is None else inner[np.asarray(dataset.indices, dtype=np.int64)]
@@ -125,7 +125,7 @@ def _as_image(image: Any, where: str, converted: Counter[str]) -> Tensor:
         return _from_array(array if array.ndim == 3 else array[None], where)
     if isinstance(image, np.ndarray):
         return _from_array(image.transpose(2, 0, 1) if image.ndim == 3 else image[None], where)
-    # Where Pillow was never imported, no item can be an image of its.
+    # If Pillow was never imported, no item can be a Pillow image.
     pillow = sys.modules.get("PIL.Image")
     if pillow is not None and isinstance(image, pillow.Image):
         return image_pixels(image, where, converted)

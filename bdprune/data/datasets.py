@@ -1,4 +1,4 @@
-"""Whole training and test sets for zoos: the published ones, checked byte by byte, and any other."""
+"""Complete training and test sets for zoos: published sets, checked byte by byte, and any others."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from bdprune.errors import DataError
 Part = Literal["train", "test"]
 
 _BOX = ["width", "height", "roi_x1", "roi_y1", "roi_x2", "roi_y2"]
-"""Size of the photograph and, within it, the first and the last pixel of the sign."""
+"""Size of the photograph, and the first and last pixel of the sign in it."""
 
 
 @dataclass(frozen=True)
@@ -28,10 +28,10 @@ class _Facts:
 
     Attributes:
         count: number of images.
-        images: SHA-256 of the uint8 array ``[N, H, W, C]``; for JPEGs, which not all decoders read alike, that of the
-            encoded images, each behind its length in 8 bytes, little endian.
+        images: SHA-256 of the uint8 array ``[N, H, W, C]``; for JPEGs, which decoders read differently, of the encoded
+            images, each after its length in 8 bytes, little endian.
         labels: SHA-256 of the labels, 8 bytes each, little endian.
-        boxes: the same of the columns ``_BOX``, row by row; empty when the set has no such columns.
+        boxes: SHA-256 of the columns ``_BOX``, row by row; empty if the set has no such columns.
     """
 
     count: int
@@ -45,12 +45,12 @@ class Published:
     """A published data set.
 
     Attributes:
-        folder: where ``train.parquet`` and ``test.parquet`` lie.
+        folder: folder of ``train.parquet`` and ``test.parquet``.
         shape: (channels, height, width) of one image.
         num_classes: number of labels.
-        class_names: a name for each label, empty when the set has none.
-        jpeg: whether its images are stored with loss.
-        signs: cut every image to its traffic sign.
+        class_names: a name for each label, empty if the set has none.
+        jpeg: whether its images are JPEGs.
+        signs: whether to crop every image to its traffic sign.
     """
 
     folder: str
@@ -73,21 +73,21 @@ def _published() -> dict[str, Published]:
 
 
 PUBLISHED = _published()
-"""The sets that are known by name. ``gtsrb`` has the whole photographs, ``gtsrb-signs`` the signs cut out of them."""
+"""The sets with a known name. ``gtsrb`` has the whole photographs, ``gtsrb-signs`` the cropped signs."""
 
 
 def read_dataset(root: Path, name: str, part: Part) -> RawImages:
     """One part of a data set, in the order of its files.
 
     Args:
-        root: folder that holds the data sets.
+        root: folder of the data sets.
         name: one of ``PUBLISHED``, whose files, counts, sizes and bytes are checked; or the name of a folder with
-            ``train.parquet`` and ``test.parquet``, or with ``train/`` and ``test/`` that hold a folder per class, the
-            same in both: a label is the place of a name among all of them.
+            ``train.parquet`` and ``test.parquet``, or with ``train/`` and ``test/``. These hold one folder per class,
+            the same in both; a label is the place of a class among the sorted names.
         part: "train" or "test".
 
     Raises:
-        DataError: there is no such set, it cannot be read, or it is not the published one.
+        DataError: the set does not exist, cannot be read, or differs from the published set.
     """
     published = PUBLISHED.get(name)
     folder = root / (published.folder if published else name)
@@ -116,8 +116,8 @@ def _check_classes(one: FolderSource, two: FolderSource) -> None:
     names = set(one.class_names) ^ set(two.class_names)
     if names:
         raise DataError(
-            f"{one.name} and {two.name} have not the same class folders: only one has {min(names)[:80]!r}.",
-            "Give both the same; an empty folder keeps the place of a class without images.",
+            f"{one.name} and {two.name} have different class folders: only one has {min(names)[:80]!r}.",
+            "Give both the same folders; use an empty folder for a class without images.",
         )
 
 
@@ -127,12 +127,12 @@ def _check(path: Path, raw: RawImages, published: Published, facts: _Facts) -> N
     if found != wanted:
         raise _differs(path, f"it holds {_images(*found)}, not {_images(*wanted)}")
     if _labels_digest(raw.labels) != facts.labels:
-        raise _differs(path, "its labels are others")
+        raise _differs(path, "its labels differ")
     digest = _encoded_digest(path) if published.jpeg else _pixel_digest(raw.images)
     if digest != facts.images:
-        raise _differs(path, "its images are others")
+        raise _differs(path, "its images differ")
     if published.signs and hashlib.sha256(_boxes(path).data).hexdigest() != facts.boxes:
-        raise _differs(path, "its signs lie elsewhere")
+        raise _differs(path, "the boxes of its signs differ")
 
 
 def _images(count: int, shape: tuple[int, ...]) -> str:
@@ -140,7 +140,7 @@ def _images(count: int, shape: tuple[int, ...]) -> str:
 
 
 def _differs(path: Path, difference: str) -> DataError:
-    hint = "Fetch it again, or call its folder by another name: then it is read without these checks."
+    hint = "Download it again, or rename its folder to read it without these checks."
     return DataError(f"{path} is not the published set: {difference}.", hint)
 
 
@@ -161,7 +161,7 @@ def _encoded_digest(path: Path) -> str:
 
 
 def _cut_signs(path: Path, images: Tensor) -> Tensor:
-    """Every image cut to its sign and brought back to its size, bilinear; the boxes are those of the original photo."""
+    """Every image cropped to its sign and resized to its old size, bilinear; boxes refer to the original photo."""
     from PIL import Image
 
     height, width = images.shape[-2:]
@@ -186,5 +186,5 @@ def _columns(path: Path, names: list[str]) -> dict[str, list[Any]]:
         table = pq.read_table(path, columns=names)
         return {name: table.column(name).to_pylist() for name in names}
     except Exception as error:  # pyarrow fails in many ways; the file was read before, so a column is missing
-        hint = "Fetch it again."
+        hint = "Download it again."
         raise DataError(f"{path} lacks a column of {', '.join(names)}: {str(error)[:200]}.", hint) from error

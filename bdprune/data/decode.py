@@ -1,4 +1,4 @@
-"""Encoded images to pixels, for files that nobody vouches for."""
+"""Decodes images from untrusted files."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from PIL.Image import Image
     from PIL.ImageFile import ImageFile
 
-INSTALL_MEND = "Install it with: pip install 'bdprune[parquet]'"
+INSTALL_HINT = "Install it with: pip install 'bdprune[parquet]'"
 MAX_ENCODED_BYTES = 64 << 20
 MAX_PIXELS = 1 << 26
 
@@ -31,26 +31,26 @@ _J2K_SIZE = b"\xff\x4f\xff\x51"
 
 
 def decode_image(encoded: bytes, where: str, converted: Counter[str] | None = None) -> Tensor:
-    """Decodes one image of a format in ``FORMATS``, which its first bytes tell.
+    """Decodes one image of a format in ``FORMATS``, recognised by its first bytes.
 
-    The size in the header is checked before any pixel is decoded: at most ``MAX_PIXELS``.
+    The size in the header must be at most ``MAX_PIXELS``; this is checked before any pixel is decoded.
 
     Args:
         encoded: the bytes of the file.
-        where: what to call the image in errors, such as its path.
-        converted: counts images that are neither grey nor RGB in the file, by what they are there.
+        where: name of the image in errors, such as its path.
+        converted: counts images that are neither grey nor RGB in the file, by their kind.
 
     Returns:
         uint8 ``[1, H, W]`` for grey images, ``[3, H, W]`` for all others.
 
     Raises:
-        DataError: the bytes are too many, of another format, damaged, too large, more than one frame, or not opaque
-            8-bit pixels.
+        DataError: the file is too long, damaged, of another format, has too many pixels or several frames, or its
+            pixels are not opaque or not 8-bit.
     """
     try:
         from PIL import Image
     except ImportError as error:
-        raise DataError(f"Decoding {where} needs Pillow.", INSTALL_MEND) from error
+        raise DataError(f"Decoding {where} needs Pillow.", INSTALL_HINT) from error
     if len(encoded) > MAX_ENCODED_BYTES:
         raise DataError(f"{where} takes {len(encoded)} bytes, more than the {MAX_ENCODED_BYTES} of any real image.")
     kind = format_of(encoded)
@@ -76,20 +76,20 @@ def _not_decoded(where: str, reason: str) -> DataError:
 
 
 def _check_header(image: ImageFile, encoded: bytes, where: str) -> None:
-    """Refuses what would take too much memory, and what Pillow would cut down without a word."""
+    """Refuses images that would take too much memory, or that Pillow would reduce without an error."""
     _check_size(image.size, where)
     for size in _inner_sizes(image, encoded):
         _check_size(size, where)
-    # The further pictures in a JPEG (MPO) are previews or another view; every JPEG reader shows the first.
+    # Further pictures in a JPEG (MPO) are previews or other views; every JPEG reader shows the first.
     if image.format != "MPO" and getattr(image, "is_animated", False):
-        raise DataError(f"{where} has more than one frame.", "Save the frame that counts as an image of its own.")
+        raise DataError(f"{where} has more than one frame.", "Save the right frame as a separate image.")
     bits = _bits(image, encoded)
     if bits > 8:
         raise DataError(f"{where} has pixels of {bits} bits, not 8 bits.", "Convert it to 8-bit RGB or grey.")
 
 
 def _inner_sizes(image: ImageFile, encoded: bytes) -> list[tuple[int, int]]:
-    """Further sizes in the file by which its decoder takes memory."""
+    """Further sizes in the file that determine the memory of its decoder."""
     tags = getattr(image, "tag_v2", None)
     if tags is not None and all(tag in tags for tag in _TIFF_TILE):
         return [(int(tags[_TIFF_TILE[0]]), int(tags[_TIFF_TILE[1]]))]
@@ -101,7 +101,7 @@ def _inner_sizes(image: ImageFile, encoded: bytes) -> list[tuple[int, int]]:
 
 
 def _bits(image: ImageFile, encoded: bytes) -> int:
-    """Bits of one channel as the header says them, for the formats that may have more than 8; 8 for the others."""
+    """Bits of one channel from the header, for formats that may have more than 8; 8 for the others."""
     kind = image.format
     if kind == "PNG":
         return 16 if ";16" in str(image.tile[0][3]) else 8
@@ -124,8 +124,8 @@ def _bits(image: ImageFile, encoded: bytes) -> int:
 def image_pixels(image: Image, where: str, converted: Counter[str] | None = None) -> Tensor:
     """Pixels of a Pillow image: uint8 ``[1, H, W]`` (grey) or ``[3, H, W]``.
 
-    Palettes, CMYK and fully opaque alpha become RGB. Transparency and more than 8 bits are refused, because what
-    the model saw in training can't be guessed from them.
+    Palettes, CMYK and fully opaque alpha become RGB. It refuses transparency and more than 8 bits, because the pixels
+    of the training images can't be derived from them.
 
     Raises:
         DataError: the image is too large, transparent in places or not 8 bits deep.

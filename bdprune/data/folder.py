@@ -19,14 +19,13 @@ from bdprune.errors import DataError
 class FolderSource(ImageSource):
     """Images below ``root/<class>/``, at any depth, through links to files and folders.
 
-    Images are known by suffix or by their first bytes. Other files, hidden ones and what systems leave behind
-    (``__MACOSX``, ``Thumbs.db``) are passed over and counted. Class folders that all have whole numbers as names mean
-    these labels; otherwise label i is the i-th name in sorted order, and an empty folder keeps the place of a class
-    without images.
+    Images are recognised by suffix or by their first bytes. Other files, hidden files and system files
+    (``__MACOSX``, ``Thumbs.db``) are skipped and counted. If all class folders have whole numbers as names, these are
+    the labels. Otherwise label i is the i-th name in sorted order; an empty folder stands for a class without images.
 
     Raises:
-        DataError: a folder can't be read, there are no class folders, two of them mean the same label, or one holds
-            files but not one image.
+        DataError: a folder can't be read, there are no class folders, two folders have the same label, or one holds
+            files but no image.
     """
 
     def __init__(self, root: Path) -> None:
@@ -60,7 +59,7 @@ class FolderSource(ImageSource):
 
 
 def _above(root: Path) -> set[tuple[int, int]]:
-    """The root and all folders that hold it: a link back to one of them would bring in the other classes."""
+    """The root and all folders above it: a link back to one of them would lead to the other classes."""
     try:
         resolved = root.resolve()
         return {tree.identity(folder) for folder in (resolved, *resolved.parents)}
@@ -94,7 +93,7 @@ def _no_class(entry: Path, above: set[tuple[int, int]]) -> str | None:
 
 
 def _check_class(folder: Path, walk: tree.Walk) -> None:
-    """An empty class is one without images on purpose; one whose files are all of another kind is a mistake."""
+    """Refuses a class folder with files but no image; an empty folder is a class without images on purpose."""
     other = Counter({what: count for what, count in walk.passed_over.items() if what not in tree.UNIMPORTANT})
     if walk.files or not other:
         return
@@ -108,7 +107,7 @@ def _check_class(folder: Path, walk: tree.Walk) -> None:
 def _notes(root: Path, passed_over: Counter[str], loops: list[Path]) -> tuple[str, ...]:
     notes = []
     if passed_over:
-        notes.append(f"Passed over in the folder: {tree.counted(passed_over)}.")
+        notes.append(f"Skipped in the folder: {tree.counted(passed_over)}.")
     if loops:
         first = as_class_names([loops[0].relative_to(root)])[0]
         links = f"{first} and {tree.plural(len(loops) - 1, 'other link')} lead" if loops[1:] else f"{first} leads"
@@ -117,7 +116,7 @@ def _notes(root: Path, passed_over: Counter[str], loops: list[Path]) -> tuple[st
 
 
 def _numbers(names: list[str]) -> list[int] | None:
-    """The labels that the folder names spell, None when not all of them are whole numbers."""
+    """The folder names as labels; None if not all of them are whole numbers."""
     if not all(name.isascii() and name.isdecimal() for name in names):
         return None
     too_long = [name for name in names if len(name.lstrip("0")) > len(str(MAX_LABEL))]
@@ -126,7 +125,7 @@ def _numbers(names: list[str]) -> list[int] | None:
         raise DataError(f"The class folder {max(names, key=len)[:80]} is too large for a label.", "Number from 0.")
     if len(set(numbers)) < len(numbers):
         twice = next(name for name in names if numbers.count(int(name)) > 1)
-        raise DataError(f"Two class folders mean label {int(twice)}, one of them {twice}.", "Merge them.")
+        raise DataError(f"Two class folders have label {int(twice)}, one of them is {twice}.", "Merge them.")
     return numbers
 
 

@@ -1,4 +1,4 @@
-"""The kinds of image files that are read: their names, their suffixes and their first bytes."""
+"""The supported image formats: their names, suffixes and first bytes."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import re
 from dataclasses import dataclass
 
 HEAD_BYTES = 64
-"""So many first bytes tell one format from another."""
+"""Number of first bytes that identify a format."""
 
 
 @dataclass(frozen=True)
@@ -16,7 +16,7 @@ class ImageFormat:
     Attributes:
         suffixes: of its files, in lower case.
         head: a pattern of the first ``HEAD_BYTES`` bytes.
-        sure: a file of any name that starts so is an image; else the suffix must say it, too.
+        sure: whether the pattern alone identifies an image; else the suffix must also match.
     """
 
     suffixes: tuple[str, ...]
@@ -24,7 +24,7 @@ class ImageFormat:
     sure: bool = True
 
 
-# Pillow opens these and no others: EPS runs another program, and PSD, PDF, WMF and their like are documents.
+# Pillow may open only these: EPS runs another program, and PSD, PDF, WMF and similar formats are documents.
 FORMATS: dict[str, ImageFormat] = {
     "PNG": ImageFormat((".png", ".apng"), rb"\x89PNG\r\n\x1a\n"),
     "JPEG": ImageFormat((".jpg", ".jpeg", ".jpe", ".jfif"), rb"\xff\xd8\xff"),
@@ -47,7 +47,7 @@ FORMATS: dict[str, ImageFormat] = {
     ),
     "DIB": ImageFormat((".dib",), rb"[\x0c\x28\x34\x38\x40\x6c\x7c]\0\0\0", sure=False),
 }
-"""By the name that Pillow gives them, most common first."""
+"""By Pillow's name, most common first."""
 
 READ = f"{', '.join(list(FORMATS)[:-1])} and {list(FORMATS)[-1]}"
 """The formats as a text."""
@@ -58,11 +58,11 @@ _HEADS = [(name, known.sure, re.compile(known.head, re.DOTALL)) for name, known 
 
 
 def format_of(head: bytes) -> str | None:
-    """The format of a file that starts with ``head``, None where it is none of ``FORMATS``."""
+    """The format of a file that starts with ``head``; None if it is not in ``FORMATS``."""
     return next((name for name, _, pattern in _HEADS if pattern.match(head[:HEAD_BYTES])), None)
 
 
 def is_surely_image(head: bytes) -> bool:
-    """Whether a file that starts with ``head`` is an image whatever its name."""
+    """Whether a file that starts with ``head`` is an image, regardless of its name."""
     name = format_of(head)
     return name is not None and FORMATS[name].sure

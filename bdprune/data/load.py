@@ -1,4 +1,4 @@
-"""Clean data from wherever it lies: a folder per class, .npz, parquet, or a torch dataset."""
+"""Loads clean data from a folder per class, .npz, parquet, or a torch dataset."""
 
 from __future__ import annotations
 
@@ -36,25 +36,25 @@ def load_clean(
 ) -> CleanData:
     """Reads labelled clean images as float32 in [0, 1].
 
-    Classes are sampled by their labels, before any image is decoded.
+    It samples classes by their labels, before it decodes any image.
 
     Args:
-        source: a class-per-folder tree, an ``.npz`` or parquet file (told by content), or a torch Dataset.
-        per_class: at most so many images of each class, drawn without replacement; None takes all, in order.
+        source: a class-per-folder tree, an ``.npz`` or parquet file (recognised by content), or a torch Dataset.
+        per_class: maximum number of images of each class, drawn without replacement; None takes all, in order.
         seed: of the sampling.
-        input_shape: (C, H, W) that the model takes; images of another size are resized (bilinear, antialiased) and
-            a note in the result says so. None: all images must have one size.
-        num_classes: number of labels of the model; a label beyond it is an error.
-        class_order: which label of the model a label of the data means. None or ``number``: the same. ``text``: its
-            place among the numbers of all classes sorted as texts (0, 1, 10, 11, ...), as ImageFolder labels folders
-            that are named by number. Else a mapping or a sequence, or the path of a JSON file that holds one.
+        input_shape: the model's (C, H, W); images of another size are resized (bilinear, antialiased), with a note in
+            the result. None: all images must have one size.
+        num_classes: number of labels of the model; a larger label is an error.
+        class_order: how labels of the data map to labels of the model. None or ``number``: unchanged. ``text``: the
+            place among the numbers of all classes sorted as texts (0, 1, 10, 11, ...), as ImageFolder labels numbered
+            folders. Else a mapping or a sequence, or the path of a JSON file with one.
 
     Returns:
-        At least 2 images of at least 2 classes: with fewer, a label vote and batch statistics mean nothing.
+        At least 2 images of at least 2 classes: with fewer, a label vote and batch statistics are meaningless.
 
     Raises:
         DataError: the data can't be read or doesn't fit the model.
-        OptionError: ``per_class`` is less than 1, or ``class_order`` is not an order.
+        OptionError: ``per_class`` is less than 1, or ``class_order`` is invalid.
 
     Example:
         >>> from torch.utils.data import TensorDataset
@@ -74,7 +74,7 @@ def load_clean(
 
 
 def check_per_class(per_class: int | None) -> None:
-    """Refuses a number of images that leaves none.
+    """Checks a maximum number of images.
 
     Raises:
         OptionError: ``per_class`` is less than 1.
@@ -86,13 +86,13 @@ def check_per_class(per_class: int | None) -> None:
 def check_clean(
     data: CleanData, input_shape: tuple[int, int, int], num_classes: int, class_order: ClassOrder = None
 ) -> CleanData:
-    """Clean data made in memory, held to all that ``load_clean`` promises: on the CPU, as float32 and int64.
+    """Checks clean data in memory like ``load_clean``, and moves it to the CPU as float32 and int64.
 
-    Images of another size than ``input_shape`` stay as they are: :func:`resize_clean` brings them to it.
+    It does not resize images to ``input_shape``; :func:`resize_clean` does.
 
     Raises:
-        DataError: they don't fit the model, or are not images in [0, 1] with a label each.
-        OptionError: ``class_order`` is not an order.
+        DataError: the data doesn't fit the model, or is not images in [0, 1] with a label each.
+        OptionError: ``class_order`` is invalid.
     """
     if data.images.ndim != 4 or not all(data.images.shape[2:]):
         hint = "Give images [N, C, H, W]."
@@ -119,7 +119,7 @@ def check_clean(
 
 
 def resize_clean(data: CleanData, size: tuple[int, int]) -> CleanData:
-    """The images in ``size`` (height, width), bilinear and antialiased, with a note that says so.
+    """The images resized to ``size`` (height, width), bilinear and antialiased, with a note.
 
     Raises:
         DataError: they would take too much memory.
@@ -135,10 +135,10 @@ def resize_clean(data: CleanData, size: tuple[int, int]) -> CleanData:
 
 
 def check_bytes(source: str, shape: Sequence[int]) -> None:
-    """Refuses float32 images of ``shape`` that would take more than ``MAX_BYTES``.
+    """Checks the memory of float32 images of ``shape``.
 
     Raises:
-        DataError: they would.
+        DataError: they would take more than ``MAX_BYTES``.
     """
     needed = 4 * math.prod(shape)
     if needed > MAX_BYTES:
@@ -148,7 +148,7 @@ def check_bytes(source: str, shape: Sequence[int]) -> None:
 
 @dataclass(frozen=True)
 class _Ordered:
-    """Labels and names in the order of the model, the renumbering behind them, and what to say of it."""
+    """Labels and names in the order of the model, the applied renumbering, and notes about it."""
 
     labels: Tensor
     names: tuple[str, ...]
@@ -173,18 +173,18 @@ def _order_classes(
         _check_labels(labels, source, names, num_classes)
         return _Ordered(labels, names, {}, ("The class folders have names; their labels are in text order already.",))
     placed, renamed, applied = renumber(labels, names, order, num_classes, source)
-    # A map may pick some classes of the data, so only without one must the names be those of the model.
+    # A map may select some classes of the data; without a map, the names must be the model's.
     _check_labels(placed, source, names if isinstance(order, str) else (), num_classes)
     if not applied:
         return _Ordered(placed, renamed, {})
     by = f"text order {start_of_text_order(num_classes)}" if order == "text" and num_classes else "given class order"
     pairs = order_pairs(applied)
-    note = f"The labels were renumbered by the {by} ({pairs})." if pairs else f"The {by} leaves the labels as they are."
+    note = f"The labels were renumbered by the {by} ({pairs})." if pairs else f"The {by} does not change the labels."
     return _Ordered(placed, renamed, applied, (note,))
 
 
 def _composed(one: Mapping[int, int], two: Mapping[int, int]) -> Mapping[int, int]:
-    """First ``one``, then ``two``; an empty one renumbers nothing."""
+    """First ``one``, then ``two``; an empty map renumbers nothing."""
     return {label: two[place] for label, place in one.items() if place in two} if one and two else one or two
 
 
@@ -193,7 +193,7 @@ def _open(source: object, input_shape: tuple[int, int, int] | None) -> ImageSour
         return _open_path(Path(source), input_shape)
     if hasattr(source, "__len__") and hasattr(source, "__getitem__"):
         return DatasetSource(source)
-    raise DataError(f"A {type(source).__name__} holds no clean data by number.", _KINDS)
+    raise DataError(f"A {type(source).__name__} has no items by number, so it cannot be clean data.", _KINDS)
 
 
 def _open_path(path: Path, input_shape: tuple[int, int, int] | None) -> ImageSource:
@@ -210,7 +210,7 @@ def _open_path(path: Path, input_shape: tuple[int, int, int] | None) -> ImageSou
         return ParquetSource(path)
     if magic == b"PK\x03\x04":
         return NpzSource(path, input_shape)
-    raise DataError(f"{path} is no clean data that can be read.", _KINDS)
+    raise DataError(f"{path} is not clean data in a known format.", _KINDS)
 
 
 def _check_labels(labels: Tensor, source: str, names: Sequence[str], num_classes: int | None) -> None:
@@ -218,7 +218,7 @@ def _check_labels(labels: Tensor, source: str, names: Sequence[str], num_classes
         raise DataError(f"{source} holds 0 images.", _KINDS)
     if num_classes is not None and names and len(names) != num_classes:
         raise DataError(
-            f"{source} names {len(names)} classes, the model has {num_classes}.",
+            f"{source} has {len(names)} classes, but the model has {num_classes}.",
             "Use data of the model's own classes; in a folder tree, keep an empty folder for each class without "
             "images, name the folders by label number, or give --class-order FILE.json.",
         )
@@ -227,7 +227,7 @@ def _check_labels(labels: Tensor, source: str, names: Sequence[str], num_classes
     if len(labels) == 1:
         raise DataError(f"{source} holds 1 image.", "Give at least 2 images of different classes.")
     if len(torch.unique(labels)) == 1:
-        hint = "Give images of at least 2 classes; otherwise no label stands out."
+        hint = "Give images of at least 2 classes."
         raise DataError(f"All {len(labels)} images of {source} are of class {int(labels[0])}.", hint)
 
 
@@ -235,7 +235,7 @@ def _out_of_range(labels: Tensor, source: str, num_classes: int) -> DataError:
     highest = int(labels.max())
     from_one = highest == num_classes and int(labels.min()) >= 1
     return DataError(
-        f"{source} has label {highest}, the model has classes 0 to {num_classes - 1}.",
+        f"{source} has label {highest}, but the model has classes 0 to {num_classes - 1}.",
         "The labels seem to count from 1: subtract 1." if from_one else "Use data of the model's own classes.",
     )
 
@@ -243,7 +243,7 @@ def _out_of_range(labels: Tensor, source: str, num_classes: int) -> DataError:
 def _read_images(
     source: ImageSource, ordered: _Ordered, index: Tensor, input_shape: tuple[int, int, int] | None
 ) -> CleanData:
-    """The images at ``index`` of the source, with what was done to them and the one size that all of them had."""
+    """The images at ``index`` of the source, notes about changes to them, and their common original size."""
     images = [torch.empty(0)] * len(index)
     size = None if input_shape is None else input_shape[1:]
     sizes: Counter[tuple[int, int]] = Counter()
@@ -253,7 +253,7 @@ def _read_images(
         check_bytes(source.name, (len(index), image.shape[0], *size))
         if found != size and input_shape is None:
             raise DataError(
-                f"{source.describe(int(index[slot]))} is {found[0]}x{found[1]}, others are {size[0]}x{size[1]}.",
+                f"{source.describe(int(index[slot]))} is {found[0]}x{found[1]}, but others are {size[0]}x{size[1]}.",
                 "Bring all images to one size, or give --input-shape (input_shape).",
             )
         sizes[found] += 1
@@ -262,7 +262,7 @@ def _read_images(
     notes = [_resize_note(sum(others.values()), set(others), size)] if size and others else []
     stack, repeated = _stack(source, images, None if input_shape is None else input_shape[0])
     if repeated:
-        notes.append(f"{repeated} grey images among colour ones had their channel repeated.")
+        notes.append(f"{repeated} grey images among colour images were converted to RGB.")
     if source.converted:
         kinds = ", ".join(source.converted)
         notes.append(f"{source.converted.total()} images were converted to grey or RGB from {kinds}.")
@@ -294,9 +294,9 @@ def _resize(image: Tensor, size: tuple[int, int]) -> Tensor:
 
 
 def _stack(source: ImageSource, images: list[Tensor], channels: int | None) -> tuple[Tensor, int]:
-    """All images as one float32 stack, and how many grey ones among colour ones were given three channels.
+    """All images as one float32 stack, and the number of grey images that were converted to RGB.
 
-    Photo collections hold a few grey files among thousands; a set that is grey throughout is another data set.
+    Colour photo collections hold a few grey files among thousands; a completely grey set is not converted.
     """
     found = {image.shape[0] for image in images}
     wanted = channels or max(found)
@@ -310,9 +310,9 @@ def _stack(source: ImageSource, images: list[Tensor], channels: int | None) -> t
 
 
 def _wrong_channels(source: str, found: int, wanted: int) -> DataError:
-    kinds = {1: "grey (1 channel)", 3: "RGB (3 channels)"}
+    kinds = {1: "1 channel (grey)", 3: "3 channels (RGB)"}
     return DataError(
-        f"{source} holds images that are {kinds.get(found, f'of {found} channels')}, "
-        f"the model takes {kinds.get(wanted, f'{wanted} channels')}.",
+        f"The images of {source} have {kinds.get(found, f'{found} channels')}, "
+        f"but the model takes {kinds.get(wanted, f'{wanted} channels')}.",
         "Use images like those the model was trained on, or convert them.",
     )

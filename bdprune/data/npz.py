@@ -1,4 +1,4 @@
-"""NumPy ``.npz`` archives, read without pickle and without trusting a single size in them."""
+"""Reads NumPy ``.npz`` archives without pickle, and checks every size in them."""
 
 from __future__ import annotations
 
@@ -19,18 +19,18 @@ from bdprune.errors import DataError
 IMAGE_KEYS = ("images", "x", "X", "data", "x_test")
 _LARGE = 64 << 20
 _MAX_RATIO = 200
-"""A large array is at most so many times smaller when packed; photographs don't reach 10."""
+"""Largest accepted compression ratio of a large array; photographs stay below 10."""
 LABEL_KEYS = ("labels", "y", "Y", "targets", "label", "y_test")
 
 
 class NpzSource(ImageSource):
     """Images and labels of an ``.npz`` archive.
 
-    Images are ``[N, H, W]`` (grey), ``[N, H, W, C]`` or ``[N, C, H, W]``; of the last two, the layout is told by
-    ``input_shape`` if it is given, else by where an axis of 1 or 3 stands (channels first when both fit).
+    Images are ``[N, H, W]`` (grey), ``[N, H, W, C]`` or ``[N, C, H, W]``. For the last two, ``input_shape`` decides the
+    layout if it is given, else the axis of size 1 or 3 (channels first if both fit).
 
     Raises:
-        DataError: not an archive of plain arrays, a size in it that can't be, or arrays that are no labelled images.
+        DataError: the file is not an archive of plain arrays, has an impossible size, or does not hold labelled images.
     """
 
     def __init__(self, path: Path, input_shape: tuple[int, int, int] | None = None) -> None:
@@ -76,17 +76,17 @@ def _pick(members: dict[str, zipfile.ZipInfo], keys: tuple[str, ...], kind: str,
 
 
 def _read_array(archive: zipfile.ZipFile, info: zipfile.ZipInfo, path: Path) -> np.ndarray[Any, Any]:
-    """One array, after its header, its size in the directory and our limit have been found to agree."""
+    """One array, after a check that its header agrees with its size in the directory and with the limit."""
     if info.file_size > MAX_BYTES:
         hint = f"At most {MAX_BYTES} are read."
         raise DataError(f"{info.filename} in {path} unpacks to {info.file_size} bytes.", hint)
     if info.file_size > _LARGE and info.file_size > _MAX_RATIO * info.compress_size:
-        hint = "That is a zip bomb or holds no photographs; write it again without compression (numpy.savez)."
+        hint = "It may be a zip bomb; if it holds real images, write it again without compression (numpy.savez)."
         raise DataError(f"{info.filename} in {path} unpacks from {info.compress_size} bytes to {info.file_size}.", hint)
     with archive.open(info) as file:
         shape, dtype = _read_header(file, info, path)
         header_bytes = file.tell()
-    # The directory bounds what zipfile unpacks, so a header that agrees with it can't make us allocate more.
+    # The directory bounds the unpacked bytes, so a header that agrees with it can't cause a larger allocation.
     claimed = math.prod(shape) * dtype.itemsize
     if claimed != info.file_size - header_bytes:
         raise DataError(
@@ -106,7 +106,7 @@ def _read_header(file: IO[bytes], info: zipfile.ZipInfo, path: Path) -> tuple[tu
     shape, _, dtype = readers[version](file)
     if dtype.hasobject or dtype.names:
         hint = "Write plain numeric arrays."
-        raise DataError(f"{info.filename} in {path} holds Python objects or records, which are never loaded.", hint)
+        raise DataError(f"{info.filename} in {path} holds Python objects or records, which bdprune never loads.", hint)
     if any(size < 0 for size in shape) or (shape and shape[0] > MAX_IMAGES):
         raise DataError(f"{info.filename} in {path} claims shape {shape}.", f"At most {MAX_IMAGES} images are read.")
     return shape, dtype

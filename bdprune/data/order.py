@@ -1,4 +1,4 @@
-"""The order of the classes: which label of the model a label of the data means."""
+"""The order of the classes: the map from labels of the data to labels of the model."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _FORMS = "Give --class-order number, text or a JSON file that gives the label of
 def text_order(num_classes: int) -> dict[int, int]:
     """Number of a class -> its place among ``num_classes`` numbers that are sorted as texts (0, 1, 10, 11, ...).
 
-    ``torchvision.datasets.ImageFolder`` labels folders so that are named by number without leading zeros.
+    ``torchvision.datasets.ImageFolder`` labels numbered folders without leading zeros in this order.
 
     Example:
         >>> text_order(11)[10]
@@ -33,11 +33,11 @@ def text_order(num_classes: int) -> dict[int, int]:
 
 
 def read_order(order: ClassOrder) -> str | dict[int, int]:
-    """``number``, ``text``, or the map that ``order`` spells out or that is in the file it names.
+    """``number``, ``text``, or the map that ``order`` is or that its file holds.
 
     Raises:
-        OptionError: there is no such order or file, or it is not a map from labels to labels in which no two data
-            labels mean the same label of the model.
+        OptionError: the order is unknown, its file cannot be read, it is not a map from labels to labels, or two
+            labels of the data map to the same label of the model.
     """
     if order is None or order in ("number", "text"):
         return str(order or "number")
@@ -49,18 +49,18 @@ def read_order(order: ClassOrder) -> str | dict[int, int]:
 def renumber(
     labels: Tensor, names: tuple[str, ...], order: str | Mapping[int, int], num_classes: int | None, where: str
 ) -> tuple[Tensor, tuple[str, ...], dict[int, int]]:
-    """Labels and class names in the order of the model, and the map that was applied (empty for ``number``).
+    """Labels and class names in the order of the model, and the applied map (empty for ``number``).
 
     Args:
         labels: int64 ``[N]``, not negative.
-        names: name of each label of the data, empty when unknown.
-        order: as :func:`read_order` gives it.
+        names: name of each label of the data, empty if unknown.
+        order: a value of :func:`read_order`.
         num_classes: number of labels of the model.
-        where: what to call the data in errors.
+        where: name of the data in errors.
 
     Raises:
-        DataError: a label has no place in the order, or its place is beyond the classes of the model.
-        OptionError: the text order of an unknown number of classes.
+        DataError: the order lacks a label, or maps it to a label that the model does not have.
+        OptionError: the order is ``text``, but the number of classes is unknown.
     """
     if order == "number" or not len(labels):
         return labels, names, {}
@@ -69,7 +69,7 @@ def renumber(
             raise OptionError("The text order depends on the number of classes, which is unknown.", "Give num_classes.")
         order = text_order(num_classes)
         if int(labels.max()) >= num_classes:
-            return labels, names, {}  # the check of the labels says what is wrong with them
+            return labels, names, {}  # the later check of the labels raises the error
     present = torch.unique(labels).tolist()
     _check_covers(present, order, num_classes, where)
     table = torch.zeros(max(present) + 1, dtype=torch.int64)
@@ -79,13 +79,13 @@ def renumber(
 
 
 def order_pairs(order: Mapping[int, int]) -> str:
-    """The first pairs of an order as a text: ``2→12, 3→23, ...``, those that stay as they are left out."""
+    """The first changes of an order as a text: ``2→12, 3→23, ...``."""
     moved = [f"{label}→{place}" for label, place in sorted(order.items()) if label != place]
     return ", ".join([*moved[:_SHOWN], "..."] if len(moved) > _SHOWN else moved)
 
 
 def start_of_text_order(num_classes: int) -> str:
-    """``0, 1, 10, 11, ...``: how the text order of so many classes begins."""
+    """``0, 1, 10, 11, ...``: the beginning of the text order of ``num_classes`` classes."""
     return f"{', '.join(map(str, sorted(range(num_classes), key=str)[:_SHOWN]))}, ..."
 
 
@@ -118,7 +118,7 @@ def _checked(order: object, where: str) -> dict[int, int]:
         if place in taken:
             raise OptionError(
                 f"The class order {where} gives the data labels {taken[place]} and {label} the same label {place}.",
-                "Give every data label a label of its own in --class-order.",
+                "Give every label of the data a different label in --class-order.",
             )
         taken[place] = label
     found = dict(pairs)
@@ -128,7 +128,7 @@ def _checked(order: object, where: str) -> dict[int, int]:
 
 
 def _whole(value: Any, where: str) -> int:
-    """A label; JSON has only texts as keys of objects."""
+    """A label, also from a text, because keys in JSON are texts."""
     text = str(value) if isinstance(value, int | str) and not isinstance(value, bool) else ""
     if not (text.isascii() and text.isdecimal() and len(text) <= len(str(MAX_LABEL)) and int(text) <= MAX_LABEL):
         raise OptionError(f"The class order {where} holds {str(value)[:40]!r}, which is not a label.", _FORMS)
@@ -143,11 +143,12 @@ def _check_covers(present: list[int], order: Mapping[int, int], num_classes: int
     highest = max(order[label] for label in present)
     if num_classes is not None and highest >= num_classes:
         hint = "Give labels of the model in --class-order."
-        raise DataError(f"The class order gives label {highest}, the model has classes 0 to {num_classes - 1}.", hint)
+        found = f"The class order gives label {highest}, but the model has classes 0 to {num_classes - 1}."
+        raise DataError(found, hint)
 
 
 def _renamed(names: tuple[str, ...], order: Mapping[int, int]) -> tuple[str, ...]:
-    """The name of each label of the model; a label without a name has its number."""
+    """The name of each label of the model; the number if it has no name."""
     if not names:
         return ()
     by_label = {order[label]: name for label, name in enumerate(names) if label in order}

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from bdprune.data.decode import INSTALL_MEND, decode_image
+from bdprune.data.decode import INSTALL_HINT, decode_image
 from bdprune.data.formats import READ
 from bdprune.data.source import MAX_IMAGES, ImageSource, as_class_names, as_labels
 from bdprune.errors import DataError
@@ -24,7 +24,7 @@ _BATCH_ROWS = 256
 
 @dataclass(frozen=True)
 class RawImages:
-    """Decoded images: uint8 ``[N, C, H, W]``, labels int64 ``[N]``, a name for each label (empty when unknown)."""
+    """Decoded images: uint8 ``[N, C, H, W]``, labels int64 ``[N]``, a name for each label (empty if unknown)."""
 
     images: Tensor
     labels: Tensor
@@ -35,8 +35,8 @@ def read_parquet(path: Path) -> RawImages:
     """Reads and decodes all images and labels of a parquet file, in file order.
 
     Raises:
-        DataError: pyarrow or Pillow is not installed, the file is damaged or lacks a column, or the images are
-            none or of different sizes.
+        DataError: pyarrow or Pillow is not installed, the file is damaged or lacks a column, or there are no images or
+            images of different sizes.
     """
     return read_source(ParquetSource(path))
 
@@ -45,7 +45,7 @@ def read_source(source: ImageSource) -> RawImages:
     """Decodes all images of a source, in its order.
 
     Raises:
-        DataError: the images are none or of different sizes, or one cannot be read.
+        DataError: there are no images or images of different sizes, or an image cannot be read.
     """
     count = len(source.labels)
     if not count:
@@ -67,9 +67,9 @@ def read_source(source: ImageSource) -> RawImages:
 class ParquetSource(ImageSource):
     """Rows of a parquet file: a column ``image`` (encoded bytes, or a struct with ``bytes``) and a column ``label``.
 
-    Labels are read at once, images batch by batch and only where asked for, so memory stays small. A ``path``
-    beside the bytes is never opened. Class names come from the schema metadata: ``classes`` (a JSON list), or the
-    label feature that the Hugging Face libraries write.
+    It reads all labels at once, and only requested images, batch by batch, to save memory. It never opens a ``path``
+    in the struct. Class names come from the schema metadata: ``classes`` (a JSON list), or the label feature that the
+    Hugging Face libraries write.
 
     Raises:
         DataError: pyarrow is not installed, the file is damaged, or a column is missing or of the wrong type.
@@ -80,7 +80,7 @@ class ParquetSource(ImageSource):
         try:
             import pyarrow.parquet as pq
         except ImportError as error:
-            raise DataError(f"Reading {path} needs pyarrow.", INSTALL_MEND) from error
+            raise DataError(f"Reading {path} needs pyarrow.", INSTALL_HINT) from error
         try:
             self._file = pq.ParquetFile(path)
             self._read_schema()
@@ -151,7 +151,7 @@ class ParquetSource(ImageSource):
         return as_labels(column.to_numpy(), self.name)
 
     def _batches(self, wanted: np.ndarray[Any, Any]) -> Iterator[tuple[int, Any]]:
-        """(first row, image cells) of every batch in the row groups that hold a wanted row."""
+        """(first row, image cells) of every batch in the row groups with a requested row."""
         start = 0
         for group in range(self._file.metadata.num_row_groups):
             stop = start + self._file.metadata.row_group(group).num_rows
@@ -184,7 +184,7 @@ class ParquetSource(ImageSource):
 
 
 def _class_names(metadata: dict[bytes, bytes], label_column: str) -> tuple[str, ...]:
-    """Class names of the schema metadata; metadata that is not understood means no names."""
+    """Class names from the schema metadata; none if the metadata has another form."""
     try:
         if b"classes" in metadata:
             names = json.loads(metadata[b"classes"])

@@ -1,4 +1,4 @@
-"""What every kind of clean data offers: all labels at once, images only when asked for."""
+"""The interface of clean data: all labels at once, and images on request."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ class ImageSource(ABC):
     """Labelled images that are decoded one by one, so that sampling comes before decoding.
 
     Attributes:
-        name: what to call the data in reports.
+        name: name of the data in reports.
         labels: ``[N]`` int64, not negative.
-        class_names: name of each label, empty when unknown.
-        passed_over: how many files of a folder were not taken as images, by suffix or reason.
-        converted: how many of the images that were read are neither grey nor RGB in the source, by what they are there.
-        notes: what a reader should know of the source, one sentence each.
+        class_names: name of each label, empty if unknown.
+        passed_over: number of skipped files of a folder, by suffix or reason.
+        converted: number of read images that are neither grey nor RGB in the source, by their kind.
+        notes: facts about the source for the report, one sentence each.
     """
 
     labels: Tensor
@@ -42,7 +42,7 @@ class ImageSource(ABC):
 
     @abstractmethod
     def describe(self, index: int) -> str:
-        """What to call image ``index`` in errors."""
+        """The name of image ``index`` in errors."""
 
     @abstractmethod
     def read(self, index: Sequence[int]) -> Iterator[tuple[int, Tensor]]:
@@ -53,7 +53,7 @@ class ImageSource(ABC):
 
 
 def reason_of(error: OSError | ValueError) -> str:
-    """Why a path could not be read, in the system's words."""
+    """The system's reason why a path could not be read."""
     return (error.strerror if isinstance(error, OSError) else None) or str(error)
 
 
@@ -61,7 +61,7 @@ def as_labels(values: np.ndarray[Any, Any], where: str) -> Tensor:
     """Checked class labels: int64 ``[N]`` from any integer array ``[N]`` or ``[N, 1]``.
 
     Raises:
-        DataError: not integers, of another shape, negative or absurdly large.
+        DataError: the labels are not integers, have another shape, or are negative or extremely large.
     """
     if values.ndim == 2 and values.shape[1] == 1:
         values = values[:, 0]
@@ -80,7 +80,7 @@ def as_pixels(values: np.ndarray[Any, Any], where: str) -> np.ndarray[Any, Any]:
     """Checked pixels of any shape: uint8, or float32 in [0, 1].
 
     Raises:
-        DataError: no numbers, not finite, or outside 0-255 (integers) or [0, 1] (floats).
+        DataError: the values are not numbers, not finite, or outside 0-255 (integers) or [0, 1] (floats).
     """
     if values.dtype == np.uint8 or not values.size:
         return values.astype(np.uint8)

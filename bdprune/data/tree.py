@@ -1,4 +1,4 @@
-"""Walks through folders that nobody vouches for: links are followed, loops end, and what is passed over is counted."""
+"""Walks through untrusted folders: it follows links, stops at loops, and counts skipped files."""
 
 from __future__ import annotations
 
@@ -24,19 +24,19 @@ LEFTOVER_FILES = frozenset({"thumbs.db", "ehthumbs.db", "desktop.ini", ".ds_stor
 HIDDEN, LEFTOVER, BROKEN, LOOP = "hidden", "leftover", "broken link", "link to a folder read before"
 NOT_A_FILE, NO_SUFFIX = "not a file", "(no suffix)"
 UNIMPORTANT = frozenset({HIDDEN, LEFTOVER})
-"""Reasons for passing over that no image can be lost by."""
+"""Reasons for skipping an entry that is certainly not an image."""
 
 _MAX_SUFFIX = 16
 
 
 @dataclass
 class Walk:
-    """What was found below one folder.
+    """The entries below one folder.
 
     Attributes:
-        files: image files, those of a folder before those of its sub-folders, each sorted by name.
-        passed_over: how many other entries there are, by suffix or reason.
-        loops: links that lead to a folder that was read before; they were not followed.
+        files: image files, a folder's own before its sub-folders', each sorted by name.
+        passed_over: number of other entries, by suffix or reason.
+        loops: links to folders that were read before; they were not followed.
     """
 
     files: list[Path] = field(default_factory=list)
@@ -45,10 +45,10 @@ class Walk:
 
 
 def image_files(folder: Path, above: Iterable[tuple[int, int]] = ()) -> Walk:
-    """The image files below ``folder``, known by suffix or by their first bytes; links are followed.
+    """The image files below ``folder``, recognised by suffix or by their first bytes; it follows links.
 
     Args:
-        above: (device, inode) of folders that must not be entered.
+        above: (device, inode) of folders that it must not enter.
 
     Raises:
         DataError: a folder cannot be read, or there are more than ``MAX_IMAGES`` entries.
@@ -89,7 +89,7 @@ def list_folder(folder: Path) -> list[Path]:
 
 
 def identity(folder: Path) -> tuple[int, int]:
-    """What a folder is known by, whichever links lead to it.
+    """Device and inode of a folder, the same for all links to it.
 
     Raises:
         DataError: it cannot be read.
@@ -102,7 +102,7 @@ def identity(folder: Path) -> tuple[int, int]:
 
 
 def reason_against(path: Path) -> str | None:
-    """Why an entry is passed over by its name alone; None where its name says nothing against it."""
+    """Why an entry is skipped because of its name; None if it is not."""
     name = path.name.lower()
     if name in LEFTOVER_FILES | LEFTOVER_FOLDERS or name.startswith("._"):
         return LEFTOVER
@@ -110,7 +110,7 @@ def reason_against(path: Path) -> str | None:
 
 
 def suffix_of(path: Path) -> str:
-    """The suffix under which a file is counted, safe to print."""
+    """The suffix of a file in the counts, safe to print."""
     suffix = "".join(c for c in path.suffix.lower() if c.isprintable())
     return suffix[:_MAX_SUFFIX] or NO_SUFFIX
 
@@ -128,17 +128,17 @@ def plural(count: int, noun: str) -> str:
 
 
 def unreadable(path: Path, error: OSError) -> DataError:
-    """The error for a file or folder that the system does not let us read."""
+    """The error for a file or folder that cannot be read."""
     reason = error.strerror or type(error).__name__
     return DataError(f"{path} cannot be read: {reason}.", "Check the path and its permissions.")
 
 
 def _sort_out(path: Path, walk: Walk) -> bool:
-    """True for a folder to enter; anything else is noted in ``walk``."""
+    """True for a folder to enter; other entries are recorded in ``walk``."""
     reason = reason_against(path)
     try:
         mode = 0 if reason else path.stat().st_mode
-    except OSError:  # a link that leads nowhere or to itself
+    except OSError:  # a broken link, or a link to itself
         mode, reason = 0, BROKEN
     if stat.S_ISDIR(mode):
         return True
@@ -157,4 +157,4 @@ def _head(path: Path) -> bytes:
         with path.open("rb") as file:
             return file.read(HEAD_BYTES)
     except OSError:
-        return b""  # of no known suffix and not readable: it is counted
+        return b""  # an unreadable file without a known suffix: it is counted

@@ -1,4 +1,4 @@
-"""Opens a checkpoint: says what it is, checks it in full, reads it, and keeps what saving it back needs."""
+"""Opens a checkpoint: recognises its format, checks it in full, reads it, and keeps the data for writing it back."""
 
 from __future__ import annotations
 
@@ -43,10 +43,10 @@ class Slot:
     Attributes:
         name: of the tensor in the network.
         dtype: in the file.
-        original: the values of the file where float32 cannot give them back (float64), and the unmasked weight where
-            the file keeps a weight and its mask apart; else None.
-        mask: the mask that belongs to ``original``; None where there is none.
-        is_mask: whether the mask itself is stored here.
+        original: the values of the file if float32 cannot represent them (float64), or the unmasked weight if the file
+            stores a weight and its mask separately; else None.
+        mask: the mask that belongs to ``original``, or None.
+        is_mask: whether this entry stores the mask itself.
     """
 
     name: str
@@ -58,22 +58,22 @@ class Slot:
 
 @dataclass(frozen=True)
 class Artifact:
-    """Where a model came from and how to write it back.
+    """The file of a model, and the data for writing it back.
 
     Attributes:
-        path: the file; of a model in shards the index.
+        path: the file; the index for a model in shards.
         format: ``torch-zip``, ``torch-legacy`` or ``safetensors``.
         bytes: size of the file, or of the index and all shards.
-        sha256: digest of the file, hexadecimal; in shards that of the digests of the index and of every shard.
-        state_key: name of this set of weights inside the checkpoint; empty when there is no other and no wrapper.
-        prefix: what stands before every name of the network in the state dict, such as ``module.``.
+        sha256: digest of the file, hexadecimal; for shards, the digest of the digests of the index and of every shard.
+        state_key: name of this set of weights inside the checkpoint; empty without other sets and wrappers.
+        prefix: prefix of all names of the network in the state dict, such as ``module.``.
         sets: names of all sets of weights in the file.
-        unscanned: names of weights beside this set that belong to no network that was recognised.
-        kept: names of entries without weights that are written back as they are.
+        unscanned: names of weights outside the recognised networks.
+        kept: names of entries without weights, which are written back unchanged.
         left_out: other sets of weights in the file that were not loaded, each with the reason.
-        places: paths of keys to the state dict; several where the checkpoint holds the same dict several times.
+        places: paths of keys to the state dict; several if the checkpoint holds the same dict several times.
         slots: keys of the state dict -> the tensor of the network that belongs there.
-        checkpoint: the whole checkpoint; None in place of what the network can give back.
+        checkpoint: the whole checkpoint, with None for each tensor that the network holds.
         metadata: of the safetensors header.
         shards: keys -> file of the tensor; empty for a single file.
         index_metadata: of the index of the shards.
@@ -99,7 +99,7 @@ class Artifact:
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A file as it was read: the object in it, and where its state dicts stand. Attributes as in ``Artifact``."""
+    """A file after reading: the object in it, and the places of its state dicts. Attributes as in ``Artifact``."""
 
     path: Path
     format: Format
@@ -113,12 +113,12 @@ class Checkpoint:
 
 
 def read_checkpoint(path: str | Path) -> Checkpoint:
-    """Reads a checkpoint without running anything in it; shards are read by their index.
+    """Reads a checkpoint without running code from it; an index also reads its shards.
 
     Raises:
-        ArtifactError: missing, unreadable, damaged or hostile.
-        NoWeightsError: sound, and without weights.
-        UnsupportedError: not a checkpoint.
+        ArtifactError: the file is missing, unreadable, damaged or hostile.
+        NoWeightsError: the file is sound but holds no weights.
+        UnsupportedError: the file is not a checkpoint.
     """
     path = Path(path)
     try:
@@ -133,7 +133,7 @@ def read_checkpoint(path: str | Path) -> Checkpoint:
 
 
 def with_values(node: Any, places: Sequence[KeyPath], values: Mapping[str, Any]) -> Any:
-    """A copy of a checkpoint with ``values`` in the dicts at ``places``; everything off the path there is shared."""
+    """A copy of a checkpoint with ``values`` in the dicts at ``places``; it shares everything outside these paths."""
     here = () in places
     below: dict[Any, list[KeyPath]] = {}
     for place in places:
@@ -159,12 +159,12 @@ def _read(path: Path) -> tuple[bytes, Any]:
         if stat.S_ISDIR(status.st_mode):
             raise UnsupportedError("it is a folder.", _GIVE_CHECKPOINT)
         if not stat.S_ISREG(status.st_mode):
-            raise UnsupportedError("it is no regular file.", _GIVE_CHECKPOINT)
+            raise UnsupportedError("it is not a regular file.", _GIVE_CHECKPOINT)
         if status.st_size > MAX_FILE_BYTES:
             raise UnsupportedError(f"it has {status.st_size} bytes, more than any image classifier.", _GIVE_CHECKPOINT)
         with path.open("rb") as file:
             head = file.read(HEAD_BYTES)
-            kind = _format(head)  # what is not a checkpoint is refused before all of it is in memory
+            kind = _format(head)  # refuses other files before all of the file is in memory
             file.seek(0)
             plain = kind == "torch-legacy" and not torch_file.is_legacy(head)
             limit = MAX_INDEX_BYTES if kind == "index" else MAX_PICKLE_BYTES if plain else MAX_FILE_BYTES
@@ -173,12 +173,12 @@ def _read(path: Path) -> tuple[bytes, Any]:
         reason = (error.strerror if isinstance(error, OSError) else None) or str(error)
         raise ArtifactError(f"{reason}.", "Check the path and its permissions.") from None
     if not data:
-        raise ArtifactError("the file is empty.", "Fetch it again.")
+        raise ArtifactError("the file is empty.", "Download it again.")
     return data, kind
 
 
 def _format(head: bytes) -> str:
-    """The format by the first bytes; the suffix says nothing."""
+    """The format by the first bytes; the suffix does not matter."""
     kind = kind_of_bytes(head)
     if kind in _FORMATS:
         return _FORMATS[kind]

@@ -1,7 +1,7 @@
-"""What a file is, by its first bytes and never by its name alone.
+"""Recognises the kind of a file by its first bytes, never by its name alone.
 
-A checkpoint without a known suffix is still a checkpoint, and a file of another format may hold weights that nobody
-looked at. So every kind says whether it can hold weights.
+A checkpoint may have any suffix, and a file of another format may hold weights that were never scanned. So every kind
+says whether it can hold weights.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Literal
 
 HEAD_BYTES = 4096
-"""How much of a file is read to know its kind."""
+"""Number of bytes of a file that are read to recognise its kind."""
 
 Weights = Literal["checkpoint", "possible", "none"]
 
@@ -28,8 +28,8 @@ class FileKind:
 
     Attributes:
         name: with its article, such as ``an ONNX model``.
-        weights: ``checkpoint`` for files that bdprune reads, ``possible`` for others that may hold weights, ``none``
-            for those that hold none.
+        weights: ``checkpoint`` for files that bdprune reads, ``possible`` for other files that may hold weights,
+            ``none`` for files without weights.
     """
 
     name: str
@@ -88,7 +88,7 @@ _LABEL_ARRAYS = {"labels", "y", "Y", "targets", "label", "y_test"}
 
 
 def kind_of_file(path: Path) -> FileKind:
-    """The kind of the file at ``path``; at most ``HEAD_BYTES`` of it are read, and of a zip archive its directory."""
+    """The kind of the file at ``path``; it reads at most ``HEAD_BYTES``, and the directory of a zip archive."""
     try:
         mode = path.stat().st_mode
         if not stat.S_ISREG(mode):
@@ -118,7 +118,7 @@ def kind_of_bytes(head: bytes) -> FileKind:
 
 
 def looks_like_safetensors(head: bytes) -> bool:
-    """Whether the bytes begin with a header length that leads to a JSON object."""
+    """Whether the bytes begin with a header length and a JSON object."""
     return len(head) > 8 and head[8:9] == b"{" and not head.startswith(b"{") and head[7] == 0
 
 
@@ -144,7 +144,7 @@ def _is_text(head: bytes) -> bool:
     if b"\x00" in head:
         return False
     try:
-        # The last character may be cut in two.
+        # The last character may be incomplete.
         head.decode() if len(head) < HEAD_BYTES else head[:-3].decode(errors="strict")
     except UnicodeDecodeError as error:
         return len(head) >= HEAD_BYTES and error.start > len(head) - 8
@@ -152,7 +152,7 @@ def _is_text(head: bytes) -> bool:
 
 
 def _is_text_pickle(head: bytes) -> bool:
-    """Whether text is a pickle of protocol 0: its opcodes are letters, and prose breaks them within a few."""
+    """Whether a text is a pickle of protocol 0: its opcodes are letters, and prose soon contains an invalid one."""
     if not _TEXT_PICKLE.match(head):
         return False
     count = 0
@@ -171,13 +171,13 @@ def _is_index(head: bytes) -> bool:
 
 
 def _kind_of_zip(path: Path) -> FileKind:
-    """A checkpoint, images with labels, or another archive, by the names in its directory."""
+    """A checkpoint, labelled images, or another archive, by the names in its directory."""
     try:
         if os.path.getsize(path) > 8 << 30:
             return TORCH_ZIP
         with zipfile.ZipFile(path) as archive:
             names = archive.namelist()
-    except Exception:  # a damaged archive may be a checkpoint that was cut off: loading says what is wrong
+    except Exception:  # a damaged archive may be a truncated checkpoint: loading it raises the error
         return TORCH_ZIP
     if any(name.rpartition("/")[2] == "data.pkl" for name in names):
         return TORCH_ZIP

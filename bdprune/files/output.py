@@ -1,4 +1,4 @@
-"""Writing reports to files: all of one or nothing."""
+"""Writes files atomically."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from bdprune.errors import OutputError
 
 
 def check_writable(path: Path) -> None:
-    """Makes sure, before long work, that ``path`` can be written; leaves nothing behind.
+    """Checks, before long work, that ``path`` can be written; it leaves no file behind.
 
     Raises:
-        OutputError: it is a folder, its folder does not exist, or nothing can be written there.
+        OutputError: it is a folder, its folder does not exist, or it cannot be written.
     """
     try:
         if path.is_dir():
@@ -27,10 +27,10 @@ def check_writable(path: Path) -> None:
 
 
 def make_folder(path: Path) -> None:
-    """Makes sure that ``path`` is a folder.
+    """Creates the folder ``path`` if it does not exist.
 
     Raises:
-        OutputError: it cannot be made.
+        OutputError: it cannot be created.
     """
     try:
         path.mkdir(parents=True, exist_ok=True)
@@ -39,7 +39,7 @@ def make_folder(path: Path) -> None:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Writes ``text`` to ``path`` so that a reader never sees half of it.
+    """Writes ``text`` to ``path`` so that a reader never sees a partial file.
 
     Raises:
         OutputError: it cannot be written.
@@ -54,10 +54,10 @@ def write_text(path: Path, text: str) -> None:
 
 
 def write_atomically(path: Path, data: bytes) -> None:
-    """Writes ``data`` beside ``path`` and moves it there.
+    """Writes ``data`` to a temporary file next to ``path`` and moves it there.
 
     Raises:
-        OutputError: that fails; nothing is left behind.
+        OutputError: this fails; it leaves no file behind.
     """
     temporary = None
     try:
@@ -82,10 +82,10 @@ def _umask() -> int:
 
 
 def is_special(path: Path) -> bool:
-    """Pipes and devices (``/dev/null``) are written to, not replaced."""
+    """Whether ``path`` is a pipe or device (``/dev/null``), which is written to and not replaced."""
     return os.path.exists(path) and not os.path.isfile(path)
 
 
 def _unwritable(path: Path, error: OSError) -> OutputError:
-    hint = "Give a place that can be written."
+    hint = "Give a path that can be written."
     return OutputError(f"{str(path)[:200]} cannot be written: {error.strerror or error}.", hint)

@@ -1,4 +1,4 @@
-"""What a pickle describes, as plain data: globals by name, storages and tensors by their numbers."""
+"""The contents of a pickle as plain data: globals by name, storages and tensors by their numbers."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ ITEM_BYTES = {
 
 @dataclass(frozen=True)
 class GlobalName:
-    """``module.name`` that a pickle refers to."""
+    """A ``module.name`` in a pickle."""
 
     name: str
 
@@ -60,15 +60,15 @@ class TensorClaim:
 
 
 class OrderedClaim(dict[Any, Any]):
-    """Stands for a ``collections.OrderedDict``: the only object whose attributes a pickle may set."""
+    """Represents a ``collections.OrderedDict``, the only object whose attributes a pickle may set."""
 
 
 @dataclass
 class Walked:
-    """What a pickle describes.
+    """The contents of a pickle.
 
     Attributes:
-        value: the object, with ``TensorClaim`` and ``GlobalName`` in place of tensors and globals.
+        value: the object, with ``TensorClaim`` and ``GlobalName`` instead of tensors and globals.
         storages: every storage it refers to, by key.
         tensors: every tensor it builds, in order.
     """
@@ -79,21 +79,21 @@ class Walked:
 
 
 def is_count(value: object) -> bool:
-    """Whether ``value`` is a whole number that counts something."""
+    """Whether ``value`` is a whole number from 0."""
     return type(value) is int and 0 <= value < 1 << 62
 
 
 def check_view(claim: TensorClaim, what: str) -> None:
-    """Every element must lie inside the storage, and none may be claimed twice (a stride of 0 is a cheap bomb)."""
+    """Checks that all elements are inside the storage and distinct (a stride of 0 would allow huge tensors)."""
     size, stride = claim.size, claim.stride
     if type(size) is not tuple or type(stride) is not tuple or len(size) != len(stride) or len(size) > MAX_DIMENSIONS:
         raise ValueError("a tensor without size and stride")
     if not all(is_count(number) for number in (claim.offset, *size, *stride)):
-        raise ValueError("a tensor with a size, stride or offset that is no whole number")
+        raise ValueError("a tensor with a size, stride or offset that is not a whole number")
     last = claim.offset + sum((length - 1) * step for length, step in zip(size, stride, strict=True))
     if claim.count and (last >= claim.storage.count or claim.count > claim.storage.count):
         raise ArtifactError(
             f"the {what} claims a tensor of size {quoted(size)} ({claim.count} elements) "
             f"on a storage of {claim.storage.count} elements.",
-            "The file is damaged or hostile; fetch it again from a source you trust.",
+            "The file is damaged or hostile; download it again from a source you trust.",
         )

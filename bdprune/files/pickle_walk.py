@@ -1,9 +1,9 @@
-"""Reads what a checkpoint's pickle asks for without doing any of it.
+"""Interprets a checkpoint's pickle without running any of it.
 
 ``walk`` steps through the opcodes (``pickletools.genops``) with a stack of plain descriptions: a global stays a name,
-a tensor stays (storage, offset, size, stride). It knows exactly the opcodes and globals that a state dict with the
-usual extras needs, a strict subset of what ``torch.load(weights_only=True)`` accepts, so that every refusal comes
-with a reason and before torch has allocated anything.
+a tensor stays (storage, offset, size, stride). It accepts exactly the opcodes and globals that a state dict with the
+usual extras needs, a strict subset of those in ``torch.load(weights_only=True)``. It refuses all others, with a reason,
+before torch allocates memory.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from bdprune.files.quoting import quoted
 MAX_PICKLE_BYTES = 16 << 20
 MAX_OPCODES = 1_000_000
 MAX_COPIED = 2 << 20
-"""Entries and bytes that calls may copy in all: one long list in the memo can be copied by five bytes of pickle."""
+"""Total entries and bytes that calls may copy: five bytes of pickle can copy a long list from the memo."""
 
 _RESAVE = "Save it again with torch.save(model.state_dict(), path)."
 _TRUST = "Nothing was run. If you trust where it comes from, save only its tensors there: torch.save(state_dict, path)."
@@ -37,27 +37,27 @@ _DTYPES = frozenset("torch." + name for name in (
 
 
 _DAMAGED = (ValueError, IndexError, KeyError, TypeError, OverflowError, MemoryError)
-"""What bytes that are no pickle make the reader of opcodes raise, and opcodes that make no sense the machine."""
+"""Errors of the opcode reader for bytes that are not a pickle, and of the machine for invalid opcodes."""
 
 
 def _opcodes(stream: io.BytesIO) -> Iterator[tuple[str, Any, int | None]]:
     """Name, argument and position of each opcode."""
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # genops warns of backslashes in names
+        warnings.simplefilter("ignore")  # genops warns about backslashes in names
         for opcode, argument, position in pickletools.genops(stream):
             yield opcode.name, argument, position
 
 
 def walk(stream: io.BytesIO, what: str) -> claims.Walked:
-    """Reads one pickle from ``stream`` and leaves it right behind the pickle's end.
+    """Reads one pickle from ``stream``, and leaves the stream at the pickle's end.
 
     Args:
-        stream: bytes of the file, standing at the first opcode.
+        stream: bytes of the file, positioned at the first opcode.
         what: name of this pickle in messages.
 
     Raises:
-        ArtifactError: a global or opcode that a state dict does not need, a tensor that does not fit the storage it
-            claims, or bytes that are no pickle.
+        ArtifactError: it has a global or opcode that a state dict does not need, or a tensor that does not fit its
+            storage, or it is not a pickle.
     """
     start = stream.tell()
     machine = _Machine(what)
@@ -67,12 +67,12 @@ def walk(stream: io.BytesIO, what: str) -> claims.Walked:
                 raise ArtifactError(f"the {what} is far larger than any state dict needs.", _RESAVE)
             machine.step(opcode, argument)
     except _DAMAGED as error:
-        raise ArtifactError(f"the {what} is damaged: {quoted(error)}.", "Fetch the file again.") from None
+        raise ArtifactError(f"the {what} is damaged: {quoted(error)}.", "Download the file again.") from None
     return machine.finish()
 
 
 def first_global(stream: io.BytesIO) -> str | None:
-    """Name of the first global that a pickle of any protocol refers to, as far as it can be read; None for none."""
+    """Name of the first global in a pickle of any protocol, as far as it can be read; None if it has none."""
     strings: list[str] = []
     try:
         for opcode, argument, _ in itertools.islice(_opcodes(stream), MAX_OPCODES):
@@ -88,9 +88,9 @@ def first_global(stream: io.BytesIO) -> str | None:
 
 
 def plain_globals(stream: io.BytesIO) -> tuple[list[str], set[str]]:
-    """Names of all globals that a pickle refers to, and its strings; none where only running it would tell.
+    """Names of all globals in a pickle, and its strings; both empty if the names cannot be read without running it.
 
-    Only the opcode of protocol 2, which spells a name out, is believed. A name put together on the stack is not.
+    It accepts only the opcode of protocol 2 with a literal name, not names that are built on the stack.
     """
     names: list[str] = []
     strings: set[str] = set()
@@ -108,7 +108,7 @@ def plain_globals(stream: io.BytesIO) -> tuple[list[str], set[str]]:
 
 
 def refuse_global(name: str, what: str) -> NoReturn:
-    """Raises the ArtifactError for a pickle that refers to ``name``."""
+    """Raises the ArtifactError for a pickle with the global ``name``."""
     if "qtensor" in name or name.startswith("torch.Q"):
         raise ArtifactError(f"the {what} holds quantised tensors ({quoted(name)}).", _QUANTISED)
     raise ArtifactError(f"the {what} asks to run {quoted(name)}, which no state dict needs.", _TRUST)
@@ -198,24 +198,24 @@ class _Machine:
     def reduce(self, _: object) -> None:
         arguments, function = self.stack.pop(), self.stack.pop()
         if type(function) is not claims.GlobalName or function.name not in _CALLS or type(arguments) is not tuple:
-            raise ValueError("a call of something that is no function")
+            raise ValueError("a call of something that is not a function")
         self.stack.append(_CALLS[function.name](self, *arguments))
 
     def build(self, _: object) -> None:
         state = self.stack.pop()
-        # Any other attribute could shadow a method (items, values) of the dict that is read later.
+        # Any other attribute could shadow a method (items, values) of the dict, which is used later.
         if type(self.stack[-1]) is not claims.OrderedClaim or type(state) is not dict or set(state) - {"_metadata"}:
             raise ArtifactError(f"the {self.what} sets attributes that no state dict has.", _TRUST)
 
     def persistent(self, _: object) -> None:
         claim = self.stack.pop()
         if type(claim) is not tuple or len(claim) not in (5, 6) or claim[0] != "storage":
-            raise ValueError("a reference to something that is no storage")
+            raise ValueError("a reference to something that is not a storage")
         kind, key, location, count = claim[1:5]
         if len(claim) == 6 and claim[5] is not None:
             raise ArtifactError(f"the {self.what} holds views of storages in a form older than 2017.", _RESAVE)
         if type(kind) is not claims.GlobalName or kind.name not in _STORAGES or not isinstance(location, str):
-            raise ValueError("a storage of no known type")
+            raise ValueError("a storage of an unknown type")
         if type(key) is not str or not claims.is_count(count):
             raise ValueError("a storage without a key or length")
         storage = claims.StorageClaim(key, kind.name, _STORAGES[kind.name], count)
@@ -225,17 +225,17 @@ class _Machine:
 
     def _list(self) -> list[Any]:
         if type(self.stack[-1]) is not list:
-            raise ValueError("an append to something that is no list")
+            raise ValueError("an append to something that is not a list")
         return self.stack[-1]
 
     def _set(self, key: Any, value: Any) -> None:
         target = self.stack[-1]
         if type(target) not in (dict, claims.OrderedClaim):
-            raise ValueError("an item set on something that is no dict")
+            raise ValueError("an item set on something that is not a dict")
         target[_checked_key(key)] = value
 
     def copy(self, length: int) -> None:
-        """Counts what a call is about to copy."""
+        """Counts the entries that a call copies."""
         self.copied += length
         if self.copied > MAX_COPIED:
             raise ArtifactError(f"the {self.what} unpacks to far more than any state dict needs.", _RESAVE)
@@ -245,7 +245,7 @@ class _Machine:
 
     def counter(self, counts: object = None) -> dict[Any, Any]:
         if counts is not None and type(counts) is not dict:
-            raise ValueError("a Counter of something that is no dict")
+            raise ValueError("a Counter of something that is not a dict")
         self.copy(len(counts or ()))
         return dict(counts or {})
 
@@ -273,17 +273,17 @@ class _Machine:
 
     def size(self, sizes: object = ()) -> tuple[int, ...]:
         if type(sizes) is not tuple or not all(claims.is_count(size) for size in sizes):
-            raise ValueError("a torch.Size of something else than whole numbers")
+            raise ValueError("a torch.Size of values that are not whole numbers")
         return sizes
 
     def device(self, kind: object, index: object = 0) -> str:
         if not isinstance(kind, str) or type(index) is not int:
-            raise ValueError("a torch.device of no known kind")
+            raise ValueError("a torch.device of an unknown kind")
         return kind
 
     def encode(self, text: object, encoding: object = "latin1") -> bytes:
         if not isinstance(text, str) or encoding not in ("latin1", "ascii", "utf-8"):
-            raise ValueError("an encoding of no known kind")
+            raise ValueError("an unknown encoding")
         self.copy(len(text))
         return text.encode(encoding)
 
@@ -341,7 +341,7 @@ _STORAGES = {f"torch.{name}": size for name, size in claims.ITEM_BYTES.items()} 
 
 
 def _dotted(module_and_name: str) -> str:
-    """``posix system`` -> ``os.system``: as people know it."""
+    """``posix system`` -> ``os.system``, the usual name."""
     module, _, name = module_and_name.partition(" ")
     return f"{'os' if module in ('posix', 'nt') else module}.{name}"
 

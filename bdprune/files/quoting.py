@@ -1,9 +1,9 @@
-"""Names that a file gives, as messages show them."""
+"""Quotes names from files for messages."""
 
 from __future__ import annotations
 
 
 def quoted(text: object, limit: int = 80) -> str:
-    """``text`` quoted for a message: escapes control characters and cuts what a file made too long."""
+    """``text`` quoted for a message, with control characters escaped, and cut to ``limit``."""
     quoted = ascii(str(text)[: limit + 1])
     return quoted if len(quoted) <= limit else quoted[: limit - 3] + "..."

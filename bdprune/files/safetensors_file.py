@@ -1,6 +1,6 @@
 """Checkpoints in the safetensors format: 8 bytes of header length, a JSON header, the raw tensors.
 
-The safetensors library checks header, shapes, sizes and offsets; here is what it leaves open.
+The safetensors library checks header, shapes, sizes and offsets; this module checks the rest.
 """
 
 from __future__ import annotations
@@ -26,18 +26,18 @@ DTYPES = {
     **{f"F{bits}": f"float{bits}" for bits in (16, 32, 64)},
     **{f"I{bits}": f"int{bits}" for bits in (8, 16, 32, 64)},
 }
-"""Names in the header, and those of torch."""
+"""Type names in the header -> types of torch."""
 _NAMES = {f"torch.{dtype}": name for name, dtype in DTYPES.items()}
 _MAX_HEADER_BYTES = 16 << 20
-_HOSTILE = "The file is damaged or hostile; fetch it again from a source you trust."
+_HOSTILE = "The file is damaged or hostile; download it again from a source you trust."
 
 
 def read_safetensors(data: bytes) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """Tensors in the order of the header, and the header's metadata. Every claim is checked before it is believed.
+    """Tensors in the order of the header, and the header's metadata. It checks every entry of the header first.
 
     Raises:
         ArtifactError: header, shapes, types or offsets do not fit the file.
-        UnsupportedError: a tensor is of a rare type.
+        UnsupportedError: a tensor has an unsupported type.
     """
     try:
         found = dict(deserialize(data))  # type: ignore[no-untyped-call]
@@ -52,23 +52,23 @@ def safetensors_header(data: bytes | memoryview) -> tuple[dict[str, Any], int]:
     """The header of a file that the library has checked, and the position of the first tensor's first byte.
 
     Raises:
-        ArtifactError: it is very large, or a name stands in it twice, of which the library would take the last.
+        ArtifactError: it is very large, or has a name twice, of which the library would use the last.
     """
     end = 8 + struct.unpack("<Q", data[:8])[0]
     if end > _MAX_HEADER_BYTES:
-        raise ArtifactError(f"the header has {end - 8} bytes.", _HOSTILE)
+        raise ArtifactError(f"its header has {end - 8} bytes, which is too large.", _HOSTILE)
     header: dict[str, Any] = json.loads(bytes(data[8:end]), object_pairs_hook=_unique)
     return header, end
 
 
 def damaged_safetensors(error: Exception) -> ArtifactError:
-    """The error for a file that the library refuses."""
+    """The error for a file that the library rejects."""
     reason = str(error).removeprefix("Error while deserializing: ")
     return ArtifactError(f"the safetensors file is damaged: {quoted(reason, 160).strip(chr(39))}.", _HOSTILE)
 
 
 def dump_safetensors(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> bytes:
-    """The file with ``tensors`` in the order given, which the library would sort."""
+    """The bytes of a file with ``tensors`` in the given order, which the library would sort."""
     import torch
 
     header: dict[str, Any] = {"__metadata__": dict(metadata)} if metadata else {}
@@ -85,7 +85,7 @@ def dump_safetensors(tensors: Mapping[str, Tensor], metadata: Mapping[str, str])
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     if len(dict(pairs)) != len(pairs):
-        raise ArtifactError("a name stands in the header twice.", _HOSTILE)
+        raise ArtifactError("its header has the same name twice.", _HOSTILE)
     return dict(pairs)
 
 
@@ -95,11 +95,11 @@ def _tensor(name: str, entry: Mapping[str, Any]) -> Tensor:
     kind, shape, values = entry["dtype"], entry["shape"], entry["data"]
     if kind not in DTYPES:
         hint = "Save it with a common type such as float32 or float16."
-        raise UnsupportedError(f"the tensor {quoted(name)} has the type {quoted(kind)}.", hint)
+        raise UnsupportedError(f"the tensor {quoted(name)} has the unsupported type {quoted(kind)}.", hint)
     dtype = getattr(torch, DTYPES[kind])
     try:
         if len(shape) <= MAX_DIMENSIONS:
             return torch.frombuffer(values, dtype=dtype).reshape(shape) if values else torch.empty(shape, dtype=dtype)
-    except RuntimeError:  # no elements, in a shape that overflows
+    except RuntimeError:  # an empty tensor with a shape that overflows
         pass
     raise ArtifactError(f"the tensor {quoted(name)} has the impossible shape {quoted(shape)}.", _HOSTILE)

@@ -1,4 +1,4 @@
-"""Checkpoints in several files: the index that says which tensor is in which shard."""
+"""Checkpoints in several files: the index maps each tensor to a shard."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ _NAME = re.compile(r".+-\d{5}-of-\d{5}\.[a-z]+")
 
 
 def is_shard(path: Path) -> bool:
-    """Whether a file has the name of one shard of several, as in ``model-00001-of-00002.safetensors``."""
+    """Whether a file has the name of a shard, such as ``model-00001-of-00002.safetensors``."""
     return _NAME.fullmatch(path.name) is not None
 
 
 def shard_names(data: bytes) -> dict[str, str]:
-    """The map of an index of shards: names of tensors -> files beside the index.
+    """The map of an index of shards: names of tensors -> files next to the index.
 
     Raises:
         ArtifactError: it is not a map of names to plain file names.
@@ -34,7 +34,7 @@ def shard_names(data: bytes) -> dict[str, str]:
         raise ArtifactError("the index has no map of tensors to files (weight_map).", GIVE_INDEX)
     for name in set(names.values()):
         if Path(name).name != name or "\\" in name or "\0" in name or name == "..":
-            raise ArtifactError(f"the index names {quoted(name)}, which is not a file beside it.", GIVE_INDEX)
+            raise ArtifactError(f"the index names {quoted(name)}, which is not a file next to it.", GIVE_INDEX)
     if len(set(names.values())) > _MAX_SHARDS:
         raise ArtifactError(f"the index names {len(set(names.values()))} files.", GIVE_INDEX)
     return dict(names)

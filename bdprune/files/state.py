@@ -1,4 +1,4 @@
-"""Finds every state dict in a checkpoint, and turns tensors into finite ones of the types that a network has."""
+"""Finds every state dict in a checkpoint, checks its tensors, and converts them to the types of a network."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
-# In order of preference: the weights as trained before their averages.
+# In order of preference: trained weights before averaged weights.
 # fmt: off
 WRAPPERS = (
     "state_dict", "model_state_dict", "model_state", "model", "net", "network", "net_state_dict",
@@ -22,7 +22,7 @@ WRAPPERS = (
     "state_dict_ema", "ema_state_dict", "ema", "ema_model",
 )
 # fmt: on
-# Written beside the weights by averaging and by profilers; not part of any network.
+# Entries that averaging and profilers add to the weights; not part of any network.
 _COUNTERS = ("n_averaged", "total_ops", "total_params")
 _MAX_DEPTH = 32
 _SMALLEST_KERNEL = 9
@@ -42,8 +42,8 @@ class StateDict:
     """A state dict inside a checkpoint.
 
     Attributes:
-        paths: where it stands; more than one path where the checkpoint holds the very same dict several times.
-        state: the state dict as stored: names to tensors, and whatever else stands among them.
+        paths: its places; more than one if the checkpoint holds the same dict several times.
+        state: the state dict as stored: names to tensors, and any other entries.
     """
 
     paths: tuple[Path, ...]
@@ -51,7 +51,7 @@ class StateDict:
 
     @property
     def name(self) -> str:
-        """Its first path joined by ``/``; empty when it is the checkpoint itself."""
+        """Its first path joined by ``/``; empty if it is the checkpoint itself."""
         return join_path(self.paths[0])
 
     def tensors(self) -> dict[str, Tensor]:
@@ -62,11 +62,11 @@ class StateDict:
 
 @dataclass(frozen=True)
 class Contents:
-    """All that a checkpoint holds.
+    """The contents of a checkpoint.
 
     Attributes:
         states: its state dicts, the preferred one first.
-        outside: names of weights that stand outside of them, such as a list of averaged tensors.
+        outside: names of weights outside of them, such as a list of averaged tensors.
         optimisers: paths of the states of optimisers, joined by ``/``; their tensors are not weights.
     """
 
@@ -76,17 +76,17 @@ class Contents:
 
 
 def contents_of(checkpoint: object) -> Contents:
-    """Every state dict in ``checkpoint``, wherever it stands, and the weights outside of them.
+    """Every state dict in ``checkpoint``, at any depth, and the weights outside of them.
 
     Raises:
-        NoWeightsError: it holds no weights at all, such as the state of an optimiser.
-        UnsupportedError: it holds weights but no state dict, or is nested more deeply than any checkpoint.
+        NoWeightsError: it holds no weights, such as the state of an optimiser.
+        UnsupportedError: it holds weights but no state dict, or is nested too deeply.
     """
     search = _Search()
     search.visit(checkpoint)
     found = search.states or search.others
     outside = list(search.outside)
-    if search.states:  # what only may be a state dict is named beside those that surely are
+    if search.states:  # next to certain state dicts, uncertain ones are only named
         outside += [
             f"{state.name or 'the checkpoint itself'}: {len(state.tensors())} tensors"
             for state in search.others.values()
@@ -102,7 +102,7 @@ def contents_of(checkpoint: object) -> Contents:
 
 
 class _Search:
-    """A walk through nested dicts and lists, breadth first; a pickle may hold one dict many times, or itself."""
+    """A breadth-first walk through nested dicts and lists; a pickle may hold one dict many times, or in itself."""
 
     def __init__(self) -> None:
         self.states: dict[int, StateDict] = {}
@@ -144,13 +144,13 @@ class _Search:
         values = node if isinstance(node, list | tuple) else ()
         named = [value[1] if _is_pair(value) else value for value in values]
         weights = [index for index, value in enumerate(named) if _is_weight(value)]
-        if len(weights) > 1:  # one matrix is a measurement, several are the parameters of a network
+        if len(weights) > 1:  # a single matrix counts as a measurement, several as the parameters of a network
             self._note([f"{join_path(path)}[{index}]" for index in weights])
         self._note([f"{join_path(path)}[{index}]" for index, value in enumerate(named) if _is_flat(value)])
 
     def _note(self, names: list[str], node: object = None) -> None:
         if node is not None and self._visits[id(node)] > 1:
-            return  # a loop, which has been looked at already
+            return  # a loop, already visited
         self.outside += [quoted(name, 120).strip("'") for name in names[: _MAX_NAMED - len(self.outside)]]
 
     def _check_forgotten(self, node: object) -> None:
@@ -159,42 +159,42 @@ class _Search:
 
 
 def join_path(path: tuple[object, ...]) -> str:
-    """Keys that lead to a state dict, as they are shown and chosen: with ``/`` between them."""
+    """The keys that lead to a state dict, joined by ``/``, for display and for ``state_key``."""
     return "/".join(map(str, path))
 
 
 def is_tensor(value: object) -> TypeGuard[Tensor]:
-    """Whether ``value`` is a tensor. Torch is imported only here and below: reading names takes none."""
+    """Whether ``value`` is a tensor. Only this and the functions below import torch."""
     from torch import Tensor
 
     return isinstance(value, Tensor)
 
 
 def is_weight_name(name: str, tensor: Tensor) -> bool:
-    """Whether a tensor beside a network may hold weights of another: a kernel, a ``weight`` that is a matrix, or a
-    vector as long as a network. Means and deviations of a normalisation and weights of a loss are none.
+    """Whether a tensor outside a network may hold weights: a kernel, a ``weight`` that is a matrix, or a vector as long
+    as a network's parameters. Means and deviations of a normalisation and weights of a loss do not count.
     """
     named = "weight" in name.rpartition(".")[2] and _is_weight(tensor) and len(tensor) > 1
     return named or _is_kernel(tensor) or _is_flat(tensor)
 
 
 def check_expansion(tensors: Mapping[str, Tensor], file_bytes: int) -> None:
-    """Makes sure that what ``tensors`` claim together is in proportion to the file that they came from.
+    """Checks that the total size of ``tensors`` is in proportion to their file.
 
     Raises:
-        ArtifactError: it is not, as where one small storage stands under thousands of names.
+        ArtifactError: it is too large, for example if one small storage has thousands of names.
     """
     total = sum(tensor.numel() for tensor in tensors.values())
     if total > _EXPANSION * file_bytes:
-        hint = "The file is damaged or hostile; fetch it again from a source you trust."
+        hint = "The file is damaged or hostile; download it again from a source you trust."
         raise ArtifactError(f"its tensors claim {total} elements in a file of {file_bytes} bytes.", hint)
 
 
 def with_dtype(name: str, tensor: Tensor, dtype: torch.dtype) -> Tensor:
-    """A copy of ``tensor`` in the type that a network has for it, with memory of its own.
+    """A copy of ``tensor`` in the network's type, with its own memory.
 
     Raises:
-        ArtifactError: a quantised, complex or sparse tensor, or whole numbers where the network has fractions.
+        ArtifactError: the tensor is quantised, complex or sparse, or has integers where the network has floats.
     """
     import torch
 
@@ -202,7 +202,7 @@ def with_dtype(name: str, tensor: Tensor, dtype: torch.dtype) -> Tensor:
         raise ArtifactError(f"the tensor {quoted(name)} is {tensor.dtype}, {tensor.layout}.", _SAVE_STATE)
     if dtype.is_floating_point and not tensor.is_floating_point():
         raise ArtifactError(
-            f"the tensor {quoted(name)} of shape {tuple(tensor.shape)} holds whole numbers ({tensor.dtype}), "
+            f"the tensor {quoted(name)} of shape {tuple(tensor.shape)} holds integers ({tensor.dtype}), "
             "so the model is quantised.",
             "Give the float32 checkpoint from before quantisation.",
         )
@@ -210,26 +210,26 @@ def with_dtype(name: str, tensor: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 def check_finite(tensors: Mapping[str, Tensor]) -> None:
-    """Makes sure that weights and statistics are numbers, and that no variance is negative.
+    """Checks that weights and statistics are finite, and that no variance is negative.
 
     Raises:
-        ArtifactError: they are not.
+        ArtifactError: a value is invalid.
     """
     broken = {name: int((~tensor.isfinite()).sum()) for name, tensor in tensors.items() if not _is_finite(tensor)}
     if broken:
         name, count = next(iter(broken.items()))
-        more = f"; so have {len(broken) - 1} more tensors" if len(broken) > 1 else ""
+        more = f" (and {len(broken) - 1} more tensors)" if len(broken) > 1 else ""
         raise ArtifactError(
-            f"the tensor {quoted(name)} has {count} of {tensors[name].numel()} values NaN or infinite{more}.",
+            f"{count} of {tensors[name].numel()} values of the tensor {quoted(name)} are NaN or infinite{more}.",
             "The training diverged or the file is damaged; give an earlier checkpoint.",
         )
     for name, tensor in tensors.items():
         if name.endswith("running_var") and (tensor < 0).any():
-            raise ArtifactError(f"the variance {quoted(name)} is negative.", "The file is damaged; fetch it again.")
+            raise ArtifactError(f"the variance {quoted(name)} is negative.", "The file is damaged; download it again.")
 
 
 def _containers(node: object) -> list[tuple[Any, object]]:
-    """Dicts and lists in ``node``, each with the key or the index that leads there."""
+    """Dicts and lists in ``node``, each with its key or index."""
     pairs: Iterable[tuple[Any, object]] = ()
     if isinstance(node, dict):
         pairs = node.items()
@@ -239,7 +239,7 @@ def _containers(node: object) -> list[tuple[Any, object]]:
 
 
 def _is_state(node: Mapping[Any, Any]) -> bool:
-    """Whether some entry is a weight of at least two dimensions."""
+    """Whether an entry is a weight with at least two dimensions."""
     return any(
         isinstance(key, str)
         and is_tensor(value)
@@ -250,13 +250,13 @@ def _is_state(node: Mapping[Any, Any]) -> bool:
 
 
 def _may_be_state(node: Mapping[Any, Any]) -> bool:
-    """Whether a dict holds several named tensors of fractions, one a matrix: a network with names of its own."""
+    """Whether a dict holds several named float tensors, one of them a matrix: a network with unusual names."""
     floating = [value for key, value in node.items() if isinstance(key, str) and _is_float(value)]
     return len(floating) > 1 and any(value.ndim >= 2 for value in floating)
 
 
 def _is_network(state: StateDict) -> bool:
-    """Whether what may be a state dict has two matrices or a kernel; one matrix among numbers is a measurement."""
+    """Whether a possible state dict has two matrices or a kernel; a single matrix counts as a measurement."""
     tensors = list(state.tensors().values())
     return sum(_is_weight(tensor) for tensor in tensors) > 1 or any(map(_is_kernel, tensors))
 
@@ -280,7 +280,7 @@ def _is_kernel(value: Any) -> bool:
 
 
 def _is_flat(value: Any) -> bool:
-    """Whether all parameters of a network may have been written into this vector."""
+    """Whether this vector may hold all parameters of a network."""
     return _is_float(value) and value.ndim == 1 and value.numel() >= _SMALLEST_FLAT
 
 
@@ -298,7 +298,7 @@ def _keys_of(checkpoint: Mapping[Any, Any]) -> str:
 
 
 def _what_else(checkpoint: object, optimisers: list[str]) -> str:
-    """What a checkpoint without weights is, in words."""
+    """A description of a checkpoint without weights."""
     if optimisers:
         return "the state of an optimiser"
     if not isinstance(checkpoint, dict):
@@ -312,7 +312,7 @@ def _what_else(checkpoint: object, optimisers: list[str]) -> str:
 
 
 def _is_finite(tensor: Tensor) -> bool:
-    """Whether all values are. The extremes pass on NaN, and are found ten times faster than each value is looked at."""
+    """Whether all values are finite. It checks minimum and maximum, which is ten times faster than each value."""
     import torch
 
     return tensor.numel() == 0 or bool(torch.stack(tensor.aminmax()).isfinite().all())

@@ -1,7 +1,6 @@
 """Checkpoints written by ``torch.save``: the zip archive (since 1.6) and the older stream of pickles.
 
-Both are checked in full before torch sees them, and torch sees the very bytes that were checked, with
-``weights_only=True``.
+Both are checked in full before torch loads them. Torch loads exactly the checked bytes, with ``weights_only=True``.
 """
 
 from __future__ import annotations
@@ -22,8 +21,8 @@ LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
 _LEGACY_PROTOCOL = 1001
 _MAX_ENTRIES = 100_000
 _END_OF_DIRECTORY = struct.Struct("<4s4H2LH")
-_FETCH = "The file is damaged; fetch it again."
-_HOSTILE = "The file is damaged or hostile; fetch it again from a source you trust."
+_FETCH = "The file is damaged; download it again."
+_HOSTILE = "The file is damaged or hostile; download it again from a source you trust."
 _GIVE = "Give a checkpoint saved with torch.save or as safetensors."
 _MAX_ARGUMENTS = 64 << 10
 # fmt: off
@@ -35,7 +34,7 @@ _ARGUMENT_TYPES = frozenset({
 })
 # fmt: on
 _FLOATS = frozenset({"f2", "f4", "f8"})
-"""How numpy writes types of fractions; the arrays of random states hold whole numbers."""
+"""NumPy's names of float types; the arrays of random states hold integers."""
 _ARGUMENT_MODULES = (
     "accelerate.state.",
     "accelerate.utils.dataclasses.",
@@ -43,7 +42,7 @@ _ARGUMENT_MODULES = (
     "transformers.trainer_utils.",
     "transformers.training_args.",
 )
-"""Globals that arguments and random states are made of. None of them runs what it is given."""
+"""Globals of arguments and random states. None of them runs code from its arguments."""
 _TORCHSCRIPT = "Save the state dict of the module it was made from: torch.save(model.state_dict(), path)."
 
 
@@ -52,13 +51,15 @@ def check_zip(data: bytes) -> None:
 
     Raises:
         ArtifactError: it is damaged or hostile.
-        UnsupportedError: a sound zip archive that is no checkpoint.
+        UnsupportedError: it is a sound zip archive, but not a checkpoint.
     """
     try:
         with zipfile.ZipFile(io.BytesIO(data)) as archive:
             _check_directory(data, archive)
             if not any(name.partition("/")[2] == "data.pkl" for name in archive.namelist()):
-                raise UnsupportedError("it is a zip archive without data.pkl, so no checkpoint of torch.save.", _GIVE)
+                raise UnsupportedError(
+                    "it is a zip archive without data.pkl, so not a checkpoint of torch.save.", _GIVE
+                )
             entries = _entries(archive)
             if "constants.pkl" in entries:
                 raise UnsupportedError("it is a TorchScript archive, not a state dict.", _TORCHSCRIPT)
@@ -71,11 +72,11 @@ def check_zip(data: bytes) -> None:
 
 
 def check_legacy(data: bytes) -> None:
-    """Checks a stream of pickles with raw storages behind it, as ``torch.save`` wrote it before 1.6.
+    """Checks a stream of pickles followed by raw storages, as ``torch.save`` wrote it before 1.6.
 
     Raises:
         ArtifactError: it is damaged or hostile.
-        UnsupportedError: a pickle of something else.
+        UnsupportedError: it is a pickle of something else.
     """
     stream = io.BytesIO(data)
     if not is_legacy(data):
@@ -87,7 +88,7 @@ def check_legacy(data: bytes) -> None:
     walked = walk(stream, "checkpoint")
     keys = walk(stream, "list of storages").value
     if type(keys) is not list or not all(type(key) is str for key in keys) or sorted(keys) != sorted(walked.storages):
-        raise ArtifactError("the list of storages does not match those that the checkpoint refers to.", _FETCH)
+        raise ArtifactError("the list of storages does not match the storages of the tensors.", _FETCH)
     for key in keys:
         _check_legacy_storage(data, stream, walked.storages[key])
     if stream.tell() != len(data):
@@ -100,10 +101,10 @@ def is_legacy(data: bytes) -> bool:
 
 
 def arguments_in(data: bytes) -> str:
-    """What kinds of harmless objects a file holds that cannot be loaded but has no tensor either; empty otherwise.
+    """The kinds of harmless objects in a file that cannot be loaded but holds no tensors; empty for other files.
 
-    Trainers write their arguments and random states in this form. Every global of the pickle is compared with a list;
-    nothing of it is run.
+    Trainers write their arguments and random states in this form. It compares every global of the pickle with a list,
+    and runs nothing.
     """
     try:
         pickle = _only_pickle(data) if data.startswith(b"PK") else data
@@ -123,10 +124,10 @@ def arguments_in(data: bytes) -> str:
 
 
 def load_checked(data: bytes) -> Any:
-    """The object in ``data``, which one of the checks above has passed; tensors on the CPU.
+    """The object in ``data``, which passed one of the checks above; tensors on the CPU.
 
     Raises:
-        ArtifactError: torch refuses it all the same.
+        ArtifactError: torch still refuses it.
     """
     import torch
 
@@ -149,7 +150,7 @@ def dump_torch(checkpoint: object, legacy: bool) -> bytes:
 
 
 def _only_pickle(data: bytes) -> bytes | None:
-    """``data.pkl`` of a zip archive of torch.save; None where there is none, or a large one."""
+    """``data.pkl`` of a zip archive of torch.save; None if it is missing or large."""
     with zipfile.ZipFile(io.BytesIO(data)) as archive:
         names = archive.namelist()
         inner = [name.partition("/")[2] for name in names]
@@ -160,7 +161,7 @@ def _only_pickle(data: bytes) -> bytes | None:
 
 
 def _check_directory(data: bytes, archive: zipfile.ZipFile) -> None:
-    """One directory, right at the end, describing a file that starts at byte 0: no reader can see another one."""
+    """Checks that the only directory is at the end and the first entry at byte 0, so that all readers see the same."""
     tail = data[-_END_OF_DIRECTORY.size :]
     if not tail.startswith(b"PK\x05\x06") or archive.comment:
         raise ArtifactError("bytes follow the directory of the zip archive.", _HOSTILE)
@@ -171,14 +172,14 @@ def _check_directory(data: bytes, archive: zipfile.ZipFile) -> None:
 
 
 def _entries(archive: zipfile.ZipFile) -> dict[str, zipfile.ZipInfo]:
-    """Entries by name without the common top folder."""
+    """Entries by name, without the common top folder."""
     infos = archive.infolist()
     root = infos[0].filename.partition("/")[0] + "/" if infos else ""
     entries: dict[str, zipfile.ZipInfo] = {}
     for info in infos:
         name = info.filename.removeprefix(root)
         if info.orig_filename != info.filename or not info.filename.startswith(root) or not _is_plain(name):
-            raise ArtifactError(f"a zip entry has the odd name {quoted(info.orig_filename)}.", _HOSTILE)
+            raise ArtifactError(f"a zip entry has the invalid name {quoted(info.orig_filename)}.", _HOSTILE)
         if name in entries:
             raise ArtifactError(f"the zip archive has two entries named {quoted(name)}.", _HOSTILE)
         entries[name] = info
@@ -190,7 +191,7 @@ def _is_plain(name: str) -> bool:
 
 
 def _check_sizes(archive: zipfile.ZipFile, file_bytes: int) -> None:
-    """``torch.save`` stores without compression, so nothing can be larger inside than outside."""
+    """Checks that no entry is compressed, as in every file of ``torch.save``, and that their sizes fit the file."""
     for info in sorted(archive.infolist(), key=lambda info: info.compress_size - info.file_size):
         if info.compress_type != zipfile.ZIP_STORED or info.compress_size != info.file_size:
             raise ArtifactError(
@@ -208,14 +209,14 @@ def _check_sizes(archive: zipfile.ZipFile, file_bytes: int) -> None:
 def _check_contents(archive: zipfile.ZipFile, entries: Mapping[str, zipfile.ZipInfo]) -> None:
     size = entries["data.pkl"].file_size
     if size > MAX_PICKLE_BYTES:
-        raise ArtifactError(f"its data.pkl has {size} bytes, more than any state dict.", _HOSTILE)
+        raise ArtifactError(f"its data.pkl has {size} bytes, more than any state dict needs.", _HOSTILE)
     stream = io.BytesIO(archive.read(entries["data.pkl"]))
     walked = walk(stream, "checkpoint")
     if stream.read(1):
         raise ArtifactError("bytes follow the end of data.pkl.", _HOSTILE)
     _check_zip_storages(walked, entries)
     if "byteorder" in entries and archive.read(entries["byteorder"]) not in (b"little", b"big"):
-        raise ArtifactError("the zip archive names no known byte order.", _FETCH)
+        raise ArtifactError("the byte order of the zip archive is missing or unknown.", _FETCH)
     damaged = archive.testzip()
     if damaged is not None:
         raise ArtifactError(f"entry {quoted(damaged)} of the zip archive is damaged (wrong checksum).", _FETCH)
@@ -233,7 +234,7 @@ def _check_legacy_storage(data: bytes, stream: io.BytesIO, storage: StorageClaim
     header = stream.read(8)
     count = struct.unpack("<q", header)[0] if len(header) == 8 else -1
     if count != storage.count:
-        raise ArtifactError(f"a storage of {storage.count} elements is announced as {count}.", _FETCH)
+        raise ArtifactError(f"a storage should have {storage.count} elements, but its header says {count}.", _FETCH)
     _check_claim(storage, min(storage.count * storage.item_bytes, len(data) - stream.tell()))
     stream.seek(storage.count * storage.item_bytes, io.SEEK_CUR)
 
@@ -241,12 +242,12 @@ def _check_legacy_storage(data: bytes, stream: io.BytesIO, storage: StorageClaim
 def _check_claim(storage: StorageClaim, found: int) -> None:
     claimed = storage.count * storage.item_bytes
     if claimed != found:
-        raise ArtifactError(f"a tensor storage claims {claimed} bytes where the file holds {found}.", _HOSTILE)
+        raise ArtifactError(f"a tensor storage claims {claimed} bytes, but the file holds {found}.", _HOSTILE)
 
 
 def _refuse_plain_pickle(data: bytes) -> None:
-    """Names the first thing that a pickle that torch.save did not write asks for."""
+    """Raises the error for a pickle that torch.save did not write; it names the pickle's first global."""
     name = first_global(io.BytesIO(data[:MAX_PICKLE_BYTES]))
     if name:
         refuse_global(name, "pickle")
-    raise UnsupportedError("it is no checkpoint: neither torch.save nor safetensors wrote it.", "Give a state dict.")
+    raise UnsupportedError("it is not a checkpoint of torch.save or safetensors.", "Give a state dict.")

@@ -1,4 +1,4 @@
-"""Scanning one model or many: options are checked once, and an executor takes each model through the pipeline."""
+"""Scans one model or many: it checks the options once, and an executor runs the pipeline for each model."""
 
 from __future__ import annotations
 
@@ -40,24 +40,23 @@ def scan(
 ) -> Result:
     """Verdict on one model. Bad files and bad data give the verdict ``error``, never an exception.
 
-    Where a file holds several sets of weights, each is scanned, and the result that needs attention most comes back;
-    ``scan_many`` gives all of them.
+    If a file holds several sets of weights, it scans each and returns the most serious result; ``scan_many`` gives
+    all of them.
 
     Args:
-        model: path of a checkpoint, a module, or what ``bdprune.load`` gave.
+        model: path of a checkpoint, a module, or the model that ``bdprune.load`` returned.
         data: labelled clean images: a class-per-folder tree, an ``.npz`` or parquet file, a torch Dataset or
-            ``CleanData``. Without any, only data-free detectors run and the verdict is never ``clean``.
-        detectors: names of detectors, or detectors, or names with commas between; None runs all there are, the cheapest
-            first.
-        timeout: seconds after which the scan is given up with the verdict ``error``; it then runs in a process of its
-            own, so a script that uses it needs the usual ``if __name__ == "__main__":``.
-        attachments: folder for the tensors and pictures that detectors give, such as a trigger; None writes none.
-        progress: called with a word on what happens next.
+            ``CleanData``. Without data, only data-free detectors run and the verdict is never ``clean``.
+        detectors: names, detectors, or comma-separated names; None runs all, the cheapest first.
+        timeout: time limit in seconds, after which the verdict is ``error``. The scan then runs in its own process,
+            so a script that uses it needs the usual ``if __name__ == "__main__":``.
+        attachments: folder for the detectors' tensors and pictures, such as a trigger; None writes none.
+        progress: called with a short text before each stage.
         **options: ``arch``, ``num_classes``, ``input_shape``, ``normalize``, ``device`` (``cpu``), ``seed`` (0),
             ``state_key``, ``per_class``, ``class_order``, ``precision`` and ``skip_unknown``, as in ``Options``.
 
     Raises:
-        OptionError: an option that can work with no model; nothing was scanned.
+        OptionError: an option is invalid for every model; nothing was scanned.
         OutputError: the folder for attachments cannot be written.
 
     Example:
@@ -84,22 +83,22 @@ def scan_many(
     progress: Progress | None = None,
     **options: Unpack[OptionNames],
 ) -> Iterator[Result]:
-    """One result for every set of weights, in order, as they come; a model that fails does not stop the others.
+    """Yields one result for every set of weights, in order; a model that fails does not stop the others.
 
-    The clean data is read once. Arguments and errors are those of ``scan``; ``timeout`` counts for each model. An
-    unexpected exception also becomes a verdict ``error``, and so does an option that cannot work with one model.
+    It reads the clean data once. Arguments and errors are those of ``scan``; ``timeout`` applies to each model. An
+    unexpected exception also becomes a verdict ``error``, and so does an option that is invalid for one model.
 
     Args:
-        stack: how many models of one architecture are scanned in the same steps at most; 1 takes one after another,
-            ``auto`` fills stacks where a short trial finds that faster. ``StackOptions`` also says what memory they may
-            take. With a time limit, a stack may take as long as its models one after another.
+        stack: maximum number of models of one architecture in a stack, which are scanned in one batch. 1 scans one
+            model at a time; ``auto`` uses stacks if a short trial finds them faster. ``StackOptions`` also sets the
+            memory limit. With a time limit, a stack may take the sum of the times of its models.
     """
     stacks = stack if isinstance(stack, StackOptions) else StackOptions(stack)
     return _run(models, _job(data, detectors, options), timeout, stacks, progress or silent, attachments)
 
 
 def _job(data: DataSource, detectors: Sequence[str | Detector] | str | None, options: OptionNames) -> Job:
-    """All that holds for every model, checked before the first one is loaded."""
+    """The settings that all models share, checked before the first model is loaded."""
     known = options_from(options, "scan")
     known.check()
     chosen = chosen_detectors(detectors, {"seed": known.seed, "precision": known.precision})
@@ -115,7 +114,7 @@ def _run(
     progress: Progress,
     attachments: Folder,
 ) -> Iterator[Result]:
-    """The executor for this run is made at once, so that what cannot work is said before anything is scanned."""
+    """Makes the executor at once, so that an invalid option raises before the first scan."""
     executor: Executor = StackExecutor(stacks) if stacks and stacks.size != 1 else InlineExecutor()
     if timeout is not None:
         executor = ProcessExecutor(executor, timeout)

@@ -1,6 +1,6 @@
-"""From what was typed to the models that will be scanned, and to what is passed over and why.
+"""Finds the models to scan below the paths of a command, and records which files it skips and why.
 
-Files are known by their content. What could hold weights and is not read is told apart from what holds none.
+The content of a file decides whether it is a model. Each skipped file is marked if it may hold weights.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from bdprune.files import APPLE_DOUBLE, INDEX, MAX_INDEX_BYTES, SPECIAL, is_shar
 from bdprune.record import CoverageResult, PassedOver
 
 SUFFIXES = (".pt", ".pth", ".th", ".tar", ".ckpt", ".bin", ".pkl", ".safetensors")
-"""Names that promise a checkpoint: a file with one is always read, so that a damaged one is noticed."""
+"""Suffixes of checkpoints. A file with one of them is always loaded, so that a damaged one causes an error."""
 
 _NO_MODELS = {
     ".git": "a folder of version control",
@@ -30,35 +30,35 @@ ANOTHER_NAME = "another name of a file that is scanned"
 
 @dataclass
 class Sources:
-    """What was found: models in order, and everything else by reason.
+    """The files that were found: models in order, and skipped files by reason.
 
     Attributes:
         models: checkpoints and indices of shards, without repeats.
-        files: number of files that were found; a folder that is passed over counts as one.
-        passed_over: (reason, whether it may hold weights) -> paths.
+        files: number of files; a skipped folder counts as one.
+        skipped: (reason, whether it may hold weights) -> paths.
     """
 
     models: list[Path] = field(default_factory=list)
     files: int = 0
-    passed_over: dict[tuple[str, bool], list[Path]] = field(default_factory=dict)
+    skipped: dict[tuple[str, bool], list[Path]] = field(default_factory=dict)
 
-    def pass_over(self, path: Path, reason: str, may_hold_weights: bool = False) -> None:
-        """Remembers that ``path`` is not scanned."""
-        self.passed_over.setdefault((reason, may_hold_weights), []).append(path)
+    def skip(self, path: Path, reason: str, may_hold_weights: bool = False) -> None:
+        """Records that ``path`` is skipped."""
+        self.skipped.setdefault((reason, may_hold_weights), []).append(path)
 
     @property
     def may_hold_weights(self) -> bool:
-        """Whether something that was passed over may hold weights."""
-        return any(possible for _, possible in self.passed_over)
+        """Whether a skipped file may hold weights."""
+        return any(possible for _, possible in self.skipped)
 
     def record(self) -> CoverageResult | None:
-        """What the report says of it; None where nothing was passed over."""
-        if not self.passed_over:
+        """The coverage for the report; None if no file was skipped."""
+        if not self.skipped:
             return None
-        groups = sorted(self.passed_over.items(), key=lambda item: (not item[0][1], item[0][0]))
+        groups = sorted(self.skipped.items(), key=lambda item: (not item[0][1], item[0][0]))
         return CoverageResult(
             files=self.files,
-            scanned=self.files - sum(map(len, self.passed_over.values())),
+            scanned=self.files - sum(map(len, self.skipped.values())),
             passed_over=tuple(
                 PassedOver(
                     reason=reason,
@@ -72,18 +72,18 @@ class Sources:
 
 
 def expand(paths: Sequence[str | Path], ignored: Iterable[Path] = ()) -> Sources:
-    """The models that ``paths`` name, and what is passed over.
+    """The models that ``paths`` name, and the skipped files.
 
-    A single file is a model whatever it holds. In a folder (with all folders below it, links followed), in the matches
-    of a glob and where several paths are given, files are told by their content. Shards are one model by their index,
-    and a file that several names lead to is one file.
+    A single file always counts as a model. In a folder (with all folders below it, links followed), in the matches of
+    a glob and among several paths, the content decides whether a file is a model. Shards and their index are one
+    model, and a file with several names is one file.
 
     Args:
         paths: files, folders and globs.
-        ignored: files that have another part in the run, such as the clean data.
+        ignored: files with another role in the run, such as the clean data.
 
     Raises:
-        OptionError: something was named that does not exist.
+        OptionError: a path does not exist.
     """
     sources = Sources()
     hidden = {os.path.realpath(path) for path in ignored}
@@ -93,7 +93,7 @@ def expand(paths: Sequence[str | Path], ignored: Iterable[Path] = ()) -> Sources
         for file, chosen in _files(path, sources):
             sources.files += 1
             if os.path.realpath(file) in hidden:
-                sources.pass_over(file, "the clean data of this scan")
+                sources.skip(file, "the clean data of this scan")
             elif (chosen and alone) or _is_model(file, sources):
                 candidates.append(file)
     sources.models = _without_repeats(_by_index(candidates, alone, sources), sources)
@@ -101,19 +101,19 @@ def expand(paths: Sequence[str | Path], ignored: Iterable[Path] = ()) -> Sources
 
 
 def check_exists(path: str | Path) -> None:
-    """Makes sure that there is something at ``path``.
+    """Checks that ``path`` exists.
 
     Raises:
-        OptionError: there is nothing, or nothing that may be looked at.
+        OptionError: it does not exist, or it cannot be accessed.
     """
     try:
         os.stat(path)
     except OSError as error:
-        raise _lost(path, error) from error
+        raise _path_error(path, error) from error
 
 
 def _files(path: str, sources: Sources) -> Iterator[tuple[Path, bool]]:
-    """Files that ``path`` names, each with whether it was named itself."""
+    """The files that ``path`` names, each with whether ``path`` is the file itself."""
     if glob.has_magic(path) and not os.path.exists(path):
         for match in sorted(glob.glob(path, recursive=True)):
             for file in _below(Path(match), sources):
@@ -126,7 +126,7 @@ def _files(path: str, sources: Sources) -> Iterator[tuple[Path, bool]]:
 
 
 def _below(path: Path, sources: Sources) -> Iterator[Path]:
-    """``path`` itself, or all files below the folder that it is, sorted; links are followed, loops are found."""
+    """``path`` itself, or all files below it, sorted; it follows links and detects loops."""
     if not path.is_dir():
         yield path
         return
@@ -134,19 +134,19 @@ def _below(path: Path, sources: Sources) -> Iterator[Path]:
     seen: set[tuple[int, int]] = set()
 
     def fail(error: OSError) -> None:
-        sources.pass_over(Path(error.filename), f"a folder that cannot be read: {error.strerror}", True)
+        sources.skip(Path(error.filename), f"a folder that cannot be read: {error.strerror}", True)
         sources.files += 1
 
     for parent, folders, names in os.walk(path, onerror=fail, followlinks=True):
         place = os.stat(parent)
         if (place.st_dev, place.st_ino) in seen:
-            sources.pass_over(Path(parent), "a link to a folder that is scanned")
+            sources.skip(Path(parent), "a link to a folder that is scanned")
             sources.files += 1
             folders.clear()
             continue
         seen.add((place.st_dev, place.st_ino))
         for name in [name for name in folders if name in _NO_MODELS]:
-            sources.pass_over(Path(parent, name), _NO_MODELS[name])
+            sources.skip(Path(parent, name), _NO_MODELS[name])
             sources.files += 1
         folders[:] = sorted(name for name in folders if name not in _NO_MODELS)
         found += [Path(parent, name) for name in names]
@@ -154,18 +154,18 @@ def _below(path: Path, sources: Sources) -> Iterator[Path]:
 
 
 def _is_model(file: Path, sources: Sources) -> bool:
-    """Whether ``file`` is to be loaded; what is not is remembered with the reason."""
+    """Whether to load ``file``; otherwise it records the file as skipped, with the reason."""
     kind = kind_of_file(file)
-    # A promised checkpoint is read whatever it holds: a link that leads nowhere or a failed download must be noticed.
+    # A file with a checkpoint's suffix is always loaded: a broken link or a failed download must cause an error.
     promised = file.suffix.lower() in SUFFIXES and kind not in (SPECIAL, APPLE_DOUBLE)
     if kind.weights == "checkpoint" or promised:
         return True
-    sources.pass_over(file, kind.name, kind.weights == "possible")
+    sources.skip(file, kind.name, kind.weights == "possible")
     return False
 
 
 def _by_index(candidates: Sequence[Path], alone: bool, sources: Sources) -> list[Path]:
-    """Shards give way to the index that names them."""
+    """The candidates with shards replaced by their index."""
     indices = [path for path in candidates if kind_of_file(path) == INDEX]
     if not alone or len(candidates) > 1 or sources.files > 1:
         folders = {path.parent for path in candidates if is_shard(path)}
@@ -179,12 +179,12 @@ def _shards(index: Path) -> list[Path]:
         with index.open("rb") as file:
             names = shard_names(file.read(MAX_INDEX_BYTES))
     except (OSError, ArtifactError):
-        return []  # loading the index says what is wrong with it
+        return []  # loading the index raises the error
     return [index.parent / name for name in dict.fromkeys(names.values())]
 
 
 def _without_repeats(candidates: Sequence[Path], sources: Sources) -> list[Path]:
-    """One path for each file: links inside of a Hugging Face cache lead to files that lie there as well."""
+    """One path for each file; in a Hugging Face cache, links point to files in the same folder."""
     parts = {os.path.realpath(part) for path in candidates if kind_of_file(path) == INDEX for part in _shards(path)}
     best: dict[str, Path] = {}
     for path in candidates:
@@ -194,18 +194,18 @@ def _without_repeats(candidates: Sequence[Path], sources: Sources) -> list[Path]
     chosen = {path for real, path in best.items() if real not in parts}
     for path in candidates:
         if path not in chosen:
-            sources.pass_over(path, ANOTHER_NAME)
+            sources.skip(path, ANOTHER_NAME)
     return [path for path in candidates if path in chosen]
 
 
 def _preference(path: Path) -> int:
-    """Which of several names of a file to scan: an index among its shards, then a name that promises a checkpoint."""
+    """Ranks several names of a file: first an index among its shards, then a name with a checkpoint's suffix."""
     if kind_of_file(path) == INDEX:
         return 2 if all(shard.exists() for shard in _shards(path)) else 0
     return int(path.suffix.lower() in SUFFIXES)
 
 
-def _lost(path: str | Path, error: OSError) -> OptionError:
+def _path_error(path: str | Path, error: OSError) -> OptionError:
     if isinstance(error, FileNotFoundError):
         return OptionError(f"There is no file or folder {str(path)!r}.", "Check the path.")
     return OptionError(f"{str(path)[:200]!r} cannot be read: {error.strerror}.", "Check the path and its permissions.")

@@ -24,6 +24,7 @@ from bdprune.pipeline.scan import (
     failure,
     open_cases,
     scan_one,
+    short_id,
     silent,
     survived,
 )

@@ -1,4 +1,4 @@
-"""Attachments beside a report: tensors and pictures in a folder, by their digest."""
+"""Attachments of a report: tensors and pictures in a folder, named by their digest."""
 
 from __future__ import annotations
 
@@ -17,41 +17,41 @@ _SUFFIXES = {"application/safetensors": ".safetensors", "image/png": ".png"}
 
 
 def attachments_folder(folder: str | os.PathLike[str]) -> Path:
-    """The folder, made and tried before any work.
+    """The folder, created and checked before any work.
 
     Raises:
-        OutputError: nothing can be written there.
+        OutputError: files cannot be written there.
     """
     if not os.fspath(folder):
-        raise OutputError("The folder for attachments has no name.", "Name one, or leave the option out.")
+        raise OutputError("The name of the folder for attachments is empty.", "Give a name, or drop the option.")
     make_folder(Path(folder))
     check_writable(Path(folder) / "attachment")
     return Path(folder)
 
 
 def read_attachment(one: Attachment, folders: Sequence[Path]) -> bytes | None:
-    """The bytes of an attachment, from the first folder that has its file; None where none has.
+    """The bytes of an attachment from the first folder that has its file; None if no folder has it.
 
     Raises:
-        DataError: the file has other bytes.
+        DataError: the file's content has changed.
     """
     paths = [folder / Path(one.file).name for folder in folders if one.file]
     path = next((path for path in paths if path.is_file()), None)
     if path is None:
         return None
     if path.stat().st_size != one.bytes or hashlib.sha256(content := path.read_bytes()).hexdigest() != one.sha256:
-        raise DataError(f"{path} has other bytes than the scan wrote.", "Scan again with --attachments.")
+        raise DataError(f"{path} has changed since the scan wrote it.", "Scan again with --attachments.")
     return content
 
 
 def save_attachments(
     attachments: Iterable[Attachment], contents: Mapping[str, bytes], folder: Path | None
 ) -> tuple[Attachment, ...]:
-    """The records of ``attachments``, with the names of the files that were written to ``folder``.
+    """Writes ``attachments`` to ``folder``, and returns their records with the names of the files.
 
     Args:
         contents: bytes by their SHA-256.
-        folder: where they go; None writes nothing.
+        folder: where to write them; None writes nothing.
 
     Raises:
         OutputError: they cannot be written.
@@ -62,7 +62,7 @@ def save_attachments(
 
 
 def with_saved_attachments(result: Result, contents: Mapping[str, bytes], folder: Path) -> Result:
-    """The result of a scan, with what its detectors attached written to ``folder``."""
+    """Writes the attachments of a scan to ``folder``, and returns the result with the names of the files."""
     detectors = (
         msgspec.structs.replace(one, attachments=save_attachments(one.attachments, contents, folder))
         for one in result.detectors

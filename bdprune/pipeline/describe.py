@@ -1,4 +1,4 @@
-"""From the objects of the lower floors to the records of a result."""
+"""Builds the records of a result from models, clean data and errors."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from bdprune.record import (
 
 
 def artifact_info(model: Model) -> ArtifactInfo | None:
-    """The model's file; None for a model that was handed over in memory."""
+    """The model's file; None for a model in memory."""
     artifact = model.artifact
     if artifact is None:
         return None
@@ -43,7 +43,7 @@ def artifact_info(model: Model) -> ArtifactInfo | None:
 
 
 def weight_coverage(model: Model) -> WeightCoverage | None:
-    """What of the file was looked at; None for a model that was handed over in memory."""
+    """Which weights of the file were scanned; None for a model in memory."""
     artifact = model.artifact
     if artifact is None:
         return None
@@ -57,12 +57,12 @@ def weight_coverage(model: Model) -> WeightCoverage | None:
 
 
 def unread_artifact(path: Path) -> ArtifactInfo:
-    """What can be said of a file that could not be loaded."""
+    """The known facts about a file that could not be loaded."""
     return ArtifactInfo(path=str(path), bytes=os.path.getsize(path) if os.path.isfile(path) else None)
 
 
 def model_info(model: Model, digest: str = "") -> ModelInfo:
-    """The model as it was recognised."""
+    """The recognised model."""
     return ModelInfo(
         arch=model.arch,
         parameters=sum(parameter.numel() for parameter in model.network.parameters()),
@@ -77,7 +77,7 @@ def model_info(model: Model, digest: str = "") -> ModelInfo:
 
 
 def data_info(data: CleanData, sanity: Sanity | None = None) -> DataInfo:
-    """The clean data, and how the model does on them."""
+    """The clean data, and the model's accuracy on them."""
     return DataInfo(
         source=data.source,
         count=len(data),
@@ -103,7 +103,7 @@ def _sanity_info(sanity: Sanity) -> SanityInfo:
 
 
 def env(device: torch.device, seed: int) -> Env:
-    """Everything around the run that may change its numbers."""
+    """The environment of the run, as far as it may change the numbers."""
     return Env(
         tool="bdprune",
         version=bdprune.__version__,
@@ -119,10 +119,10 @@ def env(device: torch.device, seed: int) -> Env:
 
 
 def error_info(error: Exception) -> ErrorInfo:
-    """Class, message and hint of an error; one that was not raised on purpose is a bug and says so."""
+    """Class, message and hint of an error; an error of any other class is a bug, and its hint asks for a report."""
     if isinstance(error, BdpruneError):
         return ErrorInfo(type=type(error).__name__, message=error.message, hint=error.hint)
     message = f"Unexpected {type(error).__name__}: {first_line(error)}"
     return ErrorInfo(
-        type=type(error).__name__, message=message, hint="Please report it, with what `bdprune --verbose` prints."
+        type=type(error).__name__, message=message, hint="Please report it with the output of `bdprune --verbose`."
     )

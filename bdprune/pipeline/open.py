@@ -1,4 +1,4 @@
-"""What a scan, a repair and a scoring have in common: taking in the model, the clean data and the options."""
+"""The first step of a scan, a repair and a scoring: loads the model and the clean data, and checks the options."""
 
 from __future__ import annotations
 
@@ -43,11 +43,11 @@ DataSource: TypeAlias = CleanData | SizedDataset | str | os.PathLike[str] | None
 
 
 LARGEST_SEED = 2**63 - 1
-"""The largest that every generator takes."""
+"""The largest seed that every generator accepts."""
 
 
 class OptionNames(TypedDict, total=False):
-    """Keyword arguments that a scan, a repair and a scoring take; :class:`Options` says what they mean."""
+    """Keyword arguments of a scan, a repair and a scoring; :class:`Options` describes them."""
 
     arch: str | None
     num_classes: int | None
@@ -68,22 +68,23 @@ class Options:
 
     Args:
         arch: registry name or ``module:callable``; None recognises it.
-        num_classes: number of logits; None reads it off.
-        input_shape: (channels, height, width) of one image, or ``3x32x32``; None takes what the architecture and the
-            images suggest.
-        normalize: what the model expects before its first layer: a name, numbers, or None for nothing.
+        num_classes: number of logits; None derives it from the weights.
+        input_shape: (channels, height, width) of one image, or ``3x32x32``; None derives it from the architecture and
+            the images.
+        normalize: the normalisation of the model's images: a name, numbers, or None for none.
         device: where to run: ``cpu``, ``cuda``, ``cuda:N`` or ``auto``.
-        seed: of everything random, not negative.
-        state_key: which set of weights of a file that holds several; None takes all, or where one is wanted the first.
-        per_class: at most so many clean images of each class; None takes all.
-        class_order: how labels of the data become labels of the model: ``number`` (as they are), ``text`` (numbered
-            folders in text order, as ImageFolder numbers them), or a map, or the path of a JSON file with one.
-        precision: of methods that train, where they are given by name: ``winograd``, ``float32``, ``bfloat16`` or
-            ``auto`` (``runtime/precision.py``); None is their default.
-        skip_unknown: let weights that could not be scanned not stand against the verdict ``clean``.
+        seed: seed of all random numbers, not negative.
+        state_key: name of one set of weights in a file that holds several; None means all, or the first if one model
+            is needed.
+        per_class: maximum number of clean images of each class; None takes all.
+        class_order: how labels of the data map to labels of the model: ``number`` (unchanged), ``text`` (numbered
+            folders in text order, as ImageFolder numbers them), a map, or the path of a JSON file with a map.
+        precision: of training methods that are given by name: ``winograd``, ``float32``, ``bfloat16`` or ``auto``
+            (``runtime/precision.py``); None is their default.
+        skip_unknown: allow the verdict ``clean`` although some weights could not be scanned.
 
     Raises:
-        OptionError: a seed that cannot be.
+        OptionError: the seed is out of range.
     """
 
     arch: str | None = None
@@ -106,25 +107,27 @@ class Options:
         if isinstance(pair, list | tuple):
             object.__setattr__(self, "normalize", ",".join(map(str, pair)))
         if not isinstance(self.seed, int) or not 0 <= self.seed <= LARGEST_SEED:
-            raise OptionError(f"{str(self.seed)[:80]} is no seed.", f"Give a whole number from 0 to {LARGEST_SEED}.")
+            hint = f"Give a whole number from 0 to {LARGEST_SEED}."
+            raise OptionError(f"Invalid seed {str(self.seed)[:80]}.", hint)
 
     def normalization(self) -> Normalization | None:
         """The normalisation as numbers."""
         return parse_normalization(self.normalize) if isinstance(self.normalize, str) else self.normalize
 
     def check(self) -> None:
-        """Makes sure of all that can be known before a model is loaded.
+        """Checks everything that does not need a model.
 
         Raises:
-            OptionError: a device that is not here, an unknown normalisation, precision, architecture or callable, or a
-                shape that cannot be.
+            OptionError: the device is missing, the normalisation, precision, architecture or callable is unknown, or
+                the input shape is invalid.
         """
         parse_device(self.device)
         self.normalization()
         if self.precision is not None:
             check_precision(self.precision)
         if self.input_shape is not None and min(self.input_shape) < 1:
-            raise OptionError(f"The input shape is {self.input_shape}.", "Give channels, height and width in pixels.")
+            hint = "Give channels, height and width in pixels, each 1 or more."
+            raise OptionError(f"Invalid input shape {self.input_shape}.", hint)
         if self.arch is not None and ":" in self.arch:
             import_callable(self.arch)
         elif self.arch is not None:
@@ -132,26 +135,26 @@ class Options:
 
 
 def parse_device(text: str) -> torch.device:
-    """``cpu``, ``cuda``, ``cuda:1``, or ``auto`` for a GPU where there is one.
+    """``cpu``, ``cuda``, ``cuda:1``, or ``auto`` for a GPU if there is one.
 
     Raises:
-        OptionError: no such device here.
+        OptionError: an unknown or missing device.
     """
     if text == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
         device = torch.device(text)
     except RuntimeError:
-        raise OptionError(f"{text!r} is no device.", "Give cpu, cuda, cuda:N or auto.") from None
+        raise OptionError(f"Unknown device {text!r}.", "Give cpu, cuda, cuda:N or auto.") from None
     if device.type not in ("cpu", "cuda"):
         raise OptionError(f"bdprune does not run on {text!r}.", "Give cpu, cuda, cuda:N or auto.")
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        raise OptionError(f"There is no device {text!r} here.", "Use --device cpu, or see `bdprune doctor`.")
+        raise OptionError(f"This machine has no device {text!r}.", "Use --device cpu, or see `bdprune doctor`.")
     return device
 
 
 def free_memory(device: torch.device) -> int:
-    """Bytes that can be had on ``device`` now, as far as the system tells; a gibibyte where it does not."""
+    """Free bytes on ``device``; 1 GiB if the system does not report it."""
     if device.type == "cuda":
         return int(torch.cuda.mem_get_info(device)[0])
     try:
@@ -162,22 +165,22 @@ def free_memory(device: torch.device) -> int:
 
 
 def options_from(values: Mapping[str, Any], caller: str) -> Options:
-    """``Options`` of keyword arguments.
+    """``Options`` from keyword arguments.
 
     Raises:
-        TypeError: one that ``caller`` does not take.
+        TypeError: an argument that ``caller`` does not have.
     """
     unknown = values.keys() - {field.name for field in fields(Options)}
     if unknown:
-        raise TypeError(f"{caller}() takes no {', '.join(sorted(unknown))}")
+        raise TypeError(f"{caller}() got an unexpected keyword argument: {', '.join(sorted(unknown))}")
     return Options(**values)
 
 
 def load(path: str | os.PathLike[str], **options: Unpack[OptionNames]) -> Model:
-    """Loads one model of a checkpoint without running anything in it, in eval mode on its device.
+    """Loads one model of a checkpoint without running code from it, in eval mode on its device.
 
     Args:
-        path: safetensors or torch file (zip or legacy), or the index of shards; wrappers and prefixes are found.
+        path: safetensors or torch file (zip or legacy), or the index of shards; wrappers and prefixes are recognised.
         **options: ``arch``, ``num_classes``, ``input_shape``, ``normalize`` (a name such as ``cifar10``, numbers or a
             ``Normalization``), ``device``, ``seed`` and ``state_key``, as in ``Options`` and on the command line.
 
@@ -189,22 +192,22 @@ def load(path: str | os.PathLike[str], **options: Unpack[OptionNames]) -> Model:
         ArtifactError: the file is missing, damaged or hostile, or its weights are quantised, NaN or infinite.
         UnsupportedError: the file is not a checkpoint.
         ArchitectureError: the architecture is unknown or ambiguous, or the tensors do not fit it.
-        OptionError: an option that cannot work.
+        OptionError: an invalid option.
 
     Example:
         >>> model = load("model.pth", normalize="cifar10")
         >>> model.arch, model.num_classes, model.input_shape
         ('resnet18_cifar', 3, (3, 32, 32))
     """
-    return take_model(Path(path), options_from(options, "load"))
+    return load_model(Path(path), options_from(options, "load"))
 
 
-def take_model(source: ModelSource, options: Options) -> Model:
-    """The model, in eval mode on its device; the caller's own module or model is left as it is.
+def load_model(source: ModelSource, options: Options) -> Model:
+    """The model, in eval mode on its device; the caller's own module or model does not change.
 
     Raises:
-        ArtifactError, ArchitectureError: the file cannot be read, or is no network that is known.
-        OptionError: a device that is not here, or a module whose input shape is not said.
+        ArtifactError, ArchitectureError: the file cannot be read, or its network is unknown.
+        OptionError: the device is missing, or a module comes without an input shape.
     """
     if isinstance(source, Model | nn.Module):
         return _in_memory(source, options)
@@ -212,11 +215,11 @@ def take_model(source: ModelSource, options: Options) -> Model:
     return _on_device(model, parse_device(options.device))
 
 
-def take_models(source: ModelSource, options: Options) -> Loaded:
-    """Every set of weights of the source as a model of its own, and those that no model can be made of.
+def load_models(source: ModelSource, options: Options) -> Loaded:
+    """One model for every set of weights of the source, and the sets that could not be loaded.
 
     Raises:
-        BdpruneError: as :func:`take_model`, where no model can be had at all.
+        BdpruneError: as :func:`load_model`, if no set can be loaded.
     """
     if isinstance(source, Model | nn.Module):
         return Loaded((_in_memory(source, options),))
@@ -250,7 +253,7 @@ def _in_memory(source: Model | nn.Module, options: Options) -> Model:
 
 
 def _is_ready(network: nn.Module) -> bool:
-    """Whether a network is as a file gives it: in eval mode, float32, and every weight asks for its gradient."""
+    """Whether a network is in the state of a loaded file: eval mode, float32, and gradients for every weight."""
     return not network.training and all(
         one.requires_grad and one.dtype == torch.float32 for one in network.parameters()
     )
@@ -258,15 +261,15 @@ def _is_ready(network: nn.Module) -> bool:
 
 def _from_module(module: nn.Module, options: Options, normalization: Normalization, device: torch.device) -> Model:
     if options.input_shape is None:
-        raise OptionError("A module does not say what images it takes.", "Give input_shape=(channels, height, width).")
+        raise OptionError("A module needs an input shape.", "Give input_shape=(channels, height, width).")
     if next(module.parameters(), None) is None:
-        raise ArchitectureError("The module has no parameters.", "Give one that was trained.")
+        raise ArchitectureError("The module has no parameters.", "Give a trained module.")
     try:
         network = copy.deepcopy(module).to(device).float().eval().requires_grad_(True)
     except Exception as error:  # tensors that were computed from others, or that have no memory
         raise ArchitectureError(
             f"The module cannot be copied: {first_line(error)}.",
-            "Give one whose parameters are plain, on a real device.",
+            "Give a module with plain parameters on a real device.",
         ) from error
     num_classes = give_logits(network, options.input_shape, options.num_classes)
     return Model(network, options.arch or type(module).__name__, num_classes, options.input_shape, normalization)
@@ -274,15 +277,14 @@ def _from_module(module: nn.Module, options: Options, normalization: Normalizati
 
 @dataclass
 class CleanSource:
-    """The clean data of a run: read once for every shape of model that asks, however many models there are.
+    """The clean data of a run, read once for every input shape among the models.
 
     Args:
-        source: where they come from, None for a run without.
-        options: ``per_class``, ``class_order`` and ``seed``; where ``input_shape`` is given, the images are brought to
-            it whatever their own size.
+        source: where the data comes from; None for a run without data.
+        options: ``per_class``, ``class_order`` and ``seed``; if ``input_shape`` is given, all images are resized to it.
 
     Raises:
-        OptionError: ``per_class`` is less than 1, or ``class_order`` is not an order.
+        OptionError: ``per_class`` is less than 1, or ``class_order`` is invalid.
     """
 
     source: DataSource
@@ -297,13 +299,13 @@ class CleanSource:
         self.class_order = None if order is None else read_order(order)
 
     def fit_for(self, model: Model) -> tuple[Model, CleanData | None]:
-        """The model and the clean data in the size that suits them; None for a run without data.
+        """The model and the clean data in the image size that suits them; None for a run without data.
 
-        Where the images have a size of their own that the network takes and does clearly better with, the model that
-        comes back has that input shape, and ``notes`` of the data say so (:func:`bdprune.analysis.size.fit_size`).
+        If the network accepts the images' own size and is clearly more accurate in it, the returned model has that
+        input shape, and the ``notes`` of the data say so (:func:`bdprune.analysis.size.fit_size`).
 
         Raises:
-            DataError: they cannot be read or do not fit the model.
+            DataError: the data cannot be read or does not fit the model.
         """
         if self.source is None:
             return model, None

@@ -1,4 +1,4 @@
-"""Repair: take in a model and clean data, check that they fit, purify, and write a drop-in checkpoint."""
+"""Repairs a model: loads it with clean data, checks that they fit, purifies, and writes a drop-in checkpoint."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ from bdprune.methods import Purifier, Repair
 from bdprune.model import Loaded, Model, save
 from bdprune.pipeline.attachments import attachments_folder, read_attachment, save_attachments
 from bdprune.pipeline.describe import artifact_info, data_info, env, model_info, weight_coverage
-from bdprune.pipeline.open import CleanSource, DataSource, ModelSource, OptionNames, Options, options_from, take_models
-from bdprune.pipeline.scan import Clock, Progress, silent
+from bdprune.pipeline.open import CleanSource, DataSource, ModelSource, OptionNames, Options, load_models, options_from
+from bdprune.pipeline.scan import Clock, Progress, short_id, silent
 from bdprune.record import (
     CurveInfo,
     Evidence,
@@ -38,11 +38,11 @@ from bdprune.record import (
 from bdprune.registry import chosen_purifier, method_class
 
 _BINS = 20
-_GO_ON = "scan"  # the preset of a purifier that goes on from what a scan has computed
+_GO_ON = "scan"  # the preset of a purifier that reuses the results of a scan
 
 
 class RepairNames(OptionNames, total=False):
-    """What a repair takes besides."""
+    """Further keyword arguments of a repair."""
 
     mode: str | None
     max_acc_drop: float | None
@@ -52,12 +52,12 @@ class RepairNames(OptionNames, total=False):
 
 @dataclass(frozen=True)
 class Repaired:
-    """A repaired model, how the method came to it, and the record of it that goes to JSON.
+    """A repaired model, the method's outputs, and the record for JSON.
 
     Attributes:
-        repair: what the method gave: masks, curve, attachments.
+        repair: the method's outputs: masks, curve, attachments.
         result: the record.
-        others: repairs of the other sets of weights of the file; they stand in the same output.
+        others: repairs of the other sets of weights of the file, written to the same output.
     """
 
     repair: Repair
@@ -81,28 +81,27 @@ def purify(
     progress: Progress | None = None,
     **options: Unpack[RepairNames],
 ) -> Repaired:
-    """Cuts a backdoor out of a model; the one that is handed in stays as it is.
+    """Removes a backdoor from a model; the given model does not change.
 
-    Every set of weights in a file is repaired, or ``result.left`` says which was not and why.
+    It repairs every set of weights in a file; ``result.left`` lists the sets that it could not repair, with reasons.
 
     Args:
-        model: path of a checkpoint, a module, or what ``bdprune.load`` gave.
+        model: path of a checkpoint, a module, or the model that ``bdprune.load`` returned.
         data: labelled clean images, as for ``bdprune.scan``; a part is held out to choose the threshold.
         method: name of a purifier, or a purifier.
-        preset, settings: a named set of its settings, and single ones, for a purifier that is named.
-        output: where to write the repaired checkpoint, in the format of the one it came from; None writes nothing.
-        progress: called with a word on what happens next.
+        preset, settings: a named set of settings, and single settings, for a purifier that is given by name.
+        output: where to write the repaired checkpoint, in the format of the original; None writes nothing.
+        progress: called with a short text before each stage.
         **options: ``mode`` and ``max_acc_drop``, settings by the names of the command line; ``start_from``, the result
-            of a scan of the same weights on the same images (or the path of its JSON), from which the method goes on:
-            what the scan has unlearned in this process is not unlearned again; ``attachments``, a folder for tensors
-            such as the masks; and those of ``Options`` (``arch``, ``seed``, ``per_class``, ...), as for
-            ``bdprune.scan``.
+            of a scan of the same weights on the same images, or the path of its JSON: the method reuses the model that
+            the scan unlearned in this process or attached; ``attachments``, a folder for tensors such as the masks;
+            and the ``Options`` (``arch``, ``seed``, ``per_class``, ...), as for ``bdprune.scan``.
 
     Raises:
-        SanityError: the model does not do its clean job on this data, so nothing could be trusted.
-        DataError: ``start_from`` is of other weights or images.
-        BdpruneError: anything else that is wrong with the file, the data or the options; of a file with several sets
-            of weights, where none of them could be repaired.
+        SanityError: the model's accuracy on this data is too low to trust a repair.
+        DataError: ``start_from`` comes from other weights or images.
+        BdpruneError: any other problem with the file, the data or the options; for a file with several sets of
+            weights, only if none of them could be repaired.
 
     Example:
         >>> repair = purify("model.pth", "clean_images/", method="suspiciousness", output="repaired.pth")
@@ -114,7 +113,7 @@ def purify(
         raise OptionError("A repair needs clean data.", "Give a few labelled clean images (--data).")
     clean = CleanSource(data, run.options)
     run.progress("loading")
-    loaded = take_models(model, run.options)
+    loaded = load_models(model, run.options)
     done, failed = _repair_all(loaded, clean, run)
     written = _write([one.repair.model for one in done], output)
     left = _left(loaded.models[0], failed)
@@ -124,7 +123,7 @@ def purify(
 
 @dataclass(frozen=True)
 class _Run:
-    """What is the same for every set of weights of a repair."""
+    """The settings that all sets of weights of a repair share."""
 
     purifier: Purifier
     options: Options
@@ -141,7 +140,7 @@ def _run_of(
     options: dict[str, Any],
     progress: Progress,
 ) -> _Run:
-    """The purifier and the options, checked before anything is read."""
+    """The purifier and the options, checked before any file is read."""
     named = {"mode": options.pop("mode", None), "max_drop": options.pop("max_acc_drop", None)}
     source, folder = options.pop("start_from", None), options.pop("attachments", None)
     starts = _results(source)
@@ -150,23 +149,25 @@ def _run_of(
     chosen = {**(settings or {}), **{name: value for name, value in named.items() if value is not None}}
     preset = chosen.pop("preset", None) or preset
     if not isinstance(method, str) and (chosen or preset or known.precision):
-        raise OptionError(f"{method.id} is made already and takes no settings.", "Give them where it is made.")
+        raise OptionError(
+            f"{method.id} is an instance, so purify takes no settings for it.", "Give them to its constructor."
+        )
     if starts and preset is None and isinstance(method, str) and _GO_ON in method_class("purifier", method).presets:
         preset = _GO_ON
     if known.precision is not None:
         chosen["precision"] = known.precision
     purifier = chosen_purifier(method, preset, chosen, {"seed": known.seed})
     attachments = attachments_folder(folder) if folder is not None else None
-    beside = [Path(source).parent] if isinstance(source, str | os.PathLike) else []
-    folders = tuple([attachments, *beside] if attachments else beside)
+    next_to_it = [Path(source).parent] if isinstance(source, str | os.PathLike) else []
+    folders = tuple([attachments, *next_to_it] if attachments else next_to_it)
     return _Run(purifier, known, progress, starts, attachments, folders)
 
 
 def _results(source: Result | Sequence[Result] | str | os.PathLike[str] | None) -> list[Result]:
-    """The results of scans, read from JSON where it is a path: of one result, or an array of them.
+    """The given results of scans; a path is read as JSON with one result, an array, or one result a line.
 
     Raises:
-        DataError: it cannot be read, or holds no result of a scan.
+        DataError: the file cannot be read, or holds no result of a scan.
     """
     if source is None:
         return []
@@ -174,7 +175,7 @@ def _results(source: Result | Sequence[Result] | str | os.PathLike[str] | None) 
         given = [source] if isinstance(source, Result) else list(source)
         if not given or not all(isinstance(one, Result) for one in given):
             raise DataError(
-                "A repair starts from results of scans.", "Give what bdprune.scan gave, or the path of its JSON."
+                "A repair starts from results of scans.", "Give a result of bdprune.scan, or the path of its JSON."
             )
         return given
     try:
@@ -183,35 +184,37 @@ def _results(source: Result | Sequence[Result] | str | os.PathLike[str] | None) 
         raise DataError(f"Cannot read {source}: {error.strerror}.", "Give the JSON of a scan.") from None
     found = [one for one in documents_from_json(text) if isinstance(one, Result)]
     if not found:
-        raise DataError(f"{source} holds no result of a scan.", "Give the JSON of one: `bdprune scan --format json`.")
+        raise DataError(
+            f"{source} holds no result of a scan.", "Give the JSON of a scan: `bdprune scan --format json`."
+        )
     return found
 
 
 def _go_on(run: _Run, case: Case) -> None:
-    """Makes sure that one of the scans was of this model on these images, and takes up what it has kept.
+    """Finds the scan of this model on these images, and loads the unlearned models that it has kept.
 
     Raises:
-        DataError: none was, or what was kept is damaged.
+        DataError: there is no such scan, or a kept model is damaged.
     """
     start = next((one for one in run.starts if one.model is not None and one.model.digest == case.digest), None)
     if start is None:
         there = ", ".join(one.name for one in run.starts)
         raise DataError(
-            f"The scan was not of this model: its weights, input shape or normalisation are others ({there}).",
+            f"The scan is of another model: its weights, input shape or normalisation differ ({there}).",
             "Scan this model first, or repair it without the result of a scan.",
         )
     if start.data is None or start.data.digest != case.images.digest:
         raise DataError(
-            "The scan was on other clean images.",
+            "The scan used other clean images.",
             "Give the same --data, --per-class, --class-order and --seed, or repair without the result of a scan.",
         )
     for evidence in start.detectors:
         if {"unlearning", "seed", "precision"} <= evidence.params.keys():
-            _take_up(evidence, run, case)
+            _reuse_unlearned(evidence, run, case)
 
 
-def _take_up(evidence: Evidence, run: _Run, case: Case) -> None:
-    """Puts the unlearned model of a scan where the case looks for it, unless it is there."""
+def _reuse_unlearned(evidence: Evidence, run: _Run, case: Case) -> None:
+    """Puts the unlearned model of a scan into the case's memo, unless it is there already."""
     params = evidence.params
     try:
         settings = msgspec.convert(params["unlearning"], UnlearnSettings)
@@ -225,7 +228,7 @@ def _take_up(evidence: Evidence, run: _Run, case: Case) -> None:
     if content is None:
         run.progress("unlearning again, because the scan kept no unlearned model")
         return
-    run.progress("taking up the unlearned model of the scan")
+    run.progress("loading the unlearned model of the scan")
     case.memo.put(key, from_tensors(read_safetensors(content)[0], case.model))
 
 
@@ -243,10 +246,10 @@ class _Done:
 
 
 def _repair_all(loaded: Loaded, clean: CleanSource, run: _Run) -> tuple[list[_Done], list[tuple[str, BdpruneError]]]:
-    """Every set of weights that could be repaired, and the errors of the others by name.
+    """The repaired sets of weights, and the errors of the others by name.
 
     Raises:
-        BdpruneError: of the only set of weights, or of the last one where none could be repaired.
+        BdpruneError: no set could be repaired; it is the error of the last one.
     """
     done: list[_Done] = []
     failed = [(one.name, one.error) for one in loaded.unloaded]
@@ -266,19 +269,19 @@ def _repaired(model: Model, clean: CleanSource, run: _Run) -> _Done:
     clock = Clock()
     fitted, data = clean.fit_for(model)
     assert data is not None
-    case = Case(fitted, data.by_content if run.starts else data)  # a scan takes them by content
+    case = Case(fitted, data.by_content if run.starts else data)  # a scan sorts its images by content
     if run.starts:
         _go_on(run, case)
     run.progress("checking the clean data")
     sanity = check_sanity(fitted, case.images)
     if not sanity.ok:
         raise SanityError(sanity.message, sanity.suggestion)
-    run.progress(run.purifier.id)
+    run.progress(f"repairing with {short_id(run.purifier)}")
     return _Done(fitted, case.images, sanity, run.purifier(case), case.attachments, clock.started, clock.seconds)
 
 
 def _left(model: Model, failed: Sequence[tuple[str, BdpruneError]]) -> tuple[str, ...]:
-    """What of the file is written back as it was, though it may hold weights."""
+    """The parts of the file that may hold weights but are written back unchanged, with reasons."""
     artifact = model.artifact
     if artifact is None:
         return ()
@@ -286,7 +289,7 @@ def _left(model: Model, failed: Sequence[tuple[str, BdpruneError]]) -> tuple[str
     left = [f"{name or 'the checkpoint itself'}: {error}" for name, error in failed]
     left += [one for one in artifact.left_out if one.partition(": ")[0] not in named]
     if artifact.unscanned:
-        left.append(f"weights that belong to no network that was recognised: {some(artifact.unscanned)}")
+        left.append(f"weights outside the recognised networks: {some(artifact.unscanned)}")
     return tuple(left)
 
 
@@ -336,7 +339,7 @@ def _record(one: _Done, output: OutputInfo | None, left: tuple[str, ...], run: _
 
 
 def _histogram(repair: Repair) -> Histogram | None:
-    """All finite masks (or scores) in equal bins, and those of pruned filters; None when there are none."""
+    """All finite masks (or scores) in equal bins, and the masks of pruned filters; None without finite masks."""
     values = _finite_values(repair.masks)
     if not len(values):
         return None

@@ -1,4 +1,4 @@
-"""One model in one straight line: open it, check it against the clean data, run the detectors, judge."""
+"""Scans one model: opens it, checks it on the clean data, runs the detectors, and judges."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ import torch
 from bdprune.analysis import Case, Sanity, check_sanity
 from bdprune.data import CleanData
 from bdprune.errors import BdpruneError, first_line
-from bdprune.methods import Detector
+from bdprune.methods import Detector, Method
 from bdprune.model import Loaded, Model, Unloaded
 from bdprune.pipeline.describe import (
     artifact_info,
@@ -28,12 +28,12 @@ from bdprune.pipeline.describe import (
     unread_artifact,
     weight_coverage,
 )
-from bdprune.pipeline.open import CleanSource, ModelSource, Options, parse_device, take_models
+from bdprune.pipeline.open import CleanSource, ModelSource, Options, load_models, parse_device
 from bdprune.record import Evidence, Finding, Result, Severity, WeightCoverage, nothing_seen, some
 from bdprune.verdict import judge
 
 Progress = Callable[[str], None]
-"""Told what happens next to the model at hand: ``loading``, ``checking the clean data``, or a detector's id."""
+"""Called with the next stage of the current model, such as ``loading`` or ``running detector unlearning (2 of 3)``."""
 
 log = logging.getLogger(__name__)
 
@@ -42,7 +42,7 @@ _Done = TypeVar("_Done")
 
 @dataclass
 class Job:
-    """What is the same for every model of a run; it can be sent to another process."""
+    """The settings that all models of a run share; it can be sent to another process."""
 
     clean: CleanSource
     detectors: Sequence[Detector]
@@ -62,31 +62,36 @@ class Outcome:
 
 @dataclass
 class Clock:
-    """When something began, and the seconds since."""
+    """A start time, and the seconds since then."""
 
     started: str = field(default_factory=lambda: datetime.now(UTC).isoformat(timespec="seconds"))
     start: float = field(default_factory=time.perf_counter)
 
     @property
     def seconds(self) -> float:
-        """Wall time since it was made."""
+        """Wall time since the start."""
         return time.perf_counter() - self.start
 
 
 def silent(stage: str) -> None:
-    """A progress that tells nobody."""
+    """A progress callback that does nothing."""
+
+
+def short_id(method: Method) -> str:
+    """The id of a method as people read it: without the package for bdprune's own methods."""
+    return method.id.removeprefix("bdprune.")
 
 
 @dataclass(frozen=True)
 class Opened:
-    """A model that was opened, and how it does on the clean data.
+    """An opened model, and its check on the clean data.
 
     Attributes:
-        case: the model, with the clean images if it does its clean job on them.
-        data: the clean images; None for a run without.
-        sanity: how the model does on them; None without any.
-        clock: since when.
-        seconds: wall time that opening took.
+        case: the model, with the clean images if it passes the check on them.
+        data: the clean images; None for a run without data.
+        sanity: the check on the clean images; None without data.
+        clock: started before opening.
+        seconds: wall time of opening.
     """
 
     case: Case
@@ -97,18 +102,18 @@ class Opened:
 
 
 def scan_one(source: ModelSource, job: Job, progress: Progress) -> list[Outcome]:
-    """Scans one file in this process: an outcome for each of its sets of weights."""
+    """Scans one file in this process, with one outcome for each set of weights."""
     opened = open_cases(source, job, progress)
     return [one if isinstance(one, Outcome) else examined(one, source, job, progress) for one in opened]
 
 
 def open_cases(source: ModelSource, job: Job, progress: Progress) -> list[Opened | Outcome]:
-    """Every set of weights with the clean data that fits it; an outcome in place of what cannot be scanned."""
+    """Every set of weights with its clean data; for a set that cannot be scanned, an outcome instead."""
     clock = Clock()
 
     def opened() -> list[Opened | Outcome]:
         progress("loading")
-        loaded = take_models(source, job.options)
+        loaded = load_models(source, job.options)
         found = [_with_data(model, source, job, progress) for model in loaded.models]
         return found + ([] if job.options.skip_unknown else [_not_checked(one, loaded, job) for one in loaded.unloaded])
 
@@ -122,7 +127,7 @@ def examined(
     """Runs the detectors and judges.
 
     Args:
-        known: evidence that there is already, by the detector's place in :func:`detectors_for`.
+        known: existing evidence, by the detector's place in :func:`detectors_for`.
     """
     run = partial(_examine, opened, job, progress, known or {})
     return survived(run, source, job, opened.clock, opened.case.model)
@@ -131,7 +136,7 @@ def examined(
 def survived(
     run: Callable[[], _Done], source: ModelSource, job: Job, clock: Clock, model: Model | None = None
 ) -> _Done | Outcome:
-    """What ``run`` makes of one model; an error of any kind is the outcome of this model, not the end of the others."""
+    """The value of ``run`` for one model; any error becomes the outcome of this model and does not stop the others."""
     try:
         return run()
     except Exception as error:
@@ -141,7 +146,7 @@ def survived(
 
 
 def detectors_for(opened: Opened, job: Job) -> list[Detector]:
-    """The detectors that run on this model: without usable clean data only those that need none."""
+    """The detectors that run on this model; without usable clean data, only data-free ones."""
     return [one for one in job.detectors if opened.case.data is not None or one.needs.images == "none"]
 
 
@@ -168,14 +173,14 @@ def failure(
 
 
 def _with_data(model: Model, source: ModelSource, job: Job, progress: Progress) -> Opened | Outcome:
-    """The model and the clean data, checked against each other; an outcome where they do not fit."""
+    """The model with its clean data and the check on them; an outcome if they do not fit."""
     clock = Clock()
 
     def opened() -> Opened:
         fitted, data = job.clean.fit_for(model)
         if data is None:
             return Opened(Case(fitted, keeps=job.keeps), None, None, clock, clock.seconds)
-        data = data.by_content  # so that nothing hangs on the order in which the images came
+        data = data.by_content  # so that the order of the images does not matter
         progress("checking the clean data")
         sanity = check_sanity(fitted, data)
         return Opened(Case(fitted, data if sanity.ok else None, keeps=job.keeps), data, sanity, clock, clock.seconds)
@@ -184,7 +189,7 @@ def _with_data(model: Model, source: ModelSource, job: Job, progress: Progress) 
 
 
 def _not_checked(one: Unloaded, loaded: Loaded, job: Job) -> Outcome:
-    """The outcome for a set of weights beside a model that was loaded."""
+    """The outcome for a set of weights that could not be loaded, in a file with a loaded model."""
     model = loaded.models[0]
     info = artifact_info(model)
     assert info is not None
@@ -208,10 +213,11 @@ def _not_checked(one: Unloaded, loaded: Loaded, job: Job) -> Outcome:
 def _examine(opened: Opened, job: Job, progress: Progress, known: Mapping[int, Evidence]) -> Outcome:
     clock, running = Clock(), detectors_for(opened, job)
     left_out = tuple(one.id for one in job.detectors if one not in running)
-    evidence = [
-        known[place] if place in known else _run(detector, opened.case, progress)
-        for place, detector in enumerate(running)
-    ]
+    evidence = []
+    for place, detector in enumerate(running):
+        if place not in known:
+            progress(f"running detector {short_id(detector)} ({place + 1} of {len(running)})")
+        evidence.append(known[place] if place in known else _run(detector, opened.case))
     judgement = judge(running, evidence, opened.sanity)
     model, data, coverage = opened.case.model, opened.data, weight_coverage(opened.case.model)
     unscanned = coverage is not None and coverage.unscanned and not job.options.skip_unknown
@@ -234,9 +240,8 @@ def _examine(opened: Opened, job: Job, progress: Progress, known: Mapping[int, E
     return Outcome(result, {digest: opened.case.attachments[digest] for digest in wanted})
 
 
-def _run(detector: Detector, case: Case, progress: Progress) -> Evidence:
-    """What the detector saw; one that broke down saw nothing."""
-    progress(detector.id)
+def _run(detector: Detector, case: Case) -> Evidence:
+    """The detector's evidence; a detector that fails gives evidence without a score."""
     clock = Clock()
     try:
         with Isolated([case], detector) as cases:
@@ -246,20 +251,18 @@ def _run(detector: Detector, case: Case, progress: Progress) -> Evidence:
         return nothing_seen(detector.id, str(error), clock.seconds)
     except Exception as error:
         log.debug("unexpected error in %s", detector.id, exc_info=True)
-        said = (
-            f"Unexpected {type(error).__name__}: {first_line(error)}. Please report it to whoever made {detector.id}."
-        )
-        return nothing_seen(detector.id, said, clock.seconds)
+        what = f"Unexpected {type(error).__name__}: {first_line(error)}."
+        return nothing_seen(detector.id, f"{what} Please report it to the authors of {detector.id}.", clock.seconds)
 
 
 def checked_evidence(evidence: object, detector: Detector, case: Case) -> Evidence:
-    """The evidence as JSON gives it back.
+    """The evidence after conversion to plain JSON values.
 
     Raises:
-        ValueError, TypeError: it is none that a detector may give.
+        ValueError, TypeError: the evidence is invalid.
     """
     if not isinstance(evidence, Evidence):
-        raise TypeError(f"it gave {type(evidence).__name__}, not Evidence")
+        raise TypeError(f"it returned {type(evidence).__name__}, not Evidence")
     tidy = evidence.tidy()
     if tidy.detector != detector.id:
         raise ValueError(f"its evidence names another detector, {tidy.detector[:80]!r}")
@@ -271,15 +274,15 @@ def checked_evidence(evidence: object, detector: Detector, case: Case) -> Eviden
 
 
 class Isolated:
-    """Cases that a detector may look at. One of a plug-in gets copies, so that it cannot harm what others see.
+    """The cases that a detector receives. A plug-in gets copies, so that it cannot affect other detectors.
 
     Raises:
-        ValueError: at the end, if it has changed the model or the images; what was computed of them is forgotten.
+        ValueError: at the end, if the plug-in changed the model or the images; analyses of them are then discarded.
     """
 
     def __init__(self, cases: Sequence[Case], detector: Detector) -> None:
-        ours = type(detector).__module__.startswith("bdprune.")
-        self._cases, self._copies = cases, list(cases) if ours else [_copied(case) for case in cases]
+        built_in = type(detector).__module__.startswith("bdprune.")
+        self._cases, self._copies = cases, list(cases) if built_in else [_copied(case) for case in cases]
 
     def __enter__(self) -> list[Case]:
         return self._copies
@@ -302,19 +305,18 @@ def _copied(case: Case) -> Case:
 
 
 def _unchecked(left_out: Sequence[str], broken: Mapping[str, str]) -> tuple[Finding, ...]:
-    """A finding for the detectors without data, and one for each plug-in that cannot be made."""
-    message = f"Not run for want of usable clean data: {', '.join(left_out)}."
+    """A finding for the detectors that lack data, and one for each plug-in that cannot be made."""
+    message = f"Not run, because there is no usable clean data: {', '.join(left_out)}."
     first = [Finding(rule_id="BD000", severity="info", message=message)] if left_out else []
     others = (f"Not run, because it cannot be made: {name}. {reason}" for name, reason in broken.items())
     return (*first, *(Finding(rule_id="BD000", severity="medium", message=one) for one in others))
 
 
 def _not_scanned(coverage: WeightCoverage | None) -> tuple[Finding, ...]:
-    """What the file holds beside the weights that were scanned."""
+    """A finding for the weights of the file that were not scanned."""
     if coverage is None or not (coverage.unscanned or coverage.left_out):
         return ()
-    parts = [f"weights that belong to no network that was recognised: {some(coverage.unscanned)}"]
-    others = [f"other sets of weights: {some(coverage.left_out)}"]
-    told = (parts if coverage.unscanned else []) + (others if coverage.left_out else [])
+    parts = [f"weights outside the recognised networks: {some(coverage.unscanned)}"] if coverage.unscanned else []
+    parts += [f"other sets of weights: {some(coverage.left_out)}"] if coverage.left_out else []
     severity: Severity = "medium" if coverage.unscanned else "info"
-    return (Finding(rule_id="BD001", severity=severity, message=f"Not scanned: {'; '.join(told)}."),)
+    return (Finding(rule_id="BD001", severity=severity, message=f"Not scanned: {'; '.join(parts)}."),)

@@ -1,4 +1,4 @@
-"""Scores of every filter, layer by layer, and the worst of them."""
+"""Scores every filter, layer by layer, and lists the worst."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch import Tensor
 from bdprune.analysis import Analysis, Case, Lipschitz, Suspiciousness, layer_z_scores
 from bdprune.errors import OptionError
 from bdprune.pipeline.describe import artifact_info, data_info, env, model_info, weight_coverage
-from bdprune.pipeline.open import CleanSource, DataSource, ModelSource, OptionNames, options_from, take_model
+from bdprune.pipeline.open import CleanSource, DataSource, ModelSource, OptionNames, load_model, options_from
 from bdprune.pipeline.scan import Clock
 from bdprune.record import FilterScore, LayerScores, ScoreResult, number
 
@@ -26,18 +26,18 @@ def score(
     top: int = 20,
     **options: Unpack[OptionNames],
 ) -> ScoreResult:
-    """How suspicious every filter is, and which stand out most of their layers.
+    """Scores every filter, and lists the filters that stand out most in their layers.
 
     Args:
-        model: path of a checkpoint, a module, or what ``bdprune.load`` gave.
+        model: path of a checkpoint, a module, or the model that ``bdprune.load`` returned.
         data: labelled clean images, as for ``bdprune.scan``; the Lipschitz score needs none.
         method: ``lipschitz`` (data-free) or ``suspiciousness`` (needs clean data).
         top: how many of the worst filters to list.
         **options: as for ``bdprune.scan``.
 
     Raises:
-        OptionError: an unknown method, one that needs clean data and got none, or less than no filters to list.
-        BdpruneError: anything else that is wrong with the file, the data or the options.
+        OptionError: the method is unknown or lacks clean data, or ``top`` is negative.
+        BdpruneError: any other problem with the file, the data or the options.
 
     Example:
         >>> scores = score("model.pth", top=3)
@@ -48,9 +48,9 @@ def score(
     if method not in METHODS:
         raise OptionError(f"There is no score {method!r}.", f"Choose one of {', '.join(METHODS)}.")
     if top < 0:
-        raise OptionError(f"{top} filters cannot be listed.", "Give 0 or more.")
+        raise OptionError(f"The number of filters to list must be 0 or more, not {top}.", "Give 0 or more.")
     known.check()
-    fitted, clean = CleanSource(data, known).fit_for(take_model(model, known))
+    fitted, clean = CleanSource(data, known).fit_for(load_model(model, known))
     if method == "suspiciousness" and clean is None:
         raise OptionError("The suspiciousness score needs clean data.", "Give --data, or use --method lipschitz.")
     wanted: Analysis[dict[str, Tensor]] = Lipschitz() if method == "lipschitz" else Suspiciousness()

@@ -1,4 +1,4 @@
-"""What every record has in common: immutable, strict, and JSON without numbers that are not finite."""
+"""The base of all records: immutable, strict, and JSON without NaN or infinities."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class Record(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
 
     @classmethod
     def from_json(cls, text: str | bytes) -> Self:
-        """Read back what ``to_json`` wrote.
+        """Reads the JSON text of ``to_json``.
 
         Raises:
             DataError: the text is not JSON, or not a result of this kind and version.
@@ -41,9 +41,9 @@ class Record(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
 
 
 def finite(value: Any) -> Any:
-    """``value`` as strict JSON: a number that is not finite becomes None, an object that JSON does not know text.
+    """``value`` as strict JSON: numbers that are not finite become None, objects that JSON lacks become text.
 
-    Bytes of a file name that are no UTF-8 (lone surrogates in Python) become question marks.
+    Bytes of a file name that are not UTF-8 (lone surrogates in Python) become question marks.
     """
     if value is None or isinstance(value, bool | int):
         return value
@@ -64,6 +64,6 @@ def number(value: float | None) -> float | None:
 
 
 def some(names: Sequence[str], most: int = 5) -> str:
-    """The first of ``names``, and how many more there are."""
+    """The first of ``names``, and the number of the others."""
     more = f" and {len(names) - most} more" if len(names) > most else ""
     return f"{', '.join(names[:most])}{more}"

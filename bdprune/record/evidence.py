@@ -1,4 +1,4 @@
-"""What one detector saw in one model."""
+"""The evidence of one detector about one model."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ _NAME, _SHA256 = "^[a-z0-9_-]{1,64}$", "^[0-9a-f]{64}$"
 
 
 class Attachment(Record, frozen=True, kw_only=True):
-    """Something too large for a record, such as a tensor or a picture, by the SHA-256 of its bytes.
+    """A tensor or picture that is too large for a record, by the SHA-256 of its bytes.
 
-    ``name`` is of small letters, digits, ``-`` and ``_``: it becomes part of a file's name. ``media_type`` is
-    ``application/safetensors`` or ``image/png``; ``file`` is the name under which it was written beside the report,
-    empty where nobody asked for that.
+    ``name`` has lower-case letters, digits, ``-`` and ``_``: it becomes part of a file's name. ``media_type`` is
+    ``application/safetensors`` or ``image/png``. ``file`` is the name of the written file, or empty if none was
+    written.
     """
 
     name: Annotated[str, msgspec.Meta(pattern=_NAME)]
@@ -28,32 +28,31 @@ class Attachment(Record, frozen=True, kw_only=True):
     file: str = ""
 
     def __post_init__(self) -> None:
-        """Makes sure of the parts of the file's name, also where no JSON was read."""
+        """Checks the parts of the file's name, also for records that do not come from JSON."""
         for what, text, pattern in (("name", self.name, _NAME), ("SHA-256", self.sha256, _SHA256)):
             if not re.fullmatch(pattern, text) or text.endswith("\n"):
                 raise ValueError(f"invalid {what} of an attachment: {text[:80]!r}")
 
 
 class Evidence(Record, frozen=True, kw_only=True):
-    """What one detector saw.
+    """The evidence of one detector about one model.
 
     Attributes:
         detector: its id, such as ``bdprune.unlearning``.
-        score: the detector's statistic; larger is more suspicious. None, or not finite, where it saw nothing.
+        score: the detector's statistic; larger is more suspicious. None, or not finite, if the detector failed.
         threshold: a score above it is flagged.
         flagged: whether the score is above the threshold.
-        target_label: the label it names, None when it names none.
-        label_scores: how suspicious each label is, ``[K]``, larger is more; empty for a detector that has no such
-            score.
-        p_value: how likely a clean model gives a score as large, None when the detector cannot say.
-        near: whether the score is so near the threshold that the next run could fall on the other side.
-        remarks: what a reader should know beside the score, a sentence each.
-        limits: what takes from the worth of the score, a sentence each.
-        not_applicable: why the detector can tell nothing of a network of this kind; empty where it can.
-        error: why it saw nothing; empty where it saw something.
+        target_label: the suspected target label, or None.
+        label_scores: suspicion of each label, ``[K]``, larger is more suspicious; empty if the detector has none.
+        p_value: probability that a clean model gives a score at least as large, or None.
+        near: whether the score is so near the threshold that another run could fall on the other side.
+        remarks: further facts for the reader, a sentence each.
+        limits: reasons to trust the score less, a sentence each.
+        not_applicable: why the detector does not work on networks of this kind; empty if it does.
+        error: why the detector failed; empty if it did not.
         seconds: wall time.
         params: constructor settings, JSON values only.
-        details: whatever a report may draw, JSON values only.
+        details: further values for reports, JSON values only.
         attachments: tensors and pictures, such as a trigger.
     """
 
@@ -76,15 +75,15 @@ class Evidence(Record, frozen=True, kw_only=True):
 
     @property
     def valid(self) -> bool:
-        """Whether there is a score to judge by."""
+        """Whether the score is finite."""
         values = (self.score, self.threshold)
         return all(value is not None and math.isfinite(value) for value in values)
 
     def tidy(self) -> Self:
-        """The same as JSON would give it back: plain values, and None in place of numbers that are not finite.
+        """The same evidence after a round trip through JSON: plain values, and None for numbers that are not finite.
 
         Raises:
-            msgspec.ValidationError: a field is of another type.
+            msgspec.ValidationError: a field has the wrong type.
         """
         values = {name: finite(getattr(self, name)) for name in self.__struct_fields__ if name != "attachments"}
         attached = [msgspec.structs.asdict(one) for one in self.attachments]
@@ -92,5 +91,5 @@ class Evidence(Record, frozen=True, kw_only=True):
 
 
 def nothing_seen(detector: str, error: str, seconds: float = 0.0) -> Evidence:
-    """The evidence of a detector that broke down: no score, and why."""
+    """The evidence of a detector that failed: no score, and the error."""
     return Evidence(detector=detector, score=None, threshold=None, flagged=False, error=error, seconds=seconds)

@@ -1,4 +1,4 @@
-"""What a method says of itself: what it needs, what it costs, what it gives."""
+"""The description of a method: what it needs, costs and gives."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ from bdprune.record.base import Count, Record
 Images = Literal["none", "unlabelled", "labelled"]
 Cost = Literal["weights", "forward", "gradients", "training"]
 COSTS: tuple[Cost, ...] = ("weights", "forward", "gradients", "training")
-"""What a method does with a model, the cheapest first: read its weights, run it, differentiate it, train it."""
+"""What a method does with a model, the cheapest first: reads its weights, runs it, differentiates it, trains it."""
 
 Gift = Literal["detection", "trigger recovery", "removal"]
 GIFTS: tuple[Gift, ...] = ("detection", "trigger recovery", "removal")
-"""What a method helps with (RNP, Table 1)."""
+"""The purposes of methods (RNP, Table 1)."""
 
 
 class Needs(Record, frozen=True, kw_only=True):
-    """The clean images that a method needs: of what kind, how many in all, and how many of each class."""
+    """The clean images that a method needs: their kind, their number, and their number in each class."""
 
     images: Images = "labelled"
     minimum: Count = 1
@@ -27,7 +27,7 @@ class Needs(Record, frozen=True, kw_only=True):
 
 
 class Rule(Record, frozen=True, kw_only=True):
-    """The rule under which a detector's findings are reported: id, short name, and what it means."""
+    """The rule of a detector's findings: id, short name, and meaning."""
 
     id: Annotated[str, msgspec.Meta(pattern="^BD[0-9]{3}$")]
     name: str
@@ -35,11 +35,11 @@ class Rule(Record, frozen=True, kw_only=True):
 
 
 class MethodInfo(Record, frozen=True, kw_only=True):
-    """A method as it describes itself.
+    """The description of a method.
 
-    ``decisive`` says of a detector whether its silence on sound clean data makes a model clean. ``limits`` says what
-    the method cannot do by design; empty when the conformance checks expect it to find, or to remove, a planted
-    backdoor. ``presets`` names sets of settings, ``settings`` holds the default ones.
+    If a ``decisive`` detector does not flag a model on suitable clean data, the verdict is ``clean``. ``limits`` says
+    what the method cannot do by design; if it is empty, the conformance checks expect the method to find, or to
+    remove, a planted backdoor. ``presets`` are named sets of settings, ``settings`` the defaults.
     """
 
     id: str

@@ -1,4 +1,4 @@
-"""The parts of which results are made."""
+"""The parts of results."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ Severity = Literal["info", "low", "medium", "high", "critical"]
 
 
 class ArtifactInfo(Record, frozen=True, kw_only=True):
-    """The file a model came from. What could not be read is null.
+    """The file of a model. Fields that could not be read are null.
 
-    ``state_key`` names the set of weights inside the file, ``sets`` every set that the file holds. ``path`` of a model
-    in shards is its index, and ``bytes`` and ``sha256`` are of the index and all shards.
+    ``state_key`` names the set of weights inside the file, ``sets`` lists all sets in the file. For a model in shards,
+    ``path`` is the index, and ``bytes`` and ``sha256`` cover the index and all shards.
     """
 
     path: str
@@ -28,10 +28,10 @@ class ArtifactInfo(Record, frozen=True, kw_only=True):
 
 
 class ModelInfo(Record, frozen=True, kw_only=True):
-    """The network as it was recognised. ``mean`` and ``std`` are empty when the model takes images as they are.
+    """The recognised network. ``mean`` and ``std`` are empty if the model takes images in [0, 1].
 
-    ``digest`` is the SHA-256 of its weights and of all that says how they are run: equal for equal models, whatever
-    file they came in; empty where it was not needed.
+    ``digest`` is the SHA-256 of the weights, architecture, input shape and normalisation: equal for equal models in
+    different files; empty if it was not needed.
     """
 
     arch: str
@@ -46,12 +46,11 @@ class ModelInfo(Record, frozen=True, kw_only=True):
 
 
 class WeightCoverage(Record, frozen=True, kw_only=True):
-    """What of a set of weights was looked at.
+    """Which weights of a file were scanned.
 
-    ``scanned`` counts the numbers in its weights; ``unscanned`` names weights beside it that belong to no network that
-    was scanned; ``same`` names other places in the file where the very same weights stand; ``kept`` names entries
-    without weights, which a repair writes back as they are; ``left_out`` names other sets of weights in the file that
-    were not scanned.
+    ``scanned`` counts the numbers in the weights. ``unscanned`` lists weights outside the scanned networks. ``same``
+    lists other places in the file that hold the same weights. ``kept`` lists entries without weights, which a repair
+    writes back unchanged. ``left_out`` lists other sets of weights in the file that were not scanned.
     """
 
     scanned: Count
@@ -62,7 +61,7 @@ class WeightCoverage(Record, frozen=True, kw_only=True):
 
 
 class Finding(Record, frozen=True, kw_only=True):
-    """One thing worth telling. ``atlas`` holds MITRE ATLAS technique ids."""
+    """One message to the reader of a result. ``atlas`` holds MITRE ATLAS technique ids."""
 
     rule_id: Annotated[str, msgspec.Meta(pattern="^BD[0-9]{3}$")]
     severity: Severity
@@ -71,10 +70,10 @@ class Finding(Record, frozen=True, kw_only=True):
 
 
 class SanityInfo(Record, frozen=True, kw_only=True):
-    """Whether the model does its clean job on the clean data; a scan of one that does not proves nothing.
+    """Whether the model is accurate enough on the clean data for a meaningful scan.
 
-    ``fits`` names what fits better in short, such as ``imagenet``; ``hint`` says it in a sentence. ``class_map`` is the
-    order of classes that fits better: label in the data -> label of the model; empty when none does.
+    ``fits`` is the short name of an option that fits better, such as ``imagenet``; ``hint`` says it in a sentence.
+    ``class_map`` is an order of classes that fits better: label in the data -> label of the model; or empty.
     """
 
     ok: bool
@@ -85,10 +84,10 @@ class SanityInfo(Record, frozen=True, kw_only=True):
 
 
 class DataInfo(Record, frozen=True, kw_only=True):
-    """The clean images that were used. ``per_class`` counts the images of each label that occurs.
+    """The clean images of a run. ``per_class`` counts the images of each label that occurs.
 
-    ``notes`` says what was done to the images (resized, converted, renumbered); ``passed_over`` counts the files of a
-    folder that were not read, by suffix or reason.
+    ``notes`` lists changes to the images (resized, converted, renumbered); ``passed_over`` counts the skipped files of
+    a folder, by suffix or reason.
     """
 
     source: str
@@ -104,7 +103,7 @@ class DataInfo(Record, frozen=True, kw_only=True):
 
 
 class Env(Record, frozen=True, kw_only=True):
-    """What is needed to repeat the run."""
+    """The software, device and seed of the run."""
 
     tool: str
     version: str
@@ -119,7 +118,7 @@ class Env(Record, frozen=True, kw_only=True):
 
 
 class ErrorInfo(Record, frozen=True, kw_only=True):
-    """Why there is no verdict, and what to do about it."""
+    """The reason for a missing verdict, and a hint for the reader."""
 
     type: str
     message: str
@@ -172,7 +171,7 @@ class FilterScore(Record, frozen=True, kw_only=True):
 
 
 class PassedOver(Record, frozen=True, kw_only=True):
-    """Files that were not scanned for one reason. All that may hold weights are in ``paths``, of others a hundred."""
+    """Files skipped for one reason. ``paths`` lists all of them if they may hold weights, else the first hundred."""
 
     reason: str
     may_hold_weights: bool

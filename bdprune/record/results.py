@@ -1,7 +1,7 @@
-"""The results of a scan, a repair and a scoring: versioned records that go to JSON and come back strictly.
+"""The results of a scan, a repair and a scoring: versioned records with a strict JSON form.
 
-``bdprune schema`` prints their JSON Schema. Rules that hold for all of them: unknown fields are refused, a number
-that is not finite is written as null, and everything needed to repeat the run is inside.
+``bdprune schema`` prints their JSON Schema. They refuse unknown fields, write numbers that are not finite as null, and
+hold all settings that are needed to repeat the run.
 """
 
 from __future__ import annotations
@@ -32,14 +32,14 @@ from bdprune.record.parts import (
 
 Verdict = Literal["clean", "suspicious", "backdoored", "inconclusive", "error"]
 ATTENTION: tuple[Verdict, ...] = ("backdoored", "suspicious", "error", "inconclusive", "clean")
-"""Verdicts, the one that needs attention most first."""
+"""Verdicts, the most serious first."""
 
 Change = Literal["nothing", "pruned", "retrained", "pruned and retrained"]
-"""What a repair did to the weights."""
+"""The kind of change of the weights by a repair."""
 
 
 class Document(Record, frozen=True, kw_only=True):
-    """What every top-level result has, and how it travels."""
+    """The common fields of all results."""
 
     schema_version: Literal["2"] = SCHEMA_VERSION
     started: str
@@ -52,7 +52,7 @@ class Document(Record, frozen=True, kw_only=True):
 
     @property
     def name(self) -> str:
-        """What to call the model in a report."""
+        """The name of the model in a report."""
         if self.artifact is None:
             return "model in memory"
         several = len(self.artifact.sets) > 1 and self.artifact.state_key
@@ -62,9 +62,9 @@ class Document(Record, frozen=True, kw_only=True):
 class Result(Document, frozen=True, kw_only=True, tag_field="kind", tag="scan"):
     """Verdict on one model.
 
-    ``risk`` is in [0, 1], larger is worse, null when nothing could be judged. ``target_label`` is the label that the
-    backdoor leads to, null when none is named. ``error`` is set exactly when the verdict is ``error``. ``not_run``
-    names the detectors that were asked for and did not run.
+    ``risk`` is in [0, 1], larger is worse, null if the model could not be judged. ``target_label`` is the target label
+    of the backdoor, null if it is unknown. ``error`` is set exactly when the verdict is ``error``. ``not_run`` lists
+    the requested detectors that did not run.
 
     Example:
         >>> import bdprune
@@ -83,18 +83,18 @@ class Result(Document, frozen=True, kw_only=True, tag_field="kind", tag="scan"):
 
     @property
     def target_name(self) -> str:
-        """Class name of the target label, empty when unknown."""
+        """Class name of the target label, empty if unknown."""
         names = self.data.class_names if self.data else ()
         return names[self.target_label] if self.target_label is not None and self.target_label < len(names) else ""
 
 
 class PurifyResult(Document, frozen=True, kw_only=True, tag_field="kind", tag="purify"):
-    """What a repair did. Both accuracies are on the same clean images, held out where the method holds some out.
+    """The outcome of a repair. Both accuracies are on the same clean images, held out if the method holds some out.
 
-    ``change`` says what was done to the weights, ``selection`` how that was chosen, ``phases`` the seconds that each
-    step took. ``threshold`` is null when there is no single one; ``pruned`` maps a filter group to the indices of its
-    pruned filters; ``masks`` is the histogram of what the threshold was put on. ``left`` says which sets of weights of
-    the file were not repaired, and why: they stand in the new file as they were.
+    ``change`` says what happened to the weights, ``selection`` how the method chose it, ``phases`` gives the seconds of
+    each step. ``threshold`` is null if there is no single threshold. ``pruned`` maps a filter group to the indices of
+    its pruned filters. ``masks`` is the histogram of the values that the threshold was applied to. ``left`` lists the
+    sets of weights that were not repaired, with reasons: the new file holds them unchanged.
     """
 
     method: str
@@ -117,7 +117,7 @@ class PurifyResult(Document, frozen=True, kw_only=True, tag_field="kind", tag="p
 
 
 class ScoreResult(Document, frozen=True, kw_only=True, tag_field="kind", tag="score"):
-    """Suspicion per filter: every layer in the order of the network, and the worst filters of all."""
+    """Scores of filters: a summary of every layer in the order of the network, and the worst filters overall."""
 
     method: str
     layers: tuple[LayerScores, ...]
@@ -126,9 +126,10 @@ class ScoreResult(Document, frozen=True, kw_only=True, tag_field="kind", tag="sc
 
 
 class CoverageResult(Record, frozen=True, kw_only=True, tag_field="kind", tag="coverage"):
-    """What became of the files in the folders of a scan. It follows the results where files were passed over.
+    """Which files of a scan's folders were scanned. It follows the results if the scan skipped files.
 
-    ``files`` counts all files that were found, ``scanned`` those that results are about, shards among them.
+    ``files`` counts all files, ``scanned`` the files with results, including shards. ``passed_over`` lists the skipped
+    files.
     """
 
     schema_version: Literal["2"] = SCHEMA_VERSION
@@ -146,17 +147,17 @@ KINDS: dict[str, type[Record]] = {
 
 
 def documents_from_json(text: str | bytes) -> list[Record]:
-    """Reads back results of any kind: one document, an array of them, or one a line.
+    """Reads results of any kind from JSON: one document, an array, or one document a line.
 
     Raises:
-        DataError: the text is not JSON, or not of documents of this version.
+        DataError: the text is not JSON, or its documents have another version.
     """
     try:
         found = _decoded(text)
         items = found if isinstance(found, list) else [found]
         return [msgspec.convert(one, KINDS[_kind(one)], str_keys=True) for one in items]
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
-        what = f"These are not results of schema {SCHEMA_VERSION}: {error}."
+        what = f"The text does not hold results of schema {SCHEMA_VERSION}: {error}."
         raise DataError(what, "Compare them with `bdprune schema`.") from error
 
 

@@ -1,4 +1,4 @@
-"""The shape of an image as it is written."""
+"""The shape of an image as a text."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ def parse_shape(text: str) -> tuple[int, int, int]:
     """Channels, height and width from ``3x32x32``.
 
     Raises:
-        OptionError: the text is not of that form.
+        OptionError: the text has another form.
     """
     if not re.fullmatch(r"[1-9]\d{0,4}x[1-9]\d{0,4}x[1-9]\d{0,4}", text):
-        raise OptionError(f"{text[:80]!r} is no input shape.", "Give channels, height and width, as in 3x32x32.")
+        raise OptionError(f"Invalid input shape {text[:80]!r}.", "Give channels, height and width, as in 3x32x32.")
     channels, height, width = map(int, text.split("x"))
     return channels, height, width

@@ -1,4 +1,4 @@
-"""Writers turn documents into a report: one for each module of ``writers``, and those that plug in by entry points."""
+"""Writers turn documents into a report: one for each module of ``writers``, and plug-ins from entry points."""
 
 from __future__ import annotations
 
@@ -23,9 +23,7 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Style:
-    """How to write: ``as_array`` where there could have been several documents, even if there is one or none;
-    ``colour`` for a terminal that shows colours.
-    """
+    """How to write: ``as_array`` writes an array even for one document or none; ``colour`` uses terminal colours."""
 
     as_array: bool = False
     colour: bool = False
@@ -33,18 +31,18 @@ class Style:
 
 @dataclass(frozen=True)
 class Writer(ABC):
-    """Base of the writers. A subclass describes its format and gives the text of documents.
+    """Base of the writers. A subclass describes its format and writes documents as text.
 
     Args:
-        name: of the format: that of the writer's module, or of its entry point in the group ``bdprune.writers``.
+        name: of the format: the name of the writer's module, or of its entry point in the group ``bdprune.writers``.
 
     Attributes:
         title: what the format is for, in a few words.
         media_type: of the text.
-        suffixes: a file with one of them is written in this format unless another is asked for.
+        suffixes: file suffixes that select this format by default.
         kinds: the kinds of documents that the format can hold.
-        streams: whether the texts of single documents, one after another, are the text of all of them. Such a text is
-            written document by document to standard output, as the results come.
+        streams: whether the text of several documents is the concatenation of their texts. If so, each document goes
+            to standard output as soon as it is ready.
     """
 
     name: str
@@ -57,22 +55,22 @@ class Writer(ABC):
 
     @abstractmethod
     def to_text(self, documents: Documents, style: Style) -> str:
-        """The text of ``documents``, which are of ``kinds``; a coverage comes last."""
+        """The text of ``documents``, which have the kinds in ``kinds``; a coverage comes last."""
 
     def render(self, documents: Documents, style: Style | None = None) -> str:
         """The text of ``documents``.
 
         Raises:
-            OptionError: the format cannot hold one of them.
+            OptionError: the format cannot hold one of the documents.
         """
         self.check(dict.fromkeys(map(kind_of, documents)))
         return self.to_text(documents, style or Style())
 
     def check(self, kinds: Sequence[str] | dict[str, None]) -> None:
-        """Makes sure that the format can hold documents of these kinds.
+        """Checks that the format can hold documents of these kinds.
 
         Raises:
-            OptionError: it cannot.
+            OptionError: it cannot hold one of them.
         """
         refused = [kind for kind in kinds if kind not in self.kinds]
         if refused:
@@ -89,7 +87,7 @@ def kind_of(document: Document | CoverageResult) -> str:
 
 
 def names(*kinds: str) -> list[str]:
-    """The names of all formats that can hold documents of these kinds, ours first."""
+    """The names of all formats that can hold documents of these kinds, bdprune's own first."""
     return [one.name for one in _usable(kinds)]
 
 
@@ -98,10 +96,10 @@ def writer(name: str, *kinds: str) -> Writer:
 
     Args:
         name: of the format.
-        kinds: of the documents that it is to hold.
+        kinds: kinds of the documents to write.
 
     Raises:
-        OptionError: there is none of that name, it cannot hold such documents, or it cannot be loaded.
+        OptionError: the format is unknown, cannot hold such documents, or cannot be loaded.
     """
     if name not in _places():
         known = names(*kinds)
@@ -115,18 +113,18 @@ def writer_of_file(path: Path, *kinds: str) -> Writer:
     """The writer whose format has the suffix of ``path``.
 
     Raises:
-        OptionError: there is none that can hold documents of these kinds.
+        OptionError: no such format can hold documents of these kinds.
     """
     usable = _usable(kinds)
     for one in usable:
         if path.suffix.lower() in one.suffixes:
             return one
     known = "|".join(one.name for one in usable)
-    raise OptionError(f"No format is known by the name {str(path)!r}.", f"Give --format {known} for each file.")
+    raise OptionError(f"The suffix of {str(path)!r} names no format.", f"Give --format {known} for each file.")
 
 
 def _usable(kinds: Sequence[str]) -> list[Writer]:
-    """The writers that can hold documents of these kinds; a plug-in that fails is left out."""
+    """The writers that can hold documents of these kinds; it skips plug-ins that fail."""
     found = []
     for name in _places():
         try:
@@ -140,15 +138,16 @@ def _load(name: str) -> Writer:
     try:
         found = load(_places()[name], lambda one: issubclass(one, Writer))
         if not (inspect.isclass(found) and issubclass(found, Writer)):
-            raise TypeError(f"{found!r} is no subclass of bdprune.report.Writer.")
+            raise TypeError(f"{found!r} is not a subclass of bdprune.report.Writer.")
         return found(name)
-    except Exception as error:  # a package of somebody else may fail in any way
+    except Exception as error:  # a plug-in may fail in any way
         raise OptionError(
-            f"The format {name!r} cannot be loaded: {first_line(error)}", "Repair or remove the package that brings it."
+            f"The format {name!r} cannot be loaded: {first_line(error)}",
+            "Repair or remove the package that provides it.",
         ) from error
 
 
 @cache
 def _places() -> dict[str, EntryPoint | str]:
-    """Where every writer is found. Installed packages are looked through once a process."""
+    """The place of every writer, by name. A process searches the installed packages once."""
     return places("bdprune.report.writers", "bdprune.writers")

@@ -1,11 +1,11 @@
-"""Which charts a result can show. They are found by the shape of the data, so a new detector gets them for free.
+"""The charts of a result. The shape of the data selects the chart, so a new detector needs no code here.
 
-The label scores of a detector are drawn, and every detail of one of these shapes, whatever its name:
+A report draws the label scores of a detector, and every detail, of any name, with one of these shapes:
 
 * a list of ``{"layer": name, "max_z": number, "filter": index or absent}``, in the order of the network;
 * a list of ``{"accuracy": share, "votes": count per label}``, one entry a step.
 
-Everything else in ``details`` is listed as it is.
+It lists everything else in ``details`` as text.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ class Step(msgspec.Struct):
 
 
 def detector_charts(detector: Evidence, class_names: Sequence[str]) -> list[tuple[str, Markup]]:
-    """(caption, chart) of everything in the evidence that can be drawn."""
+    """(caption, chart) of each part of the evidence that has a chart."""
     drawn = [("Score of each label", _label_scores(detector, class_names))] if any(detector.label_scores) else []
     for value in detector.details.values():
         points = _points(value)
@@ -50,7 +50,7 @@ def detector_charts(detector: Evidence, class_names: Sequence[str]) -> list[tupl
 
 
 def listed_details(detector: Evidence) -> dict[str, Any]:
-    """The details that no chart shows."""
+    """The details without a chart."""
     scores = list(detector.label_scores)
     return {
         name: value
@@ -65,17 +65,17 @@ def score_chart(layers: Sequence[LayerScores]) -> Markup:
 
 
 def repair_charts(result: PurifyResult) -> list[tuple[str, Markup]]:
-    """(caption, chart) of everything that a repair brings for drawing."""
+    """(caption, chart) of each part of a repair that has a chart."""
     found = {
         "Clean accuracy against threshold": _curve(result),
-        "Histogram of what the threshold is put on": _masks(result),
+        "Histogram of the masks or scores": _masks(result),
         "Pruned filters by layer": _pruned(result),
     }
     return [(caption, chart) for caption, chart in found.items() if chart]
 
 
 def _curve(result: PurifyResult) -> Markup | None:
-    """Clean accuracy against threshold, with the threshold that was chosen; None without a curve."""
+    """Clean accuracy against threshold, with the chosen threshold; None without a curve."""
     known = [one for one in result.curve if one.threshold is not None and one.clean_accuracy is not None]
     if not known:
         return None
@@ -87,7 +87,7 @@ def _curve(result: PurifyResult) -> Markup | None:
 
 
 def _masks(result: PurifyResult) -> Markup | None:
-    """Histogram of the masks or scores, in square roots so that rare values show; None without any."""
+    """Histogram of the masks or scores, with a square-root axis so that rare values show; None without values."""
     masks = result.masks
     if masks is None:
         return None
@@ -104,7 +104,7 @@ def _masks(result: PurifyResult) -> Markup | None:
 
 
 def _pruned(result: PurifyResult) -> Markup | None:
-    """How many filters each group lost; None when none did."""
+    """Number of pruned filters in each group; None if no filter was pruned."""
     if not result.pruned:
         return None
     values = [Bar(len(index), f"{name}: {len(index)} pruned", name=name) for name, index in result.pruned.items()]
@@ -133,7 +133,7 @@ def _label_scores(detector: Evidence, class_names: Sequence[str]) -> Markup:
         )
         for k, score in enumerate(detector.label_scores)
     ]
-    return bars("How suspicious each label is", values, Axes("label", "score"))
+    return bars("Score of each label", values, Axes("label", "score"))
 
 
 def _layers(layers: Sequence[LayerPoint], cut: float | None) -> Markup:
@@ -151,7 +151,7 @@ def _layers(layers: Sequence[LayerPoint], cut: float | None) -> Markup:
 
 
 def _points(value: Any) -> list[Any]:
-    """The value as points of one of the shapes that are drawn, else a single None: details are free in form."""
+    """The value as points of a chart, or a single None if it has another shape."""
     for shape in (Step, LayerPoint):
         try:
             return msgspec.convert(value, list[shape]) or [None]  # type: ignore[valid-type]

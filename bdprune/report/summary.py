@@ -1,4 +1,4 @@
-"""What to say about a result, in words that every report shares."""
+"""The texts about a result that all reports share."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ MEANING: dict[Verdict, str] = {
 }
 
 ADVICE: dict[Verdict, str] = {
-    "clean": "The detectors that ran see a normal network. This lowers the risk; it is no proof.",
+    "clean": "The detectors found nothing unusual. This lowers the risk but does not prove that the network is clean.",
     "suspicious": "Do not deploy it yet. Scan again with more clean images, look at the evidence, or repair it.",
-    "backdoored": "Do not deploy it. Repair it with `bdprune purify`, scan the repaired file, or train it anew.",
+    "backdoored": "Do not deploy it. Repair it with `bdprune purify` and scan the repaired file, or train it again.",
     "inconclusive": "Treat it as unscanned. The findings say what is missing.",
     "error": "Treat it as unscanned.",
 }
@@ -41,7 +41,7 @@ def advice(result: Result) -> str:
 
 
 def outcome(result: PurifyResult) -> str:
-    """``repaired``, ``partly repaired`` where weights of the file were left, ``unchanged`` without a change."""
+    """``repaired``, ``partly repaired`` if some weights of the file were not, or ``unchanged``."""
     if result.change == "nothing":
         return "unchanged"
     return "partly repaired" if result.left else "repaired"
@@ -51,38 +51,38 @@ def change(result: PurifyResult) -> str:
     """What a repair did to the weights, as in ``pruned 41 of 2400 filters in 2 filter groups``."""
     groups = f"{len(result.pruned)} filter group{'s' if len(result.pruned) != 1 else ''}"
     pruned = f"pruned {result.filters_pruned} of {result.filters} filters in {groups}"
-    said = {"nothing": "left the weights as they were", "pruned": pruned, "retrained": "retrained the weights"}
-    return said.get(result.change, f"{pruned} and retrained the weights")
+    words = {"nothing": "did not change the weights", "pruned": pruned, "retrained": "retrained the weights"}
+    return words.get(result.change, f"{pruned} and retrained the weights")
 
 
 def repair_advice(result: PurifyResult) -> str:
     """What to do after a repair."""
     if result.change == "nothing":
-        return f"It is no safer than before: {result.selection}."
+        return f"It is not safer than before: {result.selection}."
     return f"Scan the repaired {'file' if result.output else 'model'} before you deploy it: a repair can leave traces."
 
 
 def phases(result: PurifyResult) -> list[str]:
-    """What each step of a repair cost: ``unlearn 4.0 s``."""
+    """The time of each step of a repair: ``unlearn 4.0 s``."""
     return [f"{name.replace('_', ' ')} {seconds(took)}" for name, took in result.phases.items()]
 
 
 def says(evidence: Evidence) -> str:
-    """What a detector says of the model, in a word or two."""
+    """A detector's opinion of the model, in a word or two."""
     if evidence.score is None:
         return "failed" if evidence.error else "no score"
     return f"{'flagged' if evidence.flagged else 'not flagged'}{', near' if evidence.near else ''}"
 
 
 def notes(evidence: Evidence) -> list[tuple[str, str]]:
-    """What a reader should know besides the numbers: (what it is, the sentence)."""
+    """Further facts about the evidence: (kind, sentence)."""
     found = [("error", evidence.error), ("not applicable", evidence.not_applicable)]
     found += [("remark", one) for one in evidence.remarks] + [("limit", one) for one in evidence.limits]
     return [(kind, text) for kind, text in found if text]
 
 
 def other_weights(coverage: WeightCoverage | None) -> list[tuple[str, tuple[str, ...]]]:
-    """What else the file of a model holds: (what became of it, names)."""
+    """The other contents of a model's file: (treatment, names)."""
     if coverage is None:
         return []
     missed = coverage.unscanned + coverage.left_out
@@ -90,7 +90,7 @@ def other_weights(coverage: WeightCoverage | None) -> list[tuple[str, tuple[str,
 
 
 def label(result: Result) -> str:
-    """The target label with its class name: ``label 8 (ship)``; a dash when none is named."""
+    """The target label with its class name: ``label 8 (ship)``; a dash if it is unknown."""
     if result.target_label is None:
         return "–"
     name = f" ({result.target_name})" if result.target_name else ""
@@ -98,7 +98,7 @@ def label(result: Result) -> str:
 
 
 def rank(result: Result) -> tuple[int, float]:
-    """Sorts results by need of attention: verdict, then risk."""
+    """The sort key of results, the most serious first: verdict, then risk."""
     return ATTENTION.index(result.verdict), -(result.risk or 0.0)
 
 
@@ -113,7 +113,7 @@ def number(value: float | None) -> str:
 
 
 def seconds(value: float | None) -> str:
-    """A time a person can read: ``0.42 s``, ``12.3 s``, ``4 min 05 s``."""
+    """A readable time: ``0.42 s``, ``12.3 s``, ``4 min 05 s``."""
     if value is None:
         return "–"
     if value < 1:
@@ -122,7 +122,7 @@ def seconds(value: float | None) -> str:
 
 
 def size(count: int | None) -> str:
-    """Bytes a person can read."""
+    """A readable number of bytes."""
     if count is None:
         return "–"
     value, unit = float(count), "B"
@@ -141,7 +141,7 @@ def tally(results: Sequence[Result]) -> str:
 
 
 def listed(group: PassedOver, most: int = 100) -> str:
-    """The paths of files that were passed over: all that may hold weights, of others ``most`` and how many more."""
+    """The paths of skipped files: all if they may hold weights, else the first ``most`` and the number of others."""
     shown = group.paths if group.may_hold_weights else group.paths[:most]
     more = f" and {group.count - len(shown)} more" if group.count > len(shown) else ""
     return f"{', '.join(shown)}{more}"

@@ -1,4 +1,4 @@
-"""Charts as inline SVG: no script, no outside file, coloured by the style sheet of the page around them."""
+"""Charts as inline SVG without scripts or external files; the style sheet of the page gives the colours."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class Scale:
 
 @dataclass(frozen=True)
 class Bar:
-    """One bar: its height, what a pointer reads on it, whether it stands out, and the name below it."""
+    """One bar: its height, its tooltip, whether it is highlighted, and the name below it."""
 
     value: float
     title: str
@@ -55,7 +55,7 @@ class Line:
 
 @dataclass(frozen=True)
 class Axes:
-    """What the axes are called. ``whole``: the x axis counts, so only whole numbers are written."""
+    """The names of the axes. ``whole``: the ticks of the x axis are whole numbers."""
 
     x: str
     y: str
@@ -74,8 +74,8 @@ def bars(
 
     Args:
         title: what the chart shows, read out by screen readers.
-        values: the bars, from left to right; names are left out where they would overlap.
-        cut: (height, name) of a dashed line across.
+        values: the bars, from left to right; names that would overlap are left out.
+        cut: (height, name) of a dashed horizontal line.
         x_range: numbers at the left and right end of the axis, instead of names.
     """
     top = max([*(bar.value for bar in values), cut[0] if cut else 0.0, 1e-9])
@@ -97,13 +97,13 @@ def bars(
 def lines(
     title: str, series: Sequence[Line], axes: Axes, *, percent: bool = True, chosen: tuple[float, str] | None = None
 ) -> Markup:
-    """A line chart, with a legend where there are several lines.
+    """A line chart, with a legend if there are several lines.
 
     Args:
         title: what the chart shows, read out by screen readers.
         series: the lines; empty ones are left out.
         percent: the y axis is a share, drawn from 0 to 100 %.
-        chosen: (x, name) of a dashed line down.
+        chosen: (x, name) of a dashed vertical line.
     """
     series = [line for line in series if line.points]
     xs = [x for line in series for x, _ in line.points] or [0.0]
@@ -118,7 +118,7 @@ def lines(
 
 
 def gauge(risk: float, title: str) -> Markup:
-    """A half circle that fills with the risk, in [0, 1]."""
+    """A half circle, filled in proportion to the risk in [0, 1]."""
     length, arc = 3.141593 * 50, "M10 60 A50 50 0 0 1 110 60"
     return _picture(
         "gauge",
@@ -211,7 +211,7 @@ def _line(line: Line, x: Scale, y: Scale) -> list[Markup]:
 
 
 def _legend(series: Sequence[Line]) -> Markup:
-    """A list above the chart, outside of it, so that it wraps on a narrow screen."""
+    """A list above the chart, outside the SVG, so that it wraps on a narrow screen."""
     items = [_tag("li", _tag("span", class_=f"key {line.kind}"), line.name) for line in series]
     return _tag("ul", *items, class_="legend") if len(series) > 1 else Markup("")
 

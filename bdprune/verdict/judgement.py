@@ -1,8 +1,8 @@
-"""From evidence to a verdict.
+"""Derives the verdict from the evidence.
 
-Detectors that call themselves decisive give the verdict and the label; the others corroborate or disagree. Nothing is
-ever called clean unless a decisive detector ran on clean data that the model handles well. Evidence that is near its
-threshold, or that has limits of its own, says so in a finding.
+Decisive detectors give the verdict and the label; the others corroborate or disagree. The verdict is ``clean`` only if
+a decisive detector ran on clean data on which the model is accurate. A finding reports evidence that is near its
+threshold or has limits.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ _ATLAS = ("AML.T0018.000", "AML.T0043.004")  # Poison AI Model; Insert Backdoor 
 
 @dataclass(frozen=True)
 class Judgement:
-    """The verdict on one model; ``risk`` is in [0, 1] and None where nothing could be judged."""
+    """The verdict on one model; ``risk`` is in [0, 1], or None if the model could not be judged."""
 
     verdict: Verdict
     risk: float | None
@@ -28,12 +28,12 @@ class Judgement:
 
 
 def judge(detectors: Sequence[Detector], evidence: Sequence[Evidence], sanity: Sanity | None) -> Judgement:
-    """The verdict that the evidence allows.
+    """The verdict that follows from the evidence.
 
     Args:
-        detectors: that ran.
-        evidence: of each; a score that is not finite says nothing.
-        sanity: how the model does on the clean data; None when there were none.
+        detectors: the detectors that ran.
+        evidence: the evidence of each; a score that is not finite does not count.
+        sanity: the check of the model on the clean data; None without clean data.
     """
     valid = [one for one in evidence if one.valid]
     flagged = [one for one in valid if one.flagged]
@@ -58,7 +58,7 @@ def judge(detectors: Sequence[Detector], evidence: Sequence[Evidence], sanity: S
 
 
 def evidence_risk(one: Evidence) -> float:
-    """Risk in [0, 1] that one detector alone sees: a half at its threshold, rising with the ratio to the fourth."""
+    """Risk in [0, 1] from one detector: 0.5 at its threshold, rising with the fourth power of score / threshold."""
     if not one.threshold or not one.score or one.threshold <= 0 or one.score <= 0:
         return float(one.flagged)
     ratio = min(one.score / one.threshold, 10.0) ** 4
@@ -68,7 +68,7 @@ def evidence_risk(one: Evidence) -> float:
 def _of_flagged(
     leading: Sequence[Evidence], flagged: Sequence[Evidence], valid: Sequence[Evidence], findings: tuple[Finding, ...]
 ) -> Judgement:
-    """The verdict where a decisive detector flags the model: backdoored if there is one label that nobody disputes."""
+    """The verdict if a decisive detector flags the model: backdoored if no detector names another label."""
     label = _agreed_label(leading)
     if label is None:
         return Judgement("suspicious", _risk(valid), _agreed_label(flagged), findings)
@@ -89,13 +89,13 @@ def _agreed_label(flagged: Sequence[Evidence]) -> int | None:
 
 def _silence(detectors: Sequence[Detector], evidence: Sequence[Evidence], sanity: Sanity | None) -> str:
     if sanity is None:
-        return "No clean data was given: only data-free detectors ran, and their silence proves nothing."
+        return "No clean data was given, so only data-free detectors ran. They cannot show that a model is clean."
     spoiled = [one for one in evidence if not one.valid]
     if spoiled:
         why = "".join(f" {one.error}" for one in spoiled if one.error)
         return f"No finite score from {', '.join(one.detector for one in spoiled)}.{why}"
-    ran = ", ".join(one.id for one in detectors) or "None"
-    return f"No detector ran whose silence proves anything ({ran})."
+    ran = ", ".join(one.id for one in detectors) or "none"
+    return f"No detector ran that can show that a model is clean (ran: {ran})."
 
 
 def _inconclusive(message: str, findings: tuple[Finding, ...]) -> Judgement:
@@ -117,7 +117,7 @@ def _limits(one: Evidence) -> list[str]:
 
 
 def _reserve(one: Evidence) -> tuple[Finding, ...]:
-    """What takes confidence from a score below the threshold: that it is near, and the limits of the evidence."""
+    """A finding if a score below the threshold is uncertain: because it is near, or the evidence has limits."""
     if not one.near and not _limits(one):
         return ()
     message = " ".join([*one.remarks, *_limits(one)])

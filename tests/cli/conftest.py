@@ -1,4 +1,4 @@
-"""The command line, run in this process or, where signals and pipes matter, in one of its own."""
+"""Runs the command line in this process or, for signals and pipes, in a separate one."""
 
 from __future__ import annotations
 
@@ -51,5 +51,5 @@ def start(tmp_path: Path) -> Callable[..., subprocess.Popen[str]]:
 
 @pytest.fixture
 def model_args(tiny: Any) -> list[str]:
-    """How the tiny network is to be taken in."""
+    """Options to load the tiny network."""
     return ["--arch", tiny.arch, "--input-shape", "3x8x8"]

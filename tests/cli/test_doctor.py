@@ -74,7 +74,7 @@ def test_op_that_is_wrong_is_broken_and_exit_2(
 
 def test_what_was_tuned_is_shown(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("BDPRUNE_CACHE", str(tmp_path))
-    assert "nothing has been tried" in states(run("doctor", "--paths", "--format", "json"))["tuned"]["found"]
+    assert "no trial has run yet" in states(run("doctor", "--paths", "--format", "json"))["tuned"]["found"]
     asked = {"question": "stack", "device": "cpu", "shape": "3 x small", "reason": ""}
     conv = {**asked, "question": "conv", "shape": "x [2]", "seconds": {"kernel": 0.001, "library": 0.0025}}
     kept = {

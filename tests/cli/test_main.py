@@ -96,7 +96,7 @@ def test_embedding_program_gets_exceptions_not_exits() -> None:
 def _read_terminal(descriptor: int) -> str:
     """All that is shown until the other side is closed. A terminal holds little: not to read it stops the writer."""
     shown = b""
-    with contextlib.suppress(OSError):  # how Linux says that the other side is closed
+    with contextlib.suppress(OSError):  # Linux raises it if the other side is closed
         while chunk := os.read(descriptor, 65536):
             shown += chunk
     return shown.decode()
@@ -231,7 +231,7 @@ def test_nobody_reading_standard_error_is_no_verdict_either(start: Start, tiny: 
         assert process.returncode not in (0, 1)
 
 
-@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no device that is always full")
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="this system has no /dev/full")
 def test_full_disk_behind_standard_output_is_exit_4(start: Start) -> None:
     with open("/dev/full", "w") as full:
         process = start("schema", stdout=full)

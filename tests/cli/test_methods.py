@@ -1,4 +1,4 @@
-"""``bdprune detectors`` and ``bdprune purifiers``: what the registry knows, in a table and as JSON."""
+"""``bdprune detectors`` and ``bdprune purifiers``: the registry as a table and as JSON."""
 
 from __future__ import annotations
 
@@ -40,9 +40,9 @@ def hostile(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     point = EntryPoint("hostile", "anything:here", "bdprune.detectors")
     monkeypatch.setattr(EntryPoint, "load", lambda self: Hostile)
     monkeypatch.setattr(registry, "entry_points", lambda group: [point] if group == "bdprune.detectors" else [])
-    registry._homes.cache_clear()
+    registry._method_places.cache_clear()
     yield
-    registry._homes.cache_clear()
+    registry._method_places.cache_clear()
 
 
 def test_detectors_are_listed_in_the_order_of_a_scan(run: Run) -> None:
@@ -53,7 +53,7 @@ def test_detectors_are_listed_in_the_order_of_a_scan(run: Run) -> None:
     assert [row.split()[0] for row in rows[:3]] == ["lipschitz", "suspiciousness", "unlearning"]
     assert "no images" in rows[0] and "weights" in rows[0]
     assert "100+ labelled images" in rows[2] and "training" in rows[2]
-    assert any(row.strip().startswith("lipschitz: It sees backdoors") for row in rows), "the limits stand below"
+    assert any(row.strip().startswith("lipschitz: It sees backdoors") for row in rows), "the limits are below the table"
 
 
 def test_purifiers_are_listed_with_their_presets(run: Run) -> None:

@@ -1,4 +1,4 @@
-"""Formats and files: what goes where."""
+"""The files of formats."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from bdprune.report.base import _places
 
 
 def plan(formats: Sequence[str], files: Sequence[str], quiet: bool) -> list[Any]:
-    """Names of the formats, those with a file as (name, file)."""
+    """Names of the formats; with a file, (name, file)."""
     wanted = outputs.plan(formats, files, ("scan", "coverage"), quiet)
     return [(one.writer.name, one.path) if one.path else one.writer.name for one in wanted]
 
@@ -46,8 +46,8 @@ def test_text_joins_when_everything_else_goes_to_files(tmp_path: Path) -> None:
         (["xml"], [], "no format 'xml'"),
         (["html="], [], "no format 'html='"),
         (["json", "text"], [], "json and text would both go"),
-        ([], ["report"], "No format is known by the name 'report'"),
-        ([], ["report.pdf"], "No format is known by the name 'report.pdf'"),
+        ([], ["report"], "The suffix of 'report' names no format"),
+        ([], ["report.pdf"], "The suffix of 'report.pdf' names no format"),
     ],
 )
 def test_what_cannot_be_meant_is_refused(formats: list[str], files: list[str], words: str) -> None:

@@ -1,4 +1,4 @@
-"""``bdprune purify``: the repaired file, the record, and what is refused before anything runs."""
+"""``bdprune purify``: the repaired file, the record, and errors before any work."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def test_json_and_html_of_one_run(purify: Run, tmp_path: Path) -> None:
     record = PurifyResult.from_json(done.stdout)
     assert record.output and record.output.path == str(output) and record.env.seed == 3
     assert record.params["mode"] == "weights"
-    assert "It is no safer than before" in page.read_text()
+    assert "It is not safer than before" in page.read_text()
 
 
 def test_rnp_takes_its_preset_and_accuracy_guard(purify: Run, tmp_path: Path) -> None:

@@ -33,7 +33,7 @@ def told(monkeypatch: pytest.MonkeyPatch) -> Callable[[float], None]:
         @dataclass(frozen=True)
         class Fake(Detector):
             id = "x.fake"
-            title = "what it is told"
+            title = "a fixed verdict"
             decisive = True
 
             def __call__(self, case: Case) -> Evidence:
@@ -124,7 +124,7 @@ def test_stack_and_its_memory_reach_the_scan(
     run("scan", tiny.path, "--stack", "8", "--stack-memory", size, "--exit-zero")
     assert asked["stack"] == StackOptions(8, count)
     run("scan", tiny.path, "--exit-zero")
-    assert asked["stack"] == StackOptions(1), "one model needs no trial"
+    assert asked["stack"] == StackOptions(1), "a trial is useless for one model"
     (tiny.folder / "more.pth").write_bytes(tiny.path.read_bytes())
     run("scan", tiny.folder, "--exit-zero")
     assert asked["stack"] == StackOptions("auto")
@@ -209,18 +209,18 @@ def test_nothing_supported_is_exit_3(scan: Run, tmp_path: Path) -> None:
     [
         (["--format", "xml"], "no format 'xml'"),
         (["--normalize", "1,2,3"], "as many means as standard deviations"),
-        (["--device", "warp"], "no device"),
+        (["--device", "warp"], "Unknown device"),
         (["--detectors", "magic"], "no detector"),
-        (["--input-shape", "32"], "no input shape"),
+        (["--input-shape", "32"], "Invalid input shape"),
         (["--per-class", "0"], "0 is not in the range"),
         (["--timeout", "-1"], "timeout of -1 seconds"),
         (["--timeout", "nan"], "timeout of nan seconds"),
         (["--timeout", "inf"], "timeout of inf seconds"),
-        (["--stack", "0"], "'0' is no size of a stack"),
-        (["--stack", "1.5"], "'1.5' is no size of a stack"),
+        (["--stack", "0"], "Invalid stack size '0'"),
+        (["--stack", "1.5"], "Invalid stack size '1.5'"),
         (["--stack", "2", "--timeout", "0"], "timeout of 0 seconds"),
-        (["--stack-memory", "much"], "'much' is no size in memory"),
-        (["--stack-memory", "0"], "cannot run in 0 bytes"),
+        (["--stack-memory", "much"], "Invalid memory size 'much'"),
+        (["--stack-memory", "0"], "at least 1 byte of memory, not 0"),
         (["--data", "x" * 300], "no clean data at"),
         (["-f", "html=" + "x" * 300], "File name too long"),
         (["-f", "html=same", "-f", "json=same"], "same is written already"),

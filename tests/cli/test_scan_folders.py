@@ -1,4 +1,4 @@
-"""``bdprune scan`` of folders as people have them: nothing goes unlooked at without a word."""
+"""``bdprune scan`` of folders with many kinds of files: each skipped file is reported."""
 
 from __future__ import annotations
 

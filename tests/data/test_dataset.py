@@ -94,7 +94,7 @@ def test_target_transform_makes_announced_labels_worthless(unit: torch.Tensor) -
 
 def test_announced_labels_that_lie(unit: torch.Tensor) -> None:
     items = Items(unit, [1, 0] * 4, targets=[0, 1] * 4)
-    with pytest.raises(DataError, match="item 0 of Items bears label 1, the dataset announces 0"):
+    with pytest.raises(DataError, match="item 0 of Items has label 1, but the dataset's targets say 0"):
         load_clean(items)
 
 
@@ -157,7 +157,7 @@ IMAGE = torch.zeros(3, 2, 2)
         ([(torch.zeros(4), 0), (IMAGE, 1)], "image of 1 axes"),
         ([("cat.png", 0), (IMAGE, 1)], "image of type str.*Pillow"),
         (TensorDataset(torch.zeros(2, 3, 2, 2), torch.tensor([0.0, 1.0])), "float32, not integers"),
-        (7, "A int holds no clean data"),
+        (7, "A int has no items by number"),
     ],
     ids=lambda value: value[:24] if isinstance(value, str) else "",
 )

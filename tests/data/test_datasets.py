@@ -1,4 +1,4 @@
-"""The published sets, checked on the real files where they are, and the checks themselves on files made here."""
+"""The published sets, checked on real files if available, and the checks themselves on generated files."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ def test_published_sets_come_in_file_order_with_class_names(root: Path, images: 
 
 
 def bilinear(image: np.ndarray, x1: float, y1: float, x2: float, y2: float) -> np.ndarray:
-    """The box of an image, which is no larger than 8x8, on an 8x8 grid; behind the box the image goes on."""
+    """The box of an image of at most 8x8 pixels on an 8x8 grid; the image is larger than the box."""
     out = image.astype(float)
     for axis, (low, high) in enumerate(((y1, y2), (x1, x2))):
         at = (low + (np.arange(8) + 0.5) * (high - low) / 8 - 0.5).clip(0, 7)
@@ -89,11 +89,11 @@ def test_signs_are_cut_out_and_brought_back_to_size(root: Path, images: np.ndarr
     [
         ("mini", "count", "it holds 3 images of 3x8x8, not 4 images of 3x8x8"),
         ("mini", "size", "it holds 4 images of 3x6x8, not 4 images of 3x8x8"),
-        ("mini", "pixel", "its images are others"),
-        ("mini", "label", "its labels are others"),
-        ("mini-signs", "box", "its signs lie elsewhere"),
+        ("mini", "pixel", "its images differ"),
+        ("mini", "label", "its labels differ"),
+        ("mini-signs", "box", "the boxes of its signs differ"),
         ("mini-signs", "no box", "lacks a column of width, height, roi_x1"),
-        ("mini-jpeg", "jpeg", "its images are others"),
+        ("mini-jpeg", "jpeg", "its images differ"),
     ],
 )
 def test_other_files_are_one_error(
@@ -111,7 +111,7 @@ def test_other_files_are_one_error(
     write(root / PUBLISHED[name].folder / "test.parquet", [encode(one, **kind) for one in images], labels, **box)
     with pytest.raises(DataError, match=message) as caught:
         read_dataset(root, name, "test")
-    assert "Fetch it again" in caught.value.hint
+    assert "Download it again" in caught.value.hint
 
 
 def test_sets_of_other_names_are_folders_per_class_or_parquet(root: Path, images: np.ndarray, encode: Encode) -> None:
@@ -135,7 +135,7 @@ def test_both_parts_have_the_same_class_folders(root: Path, images: np.ndarray, 
         (root / "pets" / name).mkdir(parents=True)
         (root / "pets" / name / "a.png").write_bytes(encode(images[0]))
     for part in ("train", "test"):
-        with pytest.raises(DataError, match="not the same class folders: only one has 'cat'"):
+        with pytest.raises(DataError, match="different class folders: only one has 'cat'"):
             read_dataset(root, "pets", part)  # type: ignore[arg-type]
     (root / "pets/test/cat").mkdir()
     assert read_dataset(root, "pets", "test").labels.tolist() == [1]

@@ -79,7 +79,7 @@ def test_more_than_one_frame_is_refused(pixels: np.ndarray, kind: str) -> None:
     buffer = io.BytesIO()
     one, two = Image.fromarray(pixels[0]), Image.fromarray(pixels[1])
     one.save(buffer, kind, save_all=True, append_images=[two])
-    with pytest.raises(DataError, match=r"a\.img has more than one frame.*an image of its own"):
+    with pytest.raises(DataError, match=r"a\.img has more than one frame.*as a separate image"):
         decode_image(buffer.getvalue(), "a.img")
 
 
@@ -102,7 +102,7 @@ def test_every_format_is_known_by_its_first_bytes_and_no_other(encode: Encode, p
 
 
 def tiff_claiming(**tags: int) -> bytes:
-    """A TIFF of 8x8 grey pixels without compression, some tags of which are replaced."""
+    """A TIFF of 8x8 grey pixels without compression; ``tags`` replace some of its tags."""
     values = {256: 8, 257: 8, 258: 8, 259: 1, 262: 1, 273: 200, 277: 1, 278: 8, 279: 64}
     values |= {int(tag.removeprefix("t")): value for tag, value in tags.items()}
     entries = b"".join(struct.pack("<HHII", tag, 4, 1, value) for tag, value in sorted(values.items()))

@@ -52,7 +52,7 @@ def test_hidden_and_foreign_files_are_passed_over(write_tree: Tree, encode: Enco
     data = load_clean(root)
     assert data.class_counts == {0: 1, 1: 1}
     assert data.passed_over == {"hidden": 3, ".txt": 1, ".md": 1}
-    assert data.notes == ("Passed over in the folder: 3 hidden, 1 .md, 1 .txt.",)
+    assert data.notes == ("Skipped in the folder: 3 hidden, 1 .md, 1 .txt.",)
 
 
 def test_what_systems_leave_behind_is_no_class_and_no_image(
@@ -183,7 +183,7 @@ def test_an_empty_folder_keeps_its_place(write_tree: Tree, encode: Encode, pixel
 
 def test_missing_class_folders_are_an_error(write_tree: Tree, encode: Encode, pixels: np.ndarray) -> None:
     root = write_tree({"a/1.png": encode(pixels[0]), "c/1.png": encode(pixels[1])})
-    with pytest.raises(DataError, match=r"names 2 classes, the model has 3.*empty folder"):
+    with pytest.raises(DataError, match=r"has 2 classes, but the model has 3.*empty folder"):
         load_clean(root, num_classes=3)
 
 
@@ -200,7 +200,7 @@ def test_a_damaged_file_is_named(write_tree: Tree, encode: Encode, pixels: np.nd
         ({"1.png": b"", "2.png": b""}, "holds 2 other entries but no class folders.*one sub-folder per class"),
         ({"a/.gitkeep": b""}, "holds 0 images"),
         ({"__MACOSX/1.png": b"", ".git/1.png": b""}, "2 other entries but no class folders"),
-        ({"1/x.png": b"", "01/x.png": b""}, "Two class folders mean label 1"),
+        ({"1/x.png": b"", "01/x.png": b""}, "Two class folders have label 1"),
         ({"9999999/x.png": b""}, "too large for a label"),
         ({"9" * 200 + "/x.png": b""}, "too large for a label"),
     ],

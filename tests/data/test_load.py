@@ -50,9 +50,9 @@ def test_everything_in_order_without_a_number_per_class() -> None:
         ([], None, "holds 0 images"),
         ([1], None, "holds 1 image\\. Give at least 2 images"),
         ([1, 1, 1], 10, "All 3 images of TensorDataset are of class 1.*at least 2 classes"),
-        ([0, 1, 10], 10, "label 10, the model has classes 0 to 9. Use data of the model's own"),
+        ([0, 1, 10], 10, "label 10, but the model has classes 0 to 9. Use data of the model's own"),
         ([1, 5, 10], 10, "label 10, .*count from 1: subtract 1"),
-        ([5], 5, "label 5, the model has classes 0 to 4"),
+        ([5], 5, "label 5, but the model has classes 0 to 4"),
     ],
 )
 def test_labels_that_do_not_do(labels: list[int], num_classes: int | None, message: str) -> None:
@@ -69,10 +69,10 @@ def test_per_class_below_one(per_class: int) -> None:
 @pytest.mark.parametrize(
     ("channels", "wanted", "message"),
     [
-        (1, 3, r"grey \(1 channel\), the model takes RGB \(3 channels\)"),
-        (3, 1, r"RGB \(3 channels\), the model takes grey \(1 channel\)"),
-        (4, 3, "of 4 channels, the model takes RGB"),
-        (3, 6, "RGB .*, the model takes 6 channels"),
+        (1, 3, r"1 channel \(grey\), but the model takes 3 channels \(RGB\)"),
+        (3, 1, r"3 channels \(RGB\), but the model takes 1 channel \(grey\)"),
+        (4, 3, "have 4 channels, but the model takes 3 channels"),
+        (3, 6, "RGB.*, but the model takes 6 channels"),
     ],
 )
 def test_wrong_channels(channels: int, wanted: int, message: str) -> None:
@@ -87,8 +87,8 @@ def test_a_grey_image_among_colour_ones_is_repeated_and_noted(
     for input_shape in (None, (3, 6, 4)):
         data = load_clean(root, input_shape=input_shape)
         assert torch.equal(data.images, torch.stack([unit[0], unit[1, :1].expand(3, 6, 4)]))
-        assert data.notes == ("1 grey images among colour ones had their channel repeated.",)
-    with pytest.raises(DataError, match="holds images that are RGB"):
+        assert data.notes == ("1 grey images among colour images were converted to RGB.",)
+    with pytest.raises(DataError, match=r"have 3 channels \(RGB\)"):
         load_clean(root, input_shape=(1, 6, 4))
 
 
@@ -123,7 +123,7 @@ def test_different_sizes_without_an_input_shape_name_the_odd_one(
     write_tree: Tree, encode: Encode, pixels: np.ndarray
 ) -> None:
     root = write_tree({"a/1.png": encode(pixels[0]), "b/odd.png": encode(pixels[1, :3])})
-    with pytest.raises(DataError, match=r"b/odd\.png is 3x4, others are 6x4.*one size"):
+    with pytest.raises(DataError, match=r"b/odd\.png is 3x4, but others are 6x4.*one size"):
         load_clean(root)
 
 
@@ -138,7 +138,7 @@ def test_memory_is_checked_after_the_first_image(monkeypatch: pytest.MonkeyPatch
 def test_other_files(tmp_path: Path, name: str) -> None:
     content = {"data.txt": b"hello", "empty.npz": b"", "images.npy": b"\x93NUMPY\x01\x00"}[name]
     (tmp_path / name).write_bytes(content)
-    with pytest.raises(DataError, match=rf"{name} is no clean data.*one sub-folder per class"):
+    with pytest.raises(DataError, match=rf"{name} is not clean data.*one sub-folder per class"):
         load_clean(tmp_path / name)
 
 

@@ -89,7 +89,7 @@ def test_the_same_images_are_drawn_as_with_labels_in_the_order_of_the_model() ->
     ("order", "error", "message"),
     [
         ([1], DataError, r"Label 1 of TensorDataset is not in the class order.*--class-order"),
-        ([0, 9], DataError, r"gives label 9, the model has classes 0 to 3.*--class-order"),
+        ([0, 9], DataError, r"gives label 9, but the model has classes 0 to 3.*--class-order"),
         ([2, 2], OptionError, r"gives the data labels 0 and 1 the same label 2"),
         ({0: 1, "0": 2}, OptionError, "names a label of the data twice"),
         ([0, -1], OptionError, "'-1', which is not a label"),
@@ -113,7 +113,7 @@ def test_text_order_needs_the_number_of_classes() -> None:
     data = TensorDataset(torch.rand(4, 3, 2, 2), torch.tensor([0, 1, 0, 1]))
     with pytest.raises(OptionError, match="number of classes"):
         load_clean(data, class_order="text")
-    with pytest.raises(DataError, match="label 1, the model has classes 0 to 0"):
+    with pytest.raises(DataError, match="label 1, but the model has classes 0 to 0"):
         load_clean(data, num_classes=1, class_order="text")
 
 

@@ -44,8 +44,8 @@ def test_says_what_a_file_is(write: Write, kind: str) -> None:
         (b"<!DOCTYPE html><html>", "failed download"),
         (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n", "Git LFS"),
         (b"storages" + bytes(249) + b"ustar" + bytes(250), "tar archive"),
-        (b"hello", "no checkpoint"),
-        (b"\x00" * 100, "no checkpoint"),
+        (b"hello", "not a checkpoint"),
+        (b"\x00" * 100, "not a checkpoint"),
     ],
 )
 def test_other_files_are_called_by_their_name(write: Write, content: bytes, message: str) -> None:
@@ -90,7 +90,7 @@ def test_large_file_that_is_no_checkpoint_is_not_read_whole(tmp_path: Path, head
 def test_devices_pipes_and_giants_are_not_read(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe")
     for path in (tmp_path / "pipe", Path("/dev/zero")):
-        with pytest.raises(UnsupportedError, match="no regular file"):
+        with pytest.raises(UnsupportedError, match="not a regular file"):
             read_checkpoint(path)
     giant = tmp_path / "giant.pth"
     with giant.open("wb") as file:

@@ -1,4 +1,4 @@
-"""Kinds of files by their content, whatever they are called."""
+"""Kinds of files by their content, not their names."""
 
 from __future__ import annotations
 
@@ -103,7 +103,7 @@ def test_states_with_numpy_in_them_hold_no_weights(write: Write, content: Any) -
         {"python": random.getstate(), "w": torch.ones(3, 3), "best": np.float64(0.9)},
     ],
 )
-def test_weights_beside_numpy_are_not_taken_for_arguments(write: Write, content: Any) -> None:
+def test_weights_next_to_numpy_are_not_taken_for_arguments(write: Write, content: Any) -> None:
     with pytest.raises(ArtifactError) as caught:
         read_checkpoint(write(content))
     assert not isinstance(caught.value, NoWeightsError)

@@ -1,4 +1,4 @@
-"""The pickle machine on crafted opcodes: what it reads, what it refuses, and that nothing exhausts it."""
+"""The pickle machine on crafted opcodes: accepted pickles, refused pickles, and limits of memory and depth."""
 
 from __future__ import annotations
 
@@ -83,26 +83,26 @@ def test_ordered_dict_from_pairs_as_python_2_wrote_it() -> None:
         (b"}(K\x01u", "key without a value"),
         (b"}]K\x01s", "a key of type list"),
         (b"})K\x01s", "a key of type tuple"),
-        (b"K\x01K\x02a", "no list"),
-        (b"]K\x01K\x02s", "no dict"),
-        (b"K\x01K\x02R", "no function"),
-        (b"ccollections\nOrderedDict\nK\x01R", "no function"),
-        (b"ctorch\nfloat32\n)R", "no function"),
+        (b"K\x01K\x02a", "not a list"),
+        (b"]K\x01K\x02s", "not a dict"),
+        (b"K\x01K\x02R", "not a function"),
+        (b"ccollections\nOrderedDict\nK\x01R", "not a function"),
+        (b"ctorch\nfloat32\n)R", "not a function"),
         (b"ccollections\nOrderedDict\n(K\x01tR", "list was expected"),
         (b"ccollections\nCounter\n(K\x01tR", "Counter"),
         (b"ctorch\nSize\n(X\x01\x00\x00\x00atR", "torch.Size"),
         (b"ctorch\ndevice\n(K\x01tR", "torch.device"),
         (b"c_codecs\nencode\n(X\x01\x00\x00\x00aX\x03\x00\x00\x00hextR", "encoding"),
-        (b"X\x01\x00\x00\x00aQ", "no storage"),
-        (b"(X\x06\x00\x00\x00moduleNNNNtQ", "no storage"),
+        (b"X\x01\x00\x00\x00aQ", "not a storage"),
+        (b"(X\x06\x00\x00\x00moduleNNNNtQ", "not a storage"),
         (STORAGE.replace(b"K\x06", b"X\x01\x00\x00\x006"), "without a key or length"),
-        (STORAGE.replace(b"FloatStorage", b"Size"), "no known type"),
+        (STORAGE.replace(b"FloatStorage", b"Size"), "of an unknown type"),
         (STORAGE + STORAGE.replace(b"K\x06", b"K\x07") + b"\x86", "claimed with two lengths"),
         (STORAGE.replace(b"tQ", b"(NNNttQ"), "views of storages"),
         (b"ctorch._utils\n_rebuild_tensor\n(K\x01K\x00))tR", "without a storage"),
         (b"ctorch._utils\n_rebuild_tensor\n(" + STORAGE + b"K\x00K\x01)tR", "without size and stride"),
         (b"ctorch._utils\n_rebuild_tensor\n(" + STORAGE + b"K\x00NNtR", "without size and stride"),
-        (b"ctorch._utils\n_rebuild_tensor\n(" + STORAGE + b"NK\x01\x85K\x01\x85tR", "no whole number"),
+        (b"ctorch._utils\n_rebuild_tensor\n(" + STORAGE + b"NK\x01\x85K\x01\x85tR", "not a whole number"),
         (b"ctorch._utils\n_rebuild_tensor\n(" + STORAGE + b"K\x06K\x01\x85K\x01\x85tR", "storage of 6 elements"),
         (
             b"ctorch._utils\n_rebuild_tensor_v2\n(" + STORAGE + b"K\x00))\x89" + b"}tR",

@@ -1,4 +1,4 @@
-"""The safetensors reader and writer against the reference library, and against lies in the header."""
+"""The safetensors reader and writer compared with the reference library, and on false headers."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ def test_looks_by_content() -> None:
         (crafted(b'{"a": ' + b"[" * 200_000), "recursion limit exceeded"),
         (crafted(b'{"a": ' + b"9" * 5000 + b"}"), "number out of range"),
         (crafted(b'{"a": 1, "a": 2}'), "invalid JSON"),
-        (crafted(f'{{"a": {F32}, "a": {F32}}}'.encode(), bytes(4)), "stands in the header twice"),
+        (crafted(f'{{"a": {F32}, "a": {F32}}}'.encode(), bytes(4)), "its header has the same name twice"),
         (crafted(b"[]"), "invalid type: sequence"),
         (crafted({"__metadata__": {"a": 1}}), "integer `1`, expected a string"),
         (crafted({"__metadata__": []}), "expected a map"),

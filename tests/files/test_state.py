@@ -1,4 +1,4 @@
-"""State dicts in their wrappers, several in one file, weights beside them, types and broken values."""
+"""State dicts in their wrappers, several in one file, weights outside of them, types and broken values."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def places(checkpoint: Any) -> list[tuple[tuple[Any, ...], ...]]:
 
 
 @pytest.mark.parametrize("wrapper", WRAPPERS)
-def test_finds_known_wrappers_beside_optimiser_state(wrapper: str) -> None:
+def test_finds_known_wrappers_next_to_optimiser_state(wrapper: str) -> None:
     found = contents_of({"epoch": 1, "optimizer": OPTIMISER, wrapper: {"a.weight": W, "note": "x"}})
     (only,) = found.states
     assert only.paths == ((wrapper,),) and list(only.tensors()) == ["a.weight"]
@@ -164,7 +164,7 @@ def test_copies_have_the_type_of_the_network_and_memory_of_their_own() -> None:
 @pytest.mark.parametrize(
     ("tensor", "message"),
     [
-        (torch.ones(2, 2, dtype=torch.int8), "whole numbers .torch.int8., so the model is quantised"),
+        (torch.ones(2, 2, dtype=torch.int8), "integers .torch.int8., so the model is quantised"),
         (torch.ones(2, 2, dtype=torch.bool), "quantised"),
         (torch.ones(2, dtype=torch.complex64), "complex64"),
         (torch.ones(2, 2).to_sparse(), "sparse"),
@@ -179,8 +179,12 @@ def test_types_that_no_weight_has(tensor: Tensor, message: str) -> None:
 @pytest.mark.parametrize(
     ("name", "tensor", "message"),
     [
-        ("a", torch.tensor([[1.0, float("nan")], [float("inf"), 0.0]]), "'a' has 2 of 4 values NaN"),
-        ("a", torch.full((2, 2), 1e300, dtype=torch.float64).float(), "4 of 4 values NaN or infinite"),
+        ("a", torch.tensor([[1.0, float("nan")], [float("inf"), 0.0]]), "2 of 4 values of the tensor 'a' are NaN"),
+        (
+            "a",
+            torch.full((2, 2), 1e300, dtype=torch.float64).float(),
+            "4 of 4 values .* are NaN or infinite",
+        ),
         ("bn.running_var", torch.tensor([1.0, -1e-9]), "'bn.running_var' is negative"),
     ],
 )
@@ -192,7 +196,7 @@ def test_values_that_no_network_has(name: str, tensor: Tensor, message: str) -> 
 
 def test_broken_tensors_are_counted() -> None:
     broken = torch.full((2,), float("nan"))
-    with pytest.raises(ArtifactError, match=r"'a' has 2 of 2 .* so have 2 more tensors"):
+    with pytest.raises(ArtifactError, match=r"2 of 2 values of the tensor 'a' .* \(and 2 more tensors\)"):
         check_finite({"ok": W, "a": broken, "b": broken, "c": broken})
 
 
@@ -210,7 +214,7 @@ BELOW_OPTIMISER: list[tuple[Any, tuple[Any, ...]]] = [
 
 
 @pytest.mark.parametrize(("checkpoint", "path"), BELOW_OPTIMISER)
-def test_weights_beside_the_state_of_an_optimiser_are_found(checkpoint: Any, path: tuple[Any, ...]) -> None:
+def test_weights_next_to_the_state_of_an_optimiser_are_found(checkpoint: Any, path: tuple[Any, ...]) -> None:
     assert places(checkpoint) == [(path,)]
 
 

@@ -22,7 +22,7 @@ Saved = Callable[..., bytes]
 
 
 class Payload:
-    """What a hostile pickle does: its loading creates a file."""
+    """A hostile pickle: loading it creates a file."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -110,7 +110,7 @@ def test_plain_pickles_of_any_protocol_are_named_by_what_they_ask_for(protocol: 
 
 
 def test_harmless_pickle_is_no_checkpoint() -> None:
-    with pytest.raises(UnsupportedError, match="no checkpoint"):
+    with pytest.raises(UnsupportedError, match="not a checkpoint"):
         torch_file.check_legacy(pickle.dumps({"a": [1, 2]}))
 
 
@@ -188,13 +188,13 @@ def test_the_crafted_claim_is_read_when_it_is_true(saved: Saved) -> None:
 @pytest.mark.parametrize(
     ("count", "size", "stride", "message"),
     [
-        (2_500_000_000, (50_000, 50_000), (50_000, 1), "claims 10000000000 bytes where the file holds 24"),
+        (2_500_000_000, (50_000, 50_000), (50_000, 1), "claims 10000000000 bytes, but the file holds 24"),
         (6, (50_000, 50_000), (0, 0), "2500000000 elements.*storage of 6"),
         (6, (50_000, 50_000), (50_000, 1), "storage of 6"),
         (6, (2, 4), (3, 1), "storage of 6"),
         (6, (7,), (1,), "storage of 6"),
-        (7, (7,), (1,), "claims 28 bytes where the file holds 24"),
-        (5, (5,), (1,), "claims 20 bytes where the file holds 24"),
+        (7, (7,), (1,), "claims 28 bytes, but the file holds 24"),
+        (5, (5,), (1,), "claims 20 bytes, but the file holds 24"),
         (6, (2,), (1 << 61,), "storage of 6"),
         (1 << 62, (1,), (1,), "without a key or length"),
     ],
@@ -215,7 +215,7 @@ def test_legacy_claim_of_10_gigabytes(saved: Saved) -> None:
     at = claimed.index(b"K\x03N")  # the storage's length and its missing view
     claimed = claimed[:at] + b"\x8a\x05" + count + b"\x00" + claimed[at + 2 :]
     claimed = claimed[:-20] + struct.pack("<q", 2_500_000_000) + claimed[-12:]
-    with pytest.raises(ArtifactError, match="claims 10000000000 bytes where the file holds 12"):
+    with pytest.raises(ArtifactError, match="claims 10000000000 bytes, but the file holds 12"):
         torch_file.check_legacy(claimed)
 
 
@@ -248,7 +248,7 @@ def test_entries_that_share_their_bytes_are_refused(saved: Saved) -> None:
 
 @pytest.mark.parametrize("name", ["archive/../x", "other/data/1", "/etc/passwd", "archive/a\\b", "archive/\x07"])
 def test_odd_entry_names_are_refused(saved: Saved, name: str) -> None:
-    with pytest.raises(ArtifactError, match="odd name"):
+    with pytest.raises(ArtifactError, match="invalid name"):
         torch_file.check_zip(repacked(saved(weights()), lambda entries: entries.update({name: b""})))
 
 

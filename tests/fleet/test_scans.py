@@ -1,4 +1,4 @@
-"""Scanning: from a file or a module to a verdict, and what becomes of everything that can be wrong."""
+"""Scans of files and modules: verdicts, and the treatment of errors."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ NEEDS_NONE, NEEDS_SOME = Needs(images="none", minimum=0), Needs()
 
 @dataclass
 class Fake(Detector):
-    """A detector that says what it is told to, and counts its calls."""
+    """A detector with a fixed verdict that counts its calls."""
 
     score: float = 0.1
     id: str = LEADER
@@ -36,7 +36,7 @@ class Fake(Detector):
     raises: Exception | None = None
     calls: int = 0
 
-    title = "what it is told"
+    title = "a fixed verdict"
     decisive = True
 
     def __call__(self, case: Case) -> Evidence:
@@ -49,7 +49,7 @@ class Fake(Detector):
 
 @pytest.fixture
 def check(tiny: Any) -> Callable[..., Result]:
-    """Scans the tiny file with the tiny data unless told otherwise."""
+    """Scans the tiny file with the tiny data by default."""
 
     def call(model: Any = None, data: Any = "tiny", **options: Any) -> Result:
         settings = {"arch": tiny.arch, "input_shape": tiny.input_shape, "detectors": [Fake()]} | options
@@ -88,7 +88,7 @@ def test_module_and_model_are_scanned_and_left_alone(check: Callable[..., Result
 
 def test_module_without_a_shape_is_an_error(tiny: Any) -> None:
     found = scan(tiny.module, tiny.data)
-    assert found.verdict == "error" and found.error and "does not say what images it takes" in found.error.message
+    assert found.verdict == "error" and found.error and "needs an input shape" in found.error.message
 
 
 def test_module_that_makes_no_logits_of_such_images_is_an_error(check: Callable[..., Result]) -> None:
@@ -124,7 +124,7 @@ def test_without_data_only_data_free_detectors_run(check: Callable[..., Result])
     found = check(data=None, detectors=[needy, free])
     assert (found.verdict, found.data) == ("inconclusive", None)
     assert (needy.calls, free.calls) == (0, 1)
-    assert "Not run for want of usable clean data: x.leader." in [one.message for one in found.findings]
+    assert "Not run, because there is no usable clean data: x.leader." in [one.message for one in found.findings]
 
 
 def test_data_that_does_not_fit_is_inconclusive_and_says_what_fits(check: Callable[..., Result]) -> None:
@@ -220,17 +220,17 @@ def test_module_without_parameters_is_an_error(check: Callable[..., Result]) -> 
     ("options", "words"),
     [
         ({"device": "cuda:99"}, "no device"),
-        ({"device": "warp"}, "no device"),
+        ({"device": "warp"}, "Unknown device"),
         ({"device": "meta"}, "does not run on"),
         ({"normalize": "wrong"}, "Unknown normalisation"),
         ({"detectors": ["nonsense"]}, "no detector 'nonsense'"),
         ({"timeout": 0}, "timeout of 0 seconds"),
-        ({"input_shape": (0, 8, 8)}, "input shape is"),
+        ({"input_shape": (0, 8, 8)}, "Invalid input shape"),
         ({"class_order": "backwards"}, "backwards"),
         ({"per_class": 0}, "too few"),
-        ({"seed": -1}, "-1 is no seed"),
+        ({"seed": -1}, "Invalid seed -1"),
         ({"precision": "float8"}, "precision is 'float8'"),
-        ({"seed": 1 << 64}, "is no seed"),
+        ({"seed": 1 << 64}, "Invalid seed"),
     ],
 )
 def test_option_that_cannot_work_raises(check: Callable[..., Result], options: dict[str, Any], words: str) -> None:
@@ -248,10 +248,10 @@ def test_normalize_by_name_or_numbers(check: Callable[..., Result]) -> None:
     assert check(normalize="cifar10", data=None, detectors=[]).model.std[0] == 0.247  # type: ignore[union-attr]
 
 
-def test_progress_is_told_every_stage(check: Callable[..., Result]) -> None:
+def test_progress_gets_every_stage(check: Callable[..., Result]) -> None:
     stages: list[str] = []
     check(progress=stages.append)
-    assert stages == ["loading", "checking the clean data", LEADER]
+    assert stages == ["loading", "checking the clean data", f"running detector {LEADER} (1 of 1)"]
 
 
 def test_many_go_on_after_a_bad_one_and_read_the_data_once(

@@ -1,4 +1,4 @@
-"""Which models a PATH stands for, and what is passed over and why."""
+"""The models of a PATH, and the skipped files with reasons."""
 
 from __future__ import annotations
 
@@ -33,9 +33,7 @@ def names(sources: Sources, tree: Path) -> list[str]:
 
 def passed(sources: Sources) -> dict[str, tuple[bool, list[str]]]:
     """Reason -> whether it may hold weights, names of files."""
-    return {
-        reason: (possible, [path.name for path in paths]) for (reason, possible), paths in sources.passed_over.items()
-    }
+    return {reason: (possible, [path.name for path in paths]) for (reason, possible), paths in sources.skipped.items()}
 
 
 def test_folder_stands_for_its_checkpoints_sorted(tree: Path) -> None:
@@ -157,7 +155,7 @@ def test_clean_data_and_version_control_are_no_models(tmp_path: Path) -> None:
     assert passed(found)["a folder of version control"] == (False, [".git"])
 
 
-def test_leftovers_with_the_name_of_a_checkpoint_are_passed_over(tmp_path: Path) -> None:
+def test_leftovers_with_the_name_of_a_checkpoint_are_skipped(tmp_path: Path) -> None:
     (tmp_path / "__MACOSX").mkdir()
     (tmp_path / "__MACOSX" / "._m.pth").write_bytes(b"\x00\x05\x16\x07" + bytes(40))
     (tmp_path / "train.log").write_bytes(b"line of text\n" * 3000)

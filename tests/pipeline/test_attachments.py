@@ -1,4 +1,4 @@
-"""Attachments: bytes that travel beside a result, and are written by their digest where a folder is given."""
+"""Attachments: bytes that come with a result; if a folder is given, each is written to a file named by its digest."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ def files(tiny: Any) -> list[Path]:
 
 
 def check(results: list[Result], folder: Path) -> None:
-    """Every result names its own files, and they hold what their digests say."""
+    """Every result names its own files, and the files match their digests."""
     named = set()
     for index, result in enumerate(results):
         picture, tensor = result.detectors[0].attachments

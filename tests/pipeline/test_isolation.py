@@ -1,4 +1,4 @@
-"""What a plug-in does wrong stays its own: model, images, memo, and the evidence of others."""
+"""A faulty plug-in changes nothing for others: model, images, memo, and evidence."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ from bdprune.record import Evidence, Result
 
 
 class Odd(bdprune.Detector):
-    """Does what it is told."""
+    """Calls a given function."""
 
     id = "x.odd"
-    title = "does what it is told"
+    title = "calls a given function"
     needs = bdprune.Needs(images="none", minimum=0)
 
     def __init__(self, act: Callable[[bdprune.Case, Odd], Any]) -> None:
@@ -69,7 +69,7 @@ def test_a_model_that_was_changed_is_noticed_and_hurts_nobody(file: Any) -> None
     ("act", "said"),
     [
         (lambda case, detector: 1 / 0, "Unexpected ZeroDivisionError: division by zero"),
-        (lambda case, detector: None, "gave NoneType, not Evidence"),
+        (lambda case, detector: None, "returned NoneType, not Evidence"),
         (lambda case, detector: detector.evidence(0.0, 1.0, target_label=99), "names label 99 of 3 classes"),
         (lambda case, detector: detector.evidence(0.0, 1.0, remarks="abc"), "ValidationError"),
         (lambda case, detector: detector.evidence(0.0, 1.0, p_value=2.0), "ValidationError"),

@@ -17,7 +17,7 @@ def test_names_give_devices(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     assert parse_device("auto") == torch.device("cuda")
     assert parse_device("cuda:1") == torch.device("cuda", 1)
-    with pytest.raises(OptionError, match="no device 'cuda:2' here"):
+    with pytest.raises(OptionError, match="no device 'cuda:2'"):
         parse_device("cuda:2")
 
 

@@ -1,4 +1,4 @@
-"""Repair: the record of what a purifier did, and the file it leaves."""
+"""Repairs: the record of a purifier, and the repaired file."""
 
 from __future__ import annotations
 

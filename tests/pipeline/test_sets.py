@@ -1,4 +1,4 @@
-"""Files with several sets of weights: each has a result of its own, and a repair leaves none without a word."""
+"""Files with several sets of weights: each has its own result, and a repair reports every set that it leaves."""
 
 from __future__ import annotations
 
@@ -117,7 +117,7 @@ def test_a_set_that_fits_nothing_is_not_checked_and_not_clean(tiny: Any, good: A
     assert skipped.verdict == "clean" and skipped.coverage and skipped.coverage.left_out[0].startswith("netG: ")
 
 
-def test_weights_beside_the_network_are_not_called_clean(tiny: Any, good: Any, options: dict[str, Any]) -> None:
+def test_weights_outside_the_network_are_not_called_clean(tiny: Any, good: Any, options: dict[str, Any]) -> None:
     path = tiny.folder / "projector.pth"
     torch.save({**{f"net.{name}": value for name, value in good.items()}, "projector.weight": torch.ones(4, 8)}, path)
     (found,) = many(path, tiny, options)

@@ -1,4 +1,4 @@
-"""A repair that goes on from a scan: it unlearns once, and refuses another model or other images."""
+"""Repairs that reuse a scan: they unlearn once, and refuse another model or other images."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from bdprune.record import Result
 
 @pytest.fixture(scope="module")
 def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with ``model.pth``, a narrow ResNet that tells red, green and blue, another one, and clean images."""
+    """A folder with ``model.pth``, a narrow ResNet for red, green and blue, another one, and clean images."""
     from bdprune.loops import Schedule, fit
 
     folder = tmp_path_factory.mktemp("start_from")
@@ -78,7 +78,7 @@ def test_the_scan_unlearns_and_the_repair_does_not(files: Path, unlearned: list[
     start = scan(files)
     assert start.error is None and unlearned == [(120, SCAN_UNLEARNING)]
     done = repair(files, start_from=start)
-    assert unlearned == [(120, SCAN_UNLEARNING)], "the repair goes on from there"
+    assert unlearned == [(120, SCAN_UNLEARNING)], "the repair reuses the scan"
     assert done.result.params["unlearn_on"] == "all"
     assert done.result.phases["unlearn"] is not None and done.result.phases["unlearn"] < 1.0
 
@@ -142,7 +142,7 @@ def test_a_purifier_that_is_made_takes_no_settings(files: Path) -> None:
 @pytest.mark.parametrize("options", [{"per_class": 5}, {"seed": 4}])
 def test_other_images_are_refused(files: Path, options: dict[str, Any]) -> None:
     start = scan(files, per_class=35)
-    with pytest.raises(DataError, match="on other clean images"):
+    with pytest.raises(DataError, match="used other clean images"):
         repair(files, start_from=start, **{"per_class": 35, **options})
 
 
@@ -159,7 +159,7 @@ def test_the_same_images_in_another_order_are_the_same(files: Path, unlearned: l
 
 def test_a_scan_without_images_is_refused(files: Path) -> None:
     start = bdprune.scan(files / "model.pth", detectors=["lipschitz"], **OPTIONS)
-    with pytest.raises(DataError, match="on other clean images"):
+    with pytest.raises(DataError, match="used other clean images"):
         repair(files, start_from=start)
 
 
@@ -180,19 +180,19 @@ def test_a_module_in_memory_has_no_file_to_compare(files: Path) -> None:
     done = bdprune.purify(model.network, files / "clean.npz", start_from=start, settings=settings, **OPTIONS)
     assert done.result.params["unlearn_on"] == "all"
     changed = msgspec.structs.replace(start, data=None)
-    with pytest.raises(DataError, match="on other clean images"):
+    with pytest.raises(DataError, match="used other clean images"):
         bdprune.purify(model.network, files / "clean.npz", start_from=changed, settings=settings, **OPTIONS)
 
 
-@pytest.mark.parametrize("beside", [False, True])
+@pytest.mark.parametrize("next_to_it", [False, True])
 def test_another_process_takes_up_what_the_scan_has_kept(
-    files: Path, tmp_path: Path, unlearned: list[Any], beside: bool
+    files: Path, tmp_path: Path, unlearned: list[Any], next_to_it: bool
 ) -> None:
     start = scan(files, attachments=tmp_path)
     near = repair(files, start_from=start)
     (tmp_path / "result.json").write_text(start.to_json())
     MEMO.clear()
-    far = repair(files, start_from=tmp_path / "result.json", **({} if beside else {"attachments": tmp_path}))
+    far = repair(files, start_from=tmp_path / "result.json", **({} if next_to_it else {"attachments": tmp_path}))
     assert len(unlearned) == 1, "not once more"
     assert near.repair.target_label == far.repair.target_label and near.repair.pruned == far.repair.pruned
     assert all(torch.equal(near.repair.masks[name], far.repair.masks[name]) for name in near.repair.masks)
@@ -204,7 +204,7 @@ def test_what_was_kept_and_is_damaged_is_refused(files: Path, tmp_path: Path) ->
     (kept,) = tmp_path.glob("unlearned-*")
     kept.write_bytes(kept.read_bytes()[:-1] + b"x")
     MEMO.clear()
-    with pytest.raises(DataError, match="other bytes than the scan wrote"):
+    with pytest.raises(DataError, match="has changed since the scan wrote it"):
         repair(files, start_from=tmp_path / "result.json")
 
 

@@ -59,7 +59,7 @@ def result(**changes: object) -> Result:
 
 @pytest.mark.parametrize("kind", ["scan", "purify", "score", "coverage"])
 def test_schema_is_the_one_that_was_agreed(kind: str) -> None:
-    """A change here breaks readers: raise SCHEMA_VERSION, then write the file anew with `bdprune schema KIND`."""
+    """A change here breaks readers: raise SCHEMA_VERSION, then write the file again with `bdprune schema KIND`."""
     assert json.loads(json.dumps(schema(kind))) == json.loads((GOLDEN / f"{kind}.schema.json").read_text())
 
 
@@ -199,5 +199,5 @@ def test_documents_come_back_from_one_an_array_and_lines() -> None:
     assert documents_from_json(f"{one.to_json(indent=None)}\n{one.to_json(indent=None)}\n") == [one, one]
     assert documents_from_json("") == []
     for wrong in ("{", "[" * 100_000, '{"kind": "other"}', "3", b"\xff"):
-        with pytest.raises(DataError, match="not results of schema 2"):
+        with pytest.raises(DataError, match="does not hold results of schema 2"):
             documents_from_json(wrong)

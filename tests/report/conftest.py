@@ -201,7 +201,7 @@ def repaired() -> PurifyResult:
 
 @pytest.fixture
 def retrained(repaired: PurifyResult) -> PurifyResult:
-    """What a method gives that only trains: no threshold, no masks, no filter touched."""
+    """The result of a method that only trains: no threshold, masks or pruned filters."""
     return msgspec.structs.replace(
         repaired,
         method="x.fine_tuning",

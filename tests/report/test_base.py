@@ -1,4 +1,4 @@
-"""Writers by name, by kind of document and by suffix, ours and those that plug in."""
+"""Writers by name, by kind of document and by suffix, bdprune's own and plug-ins."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ def test_unknown_names_and_suffixes_say_what_there_is() -> None:
     with pytest.raises(OptionError, match="no format 'xml'") as caught:
         writer("xml", "scan")
     assert "html, json, jsonl, text" in str(caught.value)
-    with pytest.raises(OptionError, match=r"No format is known by the name 'report\.pdf'") as caught:
+    with pytest.raises(OptionError, match=r"The suffix of 'report\.pdf' names no format") as caught:
         writer_of_file(Path("report.pdf"))
     assert "html|json|jsonl|text" in str(caught.value)
 

@@ -1,4 +1,4 @@
-"""Charts of results: what is drawn, by the shape of the data alone."""
+"""Charts of results, selected by the shape of the data."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def test_votes_of_the_named_label_are_a_line_of_their_own() -> None:
 def test_a_repair_shows_what_it_has(repaired: PurifyResult, retrained: PurifyResult) -> None:
     assert [caption for caption, _ in charts.repair_charts(repaired)] == [
         "Clean accuracy against threshold",
-        "Histogram of what the threshold is put on",
+        "Histogram of the masks or scores",
         "Pruned filters by layer",
     ]
     assert charts.repair_charts(retrained) == []

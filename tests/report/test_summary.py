@@ -25,7 +25,7 @@ def test_advice_of_an_error_is_its_hint(failed: Result, backdoored: Result) -> N
 
 
 def test_clean_is_never_called_proof(clean: Result) -> None:
-    assert "no proof" in summary.advice(clean)
+    assert "does not prove" in summary.advice(clean)
 
 
 @pytest.mark.parametrize(
@@ -64,7 +64,7 @@ def test_tally(backdoored: Result, clean: Result) -> None:
 @pytest.mark.parametrize(
     ("changed", "outcome", "words"),
     [
-        ("nothing", "unchanged", "left the weights as they were"),
+        ("nothing", "unchanged", "did not change the weights"),
         ("pruned", "repaired", "pruned 41 of 2400 filters in 2 filter groups"),
         ("retrained", "repaired", "retrained the weights"),
         ("pruned and retrained", "repaired", "pruned 41 of 2400 filters in 2 filter groups and retrained the weights"),
@@ -81,7 +81,7 @@ def test_advice_after_a_repair(repaired: PurifyResult) -> None:
     assert summary.repair_advice(repaired).startswith("Scan the repaired file")
     assert summary.repair_advice(msgspec.structs.replace(repaired, output=None)).startswith("Scan the repaired model")
     unchanged = msgspec.structs.replace(repaired, change="nothing", selection="no threshold keeps the accuracy")
-    assert summary.repair_advice(unchanged) == "It is no safer than before: no threshold keeps the accuracy."
+    assert summary.repair_advice(unchanged) == "It is not safer than before: no threshold keeps the accuracy."
     assert summary.phases(msgspec.structs.replace(repaired, phases={"fine_tune": 61.0, "sweep": None})) == [
         "fine tune 1 min 01 s",
         "sweep –",

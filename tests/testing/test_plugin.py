@@ -89,9 +89,9 @@ def dropped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     source = (EXAMPLE / "bdprune_example.py").read_text()
     (tmp_path / "dropped.py").write_text(source.partition("@dataclass(frozen=True)\nclass LipschitzPruning")[0])
     monkeypatch.setattr(bdprune.detectors, "__path__", [*bdprune.detectors.__path__, str(tmp_path)])
-    registry._homes.cache_clear()
+    registry._method_places.cache_clear()
     yield
-    registry._homes.cache_clear()
+    registry._method_places.cache_clear()
     sys.modules.pop("bdprune.detectors.dropped", None)
 
 

@@ -1,4 +1,4 @@
-"""The verdict: what the evidence allows, and never clean without a decisive detector on good data."""
+"""Verdicts from evidence; never clean without a decisive detector on good data."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ DETECTORS: dict[str, Detector] = {one.id: one for one in (UnlearningDetector(), 
 
 
 def judge(evidence: Sequence[Evidence], sanity: Sanity | None) -> Judgement:
-    """The verdict where exactly those detectors ran of which there is evidence."""
+    """The verdict where exactly the detectors with evidence ran."""
     return judge_by([DETECTORS[one.detector] for one in evidence], evidence, sanity)
 
 
@@ -156,7 +156,7 @@ def test_every_judgement_is_sound(leading: float, second: float, sane: bool, wit
 
 
 def measured(score: float, *, near: bool = False, remark: str = "", limit: str = "", reason: str = "") -> Evidence:
-    """Evidence of the leader with what it says of its own worth."""
+    """Evidence of the leader with remarks and limits."""
     return msgspec.structs.replace(
         unlearning(score),
         near=near,
@@ -200,7 +200,7 @@ def test_a_network_of_which_the_leader_can_tell_nothing_is_neither_clean_nor_bac
     confirmed = judge([measured(0.9, reason=reason), other(9.0)], SANE)
     assert confirmed.verdict == "backdoored"
     second = judge([measured(0.1, reason=reason), unlearning(0.2, name="x.second")], SANE)
-    assert second.verdict == "clean", "another decisive detector can tell"
+    assert second.verdict == "clean", "another decisive detector suffices"
 
 
 def test_any_decisive_detector_gives_the_verdict_and_brings_its_rule() -> None:
@@ -224,5 +224,5 @@ def test_two_decisive_detectors_must_agree_on_the_label() -> None:
 
 
 def test_no_detector_at_all_says_so() -> None:
-    assert "None" in judge([], SANE).findings[0].message
+    assert "(ran: none)" in judge([], SANE).findings[0].message
     assert LipschitzDetector.id in judge([other(1.0)], SANE).findings[0].message

@@ -1,4 +1,4 @@
-"""What an executor is (it decides where models run and how many at a time, and nothing else), and the plainest one."""
+"""The interface of executors, which decide where models run and how many at a time, and the simplest executor."""
 
 from __future__ import annotations
 
@@ -9,18 +9,18 @@ from typing import Protocol
 from bdprune.pipeline import Job, ModelSource, Outcome, Progress, scan_one
 
 Numbered = tuple[int, Outcome]
-"""The number of a model in its run, from 0, and an outcome: one for each set of weights of its file."""
+"""The number of a model in its run, from 0, and the outcome of one set of weights of its file."""
 
 
 class Executor(Protocol):
-    """Takes models through the pipeline."""
+    """Runs the pipeline on models."""
 
     def ahead(self, job: Job) -> int:
-        """How many models it wants to see before the first of them is done; 1 for one after another."""
+        """How many models it reads before the first of them is done; 1 means one after another."""
         ...
 
     def run(self, models: Iterable[ModelSource], job: Job, progress: Progress) -> Iterator[Numbered]:
-        """The outcomes of all models, in order, as they come. A model that fails does not stop the others."""
+        """Yields the outcomes of all models in order. A model that fails does not stop the others."""
         ...
 
 

@@ -1,4 +1,4 @@
-"""A time limit: models run in a process that can be killed."""
+"""Time limits: models run in a process that can be killed."""
 
 from __future__ import annotations
 
@@ -25,30 +25,30 @@ from bdprune.pipeline import Clock, Job, ModelSource, Outcome, Progress, failure
 from bdprune.record import Result
 
 LONGEST_TIMEOUT = 1_000_000
-"""Seconds; much more does not fit into what the system waits with."""
+"""Seconds; the system's timers do not take much more."""
 
 
 class TimeLimitError(BdpruneError):
-    """A scan took longer than it was allowed to."""
+    """A scan exceeded its time limit."""
 
 
 class ProcessExecutor:
-    """Another executor in a process of its own, which is killed when it takes too long, and started anew.
+    """Runs another executor in a separate process. It kills the process at the time limit and starts a new one.
 
     Args:
-        inner: what runs there. Where it reads models ahead, they go there in batches; a batch that takes longer than
-            its models may, or whose process dies, is taken apart, and each of its models that is not done runs alone.
+        inner: the executor to run. If it reads models ahead, they are sent in batches. If a batch exceeds the sum of
+            the time limits of its models, or its process dies, each unfinished model of the batch runs alone.
         timeout: seconds for each model, counted from when the process is ready for it.
 
     Raises:
-        OptionError: a time limit that cannot be kept.
+        OptionError: the time limit is out of range.
     """
 
     def __init__(self, inner: Executor, timeout: float) -> None:
         if not 0 < timeout <= LONGEST_TIMEOUT:
             raise OptionError(
-                f"A timeout of {timeout:g} seconds cannot be kept.",
-                f"Give seconds, more than 0 and up to {LONGEST_TIMEOUT}.",
+                f"Invalid timeout of {timeout:g} seconds.",
+                f"Give more than 0 and up to {LONGEST_TIMEOUT} seconds.",
             )
         self._inner, self._timeout = inner, timeout
 
@@ -59,7 +59,7 @@ class ProcessExecutor:
         """The outcomes of all models, in order.
 
         Raises:
-            OptionError: detectors or data that cannot be sent to another process.
+            OptionError: the detectors or the data cannot be sent to another process.
         """
         numbered, size = enumerate(models), self._inner.ahead(job)
         with Worker(self._inner, job) as worker, Worker(InlineExecutor(), job) as alone:
@@ -69,7 +69,7 @@ class ProcessExecutor:
     def _batch(
         self, batch: Sequence[tuple[int, ModelSource]], worker: Worker, alone: Worker, progress: Progress
     ) -> Iterator[Numbered]:
-        """The outcomes of a batch; those of models that were not done when it broke down come of running each alone."""
+        """The outcomes of a batch; if the batch fails, each of its unfinished models runs alone."""
         waiting = deque(batch)
         try:
             yield from worker.run(waiting, self._timeout, progress)
@@ -83,10 +83,10 @@ class ProcessExecutor:
 
 
 class Worker:
-    """A process that runs an executor; it is started when first needed, and again after it had to be killed.
+    """A process that runs an executor; it starts at the first use, and again after it was killed.
 
     Attributes:
-        clock: since when the last batch has been running.
+        clock: started with the last batch.
     """
 
     def __init__(self, executor: Executor, job: Job) -> None:
@@ -104,12 +104,12 @@ class Worker:
         self._kill()
 
     def run(self, waiting: deque[tuple[int, ModelSource]], timeout: float, progress: Progress) -> Iterator[Numbered]:
-        """The outcomes of the models that are ``waiting``, from which each goes once it is done.
+        """The outcomes of the models in ``waiting``; it removes each model from there when the model is done.
 
         Raises:
-            TimeLimitError: they took longer than ``timeout`` seconds for each that was left.
+            TimeLimitError: the unfinished models took longer than ``timeout`` seconds each.
             ArtifactError: the process died.
-            OptionError: a model that cannot be sent there.
+            OptionError: a model cannot be sent to the process.
         """
         task = _pickled([source for _, source in waiting], "This model")
         self.clock = Clock()
@@ -126,14 +126,14 @@ class Worker:
     ) -> Iterator[Numbered]:
         pipe = self._ready()
         pipe.send_bytes(task)
-        held: list[Outcome] = []  # of the model in front, which may have more to come
+        held: list[Outcome] = []  # outcomes of the first model, which may have more sets of weights
         place, total, deadline = 0, len(waiting), time.monotonic() + timeout * len(waiting)
         while pipe.poll(max(0.0, deadline - time.monotonic())):
             kind, value = json.loads(pipe.recv_bytes())
             if kind == "stage":
                 progress(value)
                 continue
-            while place < (value["place"] if kind == "outcome" else total):  # the models before it are done
+            while place < (value["place"] if kind == "outcome" else total):  # the earlier models are done
                 number, _ = waiting.popleft()
                 yield from ((number, one) for one in held)
                 held, place = [], place + 1
@@ -159,7 +159,7 @@ class Worker:
         code = self._process.exitcode
         self._kill()
         how = f"was killed by {signal.Signals(-code).name}" if code is not None and code < 0 else f"ended with {code}"
-        return ArtifactError(f"The process that scanned it {how}.", "It may have run out of memory.")
+        return ArtifactError(f"The scanning process {how}.", "It may have run out of memory.")
 
     def _kill(self) -> None:
         if self._process is not None:
@@ -171,10 +171,10 @@ class Worker:
 
 
 def check_sendable(model: ModelSource) -> None:
-    """Makes sure that a model can be sent to another process.
+    """Checks that a model can be sent to another process.
 
     Raises:
-        OptionError: it cannot.
+        OptionError: it cannot be pickled.
     """
     _pickled(model, "This model")
 
@@ -184,16 +184,16 @@ def _pickled(value: object, name: str) -> bytes:
         return pickle.dumps(value)
     except Exception as error:
         raise OptionError(
-            f"{name} cannot be sent to another process: {first_line(error)}.", "Scan without a timeout, or by path."
+            f"{name} cannot be sent to another process: {first_line(error)}.", "Scan without a timeout, or give a path."
         ) from error
 
 
 def _start_without_interrupts(process: BaseProcess) -> None:
-    """Starts a process to which Ctrl-C never comes, not even while it is still importing: its parent ends it.
+    """Starts a process that never receives Ctrl-C, not even during its imports: its parent ends it.
 
-    A new process inherits which signals are held back.
+    The new process inherits the blocked signals.
     """
-    resource_tracker.ensure_running()  # ``start`` would do it, and let the signals through again
+    resource_tracker.ensure_running()  # ``start`` would do it, and unblock the signals
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
         process.start()
@@ -202,8 +202,8 @@ def _start_without_interrupts(process: BaseProcess) -> None:
 
 
 def _serve(pipe: Connection, setting: bytes) -> None:
-    """Runs in the other process: batches of models come in, outcomes go out."""
-    os.dup2(2, 1)  # whatever is printed there is no result
+    """The loop of the other process: it receives batches of models and sends outcomes."""
+    os.dup2(2, 1)  # keeps prints of this process out of the results
     executor, job = pickle.loads(setting)
     torch.set_num_threads(job.threads)
     pipe.send_bytes(b"ready")

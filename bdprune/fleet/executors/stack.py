@@ -1,7 +1,7 @@
-"""Scanning many models in order, those of one architecture in the same steps.
+"""Scans many models in order, and models of one architecture in one batch.
 
-Models are read ahead until a stack of one architecture is full. What is said of each is what a scan of it alone says:
-a detector that defines no ``steps``, or whose analyses break down on a stack, is called for every model by itself.
+It reads models ahead until a stack of one architecture is full. Each model gets the same result as in a scan of its
+own. A detector without ``steps``, or whose analyses fail on a stack, runs on each model separately.
 """
 
 from __future__ import annotations
@@ -32,30 +32,31 @@ from bdprune.pipeline import (
     free_memory,
     open_cases,
     parse_device,
+    short_id,
     survived,
 )
 from bdprune.record import Evidence, nothing_seen
 from bdprune.runtime import footprint, stack_or_loop, weight_bytes
 
-_MOST = 64  # models in a stack whose size nobody has said: a GPU is full before that
-_PATIENCE = 4  # stacks' worth of models that may be read ahead of the oldest one that waits
+_MOST = 64  # models in a stack of unspecified size; a GPU is full with fewer
+_READ_AHEAD = 4  # stacks of models that may be read while the oldest model waits
 
 log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class StackOptions:
-    """How stacks are filled.
+    """Size and memory limit of stacks.
 
     Args:
-        size: models of one architecture in a stack at most; 1 scans one after another. ``auto`` fills stacks where a
-            trial finds them faster, of up to 64 models; on a CPU two models are tried on a few images before any is
-            read ahead, and where the loop wins, nothing waits for anything.
-        memory: bytes, half of them for the stack that runs and half for the models that wait for theirs; a stack is
-            smaller where it would take more. None takes half of what is free on the device as the scan begins.
+        size: maximum number of models of one architecture in a stack; 1 scans one model after another. ``auto`` uses
+            stacks of up to 64 models if a trial finds them faster. On a CPU, the trial runs two models on a few
+            images before models are read ahead; if the loop is faster, no model has to wait.
+        memory: bytes, half for the running stack and half for models that wait. Stacks are smaller if they would
+            need more. None means half of the device's free memory at the start of the scan.
 
     Raises:
-        OptionError: a size or a memory that cannot be.
+        OptionError: the size or the memory is less than 1.
     """
 
     size: int | str = "auto"
@@ -63,19 +64,20 @@ class StackOptions:
 
     def __post_init__(self) -> None:
         if self.size != "auto" and (not isinstance(self.size, int) or self.size < 1):
-            raise OptionError(f"A stack of {str(self.size)[:80]} models cannot be filled.", "Give auto, or 1 or more.")
+            raise OptionError(f"A stack needs at least 1 model, not {str(self.size)[:80]}.", "Give auto, or 1 or more.")
         if self.memory is not None and self.memory < 1:
-            raise OptionError(f"Stacks cannot run in {self.memory} bytes.", "Give some, as in --stack-memory 2GiB.")
+            hint = "Give more, as in --stack-memory 2GiB."
+            raise OptionError(f"Stacks need at least 1 byte of memory, not {self.memory}.", hint)
 
     @property
     def most(self) -> int:
-        """Models in a stack at most."""
+        """Maximum number of models in a stack."""
         return self.size if isinstance(self.size, int) else _MOST
 
 
 @dataclass(eq=False)
 class _Place:
-    """A model in the line: its outcome where it is done, else the case that waits, and the bytes of its weights."""
+    """A model in the queue: its outcome if it is done, else its opened case, and the bytes of its weights."""
 
     number: int
     source: ModelSource
@@ -86,7 +88,7 @@ class _Place:
 
 @dataclass(eq=False)
 class _Stack:
-    """Cases of one kind: as many as are here already, and as many as fit."""
+    """Cases of one kind that wait for a full stack, and the size of the stack."""
 
     size: int
     places: list[_Place] = field(default_factory=list)
@@ -94,26 +96,26 @@ class _Stack:
 
 @dataclass(frozen=True)
 class StackExecutor:
-    """Scans models of one architecture in the same steps.
+    """Scans models of one architecture in one batch.
 
     Args:
-        options: how stacks are filled.
+        options: size and memory limit of the stacks.
     """
 
     options: StackOptions = field(default_factory=StackOptions)
 
     def ahead(self, job: Job) -> int:
-        """A stack; on a CPU ``auto`` is nearly always one after another, and then nothing waits for anything."""
+        """The size of a stack; for ``auto`` on a CPU it is 1, because there the loop nearly always is faster."""
         on_cpu = parse_device(job.options.device).type == "cpu"
         return 1 if self.options.size == "auto" and on_cpu else self.options.most
 
     def run(self, models: Iterable[ModelSource], job: Job, progress: Progress) -> Iterator[Numbered]:
-        """The outcomes of all models, in order; those behind one that waits come when its stack has run."""
+        """The outcomes of all models in order; a model that waits for its stack delays the models behind it."""
         return _Line(job, self.options, progress).outcomes(models)
 
 
 class _Line:
-    """The models of one run, in order, and the stacks in which they wait."""
+    """The queue of models of one run, in order, and the stacks in which they wait."""
 
     def __init__(self, job: Job, options: StackOptions, progress: Progress) -> None:
         self._job, self._options, self._progress = job, options, progress
@@ -122,10 +124,10 @@ class _Line:
         self._memory: int | None = None
 
     def outcomes(self, models: Iterable[ModelSource]) -> Iterator[Numbered]:
-        """One outcome a set of weights."""
+        """One outcome for each set of weights."""
         for number, source in enumerate(models):
             self._take(number, source)
-            while self._is_crowded():
+            while self._is_full():
                 self._run(self._oldest())
                 yield from self._finished()
             yield from self._finished()
@@ -140,7 +142,7 @@ class _Line:
             yield place.number, place.outcome
 
     def _take(self, number: int, source: ModelSource) -> None:
-        """Puts every set of weights of ``source`` into the line."""
+        """Adds every set of weights of ``source`` to the queue."""
         for one in open_cases(source, self._job, self._progress):
             if isinstance(one, Outcome):
                 self._line.append(_Place(number, source, one))
@@ -158,12 +160,12 @@ class _Line:
         if len(stack.places) >= stack.size:
             self._run(stack)
 
-    def _is_crowded(self) -> bool:
-        """Whether models that wait take too much memory, or others wait too long behind them."""
+    def _is_full(self) -> bool:
+        """Whether waiting models take too much memory, or too many models queue behind them."""
         waiting = [place for place in self._line if place.opened is not None]
         weights = sum(place.weights for place in waiting)
-        crowded = len(self._line) > _PATIENCE * self._options.most or weights > self._half()
-        return bool(waiting) and crowded
+        full = len(self._line) > _READ_AHEAD * self._options.most or weights > self._half()
+        return bool(waiting) and full
 
     def _oldest(self) -> _Stack:
         oldest = next(place for place in self._line if place.opened is not None)
@@ -176,9 +178,9 @@ class _Line:
         return self._memory // 2
 
     def _size(self, opened: Opened) -> int:
-        """How many models like this one go into a stack; 1 where they are scanned one after another.
+        """How many models like this one go into a stack; 1 scans them one after another.
 
-        Any exception comes of a network that does not run as a stack: then it is 1 as well.
+        An exception means that the network does not run in a stack; the caller then takes 1.
         """
         case = opened.case
         detectors = [one for one in detectors_for(opened, self._job) if one.takes_stacks()]
@@ -207,8 +209,8 @@ class _Line:
             place.outcome, place.opened = examined(one, place.source, self._job, self._progress, own), None
 
     def _of_stack(self, detector: Detector, opened: Sequence[Opened]) -> list[Evidence] | None:
-        """What the detector saw in each model, None where it is to look at them one by one."""
-        self._progress(f"{detector.id} on {len(opened)} models")
+        """The detector's evidence for each model; None if it has to run on each model separately."""
+        self._progress(f"running detector {short_id(detector)} on {len(opened)} models")
         clock = Clock()
         try:
             if not self._is_sound(detector, opened):
@@ -221,8 +223,8 @@ class _Line:
                 else checked_evidence(one, detector, mine.case)
                 for one, mine in zip(found, opened, strict=True)
             ]
-        except Exception:  # whatever it is, the models that it does not concern get their evidence one by one
-            log.debug("%s broke down on a stack of %d", detector.id, len(opened), exc_info=True)
+        except Exception:  # each model then gets its evidence separately, so that one bad model harms no other
+            log.debug("%s failed on a stack of %d", detector.id, len(opened), exc_info=True)
             return None
         share = clock.seconds / len(opened)
         return [
@@ -230,7 +232,7 @@ class _Line:
         ]
 
     def _is_sound(self, detector: Detector, opened: Sequence[Opened]) -> bool:
-        """Whether these models can be one network, and whether that is what was asked for or what is faster."""
+        """Whether these models can run as one network and, for ``auto``, whether that is faster."""
         models, batch = [one.case.model for one in opened], _batch(detector, opened[0])
         data = opened[0].case.data
         if not batch or data is None:
@@ -241,12 +243,12 @@ class _Line:
 
 
 def _batch(detector: Detector, opened: Opened) -> int:
-    """Images in a step on the clean data of this case."""
+    """Number of images in a step on the clean data of this case."""
     return min(detector.batch_size, len(opened.case.data)) if opened.case.data is not None else 0
 
 
 def _kind(opened: Opened) -> Hashable:
-    """What the models of a stack have in common; whether their layers agree is looked at before it runs."""
+    """The key of models that can share a stack; :meth:`_Line._is_sound` compares their layers before the stack runs."""
     model = opened.case.model
     shapes = tuple((name, value.shape) for name, value in model.network.state_dict().items())
     return type(model.network), model.arch, model.num_classes, model.input_shape, opened.case.data is None, shapes

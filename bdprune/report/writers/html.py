@@ -1,4 +1,4 @@
-"""HTML: one file that stands alone. No script, no outside file; everything from a model or a path is escaped."""
+"""HTML: one file without scripts or external files. It escapes all text from models and paths."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class HtmlWriter(Writer):
 
 @dataclass(frozen=True)
 class Table:
-    """A table to put on top of a page: its caption, the names of its columns, its rows, and a note below."""
+    """A table at the top of a page: its caption, the names of its columns, its rows, and a note below."""
 
     caption: str
     columns: Sequence[str]
@@ -40,12 +40,12 @@ class Table:
 
 
 def html_page(documents: Documents, title: str = "", top: Table | None = None) -> str:
-    """The page for these results, in their order; several scans get a table on top that leads to each.
+    """The page for these results, in their order; for several scans, a table at the top links to each.
 
     Args:
-        documents: scans, repairs and scores, mixed as they like, and what became of the files that have no result.
-        title: of the page; by default what was scanned.
-        top: what comes before everything else.
+        documents: scans, repairs and scores in any order, and the coverage of skipped files.
+        title: of the page; by default a summary of the scans.
+        top: a table before everything else.
     """
     results = [one for one in documents if isinstance(one, Document)]
     scans = [(index, one) for index, one in enumerate(results, 1) if isinstance(one, Result)]
@@ -65,7 +65,7 @@ def html_page(documents: Documents, title: str = "", top: Table | None = None) -
 
 
 def _environment() -> jinja2.Environment:
-    import jinja2  # a page needs it, and the help of a command does not
+    import jinja2  # only here, so that the help of a command does not load it
 
     from bdprune.report import charts, svg
 
@@ -84,7 +84,7 @@ def _environment() -> jinja2.Environment:
 
 
 def _prose(text: str) -> Markup:
-    """Escaped text in which `commands` are set as code."""
+    """Escaped text with `commands` as code."""
     return Markup(re.sub(r"`([^`]+)`", r"<code>\1</code>", str(escape(text))))
 
 

@@ -1,4 +1,4 @@
-"""JSON: indented for one result, an array with a line for each of many."""
+"""JSON: indented for one result; an array with one line a result for several."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""JSON Lines: a line for each result, as it comes."""
+"""JSON Lines: a line for each result."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from bdprune.report.base import Documents, Style, Writer
 class JsonlWriter(Writer):
     """One line of JSON for each document."""
 
-    title = "a JSON object on a line for each result, written as it comes"
+    title = "a line of JSON for each result, written as soon as it is ready"
     media_type = "application/jsonl"
     suffixes = (".jsonl", ".ndjson")
     streams = True

@@ -17,7 +17,7 @@ Rows = list[tuple[str, object]]
 
 
 class TextWriter(Writer):
-    """Every result as a block, then, of several scans, a table of all; a clean one of several has no block."""
+    """Every result as a block, then a table for several scans; clean results among several have no block."""
 
     title = "text for people"
     media_type = "text/plain"
@@ -39,7 +39,7 @@ class TextWriter(Writer):
 
 
 def plain(text: object) -> str:
-    """Text from a file or a path without what could rewrite a terminal, or could not be printed at all."""
+    """Text from a file or a path without control characters and without characters that cannot be printed."""
     return _CONTROL.sub("�", str(text)).encode(errors="replace").decode()
 
 
@@ -76,7 +76,7 @@ def _scan(result: Result, colour: bool) -> list[str]:
 
 
 def _evidence(detectors: Sequence[Evidence]) -> list[str]:
-    """One line for each detector, with a p-value where any gives one."""
+    """One line for each detector, with p-values if there are any."""
     header = ("detector", "score", "threshold", "", "label", "p", "time")
     rows = [
         (
@@ -108,8 +108,8 @@ def _fleet(results: Sequence[Result], colour: bool) -> list[str]:
 
 
 def _coverage(coverage: CoverageResult) -> list[str]:
-    """The files that have no result, by reason: those that may hold weights by name, of others the first few."""
-    lines = [f"  Passed over: {coverage.files - coverage.scanned} of {coverage.files} files"]
+    """The skipped files by reason: all that may hold weights, and the first few of the others."""
+    lines = [f"  Skipped: {coverage.files - coverage.scanned} of {coverage.files} files"]
     for one in coverage.passed_over:
         caution = "MAY HOLD WEIGHTS: " if one.may_hold_weights else ""
         lines.append(f"    {caution}{plain(one.reason)}: {plain(summary.listed(one, _MOST_NAMED))}")
@@ -117,7 +117,7 @@ def _coverage(coverage: CoverageResult) -> list[str]:
 
 
 def _repair(result: PurifyResult, colour: bool) -> list[str]:
-    """What a repair did: what it changed, how that was chosen, and what it cost."""
+    """A repair: its change, how the method chose it, and its time."""
     outcome, file = summary.outcome(result), result.output
     rows: Rows = [
         ("method", result.method),
@@ -126,10 +126,10 @@ def _repair(result: PurifyResult, colour: bool) -> list[str]:
         ("clean accuracy", f"{summary.percent(result.accuracy_before)} → {summary.percent(result.accuracy_after)}"),
         ("threshold", None if result.threshold is None else summary.number(result.threshold)),
         ("target", None if result.target_label is None else f"label {result.target_label}"),
-        *[("left", one) for one in result.left],
+        *[("not repaired", one) for one in result.left],
         *_model_and_data(result),
         _time(result),
-        ("of which", ", ".join(summary.phases(result)) or None),
+        ("steps", ", ".join(summary.phases(result)) or None),
         *_attached(result.attachments),
         ("written to", f"{file.path} ({summary.size(file.bytes)})" if file else "not written"),
     ]

@@ -34,7 +34,7 @@ def bias_of(case):
 @dataclass(frozen=True)
 class SlowDetector(Detector):
     id = "x.slow"
-    title = "hangs or dies where a file says so"
+    title = "hangs or dies if a file says so"
     decisive = True
 
     def __call__(self, case):
@@ -213,6 +213,6 @@ def test_a_stack_that_keeps_its_time_runs_as_one(tiny: Any, slow: Any) -> None:
     asked = (tiny.folder / "asked").read_text().splitlines()
     assert asked == ["0.3 0.31 0.32", "0.33 0.34"]
     assert [one.detectors[0].details["stack"] for one in far] == [3, 3, 3, 2, 2]
-    assert "x.stack on 3 models" in stages and stages.count("loading") == 5
+    assert "running detector x.stack on 3 models" in stages and stages.count("loading") == 5
     near = list(scan_many(files, tiny.data, **options))
     assert [one.detectors[0].score for one in near] == [one.detectors[0].score for one in far]

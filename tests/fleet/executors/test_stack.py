@@ -1,4 +1,4 @@
-"""Scanning in stacks: the results of scans alone, in order, whatever one of the models does."""
+"""Scans in stacks: the same results as separate scans, in order, even if one model fails."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ BLOWN = TrainingError("It blew up.", "Do not.")
 
 @dataclass(eq=False)
 class Bias(Analysis[float]):
-    """The first bias of a model; notes who was asked for what."""
+    """The first bias of a model; records the calls."""
 
     detector: Together
 
@@ -63,7 +63,7 @@ class Bias(Analysis[float]):
 
 @dataclass(eq=False)
 class Together(Detector):
-    """Scores a model by its first bias; notes who was asked for what. ``images`` of them would be a step."""
+    """Scores a model by its first bias; records the calls. ``images`` of them would be a step."""
 
     asked: list[list[float]] = field(default_factory=list)
     raises: Exception | None = None
@@ -89,7 +89,7 @@ class Together(Detector):
 
 @dataclass
 class Alone(Detector):
-    """A plug-in that knows nothing of stacks; it breaks down on one model in a way that nobody expected."""
+    """A plug-in without stacks that fails with an unexpected error on one model."""
 
     spoiled: float | None = None
     id = "x.alone"
@@ -107,7 +107,7 @@ def bias_of(model: Model) -> float:
 
 
 def tiny_models(tiny: Any, *biases: float) -> list[Path]:
-    """Files of the tiny network whose last layer has this first bias: too small to matter for what it says."""
+    """Files of the tiny network whose last layer has this first bias: too small to change the predictions."""
     found = []
     for index, bias in enumerate(biases):
         state = copy.deepcopy(tiny.module.state_dict())
@@ -163,7 +163,7 @@ def load(tiny: Any, path: Path) -> Model:
 
 
 def widened(tiny: Any, bias: float) -> Model:
-    """The tiny network with a filter more, which carries nothing."""
+    """The tiny network with a filter more, whose weights are 0."""
     network = copy.deepcopy(tiny.module)
     network.conv, network.norm, network.head = torch.nn.Conv2d(3, 9, 1, bias=False), torch.nn.BatchNorm2d(9), None
     network.head = torch.nn.Linear(9, 3)
@@ -231,17 +231,15 @@ def test_layers_that_do_not_add_up_to_the_network_are_scanned_one_by_one(tiny: A
 
 def test_an_option_that_one_model_lacks_stops_no_other(tiny: Any) -> None:
     first, second = (load(tiny, file) for file in tiny_models(tiny, 0.1, 0.6))
-    odd = torch.nn.Conv2d(3, 3, 1)  # a module does not say what images it takes
+    odd = torch.nn.Conv2d(3, 3, 1)  # a module without an input shape
     settings: dict[str, Any] = {"arch": tiny.arch, "detectors": [Together()], "stack": 3}
     results = list(scan_many([first, odd, second], tiny.data, **settings))
     assert [one.verdict for one in results] == ["clean", "error", "backdoored"]
-    assert results[1].error and "does not say what images it takes" in results[1].error.message
+    assert results[1].error and "needs an input shape" in results[1].error.message
 
 
-def test_whoever_waits_too_long_is_scanned_in_a_stack_that_is_not_full(
-    tiny: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(stacks, "_PATIENCE", 1)
+def test_a_model_that_waits_too_long_is_scanned_in_a_smaller_stack(tiny: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(stacks, "_READ_AHEAD", 1)
     detector = Together()
     models = [load(tiny, file) for file in tiny_models(tiny, 0.1, 0.2, 0.3, 0.4)]
     stream = scan_many([widened(tiny, 0.5), *models], tiny.data, detectors=[detector], stack=3)
@@ -307,11 +305,11 @@ def test_auto_without_steps_to_try_takes_one_after_another_on_a_cpu(tiny: Any) -
     assert detector.asked == [[0.1], [0.2]]
 
 
-def test_progress_tells_what_is_done_together(tiny: Any) -> None:
+def test_progress_shows_stacks(tiny: Any) -> None:
     stages: list[str] = []
     many(tiny, tiny_models(tiny, 0.1, 0.2), [Together(), Alone()], progress=stages.append)
-    taken = ["loading", "checking the clean data"]
-    assert stages == [*taken, *taken, f"{LEADER} on 2 models", "x.alone", "x.alone"]
+    opened, alone = ["loading", "checking the clean data"], ["running detector x.alone (2 of 2)"] * 2
+    assert stages == [*opened, *opened, f"running detector {LEADER} on 2 models", *alone]
 
 
 @pytest.mark.parametrize(

@@ -44,7 +44,7 @@ def test_fleet_puts_the_worst_first_and_counts(backdoored: Result, clean: Result
     assert [line.split()[0] for line in lines[1:4]] == ["backdoored", "error", "clean"]
     assert lines[-1] == "  3 models: 1 backdoored, 1 error, 1 clean"
     assert text.startswith("ERROR  models/broken.pth\n") and "\n\nBACKDOORED  models" in text
-    assert "CLEAN" not in text, "a clean one of several has no block of its own"
+    assert "CLEAN" not in text, "a clean result among several has no block"
 
 
 def test_repairs_and_scores_next_to_several_scans_are_shown(
@@ -54,10 +54,10 @@ def test_repairs_and_scores_next_to_several_scans_are_shown(
     assert "REPAIRED  models/badnets.pth" in text and "lipschitz scores" in text and "2 models: 2 clean" in text
 
 
-def test_files_that_were_passed_over_come_last(clean: Result, coverage: CoverageResult) -> None:
+def test_skipped_files_come_last(clean: Result, coverage: CoverageResult) -> None:
     last = text_of(clean, coverage).split("\n\n")[-1].splitlines()
     assert last == [
-        "  Passed over: 3 of 5 files",
+        "  Skipped: 3 of 5 files",
         "    MAY HOLD WEIGHTS: ONNX: models/net.onnx",
         "    text: models/a.txt, models/b.txt",
     ]
@@ -98,7 +98,7 @@ def test_repair_says_before_after_and_where(repaired: PurifyResult) -> None:
         "  clean accuracy  93.0 % → 92.0 %",
         "  threshold       0.35",
         "  target          label 8",
-        "  of which        unlearn 4.0 s, recover 6.5 s, sweep 2.0 s",
+        "  steps           unlearn 4.0 s, recover 6.5 s, sweep 2.0 s",
         "  written to      repaired.pth (11.2 MB)",
     } <= set(lines)
     assert "not written" in text_of(msgspec.structs.replace(repaired, output=None))
@@ -110,7 +110,7 @@ def test_repair_that_only_retrained_has_no_filters_and_no_threshold(retrained: P
     text = text_of(retrained)
     assert text.startswith("REPAIRED") and "  change          retrained the weights\n" in text
     assert "filter" not in text and "threshold" not in text and "prune" not in text
-    assert "  of which        fine tune 30.0 s\n" in text
+    assert "  steps           fine tune 30.0 s\n" in text
 
 
 def test_scores_list_layers_and_the_worst_filters(scored: ScoreResult) -> None:
