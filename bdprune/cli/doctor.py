@@ -134,10 +134,16 @@ def _packages() -> Iterator[Check]:
     found = ", ".join(f"{name} {_version(name)}" for name in _PACKAGES if name not in missing)
     hint = f"pip install {' '.join(missing)}" if missing else ""
     yield Check("packages", "broken" if missing else "ok", found if not missing else f"missing: {missing}", hint)
-    if _version("pyarrow") and _version("pillow"):
-        yield Check("parquet", "ok", f"pyarrow {_version('pyarrow')}, pillow {_version('pillow')}")
-    else:
-        yield Check("parquet", "note", "clean data in parquet cannot be read", "pip install 'bdprune[parquet]'")
+    yield _optional("images", ("pillow",), "image files cannot be read, so clean data cannot be a folder")
+    yield _optional("parquet", ("pyarrow", "pillow"), "clean data cannot be a parquet file")
+
+
+def _optional(name: str, packages: tuple[str, ...], without: str) -> Check:
+    """Packages that only some clean data needs."""
+    missing = [package for package in packages if not _version(package)]
+    if missing:
+        return Check(name, "note", without, f"pip install {' '.join(missing)}")
+    return Check(name, "ok", ", ".join(f"{package} {_version(package)}" for package in packages))
 
 
 def _version(name: str) -> str:

@@ -19,7 +19,6 @@ if TYPE_CHECKING:
     from PIL.Image import Image
     from PIL.ImageFile import ImageFile
 
-INSTALL_HINT = "Install it with: pip install 'bdprune[parquet]'"
 MAX_ENCODED_BYTES = 64 << 20
 MAX_PIXELS = 1 << 26
 
@@ -50,7 +49,7 @@ def decode_image(encoded: bytes, where: str, converted: Counter[str] | None = No
     try:
         from PIL import Image
     except ImportError as error:
-        raise DataError(f"Decoding {where} needs Pillow.", INSTALL_HINT) from error
+        raise DataError(f"Decoding {where} needs Pillow.", "Install it: pip install pillow") from error
     if len(encoded) > MAX_ENCODED_BYTES:
         raise DataError(f"{where} takes {len(encoded)} bytes, more than the {MAX_ENCODED_BYTES} of any real image.")
     kind = format_of(encoded)

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from bdprune.data.decode import INSTALL_HINT, decode_image
+from bdprune.data.decode import decode_image
 from bdprune.data.formats import READ
 from bdprune.data.source import MAX_IMAGES, ImageSource, as_class_names, as_labels
 from bdprune.errors import DataError
@@ -80,7 +80,7 @@ class ParquetSource(ImageSource):
         try:
             import pyarrow.parquet as pq
         except ImportError as error:
-            raise DataError(f"Reading {path} needs pyarrow.", INSTALL_HINT) from error
+            raise DataError(f"Reading {path} needs pyarrow.", "Install it: pip install pyarrow pillow") from error
         try:
             self._file = pq.ParquetFile(path)
             self._read_schema()

@@ -89,7 +89,7 @@ def picture(cells: Tensor) -> bytes:
     try:
         from PIL import Image, ImageDraw
     except ImportError as error:
-        hint = "Install it with: pip install 'bdprune[images]'"
+        hint = "Install it: pip install pillow"
         raise OutputError("Drawing a picture needs Pillow.", hint) from error
     pixels = grid(cells)
     image = Image.fromarray(pixels.numpy())

@@ -192,9 +192,18 @@ def test_damage_anywhere_is_an_error_or_harmless(tmp_path: Path, cells: list[byt
     assert failures > 20
 
 
-@pytest.mark.parametrize(("package", "tool"), [("pyarrow", "pyarrow"), ("PIL", "Pillow")])
+@pytest.mark.parametrize(
+    ("package", "tool", "command"),
+    [("pyarrow", "pyarrow", "pip install pyarrow pillow"), ("PIL", "Pillow", "pip install pillow")],
+)
 def test_missing_packages(
-    tmp_path: Path, cells: list[bytes], labels: np.ndarray, monkeypatch: pytest.MonkeyPatch, package: str, tool: str
+    tmp_path: Path,
+    cells: list[bytes],
+    labels: np.ndarray,
+    monkeypatch: pytest.MonkeyPatch,
+    package: str,
+    tool: str,
+    command: str,
 ) -> None:
     path = write(tmp_path / "a.parquet", {"image": cells, "label": labels})
     real = builtins.__import__
@@ -205,5 +214,5 @@ def test_missing_packages(
         return real(name, *rest, **named)
 
     monkeypatch.setattr(builtins, "__import__", without)
-    with pytest.raises(DataError, match=rf"needs {tool}.*pip install 'bdprune\[parquet\]'"):
+    with pytest.raises(DataError, match=rf"needs {tool}.*{command}"):
         load_clean(path)

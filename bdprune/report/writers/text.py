@@ -174,10 +174,8 @@ def _time(result: Document) -> tuple[str, str]:
 
 
 def _attached(attachments: Sequence[Attachment]) -> list[tuple[str, str]]:
-    return [
-        ("attached", f"{one.name}, {summary.size(one.bytes)}, SHA-256 {one.sha256[:12]}, {one.file or 'in no file'}")
-        for one in attachments
-    ]
+    """A row for each attachment that was written to a file."""
+    return [("attached", f"{one.name}, {summary.size(one.bytes)}, in {one.file}") for one in attachments if one.file]
 
 
 def _title(text: str, code: str, result: Document, colour: bool) -> str:
