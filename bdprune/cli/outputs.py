@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from bdprune import environment
 from bdprune.errors import BdpruneError, OptionError, OutputError, first_line
 from bdprune.files import check_writable, is_special, write_text
 from bdprune.report import Documents, Style, Writer, writer, writer_of_file
@@ -133,4 +134,4 @@ def emit(text: str) -> None:
 
 def use_colour() -> bool:
     """Whether standard output is a terminal, and NO_COLOR is not set."""
-    return sys.stdout is not None and sys.stdout.isatty() and not os.environ.get("NO_COLOR")
+    return sys.stdout is not None and sys.stdout.isatty() and not environment.NO_COLOR.get()

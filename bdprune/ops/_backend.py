@@ -9,13 +9,13 @@ from __future__ import annotations
 
 import functools
 import importlib
-import os
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
+from bdprune import environment
 from bdprune.errors import OptionError
 
 Backend = Literal["native", "reference"]
@@ -75,7 +75,7 @@ def _import(name: str) -> _Loaded:
 
 
 def _requested() -> str:
-    requested = os.environ.get("BDPRUNE_BACKEND", "") or "auto"
+    requested = environment.BACKEND.get()
     if requested not in ("auto", "native", "reference"):
         raise OptionError(f"Unknown value of BDPRUNE_BACKEND: {requested!r}.", "Set it to auto, native or reference.")
     return requested

@@ -26,6 +26,7 @@ from pathlib import Path
 
 import torch
 
+from bdprune import environment
 from bdprune.errors import OptionError
 
 QUESTIONS: Mapping[str, tuple[str, ...]] = {
@@ -120,7 +121,7 @@ def settled(
     unknown = set(variants).difference(QUESTIONS[question])
     if unknown:
         raise ValueError(f"{question} has no variants {sorted(unknown)}: name them in QUESTIONS")
-    tries, pins = _switch(os.environ.get("BDPRUNE_TUNE", ""))
+    tries, pins = _switch(environment.TUNE.get())
     place = _place(device)
     if question in pins:
         winner, reason = pins[question] if pins[question] in variants else winner, "pinned by BDPRUNE_TUNE"
@@ -207,7 +208,7 @@ def _place(device: torch.device) -> str:
 
 def kept_file() -> Path:
     """File of the stored choices: ``tuned.json`` in ``BDPRUNE_CACHE``, or in the user's cache directory."""
-    return _file(os.environ.get("BDPRUNE_CACHE", ""), os.environ.get("XDG_CACHE_HOME", ""))
+    return _file(environment.CACHE.get(), environment.XDG_CACHE_HOME.get())
 
 
 @functools.cache

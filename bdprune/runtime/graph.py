@@ -10,7 +10,6 @@ graph would repeat their random numbers.
 from __future__ import annotations
 
 import logging
-import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, TypeAlias
@@ -18,6 +17,7 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor
 
+from bdprune import environment
 from bdprune.errors import OptionError
 
 Tensors: TypeAlias = tuple[Tensor, ...]
@@ -136,7 +136,7 @@ def recorder_for(device: torch.device) -> CudaRecorder | None:
     Raises:
         OptionError: ``BDPRUNE_GRAPHS`` is neither 0 nor 1.
     """
-    wanted = os.environ.get("BDPRUNE_GRAPHS") or "1"
+    wanted = environment.GRAPHS.get()
     if wanted not in ("0", "1"):
         raise OptionError(f"Unknown value of BDPRUNE_GRAPHS: {wanted!r}.", "Set it to 0 or 1.")
     return CudaRecorder(device) if wanted == "1" and device.type == "cuda" else None
