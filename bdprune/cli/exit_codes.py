@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import textwrap
+from collections.abc import Mapping, Sequence
 from typing import Literal
 
 from bdprune import errors
@@ -17,17 +18,29 @@ INCONCLUSIVE = 5
 INTERRUPTED = 130
 BROKEN_PIPE = 141
 
-HELP = """\b
-Exit codes:
-  0    every model was scanned, and none reached --fail-on
-  1    at least one model reached --fail-on
-  2    at least one scan failed or timed out
-  3    no supported file was scanned
-  4    usage error, or an output that cannot be written
-  5    at least one model could not be judged; or, without --skip-unknown, a file that may hold weights was not
-       scanned
-  130  interrupted
-If several apply, the first of 4, 1, 2, 5, 3, 0 wins."""
+CODES: Mapping[int, str] = {
+    OK: "every model was scanned, and none reached --fail-on",
+    FOUND: "at least one model reached --fail-on",
+    FAILED: "at least one scan failed or timed out",
+    UNSUPPORTED: "no supported file was scanned",
+    USAGE: "usage error, or an output that cannot be written",
+    INCONCLUSIVE: "at least one model could not be judged; or, without --skip-unknown, a file that may hold weights was "
+    "not scanned; or a repair left a set of weights as it was",
+    INTERRUPTED: "interrupted; no file is half-written",
+    BROKEN_PIPE: "the reader of standard output closed it",
+}
+"""What each code means."""
+
+ORDER = "If several apply, the first of 4, 1, 2, 5, 3, 0 wins."
+"""Which code is returned where several apply."""
+
+
+def _help(code: int, meaning: str) -> str:
+    return textwrap.fill(meaning, 108, initial_indent=f"  {code:<5}", subsequent_indent=" " * 7)
+
+
+HELP = "\n".join(["\b", "Exit codes:", *(_help(*one) for one in CODES.items()), ORDER])
+"""The table as the last lines of ``--help``."""
 
 FailOn = Literal["suspicious", "backdoored", "never"]
 

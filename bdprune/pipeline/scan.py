@@ -30,7 +30,7 @@ from bdprune.pipeline.describe import (
 )
 from bdprune.pipeline.open import CleanSource, ModelSource, Options, load_models, parse_device
 from bdprune.record import Evidence, Finding, Result, Severity, WeightCoverage, nothing_seen, some
-from bdprune.verdict import judge
+from bdprune.verdict import NOT_JUDGED, NOT_SCANNED, judge
 
 Progress = Callable[[str], None]
 """Called with the next stage of the current model, such as ``loading`` or ``running detector unlearning (2 of 3)``."""
@@ -193,7 +193,7 @@ def _not_checked(one: Unloaded, loaded: Loaded, job: Job) -> Outcome:
     model = loaded.models[0]
     info = artifact_info(model)
     assert info is not None
-    finding = Finding(rule_id="BD001", severity="medium", message=f"These weights were not checked: {one.error}")
+    finding = Finding(rule_id=NOT_SCANNED.id, severity="medium", message=f"These weights were not checked: {one.error}")
     return Outcome(
         Result(
             started=Clock().started,
@@ -307,9 +307,9 @@ def _copied(case: Case) -> Case:
 def _unchecked(left_out: Sequence[str], broken: Mapping[str, str]) -> tuple[Finding, ...]:
     """A finding for the detectors that lack data, and one for each plug-in that cannot be made."""
     message = f"Not run, because there is no usable clean data: {', '.join(left_out)}."
-    first = [Finding(rule_id="BD000", severity="info", message=message)] if left_out else []
+    first = [Finding(rule_id=NOT_JUDGED.id, severity="info", message=message)] if left_out else []
     others = (f"Not run, because it cannot be made: {name}. {reason}" for name, reason in broken.items())
-    return (*first, *(Finding(rule_id="BD000", severity="medium", message=one) for one in others))
+    return (*first, *(Finding(rule_id=NOT_JUDGED.id, severity="medium", message=one) for one in others))
 
 
 def _not_scanned(coverage: WeightCoverage | None) -> tuple[Finding, ...]:
@@ -319,4 +319,4 @@ def _not_scanned(coverage: WeightCoverage | None) -> tuple[Finding, ...]:
     parts = [f"weights outside the recognised networks: {some(coverage.unscanned)}"] if coverage.unscanned else []
     parts += [f"other sets of weights: {some(coverage.left_out)}"] if coverage.left_out else []
     severity: Severity = "medium" if coverage.unscanned else "info"
-    return (Finding(rule_id="BD001", severity=severity, message=f"Not scanned: {'; '.join(parts)}."),)
+    return (Finding(rule_id=NOT_SCANNED.id, severity=severity, message=f"Not scanned: {'; '.join(parts)}."),)

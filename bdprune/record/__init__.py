@@ -21,6 +21,7 @@ from bdprune.record.parts import (
 from bdprune.record.results import (
     ATTENTION,
     KINDS,
+    VERDICTS,
     Change,
     CoverageResult,
     Document,

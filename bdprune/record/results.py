@@ -7,6 +7,7 @@ hold all settings that are needed to repeat the run.
 from __future__ import annotations
 
 import inspect
+from collections.abc import Mapping
 from typing import Any, Literal
 
 import msgspec
@@ -31,6 +32,17 @@ from bdprune.record.parts import (
 )
 
 Verdict = Literal["clean", "suspicious", "backdoored", "inconclusive", "error"]
+VERDICTS: Mapping[Verdict, str] = {
+    "clean": "A decisive detector and all others ran on clean data that the model handles well, and found nothing. "
+    "It lowers the risk; it is not a proof.",
+    "suspicious": "Evidence points to a backdoor, but not all of it agrees.",
+    "backdoored": "The evidence agrees. `target_label` is the label that the backdoor leads to, if it could be named.",
+    "inconclusive": "There is no clean data, or the model does not do its clean job on it (the findings say what "
+    "would fit), or a detector gave no number.",
+    "error": "The file or the data could not be read, or the time was up. `error` says why, and what to do.",
+}
+"""What each verdict means, in Markdown."""
+
 ATTENTION: tuple[Verdict, ...] = ("backdoored", "suspicious", "error", "inconclusive", "clean")
 """Verdicts, the most serious first."""
 

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from bdprune.analysis import Sanity
 from bdprune.methods import Detector
 from bdprune.record import Evidence, Finding, Severity, Verdict
+from bdprune.verdict.rules import CONFIRMED, NOT_JUDGED
 
 _ATLAS = ("AML.T0018.000", "AML.T0043.004")  # Poison AI Model; Insert Backdoor Trigger
 
@@ -99,7 +100,7 @@ def _silence(detectors: Sequence[Detector], evidence: Sequence[Evidence], sanity
 
 
 def _inconclusive(message: str, findings: tuple[Finding, ...]) -> Judgement:
-    reason = Finding(rule_id="BD000", severity="medium", message=message)
+    reason = Finding(rule_id=NOT_JUDGED.id, severity="medium", message=message)
     return Judgement("inconclusive", None, None, (reason, *findings))
 
 
@@ -121,7 +122,7 @@ def _reserve(one: Evidence) -> tuple[Finding, ...]:
     if not one.near and not _limits(one):
         return ()
     message = " ".join([*one.remarks, *_limits(one)])
-    return (Finding(rule_id="BD000", severity="low" if one.near else "info", message=message),)
+    return (Finding(rule_id=NOT_JUDGED.id, severity="low" if one.near else "info", message=message),)
 
 
 def _disagreement(leading: Sequence[Evidence], rivals: Sequence[Evidence]) -> Finding:
@@ -130,7 +131,7 @@ def _disagreement(leading: Sequence[Evidence], rivals: Sequence[Evidence]) -> Fi
         str(label) for label in sorted({one.target_label for one in rivals if one.target_label is not None})
     )
     message = f"The detectors disagree on the target label: {says}, others say {others}."
-    return Finding(rule_id="BD000", severity="medium", message=message)
+    return Finding(rule_id=NOT_JUDGED.id, severity="medium", message=message)
 
 
 def _confirmation(flagged: Sequence[Evidence], label: int) -> tuple[Finding, ...]:
@@ -138,4 +139,4 @@ def _confirmation(flagged: Sequence[Evidence], label: int) -> tuple[Finding, ...
     if count < 2:
         return ()
     message = f"Backdoor to label {label}: {count} detectors see it independently."
-    return (Finding(rule_id="BD101", severity="critical", message=message, atlas=_ATLAS),)
+    return (Finding(rule_id=CONFIRMED.id, severity="critical", message=message, atlas=_ATLAS),)

@@ -1,0 +1,24 @@
+"""The rules that no detector owns: what a scan reports about itself, and about several detectors at once."""
+
+from __future__ import annotations
+
+from bdprune.record import Rule
+
+NOT_JUDGED = Rule(
+    id="BD000",
+    name="not-judged",
+    help="Something limits the verdict, or prevents one: the message says what.",
+)
+NOT_SCANNED = Rule(
+    id="BD001",
+    name="not-scanned",
+    help="The file holds weights that were not scanned: the message names them.",
+)
+CONFIRMED = Rule(
+    id="BD101",
+    name="confirmed-backdoor",
+    help="Two or more detectors find the backdoor independently of each other.",
+)
+
+RULES: tuple[Rule, ...] = (NOT_JUDGED, NOT_SCANNED, CONFIRMED)
+"""All of them; each detector has one of its own besides."""
