@@ -54,6 +54,16 @@ format: env ## format Python and C++
 	$(PYTHON) -m ruff format .
 	$(if $(NATIVE),$(CLANG_FORMAT) -i $(NATIVE))
 
+.PHONY: docs docs-serve
+docs: export NO_MKDOCS_2_WARNING = 1
+docs: env ## write the reference pages and build the site into site/; a warning is an error
+	$(PYTHON) tools/generate_docs.py
+	$(PYTHON) -m mkdocs build --strict
+
+docs-serve: export NO_MKDOCS_2_WARNING = 1
+docs-serve: env ## serve the site on a local port; it follows every change
+	$(PYTHON) -m mkdocs serve
+
 cuda-check: env ## compile the CUDA sources for sm_80 and sm_90 and check for register spills (needs nvcc, no GPU)
 	$(PYTHON) tools/cuda_check.py
 
@@ -69,7 +79,7 @@ build: env ## build a wheel of the working tree into dist/
 	$(PYTHON) -m pip wheel . --no-build-isolation --no-deps --wheel-dir dist
 
 clean: ## remove build outputs; keeps .venv
-	rm -rf build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .coverage*
+	rm -rf build dist site *.egg-info .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .coverage*
 	find bdprune -name '*.so' -delete -o -name __pycache__ -type d -prune -exec rm -rf {} +
 
 cuda-check-if-nvcc:
@@ -94,4 +104,4 @@ define install
 	$(PIP) --editable '.[dev]' --no-build-isolation --config-settings editable_mode=compat
 endef
 
-.PHONY: help env demo test lint types format cuda-check bench bench-gpu build clean cuda-check-if-nvcc env-given
+.PHONY: help env demo test lint types format cuda-check bench bench-gpu docs docs-serve build clean cuda-check-if-nvcc env-given

@@ -89,7 +89,8 @@ def purify(
         model: path of a checkpoint, a module, or the model that ``bdprune.load`` returned.
         data: labelled clean images, as for ``bdprune.scan``; a part is held out to choose the threshold.
         method: name of a purifier, or a purifier.
-        preset, settings: a named set of settings, and single settings, for a purifier that is given by name.
+        preset: a named set of settings, for a purifier that is given by name.
+        settings: single settings, by their names, for a purifier that is given by name.
         output: where to write the repaired checkpoint, in the format of the original; None writes nothing.
         progress: called with a short text before each stage.
         **options: ``mode`` and ``max_acc_drop``, settings by the names of the command line; ``start_from``, the result

@@ -1,2 +1,2 @@
 from bdprune.verdict.judgement import judge
-from bdprune.verdict.rules import CONFIRMED, NOT_JUDGED, NOT_SCANNED, RULES
+from bdprune.verdict.rules import ATLAS, CONFIRMED, NOT_JUDGED, NOT_SCANNED, RULES

@@ -13,9 +13,7 @@ from dataclasses import dataclass
 from bdprune.analysis import Sanity
 from bdprune.methods import Detector
 from bdprune.record import Evidence, Finding, Severity, Verdict
-from bdprune.verdict.rules import CONFIRMED, NOT_JUDGED
-
-_ATLAS = ("AML.T0018.000", "AML.T0043.004")  # Poison AI Model; Insert Backdoor Trigger
+from bdprune.verdict.rules import ATLAS, CONFIRMED, NOT_JUDGED
 
 
 @dataclass(frozen=True)
@@ -110,7 +108,7 @@ def _finding(one: Evidence, detectors: Sequence[Detector]) -> Finding:
     label = "" if one.target_label is None else f" and points to label {one.target_label}"
     message = f"{one.detector} scores {one.score:.4g}, above its threshold of {one.threshold:.4g}{label}."
     message = " ".join([message, *one.remarks, *_limits(one)])
-    return Finding(rule_id=detector.rule.id, severity=severity, message=message, atlas=_ATLAS)
+    return Finding(rule_id=detector.rule.id, severity=severity, message=message, atlas=tuple(ATLAS))
 
 
 def _limits(one: Evidence) -> list[str]:
@@ -139,4 +137,4 @@ def _confirmation(flagged: Sequence[Evidence], label: int) -> tuple[Finding, ...
     if count < 2:
         return ()
     message = f"Backdoor to label {label}: {count} detectors see it independently."
-    return (Finding(rule_id=CONFIRMED.id, severity="critical", message=message, atlas=_ATLAS),)
+    return (Finding(rule_id=CONFIRMED.id, severity="critical", message=message, atlas=tuple(ATLAS)),)

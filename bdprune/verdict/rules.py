@@ -20,5 +20,8 @@ CONFIRMED = Rule(
     help="Two or more detectors find the backdoor independently of each other.",
 )
 
+ATLAS = {"AML.T0018.000": "Poison AI Model", "AML.T0043.004": "Insert Backdoor Trigger"}
+"""The MITRE ATLAS techniques that a finding of a backdoor points to, by id."""
+
 RULES: tuple[Rule, ...] = (NOT_JUDGED, NOT_SCANNED, CONFIRMED)
 """All of them; each detector has one of its own besides."""

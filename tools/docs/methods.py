@@ -1,0 +1,99 @@
+"""``methods.md``: the detectors and purifiers, as they describe themselves."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from bdprune.cli.methods import needs
+from bdprune.record import GIFTS, MethodInfo
+from bdprune.registry import Kind, methods
+from docs.markdown import NOTE, table
+
+HEAD = f"""# Methods
+
+{NOTE}
+
+These are the detectors and purifiers of bdprune, as they describe themselves. A scan runs the detectors in this order.
+`bdprune detectors` and `bdprune purifiers` list them too, and the methods of other packages that are installed.
+"""
+
+
+def page() -> str:
+    """The whole file."""
+    parts = [HEAD, _section("Detectors", "detector"), _section("Purifiers", "purifier"), _gifts()]
+    return "\n".join(parts)
+
+
+def _section(title: str, kind: Kind) -> str:
+    found = methods(kind)
+    rows = [(f"[{one.name}](#{one.name}-{kind})", one.title, needs(one), one.cost, _label(one)) for one in found]
+    lines = table(("name", "what it does", "needs", "cost", "target label"), rows)
+    return "\n".join([f"## {title}\n", *lines, "", *(_method(one) for one in found)])
+
+
+def _method(one: MethodInfo) -> str:
+    lines = [f"### {one.name} ({one.kind})", "", f"`{one.id}`: {one.title}.", ""]
+    if one.paper:
+        lines.append(f"- Paper: {one.paper}.")
+    lines.append(f"- Gives: {', '.join(one.gives)}.")
+    if one.rule:
+        lines.append(f"- Findings: {one.rule.id} `{one.rule.name}`. {one.rule.help}")
+        lines.append(f"- {_weight(one)}")
+    if one.limits:
+        lines.append(f"- Limits: {one.limits}")
+    presets = [
+        (f"`{name}`", _shown(_other(value, one.settings)) or "the default") for name, value in one.presets.items()
+    ]
+    settings = [(f"`{name}`", _shown(value)) for name, value in one.settings.items()]
+    defaults = table(("setting", "default"), settings) if settings else ["It has no settings."]
+    return "\n".join(
+        [
+            *lines,
+            "",
+            *defaults,
+            *(["", *table(("preset", "sets, where it differs from the default"), presets)] if presets else []),
+            "",
+        ]
+    )
+
+
+def _weight(one: MethodInfo) -> str:
+    decides = "decide the verdict" if one.decisive else "corroborate: alone they make a model suspicious"
+    return f"Its findings {decides}.{' It takes stacks of models.' if one.stackable else ''}"
+
+
+def _gifts() -> str:
+    """Which method helps with what, as in Table 1 of the RNP paper."""
+    text = "## Which method helps with what\n\nThe columns of Table 1 of the RNP paper (arXiv 2305.14876).\n"
+    found = [*methods("detector"), *methods("purifier")]
+    rows = [(f"{one.name} ({one.kind})", *("yes" if gift in one.gives else "–" for gift in GIFTS)) for one in found]
+    return "\n".join([text, *table(("method", *GIFTS), rows), ""])
+
+
+def _label(one: MethodInfo) -> str:
+    return "named" if one.label else "–"
+
+
+def _shown(value: Any) -> str:
+    """A setting as code; one that has settings of its own lists them."""
+    if isinstance(value, dict):
+        return ", ".join(f"`{key}={_code(item)}`" for key, item in value.items())
+    return f"`{_code(value)}`"
+
+
+def _other(value: dict[str, Any], default: dict[str, Any]) -> dict[str, Any]:
+    """What of the settings of a preset is not the default."""
+    found = {}
+    for key, item in value.items():
+        base = default.get(key)
+        both = isinstance(item, dict) and isinstance(base, dict)
+        if item != base:
+            found[key] = _other(item, base) if both else item
+    return found
+
+
+def _code(value: Any) -> str:
+    if isinstance(value, dict):
+        return f"({', '.join(f'{key}={_code(item)}' for key, item in value.items())})"
+    return json.dumps(value, ensure_ascii=False)
