@@ -126,9 +126,16 @@ DATA = Variable(
 TEST_REQUIRE = Variable(
     "BDPRUNE_TEST_REQUIRE",
     "test",
-    "`cuda`, `data`, `browser`, separated by commas",
+    "`cuda`, `data`, `browser`, `nvcc`, separated by commas",
     "",
     "What this machine has: a test that is skipped because one of these is missing fails instead.",
+)
+WHEEL = Variable(
+    "BDPRUNE_WHEEL",
+    "test",
+    "a file",
+    "",
+    "The wheel that is tested; `make wheel` sets it. By default the tests pack the modules that are built in place.",
 )
 
 VARIABLES: tuple[Variable, ...] = (
@@ -148,5 +155,6 @@ VARIABLES: tuple[Variable, ...] = (
     MAX_JOBS,
     DATA,
     TEST_REQUIRE,
+    WHEEL,
 )
 """All of them, in the order of the documents."""

@@ -6,7 +6,7 @@ from pathlib import Path
 
 TESTS = Path(__file__).parent
 PACKAGE = TESTS.parent / "bdprune"
-APART = {"bench", "core", "cuda", "gpu", "plugin"}
+APART = {"bench", "core", "cuda", "docs", "gpu", "plugin"}
 """Folders whose tests are of something else than one Python module."""
 
 

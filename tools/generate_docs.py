@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 from docs import command_line, environment, methods, results, rules
@@ -23,11 +24,11 @@ PAGES = {
 FILLED = {"results.md": results.filled}
 
 
-def main() -> int:
+def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--folder", type=Path, default=FOLDER)
     parser.add_argument("--check", action="store_true")
-    args = parser.parse_args()
+    args = parser.parse_args(arguments)
     stale = [path for path, text in texts(args.folder).items() if _read(path) != text]
     if args.check:
         for path in stale:

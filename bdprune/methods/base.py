@@ -146,7 +146,7 @@ class Detector(Method):
         >>> from dataclasses import dataclass
         >>> @dataclass(frozen=True)
         ... class LargestWeight(Detector):
-        ...     threshold: float = 100.0
+        ...     threshold: float = 10.0
         ...     id = "example.largest_weight"
         ...     title = "the largest weight"
         ...     needs = Needs(images="none")

@@ -34,7 +34,11 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
 
 def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Files) -> str:
     """The page with its links as the site needs them."""
-    source = page.file.src_uri
+    return relinked(markdown, page.file.src_uri)
+
+
+def relinked(markdown: str, source: str) -> str:
+    """``markdown`` of the page ``source`` of the site with links between pages of the site only."""
     place = "" if source in ROOT_PAGES else posixpath.join("docs", posixpath.dirname(source))
     return outside_code(markdown, lambda text: _LINK.sub(lambda link: _linked(link, source, place), text))
 
