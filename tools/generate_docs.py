@@ -42,7 +42,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def texts(folder: Path) -> dict[Path, str]:
     """What each page should hold."""
     pages = {folder / name: page() for name, page in PAGES.items()}
-    return pages | {folder / name: fill(_read(folder / name)) for name, fill in FILLED.items()}
+    return pages | {path: fill(_read(path)) for name, fill in FILLED.items() if (path := folder / name).is_file()}
 
 
 def _read(path: Path) -> str:

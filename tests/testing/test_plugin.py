@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import importlib.util
+import importlib
 import json
 import os
 import shutil
@@ -10,7 +10,6 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 from click.testing import CliRunner
@@ -60,7 +59,7 @@ def test_can_be_chosen_on_the_command_line(run: Callable[..., str]) -> None:
 
 
 def test_stands_in_the_generated_tables(run: Callable[..., str], tmp_path: Path) -> None:
-    run(ROOT / "tools" / "generate_docs.py", tmp_path / "methods.md")
+    run(ROOT / "tools" / "generate_docs.py", "--folder", tmp_path)
     page = (tmp_path / "methods.md").read_text()
     assert (
         "| [peak_weight](#peak_weight-detector) | finds a label that depends on one feature | no images | weights |"
@@ -95,19 +94,12 @@ def dropped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     sys.modules.pop("bdprune.detectors.dropped", None)
 
 
-def test_one_more_module_is_seen_everywhere(dropped: None) -> None:
+def test_one_more_module_is_seen_everywhere(dropped: None, monkeypatch: pytest.MonkeyPatch) -> None:
     run = CliRunner().invoke
     assert "finds a label that depends on one feature" in run(main, ["detectors"]).output
     assert "dropped" in run(main, ["scan", "--help"]).output
     assert isinstance(registry.detector("dropped", threshold=2.0), registry.method_class("detector", "dropped"))
-    assert "[dropped](#dropped-detector)" in generate_docs().page()
+    monkeypatch.syspath_prepend(ROOT / "tools")
+    assert "[dropped](#dropped-detector)" in importlib.import_module("docs.methods").page()
     scanned = bdprune.scan(DEMO / "clean.safetensors", detectors="dropped")
     assert [one.detector for one in scanned.detectors] == ["example.peak_weight"]
-
-
-def generate_docs() -> Any:
-    spec = importlib.util.spec_from_file_location("generate_docs", ROOT / "tools" / "generate_docs.py")
-    assert spec and spec.loader
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
