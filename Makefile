@@ -104,4 +104,4 @@ define install
 	$(PIP) --editable '.[dev]' --no-build-isolation --config-settings editable_mode=compat
 endef
 
-.PHONY: help env demo test lint types format cuda-check bench bench-gpu docs docs-serve build clean cuda-check-if-nvcc env-given
+.PHONY: help env demo test lint types format cuda-check bench bench-gpu build clean cuda-check-if-nvcc env-given
