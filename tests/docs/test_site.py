@@ -144,4 +144,5 @@ def test_public_names_in_docstrings_become_links() -> None:
     assert changed(":func:`bdprune.ops.fastest` and :data:`ROUNDS`") == (
         "[`bdprune.ops.fastest`][bdprune.ops.fastest] and ``ROUNDS``"
     )
+    assert changed("``Case``\n\nExample:\n    >>> Case") == "[`Case`][bdprune.Case]\n\nExamples:\n    >>> Case"
     assert changed("``load`` and ``[N, C]``") == "``load`` and ``[N, C]``"

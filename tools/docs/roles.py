@@ -1,7 +1,8 @@
 """Docstrings as Markdown: names in them become links to where they are documented.
 
 Docstrings name things as ``bdprune.load``, ``Case`` or :func:`bdprune.ops.fastest`. Public names become
-cross-references; everything else in a role becomes code.
+cross-references; everything else in a role becomes code. The section ``Example`` becomes ``Examples``, whose doctests
+griffe knows.
 """
 
 from __future__ import annotations
@@ -29,8 +30,9 @@ class Roles(griffe.Extension):
 
 
 def as_markdown(text: str) -> str:
-    """``text`` with cross-references in place of the public names and roles."""
-    return _NAME.sub(_reference, text)
+    """``text`` with cross-references in place of the public names and roles, but for its doctests."""
+    text, example, doctests = text.partition("\nExample:\n")
+    return _NAME.sub(_reference, text) + (f"\nExamples:\n{doctests}" if example else "")
 
 
 def _reference(found: re.Match[str]) -> str:
