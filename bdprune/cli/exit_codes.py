@@ -24,8 +24,8 @@ CODES: Mapping[int, str] = {
     FAILED: "at least one scan failed or timed out",
     UNSUPPORTED: "no supported file was scanned",
     USAGE: "usage error, or an output that cannot be written",
-    INCONCLUSIVE: "at least one model could not be judged; or, without --skip-unknown, a file that may hold weights was "
-    "not scanned; or a repair left a set of weights as it was",
+    INCONCLUSIVE: "at least one model could not be judged; or, without --skip-unknown, a file that may hold weights "
+    "was not scanned; or a repair left a set of weights as it was",
     INTERRUPTED: "interrupted; no file is half-written",
     BROKEN_PIPE: "the reader of standard output closed it",
 }
