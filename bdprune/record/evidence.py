@@ -14,11 +14,14 @@ _NAME, _SHA256 = "^[a-z0-9_-]{1,64}$", "^[0-9a-f]{64}$"
 
 
 class Attachment(Record, frozen=True, kw_only=True):
-    """A tensor or picture that is too large for a record, by the SHA-256 of its bytes.
+    """A tensor or picture that is too large for a record.
 
-    ``name`` has lower-case letters, digits, ``-`` and ``_``: it becomes part of a file's name. ``media_type`` is
-    ``application/safetensors`` or ``image/png``. ``file`` is the name of the written file, or empty if none was
-    written.
+    Attributes:
+        name: lower-case letters, digits, ``-`` and ``_``: it becomes part of a file's name.
+        media_type: ``application/safetensors`` or ``image/png``.
+        sha256: SHA-256 of the bytes.
+        bytes: size.
+        file: name of the written file; empty if none was written.
     """
 
     name: Annotated[str, msgspec.Meta(pattern=_NAME)]

@@ -14,8 +14,14 @@ Severity = Literal["info", "low", "medium", "high", "critical"]
 class ArtifactInfo(Record, frozen=True, kw_only=True):
     """The file of a model. Fields that could not be read are null.
 
-    ``state_key`` names the set of weights inside the file, ``sets`` lists all sets in the file. For a model in shards,
-    ``path`` is the index, and ``bytes`` and ``sha256`` cover the index and all shards.
+    Attributes:
+        path: where the file is; of a model in shards, the index.
+        format: ``torch-zip``, ``torch-legacy`` or ``safetensors``.
+        bytes: size; of a model in shards, of the index and all shards.
+        sha256: SHA-256 of the same bytes.
+        state_key: the set of weights inside the file.
+        prefix: text before the names of the weights, such as ``module.``.
+        sets: all sets of weights in the file.
     """
 
     path: str
@@ -28,10 +34,19 @@ class ArtifactInfo(Record, frozen=True, kw_only=True):
 
 
 class ModelInfo(Record, frozen=True, kw_only=True):
-    """The recognised network. ``mean`` and ``std`` are empty if the model takes images in [0, 1].
+    """The recognised network.
 
-    ``digest`` is the SHA-256 of the weights, architecture, input shape and normalisation: equal for equal models in
-    different files; empty if it was not needed.
+    Attributes:
+        arch: name of the architecture, or the callable that made it.
+        parameters: number of parameters.
+        num_classes: number of classes.
+        input_shape: channels, height and width of an image.
+        mean: what the model subtracts from each channel of an image in [0, 1]; empty if nothing.
+        std: what it then divides each channel by; empty if nothing.
+        filter_groups: number of groups of filters that can be pruned.
+        filters: number of filters in these groups.
+        digest: SHA-256 of the weights, architecture, input shape and normalisation: equal for equal models in different
+            files; empty if it was not needed.
     """
 
     arch: str
@@ -48,9 +63,12 @@ class ModelInfo(Record, frozen=True, kw_only=True):
 class WeightCoverage(Record, frozen=True, kw_only=True):
     """Which weights of a file were scanned.
 
-    ``scanned`` counts the numbers in the weights. ``unscanned`` lists weights outside the scanned networks. ``same``
-    lists other places in the file that hold the same weights. ``kept`` lists entries without weights, which a repair
-    writes back unchanged. ``left_out`` lists other sets of weights in the file that were not scanned.
+    Attributes:
+        scanned: count of the numbers in the scanned weights.
+        unscanned: weights outside the recognised networks.
+        same: other places in the file that hold the same weights.
+        kept: entries without weights, which a repair writes back unchanged.
+        left_out: other sets of weights in the file that were not scanned, with reasons.
     """
 
     scanned: Count
@@ -61,7 +79,14 @@ class WeightCoverage(Record, frozen=True, kw_only=True):
 
 
 class Finding(Record, frozen=True, kw_only=True):
-    """One message to the reader of a result. ``atlas`` holds MITRE ATLAS technique ids."""
+    """One message to the reader of a result.
+
+    Attributes:
+        rule_id: the rule behind it.
+        severity: how serious it is.
+        message: what was found, in one or more sentences.
+        atlas: ids of MITRE ATLAS techniques.
+    """
 
     rule_id: Annotated[str, msgspec.Meta(pattern="^BD[0-9]{3}$")]
     severity: Severity
@@ -72,8 +97,12 @@ class Finding(Record, frozen=True, kw_only=True):
 class SanityInfo(Record, frozen=True, kw_only=True):
     """Whether the model is accurate enough on the clean data for a meaningful scan.
 
-    ``fits`` is the short name of an option that fits better, such as ``imagenet``; ``hint`` says it in a sentence.
-    ``class_map`` is an order of classes that fits better: label in the data -> label of the model; or empty.
+    Attributes:
+        ok: whether it is.
+        message: what the check found, in a sentence.
+        hint: what to do about it; empty if nothing.
+        fits: short name of an option that fits better, such as ``imagenet``; empty if none does.
+        class_map: an order of classes that fits better: label in the data -> label of the model; empty if none does.
     """
 
     ok: bool
@@ -84,10 +113,19 @@ class SanityInfo(Record, frozen=True, kw_only=True):
 
 
 class DataInfo(Record, frozen=True, kw_only=True):
-    """The clean images of a run. ``per_class`` counts the images of each label that occurs.
+    """The clean images of a run.
 
-    ``notes`` lists changes to the images (resized, converted, renumbered); ``passed_over`` counts the skipped files of
-    a folder, by suffix or reason.
+    Attributes:
+        source: where they come from.
+        count: number of images.
+        classes: number of classes that occur.
+        per_class: label -> number of its images.
+        digest: SHA-256 of pixels and labels.
+        class_names: names of the classes, if they are known.
+        notes: changes to the images: resized, converted, renumbered.
+        passed_over: number of skipped files of a folder, by suffix or reason.
+        clean_accuracy: share of images that the model labels correctly; None if it was not measured.
+        sanity: whether that accuracy is enough.
     """
 
     source: str
@@ -103,7 +141,20 @@ class DataInfo(Record, frozen=True, kw_only=True):
 
 
 class Env(Record, frozen=True, kw_only=True):
-    """The software, device and seed of the run."""
+    """The software, device and seed of the run.
+
+    Attributes:
+        tool: ``bdprune``.
+        version: its version.
+        torch: version of torch.
+        cuda: version of CUDA that torch was built for; None for a CPU build.
+        device: where the model ran.
+        backend: ``native`` for compiled ops, ``reference`` for plain PyTorch.
+        threads: threads of torch.
+        seed: seed of the run.
+        python: version of Python.
+        platform: operating system and processor.
+    """
 
     tool: str
     version: str
@@ -118,7 +169,13 @@ class Env(Record, frozen=True, kw_only=True):
 
 
 class ErrorInfo(Record, frozen=True, kw_only=True):
-    """The reason for a missing verdict, and a hint for the reader."""
+    """The reason for a missing verdict.
+
+    Attributes:
+        type: name of the error.
+        message: what was wrong.
+        hint: what to do about it; may be empty.
+    """
 
     type: str
     message: str
@@ -126,7 +183,13 @@ class ErrorInfo(Record, frozen=True, kw_only=True):
 
 
 class CurveInfo(Record, frozen=True, kw_only=True):
-    """Clean accuracy on held-out clean images after pruning at ``threshold``."""
+    """Clean accuracy after pruning at one threshold.
+
+    Attributes:
+        threshold: the threshold.
+        clean_accuracy: share of held-out clean images that are labelled correctly.
+        filters_pruned: number of filters pruned at this threshold.
+    """
 
     threshold: float | None
     clean_accuracy: float | None
@@ -134,7 +197,13 @@ class CurveInfo(Record, frozen=True, kw_only=True):
 
 
 class Histogram(Record, frozen=True, kw_only=True):
-    """``counts[i]`` values lie in [edges[i], edges[i + 1]); ``pruned[i]`` of them belong to pruned filters."""
+    """Values of masks or scores.
+
+    Attributes:
+        edges: ``edges[i]`` and ``edges[i + 1]`` are the bounds of bin i.
+        counts: number of values in each bin.
+        pruned: number of values in each bin that belong to pruned filters.
+    """
 
     edges: tuple[float, ...]
     counts: tuple[int, ...]
@@ -142,7 +211,14 @@ class Histogram(Record, frozen=True, kw_only=True):
 
 
 class OutputInfo(Record, frozen=True, kw_only=True):
-    """The file that was written."""
+    """The file that was written.
+
+    Attributes:
+        path: where it is.
+        format: its format, that of the file that was read.
+        bytes: size.
+        sha256: SHA-256 of its bytes.
+    """
 
     path: str
     format: str
@@ -151,7 +227,16 @@ class OutputInfo(Record, frozen=True, kw_only=True):
 
 
 class LayerScores(Record, frozen=True, kw_only=True):
-    """Scores of one layer's filters; ``max_z`` is the largest in standard deviations above the layer's mean."""
+    """Scores of the filters of one layer.
+
+    Attributes:
+        layer: name of the layer.
+        filters: number of its filters.
+        mean: mean score.
+        std: standard deviation of the scores.
+        max: largest score.
+        max_z: how many standard deviations the largest score lies above the mean.
+    """
 
     layer: str
     filters: Count
@@ -162,7 +247,14 @@ class LayerScores(Record, frozen=True, kw_only=True):
 
 
 class FilterScore(Record, frozen=True, kw_only=True):
-    """One filter's score, and how many standard deviations it lies above its layer's mean."""
+    """The score of one filter.
+
+    Attributes:
+        layer: name of the layer.
+        filter: index of the filter in the layer.
+        score: the score.
+        z: how many standard deviations it lies above the mean of the layer.
+    """
 
     layer: str
     filter: Count
@@ -171,7 +263,14 @@ class FilterScore(Record, frozen=True, kw_only=True):
 
 
 class PassedOver(Record, frozen=True, kw_only=True):
-    """Files skipped for one reason. ``paths`` lists all of them if they may hold weights, else the first hundred."""
+    """Files that were skipped for one reason.
+
+    Attributes:
+        reason: why.
+        may_hold_weights: whether the files may hold weights that nobody has scanned.
+        count: number of files.
+        paths: all of them if they may hold weights, else the first hundred.
+    """
 
     reason: str
     may_hold_weights: bool

@@ -7,7 +7,8 @@ hold all settings that are needed to repeat the run.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping
+import re
+from collections.abc import Iterator, Mapping
 from typing import Any, Literal
 
 import msgspec
@@ -51,7 +52,18 @@ Change = Literal["nothing", "pruned", "retrained", "pruned and retrained"]
 
 
 class Document(Record, frozen=True, kw_only=True):
-    """The common fields of all results."""
+    """The common fields of all results.
+
+    Attributes:
+        schema_version: version of the schema.
+        started: time at which the run started, UTC, ISO 8601.
+        seconds: wall time of the run.
+        artifact: the file of the model; None for a model in memory.
+        model: the recognised network; None if it could not be loaded.
+        data: the clean images; None if there were none, or if they could not be read.
+        env: software, device and seed.
+        coverage: which weights of the file were scanned; None for a model in memory.
+    """
 
     schema_version: Literal["2"] = SCHEMA_VERSION
     started: str
@@ -74,9 +86,15 @@ class Document(Record, frozen=True, kw_only=True):
 class Result(Document, frozen=True, kw_only=True, tag_field="kind", tag="scan"):
     """Verdict on one model.
 
-    ``risk`` is in [0, 1], larger is worse, null if the model could not be judged. ``target_label`` is the target label
-    of the backdoor, null if it is unknown. ``error`` is set exactly when the verdict is ``error``. ``not_run`` lists
-    the requested detectors that did not run.
+    Attributes:
+        verdict: ``clean``, ``suspicious``, ``backdoored``, ``inconclusive`` or ``error``.
+        risk: how likely a backdoor is, in [0, 1]; None if the model could not be judged. It is not a calibrated
+            probability.
+        target_label: the label that the backdoor leads to; None if it is unknown.
+        detectors: the evidence of each detector that ran, in order.
+        findings: messages to the reader.
+        error: set exactly when the verdict is ``error``.
+        not_run: requested detectors that did not run.
 
     Example:
         >>> import bdprune
@@ -101,12 +119,26 @@ class Result(Document, frozen=True, kw_only=True, tag_field="kind", tag="scan"):
 
 
 class PurifyResult(Document, frozen=True, kw_only=True, tag_field="kind", tag="purify"):
-    """The outcome of a repair. Both accuracies are on the same clean images, held out if the method holds some out.
+    """The outcome of a repair.
 
-    ``change`` says what happened to the weights, ``selection`` how the method chose it, ``phases`` gives the seconds of
-    each step. ``threshold`` is null if there is no single threshold. ``pruned`` maps a filter group to the indices of
-    its pruned filters. ``masks`` is the histogram of the values that the threshold was applied to. ``left`` lists the
-    sets of weights that were not repaired, with reasons: the new file holds them unchanged.
+    Attributes:
+        method: id of the purifier.
+        accuracy_before: clean accuracy before the repair, on held-out clean images if the method holds some out.
+        accuracy_after: clean accuracy after the repair, on the same images.
+        change: what happened to the weights.
+        selection: how the method chose the change, in a sentence.
+        threshold: filters with a mask or score beyond it were pruned; None if there is no single threshold.
+        filters: number of filters that could be pruned.
+        filters_pruned: number of filters that were pruned.
+        pruned: filter group -> indices of its pruned filters.
+        target_label: the label that the backdoor leads to; None if the method does not name one.
+        curve: clean accuracy for each threshold that was tried.
+        masks: histogram of the values that the threshold was applied to.
+        phases: seconds of each step.
+        params: settings of the method.
+        attachments: tensors such as the masks.
+        output: the file that was written; None if none was.
+        left: sets of weights that were not repaired, with reasons: the new file holds them unchanged.
     """
 
     method: str
@@ -129,7 +161,14 @@ class PurifyResult(Document, frozen=True, kw_only=True, tag_field="kind", tag="p
 
 
 class ScoreResult(Document, frozen=True, kw_only=True, tag_field="kind", tag="score"):
-    """Scores of filters: a summary of every layer in the order of the network, and the worst filters overall."""
+    """Scores of filters.
+
+    Attributes:
+        method: id of the score.
+        layers: a summary of every layer, in the order of the network.
+        top: the filters with the highest scores, the highest first.
+        params: settings of the score.
+    """
 
     method: str
     layers: tuple[LayerScores, ...]
@@ -140,8 +179,11 @@ class ScoreResult(Document, frozen=True, kw_only=True, tag_field="kind", tag="sc
 class CoverageResult(Record, frozen=True, kw_only=True, tag_field="kind", tag="coverage"):
     """Which files of a scan's folders were scanned. It follows the results if the scan skipped files.
 
-    ``files`` counts all files, ``scanned`` the files with results, including shards. ``passed_over`` lists the skipped
-    files.
+    Attributes:
+        schema_version: version of the schema.
+        files: number of all files.
+        scanned: number of files with results, including shards.
+        passed_over: the skipped files, by reason.
     """
 
     schema_version: Literal["2"] = SCHEMA_VERSION
@@ -190,6 +232,29 @@ def _kind(document: object) -> str:
 def schema(kind: str = "scan") -> dict[str, Any]:
     """JSON Schema (2020-12) of one kind of result: ``scan``, ``purify``, ``score`` or ``coverage``."""
     found = msgspec.json.schema(KINDS[kind])
-    for part in found["$defs"].values():
-        part["description"] = inspect.cleandoc(part["description"]).partition("\n\nExample:")[0]
+    records = {one.__name__: one for one in _records(Record)}
+    for name, part in found["$defs"].items():
+        part["description"] = inspect.cleandoc(part["description"]).partition("\n\nAttributes:")[0]
+        meanings = _meanings(records[name])
+        for field, form in part["properties"].items():
+            if field in meanings:
+                form["description"] = meanings[field]
     return {"$schema": "https://json-schema.org/draft/2020-12/schema", **found}
+
+
+def _records(base: type[Record]) -> Iterator[type[Record]]:
+    """All records of this package."""
+    for record in base.__subclasses__():
+        if record.__module__.startswith("bdprune.record."):
+            yield record
+            yield from _records(record)
+
+
+def _meanings(record: type[Record]) -> dict[str, str]:
+    """Field -> its meaning, from the sections ``Attributes`` of the record and of its bases."""
+    found: dict[str, str] = {}
+    for base in reversed(record.__mro__):
+        _, _, attributes = inspect.cleandoc(base.__doc__ or "").partition("\nAttributes:\n")
+        for name, text in re.findall(r"^ {4}(\w+): (.*(?:\n {5,}.*)*)", attributes, re.M):
+            found[name] = re.sub(r"\bNone\b", "null", " ".join(text.split()))
+    return found

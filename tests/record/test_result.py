@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from bdprune.errors import DataError
 from bdprune.record import (
+    KINDS,
     Attachment,
     CoverageResult,
     Env,
@@ -201,3 +202,16 @@ def test_documents_come_back_from_one_an_array_and_lines() -> None:
     for wrong in ("{", "[" * 100_000, '{"kind": "other"}', "3", b"\xff"):
         with pytest.raises(DataError, match="does not hold results of schema 2"):
             documents_from_json(wrong)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_schema_says_what_every_field_means(kind: str) -> None:
+    parts = schema(kind)["$defs"]
+    silent = [
+        f"{name}.{field}"
+        for name, part in parts.items()
+        for field, form in part["properties"].items()
+        if not form.get("description") and field != "kind"
+    ]
+    assert len(parts) > 1 and silent == []
+    assert not any("Attributes:" in part["description"] for part in parts.values())

@@ -38,28 +38,19 @@ def _fields() -> str:
 
 
 def _record(name: str, part: dict[str, Any], kind: str | None) -> str:
-    description, meanings = _described(part["description"])
+    description = part["description"].replace("``", "`").strip()
     kinds = [] if kind is None else [f"A document of kind `{kind}`.", ""]
     required = set(part.get("required", ()))
     rows = []
     for field, form in part["properties"].items():
         cells = [f"`{field}`", _type(form), "–" if field in required else _default(form)]
-        rows.append([*cells, *([meanings.get(field, "")] if meanings else [])])
-    head = ("field", "type", "default", *(["meaning"] if meanings else []))
+        rows.append([*cells, _sentence(form.get("description", "The kind of document."))])
+    head = ("field", "type", "default", "meaning")
     return "\n".join([f"### {name}", "", *kinds, description, "", *table(head, rows)])
 
 
-def _described(docstring: str) -> tuple[str, dict[str, str]]:
-    """The text of a docstring, and what its section ``Attributes`` says of each field."""
-    text, _, attributes = docstring.partition("\n\nAttributes:\n")
-    text = text.replace("``", "`").strip()
-    found = re.findall(r"^ {4}(\w+): (.*(?:\n {5,}.*)*)", attributes, re.M)
-    return text, {name: _sentence(" ".join(meaning.split())) for name, meaning in found}
-
-
 def _sentence(text: str) -> str:
-    """What a docstring says of a field, in terms of JSON."""
-    text = re.sub(r"\bNone\b", "null", text.replace("``", "`"))
+    text = text.replace("``", "`")
     return text[0].upper() + text[1:]
 
 
