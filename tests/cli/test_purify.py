@@ -61,7 +61,7 @@ def test_rnp_takes_its_preset_and_accuracy_guard(purify: Run, tmp_path: Path) ->
         ([], "Missing option '-o'"),
         (["-o", "no/such/folder/out.pth"], "cannot be written"),
         (["-o", "."], "is a folder"),
-        (["-o", "out.pth", "--preset", "paper"], "no preset 'paper' of bdprune.suspiciousness"),
+        (["-o", "out.pth", "--preset", "paper"], "bdprune.suspiciousness has no preset 'paper'"),
         (["-o", "out.pth", "--max-acc-drop", "2"], "2.0 is not in the range"),
         (["-o", "out.pth", "--mode", "melt"], "'melt' is not one of"),
         (["-o", "out.pth", "--format", "xml"], "no format 'xml'"),
@@ -137,7 +137,7 @@ def test_a_scan_of_something_else_is_refused(
     broken = tmp_path / "broken.json"
     broken.write_text("{}")
     images = scanned(run, tiny, model_args, "--per-class", "7")
-    cases = [(tmp_path / "none.json", "Cannot read"), (broken, "not results of schema"), (images, "other clean images")]
+    cases = [(tmp_path / "none.json", "Cannot read"), (broken, "does not hold results of schema"), (images, "other clean images")]
     for start, words in cases:
         done = purify("-o", tmp_path / "o.pth", "--from", start)
         assert done.exit_code != 0 and words in done.stderr and done.stdout == "", done.output

@@ -229,7 +229,7 @@ def test_module_without_parameters_is_an_error(check: Callable[..., Result]) -> 
         ({"class_order": "backwards"}, "backwards"),
         ({"per_class": 0}, "too few"),
         ({"seed": -1}, "Invalid seed -1"),
-        ({"precision": "float8"}, "precision is 'float8'"),
+        ({"precision": "float8"}, "Unknown precision 'float8'"),
         ({"seed": 1 << 64}, "Invalid seed"),
     ],
 )

@@ -110,7 +110,7 @@ def test_a_preset_that_is_asked_for_is_kept(files: Path, unlearned: list[Any]) -
 
 def test_other_weights_are_refused(files: Path) -> None:
     start = scan(files)
-    with pytest.raises(DataError, match="not of this model") as caught:
+    with pytest.raises(DataError, match="is of another model") as caught:
         repair(files, "other.pth", start_from=start)
     assert str(files / "model.pth") in str(caught.value)
 
@@ -166,7 +166,7 @@ def test_a_scan_without_images_is_refused(files: Path) -> None:
 def test_what_is_no_scan_is_refused(files: Path, tmp_path: Path) -> None:
     for content in ("{}", "[]", repair(files).result.to_json()):
         (tmp_path / "wrong.json").write_text(content)
-        with pytest.raises(DataError, match=r"not results of schema 2|holds no result of a scan"):
+        with pytest.raises(DataError, match=r"does not hold results of schema 2|holds no result of a scan"):
             repair(files, start_from=tmp_path / "wrong.json")
     with pytest.raises(DataError, match="Cannot read"):
         repair(files, start_from=tmp_path / "none.json")

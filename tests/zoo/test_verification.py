@@ -101,7 +101,7 @@ def test_what_was_measured_of_models_that_were_not_kept_stays(made: Path, tiny_d
     text = markdown(read_manifest(made), checks)
     (row,) = (line for line in text.splitlines() if line.startswith("| bad |"))
     assert f"| {100 * known.clean_accuracy:.2f} |" in row and "| 1.1 (GPU) |" in row
-    assert "\nMeasured when they were made; their weights are not kept here: bad.\n" in text
+    assert "\nMeasured after training; their weights are not kept here: bad.\n" in text
     rows = {line.split()[0]: line for line in run("zoo", "list", made).stdout.splitlines()}
     assert "not kept" in rows["bad"] and f"{100 * known.clean_accuracy:.1f} %" in rows["bad"]
     (made_again,) = make(made, tiny_data, only=["bad"])

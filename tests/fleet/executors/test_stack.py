@@ -315,9 +315,9 @@ def test_progress_shows_stacks(tiny: Any) -> None:
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        ({"stack": 0}, "stack of 0 models"),
-        ({"stack": "many"}, "stack of many models"),
-        ({"stack": -1}, "stack of -1"),
+        ({"stack": 0}, "at least 1 model, not 0"),
+        ({"stack": "many"}, "at least 1 model, not many"),
+        ({"stack": -1}, "at least 1 model, not -1"),
         ({"stack": 2, "timeout": 0}, "timeout of 0 seconds"),
     ],
 )
@@ -329,7 +329,7 @@ def test_stacks_that_cannot_be_are_refused_before_anything_is_read(
 
 
 def test_stacks_in_no_memory_are_refused() -> None:
-    with pytest.raises(OptionError, match="in 0 bytes"):
+    with pytest.raises(OptionError, match="at least 1 byte of memory, not 0"):
         StackOptions(memory=0)
 
 
