@@ -1,4 +1,4 @@
-"""Fixtures for all rooms: the devices to test on, and the real data where it is there."""
+"""Fixtures for all tests: the devices, the resources of this machine, and small models with their data."""
 
 from __future__ import annotations
 
@@ -11,11 +11,18 @@ from typing import Any
 
 import pytest
 
-# Worker processes share the cores: without this, each would start as many threads as there are cores. To be set before
-# torch is imported.
+from . import resources
+
+# Worker processes share the cores. Without this, each starts as many threads as there are cores. Torch reads it when it
+# is imported.
 if "PYTEST_XDIST_WORKER_COUNT" in os.environ:
     share = (os.cpu_count() or 1) // int(os.environ["PYTEST_XDIST_WORKER_COUNT"])
     os.environ.setdefault("OMP_NUM_THREADS", str(max(share, 1)))
+
+
+def pytest_configure() -> None:
+    """Reports a mistake in BDPRUNE_TEST_REQUIRE before any test runs."""
+    resources.required()
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
@@ -28,30 +35,41 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 def _devices() -> list[str]:
     import torch
 
-    return ["cpu", "cuda"] if torch.cuda.is_available() else ["cpu"]
+    return ["cpu", "cuda"] if torch.cuda.is_available() or "cuda" in resources.required() else ["cpu"]
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    """Gives every test that asks for ``device`` one run per device: the CPU, and CUDA where there is one."""
+    """Runs every test that uses ``device`` on the CPU, and on CUDA where it is available or required."""
     if "device" in metafunc.fixturenames:
-        metafunc.parametrize("device", _devices())
+        marks = {"cuda": [pytest.mark.needs("cuda")]}
+        metafunc.parametrize("device", [pytest.param(name, marks=marks.get(name, [])) for name in _devices()])
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Skips or fails a test whose ``needs`` this machine does not have."""
+    for mark in item.iter_markers("needs"):
+        resources.check(*mark.args)
 
 
 @pytest.fixture(autouse=True)
 def forgotten() -> None:
-    """Nothing that one test has computed is known to the next; a test without torch has computed nothing."""
+    """Clears the memo of analyses, so that no test uses what another one computed."""
     if "bdprune.analysis" in sys.modules:
         sys.modules["bdprune.analysis"].MEMO.clear()
 
 
 @pytest.fixture(scope="session")
 def data_root() -> Path:
-    """Folder of the real data (``BDPRUNE_DATA``, else ``../shared/data`` beside the repository); skips without it."""
-    default = Path(__file__).resolve().parent.parent.parent / "shared" / "data"
-    root = Path(os.environ.get("BDPRUNE_DATA") or default)
-    if not root.is_dir():
-        pytest.skip(f"no real data at {root}; set BDPRUNE_DATA")
-    return root
+    """Folder of the real data (see ``resources.data_folder``)."""
+    resources.check("data")
+    return resources.data_folder()
+
+
+@pytest.fixture(scope="session")
+def browser() -> str:
+    """Path of Chromium or Chrome."""
+    resources.check("browser")
+    return str(resources.find_browser())
 
 
 TINYNET = '''

@@ -12,7 +12,7 @@ cuda_check = importlib.util.module_from_spec(spec)
 sys.modules["cuda_check"] = cuda_check
 spec.loader.exec_module(cuda_check)
 
-needs_nvcc = pytest.mark.skipif(shutil.which("nvcc") is None, reason="nvcc is not on PATH")
+needs_nvcc = pytest.mark.needs("nvcc")
 
 # Captured from nvcc 13.0; the figures of the first kernel are those of a version that spilled.
 SAMPLE = """\

@@ -18,6 +18,8 @@ from bdprune.data import datasets
 from bdprune.data.datasets import PUBLISHED, Part, Published, read_dataset
 from bdprune.errors import DataError
 
+from ..resources import skip_without
+
 Encode = Callable[..., bytes]
 LABELS = [0, 1, 2, 1]
 
@@ -177,7 +179,7 @@ def test_signs_are_what_a_published_model_was_trained_on(data_root: Path) -> Non
 
     path = data_root / "checkpoints" / "ibau-gtsrb-badnets-target8.pth"
     if not path.exists():
-        pytest.skip(f"no checkpoint {path}")
+        skip_without("data", f"no checkpoint {path}")
     raw = read_dataset(data_root, "gtsrb-signs", "test")
     index = torch.arange(0, len(raw.labels), 21)
     accuracy = clean_accuracy(load(path).module, raw.images[index].float() / 255, raw.labels[index])

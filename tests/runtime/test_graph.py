@@ -335,7 +335,7 @@ def test_cuda_recorder_works_on_a_stream_of_its_own_and_comes_back(
     assert streams.notes == warmed + (refused if fails else recorded)
 
 
-needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="graphs are CUDA's: there is no GPU here")
+needs_gpu = pytest.mark.needs("cuda")
 
 
 @pytest.fixture
