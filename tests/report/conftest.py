@@ -11,6 +11,7 @@ from bdprune.record import (
     CoverageResult,
     CurveInfo,
     DataInfo,
+    Document,
     Env,
     ErrorInfo,
     Evidence,
@@ -237,3 +238,11 @@ def scored() -> ScoreResult:
     )
     top = (FilterScore(layer="layer5.conv1", filter=17, score=1.9, z=7.0),)
     return ScoreResult(**_common("models/badnets.pth") | {"data": None}, method="lipschitz", layers=layers, top=top)
+
+
+@pytest.fixture
+def everything(
+    backdoored: Result, repaired: PurifyResult, clean: Result, inconclusive: Result, failed: Result, scored: ScoreResult
+) -> list[Document]:
+    """One document of every kind and verdict."""
+    return [backdoored, repaired, clean, inconclusive, failed, scored]

@@ -6,9 +6,8 @@ import xml.etree.ElementTree as ElementTree
 from html.parser import HTMLParser
 
 import msgspec
-import pytest
 
-from bdprune.record import ArtifactInfo, CoverageResult, Document, PurifyResult, Result, ScoreResult
+from bdprune.record import ArtifactInfo, CoverageResult, Document, PurifyResult, Result
 from bdprune.report import Table, html_page, writer
 
 VOID = {"meta", "link", "br", "hr", "img", "input"}
@@ -48,13 +47,6 @@ def read(*documents: Document | CoverageResult) -> Reader:
 
 def words(reader: Reader) -> str:
     return " ".join(" ".join(reader.text).split())
-
-
-@pytest.fixture
-def everything(
-    backdoored: Result, repaired: PurifyResult, clean: Result, inconclusive: Result, failed: Result, scored: ScoreResult
-) -> list[Document]:
-    return [backdoored, repaired, clean, inconclusive, failed, scored]
 
 
 def test_verdict_comes_before_everything_else_about_the_model(backdoored: Result) -> None:

@@ -1,0 +1,113 @@
+"""Opens a page in headless Chromium, through the DevTools protocol on a pipe: no package is needed for it."""
+
+from __future__ import annotations
+
+import json
+import os
+import select
+import subprocess
+from base64 import b64decode
+from contextlib import suppress
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+FLAGS = ("--headless=new", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--no-first-run")
+PROBLEMS = ("Runtime.exceptionThrown", "Runtime.consoleAPICalled", "Log.entryAdded")
+PATIENCE = 120  # seconds; Chromium starts in one or two
+
+
+class Chromium:
+    """One browser with one page; ``problems`` collects what the page logs: script errors, policy violations."""
+
+    def __init__(self, browser: str, profile: Path) -> None:
+        self.problems: list[dict[str, Any]] = []
+        self._last = 0
+        self._rest = b""
+        to_browser, self._write = os.pipe()
+        self._read, from_browser = os.pipe()
+        command = [browser, *FLAGS, "--remote-debugging-pipe", f"--user-data-dir={profile}"]
+        # Chromium reads commands from descriptor 3 and writes answers to descriptor 4.
+        shell = f'exec "$@" 3<&{to_browser} 4>&{from_browser}'
+        self._process = subprocess.Popen(
+            ["bash", "-c", shell, "bash", *command],
+            pass_fds=(to_browser, from_browser),
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        )
+        os.close(to_browser)
+        os.close(from_browser)
+
+    def __enter__(self) -> Chromium:
+        target = self._ask("Target.createTarget", url="about:blank")["targetId"]
+        self._session = self._ask("Target.attachToTarget", targetId=target, flatten=True)["sessionId"]
+        for domain in ("Page", "Runtime", "Log"):
+            self.ask(f"{domain}.enable")
+        self.ask("Page.setLifecycleEventsEnabled", enabled=True)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        with suppress(OSError, EOFError):
+            self._ask("Browser.close")
+        try:
+            self._process.wait(30)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
+        os.close(self._write)
+        os.close(self._read)
+
+    def open(self, page: Path, scheme: str, width: int = 1200) -> None:
+        """Loads a file as a reader with this ``prefers-color-scheme`` sees it, and waits until it is drawn."""
+        self.ask("Emulation.setEmulatedMedia", features=[{"name": "prefers-color-scheme", "value": scheme}])
+        self.ask("Emulation.setDeviceMetricsOverride", width=width, height=900, deviceScaleFactor=1, mobile=False)
+        loader = self.ask("Page.navigate", url=page.as_uri())["loaderId"]
+        while not self._loaded(loader, self._receive()):
+            pass
+
+    @staticmethod
+    def _loaded(loader: str, message: dict[str, Any]) -> bool:
+        params = message.get("params", {})
+        return (message.get("method"), params.get("name"), params.get("loaderId")) == (
+            "Page.lifecycleEvent",
+            "load",
+            loader,
+        )
+
+    def value(self, expression: str) -> Any:
+        """The value of a JavaScript expression in the page."""
+        return self.ask("Runtime.evaluate", expression=expression, returnByValue=True)["result"].get("value")
+
+    def screenshot(self) -> bytes:
+        """The visible part of the page, as PNG."""
+        return b64decode(self.ask("Page.captureScreenshot")["data"])
+
+    def ask(self, method: str, **params: Any) -> dict[str, Any]:
+        """Sends a command to the page and returns the answer."""
+        return self._ask(method, self._session, **params)
+
+    def _ask(self, method: str, session: str = "", **params: Any) -> dict[str, Any]:
+        self._last += 1
+        message = {"id": self._last, "method": method, "params": params} | ({"sessionId": session} if session else {})
+        os.write(self._write, json.dumps(message).encode() + b"\0")
+        while (answer := self._receive()).get("id") != self._last:
+            pass
+        assert "error" not in answer, f"{method}: {answer['error']}"
+        result: dict[str, Any] = answer["result"]
+        return result
+
+    def _receive(self) -> dict[str, Any]:
+        while b"\0" not in self._rest:
+            if not select.select([self._read], [], [], PATIENCE)[0]:
+                raise TimeoutError(f"Chromium sent nothing for {PATIENCE} s")
+            chunk = os.read(self._read, 1 << 16)
+            if not chunk:
+                raise EOFError("Chromium ended")
+            self._rest += chunk
+        text, _, self._rest = self._rest.partition(b"\0")
+        message: dict[str, Any] = json.loads(text)
+        if message.get("method") in PROBLEMS:
+            self.problems.append(message["params"])
+        return message
