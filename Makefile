@@ -37,7 +37,8 @@ env: $(STAMP) ## create the environment and build the compiled part
 demo: env ## scan and repair the shipped models; writes an HTML report
 	$(PYTHON) -m bdprune demo
 
-test: env lint types cuda-check-if-nvcc ## run all checks: lint, types, tests with coverage
+test: env ## run all checks: lint, types, tests with coverage
+	$(MAKE) -j$(JOBS) --output-sync STAMP= lint types cuda-check-if-nvcc
 	$(PYTHON) -m pytest --cov --cov-report=term -n $(JOBS) --dist loadfile --no-loadscope-reorder
 
 lint: env ## ruff, clang-format, and the layers of imports
@@ -82,8 +83,13 @@ clean: ## remove build outputs; keeps .venv
 	rm -rf build dist site *.egg-info .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .coverage*
 	find bdprune -name '*.so' -delete -o -name __pycache__ -type d -prune -exec rm -rf {} +
 
-cuda-check-if-nvcc:
-	@if command -v nvcc >/dev/null; then $(MAKE) cuda-check; else echo "nvcc not found: the CUDA sources are not compiled"; fi
+# Compiles only what changed since the last check that passed.
+cuda-check-if-nvcc: $(if $(shell command -v nvcc),build/cuda-checked)
+	@command -v nvcc >/dev/null || echo "nvcc not found: the CUDA sources are not compiled"
+
+build/cuda-checked: $(NATIVE) tools/cuda_check.py | $(STAMP)
+	$(PYTHON) tools/cuda_check.py
+	@mkdir -p build && touch $@
 
 .venv/bin/python:
 	@for python in python3 python3.13 python3.12 python3.11; do \

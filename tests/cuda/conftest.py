@@ -1,6 +1,7 @@
 """The CUDA kernels, built by the C++ compiler with simt/cuda_runtime.h, so that they run without a GPU."""
 
 import ctypes
+import fcntl
 import hashlib
 import os
 import shutil
@@ -31,10 +32,15 @@ def _run(*command: str | Path) -> str:
 
 
 def _build(compiler: str, folder: Path) -> Path:
+    """The library in this folder. One process compiles it and the others wait, so that no two write the same files."""
     library = folder / "simt.so"
-    if library.exists():
-        return library
     folder.mkdir(parents=True, exist_ok=True)
+    with (folder / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        return library if library.exists() else _compile(compiler, folder, library)
+
+
+def _compile(compiler: str, folder: Path, library: Path) -> Path:
     sources = [SIMT / "simt.cpp", ROOT / "csrc/ops.cpp", *sorted((ROOT / "csrc/cuda").glob("*.cu"))]
     prelude = ["-include", SIMT / "prelude.h", "-x", "c++"]
 
@@ -45,7 +51,7 @@ def _build(compiler: str, folder: Path) -> Path:
 
     with ThreadPoolExecutor(2) as pool:
         objects = list(pool.map(compile_one, sources))
-    linked = folder / f"linked-{os.getpid()}.so"
+    linked = folder / "linked.so"
     _run(compiler, "-shared", *FLAGS, *objects, f"-L{TORCH / 'lib'}", "-ltorch_cpu", "-lc10", "-o", linked)
     linked.rename(library)
     return library
