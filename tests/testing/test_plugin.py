@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import importlib.util
 import json
 import os
 import shutil
@@ -17,6 +18,7 @@ from click.testing import CliRunner
 import bdprune.detectors
 from bdprune import registry
 from bdprune.cli.main import main
+from bdprune.testing import check_detector, check_purifier
 
 ROOT = Path(__file__).parents[2]
 EXAMPLE = Path(__file__).parent / "plugin"
@@ -24,42 +26,67 @@ DEMO = ROOT / "zoo" / "demo"
 
 
 @pytest.fixture(scope="module")
-def run(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., str]:
-    """Runs Python in a separate process that finds the installed package; returns its output."""
+def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder into which pip installed the package of the example."""
     folder = tmp_path_factory.mktemp("plugin")
     shutil.copytree(EXAMPLE, folder / "source")
     options = ["--quiet", "--no-deps", "--no-build-isolation", "--no-index", "--disable-pip-version-check"]
     pip = [sys.executable, "-m", "pip", "install", *options, "--target", folder / "site", folder / "source"]
     subprocess.run(pip, check=True)
-    paths = [str(folder / "site"), str(ROOT)]
-    env = {**os.environ, "PYTHONPATH": os.pathsep.join(paths), "COLUMNS": "200"}
+    return folder / "site"
+
+
+@pytest.fixture
+def start(site: Path, tmp_path: Path) -> Callable[..., str]:
+    """Runs Python in a process of its own that finds the installed package, and returns what it prints."""
+    env = {**os.environ, "PYTHONPATH": os.pathsep.join([str(site), str(ROOT)]), "COLUMNS": "200"}
 
     def call(*args: object) -> str:
         command = [sys.executable, *map(str, args)]
-        done = subprocess.run(command, env=env, cwd=folder, capture_output=True, text=True)
+        done = subprocess.run(command, env=env, cwd=tmp_path, capture_output=True, text=True)
         assert done.returncode in (0, 1, 5), done.stderr
         return done.stdout
 
     return call
 
 
-def test_is_listed_with_its_description(run: Callable[..., str]) -> None:
-    assert "finds a label that depends on one feature" in run("-m", "bdprune", "detectors")
-    found = {one["name"]: one for one in json.loads(run("-m", "bdprune", "purifiers", "--format", "json"))}
+@pytest.fixture
+def run(site: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., str]]:
+    """Runs ``bdprune ARGS`` in this process, which finds the installed package, and returns what it prints."""
+    monkeypatch.syspath_prepend(site)
+    monkeypatch.setenv("COLUMNS", "200")
+    registry._homes.cache_clear()
+
+    def call(*args: object) -> str:
+        done = CliRunner().invoke(main, [*map(str, args)], prog_name="bdprune")
+        assert done.exit_code in (0, 1, 5), done.output
+        return done.stdout
+
+    yield call
+    registry._homes.cache_clear()
+    sys.modules.pop("bdprune_example", None)
+
+
+def test_a_process_lists_it_with_its_description(start: Callable[..., str]) -> None:
+    assert "finds a label that depends on one feature" in start("-m", "bdprune", "detectors")
+
+
+def test_is_listed_as_json(run: Callable[..., str]) -> None:
+    found = {one["name"]: one for one in json.loads(run("purifiers", "--format", "json"))}
     assert found["clp"]["id"] == "example.clp" and found["clp"]["settings"] == {"u": 3.0}
 
 
 def test_can_be_chosen_on_the_command_line(run: Callable[..., str]) -> None:
-    assert "|peak_weight" in run("-m", "bdprune", "scan", "--help")
-    scan = ["-m", "bdprune", "scan", DEMO / "clean.safetensors", "--data", DEMO / "defence.npz", "--per-class", 2]
+    assert "|peak_weight" in run("scan", "--help")
+    scan = ["scan", DEMO / "clean.safetensors", "--data", DEMO / "defence.npz", "--per-class", 2]
     result = json.loads(run(*scan, "--detectors", "lipschitz,peak_weight", "--format", "json"))
     mine = result["detectors"][1]
     assert mine["detector"] == "example.peak_weight" and len(mine["label_scores"]) == 10
     assert "peak_weight" in run(*scan, "--detectors", "peak_weight")
 
 
-def test_stands_in_the_generated_tables(run: Callable[..., str], tmp_path: Path) -> None:
-    run(ROOT / "tools" / "generate_docs.py", "--folder", tmp_path)
+def test_stands_in_the_generated_tables(start: Callable[..., str], tmp_path: Path) -> None:
+    start(ROOT / "tools" / "generate_docs.py", "--folder", tmp_path)
     page = (tmp_path / "methods.md").read_text()
     assert (
         "| [peak_weight](#peak_weight-detector) | finds a label that depends on one feature | no images | weights |"
@@ -68,13 +95,10 @@ def test_stands_in_the_generated_tables(run: Callable[..., str], tmp_path: Path)
     assert "BD901 `peak-weight`" in page and "### clp (purifier)" in page
 
 
-def test_passes_the_checks(run: Callable[..., str]) -> None:
-    script = (
-        "import bdprune_example as mine, json, bdprune.testing as testing\n"
-        "found = [testing.check_detector(mine.PeakWeight), testing.check_purifier(mine.LipschitzPruning())]\n"
-        "print(json.dumps(found))"
-    )
-    detector, purifier = json.loads(run("-c", script))
+@pytest.mark.usefixtures("run")
+def test_passes_the_checks() -> None:
+    mine = importlib.import_module("bdprune_example")
+    detector, purifier = check_detector(mine.PeakWeight), check_purifier(mine.LipschitzPruning())
     assert detector.pop("gives the same evidence in a stack") == "skipped: The detector does not take stacks."
     assert detector.pop("gives the same evidence in a scan of a stack") == "skipped: The detector does not take stacks."
     assert detector["finds a planted backdoor"] == "passed"
