@@ -69,7 +69,7 @@ def test_three_tf32_products_are_as_good_as_a_float32_one(emulated, randn, shape
 
 
 def test_three_tf32_products_far_from_the_origin(emulated, randn):
-    x = randn(5, 4, 40, 41) + 30
+    x = randn(2, 4, 29, 29) + 30  # 1,682 positions: several runs and splits, the last ones not whole
     shift = x[0].mean((1, 2)).double()
     results = []
     for seed in range(2):

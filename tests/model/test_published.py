@@ -1,4 +1,5 @@
-"""Published checkpoints load and reach their stated accuracy on the full test set."""
+"""Checkpoints published by others: they load, and classify every eighth image of the test set as often right as the
+same weights did when all images gave the stated accuracy."""
 
 from __future__ import annotations
 
@@ -10,6 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from bdprune.data.parquet import ParquetSource
 from bdprune.model.handle import Model, Normalization
 from bdprune.model.loading import load
 from bdprune.model.saving import save
@@ -39,29 +41,41 @@ def test_is_recognised_and_saved_back_unchanged(data_root: Path, tmp_path: Path,
     assert all(torch.equal(original[key][entry], copy[key][entry]) for entry in original[key])
 
 
+EVERY = 8
+"""One image in so many is classified: all of them took minutes."""
+
+
+@pytest.fixture(scope="module")
+def cifar10(data_root: Path) -> tuple[Tensor, Tensor]:
+    """Every eighth image of the test set, uint8 ``[1250, 3, 32, 32]``, and the labels."""
+    source = ParquetSource(data_root / "cifar10" / "test.parquet")
+    rows = range(0, len(source.labels), EVERY)
+    images = [image for _, image in sorted(source.read(rows), key=lambda pair: pair[0])]
+    return torch.stack(images), source.labels[::EVERY]
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "normalize", "correct"),
     [
-        ("ibau-cifar10-badnets-target8.pth", None, 8446),
-        ("ibau-cifar10-trojanwm-target2.pth", None, 8502),
-        ("akamaster-resnet20-clean.th", IMAGENET, 9173),
-        ("akamaster-resnet56-clean.th", IMAGENET, 9339),
+        ("ibau-cifar10-badnets-target8.pth", None, 1087),  # 8446 of all 10,000
+        ("ibau-cifar10-trojanwm-target2.pth", None, 1088),  # 8502
+        ("akamaster-resnet20-clean.th", IMAGENET, 1141),  # 9173
+        ("akamaster-resnet56-clean.th", IMAGENET, 1166),  # 9339
     ],
 )
-def test_accuracy_on_cifar10(data_root: Path, name: str, normalize: Normalization | None, correct: int) -> None:
-    from bdprune.data.parquet import read_parquet
-
-    raw = read_parquet(data_root / "cifar10" / "test.parquet")
+def test_accuracy_on_cifar10(
+    data_root: Path, cifar10: tuple[Tensor, Tensor], name: str, normalize: Normalization | None, correct: int
+) -> None:
     model = load(data_root / "checkpoints" / name, normalize=normalize)
-    assert abs(count_correct(model, raw.images, raw.labels) - correct) <= 1  # one image may sit on a boundary
+    assert abs(count_correct(model, *cifar10) - correct) <= 1  # one image may sit on a boundary
 
 
 @pytest.mark.slow
 def test_accuracy_on_gtsrb_sign_crops(data_root: Path) -> None:
     images, labels = sign_crops(data_root / "gtsrb" / "test.parquet")
     model = load(data_root / "checkpoints" / "ibau-gtsrb-badnets-target8.pth")
-    assert count_correct(model, images, labels) / len(labels) == pytest.approx(0.9729, abs=0.0001)
+    assert abs(count_correct(model, images, labels) - 1540) <= 1  # 97.53 %; of all 12,630 signs it is 97.29 %
 
 
 @torch.no_grad()
@@ -72,10 +86,11 @@ def count_correct(model: Model, images: Tensor, labels: Tensor) -> int:
 
 
 def sign_crops(path: Path) -> tuple[Tensor, Tensor]:
-    """Uint8 images ``[N, 3, 32, 32]`` of the signs only, cropped as the data's notes describe, and their labels."""
+    """Uint8 images ``[N, 3, 32, 32]`` of every eighth sign alone, cut as the data's notes say, and the labels."""
     parquet = pytest.importorskip("pyarrow.parquet")
     image = pytest.importorskip("PIL.Image")
-    rows = parquet.read_table(path).to_pylist()
+    table = parquet.read_table(path)
+    rows = table.take(list(range(0, len(table), EVERY))).to_pylist()
     crops = []
     for row in rows:
         content = row["image"]["bytes"] if isinstance(row["image"], dict) else row["image"]
