@@ -1,4 +1,7 @@
 // The scheduler behind cuda_runtime.h, and the few symbols of a CUDA build of torch that the kernels' hosts ask for.
+#undef _FORTIFY_SOURCE  // its longjmp refuses to change stacks
+
+#include <setjmp.h>
 #include <ucontext.h>
 
 #include <memory>
@@ -18,12 +21,15 @@ namespace {
 constexpr int kWarp = 32;
 constexpr size_t kStackBytes = 128 << 10;
 
-enum class State { kReady, kAtWarp, kAtBlock, kDone };
+enum class State { kNew, kReady, kAtWarp, kAtBlock, kDone };
 
+// A fiber starts from `context` and goes on from `place`: setjmp and longjmp, unlike swapcontext, make no system call.
 struct Fiber {
   ucontext_t context;
+  jmp_buf place;
   std::unique_ptr<char[]> stack;
-  State state;
+  State state = State::kNew;
+  bool started = false;
   dim3 index;
 };
 
@@ -31,7 +37,7 @@ std::mt19937_64 generator;
 std::vector<Fiber> fibers;
 std::vector<uint64_t> slots;
 std::vector<std::pair<char*, size_t>> shared_memory;
-ucontext_t scheduler;
+jmp_buf scheduler;
 int running;
 const std::function<void()>* body;
 std::string failure;
@@ -39,19 +45,38 @@ int64_t launches = 0;
 
 int block_threads() { return static_cast<int>(blockDim.x * blockDim.y * blockDim.z); }
 
+// Goes back to the scheduler until it resumes this fiber.
+void leave(Fiber& fiber, State state) {
+  fiber.state = state;
+  if (_setjmp(fiber.place) == 0) _longjmp(scheduler, 1);
+}
+
+void resume(Fiber& fiber) {
+  if (_setjmp(scheduler) != 0) return;
+  if (fiber.started) _longjmp(fiber.place, 1);
+  fiber.started = true;
+  setcontext(&fiber.context);
+}
+
+// A fiber that has returned from the kernel waits here for the next block.
 void enter() {
-  (*body)();
-  fibers[running].state = State::kDone;
+  while (true) {
+    (*body)();
+    leave(fibers[running], State::kDone);
+  }
 }
 
 void prepare(int t) {
   Fiber& fiber = fibers[t];
-  if (!fiber.stack) fiber.stack = std::make_unique<char[]>(kStackBytes);
-  getcontext(&fiber.context);
-  fiber.context.uc_stack.ss_sp = fiber.stack.get();
-  fiber.context.uc_stack.ss_size = kStackBytes;
-  fiber.context.uc_link = &scheduler;
-  makecontext(&fiber.context, enter, 0);
+  if (fiber.state != State::kDone) {  // new, or stopped half-way by a failure
+    if (!fiber.stack) fiber.stack = std::make_unique<char[]>(kStackBytes);
+    getcontext(&fiber.context);
+    fiber.context.uc_stack.ss_sp = fiber.stack.get();
+    fiber.context.uc_stack.ss_size = kStackBytes;
+    fiber.context.uc_link = nullptr;
+    makecontext(&fiber.context, enter, 0);
+    fiber.started = false;
+  }
   fiber.state = State::kReady;
   const unsigned u = static_cast<unsigned>(t);
   fiber.index = dim3(u % blockDim.x, u / blockDim.x % blockDim.y, u / blockDim.x / blockDim.y);
@@ -81,7 +106,7 @@ void run_warp(int begin, int end) {
       if (fibers[t].state != State::kReady) continue;
       running = t;
       threadIdx = fibers[t].index;
-      swapcontext(&scheduler, &fibers[t].context);
+      resume(fibers[t]);
     }
   } while (release(begin, end, State::kAtWarp, "a warp barrier") && failure.empty());
 }
@@ -114,11 +139,7 @@ int lane() { return running % kWarp; }
 
 uint64_t* lane_slot(int lane) { return &slots[(running / kWarp * kWarp + lane) * kSlots]; }
 
-void wait(Scope scope) {
-  const int self = running;
-  fibers[self].state = scope == Scope::kWarp ? State::kAtWarp : State::kAtBlock;
-  swapcontext(&fibers[self].context, &scheduler);
-}
+void wait(Scope scope) { leave(fibers[running], scope == Scope::kWarp ? State::kAtWarp : State::kAtBlock); }
 
 cudaError_t run_grid(dim3 grid, dim3 block, const std::function<void()>& thread) {
   if (!within_limits(grid, block)) return cudaErrorInvalidConfiguration;
