@@ -55,7 +55,7 @@ def run(site: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., s
     """Runs ``bdprune ARGS`` in this process, which finds the installed package, and returns what it prints."""
     monkeypatch.syspath_prepend(site)
     monkeypatch.setenv("COLUMNS", "200")
-    registry._homes.cache_clear()
+    registry._method_places.cache_clear()
 
     def call(*args: object) -> str:
         done = CliRunner().invoke(main, [*map(str, args)], prog_name="bdprune")
@@ -63,7 +63,7 @@ def run(site: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., s
         return done.stdout
 
     yield call
-    registry._homes.cache_clear()
+    registry._method_places.cache_clear()
     sys.modules.pop("bdprune_example", None)
 
 
