@@ -53,7 +53,9 @@ def test_detectors_are_listed_in_the_order_of_a_scan(run: Run) -> None:
     assert [row.split()[0] for row in rows[:3]] == ["lipschitz", "suspiciousness", "unlearning"]
     assert "no images" in rows[0] and "weights" in rows[0]
     assert "100+ labelled images" in rows[2] and "training" in rows[2]
-    assert any(row.strip().startswith("lipschitz: It finds backdoors") for row in rows), "the limits are below the table"
+    assert any(row.strip().startswith("lipschitz: It finds backdoors") for row in rows), (
+        "the limits are below the table"
+    )
 
 
 def test_purifiers_are_listed_with_their_presets(run: Run) -> None:

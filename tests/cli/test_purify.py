@@ -137,7 +137,11 @@ def test_a_scan_of_something_else_is_refused(
     broken = tmp_path / "broken.json"
     broken.write_text("{}")
     images = scanned(run, tiny, model_args, "--per-class", "7")
-    cases = [(tmp_path / "none.json", "Cannot read"), (broken, "does not hold results of schema"), (images, "other clean images")]
+    cases = [
+        (tmp_path / "none.json", "Cannot read"),
+        (broken, "does not hold results of schema"),
+        (images, "other clean images"),
+    ]
     for start, words in cases:
         done = purify("-o", tmp_path / "o.pth", "--from", start)
         assert done.exit_code != 0 and words in done.stderr and done.stdout == "", done.output
