@@ -106,7 +106,8 @@ env-given:
 
 define install
 	$(PYTHON) -c 'import torch' 2>/dev/null || $(PIP) '$(TORCH)'
-	$(PIP) 'setuptools>=77' wheel ninja 'pybind11>=2.13' numpy
+	$(PIP) 'setuptools>=77' wheel ninja
+	rm -f bdprune/_core.cpython-*.so # from before the limited API: Python would prefer it
 	$(PIP) --editable '.[dev]' --no-build-isolation --config-settings editable_mode=compat
 endef
 

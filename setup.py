@@ -1,9 +1,10 @@
 """Builds the native modules of bdprune; everything else about the package stands in pyproject.toml.
 
 Modules:
-    bdprune._C       dispatcher ops for the CPU, LibTorch stable ABI (torch >= 2.11) and CPython's limited API
+    bdprune._C       dispatcher ops for the CPU, LibTorch stable ABI (torch >= 2.11)
     bdprune._C_cuda  the same ops for CUDA, where torch is a CUDA build and nvcc is found, or with FORCE_CUDA=1
-    bdprune._core    the torch-free core on NumPy arrays (pybind11)
+    bdprune._core    the torch-free core on NumPy arrays
+All three use CPython's limited API, so a wheel serves Python 3.11 and every later version.
 
 Environment:
     BDPRUNE_NO_NATIVE=1   install pure Python; the ops then run on their plain-PyTorch reference
@@ -27,6 +28,7 @@ from setuptools import Extension, setup
 
 STABLE_ABI = "0x020b000000000000"  # torch 2.11
 MINIMUM_TORCH = (2, 11)
+WHEEL_OPTIONS = {"bdist_wheel": {"py_limited_api": "cp311"}}
 
 
 def flag(name: str) -> bool:
@@ -71,14 +73,12 @@ def sources(*patterns: str) -> list[str]:
 
 
 def core_extension() -> Extension:
-    import pybind11
-
     return Extension(
         "bdprune._core",
         sources("csrc/numpy.cpp", "csrc/core/*.cpp"),
-        include_dirs=[pybind11.get_include()],
         extra_compile_args=["-std=c++17", *compile_flags()],
         extra_link_args=sanitize_flags(),
+        py_limited_api=True,
         language="c++",
     )
 
@@ -139,11 +139,11 @@ def settings() -> dict[str, Any]:
     print(f"bdprune: CUDA ops {'on' if with_cuda else 'off'} ({reason})")
     if torch is None:
         # The first call of a PEP 517 build: ask for torch, the modules follow when it is there.
-        return {"setup_requires": ["torch>=2.11"], "ext_modules": [core_extension()]}
+        return {"setup_requires": ["torch>=2.11"], "ext_modules": [core_extension()], "options": WHEEL_OPTIONS}
     from torch.utils.cpp_extension import BuildExtension
 
     extensions = [core_extension(), cpu_extension(), *([cuda_extension()] if with_cuda else [])]
-    return {"ext_modules": extensions, "cmdclass": {"build_ext": BuildExtension}}
+    return {"ext_modules": extensions, "cmdclass": {"build_ext": BuildExtension}, "options": WHEEL_OPTIONS}
 
 
 setup(**settings())

@@ -46,8 +46,8 @@ step() {
 command -v nvidia-smi >/dev/null || cannot "nvidia-smi was not found: this machine has no NVIDIA GPU or no driver."
 nvidia-smi -L >/dev/null || cannot "nvidia-smi found no GPU: check the driver."
 command -v "$python" >/dev/null || cannot "$python was not found: give a Python with a CUDA build of torch."
-"$python" -c 'import pytest, hypothesis, ninja, pybind11' ||
-  cannot "install pytest, hypothesis, ninja and pybind11 for $python first."
+"$python" -c 'import pytest, hypothesis, ninja' ||
+  cannot "install pytest, hypothesis and ninja for $python first."
 "$python" -c 'import click, jinja2, msgspec, numpy, PIL, pyarrow, rich, safetensors' ||
   cannot "install the requirements of bdprune for $python first: pyproject.toml lists them."
 "$python" -c 'import sys, torch; sys.exit(not torch.cuda.is_available())' ||

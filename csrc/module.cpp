@@ -7,6 +7,12 @@
 
 #include <Python.h>
 
+// libstdc++ reads this variable of glibc 2.32 to count the owners of a shared_ptr without atomic operations in a
+// process of one thread. A definition of our own, which always says "several threads", lets the module load on the older
+// glibc that torch supports (2.28).
+extern "C" __attribute__((visibility("hidden"))) char __libc_single_threaded;
+char __libc_single_threaded = 0;
+
 #define BDP_CONCAT_(a, b) a##b
 #define BDP_CONCAT(a, b) BDP_CONCAT_(a, b)
 #define BDP_STRING_(a) #a

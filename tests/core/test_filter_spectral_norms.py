@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
+import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -139,7 +143,66 @@ def test_wrong_sizes_are_refused() -> None:
         core.spectral_norms(x, "float32", 2**40, 2**40, 1)
     with pytest.raises(ValueError, match="not be negative"):
         core.spectral_norms(x, "float32", -2, -3, 4)
-    with pytest.raises(ValueError, match="got int8"):
+    with pytest.raises(ValueError, match="not int8"):
         core.spectral_norms(x, "int8", 2, 3, 4)
     with pytest.raises(ValueError, match="contiguous"):
         core.spectral_norms(x.transpose(2, 0, 1), "float32", 2, 3, 4)
+    with pytest.raises(ValueError, match="aligned"):
+        core.spectral_norms(np.zeros(97, dtype=np.uint8)[1:], "float32", 2, 3, 4)
+
+
+def test_wrong_types_are_refused() -> None:
+    x = np.zeros((2, 3, 4), dtype=np.float32)
+    for arguments in (
+        (),
+        (x,),
+        (x, "float32", 2, 3),
+        (x, "float32", 2, 3, 4, 5),
+        (x, 32, 2, 3, 4),
+        (3, "float32", 1, 1, 1),
+    ):
+        with pytest.raises(TypeError):
+            core.spectral_norms(*arguments)
+    with pytest.raises(OverflowError):
+        core.spectral_norms(x, "float32", 2**70, 3, 4)
+
+
+def test_every_contiguous_buffer_is_read() -> None:
+    x = np.random.default_rng(0).standard_normal((2, 3, 4)).astype(np.float32)
+    expected = core.spectral_norms(x, "float32", 2, 3, 4)
+    for buffer in (x.tobytes(), bytearray(x.tobytes()), memoryview(x), x.view(np.uint8)):
+        found = core.spectral_norms(weights=buffer, dtype="float32", count=2, rows=3, cols=4)
+        assert found.dtype == np.float64 and np.array_equal(found, expected)
+
+
+def test_no_reference_is_kept() -> None:
+    x = bytearray(96)
+    before = sys.getrefcount(x)
+    for count in (2, 4):  # one call succeeds, the other fails
+        for _ in range(3):
+            with contextlib.suppress(ValueError):
+                core.spectral_norms(x, "float32", count, 3, 4)
+    assert sys.getrefcount(x) == before
+    x.append(0)  # a buffer in use cannot be resized
+
+
+def test_other_threads_run_meanwhile() -> None:
+    x = np.random.default_rng(0).standard_normal((16, 160, 160))
+
+    def timed() -> tuple[float, float]:
+        begin = time.perf_counter()
+        core.spectral_norms(x, "float64", *x.shape)
+        return begin, time.perf_counter()
+
+    def longest_pause() -> float:
+        """Of this thread while the other computes, as a share of that time."""
+        ticks = []
+        with ThreadPoolExecutor(1) as pool:
+            future = pool.submit(timed)
+            while not future.done():
+                ticks.append(time.perf_counter())
+        begin, end = future.result()
+        times = [begin, *(tick for tick in ticks if begin < tick < end), end]
+        return max(later - earlier for earlier, later in itertools.pairwise(times)) / (end - begin)
+
+    assert any(longest_pause() < 0.4 for _ in range(20))  # a busy machine may run one thread after the other

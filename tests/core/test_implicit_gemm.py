@@ -119,3 +119,30 @@ def test_tf32_is_the_nearest_of_ten_bits(value: float) -> None:
 def test_what_is_not_finite_stays_so() -> None:
     for bits in (0x7F800000, 0xFF800000, 0x7FC00000, 0x7F800001, 0xFFFFFFFF):
         assert core.round_to_tf32(bits) == bits
+
+
+@pytest.mark.parametrize(
+    ("name", "arguments"),
+    [
+        ("conv_sources", ((0, 1), (1, 1), (1, 1), (1, 1), (0, 0), (1, 1), (0, 0), False)),
+        ("conv_sources", ((1, 1), (1, 1), (1, 1), (0, 1), (0, 0), (1, 1), (0, 0), True)),
+        ("conv_sources", ((1, 1), (1, 2**20), (1, 1), (1, 1), (0, 0), (1, 1), (0, 0), False)),
+        ("conv_tile", (-1, 1, 1, 1)),
+        ("conv_tile", (0, 0, 1, 1)),
+        ("conv_walk", ((0, 1), 4)),
+        ("conv_walk", ((1, 1), 4, [1.0, 1.0, 1.0])),
+        ("conv_walk", ((1, 1), 4, [[1.0, 1.0], [1.0, 1.0]])),
+        ("stage_places", (-1, 0)),
+        ("stage_places", (0, 3)),
+        ("mask_shares", (0, 1, 1, 1)),
+        ("mask_shares", (1, 1, 1, 0)),
+        ("fragment_places", ("d8", 0)),
+        ("fragment_places", ("a8", -1)),
+        ("round_to_tf32", (-1,)),
+        ("round_to_tf32", (2**32,)),
+        ("jacobi_schedule", (0,)),
+    ],
+)
+def test_values_that_the_index_logic_cannot_take_are_refused(name: str, arguments: tuple[object, ...]) -> None:
+    with pytest.raises(ValueError):
+        getattr(core, name)(*arguments)
