@@ -76,8 +76,16 @@ bench-gpu: env ## run the speed benchmarks on a CUDA device and write docs/evalu
 	$(PYTHON) -m bench.speed --device cuda --threads 1 --minutes $(GPU_MINUTES) --out bench/results/speed-cuda.json
 	$(PYTHON) -m bench.speed.report
 
-build: env ## build a wheel of the working tree into dist/
-	$(PYTHON) -m pip wheel . --no-build-isolation --no-deps --wheel-dir dist
+wheel: env ## a wheel for Linux, every Python >= 3.11 and every torch >= 2.11, without CUDA ops; into dist/
+	rm -rf build/lib* build/bdist* build/wheel dist/bdprune-*.whl
+	FORCE_CUDA=0 $(PYTHON) -m pip wheel . --no-build-isolation --no-deps --wheel-dir build/wheel
+	PATH="$(dir $(PYTHON)):$$PATH" $(PYTHON) -m auditwheel repair --plat manylinux_2_28_x86_64 --strip \
+	  --exclude 'libtorch*.so' --exclude 'libc10*.so' --wheel-dir dist build/wheel/*.whl
+	$(PYTHON) -m abi3audit --strict --summary dist/*.whl
+	BDPRUNE_WHEEL="$$(realpath dist/*.whl)" $(PYTHON) -m pytest -q tests/test_wheel.py
+
+test-wheel: wheel ## install the wheel into a new environment and run the tests there, the source tree out of reach
+	tools/test_wheel.sh $(PYTHON) dist/*.whl '$(TORCH)' -n $(JOBS) --dist loadfile --no-loadscope-reorder
 
 clean: ## remove build outputs; keeps .venv
 	rm -rf build dist site *.egg-info .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .coverage*
@@ -111,4 +119,4 @@ define install
 	$(PIP) --editable '.[dev]' --no-build-isolation --config-settings editable_mode=compat
 endef
 
-.PHONY: help env demo test lint types format cuda-check bench bench-gpu build clean cuda-check-if-nvcc env-given
+.PHONY: help env demo test lint types format cuda-check bench bench-gpu wheel test-wheel clean cuda-check-if-nvcc env-given

@@ -53,9 +53,17 @@ def import_torch() -> Any | None:
     return torch
 
 
+def torch_home() -> Path:
+    """The folder that holds the torch package, or would."""
+    torch = sys.modules.get("torch")
+    return Path(torch.__file__).resolve().parents[1] if torch else Path(sysconfig.get_path("platlib"))
+
+
 def compile_flags() -> list[str]:
     # No -fopenmp: the kernels run on libtorch's own threads, through torch::stable::parallel_for.
     flags = ["-fvisibility=hidden", "-Wall", "-Wextra", "-Wno-psabi", "-Wno-unknown-pragmas"]
+    # Messages of failed checks name their source file: not by its place on the machine that built it.
+    flags += [f"-ffile-prefix-map={folder}/=" for folder in (Path(__file__).resolve().parent, torch_home())]
     # Roots and maxima are vectorised only when they need not set errno or raise; neither changes a result.
     flags += ["-fno-math-errno", "-fno-trapping-math"]
     flags += ["-O0", "-g", "-UNDEBUG"] if flag("DEBUG") else ["-O3", "-g0"]

@@ -8,8 +8,8 @@
 #include <Python.h>
 
 // libstdc++ reads this variable of glibc 2.32 to count the owners of a shared_ptr without atomic operations in a
-// process of one thread. A definition of our own, which always says "several threads", lets the module load on the older
-// glibc that torch supports (2.28).
+// process of one thread. A definition of our own, which always says "several threads", lets the module load on the
+// older glibc that torch supports (2.28).
 extern "C" __attribute__((visibility("hidden"))) char __libc_single_threaded;
 char __libc_single_threaded = 0;
 

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import bdprune
+
 TESTS = Path(__file__).parent
-PACKAGE = TESTS.parent / "bdprune"
+PACKAGE = Path(bdprune.__file__).parent
 APART = {"bench", "core", "cuda", "docs", "gpu", "plugin"}
 """Folders whose tests are of something else than one Python module."""
 

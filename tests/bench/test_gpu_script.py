@@ -47,6 +47,7 @@ def test_every_test_that_it_names_exists() -> None:
     assert [name for name in named if not (ROOT / name).exists()] == []
 
 
+@pytest.mark.source
 def test_every_op_with_a_kernel_runs_under_the_sanitizers() -> None:
     sources = "".join(path.read_text() for path in (ROOT / "csrc/cuda").glob("*.cu"))
     checked = Path(gpu_ops.__file__).read_text()
