@@ -76,7 +76,7 @@ bench-gpu: env ## run the speed benchmarks on a CUDA device and write docs/evalu
 	$(PYTHON) -m bench.speed --device cuda --threads 1 --minutes $(GPU_MINUTES) --out bench/results/speed-cuda.json
 	$(PYTHON) -m bench.speed.report
 
-wheel: env ## a wheel for Linux, every Python >= 3.11 and every torch >= 2.11, without CUDA ops; into dist/
+wheel: env ## one wheel for Linux x86-64, Python >= 3.11 and torch >= 2.11, without CUDA ops; into dist/
 	rm -rf build/lib* build/bdist* build/wheel dist/bdprune-*.whl
 	FORCE_CUDA=0 $(PYTHON) -m pip wheel . --no-build-isolation --no-deps --wheel-dir build/wheel
 	PATH="$(dir $(PYTHON)):$$PATH" $(PYTHON) -m auditwheel repair --plat manylinux_2_28_x86_64 --strip \

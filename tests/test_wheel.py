@@ -26,6 +26,7 @@ MODULES = {"bdprune/_C.abi3.so", "bdprune/_core.abi3.so"}
 MOST_BYTES = 1_150_000
 NEWEST = {"GLIBC": (2, 14), "GLIBCXX": (3, 4, 21), "CXXABI": (1, 3, 11), "GCC": (3, 0)}
 """Newest symbol versions; manylinux_2_27 has them all. torch needs manylinux_2_28."""
+MANYLINUX = "manylinux_2_27_x86_64.manylinux_2_28_x86_64"
 NEWEST_COMPILER = 12
 """Newest major version of GCC that is known to keep to NEWEST."""
 SYSTEM = {"libc.so.6", "libm.so.6", "libgcc_s.so.1", "libstdc++.so.6", "ld-linux-x86-64.so.2"}
@@ -75,8 +76,8 @@ def versions(module: bytes) -> dict[str, tuple[int, ...]]:
 
 
 def test_one_tag_serves_every_later_python(wheel: Path, files: dict[str, bytes]) -> None:
-    platform = r"(linux|manylinux_2_\d+)_x86_64(\.manylinux_2_28_x86_64)?"
-    assert re.fullmatch(rf"bdprune-[\d.]+-cp311-abi3-{platform}\.whl", wheel.name)
+    platform = MANYLINUX if "BDPRUNE_WHEEL" in os.environ else "linux_x86_64"
+    assert wheel.name == f"bdprune-{bdprune.__version__}-cp311-abi3-{platform}.whl"
     metadata = files[f"bdprune-{bdprune.__version__}.dist-info/METADATA"].decode()
     assert "\nRequires-Python: >=3.11\n" in metadata and "\nRequires-Dist: torch>=2.11\n" in metadata
 
@@ -103,7 +104,8 @@ def test_it_is_small(wheel: Path) -> None:
 
 @pytest.mark.parametrize("module", sorted(MODULES))
 def test_symbols_are_old_enough_for_wherever_torch_runs(module: str, files: dict[str, bytes]) -> None:
-    compiler = int(re.search(rb"GCC: \([^)]*\) (\d+)", files[module])[1])
+    named = re.search(rb"GCC: \([^)]*\) (\d+)", files[module])
+    compiler = int(named[1]) if named else 0
     if compiler > NEWEST_COMPILER and "BDPRUNE_WHEEL" not in os.environ:
         pytest.skip(f"the modules come from GCC {compiler}; build wheels with GCC {NEWEST_COMPILER} or older")
     found = versions(files[module])
@@ -125,6 +127,5 @@ def test_the_package_under_test_is_the_installed_one_where_there_is_no_source_tr
     importlib.import_module("torch")  # whose libraries the ops need
     home = ROOT if (ROOT / "setup.py").exists() else Path(sysconfig.get_path("platlib"))
     for name in ("bdprune", "bdprune._core", "bdprune._C"):
-        if home == ROOT and not (ROOT / f"{name.replace('.', '/')}.abi3.so").exists() and name != "bdprune":
-            continue
-        assert Path(importlib.import_module(name).__file__ or "").is_relative_to(home)
+        module = pytest.importorskip(name, reason=f"{name} is not built", exc_type=ModuleNotFoundError)
+        assert Path(module.__file__).is_relative_to(home)
