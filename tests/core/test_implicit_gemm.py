@@ -46,6 +46,7 @@ def test_sources_make_convolutions_and_their_input_gradients(size, kernel, strid
         assert found == pytest.approx(expected.flatten().numpy(), abs=1e-12)
 
 
+@settings(deadline=None)
 @given(maps=st.integers(1, 4), groups=st.integers(1, 3), columns=st.integers(1, 4), rows=st.integers(1, 5))
 def test_every_tile_has_one_block(maps: int, groups: int, columns: int, rows: int) -> None:
     blocks = range(maps * groups * columns * rows)
@@ -55,6 +56,7 @@ def test_every_tile_has_one_block(maps: int, groups: int, columns: int, rows: in
     ]
 
 
+@settings(deadline=None)
 @given(
     kernel=st.tuples(st.integers(1, 4), st.integers(1, 4)),
     mask=st.lists(st.sampled_from([0.0, 0.5]), min_size=1, max_size=130),
@@ -75,6 +77,7 @@ def test_every_element_of_an_operand_is_staged_once(width: int) -> None:
     assert sorted(places) == [(line, depth) for line in range(64) for depth in range(32)]
 
 
+@settings(deadline=None)
 @given(
     rows=st.integers(1, 700), channels=st.integers(1, 70), row_tiles=st.integers(1, 12), column_tiles=st.integers(1, 4)
 )
@@ -107,6 +110,7 @@ def test_fragments_lie_where_the_ptx_isa_says() -> None:
     assert core.fragment_places("c", 13) == [(3, 2), (3, 3), (11, 2), (11, 3)]
 
 
+@settings(deadline=None)
 @given(st.floats(width=32, allow_nan=False, allow_infinity=False))
 def test_tf32_is_the_nearest_of_ten_bits(value: float) -> None:
     bits = struct.unpack("<I", struct.pack("<f", value))[0]

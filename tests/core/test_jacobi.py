@@ -6,7 +6,7 @@ import itertools
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
@@ -25,6 +25,7 @@ def with_spectrum(values: Array, seed: int) -> Array:
     return np.asarray(q * values @ q.T)
 
 
+@settings(deadline=None)
 @given(side=st.integers(1, 49))
 def test_one_sweep_visits_every_pair_once_and_steps_are_disjoint(side: int) -> None:
     steps = core.jacobi_schedule(side)
@@ -33,6 +34,7 @@ def test_one_sweep_visits_every_pair_once_and_steps_are_disjoint(side: int) -> N
         assert len(set(itertools.chain(*pairs))) == 2 * len(pairs)
 
 
+@settings(deadline=None)
 @given(side=st.integers(1, 49), rows=st.integers(1, 80), seed=st.integers(0, 2**31))
 def test_jacobi_finds_the_largest_eigenvalue_of_a_gram_matrix(side: int, rows: int, seed: int) -> None:
     matrix = gram(rows, side, seed)
@@ -40,6 +42,7 @@ def test_jacobi_finds_the_largest_eigenvalue_of_a_gram_matrix(side: int, rows: i
     assert core.jacobi_largest(matrix) == pytest.approx(expected, rel=1e-12)
 
 
+@settings(deadline=None)
 @given(side=st.integers(1, 80), rows=st.integers(1, 100), seed=st.integers(0, 2**31))
 def test_tridiagonalisation_finds_it_too(side: int, rows: int, seed: int) -> None:
     matrix = gram(rows, side, seed)
