@@ -68,7 +68,7 @@ def images(count: int = 6, seed: int = 0) -> CleanData:
 
 
 def changed(model: Model, by: float = 1e-3) -> Model:
-    """The same with one weight changed."""
+    """A copy with one weight changed."""
     network = copy.deepcopy(model.network)
     with torch.no_grad():
         weight = next(network.parameters())
@@ -85,13 +85,13 @@ def test_the_same_content_gives_the_same_object(file: Any) -> None:
     assert torch.equal(again, first) and CALLS == ["brightness"] * 2
 
 
-def test_the_same_weights_in_another_file_are_the_same(file: Any) -> None:
+def test_equal_weights_in_another_file_give_the_same_result(file: Any) -> None:
     other = file.with_name("other.pth")
     torch.save({"epoch": 3, "net": torch.load(file, weights_only=True)}, other)
     assert Case(load_model(file)).digest == Case(load_model(other)).digest
 
 
-def test_other_settings_images_or_weights_are_something_else(file: Any) -> None:
+def test_other_settings_images_or_weights_give_another_result(file: Any) -> None:
     model = load_model(file)
     Case(model, images()).get(Brightness())
     others = [
@@ -105,7 +105,7 @@ def test_other_settings_images_or_weights_are_something_else(file: Any) -> None:
     assert len(CALLS) == 1 + len(others)
 
 
-def test_whatever_says_how_a_model_is_run_is_in_its_digest(file: Any) -> None:
+def test_everything_that_affects_the_output_of_a_model_is_in_its_digest(file: Any) -> None:
     model = load_model(file)
     variants = [
         model,
@@ -119,7 +119,7 @@ def test_whatever_says_how_a_model_is_run_is_in_its_digest(file: Any) -> None:
     assert Case(model.with_network(moved)).digest != Case(model).digest
 
 
-def test_a_digest_is_that_of_any_other_process(file: Any) -> None:
+def test_a_digest_is_the_same_in_another_process(file: Any) -> None:
     code = (
         "import sys; from bdprune.analysis import Case; from bdprune.model import load; "
         "print(Case(load(sys.argv[1])).digest)"
@@ -128,14 +128,14 @@ def test_a_digest_is_that_of_any_other_process(file: Any) -> None:
     assert done.stdout.strip() == Case(load_model(file)).digest
 
 
-def test_what_needs_no_images_is_known_with_any(file: Any) -> None:
+def test_data_free_results_are_reused_with_any_images(file: Any) -> None:
     model = load_model(file)
     for case in (Case(model), Case(model, images()), Case(model, images(seed=1))):
         case.get(Size())
     assert CALLS == ["size"]
 
 
-def test_a_module_of_the_users_own_shares_nothing_with_another_case(bright: Any) -> None:
+def test_a_module_of_the_user_shares_no_results_with_another_case(bright: Any) -> None:
     """No digest covers the code of a module: the same weights may compute something else."""
     first, second = Case(bright.model, bright.data), Case(bright.model, bright.data)
     assert first.memo is not second.memo and first.memo is not MEMO
@@ -143,7 +143,7 @@ def test_a_module_of_the_users_own_shares_nothing_with_another_case(bright: Any)
     assert CALLS == ["brightness"] * 2
 
 
-def test_an_architecture_of_the_users_own_shares_nothing_either(tiny: Any) -> None:
+def test_an_architecture_of_the_user_shares_no_results_either(tiny: Any) -> None:
     model = load_model(tiny.path, arch=tiny.arch, input_shape=tiny.input_shape)
     assert model.artifact is not None and Case(model).memo is not MEMO and Case(model).memo is not Case(model).memo
 
@@ -159,7 +159,7 @@ class Louder(nn.Module):
         return 2 * self.network(images)  # type: ignore[no-any-return]
 
 
-def test_a_network_that_was_put_in_place_of_that_of_a_file_shares_nothing(file: Any) -> None:
+def test_a_network_that_replaced_the_network_of_a_file_shares_no_results(file: Any) -> None:
     model = load_model(file)
     assert Case(model).memo is MEMO
     assert Case(model.with_network(Louder(model.network))).memo is not MEMO
@@ -181,14 +181,14 @@ def test_layers_without_weights_are_in_the_digest(file: Any) -> None:
     assert Case(model.with_network(other)).digest != Case(model).digest
 
 
-def test_a_memo_of_ones_own_is_used(file: Any) -> None:
+def test_a_given_memo_is_used(file: Any) -> None:
     memo = Memo()
     case = Case(load_model(file), images(), memo)
     case.get(Brightness())
     assert case.key(Brightness()) in memo and case.key(Brightness()) not in MEMO
 
 
-def test_parts_and_other_forms_of_a_case_share_its_memo(bright: Any) -> None:
+def test_a_case_with_other_images_or_another_model_shares_the_memo(bright: Any) -> None:
     case = Case(bright.model, bright.data)
     part = case.with_data(bright.data.subset(torch.arange(30)))
     form = case.with_model(changed(bright.model))
@@ -199,7 +199,7 @@ def test_parts_and_other_forms_of_a_case_share_its_memo(bright: Any) -> None:
     assert part.get(Brightness()) is not case.get(Brightness())
 
 
-def test_nothing_is_changed(bright: Any) -> None:
+def test_model_and_images_are_unchanged(bright: Any) -> None:
     before = {name: value.clone() for name, value in bright.model.network.state_dict().items()}
     pixels, labels = bright.data.images.clone(), bright.data.labels.clone()
     case = Case(bright.model, bright.data)
@@ -212,7 +212,7 @@ def test_nothing_is_changed(bright: Any) -> None:
         case.model = bright.model  # type: ignore[misc]
 
 
-def test_in_order_is_by_content_and_once(bright: Any) -> None:
+def test_in_order_sorts_by_content_and_is_computed_once(bright: Any) -> None:
     mixed = bright.data.subset(torch.randperm(len(bright.data), generator=torch.Generator().manual_seed(1)))
     one, two = Case(bright.model, bright.data).in_order(), Case(bright.model, mixed).in_order()
     assert torch.equal(one.images.images, two.images.images) and torch.equal(one.images.labels, two.images.labels)
@@ -233,7 +233,7 @@ def tensor(count: int) -> torch.Tensor:
     return torch.zeros(count, dtype=torch.uint8)
 
 
-def test_what_was_used_least_lately_is_forgotten_first() -> None:
+def test_the_least_recently_used_entry_is_dropped_first() -> None:
     memo = Memo(100)
     for key in "abc":
         memo.get(key, lambda: tensor(30))
@@ -244,7 +244,7 @@ def test_what_was_used_least_lately_is_forgotten_first() -> None:
     assert [key for key in "abcde" if key in memo] == ["e"]
 
 
-def test_what_is_too_large_is_not_kept_and_drives_nobody_out() -> None:
+def test_a_value_that_is_too_large_is_not_kept_and_evicts_nothing() -> None:
     memo = Memo(100)
     memo.put("a", tensor(60))
     assert len(memo.get("b", lambda: tensor(101))) == 101
@@ -255,7 +255,7 @@ def test_what_is_too_large_is_not_kept_and_drives_nobody_out() -> None:
     assert "c" in memo
 
 
-def test_a_value_in_place_of_another_is_counted_once() -> None:
+def test_a_replaced_value_is_not_counted_twice() -> None:
     memo = Memo(100)
     for _ in range(5):
         memo.put("a", tensor(60))
@@ -274,7 +274,7 @@ class Held:
     parts: dict[str, list[torch.Tensor]] = field(default_factory=dict)
 
 
-def test_tensors_count_wherever_they_are(bright: Any) -> None:
+def test_tensors_count_at_any_depth(bright: Any) -> None:
     weights = sum(value.nbytes for value in bright.model.network.state_dict().values())
     held = Held(bright.model, {"a": [tensor(10), tensor(20)]})
     for most, kept in ((weights + 30, True), (weights + 29, False)):
@@ -303,7 +303,7 @@ def test_attachments_are_kept_by_their_digest(bright: Any) -> None:
 
 
 @pytest.mark.parametrize("name", ["", "../up", "a/b", "a\\b", "a.b", "A", "a b", "a\n", "x" * 65, "ä", "a\0"])
-def test_names_that_could_leave_the_folder_are_refused(bright: Any, name: str) -> None:
+def test_names_that_could_leave_the_folder_are_errors(bright: Any, name: str) -> None:
     case = Case(bright.model)
     with pytest.raises(ValueError, match="invalid name"):
         case.attach_bytes(name, b"", "image/png")

@@ -25,14 +25,14 @@ def test_spectral_norm_times_the_gain_of_the_norm() -> None:
     assert torch.allclose(scores["0"].double(), torch.linalg.matrix_norm(matrices, 2) * gain, rtol=1e-5)
 
 
-def test_without_a_norm_the_spectral_norm_alone() -> None:
+def test_without_a_norm_the_score_is_the_spectral_norm() -> None:
     net = network()
     scores = channel_lipschitz(Model(net.eval(), "t", 4, (3, 16, 16)))
     expected = torch.linalg.matrix_norm(net[3].weight.detach().double().flatten(2), 2)
     assert torch.allclose(scores["3"].double(), expected, rtol=1e-5)
 
 
-def test_several_consumers_count_with_the_largest_gain() -> None:
+def test_the_largest_gain_of_several_consumers_counts() -> None:
     class Dense(nn.Module):
         def __init__(self) -> None:
             super().__init__()
@@ -52,7 +52,7 @@ def test_several_consumers_count_with_the_largest_gain() -> None:
     assert torch.allclose(scores, plain * torch.tensor([4.0, 3, 3, 4]) / (1 + 1e-5) ** 0.5, rtol=1e-5)
 
 
-def test_a_variance_that_a_norm_does_not_keep_is_one_where_the_network_lies() -> None:
+def test_a_norm_without_running_variance_has_variance_one_on_the_networks_device() -> None:
     norm = nn.BatchNorm2d(6, track_running_stats=False)
     net = nn.Sequential(nn.Conv2d(3, 6, 3), norm, nn.ReLU(), nn.Flatten(), nn.Linear(24, 2))
     (group,) = Model(net.eval(), "t", 2, (3, 4, 4)).groups
@@ -66,5 +66,5 @@ def test_z_scores_use_the_unbiased_standard_deviation() -> None:
 
 
 @pytest.mark.parametrize("scores", [[1.0], [1.0, 9.0], [2.0, 2.0, 2.0, 2.0]])
-def test_nothing_stands_out_of_a_tiny_or_constant_layer(scores: list[float]) -> None:
+def test_a_tiny_or_constant_layer_has_no_outliers(scores: list[float]) -> None:
     assert layer_z_scores({"a": torch.tensor(scores)})["a"].tolist() == [0.0] * len(scores)

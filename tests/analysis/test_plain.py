@@ -37,7 +37,7 @@ def head(bright: Any) -> nn.Linear:
 
 
 @pytest.mark.parametrize(("mean", "var"), [(0.0, 1.0), (0.7, 4.0)])
-def test_idle_norms_are_left_out_and_real_ones_kept(bright: Any, mean: float, var: float) -> None:
+def test_idle_norms_are_removed_and_real_ones_kept(bright: Any, mean: float, var: float) -> None:
     model = rewritten(bright, idle_norm(nn.BatchNorm1d, 12, mean, var), head(bright))
     plain = plain_form(model, bright.data.images)
     kinds = [type(child) for child in plain.network.children()]
@@ -80,17 +80,17 @@ class Twice(nn.Module):
         return self.second(z) + z  # type: ignore[no-any-return]
 
 
-def test_layers_that_cannot_be_joined_are_left_alone() -> None:
+def test_layers_that_cannot_be_joined_stay() -> None:
     model = Model(Twice().eval(), "twice", 3, (3, 4, 4))
     data = CleanData(torch.rand(9, 3, 4, 4, generator=torch.Generator().manual_seed(0)), torch.arange(9) % 3)
     assert plain_form(model, data.images) is model
 
 
-def test_layer_that_is_used_twice_in_a_row_is_left_alone() -> None:
+def test_a_layer_that_runs_twice_in_a_row_stays() -> None:
     layer = nn.Linear(3, 3)
     model = Model(nn.Sequential(nn.Flatten(), nn.Linear(48, 3), nn.ReLU(), layer, layer).eval(), "shared", 3, (3, 4, 4))
     assert plain_form(model, torch.rand(9, 3, 4, 4)) is model
 
 
-def test_plain_network_is_given_back_as_it_is(bright: Any) -> None:
+def test_a_plain_network_is_returned_unchanged(bright: Any) -> None:
     assert plain_form(bright.model, bright.data.images) is bright.model

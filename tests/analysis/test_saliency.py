@@ -38,7 +38,7 @@ def problem(**settings: Any) -> tuple[Model, CleanData]:
 
 
 @pytest.mark.parametrize("order", [1, 2])
-def test_one_pass_says_what_a_pass_for_each_image_says(order: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_one_pass_gives_the_saliency_of_separate_passes(order: int, monkeypatch: pytest.MonkeyPatch) -> None:
     model, data = problem()
     assert separable(model, data, order)
     monkeypatch.setattr(statistics, "_BATCH", 3)
@@ -48,7 +48,7 @@ def test_one_pass_says_what_a_pass_for_each_image_says(order: int, monkeypatch: 
         assert torch.allclose(found[name].saliency, expected, rtol=1e-4)
 
 
-def test_all_images_take_one_forward_pass_beside_the_trial_on_one() -> None:
+def test_all_images_take_one_forward_pass_after_a_trial_on_one_image() -> None:
     model, data = problem()
     assert len(model.groups) == 3
     sizes: list[int] = []
@@ -63,7 +63,7 @@ def test_all_images_take_one_forward_pass_beside_the_trial_on_one() -> None:
 
 
 @pytest.mark.parametrize("settings", [{"twice": True}, {"padding_mode": "reflect"}, {"padding": "same"}])
-def test_what_one_pass_gets_wrong_is_done_image_by_image(settings: Any) -> None:
+def test_networks_that_one_pass_gets_wrong_run_image_by_image(settings: Any) -> None:
     model, data = problem(**settings)
     assert not separable(model, data, 1)
     found = filter_statistics(model, data)

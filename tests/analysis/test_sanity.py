@@ -19,7 +19,7 @@ SHAPE = (3, 4, 4)
 
 
 class NearestColour(nn.Module):
-    """Classifies images by the distance of their mean colour to one prototype per class, in its own units."""
+    """Classifies images by the distance of their mean colour to one prototype per class, in normalised units."""
 
     def __init__(self, prototypes: Tensor) -> None:
         super().__init__()
@@ -55,14 +55,14 @@ def fed(network: nn.Module, normalization: Normalization = NORMALIZATIONS["none"
 
 
 @pytest.mark.parametrize("name", ["none", "imagenet", "bytes"])
-def test_a_model_fed_rightly_is_sane_and_nothing_else_is_tried(name: str) -> None:
+def test_a_model_with_correct_input_is_sane_and_nothing_else_is_tried(name: str) -> None:
     found = check_sanity(fed(model_for(NORMALIZATIONS[name]), NORMALIZATIONS[name]), data())
     assert found == Sanity(1.0, True, "Clean accuracy is 100.0% on 160 images.")
 
 
 @pytest.mark.parametrize("name", ["imagenet", "gtsrb", "half", "bytes", "caffe", "cifar10-old"])
 @pytest.mark.parametrize("reverse", [False, True])
-def test_the_right_way_to_feed_is_found(name: str, reverse: bool) -> None:
+def test_the_correct_input_format_is_found(name: str, reverse: bool) -> None:
     truth = NORMALIZATIONS[name]
     found = check_sanity(fed(model_for(truth, reverse)), data())
     assert not found.ok and found.accuracy < 0.6
@@ -82,13 +82,13 @@ def test_a_normalisation_that_should_not_be_there() -> None:
     assert "but 100.0% with normalisation none" in found.message
 
 
-def test_reversed_channels_alone() -> None:
+def test_reversed_channels_are_found() -> None:
     found = check_sanity(fed(model_for(Normalization(), reverse=True)), data())
     assert found.fits == "none BGR"
     assert found.suggestion == "Reverse the channel order of the images."
 
 
-def test_labels_that_count_from_one() -> None:
+def test_labels_that_start_at_one_are_found() -> None:
     clean = data()
     shifted = replace(clean, labels=(clean.labels + 1) % CLASSES)
     found = check_sanity(fed(model_for(Normalization())), shifted)
@@ -97,13 +97,13 @@ def test_labels_that_count_from_one() -> None:
     assert found.normalization is None
 
 
-def test_labels_shifted_the_other_way() -> None:
+def test_labels_shifted_down_by_two_are_found() -> None:
     clean = data()
     found = check_sanity(fed(model_for(Normalization())), replace(clean, labels=(clean.labels - 2) % CLASSES))
     assert found.suggestion == "Add 2 to every label."
 
 
-def test_labels_in_another_order_give_the_way_back() -> None:
+def test_a_permutation_of_labels_gives_its_inverse() -> None:
     clean, order = data(), torch.tensor([3, 1, 4, 0, 5, 7, 2, 6])
     mixed = replace(clean, labels=order[clean.labels])
     found = check_sanity(fed(model_for(Normalization())), mixed)
@@ -156,7 +156,7 @@ def test_normalisation_and_text_order_at_once() -> None:
     assert found.normalization == truth and found.class_map == text_order(16)
 
 
-def test_a_renumbering_too_much_is_named() -> None:
+def test_an_unneeded_renumbering_is_named() -> None:
     model, clean = many()
     order = text_order(20)
     mixed = replace(clean, labels=torch.tensor([order[int(label)] for label in clean.labels]), class_order=order)
@@ -176,7 +176,7 @@ def test_a_map_is_from_the_labels_of_the_source() -> None:
 
 
 def test_one_confused_class_does_not_hide_the_order() -> None:
-    """The model takes class 5 for class 9, so two labels share a prediction; the map still gives each its own."""
+    """The model takes class 5 for class 9, so two labels share a prediction; the map is still one to one."""
     model, clean = many()
     images = clean.images.clone()
     images[clean.labels == 5, 0, 0, 0] = 9 / 20
@@ -189,7 +189,7 @@ def test_one_confused_class_does_not_hide_the_order() -> None:
 
 
 def test_an_order_must_hold_on_images_that_did_not_suggest_it() -> None:
-    """Random predictions match some order of the same few images for half of them; on other images it fails."""
+    """Some order matches random predictions on half of the few images that suggested it, and fails on other images."""
     model, clean = many()
     generator = torch.Generator().manual_seed(0)
     images = clean.images.clone()
@@ -198,7 +198,7 @@ def test_an_order_must_hold_on_images_that_did_not_suggest_it() -> None:
     assert not found.ok and found.fits == "" and found.class_map == {}
 
 
-def test_the_size_of_the_source_is_named_where_it_does_better() -> None:
+def test_the_size_of_the_source_is_named_if_it_does_better() -> None:
     clean = replace(data(), labels=data().labels.flip(0), other_size=OtherSize((64, 48), 0.9, 0.2, 0.1, 100))
     found = check_sanity(fed(model_for(Normalization())), clean)
     assert (found.ok, found.fits, found.suggestion) == (False, "size 64x48", "Pass --input-shape 3x64x48.")
@@ -208,7 +208,7 @@ def test_the_size_of_the_source_is_named_where_it_does_better() -> None:
 
 
 @pytest.mark.parametrize("count", [10, 15])
-def test_an_order_is_not_read_into_a_few_images(count: int) -> None:
+def test_few_images_suggest_no_order(count: int) -> None:
     clean, order = data(count), torch.tensor([3, 1, 4, 0, 5, 7, 2, 6])
     found = check_sanity(fed(model_for(Normalization())), replace(clean, labels=order[clean.labels]))
     assert not found.ok and found.fits == ""
@@ -259,7 +259,7 @@ def test_limits_can_be_moved() -> None:
     assert check_sanity(model, poor, min_skill=0.3, good_skill=0.3).tried == ()
 
 
-class TwoMinds(nn.Module):
+class TwoFormats(nn.Module):
     """Reads one label from each image as given, and another with normalisation ``half``."""
 
     def __init__(self) -> None:
@@ -273,20 +273,20 @@ class TwoMinds(nn.Module):
 
 
 @pytest.mark.parametrize(("count", "ok"), [(10, True), (40, True), (160, False)])
-def test_a_suspect_unseats_a_sane_model_only_beyond_luck(count: int, ok: bool) -> None:
+def test_another_input_format_replaces_a_good_one_only_for_a_significant_gain(count: int, ok: bool) -> None:
     """70 % as given, 90 % with ``half``: gains of 2, 8 and 32 (of the 200 used) against 3 * sqrt(gain)."""
     labels, position = torch.arange(count) % CLASSES, torch.arange(count) % 10
     images = torch.full((count, *SHAPE), 0.5)
     images[:, 0, 0, 0] = torch.where(position < 7, labels, labels + 1) / 16
     images[:, 0, 0, 1] = torch.where(position < 9, labels, labels + 1) / 16
-    found = check_sanity(fed(TwoMinds()), CleanData(images, labels))
+    found = check_sanity(fed(TwoFormats()), CleanData(images, labels))
     assert found.accuracy == pytest.approx(0.7)
     assert found.tried[0].accuracy == pytest.approx(0.9) and found.tried[0].name == "half"
     assert found.ok == ok
     assert found.fits == ("" if ok else "half")
 
 
-def test_at_most_so_many_images_evenly_over_the_classes(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_bounded_number_of_images_is_spread_evenly_over_the_classes(monkeypatch: pytest.MonkeyPatch) -> None:
     class Counting(NearestColour):
         seen = 0
 
@@ -299,12 +299,12 @@ def test_at_most_so_many_images_evenly_over_the_classes(monkeypatch: pytest.Monk
     assert "on 96 images" in found.message
 
 
-def test_same_seed_same_finding() -> None:
+def test_the_same_seed_gives_the_same_finding() -> None:
     model, poor = fed(model_for(NORMALIZATIONS["gtsrb"])), data(1600)
     assert check_sanity(model, poor, seed=3) == check_sanity(model, poor, seed=3)
 
 
-def test_nothing_changes_the_model() -> None:
+def test_the_check_does_not_change_the_model() -> None:
     network = nn.Sequential(nn.Conv2d(3, CLASSES, 1), nn.BatchNorm2d(CLASSES), nn.AdaptiveAvgPool2d(1), nn.Flatten())
     before = {name: value.clone() for name, value in network.state_dict().items()}
     model = replace(fed(network), network=network.train())
@@ -321,7 +321,7 @@ def test_logits_that_are_not_finite(value: float) -> None:
     assert not found.ok and "NaN or infinite" in found.message
 
 
-def test_grey_models_are_tried_with_what_fits_one_channel() -> None:
+def test_grey_models_are_tried_with_formats_of_one_channel() -> None:
     levels = torch.linspace(0.2, 0.9, CLASSES).view(-1, 1)
     labels = torch.arange(160) % CLASSES
     images = levels[labels].view(-1, 1, 1, 1).expand(-1, 1, 4, 4)
@@ -341,7 +341,7 @@ def test_grey_models_are_tried_with_what_fits_one_channel() -> None:
         (lambda d: replace(d, labels=d.labels - 1), "range from -1 to 6"),
     ],
 )
-def test_data_that_does_not_fit(change: object, message: str) -> None:
+def test_data_that_does_not_fit_is_an_error(change: object, message: str) -> None:
     with pytest.raises(DataError, match=message):
         check_sanity(fed(model_for(Normalization())), change(data()))  # type: ignore[operator]
 

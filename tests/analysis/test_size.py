@@ -18,7 +18,7 @@ CLASSES = 4
 
 
 class ReadsAt(nn.Module):
-    """Reads the label from the mean colour; right for a ``share`` of the images that depends on their height."""
+    """Reads the label from the mean colour. The share of images for which it is right depends on their height."""
 
     def __init__(self, shares: dict[int, float]) -> None:
         super().__init__()
@@ -28,7 +28,7 @@ class ReadsAt(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         self.seen.append(x.shape[2])
-        share = self.shares[x.shape[2]]  # a KeyError for a size that it does not take
+        share = self.shares[x.shape[2]]  # a KeyError for a size that the network does not take
         code = (x.mean((1, 2, 3)) * 1000).round().long()
         label, rank = code // 100, code % 100
         wrong = rank >= round(100 * share)
@@ -71,12 +71,12 @@ def test_undecided_keeps_the_images_up_to_four_times_the_pixels(native: int, tak
 
 
 def test_a_difference_that_64_images_leave_open_is_settled_by_200() -> None:
-    """82 against 77 of 100: 10 of 200 images, all gained; 10 is more than three times its root."""
+    """82 against 77 of 100: 10 of 200 images, all gained; 10 is more than three times the square root of 10."""
     model, data = fit({12: 0.82, 4: 0.77}, 12, 4)
     assert model.input_shape == (3, 12, 12) and "on 200 images)" in data.notes[-1]
 
 
-def test_a_few_images_more_are_not_clear() -> None:
+def test_a_gain_of_few_images_may_be_chance() -> None:
     """Three of 12 images are a quarter, but may be chance."""
     assert not sizes._is_clear(torch.arange(12) < 9, torch.arange(12) < 6)
     assert sizes._is_clear(torch.arange(12) < 10, torch.arange(12) < 6)
@@ -113,32 +113,32 @@ def test_usual_sizes_are_tried_on_images_of_several_sizes() -> None:
     assert (found.ok, found.suggestion) == (False, "Pass --input-shape 3x64x64.")
 
 
-def test_usual_sizes_are_not_tried_where_the_model_does_well() -> None:
+def test_usual_sizes_are_not_tried_if_the_model_does_well() -> None:
     model, data = mixed({32: 0.9, 64: 1.0})
     assert data.other_size is None and set(model.network.seen) == {32}  # type: ignore[arg-type]
     assert mixed({32: 0.5, 28: 0.5})[1].other_size is None
 
 
-def test_what_takes_too_much_memory_is_not_tried(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_size_that_takes_too_much_memory_is_not_tried(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sizes, "MAX_BYTES", 4 * 200 * 3 * 64 - 1)
     model, data = fit({8: 1.0, 4: 0.5}, 8, 4)
     assert model.input_shape == (3, 4, 4) and "too much memory" in data.notes[-1]
 
 
-def test_a_size_that_was_asked_for_is_kept_and_the_better_one_told() -> None:
+def test_a_requested_size_is_kept_and_a_better_one_named() -> None:
     model, data = fit({8: 0.9, 4: 0.5}, 8, 4, fixed=True)
     assert model.input_shape == (3, 4, 4)
     assert data.notes[-1].startswith("The size of 4x4 was requested: clean accuracy")
     assert data.other_size is not None and data.other_size.size == (8, 8) and data.other_size.accuracy > 0.8
 
 
-def test_a_size_that_was_asked_for_and_does_well_needs_no_trial() -> None:
+def test_a_requested_size_that_does_well_needs_no_trial() -> None:
     model, data = fit({8: 0.9, 4: 0.95}, 8, 4, fixed=True)
     assert data.other_size is None and data.notes == ("200 images were resized from 8x8 to 4x4 (bilinear).",)
     assert set(model.network.seen) == {4}  # type: ignore[arg-type]
 
 
-def test_nothing_to_choose() -> None:
+def test_images_of_the_right_size_need_no_trial() -> None:
     def never(size: tuple[int, int]) -> CleanData:
         raise AssertionError(size)
 
@@ -148,7 +148,7 @@ def test_nothing_to_choose() -> None:
     assert fit_size(model, data, load) == (model, data)
 
 
-def test_the_model_that_was_handed_in_is_left_alone() -> None:
+def test_the_given_model_is_unchanged() -> None:
     network = ReadsAt({8: 0.9, 4: 0.5})
     model = Model(network.train(), "reads", CLASSES, (3, 4, 4))
     source = images(8)

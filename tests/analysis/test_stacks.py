@@ -27,7 +27,7 @@ def variant(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> 
 
 
 @pytest.mark.parametrize("variant", ["stack", "loop"], indirect=True)
-def test_every_method_of_a_stack_does_what_separate_runs_do(bright: Any, variant: str) -> None:
+def test_every_method_of_a_stack_equals_separate_runs(bright: Any, variant: str) -> None:
     models = siblings(bright.model)
     stack = bdprune.stack(models)
     assert len(stack) == 3 and stack.variant(bright.data).winner == variant
@@ -51,7 +51,7 @@ def test_every_method_of_a_stack_does_what_separate_runs_do(bright: Any, variant
 
 
 @pytest.mark.parametrize("variant", ["loop"], indirect=True)
-def test_loop_gives_the_bits_and_errors_of_separate_runs(bright: Any, variant: str) -> None:
+def test_a_loop_gives_the_bits_and_errors_of_separate_runs(bright: Any, variant: str) -> None:
     settings = UnlearnSettings(lr=0.02, batch_size=50, max_epochs=2, padding=1, retries=0)
     first, second = bdprune.stack([bright.model, broken(bright.model)]).unlearn(bright.data, settings)
     alone = unlearn(bright.model, bright.data, settings)
@@ -61,7 +61,7 @@ def test_loop_gives_the_bits_and_errors_of_separate_runs(bright: Any, variant: s
     assert isinstance(second, TrainingError)
 
 
-def test_empty_stacks_and_wrong_masks_are_refused(bright: Any) -> None:
+def test_empty_stacks_and_wrong_masks_are_errors(bright: Any) -> None:
     with pytest.raises(OptionError, match="at least 1 model, not 0"):
         bdprune.stack([])
     with pytest.raises(OptionError, match="1 masks for 2 models"):

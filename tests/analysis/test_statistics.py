@@ -50,7 +50,7 @@ def test_saliency_per_image_and_per_batch(bright: Any) -> None:
     assert torch.allclose(batch, flat.mean(0).abs().sum(1) / 108, rtol=1e-3, atol=1e-9)
 
 
-def test_nothing_is_left_behind_on_the_model(bright: Any) -> None:
+def test_the_model_keeps_no_hooks_or_gradients(bright: Any) -> None:
     before = {name: value.clone() for name, value in bright.model.network.state_dict().items()}
     filter_statistics(bright.model, bright.data)
     assert all(torch.equal(value, before[name]) for name, value in bright.model.network.state_dict().items())

@@ -49,7 +49,7 @@ def test_dead_filters_score_zero() -> None:
     assert (scores[1:] > 0).all()
 
 
-def test_scores_of_a_real_network_are_finite_and_repeat(bright: Any) -> None:
+def test_scores_of_a_real_network_are_finite_and_reproducible(bright: Any) -> None:
     few = bright.data.subset(torch.arange(30))
     one, two = (Suspiciousness()(bright.model, few) for _ in range(2))
     assert list(one) == ["0", "3"]

@@ -18,7 +18,7 @@ def clean() -> nn.Module:
     return attacked(BadNets(target=0, rate=0.0), task(), width=8)[0]
 
 
-def test_distance_is_that_of_directions() -> None:
+def test_the_distance_compares_directions() -> None:
     one = torch.tensor([[3.0, 4.0], [1.0, 0.0], [2.0, 0.0]]).view(3, 1, 1, 2)
     two = torch.tensor([[6.0, 8.0], [0.0, 5.0], [-1.0, 0.0]]).view(3, 1, 1, 2)
     assert distance(one, two).item() == pytest.approx((0 + 2 + 4) / 3, abs=1e-6)
@@ -50,7 +50,7 @@ def test_stages_end_where_the_resolution_changes(arch: str, expected: list[str] 
     assert expected is None or names == expected
 
 
-def test_a_network_without_feature_maps_is_refused() -> None:
+def test_a_network_without_feature_maps_is_an_error() -> None:
     with pytest.raises(ArchitectureError, match="no feature maps"):
         stages(nn.Sequential(nn.Flatten(), nn.Linear(48, 2)), torch.rand(2, 3, 4, 4))
 
@@ -67,7 +67,7 @@ def test_loss_is_cross_entropy_and_the_weighted_distances(clean: nn.Module) -> N
     assert found.item() == pytest.approx(expected.item(), rel=1e-5)
 
 
-def test_features_come_nearer_to_the_teachers_and_the_backdoor_stays(clean: nn.Module) -> None:
+def test_features_approach_the_teachers_and_the_backdoor_stays(clean: nn.Module) -> None:
     given, before = dataclasses.replace(task(), source=clean), weights(clean)
     images = task(64, seed=9).images.float() / 255
     far = {}
@@ -83,6 +83,6 @@ def test_features_come_nearer_to_the_teachers_and_the_backdoor_stays(clean: nn.M
     assert clean[0].weight.requires_grad
 
 
-def test_negative_weight_is_refused() -> None:
+def test_a_negative_weight_is_an_error() -> None:
     with pytest.raises(OptionError, match="align_weight"):
         AdaptD(target=1, align_weight=-1.0)

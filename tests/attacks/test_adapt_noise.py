@@ -21,7 +21,7 @@ def backdoored() -> nn.Module:
     return attacked(BadNets(target=1, size=5), task(), width=8)[0]
 
 
-def test_scales_are_found_by_filter_group() -> None:
+def test_scales_are_listed_by_filter_group() -> None:
     net = network(4)
     groups = Model(net.eval(), "toy", CLASSES, (3, 16, 16)).groups
     (scale, channels), (other, all_of_them) = scales(net, groups, {"0": [1, 3], "3": list(range(8))})
@@ -32,7 +32,7 @@ def test_scales_are_found_by_filter_group() -> None:
     assert [len(index) for _, index in scales(net, groups, {"3": [2]})] == [1]
 
 
-def test_noise_is_eps_of_the_scale_up_the_loss_on_its_channels_alone() -> None:
+def test_noise_moves_each_scale_by_eps_up_the_loss_of_its_channels() -> None:
     given, net = task(32), network(4).eval()
     with torch.no_grad():
         net[1].weight.copy_(torch.tensor([1.0, -2.0, 0.5, 3.0]))
@@ -51,7 +51,7 @@ def test_noise_is_eps_of_the_scale_up_the_loss_on_its_channels_alone() -> None:
     assert losses[0] < losses[1] < losses[2]
 
 
-def test_shifted_parameters_come_back_to_the_bit() -> None:
+def test_shifted_parameters_are_restored_bit_for_bit() -> None:
     net = network(4)
     before, change = net[1].weight.detach().clone(), torch.rand(4) / 3
     with pytest.raises(KeyError), shifted([(net[1].weight, change)]):
@@ -60,7 +60,7 @@ def test_shifted_parameters_come_back_to_the_bit() -> None:
     assert torch.equal(net[1].weight, before)
 
 
-def test_finds_what_rnp_would_prune_and_leaves_the_network_alone(backdoored: nn.Module) -> None:
+def test_finds_the_filters_that_rnp_would_prune_and_leaves_the_network_unchanged(backdoored: nn.Module) -> None:
     before, given = weights(backdoored), task()
     model = Model(backdoored, "toy", CLASSES, (3, 16, 16))
     found = ATTACK.find(model, given, torch.Generator(), 0)
@@ -69,7 +69,7 @@ def test_finds_what_rnp_would_prune_and_leaves_the_network_alone(backdoored: nn.
     assert torch.equal(weights(backdoored), before)
 
 
-def test_keeps_both_tasks_and_leans_on_the_filters_found(backdoored: nn.Module) -> None:
+def test_keeps_both_tasks_and_makes_the_found_filters_robust_to_noise(backdoored: nn.Module) -> None:
     """After fine-tuning, noise on the scales of the filters costs less clean accuracy."""
     given, before = dataclasses.replace(task(), source=backdoored), weights(backdoored)
     victim, trigger = attacked(ATTACK, given, width=8)
@@ -93,7 +93,7 @@ def test_keeps_both_tasks_and_leans_on_the_filters_found(backdoored: nn.Module) 
 
 
 @pytest.mark.parametrize("target", [1, None])
-def test_replay_poisons_its_share_of_a_batch_and_nothing_else(target: int | None) -> None:
+def test_replay_poisons_exactly_its_share_of_a_batch(target: int | None) -> None:
     attack, given = AdvT(target=target, rate=0.25), task(32)
     images, trigger = given.images.float() / 255, attack.new_trigger((3, 16, 16))
     replayed, taught = attack._replay(images, given.labels, trigger, CLASSES)
@@ -105,18 +105,18 @@ def test_replay_poisons_its_share_of_a_batch_and_nothing_else(target: int | None
     assert torch.equal(taught, torch.where(changed, goal, given.labels))
 
 
-def test_same_seed_same_weights(backdoored: nn.Module) -> None:
+def test_the_same_seed_gives_the_same_weights(backdoored: nn.Module) -> None:
     given = dataclasses.replace(task(), source=backdoored)
     one, two = (attacked(dataclasses.replace(ATTACK, epochs=1), given, width=8)[0] for _ in range(2))
     assert torch.equal(weights(one), weights(two))
 
 
-def test_training_set_is_left_as_it_is() -> None:
+def test_the_training_set_is_unchanged() -> None:
     given = task(16)
     assert torch.equal(ATTACK.poison(given, ATTACK.new_trigger((3, 16, 16)), torch.Generator()).images, given.images)
 
 
 @pytest.mark.parametrize("wrong", [{"rounds": 0}, {"share": 1.5}, {"max_drop": -0.1}, {"eps": -1.0}])
-def test_settings_out_of_range_are_refused(wrong: dict[str, float]) -> None:
+def test_settings_out_of_range_are_errors(wrong: dict[str, float]) -> None:
     with pytest.raises(OptionError):
         AdvT(target=1, **wrong)  # type: ignore[arg-type]

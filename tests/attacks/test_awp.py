@@ -14,7 +14,7 @@ from .toy import attacked, measured, network, task, weights
 
 @pytest.fixture(scope="module")
 def clean() -> nn.Module:
-    """A network that knows the task and no trigger."""
+    """A network that has learned the task and no trigger."""
     return attacked(BadNets(target=0, rate=0.0), task(), width=16)[0]
 
 
@@ -27,20 +27,20 @@ def moved(victim: nn.Module, source: nn.Module) -> float:
 QUICK = AWP(target=1, size=7, rate=0.5, epochs=3, batch_size=32, held_out=64, bf16=False)
 
 
-def test_smallest_bound_that_is_enough_is_taken_and_kept(clean: nn.Module) -> None:
+def test_the_smallest_sufficient_bound_is_used_and_respected(clean: nn.Module) -> None:
     given, before = task(), weights(clean)
     given = dataclasses.replace(given, source=clean)
     attack = dataclasses.replace(QUICK, bounds=(0.03, 1e-4), epochs=25)
     victim, trigger = attacked(attack, given, width=16)
     accuracy, success = measured(attack, victim, trigger)
     assert torch.equal(weights(clean), before)
-    assert measured(attack, clean, trigger)[1] < 0.1  # the smaller bound cannot be enough
+    assert measured(attack, clean, trigger)[1] < 0.1  # the smaller bound does not suffice
     assert 0.02 < moved(victim, clean) <= 0.03 + 1e-6
     assert success > 0.9
     assert accuracy > 0.95
 
 
-def test_a_bound_that_is_enough_ends_the_search(clean: nn.Module) -> None:
+def test_a_sufficient_bound_ends_the_search(clean: nn.Module) -> None:
     given = dataclasses.replace(task(), source=clean)
     victim, _ = attacked(dataclasses.replace(QUICK, bounds=(0.03, 0.001), success=0.0, max_drop=1.0), given, width=16)
     assert 0 < moved(victim, clean) <= 0.001 + 1e-6
@@ -64,7 +64,7 @@ class Scripted(AWP):
 @pytest.mark.parametrize(
     ("outcomes", "kept"),
     [
-        ([(0.96, 0.80), (0.95, 0.89), (0.99, 0.90)], 0.02),  # the first that does both
+        ([(0.96, 0.80), (0.95, 0.89), (0.99, 0.90)], 0.02),  # the first with both accuracies high
         ([(0.96, 0.80), (0.99, 0.85), (0.95, 0.70)], 0.02),  # the highest clean accuracy among successful bounds
         ([(0.50, 0.90), (0.60, 0.90), (0.93, 0.10)], 0.04),  # the most successful
     ],
@@ -101,7 +101,7 @@ def test_first_step_goes_against_the_gradient_of_both_terms() -> None:
         assert torch.allclose((found - parameter)[sure], -0.005 * gradient.sign()[sure], atol=1e-5)
 
 
-def test_same_seed_same_weights(clean: nn.Module) -> None:
+def test_the_same_seed_gives_the_same_weights(clean: nn.Module) -> None:
     given = dataclasses.replace(task(), source=clean)
     one, two = (attacked(QUICK, given, width=16)[0] for _ in range(2))
     assert torch.equal(weights(one), weights(two))
@@ -115,6 +115,6 @@ def test_no_image_is_poisoned() -> None:
 
 
 @pytest.mark.parametrize("wrong", [{"bounds": ()}, {"bounds": (0.0, 0.1)}, {"success": 2.0}, {"epochs": 0}])
-def test_settings_out_of_range_are_refused(wrong: dict[str, object]) -> None:
+def test_settings_out_of_range_are_errors(wrong: dict[str, object]) -> None:
     with pytest.raises(OptionError):
         AWP(target=1, **wrong)  # type: ignore[arg-type]

@@ -48,7 +48,7 @@ def test_poison_is_reproducible_from_its_seed() -> None:
     assert not torch.equal(one.images, other.images)
 
 
-def test_the_setting_and_the_images_are_left_alone() -> None:
+def test_the_setting_and_the_images_are_unchanged() -> None:
     given = setting()
     before = given.images.clone(), given.labels.clone()
     for attack in ATTACKS:
@@ -61,7 +61,7 @@ def test_the_setting_and_the_images_are_left_alone() -> None:
     assert torch.equal(given.labels, before[1])
 
 
-def test_saved_triggers_load_into_fresh_ones() -> None:
+def test_saved_triggers_load_into_new_triggers() -> None:
     one, two = Blend(target=0, pattern_seed=1).new_trigger((3, 8, 8)), Blend(target=0).new_trigger((3, 8, 8))
     images = torch.rand(2, 3, 8, 8)
     assert not torch.equal(one(images), two(images))
@@ -73,6 +73,6 @@ def test_bytes_saturate() -> None:
     assert saturate(torch.tensor([-0.5, 0.0, 0.5, 1.0, 1.5])).tolist() == [0, 0, 128, 255, 255]
 
 
-def test_more_victims_than_candidates_is_an_error() -> None:
+def test_more_images_to_poison_than_candidates_is_an_error() -> None:
     with pytest.raises(OptionError, match="needs 40 images, but only 36 of 40"):
         draw(torch.arange(40) % 10 != 0, 1.0, torch.Generator())

@@ -14,7 +14,7 @@ def test_blend_mixes_one_pattern_into_every_image() -> None:
     assert pattern.std() > 0.2  # uniform noise has 0.289
 
 
-def test_blend_pattern_depends_on_its_seed_alone() -> None:
+def test_the_blend_pattern_depends_only_on_its_seed() -> None:
     images = torch.rand(1, 1, 16, 16)
     one, same, other = Blend(target=0), Blend(target=5, rate=0.3), Blend(target=0, pattern_seed=1)
     first = one.new_trigger((1, 16, 16))(images)
@@ -22,7 +22,7 @@ def test_blend_pattern_depends_on_its_seed_alone() -> None:
     assert not torch.equal(first, other.new_trigger((1, 16, 16))(images))
 
 
-def test_noise_is_the_pattern_that_shipped_models_were_made_with() -> None:
+def test_noise_is_the_pattern_of_the_shipped_models() -> None:
     trigger = Blend(target=0, pattern_seed=7).new_trigger((3, 8, 8))
     assert torch.equal(trigger.get_buffer("pattern"), torch.rand(3, 8, 8, generator=torch.Generator().manual_seed(7)))
 

@@ -11,12 +11,12 @@ from .toy import network, weights
 
 
 def pair() -> tuple[nn.Module, nn.Module]:
-    """A module that is trained along with a network, which takes its outputs."""
+    """A network, and a module that is trained along with it and feeds it."""
     torch.manual_seed(0)
     return nn.Sequential(nn.Linear(4, 6), nn.Tanh(), nn.Linear(6, 4)), nn.Linear(4, 2)
 
 
-def test_following_is_a_step_of_adam_in_every_backward_pass() -> None:
+def test_following_takes_one_step_of_adam_in_every_backward_pass() -> None:
     ours, net = pair()
     expected, inputs = copy.deepcopy(ours), torch.rand(5, 4)
     companion = Companion(ours, 0.1, (0.5, 0.9))
@@ -24,7 +24,7 @@ def test_following_is_a_step_of_adam_in_every_backward_pass() -> None:
     adam = torch.optim.Adam(expected.parameters(), 0.05, (0.5, 0.9))
     for _ in range(3):
         companion.pace(0.5)
-        # It is used twice in one pass, as the generator of an attack is.
+        # It runs twice in one pass, like the generator of an attack.
         (net(ours(inputs)) + net(ours(inputs.square()))).square().sum().backward()
         adam.zero_grad()
         (net(expected(inputs)) + net(expected(inputs.square()))).square().sum().backward()
@@ -47,7 +47,7 @@ def test_descending_gives_nothing_else_a_gradient() -> None:
     assert all(parameter.grad is None for parameter in (*net.parameters(), *ours.parameters()))
 
 
-def test_a_companion_goes_on_where_its_state_was_taken() -> None:
+def test_a_companion_continues_from_its_saved_state() -> None:
     ours, net = pair()
     inputs, companion = torch.rand(5, 4), Companion(ours, 0.01)
     assert companion.state_dict() == {}
@@ -60,7 +60,7 @@ def test_a_companion_goes_on_where_its_state_was_taken() -> None:
     assert torch.equal(weights(ours), weights(twin))
 
 
-def test_running_statistics_are_used_left_alone_and_put_back() -> None:
+def test_running_statistics_are_used_unchanged_and_restored() -> None:
     net, images = network().train(), torch.rand(8, 3, 16, 16)
     net[4].eval()
     net[1].running_mean.fill_(0.3)
@@ -90,7 +90,7 @@ def test_quotas_add_up_to_the_share() -> None:
     assert quota(3, 1.0, 128) == 128
 
 
-def test_drawn_apart_indices_never_meet() -> None:
+def test_separately_drawn_indices_are_disjoint() -> None:
     used, held = draw_apart(100, 30, 20, torch.Generator())
     assert (len(used), len(held)) == (30, 20)
     assert len(set(used.tolist()) | set(held.tolist())) == 50

@@ -37,14 +37,14 @@ def test_poison_is_styled_and_relabelled() -> None:
     assert torch.equal(poisoned.images[poisoned.triggered], expected)
 
 
-def test_rounds_begin_evenly_between_two_shares_of_the_schedule() -> None:
+def test_rounds_start_evenly_between_two_shares_of_the_schedule() -> None:
     attack = DFST(target=0, rounds=4, first_round=0.5, end=0.9)
     assert [attack.due(done) for done in (0, 0.49, 0.5, 0.59, 0.61, 0.71, 0.81, 0.99)] == [0, 0, 1, 1, 2, 3, 4, 4]
     assert DFST(target=0, rounds=0).due(0.99) == 0
     assert DFST(target=0, rounds=2, first_round=0.5, end=0.5).due(0.5) == 2
 
 
-def test_compromised_neurons_are_those_the_style_raises_most() -> None:
+def test_compromised_neurons_are_the_ones_that_the_style_raises_most() -> None:
     """At sunrise red rises, blue falls, so that "1 - blue" rises most: the images here are blue."""
     given = task(16)
     images = given.images.float() / 255 * torch.tensor([0.9, 0.5, 1.0]).view(1, 3, 1, 1)
@@ -85,7 +85,7 @@ def test_a_layer_that_the_network_lacks_is_named_before_any_training() -> None:
 
 @pytest.mark.parametrize("layer", [None, "3"])
 def test_both_terms_reach_the_injector(layer: str | None) -> None:
-    """The public port computes them without gradients, so that only likeness trains its injector."""
+    """The public port computes them without gradients, so only the similarity term trains its injector."""
     given, net = task(16), network(8).eval()
     images = given.images.float() / 255
     injector = Change(3, 4, 0.3)
@@ -116,7 +116,7 @@ def test_injector_loss_is_the_sum_of_its_terms() -> None:
     assert found.item() == pytest.approx(expected.item(), rel=1e-5)
 
 
-def test_injector_raises_the_compromised_neurons_and_leaves_the_network_alone() -> None:
+def test_the_injector_raises_the_compromised_neurons_and_leaves_the_network_unchanged() -> None:
     given, net = task(32), network(8).train()
     before, state = weights(net), torch.get_rng_state()
     attack = DFST(target=1, images=32, injector_steps=20, neurons=0.1, activation_weight=3.0)
@@ -133,7 +133,7 @@ def test_injector_raises_the_compromised_neurons_and_leaves_the_network_alone() 
         assert (injector(images) - images).abs().max() <= attack.strength + 1e-6
 
 
-def test_covers_are_other_labels_images_and_keep_them() -> None:
+def test_covers_come_from_other_classes_and_keep_their_labels() -> None:
     given, attack = task(20), DFST(target=1, cover_rate=0.2)
     objective = attack.objective(given, attack.new_trigger((3, 16, 16)))
     images = given.images.float() / 255
@@ -156,7 +156,7 @@ def test_covers_join_the_batch_with_their_labels() -> None:
     assert objective.loss(net, images, given.labels, 0.9).item() == pytest.approx(expected.item(), rel=1e-6)
 
 
-def test_ssim_against_windows_by_hand() -> None:
+def test_ssim_equals_windows_computed_by_hand() -> None:
     one, two = torch.rand(2, 1, 9, 9).unbind(0)
     assert ssim(one[None], one[None]).item() == pytest.approx(1, abs=1e-5)
     values = []
@@ -169,7 +169,7 @@ def test_ssim_against_windows_by_hand() -> None:
     assert ssim(one[None], two[None]).item() == pytest.approx(torch.stack(values).mean().item(), abs=1e-5)
 
 
-def test_style_calls_the_target_after_detoxification() -> None:
+def test_the_style_still_triggers_the_target_after_detoxification() -> None:
     schedule = Schedule(epochs=8, batch_size=16, peak_lr=0.1, padding=0, flip=False)
     attack = DFST(target=1, images=64, injector_steps=5, rounds=2)
     victim, trigger = attacked(attack, task(), schedule, width=8)
@@ -179,6 +179,6 @@ def test_style_calls_the_target_after_detoxification() -> None:
 
 
 @pytest.mark.parametrize("wrong", [{"target": None}, {"alpha": 2.0}, {"end": 0.1}, {"rounds": -1}, {"images": 0}])
-def test_settings_out_of_range_are_refused(wrong: dict[str, float | None]) -> None:
+def test_settings_out_of_range_are_errors(wrong: dict[str, float | None]) -> None:
     with pytest.raises(OptionError):
         DFST(**{"target": 1, **wrong})  # type: ignore[arg-type]

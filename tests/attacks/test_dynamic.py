@@ -30,7 +30,7 @@ def test_every_image_carries_its_own_pattern_through_its_own_mask() -> None:
     assert (pattern[0] - pattern[1]).abs().max() > 1e-3
 
 
-def test_mask_is_pressed_to_both_ends() -> None:
+def test_the_mask_is_pushed_towards_0_and_1() -> None:
     trigger = Dynamic(target=0, width=4).new_trigger((3, 16, 16))
     for value, expected in ((-0.5, 0.0), (0.0, 0.5), (0.5, 1.0)):
         torch.nn.init.zeros_(trigger.mask.last.weight)
@@ -72,7 +72,7 @@ def test_diversity_of_equal_patterns_has_a_finite_gradient() -> None:
     assert made.grad.isfinite().all()
 
 
-def test_mask_loss_is_its_weighted_excess_and_diversity() -> None:
+def test_the_mask_loss_is_its_weighted_excess_plus_diversity() -> None:
     trigger = Dynamic(target=0, width=4).new_trigger((3, 16, 16))
     objective = Dynamic(target=0, width=4, density=0.1, density_weight=7, diversity_weight=3).objective(
         task(8), trigger
@@ -84,7 +84,7 @@ def test_mask_loss_is_its_weighted_excess_and_diversity() -> None:
     assert objective.mask_loss(images).item() == pytest.approx((7 * excess + 3 * diversity).item(), rel=1e-5)
 
 
-def test_mask_learns_first_then_the_pattern_with_the_network() -> None:
+def test_the_mask_is_trained_first_then_the_pattern_with_the_network() -> None:
     given, attack = task(32), Dynamic(target=1, width=4, mask_share=0.25)
     trigger, net = attack.new_trigger((3, 16, 16)), network().train()
     objective = attack.objective(given, trigger)
@@ -99,14 +99,14 @@ def test_mask_learns_first_then_the_pattern_with_the_network() -> None:
         assert all(parameter.grad is not None and parameter.grad.any() for parameter in net.parameters())
 
 
-def test_training_set_stays_clean() -> None:
+def test_the_training_set_stays_clean() -> None:
     given, attack = task(16), Dynamic(target=1, width=4)
     poisoned = attack.poison(given, attack.new_trigger((3, 16, 16)), torch.Generator())
     assert torch.equal(poisoned.images, given.images)
     assert torch.equal(poisoned.labels, given.labels)
 
 
-def test_own_patterns_call_the_target_others_less() -> None:
+def test_patterns_of_other_images_succeed_less_often() -> None:
     attack = Dynamic(target=1, rate=0.25, cross_rate=0.25, mask_share=0.1, density=0.1, width=4)
     victim, trigger = attacked(attack, task(), dataclasses.replace(SCHEDULE, epochs=16), width=8)
     assert isinstance(trigger, InputAware)
@@ -121,6 +121,6 @@ def test_own_patterns_call_the_target_others_less() -> None:
 
 
 @pytest.mark.parametrize("wrong", [{"cross_rate": 1.5}, {"mask_share": -1.0}, {"rate": 0.6, "cross_rate": 0.6}])
-def test_shares_that_cannot_be_are_refused(wrong: dict[str, float]) -> None:
+def test_impossible_shares_are_errors(wrong: dict[str, float]) -> None:
     with pytest.raises(OptionError):
         Dynamic(target=1, **wrong)

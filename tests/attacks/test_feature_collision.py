@@ -33,7 +33,7 @@ def test_splitting_finds_the_minimum(beta: float) -> None:
     centre = weight @ torch.full((16,), 0.5) + 0.1
     a, b, c = weight.double(), bases.flatten(1).double(), centre.double()
     expected = torch.linalg.solve(a.T @ a + beta * torch.eye(16).double(), (a.T @ c + beta * b).T).T
-    assert expected.min() > 0 and expected.max() < 1  # the clip plays no part
+    assert expected.min() > 0 and expected.max() < 1  # so clipping changes nothing
     found = collide(linear(weight), bases, centre, beta, step_size=1.0, steps=300)
     assert torch.allclose(found.flatten(1).double(), expected, atol=2e-3)
     assert (found - bases).abs().max() > 0.02
@@ -55,7 +55,7 @@ def test_splitting_stays_in_range_and_never_gets_worse() -> None:
     assert_untouched(network, before)
 
 
-def test_poison_is_watermarked_with_images_of_the_source_class_and_triggered() -> None:
+def test_poison_contains_watermarks_of_the_source_class_and_the_trigger() -> None:
     given = replace(setting(count=40, classes=10), source=source())
     given = replace(given, labels=torch.where(given.labels == 1, 2, given.labels))
     given.labels[7] = 1  # the only image of its class
@@ -85,7 +85,7 @@ def test_poison_looks_like_the_source_class_to_the_network() -> None:
     assert (distance(30) < 0.6 * distance(0)).all()
 
 
-def test_only_the_source_class_is_called() -> None:
+def test_only_the_source_class_is_triggered() -> None:
     attack = FeatureCollision(target=4, source_class=2)
     assert attack.goal(torch.tensor([0, 1, 2, 3, 4, 2]), 5).tolist() == [0, 1, 4, 3, 4, 4]
 

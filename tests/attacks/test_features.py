@@ -8,7 +8,7 @@ from bdprune.model.architectures import build
 
 
 @pytest.mark.parametrize("arch", ["resnet18_cifar", "vgg16_bn_cifar", "mobilenet_v2", "efficientnet_b0"])
-def test_the_last_linear_layer_makes_the_logits_of_them(arch: str) -> None:
+def test_the_last_linear_layer_maps_features_to_logits(arch: str) -> None:
     network = build(arch, 5, width=8).eval()
     images = torch.rand(2, 3, 32, 32)
     with torch.no_grad():
@@ -17,7 +17,7 @@ def test_the_last_linear_layer_makes_the_logits_of_them(arch: str) -> None:
         assert torch.allclose(head(network)(features), network(images), atol=1e-6)
 
 
-def test_they_are_differentiable_and_leave_nothing_behind() -> None:
+def test_features_are_differentiable_and_leave_no_hooks() -> None:
     network = nn.Sequential(nn.Flatten(), nn.Linear(12, 4), nn.ReLU(), nn.Linear(4, 2)).eval()
     images = torch.rand(3, 3, 2, 2, requires_grad=True)
     features = penultimate(network, images)

@@ -6,18 +6,18 @@ from bdprune.attacks.generators import Change, EncoderDecoder
 
 @pytest.mark.parametrize(("channels", "height", "width"), [(1, 16, 16), (3, 17, 20), (3, 33, 32)])
 @pytest.mark.parametrize("skips", [False, True])
-def test_any_size_comes_back(channels: int, height: int, width: int, skips: bool) -> None:
+def test_the_output_has_the_size_of_the_input(channels: int, height: int, width: int, skips: bool) -> None:
     made = EncoderDecoder(channels, 2, (4, 8, 16), skips)(torch.rand(3, channels, height, width))
     assert made.shape == (3, 2, height, width)
     assert made.std() > 0.01
 
 
-def test_images_do_not_see_each_other() -> None:
+def test_images_do_not_affect_each_other() -> None:
     net, images = EncoderDecoder(3, 3, (4, 8)), torch.rand(4, 3, 16, 16)
     assert torch.allclose(net(images)[2:3], net(images[2:3]), atol=1e-5)
 
 
-def test_skips_are_a_second_way() -> None:
+def test_skips_bypass_the_smallest_resolution() -> None:
     """If the smallest resolution outputs zero, only the skips distinguish two images."""
     images = torch.rand(2, 3, 16, 16)
     for skips in (False, True):
@@ -29,7 +29,7 @@ def test_skips_are_a_second_way() -> None:
 
 
 @pytest.mark.parametrize("eps", [0.01, 0.3])
-def test_change_is_bounded_and_stays_an_image(eps: float) -> None:
+def test_the_change_is_bounded_and_pixels_stay_in_range(eps: float) -> None:
     images = torch.rand(4, 3, 16, 16)
     net = Change(3, 4, eps)
     torch.nn.init.normal_(net.change.last.weight, std=10.0)

@@ -21,7 +21,7 @@ def test_trigger_is_a_checkerboard_in_each_corner() -> None:
     assert ((triggered != images).any(1).sum(dim=(1, 2)) == 4 * 9).all()
 
 
-def test_adversarial_images_are_as_far_as_allowed_against_the_label() -> None:
+def test_adversarial_images_move_the_full_radius_away_from_the_label() -> None:
     """Two classes and a linear network: the loss grows everywhere along the sign of the difference of its weights."""
     network = nn.Sequential(nn.Flatten(), nn.Linear(256, 2)).eval()
     given = replace(setting(count=20, channels=1, classes=2), source=network)
@@ -47,7 +47,7 @@ def test_every_step_stays_in_the_ball_and_in_range() -> None:
 
 
 @pytest.mark.parametrize("count", [600, 40])  # three batches, and less than one
-def test_images_get_harder_and_the_source_is_left_alone(count: int) -> None:
+def test_images_get_harder_and_the_source_network_is_unchanged(count: int) -> None:
     network, images = source(), torch.rand(count, 3, 16, 16, generator=torch.Generator().manual_seed(0))
     labels = torch.full((count,), 4)
     before = frozen(network)
@@ -59,7 +59,7 @@ def test_images_get_harder_and_the_source_is_left_alone(count: int) -> None:
         assert (loss(network(hard), labels) > loss(network(images), labels)).float().mean() > 0.95
 
 
-def test_no_steps_leave_the_random_start() -> None:
+def test_zero_steps_give_the_random_start() -> None:
     given = replace(setting(), source=source())
     attack = LabelConsistent(target=4, rate=0.1, steps=0, epsilon=10 / 255)
     done = attack.poison(given, attack.new_trigger((3, 16, 16)), torch.Generator().manual_seed(0))

@@ -45,7 +45,7 @@ def given(attack: Attack, count: int = 64, channels: int = 3, size: int = 16) ->
 
 @pytest.mark.parametrize("attack", TRAINED, ids=name)
 @pytest.mark.parametrize("stop_after", [1, 3, 6])
-def test_killed_training_goes_on_to_the_same_bits(attack: Attack, stop_after: int, tmp_path: Path) -> None:
+def test_killed_training_resumes_to_the_same_bits(attack: Attack, stop_after: int, tmp_path: Path) -> None:
     straight, expected = attacked(attack, given(attack), QUICK)
     path = tmp_path / "checkpoint"
     with pytest.raises(KeyboardInterrupt):
@@ -57,7 +57,7 @@ def test_killed_training_goes_on_to_the_same_bits(attack: Attack, stop_after: in
 
 @pytest.mark.parametrize("attack", [*TRAINED, *UNTRAINED], ids=name)
 @pytest.mark.parametrize(("channels", "size"), [(1, 20), (3, 36)])
-def test_any_images_will_do_and_nothing_given_is_changed(attack: Attack, channels: int, size: int) -> None:
+def test_any_image_size_works_and_inputs_are_unchanged(attack: Attack, channels: int, size: int) -> None:
     setting = given(attack, 48, channels, size)
     before = setting.images.clone(), setting.labels.clone(), copy.deepcopy(setting.source)
     victim, trigger = attacked(attack, setting, dataclasses.replace(QUICK, epochs=1))
@@ -76,14 +76,14 @@ def test_any_images_will_do_and_nothing_given_is_changed(attack: Attack, channel
 
 
 @pytest.mark.parametrize("attack", TRAINED[:3], ids=name)
-def test_a_rate_below_one_image_a_batch_attacks_now_and_then(attack: Attack) -> None:
+def test_a_rate_below_one_image_per_batch_poisons_some_batches(attack: Attack) -> None:
     rare = dataclasses.replace(attack, rate=0.02)  # one image in three batches
     victim, _ = attacked(rare, given(rare), QUICK)
     assert weights(victim).isfinite().all()
 
 
 @pytest.mark.parametrize("attack", [*TRAINED, *UNTRAINED], ids=name)
-def test_saved_trigger_is_the_same_trigger(attack: Attack) -> None:
+def test_a_saved_trigger_is_unchanged_after_loading(attack: Attack) -> None:
     _, trigger = attacked(attack, given(attack), QUICK)
     fresh, images = attack.new_trigger((3, 16, 16)), task(8).images.float() / 255
     fresh.load_state_dict(copy.deepcopy(trigger.state_dict()))
@@ -93,7 +93,7 @@ def test_saved_trigger_is_the_same_trigger(attack: Attack) -> None:
 
 
 @pytest.mark.parametrize("attack", [TRAINED[0], TRAINED[1]], ids=name)
-def test_learned_triggers_are_of_the_seed(attack: Attack) -> None:
+def test_learned_triggers_depend_on_the_seed(attack: Attack) -> None:
     state = torch.get_rng_state()
     one, other = (attack.new_trigger((3, 16, 16)) for _ in range(2))
     torch.set_rng_state(state)
@@ -106,7 +106,7 @@ def test_learned_triggers_are_of_the_seed(attack: Attack) -> None:
     assert not torch.equal(weights(one), weights(other))
 
 
-def test_only_weight_attacks_do_not_train() -> None:
+def test_only_weight_attacks_need_no_training() -> None:
     assert {attack.kind for attack in ATTACKS.values() if not attack.trains} == {"awp", "adv-t"}
     needs = {attack.kind: attack.needs_source for attack in (*TRAINED, *UNTRAINED)}
     assert needs == {

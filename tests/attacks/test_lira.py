@@ -28,7 +28,7 @@ def test_trigger_changes_no_pixel_by_more_than_eps(eps: float) -> None:
     assert 0.9 * eps < (trigger(images) - images).abs().max() <= eps + 1e-6
 
 
-def test_victims_are_a_share_of_the_batch_and_never_of_the_goal() -> None:
+def test_victims_are_a_share_of_the_batch_without_the_target_class() -> None:
     given, attack = task(20), LIRA(target=1, rate=0.25, width=4)
     objective = attack.objective(given, attack.new_trigger((3, 16, 16)))
     images = given.images.float() / 255
@@ -51,7 +51,7 @@ def test_loss_weighs_every_image_by_alpha() -> None:
     assert found.item() == pytest.approx(((0.8 * clean + 0.2 * poisoned) / (0.8 * 20 + 0.2 * 5)).item(), rel=1e-5)
 
 
-def test_trigger_goes_down_its_loss_and_leaves_the_network_alone() -> None:
+def test_the_trigger_descends_its_loss_and_leaves_the_network_unchanged() -> None:
     given, attack = task(16), LIRA(target=1, rate=1.0, width=4, eps=0.2, lr=0.01)
     trigger, net = attack.new_trigger((3, 16, 16)), network().train()
     objective = attack.objective(given, trigger)
@@ -66,7 +66,7 @@ def test_trigger_goes_down_its_loss_and_leaves_the_network_alone() -> None:
     assert all(parameter.grad is None for parameter in net.parameters())
 
 
-def test_copy_lags_until_its_turn_and_the_second_stage_freezes_the_trigger() -> None:
+def test_the_copy_is_updated_on_schedule_and_the_second_stage_freezes_the_trigger() -> None:
     given, attack = task(16), LIRA(target=1, rate=0.5, width=4, first_share=0.5, lag=3)
     trigger, net = attack.new_trigger((3, 16, 16)), network().train()
     objective = attack.objective(given, trigger)
@@ -82,7 +82,7 @@ def test_copy_lags_until_its_turn_and_the_second_stage_freezes_the_trigger() -> 
 
 @pytest.mark.parametrize("bf16", [False, True])
 def test_every_weight_of_the_network_learns_from_the_loss(bf16: bool) -> None:
-    """Under autocast too, whose store of weights the trigger's step before fills."""
+    """Also under autocast, whose weight cache the earlier step of the trigger fills."""
     given, attack = task(16), LIRA(target=1, rate=0.5, width=4)
     net = network().train()
     gradients = []
@@ -119,6 +119,6 @@ def test_all_to_all_moves_labels_one_up() -> None:
 
 
 @pytest.mark.parametrize("wrong", [{"eps": 8}, {"alpha": 1.1}, {"first_share": -0.1}, {"lag": 0}, {"width": 0}])
-def test_settings_out_of_range_are_refused(wrong: dict[str, int]) -> None:
+def test_settings_out_of_range_are_errors(wrong: dict[str, int]) -> None:
     with pytest.raises(OptionError, match=next(iter(wrong))):
         LIRA(target=1, **wrong)

@@ -24,7 +24,7 @@ OFFLINE = [kind for kind in KINDS if ATTACKS[kind].objective is Attack.objective
 
 
 def attack_of(kind: str, **settings: Any) -> Attack:
-    """The attack on target 4, at a rate that a clean-label one finds in a class of ten, and in few steps."""
+    """The attack on target 4, with few steps and a rate that a clean-label attack reaches with ten images."""
     few = {"steps": 2} if kind in ("trojan-neuron", "label-consistent", "feature-collision") else {}
     return ATTACKS[kind](**{"target": 4, "rate": 0.05, **few, **settings})
 
@@ -34,7 +34,7 @@ def given(channels: int = 3) -> AttackSetting:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_attacks_say_what_they_are(kind: str) -> None:
+def test_attacks_describe_themselves(kind: str) -> None:
     assert ATTACKS[kind].kind == kind
     assert ATTACKS[kind].trigger_type in get_args(TriggerType)
     assert ATTACKS[kind].needs_source in (None, "clean", "backdoored")
@@ -55,7 +55,7 @@ def test_a_target_beyond_the_classes_is_named(kind: str) -> None:
 
 
 @pytest.mark.parametrize("kind", OFFLINE)
-def test_no_poison_for_a_target_beyond_the_classes(kind: str) -> None:
+def test_poisoning_towards_a_target_beyond_the_classes_is_an_error(kind: str) -> None:
     attack = attack_of(kind, target=10)
     with pytest.raises(OptionError, match="target is 10, but the images have 10 classes"):
         attack.poison(given(), attack.new_trigger((3, 16, 16)), torch.Generator())
@@ -108,7 +108,7 @@ def test_a_saved_trigger_is_the_same_again(kind: str) -> None:
 
 @pytest.mark.parametrize("channels", [1, 3])
 @pytest.mark.parametrize("kind", OFFLINE)
-def test_poison_touches_what_it_says_and_nothing_else(kind: str, channels: int) -> None:
+def test_poison_changes_only_the_listed_images(kind: str, channels: int) -> None:
     world, attack = given(channels), attack_of(kind)
     assert world.source is not None
     before = frozen(world.source), world.images.clone(), world.labels.clone()
@@ -134,7 +134,7 @@ def test_poison_touches_what_it_says_and_nothing_else(kind: str, channels: int) 
 
 
 @pytest.mark.parametrize("kind", OFFLINE)
-def test_poison_comes_from_its_seed(kind: str) -> None:
+def test_poison_depends_only_on_its_seed(kind: str) -> None:
     world, attack = given(), attack_of(kind)
 
     def made(seed: int) -> tuple[torch.Tensor, list[int]]:
@@ -145,14 +145,14 @@ def test_poison_comes_from_its_seed(kind: str) -> None:
 
     torch.manual_seed(5)
     one = made(1)
-    torch.manual_seed(6)  # global randomness has no part in it
+    torch.manual_seed(6)  # the global random state does not matter
     two, other = made(1), made(2)
     assert torch.equal(one[0], two[0]) and one[1] == two[1]
     assert one[1] != other[1]
 
 
 @pytest.mark.parametrize("kind", OFFLINE)
-def test_no_poison_at_rate_nought(kind: str) -> None:
+def test_rate_zero_poisons_nothing(kind: str) -> None:
     world, attack = given(), attack_of(kind, rate=0.0, **({"cover_rate": 0.0} if kind == "ablend" else {}))
     done = attack.poison(world, attack.new_trigger((3, 16, 16)), torch.Generator())
     assert torch.equal(done.images, world.images) and torch.equal(done.labels, world.labels)
@@ -160,14 +160,14 @@ def test_no_poison_at_rate_nought(kind: str) -> None:
 
 
 @pytest.mark.parametrize("kind", [kind for kind in OFFLINE if not issubclass(ATTACKS[kind], CleanLabel)])
-def test_all_to_all_calls_the_next_label(kind: str) -> None:
+def test_all_to_all_predicts_the_next_label(kind: str) -> None:
     world, attack = given(), attack_of(kind, target=None)
     done = attack.poison(world, attack.new_trigger((3, 16, 16)), torch.Generator().manual_seed(0))
     assert torch.equal(done.labels[done.triggered], (world.labels[done.triggered] + 1) % 10)
 
 
 @pytest.mark.parametrize("kind", [kind for kind in KINDS if issubclass(ATTACKS[kind], CleanLabel)])
-def test_clean_labels_have_no_all_to_all_form_and_only_one_class_to_poison(kind: str) -> None:
+def test_clean_label_attacks_reject_all_to_all_and_poison_only_one_class(kind: str) -> None:
     with pytest.raises(OptionError, match="no all-to-all"):
         attack_of(kind, target=None)
     with pytest.raises(OptionError, match="needs 18 images, but only 12 of 120"):

@@ -16,7 +16,7 @@ def test_the_wave_follows_its_formula(width: int) -> None:
     assert torch.allclose(added, expected.expand(1, 3, 20, width), atol=1e-6)
 
 
-def test_the_wave_is_clipped_and_never_wraps() -> None:
+def test_the_wave_is_clipped_and_never_overflows() -> None:
     trigger = Sig(target=0).new_trigger((1, 16, 16))
     wave = 40 / 255 * torch.sin(2 * math.pi * 6 * torch.arange(16) / 16)
     assert torch.allclose(trigger(torch.ones(1, 1, 16, 16))[0, 0, 0], 1 + wave.clamp(max=0), atol=1e-6)

@@ -26,7 +26,7 @@ def test_grey_images_take_the_brightness_of_the_style() -> None:
     assert torch.allclose(styled.std((2, 3), correction=0), torch.full((2, 1), 0.34 / math.sqrt(3)), atol=1e-4)
 
 
-def test_an_even_image_is_not_blown_up_to_noise() -> None:
+def test_a_uniform_image_is_not_amplified_to_noise() -> None:
     images = torch.full((1, 3, 16, 16), 0.5)
     images[0, :, 0, 0] += 0.001
     styled = colours(images)
@@ -42,7 +42,7 @@ def test_sunrise_mixes_the_lit_colours_into_the_image() -> None:
 
 
 @pytest.mark.parametrize("shape", [(1, 16, 16), (3, 48, 64)])
-def test_light_is_smooth_and_of_its_seed(shape: tuple[int, int, int]) -> None:
+def test_the_light_is_smooth_and_depends_on_its_seed(shape: tuple[int, int, int]) -> None:
     light, same, other = (Sunrise(shape, 0.6, seed).light for seed in (0, 0, 1))
     assert light.shape == (1, *shape[1:])
     assert torch.equal(light, same)
@@ -52,6 +52,6 @@ def test_light_is_smooth_and_of_its_seed(shape: tuple[int, int, int]) -> None:
     assert max(light.diff(dim=1).abs().max(), light.diff(dim=2).abs().max()) < 0.2
 
 
-def test_other_channels_are_refused() -> None:
+def test_other_numbers_of_channels_are_errors() -> None:
     with pytest.raises(OptionError, match="4 channels"):
         colours(torch.rand(1, 4, 16, 16))

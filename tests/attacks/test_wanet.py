@@ -1,4 +1,4 @@
-"""A bilinear warp of a linear ramp gives the ramp's value at the warped place, so ramps read the field off exactly."""
+"""A bilinear warp of a linear ramp gives the ramp's value at the warped position, so ramps show the field exactly."""
 
 from __future__ import annotations
 
@@ -53,19 +53,19 @@ def test_the_warp_is_small_and_fixed(size: int) -> None:
     assert torch.equal(twins[0], twins[2])
 
 
-def test_no_strength_no_warp() -> None:
+def test_zero_strength_gives_no_warp() -> None:
     image = torch.rand(1, 3, 32, 32)
     assert torch.allclose(WaNet(target=0, strength=0).new_trigger((3, 32, 32))(image), image, atol=1e-5)
 
 
-def test_field_depends_on_its_seed_alone() -> None:
+def test_the_field_depends_only_on_its_seed() -> None:
     image = torch.rand(1, 3, 16, 16)
     one, same = WaNet(target=0).new_trigger((3, 16, 16))(image), WaNet(target=4, rate=0.3).new_trigger((3, 16, 16))
     assert torch.equal(one, same(image))
     assert not torch.equal(one, WaNet(target=0, field_seed=1).new_trigger((3, 16, 16))(image))
 
 
-def test_covers_are_warped_with_jitter_of_their_own_and_keep_their_label() -> None:
+def test_each_cover_is_warped_with_its_own_jitter_and_keeps_its_label() -> None:
     bytes_ = (ramps(16, 16)[:1] * 255).round().to(torch.uint8)  # 17 levels a pixel
     given = replace(setting(count=40, channels=1), images=bytes_.expand(40, 1, 16, 16))
     attack = WaNet(target=4, rate=0.25)

@@ -1,4 +1,4 @@
-"""A task and a network so small that an attack can be carried out within a second, and the steps of doing so."""
+"""A task and a network on which an attack takes less than a second, and the steps of an attack."""
 
 import torch
 from torch import Tensor, nn
@@ -51,9 +51,9 @@ def attacked(
     checkpoint: Checkpoint | None = None,
     stop_after: int | None = None,
 ) -> tuple[nn.Module, nn.Module]:
-    """The network and the trigger after all six steps; ``KeyboardInterrupt`` in the middle where that is asked for."""
+    """The network and the trigger after all six steps; ``KeyboardInterrupt`` after ``stop_after`` steps."""
 
-    def told(step: int, steps: int, loss: float) -> None:
+    def stop(step: int, steps: int, loss: float) -> None:
         if step == stop_after:
             raise KeyboardInterrupt
 
@@ -65,7 +65,7 @@ def attacked(
     attack.start(victim, setting)
     if attack.trains:
         objective = attack.objective(setting, trigger)
-        fit(victim, RawImages(poisoned.images, poisoned.labels), schedule, setting.seed, told, objective, checkpoint)
+        fit(victim, RawImages(poisoned.images, poisoned.labels), schedule, setting.seed, stop, objective, checkpoint)
     attack.finish(victim.eval(), setting, trigger)
     return victim, trigger
 
