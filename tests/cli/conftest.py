@@ -28,8 +28,8 @@ def run() -> Callable[..., Result]:
     return call
 
 
-def _hear_ctrl_c() -> None:
-    """A shell starts its background jobs deaf to SIGINT, and children inherit that; a terminal's job hears it."""
+def _accept_ctrl_c() -> None:
+    """Restores SIGINT, as in a terminal: background jobs of a shell and their children ignore it."""
     signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
@@ -44,7 +44,7 @@ def start(tmp_path: Path) -> Callable[..., subprocess.Popen[str]]:
         environment = os.environ | {"PYTHONPATH": paths, "OMP_NUM_THREADS": "1"}
         environment |= {"PYTHONIOENCODING": "ascii:strict"} if ascii_only else {}
         pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE} | settings
-        return subprocess.Popen(command, text=True, env=environment, cwd=tmp_path, preexec_fn=_hear_ctrl_c, **pipes)
+        return subprocess.Popen(command, text=True, env=environment, cwd=tmp_path, preexec_fn=_accept_ctrl_c, **pipes)
 
     return call
 

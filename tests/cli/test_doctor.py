@@ -22,7 +22,7 @@ def states(done: Ran) -> dict[str, dict[str, str]]:
     return {check["name"]: check for check in json.loads(done.stdout)["checks"]}
 
 
-def test_json_says_what_runs(run: Run) -> None:
+def test_json_lists_what_runs(run: Run) -> None:
     done = run("doctor", "--format", "json")
     assert done.exit_code == 0
     found = states(done)
@@ -31,7 +31,7 @@ def test_json_says_what_runs(run: Run) -> None:
     assert json.loads(done.stdout)["build"]["backend"] == build_info()["backend"]
 
 
-def test_text_has_one_line_a_check_and_the_mend_below(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_text_has_one_line_per_check_and_the_fix_below(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     reference = build_info() | {"backend": "reference", "requested": "auto", "reason": "bdprune._C was not built"}
     monkeypatch.setattr("bdprune.ops.build_info", lambda: reference)
     done = run("doctor")
@@ -42,7 +42,7 @@ def test_text_has_one_line_a_check_and_the_mend_below(run: Run, monkeypatch: pyt
     assert "pip install -e . --no-build-isolation" in lines[at + 1]
 
 
-def test_forced_reference_says_how_to_undo_it(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_forced_reference_is_shown_with_how_to_undo_it(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     forced = build_info() | {"backend": "reference", "requested": "reference", "reason": "BDPRUNE_BACKEND=reference"}
     monkeypatch.setattr("bdprune.ops.build_info", lambda: forced)
     assert states(run("doctor", "--format", "json"))["CPU ops"]["hint"] == "Unset BDPRUNE_BACKEND."
@@ -63,7 +63,7 @@ def test_cuda_that_runs_is_ok(run: Run, monkeypatch: pytest.MonkeyPatch) -> None
         (lambda weights: 1 / 0, "ZeroDivisionError"),
     ],
 )
-def test_op_that_is_wrong_is_broken_and_exit_2(
+def test_an_op_with_wrong_results_is_broken_and_exits_with_2(
     run: Run, monkeypatch: pytest.MonkeyPatch, norms: Callable[[Sequence[Any]], Any], words: str
 ) -> None:
     monkeypatch.setattr("bdprune.ops.filter_spectral_norms", norms)
@@ -72,7 +72,7 @@ def test_op_that_is_wrong_is_broken_and_exit_2(
     assert states(done)["self-test"]["state"] == "broken" and words in states(done)["self-test"]["found"]
 
 
-def test_what_was_tuned_is_shown(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_results_of_tuning_are_shown(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("BDPRUNE_CACHE", str(tmp_path))
     assert "no trial has run yet" in states(run("doctor", "--paths", "--format", "json"))["tuned"]["found"]
     asked = {"question": "stack", "device": "cpu", "shape": "3 x small", "reason": ""}

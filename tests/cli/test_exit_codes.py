@@ -46,12 +46,12 @@ FAILED, UNSUPPORTED, INCONCLUSIVE = one("error"), one("error", "UnsupportedError
         ([FAILED, INCONCLUSIVE, BACKDOORED, CLEAN], 1),
     ],
 )
-def test_code_of_these_results(results: list[Result], code: int) -> None:
+def test_the_results_determine_the_exit_code(results: list[Result], code: int) -> None:
     for order in itertools.permutations(results):
         assert exit_codes.of_scan(order) == code
 
 
-def test_what_was_not_scanned_counts_unless_it_is_to_be_skipped() -> None:
+def test_unscanned_files_count_unless_they_may_be_skipped() -> None:
     assert exit_codes.of_scan([CLEAN], unknown=True) == 5
     assert exit_codes.of_scan([CLEAN], unknown=True, skip_unknown=True) == 0
     assert exit_codes.of_scan([CLEAN, UNSUPPORTED], skip_unknown=True) == 0
@@ -60,7 +60,7 @@ def test_what_was_not_scanned_counts_unless_it_is_to_be_skipped() -> None:
     assert exit_codes.of_scan([BACKDOORED], unknown=True) == 1
 
 
-def test_fail_on_moves_the_gate_and_only_the_gate() -> None:
+def test_fail_on_changes_only_the_verdicts_that_fail() -> None:
     assert exit_codes.of_scan([SUSPICIOUS], "backdoored") == 0
     assert exit_codes.of_scan([BACKDOORED], "backdoored") == 1
     assert exit_codes.of_scan([BACKDOORED], "never") == 0
@@ -68,7 +68,7 @@ def test_fail_on_moves_the_gate_and_only_the_gate() -> None:
     assert exit_codes.of_scan([BACKDOORED, INCONCLUSIVE], "never") == 5
 
 
-def test_exit_zero_forgives_all_results() -> None:
+def test_exit_zero_accepts_all_results() -> None:
     for result in (SUSPICIOUS, BACKDOORED, FAILED, UNSUPPORTED, INCONCLUSIVE):
         assert exit_codes.of_scan([result], exit_zero=True) == 0
 
@@ -87,7 +87,7 @@ def test_exit_zero_forgives_all_results() -> None:
         (errors.BdpruneError, 2),
     ],
 )
-def test_code_of_an_error(kind: type[errors.BdpruneError], code: int) -> None:
+def test_the_error_determines_the_exit_code(kind: type[errors.BdpruneError], code: int) -> None:
     assert exit_codes.of_error(kind("m")) == code
 
 

@@ -68,12 +68,12 @@ def test_unknown_command_is_exit_4(run: Run) -> None:
     assert done.exit_code == 4 and "No such command 'scna'" in done.stderr and len(done.stderr.splitlines()) <= 2
 
 
-def test_bare_command_shows_help(run: Run) -> None:
+def test_the_command_without_arguments_shows_help(run: Run) -> None:
     done = run()
     assert "Usage: bdprune" in done.output and done.exit_code == 4
 
 
-def test_bug_is_one_message_and_exit_2(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_bug_is_one_message_and_exits_with_2(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(kind: str) -> None:
         raise ZeroDivisionError("division by zero\nsecond line")
 
@@ -89,12 +89,12 @@ def test_messages_cannot_rewrite_the_terminal(run: Run) -> None:
     assert done.exit_code == 4 and "\x1b" not in done.output
 
 
-def test_embedding_program_gets_exceptions_not_exits() -> None:
+def test_an_embedding_program_gets_exceptions_instead_of_exits() -> None:
     assert main.main(["schema", "score"], standalone_mode=False) == 0
 
 
 def _read_terminal(descriptor: int) -> str:
-    """All that is shown until the other side is closed. A terminal holds little: not to read it stops the writer."""
+    """All output until the other side is closed. A terminal buffers little: without a reader, the writer stops."""
     shown = b""
     with contextlib.suppress(OSError):  # Linux raises it if the other side is closed
         while chunk := os.read(descriptor, 65536):
@@ -116,7 +116,7 @@ def test_stdout_is_pure_json_while_progress_is_live_on_a_terminal(
         stdout, _ = process.communicate(timeout=300)
         shown = reading.result()
     os.close(ours)
-    assert process.returncode == 5  # the leading detector did not run
+    assert process.returncode == 5  # the detector that decides did not run
     assert json.loads(stdout)["verdict"] == "inconclusive"
     assert "\x1b[" in shown and "tiny.pth" in shown
 
@@ -156,7 +156,7 @@ class Napper(TinyNet):
 """
 
 
-def test_ctrl_c_while_a_stack_runs_is_as_quiet(start: Start, tiny: Any, tmp_path: Path) -> None:
+def test_ctrl_c_while_a_stack_runs_prints_one_message(start: Start, tiny: Any, tmp_path: Path) -> None:
     (tmp_path / "napper.py").write_text(NAPPER)
     (tmp_path / "other.pth").write_bytes(tiny.path.read_bytes())
     clean = dict(np.load(tiny.data))
@@ -172,10 +172,10 @@ def _check_interrupted(process: subprocess.Popen[str]) -> None:
     stdout, stderr = process.communicate(timeout=300)
     assert process.returncode == 130
     assert stdout == "" and stderr.split("\n")[-2] == "bdprune: Interrupted; nothing was left half-written."
-    assert len(stderr.split()) == 6, stderr  # not a word of the worker
+    assert len(stderr.split()) == 6, stderr  # the worker prints nothing
 
 
-def test_ctrl_c_while_the_worker_is_starting_is_as_quiet(start: Start, tiny: Any, tmp_path: Path) -> None:
+def test_ctrl_c_while_the_worker_starts_prints_one_message(start: Start, tiny: Any, tmp_path: Path) -> None:
     (tmp_path / "sitecustomize.py").write_text(SLOW_START)
     process = start("scan", tiny.path, "--timeout", "500", start_new_session=True)
     _wait_for(tmp_path / "started", process)
@@ -184,7 +184,7 @@ def test_ctrl_c_while_the_worker_is_starting_is_as_quiet(start: Start, tiny: Any
 
 
 @pytest.mark.parametrize("extra", [[], ["--timeout", "500"]], ids=["in process", "with a worker"])
-def test_sigterm_ends_it_like_ctrl_c_and_the_worker_too(
+def test_sigterm_ends_the_program_and_its_worker_like_ctrl_c(
     start: Start, tiny: Any, tmp_path: Path, extra: list[str]
 ) -> None:
     (tmp_path / "sleeper.py").write_text(SLEEPER)
@@ -196,7 +196,7 @@ def test_sigterm_ends_it_like_ctrl_c_and_the_worker_too(
         os.kill(int((tmp_path / "started").read_text()), 0)
 
 
-def test_ctrl_c_while_the_program_is_being_imported_is_as_quiet() -> None:
+def test_ctrl_c_during_imports_prints_one_message() -> None:
     code = """
 import sys
 class Interrupted:
@@ -212,7 +212,7 @@ bdprune.__main__.start()
     assert done.stderr == "bdprune: Interrupted; nothing was left half-written.\n"
 
 
-def test_broken_pipe_is_silent_and_no_verdict(start: Start) -> None:
+def test_a_broken_pipe_is_silent_and_gives_no_verdict(start: Start) -> None:
     reader, writer = os.pipe()
     process = start("schema", stdout=writer)
     os.close(reader)
@@ -221,7 +221,9 @@ def test_broken_pipe_is_silent_and_no_verdict(start: Start) -> None:
     assert stderr == "" and process.returncode == 141
 
 
-def test_nobody_reading_standard_error_is_no_verdict_either(start: Start, tiny: Any, model_args: list[str]) -> None:
+def test_standard_error_without_a_reader_gives_no_verdict_either(
+    start: Start, tiny: Any, model_args: list[str]
+) -> None:
     for args in (["scan", tiny.path, tiny.path.parent, *model_args, "-f", "jsonl"], ["scan", "missing.pth"]):
         reader, writer = os.pipe()
         process = start(*args, stderr=writer)
@@ -240,7 +242,7 @@ def test_full_disk_behind_standard_output_is_exit_4(start: Start) -> None:
     assert stderr.splitlines()[0] == "bdprune: Standard output cannot be written: No space left on device."
 
 
-def test_closed_streams_are_no_bug(tmp_path: Path) -> None:
+def test_closed_streams_do_not_crash_the_program(tmp_path: Path) -> None:
     command = f"{shlex.quote(sys.executable)} -m bdprune"
     closed = subprocess.run(f"{command} schema >&-", shell=True, capture_output=True, text=True)
     assert closed.returncode == 4 and closed.stderr.splitlines()[0] == "bdprune: Standard output is closed."
@@ -248,14 +250,14 @@ def test_closed_streams_are_no_bug(tmp_path: Path) -> None:
     assert closed.returncode == 4 and closed.stdout == ""
 
 
-def test_terminal_that_knows_ascii_only_still_gets_a_report(start: Start, tiny: Any, model_args: list[str]) -> None:
+def test_an_ascii_only_terminal_still_gets_a_report(start: Start, tiny: Any, model_args: list[str]) -> None:
     process = start("scan", tiny.path, *model_args, ascii_only=True)
     stdout, stderr = process.communicate(timeout=300)
     assert process.returncode == 5 and stderr == ""
     assert stdout.startswith("INCONCLUSIVE") and re.search(r"  risk +\?\n", stdout)
 
 
-def test_console_script_is_this_command() -> None:
+def test_the_console_script_runs_this_command() -> None:
     script = Path(sys.executable).parent / "bdprune"
     if not script.exists():
         pytest.skip("the package is not installed with its console script")

@@ -23,7 +23,7 @@ Run = Callable[..., Ran]
 
 @dataclass(frozen=True)
 class Hostile(Detector):
-    """A detector of somebody who writes to the terminal."""
+    """A detector whose texts contain control characters of a terminal."""
 
     id = "x.hostile"
     title = "\x1b[31mred"

@@ -1,4 +1,4 @@
-"""The files of formats."""
+"""Output formats and their files."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def plan(formats: Sequence[str], files: Sequence[str], quiet: bool) -> list[Any]
     return [(one.writer.name, one.path) if one.path else one.writer.name for one in wanted]
 
 
-def test_nothing_said_is_text_on_the_screen() -> None:
+def test_the_default_is_text_on_the_screen() -> None:
     assert plan([], [], quiet=False) == plan([], [], quiet=True) == ["text"]
 
 
@@ -34,7 +34,7 @@ def test_formats_take_files_in_order(tmp_path: Path) -> None:
     assert plan(["json"], ["-"], True) == plan(["json=-"], [], True) == ["json"]
 
 
-def test_text_joins_when_everything_else_goes_to_files(tmp_path: Path) -> None:
+def test_text_is_added_if_all_other_formats_go_to_files(tmp_path: Path) -> None:
     path = tmp_path / "r.html"
     assert plan([f"html={path}"], [], quiet=False) == ["text", ("html", path)]
     assert plan(["json", f"html={path}"], [], quiet=False) == ["json", ("html", path)]
@@ -50,7 +50,7 @@ def test_text_joins_when_everything_else_goes_to_files(tmp_path: Path) -> None:
         ([], ["report.pdf"], "The suffix of 'report.pdf' names no format"),
     ],
 )
-def test_what_cannot_be_meant_is_refused(formats: list[str], files: list[str], words: str) -> None:
+def test_contradictory_options_are_errors(formats: list[str], files: list[str], words: str) -> None:
     with pytest.raises(OptionError, match=words):
         plan(formats, files, quiet=False)
 
@@ -66,7 +66,7 @@ def test_files_are_checked_before_anything_runs(tmp_path: Path) -> None:
         plan([f"html={tmp_path}/no/r.html"], [], quiet=False)
 
 
-def test_files_that_are_read_or_written_twice_are_refused(tmp_path: Path) -> None:
+def test_files_that_are_read_or_written_twice_are_errors(tmp_path: Path) -> None:
     model, report = tmp_path / "model.pth", tmp_path / "report.html"
     model.touch()
     outputs.check_apart([report, None, Path("/dev/null"), Path("/dev/null")], [model, None])

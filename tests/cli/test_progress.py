@@ -18,14 +18,14 @@ def run(total: int, shown: bool) -> None:
             progress.finished("clean", str(file))
 
 
-def test_log_gets_a_line_a_model(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_log_gets_one_line_per_model(capsys: pytest.CaptureFixture[str]) -> None:
     run(2, shown=True)
     said = capsys.readouterr()
     assert said.err == "[1/2] clean  0\N{REPLACEMENT CHARACTER}.pth\n[2/2] clean  1\N{REPLACEMENT CHARACTER}.pth\n"
     assert said.out == ""
 
 
-def test_log_says_how_long_it_still_takes(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_log_shows_the_time_left(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     now = iter([0.0, 50.0, 100.0, 150.0])  # at the start, and as each of three models is done
     monkeypatch.setattr("time.monotonic", lambda: next(now))
     with Progress(3, shown=True) as progress:
@@ -57,13 +57,13 @@ def test_time_left_is_rounded(left: float, text: str) -> None:
     assert time_left(left) == text
 
 
-def test_one_model_or_quiet_says_nothing(capsys: pytest.CaptureFixture[str]) -> None:
+def test_one_model_or_quiet_prints_nothing(capsys: pytest.CaptureFixture[str]) -> None:
     run(1, shown=True)
     run(3, shown=False)
     assert capsys.readouterr() == ("", "")
 
 
-def test_terminal_gets_a_live_line_on_stderr_only(
+def test_a_terminal_gets_a_live_line_on_stderr_only(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("sys.stderr.isatty", lambda: True)
@@ -74,7 +74,7 @@ def test_terminal_gets_a_live_line_on_stderr_only(
     assert said.out == "" and "loading [bold]" in said.err and "0/2" in said.err
 
 
-def test_terminal_counts_down(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_terminal_counts_down(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("sys.stderr.isatty", lambda: True)
     monkeypatch.setenv("TERM", "xterm")
     monkeypatch.setenv("FORCE_COLOR", "1")

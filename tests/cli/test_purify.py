@@ -28,7 +28,7 @@ def purify(run: Run, tiny: Any, model_args: list[str]) -> Run:
     return call
 
 
-def test_text_says_before_after_and_where(purify: Run, tiny: Any, tmp_path: Path) -> None:
+def test_text_shows_accuracy_before_and_after_and_the_file(purify: Run, tiny: Any, tmp_path: Path) -> None:
     output = tmp_path / "out.pth"
     digest = hashlib.sha256(tiny.path.read_bytes()).hexdigest()
     done = purify("-o", output)
@@ -86,7 +86,7 @@ def test_checkpoint_is_never_overwritten(purify: Run, tiny: Any) -> None:
     assert tiny.path.read_bytes() == before
 
 
-def test_no_output_lands_on_a_file_that_is_read_or_written(purify: Run, tiny: Any, tmp_path: Path) -> None:
+def test_no_output_overwrites_a_file_that_is_read_or_written(purify: Run, tiny: Any, tmp_path: Path) -> None:
     link = tmp_path / "link.pth"
     link.symlink_to(tiny.path)
     new = tmp_path / "new.pth"
@@ -97,13 +97,13 @@ def test_no_output_lands_on_a_file_that_is_read_or_written(purify: Run, tiny: An
     assert before == {path: path.read_bytes() for path in before} and not new.exists()
 
 
-def test_model_that_fails_its_clean_job_is_exit_5(purify: Run, tmp_path: Path) -> None:
+def test_a_model_with_low_clean_accuracy_exits_with_5(purify: Run, tmp_path: Path) -> None:
     done = purify("-o", tmp_path / "o.pth", "--normalize", "5,1")
     assert done.exit_code == 5 and "Clean accuracy is" in done.stderr and "--normalize" in done.stderr
     assert not (tmp_path / "o.pth").exists()
 
 
-def test_broken_and_foreign_files_are_exit_2_and_3(run: Run, tiny: Any, tmp_path: Path) -> None:
+def test_damaged_and_unsupported_files_exit_with_2_and_3(run: Run, tiny: Any, tmp_path: Path) -> None:
     broken, picture = tmp_path / "broken.pth", tmp_path / "cat.png"
     broken.write_bytes(tiny.path.read_bytes()[:-200])
     picture.write_bytes(b"\x89PNG\r\n\x1a\n" + bytes(50))
@@ -120,7 +120,7 @@ def scanned(run: Run, tiny: Any, model_args: list[str], *args: object) -> Path:
     return Path(path)
 
 
-def test_a_repair_goes_on_from_a_scan(run: Run, purify: Run, tiny: Any, model_args: list[str], tmp_path: Path) -> None:
+def test_a_repair_starts_from_a_scan(run: Run, purify: Run, tiny: Any, model_args: list[str], tmp_path: Path) -> None:
     start = scanned(run, tiny, model_args)
     done = purify("-o", tmp_path / "o.pth", "--from", start, "-f", "json", method="rnp")
     assert done.exit_code == 0, done.output
@@ -131,7 +131,7 @@ def test_a_repair_goes_on_from_a_scan(run: Run, purify: Run, tiny: Any, model_ar
     assert plain.exit_code == 0, "a method without that preset takes its defaults"
 
 
-def test_a_scan_of_something_else_is_refused(
+def test_a_scan_of_another_model_or_other_images_is_an_error(
     run: Run, purify: Run, tiny: Any, model_args: list[str], tmp_path: Path
 ) -> None:
     broken = tmp_path / "broken.json"
@@ -150,7 +150,7 @@ def test_a_scan_of_something_else_is_refused(
     assert same.exit_code == 0, same.output
 
 
-def test_the_scan_that_is_read_is_never_overwritten(
+def test_the_scan_file_is_never_overwritten(
     run: Run, purify: Run, tiny: Any, model_args: list[str], tmp_path: Path
 ) -> None:
     start = scanned(run, tiny, model_args)

@@ -26,8 +26,8 @@ Run = Callable[..., Ran]
 
 
 @pytest.fixture
-def told(monkeypatch: pytest.MonkeyPatch) -> Callable[[float], None]:
-    """Lets the only detector report this score; 0.5 is its threshold and 2 its label."""
+def fake_score(monkeypatch: pytest.MonkeyPatch) -> Callable[[float], None]:
+    """Replaces all detectors by one that reports a given score, with threshold 0.5 and label 2."""
 
     def tell(score: float) -> None:
         @dataclass(frozen=True)
@@ -47,7 +47,7 @@ def told(monkeypatch: pytest.MonkeyPatch) -> Callable[[float], None]:
 
 
 @pytest.fixture
-def scan(run: Run, told: object, tiny: Any, model_args: list[str]) -> Run:
+def scan(run: Run, fake_score: object, tiny: Any, model_args: list[str]) -> Run:
     """``bdprune scan`` of the tiny network on its data, with more arguments."""
 
     def call(*args: object, path: object = None, data: object = None) -> Ran:
@@ -56,7 +56,7 @@ def scan(run: Run, told: object, tiny: Any, model_args: list[str]) -> Run:
     return call
 
 
-def test_text_says_verdict_first_and_nothing_else_on_stdout(scan: Run, tiny: Any) -> None:
+def test_text_shows_the_verdict_first_and_stdout_has_nothing_else(scan: Run, tiny: Any) -> None:
     done = scan()
     assert done.exit_code == 0
     assert done.stdout.startswith(f"CLEAN  {tiny.path}\n")
@@ -70,8 +70,8 @@ def test_json_of_one_file_is_one_strict_result(scan: Run) -> None:
     assert found.data and found.data.count == 60
 
 
-def test_backdoor_is_exit_1_and_named(scan: Run, told: Callable[[float], None]) -> None:
-    told(0.9)
+def test_a_backdoor_exits_with_1_and_is_named(scan: Run, fake_score: Callable[[float], None]) -> None:
+    fake_score(0.9)
     done = scan("--format", "json")
     assert done.exit_code == 1
     assert json.loads(done.stdout)["target_label"] == 2
@@ -79,7 +79,7 @@ def test_backdoor_is_exit_1_and_named(scan: Run, told: Callable[[float], None]) 
     assert scan("--exit-zero").exit_code == 0
 
 
-def test_folder_gives_an_array_and_a_fleet_report(scan: Run, tiny: Any, tmp_path: Path) -> None:
+def test_a_folder_gives_an_array_and_a_report_of_all_models(scan: Run, tiny: Any, tmp_path: Path) -> None:
     folder = tmp_path / "models"
     folder.mkdir()
     for name in ("b.pth", "a.pth"):
@@ -95,7 +95,7 @@ def test_folder_gives_an_array_and_a_fleet_report(scan: Run, tiny: Any, tmp_path
     assert quiet.stderr.count("[") == 0
 
 
-def test_text_of_several_models_shows_the_loud_ones_and_a_table(scan: Run, tiny: Any, tmp_path: Path) -> None:
+def test_text_of_several_models_shows_the_flagged_ones_and_a_table(scan: Run, tiny: Any, tmp_path: Path) -> None:
     bad = tmp_path / "bad.pth"
     bad.write_bytes(b"nonsense")
     done = scan(bad)
@@ -103,7 +103,7 @@ def test_text_of_several_models_shows_the_loud_ones_and_a_table(scan: Run, tiny:
     assert f"CLEAN  {tiny.path}" not in done.stdout
 
 
-def test_json_lines_come_one_a_model(scan: Run, tiny: Any, tmp_path: Path) -> None:
+def test_json_lines_have_one_line_per_model(scan: Run, tiny: Any, tmp_path: Path) -> None:
     other = tmp_path / "other.pth"
     other.write_bytes(tiny.path.read_bytes())
     done = scan(other, "--format", "jsonl", "-o", "-")
@@ -130,9 +130,7 @@ def test_stack_and_its_memory_reach_the_scan(
     assert asked["stack"] == StackOptions("auto")
 
 
-def test_models_in_a_stack_are_told_by_their_own_names(
-    run: Run, tiny: Any, model_args: list[str], tmp_path: Path
-) -> None:
+def test_models_in_a_stack_keep_their_names(run: Run, tiny: Any, model_args: list[str], tmp_path: Path) -> None:
     folder = tmp_path / "models"
     folder.mkdir()
     for name in ("a.pth", "b.pth"):
@@ -155,7 +153,7 @@ def test_without_data_it_is_inconclusive_and_exit_5(run: Run, tiny: Any, model_a
         assert done.exit_code == 5 and done.stdout.startswith("INCONCLUSIVE")
 
 
-def test_file_name_that_is_no_utf8_is_reported_everywhere(scan: Run, tiny: Any, tmp_path: Path) -> None:
+def test_a_file_name_that_is_not_utf8_is_reported_in_every_format(scan: Run, tiny: Any, tmp_path: Path) -> None:
     path = os.fsdecode(bytes(tmp_path) + b"/m\xff.pth")
     os.link(tiny.path, path)
     page = tmp_path / "r.html"
@@ -166,7 +164,7 @@ def test_file_name_that_is_no_utf8_is_reported_everywhere(scan: Run, tiny: Any, 
     assert Result.from_json(found.stdout).name.endswith("m?.pth")
 
 
-def test_wrong_normalisation_is_exit_5_and_says_what_fits(scan: Run) -> None:
+def test_a_wrong_normalisation_exits_with_5_and_names_the_one_that_fits(scan: Run) -> None:
     done = scan("--normalize", "5,1", "--format", "json")
     found = Result.from_json(done.stdout)
     assert done.exit_code == 5 and found.verdict == "inconclusive"
@@ -178,19 +176,19 @@ def test_detectors_are_chosen_by_name(run: Run, tiny: Any, model_args: list[str]
     assert [one["detector"] for one in json.loads(done.stdout)["detectors"]] == ["bdprune.lipschitz"]
 
 
-def test_detectors_are_named_with_spaces_and_run_once(run: Run, tiny: Any, model_args: list[str]) -> None:
+def test_names_of_detectors_may_have_spaces_and_repeats(run: Run, tiny: Any, model_args: list[str]) -> None:
     done = run("scan", tiny.path, *model_args, "--detectors", "lipschitz, lipschitz", "--format", "json")
     assert [one["detector"] for one in json.loads(done.stdout)["detectors"]] == ["bdprune.lipschitz"]
 
 
-def test_report_never_lands_on_what_is_read(scan: Run, tiny: Any, tmp_path: Path) -> None:
+def test_a_report_never_overwrites_an_input(scan: Run, tiny: Any, tmp_path: Path) -> None:
     before = tiny.path.read_bytes()
     done = scan("-f", f"html={tiny.path}")
     assert done.exit_code == 4 and "is read and would be overwritten" in done.stderr and done.stdout == ""
     assert tiny.path.read_bytes() == before
 
 
-def test_nothing_supported_is_exit_3(scan: Run, tmp_path: Path) -> None:
+def test_only_unsupported_files_exit_with_3(scan: Run, tmp_path: Path) -> None:
     empty = tmp_path / "empty"
     empty.mkdir()
     picture = tmp_path / "cat.png"
@@ -314,7 +312,7 @@ def test_bad_data_is_one_message_and_exit_2(scan: Run, tmp_path: Path, name: str
     assert "Traceback" not in done.output
 
 
-def test_bug_in_a_detector_is_told_without_a_traceback(scan: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_bug_in_a_detector_is_reported_without_a_traceback(scan: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     @dataclass(frozen=True)
     class Buggy(Detector):
         id = "x.buggy"
@@ -330,7 +328,7 @@ def test_bug_in_a_detector_is_told_without_a_traceback(scan: Run, monkeypatch: p
     assert "Traceback" not in done.output
 
 
-def test_the_precisions_offered_are_those_there_are() -> None:
+def test_the_option_offers_all_precisions() -> None:
     from bdprune.cli.scan import scan as command
     from bdprune.runtime.precision import DEFAULT, PRECISIONS
 

@@ -69,7 +69,7 @@ def test_checkpoints_without_a_known_suffix_are_scanned(scan: Run, folder: Path,
     assert names(json.loads(done.stdout)) == ["a.pth", "b.checkpoint", "best_model", "c.pth.bak", "d.weights"]
 
 
-def test_what_may_hold_weights_is_named_everywhere_and_exit_5(
+def test_files_that_may_hold_weights_are_named_in_every_format_and_exit_with_5(
     scan: Run, folder: Path, good: Any, tmp_path: Path
 ) -> None:
     torch.save(good, folder / "a.pth")
@@ -94,7 +94,7 @@ def test_what_may_hold_weights_is_named_everywhere_and_exit_5(
     assert skipped.exit_code == 0 and "e.onnx" in skipped.stdout
 
 
-def test_files_of_a_trainer_are_named_and_do_not_fail(scan: Run, folder: Path, good: Any) -> None:
+def test_files_of_a_trainer_are_named_without_a_failure(scan: Run, folder: Path, good: Any) -> None:
     torch.save(good, folder / "pytorch_model.bin")
     moments = {0: {"step": torch.tensor(5.0), "exp_avg": torch.zeros(4, 4)}}
     torch.save({"state": moments, "param_groups": [{"lr": 0.1, "params": [0]}]}, folder / "optimizer.pt")
@@ -111,7 +111,7 @@ def test_files_of_a_trainer_are_named_and_do_not_fail(scan: Run, folder: Path, g
     assert alone.exit_code == 3 and "the state of an optimiser" in alone.stdout
 
 
-def test_arguments_are_not_weights_and_anything_else_that_runs_is_an_error(scan: Run, folder: Path, good: Any) -> None:
+def test_training_arguments_are_skipped_and_other_code_is_an_error(scan: Run, folder: Path, good: Any) -> None:
     torch.save(good, folder / "model.pth")
     arguments = b"\x80\x02cargparse\nNamespace\n)\x81}X\x02\x00\x00\x00lrG?\xb9\x99\x99\x99\x99\x99\x9asb."
     (folder / "training_args.bin").write_bytes(arguments)
@@ -123,7 +123,7 @@ def test_arguments_are_not_weights_and_anything_else_that_runs_is_an_error(scan:
 
 
 @pytest.mark.parametrize("more", [(), ("--timeout", "100")])
-def test_one_bad_model_stops_no_other(
+def test_a_bad_model_does_not_stop_the_others(
     run: Run, tiny: Any, folder: Path, good: Any, tmp_path: Path, model_args: list[str], more: tuple[str, ...]
 ) -> None:
     grey = dict(good) | {"conv.weight": good["conv.weight"].sum(1, keepdim=True)}
@@ -137,7 +137,7 @@ def test_one_bad_model_stops_no_other(
     assert first["detectors"] and third["detectors"] and "3 models" in page.read_text()
 
 
-def test_sets_of_one_file_are_an_array(scan: Run, tmp_path: Path, good: Any, bad: Any) -> None:
+def test_several_sets_in_one_file_are_an_array(scan: Run, tmp_path: Path, good: Any, bad: Any) -> None:
     path = tmp_path / "ema.pth.tar"
     torch.save({"state_dict": good, "state_dict_ema": bad}, path)
     done = scan(path, "-f", "json")
@@ -151,7 +151,7 @@ def test_sets_of_one_file_are_an_array(scan: Run, tmp_path: Path, good: Any, bad
     assert chosen.exit_code == 0 and json.loads(chosen.stdout)["coverage"]["left_out"] == ["state_dict_ema: not chosen"]
 
 
-def test_a_folder_without_checkpoints_says_what_it_holds(scan: Run, folder: Path) -> None:
+def test_a_folder_without_checkpoints_is_an_error_that_lists_its_files(scan: Run, folder: Path) -> None:
     (folder / "README.md").write_text("# Models\n")
     done = scan(folder)
     assert done.exit_code == 3 and "Found 1 files: 1 x text" in done.stderr
@@ -159,7 +159,7 @@ def test_a_folder_without_checkpoints_says_what_it_holds(scan: Run, folder: Path
     assert "It holds no files" in scan(folder).stderr
 
 
-def test_a_repair_that_leaves_a_set_is_exit_5(
+def test_a_repair_that_leaves_a_set_out_exits_with_5(
     run: Run, tiny: Any, tmp_path: Path, good: Any, model_args: list[str]
 ) -> None:
     path, out = tmp_path / "gan.pth", tmp_path / "out.pth"

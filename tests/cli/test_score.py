@@ -28,7 +28,9 @@ def test_json_is_a_strict_result(run: Run, tiny: Any, model_args: list[str], tmp
     assert "suspiciousness scores" in page.read_text()
 
 
-def test_missing_data_and_files_have_their_codes(run: Run, tiny: Any, model_args: list[str], tmp_path: Path) -> None:
+def test_missing_data_and_files_have_their_exit_codes(
+    run: Run, tiny: Any, model_args: list[str], tmp_path: Path
+) -> None:
     done = run("score", tiny.path, *model_args, "--method", "suspiciousness")
     assert done.exit_code == 4 and "needs clean data" in done.stderr
     assert run("score", tmp_path / "missing.pth").exit_code == 4

@@ -31,7 +31,7 @@ attack = {kind = "badnets", target = "all-to-all"}
 
 @pytest.fixture
 def manifest(tmp_path: Path) -> Path:
-    """The shipped manifest in a folder where badnets and clean are measured, and only badnets is still there."""
+    """The shipped manifest in a folder where badnets and clean were measured, but only badnets still exists."""
     path = tmp_path / "manifest.toml"
     path.write_text((ROOT / "zoo" / "demo" / "manifest.toml").read_text() + LATE)
     write_truth(tmp_path, TRUTH)
@@ -40,7 +40,7 @@ def manifest(tmp_path: Path) -> Path:
     return path
 
 
-def test_list_says_what_is_made_and_measured(run: Run, manifest: Path) -> None:
+def test_the_list_shows_which_models_are_made_and_measured(run: Run, manifest: Path) -> None:
     done = run("zoo", "list", manifest)
     assert done.exit_code == 0, done.output
     rows = {line.split()[0]: " ".join(line.split()[1:]) for line in done.stdout.splitlines()}
@@ -86,10 +86,8 @@ def test_make_passes_its_options_and_shows_progress(
     assert asked == [(manifest, tmp_path, tmp_path / "out", ("badnets",), "cpu", shown) for shown in (True, False)]
 
 
-def test_progress_says_how_long_it_still_takes(
-    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """A training that resumed at step 30 and takes half a second a step."""
+def test_progress_shows_the_time_left(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """A training run that resumed at step 30 and takes half a second per step."""
     now = 0.0
     monkeypatch.setattr("bdprune.cli.zoo.time.monotonic", lambda: now)
     ticker = Ticker()

@@ -21,7 +21,7 @@ def images(tmp_path: Path) -> Path:
     return tmp_path / "grey.npz"
 
 
-def test_show_writes_a_picture_and_says_how_strong_the_trigger_is(run: Run, images: Path, tmp_path: Path) -> None:
+def test_show_writes_a_picture_and_prints_the_strength_of_the_trigger(run: Run, images: Path, tmp_path: Path) -> None:
     image = pytest.importorskip("PIL.Image")
     out = tmp_path / "patch.png"
     done = run("zoo", "show", "badnets", "--data", images, "--set", "size=2", "--count", "2", "-o", out)
@@ -33,7 +33,7 @@ def test_show_writes_a_picture_and_says_how_strong_the_trigger_is(run: Run, imag
         assert opened.size == (8 + 3 * 136, 20 + 2 * 136)
 
 
-def test_the_picture_has_the_attacks_name_where_none_is_given(
+def test_the_picture_is_named_after_the_attack_by_default(
     run: Run, images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pytest.importorskip("PIL.Image")
@@ -65,7 +65,7 @@ def test_the_demos_images_are_the_default(run: Run, tmp_path: Path, monkeypatch:
         (["badnets", "--data", "missing"], "no images at missing"),
     ],
 )
-def test_what_cannot_be_is_exit_4_and_leaves_no_file(
+def test_impossible_requests_exit_with_4_and_leave_no_file(
     run: Run, images: Path, tmp_path: Path, args: list[str], message: str
 ) -> None:
     done = run("zoo", "show", "--data", images, *args, "-o", tmp_path / "out.png")
@@ -73,7 +73,7 @@ def test_what_cannot_be_is_exit_4_and_leaves_no_file(
     assert not (tmp_path / "out.png").exists()
 
 
-def test_an_unwritable_picture_is_known_before_any_work(run: Run, tmp_path: Path) -> None:
+def test_an_unwritable_picture_is_an_error_before_any_work(run: Run, tmp_path: Path) -> None:
     done = run("zoo", "show", "badnets", "-o", tmp_path)
     assert done.exit_code != 0 and "is a folder" in done.stderr
 
