@@ -32,6 +32,6 @@ def test_moments_of_any_shape(samples: int, channels: int, positions: int, faste
     assert np.array_equal(cross, cross.T)
 
 
-def test_a_shift_of_another_size_is_refused() -> None:
+def test_a_shift_of_another_size_is_an_error() -> None:
     with pytest.raises(ValueError, match="one value per channel"):
         core.channel_moments(np.zeros((2, 3, 4), dtype=np.float32), np.zeros(4))

@@ -18,7 +18,7 @@ core = pytest.importorskip("bdprune._core", reason="the native core is not built
 
 Array = NDArray[np.float64]
 
-# What sums of 32 float32 products may be off by, relative to the norm; five roundings.
+# Error bound of sums of 32 float32 products, relative to the norm: five roundings.
 FLOAT_RUNS = 3e-7
 
 
@@ -43,19 +43,19 @@ def test_norms_of_any_shape(count: int, rows: int, cols: int, dtype: str, seed: 
 @pytest.mark.parametrize("dtype", ["float16", "float32", "float64"])
 @pytest.mark.parametrize("rows", [9, 31, 32, 33, 63, 64, 65, 66, 255, 256, 257, 258, 600])
 def test_rows_of_nine(rows: int, dtype: str) -> None:
-    """3x3 filters from 32 channels on have a kernel of their own, which takes two rows at a time."""
+    """3x3 filters from 32 channels on have their own kernel, which processes two rows at a time."""
     x = np.random.default_rng(rows).standard_normal((11, rows, 9)).astype(dtype)
     rel = 1e-13 if dtype == "float64" else FLOAT_RUNS
     norms = core.spectral_norms(x, dtype, *x.shape)
     assert norms == pytest.approx(svd_norms(x), rel=rel)
-    x[5] = np.nan  # The rows before and after it lie beside the others' in memory.
+    x[5] = np.nan  # In memory, the neighbouring rows adjoin the rest.
     others = np.arange(11) != 5
     assert np.array_equal(core.spectral_norms(x, dtype, *x.shape)[others], norms[others])
     assert core.spectral_norms(x[3:4].copy(), dtype, 1, rows, 9)[0] == norms[3]
 
 
 def test_every_product_of_a_row_counts() -> None:
-    """Two columns of equal values and zeros elsewhere: the largest singular value is the norm of both together."""
+    """Two columns of equal values and zeros elsewhere: the largest singular value is the norm of both columns."""
     for i, j in itertools.combinations(range(9), 2):
         x = np.zeros((1, 40, 9), np.float32)
         x[..., [i, j]] = 0.5
@@ -64,7 +64,7 @@ def test_every_product_of_a_row_counts() -> None:
 
 @st.composite
 def spectra(draw: st.DrawFn) -> Array:
-    """Singular values, 1 the largest: some of them within 2^-gap of it or equal to it, the others below a ceiling."""
+    """Singular values, 1 the largest: some within 2^-gap of it or equal to it, the others below an upper limit."""
     side = draw(st.integers(2, 49))
     near = draw(st.integers(0, side - 1))
     rng = np.random.default_rng(draw(st.integers(0, 2**31)))
@@ -90,7 +90,7 @@ def test_clusters_multiplicities_and_graded_spectra(values: Array, more: int, se
 
 @settings(deadline=None)
 @given(values=st.lists(spectra(), min_size=1, max_size=4), place=st.integers(0, 15), seed=st.integers(0, 2**31))
-def test_bits_of_a_filter_do_not_depend_on_hard_neighbours(values: list[Array], place: int, seed: int) -> None:
+def test_the_bits_of_a_filter_do_not_depend_on_difficult_neighbours(values: list[Array], place: int, seed: int) -> None:
     batch = np.random.default_rng(seed).standard_normal((16, 12, 9))
     alone = core.spectral_norms(batch[place : place + 1].copy(), "float64", 1, 12, 9)
     for i, neighbour in enumerate(values):
@@ -118,7 +118,7 @@ def test_float32_of_any_range(exponents: list[int], rows: int, cols: int, seed: 
 @given(
     bits=st.lists(st.integers(0, 2**16 - 1), min_size=1, max_size=40), dtype=st.sampled_from(["float16", "bfloat16"])
 )
-def test_every_16_bit_pattern_reads_as_numpy_reads_it(bits: list[int], dtype: str) -> None:
+def test_every_16_bit_pattern_is_read_as_by_numpy(bits: list[int], dtype: str) -> None:
     raw = np.array(bits, dtype=np.uint16)
     wide = raw.view(np.float16) if dtype == "float16" else (raw.astype(np.uint32) << 16).view(np.float32)
     expected = np.abs(wide.astype(np.float64))  # a 1 x 1 matrix has its own magnitude as norm
@@ -135,7 +135,7 @@ def test_all_float16_values_in_one_vector_lane() -> None:
     assert np.array_equal(ours, np.abs(finite.view(np.float16).astype(np.float64)))
 
 
-def test_wrong_sizes_are_refused() -> None:
+def test_wrong_sizes_are_errors() -> None:
     x = np.zeros((2, 3, 4), dtype=np.float32)
     with pytest.raises(ValueError, match="96 bytes, 192 are needed"):
         core.spectral_norms(x, "float32", 4, 3, 4)

@@ -62,7 +62,7 @@ def test_every_tile_has_one_block(maps: int, groups: int, columns: int, rows: in
     mask=st.lists(st.sampled_from([0.0, 0.5]), min_size=1, max_size=130),
     runs=st.lists(st.tuples(st.integers(0, 3), st.booleans()), max_size=4),
 )
-def test_a_tile_is_walked_chunk_by_chunk_and_tap_by_tap(kernel, mask, runs) -> None:
+def test_a_tile_is_computed_chunk_by_chunk_and_tap_by_tap(kernel, mask, runs) -> None:
     for chunk, zero in runs:  # whole chunks of zeros are rare among random masks
         mask[32 * chunk : 32 * chunk + 32] = [0.0 if zero else value for value in mask[32 * chunk : 32 * chunk + 32]]
     chunks = range(0, len(mask), 32)
@@ -101,7 +101,7 @@ def test_fragments_cover_their_matrix_once(which: str) -> None:
     assert sorted(places) == [(row, column) for row in range(rows) for column in range(columns)]
 
 
-def test_fragments_lie_where_the_ptx_isa_says() -> None:
+def test_fragments_have_the_layout_of_the_ptx_isa() -> None:
     # Lane 13: group 3, thread 1 in it.
     assert core.fragment_places("a8", 13) == [(3, 1), (11, 1), (3, 5), (11, 5)]
     assert core.fragment_places("b8", 13) == [(1, 3), (5, 3)]
@@ -112,7 +112,7 @@ def test_fragments_lie_where_the_ptx_isa_says() -> None:
 
 @settings(deadline=None)
 @given(st.floats(width=32, allow_nan=False, allow_infinity=False))
-def test_tf32_is_the_nearest_of_ten_bits(value: float) -> None:
+def test_tf32_rounds_to_the_nearest_of_ten_bits(value: float) -> None:
     bits = struct.unpack("<I", struct.pack("<f", value))[0]
     rounded = core.round_to_tf32(bits)
     low = bits & 0xFFFFE000
@@ -120,7 +120,7 @@ def test_tf32_is_the_nearest_of_ten_bits(value: float) -> None:
     assert rounded == (low if bits - low < 0x1000 else low + 0x2000)
 
 
-def test_what_is_not_finite_stays_so() -> None:
+def test_tf32_keeps_values_that_are_not_finite() -> None:
     for bits in (0x7F800000, 0xFF800000, 0x7FC00000, 0x7F800001, 0xFFFFFFFF):
         assert core.round_to_tf32(bits) == bits
 

@@ -1,4 +1,4 @@
-"""The choice of the instruction set: every one gives the same answers."""
+"""The choice of the instruction set: all give the same results."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import pytest
 
 core = pytest.importorskip("bdprune._core", reason="the native core is not built")
 
-# What sums of 32 float32 products may be off by, relative to the norm; five roundings.
+# Error bound of sums of 32 float32 products, relative to the norm: five roundings.
 FLOAT_RUNS = 3e-7
 
 ISA_SCRIPT = """
@@ -27,7 +27,7 @@ np.savez(sys.argv[1], isa=_core.isa(), norms=_core.spectral_norms(x, "float32", 
 
 
 @pytest.mark.parametrize("isa", ["baseline", "avx2"])
-def test_every_instruction_set_gives_the_same_answers(isa: str, tmp_path: os.PathLike[str]) -> None:
+def test_every_instruction_set_gives_the_same_results(isa: str, tmp_path: os.PathLike[str]) -> None:
     out = os.path.join(tmp_path, "out.npz")
     subprocess.run([sys.executable, "-c", ISA_SCRIPT, out], check=True, env={**os.environ, "BDPRUNE_ISA": isa})
     result = np.load(out)

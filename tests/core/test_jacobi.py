@@ -44,7 +44,7 @@ def test_jacobi_finds_the_largest_eigenvalue_of_a_gram_matrix(side: int, rows: i
 
 @settings(deadline=None)
 @given(side=st.integers(1, 80), rows=st.integers(1, 100), seed=st.integers(0, 2**31))
-def test_tridiagonalisation_finds_it_too(side: int, rows: int, seed: int) -> None:
+def test_tridiagonalisation_finds_the_largest_eigenvalue(side: int, rows: int, seed: int) -> None:
     matrix = gram(rows, side, seed)
     matrix /= np.trace(matrix)
     expected = np.linalg.eigvalsh(matrix)[-1]
@@ -72,7 +72,7 @@ def test_hard_spectra(spectrum: str, side: int) -> None:
 
 
 @pytest.mark.parametrize("side", [9, 25, 49])
-def test_one_sweep_less_is_still_right_to_float32(side: int) -> None:
+def test_one_sweep_less_is_still_accurate_to_float32(side: int) -> None:
     default = {9: 5, 25: 6, 49: 7}[side]
     for seed in range(60):
         matrix = gram(2 * side, side, seed)
@@ -82,12 +82,12 @@ def test_one_sweep_less_is_still_right_to_float32(side: int) -> None:
 
 
 @pytest.mark.parametrize("scale", [1e-250, 1e-30, 1e30, 1e250])
-def test_range_does_not_matter(scale: float) -> None:
+def test_accuracy_does_not_depend_on_the_scale(scale: float) -> None:
     matrix = gram(30, 9, 0)
     assert core.jacobi_largest(matrix * scale) == pytest.approx(np.linalg.eigvalsh(matrix)[-1] * scale, rel=1e-13)
 
 
-def test_zero_and_not_finite() -> None:
+def test_zero_and_non_finite_matrices() -> None:
     assert core.jacobi_largest(np.zeros((4, 4))) == 0.0
     for bad in (np.nan, np.inf):
         matrix = np.eye(3)
@@ -95,7 +95,7 @@ def test_zero_and_not_finite() -> None:
         assert np.isnan(core.jacobi_largest(matrix))
 
 
-def test_wrong_shapes_are_refused() -> None:
+def test_wrong_shapes_are_errors() -> None:
     for function in (core.jacobi_largest, core.tridiagonal_largest):
         with pytest.raises(ValueError, match="square"):
             function(np.zeros((2, 3)))

@@ -20,7 +20,7 @@ ROOT = Path(__file__).resolve().parents[2]
 SIMT = Path(__file__).parent / "simt"
 TORCH = Path(torch.__file__).parent
 FLAGS = ["-std=c++17", "-O2", "-fPIC", "-fvisibility=hidden", "-Wall", "-Wextra", "-Werror"]
-FLAGS += ["-Wno-unknown-pragmas", "-Wno-attributes"]  # CUDA's own pragmas and attributes mean nothing here
+FLAGS += ["-Wno-unknown-pragmas", "-Wno-attributes"]  # the host compiler does not know CUDA's pragmas and attributes
 FLAGS += ["-DUSE_CUDA", "-DTORCH_TARGET_VERSION=0x020b000000000000", f"-I{SIMT}", "-isystem", str(TORCH / "include")]
 FLAGS += os.environ.get("SIMT_FLAGS", "").split()  # such as -fsanitize=address
 
@@ -58,7 +58,7 @@ def _compile(compiler: str, folder: Path, library: Path) -> Path:
 
 
 def _name_shared_memory(library: Path, handle: ctypes.CDLL) -> int:
-    """Tells the emulator where the __shared__ variables are: the function-local statics of the symbol table."""
+    """Passes the __shared__ variables to the emulator: the function-local statics of the symbol table."""
     rows = [line.split() for line in _run("nm", "-S", library).splitlines()]
     base = next(int(row[0], 16) for row in rows if row[-1] == "simt_seed")
     shared = [row for row in rows if len(row) == 4 and row[2] == "b" and row[3].startswith("_ZZN7bdprune4cuda")]
@@ -68,8 +68,8 @@ def _name_shared_memory(library: Path, handle: ctypes.CDLL) -> int:
 
 
 class OnDevice:
-    """The ops of `namespace` for CPU tensors, run on `device`: arguments go there as they lie, strides and offset too,
-    and what comes out, or was written over, comes back."""
+    """The ops of `namespace` for CPU tensors, run on `device`: arguments are sent with their memory layout, strides
+    and offset; results and overwritten arguments come back."""
 
     def __init__(self, namespace, device: str) -> None:
         self._namespace, self._device = namespace, device

@@ -1,4 +1,4 @@
-"""The CUDA module as built against a CUDA build of torch: it loads, and the dispatcher has its kernels."""
+"""The CUDA module, built with a CUDA build of torch: it loads, and the dispatcher has its kernels."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def test_every_op_has_a_kernel_for_cuda(op: str) -> None:
 
 
 @pytest.mark.usefixtures("cuda_module")
-def test_the_module_speaks_the_stable_abi() -> None:
+def test_the_module_uses_the_stable_abi() -> None:
     module = importlib.import_module("bdprune._C_cuda")
     assert module.__file__ and module.__file__.endswith(".abi3.so")
     assert _backend._CUDA.module is module

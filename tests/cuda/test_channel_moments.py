@@ -2,7 +2,7 @@ import pytest
 import torch
 
 DTYPES = [torch.float16, torch.bfloat16, torch.float32, torch.float64]
-# One tile and several, ragged ones, one channel, one position, one sample, [N, C], 3-D maps.
+# One tile, several tiles, incomplete tiles, one channel, one position, one sample, [N, C], 3-D maps.
 SHAPES = [
     (3, 5, 4, 6),
     (2, 64, 4, 8),
@@ -14,8 +14,8 @@ SHAPES = [
     (2, 6, 2, 3, 4),
 ]
 
-# Tensor cores cut off where float32 rounds, so sums of squares drift: 96 half ulps over a run of 128 positions, halved
-# because they grow on the way.
+# Tensor cores truncate instead of rounding, so sums of squares drift: 96 half ulps over a run of 128 positions, halved
+# because the sums grow from zero.
 CUT_OFF = 4e-6
 
 
@@ -38,7 +38,7 @@ def check(found, x, shift, narrow=1e-6):
     cross, total, norms = exact(x, shift)
     scale = cross.diagonal().sqrt()
     wide = x.dtype == torch.float64
-    # Products are float32: the error of an entry is some ulp of the norms of its two channels.
+    # Products are float32: the error of an entry is a few ulp of the norms of its two channels.
     assert ((found[0] - cross).abs() <= (1e-14 if wide else narrow) * scale[:, None] * scale).all()
     torch.testing.assert_close(found[1], total, rtol=0, atol=1e-12 * float(scale.max()) * x.numel() ** 0.5)
     torch.testing.assert_close(found[2], norms, rtol=1e-14, atol=0)
@@ -69,7 +69,7 @@ def test_three_tf32_products_are_as_good_as_a_float32_one(emulated, randn, shape
 
 
 def test_three_tf32_products_far_from_the_origin(emulated, randn):
-    x = randn(2, 4, 29, 29) + 30  # 1,682 positions: several runs and splits, the last ones not whole
+    x = randn(2, 4, 29, 29) + 30  # 1,682 positions: several runs and splits, the last ones incomplete
     shift = x[0].mean((1, 2)).double()
     results = []
     for seed in range(2):
@@ -91,7 +91,7 @@ def test_other_layouts(emulated, randn, dtype):
 
 @pytest.mark.parametrize("channels_last", [False, True])
 def test_long_sums_far_from_the_origin(emulated, randn, channels_last):
-    x = randn(5, 4, 40, 41) + 30  # 8,200 positions: many runs and splits, none of them whole
+    x = randn(5, 4, 40, 41) + 30  # 8,200 positions: many runs and splits, all incomplete
     x = x.contiguous(memory_format=torch.channels_last) if channels_last else x
     shift = x[0].mean((1, 2)).double()
     found = moments(emulated.ops, x, shift)

@@ -2,12 +2,12 @@ import pytest
 import torch
 
 DTYPES = [torch.float16, torch.bfloat16, torch.float32, torch.float64]
-# Rows of whole vectors and not, one position, one channel, [N, C], 3-D maps, more channels than a block is wide.
+# Rows of whole and incomplete vectors, one position, one channel, [N, C], 3-D maps, more channels than a block is wide.
 SHAPES = [(3, 5, 4, 6), (2, 8, 4, 4), (2, 16, 1, 1), (4, 1, 5, 5), (3, 8), (7, 33), (2, 16, 2, 3, 4), (2, 140, 3, 3)]
 
 
 def layouts(z: torch.Tensor) -> list[torch.Tensor]:
-    """z in every memory order that a kernel walks, and in two that it has to copy."""
+    """z in every memory order that a kernel supports, and in two that it has to copy."""
     found = [z]
     if z.dim() == 4:
         found += [z.contiguous(memory_format=torch.channels_last), z.transpose(2, 3), torch.cat([z, z], 1)[:, ::2]]
@@ -84,7 +84,7 @@ def test_expanded_gradient(emulated, randn):
 
 
 @pytest.mark.parametrize("channels_last", [False, True])
-def test_only_what_is_needed_is_computed(emulated, randn, channels_last):
+def test_only_the_needed_gradients_are_computed(emulated, randn, channels_last):
     z = randn(2, 8, 4, 4)
     z = z.contiguous(memory_format=torch.channels_last) if channels_last else z
     mask = randn(8, seed=1)

@@ -14,7 +14,7 @@ spec.loader.exec_module(cuda_check)
 
 needs_nvcc = pytest.mark.needs("nvcc")
 
-# Captured from nvcc 13.0; the figures of the first kernel are those of a version that spilled.
+# Captured from nvcc 13.0; the figures of the first kernel come from a version that spilled.
 SAMPLE = """\
 ptxas info    : 28 bytes gmem
 ptxas info    : Compiling entry function '_ZN7bdprune4cuda57_GLOBAL__N__8bcf65c4_18_channel_moments_cu_cca6fd29_1377912cross_kernelIfLb0EEEvPKT_NS1_9MapLayoutEPKdPdl' for 'sm_90'
@@ -41,7 +41,7 @@ def test_parse_ptxas():
     assert cross.spills and not merge.spills
 
 
-def test_parse_ptxas_refuses_what_it_does_not_know():
+def test_parse_ptxas_rejects_unknown_lines():
     with pytest.raises(ValueError, match="unexpected ptxas output"):
         cuda_check.parse_ptxas("ptxas info : Compiling entry function 'f' for 'sm_90'\nUsed many registers\n")
     assert cuda_check.parse_ptxas("ptxas info : 28 bytes gmem\n") == []
@@ -85,7 +85,7 @@ def test_report_without_spills(capsys):
     assert "b.cu does not compile:\nerror: expected a ;" in capsys.readouterr().out
 
 
-def test_missing_nvcc_is_said_with_its_mend(monkeypatch, capsys):
+def test_a_missing_nvcc_is_reported_with_a_fix(monkeypatch, capsys):
     for name in ("CUDA_HOME", "CUDA_PATH"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("PATH", "/nowhere")
@@ -121,6 +121,6 @@ def test_a_kernel_that_spills(tmp_path, capsys):
 
 @needs_nvcc
 def test_our_spectral_norms_compile_without_spills(capsys):
-    # One source on one architecture; `make cuda-check` does them all.
+    # One source on one architecture; `make cuda-check` compiles all.
     assert cuda_check.main([str(ROOT / "csrc/cuda/filter_spectral_norms.cu"), "--arch", "90"]) == 0
     assert "norms_kernel" in capsys.readouterr().out

@@ -45,13 +45,13 @@ def test_one_call_for_weights_of_all_shapes_and_dtypes(emulated, randn):
     torch.testing.assert_close(norms(emulated.ops, weights, scales).double(), torch.cat(expected), **tolerance(None))
 
 
-def test_it_is_one_launch_and_a_filter_keeps_its_bits_in_it(emulated, randn):
+def test_one_launch_computes_all_and_filters_keep_their_bits(emulated, randn):
     weights = [randn(*shape, dtype=DTYPES[i % 4], seed=i) for i, shape in enumerate(SHAPES)]
     before = emulated.launches and emulated.launches()
-    together = norms(emulated.ops, weights)
+    joint = norms(emulated.ops, weights)
     assert before is None or emulated.launches() == before + 1
     alone = [norms(emulated.ops, [weight]) for weight in weights]
-    for mine, one in zip(together.split([len(one) for one in alone]), alone, strict=True):
+    for mine, one in zip(joint.split([len(one) for one in alone]), alone, strict=True):
         assert torch.equal(mine.to(one.dtype), one)  # a list with one float64 weight is float64
 
 
@@ -72,7 +72,7 @@ def test_strided_weights(emulated, randn):
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf")])
 @pytest.mark.parametrize("shape", [(3, 8, 1, 1), (6, 40, 3, 3), (3, 12, 4, 4)])
-def test_what_is_not_finite_spoils_its_own_filter_only(emulated, randn, shape, bad):
+def test_a_non_finite_value_affects_only_its_filter(emulated, randn, shape, bad):
     weight = randn(*shape)
     weight[1, 2, -1, 0] = bad
     found = norms(emulated.ops, [weight])
@@ -103,7 +103,7 @@ def test_empty(emulated):
 
 
 def test_result_does_not_depend_on_the_order_of_threads(emulated, randn):
-    # In float64, where a rotation out of a half-updated matrix shows in the last bits.
+    # In float64, the last bits show a rotation computed from a half-updated matrix.
     shapes = ((3, 40, 1, 1), (6, 70, 3, 3), (2, 12, 4, 4), (1, 50, 5, 10))
     weights = [randn(*shape, dtype=torch.float64) for shape in shapes]
     results = []

@@ -1,11 +1,11 @@
-"""The helpers that run the kernels' tests on a GPU, tested with the emulated kernels."""
+"""The helpers that run the tests of the kernels on a GPU, tested with the emulated kernels."""
 
 import torch
 
 from .conftest import OnDevice
 
 
-def test_tensors_go_over_as_they_lie_and_come_back(emulated, randn):
+def test_tensors_keep_their_layout_on_the_way_to_the_device_and_back(emulated, randn):
     carried = OnDevice(emulated.ops, "cpu")
     z, mask = torch.cat([randn(2, 8, 4, 4)] * 2, 1)[:, 1::2], randn(8, seed=1)
     assert carried._sent(z).stride() == z.stride() and carried._sent(z).storage_offset() == z.storage_offset()

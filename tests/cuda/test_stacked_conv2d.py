@@ -22,7 +22,7 @@ CASES = {
     "more rows than a tile": ((2, 2, 12, 12), (3, 2, 3, 3), (1, 1), (0, 0), (1, 1), 1),
     "linear": ((4, 33, 1, 1), (9, 33, 1, 1), (1, 1), (0, 0), (1, 1), 1),
 }
-# Share of the sum of magnitudes: a rounding of either operand, and float32 sums.
+# Bounds as a share of the sum of magnitudes: one rounding of each operand, and float32 sums.
 BOUNDS = {
     (torch.float32, True): 1e-6,
     (torch.float32, False): 2**-10,
@@ -104,17 +104,17 @@ def test_input_gradient(emulated, randn, case, dtype, exact):
 
 @pytest.mark.parametrize(("dtype", "exact"), MATHS[1:3])
 @pytest.mark.parametrize("case", CASES)
-def test_mask_gradient_comes_with_that_of_the_input(emulated, randn, case, dtype, exact):
+def test_the_mask_gradient_comes_with_the_input_gradient(emulated, randn, case, dtype, exact):
     x, weight, mask, settings = numbers(randn, case, dtype)
     rest = (*x.shape[-2:], *settings, exact)
     shape = convs(x.double(), weight.double(), settings).shape
     grad, z = randn(*shape, dtype=dtype, seed=4), randn(*shape, dtype=dtype, seed=5)
     products = grad.double() * z.double()
-    mask[1] = 0  # no product of its own is left, and yet a gradient of its mask
+    mask[1] = 0  # the products are all zero, but the mask still has a gradient
     for own_grad, own_z in zip(layouts(grad) * 2, layouts(z) + layouts(z)[::-1], strict=True):
         before = emulated.launches and emulated.launches()
         found, grad_mask = emulated.ops.stacked_conv2d_backward(own_grad, own_z, weight, mask, *rest)
-        assert before is None or emulated.launches() == before + 2  # the product, and the merge of a few sums
+        assert before is None or emulated.launches() == before + 2  # the product, and the merge of a few partial sums
         assert grad_mask.dtype == torch.float32
         within(grad_mask, products.sum((1, 3, 4)), products.abs().sum((1, 3, 4)), 2**-23)
         assert torch.equal(found, emulated.ops.stacked_conv2d_backward(own_grad, None, weight, mask, *rest)[0])
@@ -127,7 +127,7 @@ def test_mask_gradient_comes_with_that_of_the_input(emulated, randn, case, dtype
 @pytest.mark.parametrize("fastest", [False, True], ids=["nchw", "channels_last"])
 @pytest.mark.parametrize("case", [((3, 4, 9, 9), (70, 4, 3, 3), 2, 1), ((1, 130, 3, 3), (6, 130, 1, 1), 1, 9)], ids=str)
 def test_mask_gradient_where_the_maps_differ_in_size(emulated, randn, case, fastest):
-    # A stride leaves row tiles without a share, much padding gives a share more rows than its tile; and two or three
+    # With a stride, some row tiles get no share. With much padding, a share has more rows than its tile. Two or three
     # column tiles share the channels.
     x, weight, stride, padding = case
     mask, weight = randn(1, weight[0]), randn(1, *weight, seed=1)
@@ -141,7 +141,7 @@ def test_mask_gradient_where_the_maps_differ_in_size(emulated, randn, case, fast
 
 @pytest.mark.parametrize(("dtype", "exact"), MATHS[1:3])
 @pytest.mark.parametrize("channels", [24, 36])
-def test_weights_are_read_where_they_lie(emulated, randn, dtype, exact, channels):
+def test_weights_are_read_in_any_layout(emulated, randn, dtype, exact, channels):
     # 24 channels are whole vectors of either dtype, 36 of float32 only.
     x, mask = layouts(randn(2, 2, channels, 5, 4, dtype=dtype)), randn(2, 40, seed=2)
     plain = randn(2, 40, channels, 3, 2, dtype=dtype, seed=1)
@@ -159,7 +159,7 @@ def test_weights_are_read_where_they_lie(emulated, randn, dtype, exact, channels
 
 
 @pytest.mark.parametrize("offset", [1, 4])
-def test_maps_that_no_vector_fits(emulated, randn, offset):
+def test_maps_without_vector_alignment(emulated, randn, offset):
     memory = randn(2 * 2 * 8 * 20 + offset)[offset:]
     x = memory.view(2, 2, 5, 4, 8).movedim(-1, 2)  # channels_last, in memory that may begin between two vectors
     weight, mask, rest = randn(2, 8, 8, 3, 3, seed=1), randn(2, 8, seed=2), ((1, 1), (1, 1), (1, 1), 1)
@@ -190,7 +190,7 @@ def test_one_batch_for_all_models(emulated, randn):
 
 
 @pytest.mark.parametrize("case", ["1x1", "groups"])
-def test_layout_is_that_of_x(emulated, randn, case):
+def test_the_output_has_the_layout_of_x(emulated, randn, case):
     x, weight, mask, settings = numbers(randn, case, torch.float32)
     stride, padding, dilation, groups = settings
     for own, fastest in zip(layouts(x), (False, True), strict=True):
@@ -202,7 +202,7 @@ def test_masked_tiles_are_not_computed(emulated, randn):
     x, weight = randn(2, 1, 3, 4, 4), randn(2, 130, 3, 3, 3, seed=1)
     weight[:, 64:128] = float("nan")
     mask = torch.ones(2, 130)
-    mask[:, 64:128] = 0  # the second tile of columns, whole
+    mask[:, 64:128] = 0  # the whole second tile of columns
     rest = ((1, 1), (1, 1), (1, 1), 1)
     y, _ = emulated.ops.stacked_conv2d(x, weight, mask, None, *rest, False, True)
     assert (y[:, :, 64:128] == 0).all() and y.isfinite().all()
@@ -210,7 +210,7 @@ def test_masked_tiles_are_not_computed(emulated, randn):
     assert z[:, :, 64:128].isnan().all()
     found, _ = emulated.ops.stacked_conv2d_backward(torch.ones_like(y), None, weight, mask, 4, 4, *rest, True)
     assert found.isfinite().all()
-    weight[:, 64:128] = 0  # chunks left out add nothing, and those around them are all there
+    weight[:, 64:128] = 0  # skipped chunks add nothing, and no other chunk is skipped
     plain, _ = emulated.ops.stacked_conv2d_backward(
         torch.ones_like(y), None, weight, torch.ones_like(mask), 4, 4, *rest, True
     )
@@ -275,7 +275,7 @@ def on_kernels(emulated, monkeypatch):
 
 @pytest.mark.parametrize("shared", [False, True], ids=["own_batches", "one_batch"])
 @pytest.mark.parametrize("case", ["3x3", "stride 2", "groups"])
-def test_autograd_is_that_of_the_composition(on_kernels, monkeypatch, randn, case, shared):
+def test_autograd_equals_the_composition(on_kernels, monkeypatch, randn, case, shared):
     x, weight, mask, settings = numbers(randn, case, torch.float32)
     leaves = [x[0] if shared else x, weight, mask, randn(*mask.shape, seed=3)]
 
@@ -295,7 +295,7 @@ def test_autograd_is_that_of_the_composition(on_kernels, monkeypatch, randn, cas
 @pytest.mark.parametrize("frozen", [False, True], ids=["learning", "frozen"])
 @pytest.mark.parametrize("stack", [None, 3])
 @pytest.mark.parametrize("case", ["3x3", "groups"])
-def test_autograd_of_one_weight_is_that_of_the_composition(on_kernels, monkeypatch, randn, case, stack, frozen):
+def test_autograd_of_one_weight_equals_the_composition(on_kernels, monkeypatch, randn, case, stack, frozen):
     x, weight, _, settings = numbers(randn, case, torch.float32)
     leading = () if stack is None else (stack,)
     x, mask, bias = randn(*leading, *x.shape[1:]), randn(*leading, weight.shape[1], seed=2), randn(weight.shape[1])
@@ -312,7 +312,7 @@ def test_autograd_of_one_weight_is_that_of_the_composition(on_kernels, monkeypat
         torch.testing.assert_close(mine, theirs, rtol=1e-4, atol=1e-4)
 
 
-def test_the_mask_learns_without_the_input(on_kernels, monkeypatch, randn):
+def test_the_mask_has_a_gradient_without_the_input(on_kernels, monkeypatch, randn):
     x, weight, mask, settings = numbers(randn, "3x3", torch.float32)
     own = mask.clone().requires_grad_()
     y = masked_conv2d(x, weight, own, None, **geometry(settings))
@@ -323,12 +323,12 @@ def test_the_mask_learns_without_the_input(on_kernels, monkeypatch, randn):
     )
 
 
-def test_same_padding_goes_to_the_kernels_where_it_is_even(on_kernels, randn):
+def test_same_padding_uses_the_kernels_if_it_is_even(on_kernels, randn):
     x, weight, mask = randn(2, 1, 3, 6, 6), randn(2, 4, 3, 3, 3, seed=1), torch.ones(2, 4)
     expected = convs(x, weight, ((1, 1), "same"))
     torch.testing.assert_close(masked_conv2d(x, weight, mask, padding="same"), expected, rtol=1e-4, atol=1e-5)
     assert FACE.setting_of(weight[..., :2], 1, "same", 1, 1) is None
-    assert FACE.setting_of(weight, 2, "same", 1, 1) is None  # PyTorch refuses it, in its own words
+    assert FACE.setting_of(weight, 2, "same", 1, 1) is None  # PyTorch raises its own error
     assert FACE.setting_of(weight, 2, "valid", 1, 1) == ((2, 2), (0, 0), (1, 1), 1)
 
 
@@ -342,7 +342,7 @@ def test_autocast_casts_as_a_convolution_would(on_kernels, randn):
 
 
 @pytest.mark.parametrize("shared", [False, True], ids=["own_batches", "one_batch_and_weight"])
-def test_fake_kernels_say_what_the_kernels_give(emulated, randn, shared):
+def test_fake_kernels_give_the_shapes_of_the_kernels(emulated, randn, shared):
     x, weight, mask, settings = numbers(randn, "stride 2", torch.float32)
     for own in layouts(x):
         own, weight = (own[0], weight[:1]) if shared else (own, weight)

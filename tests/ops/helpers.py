@@ -11,31 +11,31 @@ from torch import Tensor
 
 from bdprune.ops import _backend
 
-native = pytest.mark.skipif(not _backend.HAS_OPS, reason="the compiled ops are not built or not wanted")
+native = pytest.mark.skipif(not _backend.HAS_OPS, reason="the compiled ops are not built or switched off")
 
 DTYPES = [torch.float16, torch.bfloat16, torch.float32, torch.float64]
 
 STACKS = [(3, 2, 5, 4, 6), (2, 1, 64, 3, 3), (4, 3, 7), (1, 2, 6, 5, 5), (2, 600, 3, 1, 1), (3, 2, 4, 2, 3, 2)]
-"""Of stacks of maps [G, N, C, *]."""
+"""Shapes of stacks of maps [G, N, C, *]."""
 
 
-def assert_error_ratio(ours: Tensor, plain: Tensor, exact: Tensor, floor: float = 0.0) -> None:
+def assert_error_ratio(ours: Tensor, plain: Tensor, exact: Tensor, allowance: float = 0.0) -> None:
     """Asserts that ``ours`` errs at most twice as much as ``plain``, the same computation by plain PyTorch in the same
-    dtype, both against the float64 result ``exact``. ``floor`` is an absolute error that is always allowed: for results
-    that plain PyTorch happens to get exactly right, and for float64, where ``exact`` itself has been rounded."""
+    dtype, both against the float64 result ``exact``. ``allowance`` is an absolute error that is always
+    allowed: for results that plain PyTorch computes exactly, and for float64, where ``exact`` itself is rounded."""
     assert ours.shape == plain.shape == exact.shape
     assert exact.dtype == torch.float64
     if exact.numel() == 0:
         return
     assert ours.double().isfinite().all()
     error = (ours.double() - exact).abs().max().item()
-    allowed = 2 * (plain.double() - exact).abs().max().item() + floor
+    allowed = 2 * (plain.double() - exact).abs().max().item() + allowance
     assert error <= allowed, f"error {error:.3g} is above {allowed:.3g}"
 
 
 def rounding(exact: Tensor, dtype: torch.dtype, terms: int = 1) -> float:
-    """Two roundings of the largest value of ``exact`` to ``dtype``, which no result in it can count on avoiding; in
-    float64 one of each of its ``terms``, since ``exact`` summed them up with the same precision."""
+    """The error of two roundings of the largest value of ``exact`` to ``dtype``, which no result can avoid. In float64,
+    one rounding per term, because ``exact`` is a sum of ``terms`` in the same precision."""
     if exact.numel() == 0:
         return 0.0
     roundings = max(2, terms) if dtype == torch.float64 else 2

@@ -18,7 +18,7 @@ from bdprune.ops import ChannelMoments, _backend, backend, channel_scale, filter
 
 from .helpers import random
 
-native = pytest.mark.skipif(not _backend.HAS_OPS, reason="the compiled ops are not built or not wanted")
+native = pytest.mark.skipif(not _backend.HAS_OPS, reason="the compiled ops are not built or switched off")
 
 
 def answers() -> list[torch.Tensor]:
@@ -37,7 +37,7 @@ def answers() -> list[torch.Tensor]:
 
 
 @native
-def test_the_reference_gives_the_same_answers(tmp_path: Path) -> None:
+def test_the_reference_gives_the_same_results(tmp_path: Path) -> None:
     out = tmp_path / "answers.pt"
     code = (
         "import sys, torch; sys.path.insert(0, sys.argv[2]); from ops.test_backend import answers; "
@@ -58,7 +58,7 @@ def test_a_device_without_compiled_ops_falls_back() -> None:
     assert channel_scale(z, torch.ones(3, device="meta")).shape == z.shape
 
 
-def test_build_info_names_what_runs() -> None:
+def test_build_info_names_the_backend() -> None:
     info = _backend.build_info()
     assert info["backend"] == backend()
     assert info["torch"] == torch.__version__ and info["threads"] == torch.get_num_threads()
@@ -83,7 +83,7 @@ def failing_import(error: ImportError) -> Any:
         (ImportError("undefined symbol: x"), "does not load on torch .*undefined symbol: x"),
     ],
 )
-def test_ops_that_do_not_load_fall_back_or_say_why(
+def test_ops_that_do_not_load_fall_back_or_raise_a_clear_error(
     error: ImportError, reason: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(importlib, "import_module", failing_import(error))

@@ -50,7 +50,9 @@ def layouts(x: Tensor) -> list[Tensor]:
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
-def test_error_is_at_most_twice_that_of_pytorch(shape: tuple[int, ...], dtype: torch.dtype, device: str) -> None:
+def test_the_error_is_at_most_twice_the_error_of_pytorch(
+    shape: tuple[int, ...], dtype: torch.dtype, device: str
+) -> None:
     x = random(shape, dtype, device) * 2 + 1
     exact = columns(x)
     plain = exact.to(torch.float64 if dtype == torch.float64 else torch.float32)
@@ -60,8 +62,8 @@ def test_error_is_at_most_twice_that_of_pytorch(shape: tuple[int, ...], dtype: t
         mean, covariance = exact.mean(1), exact.cov(correction=0).view(shape[1], -1)
         plain_covariance = plain.cov(correction=0).view(shape[1], -1)
         assert_error_ratio(moments.mean, plain.mean(1), mean, rounding(mean, plain.dtype, exact.shape[1]))
-        floor = rounding(covariance, plain.dtype, exact.shape[1])
-        assert_error_ratio(moments.covariance, plain_covariance, covariance, floor)
+        allowance = rounding(covariance, plain.dtype, exact.shape[1])
+        assert_error_ratio(moments.covariance, plain_covariance, covariance, allowance)
         assert torch.equal(moments.variance, moments.covariance.diagonal())
         assert moments.mean.dtype == moments.covariance.dtype == torch.float64
         assert torch.allclose(moments.activation_norm, exact_norm(x), rtol=1e-13, atol=0.0)
@@ -89,7 +91,7 @@ def test_correlation_is_right_at_a_mean_of_30_sigma(dtype: torch.dtype, device: 
         assert torch.equal(ours, ours.T) and torch.equal(ours.diagonal(), torch.ones(16, device=device).double())
 
 
-def test_batches_merge_and_one_pass_agree(device: str) -> None:
+def test_batches_and_merges_equal_one_pass(device: str) -> None:
     x = random((24, 9, 6, 6), device=device) * 3 - 20
     whole = moments_of(x)
     streamed = moments_of(*x.split([1, 7, 16]))
@@ -106,7 +108,7 @@ def test_batches_merge_and_one_pass_agree(device: str) -> None:
         assert torch.allclose(other.correlation(), whole.correlation(), atol=1e-12)
 
 
-def test_merging_does_not_touch_the_other(device: str) -> None:
+def test_merging_does_not_change_the_other_moments(device: str) -> None:
     first, second = moments_of(random((3, 2, 2, 2), device=device)), moments_of(random((4, 2, 2, 2), device=device))
     before = second.covariance.clone()
     empty = ChannelMoments(2, device)
@@ -116,7 +118,7 @@ def test_merging_does_not_touch_the_other(device: str) -> None:
     assert torch.equal(second.covariance, before) and second.count == 4
 
 
-def test_shards_with_far_means_merge(device: str) -> None:
+def test_shards_with_distant_means_merge(device: str) -> None:
     x = torch.cat([random((50, 3), device=device), random((70, 3), device=device, seed=1) + 1e4])
     merged = moments_of(x[:50])
     merged.merge(moments_of(x[50:]))
@@ -136,7 +138,7 @@ def test_a_constant_channel_has_no_correlation(value: float, dtype: torch.dtype,
     assert torch.allclose(ours[[0, 1, 3]][:, [0, 1, 3]], exact, atol=1e-6)
 
 
-def test_a_bad_value_spoils_only_its_channel(device: str) -> None:
+def test_a_bad_value_affects_only_its_channel(device: str) -> None:
     x = random((4, 5, 3, 3), torch.float32, device)
     exact = torch.corrcoef(columns(x))
     x[2, 1, 0, 0] = float("nan")
@@ -176,13 +178,13 @@ def test_same_bits_with_one_and_two_threads(fastest: bool, device: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["mean", "variance", "covariance", "activation_norm", "correlation"])
-def test_nothing_seen_is_an_error(name: str) -> None:
+def test_no_data_is_an_error(name: str) -> None:
     with pytest.raises(ValueError, match="no values have been added"):
         result = getattr(ChannelMoments(3), name)
         result()
 
 
-def test_wrong_arguments_say_what_they_got() -> None:
+def test_wrong_arguments_are_errors_that_show_the_value() -> None:
     moments = ChannelMoments(3)
     with pytest.raises(ValueError, match=r"3 channels, got shape \[2, 4\]"):
         moments.update(torch.ones(2, 4))
@@ -201,7 +203,7 @@ def test_wrong_arguments_say_what_they_got() -> None:
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-def test_tf32x3_is_float32_but_for_the_last_bits(dtype: torch.dtype, device: str) -> None:
+def test_tf32x3_differs_from_float32_only_in_the_last_bits(dtype: torch.dtype, device: str) -> None:
     x = random((6, 70, 9, 7), dtype, device) + 3
     ours = ChannelMoments(70, device, precision="tf32x3")
     ours.update(x)
@@ -274,7 +276,7 @@ def test_opcheck_of_moments_of_a_stack(device: str) -> None:
     assert all(torch.allclose(a, b, rtol=1e-5, atol=1e-4) for a, b in zip(sums, plain, strict=True))
 
 
-def test_wrong_stacks_say_what_they_got() -> None:
+def test_wrong_stacks_are_errors_that_show_the_value() -> None:
     with pytest.raises(ValueError, match=r"a stack of 2 maps, got shape \[3, 1, 4\]"):
         ChannelMoments(4, stack=2).update(torch.ones(3, 1, 4))
     with pytest.raises(ValueError, match="stack must be at least 1"):

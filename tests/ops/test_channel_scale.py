@@ -33,7 +33,9 @@ def gradients(product: Tensor, z: Tensor, mask: Tensor, grad: Tensor) -> tuple[T
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
-def test_error_is_at_most_twice_that_of_pytorch(shape: tuple[int, ...], dtype: torch.dtype, device: str) -> None:
+def test_the_error_is_at_most_twice_the_error_of_pytorch(
+    shape: tuple[int, ...], dtype: torch.dtype, device: str
+) -> None:
     z, mask, grad = (random(s, dtype, device, seed) for seed, s in enumerate([shape, shape[1:2], shape]))
     wide_z, wide_mask = z.double().requires_grad_(), mask.double().requires_grad_()
     wide = wide_z * broadcast(wide_mask, z)
@@ -66,7 +68,7 @@ def test_the_mask_may_have_another_dtype(dtype: torch.dtype, mask_dtype: torch.d
     assert torch.allclose(grad_mask.double(), expected, rtol=2 * torch.finfo(mask_dtype).eps, atol=atol)
 
 
-def test_layout_is_kept(device: str) -> None:
+def test_the_layout_is_kept(device: str) -> None:
     z, mask = random((2, 6, 4, 4), torch.float32, device), torch.ones(6, device=device)
     assert channel_scale(z, mask).is_contiguous()
     channels_last = z.contiguous(memory_format=torch.channels_last)
@@ -83,7 +85,7 @@ def test_empty_maps(shape: tuple[int, ...], device: str) -> None:
     assert torch.equal(grad_mask, torch.zeros(shape[1], device=device))
 
 
-def test_zero_masks_silence_and_nan_shows(device: str) -> None:
+def test_zero_masks_give_zeros_and_nan_propagates(device: str) -> None:
     z = random((2, 3, 2, 2), torch.float32, device)
     z[0, 2, 0, 0] = float("nan")
     scaled = channel_scale(z, torch.tensor([0.0, 1.0, 0.0], device=device))
@@ -129,7 +131,7 @@ def test_opcheck(device: str) -> None:
                 torch.library.opcheck(torch.ops.bdprune.channel_scale_backward.default, (grad, z, mask, *need))
 
 
-def test_wrong_arguments_say_what_they_got() -> None:
+def test_wrong_arguments_are_errors_that_show_the_value() -> None:
     z = torch.ones(2, 3, 4, 4)
     with pytest.raises(ValueError, match=r"mask must be \[3\].*\[4\]"):
         channel_scale(z, torch.ones(4))
@@ -153,7 +155,7 @@ def stack_gradients(product: Tensor, *inputs: Tensor) -> tuple[Tensor, ...]:
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("shape", STACKS, ids=str)
-def test_scaled_stack_has_the_bits_of_its_maps(shape: tuple[int, ...], dtype: torch.dtype, device: str) -> None:
+def test_a_scaled_stack_has_the_bits_of_its_maps(shape: tuple[int, ...], dtype: torch.dtype, device: str) -> None:
     mask = random((shape[0], shape[2]), dtype, device, seed=1)
     for z in stack_layouts(random(shape, dtype, device)):
         own_z, own_mask = z.detach().requires_grad_(), mask.clone().requires_grad_()
@@ -166,13 +168,13 @@ def test_scaled_stack_has_the_bits_of_its_maps(shape: tuple[int, ...], dtype: to
             assert torch.equal(stacked[g], one)
             one_grad_z, one_grad_mask = torch.autograd.grad(one, (one_z, one_mask), grad[g])
             assert torch.equal(grad_z[g], one_grad_z)
-            # A stack with gaps, or of one map, is copied to NCHW before it is summed; the single map need not be.
+            # A stack with gaps or of one repeated map is copied to NCHW before the sum; the single map may not be.
             assert torch.allclose(grad_mask[g], one_grad_mask, rtol=4 * torch.finfo(dtype).eps, atol=1e-12)
             if z.is_contiguous():
                 assert torch.equal(grad_mask[g], one_grad_mask)
 
 
-def test_layout_of_a_dense_stack_is_kept(device: str) -> None:
+def test_the_layout_of_a_dense_stack_is_kept(device: str) -> None:
     z = stack_layouts(random((2, 3, 6, 4, 4), torch.float32, device))[1]
     assert channel_scale(z, torch.ones(2, 6, device=device)).stride() == z.stride()
 
@@ -204,7 +206,7 @@ def test_opcheck_of_a_stack(device: str) -> None:
 
 @native
 @pytest.mark.parametrize("need", [(True, True), (True, False), (False, True)], ids=str)
-def test_reference_of_a_stack(need: tuple[bool, bool], device: str) -> None:
+def test_the_reference_scales_a_stack(need: tuple[bool, bool], device: str) -> None:
     grad, z, mask = (random(s, torch.float64, device, i) for i, s in enumerate([(2, 4, 3, 5)] * 2 + [(2, 3)]))
     assert torch.equal(reference.channel_scale(z, mask), torch.ops.bdprune.channel_scale(z, mask))
     ours = torch.ops.bdprune.channel_scale_backward(grad, z, mask, *need)
@@ -226,7 +228,7 @@ def test_stacks_have_the_same_bits_with_one_and_two_threads(fastest: bool, devic
     assert all(torch.equal(a, b) for a, b in zip(*results, strict=True))
 
 
-def test_wrong_stacks_say_what_they_got() -> None:
+def test_wrong_stacks_are_errors_that_show_the_value() -> None:
     z, mask = torch.ones(2, 3, 4, 5), torch.ones(2, 4)
     with pytest.raises(ValueError, match=r"mask must be \[2, 4\].*got shape \[3, 4\]"):
         channel_scale(z, torch.ones(3, 4))

@@ -22,7 +22,7 @@ def _untuned(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("BDPRUNE_TUNE", raising=False)
 
 
-class Ways:
+class Variants:
     """Two variants that record how they were run, and a timer that returns the seconds of each."""
 
     def __init__(self, **seconds: float) -> None:
@@ -55,17 +55,17 @@ def operands(samples: int = 4, **learn: bool) -> conv_variants.Operands:
     return x, weight, mask, None
 
 
-def test_the_faster_way_is_tried_once_and_kept() -> None:
-    ways = Ways(kernel=2.0, library=1.0)
-    assert ways(operands()) == "library" and ways.ran == ["kernel", "library"] * 3
-    assert ways(operands()) == "library" and len(ways.ran) == 6
+def test_the_faster_variant_is_tried_once_and_kept() -> None:
+    variants = Variants(kernel=2.0, library=1.0)
+    assert variants(operands()) == "library" and variants.ran == ["kernel", "library"] * 3
+    assert variants(operands()) == "library" and len(variants.ran) == 6
     (choice,) = kept_choices()
     assert (choice.question, choice.winner, choice.seconds) == ("conv", "library", {"kernel": 2.0, "library": 1.0})
     assert "x [2, 4, 3, 5, 5] float64" in choice.shape
 
 
-def test_what_differs_is_tried_for_itself() -> None:
-    ways = Ways(kernel=1.0, library=2.0)
+def test_different_settings_are_tried_separately() -> None:
+    variants = Variants(kernel=1.0, library=2.0)
     x, weight, mask, _ = operands()
     others: list[tuple[conv_variants.Operands, Any]] = [
         (operands(), SETTING),
@@ -80,38 +80,38 @@ def test_what_differs_is_tried_for_itself() -> None:
         (operands(5), SETTING),
     ]
     for count, (some, setting) in enumerate(others, 1):
-        assert ways(some, setting) == "kernel"
-        assert len(ways.ran) == 6 * count
-    ways(operands(8))  # a batch of the same power of two as 5
-    assert len(ways.ran) == 6 * len(others)
+        assert variants(some, setting) == "kernel"
+        assert len(variants.ran) == 6 * count
+    variants(operands(8))  # a batch of the same power of two as 5
+    assert len(variants.ran) == 6 * len(others)
 
 
-def test_a_trial_takes_the_gradients_that_are_wanted_and_leaves_the_tensors_alone() -> None:
-    ways, some = Ways(kernel=1.0, library=2.0), operands(x=True, mask=True)
-    ways(some)
-    assert set(ways.grads) == {(True, False, True)}
+def test_a_trial_computes_the_needed_gradients_and_leaves_the_tensors_unchanged() -> None:
+    variants, some = Variants(kernel=1.0, library=2.0), operands(x=True, mask=True)
+    variants(some)
+    assert set(variants.grads) == {(True, False, True)}
     assert some[0].grad is None and some[2] is not None and some[2].grad is None
 
 
-def test_a_trace_looks_nothing_up(monkeypatch: pytest.MonkeyPatch) -> None:
-    ways = Ways(kernel=2.0, library=1.0)
+def test_tracing_reads_no_stored_choice(monkeypatch: pytest.MonkeyPatch) -> None:
+    variants = Variants(kernel=2.0, library=1.0)
     monkeypatch.setattr(torch.compiler, "is_compiling", lambda: True)
-    assert ways(operands()) == "kernel" and ways.ran == []
+    assert variants(operands()) == "kernel" and variants.ran == []
 
 
 def test_the_environment_chooses(monkeypatch: pytest.MonkeyPatch) -> None:
-    ways = Ways(kernel=1.0, library=2.0)
+    variants = Variants(kernel=1.0, library=2.0)
     monkeypatch.setenv("BDPRUNE_TUNE", "conv=library")
-    assert ways(operands()) == "library"
+    assert variants(operands()) == "library"
     monkeypatch.setenv("BDPRUNE_TUNE", "conv=grouped")
-    assert ways(operands()) == "kernel", "it is no way here"
-    assert ways.ran == []
+    assert variants(operands()) == "kernel", "the variant does not exist here"
+    assert variants.ran == []
 
 
 @pytest.mark.parametrize("way", ["library", "grouped"])
 @pytest.mark.parametrize("own_x", [False, True], ids=["one_batch", "own_batches"])
 @pytest.mark.parametrize("groups", [1, 2])
-def test_every_way_of_the_library_gives_the_same(
+def test_every_variant_of_the_library_gives_the_same_result(
     way: str, own_x: bool, groups: int, monkeypatch: pytest.MonkeyPatch, device: str
 ) -> None:
     x = random((3, 2, 4, 6, 5) if own_x else (2, 4, 6, 5), device=device)

@@ -1,6 +1,6 @@
-"""What other packages take from this one: names of its __init__ alone.
+"""Other packages import only names of ``bdprune.ops`` itself.
 
-import-linter cannot tell: a function of an op and the file that it is in have one name.
+import-linter cannot check this: a function of an op and its file have the same name.
 """
 
 from __future__ import annotations
@@ -20,5 +20,5 @@ def test_other_packages_import_no_file_of_the_ops() -> None:
     assert not found
 
 
-def test_names_are_functions_and_classes_where_a_file_has_the_same() -> None:
+def test_names_shared_with_a_file_are_functions_or_classes() -> None:
     assert all(callable(getattr(ops, name)) for name in ops.__all__)

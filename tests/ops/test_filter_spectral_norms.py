@@ -13,7 +13,7 @@ from bdprune.ops import _backend, filter_spectral_norms, reference
 
 from .helpers import DTYPES, assert_error_ratio, random, rounding, threads
 
-native = pytest.mark.skipif(not _backend.HAS_OPS, reason="the compiled ops are not built or not wanted")
+native = pytest.mark.skipif(not _backend.HAS_OPS, reason="the compiled ops are not built or switched off")
 
 SHAPES = [
     (7, 5, 3, 3),
@@ -38,25 +38,27 @@ SHAPES = [
 
 
 def exact_norms(weight: Tensor, scale: Tensor | None = None) -> Tensor:
-    """On the CPU: a GPU's float64 singular values have their own error."""
+    """Computed on the CPU, because float64 singular values from a GPU have their own error."""
     return reference.spectral_norms(weight.cpu(), None if scale is None else scale.cpu()).to(weight.device)
 
 
 def plain_norms(weight: Tensor) -> Tensor:
-    """svdvals in the weight's own dtype, in float32 for those it does not take."""
+    """svdvals in the dtype of the weight, or in float32 if svdvals does not support it."""
     dtype = torch.float64 if weight.dtype == torch.float64 else torch.float32
     return torch.linalg.svdvals(reference.filter_matrices(weight).to(dtype)).amax(-1)
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
-def test_error_is_at_most_twice_that_of_svdvals(shape: tuple[int, ...], dtype: torch.dtype, device: str) -> None:
+def test_the_error_is_at_most_twice_the_error_of_svdvals(
+    shape: tuple[int, ...], dtype: torch.dtype, device: str
+) -> None:
     weight = random(shape, dtype, device)
     (ours,) = filter_spectral_norms([weight])
     assert ours.shape == (shape[:2] if len(shape) == 5 else shape[:1])
     assert ours.dtype == (torch.float64 if dtype == torch.float64 else torch.float32)
     exact = exact_norms(weight)
-    # On CUDA, Jacobi's rotations of a 64 x 64 matrix round more often than the CPU's way to the largest eigenvalue.
+    # On CUDA, Jacobi's rotations of a 64 x 64 matrix round more often than the CPU's method for the largest eigenvalue.
     terms = 16 if device == "cpu" else 48
     assert_error_ratio(ours.flatten(), plain_norms(weight), exact, rounding(exact, ours.dtype, terms))
 
@@ -82,8 +84,8 @@ def test_scales_multiply_by_their_magnitude(scale_dtype: torch.dtype, device: st
 
 def test_list_equals_single_calls_bit_for_bit(device: str) -> None:
     weights = [random(shape, torch.float32, device, seed=i) for i, shape in enumerate(SHAPES)]
-    together = filter_spectral_norms(weights)
-    for weight, ours in zip(weights, together, strict=True):
+    joint = filter_spectral_norms(weights)
+    for weight, ours in zip(weights, joint, strict=True):
         assert torch.equal(ours, filter_spectral_norms([weight])[0])
 
 
@@ -107,7 +109,7 @@ def test_mixed_dtypes_keep_their_own_precision(device: str) -> None:
     "shape", [(9, 6, 3, 3), (9, 40, 3, 3), (9, 1, 3, 3), (9, 3, 7, 7), (9, 16, 5, 5), (3, 60, 8, 8)], ids=str
 )
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-def test_a_bad_value_spoils_only_its_filter(
+def test_a_bad_value_affects_only_its_filter(
     shape: tuple[int, ...], bad: float, dtype: torch.dtype, device: str
 ) -> None:
     weight = random(shape, dtype, device)
@@ -130,7 +132,7 @@ def test_extreme_ranges_of_float32(shape: tuple[int, ...], exponent: int, device
 
 @pytest.mark.parametrize("kind", ["constant", "equal rows", "equal columns"])
 @pytest.mark.parametrize("channels", [3, 16, 512])
-def test_rounding_that_always_goes_one_way(kind: str, channels: int, device: str) -> None:
+def test_rounding_in_one_direction_keeps_errors_small(kind: str, channels: int, device: str) -> None:
     """Sums of equal products in float32 drift; plain PyTorch's do too."""
     shape = {"constant": (1, 1), "equal rows": (1, 9), "equal columns": (channels, 1)}[kind]
     weight = random((200, *shape), torch.float32, device).expand(-1, channels, 9).reshape(200, channels, 3, 3)
@@ -201,7 +203,7 @@ def test_hard_spectra(values: Tensor, device: str) -> None:
     assert torch.allclose(ours.cpu(), torch.full((10,), 1.0, dtype=torch.float64), rtol=4e-15, atol=0.0)
 
 
-def test_zero_and_empty_filters(device: str) -> None:
+def test_zero_and_empty_filters_have_norm_zero(device: str) -> None:
     shapes = [(4, 3, 3, 3), (0, 3, 3, 3), (4, 0, 3, 3), (4, 3, 0, 3), (2, 0, 5, 3, 3), (3, 0)]
     norms = filter_spectral_norms([torch.zeros(shape, device=device) for shape in shapes])
     assert [tuple(n.shape) for n in norms] == [(4,), (0,), (4,), (4,), (2, 0), (3,)]
@@ -210,7 +212,7 @@ def test_zero_and_empty_filters(device: str) -> None:
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-def test_strides_do_not_matter(dtype: torch.dtype, device: str) -> None:
+def test_strides_do_not_change_the_norms(dtype: torch.dtype, device: str) -> None:
     weight = random((6, 12, 3, 3), dtype, device)
     (expected,) = filter_spectral_norms([weight])
     channels_last = weight.contiguous(memory_format=torch.channels_last)
@@ -245,7 +247,7 @@ def test_same_bits_with_one_and_two_threads(device: str) -> None:
         assert torch.equal(a, b) and torch.equal(b, c)
 
 
-def test_no_gradient_flows(device: str) -> None:
+def test_norms_have_no_gradient(device: str) -> None:
     weight = random((3, 4, 3, 3), torch.float32, device).requires_grad_()
     (ours,) = filter_spectral_norms([weight], [torch.ones(3, device=device, requires_grad=True)])
     assert not ours.requires_grad
@@ -282,7 +284,7 @@ def test_compiles_without_a_graph_break(device: str) -> None:
         ([torch.ones(2, 2), torch.ones(2, 2, device="meta")], None, ValueError, "must be on cpu, got meta"),
     ],
 )
-def test_wrong_arguments_say_what_they_got(
+def test_wrong_arguments_are_errors_that_show_the_value(
     weights: list[Tensor], scales: list[Tensor] | None, error: type[Exception], message: str
 ) -> None:
     with pytest.raises(error, match=message):
@@ -298,12 +300,12 @@ def resnet18_weights() -> list[Tensor]:
 
 
 @native
-def test_five_times_faster_than_batched_svdvals() -> None:
-    """On a ResNet-18, a layer at a time: most fit in the cache, so that a machine whose memory is busy
-    hides little of what the kernel does. The two take turns, so that noise meets both."""
+def test_norms_are_five_times_faster_than_batched_svdvals() -> None:
+    """On a ResNet-18, layer by layer: most layers fit in the cache, so a busy memory bus affects the times
+    little. The two methods take turns, so that noise affects both."""
 
     def seconds(run: Callable[[], object]) -> float:
-        # With one thread all work is on this one, and its CPU time leaves out what a busy machine gives to others.
+        # With one thread, its CPU time covers all the work and excludes other load.
         start = time.thread_time()
         run()
         return time.thread_time() - start

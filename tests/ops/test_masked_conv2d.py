@@ -1,4 +1,4 @@
-"""masked_conv2d: values, gradients, stacks, and the weight gradient that must not be computed."""
+"""masked_conv2d: values, gradients, stacks, and no unneeded weight gradient."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def conv_case(case: dict[str, Any], dtype: torch.dtype, device: str) -> tuple[li
 @pytest.mark.parametrize("with_bias", [False, True], ids=["plain", "bias"])
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("case", CONVS, ids=str)
-def test_masked_conv_equals_conv_with_masked_weight(
+def test_a_masked_conv_equals_a_conv_with_a_masked_weight(
     case: dict[str, Any], dtype: torch.dtype, with_bias: bool, device: str
 ) -> None:
     (x, weight, mask, bias), settings = conv_case(case, dtype, device)
@@ -79,7 +79,7 @@ class ConvBackwards(TorchDispatchMode):
 
 
 def test_no_weight_gradient_when_only_masks_are_learned(device: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("BDPRUNE_TUNE", "conv=library")  # our kernel's backward has no convolution of PyTorch's at all
+    monkeypatch.setenv("BDPRUNE_TUNE", "conv=library")  # our kernel's backward calls no convolution of PyTorch
     x = random((2, 3, 8, 8), torch.float32, device)
     weights = [random(s, torch.float32, device, i) for i, s in enumerate([(4, 3, 3, 3), (5, 4, 3, 3)])]
     masks = [torch.ones(4, device=device, requires_grad=True), torch.ones(5, device=device, requires_grad=True)]
@@ -87,13 +87,13 @@ def test_no_weight_gradient_when_only_masks_are_learned(device: str, monkeypatch
     loss = masked_conv2d(hidden, weights[1], masks[1]).square().sum()
     with ConvBackwards() as recorded:
         loss.backward()
-    # The second convolution passes its input's gradient on; the first has nothing to do at all.
+    # The second convolution passes its input's gradient on; the first needs no gradient.
     assert recorded.masks == [(True, False, False)]
     assert all(mask.grad is not None and mask.grad.abs().min() > 0 for mask in masks)
     assert all(weight.grad is None for weight in weights)
 
 
-def test_the_profiler_sees_the_weight_gradient_only_when_it_is_asked_for(device: str) -> None:
+def test_the_profiler_shows_the_weight_gradient_only_if_it_is_needed(device: str) -> None:
     x, mask = random((1, 3, 8, 8), torch.float32, device), torch.ones(4, device=device, requires_grad=True)
 
     def backward_ops(weight: Tensor) -> set[str]:
@@ -107,7 +107,7 @@ def test_the_profiler_sees_the_weight_gradient_only_when_it_is_asked_for(device:
     assert "aten::convolution_backward" in backward_ops(weight.requires_grad_())
 
 
-def test_weight_and_bias_learn_when_they_ask(device: str) -> None:
+def test_weight_and_bias_have_gradients_if_they_require_them(device: str) -> None:
     (x, weight, mask, bias), settings = conv_case(CONVS[1], torch.float64, device)
     weight.requires_grad_()
     bias.requires_grad_()
@@ -136,7 +136,7 @@ def test_compiles_without_a_graph_break(fastest: bool, device: str) -> None:
         assert torch.allclose(eager, graph, rtol=1e-5, atol=1e-5)
 
 
-def test_wrong_arguments_say_what_they_got() -> None:
+def test_wrong_arguments_are_errors_that_show_the_value() -> None:
     z = torch.ones(2, 3, 4, 4)
     with pytest.raises(ValueError, match="4 dimensions"):
         masked_conv2d(z[0], torch.ones(2, 3, 3, 3), torch.ones(2))
@@ -162,7 +162,7 @@ STACKED_CONVS: list[dict[str, Any]] = [
 @pytest.mark.parametrize("own_weight", [False, True], ids=["one_model", "own_weights"])
 @pytest.mark.parametrize("own_x", [False, True], ids=["one_batch", "own_batches"])
 @pytest.mark.parametrize("case", STACKED_CONVS, ids=str)
-def test_stack_of_convs_equals_convs(
+def test_a_stack_of_convs_equals_separate_convs(
     case: dict[str, Any], own_x: bool, own_weight: bool, with_bias: bool, device: str
 ) -> None:
     settings = {key: value for key, value in case.items() if key not in ("x", "weight")}
@@ -190,7 +190,7 @@ def test_stack_of_convs_equals_convs(
         assert torch.allclose(mine, theirs, rtol=1e-10, atol=1e-10)
 
 
-def test_wrong_stacks_say_what_they_got() -> None:
+def test_wrong_stacks_are_errors_that_show_the_value() -> None:
     mask = torch.ones(2, 4)
     x, weight = torch.ones(2, 1, 3, 5, 5), torch.ones(2, 4, 3, 3, 3)
     with pytest.raises(ValueError, match=r"x must have 4 dimensions, or 5 with 3 first"):

@@ -1,4 +1,4 @@
-"""The tuner: trials run once, their results are stored, the environment can pin them, and some contexts allow none."""
+"""The tuner: trials run once, results are stored, the environment can fix the choice, some contexts allow no trial."""
 
 from __future__ import annotations
 
@@ -55,11 +55,11 @@ def test_variants_take_turns_and_the_winner_is_kept() -> None:
 
 
 @pytest.mark.parametrize(("seconds", "winner"), [(0.8, "stack"), (0.9, "stack"), (0.95, "loop")])
-def test_the_default_runs_unless_the_winner_is_worth_it(seconds: float, winner: str) -> None:
+def test_the_default_runs_unless_the_winner_is_clearly_faster(seconds: float, winner: str) -> None:
     assert Question(stack=seconds, loop=1.0)(question="stack", default="loop", worth=0.9).winner == winner
 
 
-def test_questions_shapes_and_threads_are_told_apart(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_questions_shapes_and_threads_are_tried_separately(monkeypatch: pytest.MonkeyPatch) -> None:
     ask = Question(stack=1.0, loop=2.0)
     ask("a", question="stack")
     ask("b", question="stack")
@@ -70,15 +70,15 @@ def test_questions_shapes_and_threads_are_told_apart(monkeypatch: pytest.MonkeyP
     assert {(one.question, one.shape) for one in kept_choices()} == {("stack", "a"), ("stack", "b"), ("sweep", "a")}
 
 
-def test_more_variants_than_were_tried_are_tried_anew() -> None:
+def test_a_new_variant_causes_a_new_trial() -> None:
     assert Question(kernel=2.0, library=1.0)().winner == "library"
     assert Question(kernel=2.0, library=1.0, grouped=0.5)().winner == "grouped"
     fewer = Question(kernel=2.0, grouped=0.5)
     assert fewer().winner == "grouped" and fewer.ran == []
-    assert Question(kernel=2.0, library=1.0)().winner == "library", "what won is no variant here"
+    assert Question(kernel=2.0, library=1.0)().winner == "library", "the stored winner is not a variant here"
 
 
-def test_settled_says_what_needs_no_trial() -> None:
+def test_settled_reports_whether_a_trial_is_needed() -> None:
     names = ("kernel", "library")
     assert settled("conv", "8 x 8", CPU, names) is None
     choice = Question(kernel=2.0, library=1.0)()
@@ -87,20 +87,20 @@ def test_settled_says_what_needs_no_trial() -> None:
     assert alone is not None and (alone.winner, alone.reason) == ("kernel", "there is no other variant")
 
 
-def test_pins(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_environment_fixes_the_variant(monkeypatch: pytest.MonkeyPatch) -> None:
     ask = Question(kernel=1.0, library=2.0)
     monkeypatch.setenv("BDPRUNE_TUNE", "stack=loop, conv=library")
     assert ask().winner == "library"
     monkeypatch.setenv("BDPRUNE_TUNE", "conv=grouped")
-    assert ask().winner == "kernel" and ask(default="library").winner == "library", "it is no way here"
+    assert ask().winner == "kernel" and ask(default="library").winner == "library", "the variant does not exist here"
     assert ask.ran == [] and not kept_choices()
-    assert Question(stack=1.0, loop=2.0)(question="stack").winner == "stack", "other questions are tried"
+    assert Question(stack=1.0, loop=2.0)(question="stack").winner == "stack", "other questions are still tried"
     monkeypatch.setenv("BDPRUNE_TUNE", "off,conv=library")
     assert ask().winner == "library" and ask("new", question="conv").winner == "library" and ask.ran == []
 
 
 @pytest.mark.parametrize("text", ["off", " off ", "on,off"])
-def test_off_runs_defaults_whatever_is_kept(text: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_off_runs_defaults_despite_stored_trials(text: str, monkeypatch: pytest.MonkeyPatch) -> None:
     ask = Question(kernel=2.0, library=1.0)
     assert ask().winner == "library"
     monkeypatch.setenv("BDPRUNE_TUNE", text)
@@ -110,20 +110,20 @@ def test_off_runs_defaults_whatever_is_kept(text: str, monkeypatch: pytest.Monke
 
 
 @pytest.mark.parametrize("text", ["fast", "conv", "conv=fast", "convs=kernel", "on,stack=kernel", "conv=kernel=loop"])
-def test_what_is_unknown_is_named(text: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_unknown_words_are_named(text: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("BDPRUNE_TUNE", text)
     with pytest.raises(OptionError, match=r"Unknown part '.*' in BDPRUNE_TUNE=") as raised:
         Question(kernel=1.0, library=2.0)()
     assert "stack= stack, loop" in raised.value.hint
 
 
-def test_a_variant_that_no_pin_could_name_is_an_error() -> None:
+def test_a_variant_that_the_environment_cannot_name_is_an_error() -> None:
     with pytest.raises(ValueError, match=r"conv has no variants \['fft'\]"):
         Question(kernel=1.0, fft=2.0)()
 
 
 @pytest.mark.parametrize("why", ["capture", "deterministic", "compile"])
-def test_there_is_no_trial_where_it_would_do_harm(why: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_harmful_trials_do_not_run(why: str, monkeypatch: pytest.MonkeyPatch) -> None:
     ask = Question(kernel=2.0, library=1.0)
     with monkeypatch.context() as patch:
         if why == "capture":
@@ -139,10 +139,10 @@ def test_there_is_no_trial_where_it_would_do_harm(why: str, monkeypatch: pytest.
     assert ask().winner == "library"
     with monkeypatch.context() as patch:
         patch.setattr(tuner, "_objection", lambda device: "a CUDA graph is being captured")
-        assert ask().winner == "library", "what was tried before holds"
+        assert ask().winner == "library", "the stored choice is used"
 
 
-def test_a_trial_without_memory_is_none() -> None:
+def test_a_trial_without_enough_memory_gives_the_default() -> None:
     def broken() -> None:
         raise torch.OutOfMemoryError("full")
 
@@ -151,7 +151,7 @@ def test_a_trial_without_memory_is_none() -> None:
 
 
 @pytest.mark.parametrize("text", ["", "[]", "{", '{"a": 1}', '{"a": {"winner": "kernel"}}', '{"a": [1, 2]}'])
-def test_a_file_that_is_not_ours_is_no_choice(text: str) -> None:
+def test_an_invalid_file_is_ignored(text: str) -> None:
     kept_file().write_text(text)
     ask = Question(kernel=1.0, library=2.0)
     assert ask().winner == "kernel" and len(ask.ran) == 2 * tuner.ROUNDS
@@ -172,7 +172,7 @@ def test_a_file_that_is_not_ours_is_no_choice(text: str) -> None:
     ],
     ids=str,
 )
-def test_unsound_entries_are_passed_over_and_sound_ones_kept(change: dict[str, object]) -> None:
+def test_invalid_entries_are_ignored_and_valid_ones_kept(change: dict[str, object]) -> None:
     choice = Question(kernel=1.0, library=2.0)()
     entries = json.loads(kept_file().read_text())
     kept_file().write_text(json.dumps({**entries, "other": {**next(iter(entries.values())), **change}}))
@@ -184,12 +184,12 @@ def test_processes_add_to_one_file() -> None:
     ours = dict(tuner._known())
     tuner.forget()
     Question(kernel=1.0, library=2.0)("b")
-    tuner._processes[kept_file()] = ours  # a process that knows nothing of b
+    tuner._processes[kept_file()] = ours  # a process that has not read b
     Question(kernel=1.0, library=2.0)("c")
     assert {one.shape for one in kept_choices()} == {"a", "b", "c"}
 
 
-def test_a_machine_that_keeps_no_files_goes_without(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_a_machine_without_a_writable_cache_stores_no_trials(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     blocked = tmp_path / "file"
     blocked.write_text("")
     monkeypatch.setenv("BDPRUNE_CACHE", str(blocked / "below"))
@@ -197,12 +197,12 @@ def test_a_machine_that_keeps_no_files_goes_without(monkeypatch: pytest.MonkeyPa
     assert ask() == ask() and len(ask.ran) == 2 * tuner.ROUNDS
 
 
-def test_the_file_lies_in_the_cache_of_the_user(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_the_file_is_in_the_cache_of_the_user(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.delenv("BDPRUNE_CACHE")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     assert kept_file() == tmp_path / "bdprune" / "tuned.json"
 
 
-def test_times_are_of_runs() -> None:
+def test_seconds_of_times_a_run() -> None:
     seconds = tuner.seconds_of(lambda: sum(range(100_000)), CPU)
     assert 0 < seconds < 60

@@ -18,13 +18,13 @@ from bdprune.ops import _backend, winograd_conv2d, winograd_is_faster
 
 from .helpers import DTYPES, layouts, native, random, threads
 
-# Winograd's sums are of larger numbers than the direct ones: measured up to 2.8 in the mean, 2.7 at the maximum.
+# Winograd sums larger numbers than the direct convolution: errors up to 2.8 times in the mean, 2.7 at the maximum.
 MEAN, MAX = 4.0, 6.0
-# Of a rounding of the sum of the products' magnitudes; few products have no error to speak of in a direct convolution.
+# In roundings of the sum of the magnitudes of the products: few products have almost no error in a direct convolution.
 BOUND = 32.0
 
 SHAPES = [(2, 3, 5, 8, 8), (1, 1, 1, 1, 1), (3, 8, 16, 4, 4), (2, 17, 33, 7, 5), (1, 64, 20, 13, 2), (65, 5, 3, 3, 9)]
-"""N, I, O, H, W: whole tiles and cut ones, whole registers and cut ones, more tiles than a chunk."""
+"""N, I, O, H, W: whole and partial tiles, whole and partial registers, more tiles than a chunk."""
 
 
 def tensors(shape: tuple[int, int, int, int, int], dtype: torch.dtype = torch.float32) -> tuple[Tensor, ...]:
@@ -35,7 +35,9 @@ def tensors(shape: tuple[int, int, int, int, int], dtype: torch.dtype = torch.fl
     return x, weight / (3 * i**0.5), bias, grad
 
 
-def both_ways(function: object, x: Tensor, weight: Tensor, bias: Tensor | None, grad: Tensor) -> list[Tensor]:
+def forward_and_backward(
+    function: object, x: Tensor, weight: Tensor, bias: Tensor | None, grad: Tensor
+) -> list[Tensor]:
     """Output and gradients."""
     inputs = [value.detach().requires_grad_() for value in (x, weight, bias) if value is not None]
     out = function(*inputs)  # type: ignore[operator]
@@ -51,8 +53,10 @@ def channels_last(x: Tensor) -> Tensor:
 
 
 def magnitudes(x: Tensor, weight: Tensor, bias: Tensor | None, grad: Tensor) -> list[Tensor]:
-    """What the rounding errors of output and gradients are measured by."""
-    return both_ways(plain, *(None if one is None else one.double().abs() for one in (x, weight, bias, grad)))
+    """The scale of the rounding errors of output and gradients."""
+    return forward_and_backward(
+        plain, *(None if one is None else one.double().abs() for one in (x, weight, bias, grad))
+    )
 
 
 def assert_near(ours: list[Tensor], exact: list[Tensor], sizes: list[Tensor]) -> None:
@@ -62,11 +66,13 @@ def assert_near(ours: list[Tensor], exact: list[Tensor], sizes: list[Tensor]) ->
 
 
 @pytest.mark.parametrize("channels, size", [(32, 32), (64, 16), (128, 8), (256, 4)])
-def test_error_is_a_few_times_that_of_a_direct_convolution(channels: int, size: int) -> None:
+def test_the_error_is_a_few_times_the_error_of_a_direct_convolution(channels: int, size: int) -> None:
     x, weight, _, grad = (channels_last(one) for one in tensors((16, channels, channels, size, size)))
     given = x.relu(), weight, None, grad
-    exact = both_ways(plain, *(None if one is None else one.double() for one in given))
-    for mine, direct, truth in zip(both_ways(winograd_conv2d, *given), both_ways(plain, *given), exact, strict=True):
+    exact = forward_and_backward(plain, *(None if one is None else one.double() for one in given))
+    for mine, direct, truth in zip(
+        forward_and_backward(winograd_conv2d, *given), forward_and_backward(plain, *given), exact, strict=True
+    ):
         error, usual = mine.double() - truth, direct.double() - truth
         assert error.square().mean() <= MEAN**2 * usual.square().mean()
         assert error.abs().max() <= MAX * usual.abs().max()
@@ -77,12 +83,12 @@ def test_error_is_a_few_times_that_of_a_direct_convolution(channels: int, size: 
 def test_any_layout(shape: tuple[int, int, int, int, int], with_bias: bool) -> None:
     x, weight, bias, grad = tensors(shape)
     offset = bias if with_bias else None
-    exact = both_ways(plain, *(None if one is None else one.double() for one in (x, weight, offset, grad)))
+    exact = forward_and_backward(plain, *(None if one is None else one.double() for one in (x, weight, offset, grad)))
     sizes = magnitudes(x, weight, offset, grad)
     for other_x in layouts(x):
-        assert_near(both_ways(winograd_conv2d, other_x, weight, offset, grad), exact, sizes)
+        assert_near(forward_and_backward(winograd_conv2d, other_x, weight, offset, grad), exact, sizes)
     for other_weight, other_grad in zip(layouts(weight), layouts(grad), strict=True):
-        assert_near(both_ways(winograd_conv2d, x, other_weight, offset, other_grad), exact, sizes)
+        assert_near(forward_and_backward(winograd_conv2d, x, other_weight, offset, other_grad), exact, sizes)
 
 
 @settings(max_examples=50, deadline=None)
@@ -93,8 +99,8 @@ def test_any_layout(shape: tuple[int, int, int, int, int], with_bias: bool) -> N
 def test_any_shape_and_scale(shape: tuple[int, int, int, int, int], scale: float) -> None:
     x, weight, bias, grad = tensors(shape)
     given = (x * scale, weight, bias * scale, grad)
-    exact = both_ways(plain, *(one.double() for one in given))
-    assert_near(both_ways(winograd_conv2d, *given), exact, magnitudes(*given))
+    exact = forward_and_backward(plain, *(one.double() for one in given))
+    assert_near(forward_and_backward(winograd_conv2d, *given), exact, magnitudes(*given))
 
 
 @pytest.mark.parametrize("isa", ["baseline", "avx2"])
@@ -109,7 +115,7 @@ def test_every_instruction_set(isa: str) -> None:
     assert done.returncode == 0, done.stdout
 
 
-def test_an_impulse_draws_the_filter() -> None:
+def test_an_impulse_reproduces_the_filter() -> None:
     x = torch.zeros(1, 1, 6, 6)
     x[0, 0, 2, 3] = 1.0
     weight = torch.arange(9.0).view(1, 1, 3, 3)
@@ -118,9 +124,9 @@ def test_an_impulse_draws_the_filter() -> None:
     assert out.sum().item() == pytest.approx(36.0, abs=1e-4)
 
 
-def test_only_what_is_asked_for_is_computed() -> None:
+def test_only_needed_gradients_are_computed() -> None:
     x, weight, bias, grad = tensors(SHAPES[0])
-    full = both_ways(winograd_conv2d, x, weight, bias, grad)
+    full = forward_and_backward(winograd_conv2d, x, weight, bias, grad)
     for index, name in enumerate(("x", "weight", "bias")):
         inputs = {"x": x, "weight": weight, "bias": bias}
         inputs[name] = inputs[name].clone().requires_grad_()
@@ -133,28 +139,28 @@ def test_same_bits_with_any_threads() -> None:
     results = []
     for count in (1, 2, 3):
         with threads(count):
-            results.append(both_ways(winograd_conv2d, x, weight, bias, grad))
+            results.append(forward_and_backward(winograd_conv2d, x, weight, bias, grad))
     for other in results[1:]:
         assert all(torch.equal(a, b) for a, b in zip(results[0], other, strict=True))
 
 
 @pytest.mark.parametrize("channels", [8, 704], ids=["kept_memory", "memory_of_its_own"])
-def test_filters_of_any_number(channels: int) -> None:
+def test_any_number_of_filters_works(channels: int) -> None:
     x, weight, _, grad = tensors((2, channels, channels, 5, 3))
-    exact = both_ways(plain, x.double(), weight.double(), None, grad.double())
-    assert_near(both_ways(winograd_conv2d, x, weight, None, grad), exact, magnitudes(x, weight, None, grad))
+    exact = forward_and_backward(plain, x.double(), weight.double(), None, grad.double())
+    assert_near(forward_and_backward(winograd_conv2d, x, weight, None, grad), exact, magnitudes(x, weight, None, grad))
 
 
-def test_calls_at_the_same_time_do_not_disturb_one_another() -> None:
+def test_concurrent_calls_do_not_affect_each_other() -> None:
     problems = [tensors((3, 8 * channels, 40 - channels, 9, 9)) for channels in range(1, 9)]
-    expected = [both_ways(winograd_conv2d, *one) for one in problems]
+    expected = [forward_and_backward(winograd_conv2d, *one) for one in problems]
     with ThreadPoolExecutor(4) as pool:
-        found = list(pool.map(lambda one: both_ways(winograd_conv2d, *one), problems * 4))
+        found = list(pool.map(lambda one: forward_and_backward(winograd_conv2d, *one), problems * 4))
     for mine, alone in zip(found, expected * 4, strict=True):
         assert all(torch.equal(a, b) for a, b in zip(mine, alone, strict=True))
 
 
-@pytest.mark.skipif(not _backend.HAS_OPS, reason="PyTorch's convolution makes no such promise")
+@pytest.mark.skipif(not _backend.HAS_OPS, reason="PyTorch's convolution does not guarantee this")
 def test_the_bits_of_an_image_do_not_depend_on_its_batch() -> None:
     x, weight, bias, _ = tensors((30, 6, 9, 10, 10))
     whole = winograd_conv2d(x, weight, bias)
@@ -163,16 +169,16 @@ def test_the_bits_of_an_image_do_not_depend_on_its_batch() -> None:
 
 def test_empty_batch() -> None:
     x, weight, bias, grad = tensors((0, 4, 6, 5, 5))
-    out, grad_x, grad_weight, grad_bias = both_ways(winograd_conv2d, x, weight, bias, grad)
+    out, grad_x, grad_weight, grad_bias = forward_and_backward(winograd_conv2d, x, weight, bias, grad)
     assert out.shape == (0, 6, 5, 5) and grad_x.shape == x.shape
     assert not grad_weight.any() and not grad_bias.any()
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
-def test_what_is_not_finite_spoils_no_more_than_its_tiles(value: float) -> None:
+def test_a_non_finite_value_affects_only_its_tiles(value: float) -> None:
     x, weight, _, _ = tensors((2, 3, 4, 12, 12))
     out = winograd_conv2d(x, weight)
-    x[0, 1, 5, 6] = value  # read by the tile of rows and columns 4 to 7 alone
+    x[0, 1, 5, 6] = value  # read by the tile of rows and columns 4 to 7 only
     spoilt = winograd_conv2d(x, weight)
     assert not spoilt[0, :, 4:7, 5:8].isfinite().any()
     spoilt[0, :, 4:8, 4:8] = out[0, :, 4:8, 4:8]
@@ -180,14 +186,14 @@ def test_what_is_not_finite_spoils_no_more_than_its_tiles(value: float) -> None:
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-def test_other_dtypes_are_plain_convolutions(dtype: torch.dtype) -> None:
+def test_other_dtypes_use_plain_convolutions(dtype: torch.dtype) -> None:
     x, weight, bias, _ = (one.to(dtype) for one in tensors(SHAPES[0]))
     ours = winograd_conv2d(x, weight, bias)
     assert ours.dtype == dtype
     assert torch.equal(ours, plain(x, weight, bias)) == (dtype != torch.float32 or not _backend.HAS_OPS)
 
 
-def test_what_does_not_fit_is_refused() -> None:
+def test_arguments_that_do_not_fit_are_errors() -> None:
     x, weight, bias, _ = tensors(SHAPES[0])
     with pytest.raises(TypeError, match="list"):
         winograd_conv2d([x], weight)  # type: ignore[arg-type]
@@ -222,7 +228,9 @@ def test_opcheck(fastest: bool) -> None:
 def test_compiles_without_a_graph_break() -> None:
     x, weight, _, grad = tensors(SHAPES[2])
     compiled = torch.compile(winograd_conv2d, fullgraph=True, backend="aot_eager")
-    found, expected = (both_ways(function, x, weight, None, grad) for function in (compiled, winograd_conv2d))
+    found, expected = (
+        forward_and_backward(function, x, weight, None, grad) for function in (compiled, winograd_conv2d)
+    )
     assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
 
 
@@ -236,12 +244,12 @@ def test_compiles_without_a_graph_break() -> None:
         ((128, 64, 32, 32), 15, False),
         ((128, 64, 2, 2), 64, False),  # tiles over the edge
         ((128, 64, 5, 5), 64, False),
-        ((8, 512, 8, 8), 512, False),  # more filters to transform than tiles to use them on
+        ((8, 512, 8, 8), 512, False),  # more filters to transform than tiles
         ((16, 512, 8, 8), 512, True),
         ((0, 64, 8, 8), 64, False),
     ],
 )
-def test_a_rule_on_shapes_where_there_is_avx512(
+def test_with_avx512_a_rule_on_shapes_decides(
     x: tuple[int, ...], outputs: int, expected: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(_backend, "cpu_features", lambda: "avx512")
@@ -252,4 +260,4 @@ def test_a_rule_on_shapes_where_there_is_avx512(
         is expected
     )
     monkeypatch.setattr(_backend, "cpu_features", lambda: "avx2")
-    assert winograd_is_faster(maps, weight)  # there the rule costs as much as it saves
+    assert winograd_is_faster(maps, weight)  # with AVX2, the rule would gain nothing

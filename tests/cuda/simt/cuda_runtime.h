@@ -1,12 +1,12 @@
-// A stand-in for CUDA's runtime header under which a plain C++ compiler builds csrc/cuda/*.cu, so that the kernels,
-// their launches and their index arithmetic run in the tests of a machine without a GPU.
+// Replaces CUDA's runtime header, so that a plain C++ compiler can build csrc/cuda/*.cu. Tests then run the kernels,
+// their launches and their index arithmetic on machines without a GPU.
 //
 // A launch runs its blocks one after another and each thread of a block as a fiber. Fibers switch only at barriers and
-// warp exchanges; between block barriers the warps run one after another, and the order of warps and lanes is drawn
-// anew at every step (simt_seed), so that a missing barrier shows as a wrong or changing result. Shared memory is
-// filled with NaN before every block. A barrier that not all threads reach, an exchange with a lane that has left and a
-// launch beyond CUDA's limits are errors. What it cannot show: what the memory model allows beyond such orders,
-// misaligned access, speed, and what nvcc makes of the code.
+// warp exchanges; between block barriers the warps run one after another. The order of warps and lanes is drawn
+// anew at every step (simt_seed), so that a missing barrier gives a wrong or changing result. Shared memory is
+// filled with NaN before every block. Errors: a barrier that not all threads reach, an exchange with a lane that has
+// returned, a launch beyond CUDA's limits. Not covered: other orders that the memory model allows, misaligned access,
+// speed, and the code that nvcc generates.
 #pragma once
 
 #include <algorithm>
@@ -47,7 +47,7 @@ enum class Scope { kWarp, kBlock };
 // Runs `thread` once per thread of the grid.
 cudaError_t run_grid(dim3 grid, dim3 block, const std::function<void()>& thread);
 void wait(Scope scope);
-uint64_t* lane_slot(int lane);  // exchange slots of a lane of the running thread's warp, kSlots of them
+uint64_t* lane_slot(int lane);  // the kSlots exchange slots of a lane in the warp of the running thread
 constexpr int kSlots = 3;
 int lane();
 
@@ -61,8 +61,8 @@ T exchange(T value, int source) {
   return value;
 }
 
-// What a warp's lanes hand to mma.sync: registers of A and B by lane. Where an element of a matrix lies is written here
-// from the PTX ISA, element by element; the kernels have it lane by lane.
+// The operands of a warp for mma.sync: registers of A and B by lane. The positions of matrix elements follow the PTX
+// ISA element by element; the kernels compute them lane by lane.
 struct Fragments {
   uint32_t a[32][4], b[32][2];
 
@@ -94,7 +94,7 @@ void multiply_fragment(float (&c)[4], int depth, A&& a, B&& b) {
 inline void mma_tf32(float (&c)[4], const uint32_t (&own_a)[4], const uint32_t (&own_b)[2]) {
   const Fragments warp(own_a, own_b);
   const auto value = [](uint32_t bits) {
-    bits &= 0xffffe000u;  // tensor cores do not look at the rest
+    bits &= 0xffffe000u;  // tensor cores ignore the other bits
     float number;
     std::memcpy(&number, &bits, sizeof bits);
     return number;

@@ -1,5 +1,5 @@
 // Included before each csrc/cuda/*.cu and csrc/ops.cpp in the emulated build: the ops go to the namespace bdprune_simt,
-// their kernels to the CPU key, and "is on the device" means "is on the CPU".
+// their kernels to the CPU key, and checks for the CUDA device check for the CPU.
 #pragma once
 
 #define aoti_torch_device_type_cuda simt_device_type_cuda

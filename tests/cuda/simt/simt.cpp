@@ -1,5 +1,5 @@
-// The scheduler behind cuda_runtime.h, and the few symbols of a CUDA build of torch that the kernels' hosts ask for.
-#undef _FORTIFY_SOURCE  // its longjmp refuses to change stacks
+// The scheduler behind cuda_runtime.h, and the few symbols of a CUDA build of torch that kernel launches use.
+#undef _FORTIFY_SOURCE  // its longjmp does not allow a change of stacks
 
 #include <setjmp.h>
 #include <ucontext.h>
@@ -23,7 +23,7 @@ constexpr size_t kStackBytes = 128 << 10;
 
 enum class State { kNew, kReady, kAtWarp, kAtBlock, kDone };
 
-// A fiber starts from `context` and goes on from `place`: setjmp and longjmp, unlike swapcontext, make no system call.
+// A fiber starts in `context` and continues at `place`: setjmp and longjmp, unlike swapcontext, need no system call.
 struct Fiber {
   ucontext_t context;
   jmp_buf place;
@@ -111,7 +111,7 @@ void run_warp(int begin, int end) {
   } while (release(begin, end, State::kAtWarp, "a warp barrier") && failure.empty());
 }
 
-// One block to its end. Between two block barriers the warps run one after the other, as far apart as they can get.
+// Runs one block to its end. Between two block barriers, the warps run one after the other, each as far as it can.
 void run_block() {
   const int threads = block_threads();
   for (auto [start, bytes] : shared_memory) std::memset(start, 0xff, bytes);
@@ -160,19 +160,19 @@ cudaError_t run_grid(dim3 grid, dim3 block, const std::function<void()>& thread)
 
 #define EXPORTED extern "C" __attribute__((visibility("default")))
 
-// Order in which fibers run from here on.
+// Sets the order in which fibers run from now on.
 EXPORTED void simt_seed(uint64_t seed) { simt::generator.seed(seed); }
 
 // Kernels launched so far.
 EXPORTED int64_t simt_launches() { return simt::launches; }
 
-// Names a __shared__ variable, `offset` bytes behind simt_seed. They are statics of the kernels, so only the symbol
-// table knows them all.
+// Names a __shared__ variable, `offset` bytes after simt_seed. These variables are statics of the kernels, so only
+// the symbol table lists them all.
 EXPORTED void simt_add_shared(int64_t offset, size_t bytes) {
   simt::shared_memory.emplace_back(reinterpret_cast<char*>(&simt_seed) + offset, bytes);
 }
 
-extern "C" int32_t simt_device_type_cuda() { return 0; }  // that of the CPU
+extern "C" int32_t simt_device_type_cuda() { return 0; }  // the type of the CPU
 
 extern "C" AOTITorchError simt_create_device_guard(int32_t, DeviceGuardHandle* guard) {
   *guard = nullptr;
