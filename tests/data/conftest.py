@@ -12,7 +12,7 @@ from PIL import Image
 
 @pytest.fixture
 def pixels() -> np.ndarray:
-    """Eight RGB images of 6x4 in which no two are alike, uint8 NHWC."""
+    """Eight different RGB images of 6x4, uint8 NHWC."""
     return np.random.default_rng(0).integers(0, 256, (8, 6, 4, 3), dtype=np.uint8)
 
 

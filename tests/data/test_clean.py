@@ -13,7 +13,7 @@ LABELS = st.lists(st.integers(0, 6), min_size=1, max_size=60).map(torch.tensor)
 
 
 def numbered(labels: torch.Tensor) -> CleanData:
-    """Data whose image i is filled with i, so that images stay recognisable after any shuffle."""
+    """Data whose image i is filled with i, so that each image is recognised after any shuffle."""
     images = torch.arange(len(labels), dtype=torch.float32).view(-1, 1, 1, 1).expand(-1, 1, 2, 2)
     return CleanData(images, labels)
 
@@ -27,7 +27,7 @@ def positions(data: CleanData) -> list[int]:
 
 
 @given(LABELS, st.integers(1, 8), st.integers(0, 2**32))
-def test_sample_takes_the_asked_number_of_each_class(labels: torch.Tensor, per_class: int, seed: int) -> None:
+def test_a_sample_has_the_given_number_of_each_class(labels: torch.Tensor, per_class: int, seed: int) -> None:
     data = numbered(labels)
     sample = data.sample(per_class, seeded(seed))
     expected = {label: min(per_class, count) for label, count in data.class_counts.items()}
@@ -36,7 +36,9 @@ def test_sample_takes_the_asked_number_of_each_class(labels: torch.Tensor, per_c
 
 
 @given(LABELS, st.integers(1, 8), st.integers(0, 2**32))
-def test_sample_repeats_no_image_and_keeps_labels_with_images(labels: torch.Tensor, per_class: int, seed: int) -> None:
+def test_a_sample_repeats_no_image_and_keeps_labels_with_images(
+    labels: torch.Tensor, per_class: int, seed: int
+) -> None:
     sample = numbered(labels).sample(per_class, seeded(seed))
     taken = positions(sample)
     assert len(set(taken)) == len(taken)
@@ -44,25 +46,23 @@ def test_sample_repeats_no_image_and_keeps_labels_with_images(labels: torch.Tens
 
 
 @given(LABELS, st.integers(1, 8), st.integers(0, 2**32))
-def test_sample_depends_on_the_seed_alone(labels: torch.Tensor, per_class: int, seed: int) -> None:
+def test_a_sample_depends_only_on_the_seed(labels: torch.Tensor, per_class: int, seed: int) -> None:
     first, again = (sample_per_class(labels, per_class, seeded(seed)).tolist() for _ in range(2))
     assert first == again
 
 
-def test_sample_differs_between_seeds() -> None:
+def test_samples_differ_between_seeds() -> None:
     labels = torch.zeros(50, dtype=torch.int64)
     samples = {tuple(sample_per_class(labels, 5, seeded(seed)).tolist()) for seed in range(10)}
     assert len(samples) == 10
 
 
-def test_sample_of_nothing_is_nothing() -> None:
+def test_a_sample_of_no_images_is_empty() -> None:
     assert len(numbered(torch.empty(0, dtype=torch.int64)).sample(3, seeded(0))) == 0
 
 
 @given(LABELS, st.floats(0.05, 0.95), st.integers(0, 2**32))
-def test_split_parts_the_images_and_keeps_every_class_on_both_sides(
-    labels: torch.Tensor, fraction: float, seed: int
-) -> None:
+def test_a_split_keeps_every_class_on_both_sides(labels: torch.Tensor, fraction: float, seed: int) -> None:
     data = numbered(labels)
     rest, held = data.split(fraction, seeded(seed))
     assert sorted(positions(rest) + positions(held)) == list(range(len(labels)))
@@ -73,12 +73,12 @@ def test_split_parts_the_images_and_keeps_every_class_on_both_sides(
 
 
 @given(LABELS, st.integers(0, 2**32))
-def test_split_depends_on_the_seed_alone(labels: torch.Tensor, seed: int) -> None:
+def test_a_split_depends_only_on_the_seed(labels: torch.Tensor, seed: int) -> None:
     first, again = (numbered(labels).split(0.3, seeded(seed)) for _ in range(2))
     assert [positions(side) for side in first] == [positions(side) for side in again]
 
 
-def test_class_counts_name_only_labels_that_occur() -> None:
+def test_class_counts_list_only_labels_that_occur() -> None:
     assert numbered(torch.tensor([7, 2, 7, 7])).class_counts == {2: 1, 7: 3}
 
 
@@ -89,7 +89,7 @@ def test_digest_is_the_hash_of_shape_images_and_labels() -> None:
 
 
 @pytest.mark.parametrize("change", ["image", "label", "order", "shape"])
-def test_digest_sees_every_change(change: str) -> None:
+def test_every_change_changes_the_digest(change: str) -> None:
     data = CleanData(torch.rand(4, 3, 2, 6, generator=seeded(0)), torch.tensor([0, 1, 2, 3]))
     images, labels = data.images.clone(), data.labels.clone()
     if change == "image":

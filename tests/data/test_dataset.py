@@ -45,7 +45,9 @@ LABELS = {
 
 @pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("kind", LABELS)
-def test_kinds_of_items(pixels: np.ndarray, labels: np.ndarray, unit: torch.Tensor, form: str, kind: str) -> None:
+def test_items_of_every_kind_are_read(
+    pixels: np.ndarray, labels: np.ndarray, unit: torch.Tensor, form: str, kind: str
+) -> None:
     items = Items([FORMS[form](image) for image in pixels], [LABELS[kind](int(label)) for label in labels])
     data = load_clean(items)
     assert (data.images - unit).abs().max() <= 1e-7
@@ -64,13 +66,15 @@ def test_bfloat16_items(unit: torch.Tensor) -> None:
     assert torch.equal(data.images, unit.bfloat16().float())
 
 
-def test_a_plain_list_will_do(unit: torch.Tensor) -> None:
+def test_a_plain_list_is_a_dataset(unit: torch.Tensor) -> None:
     assert torch.equal(load_clean([(image, i % 2) for i, image in enumerate(unit)]).images, unit)
 
 
 @pytest.mark.parametrize("announced", [list, tuple, np.asarray, torch.tensor])
 @pytest.mark.parametrize("name", ["targets", "labels"])
-def test_announced_labels_save_decoding(unit: torch.Tensor, labels: np.ndarray, announced: Any, name: str) -> None:
+def test_labels_in_an_attribute_save_decoding(
+    unit: torch.Tensor, labels: np.ndarray, announced: Any, name: str
+) -> None:
     items = Items(unit, labels.tolist(), **{name: announced(labels.tolist()), "classes": ["a", "b", "c"]})
     data = load_clean(items, per_class=1, seed=3)
     assert len(items.asked) == 3
@@ -79,7 +83,7 @@ def test_announced_labels_save_decoding(unit: torch.Tensor, labels: np.ndarray, 
 
 
 @pytest.mark.parametrize("attributes", [{}, {"targets": "abcdefgh"}, {"targets": [0.5] * 8}, {"labels": [0, 1]}])
-def test_labels_from_the_items_where_none_are_announced(
+def test_labels_come_from_the_items_without_such_an_attribute(
     unit: torch.Tensor, labels: np.ndarray, attributes: dict[str, Any]
 ) -> None:
     items = Items(unit, labels.tolist(), **attributes)
@@ -87,12 +91,12 @@ def test_labels_from_the_items_where_none_are_announced(
     assert items.asked[:8] == list(range(8))
 
 
-def test_target_transform_makes_announced_labels_worthless(unit: torch.Tensor) -> None:
+def test_a_target_transform_disables_labels_in_an_attribute(unit: torch.Tensor) -> None:
     items = Items(unit, [3, 4] * 4, targets=[0, 1] * 4, target_transform=lambda y: y + 3)
     assert load_clean(items).class_counts == {3: 4, 4: 4}
 
 
-def test_announced_labels_that_lie(unit: torch.Tensor) -> None:
+def test_wrong_labels_in_an_attribute_are_an_error(unit: torch.Tensor) -> None:
     items = Items(unit, [1, 0] * 4, targets=[0, 1] * 4)
     with pytest.raises(DataError, match="item 0 of Items has label 1, but the dataset's targets say 0"):
         load_clean(items)
@@ -161,6 +165,6 @@ IMAGE = torch.zeros(3, 2, 2)
     ],
     ids=lambda value: value[:24] if isinstance(value, str) else "",
 )
-def test_sources_that_do_not_work(source: Any, message: str) -> None:
+def test_unusable_sources_are_errors(source: Any, message: str) -> None:
     with pytest.raises(DataError, match=message):
         load_clean(source)

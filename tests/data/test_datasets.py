@@ -1,4 +1,4 @@
-"""The published sets, checked on real files if available, and the checks themselves on generated files."""
+"""The published data sets, checked on real files if available, and the checks themselves on generated files."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def write(path: Path, cells: list[bytes], labels: list[int], **more: Any) -> Non
     pq.write_table(pa.table({"image": cells, "label": pa.array(labels, pa.int32()), **more}), path)
 
 
-def test_published_sets_come_in_file_order_with_class_names(root: Path, images: np.ndarray) -> None:
+def test_published_sets_keep_file_order_and_class_names(root: Path, images: np.ndarray) -> None:
     raw = read_dataset(root, "mini", "test")
     assert raw.images.dtype == torch.uint8
     assert np.array_equal(raw.images.permute(0, 2, 3, 1).numpy(), images)
@@ -77,7 +77,7 @@ def bilinear(image: np.ndarray, x1: float, y1: float, x2: float, y2: float) -> n
     return out
 
 
-def test_signs_are_cut_out_and_brought_back_to_size(root: Path, images: np.ndarray) -> None:
+def test_signs_are_cut_out_and_resized(root: Path, images: np.ndarray) -> None:
     cut = read_dataset(root, "mini-signs", "test").images
     assert cut.shape == (4, 3, 8, 8)
     assert np.array_equal(cut[1].permute(1, 2, 0).numpy(), images[1])
@@ -99,7 +99,7 @@ def test_signs_are_cut_out_and_brought_back_to_size(root: Path, images: np.ndarr
         ("mini-jpeg", "jpeg", "its images differ"),
     ],
 )
-def test_other_files_are_one_error(
+def test_other_files_are_one_clear_error(
     root: Path, images: np.ndarray, encode: Encode, name: str, change: str, message: str
 ) -> None:
     labels = [0, 1, 2, 2] if change == "label" else LABELS
@@ -117,7 +117,9 @@ def test_other_files_are_one_error(
     assert "Download it again" in caught.value.hint
 
 
-def test_sets_of_other_names_are_folders_per_class_or_parquet(root: Path, images: np.ndarray, encode: Encode) -> None:
+def test_sets_with_other_names_are_class_folders_or_parquet_files(
+    root: Path, images: np.ndarray, encode: Encode
+) -> None:
     for name, index in (("cat", 0), ("dog", 1)):
         folder = root / "pets" / "train" / name
         folder.mkdir(parents=True)
@@ -144,7 +146,7 @@ def test_both_parts_have_the_same_class_folders(root: Path, images: np.ndarray, 
     assert read_dataset(root, "pets", "test").labels.tolist() == [1]
 
 
-def test_no_such_set(root: Path) -> None:
+def test_an_unknown_set_is_an_error(root: Path) -> None:
     with pytest.raises(DataError, match="no data set 'cifar11'") as caught:
         read_dataset(root, "cifar11", "train")
     assert "cifar10, gtsrb" in caught.value.hint
@@ -181,7 +183,7 @@ def test_the_real_files_are_the_published_ones(
 
 
 @pytest.mark.slow
-def test_signs_are_what_a_published_model_was_trained_on(data_root: Path, signs: RawImages) -> None:
+def test_a_published_model_classifies_the_signs_as_stated(data_root: Path, signs: RawImages) -> None:
     """It has 97.3 % on the signs and 76 % on the whole photographs (data sheet); 600 images: sd 0.7 points."""
     from bdprune.model.loading import load
     from bdprune.runtime.evaluate import clean_accuracy

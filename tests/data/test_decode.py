@@ -23,7 +23,7 @@ Encode = Callable[..., bytes]
 
 
 def png_claiming(width: int, height: int) -> bytes:
-    """A PNG file of a few bytes with a correct header of any size and next to no pixels behind it."""
+    """A PNG file of a few bytes whose correct header states any size, with almost no pixels after it."""
 
     def chunk(kind: bytes, content: bytes) -> bytes:
         return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
@@ -34,7 +34,7 @@ def png_claiming(width: int, height: int) -> bytes:
 
 
 def webp_claiming(width: int, height: int) -> bytes:
-    """A lossless WebP header (14 bits a side) with nothing behind it."""
+    """A lossless WebP header (14 bits per side) with nothing after it."""
     bits = (width - 1) | (height - 1) << 14
     stream = b"\x2f" + struct.pack("<I", bits) + bytes(32)
     stream += b"\0" * (len(stream) % 2)
@@ -50,7 +50,7 @@ def webp_claiming(width: int, height: int) -> bytes:
         *((kind, {}) for kind in ("PNG", "BMP", "DIB", "PPM", "TIFF", "JPEG2000", "QOI", "SGI", "PCX", "TGA")),
     ],
 )
-def test_lossless_formats_give_the_very_pixels(
+def test_lossless_formats_give_the_exact_pixels(
     encode: Encode, pixels: np.ndarray, kind: str, options: dict[str, object]
 ) -> None:
     decoded = decode_image(encode(pixels[0], kind=kind, **options), "x")
@@ -75,7 +75,7 @@ def test_a_gif_of_one_frame_gives_its_colours() -> None:
 
 
 @pytest.mark.parametrize("kind", ["GIF", "TIFF", "PNG", "WEBP"])
-def test_more_than_one_frame_is_refused(pixels: np.ndarray, kind: str) -> None:
+def test_more_than_one_frame_is_an_error(pixels: np.ndarray, kind: str) -> None:
     buffer = io.BytesIO()
     one, two = Image.fromarray(pixels[0]), Image.fromarray(pixels[1])
     one.save(buffer, kind, save_all=True, append_images=[two])
@@ -90,7 +90,7 @@ def test_a_preview_inside_a_jpeg_is_not_a_frame(pixels: np.ndarray) -> None:
     assert (decode_image(buffer.getvalue(), "x").int() - 77).abs().max() <= 2
 
 
-def test_every_format_is_known_by_its_first_bytes_and_no_other(encode: Encode, pixels: np.ndarray) -> None:
+def test_each_format_is_recognised_by_its_first_bytes(encode: Encode, pixels: np.ndarray) -> None:
     for kind in FORMATS:
         if kind != "AVIF" or features.check("avif"):
             assert format_of(encode(pixels[0], kind=kind)) == kind
@@ -126,19 +126,19 @@ def test_tiff_sizes_are_checked_before_memory_is_taken() -> None:
         ("SGI", b"\x01\xda\x00\x02\x00\x03" + struct.pack(">HHH", 1, 1, 3) + bytes(500) + bytes(6)),
     ],
 )
-def test_colours_of_sixteen_bits_are_not_cut_down_without_a_word(kind: str, content: bytes) -> None:
+def test_colours_of_sixteen_bits_are_not_truncated_silently(kind: str, content: bytes) -> None:
     with pytest.raises(DataError, match="not 8 bits"):
         decode_image(content, "x")
 
 
-def test_jpeg2000_of_sixteen_bits_is_refused() -> None:
+def test_jpeg2000_of_sixteen_bits_is_an_error() -> None:
     buffer = io.BytesIO()
     Image.fromarray(np.zeros((8, 8), dtype=np.uint16)).save(buffer, "JPEG2000")
     with pytest.raises(DataError, match="16 bits, not 8 bits"):
         decode_image(buffer.getvalue(), "x")
 
 
-def test_a_png_of_sixteen_bits_in_colour_is_refused() -> None:
+def test_a_colour_png_of_sixteen_bits_is_an_error() -> None:
     def chunk(kind: bytes, content: bytes) -> bytes:
         return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
 
@@ -167,7 +167,7 @@ def test_black_and_white_becomes_grey() -> None:
     assert decode_image(buffer.getvalue(), "x").tolist() == [[[255, 0]]]
 
 
-def test_palette_becomes_its_colours() -> None:
+def test_a_palette_becomes_its_colours() -> None:
     image = Image.new("P", (2, 1))
     image.putpalette([10, 20, 30, 40, 50, 60])
     image.putpixel((1, 0), 1)
@@ -185,20 +185,20 @@ def test_grey_with_opaque_alpha_stays_grey(encode: Encode, pixels: np.ndarray) -
     assert decode_image(encode(pixels[0, :, :, 0], "LA"), "x").shape == (1, 6, 4)
 
 
-def test_transparency_is_refused(encode: Encode, pixels: np.ndarray) -> None:
+def test_transparency_is_an_error(encode: Encode, pixels: np.ndarray) -> None:
     rgba = np.dstack([pixels[0], np.full((6, 4), 255, dtype=np.uint8)])
     rgba[2, 3, 3] = 254
     with pytest.raises(DataError, match=r"a\.png has transparent pixels.*background"):
         decode_image(encode(rgba), "a.png")
 
 
-def test_sixteen_bits_are_refused(encode: Encode) -> None:
+def test_sixteen_bits_are_an_error(encode: Encode) -> None:
     with pytest.raises(DataError, match="16 bits, not 8 bits"):
         decode_image(encode(np.zeros((4, 4), dtype=np.uint16)), "x")
 
 
 @pytest.mark.parametrize("kind", ["EPS", "ICO", "PDF", "MSP", "XBM"])
-def test_other_formats_are_not_even_tried(encode: Encode, pixels: np.ndarray, kind: str) -> None:
+def test_other_formats_are_never_decoded(encode: Encode, pixels: np.ndarray, kind: str) -> None:
     mode = "1" if kind in ("MSP", "XBM") else None
     with pytest.raises(DataError, match=r"its first bytes are of no format.*PNG, JPEG, .* and DIB are read"):
         decode_image(encode(pixels[0], mode, kind=kind), "x")
@@ -218,14 +218,14 @@ def test_garbage_is_an_error(content: bytes) -> None:
 
 
 @pytest.mark.parametrize(("width", "height"), [(8193, 8192), (11000, 11000), (60000, 60000)])
-def test_claimed_size_is_checked_before_decoding(width: int, height: int) -> None:
+def test_the_stated_size_is_checked_before_decoding(width: int, height: int) -> None:
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     with pytest.raises(DataError, match="pixels"):
         decode_image(png_claiming(width, height), "bomb.png")
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 50_000
 
 
-def test_webp_that_claims_a_gigabyte_takes_no_memory() -> None:
+def test_a_webp_that_states_a_gigabyte_takes_no_memory() -> None:
     code = (
         "import resource, sys\nfrom bdprune.data.decode import decode_image\nfrom bdprune.errors import DataError\n"
         "import PIL.WebPImagePlugin\nbefore = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss\n"
@@ -236,19 +236,19 @@ def test_webp_that_claims_a_gigabyte_takes_no_memory() -> None:
     assert int(run.stdout) < 50_000, run.stderr.decode()
 
 
-def test_too_many_bytes_are_refused() -> None:
+def test_too_many_bytes_are_an_error() -> None:
     with pytest.raises(DataError, match="bytes, more than"):
         decode_image(bytes(MAX_ENCODED_BYTES + 1), "x")
 
 
-def test_large_image_object_is_refused() -> None:
+def test_a_large_image_object_is_an_error() -> None:
     with pytest.raises(DataError, match="9000x9000"):
         image_pixels(Image.new("1", (9000, 9000)), "x")
 
 
 @settings(max_examples=200, deadline=None)
 @given(st.sampled_from([kind for kind in FORMATS if kind != "AVIF"]), st.data())
-def test_damaged_bytes_decode_or_raise_data_error(kind: str, data: st.DataObject) -> None:
+def test_damaged_bytes_decode_or_raise_a_data_error(kind: str, data: st.DataObject) -> None:
     buffer = io.BytesIO()
     Image.fromarray(np.arange(192, dtype=np.uint8).reshape(8, 8, 3)).save(buffer, kind)
     content = bytearray(buffer.getvalue())

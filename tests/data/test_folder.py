@@ -29,14 +29,14 @@ def test_names_are_labels_in_sorted_order(
     assert data.source == str(root)
 
 
-def test_whole_numbers_are_the_labels_themselves(write_tree: Tree, encode: Encode, pixels: np.ndarray) -> None:
+def test_folders_named_by_whole_numbers_have_these_labels(write_tree: Tree, encode: Encode, pixels: np.ndarray) -> None:
     root = write_tree({f"{name}/x.png": encode(pixels[0]) for name in ("10", "2", "007")})
     data = load_clean(root, num_classes=43)
     assert data.labels.tolist() == [7, 10, 2]
     assert data.class_names == ()
 
 
-def test_hidden_and_foreign_files_are_passed_over(write_tree: Tree, encode: Encode, pixels: np.ndarray) -> None:
+def test_hidden_and_unrelated_files_are_skipped(write_tree: Tree, encode: Encode, pixels: np.ndarray) -> None:
     image = encode(pixels[0])
     root = write_tree(
         {
@@ -55,7 +55,7 @@ def test_hidden_and_foreign_files_are_passed_over(write_tree: Tree, encode: Enco
     assert data.notes == ("Skipped in the folder: 3 hidden, 1 .md, 1 .txt.",)
 
 
-def test_what_systems_leave_behind_is_no_class_and_no_image(
+def test_folders_and_files_of_operating_systems_are_skipped(
     write_tree: Tree, encode: Encode, pixels: np.ndarray
 ) -> None:
     image = encode(pixels[0])
@@ -67,7 +67,9 @@ def test_what_systems_leave_behind_is_no_class_and_no_image(
     assert data.passed_over == {"leftover": 10}
 
 
-def test_formats_of_photo_collections(write_tree: Tree, encode: Encode, pixels: np.ndarray, unit: torch.Tensor) -> None:
+def test_formats_of_photo_collections_are_read(
+    write_tree: Tree, encode: Encode, pixels: np.ndarray, unit: torch.Tensor
+) -> None:
     root = write_tree(
         {
             "a/1.ppm": encode(pixels[0], kind="PPM"),
@@ -79,7 +81,7 @@ def test_formats_of_photo_collections(write_tree: Tree, encode: Encode, pixels: 
     assert torch.equal(data.images, unit[:3]) and data.notes == ()
 
 
-def test_images_are_known_by_their_first_bytes(
+def test_images_are_recognised_by_their_first_bytes(
     write_tree: Tree, encode: Encode, pixels: np.ndarray, unit: torch.Tensor
 ) -> None:
     root = write_tree(
@@ -107,7 +109,7 @@ def test_links_inside_classes_are_followed(
     assert torch.equal(data.images, unit[[0, 1, 2, 2]]) and data.labels.tolist() == [0, 0, 0, 1]
 
 
-def test_loops_end_and_are_named(write_tree: Tree, encode: Encode, pixels: np.ndarray) -> None:
+def test_loops_of_links_end_and_are_named(write_tree: Tree, encode: Encode, pixels: np.ndarray) -> None:
     root = write_tree({"a/deep/1.png": encode(pixels[0]), "b/2.png": encode(pixels[1])})
     (root / "a" / "deep" / "again").symlink_to("../../a")
     (root / "b" / "up").symlink_to("../..")
@@ -121,7 +123,7 @@ def test_loops_end_and_are_named(write_tree: Tree, encode: Encode, pixels: np.nd
 
 
 def test_many_links_to_one_folder_do_not_multiply(write_tree: Tree, encode: Encode, pixels: np.ndarray) -> None:
-    """Folder i has two links to folder i + 1: as many paths as 2 to the 20th."""
+    """Folder i has two links to folder i + 1, which gives 2 to the 20th paths."""
     root = write_tree(
         {"a/x/1.png": encode(pixels[0]), "b/2.png": encode(pixels[1]), "chain/20/3.png": encode(pixels[2])}
     )
@@ -159,7 +161,7 @@ def test_a_class_of_broken_links_is_an_error(write_tree: Tree, encode: Encode, p
         load_clean(root)
 
 
-def test_a_folder_of_too_many_files_is_refused(
+def test_a_folder_with_too_many_files_is_an_error(
     write_tree: Tree, encode: Encode, pixels: np.ndarray, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     root = write_tree({f"a/{index}/1.png": encode(pixels[0]) for index in range(4)})
@@ -175,7 +177,7 @@ def test_a_pipe_named_like_an_image_is_not_opened(write_tree: Tree, encode: Enco
     assert len(data) == 2 and data.passed_over == {"not a file": 1}
 
 
-def test_an_empty_folder_keeps_its_place(write_tree: Tree, encode: Encode, pixels: np.ndarray) -> None:
+def test_an_empty_folder_keeps_its_label(write_tree: Tree, encode: Encode, pixels: np.ndarray) -> None:
     root = write_tree({"a/1.png": encode(pixels[0]), "c/1.png": encode(pixels[1])})
     (root / "b").mkdir()
     assert load_clean(root, num_classes=3).labels.tolist() == [0, 2]
@@ -205,13 +207,13 @@ def test_a_damaged_file_is_named(write_tree: Tree, encode: Encode, pixels: np.nd
         ({"9" * 200 + "/x.png": b""}, "too large for a label"),
     ],
 )
-def test_trees_that_are_none(write_tree: Tree, tmp_path: Path, files: dict[str, bytes], message: str) -> None:
+def test_invalid_folders_are_errors(write_tree: Tree, tmp_path: Path, files: dict[str, bytes], message: str) -> None:
     (tmp_path / "tree").mkdir()
     with pytest.raises(DataError, match=message):
         load_clean(write_tree(files))
 
 
-def test_unreadable_root(write_tree: Tree, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_unreadable_root_is_an_error(write_tree: Tree, monkeypatch: pytest.MonkeyPatch) -> None:
     root = write_tree({"a/1.png": b""})
 
     def refuse(path: Path) -> None:
@@ -222,7 +224,7 @@ def test_unreadable_root(write_tree: Tree, monkeypatch: pytest.MonkeyPatch) -> N
         load_clean(root)
 
 
-def test_unreadable_class_folder(write_tree: Tree, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_unreadable_class_folder_is_an_error(write_tree: Tree, monkeypatch: pytest.MonkeyPatch) -> None:
     root, real = write_tree({"a/1.png": b"", "b/2.png": b""}), os.scandir
 
     def refuse(path: str | Path) -> object:
@@ -236,7 +238,7 @@ def test_unreadable_class_folder(write_tree: Tree, monkeypatch: pytest.MonkeyPat
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root reads everything")
-def test_unreadable_folder_for_real(write_tree: Tree) -> None:
+def test_an_unreadable_folder_on_disk_is_an_error(write_tree: Tree) -> None:
     root = write_tree({"a/1.png": b""})
     root.chmod(0)
     try:
@@ -246,7 +248,7 @@ def test_unreadable_folder_for_real(write_tree: Tree) -> None:
         root.chmod(0o700)
 
 
-def test_file_that_vanishes(write_tree: Tree, encode: Encode, pixels: np.ndarray, tmp_path: Path) -> None:
+def test_a_file_that_vanishes_is_an_error(write_tree: Tree, encode: Encode, pixels: np.ndarray, tmp_path: Path) -> None:
     from bdprune.data.folder import FolderSource
 
     root = write_tree({"a/1.png": encode(pixels[0])})
@@ -263,7 +265,7 @@ def test_control_characters_in_folder_names_do_not_reach_the_report(
     assert load_clean(root).class_names == ("a[31m", "b")
 
 
-def test_images_that_were_converted_are_counted(tmp_path: Path) -> None:
+def test_converted_images_are_counted(tmp_path: Path) -> None:
     from PIL import Image
 
     for label, mode in enumerate(("P", "CMYK", "RGBA", "RGB")):

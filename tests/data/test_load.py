@@ -37,7 +37,7 @@ def test_sampling_before_decoding_equals_sampling_after(labels: list[int], per_c
     assert torch.equal(before.images, after.images)
 
 
-def test_everything_in_order_without_a_number_per_class() -> None:
+def test_without_a_number_per_class_all_images_are_read_in_order() -> None:
     data = load_clean(dataset([2, 0, 1, 0]))
     assert data.labels.tolist() == [2, 0, 1, 0]
     assert torch.equal(data.images[:, 0, 0, 0] * 255, torch.tensor([0.0, 1, 2, 3]))
@@ -55,13 +55,13 @@ def test_everything_in_order_without_a_number_per_class() -> None:
         ([5], 5, "label 5, but the model has classes 0 to 4"),
     ],
 )
-def test_labels_that_do_not_do(labels: list[int], num_classes: int | None, message: str) -> None:
+def test_wrong_labels_are_errors(labels: list[int], num_classes: int | None, message: str) -> None:
     with pytest.raises(DataError, match=message):
         load_clean(dataset(labels), num_classes=num_classes)
 
 
 @pytest.mark.parametrize("per_class", [0, -3])
-def test_per_class_below_one(per_class: int) -> None:
+def test_per_class_below_one_is_an_error(per_class: int) -> None:
     with pytest.raises(OptionError, match=f"{per_class} images per class"):
         load_clean(dataset([0, 1]), per_class=per_class)
 
@@ -75,7 +75,7 @@ def test_per_class_below_one(per_class: int) -> None:
         (3, 6, "RGB.*, but the model takes 6 channels"),
     ],
 )
-def test_wrong_channels(channels: int, wanted: int, message: str) -> None:
+def test_wrong_channels_are_errors(channels: int, wanted: int, message: str) -> None:
     with pytest.raises(DataError, match=message):
         load_clean(dataset([0, 1], channels), input_shape=(wanted, 2, 2))
 
@@ -101,7 +101,7 @@ def test_resizing_is_bilinear_and_noted() -> None:
     assert data.notes == ("2 images were resized from 4x4 to 2x2 (bilinear).",)
 
 
-def test_resizing_leaves_images_of_the_right_size_alone(
+def test_resizing_does_not_change_images_of_the_right_size(
     write_tree: Tree, encode: Encode, pixels: np.ndarray, unit: torch.Tensor
 ) -> None:
     root = write_tree(
@@ -119,7 +119,7 @@ def test_resized_images_stay_in_range() -> None:
     assert data.images.min() >= 0 and data.images.max() <= 1
 
 
-def test_different_sizes_without_an_input_shape_name_the_odd_one(
+def test_different_sizes_without_an_input_shape_name_the_image_that_differs(
     write_tree: Tree, encode: Encode, pixels: np.ndarray
 ) -> None:
     root = write_tree({"a/1.png": encode(pixels[0]), "b/odd.png": encode(pixels[1, :3])})
@@ -135,24 +135,26 @@ def test_memory_is_checked_after_the_first_image(monkeypatch: pytest.MonkeyPatch
 
 
 @pytest.mark.parametrize("name", ["data.txt", "empty.npz", "images.npy"])
-def test_other_files(tmp_path: Path, name: str) -> None:
+def test_other_files_are_errors(tmp_path: Path, name: str) -> None:
     content = {"data.txt": b"hello", "empty.npz": b"", "images.npy": b"\x93NUMPY\x01\x00"}[name]
     (tmp_path / name).write_bytes(content)
     with pytest.raises(DataError, match=rf"{name} is not clean data.*one sub-folder per class"):
         load_clean(tmp_path / name)
 
 
-def test_missing_file(tmp_path: Path) -> None:
+def test_a_missing_file_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"nowhere cannot be read: No such file"):
         load_clean(str(tmp_path / "nowhere"))
 
 
-def test_a_device_is_no_data() -> None:
+def test_a_device_file_is_an_error() -> None:
     with pytest.raises(DataError, match="/dev/zero is neither a file nor a folder"):
         load_clean("/dev/zero")
 
 
-def test_file_kind_is_told_by_content(tmp_path: Path, pixels: np.ndarray, labels: np.ndarray) -> None:
+def test_the_kind_of_a_file_is_recognised_by_its_content(
+    tmp_path: Path, pixels: np.ndarray, labels: np.ndarray
+) -> None:
     with (tmp_path / "defence").open("wb") as file:
         np.savez(file, images=pixels, labels=labels)
     assert len(load_clean(tmp_path / "defence")) == 8

@@ -67,7 +67,9 @@ def test_grey_without_a_channel_axis(
 
 
 @pytest.mark.parametrize(("input_shape", "first_row"), [((3, 5, 3), True), ((3, 3, 5), False), (None, True)])
-def test_layout_that_could_be_either(tmp_path: Path, input_shape: tuple[int, int, int] | None, first_row: bool) -> None:
+def test_an_ambiguous_layout_follows_the_input_shape(
+    tmp_path: Path, input_shape: tuple[int, int, int] | None, first_row: bool
+) -> None:
     images = np.arange(2 * 3 * 5 * 3, dtype=np.uint8).reshape(2, 3, 5, 3)
     np.savez(tmp_path / "a.npz", images=images, labels=np.array([0, 1]))
     expected = images if first_row else images.transpose(0, 3, 1, 2)
@@ -75,7 +77,7 @@ def test_layout_that_could_be_either(tmp_path: Path, input_shape: tuple[int, int
     assert torch.equal(read, torch.from_numpy(expected.copy()).float() / 255)
 
 
-def test_more_channels_if_the_model_takes_them(tmp_path: Path) -> None:
+def test_more_channels_are_read_if_the_model_takes_them(tmp_path: Path) -> None:
     np.savez(tmp_path / "a.npz", images=np.zeros((2, 8, 8, 5), np.uint8), labels=np.array([0, 1]))
     assert load_clean(tmp_path / "a.npz", input_shape=(5, 8, 8)).images.shape == (2, 5, 8, 8)
     with pytest.raises(DataError, match="no axis of 1 or 3 channels"):
@@ -167,7 +169,7 @@ def test_hostile_members(tmp_path: Path, labels: np.ndarray, case: str) -> None:
         load_clean(path)
 
 
-def test_zip_bomb_is_refused_by_its_directory(
+def test_a_zip_bomb_is_rejected_by_its_directory(
     tmp_path: Path, labels: np.ndarray, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("bdprune.data.npz.MAX_BYTES", 1 << 20)
@@ -179,8 +181,8 @@ def test_zip_bomb_is_refused_by_its_directory(
     assert source.MAX_BYTES == 4 << 30
 
 
-def test_a_directory_that_lies_can_not_make_us_unpack_more(tmp_path: Path, labels: np.ndarray) -> None:
-    """Header and directory agree on 10 bytes; the stream behind them holds 3 MB."""
+def test_a_false_size_in_the_directory_does_not_unpack_more(tmp_path: Path, labels: np.ndarray) -> None:
+    """Header and directory agree on 10 bytes; the stream after them holds 3 MB."""
     content = header("(10,)") + bytes(3 << 20)
     path = archive(tmp_path / "a.npz", {"images.npy": content, "labels.npy": npy(labels)}, zipfile.ZIP_DEFLATED)
     true, false = (size.to_bytes(4, "little") for size in (len(content), len(header("(10,)")) + 10))
@@ -215,7 +217,7 @@ def test_damage_anywhere_is_an_error_or_harmless(tmp_path: Path, pixels: np.ndar
     assert failures > 100
 
 
-def test_zip_bomb_is_refused_unpacked(tmp_path: Path) -> None:
+def test_a_zip_bomb_is_rejected_without_unpacking(tmp_path: Path) -> None:
     images, labels = np.zeros((30_000, 32, 32, 3), np.uint8), np.arange(30_000) % 10
     np.savez_compressed(tmp_path / "bomb.npz", images=images, labels=labels)
     assert (tmp_path / "bomb.npz").stat().st_size < 1 << 20

@@ -19,7 +19,7 @@ Tree = Callable[..., Path]
 Encode = Callable[..., bytes]
 
 
-def test_text_order_is_that_of_sorted_texts() -> None:
+def test_text_order_sorts_numbers_as_text() -> None:
     assert text_order(12) == {0: 0, 1: 1, 10: 2, 11: 3, 2: 4, 3: 5, 4: 6, 5: 7, 6: 8, 7: 9, 8: 10, 9: 11}
     assert text_order(10) == {label: label for label in range(10)}
 
@@ -41,7 +41,7 @@ def test_numbered_folders(
     assert data.class_order == (text_order(12) if said else {})
 
 
-def test_numbers_with_leading_zeros_mean_the_same_numbers(write_tree: Tree, encode: Encode, pixels: np.ndarray) -> None:
+def test_leading_zeros_do_not_change_numbers(write_tree: Tree, encode: Encode, pixels: np.ndarray) -> None:
     root = tree(write_tree, encode, pixels, ["02", "10"])
     assert load_clean(root, num_classes=12).labels.tolist() == [2, 10]
     assert load_clean(root, num_classes=12, class_order="text").labels.tolist() == [4, 2]
@@ -53,7 +53,7 @@ def test_named_folders_are_in_text_order_already(write_tree: Tree, encode: Encod
     assert data.labels.tolist() == [0, 1, 2] and "text order already" in data.notes[0]
 
 
-def test_files_and_datasets_are_renumbered_too(tmp_path: Path, pixels: np.ndarray) -> None:
+def test_files_and_datasets_are_also_renumbered(tmp_path: Path, pixels: np.ndarray) -> None:
     labels = np.array([2, 10, 2, 10, 0, 0, 11, 11])
     np.savez(tmp_path / "data.npz", images=pixels, labels=labels)
     for source in (tmp_path / "data.npz", TensorDataset(torch.from_numpy(pixels), torch.from_numpy(labels))):
@@ -70,14 +70,14 @@ def test_a_file_gives_the_order(tmp_path: Path, content: object, pixels: np.ndar
     assert load_clean(tmp_path / "data.npz", class_order=str(tmp_path / "order.json")).labels.tolist() == [7, 5, 6, 7]
 
 
-def test_names_go_with_their_classes(write_tree: Tree, encode: Encode, pixels: np.ndarray) -> None:
+def test_names_stay_with_their_classes(write_tree: Tree, encode: Encode, pixels: np.ndarray) -> None:
     root = tree(write_tree, encode, pixels, ["cat", "dog"])
     data = load_clean(root, num_classes=4, class_order=[3, 1])
     assert data.labels.tolist() == [3, 1]
     assert data.class_names[3] == "cat" and data.class_names[1] == "dog"
 
 
-def test_the_same_images_are_drawn_as_with_labels_in_the_order_of_the_model() -> None:
+def test_a_class_order_does_not_change_the_drawn_images() -> None:
     images, labels = torch.rand(40, 3, 2, 2), torch.arange(40) % 4
     swap = torch.tensor([2, 0, 3, 1])
     one = load_clean(TensorDataset(images, labels), per_class=3, class_order=swap.tolist())
@@ -103,7 +103,7 @@ def test_the_same_images_are_drawn_as_with_labels_in_the_order_of_the_model() ->
         ("a\0b", OptionError, "cannot be read"),
     ],
 )
-def test_orders_that_cannot_be(order: Any, error: type[Exception], message: str) -> None:
+def test_invalid_orders_are_errors(order: Any, error: type[Exception], message: str) -> None:
     data = TensorDataset(torch.rand(4, 3, 2, 2), torch.tensor([0, 1, 0, 1]))
     with pytest.raises(error, match=message):
         load_clean(data, num_classes=4, class_order=order)
@@ -118,7 +118,7 @@ def test_text_order_needs_the_number_of_classes() -> None:
 
 
 @pytest.mark.parametrize("content", [b"", b"{", b"\xff\xfe", b"[" * 100_000, b'"text"', b"3", b"[[0]]"])
-def test_files_that_hold_no_order(tmp_path: Path, content: bytes) -> None:
+def test_files_without_an_order_are_errors(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "order.json").write_bytes(content)
     with pytest.raises(OptionError, match=r"order\.json"):
         read_order(tmp_path / "order.json")
@@ -131,6 +131,6 @@ def test_a_large_file_is_not_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
         read_order(tmp_path / "order.json")
 
 
-def test_pairs_that_stay_are_not_shown() -> None:
+def test_unchanged_pairs_are_not_shown() -> None:
     assert order_pairs({0: 0, 1: 2, 2: 1}) == "1→2, 2→1"
     assert order_pairs({label: label + 1 for label in range(9)}) == "0→1, 1→2, 2→3, 3→4, ..."

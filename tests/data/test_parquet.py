@@ -30,7 +30,9 @@ def write(path: Path, columns: dict[str, Any], metadata: dict[str, str] | None =
     return path
 
 
-def test_all_rows_in_file_order(tmp_path: Path, cells: list[bytes], labels: np.ndarray, pixels: np.ndarray) -> None:
+def test_all_rows_are_read_in_file_order(
+    tmp_path: Path, cells: list[bytes], labels: np.ndarray, pixels: np.ndarray
+) -> None:
     path = write(tmp_path / "a.parquet", {"image": cells, "label": labels}, {"classes": '["cat", "dog", "eel"]'})
     raw = read_parquet(path)
     assert raw.images.dtype == torch.uint8 and raw.labels.dtype == torch.int64
@@ -76,7 +78,7 @@ def test_only_chosen_rows_are_decoded(
     assert found == {pixels[row % 8].transpose(2, 0, 1).tobytes() for row in rows}
 
 
-def test_rows_come_to_the_places_asked_for(tmp_path: Path, cells: list[bytes], labels: np.ndarray) -> None:
+def test_rows_are_returned_in_the_requested_order(tmp_path: Path, cells: list[bytes], labels: np.ndarray) -> None:
     source = ParquetSource(write(tmp_path / "a.parquet", {"image": cells, "label": labels}, row_group_size=3))
     everything = dict(source.read(range(8)))
     wanted = [7, 2, 2, 5, 0]
@@ -144,7 +146,7 @@ def test_bad_tables(
         read(write(tmp_path / "a.parquet", columns(cells, labels)))
 
 
-def test_one_column_name_twice(tmp_path: Path, cells: list[bytes], labels: np.ndarray) -> None:
+def test_a_repeated_column_name_is_an_error(tmp_path: Path, cells: list[bytes], labels: np.ndarray) -> None:
     table = pa.table([pa.array(cells), pa.array(labels), pa.array(labels)], names=["image", "label", "label"])
     pq.write_table(table, tmp_path / "a.parquet")
     with pytest.raises(DataError, match="no single column label"):
@@ -158,7 +160,7 @@ def test_images_of_different_sizes(tmp_path: Path, encode: Encode, pixels: np.nd
         read_parquet(path)
 
 
-def test_too_many_rows_are_refused_before_reading(
+def test_too_many_rows_are_an_error_before_reading(
     tmp_path: Path, cells: list[bytes], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = write(tmp_path / "a.parquet", {"image": cells[:1] * 5000, "label": np.zeros(5000, np.int32)})

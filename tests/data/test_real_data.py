@@ -21,7 +21,7 @@ CIFAR_CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog",
 
 
 @pytest.mark.parametrize("part", CIFAR)
-def test_cifar10_is_the_published_set(data_root: Path, part: str) -> None:
+def test_cifar10_matches_the_published_set(data_root: Path, part: str) -> None:
     """``test_datasets.py`` reads both files and compares all pixels with this digest."""
     count, digest = CIFAR[part]
     source = ParquetSource(data_root / "cifar10" / f"{part}.parquet")
@@ -47,7 +47,7 @@ def test_counts_and_classes(data_root: Path, path: str, count: int, classes: int
 
 
 @pytest.mark.parametrize(("name", "shape", "classes"), [("gtsrb", (3, 32, 32), 43), ("imagenet12", (3, 64, 64), 12)])
-def test_a_few_of_each_class(data_root: Path, name: str, shape: tuple[int, int, int], classes: int) -> None:
+def test_a_sample_of_each_class_is_read(data_root: Path, name: str, shape: tuple[int, int, int], classes: int) -> None:
     data = load_clean(data_root / name / "test.parquet", per_class=2, seed=7, input_shape=shape, num_classes=classes)
     assert data.class_counts == dict.fromkeys(range(classes), 2)
     assert data.images.shape == (2 * classes, *shape)
@@ -55,7 +55,7 @@ def test_a_few_of_each_class(data_root: Path, name: str, shape: tuple[int, int, 
     assert data.notes == ()
 
 
-def test_all_kinds_of_source_give_the_same_data(data_root: Path, tmp_path: Path) -> None:
+def test_all_kinds_of_sources_give_the_same_data(data_root: Path, tmp_path: Path) -> None:
     source = ParquetSource(data_root / "cifar10" / "test.parquet")
     rows = [int(row) for label in range(10) for row in (source.labels == label).nonzero()[:3]]
     images = [image for _, image in sorted(source.read(rows), key=lambda pair: pair[0])]

@@ -1,4 +1,4 @@
-"""Files as they come: by content, not by extension; anything else is one error."""
+"""Files are recognised by content, not by extension; unknown content is one clear error."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ Write = Callable[..., Path]
 
 
 @pytest.mark.parametrize("kind", ["torch-zip", "torch-legacy", "safetensors"])
-def test_says_what_a_file_is(write: Write, kind: str) -> None:
+def test_the_format_of_a_file_is_recognised(write: Write, kind: str) -> None:
     state = nn.Conv2d(1, 2, 3).state_dict()
     if kind == "safetensors":
         path = write(dump_safetensors(state, {}), "model.pth")
@@ -48,13 +48,15 @@ def test_says_what_a_file_is(write: Write, kind: str) -> None:
         (b"\x00" * 100, "not a checkpoint"),
     ],
 )
-def test_other_files_are_called_by_their_name(write: Write, content: bytes, message: str) -> None:
+def test_other_formats_are_named(write: Write, content: bytes, message: str) -> None:
     with pytest.raises(UnsupportedError, match=message) as caught:
         read_checkpoint(write(content))
     assert "model.pth" in caught.value.message and caught.value.hint
 
 
-def test_missing_empty_folder_and_unreadable(write: Write, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_empty_and_unreadable_files_and_folders_are_errors(
+    write: Write, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     with pytest.raises(ArtifactError, match="No such file"):
         read_checkpoint(tmp_path / "none.pth")
     with pytest.raises(ArtifactError, match="empty"):
@@ -74,11 +76,11 @@ def test_missing_empty_folder_and_unreadable(write: Write, tmp_path: Path, monke
 
 
 @pytest.mark.parametrize("head", [b"GGUF", b"", b"\x80\x04K\x01."])
-def test_large_file_that_is_no_checkpoint_is_not_read_whole(tmp_path: Path, head: bytes) -> None:
+def test_a_large_file_of_another_format_is_not_read_whole(tmp_path: Path, head: bytes) -> None:
     path = tmp_path / "large.pth"
     with path.open("wb") as file:
         file.write(head)
-        file.truncate(1 << 30)  # no place on the disk, a gigabyte in memory
+        file.truncate(1 << 30)  # takes no space on the disk, but a gigabyte in memory
     tracemalloc.start()
     with pytest.raises(UnsupportedError):
         read_checkpoint(path)
@@ -100,12 +102,12 @@ def test_devices_pipes_and_giants_are_not_read(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("content", [{}, {"epoch": 1}, [1, 2], torch.ones(3), {"a": {"b": torch.ones(2)}}])
-def test_checkpoint_without_weights(write: Write, content: Any) -> None:
+def test_a_checkpoint_without_weights_is_an_error(write: Write, content: Any) -> None:
     with pytest.raises(NoWeightsError, match="holds no weights"):
         read_checkpoint(write(content))
 
 
-def test_weights_without_a_state_dict_are_not_passed_over(write: Write) -> None:
+def test_weights_outside_a_state_dict_are_not_ignored(write: Write) -> None:
     with pytest.raises(UnsupportedError, match="holds no state dict") as caught:
         read_checkpoint(write({"shadow_params": [torch.ones(2, 3), torch.ones(3, 3)]}))
     assert not isinstance(caught.value, NoWeightsError)

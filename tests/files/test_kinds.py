@@ -49,7 +49,7 @@ Write = Callable[..., Path]
         (b"version https://git-lfs.github.com/spec/v1\n", "possible"),
     ],
 )
-def test_first_bytes_say_whether_there_may_be_weights(head: bytes, weights: str) -> None:
+def test_the_first_bytes_show_whether_a_file_may_hold_weights(head: bytes, weights: str) -> None:
     kind = kind_of_bytes(head)
     assert isinstance(kind, FileKind) and kind.weights == weights and kind.name
 
@@ -63,14 +63,14 @@ def test_first_bytes_say_whether_there_may_be_weights(head: bytes, weights: str)
         (["model.weights.h5", "config.json"], "possible"),
     ],
 )
-def test_zip_archives_are_told_apart_by_their_directory(tmp_path: Path, names: list[str], weights: str) -> None:
+def test_zip_archives_are_distinguished_by_their_directory(tmp_path: Path, names: list[str], weights: str) -> None:
     with zipfile.ZipFile(tmp_path / "file", "w") as archive:
         for name in names:
             archive.writestr(name, b"x")
     assert kind_of_file(tmp_path / "file").weights == weights
 
 
-def test_what_cannot_be_read_may_hold_weights(tmp_path: Path) -> None:
+def test_unreadable_files_may_hold_weights(tmp_path: Path) -> None:
     (tmp_path / "gone").symlink_to("nothing")
     assert kind_of_file(tmp_path / "gone").weights == "possible"
     assert kind_of_file(tmp_path).weights == "none"
@@ -91,7 +91,7 @@ GENERATORS: dict[str, Any] = {
         {"_last_lr": [np.float64(0.1)], "step": 3},
     ],
 )
-def test_states_with_numpy_in_them_hold_no_weights(write: Write, content: Any) -> None:
+def test_training_states_with_numpy_values_hold_no_weights(write: Write, content: Any) -> None:
     with pytest.raises(NoWeightsError, match="holds no weights but Python objects"):
         read_checkpoint(write(content))
 
@@ -103,13 +103,13 @@ def test_states_with_numpy_in_them_hold_no_weights(write: Write, content: Any) -
         {"python": random.getstate(), "w": torch.ones(3, 3), "best": np.float64(0.9)},
     ],
 )
-def test_weights_next_to_numpy_are_not_taken_for_arguments(write: Write, content: Any) -> None:
+def test_weights_next_to_numpy_values_are_not_taken_for_arguments(write: Write, content: Any) -> None:
     with pytest.raises(ArtifactError) as caught:
         read_checkpoint(write(content))
     assert not isinstance(caught.value, NoWeightsError)
 
 
-def test_names_that_are_put_together_on_the_stack_are_never_believed(write: Write) -> None:
+def test_globals_named_on_the_stack_are_not_trusted(write: Write) -> None:
     buffer = io.BytesIO()
     pickle.dump({"lr": Path("x")}, buffer, protocol=4)
     with pytest.raises(ArtifactError) as caught:

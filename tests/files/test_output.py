@@ -11,7 +11,7 @@ from bdprune.errors import OutputError
 from bdprune.files.output import check_writable, make_folder, write_text
 
 
-def test_written_text_replaces_what_was_there(tmp_path: Path) -> None:
+def test_written_text_replaces_the_old_file(tmp_path: Path) -> None:
     path = tmp_path / "r.json"
     for text in ("first", "zweite Fassung: µ"):
         check_writable(path)
@@ -20,17 +20,17 @@ def test_written_text_replaces_what_was_there(tmp_path: Path) -> None:
     assert os.listdir(tmp_path) == ["r.json"]
 
 
-def test_name_as_long_as_names_may_be(tmp_path: Path) -> None:
+def test_a_name_of_the_maximum_length_works(tmp_path: Path) -> None:
     write_text(tmp_path / ("x" * 255), "text")
     assert (tmp_path / ("x" * 255)).read_text() == "text"
 
 
-def test_check_leaves_nothing_behind(tmp_path: Path) -> None:
+def test_the_check_leaves_no_file(tmp_path: Path) -> None:
     check_writable(tmp_path / "r.json")
     assert os.listdir(tmp_path) == []
 
 
-def test_impossible_places_are_refused(tmp_path: Path) -> None:
+def test_impossible_paths_are_errors(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("x")
     for path in (tmp_path, tmp_path / "no" / "r.json", tmp_path / "file" / "r.json", tmp_path / ("x" * 300)):
         with pytest.raises(OutputError):
@@ -39,7 +39,7 @@ def test_impossible_places_are_refused(tmp_path: Path) -> None:
         write_text(tmp_path / "no" / "r.json", "x")
 
 
-def test_folders_are_made_or_refused(tmp_path: Path) -> None:
+def test_folders_are_created_or_are_errors(tmp_path: Path) -> None:
     for _ in range(2):
         make_folder(tmp_path / "a" / "b")
     assert (tmp_path / "a" / "b").is_dir()
@@ -48,7 +48,7 @@ def test_folders_are_made_or_refused(tmp_path: Path) -> None:
         make_folder(tmp_path / "file" / "b")
 
 
-def test_what_was_there_survives_a_failure(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_old_file_survives_a_failure(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "r.json"
     path.write_text("old")
 
@@ -61,7 +61,7 @@ def test_what_was_there_survives_a_failure(tmp_path: Path, monkeypatch: pytest.M
     assert path.read_text() == "old" and os.listdir(tmp_path) == ["r.json"]
 
 
-def test_devices_are_written_to_not_replaced(tmp_path: Path) -> None:
+def test_devices_are_written_and_not_replaced(tmp_path: Path) -> None:
     fifo = tmp_path / "pipe"
     os.mkfifo(fifo)
     reader = os.open(fifo, os.O_RDONLY | os.O_NONBLOCK)

@@ -37,21 +37,21 @@ plain = st.recursive(
 
 
 @given(plain)
-def test_reads_plain_values_like_pickle(value: object) -> None:
+def test_plain_values_are_read_as_by_pickle(value: object) -> None:
     stream = io.BytesIO(pickle.dumps(value, 2) + b"rest")
     assert walk(stream, "pickle").value == value
     assert stream.read() == b"rest"
 
 
 @given(st.binary(max_size=60))
-def test_any_bytes_are_read_or_refused(body: bytes) -> None:
+def test_any_bytes_are_read_or_raise_an_error(body: bytes) -> None:
     try:
         read(body)
     except ArtifactError as error:
         str(error).encode()
 
 
-def test_describes_tensors_without_making_them() -> None:
+def test_tensors_are_described_without_being_created() -> None:
     body = b"ctorch._utils\n_rebuild_tensor\n(" + STORAGE + b"K\x01K\x02K\x02\x86K\x02K\x01\x86tR"
     walked = walk(io.BytesIO(b"\x80\x02" + body + b"."), "pickle")
     storage = StorageClaim("a", "torch.FloatStorage", 4, 6)
@@ -117,7 +117,7 @@ def test_ordered_dict_from_pairs_as_python_2_wrote_it() -> None:
         (b"\x82\x01", "opcode EXT1"),
     ],
 )
-def test_refuses(body: bytes, message: str) -> None:
+def test_unsafe_pickles_are_rejected(body: bytes, message: str) -> None:
     with pytest.raises(ArtifactError, match=message):
         read(body)
 
@@ -128,15 +128,15 @@ def test_deep_nesting_neither_recurses_nor_crashes() -> None:
         read(b"}" + b")" + b"\x85" * 100_000 + b"K\x01s")
 
 
-def test_doubling_values_cost_nothing() -> None:
-    """Each step holds the one before twice: 2^5000 leaves when walked naively."""
+def test_nested_doubling_is_cheap() -> None:
+    """Each step refers twice to the previous one: a naive walk visits 2^5000 leaves."""
     doubling = b"".join(b"q%ch%c\x86" % (index % 256, index % 256) for index in range(5000))
     started = time.perf_counter()
     read(b")" + doubling)
     assert time.perf_counter() - started < 5
 
 
-def test_too_many_opcodes_are_refused() -> None:
+def test_too_many_opcodes_are_an_error() -> None:
     with pytest.raises(ArtifactError, match="far larger"):
         read(b"]" + b"q\x00" * (MAX_OPCODES + 1))
 
@@ -151,11 +151,11 @@ def test_too_many_opcodes_are_refused() -> None:
         (b"\xff\xff", None),
     ],
 )
-def test_first_global_of_a_foreign_pickle_is_named_without_running_it(content: bytes, name: str | None) -> None:
+def test_the_first_global_of_another_pickle_is_named_without_running_it(content: bytes, name: str | None) -> None:
     assert first_global(io.BytesIO(content)) == name
 
 
-def test_long_names_used_over_and_over_fill_no_memory() -> None:
+def test_repeated_long_names_take_no_memory() -> None:
     long = b"X\x00\x00\x10\x00" + b"a" * (1 << 20)
     tracemalloc.start()
     first_global(io.BytesIO(b"\x80\x04" + long + long + b"\x93" * 1000))
@@ -176,7 +176,7 @@ TWENTY = b"".join(b"K%c" % number for number in range(20))
         (b"c_codecs\nencode\n", b"X\x14\x00\x00\x00" + b"a" * 20),
     ],
 )
-def test_one_value_copied_over_and_over_is_refused(
+def test_a_value_that_is_copied_many_times_is_an_error(
     function: bytes, argument: bytes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("bdprune.files.pickle_walk.MAX_COPIED", 100)
@@ -187,6 +187,6 @@ def test_one_value_copied_over_and_over_is_refused(
         read(b"(" + first + 5 * again + b"t")
 
 
-def test_shown_is_short_and_printable() -> None:
+def test_shown_values_are_short_and_printable() -> None:
     assert quoted("a\x1b[0m\ud800") == r"'a\x1b[0m\ud800'"
     assert len(quoted("x" * 1000)) == 80

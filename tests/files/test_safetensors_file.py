@@ -43,7 +43,7 @@ tensors = st.sampled_from(sorted(DTYPES)).flatmap(
 @given(
     st.dictionaries(st.text(min_size=1, max_size=8).filter(lambda name: name != "__metadata__"), tensors, max_size=5)
 )
-def test_agrees_with_the_reference_library_both_ways(state: dict[str, torch.Tensor]) -> None:
+def test_reading_and_writing_agree_with_the_reference_library(state: dict[str, torch.Tensor]) -> None:
     ours = dump_safetensors(state, {"format": "pt"})
     for loaded in (safetensors.torch.load(ours), read_safetensors(safetensors.torch.save(state))[0]):
         assert loaded.keys() == state.keys()
@@ -60,7 +60,7 @@ def test_keeps_order_metadata_and_bytes() -> None:
     assert dump_safetensors(found, metadata) == data
 
 
-def test_looks_by_content() -> None:
+def test_the_format_is_recognised_by_content() -> None:
     assert looks_like_safetensors(dump_safetensors({}, {}))
     assert not looks_like_safetensors(b"PK\x03\x04") and not looks_like_safetensors(b'{"a": 1, "b": {')
 
@@ -97,7 +97,7 @@ def test_looks_by_content() -> None:
         (crafted({"a": entry([0, 1 << 61, 1 << 61], 0, 0)}), "overflow|impossible shape"),
     ],
 )
-def test_lies_are_refused(data: bytes, message: str) -> None:
+def test_false_headers_are_errors(data: bytes, message: str) -> None:
     with pytest.raises(ArtifactError, match=message):
         read_safetensors(data)
 
@@ -107,7 +107,7 @@ def test_rare_types_are_named() -> None:
         read_safetensors(crafted({"a": entry([4], 0, 4, "F8_E4M3")}, bytes(4)))
 
 
-def test_every_truncation_is_refused() -> None:
+def test_every_truncation_is_an_error() -> None:
     data = dump_safetensors({"a": torch.ones(3), "b": torch.ones(2, 2)}, {})
     for end in range(8, len(data)):
         with pytest.raises(ArtifactError):

@@ -1,4 +1,4 @@
-"""State dicts in their wrappers, several in one file, weights outside of them, types and broken values."""
+"""State dicts in wrappers, several in one file, weights outside of state dicts, types and invalid values."""
 
 from __future__ import annotations
 
@@ -45,17 +45,17 @@ def test_finds_nested_and_unknown_wrappers() -> None:
     assert places({"a.weight": W, "ema": {"a.weight": 2 * W}}) == [((),), (("ema",),)]
 
 
-def test_every_set_is_found_and_trained_weights_go_before_their_average() -> None:
+def test_every_set_is_found_and_trained_weights_precede_their_average() -> None:
     both = {"ema": {"a.weight": 2 * W}, "model": {"a.weight": W}, "netD": {"a.weight": 3 * W}}
     assert places(both) == [(("model",),), (("ema",),), (("netD",),)]
 
 
-def test_one_dict_in_two_places_is_one_set_with_both_paths() -> None:
+def test_a_dict_in_two_places_is_one_set_with_both_paths() -> None:
     state = {"a.weight": W}
     assert places({"state_dict": state, "state_dict_ema": state}) == [(("state_dict",), ("state_dict_ema",))]
 
 
-def test_loops_and_shared_dicts_end() -> None:
+def test_loops_and_shared_dicts_terminate() -> None:
     loop: dict[str, Any] = {"epoch": 1}
     loop["self"] = loop
     shared: dict[str, Any] = {}
@@ -88,12 +88,12 @@ def test_weights_outside_of_state_dicts_are_named() -> None:
         ([1, 2], "a list"),
     ],
 )
-def test_what_holds_no_weights_says_what_it_holds(checkpoint: Any, words: str) -> None:
+def test_the_error_without_weights_names_the_content(checkpoint: Any, words: str) -> None:
     with pytest.raises(NoWeightsError, match=words):
         contents_of(checkpoint)
 
 
-def test_counters_of_averaging_and_profiling_are_left_out() -> None:
+def test_counters_of_averaging_and_profiling_are_skipped() -> None:
     state = {"n_averaged": torch.tensor(4), "module.a.weight": W, "module.a.total_ops": torch.zeros(1)}
     assert list(contents_of(state).states[0].tensors()) == ["module.a.weight"]
 
@@ -126,7 +126,7 @@ def test_all_state_dicts_in_nested_dicts_are_found_and_can_be_written_back(check
 
 
 def all_states(node: Any, path: tuple[Any, ...]) -> list[tuple[tuple[Any, ...], Tensor]]:
-    """Every state dict, by a search that is as plain as can be; at most six keys lead to one."""
+    """Every state dict, found by a plain search; at most six keys lead to one."""
     if len(path) > 6:
         return []
     if isinstance(node, dict) and "a.weight" in node:
@@ -153,7 +153,7 @@ def test_values_are_replaced_without_touching_the_original() -> None:
     assert changed["optimizer"] is OPTIMISER and list(changed) == list(checkpoint)
 
 
-def test_copies_have_the_type_of_the_network_and_memory_of_their_own() -> None:
+def test_copies_have_the_type_of_the_network_and_their_own_memory() -> None:
     for tensor in (W.half(), W.double(), W, W.bfloat16().t()):
         copy = with_dtype("a", tensor, torch.float32)
         assert copy.dtype == torch.float32 and copy.data_ptr() != tensor.data_ptr() and copy.is_contiguous()
@@ -170,7 +170,7 @@ def test_copies_have_the_type_of_the_network_and_memory_of_their_own() -> None:
         (torch.ones(2, 2).to_sparse(), "sparse"),
     ],
 )
-def test_types_that_no_weight_has(tensor: Tensor, message: str) -> None:
+def test_types_that_weights_cannot_have_are_errors(tensor: Tensor, message: str) -> None:
     with pytest.raises(ArtifactError, match=message) as caught:
         with_dtype("conv.weight", tensor, torch.float32)
     assert caught.value.hint
@@ -188,13 +188,13 @@ def test_types_that_no_weight_has(tensor: Tensor, message: str) -> None:
         ("bn.running_var", torch.tensor([1.0, -1e-9]), "'bn.running_var' is negative"),
     ],
 )
-def test_values_that_no_network_has(name: str, tensor: Tensor, message: str) -> None:
+def test_invalid_values_are_errors(name: str, tensor: Tensor, message: str) -> None:
     with pytest.raises(ArtifactError, match=message) as caught:
         check_finite({"first": W, name: tensor})
     assert caught.value.hint
 
 
-def test_broken_tensors_are_counted() -> None:
+def test_invalid_tensors_are_counted() -> None:
     broken = torch.full((2,), float("nan"))
     with pytest.raises(ArtifactError, match=r"2 of 2 values of the tensor 'a' .* \(and 2 more tensors\)"):
         check_finite({"ok": W, "a": broken, "b": broken, "c": broken})
@@ -244,7 +244,7 @@ def test_weights_in_other_forms_are_named(more: dict[str, Any], named: str) -> N
     assert named in contents_of({"model": {"a.weight": W}, **more}).outside
 
 
-def test_networks_with_names_of_their_own_are_state_dicts_where_no_other_is() -> None:
+def test_unusual_weight_names_form_a_state_dict_if_there_is_no_other() -> None:
     assert places({"w1": W, "b1": torch.ones(2)}) == [((),)]
     assert places({"dense.kernel": W, "dense.bias": torch.ones(2), "step": 3}) == [((),)]
     assert places({"l.parametrizations.weight.original0": W, "b": torch.ones(1)}) == [((),)]

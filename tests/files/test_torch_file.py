@@ -1,4 +1,4 @@
-"""Hostile and damaged torch files: refused with a reason, before torch sees them, with nothing run."""
+"""Hostile and damaged torch files are rejected with a reason, before torch reads them and without running code."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def pickled(entries: dict[str, bytes]) -> str:
 
 
 @pytest.mark.parametrize("legacy", [False, True])
-def test_sound_checkpoint_with_the_usual_extras_comes_back(saved: Saved, legacy: bool) -> None:
+def test_a_valid_checkpoint_with_the_usual_extras_is_read(saved: Saved, legacy: bool) -> None:
     state = weights()
     optimizer = torch.optim.SGD([nn.Parameter(torch.ones(2))], 0.1, momentum=0.9)
     optimizer.param_groups[0]["params"][0].grad = torch.ones(2)
@@ -92,24 +92,24 @@ def test_sound_checkpoint_with_the_usual_extras_comes_back(saved: Saved, legacy:
 
 
 @pytest.mark.parametrize("legacy", [False, True])
-def test_payload_is_named_and_not_run(saved: Saved, legacy: bool, tmp_path: Path) -> None:
+def test_the_payload_is_named_and_not_run(saved: Saved, legacy: bool, tmp_path: Path) -> None:
     victim = tmp_path / "victim"
     data = saved({"net": weights(), "x": Payload(victim)}, _use_new_zipfile_serialization=not legacy)
     with pytest.raises(ArtifactError, match=r"asks to run '__builtin__.eval'") as caught:
         (torch_file.check_legacy if legacy else torch_file.check_zip)(data)
     assert "Nothing was run" in caught.value.hint
     assert not victim.exists()
-    pickle.loads(pickle.dumps(Payload(victim)))  # the payload is live
+    pickle.loads(pickle.dumps(Payload(victim)))  # the payload works
     assert victim.exists()
 
 
 @pytest.mark.parametrize("protocol", range(6))
-def test_plain_pickles_of_any_protocol_are_named_by_what_they_ask_for(protocol: int) -> None:
+def test_plain_pickles_of_any_protocol_are_named_by_their_globals(protocol: int) -> None:
     with pytest.raises(ArtifactError, match=r"asks to run 'os.system'"):
         torch_file.check_legacy(pickle.dumps(System(), protocol))
 
 
-def test_harmless_pickle_is_no_checkpoint() -> None:
+def test_a_harmless_pickle_is_not_a_checkpoint() -> None:
     with pytest.raises(UnsupportedError, match="not a checkpoint"):
         torch_file.check_legacy(pickle.dumps({"a": [1, 2]}))
 
@@ -128,27 +128,27 @@ def test_stack_global_inside_a_checkpoint_is_named(saved: Saved) -> None:
         torch_file.check_zip(evil)
 
 
-def test_pickled_module_is_refused_with_the_way_out(saved: Saved) -> None:
+def test_a_pickled_module_is_an_error_with_a_remedy(saved: Saved) -> None:
     with pytest.raises(ArtifactError, match=r"asks to run 'torch.nn.modules.linear.Linear'") as caught:
         torch_file.check_zip(saved(nn.Linear(2, 2)))
     assert "state_dict" in caught.value.hint
 
 
 @pytest.mark.filterwarnings("ignore")
-def test_quantised_tensors_are_called_so(saved: Saved) -> None:
+def test_quantised_tensors_are_named_as_such(saved: Saved) -> None:
     tensor = torch.quantize_per_tensor(torch.ones(2), 0.1, 0, torch.qint8)
     with pytest.raises(ArtifactError, match="quantised"):
         torch_file.check_zip(saved({"a.weight": tensor}))
 
 
-def test_every_truncation_of_a_zip_is_refused(saved: Saved) -> None:
+def test_every_truncation_of_a_zip_is_an_error(saved: Saved) -> None:
     data = saved(weights())
     for end in range(0, len(data), 7):
         with pytest.raises(ArtifactError):
             torch_file.check_zip(data[:end])
 
 
-def test_every_truncation_of_a_legacy_file_is_refused(saved: Saved) -> None:
+def test_every_truncation_of_a_legacy_file_is_an_error(saved: Saved) -> None:
     data = saved(weights(), _use_new_zipfile_serialization=False)
     for end in range(len(data)):
         with pytest.raises(ArtifactError):
@@ -179,7 +179,7 @@ def claim(count: int, size: tuple[int, ...], stride: tuple[int, ...]) -> Callabl
     return change
 
 
-def test_the_crafted_claim_is_read_when_it_is_true(saved: Saved) -> None:
+def test_a_crafted_size_is_read_if_it_is_true(saved: Saved) -> None:
     data = repacked(saved(weights()), claim(6, (2, 3), (3, 1)))
     torch_file.check_zip(data)
     assert torch_file.load_checked(data)["weight"].shape == (2, 3)
@@ -208,7 +208,7 @@ def test_sizes_are_checked_before_anything_is_allocated(
         torch_file.check_zip(data)
 
 
-def test_legacy_claim_of_10_gigabytes(saved: Saved) -> None:
+def test_a_legacy_file_that_states_10_gigabytes_is_an_error(saved: Saved) -> None:
     data = saved({"weight": torch.zeros(3)}, _use_new_zipfile_serialization=False)
     count = (2_500_000_000).to_bytes(4, "little")
     claimed = data.replace(b"\x58\x03\x00\x00\x00cpuq", b"\x58\x03\x00\x00\x00cpuq")
@@ -219,7 +219,7 @@ def test_legacy_claim_of_10_gigabytes(saved: Saved) -> None:
         torch_file.check_legacy(claimed)
 
 
-def test_zip_bomb_is_refused_unopened(saved: Saved) -> None:
+def test_a_zip_bomb_is_rejected_without_unpacking(saved: Saved) -> None:
     def bomb(entries: dict[str, bytes]) -> None:
         entries[pickled(entries).replace("data.pkl", "data/9")] = bytes(50_000_000)
 
@@ -229,8 +229,8 @@ def test_zip_bomb_is_refused_unopened(saved: Saved) -> None:
         torch_file.check_zip(data)
 
 
-def test_entries_that_share_their_bytes_are_refused(saved: Saved) -> None:
-    """Many directory entries for one run of bytes: a bomb without compression."""
+def test_entries_that_share_their_bytes_are_errors(saved: Saved) -> None:
+    """Many directory entries refer to the same bytes: a zip bomb without compression."""
     data = saved({"weight": torch.zeros(2000)})
     with zipfile.ZipFile(io.BytesIO(data)) as archive:
         info = next(info for info in archive.infolist() if info.filename.endswith("data/0"))
@@ -247,13 +247,13 @@ def test_entries_that_share_their_bytes_are_refused(saved: Saved) -> None:
 
 
 @pytest.mark.parametrize("name", ["archive/../x", "other/data/1", "/etc/passwd", "archive/a\\b", "archive/\x07"])
-def test_odd_entry_names_are_refused(saved: Saved, name: str) -> None:
+def test_unusual_entry_names_are_errors(saved: Saved, name: str) -> None:
     with pytest.raises(ArtifactError, match="invalid name"):
         torch_file.check_zip(repacked(saved(weights()), lambda entries: entries.update({name: b""})))
 
 
 @pytest.mark.filterwarnings("ignore:Duplicate name")
-def test_two_entries_of_one_name_are_refused(saved: Saved) -> None:
+def test_two_entries_of_the_same_name_are_an_error(saved: Saved) -> None:
     buffer = io.BytesIO(saved(weights()))
     with zipfile.ZipFile(buffer, "a") as archive:
         archive.writestr("archive/data.pkl", b"\x80\x02}.")
@@ -261,7 +261,7 @@ def test_two_entries_of_one_name_are_refused(saved: Saved) -> None:
         torch_file.check_zip(buffer.getvalue())
 
 
-def test_bytes_around_the_archive_are_refused(saved: Saved) -> None:
+def test_bytes_around_the_archive_are_an_error(saved: Saved) -> None:
     data = saved(weights())
     with pytest.raises(ArtifactError):
         torch_file.check_zip(data + b"x")
@@ -274,7 +274,7 @@ def test_bytes_around_the_archive_are_refused(saved: Saved) -> None:
         torch_file.check_zip(buffer.getvalue())
 
 
-def test_flipped_weight_is_found_by_its_checksum(saved: Saved) -> None:
+def test_a_flipped_bit_in_a_weight_is_found_by_its_checksum(saved: Saved) -> None:
     state = weights()
     data = saved(state)
     at = data.index(state["weight"].numpy().tobytes())
@@ -282,7 +282,7 @@ def test_flipped_weight_is_found_by_its_checksum(saved: Saved) -> None:
         torch_file.check_zip(data[:at] + bytes([data[at] ^ 1]) + data[at + 1 :])
 
 
-def test_other_zip_archives_are_no_checkpoints(saved: Saved) -> None:
+def test_other_zip_archives_are_not_checkpoints(saved: Saved) -> None:
     buffer = io.BytesIO()
     with zipfile.ZipFile(buffer, "w") as archive:
         archive.writestr("readme.txt", "hello")
@@ -294,7 +294,7 @@ def test_other_zip_archives_are_no_checkpoints(saved: Saved) -> None:
         torch_file.check_zip(b"PK\x05\x06" + bytes(18))
 
 
-def test_missing_storage_and_odd_byte_order(saved: Saved) -> None:
+def test_a_missing_storage_and_an_unknown_byte_order_are_errors(saved: Saved) -> None:
     def without(entries: dict[str, bytes]) -> None:
         del entries["archive/data/0"]
 
@@ -304,7 +304,7 @@ def test_missing_storage_and_odd_byte_order(saved: Saved) -> None:
         torch_file.check_zip(repacked(saved(weights()), lambda e: e.update({"archive/byteorder": b"middle"})))
 
 
-def test_bytes_behind_the_pickle_or_the_last_tensor(saved: Saved) -> None:
+def test_bytes_after_the_pickle_or_the_last_tensor_are_errors(saved: Saved) -> None:
     def longer(entries: dict[str, bytes]) -> None:
         entries[pickled(entries)] += b"x"
 
@@ -314,7 +314,7 @@ def test_bytes_behind_the_pickle_or_the_last_tensor(saved: Saved) -> None:
         torch_file.check_legacy(saved(weights(), _use_new_zipfile_serialization=False) + b"abc")
 
 
-def test_giant_pickle_is_refused_unread(saved: Saved) -> None:
+def test_a_giant_pickle_is_rejected_unread(saved: Saved) -> None:
     def giant(entries: dict[str, bytes]) -> None:
         entries[pickled(entries)] = bytes((16 << 20) + 1)
 
@@ -322,12 +322,12 @@ def test_giant_pickle_is_refused_unread(saved: Saved) -> None:
         torch_file.check_zip(repacked(saved(weights()), giant))
 
 
-def test_torch_has_the_last_word() -> None:
+def test_an_error_of_torch_is_an_artifact_error() -> None:
     with pytest.raises(ArtifactError, match="refuses it"):
         torch_file.load_checked(pickle.dumps(System(), 2))
 
 
-def test_legacy_headers_that_do_not_fit(saved: Saved) -> None:
+def test_legacy_headers_that_do_not_fit_are_errors(saved: Saved) -> None:
     data = saved(weights(), _use_new_zipfile_serialization=False)
     with pytest.raises(UnsupportedError, match="unknown version"):
         torch_file.check_legacy(data.replace(b"M\xe9\x03.", b"M\xea\x03.", 1))
@@ -336,8 +336,8 @@ def test_legacy_headers_that_do_not_fit(saved: Saved) -> None:
         torch_file.check_legacy(data[: at + 5] + b"x" + data[at + 6 :])
 
 
-def test_legacy_list_of_storages_with_a_doubling_key_is_refused_at_once(saved: Saved) -> None:
-    """Each step holds the one before twice: its text would have 2^60 parts."""
+def test_a_legacy_list_of_storages_with_a_doubling_key_is_rejected_at_once(saved: Saved) -> None:
+    """Each step refers twice to the previous one: its text would have 2^60 parts."""
     data = saved(weights(), _use_new_zipfile_serialization=False)
     start = data.index(b"\x80\x02]q\x00(X", 100)
     doubling = b"".join(b"q%ch%c\x86" % (index, index) for index in range(60))
@@ -345,7 +345,7 @@ def test_legacy_list_of_storages_with_a_doubling_key_is_refused_at_once(saved: S
         torch_file.check_legacy(data[:start] + b"\x80\x02]" + b")" + doubling + b"a.")
 
 
-def test_encrypted_entries_are_refused(saved: Saved) -> None:
+def test_encrypted_entries_are_errors(saved: Saved) -> None:
     data = bytearray(saved(weights()))
     at = data.index(b"PK\x01\x02")
     data[at + 8] |= 1
