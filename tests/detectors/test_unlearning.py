@@ -20,12 +20,12 @@ QUICK = UnlearnSettings(lr=0.1, weight_decay=0, batch_size=60, padding=1, max_ep
 
 
 def unlearned(model: Any, *wrong: tuple[int, ...], each: int = 10) -> Unlearned:
-    """A run of a step for each count of wrong votes, with ``each`` images of every label a step."""
+    """A run with one step per tuple of wrong votes, and ``each`` images of every label per step."""
     steps = tuple(UnlearnStep(2.0, 0.1, votes, votes, (each,) * len(votes)) for votes in wrong)
     return Unlearned(model, steps, len(steps), 0.01, True)
 
 
-def test_flags_one_sink_in_the_middle_of_the_steps(bright: Any) -> None:
+def test_flags_one_sink_label_in_the_middle_of_the_steps(bright: Any) -> None:
     run = unlearned(bright.model, (20, 0, 0), (1, 18, 2), (0, 16, 2), (0, 0, 20))
     evidence = UnlearningDetector(threshold=0.5, two_class_threshold=0.5).read([run], 30)
     assert evidence.flagged
@@ -35,14 +35,14 @@ def test_flags_one_sink_in_the_middle_of_the_steps(bright: Any) -> None:
     assert evidence.details["flip_shares"] == pytest.approx([1 / 40, 34 / 40, 4 / 40])
 
 
-def test_leaves_spread_out_votes_alone(bright: Any) -> None:
+def test_spread_out_votes_are_not_flagged(bright: Any) -> None:
     evidence = UnlearningDetector(threshold=0.2).read([unlearned(bright.model, (9, 7, 8))], 30)
     assert not evidence.flagged
     assert evidence.score == pytest.approx(1 / 20)
 
 
 def test_lead_is_the_mean_over_runs_with_its_standard_error(bright: Any) -> None:
-    # Leads of label 1 over label 2, which comes second in the mean: 14, 10 and -2 of 20 images of other classes.
+    # Leads of label 1 over label 2, which has the second highest mean: 14, 10 and -2 of 20 images of other classes.
     runs = [unlearned(bright.model, votes) for votes in ((0, 16, 2), (5, 14, 4), (0, 8, 10))]
     evidence = UnlearningDetector().read(runs, 30)
     assert evidence.details["leads"] == pytest.approx([0.7, 0.5, -0.1])
@@ -53,7 +53,7 @@ def test_lead_is_the_mean_over_runs_with_its_standard_error(bright: Any) -> None
     assert UnlearningDetector().read(runs[:1], 30).details["standard_error"] is None
 
 
-def test_names_no_label_that_does_not_lead_in_both_halves(bright: Any) -> None:
+def test_a_label_must_lead_in_both_halves_to_be_named(bright: Any) -> None:
     late = unlearned(bright.model, (9, 1, 1), (9, 8, 1), (0, 18, 2), (0, 18, 2))
     early = replace(late, trajectory=late.trajectory[::-1])
     steady = unlearned(bright.model, *[(0, 18, 2)] * 4)
@@ -64,7 +64,7 @@ def test_names_no_label_that_does_not_lead_in_both_halves(bright: Any) -> None:
         assert evidence.target_label == label
 
 
-def test_names_no_label_of_a_network_that_falls_slowly(bright: Any) -> None:
+def test_a_network_that_forgets_slowly_has_no_named_label(bright: Any) -> None:
     steps = unlearned(bright.model, *[(0, 18, 2)] * 12)
     for within, label in ((12, 1), (11, None)):
         evidence = UnlearningDetector(named_within=within).read([steps], 500)
@@ -99,10 +99,10 @@ class Scripted:
         ((0.25, 0.2, 0.22), 7, True),  # the mean stays within 0.03, and 0.1 / sqrt(7) is 0.038
     ],
 )
-def test_runs_are_repeated_while_the_lead_is_near(
+def test_runs_are_repeated_while_the_lead_is_near_the_threshold(
     bright: Any, monkeypatch: pytest.MonkeyPatch, leads: tuple[float, ...], runs: int, near: bool
 ) -> None:
-    # Of 10 classes with 100 images a step each, 900 are of other classes than label 3.
+    # With 10 classes of 100 images per step, 900 images have another label than 3.
     votes = [(0, 0, 0, round(900 * lead), *(0,) * 6) for lead in leads]
     script = Scripted(*(unlearned(bright.model, one, each=100) for one in votes))
     monkeypatch.setattr("bdprune.analysis.unlearned.unlearn", script)
@@ -128,7 +128,7 @@ def test_flagged_run_whose_halves_disagree_is_repeated(bright: Any, monkeypatch:
     assert evidence.details["runs"] == 2 and evidence.target_label == 1
 
 
-def test_few_images_take_three_runs_at_least(bright: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_few_images_need_at_least_three_runs(bright: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("bdprune.analysis.unlearned.unlearn", Scripted(unlearned(bright.model, (0, 18, 2))))
     for images, runs in ((299, 3), (300, 1)):
         data = CleanData(torch.rand(images, 3, 8, 8), torch.arange(images) % 3)
@@ -140,21 +140,21 @@ def shuffled(data: CleanData) -> CleanData:
     return data.subset(torch.randperm(len(data), generator=torch.Generator().manual_seed(9)))
 
 
-def test_order_of_the_same_images_plays_no_part(bright: Any) -> None:
+def test_the_order_of_the_images_does_not_matter(bright: Any) -> None:
     detector = UnlearningDetector(QUICK, max_runs=2, margin=1)
     one, two = (detector(Case(bright.model, data)) for data in (bright.data, shuffled(bright.data)))
     assert one.details == two.details and one.score == two.score
     assert one.details["runs"] == 2
 
 
-def test_order_of_content_keeps_labels_beside_their_images(bright: Any) -> None:
+def test_sorting_by_content_keeps_labels_with_their_images(bright: Any) -> None:
     one, two = bright.data.by_content, shuffled(bright.data).by_content
     assert torch.equal(one.images, two.images) and torch.equal(one.labels, two.labels)
     # The brightness of an image is its label.
     assert torch.equal((one.images.mean((1, 2, 3)) / 0.35 - 0.2).round().long(), one.labels)
 
 
-def test_a_stack_gives_what_each_model_gives_alone(bright: Any) -> None:
+def test_a_stack_gives_the_evidence_of_separate_runs(bright: Any) -> None:
     other = bright.model.clone()
     with torch.no_grad():
         other.network[-1].bias.add_(torch.tensor([0.5, 0.0, -0.5]))
@@ -167,23 +167,25 @@ def test_a_stack_gives_what_each_model_gives_alone(bright: Any) -> None:
         assert mine.details["leads"] == pytest.approx(its.details["leads"], abs=1e-3)
 
 
-def test_model_that_breaks_down_in_a_later_run_stops_no_other(bright: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_model_that_fails_in_a_later_run_does_not_stop_the_others(
+    bright: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     near = unlearned(bright.model, (7, 3, 1))
     rounds: list[list[Unlearned | TrainingError]] = [[near, near], [TrainingError("Not finite.", ""), near], [near]]
 
-    def together(models: list[Any], *_: Any) -> list[Unlearned | TrainingError]:
+    def failing_stack(models: list[Any], *_: Any) -> list[Unlearned | TrainingError]:
         outcomes = rounds.pop(0)
         assert len(models) == len(outcomes)
         return outcomes
 
-    monkeypatch.setattr("bdprune.analysis.unlearned.unlearn_stack", together)
+    monkeypatch.setattr("bdprune.analysis.unlearned.unlearn_stack", failing_stack)
     detector = UnlearningDetector(two_class_threshold=0.2, threshold=0.2, margin=9, max_runs=3)
     broken, fine = examine_stack(detector, [Case(bright.model, bright.data) for _ in range(2)])
     assert isinstance(broken, TrainingError)
     assert isinstance(fine, Evidence) and fine.details["runs"] == 3
 
 
-def test_idle_norm_before_the_head_changes_no_bit(bright: Any) -> None:
+def test_an_idle_norm_before_the_head_changes_no_bit(bright: Any) -> None:
     norm = nn.BatchNorm1d(12).eval()
     norm.running_var.fill_(1 - norm.eps)  # type: ignore[union-attr]
     layers = list(bright.model.network)
@@ -205,7 +207,7 @@ def test_precision_reaches_the_ascent(bright: Any, monkeypatch: pytest.MonkeyPat
     assert UnlearningDetector().precision == "winograd"
 
 
-def test_runs_on_a_network_and_records_how(bright: Any) -> None:
+def test_the_evidence_records_how_a_network_was_tested(bright: Any) -> None:
     evidence = UnlearningDetector(SETTINGS, seed=3, max_runs=1)(Case(bright.model, bright.data))
     assert evidence.detector == "bdprune.unlearning"
     assert 0 < evidence.score <= 1
@@ -240,7 +242,7 @@ def reading(
     return UnlearningDetector(threshold=0.5, two_class_threshold=0.5).read(run, images)
 
 
-def test_remark_says_how_near_the_lead_is(bright: Any) -> None:
+def test_the_remark_states_the_distance_of_the_lead_to_the_threshold(bright: Any) -> None:
     # Deviations from the mean of -+0.01: of four, a standard error of 0.0115 / 2.
     near = reading(bright, 0.49, leads=4)
     assert near.near and not near.flagged
@@ -256,7 +258,7 @@ def test_remark_says_how_near_the_lead_is(bright: Any) -> None:
 
 
 @pytest.mark.parametrize("lead", [0.1, 0.9])
-def test_limits_of_the_lead_are_those_of_its_images_and_classes(bright: Any, lead: float) -> None:
+def test_the_limits_of_the_lead_depend_on_images_and_classes(bright: Any, lead: float) -> None:
     assert reading(bright, lead).limits == ()
     (few,) = reading(bright, lead, images=299).limits
     assert few.startswith("With fewer than 300 images")
@@ -264,7 +266,7 @@ def test_limits_of_the_lead_are_those_of_its_images_and_classes(bright: Any, lea
     assert two.startswith("With 2 classes, a lead is weak evidence")
 
 
-def test_of_a_network_without_batch_norm_it_can_tell_nothing(bright: Any) -> None:
+def test_a_network_without_batch_norm_is_not_decidable(bright: Any) -> None:
     plain = Model(nn.Sequential(nn.Flatten(), nn.Linear(192, 3)).eval(), "plain", 3, (3, 8, 8))
     found = reading(bright, 0.9, model=plain)
     assert "no batch norm" in found.not_applicable and found.details["batch_norms"] == 0

@@ -70,7 +70,7 @@ def test_evidence_is_flagged_above_its_threshold_and_carries_the_settings() -> N
     assert not spoilt.flagged and not spoilt.valid
 
 
-def test_presets_are_settings_by_name() -> None:
+def test_presets_are_named_settings() -> None:
     assert Example.preset("small") == Example(largest=1.0, least=3)
     assert Example.preset("small", least=9) == Example(largest=1.0, least=9)
     with pytest.raises(OptionError, match="no preset 'large'") as caught:
@@ -91,7 +91,7 @@ def test_a_description_is_strict_json() -> None:
     assert msgspec.json.decode(text, type=MethodInfo) == info
 
 
-def test_what_changed_in_a_word() -> None:
+def test_changes_are_named_in_words() -> None:
     pairs = [(pruned, retrained) for pruned in (False, True) for retrained in (False, True)]
     assert [what_changed(pruned=pruned, retrained=retrained) for pruned, retrained in pairs] == [
         "nothing",
@@ -101,7 +101,7 @@ def test_what_changed_in_a_word() -> None:
     ]
 
 
-def test_phases_are_timed_by_name() -> None:
+def test_phases_are_timed_under_their_names() -> None:
     phase = Phases()
     with phase("one"):
         time.sleep(0.01)

@@ -37,7 +37,7 @@ def test_the_scores_are_attached(bright: Any) -> None:
     assert scores.keys() == expected.keys() and all(torch.equal(scores[name], expected[name]) for name in scores)
 
 
-def test_suspiciousness_finds_the_spike_and_repeats(bright: Any) -> None:
+def test_suspiciousness_finds_the_spike_reproducibly(bright: Any) -> None:
     detector = SuspiciousnessDetector(threshold=3, max_images=30, seed=1)
     evidence = detector(Case(spiked(bright), bright.data))
     again = detector(Case(spiked(bright), bright.data))

@@ -41,7 +41,7 @@ class Plugged(Seedless):
 
 
 @pytest.fixture
-def forgetful() -> Iterator[None]:
+def reloaded_registry() -> Iterator[None]:
     """A registry that reloads before and after the test."""
     registry._method_places.cache_clear()
     yield
@@ -49,7 +49,7 @@ def forgetful() -> Iterator[None]:
 
 
 @pytest.fixture
-def plug(monkeypatch: pytest.MonkeyPatch, forgetful: None) -> Any:
+def plug(monkeypatch: pytest.MonkeyPatch, reloaded_registry: None) -> Any:
     """Makes objects of this file appear as installed entry points of the detectors."""
 
     def install(**names: object) -> None:
@@ -61,7 +61,7 @@ def plug(monkeypatch: pytest.MonkeyPatch, forgetful: None) -> Any:
     return install
 
 
-def test_installed_packages_are_looked_through_once(monkeypatch: pytest.MonkeyPatch, forgetful: None) -> None:
+def test_installed_packages_are_searched_once(monkeypatch: pytest.MonkeyPatch, reloaded_registry: None) -> None:
     asked: list[str] = []
     monkeypatch.setattr(registry, "entry_points", lambda group: asked.append(group) or [])
     for _ in range(3):
@@ -71,12 +71,12 @@ def test_installed_packages_are_looked_through_once(monkeypatch: pytest.MonkeyPa
     assert asked == ["bdprune.detectors"]
 
 
-def test_names_are_those_of_the_modules_and_import_none_of_them() -> None:
+def test_names_come_from_the_modules_without_importing_them() -> None:
     assert registry.names("detector")[:3] == OURS
     assert registry.names("purifier")[:2] == ["rnp", "suspiciousness"]
 
 
-def test_a_scan_runs_all_the_cheapest_first_and_each_gets_the_seed() -> None:
+def test_a_scan_runs_all_detectors_cheapest_first_with_the_seed() -> None:
     made = registry.chosen_detectors(None, {"seed": 7})
     assert [one.id for one in made] == ["bdprune.lipschitz", "bdprune.suspiciousness", "bdprune.unlearning"]
     assert [one.cost for one in made] == ["weights", "forward", "training"]
@@ -84,32 +84,32 @@ def test_a_scan_runs_all_the_cheapest_first_and_each_gets_the_seed() -> None:
     assert [one.name for one in registry.methods("detector")] == OURS
 
 
-def test_a_precision_reaches_those_that_take_one() -> None:
+def test_a_precision_reaches_the_detectors_that_accept_one() -> None:
     data_free, _, ascent = registry.chosen_detectors(None, {"seed": 0, "precision": "float32"})
     assert ascent.precision == "float32" and not hasattr(data_free, "precision")  # type: ignore[attr-defined]
     (default,) = registry.chosen_detectors(["unlearning"], {"seed": 0, "precision": None})
     assert default.precision == "winograd"  # type: ignore[attr-defined]
 
 
-def test_chosen_by_name_or_handed_over_in_order() -> None:
+def test_detectors_are_given_by_name_or_as_objects_in_order() -> None:
     own = Plugged(3)
     made = registry.chosen_detectors(["unlearning", own, "lipschitz"], {"seed": 7})
     assert [one.id for one in made] == ["bdprune.unlearning", "x.plugged", "bdprune.lipschitz"] and made[1] is own
-    assert own.seed == 3, "one that is made already keeps its settings"
+    assert own.seed == 3, "an object keeps its settings"
     assert [one.id for one in registry.chosen_detectors(" unlearning, lipschitz,unlearning", {})] == [
         "bdprune.unlearning",
         "bdprune.lipschitz",
     ]
 
 
-def test_plug_ins_are_found_and_seeded_where_they_take_a_seed(plug: Any) -> None:
+def test_plug_ins_are_found_and_get_a_seed_if_they_accept_one(plug: Any) -> None:
     plug(mine=Plugged, other=Seedless)
     assert registry.chosen_detectors(["mine", "other"], {"seed": 7}) == [Plugged(7), Seedless()]
     assert registry.names("detector") == [*OURS, "mine", "other"]
     assert [one.id for one in registry.methods("detector")][-2:] != ["x.plugged", "x.seedless"], "training comes last"
 
 
-def test_plug_in_with_a_name_of_ours_is_left_out_with_a_warning(plug: Any, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_plug_in_with_a_built_in_name_is_skipped_with_a_warning(plug: Any, caplog: pytest.LogCaptureFixture) -> None:
     plug(mine=Plugged)
     with caplog.at_level(logging.WARNING):
         plug(lipschitz=Plugged)
@@ -132,7 +132,7 @@ class OldDetector:
     [OldDetector, len, "text", Plugged(), registry.method_class("purifier", "rnp")],
     ids=["old", "function", "text", "instance", "purifier"],
 )
-def test_what_plugs_in_and_is_no_detector_is_a_clear_error_and_left_out(
+def test_a_plug_in_without_a_detector_is_skipped_with_a_clear_error(
     plug: Any, wrong: object, caplog: pytest.LogCaptureFixture
 ) -> None:
     plug(wrong=wrong, mine=Plugged)
@@ -142,10 +142,10 @@ def test_what_plugs_in_and_is_no_detector_is_a_clear_error_and_left_out(
     assert [one.name for one in registry.methods("detector")][-1:] != ["wrong"]
     assert "skipped the plug-in wrong" in caplog.text
     assert "x.wrong" not in [one.id for one in registry.chosen_detectors(None, {})]
-    assert registry.chosen_detectors(["mine"], {"seed": 2}) == [Plugged(2)], "it stops no other"
+    assert registry.chosen_detectors(["mine"], {"seed": 2}) == [Plugged(2)], "the other plug-ins still load"
 
 
-def test_a_plug_in_that_cannot_be_imported_is_named_and_left_out(
+def test_a_plug_in_that_cannot_be_imported_is_skipped_and_named(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """A broken package must not end every scan."""
@@ -193,7 +193,7 @@ class NewDetector(Detector):
 
 
 def test_a_module_in_the_folder_is_a_detector(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, forgetful: None, tiny: Any
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, reloaded_registry: None, tiny: Any
 ) -> None:
     folder = tmp_path / "detectors"
     folder.mkdir()
@@ -222,7 +222,7 @@ def test_every_method_describes_itself() -> None:
             assert registry.method_class(kind, info.name).settings() == info.settings.keys()
 
 
-def test_unknown_names_say_what_there_is() -> None:
+def test_unknown_names_are_errors_that_list_the_known_ones() -> None:
     with pytest.raises(OptionError, match="no detector 'magic'") as caught:
         registry.chosen_detectors(["magic"], {"seed": 0})
     assert ", ".join(OURS) in str(caught.value)
@@ -230,7 +230,7 @@ def test_unknown_names_say_what_there_is() -> None:
         registry.chosen_purifier("magic", None, {}, {"seed": 0})
 
 
-def test_purifier_takes_settings_preset_and_seed() -> None:
+def test_a_purifier_takes_settings_a_preset_and_a_seed() -> None:
     made: Any = registry.chosen_purifier("rnp", None, {"mode": "weights", "max_drop": 0.05}, {"seed": 7})
     assert (made.id, made.mode, made.max_drop, made.seed) == ("bdprune.rnp", "weights", 0.05, 7)
     paper: Any = registry.chosen_purifier("rnp", "paper", {"max_drop": 0.05}, {"seed": 7})
@@ -239,7 +239,7 @@ def test_purifier_takes_settings_preset_and_seed() -> None:
     assert registry.chosen_purifier(made, None, {}, {"seed": 9}) is made
 
 
-def test_methods_refuse_settings_and_presets_that_they_do_not_have() -> None:
+def test_unknown_settings_and_presets_are_errors() -> None:
     with pytest.raises(OptionError, match="'suspiciousness' has no setting max_share_of_it, strict"):
         registry.purifier("suspiciousness", strict=True, mu=2.0, max_share_of_it=1)
     with pytest.raises(OptionError, match=r"bdprune\.suspiciousness has no preset 'paper'"):

@@ -74,30 +74,30 @@ class Asker(Detector):
     def steps(self, case: Case) -> Steps:
         if case.model.arch == self.refuses:
             raise DataError("Not this one.", "")
-        heard: list[str] = []
+        received: list[str] = []
         for name in ["first", *self.script.get(case.model.arch, [])]:
             try:
-                heard.append((yield Part(name, self.log, self.breaks)))
+                received.append((yield Part(name, self.log, self.breaks)))
             except TrainingError as error:
                 if not self.forgives:
                     raise
-                heard.append(error.message)
-        return self.evidence(len(heard), 0, details={"heard": heard}, params={})
+                received.append(error.message)
+        return self.evidence(len(received), 0, details={"received": received}, params={})
 
 
 def cases(bright: Any, *names: str) -> list[Case]:
     return [Case(Model(bright.model.network, name, 3, (3, 8, 8)), bright.data) for name in names]
 
 
-def heard(found: Sequence[Evidence | BdpruneError]) -> list[Any]:
-    return [one.details["heard"] if isinstance(one, Evidence) else one.message for one in found]
+def received(found: Sequence[Evidence | BdpruneError]) -> list[Any]:
+    return [one.details["received"] if isinstance(one, Evidence) else one.message for one in found]
 
 
-def test_those_that_ask_for_the_same_are_computed_at_once(bright: Any) -> None:
+def test_equal_requests_are_computed_in_one_stack(bright: Any) -> None:
     log = Log()
     detector = Asker(log, {"a": ["second", "third"], "b": ["other"], "c": ["second"]})
     found = examine_stack(detector, cases(bright, "a", "b", "c", "d"))
-    assert heard(found) == [
+    assert received(found) == [
         ["first of a", "second of a", "third of a"],
         ["first of b", "other of b"],
         ["first of c", "second of c"],
@@ -111,11 +111,11 @@ def test_those_that_ask_for_the_same_are_computed_at_once(bright: Any) -> None:
     ]
 
 
-def test_an_error_stays_with_its_model(bright: Any) -> None:
+def test_an_error_affects_only_its_model(bright: Any) -> None:
     log = Log()
     detector = Asker(log, {"a": ["second"], "c": ["second"]}, breaks=("b",), refuses="d")
     found = examine_stack(detector, cases(bright, "a", "b", "c", "d"))
-    assert heard(found) == [
+    assert received(found) == [
         ["first of a", "second of a"],
         "b blew up.",
         ["first of c", "second of c"],
@@ -126,9 +126,9 @@ def test_an_error_stays_with_its_model(bright: Any) -> None:
 
 
 @pytest.mark.parametrize("names", [("a", "b"), ("b",)], ids=["in a stack", "alone"])
-def test_a_detector_may_go_on_after_an_error(bright: Any, names: tuple[str, ...]) -> None:
+def test_a_detector_may_continue_after_an_error(bright: Any, names: tuple[str, ...]) -> None:
     detector = Asker(Log(), {"b": ["second"]}, breaks=("b",), forgives=True)
-    assert heard(examine_stack(detector, cases(bright, *names)))[-1] == ["b blew up."] * 2
+    assert received(examine_stack(detector, cases(bright, *names)))[-1] == ["b blew up."] * 2
 
 
 def test_known_outcomes_are_not_computed_again(bright: Any) -> None:
@@ -137,14 +137,14 @@ def test_known_outcomes_are_not_computed_again(bright: Any) -> None:
     stack = cases(bright, "a", "b", "c")
     stack[1].in_order().get(Part("first", log))
     log.computed.clear()
-    expected = heard(examine_stack(detector, stack))
+    expected = received(examine_stack(detector, stack))
     assert log.computed == [("first", ["a", "c"]), ("second", ["a", "b", "c"])]
     log.computed.clear()
-    assert heard(examine_stack(detector, stack)) == expected == heard([detector(case) for case in stack])
+    assert received(examine_stack(detector, stack)) == expected == received([detector(case) for case in stack])
     assert log.computed == []
 
 
-def test_an_error_is_computed_again_and_spoils_nothing_that_is_known(bright: Any) -> None:
+def test_an_error_is_computed_again_and_stored_results_stay(bright: Any) -> None:
     log = Log()
     stack = cases(bright, "a", "b")
     examine_stack(Asker(log, {}, breaks=("b",)), stack)
@@ -153,15 +153,15 @@ def test_an_error_is_computed_again_and_spoils_nothing_that_is_known(bright: Any
     assert log.computed == [("first", ["b"])]
 
 
-def test_a_stack_of_one_and_of_none(bright: Any) -> None:
+def test_stacks_of_one_and_of_no_model(bright: Any) -> None:
     log = Log()
-    assert heard(examine_stack(Asker(log, {}), cases(bright, "a"))) == [["first of a"]]
+    assert received(examine_stack(Asker(log, {}), cases(bright, "a"))) == [["first of a"]]
     assert examine_stack(Asker(log, {}), []) == []
 
 
 @dataclass(frozen=True)
 class Short(Analysis[int]):
-    """Forgets the first model."""
+    """Returns no outcome for the first model."""
 
     def compute(self, case: Case) -> int:
         return len(case.model.arch)
@@ -179,14 +179,14 @@ class ShortDetector(Detector):
         return self.evidence((yield Short()), 0)
 
 
-def test_too_few_outcomes_are_a_bug_and_none_of_them_is_kept(bright: Any) -> None:
+def test_too_few_outcomes_are_a_bug_and_none_is_kept(bright: Any) -> None:
     stack = cases(bright, "a", "bb", "ccc")
     with pytest.raises(ValueError, match="zip"):
         examine_stack(ShortDetector(), stack)
     assert [ShortDetector()(case).score for case in stack] == [1, 2, 3]
 
 
-def test_the_models_of_a_stack_may_have_one_memo(bright: Any) -> None:
+def test_the_models_of_a_stack_may_share_a_memo(bright: Any) -> None:
     """A case with the memo of the process, like those of models from files."""
     memo = Memo()
     models = siblings(bright.model, 3)
@@ -202,7 +202,7 @@ def test_the_models_of_a_stack_may_have_one_memo(bright: Any) -> None:
     [LipschitzDetector(), UnlearningDetector(QUICK, max_runs=2, margin=1)],
     ids=["lipschitz", "unlearning"],
 )
-def test_ours_say_of_a_stack_what_they_say_of_each(bright: Any, detector: Detector) -> None:
+def test_built_in_detectors_give_a_stack_the_evidence_of_each_model(bright: Any, detector: Detector) -> None:
     models = siblings(bright.model, 3, scale=0.02)
     mixed = bright.data.subset(torch.randperm(len(bright.data), generator=torch.Generator().manual_seed(1)))
     found = examine_stack(detector, [Case(model, mixed) for model in models])
@@ -213,7 +213,7 @@ def test_ours_say_of_a_stack_what_they_say_of_each(bright: Any, detector: Detect
         assert (mine.flagged, mine.target_label, mine.params) == (its.flagged, its.target_label, its.params)
 
 
-def test_who_takes_stacks_says_so() -> None:
+def test_detectors_declare_whether_they_accept_stacks() -> None:
     assert LipschitzDetector.takes_stacks() and UnlearningDetector.takes_stacks()
     assert not SuspiciousnessDetector.takes_stacks()
     assert UnlearningDetector(QUICK).batch_size == 60 and LipschitzDetector().batch_size == 0
@@ -225,12 +225,12 @@ class Nothing(Detector):
     title = "nothing"
 
 
-def test_a_detector_that_defines_nothing_says_what_is_missing(bright: Any) -> None:
+def test_a_detector_without_methods_is_an_error_that_names_them(bright: Any) -> None:
     with pytest.raises(NotImplementedError, match="Nothing defines neither __call__ nor steps"):
         Nothing()(Case(bright.model))
 
 
-def test_a_repair_finds_what_a_stack_has_unlearned(bright: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_repair_reuses_the_unlearning_of_a_stack(bright: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """If the plain form of a model is the model itself, its unlearning has both keys."""
     stack = [Case(model, bright.data) for model in siblings(bright.model, 2)]
     examine_stack(UnlearningDetector(QUICK, max_runs=1), stack)

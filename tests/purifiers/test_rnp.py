@@ -22,7 +22,7 @@ QUICK = RNP(
 )
 
 
-def test_keeps_its_promise_on_held_out_images(bright: Any) -> None:
+def test_the_accuracy_on_held_out_images_stays_within_the_limit(bright: Any) -> None:
     before = {name: value.clone() for name, value in bright.model.network.state_dict().items()}
     result = QUICK(Case(bright.model, bright.data))
     assert all(torch.equal(value, before[name]) for name, value in bright.model.network.state_dict().items())
@@ -49,7 +49,7 @@ def test_prunes_the_original_weights_not_the_unlearned_ones(bright: Any) -> None
 
 def test_fine_tuning_keeps_pruned_filters_pruned(bright: Any) -> None:
     settings = FineTuneSettings(epochs=2, padding=0)
-    # No threshold keeps a drop below zero, so the fine-tuning's own limit is what counts.
+    # No threshold has a drop below zero, so the limit of the fine-tuning applies.
     result = replace(QUICK, max_drop=-1.0, tuned_drop=1.0, fine_tuning=settings)(Case(bright.model, bright.data))
     assert result.selection.endswith("then fine-tuned") and result.change == "pruned and retrained"
     for name, norm in (("0", "1"), ("3", "4")):
@@ -59,7 +59,7 @@ def test_fine_tuning_keeps_pruned_filters_pruned(bright: Any) -> None:
     )
 
 
-def test_no_fine_tuning_where_a_threshold_keeps_the_promise(bright: Any) -> None:
+def test_a_threshold_within_the_limit_needs_no_fine_tuning(bright: Any) -> None:
     settings = FineTuneSettings(epochs=2, padding=0)
     plain, asked = (
         replace(QUICK, max_drop=1.0, fine_tuning=tuning)(Case(bright.model, bright.data)) for tuning in (None, settings)
@@ -68,7 +68,7 @@ def test_no_fine_tuning_where_a_threshold_keeps_the_promise(bright: Any) -> None
     assert all(torch.equal(value, state[name]) for name, value in plain.model.network.state_dict().items())
 
 
-def test_nothing_is_pruned_where_every_threshold_costs_too_much(bright: Any) -> None:
+def test_nothing_is_pruned_if_every_threshold_costs_too_much(bright: Any) -> None:
     result = replace(QUICK, max_drop=-1.0)(Case(bright.model, bright.data))
     assert result.pruned == {} and result.selection.startswith("nothing is pruned: every threshold costs more")
     assert result.change == "nothing"
@@ -84,7 +84,7 @@ def test_one_image_of_each_class_is_an_error(bright: Any) -> None:
         QUICK(Case(bright.model, one))
 
 
-def test_same_seed_same_repair(bright: Any) -> None:
+def test_the_same_seed_gives_the_same_repair(bright: Any) -> None:
     one, two = QUICK(Case(bright.model, bright.data)), QUICK(Case(bright.model, bright.data))
     assert one.pruned == two.pruned
     assert all(torch.equal(one.masks[name], two.masks[name]) for name in one.masks)
@@ -105,7 +105,7 @@ def test_precision_reaches_both_loops(bright: Any, monkeypatch: pytest.MonkeyPat
     assert RNP().precision == "winograd"
 
 
-def test_presets_hold_the_published_settings() -> None:
+def test_presets_have_the_published_settings() -> None:
     paper, code = RNP.preset("paper"), RNP.preset("code", seed=5)
     assert (paper.unlearning.lr, paper.unlearning.weight_decay, paper.unlearning.max_epochs) == (0.01, 5e-2, 20)
     assert (paper.unlearning.stop_accuracy, paper.recovery.lr, paper.recovery.epochs) == (0.1, 0.2, 20)
@@ -120,7 +120,7 @@ def test_unknown_preset_is_an_error() -> None:
         RNP.preset("fast")
 
 
-def test_goes_on_from_what_a_scan_has_unlearned(bright: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_repair_reuses_the_unlearning_of_a_scan(bright: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """The preset ``scan`` unlearns on all images with the settings of the scan, so the result of the scan is reused."""
     case = Case(bright.model, bright.data)
     unlearned = case.get(Unlearning(QUICK.unlearning, QUICK.seed, QUICK.precision))

@@ -11,7 +11,7 @@ from bdprune.purifiers.suspiciousness import SuspiciousnessPruning, _views, outl
 from bdprune.runtime.evaluate import clean_accuracy
 
 
-def test_prunes_what_is_above_mean_plus_mu_std() -> None:
+def test_filters_above_mean_plus_mu_std_are_pruned() -> None:
     scores = {"a": torch.tensor([1.0] * 19 + [9.0]), "b": torch.ones(20)}
     assert outlying(scores, 3.0, 0.1) == {"a": [19]}
     # A lone outlier among n has z = (n - 1) / sqrt(n), here 4.248.
@@ -19,7 +19,7 @@ def test_prunes_what_is_above_mean_plus_mu_std() -> None:
     assert outlying(scores, 4.3, 0.1) == {}
 
 
-def test_share_of_a_layer_is_capped_at_the_highest_scores() -> None:
+def test_a_capped_share_of_a_layer_has_the_highest_scores() -> None:
     scores = {"a": torch.tensor([0.0] * 16 + [5.0, 8.0, 7.0, 6.0])}
     assert outlying(scores, 0.5, 0.1) == {"a": [17, 18]}
     assert outlying(scores, 0.5, 0.01) == {"a": [17]}
@@ -27,7 +27,7 @@ def test_share_of_a_layer_is_capped_at_the_highest_scores() -> None:
 
 
 @pytest.mark.parametrize("per_class", [1, 4, 40])
-def test_works_with_few_images(bright: Any, per_class: int) -> None:
+def test_few_images_suffice(bright: Any, per_class: int) -> None:
     data = bright.data.sample(per_class, torch.Generator().manual_seed(0))
     method = SuspiciousnessPruning(mu=1.0, fine_tuning=FineTuneSettings(epochs=2, padding=0))
     result = method(Case(bright.model, data))
@@ -70,8 +70,8 @@ def fake_predictions(labels: torch.Tensor, lost: Callable[[int], int]) -> type:
     return Fake
 
 
-def test_lowers_mu_until_the_clean_images_pay(bright: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The accuracy for each number of pruned filters is invented; the rule must stop where it falls."""
+def test_mu_is_lowered_until_the_clean_accuracy_falls(bright: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The test sets the accuracy for each number of pruned filters; the rule must stop where it falls."""
     data = bright.data.subset(torch.arange(100))
     scores = {"0": torch.cat([torch.zeros(60), torch.linspace(1, 9, 20)])}
     allowed = 8
@@ -86,7 +86,7 @@ def test_lowers_mu_until_the_clean_images_pay(bright: Any, monkeypatch: pytest.M
 
 
 @pytest.mark.parametrize(("lost", "fits"), [(2, True), (3, True), (5, False)])
-def test_the_fall_may_be_a_standard_error_above_the_bound(
+def test_the_drop_may_exceed_the_limit_by_one_standard_error(
     bright: Any, monkeypatch: pytest.MonkeyPatch, lost: int, fits: bool
 ) -> None:
     """Of 100 images, 3 lost are 3 points with an error of 1.7, 5 lost are 5 points with one of 2.2."""
@@ -98,7 +98,7 @@ def test_the_fall_may_be_a_standard_error_above_the_bound(
     assert (mu == mu) == fits
 
 
-def test_accuracies_are_those_of_plain_pruning(bright: Any) -> None:
+def test_accuracies_equal_plain_pruning(bright: Any) -> None:
     method = SuspiciousnessPruning(max_share=0.5, max_drop=1.0)
     data = bright.data.subset(torch.arange(60))
     scores = method.score(bright.model, data)
@@ -111,7 +111,7 @@ def test_accuracies_are_those_of_plain_pruning(bright: Any) -> None:
         assert point.clean_accuracy == pytest.approx(clean_accuracy(module, views, labels), abs=1e-6)
 
 
-def test_prunes_nothing_where_every_mu_costs_too_much(bright: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_nothing_is_pruned_if_every_mu_costs_too_much(bright: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("bdprune.purifiers.suspiciousness._LADDER", (-1.0,))
     data = bright.data.subset(torch.arange(60))
     result = SuspiciousnessPruning(max_share=1.0)(Case(bright.model, data))
@@ -122,14 +122,14 @@ def test_prunes_nothing_where_every_mu_costs_too_much(bright: Any, monkeypatch: 
         assert torch.equal(value, result.model.network.state_dict()[name])
 
 
-def test_few_images_take_small_steps(bright: Any) -> None:
+def test_few_images_use_small_steps(bright: Any) -> None:
     method = SuspiciousnessPruning(mu=1.0)
     rates = [tuning.lr for tuning in map(method._small_steps, (10, 100, 1000)) if tuning]
     assert rates == pytest.approx([1e-4, 1e-3, 1e-3])
     assert SuspiciousnessPruning(fine_tuning=None)._small_steps(10) is None
 
 
-def test_views_begin_with_the_images_and_repeat(bright: Any) -> None:
+def test_views_start_with_the_images_and_are_reproducible(bright: Any) -> None:
     data = bright.data.subset(torch.arange(8))
     views = _views(data, 3, seed=1)
     assert views.shape == (24, *data.images.shape[1:])

@@ -80,12 +80,12 @@ BROKEN: dict[str, tuple[Callable[[Case], Any], str]] = {
 
 
 @pytest.mark.parametrize(("act", "said"), BROKEN.values(), ids=BROKEN)
-def test_names_the_promise_that_is_broken(act: Callable[[Case], Any], said: str) -> None:
+def test_the_failed_check_is_named(act: Callable[[Case], Any], said: str) -> None:
     with pytest.raises(AssertionError, match=re.escape(said)):
         check_detector(Quiet(act))
 
 
-def test_reports_what_passed_and_why_the_rest_was_skipped() -> None:
+def test_passed_checks_and_reasons_of_skipped_checks_are_reported() -> None:
     report = check_detector(Quiet)
     assert report["finds a planted backdoor"] == "skipped: It looks at nothing."
     assert report["describes itself"] == "passed"
@@ -99,7 +99,7 @@ class Boastful(Quiet):
 
 
 @pytest.mark.parametrize(("score", "said"), [(0.0, "misses the planted backdoor"), (2.0, "flags a clean network")])
-def test_a_detector_without_limits_must_tell_the_two_apart(score: float, said: str) -> None:
+def test_a_detector_without_limits_must_distinguish_the_planted_networks(score: float, said: str) -> None:
     checks = dict(detector_checks(Boastful(score=score)))
     with pytest.raises(AssertionError, match=said):
         checks["finds a planted backdoor"]()
@@ -127,6 +127,6 @@ class Hungry(Quiet):
 @pytest.mark.parametrize(
     ("kind", "said"), [(Greedy, "declares images: 'none'"), (Hungry, "needs 50 images, but takes 10")]
 )
-def test_holds_a_detector_to_its_needs(kind: type[Detector], said: str) -> None:
+def test_the_declared_needs_of_a_detector_are_checked(kind: type[Detector], said: str) -> None:
     with pytest.raises(AssertionError, match=said):
         check_detector(kind)

@@ -38,7 +38,7 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def start(site: Path, tmp_path: Path) -> Callable[..., str]:
-    """Runs Python in a process of its own that finds the installed package, and returns what it prints."""
+    """Runs Python in a new process that finds the installed package, and returns the output."""
     env = {**os.environ, "PYTHONPATH": os.pathsep.join([str(site), str(ROOT)]), "COLUMNS": "200"}
 
     def call(*args: object) -> str:
@@ -52,7 +52,7 @@ def start(site: Path, tmp_path: Path) -> Callable[..., str]:
 
 @pytest.fixture
 def run(site: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., str]]:
-    """Runs ``bdprune ARGS`` in this process, which finds the installed package, and returns what it prints."""
+    """Runs ``bdprune ARGS`` in this process, which finds the installed package, and returns the output."""
     monkeypatch.syspath_prepend(site)
     monkeypatch.setenv("COLUMNS", "200")
     registry._method_places.cache_clear()
@@ -67,16 +67,16 @@ def run(site: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., s
     sys.modules.pop("bdprune_example", None)
 
 
-def test_a_process_lists_it_with_its_description(start: Callable[..., str]) -> None:
+def test_a_process_lists_the_plug_in_with_its_description(start: Callable[..., str]) -> None:
     assert "finds a label that depends on one feature" in start("-m", "bdprune", "detectors")
 
 
-def test_is_listed_as_json(run: Callable[..., str]) -> None:
+def test_the_plug_in_is_listed_as_json(run: Callable[..., str]) -> None:
     found = {one["name"]: one for one in json.loads(run("purifiers", "--format", "json"))}
     assert found["clp"]["id"] == "example.clp" and found["clp"]["settings"] == {"u": 3.0}
 
 
-def test_can_be_chosen_on_the_command_line(run: Callable[..., str]) -> None:
+def test_the_plug_in_can_be_chosen_on_the_command_line(run: Callable[..., str]) -> None:
     assert "|peak_weight" in run("scan", "--help")
     scan = ["scan", DEMO / "clean.safetensors", "--data", DEMO / "defence.npz", "--per-class", 2]
     result = json.loads(run(*scan, "--detectors", "lipschitz,peak_weight", "--format", "json"))
@@ -85,7 +85,7 @@ def test_can_be_chosen_on_the_command_line(run: Callable[..., str]) -> None:
     assert "peak_weight" in run(*scan, "--detectors", "peak_weight")
 
 
-def test_stands_in_the_generated_tables(start: Callable[..., str], tmp_path: Path) -> None:
+def test_the_plug_in_is_in_the_generated_tables(start: Callable[..., str], tmp_path: Path) -> None:
     start(ROOT / "tools" / "generate_docs.py", "--folder", tmp_path)
     page = (tmp_path / "methods.md").read_text()
     assert (
@@ -96,7 +96,7 @@ def test_stands_in_the_generated_tables(start: Callable[..., str], tmp_path: Pat
 
 
 @pytest.mark.usefixtures("run")
-def test_passes_the_checks() -> None:
+def test_the_plug_in_passes_the_checks() -> None:
     mine = importlib.import_module("bdprune_example")
     detector, purifier = check_detector(mine.PeakWeight), check_purifier(mine.LipschitzPruning())
     assert detector.pop("gives the same evidence in a stack") == "skipped: The detector does not take stacks."
@@ -118,7 +118,7 @@ def dropped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     sys.modules.pop("bdprune.detectors.dropped", None)
 
 
-def test_one_more_module_is_seen_everywhere(dropped: None, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_one_more_module_appears_everywhere(dropped: None, monkeypatch: pytest.MonkeyPatch) -> None:
     run = CliRunner().invoke
     assert "finds a label that depends on one feature" in run(main, ["detectors"]).output
     assert "dropped" in run(main, ["scan", "--help"]).output

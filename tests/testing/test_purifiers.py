@@ -18,9 +18,9 @@ from bdprune.testing.purifiers import check_purifier, purifier_checks
 
 @dataclass(frozen=True)
 class Idle(Purifier):
-    """Does nothing to a copy of the model, or the deed named by ``deed``."""
+    """Changes nothing in a copy of the model, except for the fault that ``fault`` names."""
 
-    deed: str = ""
+    fault: str = ""
 
     id = "example.idle"
     title = "nothing"
@@ -31,15 +31,15 @@ class Idle(Purifier):
         group = case.model.groups[0].name
         said: dict[str, Any] = {"change": "nothing"}
         model = case.model.clone()
-        if self.deed == "prunes on the sly":
+        if self.fault == "prunes without a report":
             model = prune(model, {group: [1]})
-        if self.deed == "claims a cut":
+        if self.fault == "claims a cut":
             said = {"change": "pruned", "pruned": {group: [1]}}
-        if self.deed == "cuts another filter":
+        if self.fault == "cuts another filter":
             model, said = prune(model, {group: [2]}), {"change": "pruned", "pruned": {group: [1]}}
-        if self.deed == "cuts one more":
+        if self.fault == "cuts one more":
             model, said = prune(model, {group: [1, 2]}), {"change": "pruned", "pruned": {group: [1]}}
-        if self.deed == "breaks the network":
+        if self.fault == "breaks the network":
             said = {"change": "retrained"}
             with torch.no_grad():
                 next(model.network.parameters()).zero_()
@@ -48,25 +48,25 @@ class Idle(Purifier):
         )
 
 
-def test_reports_what_passed_and_why_the_rest_was_skipped() -> None:
+def test_passed_checks_and_reasons_of_skipped_checks_are_reported() -> None:
     report = check_purifier(Idle)
     assert report.pop("removes a planted backdoor") == "skipped: It does nothing."
     assert set(report.values()) == {"passed"}
 
 
 @pytest.mark.parametrize(
-    ("deed", "said"),
+    ("fault", "said"),
     [
-        ("prunes on the sly", "the change 'nothing', but the weights show another"),
+        ("prunes without a report", "the change 'nothing', but the weights show another"),
         ("claims a cut", "the change 'pruned', but the weights show another"),
         ("cuts another filter", "is reported as pruned but is not"),
         ("cuts one more", "Other tensors than the pruned filters have changed"),
         ("breaks the network", "Clean accuracy falls"),
     ],
 )
-def test_names_the_promise_that_is_broken(deed: str, said: str) -> None:
+def test_the_failed_check_is_named(fault: str, said: str) -> None:
     with pytest.raises(AssertionError, match=re.escape(said)):
-        check_purifier(Idle(deed))
+        check_purifier(Idle(fault))
 
 
 class Boastful(Idle):
@@ -80,7 +80,7 @@ def test_a_purifier_without_limits_must_remove_the_backdoor() -> None:
         dict(purifier_checks(Boastful()))["removes a planted backdoor"]()
 
 
-def test_the_planted_networks_are_of_known_truth() -> None:
+def test_the_planted_networks_have_the_stated_backdoors() -> None:
     world = planted()
     assert world.attack_success(world.backdoored) > 0.95 and world.attack_success(world.clean) < 0.1
     assert min(map(world.accuracy, (world.backdoored, world.clean))) > 0.95

@@ -17,6 +17,6 @@ PURIFIERS = [(name, *check) for name in names("purifier") for check in purifier_
 @pytest.mark.parametrize(
     "check", [pytest.param(check, id=f"{name}: {what}") for name, what, check in DETECTORS + PURIFIERS]
 )
-def test_keeps_its_promises(check: Callable[[], str]) -> None:
+def test_every_method_passes_the_check(check: Callable[[], str]) -> None:
     if reason := check():
         pytest.skip(reason)

@@ -27,7 +27,7 @@ LEADER = UnlearningDetector.id
 
 @dataclass(frozen=True)
 class Third(Detector):
-    """A detector of somebody else's, which corroborates."""
+    """A detector of another package, which corroborates."""
 
     id = "x.third"
     title = "a third opinion"
@@ -39,7 +39,7 @@ class Third(Detector):
 
 @dataclass(frozen=True)
 class Second(Third):
-    """Another whose word counts as the leader's does."""
+    """A decisive detector, like the leading one."""
 
     id = "x.second"
     decisive = True
@@ -67,14 +67,14 @@ def test_nothing_flagged_is_clean() -> None:
     assert found.risk is not None and found.risk < 0.5
 
 
-def test_leader_alone_makes_it_backdoored_and_names_the_label() -> None:
+def test_the_leading_detector_alone_makes_it_backdoored_and_names_the_label() -> None:
     found = judge([unlearning(0.9), other(3.0)], SANE)
     assert (found.verdict, found.target_label) == ("backdoored", 8)
     assert [one.rule_id for one in found.findings] == ["BD030"]
     assert found.risk is not None and found.risk > 0.5
 
 
-def test_silence_says_why() -> None:
+def test_without_evidence_the_verdict_gives_the_reason() -> None:
     found = judge([nothing_seen(LEADER, "5 images are too few.")], SANE)
     assert found.verdict == "inconclusive"
     assert found.findings[0].message == f"No finite score from {LEADER}. 5 images are too few."
@@ -98,12 +98,12 @@ def test_another_label_makes_it_suspicious() -> None:
     assert "says 3, others say 8" in found.findings[-1].message
 
 
-def test_flag_without_the_leader_is_suspicious() -> None:
+def test_a_flag_without_the_leading_detector_is_suspicious() -> None:
     found = judge([unlearning(0.2), other(9.0, 4)], SANE)
     assert (found.verdict, found.target_label) == ("suspicious", 4)
 
 
-def test_data_that_does_not_fit_is_inconclusive_whatever_was_seen() -> None:
+def test_data_that_does_not_fit_is_always_inconclusive() -> None:
     for evidence in ([], [other(1.0)], [other(9.0)], [unlearning(0.9), other(9.0)]):
         found = judge(evidence, INSANE)
         assert (found.verdict, found.risk, found.target_label) == ("inconclusive", None, None)
@@ -116,26 +116,26 @@ def test_without_data_it_is_never_clean() -> None:
     assert judge([other(9.0)], None).verdict == "suspicious"
 
 
-def test_score_that_is_not_finite_says_nothing() -> None:
+def test_a_non_finite_score_is_no_evidence() -> None:
     for score in (math.nan, math.inf):
         found = judge([unlearning(score, 3), other(1.0)], SANE)
         assert found.verdict == "inconclusive"
         assert found.findings[0].message == f"No finite score from {LEADER}."
 
 
-def test_one_that_gives_no_number_spoils_clean_but_no_flag() -> None:
+def test_a_detector_without_a_score_prevents_clean_but_no_flag() -> None:
     broken = other(math.nan)
     assert judge([unlearning(0.2), broken], SANE).verdict == "inconclusive"
     assert judge([unlearning(0.9), broken], SANE).verdict == "backdoored"
     assert judge([unlearning(0.2), other(9.0), other(math.nan, name="x.third")], SANE).verdict == "suspicious"
 
 
-def test_leader_that_names_no_label_is_suspicious() -> None:
+def test_a_leading_detector_without_a_label_is_suspicious() -> None:
     found = judge([unlearning(0.9, None), other(1.0)], SANE)
     assert (found.verdict, found.target_label) == ("suspicious", None)
 
 
-def test_risk_is_a_half_at_the_threshold_and_rises() -> None:
+def test_the_risk_is_a_half_at_the_threshold_and_rises() -> None:
     assert evidence_risk(unlearning(0.5)) == pytest.approx(0.5)
     # 0.75 / 0.5 = 1.5, to the fourth 5.0625, over 1 more
     assert evidence_risk(unlearning(0.75)) == pytest.approx(5.0625 / 6.0625)
@@ -144,7 +144,7 @@ def test_risk_is_a_half_at_the_threshold_and_rises() -> None:
 
 
 @given(st.floats(), st.floats(), st.booleans(), st.booleans())
-def test_every_judgement_is_sound(leading: float, second: float, sane: bool, with_data: bool) -> None:
+def test_every_judgement_is_consistent(leading: float, second: float, sane: bool, with_data: bool) -> None:
     sanity = (SANE if sane else INSANE) if with_data else None
     found = judge([unlearning(leading), other(second)], sanity)
     assert found.risk is None or 0 <= found.risk <= 1
@@ -166,30 +166,30 @@ def measured(score: float, *, near: bool = False, remark: str = "", limit: str =
     )
 
 
-def test_clean_that_is_near_the_threshold_says_so() -> None:
+def test_a_clean_verdict_near_the_threshold_has_a_finding() -> None:
     found = judge([measured(0.47, near=True, remark="It is near.")], SANE)
     (finding,) = found.findings
     assert found.verdict == "clean"
     assert (finding.rule_id, finding.severity, finding.message) == ("BD000", "low", "It is near.")
 
 
-def test_clean_that_is_far_from_the_threshold_needs_no_finding() -> None:
+def test_a_clean_verdict_far_from_the_threshold_has_no_finding() -> None:
     assert judge([measured(0.1, remark="It is far away.")], SANE).findings == ()
 
 
-def test_flag_says_what_the_evidence_remarks() -> None:
+def test_remarks_of_the_evidence_are_findings_of_a_flag() -> None:
     (finding,) = judge([measured(0.9, remark="The lead is 0.9.", limit="Few images.")], SANE).findings
     assert finding.message.endswith("and points to label 8. The lead is 0.9. Few images.")
 
 
-def test_limits_are_said_of_every_verdict() -> None:
+def test_limits_are_findings_of_every_verdict() -> None:
     for score, verdict, rule in ((0.1, "clean", "BD000"), (0.9, "backdoored", "BD030")):
         found = judge([measured(score, limit="Few images.")], SANE)
         assert found.verdict == verdict
         assert "Few images." in found.findings[0].message and found.findings[0].rule_id == rule
 
 
-def test_a_network_of_which_the_leader_can_tell_nothing_is_neither_clean_nor_backdoored() -> None:
+def test_a_network_without_decisive_evidence_is_neither_clean_nor_backdoored() -> None:
     reason = "No batch norm."
     quiet = judge([measured(0.1, reason=reason), other(3.0)], SANE)
     assert quiet.verdict == "inconclusive" and quiet.findings[0].message == reason
@@ -203,7 +203,7 @@ def test_a_network_of_which_the_leader_can_tell_nothing_is_neither_clean_nor_bac
     assert second.verdict == "clean", "another decisive detector suffices"
 
 
-def test_any_decisive_detector_gives_the_verdict_and_brings_its_rule() -> None:
+def test_any_decisive_detector_gives_the_verdict_and_its_rule() -> None:
     found = judge([unlearning(0.9, 4, "x.second"), other(3.0)], SANE)
     assert (found.verdict, found.target_label) == ("backdoored", 4)
     assert [(one.rule_id, one.severity) for one in found.findings] == [("BD500", "high")]
@@ -223,6 +223,6 @@ def test_two_decisive_detectors_must_agree_on_the_label() -> None:
     assert (silent.verdict, silent.target_label) == ("backdoored", 4)
 
 
-def test_no_detector_at_all_says_so() -> None:
+def test_a_scan_without_detectors_has_a_finding() -> None:
     assert "(ran: none)" in judge([], SANE).findings[0].message
     assert LipschitzDetector.id in judge([other(1.0)], SANE).findings[0].message

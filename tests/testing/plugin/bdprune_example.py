@@ -1,4 +1,4 @@
-"""A detector and a purifier in a package of their own."""
+"""A detector and a purifier in a separate package."""
 
 from dataclasses import dataclass
 
