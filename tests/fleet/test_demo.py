@@ -1,4 +1,4 @@
-"""The main job on the shipped models: three right verdicts, two right labels, two repairs that hold."""
+"""The main job on the shipped models: three correct verdicts, two correct labels, two successful repairs."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def test_a_folder_without_a_zoo_is_an_error(tmp_path: Path) -> None:
 
 
 class Recorder:
-    """Writes down what a demonstration says."""
+    """Records the messages of a demonstration."""
 
     def __init__(self) -> None:
         self.stages: list[tuple[str, str, float]] = []
@@ -33,7 +33,7 @@ class Recorder:
         self.verdicts.append((name, result.verdict, len(self.stages)))
 
 
-def test_time_left_follows_the_pace_of_the_steps_that_are_done() -> None:
+def test_the_time_left_follows_the_pace_of_finished_steps() -> None:
     now = 0.0
     left = TimeLeft(2, lambda: now)
     assert left.seconds == 2 * (14 + 35 + 4)
@@ -54,7 +54,7 @@ def done(tmp_path_factory: pytest.TempPathFactory) -> tuple[Demo, Path, Recorder
 
 
 @pytest.mark.slow
-def test_verdicts_and_labels_are_those_of_the_truth(done: tuple[Demo, Path, Recorder]) -> None:
+def test_verdicts_and_labels_are_correct(done: tuple[Demo, Path, Recorder]) -> None:
     rows = {row.name: row for row in done[0].rows}
     assert {name: (row.result.verdict, row.result.target_label) for name, row in rows.items()} == {
         "clean": ("clean", None),
@@ -78,7 +78,7 @@ def test_repairs_remove_the_backdoor_and_keep_the_task(done: tuple[Demo, Path, R
 
 
 @pytest.mark.slow
-def test_leaves_repaired_checkpoints_and_documents(done: tuple[Demo, Path, Recorder]) -> None:
+def test_the_demo_writes_repaired_checkpoints_and_documents(done: tuple[Demo, Path, Recorder]) -> None:
     demo, out, _ = done
     assert sorted(path.name for path in out.iterdir()) == ["badnets-repaired.safetensors", "blend-repaired.safetensors"]
     original, repaired = load(ZOO / "badnets.safetensors"), load(out / "badnets-repaired.safetensors")

@@ -74,7 +74,7 @@ def test_file_gives_a_full_record(check: Callable[..., Result], tiny: Any) -> No
     assert Result.from_json(found.to_json()) == found
 
 
-def test_module_and_model_are_scanned_and_left_alone(check: Callable[..., Result], tiny: Any) -> None:
+def test_a_module_and_a_model_are_scanned_and_unchanged(check: Callable[..., Result], tiny: Any) -> None:
     from bdprune.model.loading import load
 
     model = load(tiny.path, arch=tiny.arch, input_shape=(3, 8, 8))
@@ -91,7 +91,7 @@ def test_module_without_a_shape_is_an_error(tiny: Any) -> None:
     assert found.verdict == "error" and found.error and "needs an input shape" in found.error.message
 
 
-def test_module_that_makes_no_logits_of_such_images_is_an_error(check: Callable[..., Result]) -> None:
+def test_a_module_without_logits_for_such_images_is_an_error(check: Callable[..., Result]) -> None:
     for module, words in ((torch.nn.Conv2d(3, 8, 1), "instead of logits"), (torch.nn.Conv2d(4, 8, 1), "channels")):
         found = check(module)
         assert found.verdict == "error" and found.error and found.error.type == "ArchitectureError"
@@ -114,7 +114,7 @@ def test_too_few_images_are_never_called_clean(check: Callable[..., Result]) -> 
     assert found.verdict == "inconclusive" and "90 clean images are too few" in found.findings[0].message
 
 
-def test_flag_of_the_leader_names_the_label(check: Callable[..., Result]) -> None:
+def test_the_detector_that_decides_names_the_label(check: Callable[..., Result]) -> None:
     found = check(detectors=[Fake(0.9, label=2), Fake(0.9, id="x.other", label=2)])
     assert (found.verdict, found.target_label) == ("backdoored", 2)
 
@@ -127,7 +127,7 @@ def test_without_data_only_data_free_detectors_run(check: Callable[..., Result])
     assert "Not run, because there is no usable clean data: x.leader." in [one.message for one in found.findings]
 
 
-def test_data_that_does_not_fit_is_inconclusive_and_says_what_fits(check: Callable[..., Result]) -> None:
+def test_data_that_does_not_fit_is_inconclusive_and_the_result_says_what_fits(check: Callable[..., Result]) -> None:
     needy, free = Fake(), Fake(id="x.free", needs=NEEDS_NONE)
     dark = Normalization((5.0,), (1.0,))
     found = check(normalize=dark, detectors=[needy, free])
@@ -136,13 +136,13 @@ def test_data_that_does_not_fit_is_inconclusive_and_says_what_fits(check: Callab
     assert found.data and found.data.sanity and not found.data.sanity.ok and found.data.sanity.hint
 
 
-def test_detector_that_breaks_down_makes_it_inconclusive(check: Callable[..., Result]) -> None:
+def test_a_detector_that_fails_makes_the_scan_inconclusive(check: Callable[..., Result]) -> None:
     found = check(detectors=[Fake(raises=TrainingError("The loss blew up.", "Lower lr."))])
     assert found.verdict == "inconclusive"
     assert found.detectors[0].score is None and found.detectors[0].error == "The loss blew up. Lower lr."
 
 
-def test_data_of_every_kind_is_taken(check: Callable[..., Result], tiny: Any) -> None:
+def test_data_of_every_kind_is_accepted(check: Callable[..., Result], tiny: Any) -> None:
     clean = load_clean(tiny.data)
     dataset = torch.utils.data.TensorDataset(clean.images, clean.labels)
     digests = {check(data=data).data.digest for data in (tiny.data, str(tiny.data), clean, dataset)}  # type: ignore[union-attr]
@@ -182,7 +182,7 @@ def test_bad_data_is_an_error_verdict_that_still_names_the_model(check: Callable
         assert words in found.error.message and found.model and found.model.num_classes == 3
 
 
-def test_data_in_memory_that_does_not_fit_is_an_error_too(check: Callable[..., Result]) -> None:
+def test_data_in_memory_that_does_not_fit_is_also_an_error(check: Callable[..., Result]) -> None:
     wide = CleanData(torch.rand(6, 4, 8, 8), torch.tensor([0, 1, 2] * 2))
     high = CleanData(torch.rand(6, 3, 8, 8), torch.tensor([0, 1, 7] * 2))
     good = torch.rand(6, 3, 8, 8), torch.tensor([0, 1, 2] * 2)
@@ -203,7 +203,7 @@ def test_data_in_memory_that_does_not_fit_is_an_error_too(check: Callable[..., R
         assert found.verdict == "error" and found.error and words in found.error.message
 
 
-def test_data_in_memory_of_any_number_type_is_taken(check: Callable[..., Result], tiny: Any) -> None:
+def test_data_in_memory_of_any_number_type_is_accepted(check: Callable[..., Result], tiny: Any) -> None:
     clean = load_clean(tiny.data)
     whole = CleanData((clean.images * 255).round().to(torch.uint8), clean.labels.int())
     for data in (whole, CleanData(clean.images.double(), clean.labels.short())):
@@ -233,7 +233,7 @@ def test_module_without_parameters_is_an_error(check: Callable[..., Result]) -> 
         ({"seed": 1 << 64}, "Invalid seed"),
     ],
 )
-def test_option_that_cannot_work_raises(check: Callable[..., Result], options: dict[str, Any], words: str) -> None:
+def test_an_invalid_option_raises(check: Callable[..., Result], options: dict[str, Any], words: str) -> None:
     with pytest.raises(OptionError, match=words):
         check(**options)
 
@@ -254,7 +254,7 @@ def test_progress_gets_every_stage(check: Callable[..., Result]) -> None:
     assert stages == ["loading", "checking the clean data", f"running detector {LEADER} (1 of 1)"]
 
 
-def test_many_go_on_after_a_bad_one_and_read_the_data_once(
+def test_a_bad_model_does_not_stop_the_others_and_the_data_are_read_once(
     tiny: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     reads: list[object] = []
@@ -273,7 +273,7 @@ def test_many_go_on_after_a_bad_one_and_read_the_data_once(
     assert len(reads) == 1
 
 
-def test_many_survive_what_nobody_expected(tiny: Any) -> None:
+def test_an_unexpected_error_does_not_stop_the_other_models(tiny: Any) -> None:
     bugs = [Fake(raises=ZeroDivisionError("division by zero"))]
     options = {"arch": tiny.arch, "input_shape": tiny.input_shape, "detectors": bugs}
     found = list(scan_many([tiny.path, tiny.path], tiny.data, **options))
@@ -282,14 +282,14 @@ def test_many_survive_what_nobody_expected(tiny: Any) -> None:
     assert "ZeroDivisionError" in found[0].findings[0].message
 
 
-def test_many_stop_at_an_option_that_cannot_work(tiny: Any) -> None:
+def test_an_invalid_option_stops_the_whole_scan(tiny: Any) -> None:
     with pytest.raises(OptionError):
         list(scan_many([tiny.path], tiny.data, arch="tinynet:Missing"))
     with pytest.raises(OptionError):
-        scan_many([tiny.path], device="warp")  # before the first model is asked for
+        scan_many([tiny.path], device="warp")  # before the first model is read
 
 
-def test_the_order_of_the_same_images_plays_no_part(check: Callable[..., Result], tiny: Any) -> None:
+def test_the_order_of_the_images_does_not_matter(check: Callable[..., Result], tiny: Any) -> None:
     clean = load_clean(tiny.data)
     few = clean.subset(torch.arange(120) % len(clean))
     mixed = few.subset(torch.randperm(len(few), generator=torch.Generator().manual_seed(3)))

@@ -36,17 +36,17 @@ def passed(sources: Sources) -> dict[str, tuple[bool, list[str]]]:
     return {reason: (possible, [path.name for path in paths]) for (reason, possible), paths in sources.skipped.items()}
 
 
-def test_folder_stands_for_its_checkpoints_sorted(tree: Path) -> None:
+def test_a_folder_gives_its_sorted_checkpoints(tree: Path) -> None:
     found = expand([tree])
     assert names(found, tree) == ["a.safetensors", "b.pth", "sub/D.PT", "sub/c.th"]
     assert passed(found) == {"an empty file": (False, ["odd.xyz", "notes.txt"])} and found.files == 6
 
 
-def test_file_is_taken_whatever_its_name(tree: Path) -> None:
+def test_a_file_is_accepted_under_any_name(tree: Path) -> None:
     assert names(expand([tree / "odd.xyz"]), tree) == ["odd.xyz"]
 
 
-def test_glob_gives_its_matches_and_folders_among_them_their_checkpoints(tree: Path) -> None:
+def test_a_glob_gives_its_matches_and_the_checkpoints_of_matching_folders(tree: Path) -> None:
     assert names(expand([f"{tree}/*.pth"]), tree) == ["b.pth"]
     assert names(expand([f"{tree}/**/*.th"]), tree) == ["sub/c.th"]
     assert names(expand([f"{tree}/s*"]), tree) == ["sub/D.PT", "sub/c.th"]
@@ -83,7 +83,7 @@ def test_links_are_followed_and_loops_are_found(tree: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "reason"), [("x" * 300, "File name too long"), ("loop", "Too many levels"), ("file/x", "Not a directory")]
 )
-def test_what_cannot_be_looked_at_is_a_usage_error(tmp_path: Path, name: str, reason: str) -> None:
+def test_unreadable_paths_are_usage_errors(tmp_path: Path, name: str, reason: str) -> None:
     (tmp_path / "loop").symlink_to("loop")
     (tmp_path / "file").touch()
     for look in (check_exists, lambda path: expand([path])):
@@ -92,7 +92,9 @@ def test_what_cannot_be_looked_at_is_a_usage_error(tmp_path: Path, name: str, re
         assert len(caught.value.message) < 300
 
 
-def test_folder_that_cannot_be_read_stops_no_other_and_is_named(tree: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_unreadable_folder_is_named_and_does_not_stop_the_others(
+    tree: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     scandir = os.scandir
 
     def closed(path: str) -> Any:
@@ -106,12 +108,12 @@ def test_folder_that_cannot_be_read_stops_no_other_and_is_named(tree: Path, monk
     assert passed(found)["a folder that cannot be read: Permission denied"] == (True, ["sub"])
 
 
-def test_what_does_not_exist_is_a_usage_error(tree: Path) -> None:
+def test_a_missing_path_is_a_usage_error(tree: Path) -> None:
     with pytest.raises(OptionError, match=r"no file or folder .*missing\.pth"):
         expand([tree / "b.pth", tree / "missing.pth"])
 
 
-def test_checkpoints_are_known_by_their_content(tmp_path: Path) -> None:
+def test_checkpoints_are_recognised_by_their_content(tmp_path: Path) -> None:
     for name in ("best_model", "b.checkpoint", "c.pth.bak", "d.weights"):
         torch.save(WEIGHTS, tmp_path / name)
     torch.save(WEIGHTS, tmp_path / "old.data", _use_new_zipfile_serialization=False)
@@ -119,7 +121,7 @@ def test_checkpoints_are_known_by_their_content(tmp_path: Path) -> None:
     assert len(expand([tmp_path]).models) == 6
 
 
-def test_what_may_hold_weights_is_told_from_what_holds_none(tmp_path: Path) -> None:
+def test_files_that_may_hold_weights_are_distinguished_from_others(tmp_path: Path) -> None:
     contents = {
         "e.onnx": b"\x08\x07\x12\x07pytorch\x1a\x032.0" + bytes(range(64)),
         "k.h5": b"\x89HDF\r\n\x1a\n" + bytes(50),
@@ -144,7 +146,7 @@ def test_what_may_hold_weights_is_told_from_what_holds_none(tmp_path: Path) -> N
     )
 
 
-def test_clean_data_and_version_control_are_no_models(tmp_path: Path) -> None:
+def test_clean_data_and_version_control_are_skipped(tmp_path: Path) -> None:
     torch.save(WEIGHTS, tmp_path / "a.pth")
     np.savez(tmp_path / "arrays.npz", x_test=np.zeros(3))
     (tmp_path / ".git").mkdir()
@@ -155,7 +157,7 @@ def test_clean_data_and_version_control_are_no_models(tmp_path: Path) -> None:
     assert passed(found)["a folder of version control"] == (False, [".git"])
 
 
-def test_leftovers_with_the_name_of_a_checkpoint_are_skipped(tmp_path: Path) -> None:
+def test_temporary_files_with_the_name_of_a_checkpoint_are_skipped(tmp_path: Path) -> None:
     (tmp_path / "__MACOSX").mkdir()
     (tmp_path / "__MACOSX" / "._m.pth").write_bytes(b"\x00\x05\x16\x07" + bytes(40))
     (tmp_path / "train.log").write_bytes(b"line of text\n" * 3000)
@@ -189,7 +191,7 @@ def test_shards_are_one_model_by_their_index(tmp_path: Path) -> None:
     assert expand([index]).models == [index]
 
 
-def test_links_of_a_cache_and_what_they_lead_to_are_one_model(tmp_path: Path) -> None:
+def test_links_of_a_cache_and_their_targets_are_one_model(tmp_path: Path) -> None:
     index = shards(tmp_path / "snapshots" / "abc", tmp_path / "blobs")
     found = expand([tmp_path])
     assert found.models == [index] and passed(found) == {ANOTHER_NAME: (False, ["sha1", "sha2"])}

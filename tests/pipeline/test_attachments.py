@@ -87,7 +87,7 @@ def check(results: list[Result], folder: Path) -> None:
     [{"stack": 1}, {"stack": 3}, {"stack": 1, "timeout": 200}, {"stack": 3, "timeout": 200}],
     ids=["alone", "stack", "process", "stack in a process"],
 )
-def test_they_travel_whatever_runs_the_models(
+def test_every_executor_returns_the_attachments(
     tiny: Any, files: list[Path], pictures: Any, options: dict[str, Any], tmp_path: Path
 ) -> None:
     folder = tmp_path / "new" / "attached"
@@ -97,14 +97,14 @@ def test_they_travel_whatever_runs_the_models(
     check(results, folder)
 
 
-def test_without_a_folder_they_are_named_and_not_written(tiny: Any, pictures: Any, files: list[Path]) -> None:
+def test_without_a_folder_attachments_are_named_and_not_written(tiny: Any, pictures: Any, files: list[Path]) -> None:
     before = sorted(tiny.folder.rglob("*"))
     found = scan(files[0], arch=tiny.arch, input_shape=tiny.input_shape, detectors=[pictures()])
     assert [one.file for one in found.detectors[0].attachments] == ["", ""]
     assert [path for path in sorted(tiny.folder.rglob("*")) if path not in before] == []
 
 
-def test_the_same_content_is_one_file(tiny: Any, pictures: Any, files: list[Path], tmp_path: Path) -> None:
+def test_equal_contents_are_one_file(tiny: Any, pictures: Any, files: list[Path], tmp_path: Path) -> None:
     folder = tmp_path / "attached"
     settings = {"arch": tiny.arch, "input_shape": tiny.input_shape, "detectors": [pictures()]}
     results = list(scan_many([files[0], files[0]], attachments=folder, stack=1, **settings))
@@ -153,7 +153,7 @@ def forged(case: Case, **changes: Any) -> Attachment:
 
 
 @pytest.mark.parametrize("changes", [{"name": "../../up"}, {"name": "/up"}, {"name": ""}, {"sha256": "../up"}])
-def test_nor_with_a_record_of_its_own_making(tiny: Any, tmp_path: Path, changes: dict[str, Any]) -> None:
+def test_a_handmade_record_cannot_leave_the_folder(tiny: Any, tmp_path: Path, changes: dict[str, Any]) -> None:
     folder = tmp_path / "deep" / "attached"
     detector = Forger(lambda case: forged(case, **changes))
     found = scan(
@@ -163,7 +163,7 @@ def test_nor_with_a_record_of_its_own_making(tiny: Any, tmp_path: Path, changes:
     assert not list(tmp_path.rglob("*up*"))
 
 
-def test_an_attachment_without_content_is_the_result_of_its_model(tiny: Any, tmp_path: Path) -> None:
+def test_an_attachment_without_content_makes_its_model_inconclusive(tiny: Any, tmp_path: Path) -> None:
     detector = Forger(lambda case: forged(case, sha256="0" * 64))
     options = {"arch": tiny.arch, "input_shape": tiny.input_shape, "detectors": [detector]}
     found = list(scan_many([tiny.path, tiny.path], tiny.data, attachments=tmp_path / "attached", stack=1, **options))
@@ -175,21 +175,21 @@ def one(media_type: str, content: bytes = b"content") -> tuple[Attachment, Mappi
     return Attachment(name="a", media_type=media_type, sha256=digest, bytes=len(content)), {digest: content}
 
 
-def test_another_media_type_has_a_suffix_that_opens_nothing(tmp_path: Path) -> None:
+def test_another_media_type_gets_the_suffix_bin(tmp_path: Path) -> None:
     record, contents = one("text/html")
     (saved,) = save_attachments([record], contents, tmp_path)
     assert saved.file.endswith(".bin") and (tmp_path / saved.file).read_bytes() == b"content"
     assert save_attachments([record], contents, None) == (record,)
 
 
-def test_a_folder_that_cannot_be_is_an_output_error(tmp_path: Path) -> None:
+def test_an_impossible_folder_is_an_output_error(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     record, contents = one("image/png")
     with pytest.raises(OutputError):
         save_attachments([record], contents, tmp_path / "file")
 
 
-def test_a_repair_writes_its_own(tiny: Any, tmp_path: Path) -> None:
+def test_a_repair_writes_its_attachments(tiny: Any, tmp_path: Path) -> None:
     folder = tmp_path / "attached"
     repair = purify(
         tiny.path,

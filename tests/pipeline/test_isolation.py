@@ -1,4 +1,4 @@
-"""A faulty plug-in changes nothing for others: model, images, memo, and evidence."""
+"""A faulty plug-in does not change models, images, memo and evidence of others."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def spoil(case: bdprune.Case, detector: Odd) -> Evidence:
     return detector.evidence(0.0, 1.0)
 
 
-def test_a_model_that_was_changed_is_noticed_and_hurts_nobody(file: Any) -> None:
+def test_a_changed_model_is_detected_and_does_not_affect_other_detectors(file: Any) -> None:
     plain = bdprune.scan(file, detectors=["lipschitz"])
     MEMO.clear()
     found = scan(file, spoil, "lipschitz")
@@ -80,7 +80,7 @@ def test_a_model_that_was_changed_is_noticed_and_hurts_nobody(file: Any) -> None
     ],
     ids=["raises", "none", "label", "remarks", "p_value", "id"],
 )
-def test_a_detector_that_breaks_down_leaves_the_evidence_of_the_others(
+def test_a_detector_that_fails_does_not_change_the_evidence_of_others(
     file: Any, act: Callable[..., Any], said: str
 ) -> None:
     found = scan(file, act)
@@ -89,7 +89,7 @@ def test_a_detector_that_breaks_down_leaves_the_evidence_of_the_others(
     assert found.detectors[0].score is not None
 
 
-def test_numbers_of_other_libraries_become_numbers(file: Any) -> None:
+def test_numbers_of_other_libraries_become_python_numbers(file: Any) -> None:
     details = {"a": np.float32(0.5), "b": np.int64(3), "c": torch.tensor(1.5), "d": np.arange(2), "e": np.bool_(True)}
     found = scan(file, lambda case, detector: detector.evidence(np.float64(0.2), 1.0, details=details))
     assert found.detectors[1].details == {"a": 0.5, "b": 3, "c": 1.5, "d": [0, 1], "e": True}
@@ -108,7 +108,7 @@ def test_numbers_of_other_libraries_become_numbers(file: Any) -> None:
         (lambda images, labels: (images[:, :1], labels), "cannot take"),
     ],
 )
-def test_images_that_mean_nothing_are_refused(file: Any, change: Callable[..., Any], said: str) -> None:
+def test_invalid_images_are_errors(file: Any, change: Callable[..., Any], said: str) -> None:
     images = torch.rand(6, 3, 32, 32)
     images[0, 0, 0, 0] = 0
     data = bdprune.CleanData(*change(images, torch.arange(6) % 3))
@@ -116,12 +116,12 @@ def test_images_that_mean_nothing_are_refused(file: Any, change: Callable[..., A
         bdprune.Case(bdprune.load(file), data)
 
 
-def test_a_case_takes_a_model(file: Any) -> None:
+def test_a_case_needs_a_model(file: Any) -> None:
     with pytest.raises(OptionError, match="takes a model, not"):
         bdprune.Case(str(file))  # type: ignore[arg-type]
 
 
-def test_a_model_in_train_mode_or_frozen_is_read_as_a_file_gives_it(file: Any) -> None:
+def test_a_model_in_train_mode_or_frozen_is_scanned_as_from_a_file(file: Any) -> None:
     model = bdprune.load(file)
     model.network.train().requires_grad_(False)
     before = {name: value.clone() for name, value in model.network.state_dict().items()}

@@ -61,7 +61,7 @@ def in_memory() -> CleanData:
 
 
 @pytest.mark.parametrize("own", [4, 16])
-def test_images_of_every_source_keep_their_size_where_it_fits_better(archive: Path, own: int) -> None:
+def test_images_of_every_source_keep_their_size_if_it_fits_better(archive: Path, own: int) -> None:
     images, labels = counted()
     pairs = TensorDataset(torch.from_numpy(images).permute(0, 3, 1, 2), torch.from_numpy(labels))
     for source in (archive, pairs, in_memory()):
@@ -89,18 +89,18 @@ def test_files_are_read_once_for_each_size(archive: Path, monkeypatch: pytest.Mo
         return load_clean(*args, **settings)
 
     monkeypatch.setattr("bdprune.pipeline.open.load_clean", counting)
-    shelf = CleanSource(archive)
+    clean_source = CleanSource(archive)
     for side in (4, 8, 4, 16):
-        assert shelf.fit_for(model(side))[0].input_shape == (3, 8, 8)
+        assert clean_source.fit_for(model(side))[0].input_shape == (3, 8, 8)
     assert reads == [(3, 4, 4), (3, 8, 8), (3, 16, 16)]
 
 
-def test_a_run_without_data() -> None:
+def test_without_data_the_model_is_unchanged() -> None:
     given = model(4)
     assert CleanSource(None).fit_for(given) == (given, None)
 
 
-def test_mixed_sizes_are_resized_and_said() -> None:
+def test_mixed_sizes_are_resized_and_noted() -> None:
     items = [(torch.rand(3, 8 + label % 2, 8), label % 3) for label in range(6)]
     taken, data = CleanSource(items).fit_for(model(4))  # type: ignore[arg-type]
     assert taken.input_shape == (3, 4, 4)
@@ -126,12 +126,12 @@ def test_the_order_of_classes_reaches_every_source(archive: Path, make: Any) -> 
     assert "renumbered by the text order" in data.notes[0]
 
 
-def test_an_order_that_cannot_be_is_refused_before_any_model() -> None:
+def test_an_invalid_order_is_an_error_before_any_model() -> None:
     with pytest.raises(OptionError, match="no-such-file"):
         CleanSource(in_memory(), Options(class_order="no-such-file.json"))
 
 
-def test_the_record_has_the_map_and_what_was_passed_over() -> None:
+def test_the_record_has_the_class_order_and_skipped_files() -> None:
     clean = in_memory()
     mixed = CleanData(clean.images, 11 - clean.labels, passed_over={".txt": 2})
     taken, data = CleanSource(mixed).fit_for(model(8))
@@ -142,14 +142,14 @@ def test_the_record_has_the_map_and_what_was_passed_over() -> None:
     assert list(info.sanity.class_map) == sorted(info.sanity.class_map)
 
 
-def test_images_of_no_size_are_refused() -> None:
+def test_images_of_size_zero_are_errors() -> None:
     with pytest.raises(DataError, match=r"have shape \(4, 3, 0, 8\)"):
         CleanSource(CleanData(torch.rand(4, 3, 0, 8), torch.arange(4))).fit_for(model(8))
     with pytest.raises(DataError, match=r"have shape \(4, 8, 8\)"):
         CleanSource(CleanData(torch.rand(4, 8, 8), torch.arange(4))).fit_for(model(8))
 
 
-def test_options_take_what_the_command_line_takes() -> None:
+def test_options_accept_the_syntax_of_the_command_line() -> None:
     assert Options(input_shape="3x8x6").input_shape == (3, 8, 6)  # type: ignore[arg-type]
     taken = Options(normalize=[0.5, 0.25]).normalization()  # type: ignore[arg-type]
     assert taken is not None and (taken.mean, taken.std) == ((0.5,), (0.25,))
@@ -167,7 +167,7 @@ def test_the_seed_draws_the_images_of_each_class() -> None:
     assert one == again != other
 
 
-def test_names_that_are_no_options_are_refused() -> None:
+def test_unknown_options_are_errors() -> None:
     with pytest.raises(TypeError, match=r"purify\(\) got an unexpected keyword argument: color, colour"):
         options_from({"colour": "red", "color": "red", "seed": 1}, "purify")
     assert options_from({"seed": 1}, "purify") == Options(seed=1)

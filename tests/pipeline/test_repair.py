@@ -53,7 +53,7 @@ def options(tiny: Any) -> dict[str, Any]:
     return {"arch": tiny.arch, "input_shape": tiny.input_shape}
 
 
-def test_record_says_what_was_done(tiny: Any, options: dict[str, Any], tmp_path: Path) -> None:
+def test_the_record_describes_the_repair(tiny: Any, options: dict[str, Any], tmp_path: Path) -> None:
     output = tmp_path / "out.pth"
     digest = hashlib.sha256(tiny.path.read_bytes()).hexdigest()
     repair = purify(tiny.path, tiny.data, method=Fake(), output=output, seed=5, per_class=20, **options)
@@ -74,7 +74,7 @@ def test_record_says_what_was_done(tiny: Any, options: dict[str, Any], tmp_path:
     assert "NaN" not in record.to_json() and json.loads(record.to_json())["kind"] == "purify"
 
 
-def test_histogram_counts_masks_and_the_pruned_among_them(tiny: Any, options: dict[str, Any]) -> None:
+def test_the_histogram_counts_masks_and_pruned_filters(tiny: Any, options: dict[str, Any]) -> None:
     masks = purify(tiny.path, tiny.data, method=Fake(), **options).result.masks
     assert masks and len(masks.edges) == 21 and (masks.edges[0], masks.edges[-1]) == (0.0, 1.0)
     # 0.0, 0.1, 0.3 and 0.31, 0.5, 0.92, and twice 1.0, in bins of 0.05; the pruned filters have 0.1 and 0.0
@@ -82,7 +82,7 @@ def test_histogram_counts_masks_and_the_pruned_among_them(tiny: Any, options: di
     assert {i: count for i, count in enumerate(masks.pruned) if count} == {0: 1, 2: 1}
 
 
-def test_histogram_of_scores_spans_them_and_leaves_out_what_is_not_finite(tiny: Any, options: dict[str, Any]) -> None:
+def test_the_histogram_of_scores_covers_all_finite_scores(tiny: Any, options: dict[str, Any]) -> None:
     scores = replace(Fake(), masks=(2.0, 4.0, 4.0, 6.0, 8.0, float("nan"), 12.0, float("inf")))
     masks = purify(tiny.path, tiny.data, method=scores, **options).result.masks
     assert masks and (masks.edges[0], masks.edges[-1], sum(masks.counts), sum(masks.pruned)) == (2.0, 12.0, 6, 1)
@@ -90,7 +90,7 @@ def test_histogram_of_scores_spans_them_and_leaves_out_what_is_not_finite(tiny: 
     assert purify(tiny.path, tiny.data, method=nothing, **options).result.masks is None
 
 
-def test_written_file_loads_and_has_the_filters_cut(tiny: Any, options: dict[str, Any], tmp_path: Path) -> None:
+def test_the_written_file_loads_and_has_the_filters_pruned(tiny: Any, options: dict[str, Any], tmp_path: Path) -> None:
     output = tmp_path / "out.pth"
     repair = purify(tiny.path, tiny.data, method=Fake(), output=output, **options)
     again = load(output, arch=tiny.arch, input_shape=(3, 8, 8))
@@ -100,14 +100,14 @@ def test_written_file_loads_and_has_the_filters_cut(tiny: Any, options: dict[str
     assert torch.equal(again.module(images), repair.model.module(images))
 
 
-def test_model_in_memory_is_left_alone_and_nothing_is_written(tiny: Any) -> None:
+def test_a_model_in_memory_is_unchanged_and_nothing_is_written(tiny: Any) -> None:
     before = {name: value.clone() for name, value in tiny.module.state_dict().items()}
     repair = purify(tiny.module, tiny.data, method=Fake(), input_shape=(3, 8, 8))
     assert repair.result.output is None and repair.result.artifact is None
     assert all(torch.equal(value, before[name]) for name, value in tiny.module.state_dict().items())
 
 
-def test_module_is_written_as_safetensors(tiny: Any, tmp_path: Path) -> None:
+def test_a_module_is_written_as_safetensors(tiny: Any, tmp_path: Path) -> None:
     output = tmp_path / "out.safetensors"
     repair = purify(tiny.module, tiny.data, method=Fake(), output=output, input_shape=(3, 8, 8))
     assert repair.result.output and repair.result.output.format == "safetensors"
@@ -121,7 +121,7 @@ def test_real_methods_run_on_a_tiny_network(tiny: Any, options: dict[str, Any], 
     assert PurifyResult.from_json(record.to_json()) == record
 
 
-def test_what_is_wrong_is_raised_and_nothing_is_written(tiny: Any, options: dict[str, Any], tmp_path: Path) -> None:
+def test_errors_are_raised_and_nothing_is_written(tiny: Any, options: dict[str, Any], tmp_path: Path) -> None:
     output = tmp_path / "out.pth"
     broken = tmp_path / "broken.pth"
     broken.write_bytes(b"nonsense")

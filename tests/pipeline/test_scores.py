@@ -1,4 +1,4 @@
-"""Scores of every filter, against values computed by hand."""
+"""Scores of every filter, compared with values computed by hand."""
 
 from __future__ import annotations
 
@@ -42,14 +42,14 @@ def test_suspiciousness_needs_data(tiny: Any, options: dict[str, Any]) -> None:
     assert all(one.score is not None and one.score >= 0 for one in found.top)
 
 
-def test_what_cannot_be_asked_is_refused(tiny: Any, options: dict[str, Any]) -> None:
+def test_invalid_requests_are_errors(tiny: Any, options: dict[str, Any]) -> None:
     with pytest.raises(OptionError, match="no score 'magic'"):
         score(tiny.path, tiny.data, method="magic", **options)  # type: ignore[arg-type]
     with pytest.raises(OptionError, match="not -1"):
         score(tiny.path, top=-1, **options)
 
 
-def test_spoilt_scores_come_last_and_are_null(tiny: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_non_finite_scores_come_last_and_are_null(tiny: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     values = torch.tensor([1.0, float("nan"), 3.0, 2.0])
     monkeypatch.setattr("bdprune.analysis.lipschitz.channel_lipschitz", lambda model: {"conv": values})
     monkeypatch.setattr("bdprune.pipeline.scores.layer_z_scores", lambda scores: {"conv": values - 2})

@@ -1,4 +1,4 @@
-"""Files with several sets of weights: each has its own result, and a repair reports every set that it leaves."""
+"""Files with several sets of weights: each has its own result, and a repair reports every set that it skips."""
 
 from __future__ import annotations
 
@@ -96,7 +96,9 @@ def test_a_scan_of_one_file_gives_the_worst_of_its_sets(
         assert scan(path, tiny.data, detectors=[Marked()], **options).verdict == "backdoored"
 
 
-def test_a_key_chooses_and_the_rest_is_named(tiny: Any, good: Any, bad: Any, options: dict[str, Any]) -> None:
+def test_a_key_selects_a_set_and_the_other_sets_are_named(
+    tiny: Any, good: Any, bad: Any, options: dict[str, Any]
+) -> None:
     path = tiny.folder / "ema.pth"
     torch.save({"model": good, "ema": bad}, path)
     (only,) = many(path, tiny, options, state_key="model")
@@ -107,7 +109,7 @@ def test_a_key_chooses_and_the_rest_is_named(tiny: Any, good: Any, bad: Any, opt
     assert wrong.error and "it holds 'model', 'ema'" in wrong.error.message
 
 
-def test_a_set_that_fits_nothing_is_not_checked_and_not_clean(tiny: Any, good: Any, options: dict[str, Any]) -> None:
+def test_a_set_without_a_match_is_not_scanned_and_not_clean(tiny: Any, good: Any, options: dict[str, Any]) -> None:
     path = tiny.folder / "gan.pth"
     torch.save({"netC": good, "netG": {"up.weight": torch.ones(3, 4)}}, path)
     clean, other = many(path, tiny, options)
@@ -117,7 +119,7 @@ def test_a_set_that_fits_nothing_is_not_checked_and_not_clean(tiny: Any, good: A
     assert skipped.verdict == "clean" and skipped.coverage and skipped.coverage.left_out[0].startswith("netG: ")
 
 
-def test_weights_outside_the_network_are_not_called_clean(tiny: Any, good: Any, options: dict[str, Any]) -> None:
+def test_weights_outside_the_network_prevent_a_clean_verdict(tiny: Any, good: Any, options: dict[str, Any]) -> None:
     path = tiny.folder / "projector.pth"
     torch.save({**{f"net.{name}": value for name, value in good.items()}, "projector.weight": torch.ones(4, 8)}, path)
     (found,) = many(path, tiny, options)
@@ -136,7 +138,7 @@ def test_entries_without_weights_are_named_and_change_nothing(tiny: Any, good: A
     assert "loss.weight" in writer("text").render([found])
 
 
-def test_sets_travel_through_a_process_of_their_own(tiny: Any, good: Any, bad: Any, options: dict[str, Any]) -> None:
+def test_sets_are_scanned_in_a_separate_process(tiny: Any, good: Any, bad: Any, options: dict[str, Any]) -> None:
     path = tiny.folder / "ema.pth"
     torch.save({"model": good, "ema": bad}, path)
     settings: dict[str, Any] = {"detectors": ["lipschitz"], "timeout": 100}
@@ -144,7 +146,7 @@ def test_sets_travel_through_a_process_of_their_own(tiny: Any, good: Any, bad: A
     assert [one.name.partition("#")[2] for one in found] == ["model", "ema", "model", "ema"]
 
 
-def test_one_repair_mends_every_set(tiny: Any, good: Any, bad: Any, options: dict[str, Any]) -> None:
+def test_one_repair_repairs_every_set(tiny: Any, good: Any, bad: Any, options: dict[str, Any]) -> None:
     path, out = tiny.folder / "ema.pth", tiny.folder / "out.pth"
     torch.save({"model": good, "ema": bad, "epoch": 3}, path)
     repair = purify(path, tiny.data, method=Cut(), output=out, **options)
@@ -159,7 +161,7 @@ def test_one_repair_mends_every_set(tiny: Any, good: Any, bad: Any, options: dic
         assert written[key]["norm.weight"][7] == 0 and torch.equal(written[key]["head.bias"], old["head.bias"])
 
 
-def test_one_dict_in_two_places_is_repaired_in_both(tiny: Any, bad: Any, options: dict[str, Any]) -> None:
+def test_a_dict_in_two_places_is_repaired_in_both(tiny: Any, bad: Any, options: dict[str, Any]) -> None:
     path, out = tiny.folder / "both.pth", tiny.folder / "out.pth"
     torch.save({"state_dict": bad, "state_dict_ema": bad}, path)
     repair = purify(path, tiny.data, method=Cut(), output=out, **options)
@@ -174,7 +176,7 @@ def test_one_dict_in_two_places_is_repaired_in_both(tiny: Any, bad: Any, options
     )
 
 
-def test_a_repair_says_what_it_left(tiny: Any, good: Any, bad: Any, options: dict[str, Any]) -> None:
+def test_a_repair_lists_the_sets_that_it_skipped(tiny: Any, good: Any, bad: Any, options: dict[str, Any]) -> None:
     path, out = tiny.folder / "three.pth", tiny.folder / "out.pth"
     broken = copy.deepcopy(good) | {"head.weight": -good["head.weight"]}
     torch.save({"model": good, "ema": broken, "netG": {"up.weight": torch.ones(3, 4)}}, path)
@@ -187,7 +189,7 @@ def test_a_repair_says_what_it_left(tiny: Any, good: Any, bad: Any, options: dic
     assert [one.partition(":")[0] for one in chosen.left] == ["ema", "netG"]
 
 
-def test_a_file_of_which_nothing_can_be_repaired_is_an_error(tiny: Any, good: Any, options: dict[str, Any]) -> None:
+def test_a_file_without_a_repairable_set_is_an_error(tiny: Any, good: Any, options: dict[str, Any]) -> None:
     path, out = tiny.folder / "two.pth", tiny.folder / "out.pth"
     broken = copy.deepcopy(good) | {"head.weight": -good["head.weight"]}
     torch.save({"model": broken, "ema": broken | {"head.bias": torch.ones(3)}}, path)
@@ -196,7 +198,7 @@ def test_a_file_of_which_nothing_can_be_repaired_is_an_error(tiny: Any, good: An
     assert not out.exists()
 
 
-def test_python_takes_what_the_command_line_takes(tiny: Any, good: Any, bad: Any) -> None:
+def test_python_accepts_the_options_of_the_command_line(tiny: Any, good: Any, bad: Any) -> None:
     path = tiny.folder / "ema.pth"
     torch.save({"model": good, "ema": bad}, path)
     model = load(

@@ -63,7 +63,7 @@ OPTIONS: dict[str, Any] = {"input_shape": (3, 16, 16), "seed": 3}
 
 
 def scan(files: Path, **options: Any) -> Result:
-    """A scan by unlearning alone, whose verdict plays no part here."""
+    """A scan by unlearning only; its verdict does not matter here."""
     detector = UnlearningDetector(seed=OPTIONS["seed"], max_runs=1)
     return bdprune.scan(files / "model.pth", files / "clean.npz", detectors=[detector], **(OPTIONS | options))
 
@@ -83,7 +83,7 @@ def test_the_scan_unlearns_and_the_repair_does_not(files: Path, unlearned: list[
     assert done.result.phases["unlearn"] is not None and done.result.phases["unlearn"] < 1.0
 
 
-def test_the_repair_is_the_one_that_unlearns_for_itself(files: Path, unlearned: list[Any], tmp_path: Path) -> None:
+def test_the_repair_equals_one_that_unlearns_again(files: Path, unlearned: list[Any], tmp_path: Path) -> None:
     """In another process, or after the memo was cleared, it does the same once more."""
     start = scan(files)
     near = repair(files, start_from=start)
@@ -96,26 +96,28 @@ def test_the_repair_is_the_one_that_unlearns_for_itself(files: Path, unlearned: 
     assert all(torch.equal(near.repair.masks[name], far.repair.masks[name]) for name in near.repair.masks)
 
 
-def test_without_a_scan_it_unlearns_on_the_images_that_are_not_held_out(files: Path, unlearned: list[Any]) -> None:
+def test_without_a_scan_a_repair_unlearns_on_the_images_that_are_not_held_out(
+    files: Path, unlearned: list[Any]
+) -> None:
     scan(files)
     repair(files)
     assert [count for count, _ in unlearned] == [120, 84]
 
 
-def test_a_preset_that_is_asked_for_is_kept(files: Path, unlearned: list[Any]) -> None:
+def test_a_requested_preset_is_used(files: Path, unlearned: list[Any]) -> None:
     start = scan(files)
     done = repair(files, start_from=start, preset="robust")
     assert done.result.params["unlearn_on"] == "rest" and len(unlearned) == 2
 
 
-def test_other_weights_are_refused(files: Path) -> None:
+def test_other_weights_are_an_error(files: Path) -> None:
     start = scan(files)
     with pytest.raises(DataError, match="is of another model") as caught:
         repair(files, "other.pth", start_from=start)
     assert str(files / "model.pth") in str(caught.value)
 
 
-def test_the_same_weights_in_another_file_are_the_same(files: Path, unlearned: list[Any]) -> None:
+def test_equal_weights_in_another_file_are_accepted(files: Path, unlearned: list[Any]) -> None:
     start = scan(files)
     repair(files, "same.pth", start_from=start)
     assert len(unlearned) == 1
@@ -134,19 +136,19 @@ def test_every_set_of_weights_finds_its_own_scan(files: Path, tmp_path: Path, un
     assert len(done.others) == 1 and done.result.left == () and len(unlearned) == 2
 
 
-def test_a_purifier_that_is_made_takes_no_settings(files: Path) -> None:
+def test_a_purifier_object_takes_no_settings(files: Path) -> None:
     with pytest.raises(OptionError, match="takes no settings"):
         bdprune.purify(files / "model.pth", files / "clean.npz", method=bdprune.purifier("rnp"), mode="weights")
 
 
 @pytest.mark.parametrize("options", [{"per_class": 5}, {"seed": 4}])
-def test_other_images_are_refused(files: Path, options: dict[str, Any]) -> None:
+def test_other_images_are_an_error(files: Path, options: dict[str, Any]) -> None:
     start = scan(files, per_class=35)
     with pytest.raises(DataError, match="used other clean images"):
         repair(files, start_from=start, **{"per_class": 35, **options})
 
 
-def test_the_same_images_in_another_order_are_the_same(files: Path, unlearned: list[Any]) -> None:
+def test_equal_images_in_another_order_are_accepted(files: Path, unlearned: list[Any]) -> None:
     start = scan(files)
     clean = dict(np.load(files / "clean.npz"))
     order = np.random.default_rng(0).permutation(len(clean["labels"]))
@@ -157,13 +159,13 @@ def test_the_same_images_in_another_order_are_the_same(files: Path, unlearned: l
     assert len(unlearned) == 1
 
 
-def test_a_scan_without_images_is_refused(files: Path) -> None:
+def test_a_scan_without_images_is_an_error(files: Path) -> None:
     start = bdprune.scan(files / "model.pth", detectors=["lipschitz"], **OPTIONS)
     with pytest.raises(DataError, match="used other clean images"):
         repair(files, start_from=start)
 
 
-def test_what_is_no_scan_is_refused(files: Path, tmp_path: Path) -> None:
+def test_other_results_than_a_scan_are_errors(files: Path, tmp_path: Path) -> None:
     for content in ("{}", "[]", repair(files).result.to_json()):
         (tmp_path / "wrong.json").write_text(content)
         with pytest.raises(DataError, match=r"does not hold results of schema 2|holds no result of a scan"):
@@ -172,7 +174,7 @@ def test_what_is_no_scan_is_refused(files: Path, tmp_path: Path) -> None:
         repair(files, start_from=tmp_path / "none.json")
 
 
-def test_a_module_in_memory_has_no_file_to_compare(files: Path) -> None:
+def test_a_module_in_memory_is_compared_by_its_images_only(files: Path) -> None:
     model = bdprune.load(files / "model.pth", **OPTIONS)
     start = bdprune.scan(model.network, files / "clean.npz", detectors=["lipschitz"], **OPTIONS)
     assert start.artifact is None
@@ -185,7 +187,7 @@ def test_a_module_in_memory_has_no_file_to_compare(files: Path) -> None:
 
 
 @pytest.mark.parametrize("next_to_it", [False, True])
-def test_another_process_takes_up_what_the_scan_has_kept(
+def test_another_process_reuses_the_kept_unlearning_of_a_scan(
     files: Path, tmp_path: Path, unlearned: list[Any], next_to_it: bool
 ) -> None:
     start = scan(files, attachments=tmp_path)
@@ -193,12 +195,12 @@ def test_another_process_takes_up_what_the_scan_has_kept(
     (tmp_path / "result.json").write_text(start.to_json())
     MEMO.clear()
     far = repair(files, start_from=tmp_path / "result.json", **({} if next_to_it else {"attachments": tmp_path}))
-    assert len(unlearned) == 1, "not once more"
+    assert len(unlearned) == 1, "it does not unlearn again"
     assert near.repair.target_label == far.repair.target_label and near.repair.pruned == far.repair.pruned
     assert all(torch.equal(near.repair.masks[name], far.repair.masks[name]) for name in near.repair.masks)
 
 
-def test_what_was_kept_and_is_damaged_is_refused(files: Path, tmp_path: Path) -> None:
+def test_a_damaged_kept_file_is_an_error(files: Path, tmp_path: Path) -> None:
     start = scan(files, attachments=tmp_path)
     (tmp_path / "result.json").write_text(start.to_json())
     (kept,) = tmp_path.glob("unlearned-*")
@@ -208,5 +210,5 @@ def test_what_was_kept_and_is_damaged_is_refused(files: Path, tmp_path: Path) ->
         repair(files, start_from=tmp_path / "result.json")
 
 
-def test_nothing_large_is_kept_unasked(files: Path) -> None:
+def test_large_files_are_kept_only_on_request(files: Path) -> None:
     assert [one.name for one in scan(files).detectors[0].attachments] == []

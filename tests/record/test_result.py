@@ -59,19 +59,19 @@ def result(**changes: object) -> Result:
 
 
 @pytest.mark.parametrize("kind", ["scan", "purify", "score", "coverage"])
-def test_schema_is_the_one_that_was_agreed(kind: str) -> None:
+def test_the_schema_equals_the_recorded_one(kind: str) -> None:
     """A change here breaks readers: raise SCHEMA_VERSION, then write the file again with `bdprune schema KIND`."""
     assert json.loads(json.dumps(schema(kind))) == json.loads((GOLDEN / f"{kind}.schema.json").read_text())
 
 
-def test_top_level_has_what_readers_were_promised() -> None:
+def test_the_top_level_has_the_documented_fields() -> None:
     names = {"schema_version", "verdict", "risk", "target_label", "artifact", "model", "detectors", "findings", "data"}
     written = json.loads(result().to_json())
     assert names | {"env", "seconds", "error"} <= written.keys()
     assert written["schema_version"] == "2" and written["kind"] == "scan"
 
 
-def test_what_is_written_comes_back_equal() -> None:
+def test_a_written_result_is_read_back_equal() -> None:
     detector = Evidence(detector="a", score=1.0, threshold=0.5, flagged=True, details={"votes": [1, 2]})
     finding = Finding(rule_id="BD030", severity="high", message="m", atlas=("AML.T0018.000",))
     before = result(verdict="backdoored", target_label=8, detectors=(detector,), findings=(finding,))
@@ -92,13 +92,13 @@ def test_what_is_written_comes_back_equal() -> None:
         {"findings": [{"rule_id": "X1", "severity": "high", "message": "m"}]},
     ],
 )
-def test_anything_else_is_refused(change: dict[str, object]) -> None:
+def test_invalid_fields_are_errors(change: dict[str, object]) -> None:
     altered = json.loads(result().to_json()) | change
     with pytest.raises(DataError, match=r"not a Result of schema 2:"):
         Result.from_json(json.dumps(altered))
 
 
-def test_text_that_is_no_json_is_refused() -> None:
+def test_invalid_json_is_an_error() -> None:
     for text in ("", "{", b"\xff\xfe"):
         with pytest.raises(DataError):
             Result.from_json(text)
@@ -143,7 +143,7 @@ def test_non_finite_numbers_in_a_result_are_null_in_its_json() -> None:
     assert back.score is None and back.threshold is None and back.details == {"x": [None]}
 
 
-def test_kinds_do_not_pass_for_each_other() -> None:
+def test_a_document_is_read_only_as_its_own_kind() -> None:
     text = result().to_json()
     for kind in (PurifyResult, ScoreResult):
         with pytest.raises(DataError):
@@ -155,13 +155,13 @@ def test_records_cannot_be_changed() -> None:
         result().verdict = "clean"  # type: ignore[misc]
 
 
-def test_any_of_the_kinds_is_told_by_its_tag() -> None:
+def test_every_kind_is_recognised_by_its_tag() -> None:
     text = result().to_json()
     assert isinstance(msgspec.json.decode(text, type=Result | PurifyResult | ScoreResult), Result)
 
 
 @pytest.mark.parametrize("change", [{"name": "../up"}, {"name": "up\n"}, {"sha256": "../" + "0" * 61}, {"sha256": ""}])
-def test_attachments_cannot_name_files_elsewhere(change: dict[str, str]) -> None:
+def test_attachments_cannot_name_files_outside_their_folder(change: dict[str, str]) -> None:
     fields = {"name": "trigger", "media_type": "image/png", "sha256": "0" * 64, "bytes": 0}
     Attachment(**fields)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="of an attachment"):
@@ -170,7 +170,7 @@ def test_attachments_cannot_name_files_elsewhere(change: dict[str, str]) -> None
         Attachment.from_json(json.dumps({**fields, **change}))
 
 
-def test_evidence_is_tidied_into_what_json_gives_back() -> None:
+def test_evidence_is_converted_to_json_values() -> None:
     odd = Evidence(
         detector="a",
         score=math.nan,
@@ -193,7 +193,7 @@ def test_evidence_is_tidied_into_what_json_gives_back() -> None:
     assert Evidence(detector="a", score=1.0, threshold=0.5, flagged=True).valid
 
 
-def test_documents_come_back_from_one_an_array_and_lines() -> None:
+def test_documents_are_read_from_an_object_an_array_and_lines() -> None:
     one = CoverageResult(files=2, scanned=1)
     assert documents_from_json(one.to_json()) == [one]
     assert documents_from_json(f"[{one.to_json()}, {one.to_json()}]") == [one, one]
@@ -205,7 +205,7 @@ def test_documents_come_back_from_one_an_array_and_lines() -> None:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_schema_says_what_every_field_means(kind: str) -> None:
+def test_the_schema_describes_every_field(kind: str) -> None:
     parts = schema(kind)["$defs"]
     silent = [
         f"{name}.{field}"

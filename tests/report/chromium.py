@@ -1,4 +1,4 @@
-"""Opens a page in headless Chromium, through the DevTools protocol on a pipe: no package is needed for it."""
+"""Opens a page in headless Chromium, through the DevTools protocol on a pipe, without other packages."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ class Chromium:
         os.close(self._read)
 
     def open(self, page: Path, scheme: str, width: int = 1200) -> None:
-        """Loads a file as a reader with this ``prefers-color-scheme`` sees it, and waits until it is drawn."""
+        """Loads a file with this ``prefers-color-scheme`` and waits until it is drawn."""
         self.ask("Emulation.setEmulatedMedia", features=[{"name": "prefers-color-scheme", "value": scheme}])
         self.ask("Emulation.setDeviceMetricsOverride", width=width, height=900, deviceScaleFactor=1, mobile=False)
         loader = self.ask("Page.navigate", url=page.as_uri())["loaderId"]

@@ -1,4 +1,4 @@
-"""Results as a scan, a repair and a scoring would give them."""
+"""Results like those of a scan, a repair and a scoring run."""
 
 from __future__ import annotations
 

@@ -46,7 +46,7 @@ def install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callabl
     _places.cache_clear()
 
 
-def test_ours_are_those_of_the_modules_and_describe_themselves() -> None:
+def test_built_in_writers_match_the_modules_and_describe_themselves() -> None:
     assert names() == OURS
     suffixes = [suffix for name in OURS for suffix in writer(name).suffixes]
     assert len(set(suffixes)) == len(suffixes) and all(suffix.startswith(".") for suffix in suffixes)
@@ -56,7 +56,7 @@ def test_ours_are_those_of_the_modules_and_describe_themselves() -> None:
     assert [name for name in OURS if writer(name).streams] == ["jsonl"]
 
 
-def test_kinds_of_documents(backdoored: Result, repaired: PurifyResult, coverage: CoverageResult) -> None:
+def test_each_document_has_its_kind(backdoored: Result, repaired: PurifyResult, coverage: CoverageResult) -> None:
     assert [kind_of(one) for one in (backdoored, repaired, coverage)] == ["scan", "purify", "coverage"]
 
 
@@ -65,7 +65,7 @@ def test_suffixes_name_formats(file: str, name: str) -> None:
     assert writer_of_file(Path(file), "scan").name == name
 
 
-def test_unknown_names_and_suffixes_say_what_there_is() -> None:
+def test_unknown_names_and_suffixes_are_errors_that_list_the_known_ones() -> None:
     with pytest.raises(OptionError, match="no format 'xml'") as caught:
         writer("xml", "scan")
     assert "html, json, jsonl, text" in str(caught.value)
@@ -74,14 +74,16 @@ def test_unknown_names_and_suffixes_say_what_there_is() -> None:
     assert "html|json|jsonl|text" in str(caught.value)
 
 
-def test_a_plug_in_is_a_format_like_ours(install: Callable[..., None], backdoored: Result, clean: Result) -> None:
+def test_a_plug_in_is_a_format_like_the_built_in_ones(
+    install: Callable[..., None], backdoored: Result, clean: Result
+) -> None:
     install("toy = toy_writers:ToyWriter")
     assert names("scan", "coverage") == [*OURS, "toy"] and names("scan", "purify") == OURS
     assert writer_of_file(Path("a.toy"), "scan").name == "toy"
     assert writer("toy").render([backdoored, clean]) == "models/badnets.pth: backdoored, models/clean.pth: clean, "
 
 
-def test_a_document_that_a_format_cannot_hold_is_one_clear_error(
+def test_an_unsupported_document_is_one_clear_error(
     install: Callable[..., None], backdoored: Result, repaired: PurifyResult
 ) -> None:
     install("toy = toy_writers:ToyWriter")
@@ -92,7 +94,7 @@ def test_a_document_that_a_format_cannot_hold_is_one_clear_error(
 
 
 @pytest.mark.parametrize("home", ["toy_writers:TOY", "toy_writers:missing", "no_such_module:A", "builtins:dict"])
-def test_a_plug_in_that_fails_is_left_out_and_stops_no_other(
+def test_a_plug_in_that_fails_is_skipped_and_does_not_stop_the_others(
     install: Callable[..., None], caplog: pytest.LogCaptureFixture, home: str
 ) -> None:
     install(f"bad = {home}", "toy = toy_writers:ToyWriter")
@@ -104,7 +106,7 @@ def test_a_plug_in_that_fails_is_left_out_and_stops_no_other(
         writer("bad")
 
 
-def test_a_plug_in_with_a_name_of_ours_is_left_out(
+def test_a_plug_in_with_a_built_in_name_is_skipped(
     install: Callable[..., None], caplog: pytest.LogCaptureFixture
 ) -> None:
     with caplog.at_level(logging.WARNING):
@@ -113,7 +115,7 @@ def test_a_plug_in_with_a_name_of_ours_is_left_out(
     assert "html of bdprune.writers" in caplog.text
 
 
-def test_installed_packages_are_looked_through_once(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_installed_packages_are_searched_once(monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[str] = []
     monkeypatch.setattr("bdprune.registry.entry_points", lambda group: asked.append(group) or [])
     _places.cache_clear()
@@ -124,6 +126,6 @@ def test_installed_packages_are_looked_through_once(monkeypatch: pytest.MonkeyPa
     _places.cache_clear()
 
 
-def test_a_writer_without_a_text_is_none() -> None:
+def test_a_writer_must_define_text() -> None:
     with pytest.raises(TypeError):
         Writer("abstract")  # type: ignore[abstract]

@@ -22,7 +22,7 @@ def captions(one: Evidence) -> list[str]:
     return [caption for caption, _ in charts.detector_charts(one, ())]
 
 
-def test_what_detectors_give_is_drawn(backdoored: Result) -> None:
+def test_details_of_detectors_are_drawn(backdoored: Result) -> None:
     unlearning, lipschitz = backdoored.detectors
     assert captions(unlearning) == ["Score of each label", "Accuracy and votes, step by step"]
     assert captions(lipschitz) == ["Largest outlier in each layer"]
@@ -30,7 +30,7 @@ def test_what_detectors_give_is_drawn(backdoored: Result) -> None:
 
 
 @pytest.mark.parametrize("name", ["trajectory", "anything"])
-def test_shapes_are_drawn_whatever_their_name(name: str) -> None:
+def test_details_are_drawn_by_shape_under_any_name(name: str) -> None:
     assert captions(evidence(details={name: STEPS})) == ["Accuracy and votes, step by step"]
     assert captions(evidence(details={name: LAYERS})) == ["Largest outlier in each layer"]
     assert charts.listed_details(evidence(details={name: LAYERS, "other": 3})) == {"other": 3}
@@ -49,14 +49,14 @@ def test_bars_of_labels_name_classes_and_mark_the_largest() -> None:
     assert captions(evidence(label_scores=(None, None))) == captions(evidence()) == []
 
 
-def test_votes_of_the_named_label_are_a_line_of_their_own() -> None:
+def test_votes_of_the_named_label_have_their_own_line() -> None:
     ((_, chart),) = charts.detector_charts(evidence(details={"t": STEPS}, target_label=1), ())
     assert "votes for label 1" in chart and "unlearn" not in chart.lower()
     ((_, chart),) = charts.detector_charts(evidence(details={"t": STEPS}, target_label=2), ())
     assert "votes for label 2" not in chart, "no vote was counted for it"
 
 
-def test_a_repair_shows_what_it_has(repaired: PurifyResult, retrained: PurifyResult) -> None:
+def test_a_repair_shows_its_available_charts(repaired: PurifyResult, retrained: PurifyResult) -> None:
     assert [caption for caption, _ in charts.repair_charts(repaired)] == [
         "Clean accuracy against threshold",
         "Histogram of the masks or scores",

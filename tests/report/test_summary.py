@@ -9,7 +9,7 @@ from bdprune.record import Evidence, PurifyResult, Result, WeightCoverage
 from bdprune.report import summary
 
 
-def test_headlines_name_the_label_where_there_is_one(backdoored: Result, clean: Result, failed: Result) -> None:
+def test_headlines_name_the_label_if_there_is_one(backdoored: Result, clean: Result, failed: Result) -> None:
     assert summary.headline(backdoored).endswith("leads to label 8 (ship).")
     suspicious = msgspec.structs.replace(backdoored, verdict="suspicious", data=None)
     assert summary.headline(suspicious).endswith("leads to label 8, but not all of it agrees.")
@@ -19,12 +19,12 @@ def test_headlines_name_the_label_where_there_is_one(backdoored: Result, clean: 
     assert summary.headline(failed) == "The archive is cut off."
 
 
-def test_advice_of_an_error_is_its_hint(failed: Result, backdoored: Result) -> None:
+def test_the_advice_for_an_error_is_its_hint(failed: Result, backdoored: Result) -> None:
     assert summary.advice(failed) == "Download it again. Treat it as unscanned."
     assert "bdprune purify" in summary.advice(backdoored)
 
 
-def test_clean_is_never_called_proof(clean: Result) -> None:
+def test_a_clean_verdict_is_never_called_proof(clean: Result) -> None:
     assert "does not prove" in summary.advice(clean)
 
 
@@ -70,7 +70,7 @@ def test_tally(backdoored: Result, clean: Result) -> None:
         ("pruned and retrained", "repaired", "pruned 41 of 2400 filters in 2 filter groups and retrained the weights"),
     ],
 )
-def test_a_repair_is_what_it_changed(repaired: PurifyResult, changed: str, outcome: str, words: str) -> None:
+def test_a_repair_is_described_by_its_changes(repaired: PurifyResult, changed: str, outcome: str, words: str) -> None:
     result = msgspec.structs.replace(repaired, change=changed)
     assert (summary.outcome(result), summary.change(result)) == (outcome, words)
     partly = msgspec.structs.replace(result, left=("ema: not chosen",))
@@ -98,12 +98,12 @@ def test_advice_after_a_repair(repaired: PurifyResult) -> None:
         ({"score": None, "error": "The loss is not finite."}, "failed"),
     ],
 )
-def test_what_a_detector_says(fields: dict[str, object], words: str) -> None:
+def test_a_detector_is_described_in_words(fields: dict[str, object], words: str) -> None:
     one = Evidence(detector="x.y", score=0.5, threshold=1.0, flagged=False)
     assert summary.says(msgspec.structs.replace(one, **fields)) == words
 
 
-def test_notes_are_all_that_a_detector_adds_in_words() -> None:
+def test_notes_contain_all_texts_of_a_detector() -> None:
     one = Evidence(detector="x.y", score=0.5, threshold=1.0, flagged=False)
     assert summary.notes(one) == []
     said = msgspec.structs.replace(one, error="E.", not_applicable="N.", remarks=("R1.", "R2."), limits=("L.",))
@@ -116,7 +116,7 @@ def test_notes_are_all_that_a_detector_adds_in_words() -> None:
     ]
 
 
-def test_other_weights_of_a_file() -> None:
+def test_other_weights_of_a_file_are_listed() -> None:
     assert summary.other_weights(None) == []
     found = WeightCoverage(scanned=1, unscanned=("head",), left_out=("ema",), same=("copy",))
     assert dict(summary.other_weights(found)) == {

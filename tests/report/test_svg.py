@@ -1,4 +1,4 @@
-"""Charts: ticks, scales and shapes, by numbers worked out by hand."""
+"""Charts: ticks, scales and shapes, compared with numbers computed by hand."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def tree(markup: str) -> ElementTree.Element:
     return ElementTree.fromstring(f"<div>{markup}</div>")
 
 
-def test_scale_maps_its_ends() -> None:
+def test_a_scale_maps_its_ends() -> None:
     scale = Scale(10, 20, 100, 0)
     assert (scale(10), scale(15), scale(20)) == (100, 50, 0)
 
@@ -44,7 +44,7 @@ def test_ticks_are_never_outside_or_too_many(low: float, span: float) -> None:
     assert all(low - 1e-6 * span - 1e-9 <= tick <= low + span * (1 + 1e-6) + 1e-9 for tick in ticks)
 
 
-def test_bars_stand_on_zero_with_heights_in_proportion() -> None:
+def test_bars_start_at_zero_and_have_proportional_heights() -> None:
     chart = tree(bars("Votes", [Bar(1, "one"), Bar(4, "four", marked=True)], XY))
     first, second = chart.iter("rect")
     low, high = float(first.get("height", "")), float(second.get("height", ""))
@@ -55,7 +55,7 @@ def test_bars_stand_on_zero_with_heights_in_proportion() -> None:
     assert second.find("title").text == "four"  # type: ignore[union-attr]
 
 
-def test_cut_line_is_inside_even_above_all_bars() -> None:
+def test_the_threshold_line_is_inside_even_above_all_bars() -> None:
     chart = tree(bars("z", [Bar(1, "a")], XY, cut=(5.0, "limit")))
     cut = next(line for line in chart.iter("line") if line.get("class") == "cut")
     assert TOP <= float(cut.get("y1", "")) <= HEIGHT - BOTTOM
@@ -83,7 +83,7 @@ def test_empty_and_flat_charts_do_not_fail() -> None:
     tree(bars("zero", [Bar(0, "a"), Bar(-1, "b")], XY))
 
 
-def test_names_under_bars_are_thinned_out() -> None:
+def test_some_names_under_many_bars_are_omitted() -> None:
     names = [f"layer{index}.conv" for index in range(40)]
     chart = tree(bars("z", [Bar(1, name, name=name) for name in names], XY))
     shown = [text for text in chart.iter("text") if (text.text or "").startswith("layer")]
@@ -92,14 +92,14 @@ def test_names_under_bars_are_thinned_out() -> None:
     assert all(right - left >= 8 * len("layer10.conv") for left, right in itertools.pairwise(positions))
 
 
-def test_axes_that_count_have_whole_numbers() -> None:
+def test_axes_of_counts_have_whole_numbers() -> None:
     drawn = [Line("a", [(1, 0), (3, 1)])]
     shown = {text.text for text in tree(lines("n", drawn, Axes("step", "share", whole=True))).iter("text")}
     assert {"1", "2", "3"} <= shown and not any("." in (one or "") for one in shown)
     assert "1.5" in {text.text for text in tree(lines("n", drawn, XY)).iter("text")}
 
 
-def test_gauge_fills_with_the_risk() -> None:
+def test_the_gauge_fills_with_the_risk() -> None:
     half = tree(gauge(0.5, "risk 0.5 of 1"))
     fill = next(path for path in half.iter("path") if path.get("class") == "fill")
     assert fill.get("stroke-dasharray", "").split()[0] == "78.54"

@@ -1,4 +1,4 @@
-"""Executors number the models of a run, for any nesting of executors."""
+"""Executors number the models of a run, however they are nested."""
 
 from __future__ import annotations
 
@@ -50,18 +50,18 @@ def test_every_outcome_has_the_number_of_its_model(tiny: Any, job: Job, name: st
     )
 
 
-def test_no_models_are_no_outcomes(job: Job) -> None:
+def test_no_models_give_no_outcomes(job: Job) -> None:
     for executor in (EXECUTORS["inline"], EXECUTORS["stack"], EXECUTORS["process"]):
         assert list(executor.run([], job, lambda stage: None)) == []
 
 
-def test_how_far_one_reads_ahead(job: Job) -> None:
+def test_executors_read_a_bounded_number_of_models_ahead(job: Job) -> None:
     assert [executor.ahead(job) for executor in EXECUTORS.values()] == [1, 3, 1, 3]
     auto = StackExecutor(StackOptions())
-    assert auto.ahead(job) == 1, "on a CPU the loop nearly always wins"
+    assert auto.ahead(job) == 1, "on a CPU the loop is nearly always faster"
 
 
 @pytest.mark.parametrize("timeout", [0, -1.0, float("nan"), float("inf"), LONGEST_TIMEOUT + 1])
-def test_a_limit_that_cannot_be_kept_is_refused(timeout: float) -> None:
+def test_an_invalid_time_limit_is_an_error(timeout: float) -> None:
     with pytest.raises(OptionError, match="Invalid timeout"):
         ProcessExecutor(InlineExecutor(), timeout)

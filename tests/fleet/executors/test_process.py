@@ -1,4 +1,4 @@
-"""Scanning with a time limit: in a process that is really killed, and the next model still gets scanned."""
+"""Scanning with a time limit: a slow process is killed, and the next model is still scanned."""
 
 from __future__ import annotations
 
@@ -102,7 +102,7 @@ def is_alive(pid: int) -> bool:
     return True
 
 
-def test_one_that_hangs_is_killed_and_the_next_is_scanned(tiny: Any, slow: Any) -> None:
+def test_a_scan_that_hangs_is_killed_and_the_next_model_is_scanned(tiny: Any, slow: Any) -> None:
     (tiny.folder / "hang").touch()
     stages: list[str] = []
     start = time.monotonic()
@@ -128,7 +128,7 @@ def test_one_that_hangs_is_killed_and_the_next_is_scanned(tiny: Any, slow: Any) 
     assert stages.count("loading") == 3
 
 
-def test_one_whose_process_dies_is_an_error_and_the_next_is_scanned(tiny: Any, slow: Any) -> None:
+def test_a_scan_whose_process_dies_is_an_error_and_the_next_model_is_scanned(tiny: Any, slow: Any) -> None:
     (tiny.folder / "die").touch()
     options = {"arch": tiny.arch, "input_shape": tiny.input_shape, "detectors": [slow.SlowDetector()], "timeout": 120}
     results = list(scan_many([tiny.path, tiny.path], tiny.data, **options))
@@ -136,7 +136,7 @@ def test_one_whose_process_dies_is_an_error_and_the_next_is_scanned(tiny: Any, s
     assert results[0].error and "killed by SIGKILL" in results[0].error.message
 
 
-def test_result_is_that_of_a_scan_without_a_limit(tiny: Any, slow: Any, tmp_path: Path) -> None:
+def test_the_result_equals_a_scan_without_a_limit(tiny: Any, slow: Any, tmp_path: Path) -> None:
     options = {"arch": tiny.arch, "input_shape": tiny.input_shape, "detectors": [slow.SlowDetector()], "seed": 3}
     near, far = scan(tiny.path, tiny.data, **options), scan(tiny.path, tiny.data, timeout=120, **options)
     assert (far.verdict, far.data, far.env, far.artifact) == (near.verdict, near.data, near.env, near.artifact)
@@ -162,7 +162,7 @@ class Secretive(Detector):
         return self.evidence(0.0, 1.0, params={})
 
 
-def test_what_cannot_be_sent_is_refused_before_anything_starts(tiny: Any) -> None:
+def test_objects_that_cannot_be_sent_are_errors_before_anything_starts(tiny: Any) -> None:
     class Local(torch.nn.Module):
         pass
 
@@ -173,8 +173,8 @@ def test_what_cannot_be_sent_is_refused_before_anything_starts(tiny: Any) -> Non
 
 
 @pytest.mark.parametrize("how", ["hang", "die"])
-def test_one_that_hangs_or_dies_in_a_stack_takes_nobody_along(tiny: Any, slow: Any, how: str) -> None:
-    """The stack breaks down, then each of its models runs alone: one error, two verdicts."""
+def test_a_model_that_hangs_or_dies_in_a_stack_does_not_affect_the_others(tiny: Any, slow: Any, how: str) -> None:
+    """The stack fails, then each of its models runs alone: one error, two verdicts."""
     files = []
     for index, bias in enumerate((0.1, 0.2, 0.6, 0.3)):
         files.append(tiny.folder / f"model{index}.pth")
@@ -202,7 +202,7 @@ def test_one_that_hangs_or_dies_in_a_stack_takes_nobody_along(tiny: Any, slow: A
         assert (tiny.folder / "attached" / attached.file).stat().st_size == attached.bytes
 
 
-def test_a_stack_that_keeps_its_time_runs_as_one(tiny: Any, slow: Any) -> None:
+def test_a_stack_within_its_time_limit_runs_as_one(tiny: Any, slow: Any) -> None:
     files = []
     for index in range(5):
         files.append(tiny.folder / f"model{index}.pth")

@@ -31,7 +31,7 @@ from ...helpers import siblings
 
 @pytest.fixture(autouse=True)
 def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Trials are kept where no other test and no user's cache is."""
+    """Stores trials apart from other tests and from the user's cache."""
     monkeypatch.setenv("BDPRUNE_CACHE", str(tmp_path / "cache"))
     return tmp_path / "cache" / "tuned.json"
 
@@ -45,7 +45,7 @@ BLOWN = TrainingError("It blew up.", "Do not.")
 class Bias(Analysis[float]):
     """The first bias of a model; records the calls."""
 
-    detector: Together
+    detector: Stackable
 
     def compute(self, case: Case) -> float:
         self.detector.asked.append([score := bias_of(case.model)])
@@ -62,8 +62,8 @@ class Bias(Analysis[float]):
 
 
 @dataclass(eq=False)
-class Together(Detector):
-    """Scores a model by its first bias; records the calls. ``images`` of them would be a step."""
+class Stackable(Detector):
+    """Scores a model by its first bias; records the calls. Its batch size is ``images``."""
 
     asked: list[list[float]] = field(default_factory=list)
     raises: Exception | None = None
@@ -127,7 +127,7 @@ def scores(results: Sequence[Result]) -> list[Any]:
 
 
 def test_stacks_are_filled_in_order_and_the_rest_runs_at_the_end(tiny: Any) -> None:
-    detector = Together()
+    detector = Stackable()
     results = many(tiny, tiny_models(tiny, 0.1, 0.2, 0.6, 0.3, 0.7), [detector])
     assert detector.asked == [[0.1, 0.2, 0.6], [0.3, 0.7]]
     assert scores(results) == [0.1, 0.2, 0.6, 0.3, 0.7]
@@ -136,8 +136,8 @@ def test_stacks_are_filled_in_order_and_the_rest_runs_at_the_end(tiny: Any) -> N
     assert all(Path(one.name).name == f"model{index}.pth" for index, one in enumerate(results))
 
 
-def test_one_at_a_time_is_said_with_1_and_is_what_an_odd_model_gets(tiny: Any) -> None:
-    detector = Together()
+def test_a_stack_of_1_and_an_odd_model_run_one_at_a_time(tiny: Any) -> None:
+    detector = Stackable()
     files = tiny_models(tiny, 0.1, 0.2)
     many(tiny, files, [detector], stack=1)
     assert detector.asked == [[0.1], [0.2]]
@@ -146,10 +146,10 @@ def test_one_at_a_time_is_said_with_1_and_is_what_an_odd_model_gets(tiny: Any) -
     assert detector.asked == [[0.1]]
 
 
-def test_models_of_another_kind_fill_a_stack_of_their_own(tiny: Any) -> None:
+def test_models_of_another_kind_fill_their_own_stack(tiny: Any) -> None:
     files = tiny_models(tiny, 0.1, 0.2, 0.3)
     wide = [widened(tiny, 0.4), widened(tiny, 0.5)]
-    detector = Together()
+    detector = Stackable()
     models = [load(tiny, files[0]), wide[0], load(tiny, files[1]), wide[1], load(tiny, files[2])]
     results = many(tiny, models, [detector], arch=None, input_shape=None)
     assert scores(results) == [0.1, 0.4, 0.2, 0.5, 0.3]
@@ -163,7 +163,7 @@ def load(tiny: Any, path: Path) -> Model:
 
 
 def widened(tiny: Any, bias: float) -> Model:
-    """The tiny network with a filter more, whose weights are 0."""
+    """The tiny network with one more filter, whose weights are 0."""
     network = copy.deepcopy(tiny.module)
     network.conv, network.norm, network.head = torch.nn.Conv2d(3, 9, 1, bias=False), torch.nn.BatchNorm2d(9), None
     network.head = torch.nn.Linear(9, 3)
@@ -176,18 +176,18 @@ def widened(tiny: Any, bias: float) -> Model:
     return Model(network.eval(), "wide", 3, tiny.input_shape)
 
 
-def test_a_file_that_is_no_model_keeps_its_place_and_takes_nobody_along(tiny: Any) -> None:
+def test_a_file_without_a_model_keeps_its_place_and_does_not_affect_the_others(tiny: Any) -> None:
     bad = tiny.folder / "bad.pth"
     bad.write_bytes(b"nonsense")
     first, second = tiny_models(tiny, 0.1, 0.6)
-    detector = Together()
+    detector = Stackable()
     results = many(tiny, [first, bad, second], [detector])
     assert [one.verdict for one in results] == ["clean", "error", "backdoored"]
     assert detector.asked == [[0.1, 0.6]]
 
 
-def test_an_error_of_one_model_is_the_evidence_of_that_model(tiny: Any) -> None:
-    detector = Together(spoiled=0.2)
+def test_an_error_of_one_model_is_recorded_in_its_evidence(tiny: Any) -> None:
+    detector = Stackable(spoiled=0.2)
     results = many(tiny, tiny_models(tiny, 0.1, 0.2, 0.6), [detector])
     assert [one.verdict for one in results] == ["clean", "inconclusive", "backdoored"]
     assert results[1].detectors[0].error == "It blew up. Do not."
@@ -195,9 +195,9 @@ def test_an_error_of_one_model_is_the_evidence_of_that_model(tiny: Any) -> None:
 
 
 @pytest.mark.parametrize(
-    "detector", [Together(raises=RuntimeError("out of memory")), Together(short=True)], ids=["raises", "short"]
+    "detector", [Stackable(raises=RuntimeError("out of memory")), Stackable(short=True)], ids=["raises", "short"]
 )
-def test_a_stack_that_breaks_down_is_scanned_one_by_one(tiny: Any, detector: Together) -> None:
+def test_a_stack_that_fails_is_scanned_one_by_one(tiny: Any, detector: Stackable) -> None:
     detector.asked.clear()
     detector.spoiled = 0.2
     results = many(tiny, tiny_models(tiny, 0.1, 0.2, 0.6), [detector])
@@ -206,14 +206,14 @@ def test_a_stack_that_breaks_down_is_scanned_one_by_one(tiny: Any, detector: Tog
     assert not any("stack" in one.detectors[0].details for one in results)
 
 
-def test_a_bug_that_one_model_hits_is_the_result_of_this_model(tiny: Any) -> None:
-    results = many(tiny, tiny_models(tiny, 0.1, 0.2, 0.6), [Together(), Alone(spoiled=0.2)])
+def test_a_bug_on_one_model_is_recorded_in_its_result(tiny: Any) -> None:
+    results = many(tiny, tiny_models(tiny, 0.1, 0.2, 0.6), [Stackable(), Alone(spoiled=0.2)])
     assert [one.verdict for one in results] == ["clean", "inconclusive", "backdoored"]
     assert "division by zero" in results[1].detectors[1].error and not results[0].detectors[1].error
     assert [one.detector for one in results[0].detectors] == [LEADER, "x.alone"]
 
 
-def test_layers_that_do_not_add_up_to_the_network_are_scanned_one_by_one(tiny: Any) -> None:
+def test_a_network_that_differs_from_its_layers_is_scanned_alone(tiny: Any) -> None:
     class Louder(type(tiny.module)):  # type: ignore[misc]
         def forward(self, images: torch.Tensor) -> torch.Tensor:
             return super().forward(images) * self.loud
@@ -224,15 +224,15 @@ def test_layers_that_do_not_add_up_to_the_network_are_scanned_one_by_one(tiny: A
         network.load_state_dict(tiny.module.state_dict())
         network.loud = loud
         models.append(Model(network, "louder", 3, tiny.input_shape))
-    detector = Together(images=20)
+    detector = Stackable(images=20)
     many(tiny, models, [detector], arch=None, input_shape=None)
     assert detector.asked == [[0.0], [0.0]]
 
 
-def test_an_option_that_one_model_lacks_stops_no_other(tiny: Any) -> None:
+def test_an_option_that_one_model_lacks_does_not_stop_the_others(tiny: Any) -> None:
     first, second = (load(tiny, file) for file in tiny_models(tiny, 0.1, 0.6))
     odd = torch.nn.Conv2d(3, 3, 1)  # a module without an input shape
-    settings: dict[str, Any] = {"arch": tiny.arch, "detectors": [Together()], "stack": 3}
+    settings: dict[str, Any] = {"arch": tiny.arch, "detectors": [Stackable()], "stack": 3}
     results = list(scan_many([first, odd, second], tiny.data, **settings))
     assert [one.verdict for one in results] == ["clean", "error", "backdoored"]
     assert results[1].error and "needs an input shape" in results[1].error.message
@@ -240,7 +240,7 @@ def test_an_option_that_one_model_lacks_stops_no_other(tiny: Any) -> None:
 
 def test_a_model_that_waits_too_long_is_scanned_in_a_smaller_stack(tiny: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(stacks, "_READ_AHEAD", 1)
-    detector = Together()
+    detector = Stackable()
     models = [load(tiny, file) for file in tiny_models(tiny, 0.1, 0.2, 0.3, 0.4)]
     stream = scan_many([widened(tiny, 0.5), *models], tiny.data, detectors=[detector], stack=3)
     assert next(stream).detectors[0].score == 0.5
@@ -248,8 +248,8 @@ def test_a_model_that_waits_too_long_is_scanned_in_a_smaller_stack(tiny: Any, mo
     assert [one.detectors[0].score for one in stream] == [0.1, 0.2, 0.3, 0.4]
 
 
-def test_memory_bounds_what_runs_and_what_waits(tiny: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    detector = Together(images=30)
+def test_memory_limits_running_and_waiting_models(tiny: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    detector = Stackable(images=30)
     files = tiny_models(tiny, 0.1, 0.2, 0.3, 0.4)
     two = 2 * 2 * footprint(load(tiny, files[0]), 30)
     many(tiny, files, [detector], stack=StackOptions(9, two))
@@ -259,12 +259,12 @@ def test_memory_bounds_what_runs_and_what_waits(tiny: Any, monkeypatch: pytest.M
     assert detector.asked == [[0.1], [0.2], [0.3], [0.4]]
     detector.asked.clear()
     monkeypatch.setattr(stacks, "footprint", lambda model, batch: 1)
-    room = 2 * int(2.5 * weight_bytes(load(tiny, files[0])))
-    many(tiny, files, [detector], stack=StackOptions(9, room))
+    budget = 2 * int(2.5 * weight_bytes(load(tiny, files[0])))
+    many(tiny, files, [detector], stack=StackOptions(9, budget))
     assert detector.asked == [[0.1, 0.2, 0.3], [0.4]]
 
 
-def test_a_footprint_grows_with_the_batch_and_covers_what_a_step_keeps(bright: Any) -> None:
+def test_the_memory_estimate_grows_with_the_batch_and_covers_the_kept_maps(bright: Any) -> None:
     none, small, large = (footprint(bright.model, batch) for batch in (0, 10, 20))
     weights = weight_bytes(bright.model)
     assert none == 2 * weights and small > 8 * weights
@@ -273,7 +273,7 @@ def test_a_footprint_grows_with_the_batch_and_covers_what_a_step_keeps(bright: A
 
 
 @pytest.mark.parametrize(("winner", "asked"), [("stack", [[0.1, 0.2]]), ("loop", [[0.1], [0.2]])])
-def test_auto_goes_by_a_trial_and_waits_for_nothing_where_the_loop_wins(
+def test_auto_follows_a_trial_and_does_not_wait_if_the_loop_is_faster(
     tiny: Any, monkeypatch: pytest.MonkeyPatch, winner: str, asked: list[list[float]]
 ) -> None:
     tried: list[tuple[int, int]] = []
@@ -283,7 +283,7 @@ def test_auto_goes_by_a_trial_and_waits_for_nothing_where_the_loop_wins(
         return Choice("stack", winner, "cpu", "forced")
 
     monkeypatch.setattr(stacks, "stack_or_loop", choose)
-    detector = Together(images=20)
+    detector = Stackable(images=20)
     seen: list[float | None] = []
     files = tiny_models(tiny, 0.1, 0.2)
 
@@ -296,18 +296,18 @@ def test_auto_goes_by_a_trial_and_waits_for_nothing_where_the_loop_wins(
     assert [one.detectors[0].score for one in stream] == [0.1, 0.2]
     assert detector.asked == asked
     assert tried == ([(2, 20), (2, 20)] if winner == "stack" else [(2, 20)])
-    assert seen == ([None, None] if winner == "stack" else [0.1, 0.2]), "where the loop wins nothing is read ahead"
+    assert seen == ([None, None] if winner == "stack" else [0.1, 0.2]), "if the loop is faster, nothing is read ahead"
 
 
-def test_auto_without_steps_to_try_takes_one_after_another_on_a_cpu(tiny: Any) -> None:
-    detector = Together()
+def test_auto_without_a_trial_scans_one_after_another_on_a_cpu(tiny: Any) -> None:
+    detector = Stackable()
     many(tiny, tiny_models(tiny, 0.1, 0.2), [detector], stack="auto")
     assert detector.asked == [[0.1], [0.2]]
 
 
 def test_progress_shows_stacks(tiny: Any) -> None:
     stages: list[str] = []
-    many(tiny, tiny_models(tiny, 0.1, 0.2), [Together(), Alone()], progress=stages.append)
+    many(tiny, tiny_models(tiny, 0.1, 0.2), [Stackable(), Alone()], progress=stages.append)
     opened, alone = ["loading", "checking the clean data"], ["running detector x.alone (2 of 2)"] * 2
     assert stages == [*opened, *opened, f"running detector {LEADER} on 2 models", *alone]
 
@@ -321,19 +321,19 @@ def test_progress_shows_stacks(tiny: Any) -> None:
         ({"stack": 2, "timeout": 0}, "timeout of 0 seconds"),
     ],
 )
-def test_stacks_that_cannot_be_are_refused_before_anything_is_read(
+def test_invalid_stack_options_are_errors_before_anything_is_read(
     tiny: Any, options: dict[str, Any], words: str
 ) -> None:
     with pytest.raises(OptionError, match=words):
         scan_many([tiny.path], tiny.data, **options)
 
 
-def test_stacks_in_no_memory_are_refused() -> None:
+def test_stacks_without_memory_are_an_error() -> None:
     with pytest.raises(OptionError, match="at least 1 byte of memory, not 0"):
         StackOptions(memory=0)
 
 
-def test_real_detectors_see_in_a_stack_what_they_see_alone(
+def test_real_detectors_give_the_same_evidence_in_a_stack(
     bright: Any, device: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
@@ -342,10 +342,10 @@ def test_real_detectors_see_in_a_stack_what_they_see_alone(
     detectors = [UnlearningDetector(unlearning, seed=3), LipschitzDetector()]
     assert all(one.takes_stacks() for one in detectors)
     models = siblings(bright.model, 4, scale=0.02)
-    together = list(scan_many(models, bright.data, detectors=detectors, stack=4, seed=3, device=device))
+    stacked = list(scan_many(models, bright.data, detectors=detectors, stack=4, seed=3, device=device))
     again = list(scan_many(models, bright.data, detectors=detectors, stack=4, seed=3, device=device))
-    assert [without_times(one) for one in together] == [without_times(one) for one in again]
-    for model, mine in zip(models, together, strict=True):
+    assert [without_times(one) for one in stacked] == [without_times(one) for one in again]
+    for model, mine in zip(models, stacked, strict=True):
         alone = scan(model, bright.data, detectors=detectors, seed=3, device=device)
         assert (mine.verdict, mine.target_label) == (alone.verdict, alone.target_label)
         for ours, theirs in zip(mine.detectors, alone.detectors, strict=True):
@@ -356,7 +356,7 @@ def test_real_detectors_see_in_a_stack_what_they_see_alone(
                 theirs.target_label,
                 theirs.params,
             )
-    lengths = {len(one.detectors[0].details["trajectory"]) for one in together}
+    lengths = {len(one.detectors[0].details["trajectory"]) for one in stacked}
     assert len(lengths) > 1, "the models should stop at different steps"
 
 

@@ -49,14 +49,14 @@ def words(reader: Reader) -> str:
     return " ".join(" ".join(reader.text).split())
 
 
-def test_verdict_comes_before_everything_else_about_the_model(backdoored: Result) -> None:
+def test_the_verdict_comes_before_everything_else_about_the_model(backdoored: Result) -> None:
     text = words(read(backdoored))
     parts = ("backdoored", "leads to label 8 (ship)", "0.99", "Evidence", "Model, data and environment")
     order = [text.index(part) for part in parts]
     assert order == sorted(order)
 
 
-def test_page_stands_alone_and_runs_nothing(everything: list[Document]) -> None:
+def test_the_page_needs_no_other_files_and_runs_no_scripts(everything: list[Document]) -> None:
     reader = read(*everything)
     names = {tag for tag, _ in reader.tags}
     assert not names & {"script", "link", "img", "iframe", "object", "embed", "form", "base"}
@@ -113,7 +113,7 @@ def test_charts_are_well_formed_titled_and_inside_their_frame(everything: list[D
             assert float(shape.get("height", "-1")) > 0 and float(shape.get("y", "-1")) >= 0
 
 
-def test_fleet_table_links_to_every_model(backdoored: Result, clean: Result, failed: Result) -> None:
+def test_the_table_of_models_links_to_every_model(backdoored: Result, clean: Result, failed: Result) -> None:
     reader = read(backdoored, clean, failed)
     targets = {attrs["href"] for tag, attrs in reader.tags if tag == "a"}
     ids = {f"#{attrs['id']}" for _, attrs in reader.tags if "id" in attrs}
@@ -121,24 +121,24 @@ def test_fleet_table_links_to_every_model(backdoored: Result, clean: Result, fai
     assert "3 models: 1 backdoored, 1 error, 1 clean" in words(reader)
 
 
-def test_one_model_has_no_fleet_table(clean: Result) -> None:
+def test_one_model_has_no_table_of_models(clean: Result) -> None:
     assert "fleet" not in {attrs.get("id") for _, attrs in read(clean).tags}
 
 
-def test_error_shows_message_and_hint_and_no_evidence(failed: Result) -> None:
+def test_an_error_shows_message_and_hint_and_no_evidence(failed: Result) -> None:
     text = words(read(failed))
     assert "The archive is cut off." in text and "Download it again." in text
     assert "Evidence" not in text
 
 
-def test_repair_shows_before_and_after(repaired: PurifyResult) -> None:
+def test_a_repair_shows_before_and_after(repaired: PurifyResult) -> None:
     text = words(read(repaired))
     assert "93.0 % 92.0 %" in text and "2400 2359" in text and "chosen: 0.35" in text
     unchanged = words(read(msgspec.structs.replace(repaired, change="nothing", pruned={}, filters_pruned=0)))
     assert "not safer than before" in unchanged and "not safer" not in text
 
 
-def test_repair_that_only_retrained_has_no_filters_and_no_threshold(retrained: PurifyResult) -> None:
+def test_a_repair_that_only_retrained_has_no_filters_and_no_threshold(retrained: PurifyResult) -> None:
     text = words(read(retrained))
     assert text.index("repaired") < text.index("x.fine_tuning retrained the weights.") and "unchanged" not in text
     assert "Change retrained after the last of 10 epochs" in text and "Steps: fine tune 30.0 s." in text
@@ -168,7 +168,7 @@ def test_skipped_files_are_a_table(clean: Result, coverage: CoverageResult) -> N
     assert writer("html").render([clean, coverage]) == html_page([clean, coverage])
 
 
-def test_table_on_top_comes_first_and_is_escaped(clean: Result) -> None:
+def test_a_table_on_top_comes_first_and_is_escaped(clean: Result) -> None:
     top = Table("Outcome <b>", ("model", "verdict"), [("a<i>", "clean")], "How <u>it</u> was measured.")
     page = html_page([clean], top=top)
     assert "<i>" not in page and "<u>" not in page and "Outcome &lt;b&gt;" in page

@@ -56,8 +56,8 @@ def test_the_page_needs_no_horizontal_scrolling(chromium: Chromium, report: Path
     assert chromium.value("document.documentElement.scrollWidth") <= width
 
 
-def test_a_script_in_the_report_is_a_problem(chromium: Chromium, report: Path) -> None:
-    """The policy of the page blocks scripts, and this test sees that: the tests above can fail."""
+def test_a_script_in_the_report_is_blocked_and_reported(chromium: Chromium, report: Path) -> None:
+    """The policy of the page blocks scripts. The problem that this reports shows that the tests above can fail."""
     report.write_text(report.read_text().replace("</body>", "<script>document.title = 'ran'</script></body>"))
     chromium.problems.clear()
     chromium.open(report, "light")

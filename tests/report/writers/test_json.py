@@ -20,6 +20,6 @@ def test_many_are_an_array_of_one_line_each(
     assert len(text.splitlines()) == 5
 
 
-def test_one_or_none_are_an_array_where_there_could_have_been_several(backdoored: Result) -> None:
+def test_one_or_no_document_is_an_array_if_several_were_possible(backdoored: Result) -> None:
     assert [one["kind"] for one in json.loads(writer("json").render([backdoored], Style(as_array=True)))] == ["scan"]
     assert json.loads(writer("json").render([], Style(as_array=True))) == []

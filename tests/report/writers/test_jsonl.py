@@ -12,7 +12,7 @@ def test_a_document_is_one_line(backdoored: Result) -> None:
     assert Result.from_json(line) == backdoored
 
 
-def test_texts_of_single_documents_are_the_text_of_all(
+def test_texts_of_single_documents_add_up_to_the_text_of_all(
     backdoored: Result, clean: Result, coverage: CoverageResult
 ) -> None:
     jsonl = writer("jsonl")

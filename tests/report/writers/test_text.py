@@ -12,7 +12,7 @@ def text_of(*documents: Document | CoverageResult, colour: bool = False) -> str:
     return writer("text").render(documents, Style(colour=colour))
 
 
-def test_scan_says_verdict_label_evidence_and_findings(backdoored: Result) -> None:
+def test_a_scan_shows_verdict_label_evidence_and_findings(backdoored: Result) -> None:
     lines = text_of(backdoored).splitlines()
     assert lines[0] == "BACKDOORED  models/badnets.pth"
     assert lines[1].strip() == "This network carries a backdoor that leads to label 8 (ship)."
@@ -33,12 +33,12 @@ def test_error_is_short(failed: Result) -> None:
     assert text == "ERROR  models/broken.pth\n  The archive is cut off.\n  Download it again.\n"
 
 
-def test_inconclusive_says_that_there_is_no_data(inconclusive: Result) -> None:
+def test_an_inconclusive_result_reports_the_lack_of_data(inconclusive: Result) -> None:
     text = text_of(inconclusive)
     assert "  data    none" in text and "BD000 medium: No clean data was given." in text
 
 
-def test_fleet_puts_the_worst_first_and_counts(backdoored: Result, clean: Result, failed: Result) -> None:
+def test_several_models_are_counted_and_the_worst_come_first(backdoored: Result, clean: Result, failed: Result) -> None:
     text = text_of(clean, failed, backdoored)
     lines = text[text.index("  verdict") :].splitlines()
     assert [line.split()[0] for line in lines[1:4]] == ["backdoored", "error", "clean"]
@@ -64,14 +64,16 @@ def test_skipped_files_come_last(clean: Result, coverage: CoverageResult) -> Non
     assert text_of(coverage).startswith("0 models: nothing scanned\n")
 
 
-def test_colour_only_when_asked(backdoored: Result, clean: Result, repaired: PurifyResult, scored: ScoreResult) -> None:
+def test_colour_is_used_only_on_request(
+    backdoored: Result, clean: Result, repaired: PurifyResult, scored: ScoreResult
+) -> None:
     for documents in ([backdoored], [backdoored, clean], [repaired], [scored]):
         assert "\x1b" not in text_of(*documents)
         assert "\x1b" in text_of(*documents, colour=True)
     assert text_of(backdoored, clean, colour=True).count("\x1b[1;31m") == 2
 
 
-def test_evidence_says_what_it_adds_once(backdoored: Result, clean: Result) -> None:
+def test_texts_of_evidence_are_shown_once(backdoored: Result, clean: Result) -> None:
     first, second = clean.detectors
     odd = msgspec.structs.replace(second, score=None, error="The loss is not finite.", p_value=0.04)
     lines = text_of(msgspec.structs.replace(clean, detectors=(first, odd))).splitlines()
@@ -89,7 +91,7 @@ def test_attachments_in_files_are_listed(clean: Result, retrained: PurifyResult)
     assert "attached" not in text_of(retrained)
 
 
-def test_repair_says_before_after_and_where(repaired: PurifyResult) -> None:
+def test_a_repair_shows_before_after_and_the_file(repaired: PurifyResult) -> None:
     lines = text_of(repaired).splitlines()
     assert lines[0] == "REPAIRED  models/badnets.pth"
     assert {
@@ -106,7 +108,7 @@ def test_repair_says_before_after_and_where(repaired: PurifyResult) -> None:
     assert text_of(msgspec.structs.replace(repaired, left=("ema: not chosen",))).startswith("PARTLY REPAIRED")
 
 
-def test_repair_that_only_retrained_has_no_filters_and_no_threshold(retrained: PurifyResult) -> None:
+def test_a_repair_that_only_retrained_has_no_filters_and_no_threshold(retrained: PurifyResult) -> None:
     text = text_of(retrained)
     assert text.startswith("REPAIRED") and "  change          retrained the weights\n" in text
     assert "filter" not in text and "threshold" not in text and "prune" not in text
