@@ -27,12 +27,12 @@ MISTAKES: dict[str, Callable[[Tensor], object]] = {
 
 
 @pytest.mark.parametrize("name", MISTAKES)
-def test_what_mixes_places_is_an_error(name: str, gpu: torch.device) -> None:
+def test_mixing_devices_is_an_error(name: str, gpu: torch.device) -> None:
     with pytest.raises((RuntimeError, TypeError), match=r"device"):
         MISTAKES[name](torch.ones(2, 3, device=gpu))
 
 
-def test_what_a_gpu_allows_is_allowed(gpu: torch.device) -> None:
+def test_operations_that_a_gpu_allows_are_allowed(gpu: torch.device) -> None:
     x = torch.arange(6.0).view(2, 3).to(gpu)
     assert (x * torch.tensor(2.0)).sum().item() == 30
     assert torch.equal(x[torch.tensor([1])].cpu(), torch.tensor([[3.0, 4.0, 5.0]]))
@@ -40,7 +40,7 @@ def test_what_a_gpu_allows_is_allowed(gpu: torch.device) -> None:
     assert x.cpu().copy_(x).tolist() == [[0, 7, 2], [3, 4, 5]]
 
 
-def test_a_step_there_is_a_step_here(gpu: torch.device) -> None:
+def test_a_step_on_the_device_equals_a_step_on_the_cpu(gpu: torch.device) -> None:
     torch.manual_seed(0)
     images, labels = torch.rand(8, 3, 8, 8), torch.arange(8) % 2
     layers = [nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 2)]
@@ -58,7 +58,7 @@ def test_a_step_there_is_a_step_here(gpu: torch.device) -> None:
         assert torch.allclose(one, two.cpu(), atol=1e-3)
 
 
-def test_autocast_is_that_of_a_gpu(gpu: torch.device) -> None:
+def test_autocast_casts_as_on_a_gpu(gpu: torch.device) -> None:
     x = torch.ones(2, 3, device=gpu)
     with torch.autocast(gpu.type, torch.bfloat16):
         y = functional.linear(x, torch.ones(2, 3, device=gpu))

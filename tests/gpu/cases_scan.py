@@ -28,7 +28,7 @@ pytestmark = pytest.mark.usefixtures("gpu", "bfloat16")  # before anything is tr
 
 @pytest.fixture
 def place(gpu: torch.device, monkeypatch: pytest.MonkeyPatch) -> str:
-    """Its name, which scans take for one of theirs."""
+    """The name of the device, which scans accept."""
     for module in (intake, pipeline, stacks):
         monkeypatch.setattr(module, "parse_device", torch.device)
     return str(gpu)
@@ -36,13 +36,13 @@ def place(gpu: torch.device, monkeypatch: pytest.MonkeyPatch) -> str:
 
 @pytest.mark.parametrize("stack", [1, 2])
 @pytest.mark.parametrize("precision", [None, *PRECISIONS])
-def test_every_detector_sees_something(place: str, bright: Any, precision: Any, stack: int) -> None:
+def test_every_detector_gives_evidence(place: str, bright: Any, precision: Any, stack: int) -> None:
     results = list(scan_many(siblings(bright.model, 2), bright.data, device=place, stack=stack, precision=precision))
     for result in results:
         assert result.error is None and result.env.device.startswith(place)
         assert len(result.detectors) == len(registry.names("detector"))
         assert not any(one.error for one in result.detectors)
-        stacked = {one.detector: one.details.get("stack", 1) for one in result.detectors}  # a breakdown would be a loop
+        stacked = {one.detector: one.details.get("stack", 1) for one in result.detectors}  # a failure would be a loop
         assert stacked["bdprune.unlearning"] == stacked["bdprune.lipschitz"] == stack
 
 
@@ -58,7 +58,7 @@ def test_every_repair_is_written(place: str, bright: Any, method: str, plain: bo
 
 
 @pytest.mark.parametrize("per_image", [True, False])
-def test_every_factor_is_that_of_the_cpu(place: str, bright: Any, per_image: bool) -> None:
+def test_every_factor_equals_the_one_on_the_cpu(place: str, bright: Any, per_image: bool) -> None:
     score, model = Suspiciousness(saliency=1, per_image=per_image), bright.model
     here, there = (score(one, bright.data) for one in (model, model.with_network(model.clone().network.to(place))))
     assert here.keys() == there.keys()

@@ -33,7 +33,7 @@ SETTINGS = dict.fromkeys(ATTACKS, "target = 1") | {
 
 
 def models(kind: str) -> str:
-    """A model "one" of that kind, quick to make, beside those that it may start from."""
+    """A model "one" of that kind, quick to make, and the models that it may start from."""
     source = {None: "", "clean": 'source = "clean"', "backdoored": 'source = "bad"'}[ATTACKS[kind].needs_source]
     attack = f'attack = {{kind = "{kind}", rate = 0.25, {SETTINGS[kind]}}}'
     return f'{SOURCES}[[models]]\nname = "one"\nseed = 3\n{source}\n{attack}\n'
@@ -44,7 +44,7 @@ class Killed(Exception):
 
 
 @pytest.mark.parametrize("kind", ATTACKS)
-def test_broken_off_and_taken_up_on_a_gpu_it_is_the_same_model(
+def test_an_interrupted_training_resumes_on_a_gpu_to_the_same_model(
     kind: str,
     gpu: torch.device,
     write: Callable[..., Path],
@@ -72,10 +72,10 @@ def test_broken_off_and_taken_up_on_a_gpu_it_is_the_same_model(
         assert (out / file).read_bytes() == (home / file).read_bytes()
 
 
-def test_network_and_trigger_run_there(
+def test_network_and_trigger_run_on_the_device(
     gpu: torch.device, write: Write, tiny_data: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """In training and in the measurement: neither takes minutes on the host's few threads."""
+    """In training and in measurements, which would take minutes on the few threads of the host."""
     from bdprune.attacks.generators import Change
     from bdprune.model.architectures.resnet import ResNet
 

@@ -26,12 +26,12 @@ def gpu() -> torch.device:
 
 @pytest.fixture
 def bfloat16(gpu: torch.device, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The device that stands for a GPU computes in it as one does."""
+    """The stand-in device computes in bfloat16 like a GPU."""
     if gpu.type != "cuda":
         monkeypatch.setattr(precision, "computes_bfloat16", lambda device: True)
 
 
 @pytest.fixture(autouse=True)
 def trials(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """Discards the results of trials."""
+    """Stores trials in a temporary folder."""
     monkeypatch.setenv("BDPRUNE_CACHE", str(tmp_path / "cache"))

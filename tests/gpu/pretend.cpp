@@ -1,5 +1,5 @@
-// A stand-in for a GPU with the memory and the kernels of the CPU. It rejects the same operations as a GPU: tensors on
-// both devices in one operation, and random numbers for it from a generator of the CPU.
+// A stand-in for a GPU with the memory and the kernels of the CPU. It rejects the same operations as a GPU: tensors of
+// both devices in one operation, and random numbers on the device from a generator of the CPU.
 
 #include <torch/library.h>
 
@@ -20,7 +20,7 @@ namespace {
 constexpr auto kPretend = c10::DeviceType::PrivateUse1;
 const c10::Device kDevice(kPretend, 0);
 
-// One device with one stream, on which everything is done at once.
+// One device with one stream, which runs everything immediately.
 struct Guard : c10::impl::NoOpDeviceGuardImpl<kPretend> {
   c10::Stream stream() const { return c10::Stream(c10::Stream::DEFAULT, kDevice); }
   c10::Device exchangeDevice(c10::Device) const override { return kDevice; }
@@ -71,7 +71,7 @@ at::Tensor laid_over(const at::Tensor& shape, c10::Storage storage, c10::Dispatc
 
 // The arguments of one call: the tensors on the device, and their counterparts on the CPU.
 struct Call {
-  std::vector<std::pair<at::Tensor, at::Tensor>> known;  // theirs, ours
+  std::vector<std::pair<at::Tensor, at::Tensor>> known;  // on the device, on the CPU
   std::vector<std::pair<c10::Storage, c10::Storage>> storages;
 
   at::Tensor on_cpu(const at::Tensor& theirs) {
@@ -102,7 +102,7 @@ struct Call {
     return laid_over(ours, fresh, c10::DispatchKey::PrivateUse1);
   }
 
-  // What the call resized or gave other memory.
+  // Tensors that the call resized or gave other memory.
   void write_back() {
     for (auto& [theirs, ours] : known) {
       auto* impl = theirs.unsafeGetTensorImpl();
@@ -247,7 +247,7 @@ TORCH_LIBRARY_IMPL(_, PrivateUse1, library) {
 
 TORCH_LIBRARY_IMPL(_, AutocastPrivateUse1, library) { library.fallback(torch::CppFunction::makeFallthrough()); }
 
-// What CUDA's autocast does, by the same lists.
+// The same as CUDA's autocast, with the same lists.
 namespace at::autocast {
 #define LOWER(...) KERNEL_PRIVATEUSEONE(__VA_ARGS__, lower_precision_fp)
 #define FLOAT32(...) KERNEL_PRIVATEUSEONE(__VA_ARGS__, fp32)

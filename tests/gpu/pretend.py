@@ -14,12 +14,12 @@ from torch.utils import cpp_extension
 NAME = "pretend"
 SOURCE = Path(__file__).with_suffix(".cpp")
 BUILDS = Path(__file__).resolve().parents[2] / "build" / NAME
-FLAGS = ["-O0", "-g0"]  # its own code does nothing that takes time
+FLAGS = ["-O0", "-g0"]  # its own code takes no noticeable time
 
 
 @functools.cache
 def pretend_device() -> torch.device:
-    """The device, registered for the rest of this process; it is built once for every torch and source."""
+    """The device, registered for the rest of this process; it is built once per version of torch and of the source."""
     folder = BUILDS / hashlib.sha256(torch.__version__.encode() + SOURCE.read_bytes()).hexdigest()[:16]
     folder.mkdir(parents=True, exist_ok=True)
     name = f"bdprune_{NAME}"

@@ -23,7 +23,7 @@ def test_pruned_filters_stay_pruned(bright: Any, mode: PruneMode) -> None:
         assert not tuned.network.get_parameter("3.weight")[0].any()
 
 
-def test_repairs_accuracy_and_leaves_its_input_alone(bright: Any) -> None:
+def test_fine_tuning_restores_accuracy_and_leaves_its_input_unchanged(bright: Any) -> None:
     most = {"3": list(range(10))}
     damaged = prune(bright.model, most, "zero_gamma_beta")
     before = damaged.network.get_parameter("0.weight").clone()
@@ -34,7 +34,7 @@ def test_repairs_accuracy_and_leaves_its_input_alone(bright: Any) -> None:
     assert not tuned.network.training
 
 
-def test_few_images_leave_running_statistics_alone(bright: Any) -> None:
+def test_few_images_leave_running_statistics_unchanged(bright: Any) -> None:
     few = bright.data.subset(torch.arange(30))
     kept = fine_tune(bright.model, few, SETTINGS, {}, "zero_gamma")
     moved = fine_tune(bright.model, few, replace(SETTINGS, small_data=0), {}, "zero_gamma")

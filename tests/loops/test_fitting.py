@@ -44,7 +44,7 @@ def same(one: nn.Module, two: nn.Module) -> bool:
     )
 
 
-def test_learns_and_ends_in_eval_mode() -> None:
+def test_training_learns_the_task_and_ends_in_eval_mode() -> None:
     images, labels = stripes()
     net = network()
     seen: list[tuple[int, int, float]] = []
@@ -56,7 +56,7 @@ def test_learns_and_ends_in_eval_mode() -> None:
     assert all(parameter.grad is None for parameter in net.parameters())
 
 
-def test_same_seed_same_weights_other_seed_others() -> None:
+def test_the_weights_depend_on_the_seed() -> None:
     images, labels = stripes(64)
     nets = [network() for _ in range(3)]
     for net, seed in zip(nets, (1, 1, 2), strict=True):
@@ -66,7 +66,9 @@ def test_same_seed_same_weights_other_seed_others() -> None:
 
 
 @pytest.mark.parametrize(("bf16", "hardware"), [(False, True), (True, True), (True, False)])
-def test_plain_training_is_this_loop_bit_for_bit(bf16: bool, hardware: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_plain_training_equals_this_loop_bit_for_bit(
+    bf16: bool, hardware: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The weights of existing zoos depend on the order of its random draws and operations."""
     monkeypatch.setattr(precision, "computes_bfloat16", lambda device: hardware)
     images, labels = stripes(72)
@@ -162,7 +164,7 @@ class Steps(list[int]):
 
 
 @pytest.mark.parametrize("policy", ["one-cycle", "steps"])
-def test_killed_after_any_step_it_ends_with_the_same_weights(tmp_path: Path, policy: Any) -> None:
+def test_a_training_killed_after_any_step_resumes_to_the_same_weights(tmp_path: Path, policy: Any) -> None:
     data = stripes(52)
     schedule = Schedule(epochs=2, batch_size=16, peak_lr=0.1, bf16=False, policy=policy, milestones=(1,))
     expected = network(dropout=0.5)
@@ -178,7 +180,7 @@ def test_killed_after_any_step_it_ends_with_the_same_weights(tmp_path: Path, pol
         assert same(resumed, expected), step
 
 
-def test_killed_again_and_again_it_ends_with_the_same_weights(tmp_path: Path) -> None:
+def test_a_training_killed_repeatedly_resumes_to_the_same_weights(tmp_path: Path) -> None:
     data, path = stripes(48), tmp_path / "c"
     schedule = Schedule(epochs=3, batch_size=16, peak_lr=0.1, bf16=False)
     expected = network()
@@ -193,7 +195,7 @@ def test_killed_again_and_again_it_ends_with_the_same_weights(tmp_path: Path) ->
     assert same(finished, expected) and not seen and not finished.training
 
 
-def test_a_checkpoint_of_another_training_is_left_alone(tmp_path: Path) -> None:
+def test_a_checkpoint_of_another_training_is_ignored_and_kept(tmp_path: Path) -> None:
     images, labels = stripes(48)
     schedule = Schedule(epochs=1, batch_size=16, bf16=False)
     fit(network(), RawImages(images, labels), schedule, 1, checkpoint=Checkpoint(tmp_path / "c", "r"))
@@ -211,7 +213,7 @@ def test_a_checkpoint_of_another_training_is_left_alone(tmp_path: Path) -> None:
         assert len(said) == 1 and "other settings" in said[0]
 
 
-def test_global_randomness_is_left_alone_and_not_used() -> None:
+def test_the_global_random_state_is_neither_used_nor_changed() -> None:
     images, labels = stripes(32)
     nets = []
     for seed in (1, 2):
@@ -240,7 +242,7 @@ def test_cudnn_stays_on_and_gives_the_same_bits(monkeypatch: pytest.MonkeyPatch)
     assert [getattr(cudnn, name) for name in names] == before == [True, False, True, False]
 
 
-def test_what_cannot_be_trained_is_named() -> None:
+def test_untrainable_networks_and_data_are_errors() -> None:
     images, labels = stripes(8)
     with pytest.raises(OptionError, match="8 images are less than one step of 16"):
         fit(network(), RawImages(images, labels), Schedule(epochs=1, batch_size=16), 0)
@@ -263,14 +265,14 @@ def test_what_cannot_be_trained_is_named() -> None:
         ("decay", [-0.1, math.nan]),
     ],
 )
-def test_no_schedule_of_numbers_that_cannot_be_trained_with(name: str, values: list[float]) -> None:
+def test_invalid_schedules_are_errors(name: str, values: list[float]) -> None:
     for value in values:
         with pytest.raises(OptionError, match=f"schedule's {name} is out of range: {value}"):
             Schedule(**{name: value})  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("batch_size", [64, 32, 16, 8])
-def test_a_cycle_may_be_of_any_number_of_steps(batch_size: int) -> None:
+def test_a_cycle_may_have_any_number_of_steps(batch_size: int) -> None:
     """1, 2, 4 and 8 steps, of which a quarter rise: one step of four."""
     images, labels = stripes(64)
     seen: list[int] = []
@@ -279,7 +281,7 @@ def test_a_cycle_may_be_of_any_number_of_steps(batch_size: int) -> None:
     assert seen == list(range(1, 64 // batch_size + 1))
 
 
-def test_runs_on_every_device(device: str) -> None:
+def test_training_runs_on_every_device(device: str) -> None:
     images, labels = stripes()
     net = network().to(device)
     fit(net, RawImages(images, labels), Schedule(epochs=4, batch_size=32), 0)

@@ -50,7 +50,7 @@ class Counted(Program):
         return super().run(images, start, keep)
 
 
-def held_to_plain(model: Model, steps: list[dict[str, list[int]]], mode: PruneMode, cache_bytes: int) -> bool:
+def assert_plain(model: Model, steps: list[dict[str, list[int]]], mode: PruneMode, cache_bytes: int) -> bool:
     sets = [images(20), images(7, seed=1)]
     predictions = PrunedPredictions(model, sets, steps, mode, cache_bytes)
     before = {name: value.clone() for name, value in model.network.state_dict().items()}
@@ -63,30 +63,30 @@ def held_to_plain(model: Model, steps: list[dict[str, list[int]]], mode: PruneMo
 
 
 @pytest.mark.parametrize("mode", MODES)
-def test_same_predictions_as_plain_pruning(mode: PruneMode) -> None:
+def test_predictions_equal_plain_pruning(mode: PruneMode) -> None:
     model = network("resnet18_cifar", width=4)
     steps = prunings(model, [18, 12, 16, 3, 19, 7])
-    assert held_to_plain(model, steps, mode, 1 << 30)
-    assert held_to_plain(model, steps, mode, 300_000)
-    assert held_to_plain(model, steps, mode, 0)
+    assert assert_plain(model, steps, mode, 1 << 30)
+    assert assert_plain(model, steps, mode, 300_000)
+    assert assert_plain(model, steps, mode, 0)
 
 
 @pytest.mark.parametrize(
     ("arch", "width"), [("preact_resnet18", 4), ("mobilenet_v2_cifar", 4), ("densenet121_cifar", 4)]
 )
-def test_other_networks(arch: str, width: int) -> None:
+def test_predictions_equal_plain_pruning_on_other_networks(arch: str, width: int) -> None:
     model = network(arch, width=width)
     last = len(model.groups) - 1
-    assert held_to_plain(model, prunings(model, [last, last // 2, last - 1, 1]), "zero_gamma", 1 << 30)
+    assert assert_plain(model, prunings(model, [last, last // 2, last - 1, 1]), "zero_gamma", 1 << 30)
 
 
-def test_what_grew_back_is_there_again() -> None:
+def test_filters_that_a_later_step_restores_are_unpruned() -> None:
     model = network("resnet18_cifar", width=4)
     grown = prunings(model, [18, 5, 12])
-    held_to_plain(model, [*grown, *reversed(grown)], "zero_gamma_beta", 1 << 30)
+    assert_plain(model, [*grown, *reversed(grown)], "zero_gamma_beta", 1 << 30)
 
 
-def test_starts_where_the_network_changes(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_predictions_start_at_the_first_changed_layer(monkeypatch: pytest.MonkeyPatch) -> None:
     model = network("resnet18_cifar", width=4)
     monkeypatch.setattr("bdprune.loops.predictions.Program", Counted)
     steps = prunings(model, [19, 18, 17, 16])
@@ -100,7 +100,7 @@ def test_starts_where_the_network_changes(monkeypatch: pytest.MonkeyPatch) -> No
     assert ran[0] < 0.5 * ran[1]
 
 
-def test_memory_stays_within_its_bound() -> None:
+def test_the_memory_stays_within_its_limit() -> None:
     model = network("resnet18_cifar", width=4)
     steps = prunings(model, [18, 12, 7, 3])
     for bound in (0, 100_000, 1_000_000):
@@ -149,12 +149,12 @@ class Alias(nn.Module):
 
 
 @pytest.mark.parametrize("kind", [Branching, Alone, Alias])
-def test_falls_back_to_plain_passes(kind: type[nn.Module]) -> None:
+def test_unsupported_networks_fall_back_to_plain_passes(kind: type[nn.Module]) -> None:
     model = Model(kind().eval(), "own", 8, (3, 32, 32))
-    assert not held_to_plain(model, prunings(model, [0]), "zero_gamma", 1 << 30)
+    assert not assert_plain(model, prunings(model, [0]), "zero_gamma", 1 << 30)
 
 
-def test_a_shortcut_that_is_written_over() -> None:
+def test_an_overwritten_shortcut_is_handled() -> None:
     class Over(nn.Module):
         def __init__(self) -> None:
             super().__init__()
@@ -166,7 +166,7 @@ def test_a_shortcut_that_is_written_over() -> None:
 
     model = Model(Over().eval(), "own", 8, (3, 32, 32))
     name = model.groups[1].name
-    assert held_to_plain(model, [{}, {name: [0]}, {name: [0, 1]}, {name: [0, 1, 2]}], "zero_gamma", 1 << 30)
+    assert assert_plain(model, [{}, {name: [0]}, {name: [0, 1]}, {name: [0, 1, 2]}], "zero_gamma", 1 << 30)
 
 
 def test_unknown_group_is_an_error() -> None:

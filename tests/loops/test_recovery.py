@@ -45,7 +45,7 @@ def assert_same(mine: Recovered | TrainingError, alone: Recovered) -> None:
 
 
 @pytest.mark.parametrize("name", MANY)
-def test_one_model_has_the_bits_of_a_plain_loop(bright: Any, name: str) -> None:
+def test_one_model_recovers_bit_for_bit_like_a_plain_loop(bright: Any, name: str) -> None:
     model = siblings(bright.model)[1]
     found = recover(model, bright.data, settings_of(name), seed=5, precision="float32")
     masks, losses = plain.recover(model, bright.data, settings_of(name), seed=5)
@@ -55,13 +55,13 @@ def test_one_model_has_the_bits_of_a_plain_loop(bright: Any, name: str) -> None:
 
 
 @pytest.mark.parametrize("name", MANY)
-def test_several_models_recover_as_each_does_alone(bright: Any, name: str, device: str) -> None:
+def test_several_models_recover_as_each_alone(bright: Any, name: str, device: str) -> None:
     models = siblings(bright.model, device=device)
     for model, mine in zip(models, recover_stack(models, bright.data, settings_of(name), seed=5), strict=True):
         assert_same(mine, recover(model, bright.data, settings_of(name), seed=5))
 
 
-def test_one_model_given_often_holds_its_weights_once(bright: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_model_given_several_times_is_stored_once(bright: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     made: list[StackedNetwork] = []
 
     def noted(models: list[Any], **options: Any) -> StackedNetwork:
@@ -77,7 +77,7 @@ def test_one_model_given_often_holds_its_weights_once(bright: Any, monkeypatch: 
     assert all(len(value) == 3 and value.stride(0) == 0 for value in stack.parameters())
 
 
-def test_masks_stay_in_the_unit_interval_and_bring_the_task_back(bright: Any) -> None:
+def test_masks_stay_in_the_unit_interval_and_restore_the_task(bright: Any) -> None:
     settings = UnlearnSettings(lr=0.05, weight_decay=0, batch_size=60, padding=0, max_epochs=40)
     unlearned = unlearn(bright.model, bright.data, settings).model
     before = state(unlearned)
@@ -95,20 +95,20 @@ def test_masks_stay_in_the_unit_interval_and_bring_the_task_back(bright: Any) ->
         assert len(recovered.losses) == 10 * 4
 
 
-def test_a_sound_model_needs_no_mask(bright: Any) -> None:
+def test_a_good_model_needs_no_mask(bright: Any) -> None:
     masks = recover(bright.model, bright.data, replace(SETTINGS, epochs=2)).masks
     assert torch.cat(list(masks.values())).min() > 0.8
     assert clean_accuracy(bright.model.module, bright.data.images, bright.data.labels) > 0.99
 
 
-def test_loss_scale_scales_the_steps_not_the_loss_reported(bright: Any) -> None:
+def test_the_loss_scale_scales_the_steps_and_not_the_reported_loss(bright: Any) -> None:
     full = recover(bright.model, bright.data, replace(SETTINGS, epochs=1))
     none = recover(bright.model, bright.data, replace(SETTINGS, epochs=1, loss_scale=1e-12))
     assert full.losses[0] == pytest.approx(none.losses[0], rel=1e-5)
     assert all(torch.equal(mask, torch.ones_like(mask)) for mask in none.masks.values())
 
 
-def test_a_loss_that_is_not_finite_is_an_error_of_that_model_alone(bright: Any) -> None:
+def test_a_non_finite_loss_is_an_error_of_that_model_only(bright: Any) -> None:
     with pytest.raises(TrainingError, match="step 1"):
         recover(broken(bright.model), bright.data, SETTINGS)
     models = [bright.model, broken(bright.model), siblings(bright.model)[1]]
@@ -117,7 +117,7 @@ def test_a_loss_that_is_not_finite_is_an_error_of_that_model_alone(bright: Any) 
     assert isinstance(first, Recovered) and isinstance(last, Recovered)
 
 
-def test_a_cpu_ends_when_no_loss_is_finite_any_more(bright: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_on_a_cpu_recovery_ends_when_no_loss_is_finite(bright: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     steps: list[int] = []
     mean_losses = recovery.mean_losses
     monkeypatch.setattr(recovery, "mean_losses", lambda *args: steps.append(1) or mean_losses(*args))

@@ -7,7 +7,7 @@ from bdprune.errors import OutputError
 from bdprune.loops.resume import Checkpoint, digest
 
 
-def test_gives_back_what_was_written(tmp_path: Path) -> None:
+def test_a_state_is_read_back_as_written(tmp_path: Path) -> None:
     state = {"a": torch.arange(3), "b": [1, 2.5, "x", None, {"c": torch.ones(2, 2).half()}]}
     one = Checkpoint(tmp_path / "c", "recipe")
     assert one.load("training") is None
@@ -21,7 +21,7 @@ def test_gives_back_what_was_written(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("recipe", "training"), [("other", "training"), ("recipe", "other")])
-def test_another_recipe_is_never_taken_up(tmp_path: Path, recipe: str, training: str) -> None:
+def test_a_state_of_another_recipe_is_never_used(tmp_path: Path, recipe: str, training: str) -> None:
     one = Checkpoint(tmp_path / "c", "recipe")
     one.load("training")
     one.save({"a": 1})
@@ -31,7 +31,7 @@ def test_another_recipe_is_never_taken_up(tmp_path: Path, recipe: str, training:
 
 
 @pytest.mark.parametrize("keep", [0, 10, 200, -1])
-def test_a_damaged_file_is_never_taken_up(tmp_path: Path, keep: int) -> None:
+def test_a_damaged_file_is_never_used(tmp_path: Path, keep: int) -> None:
     one = Checkpoint(tmp_path / "c", "recipe")
     one.save({"a": torch.arange(100)})
     (tmp_path / "c").write_bytes((tmp_path / "c").read_bytes()[:keep])
@@ -47,7 +47,7 @@ def test_nothing_in_a_file_is_executed(tmp_path: Path) -> None:
     assert "UnpicklingError" in said[0]
 
 
-def test_seconds_add_up_and_the_next_writing_waits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_seconds_add_up_and_the_next_write_waits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     now = 100.0
     monkeypatch.setattr("bdprune.loops.resume.time.monotonic", lambda: now)
     one = Checkpoint(tmp_path / "c", "r", every=60)
@@ -66,7 +66,7 @@ def test_seconds_add_up_and_the_next_writing_waits(tmp_path: Path, monkeypatch: 
     assert two.seconds == 60 + 6
 
 
-def test_slow_writing_waits_longer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_slow_writes_are_less_frequent(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     now = 0.0
     one = Checkpoint(tmp_path / "c", "r", every=60)
 
@@ -77,18 +77,18 @@ def test_slow_writing_waits_longer(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr("bdprune.loops.resume.time.monotonic", lambda: now)
     monkeypatch.setattr("bdprune.files.output.os.fsync", slow)
     one.save({})
-    now = 3 + 599.0  # 3 s are half a per cent of 600 s
+    now = 3 + 599.0  # 3 s are 0.5 % of 600 s
     assert not one.due()
     now = 3 + 600.0
     assert one.due()
 
 
-def test_a_place_that_cannot_be_written_is_an_error(tmp_path: Path) -> None:
+def test_an_unwritable_path_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(OutputError, match="Cannot write"):
         Checkpoint(tmp_path / "none" / "c", "r").save({})
 
 
-def test_digest_sees_values_shapes_types_and_names() -> None:
+def test_the_digest_covers_values_shapes_types_and_names() -> None:
     x = torch.arange(4, dtype=torch.int32)
     variants = [(x,), (x.view(2, 2),), (x.float(),), (x + 1,), ({"a": x},), ({"b": x},), (x, 1), (x, "1"), (1, x)]
     assert len({digest(*parts) for parts in variants}) == len(variants)

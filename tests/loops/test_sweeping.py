@@ -40,14 +40,14 @@ THRESHOLDS = [0.05, 0.15, 0.25, 0.35, 0.45, 0.55, 0.65, 0.75, 0.85, 0.95]
 ALL = SweepSettings(THRESHOLDS, 0.02, stop_early=False)
 
 
-def test_below_takes_the_threshold_itself() -> None:
+def test_filters_at_the_threshold_are_pruned() -> None:
     masks = {"a": torch.tensor([0.0, 0.2, 0.5]), "b": torch.tensor([0.9])}
     assert below(masks, 0.2) == {"a": [0, 1]}
     assert below(masks, 0.0) == {"a": [0]}
     assert below(masks, 1.0) == {"a": [0, 1, 2], "b": [0]}
 
 
-def test_points_are_what_pruning_gives_and_the_choice_keeps_the_promise(bright: Any) -> None:
+def test_points_equal_plain_pruning_and_the_choice_keeps_the_accuracy_limit(bright: Any) -> None:
     images, labels = bright.data.images, bright.data.labels
     swept = sweep(bright.model, rising(bright), [bright.data], SweepSettings(THRESHOLDS, 0.02))
     for point in swept.points:
@@ -60,28 +60,28 @@ def test_points_are_what_pruning_gives_and_the_choice_keeps_the_promise(bright: 
     assert swept.highest(0.02) == (kept[-1] if kept else None)
 
 
-def test_any_drop_allowed_goes_to_the_end(bright: Any) -> None:
+def test_without_a_limit_the_last_threshold_is_chosen(bright: Any) -> None:
     swept = sweep(bright.model, rising(bright), [bright.data], SweepSettings(THRESHOLDS, 1.0))
     chosen = swept.highest(1.0)
     assert chosen is not None
     assert chosen.threshold == 0.95
 
 
-def test_no_drop_allowed_may_choose_nothing(bright: Any) -> None:
+def test_with_a_limit_of_zero_nothing_may_be_chosen(bright: Any) -> None:
     masks = {"0": torch.zeros(12), "3": torch.zeros(12)}
     swept = sweep(bright.model, masks, [bright.data], SweepSettings([0.0, 0.5], 0.02, "zero_gamma_beta"))
     assert swept.highest(0.02) is None
     assert len(swept.points) == 1
 
 
-def test_looking_at_all_thresholds_takes_the_highest_that_keeps_the_promise(bright: Any) -> None:
+def test_a_full_sweep_chooses_the_highest_threshold_within_the_limit(bright: Any) -> None:
     swept = sweep(bright.model, rising(bright), [bright.data], ALL)
     assert [point.threshold for point in swept.points] == THRESHOLDS
     kept = [point for point in swept.points if swept.accuracy_before - point.clean_accuracy <= 0.02]
     assert swept.highest(0.02) == (kept[-1] if kept else None)
 
 
-def test_the_largest_drop_of_all_sets_counts(bright: Any) -> None:
+def test_the_largest_drop_over_all_sets_counts(bright: Any) -> None:
     one, two = bright.data.subset(bright.data.labels == 0), bright.data.subset(bright.data.labels == 1)
     swept = [sweep(bright.model, rising(bright), sets, ALL) for sets in ([one], [two], [one, two])]
     drops = [[point.drop for point in sweep.points] for sweep in swept]
@@ -90,7 +90,7 @@ def test_the_largest_drop_of_all_sets_counts(bright: Any) -> None:
     assert [point.clean_accuracy for point in swept[2].points] == [point.clean_accuracy for point in swept[0].points]
 
 
-def test_hopeless_points_are_measured_on_the_first_set_alone(bright: Any) -> None:
+def test_points_far_beyond_the_limit_are_measured_only_on_the_first_set(bright: Any) -> None:
     one, two = bright.data.subset(bright.data.labels == 0), bright.data.subset(bright.data.labels == 1)
     settings = ALL
     whole, alone = (sweep(bright.model, rising(bright), sets, settings) for sets in ([one, two], [one]))
@@ -110,7 +110,7 @@ def normless(bright: Any) -> Model:
 
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("make", [lambda bright: bright.model, normless], ids=["norms", "without a norm"])
-def test_thresholds_at_once_are_thresholds_one_after_another(
+def test_stacked_thresholds_equal_thresholds_one_after_another(
     bright: Any, make: Any, mode: PruneMode, device: str
 ) -> None:
     one, two = bright.data.subset(bright.data.labels == 0), bright.data.subset(bright.data.labels != 0)
@@ -126,17 +126,17 @@ def test_thresholds_at_once_are_thresholds_one_after_another(
     assert len({point.clean_accuracy for point in stack.points}) > 1
 
 
-def test_layers_that_no_threshold_touches_are_not_copied(bright: Any) -> None:
+def test_layers_that_no_threshold_changes_are_not_copied(bright: Any) -> None:
     prunings = [{}, {"3": [0]}, {"3": [0, 5]}]
-    together = StackedPredictions([bright.model], [prunings], [bright.data.images], "zero_gamma", at_once=3)
-    shapes = {name: value.shape for name, value in together._stacked.network.named_parameters()}
+    stacked = StackedPredictions([bright.model], [prunings], [bright.data.images], "zero_gamma", at_once=3)
+    shapes = {name: value.shape for name, value in stacked._stacked.network.named_parameters()}
     own = {name: value.shape for name, value in bright.model.network.named_parameters()}
     assert {name for name in shapes if shapes[name] != own[name]} == {"4.weight", "4.bias"}
     alone = PrunedPredictions(bright.model, [bright.data.images], prunings, "zero_gamma")
-    assert all(torch.equal(together.predict(0, step, 0), alone.predict(step, 0)) for step in range(3))
+    assert all(torch.equal(stacked.predict(0, step, 0), alone.predict(step, 0)) for step in range(3))
 
 
-def test_a_network_that_is_no_stack_is_swept_one_after_another(bright: Any) -> None:
+def test_a_network_that_cannot_be_stacked_is_swept_one_after_another(bright: Any) -> None:
     class Louder(nn.Sequential):
         def forward(self, images: torch.Tensor) -> torch.Tensor:
             found: torch.Tensor = super().forward(images) * len(images)
@@ -182,7 +182,7 @@ def test_the_faster_variant_of_a_sweep_is_tried_on_a_part_and_kept(
     choice = sweep_variant(*args)
     assert choice.winner == winner and "4 thresholds of bright" in choice.shape and "[8, 3, 8, 8]" in choice.shape
     assert kept_choices() == [choice]
-    assert sweep_variant(*args) == choice and tried == [2], "kept choices need no trial"
+    assert sweep_variant(*args) == choice and tried == [2], "stored choices need no trial"
 
 
 def three(bright: Any, device: str = "cpu") -> tuple[list[Model], list[dict[str, torch.Tensor]]]:
@@ -193,7 +193,7 @@ def three(bright: Any, device: str = "cpu") -> tuple[list[Model], list[dict[str,
 
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("stop_early", [True, False])
-def test_models_at_once_are_models_one_after_another(
+def test_stacked_models_equal_models_one_after_another(
     bright: Any, mode: PruneMode, stop_early: bool, device: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     made: list[tuple[int, int]] = []
@@ -213,10 +213,12 @@ def test_models_at_once_are_models_one_after_another(
             loop = replace(settings, variant="loop")
             assert found == [sweep(model, mask, sets, loop) for model, mask in zip(models, masks, strict=True)]
             assert made.pop() == (3, 1 if stop_early else at_once) and not made
-    assert len({len(one.points) for one in found}) == (3 if stop_early else 1), "each should stop where it stops alone"
+    assert len({len(one.points) for one in found}) == (3 if stop_early else 1), (
+        "each model stops at the same point as alone"
+    )
 
 
-def test_masks_of_one_model_at_once_copy_only_what_is_pruned(bright: Any) -> None:
+def test_several_masks_of_one_model_copy_only_pruned_layers(bright: Any) -> None:
     _, masks = three(bright)
     args = ([bright.model] * 3, masks, [bright.data])
     assert sweep_stack(*args, replace(ALL, variant="stack")) == sweep_stack(*args, replace(ALL, variant="loop"))
@@ -262,15 +264,17 @@ def test_the_faster_variant_of_several_models_is_tried_and_kept(
     tried = timed(*seconds)
     args = (siblings(bright.model, 9), [steps_of(bright)] * 9, bright.data.images, "zero_gamma", stop_early)
     choice = sweep_variant(*args)
-    assert choice.winner == winner and "4 thresholds of 4 x bright" in choice.shape, "four speak for nine"
-    assert len(tried) == (1 if stop_early else 2), "each alone runs by its own variant, which is tried as well"
+    assert choice.winner == winner and "4 thresholds of 4 x bright" in choice.shape, (
+        "a trial of four models decides for nine"
+    )
+    assert len(tried) == (1 if stop_early else 2), "single models have their own trial"
     assert choice in kept_choices() and sweep_variant(*args) == choice
     assert len(tried) == (1 if stop_early else 2)
     assert "may stop" in sweep_variant(*(one[:1] for one in args[:2]), *args[2:4], True).reason
 
 
 @pytest.mark.parametrize("variant", ["stack", "loop"])
-def test_elsewhere_models_are_swept_by_the_variant_that_was_found(
+def test_on_a_gpu_models_are_swept_by_the_stored_variant(
     bright: Any, variant: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Models on the CPU whose device has the name of a GPU."""

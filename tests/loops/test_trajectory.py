@@ -16,7 +16,7 @@ def step(votes: tuple[int, ...], wrong: tuple[int, ...], counts: tuple[int, ...]
     return UnlearnStep(1.0, 0.5, votes, wrong, counts)
 
 
-def test_flip_share_leaves_the_labels_own_images_out() -> None:
+def test_the_flip_share_excludes_images_of_the_label() -> None:
     # 10 images of each of 3 classes; 12 of the 20 others go to class 2, 5 of the 20 to class 0.
     steps = [step((9, 3, 8), (3, 0, 6), (5, 5, 5)), step((6, 0, 9), (2, 0, 6), (5, 5, 5))]
     assert flip_shares(steps) == pytest.approx([5 / 20, 0.0, 12 / 20])
@@ -26,7 +26,7 @@ def test_label_with_every_image_has_no_share() -> None:
     assert flip_shares([step((4, 0), (0, 0), (4, 0))]) == [0.0, 0.0]
 
 
-def test_sink_label_reads_the_last_pass_only() -> None:
+def test_the_sink_label_depends_only_on_the_last_pass() -> None:
     early = step((8, 0), (4, 0), (4, 4))
     late = step((0, 8), (0, 4), (4, 4))
     assert list(last_epoch([early, early, late], 1)) == [late]
@@ -34,7 +34,7 @@ def test_sink_label_reads_the_last_pass_only() -> None:
     assert sink_label([early, early, early, late], 4) == 0
 
 
-def test_middle_half_leaves_out_a_quarter_at_both_ends() -> None:
+def test_the_middle_half_omits_a_quarter_at_each_end() -> None:
     steps = [step((k, 0), (k, 0), (9, 9)) for k in range(11)]
     assert [len(middle_half(steps[:count])) for count in (1, 3, 4, 8, 11)] == [1, 3, 2, 4, 7]
     assert middle_half(steps[:8]) == steps[2:6]
@@ -47,7 +47,7 @@ def test_halves_are_never_empty() -> None:
     assert halves(steps[:1]) == (steps[:1], steps[:1])
 
 
-def test_leaders_of_the_mean_over_runs() -> None:
+def test_labels_are_ranked_by_the_mean_over_runs() -> None:
     shares = mean_shares([[0.1, 0.5, 0.3], [0.3, 0.1, 0.9]])
     assert shares == pytest.approx([0.2, 0.3, 0.6])
     assert leaders(shares) == (2, 1)

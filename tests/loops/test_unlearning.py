@@ -74,7 +74,7 @@ def assert_same(mine: Unlearned | TrainingError, alone: Unlearned) -> None:
 
 
 @pytest.mark.parametrize("name", MANY)
-def test_one_model_has_the_bits_of_a_plain_loop(bright: Any, name: str) -> None:
+def test_one_model_unlearns_bit_for_bit_like_a_plain_loop(bright: Any, name: str) -> None:
     settings = settings_of(name)
     found = unlearn(bright.model, bright.data, settings, seed=3, precision="float32")
     floor = 1 / 3 if settings.stop_accuracy is None else settings.stop_accuracy
@@ -88,7 +88,7 @@ def test_one_model_has_the_bits_of_a_plain_loop(bright: Any, name: str) -> None:
 
 
 @pytest.mark.parametrize("name", [name for name in MANY if not name.startswith("a ")])
-def test_several_models_unlearn_as_each_does_alone(bright: Any, name: str, device: str) -> None:
+def test_several_models_unlearn_as_each_alone(bright: Any, name: str, device: str) -> None:
     models = siblings(bright.model, device=device)
     stacked = unlearn_stack(models, bright.data, settings_of(name), seed=3)
     for model, mine in zip(models, stacked, strict=True):
@@ -97,7 +97,7 @@ def test_several_models_unlearn_as_each_does_alone(bright: Any, name: str, devic
     assert name not in ("batch", "epoch") or len(lengths) > 1, "the models should stop at different steps"
 
 
-def test_a_stack_of_one_is_the_model_alone(bright: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_stack_of_one_equals_the_model_alone(bright: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """The strategy for a GPU."""
     settings = UnlearnSettings(lr=0.02, batch_size=50, max_epochs=3, padding=1, retries=0)
     alone = unlearn(bright.model, bright.data, settings, seed=3)
@@ -107,7 +107,7 @@ def test_a_stack_of_one_is_the_model_alone(bright: Any, monkeypatch: pytest.Monk
         unlearn(broken(bright.model), bright.data, settings)
 
 
-def test_one_model_is_no_stack_on_a_cpu_and_no_model_gives_nothing(bright: Any) -> None:
+def test_on_a_cpu_one_model_is_not_stacked_and_no_model_gives_nothing(bright: Any) -> None:
     assert training.trainer_for([bright.model]) is training.OneModel
     assert training.trainer_for([bright.model] * 2) is training.ManyModels
     assert unlearn_stack([], bright.data, SETTINGS) == []
@@ -137,7 +137,7 @@ def test_an_epoch_after_all_have_stopped_changes_nothing(
         assert all(torch.equal(value, weights[key]) for key, value in ours.model.network.state_dict().items())
 
 
-def test_a_model_that_breaks_down_stops_no_other(bright: Any) -> None:
+def test_a_model_that_fails_does_not_stop_the_others(bright: Any) -> None:
     settings = UnlearnSettings(lr=0.02, batch_size=50, max_epochs=3, padding=1, retries=1)
     models = [bright.model, broken(bright.model), siblings(bright.model)[1]]
     stacked = unlearn_stack(models, bright.data, settings)
@@ -147,7 +147,7 @@ def test_a_model_that_breaks_down_stops_no_other(bright: Any) -> None:
 
 
 @pytest.mark.parametrize("count", [1, 2])
-def test_a_step_that_would_not_be_finite_is_taken_back(bright: Any, count: int) -> None:
+def test_a_non_finite_step_is_undone(bright: Any, count: int) -> None:
     settings = UnlearnSettings(lr=1e30, batch_size=50, max_epochs=2, padding=1, retries=0)
     models = siblings(bright.model, 2)[:count]
     for model, mine in zip(models, unlearn_stack(models, bright.data, settings), strict=True):
@@ -161,7 +161,7 @@ def test_a_step_that_would_not_be_finite_is_taken_back(bright: Any, count: int) 
 
 
 @pytest.mark.parametrize("count", [1, 2])
-def test_no_epoch_is_no_step(bright: Any, count: int) -> None:
+def test_zero_epochs_make_no_steps(bright: Any, count: int) -> None:
     for none in unlearn_stack([bright.model] * count, bright.data, UnlearnSettings(max_epochs=0)):
         assert isinstance(none, TrainingError) and "not finite" in str(none)
 
@@ -173,7 +173,7 @@ def runs(model: Model, data: CleanData, settings: UnlearnSettings, seed: int = 0
     return unlearn(model, data, settings, seed), stacked
 
 
-def test_forgets_the_task_and_leaves_the_model_alone(model: Model, data: CleanData) -> None:
+def test_unlearning_forgets_the_task_and_leaves_the_model_unchanged(model: Model, data: CleanData) -> None:
     before = state(model)
     for result in runs(model, data, SETTINGS):
         assert torch.equal(state(model), before)
@@ -191,13 +191,13 @@ def test_votes_of_a_step_add_up(model: Model, data: CleanData) -> None:
         assert sum(step.votes) - sum(step.wrong_votes) == round(step.accuracy * 30)
 
 
-def test_stopping_by_epoch_ends_with_whole_epochs(model: Model, data: CleanData) -> None:
+def test_stopping_by_epoch_ends_after_a_whole_epoch(model: Model, data: CleanData) -> None:
     for result in runs(model, data, replace(SETTINGS, stop_on="epoch", stop_accuracy=0.4)):
         assert result.stopped
         assert len(result.trajectory) % 4 == 0
 
 
-def test_same_seed_same_trajectory(model: Model, data: CleanData) -> None:
+def test_the_same_seed_gives_the_same_trajectory(model: Model, data: CleanData) -> None:
     for one, two, other in zip(*(runs(model, data, SETTINGS, seed) for seed in (3, 3, 4)), strict=True):
         assert one.trajectory == two.trajectory
         assert one.trajectory != other.trajectory
@@ -224,7 +224,7 @@ def test_learning_rate_fits_the_network(model: Model, data: CleanData) -> None:
     assert unlearn(model, data, replace(idle, raises=2), seed=0).lr == pytest.approx(9e-4)
 
 
-def test_few_images_leave_running_statistics_alone(model: Model, data: CleanData) -> None:
+def test_few_images_leave_running_statistics_unchanged(model: Model, data: CleanData) -> None:
     few = data.subset(torch.arange(30))
     own = model.network.get_buffer("1.running_mean")
     for kept in runs(model, few, replace(SETTINGS, small_data=64, max_epochs=2)):
@@ -233,7 +233,7 @@ def test_few_images_leave_running_statistics_alone(model: Model, data: CleanData
         assert not torch.equal(drifted.model.network.get_buffer("1.running_mean"), own)
 
 
-def test_the_model_half_way_is_kept_and_the_way_is_the_same(bright: Any) -> None:
+def test_the_half_way_model_is_kept_and_the_trajectory_is_unchanged(bright: Any) -> None:
     settings = UnlearnSettings(weight_decay=5e-4, min_steps=8, raises=1)
     done = unlearn(bright.model, bright.data, settings)
     first = done.trajectory[0].accuracy

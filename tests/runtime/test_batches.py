@@ -19,13 +19,13 @@ def data() -> CleanData:
     return CleanData(torch.rand(101, 3, 4, 4, generator=generator()), torch.arange(101))
 
 
-def test_every_pass_is_over_every_image_once_in_another_order(data: CleanData) -> None:
+def test_every_pass_has_every_image_once_in_a_new_order(data: CleanData) -> None:
     seen = [torch.cat([labels for _, labels in batches]) for batches in passes(data, 3, 16, 0, generator(), CPU)]
     assert len(seen) == 3 and all(torch.equal(labels.sort()[0], data.labels) for labels in seen)
     assert not torch.equal(seen[0], seen[1])
 
 
-def test_batches_are_of_nearly_equal_size(data: CleanData) -> None:
+def test_batches_have_nearly_equal_sizes(data: CleanData) -> None:
     def sizes(count: int) -> list[int]:
         (batches,) = passes(data.subset(torch.arange(count)), 1, 50, 0, generator(), CPU)
         return [len(labels) for _, labels in batches]
@@ -33,7 +33,7 @@ def test_batches_are_of_nearly_equal_size(data: CleanData) -> None:
     assert sizes(100) == [50, 50] and sizes(101) == [34, 34, 33] and sizes(7) == [7]
 
 
-def test_a_pass_is_an_order_and_then_the_crops_of_each_batch(data: CleanData) -> None:
+def test_a_pass_draws_an_order_and_then_the_crops_of_each_batch(data: CleanData) -> None:
     drawn = generator()
     for batches in passes(data, 2, 50, 1, generator(), CPU):
         order = torch.randperm(101, generator=drawn)
@@ -82,13 +82,13 @@ def test_every_crop_is_a_window_of_the_padded_image_or_its_mirror() -> None:
     assert 16 < mirrored < 48
 
 
-def test_no_padding_only_mirrors() -> None:
+def test_without_padding_images_are_only_mirrored() -> None:
     x = torch.rand(8, 1, 4, 4)
     out = crop_and_flip(x, torch.Generator().manual_seed(0), padding=0)
     assert all(torch.equal(a, b) or torch.equal(a, b.flip(2)) for a, b in zip(out, x, strict=True))
 
 
-def test_keeps_dtype_and_gives_channels_last() -> None:
+def test_augmentation_keeps_the_dtype_and_gives_channels_last() -> None:
     out = crop_and_flip(torch.zeros(4, 3, 8, 8, dtype=torch.uint8), torch.Generator())
     assert out.dtype == torch.uint8
     assert out.is_contiguous(memory_format=torch.channels_last)

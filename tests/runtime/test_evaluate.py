@@ -25,7 +25,7 @@ def test_predict_over_several_batches() -> None:
     assert predict(FirstPixel(), pictures([3, 1, 4, 1, 5]), batch_size=2).tolist() == [3, 1, 4, 1, 5]
 
 
-def test_no_images_no_predictions() -> None:
+def test_no_images_give_no_predictions() -> None:
     assert predict(FirstPixel(), torch.empty(0, 1, 2, 2)).tolist() == []
     assert math.isnan(clean_accuracy(FirstPixel(), torch.empty(0, 1, 2, 2), torch.empty(0, dtype=torch.int64)))
 

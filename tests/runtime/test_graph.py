@@ -1,7 +1,7 @@
-"""Steps that are recorded once and replayed: the numbers of steps as they are written, and no look at the device.
+"""Steps that are recorded once and replayed give the numbers of eager steps, without reads from the device.
 
-CUDA is played by a tape of the operations that a step runs. A replay of the tape runs them again on the same memory,
-and not a line of Python, so whatever the step keeps outside of tensors is missing from it, as from a CUDA graph.
+A tape of the operations of a step simulates CUDA graphs. A replay of the tape runs the operations again on the same
+memory, but no Python. So it misses all state that a step keeps outside of tensors, like a CUDA graph.
 """
 
 from __future__ import annotations
@@ -104,7 +104,7 @@ class Tapes:
 
 @pytest.fixture
 def tapes(monkeypatch: pytest.MonkeyPatch) -> Tapes:
-    """Records steps on the CPU with tapes, and watches them like those on a GPU."""
+    """Records steps on the CPU with tapes, and uses the watch of a GPU."""
     found = Tapes()
     monkeypatch.setattr(training, "captured", lambda step, device: Captured(step, found))
     flags = torch.zeros(2, dtype=torch.bool)
@@ -127,7 +127,7 @@ UNLEARNING = {
 
 
 @pytest.mark.parametrize("name", UNLEARNING)
-def test_replayed_unlearning_has_the_bits_of_the_steps_as_written(
+def test_replayed_unlearning_has_the_bits_of_eager_steps(
     bright: Any, name: str, request: pytest.FixtureRequest
 ) -> None:
     models, settings = siblings(bright.model), UNLEARNING[name]
@@ -142,7 +142,7 @@ def test_replayed_unlearning_has_the_bits_of_the_steps_as_written(
             assert torch.equal(value, state(ours.model)[key])  # type: ignore[union-attr]
 
 
-def test_every_shape_of_batch_is_recorded_once_and_read_from_the_same_memory(bright: Any, tapes: Tapes) -> None:
+def test_each_batch_shape_is_recorded_once_and_read_from_the_same_memory(bright: Any, tapes: Tapes) -> None:
     settings = UnlearnSettings(lr=1e-4, batch_size=37, max_epochs=5, padding=1)
     unlearn_stack(siblings(bright.model), bright.data, settings)
     # 240 images in batches of 35 and 34, two of the first kind and five of the second an epoch.
@@ -151,7 +151,7 @@ def test_every_shape_of_batch_is_recorded_once_and_read_from_the_same_memory(bri
 
 
 @pytest.mark.parametrize("stacked", [True, False], ids=["stack", "alone"])
-def test_replayed_recovery_has_the_bits_of_the_steps_as_written(
+def test_replayed_recovery_has_the_bits_of_eager_steps(
     bright: Any, stacked: bool, request: pytest.FixtureRequest
 ) -> None:
     settings = RecoverSettings(batch_size=50, epochs=4, padding=1, loss_scale=0.2)
@@ -172,7 +172,7 @@ def test_replayed_recovery_has_the_bits_of_the_steps_as_written(
     assert any((mask < 1).any() for mask in written[0].masks.values())
 
 
-def test_a_tape_misses_what_a_step_keeps_outside_of_tensors() -> None:
+def test_a_tape_misses_state_outside_of_tensors() -> None:
     total, count = torch.zeros(1), [0]
 
     def step(one: Tensor) -> Tensors:
@@ -189,13 +189,13 @@ def test_a_tape_misses_what_a_step_keeps_outside_of_tensors() -> None:
     assert [float(taped(torch.ones(1))[0]) for _ in range(6)] == [1, 3, 6, 10, 14, 18]
 
 
-def test_what_a_step_gives_is_not_written_over_by_the_next() -> None:
+def test_the_next_step_does_not_overwrite_the_output_of_a_step() -> None:
     run = Captured(lambda one: (one * 2,), Tapes())
     found = [run(torch.tensor([float(index)]))[0] for index in range(6)]
     assert [float(one) for one in found] == [0, 2, 4, 6, 8, 10]
 
 
-def test_a_step_that_reads_back_fails_on_the_tape() -> None:
+def test_a_step_that_reads_from_the_device_fails_on_the_tape() -> None:
     run = Captured(lambda one: (one * one.sum().item(),), Tapes())
     for _ in range(WARM_UPS):
         run(torch.ones(2))
@@ -203,8 +203,8 @@ def test_a_step_that_reads_back_fails_on_the_tape() -> None:
         run(torch.ones(2))
 
 
-class Unknowing:
-    """A watch that never learns anything, even if models are still going."""
+class NeverOver:
+    """A watch that never knows whether models still train."""
 
     def is_over(self, going: Tensor, epoch: bool = False) -> bool:
         return False
@@ -221,10 +221,10 @@ def test_nothing_is_read_back_before_the_phase_is_over(
         return lambda *inputs: done.append(step(*inputs)) or done[-1]  # type: ignore[func-returns-value]
 
     monkeypatch.setattr(training, "captured", counted)
-    monkeypatch.setattr(training, "watch_on", lambda device: Unknowing())
+    monkeypatch.setattr(training, "watch_on", lambda device: NeverOver())
     models = siblings(bright.model, device="meta")
     monkeypatch.setattr(Model, "groups", bright.model.groups)
-    monkeypatch.setattr(torch, "autocast", lambda *settings, **named: nullcontext())  # knows no such device
+    monkeypatch.setattr(torch, "autocast", lambda *settings, **named: nullcontext())  # the device is unknown
     recovery = RecoverSettings(batch_size=50, epochs=4, padding=1)
 
     def unlearning(stop_on: str) -> object:
@@ -242,14 +242,14 @@ def test_nothing_is_read_back_before_the_phase_is_over(
     assert len(done) == steps
 
 
-def test_a_step_that_draws_at_random_is_never_recorded() -> None:
+def test_a_step_with_random_numbers_is_never_recorded() -> None:
     tapes = Tapes()
     run = Captured(lambda one: (nn.functional.dropout(one),), tapes)
     drawn = {tuple(run(torch.ones(20))[0].tolist()) for _ in range(8)}
     assert len(drawn) == 8 and tapes.warmed_up == 1 and not tapes.tapes
 
 
-def test_a_step_that_cannot_be_recorded_runs_as_it_is_written() -> None:
+def test_a_step_that_cannot_be_recorded_runs_eagerly() -> None:
     class Refusing(Tapes):
         def record(self, run: Callable[[], Tensors]) -> tuple[Callable[[], Any], Tensors]:
             raise RuntimeError("operation not permitted when stream is capturing")
@@ -259,7 +259,7 @@ def test_a_step_that_cannot_be_recorded_runs_as_it_is_written() -> None:
     assert [float(run(torch.ones(1))[0]) for _ in range(6)] == [1, 2, 3, 4, 5, 6]
 
 
-def test_a_cpu_runs_steps_as_they_are_written_and_the_setting_is_checked(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_cpu_runs_steps_eagerly_and_checks_the_setting(monkeypatch: pytest.MonkeyPatch) -> None:
     cpu, gpu = torch.device("cpu"), torch.device("cuda")
     assert recorder_for(cpu) is None
     monkeypatch.setattr(graph, "CudaRecorder", lambda device: ("recorder", device))
@@ -315,7 +315,7 @@ class Streams:
 
 
 @pytest.mark.parametrize("fails", [False, True])
-def test_cuda_recorder_works_on_a_stream_of_its_own_and_comes_back(
+def test_the_cuda_recorder_uses_its_own_stream_and_restores_the_old_one(
     monkeypatch: pytest.MonkeyPatch, fails: bool
 ) -> None:
     streams = Streams(monkeypatch, fails)
@@ -367,7 +367,7 @@ def repeatable(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 @needs_gpu
 @pytest.mark.usefixtures("repeatable")
 @pytest.mark.parametrize("name", UNLEARNING)
-def test_cuda_graphs_unlearn_as_the_steps_as_written(
+def test_cuda_graphs_unlearn_like_eager_steps(
     bright: Any, name: str, recordings: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     models = siblings(bright.model, device="cuda")
@@ -384,7 +384,7 @@ def test_cuda_graphs_unlearn_as_the_steps_as_written(
 
 @needs_gpu
 @pytest.mark.usefixtures("repeatable")
-def test_cuda_graphs_recover_as_the_steps_as_written(
+def test_cuda_graphs_recover_like_eager_steps(
     bright: Any, recordings: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     models = siblings(bright.model, device="cuda")

@@ -31,7 +31,7 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def timed(monkeypatch: pytest.MonkeyPatch, *seconds: float) -> list[Plan]:
-    """Gives each plan of ``PLANS`` a time; returns the list of those that are tried."""
+    """Gives each plan of ``PLANS`` a time; returns the list of tried plans."""
     tried: list[Plan] = []
 
     def one_pass(plan: Plan, module: Any, images: Any) -> float:
@@ -44,29 +44,29 @@ def timed(monkeypatch: pytest.MonkeyPatch, *seconds: float) -> list[Plan]:
     return tried
 
 
-def test_float32_is_in_channels_last_and_as_pytorch_computes_it(bright: Any) -> None:
+def test_float32_uses_channels_last_without_winograd(bright: Any) -> None:
     assert Plan() == Plan(bfloat16=False, channels_last=True, winograd=False)
     assert plan_for("float32", bright.model.module, bright.data.images) == Plan()
     assert unlearn(bright.model, bright.data, UNLEARN, precision="float32").plan == Plan()
     assert recover(bright.model, bright.data, RECOVER, precision="float32").plan == Plan()
 
 
-def test_auto_takes_the_fastest_and_asks_once(bright: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_auto_uses_the_fastest_plan_and_tries_once(bright: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     tried = timed(monkeypatch, 1.0, 1.5, 0.9, 0.4, 1.0)
     module = bright.model.clone().module.train()
     for _ in range(2):
         assert plan_for("auto", module, bright.data.images) == Plan(bfloat16=True, channels_last=False)
-    assert len(tried) == 3 * (3 + 3), "three that are exact; the best of them against two in bfloat16"
+    assert len(tried) == 3 * (3 + 3), "three exact plans, then the best of them against two in bfloat16"
     plan_for("auto", module.eval(), bright.data.images)
     assert len(tried) == 2 * 3 * (3 + 3)
 
 
-def test_auto_keeps_float32_where_bfloat16_saves_little(bright: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_auto_keeps_float32_if_bfloat16_saves_little(bright: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     timed(monkeypatch, 1.5, 1.0, 0.85, 0.85, 1.2)
     assert plan_for("auto", bright.model.module, bright.data.images) == Plan(channels_last=False)
 
 
-def test_auto_goes_by_a_pin(bright: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_auto_follows_the_environment(bright: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     tried = timed(monkeypatch, 1.0, 1.0, 1.0, 1.0, 1.0)
     for name, plan in PLANS.items():
         monkeypatch.setenv("BDPRUNE_TUNE", f"precision={name}")
@@ -74,14 +74,14 @@ def test_auto_goes_by_a_pin(bright: Any, monkeypatch: pytest.MonkeyPatch) -> Non
     assert not tried
 
 
-def test_auto_does_not_try_what_is_emulated(bright: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_auto_does_not_try_emulated_precisions(bright: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     tried = timed(monkeypatch, 1.5, 1.0, 0.1, 0.1, 1.2)
     monkeypatch.setattr(precision, "computes_bfloat16", lambda device: False)
     assert plan_for("auto", bright.model.module, bright.data.images) == Plan(channels_last=False)
     assert not any(plan.bfloat16 for plan in tried)
 
 
-def test_a_trial_leaves_network_and_randomness_alone(bright: Any) -> None:
+def test_a_trial_changes_neither_network_nor_random_state(bright: Any) -> None:
     module = bright.model.clone().module.train()
     before = {name: value.clone() for name, value in module.state_dict().items()}
     random = torch.get_rng_state()
@@ -92,7 +92,7 @@ def test_a_trial_leaves_network_and_randomness_alone(bright: Any) -> None:
 
 
 @pytest.mark.parametrize("plan", PLANS.values(), ids=PLANS)
-def test_all_plans_say_nearly_the_same(bright: Any, plan: Plan) -> None:
+def test_all_plans_give_nearly_the_same_logits(bright: Any, plan: Plan) -> None:
     module = bright.model.clone().module
     expected = module(bright.data.images[:20])
     plan.arrange(module)
@@ -102,7 +102,7 @@ def test_all_plans_say_nearly_the_same(bright: Any, plan: Plan) -> None:
     assert torch.equal(logits.argmax(1), expected.argmax(1))
 
 
-def test_bfloat16_unlearns_and_recovers_alike(bright: Any) -> None:
+def test_bfloat16_unlearns_and_recovers_like_float32(bright: Any) -> None:
     exact, rounded = (unlearn(bright.model, bright.data, UNLEARN, precision=name) for name in ("float32", "bfloat16"))
     assert rounded.plan == Plan(bfloat16=True)
     losses = [[step.loss for step in result.trajectory] for result in (exact, rounded)]
@@ -119,7 +119,7 @@ def test_unknown_precision_is_an_error(bright: Any) -> None:
 
 
 @pytest.mark.parametrize("name", ["avx512_bf16", "amx_bf16"])
-def test_bfloat16_is_computed_where_the_cpu_has_instructions_for_it(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_bfloat16_runs_only_on_cpus_with_instructions_for_it(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx512_f": True, name: True})
     assert computes_bfloat16(torch.device("cpu"))
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx512_f": True, name: False})
@@ -143,12 +143,12 @@ def test_few_channels_into_a_strided_1x1_conv_stay_contiguous(
 
 
 @pytest.mark.parametrize("settings", [{"stride": 1}, {"kernel_size": 3}])
-def test_other_convs_are_sound(settings: dict[str, Any]) -> None:
+def test_other_convs_use_channels_last(settings: dict[str, Any]) -> None:
     conv = nn.Conv2d(3, 8, **{"kernel_size": 1, "stride": 2, **settings})
     assert training_layout(conv) is torch.channels_last
 
 
-def test_cuda_has_no_onednn_and_other_devices_may(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_cuda_does_not_use_onednn_and_other_devices_may(monkeypatch: pytest.MonkeyPatch) -> None:
     """A custom device, such as that of tests/gpu, may run the CPU's kernels."""
     for name, layout in (("cuda", torch.channels_last), ("privateuseone", torch.contiguous_format)):
         network = shortcut(4)
@@ -158,7 +158,7 @@ def test_cuda_has_no_onednn_and_other_devices_may(monkeypatch: pytest.MonkeyPatc
 
 @pytest.mark.parametrize("colours", [1, 3])
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
-def test_a_convolution_hands_on_the_layout_of_its_images(layout: torch.memory_format, colours: int) -> None:
+def test_a_convolution_keeps_the_layout_of_its_images(layout: torch.memory_format, colours: int) -> None:
     images = crop_and_flip(torch.rand(2, colours, 8, 8), torch.Generator())
     given = laid_out(images, layout)
     assert torch.equal(given, images)
@@ -167,7 +167,7 @@ def test_a_convolution_hands_on_the_layout_of_its_images(layout: torch.memory_fo
 
 
 @pytest.mark.parametrize("colours", [1, 3])
-def test_loops_keep_to_it(colours: int) -> None:
+def test_loops_give_such_convs_contiguous_maps(colours: int) -> None:
     """Every conv of such a network gets contiguous maps only, whatever layout the augmentation produced."""
     seen: list[bool] = []
     network = nn.Sequential(shortcut(4, colours), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 3))

@@ -42,7 +42,7 @@ def timed(monkeypatch: pytest.MonkeyPatch) -> Callable[[float, float], None]:
 
 
 @pytest.mark.parametrize(("seconds", "winner"), [((0.5, 1.0), "stack"), ((1.0, 1.0), "loop"), ((2.0, 1.0), "loop")])
-def test_the_faster_variant_is_taken_and_kept(
+def test_the_faster_variant_is_used_and_stored(
     bright: Any, timed: Callable[..., None], seconds: tuple[float, float], winner: str
 ) -> None:
     timed(*seconds)
@@ -51,12 +51,12 @@ def test_the_faster_variant_is_taken_and_kept(
     assert (choice.winner, tuple(choice.seconds.values())) == (winner, seconds)
     assert choice in kept_choices()
     timed(1.0, 0.0)
-    assert stack_or_loop(models, images) == choice, "kept choices need no trial"
-    assert stack_or_loop(models, images[:10]).seconds["loop"] == 0.0, "another shape needs one"
+    assert stack_or_loop(models, images) == choice, "stored choices need no trial"
+    assert stack_or_loop(models, images[:10]).seconds["loop"] == 0.0, "another shape needs a trial"
     assert len(kept_choices()) == (3 if winner == "stack" else 2)
 
 
-def test_a_cpu_tries_two_models_on_a_few_images_before_all_of_them(
+def test_on_a_cpu_two_models_on_few_images_are_tried_first(
     bright: Any, cache: Path, timed: Callable[..., None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     models, images = siblings(bright.model, 5), bright.data.images[:20]
@@ -64,13 +64,13 @@ def test_a_cpu_tries_two_models_on_a_few_images_before_all_of_them(
     assert "2 x bright, " in stack_or_loop(models, images).shape and len(kept_choices()) == 1
     with monkeypatch.context() as patch:
         patch.setattr(stacking, "why_not", None)
-        assert "2 x bright, " in stack_or_loop(models, images).shape, "a loop that is kept is all there is to look at"
+        assert "2 x bright, " in stack_or_loop(models, images).shape, "a stored loop needs no further trial"
     monkeypatch.setenv("BDPRUNE_CACHE", str(cache.parent / "other"))
     timed(0.5, 1.0)
-    assert "4 x bright, " in stack_or_loop(models, images).shape, "five go by four"
+    assert "4 x bright, " in stack_or_loop(models, images).shape, "a trial of four models decides for five"
 
 
-def test_models_that_are_no_stack_decide_nothing_for_others_of_their_shape(
+def test_models_that_cannot_be_stacked_do_not_decide_for_others_of_their_shape(
     bright: Any, cache: Path, timed: Callable[..., None]
 ) -> None:
     images = bright.data.images[:20]
@@ -87,7 +87,7 @@ def test_real_trial_measures_both_variants(bright: Any) -> None:
     assert choice.winner == ("stack" if choice.seconds["stack"] <= 0.9 * choice.seconds["loop"] else "loop")
 
 
-def test_one_model_and_unlike_models_need_no_trial(bright: Any, cache: Path) -> None:
+def test_one_model_and_different_models_need_no_trial(bright: Any, cache: Path) -> None:
     assert "one model" in stack_or_loop([bright.model], bright.data.images[:4]).reason
     other = Model(torch.nn.Conv2d(3, 3, 1), "conv", 3, (3, 8, 8))
     assert "is not a bright" in stack_or_loop([bright.model, other], bright.data.images[:4]).reason
@@ -95,7 +95,7 @@ def test_one_model_and_unlike_models_need_no_trial(bright: Any, cache: Path) -> 
 
 
 @pytest.mark.parametrize("winner", ["stack", "loop"])
-def test_a_pin_decides_but_for_models_that_are_no_stack(
+def test_the_environment_decides_unless_models_cannot_be_stacked(
     bright: Any, winner: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("BDPRUNE_TUNE", f"stack={winner}")
@@ -104,13 +104,13 @@ def test_a_pin_decides_but_for_models_that_are_no_stack(
     assert stack_or_loop([bright.model, broken(bright.model)], images).winner == "loop"
 
 
-def test_equal_names_and_sizes_of_other_shapes_are_tried_apart(bright: Any) -> None:
+def test_networks_of_equal_size_but_other_shapes_are_tried_separately(bright: Any) -> None:
     network = torch.nn.Sequential(*bright.model.network[:3], torch.nn.Conv2d(12, 12, 3), *bright.model.network[4:])
     assert stacking.describe(bright.model) == stacking.describe(siblings(bright.model)[1])
     assert stacking.describe(bright.model.with_network(network)) != stacking.describe(bright.model)
 
 
-def test_the_first_round_of_a_trial_pays_for_recording(bright: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_warm_up_round_of_a_trial_records_the_graph(bright: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     passes: list[object] = []
     monkeypatch.setattr(stacking, "_pass", lambda module, images: passes.append(module) or ())
     monkeypatch.setattr(stacking, "recorder_for", lambda device: "a recorder")

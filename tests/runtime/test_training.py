@@ -1,5 +1,5 @@
-"""Two watches over models in training: one knows at once, the other learns one epoch late and never reads too soon;
-and the state to which one model returns."""
+"""Two watches for models in training: one knows at once, the other learns one epoch later and never reads too early.
+Also the state to which one model returns."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def test_a_watch_knows_at_once() -> None:
 
 
 class Device:
-    """A device that runs behind: a copy to the host arrives after its mark was checked this number of times."""
+    """A device that lags: a copy to the host arrives after ``behind`` checks of its mark."""
 
     def __init__(self, behind: int) -> None:
         self.flags, self.behind, self.asked = torch.zeros(2, dtype=torch.bool), behind, list[int]()
@@ -50,7 +50,7 @@ class Device:
 
 
 @pytest.mark.parametrize("behind", [0, 3])
-def test_a_late_watch_says_what_was_an_epoch_ago_once_it_has_arrived(
+def test_a_late_watch_reports_the_state_of_the_last_epoch_after_its_arrival(
     behind: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     naps: list[float] = []
@@ -59,8 +59,8 @@ def test_a_late_watch_says_what_was_an_epoch_ago_once_it_has_arrived(
     late = LateWatch(device.flags, device.mark)
     asked = [going(True, True), going(True, False), going(False, False), going(False, False)]
     assert [late.is_over(one, epoch=True) for one in asked] == [False, False, False, True]
-    assert device.asked == [behind + 1] * 3 + [0], "the last epoch is never waited for"
-    assert not late.is_over(going(False)) and len(device.asked) == 4, "a step is never waited for"
+    assert device.asked == [behind + 1] * 3 + [0], "the watch never waits for the last epoch"
+    assert not late.is_over(going(False)) and len(device.asked) == 4, "the watch never waits for a step"
     assert len(naps) == 3 * behind
 
 

@@ -1,4 +1,4 @@
-"""Convolutions of whole networks by Winograd's algorithm: which ones use it, and their results."""
+"""Convolutions of whole networks by Winograd's algorithm: which convolutions use it, and their results."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from bdprune.runtime import precision, winograd
 from bdprune.runtime.precision import Plan, plan_for
 from bdprune.runtime.winograd import WinogradConvs, has_winograd_convs
 
-pytestmark = pytest.mark.skipif(not _backend.HAS_OPS, reason="the compiled ops are not built or not wanted")
+pytestmark = pytest.mark.skipif(not _backend.HAS_OPS, reason="the compiled ops are not built or switched off")
 
 UNLEARN = UnlearnSettings(lr=0.05, weight_decay=0, batch_size=60, padding=0, max_epochs=2, stop_accuracy=0.0)
 RECOVER = RecoverSettings(batch_size=60, epochs=2, padding=0)
@@ -30,7 +30,7 @@ RECOVER = RecoverSettings(batch_size=60, epochs=2, padding=0)
 
 @pytest.fixture(autouse=True)
 def always(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[tuple[int, ...]]]:
-    """Makes every possible conv use it, whatever is faster; yields the shapes of their inputs."""
+    """Makes every possible conv use Winograd's algorithm, even if it is slower; yields the shapes of their inputs."""
     seen: list[tuple[int, ...]] = []
 
     def takes_over(x: Tensor, weight: Tensor) -> bool:
@@ -50,7 +50,7 @@ def always(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[tuple[int, ...]]]:
     ],
     ids=str,
 )
-def test_what_is_taken_over(conv: nn.Conv2d, always: list[Any]) -> None:
+def test_convs_that_use_winograd(conv: nn.Conv2d, always: list[Any]) -> None:
     assert has_winograd_convs(nn.Sequential(nn.ReLU(), conv))
     x = torch.randn(2, 4, 6, 6)
     expected = conv(x)
@@ -75,7 +75,7 @@ def test_what_is_taken_over(conv: nn.Conv2d, always: list[Any]) -> None:
     ],
     ids=str,
 )
-def test_what_is_left_alone(conv: nn.Conv2d, always: list[Any]) -> None:
+def test_convs_that_do_not_use_winograd(conv: nn.Conv2d, always: list[Any]) -> None:
     assert not has_winograd_convs(conv)
     x = torch.randn(2, 4, 6, 6, dtype=conv.weight.dtype)
     expected = conv(x)
@@ -84,7 +84,7 @@ def test_what_is_left_alone(conv: nn.Conv2d, always: list[Any]) -> None:
     assert not always
 
 
-def test_padding_of_another_mode_is_done_before(always: list[Any]) -> None:
+def test_padding_of_another_mode_runs_first(always: list[Any]) -> None:
     conv, x = nn.Conv2d(4, 4, 3, padding=1, padding_mode="reflect"), torch.randn(2, 4, 6, 6)
     with WinogradConvs():
         assert torch.equal(
@@ -93,13 +93,13 @@ def test_padding_of_another_mode_is_done_before(always: list[Any]) -> None:
     assert not always
 
 
-def test_one_image_without_a_batch_is_left_alone(always: list[Any]) -> None:
+def test_an_image_without_a_batch_does_not_use_winograd(always: list[Any]) -> None:
     with WinogradConvs():
         assert nn.Conv2d(4, 4, 3, padding=1)(torch.randn(4, 6, 6)).shape == (4, 6, 6)
     assert not always
 
 
-def test_a_plan_says_nearly_the_same_and_leaves_the_module_alone(bright: Any, always: list[Any]) -> None:
+def test_the_plan_gives_nearly_the_same_logits_and_leaves_the_module_unchanged(bright: Any, always: list[Any]) -> None:
     module = bright.model.clone().module
     plan = Plan(winograd=True)
     plan.arrange(module)
@@ -134,7 +134,7 @@ def masked(winograd: bool, x: Tensor, weight: Tensor, **settings: Any) -> Tensor
     ],
     ids=str,
 )
-def test_masked_convs_that_are_left_alone(case: dict[str, Any], always: list[Any]) -> None:
+def test_masked_convs_that_do_not_use_winograd(case: dict[str, Any], always: list[Any]) -> None:
     settings = {key: value for key, value in case.items() if key in ("padding", "stride", "dilation", "groups")}
     dtype, kernel = case.get("dtype", torch.float32), case.get("kernel", 3)
     x = torch.randn(0 if case.get("empty") else 2, 4, 8, 8, dtype=dtype)
@@ -143,7 +143,7 @@ def test_masked_convs_that_are_left_alone(case: dict[str, Any], always: list[Any
     assert not always
 
 
-def test_same_padding_of_a_masked_conv_is_one(always: list[Any]) -> None:
+def test_same_padding_of_a_masked_conv_is_padding_of_one(always: list[Any]) -> None:
     x, weight = torch.randn(2, 4, 8, 8), torch.randn(6, 4, 3, 3)
     assert torch.equal(masked(True, x, weight, padding="same"), masked(True, x, weight, padding=1))
     assert len(always) == 2
@@ -155,13 +155,13 @@ def test_autocast_keeps_the_masked_convolution(always: list[Any]) -> None:
     assert out.dtype == torch.bfloat16 and not always
 
 
-def test_masked_convs_run_so_only_where_it_is_faster(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_masked_convs_use_winograd_only_if_it_is_faster(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(winograd, "winograd_is_faster", lambda x, weight: False)
     x, weight = torch.randn(2, 4, 8, 8), torch.randn(6, 4, 3, 3)
     assert torch.equal(masked(True, x, weight, padding=1), masked(False, x, weight, padding=1))
 
 
-def test_masked_convs_run_so_in_one_op(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_masked_convs_use_winograd_in_one_op(monkeypatch: pytest.MonkeyPatch) -> None:
     shapes: list[tuple[int, ...]] = []
 
     def run(x: Tensor, *rest: Tensor) -> Tensor:
@@ -184,7 +184,9 @@ def test_masked_convs_run_so_in_one_op(monkeypatch: pytest.MonkeyPatch) -> None:
         torch.testing.assert_close(ours, direct, rtol=1e-4, atol=1e-6)
 
 
-def test_unlearns_and_recovers_alike(bright: Any, always: list[Any], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_winograd_unlearns_and_recovers_like_float32(
+    bright: Any, always: list[Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
     exact = (
         unlearn(bright.model, bright.data, UNLEARN, precision="float32"),
         recover(bright.model, bright.data, RECOVER, precision="float32"),
@@ -202,7 +204,7 @@ def test_unlearns_and_recovers_alike(bright: Any, always: list[Any], monkeypatch
         torch.testing.assert_close(fast[1].masks[name], expected, rtol=0, atol=1e-3)
 
 
-def test_is_not_tried_where_no_conv_may_run_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_winograd_is_not_tried_if_no_conv_can_use_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     tried: list[Plan] = []
     monkeypatch.setenv("BDPRUNE_CACHE", str(tmp_path))
     monkeypatch.setattr(precision, "_one_pass", lambda plan, *_: tried.append(plan))
@@ -213,7 +215,7 @@ def test_is_not_tried_where_no_conv_may_run_so(tmp_path: Path, monkeypatch: pyte
     assert tried and not any(plan.winograd for plan in tried)
 
 
-def test_a_conv_runs_so_where_it_pays(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_conv_uses_winograd_if_it_is_faster(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.undo()
     wide, narrow = nn.Conv2d(16, 32, 3, padding=1), nn.Conv2d(15, 32, 3, padding=1)
     x = torch.randn(4, 16, 8, 8)
@@ -222,14 +224,14 @@ def test_a_conv_runs_so_where_it_pays(monkeypatch: pytest.MonkeyPatch) -> None:
     assert not torch.equal(outs[0], wide(x)) and torch.equal(outs[1], narrow(x[:, :15]))
 
 
-def test_autocast_wants_another_precision(always: list[Any]) -> None:
+def test_under_autocast_convs_do_not_use_winograd(always: list[Any]) -> None:
     conv, x = nn.Conv2d(16, 16, 3, padding=1), torch.randn(4, 16, 8, 8)
     with torch.autocast("cpu", torch.bfloat16), WinogradConvs():
         assert conv(x).dtype == torch.bfloat16
     assert not always
 
 
-def test_it_is_the_default_where_the_layout_is_sound() -> None:
+def test_winograd_is_the_default_for_channels_last_networks() -> None:
     images = torch.rand(8, 3, 8, 8)
     three = nn.Sequential(nn.Conv2d(3, 16, 3, padding=1), nn.Conv2d(16, 16, 3, padding=1))
     assert plan_for(precision.DEFAULT, three, images) == plan_for("winograd", three, images) == Plan(winograd=True)
