@@ -18,7 +18,7 @@ from bdprune.model.handle import Model
 
 @pytest.fixture(scope="session")
 def small_network() -> nn.Module:
-    """An I-BAU network with 4 classes of 8x8 images and statistics that are not those of a fresh one."""
+    """An I-BAU network with 4 classes of 8x8 images and random norm statistics."""
     return shaken(build("ibau_cnn", 4, width=2, input_size=8), seed=3)
 
 

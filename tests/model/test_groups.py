@@ -67,7 +67,7 @@ def test_resnet18_has_4800_maskable_channels() -> None:
     assert sum(group.num_filters for group in groups if group.norm) == 4800
 
 
-def test_bottlenecks() -> None:
+def test_bottlenecks_pair_each_conv_with_its_norm() -> None:
     found = pairs(traced("resnet50_cifar"))
     truth: dict[str, str | None] = {"conv1": "bn1"}
     for stage, depth in enumerate([3, 4, 6, 3], 1):
@@ -78,7 +78,7 @@ def test_bottlenecks() -> None:
     assert found == truth
 
 
-def test_pre_activation_pairs_the_first_conv_of_a_block_with_its_second_norm_and_no_other() -> None:
+def test_pre_activation_pairs_only_the_first_conv_of_a_block_with_its_second_norm() -> None:
     groups = traced("preact_resnet18")
     truth: dict[str, str | None] = {"conv1": None}
     for stage in range(1, 5):
@@ -154,7 +154,7 @@ def test_concatenation_gives_every_consumer_with_its_offset(dotted: bool) -> Non
     ].norm
 
 
-def test_concatenation_with_new_channels_first() -> None:
+def test_concatenation_may_put_new_channels_first() -> None:
     groups = traced("densenet121_cifar")
     assert groups["dense1.0.conv2"].norms[:2] == (NormSlice("dense1.1.bn1", 0), NormSlice("dense1.2.bn1", 4))
     assert groups["dense4.15.conv2"].norm == NormSlice("bn", 0)
@@ -274,7 +274,7 @@ def test_norm_called_through_its_parameters() -> None:
     assert pairs(only(Net(forward, conv=conv(), bn=nn.BatchNorm2d(4)))) == {"conv": "bn"}
 
 
-def test_conv_used_twice_keeps_its_norm_if_it_is_always_the_same() -> None:
+def test_a_conv_used_twice_keeps_its_norm_if_the_norm_is_the_same() -> None:
     def same(net: Any, x: Tensor) -> Tensor:
         return logits(net.bn(net.conv(net.bn(net.conv(x)))))
 
@@ -296,7 +296,7 @@ def test_norm_used_twice_belongs_to_neither_conv() -> None:
     assert pairs(groups) == {"a": None, "b": None}
 
 
-def test_conv_that_reaches_more_than_its_norm() -> None:
+def test_a_conv_with_other_consumers_is_not_exclusive_to_its_norm() -> None:
     def skip(net: Any, x: Tensor) -> Tensor:
         y = net.conv(x)
         return logits(net.bn(y) + y)
@@ -310,7 +310,7 @@ def test_conv_that_reaches_more_than_its_norm() -> None:
         assert group.norms == (NormSlice("bn", 0),) and not group.exclusive and group.norm is None
 
 
-def test_norm_over_half_of_the_filters_is_no_norm_of_the_conv() -> None:
+def test_a_norm_over_half_of_the_filters_does_not_belong_to_the_conv() -> None:
     def forward(net: Any, x: Tensor) -> Tensor:
         return logits(net.bn(net.conv(x)[:, 2:]))
 
@@ -337,7 +337,7 @@ def test_grouped_and_depthwise_convs() -> None:
     assert [group.num_filters for group in groups.values()] == [6, 12]
 
 
-def test_batch_norm_behind_pooling_and_flattening() -> None:
+def test_a_batch_norm_after_pooling_and_flattening_belongs_to_the_conv() -> None:
     def forward(net: Any, x: Tensor) -> Tensor:
         return net.bn(functional.adaptive_avg_pool2d(net.conv(x), 1).flatten(1))  # type: ignore[no-any-return]
 
@@ -359,12 +359,12 @@ def test_tracing_changes_nothing(fingerprint: Callable[[nn.Module], str], traini
     assert fingerprint(network) == before
 
 
-def test_wrong_images_are_one_error(small_network: nn.Module) -> None:
+def test_wrong_images_are_one_clear_error(small_network: nn.Module) -> None:
     with pytest.raises(ArchitectureError, match=r"cannot take images of shape \(3, 20, 20\)"):
         trace_groups(small_network, (3, 20, 20))
 
 
-def test_networks_of_ours_are_traced_once_for_every_shape_and_others_each(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_built_in_networks_are_traced_once_per_shape_and_others_every_time(monkeypatch: pytest.MonkeyPatch) -> None:
     traced: list[nn.Module] = []
 
     def trace(network: nn.Module, input_shape: tuple[int, int, int]) -> tuple[FilterGroup, ...]:

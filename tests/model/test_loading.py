@@ -30,7 +30,7 @@ def images(model: Model) -> Tensor:
 @pytest.mark.parametrize("legacy", [False, True])
 @pytest.mark.parametrize("wrapper", [None, "state_dict", "net"])
 @pytest.mark.parametrize("prefix", ["", "module.", "_orig_mod.", "module.model.", "_orig_mod.module."])
-def test_gives_the_network_back(
+def test_a_loaded_network_equals_the_saved_one(
     write: Write, small_network: nn.Module, legacy: bool, wrapper: str | None, prefix: str
 ) -> None:
     state = {prefix + name: tensor for name, tensor in small_network.state_dict().items()}
@@ -58,7 +58,7 @@ def test_other_precisions_become_float32(write: Write, small_network: nn.Module,
     assert torch.equal(model.network.get_parameter("features.0.weight"), state["features.0.weight"].float())
 
 
-def test_counters_that_old_torch_did_not_write(write: Write, small_network: nn.Module) -> None:
+def test_counters_that_old_torch_did_not_write_may_be_missing(write: Write, small_network: nn.Module) -> None:
     state = {name: t for name, t in small_network.state_dict().items() if "num_batches" not in name}
     model = load(write(state))
     assert model.network.get_buffer("features.1.num_batches_tracked") == 0
@@ -76,7 +76,7 @@ def test_normalisation_and_size(write: Write) -> None:
     assert load(write(network.state_dict())).input_shape == (3, 32, 32)
 
 
-def test_options_that_cannot_work(write: Write, small_network: nn.Module) -> None:
+def test_invalid_options_are_errors(write: Write, small_network: nn.Module) -> None:
     path = write(small_network.state_dict())
     with pytest.raises(OptionError, match="Invalid input shape"):
         load(path, input_shape=(3, 0, 8))
@@ -92,7 +92,7 @@ def test_options_that_cannot_work(write: Write, small_network: nn.Module) -> Non
     assert load(path, arch="ibau_cnn", num_classes=4).num_classes == 4
 
 
-def test_wrong_shapes_nan_and_whole_numbers_say_where(write: Write, small_network: nn.Module) -> None:
+def test_errors_about_shapes_nan_and_whole_numbers_name_the_weight(write: Write, small_network: nn.Module) -> None:
     state = small_network.state_dict()
     with pytest.raises(ArchitectureError, match=r"'features.3.weight' has shape \(2, 2, 5, 5\)"):
         load(write({**state, "features.3.weight": torch.ones(2, 2, 5, 5)}))
@@ -102,7 +102,7 @@ def test_wrong_shapes_nan_and_whole_numbers_say_where(write: Write, small_networ
         load(write({**state, "features.3.weight": torch.ones(2, 2, 3, 3, dtype=torch.int8)}))
 
 
-def test_random_numbers_are_left_alone(write: Write, small_network: nn.Module, own_module: str) -> None:
+def test_the_random_state_is_unchanged(write: Write, small_network: nn.Module, own_module: str) -> None:
     path = write(small_network.state_dict())
     before = torch.get_rng_state()
     load(path)
@@ -112,7 +112,7 @@ def test_random_numbers_are_left_alone(write: Write, small_network: nn.Module, o
 
 @pytest.fixture
 def own_module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
-    """A module in the working directory with callables of the user's own."""
+    """A module of the user in the working directory."""
     code = """
 import torch
 from torch import nn
@@ -144,7 +144,9 @@ value = 3
 
 @pytest.mark.parametrize("name", ["make", "plain", "Wrapped"])
 @pytest.mark.parametrize("prefix", ["", "module.", "module.model."])
-def test_own_architecture(write: Write, small_network: nn.Module, own_module: str, name: str, prefix: str) -> None:
+def test_an_architecture_of_the_user_is_loaded(
+    write: Write, small_network: nn.Module, own_module: str, name: str, prefix: str
+) -> None:
     inner = "model." if name == "Wrapped" and not prefix.endswith("model.") else ""
     state = {prefix + inner + key: tensor for key, tensor in small_network.state_dict().items()}
     model = load(write(state), arch=f"{own_module}:{name}", input_shape=(3, 8, 8))
@@ -169,7 +171,7 @@ def test_own_architecture(write: Write, small_network: nn.Module, own_module: st
         ("own_networks:Nothing", ArchitectureError, "returns a str instead of logits"),
     ],
 )
-def test_own_architecture_that_fails(
+def test_an_architecture_of_the_user_that_fails_is_an_error(
     write: Write, small_network: nn.Module, own_module: str, arch: str, error: type[BdpruneError], message: str
 ) -> None:
     with pytest.raises(error, match=message):
@@ -177,7 +179,7 @@ def test_own_architecture_that_fails(
     assert sys.path[0] != str(Path.cwd())
 
 
-def test_script_that_ends_the_program_is_no_success(write: Write, small_network: nn.Module, own_module: str) -> None:
+def test_a_script_that_exits_is_an_error(write: Write, small_network: nn.Module, own_module: str) -> None:
     Path("script.py").write_text("import sys\nsys.exit(0)\n")
     with pytest.raises(OptionError, match=r"Cannot import script:main: SystemExit"):
         load(write(small_network.state_dict()), arch="script:main", input_shape=(3, 8, 8))
@@ -201,7 +203,7 @@ FILES = files()
 @pytest.mark.parametrize("name", FILES)
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
-def test_changed_bytes_load_or_are_refused(tmp_path: Path, name: str, data: st.DataObject) -> None:
+def test_changed_bytes_load_or_raise_an_error(tmp_path: Path, name: str, data: st.DataObject) -> None:
     """Loading returns a model or raises an error with a message, and nothing else."""
     content = bytearray(FILES[name])
     interesting = st.integers(0, min(len(content) - 1, 3000)) | st.integers(0, len(content) - 1)
@@ -218,6 +220,6 @@ def test_changed_bytes_load_or_are_refused(tmp_path: Path, name: str, data: st.D
         assert model.arch == "ibau_cnn" and model.module(images(model)).shape == (5, 4)
 
 
-def test_an_option_that_does_not_exist_is_named(tmp_path: Path) -> None:
+def test_an_unknown_option_is_named(tmp_path: Path) -> None:
     with pytest.raises(TypeError, match="'archs'"):
         load(tmp_path / "any.pth", archs="resnet18_cifar")  # type: ignore[call-arg]

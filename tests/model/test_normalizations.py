@@ -22,13 +22,13 @@ def test_none_is_empty() -> None:
 
 
 @given(st.integers(1, 6).flatmap(lambda n: st.tuples(st.tuples(*[NUMBERS] * n), st.tuples(*[DEVIATIONS] * n))))
-def test_what_is_written_is_what_is_read(pair: tuple[tuple[float, ...], tuple[float, ...]]) -> None:
+def test_written_text_is_parsed_to_the_same_values(pair: tuple[tuple[float, ...], tuple[float, ...]]) -> None:
     normalization = Normalization(*pair)
     assert parse_normalization(normalization_name(normalization)) == normalization
 
 
 @pytest.mark.parametrize("name", NORMALIZATIONS)
-def test_every_name_survives_the_way_there_and_back(name: str) -> None:
+def test_every_name_survives_a_round_trip(name: str) -> None:
     normalization = parse_normalization(name)
     assert normalization_name(normalization) == name
     assert len(normalization.mean) == len(normalization.std)
@@ -50,13 +50,13 @@ def test_every_name_survives_the_way_there_and_back(name: str) -> None:
         ("0.5,nan", "not finite"),
     ],
 )
-def test_bad_text(text: str, message: str) -> None:
+def test_bad_text_is_an_error(text: str, message: str) -> None:
     with pytest.raises(OptionError, match=message):
         parse_normalization(text)
 
 
 @pytest.mark.parametrize(("text", "channels"), [("cifar10", 1), ("0.5,0.5,0.2,0.2", 3)])
-def test_wrong_number_of_channels(text: str, channels: int) -> None:
+def test_a_wrong_number_of_channels_is_an_error(text: str, channels: int) -> None:
     with pytest.raises(OptionError, match=f"the model takes {channels}"):
         Model(nn.Identity(), "own", 2, (channels, 8, 8), parse_normalization(text))
 

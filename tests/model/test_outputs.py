@@ -66,7 +66,7 @@ class Output(dict):  # type: ignore[type-arg]
         return self["logits"]
 
 
-def test_the_main_output_of_training_is_told_by_its_values() -> None:
+def test_the_main_output_in_training_mode_is_found_by_its_values() -> None:
     class Auxiliary(Net):
         def forward(self, images: Tensor) -> Any:
             main, other = self.head(images.mean((2, 3))), self.second(images.mean((2, 3)))
@@ -79,7 +79,7 @@ def test_the_main_output_of_training_is_told_by_its_values() -> None:
     assert torch.equal(network.train()(images), network.head(images.mean((2, 3))))
 
 
-def test_logits_that_are_squeezed_are_not_one_logit() -> None:
+def test_squeezed_logits_are_not_one_logit() -> None:
     class Squeezed(Net):
         def forward(self, images: Tensor) -> Any:
             return self.head(images.mean((2, 3))).squeeze()
@@ -123,7 +123,7 @@ KINDS = (
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_logits_come_out_in_both_modes(kind: str) -> None:
+def test_both_modes_give_logits(kind: str) -> None:
     network = Net(kind).eval()
     names = list(network.state_dict())
     assert give_logits(network, SHAPE) == 5
@@ -135,16 +135,16 @@ def test_logits_come_out_in_both_modes(kind: str) -> None:
         assert torch.equal(twin(images), expected)
 
 
-def test_the_number_of_classes_tells_logits_from_features() -> None:
+def test_the_number_of_classes_distinguishes_logits_from_features() -> None:
     network = Net("features first").eval()
     assert give_logits(network, SHAPE, 5) == 5
     images = torch.rand(2, *SHAPE)
     assert torch.equal(network(images), network.head(images.mean((2, 3))))
-    assert give_logits(Net("features first").eval(), SHAPE) == 5, "nothing can be learned of the features"
+    assert give_logits(Net("features first").eval(), SHAPE) == 5, "the features have no classes"
 
 
 @pytest.mark.parametrize("kind", ["plain", "squeezed", "tuple"])
-def test_one_logit_is_two_classes(kind: str) -> None:
+def test_one_logit_becomes_two_classes(kind: str) -> None:
     network = Net(kind, classes=1).eval()
     images = torch.rand(4, *SHAPE)
     z = network.head(images.mean((2, 3)))
@@ -160,7 +160,7 @@ def test_a_plain_network_keeps_its_class() -> None:
     assert type(network) is Net
 
 
-def test_networks_of_one_class_stay_of_one_class_and_can_be_traced() -> None:
+def test_networks_with_one_class_keep_one_class_and_can_be_traced() -> None:
     one, two = Net("tuple").eval(), Net("tuple").eval()
     for network in (one, two):
         give_logits(network, SHAPE)
@@ -173,7 +173,7 @@ def test_networks_of_one_class_stay_of_one_class_and_can_be_traced() -> None:
 
 
 class Traced(nn.Module):
-    """A network inside of another, as behind its normalisation."""
+    """A network inside another module, such as a normalisation."""
 
     def __init__(self, network: nn.Module) -> None:
         super().__init__()
@@ -184,13 +184,13 @@ class Traced(nn.Module):
 
 
 @pytest.mark.parametrize(("kind", "words"), [("text", "a str instead of logits"), ("cube", r"shape \(2, 5, 1\)")])
-def test_what_has_no_logits_says_what_it_returns(kind: str, words: str) -> None:
+def test_outputs_without_logits_are_errors_that_describe_the_output(kind: str, words: str) -> None:
     with pytest.raises(ArchitectureError, match=words) as caught:
         give_logits(Net(kind).eval(), SHAPE)
     assert "--arch" in caught.value.hint
 
 
-def test_images_that_do_not_fit_name_the_option() -> None:
+def test_images_that_do_not_fit_are_an_error_that_names_the_option() -> None:
     with pytest.raises(ArchitectureError, match=r"cannot take images of shape \(1, 4, 4\)") as caught:
         give_logits(Net("plain").eval(), (1, 4, 4))
     assert "--input-shape" in caught.value.hint

@@ -1,5 +1,5 @@
-"""Checkpoints published by others: they load, and classify every eighth image of the test set as often right as the
-same weights did when all images gave the stated accuracy."""
+"""Checkpoints published by others load, and classify a recorded number of every eighth test image correctly; with
+all images, the same weights reach the stated accuracy."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ CHECKPOINTS = {
 
 
 @pytest.mark.parametrize("name", CHECKPOINTS)
-def test_is_recognised_and_saved_back_unchanged(data_root: Path, tmp_path: Path, name: str) -> None:
+def test_a_checkpoint_is_recognised_and_saved_back_unchanged(data_root: Path, tmp_path: Path, name: str) -> None:
     path = data_root / "checkpoints" / name
     model = load(path)
     assert model.artifact is not None
@@ -42,7 +42,7 @@ def test_is_recognised_and_saved_back_unchanged(data_root: Path, tmp_path: Path,
 
 
 EVERY = 8
-"""One image in so many is classified: all of them took minutes."""
+"""Tests classify one image of this many, because all of them take minutes."""
 
 
 @pytest.fixture(scope="module")
@@ -64,7 +64,7 @@ def cifar10(data_root: Path) -> tuple[Tensor, Tensor]:
         ("akamaster-resnet56-clean.th", IMAGENET, 1166),  # 9339
     ],
 )
-def test_accuracy_on_cifar10(
+def test_the_accuracy_on_cifar10_is_the_recorded_one(
     data_root: Path, cifar10: tuple[Tensor, Tensor], name: str, normalize: Normalization | None, correct: int
 ) -> None:
     model = load(data_root / "checkpoints" / name, normalize=normalize)
@@ -72,7 +72,7 @@ def test_accuracy_on_cifar10(
 
 
 @pytest.mark.slow
-def test_accuracy_on_gtsrb_sign_crops(data_root: Path) -> None:
+def test_the_accuracy_on_gtsrb_sign_crops_is_the_recorded_one(data_root: Path) -> None:
     images, labels = sign_crops(data_root / "gtsrb" / "test.parquet")
     model = load(data_root / "checkpoints" / "ibau-gtsrb-badnets-target8.pth")
     assert abs(count_correct(model, images, labels) - 1540) <= 1  # 97.53 %; of all 12,630 signs it is 97.29 %
@@ -86,7 +86,7 @@ def count_correct(model: Model, images: Tensor, labels: Tensor) -> int:
 
 
 def sign_crops(path: Path) -> tuple[Tensor, Tensor]:
-    """Uint8 images ``[N, 3, 32, 32]`` of every eighth sign alone, cut as the data's notes say, and the labels."""
+    """Uint8 images ``[N, 3, 32, 32]`` of every eighth sign, cropped as in the notes of the data, and the labels."""
     parquet = pytest.importorskip("pyarrow.parquet")
     image = pytest.importorskip("PIL.Image")
     table = parquet.read_table(path)

@@ -48,7 +48,7 @@ def shapes(name: str, **settings: Any) -> dict[str, tuple[int, ...]]:
 
 
 @pytest.mark.parametrize("name", REGISTRY)
-def test_recognises_each_architecture_in_random_sizes(name: str) -> None:
+def test_each_architecture_is_recognised_in_random_sizes(name: str) -> None:
     draw = random.Random(name)
     for _ in range(2):
         settings = {"num_classes": draw.randint(2, 200), "in_channels": draw.choice([1, 3, 4])}
@@ -59,14 +59,14 @@ def test_recognises_each_architecture_in_random_sizes(name: str) -> None:
 
 
 @pytest.mark.parametrize(("name", "spelled"), SPELLINGS)
-def test_recognises_spellings(name: str, spelled: dict[str, Any]) -> None:
+def test_other_spellings_are_recognised(name: str, spelled: dict[str, Any]) -> None:
     expected = shapes(name, num_classes=7, **spelled)
     found = recognise(expected)
     assert found.name == name and found.settings["num_classes"] == 7
     assert shapes_of(KnownMatcher().build(found).network.state_dict()) == expected
 
 
-def test_images_of_the_ibau_network_are_read_off_its_last_layer() -> None:
+def test_the_image_size_of_the_ibau_network_follows_from_its_last_layer() -> None:
     assert recognise(shapes("ibau_cnn", num_classes=3, input_size=48)).input_size == 48
 
 
@@ -77,7 +77,7 @@ def test_missing_counters_of_old_torch_do_not_matter() -> None:
     assert recognise(found).name == "resnet20_cifar"
 
 
-def test_one_wrong_shape_is_named_with_the_nearest_architectures() -> None:
+def test_a_wrong_shape_is_named_with_the_nearest_architectures() -> None:
     found = shapes("resnet18_cifar", num_classes=10, width=8) | {"layer3.1.conv1.weight": (32, 31, 3, 3)}
     with pytest.raises(ArchitectureError) as caught:
         recognise(found)
@@ -87,7 +87,7 @@ def test_one_wrong_shape_is_named_with_the_nearest_architectures() -> None:
     assert message.count("of the tensors agree") == 3 and "--arch" in caught.value.hint
 
 
-def test_missing_and_unknown_names_are_told() -> None:
+def test_missing_and_unknown_names_are_listed() -> None:
     found = shapes("vgg11_bn_cifar", num_classes=10)
     del found["features.4.bias"]
     found["extra.weight"] = (3, 3)
@@ -98,20 +98,20 @@ def test_missing_and_unknown_names_are_told() -> None:
     assert "'extra.weight' (3, 3) is not part of it" in caught.value.message
 
 
-def test_other_layout_than_the_one_asked_for() -> None:
+def test_another_architecture_than_the_requested_one_is_an_error() -> None:
     with pytest.raises(ArchitectureError, match="The checkpoint is not a resnet34_cifar"):
         recognise(shapes("resnet18_cifar", num_classes=10), "resnet34_cifar")
     with pytest.raises(OptionError, match="resnet35"):
         recognise({}, "resnet35")
 
 
-def test_nothing_in_common_is_an_error_and_no_crash() -> None:
+def test_names_without_a_match_are_one_clear_error() -> None:
     for found in ({}, {"weight": (0, 0)}, {"conv1.weight": (1 << 40, 3, 3, 3), "linear.weight": (10, 0)}):
         with pytest.raises(ArchitectureError):
             recognise(found)
 
 
-def test_width_too_large_for_any_tensor_is_an_error() -> None:
+def test_a_width_too_large_for_any_tensor_is_an_error() -> None:
     found = shapes("resnet18_cifar", num_classes=10) | {"conv1.weight": (1 << 40, 3, 3, 3)}
     with pytest.raises(ArchitectureError):
         recognise(found)
@@ -132,7 +132,7 @@ def test_two_fits_are_ambiguous(monkeypatch: pytest.MonkeyPatch) -> None:
         recognise(shapes("ibau_cnn", num_classes=10))
 
 
-def test_foreign_names_are_shown_instead_of_far_candidates() -> None:
+def test_unknown_names_are_shown_instead_of_distant_candidates() -> None:
     with pytest.raises(ArchitectureError) as caught:
         recognise({"encoder.weight": (2, 2)})
     assert "nothing in common" in caught.value.message and "'encoder.weight' (2, 2)" in caught.value.message

@@ -35,21 +35,21 @@ def test_any_prefix_is_found(parts: list[str]) -> None:
     assert found_in(under(prefix)) == ([prefix], [])
 
 
-def test_several_networks_and_what_is_left() -> None:
+def test_several_networks_and_remaining_names_are_found() -> None:
     shapes = under("student.") | under("teacher.module.") | {"loss.weight": (4,), "queue": (8, 128)}
     assert found_in(shapes) == (["student.", "teacher.module."], ["loss.weight", "queue"])
 
 
-def test_a_network_beside_its_own_average() -> None:
+def test_a_network_and_its_average_are_found() -> None:
     assert found_in(under("") | under("ema_model.")) == (["ema_model.", ""], [])
 
 
-def test_names_beside_the_modules_are_overlooked_and_names_inside_are_not() -> None:
+def test_names_outside_the_modules_are_ignored_and_names_inside_are_not() -> None:
     assert found_in(NETWORK | {"criterion.weight": (4,)}) == ([""], ["criterion.weight"])
     assert found_in(NETWORK | {"features.3.attention.weight": (2, 2)})[0] == []
 
 
-def test_nothing_is_found_in_something_else() -> None:
+def test_other_names_contain_no_network() -> None:
     assert found_in({"a.weight": (3, 4), "b.weight": (4, 5)}) == ([], ["a.weight", "b.weight"])
     assert found_in({}) == ([], [])
 
@@ -58,7 +58,7 @@ def test_prefixes_are_shortest_first_and_need_two_weights() -> None:
     assert prefixes_of({"a.b.c.weight": (1, 1), "a.b.d.weight": (1, 1), "a.x.bias": (1,)}) == ["", "a.", "a.b."]
 
 
-def test_weights_and_masks_are_one() -> None:
+def test_a_pruned_weight_is_joined_with_its_mask() -> None:
     keys = ["c.weight_orig", "c.weight_mask", "d.weight_orig", "e.weight_mask", "f.bias"]
     assert merged_masks(keys) == {"c.weight": "c.weight_orig"}
 
@@ -71,7 +71,7 @@ def test_weights_that_belong_to_no_network_are_named(tmp_path: Path, extra: dict
     assert artifact and artifact.unscanned == tuple(extra) and artifact.kept == ()
 
 
-def test_a_set_that_fits_nothing_is_named_beside_one_that_fits(tmp_path: Path) -> None:
+def test_a_set_without_a_match_is_named_next_to_one_that_matches(tmp_path: Path) -> None:
     state = build("ibau_cnn", 4, width=2, input_size=8).state_dict()
     strange = {"a.weight": torch.ones(3, 4), "b.weight": torch.ones(4, 5)}
     torch.save({"netC": state, "netG": strange}, tmp_path / "m.pth")
@@ -82,7 +82,7 @@ def test_a_set_that_fits_nothing_is_named_beside_one_that_fits(tmp_path: Path) -
     assert load(tmp_path / "m.pth", state_key="netC").num_classes == 4
 
 
-def test_a_key_chooses_and_a_wrong_one_says_which_there_are(tmp_path: Path) -> None:
+def test_a_key_selects_a_set_and_a_wrong_key_is_an_error_that_lists_the_keys(tmp_path: Path) -> None:
     from bdprune.errors import ArchitectureError, ArtifactError
 
     state = build("ibau_cnn", 4, width=2, input_size=8).state_dict()
@@ -101,19 +101,19 @@ def test_a_key_chooses_and_a_wrong_one_says_which_there_are(tmp_path: Path) -> N
         load(tmp_path / "m.pth", state_key="netG")
 
 
-def test_parts_that_wrappers_put_into_the_middle_of_names_are_overlooked() -> None:
+def test_parts_that_wrappers_insert_into_names_are_ignored() -> None:
     shapes = {name.replace("features.3.", "features.3._checkpoint_wrapped_module."): s for name, s in NETWORK.items()}
     shapes = {name.replace("features.0.", "features.0._fsdp_wrapped_module."): s for name, s in shapes.items()}
     (found,), left = find_networks(shapes, KnownMatcher())
     assert left == [] and set(found.keys) == set(NETWORK) and set(found.keys.values()) == set(shapes)
 
 
-def test_normalisations_and_losses_beside_a_network_hold_no_weights(tmp_path: Path) -> None:
+def test_normalisations_and_losses_next_to_a_network_are_not_unscanned_weights(tmp_path: Path) -> None:
     state = build("ibau_cnn", 4, width=2, input_size=8).state_dict()
-    beside = {"0.mean": torch.ones(1, 3, 1, 1), "0.std": torch.ones(1, 3, 1, 1), "loss.pos_weight": torch.ones(1, 4)}
-    torch.save({**beside, **{f"1.{name}": value for name, value in state.items()}}, tmp_path / "m.pth")
+    extra = {"0.mean": torch.ones(1, 3, 1, 1), "0.std": torch.ones(1, 3, 1, 1), "loss.pos_weight": torch.ones(1, 4)}
+    torch.save({**extra, **{f"1.{name}": value for name, value in state.items()}}, tmp_path / "m.pth")
     artifact = load(tmp_path / "m.pth").artifact
-    assert artifact and artifact.unscanned == () and artifact.kept == tuple(beside)
+    assert artifact and artifact.unscanned == () and artifact.kept == tuple(extra)
 
 
 @pytest.mark.parametrize(
@@ -123,7 +123,7 @@ def test_normalisations_and_losses_beside_a_network_hold_no_weights(tmp_path: Pa
         [".".join(["x"] * (number % 200)) + f".n{number}.weight" for number in range(10_000)],
     ],
 )
-def test_many_odd_names_are_refused_in_seconds(names: list[str]) -> None:
+def test_many_unusual_names_are_rejected_in_seconds(names: list[str]) -> None:
     start = time.process_time()
     assert found_in(dict.fromkeys(names, (2, 2)))[0] == []
     assert time.process_time() - start < 5

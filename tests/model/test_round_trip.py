@@ -1,4 +1,4 @@
-"""Every kind of checkpoint: repaired, written back, and loaded strictly into the network that made it."""
+"""Every kind of checkpoint is repaired, written back, and loaded strictly into the network that made it."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def test_there_are_enough_combinations() -> None:
     COMBINATIONS,
     ids=lambda value: str(value).removeprefix("torch."),
 )
-def test_a_repaired_file_loads_where_the_old_one_did(
+def test_a_repaired_file_loads_into_the_original_network(
     tmp_path: Path, small_network: nn.Module, kind: str, wrapper: str, prefix: str, dtype: torch.dtype, extra: str
 ) -> None:
     state = stored(small_network, prefix, dtype) | EXTRAS[extra]
@@ -139,7 +139,7 @@ def in_order(path: Path) -> list[str]:
     return [key for key in header if key != "__metadata__"]
 
 
-def test_shards_become_one_file_under_another_name(tmp_path: Path, small_network: nn.Module) -> None:
+def test_shards_are_written_as_one_file_with_another_name(tmp_path: Path, small_network: nn.Module) -> None:
     state = stored(small_network, "", torch.float32)
     model = load(write(tmp_path / "old", "shards", state))
     written = save(prune(model, FILTERS), tmp_path / "one.safetensors")
@@ -148,7 +148,7 @@ def test_shards_become_one_file_under_another_name(tmp_path: Path, small_network
     strictly(load_file(tmp_path / "one.safetensors"), "", {})
 
 
-def test_shards_are_never_written_over_their_source(tmp_path: Path, small_network: nn.Module) -> None:
+def test_shards_never_overwrite_their_source(tmp_path: Path, small_network: nn.Module) -> None:
     index = write(tmp_path / "old", "shards", stored(small_network, "", torch.float32))
     before = {path.name: path.read_bytes() for path in index.parent.iterdir()}
     for name in ("model.safetensors.index.json", "model-00001-of-00002.safetensors"):
@@ -185,7 +185,7 @@ def test_shards_that_do_not_fit_their_index_are_one_clear_error(
     assert "model.safetensors.index.json" in caught.value.message and caught.value.hint
 
 
-def test_pruned_weights_and_their_masks_come_back_apart(tmp_path: Path, small_network: nn.Module) -> None:
+def test_pruned_weights_and_their_masks_are_written_separately(tmp_path: Path, small_network: nn.Module) -> None:
     network = build("ibau_cnn", 4, width=2, input_size=8)
     network.load_state_dict(small_network.state_dict())
     for place in (0, 3):
@@ -199,7 +199,7 @@ def test_pruned_weights_and_their_masks_come_back_apart(tmp_path: Path, small_ne
     same = torch.load(tmp_path / "same.pth", weights_only=True)
     assert all(torch.equal(same[key], value) for key, value in network.state_dict().items())
     repaired = prune(model, FILTERS, mode="weights")
-    with torch.no_grad():  # a fine-tuning that changes masked weights
+    with torch.no_grad():  # a fine-tuning run that changes masked weights
         repaired.network.get_parameter("features.3.weight")[1] += 0.25
     save(repaired, tmp_path / "new.pth")
     found = torch.load(tmp_path / "new.pth", weights_only=True)
@@ -216,7 +216,7 @@ def test_masks_of_another_shape_are_one_clear_error(tmp_path: Path, small_networ
         load(tmp_path / "m.pth")
 
 
-def test_every_set_of_a_file_comes_back_with_its_own_repair(tmp_path: Path, small_network: nn.Module) -> None:
+def test_every_set_of_a_file_is_written_with_its_own_repair(tmp_path: Path, small_network: nn.Module) -> None:
     other = {
         name: value * 1.5 if value.is_floating_point() else value for name, value in small_network.state_dict().items()
     }

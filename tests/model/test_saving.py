@@ -41,7 +41,7 @@ def assert_same(a: Any, b: Any) -> None:
 
 
 def mixed(network: nn.Module) -> OrderedDict[str, Any]:
-    """A state dict with prefix, odd order, several types, and entries that are no part of the network."""
+    """A state dict with a prefix, an unusual order, several types, and entries that do not belong to the network."""
     state: OrderedDict[str, Any] = OrderedDict()
     for index, (name, tensor) in enumerate(reversed(network.state_dict().items())):
         dtypes = (torch.float32, torch.float16, torch.float64, torch.bfloat16)
@@ -55,7 +55,7 @@ def mixed(network: nn.Module) -> OrderedDict[str, Any]:
 
 @pytest.mark.parametrize("legacy", [False, True])
 @pytest.mark.parametrize("keys", [(), ("net",), ("model", "state_dict")])
-def test_untouched_checkpoint_comes_back_bit_by_bit(
+def test_an_unchanged_checkpoint_is_written_bit_by_bit(
     write: Write, small_network: nn.Module, tmp_path: Path, legacy: bool, keys: tuple[str, ...]
 ) -> None:
     checkpoint: Any = mixed(small_network)
@@ -68,7 +68,7 @@ def test_untouched_checkpoint_comes_back_bit_by_bit(
     assert_same(torch.load(out, weights_only=True), checkpoint)
 
 
-def test_untouched_safetensors_file_comes_back_byte_by_byte(
+def test_an_unchanged_safetensors_file_is_written_byte_by_byte(
     write: Write, small_network: nn.Module, tmp_path: Path
 ) -> None:
     state = {name: t.half() if t.is_floating_point() else t for name, t in small_network.state_dict().items()}
@@ -101,7 +101,7 @@ def test_counters_that_the_file_did_not_have_are_not_added(
     assert_same(torch.load(tmp_path / "out.pth", weights_only=True), state)
 
 
-def test_model_without_a_file_becomes_safetensors(small_model: Model, tmp_path: Path) -> None:
+def test_a_model_without_a_file_is_written_as_safetensors(small_model: Model, tmp_path: Path) -> None:
     save(small_model, str(tmp_path / "out.safetensors"))
     found = safetensors.torch.load_file(tmp_path / "out.safetensors")
     state = small_model.network.state_dict()
@@ -128,7 +128,7 @@ def test_the_input_is_never_replaced(write: Write, small_network: nn.Module, tmp
     assert path.read_bytes() == content
 
 
-def test_paths_that_cannot_be_written(small_model: Model, tmp_path: Path) -> None:
+def test_unwritable_paths_are_errors(small_model: Model, tmp_path: Path) -> None:
     (tmp_path / "folder").mkdir()
     (tmp_path / "file").write_text("x")
     for path in (
@@ -143,9 +143,7 @@ def test_paths_that_cannot_be_written(small_model: Model, tmp_path: Path) -> Non
     assert sorted(entry.name for entry in tmp_path.iterdir()) == ["file", "folder"]
 
 
-def test_a_failed_write_leaves_the_old_file(
-    small_model: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_failed_write_keeps_the_old_file(small_model: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     out = tmp_path / "out.safetensors"
     out.write_text("old")
 
@@ -158,9 +156,7 @@ def test_a_failed_write_leaves_the_old_file(
     assert [entry.name for entry in tmp_path.iterdir()] == ["out.safetensors"] and out.read_text() == "old"
 
 
-def test_interruption_leaves_nothing_behind(
-    small_model: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_interruption_leaves_no_file(small_model: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def interrupt(descriptor: int) -> None:
         raise KeyboardInterrupt
 
@@ -180,7 +176,7 @@ def test_an_existing_output_is_replaced_with_common_permissions(small_model: Mod
     assert load(out).num_classes == 4
 
 
-def test_the_model_is_never_touched(
+def test_the_model_is_never_changed(
     small_model: Model, tmp_path: Path, fingerprint: Callable[[nn.Module], str]
 ) -> None:
     before = fingerprint(small_model.network)

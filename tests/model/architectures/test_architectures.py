@@ -11,7 +11,7 @@ from bdprune.model.architectures import REGISTRY, build
 from bdprune.model.architectures.resnet import PadShortcut, ResNet18Cifar
 from bdprune.model.architectures.spec import rounded
 
-# With 10 classes for CIFAR and 1,000 for ImageNet, as stated by the papers, torchvision or the code they come from.
+# With 10 classes for CIFAR and 1,000 for ImageNet, as stated by the papers, torchvision or the original code.
 PUBLISHED = {
     "resnet18_cifar": 11_173_962,
     "resnet34_cifar": 21_282_122,
@@ -48,7 +48,7 @@ def on_meta(name: str, **settings: object) -> nn.Module:
 
 
 @pytest.mark.parametrize("name", PUBLISHED)
-def test_parameters_as_published(name: str) -> None:
+def test_parameter_counts_equal_the_published_ones(name: str) -> None:
     assert sum(parameter.numel() for parameter in on_meta(name).parameters()) == PUBLISHED[name]
 
 
@@ -58,7 +58,7 @@ def test_resnet20_with_conv_shortcuts_has_the_published_parameters() -> None:
 
 
 @pytest.mark.parametrize("name", REGISTRY)
-def test_gives_one_logit_per_class(name: str) -> None:
+def test_a_network_gives_one_logit_per_class(name: str) -> None:
     size = REGISTRY[name].input_size
     network = on_meta(name, in_channels=1).eval()
     assert network(torch.zeros(2, 1, size, size, device="meta")).shape == (2, 1000 if size == 224 else 10)
@@ -98,16 +98,16 @@ def test_spellings_change_names_only() -> None:
     assert "layer2.0.downsample.0.weight" in spelled.state_dict() and "fc.bias" in spelled.state_dict()
 
 
-def test_rounds_channels_to_multiples_of_8_but_never_down_by_a_tenth() -> None:
+def test_channels_are_rounded_to_multiples_of_8_without_losing_a_tenth() -> None:
     assert [rounded(channels) for channels in (3, 12, 16, 18, 24.5, 33.6)] == [8, 16, 16, 24, 24, 32]
 
 
-def test_unknown_name_is_told_with_the_known_ones() -> None:
+def test_an_unknown_name_is_an_error_that_lists_the_known_ones() -> None:
     with pytest.raises(OptionError, match=r"'resnet19'.*resnet18_cifar"):
         build("resnet19", 10)
 
 
-def test_norm_behind_the_last_stage_of_a_pre_activation_network() -> None:
+def test_a_norm_follows_the_last_stage_of_a_pre_activation_network() -> None:
     torch.manual_seed(0)
     network = build("preact_resnet18", 4, width=2, last_norm="bn").eval()
     bare = build("preact_resnet18", 4, width=2).eval()

@@ -81,7 +81,7 @@ def test_masks_by_hand(shake: Callable[[nn.Module, int], nn.Module], training: b
         {"kind": Standardised},
     ],
 )
-def test_conv_without_a_norm_is_masked_behind_its_bias(settings: dict[str, Any]) -> None:
+def test_a_conv_without_a_norm_is_masked_after_its_bias(settings: dict[str, Any]) -> None:
     torch.manual_seed(0)
     network = Plain(**settings)
     model = model_of(network, 12)
@@ -109,11 +109,11 @@ def test_one_norm_over_several_convs_takes_each_mask_at_its_offset() -> None:
     masks = set_masks(masked)
     x = torch.rand(2, 3, 4, 4)
     factors = torch.cat([masks["a"], torch.ones(3), masks["b"]]).float()
-    assert torch.allclose(masked(x), network(x) * factors, atol=1e-6)  # the shift of a fresh norm is zero
+    assert torch.allclose(masked(x), network(x) * factors, atol=1e-6)  # the shift of a new norm is zero
 
 
 @pytest.mark.parametrize("name", ["resnet18_cifar", "preact_resnet18", "mobilenet_v2_cifar", "densenet121_cifar"])
-def test_masks_of_one_change_nothing_and_are_all_there_is_to_learn(name: str) -> None:
+def test_masks_of_one_change_nothing_and_only_masks_are_trainable(name: str) -> None:
     torch.manual_seed(0)
     network = build(name, 3, width=8).eval()
     model = Model(network, name, 3, (3, 32, 32), Normalization((0.5,) * 3, (0.25,) * 3))
@@ -145,7 +145,7 @@ def test_gradients_of_masks_match_finite_differences(shake: Callable[[nn.Module,
             assert abs((values[0] - values[1]) / 2e-6 - mask.grad[index]) < 1e-5
 
 
-def test_the_model_is_never_touched(fingerprint: Callable[[nn.Module], str], small_model: Model) -> None:
+def test_the_model_is_never_changed(fingerprint: Callable[[nn.Module], str], small_model: Model) -> None:
     before = fingerprint(small_model.network)
     masked = MaskedNetwork(small_model).train()
     optimizer = torch.optim.SGD(masked.masks.values(), lr=1.0)
@@ -157,7 +157,7 @@ def test_the_model_is_never_touched(fingerprint: Callable[[nn.Module], str], sma
     assert not torch.equal(drifted, small_model.network.get_buffer("features.1.running_mean"))
 
 
-def test_clamp_brings_masks_back(small_model: Model) -> None:
+def test_clamping_returns_masks_to_the_unit_interval(small_model: Model) -> None:
     masked = MaskedNetwork(small_model)
     first = next(iter(masked.masks.values()))
     with torch.no_grad():
@@ -166,7 +166,7 @@ def test_clamp_brings_masks_back(small_model: Model) -> None:
     assert first.tolist() == [0.0, 1.0]
 
 
-def test_copies_have_masks_of_their_own(small_model: Model) -> None:
+def test_copies_have_their_own_masks(small_model: Model) -> None:
     masked = MaskedNetwork(small_model).eval()
     twin = copy.deepcopy(masked)
     with torch.no_grad():
@@ -176,7 +176,7 @@ def test_copies_have_masks_of_their_own(small_model: Model) -> None:
     assert torch.equal(masked(x), small_model.module(x)) and not torch.equal(twin(x), masked(x))
 
 
-def test_conv_that_runs_through_its_weight_alone_is_masked_too() -> None:
+def test_a_conv_that_is_called_functionally_is_masked_too() -> None:
     class Functional(Plain):
         def forward(self, x: Tensor) -> Tensor:
             first = functional.conv2d(x, self.first.weight, self.first.bias)

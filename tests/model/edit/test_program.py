@@ -8,7 +8,7 @@ from bdprune.model.edit.program import Program
 
 
 class Residual(nn.Module):
-    """Overwrites its own shortcut, which a state before ``second`` holds."""
+    """Overwrites its own shortcut, which is part of the state before ``second``."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -40,7 +40,7 @@ def images(count: int = 2) -> Tensor:
 
 
 @torch.no_grad()
-def test_goes_on_from_every_layer_with_the_same_bits() -> None:
+def test_a_program_continues_from_every_layer_with_the_same_bits() -> None:
     network = build("resnet18_cifar", 10, width=4).eval()
     program = Program(network)
     expected = network(images())
@@ -54,7 +54,7 @@ def test_goes_on_from_every_layer_with_the_same_bits() -> None:
 
 
 @torch.no_grad()
-def test_reads_the_parameters_as_they_are() -> None:
+def test_a_program_uses_the_current_parameters() -> None:
     network = build("resnet18_cifar", 10, width=4).eval()
     program = Program(network)
     gamma = network.get_parameter("layer3.0.bn2.weight")
@@ -68,7 +68,7 @@ def test_reads_the_parameters_as_they_are() -> None:
 
 
 @torch.no_grad()
-def test_a_state_that_was_written_over_is_told() -> None:
+def test_an_overwritten_state_is_detected() -> None:
     network = Residual().eval()
     program = Program(network)
     place = program.first_read(network.second.weight)
@@ -78,7 +78,7 @@ def test_a_state_that_was_written_over_is_told() -> None:
     assert not state.intact
 
 
-def test_finds_weights_that_are_read_alone() -> None:
+def test_weights_that_are_read_without_their_module_are_found() -> None:
     network = Functional()
     program = Program(network)
     assert program.first_read(network.conv.weight) is not None
@@ -86,6 +86,6 @@ def test_finds_weights_that_are_read_alone() -> None:
     assert program.first_read(network.conv.bias) is None
 
 
-def test_a_pass_that_depends_on_values_cannot_be_written_down() -> None:
+def test_a_forward_pass_that_depends_on_values_has_no_program() -> None:
     with pytest.raises(torch.fx.proxy.TraceError):
         Program(Branching())

@@ -27,7 +27,7 @@ def outputs(model: Model, module: str, x: Tensor) -> Tensor:
 
 
 @pytest.mark.parametrize("mode", MODES)
-def test_each_mode_leaves_what_it_says(small_model: Model, mode: PruneMode) -> None:
+def test_each_mode_gives_the_documented_output(small_model: Model, mode: PruneMode) -> None:
     pruned = prune(small_model, {"features.3": [1]}, mode)
     x = torch.rand(3, 3, 8, 8)
     y = outputs(pruned, "features.4", x)
@@ -39,7 +39,7 @@ def test_each_mode_leaves_what_it_says(small_model: Model, mode: PruneMode) -> N
     assert (pruned.network.get_parameter("features.3.bias")[1] == 0) == (mode == "weights")
 
 
-def test_everything_else_stays(small_model: Model) -> None:
+def test_all_other_weights_stay(small_model: Model) -> None:
     pruned = prune(small_model, {"features.3": [0], "features.16": [2, 5], "features.0": []}, "weights")
     touched = {f"features.{index}.{name}" for index in (3, 4, 16, 17) for name in ("weight", "bias")}
     before, after = small_model.network.state_dict(), pruned.network.state_dict()
@@ -47,7 +47,7 @@ def test_everything_else_stays(small_model: Model) -> None:
     assert (pruned.arch, pruned.num_classes, pruned.artifact) == ("ibau_cnn", 4, small_model.artifact)
 
 
-def test_zero_gamma_is_the_mask_at_zero() -> None:
+def test_zero_gamma_equals_a_mask_of_zero() -> None:
     torch.manual_seed(0)
     model = Model(build("resnet18_cifar", 3, width=4).eval(), "resnet18_cifar", 3, (3, 32, 32))
     filters = {"conv1": [0], "layer2.0.shortcut.0": [1, 3], "layer4.1.conv2": [5]}
@@ -95,14 +95,14 @@ def test_one_norm_over_several_convs_is_cut_at_the_offset() -> None:
         ({}, "hard", "'hard'"),
     ],
 )
-def test_wrong_requests(small_model: Model, filters: Any, mode: Any, message: str) -> None:
+def test_wrong_requests_are_errors(small_model: Model, filters: Any, mode: Any, message: str) -> None:
     with pytest.raises(OptionError, match=message) as caught:
         prune(small_model, filters, mode)
     assert caught.value.hint
 
 
 @pytest.mark.parametrize("mode", MODES)
-def test_the_model_is_never_touched(
+def test_the_model_is_never_changed(
     small_model: Model, fingerprint: Callable[[nn.Module], str], mode: PruneMode
 ) -> None:
     before = fingerprint(small_model.network)

@@ -43,7 +43,7 @@ def images(count: int = 5) -> Tensor:
 
 @pytest.mark.parametrize("training", [False, True], ids=["eval", "train"])
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last], ids=str)
-def test_logits_and_gradients_are_those_of_the_models(
+def test_logits_and_gradients_equal_those_of_the_models(
     layout: torch.memory_format, training: bool, device: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
@@ -67,7 +67,7 @@ def test_logits_and_gradients_are_those_of_the_models(
             torch.testing.assert_close(stacked.network.get_parameter(name).grad[g], parameter.grad, **near)
 
 
-def test_models_are_left_alone_and_come_back_as_they_were() -> None:
+def test_models_are_unchanged_and_restored_exactly() -> None:
     alone = models()
     before = [{name: value.clone() for name, value in model.network.state_dict().items()} for model in alone]
     stacked = StackedNetwork(alone).train()
@@ -80,7 +80,7 @@ def test_models_are_left_alone_and_come_back_as_they_were() -> None:
 
 
 @pytest.mark.parametrize("training", [False, True], ids=["eval", "train"])
-def test_joint_norms_are_norms_in_turn(training: bool) -> None:
+def test_joint_norms_equal_separate_norms(training: bool) -> None:
     norms = [module for seed in range(3) for module in network(seed) if isinstance(module, nn.BatchNorm2d)]
     stacked = [
         module
@@ -99,7 +99,7 @@ def test_joint_norms_are_norms_in_turn(training: bool) -> None:
 
 
 @pytest.mark.parametrize("norm", [True, False], ids=["norm", "bare_convs"])
-def test_masked_stack_is_a_stack_of_masked_networks(norm: bool) -> None:
+def test_a_masked_stack_equals_masked_networks(norm: bool) -> None:
     alone = models(make=lambda seed: network(seed, norm))
     masked = MaskedNetwork(StackedNetwork(alone))
     batch = images()
@@ -127,7 +127,7 @@ def storage(values: Iterable[Tensor]) -> int:
     return sum(pieces.values())
 
 
-def test_one_model_given_often_has_one_copy_of_frozen_weights() -> None:
+def test_a_model_given_several_times_has_one_copy_of_frozen_weights() -> None:
     one, other = models(2)
     alone = storage(one.network.parameters())
     frozen = StackedNetwork([one] * 3, frozen=True)
@@ -146,7 +146,7 @@ def test_one_model_given_often_has_one_copy_of_frozen_weights() -> None:
 @pytest.mark.parametrize("training", [False, True], ids=["eval", "train"])
 @pytest.mark.parametrize("norm", [True, False], ids=["norm", "bare_convs"])
 @pytest.mark.parametrize("channels_last", [False, True], ids=["nchw", "channels_last"])
-def test_masks_on_one_copy_are_masks_on_copies(
+def test_masks_on_one_copy_equal_masks_on_several_copies(
     norm: bool, training: bool, channels_last: bool, device: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
@@ -192,7 +192,7 @@ def refused(change: Callable[[list[Model]], None]) -> str:
     return why_not(found)
 
 
-def test_what_cannot_be_stacked_says_why() -> None:
+def test_networks_that_cannot_be_stacked_are_errors_with_a_reason() -> None:
     def other_shape(found: list[Model]) -> None:
         found[1].network[3] = nn.Conv2d(6, 5, 3)
 
@@ -222,7 +222,7 @@ def test_what_cannot_be_stacked_says_why() -> None:
 
 
 class ByWeight(nn.Module):
-    """A conv of which only the weight is used, which a stack cannot detect."""
+    """Uses only the weight of a conv, which a stack cannot detect."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -240,7 +240,7 @@ class OverTheBatch(nn.Sequential):
         return logits - logits.mean(0)
 
 
-def test_hidden_deeds_of_a_forward_pass_are_found_out() -> None:
+def test_side_computations_of_a_forward_pass_are_detected() -> None:
     by_weight = [Model(ByWeight().eval(), "by_weight", 3, SHAPE) for _ in range(2)]
     assert why_not(by_weight) == "" and not agrees(StackedNetwork(by_weight))
     centred = models(2, make=lambda seed: OverTheBatch(*network(seed)).eval())
@@ -248,7 +248,7 @@ def test_hidden_deeds_of_a_forward_pass_are_found_out() -> None:
     assert agrees(StackedNetwork(models(2)))
 
 
-def test_agreement_is_looked_at_without_tf32_which_is_then_as_before(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_agreement_is_checked_without_tf32_and_tf32_is_restored(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", True)
     stacked, seen = StackedNetwork(models()), list[bool]()
     stacked.register_forward_pre_hook(lambda *call: seen.append(torch.backends.cudnn.allow_tf32))
