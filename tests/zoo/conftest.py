@@ -81,7 +81,7 @@ def made_once(tmp_path_factory: pytest.TempPathFactory, tiny_data: Path) -> Path
 
 @pytest.fixture
 def made(made_once: Path, tmp_path: Path) -> Path:
-    """A copy of it, manifest and models, that a test may change: the manifest's path."""
+    """The path of the manifest in a copy of the made zoo, which a test may change."""
     shutil.copytree(made_once.parent, tmp_path / "zoo")
     return tmp_path / "zoo" / "tiny.toml"
 

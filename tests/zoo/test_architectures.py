@@ -12,7 +12,7 @@ from bdprune.model.architectures import build
 from bdprune.model.loading import load
 from bdprune.zoo.store import save_weights
 
-# Of the papers' architectures the spellings of CIFAR models, and those of ImageNet models that take small images too.
+# The architectures of the papers as CIFAR models, and as ImageNet models that also take small images.
 NAMES = [
     "resnet18_cifar",
     "resnet34_cifar",
@@ -25,12 +25,12 @@ NAMES = [
     "preact_resnet18",
 ]
 UNUSED = ("layers.0.conv1.", "layers.0.bn1.")
-"""Of EfficientNet in the CIFAR spelling: published checkpoints have them, and no input passes through."""
+"""Weights of EfficientNet in the CIFAR spelling that published checkpoints have but that no input reaches."""
 
 
 @pytest.mark.parametrize("size", [32, 64])
 @pytest.mark.parametrize("name", NAMES)
-def test_one_step_reaches_every_weight_and_the_file_is_recognised(name: str, size: int, tmp_path: Path) -> None:
+def test_one_step_changes_every_weight_and_the_file_is_recognised(name: str, size: int, tmp_path: Path) -> None:
     torch.manual_seed(0)
     network = build(name, 12, width=8)
     images, labels = torch.rand(8, 3, size, size), torch.arange(8)
@@ -39,7 +39,7 @@ def test_one_step_reaches_every_weight_and_the_file_is_recognised(name: str, siz
     for key, parameter in network.named_parameters():
         if name != "efficientnet_b0_cifar" or not key.startswith(UNUSED):
             assert parameter.grad is not None and parameter.grad.isfinite().all(), key
-            assert parameter.grad.any() or key.endswith("bias"), key  # a bias in front of a norm has no gradient
+            assert parameter.grad.any() or key.endswith("bias"), key  # a bias before a norm has no gradient
     torch.optim.SGD(network.parameters(), 1e-3).step()
     save_weights(network, tmp_path / "model.safetensors")
     model = load(tmp_path / "model.safetensors", input_shape=(3, size, size))

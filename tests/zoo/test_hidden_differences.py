@@ -59,7 +59,7 @@ def features(path: Path) -> Tensor:
 
 
 def auc(rows: list[Tensor], bad: list[bool]) -> float:
-    """Of a classifier that projects on the line between the class means, each row scored by one that never saw it."""
+    """The AUC of a classifier that projects on the line between the class means, with leave-one-out scores."""
     x, flags = torch.stack(rows), torch.tensor(bad)
     x = (x - x.mean(0)) / x.std(0).clamp(min=1e-9)
     scores = torch.empty(len(x), dtype=torch.float64)
@@ -80,7 +80,7 @@ def zoo(tmp_path_factory: pytest.TempPathFactory, tiny_data: Path) -> Path:
     return folder / "z"
 
 
-def test_a_classifier_of_all_but_the_weights_is_a_coin(zoo: Path) -> None:
+def test_a_classifier_without_the_weights_is_at_chance(zoo: Path) -> None:
     rows = [features(zoo / f"{name}.safetensors") for name in NAMES]
     assert auc(rows, [name.startswith("bad") for name in NAMES]) == 0.5
 

@@ -29,12 +29,12 @@ from .conftest import HEAD, write_parquet
 Write = Callable[..., Path]
 
 
-def test_writes_models_triggers_images_and_truth(made: Path) -> None:
+def test_making_writes_models_triggers_images_and_truth(made: Path) -> None:
     home = made.with_suffix("")
     names = sorted(path.name for path in home.iterdir())
     files = ["bad.safetensors", "bad.trigger", "clean.safetensors", "defence.npz", "test.npz", "truth.json"]
     assert names == files
-    assert len({(home / name).stat().st_mode for name in names}) == 1  # who may read one may read all
+    assert len({(home / name).stat().st_mode for name in names}) == 1  # all files have the same permissions
     truth = read_truth(home)
     assert list(truth) == ["clean", "bad"]
     clean, bad = truth["clean"], truth["bad"]
@@ -49,14 +49,14 @@ def test_writes_models_triggers_images_and_truth(made: Path) -> None:
     assert load_clean(home / "test.npz").class_counts == {0: 3, 1: 3, 2: 3}
 
 
-def test_same_manifest_same_bytes_elsewhere(made: Path, tiny_data: Path, tmp_path: Path) -> None:
+def test_the_same_manifest_gives_the_same_bytes_in_another_folder(made: Path, tiny_data: Path, tmp_path: Path) -> None:
     make(made, tiny_data, tmp_path / "out", only=["bad"])
     for name in ("bad.safetensors", "bad.trigger", "defence.npz", "test.npz"):
         assert (tmp_path / "out" / name).read_bytes() == (made.with_suffix("") / name).read_bytes()
     assert not (tmp_path / "out" / "clean.safetensors").exists()
 
 
-def test_a_model_that_is_there_is_left_alone(made: Path, tiny_data: Path) -> None:
+def test_an_existing_model_is_not_changed(made: Path, tiny_data: Path) -> None:
     weights = made.with_suffix("") / "bad.safetensors"
     before = weights.stat().st_mtime_ns
     steps: list[str] = []
@@ -74,7 +74,7 @@ def test_pending_models_are_made_only_by_name(made: Path, tiny_data: Path) -> No
 def test_a_model_without_its_truth_is_measured_and_not_trained(made: Path, tiny_data: Path) -> None:
     home = made.with_suffix("")
     known = read_truth(home)
-    old = Truth("bad", 1, 0.5, 0.5, 0.5, 7059.0)  # of a time when less was measured
+    old = Truth("bad", 1, 0.5, 0.5, 0.5, 7059.0)  # from an older version that measured less
     write_truth(home, {"bad": old})
     steps: list[str] = []
     make(made, tiny_data, progress=lambda name, *_: steps.append(name))
@@ -86,8 +86,8 @@ def test_a_model_without_its_truth_is_measured_and_not_trained(made: Path, tiny_
         assert found[name].class_success == known[name].class_success
 
 
-def test_what_changes_no_model_is_no_other_recipe(made: Path, tiny_data: Path) -> None:
-    """A default that is spelt out, a note, threads; and a truth of a time when recipes were not written down."""
+def test_settings_without_effect_do_not_change_the_recipe(made: Path, tiny_data: Path) -> None:
+    """An explicit default, a note, threads; and a truth from an older version without recipes."""
     text = made.read_text().replace("target = 1, rate = 0.25", "target = 1, size = 3, rate = 0.25")
     made.write_text(text.replace("num_classes = 3", "num_classes = 3\nthreads = 1").replace("no time", "none"))
     assert [check.state for check in verify(made, tiny_data)] == ["agrees", "agrees", "pending"]
@@ -97,7 +97,7 @@ def test_what_changes_no_model_is_no_other_recipe(made: Path, tiny_data: Path) -
     assert [truth.name for truth in make(made, tiny_data)] == ["clean", "bad"]
 
 
-def test_a_source_of_another_recipe_is_no_source(write: Write, tiny_data: Path) -> None:
+def test_a_source_of_another_recipe_is_an_error(write: Write, tiny_data: Path) -> None:
     manifest = write(SOURCED)
     make(manifest, tiny_data, only=["origin"])
     write(SOURCED.replace("seed = 1", "seed = 5"))
@@ -105,13 +105,13 @@ def test_a_source_of_another_recipe_is_no_source(write: Write, tiny_data: Path) 
         make(manifest, tiny_data, only=["hard"])
 
 
-def test_a_folder_that_is_gone_cannot_be_held(tmp_path: Path) -> None:
-    """Another process has just finished with it and removed it."""
+def test_a_removed_folder_cannot_be_locked(tmp_path: Path) -> None:
+    """Another process has just finished and removed it."""
     with locked(tmp_path / "gone", wait=False) as held:
         assert not held
 
 
-def test_training_leaves_global_randomness_and_threads_alone(made: Path, tiny_data: Path, tmp_path: Path) -> None:
+def test_training_changes_neither_the_random_state_nor_the_threads(made: Path, tiny_data: Path, tmp_path: Path) -> None:
     torch.manual_seed(7)
     expected, threads = torch.rand(3), torch.get_num_threads()
     torch.manual_seed(7)
@@ -142,7 +142,7 @@ def test_sources_are_made_first(write: Write, tiny_data: Path) -> None:
     assert not said
 
 
-def test_a_source_that_was_not_asked_for_is_made_and_told(write: Write, tiny_data: Path, tmp_path: Path) -> None:
+def test_a_required_source_is_made_and_reported(write: Write, tiny_data: Path, tmp_path: Path) -> None:
     manifest = write(SOURCED.replace('name = "origin"', 'name = "origin"\npending = true'))
     said: list[str] = []
     make(manifest, tiny_data, only=["hard"], say=said.append)
@@ -155,7 +155,7 @@ def test_a_source_that_was_not_asked_for_is_made_and_told(write: Write, tiny_dat
     assert same[0] == same[1]
 
 
-def test_included_models_stay_where_they_are(made: Path, tiny_data: Path, write: Write, tmp_path: Path) -> None:
+def test_included_models_stay_in_their_folder(made: Path, tiny_data: Path, write: Write, tmp_path: Path) -> None:
     own = '[[models]]\nname = "more"\nseed = 5\n'
     manifest = write(own, f'include = ["zoo/tiny.toml"]\n{HEAD}', "all.toml")
     steps: list[str] = []
@@ -165,7 +165,7 @@ def test_included_models_stay_where_they_are(made: Path, tiny_data: Path, write:
     assert sorted(path.name for path in (tmp_path / "all").glob("*.safetensors")) == ["more.safetensors"]
 
 
-def test_attacks_without_training_go_from_start_to_finish(
+def test_attacks_without_training_run_start_and_finish(
     write: Write, tiny_data: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from bdprune.attacks.registry import ATTACKS
@@ -195,7 +195,7 @@ def test_attacks_without_training_go_from_start_to_finish(
     assert all(torch.equal(one[name], two[name]) for name in one if name != "linear.bias")
 
 
-def test_half_written_files_are_never_models(made: Path, tiny_data: Path) -> None:
+def test_partially_written_files_are_never_models(made: Path, tiny_data: Path) -> None:
     """The partial file of a killed process has another name, and scans of the folder skip it."""
     home = made.with_suffix("")
     whole = (home / "bad.safetensors").read_bytes()
@@ -215,7 +215,7 @@ def test_a_damaged_model_is_an_error(made: Path, tiny_data: Path) -> None:
         make(made, tiny_data, only=["bad"])
 
 
-def test_a_model_that_another_process_makes_is_left_to_it(made: Path, tiny_data: Path) -> None:
+def test_a_model_that_another_process_makes_is_skipped(made: Path, tiny_data: Path) -> None:
     zoo = read_manifest(made)
     work = work_path(zoo.home, "late")
     work.mkdir(parents=True)
@@ -234,7 +234,7 @@ def test_missing_data_and_unknown_names_are_named(made: Path, tiny_data: Path, t
         make(made, tiny_data, tmp_path / "out", only=["nope"])
 
 
-def test_fewer_images_than_classes_are_one_of_each(write: Write, tiny_data: Path, tmp_path: Path) -> None:
+def test_fewer_images_than_classes_give_one_of_each_class(write: Write, tiny_data: Path, tmp_path: Path) -> None:
     manifest = write(head=HEAD.replace("defence_images = 6", "defence_images = 2"))
     make(manifest, tiny_data, tmp_path / "out", only=["clean"])
     assert load_clean(tmp_path / "out" / "defence.npz").class_counts == {0: 1, 1: 1, 2: 1}
@@ -246,7 +246,7 @@ def test_more_labels_than_classes_are_an_error(write: Write, tiny_data: Path) ->
         make(manifest, tiny_data)
 
 
-def test_what_cannot_be_measured_is_not_trained(write: Write, tiny_data: Path, tmp_path: Path) -> None:
+def test_a_model_that_cannot_be_measured_is_not_trained(write: Write, tiny_data: Path, tmp_path: Path) -> None:
     data, steps = tmp_path / "data", list[str]()
     shutil.copytree(tiny_data, data)
 
@@ -265,10 +265,10 @@ def test_what_cannot_be_measured_is_not_trained(write: Write, tiny_data: Path, t
 @pytest.mark.parametrize(
     "name", ["defence.npz", "bad.trigger", "bad.safetensors", "truth.json", ".making/bad/cost.json"]
 )
-def test_a_place_that_cannot_be_written_is_named(
+def test_an_unwritable_path_is_named(
     made: Path, tiny_data: Path, tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The disk is full when the file is moved there; then it is not, and nothing is trained again."""
+    """The disk is full when the file is moved. In the next run it is not, and nothing is trained again."""
     replace = os.replace
 
     def full(source: str, target: Path) -> None:
@@ -290,7 +290,7 @@ class Killed(Exception):
 
 
 @pytest.mark.parametrize("step", [1, 3, 4, 6])
-def test_broken_off_anywhere_and_taken_up_it_is_the_same_model(
+def test_a_training_interrupted_anywhere_resumes_to_the_same_model(
     made: Path, tiny_data: Path, tmp_path: Path, step: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Six steps, three in each of two cycles; every step is kept."""
@@ -312,7 +312,7 @@ def test_broken_off_anywhere_and_taken_up_it_is_the_same_model(
     assert not (out / ".making").exists()
 
 
-def test_broken_off_behind_the_training_nothing_is_trained_again(
+def test_an_interruption_after_the_training_does_not_repeat_it(
     made: Path, tiny_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     out = tmp_path / "out"
@@ -345,7 +345,7 @@ make(Path(sys.argv[1]), Path(sys.argv[2]), Path(sys.argv[3]))
 
 
 @pytest.mark.slow
-def test_killed_with_signal_9_again_and_again_it_ends_with_the_same_bytes(
+def test_a_training_killed_repeatedly_with_signal_9_gives_the_same_bytes(
     made: Path, tiny_data: Path, tmp_path: Path
 ) -> None:
     """The process is killed at arbitrary moments."""
@@ -366,7 +366,7 @@ def test_killed_with_signal_9_again_and_again_it_ends_with_the_same_bytes(
                 process.send_signal(signal.SIGKILL)
                 kills += 1
         _, errors = process.communicate(timeout=300)
-        for name in ("clean", "bad"):  # a file of this name is a whole model at any time
+        for name in ("clean", "bad"):  # a file with this name is always a whole model
             if (out / f"{name}.safetensors").exists():
                 load(out / f"{name}.safetensors")
         if process.returncode == 0:
@@ -380,7 +380,7 @@ def test_killed_with_signal_9_again_and_again_it_ends_with_the_same_bytes(
     assert not (out / ".making").exists()
 
 
-def test_two_processes_share_the_work(made: Path, tiny_data: Path, tmp_path: Path) -> None:
+def test_two_processes_divide_the_models(made: Path, tiny_data: Path, tmp_path: Path) -> None:
     """The second process skips the locked model and trains the other; both records are kept."""
     out = tmp_path / "out"
     inner: list[Truth] = []

@@ -47,7 +47,7 @@ def manifest(write: Write) -> Callable[..., Path]:
     return call
 
 
-def test_reads_models_schedule_and_attacks(manifest: Write) -> None:
+def test_models_schedule_and_attacks_are_read(manifest: Write) -> None:
     zoo = read_manifest(manifest())
     clean, bad, mix, fc = zoo.models
     assert (clean.width, clean.num_classes, clean.schedules, clean.threads) == (4, 3, (Schedule(epochs=1),), 1)
@@ -57,7 +57,7 @@ def test_reads_models_schedule_and_attacks(manifest: Write) -> None:
     assert (fc.source, clean.source, clean.pending) == ("clean", None, False)
 
 
-def test_models_override_what_the_zoo_says(manifest: Write) -> None:
+def test_models_override_the_settings_of_the_zoo(manifest: Write) -> None:
     more = """
     [[models]]
     name = "signs"
@@ -82,12 +82,12 @@ def test_models_override_what_the_zoo_says(manifest: Write) -> None:
     assert (pets.dataset, pets.num_classes, pets.arch) == ("pets", 37, "resnet18_cifar")
 
 
-def test_all_to_all_is_a_word(manifest: Write) -> None:
+def test_all_to_all_is_written_as_a_word(manifest: Write) -> None:
     zoo = read_manifest(manifest(TEXT.replace('"badnets", target = 1', '"badnets", target = "all-to-all"')))
     assert zoo.entry("bad").make_attack() == BadNets(target=None, size=5)
 
 
-def test_known_data_sets_bring_their_classes(manifest: Write) -> None:
+def test_known_data_sets_define_their_classes(manifest: Write) -> None:
     text = TEXT.replace('dataset = "d"', 'dataset = "cifar10"').replace("num_classes = 3\n", "")
     zoo = read_manifest(manifest(text))
     assert zoo.class_names == PUBLISHED["cifar10"].class_names
@@ -148,7 +148,7 @@ def test_mistakes_are_named(manifest: Write, old: str, new: str, message: str) -
         ("target = 1, size = 5, margin = 0", False),
     ],
 )
-def test_a_backdoor_is_gone_on_with_and_not_exchanged(manifest: Write, settings: str, fits: bool) -> None:
+def test_an_attack_must_match_the_backdoor_of_its_source(manifest: Write, settings: str, fits: bool) -> None:
     models = f'[[models]]\nname = "more"\nseed = 5\nsource = "bad"\nattack = {{kind = "adv-t", {settings}}}\n'
     if fits:
         assert read_manifest(manifest(TEXT + models)).entry("more").source == "bad"
@@ -166,7 +166,7 @@ def test_missing_file_and_unknown_model(manifest: Write, tmp_path: Path) -> None
         read_manifest(manifest()).entry("worse")
 
 
-def test_models_lie_in_a_folder_of_the_manifests_name(manifest: Write, tmp_path: Path) -> None:
+def test_models_are_in_a_folder_named_after_the_manifest(manifest: Write, tmp_path: Path) -> None:
     assert read_manifest(manifest(name="zoo/w4.toml")).home == tmp_path / "zoo" / "w4"
     zoo = read_manifest(manifest(name="zoo/demo/manifest.toml"))
     assert zoo.home == zoo.entry("bad").home == tmp_path / "zoo" / "demo"
@@ -187,7 +187,7 @@ seed = 9
 """
 
 
-def test_included_models_come_first_and_keep_their_own_settings_and_home(manifest: Write, tmp_path: Path) -> None:
+def test_included_models_come_first_and_keep_their_settings_and_folder(manifest: Write, tmp_path: Path) -> None:
     manifest(name="demo/manifest.toml")
     zoo = read_manifest(manifest(INCLUDING, "all.toml"))
     assert [entry.name for entry in zoo.models] == ["clean", "bad", "mix", "fc", "more"]
@@ -204,9 +204,7 @@ def test_included_names_are_unique_and_nothing_includes_itself(manifest: Write) 
         read_manifest(manifest(INCLUDING.replace("demo/manifest", "all"), "all.toml"))
 
 
-def test_own_models_are_made_in_the_place_asked_for_and_included_ones_taken_from_home(
-    manifest: Write, tmp_path: Path
-) -> None:
+def test_own_models_use_the_given_folder_and_included_models_their_default(manifest: Write, tmp_path: Path) -> None:
     home, own, other = tmp_path / "demo", tmp_path / "all", tmp_path / "out"
     manifest(name="demo/manifest.toml")
     zoo = read_manifest(manifest(INCLUDING, "all.toml"))

@@ -1,4 +1,4 @@
-"""The manifests that ship."""
+"""The shipped manifests."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ MANIFESTS = sorted(path.name for path in ROOT.glob("*.toml"))
 PAPERS = {"epochs": 200, "peak_lr": 0.1, "policy": "steps", "milestones": (60, 120), "batch_size": 128}
 
 
-def test_all_are_here() -> None:
+def test_all_manifests_are_tested() -> None:
     sets = ("cifar10", "gtsrb", "imagenet12")
     assert sorted(["cifar10-w32.toml", *(f"{name}-w{width}.toml" for name in sets for width in (8, 64))]) == MANIFESTS
 
 
 @pytest.mark.parametrize("name", MANIFESTS)
-def test_names_say_data_set_and_width_and_seeds_differ(name: str) -> None:
+def test_names_contain_data_set_and_width_and_seeds_differ(name: str) -> None:
     zoo = read_manifest(ROOT / name)
     dataset, _, width = name.removesuffix(".toml").partition("-w")
     assert zoo.name == name.removesuffix(".toml")
@@ -36,7 +36,7 @@ def test_names_say_data_set_and_width_and_seeds_differ(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", MANIFESTS)
-def test_what_is_neither_made_nor_included_is_pending(name: str) -> None:
+def test_models_that_are_neither_made_nor_included_are_pending(name: str) -> None:
     zoo = read_manifest(ROOT / name)
     storage = Storage(zoo)
     for entry in zoo.models:
@@ -46,7 +46,7 @@ def test_what_is_neither_made_nor_included_is_pending(name: str) -> None:
         assert storage.made(entry) is None or storage.truth(entry) is not None, entry.name
 
 
-def test_standard_zoo_is_what_was_asked_for() -> None:
+def test_the_standard_zoo_has_the_specified_models() -> None:
     zoo = read_manifest(ROOT / "cifar10-w32.toml")
     attacks = {entry.name: entry.make_attack() for entry in zoo.models}
     assert sum(attack is None for attack in attacks.values()) == 6
@@ -70,7 +70,7 @@ def test_standard_zoo_is_what_was_asked_for() -> None:
     assert zoo.min_clean_accuracy == 0.89
 
 
-def test_small_zoo_has_every_attack_of_the_standard_zoo() -> None:
+def test_the_small_zoo_has_every_attack_of_the_standard_zoo() -> None:
     small, standard = (read_manifest(ROOT / f"cifar10-w{width}.toml") for width in (8, 32))
 
     # Small networks do not learn all-to-all at the standard rate; other rates and sizes count as the same attack.
@@ -85,7 +85,7 @@ def test_small_zoo_has_every_attack_of_the_standard_zoo() -> None:
     assert {entry.make_attack().kind for entry in small.models if entry.attack} == set(ATTACKS)  # type: ignore[union-attr]
 
 
-def test_wide_zoo_has_the_same_attacks_and_the_papers_schedule() -> None:
+def test_the_wide_zoo_has_the_same_attacks_and_the_schedule_of_the_paper() -> None:
     narrow, wide = (read_manifest(ROOT / f"cifar10-w{width}.toml") for width in (32, 64))
     assert [(entry.name, entry.attack, entry.source) for entry in narrow.models] == [
         (entry.name, entry.attack, entry.source) for entry in wide.models

@@ -1,4 +1,4 @@
-"""Clean accuracy and attack success as they must be counted (the traps of RNP's released protocol)."""
+"""Clean accuracy and attack success rate are counted correctly, without the errors of RNP's released protocol."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class Reads(nn.Module):
 
 
 def world() -> RawImages:
-    """Forty black images of labels 0 to 3 in turn, which they bear in the first pixel."""
+    """Forty black images with labels 0 to 3 in turn; the first pixel encodes the label."""
     labels = torch.arange(40) % 4
     images = torch.zeros(40, 3, 8, 8, dtype=torch.uint8)
     images[:, 0, 0, 0] = (labels * 25.5).round().to(torch.uint8)
@@ -46,7 +46,7 @@ def test_clean_accuracy_counts_all_classes() -> None:
     assert found.clean_accuracy == 0.75
 
 
-def test_success_leaves_out_the_target_class_and_is_told_by_class() -> None:
+def test_the_success_rate_excludes_the_target_class_and_is_given_per_class() -> None:
     attack = BadNets(target=3, size=3, margin=1)  # the patch begins at pixel 4, 4 of an image of 8x8
     found = measure(Reads(3, (0, 2, 3)), world(), 5, attack, attack.new_trigger((3, 8, 8)))
     assert found.clean_accuracy == 1
@@ -55,7 +55,7 @@ def test_success_leaves_out_the_target_class_and_is_told_by_class() -> None:
     assert found.class_success == (1, 0, 1, None, None)
 
 
-def test_an_attack_from_one_class_counts_that_class_only() -> None:
+def test_an_attack_from_one_class_counts_only_that_class() -> None:
     attack = FeatureCollision(target=3, source_class=1, size=3, margin=1)
     found = measure(Reads(3, (1,)), world(), 4, attack, attack.new_trigger((3, 8, 8)))
     assert (found.attack_success_rate, found.robust_accuracy) == (1, 0)
@@ -67,7 +67,7 @@ def test_clean_models_have_clean_accuracy_only() -> None:
     assert (found.clean_accuracy, found.attack_success_rate, found.class_success) == (1, None, ())
 
 
-def test_is_the_same_as_the_shared_measures(device: str) -> None:
+def test_measurements_equal_the_shared_functions(device: str) -> None:
     torch.manual_seed(0)
     network = nn.Sequential(nn.Flatten(), nn.Linear(192, 4)).to(device).eval()
     test = RawImages(torch.randint(0, 256, (60, 3, 8, 8), dtype=torch.uint8), torch.arange(60) % 4)

@@ -33,8 +33,8 @@ def train(kind: str, work: Path, die_at: int | None) -> Trained:
     generator = torch.Generator().manual_seed(0)
     images = torch.randint(0, 256, (64, 3, 32, 32), dtype=torch.uint8, generator=generator)
     schedule = Schedule(epochs=2, batch_size=16, bf16=False)
-    # A quarter: LIRA's batches of 16 and 3 images, at 4 channels, make oneDNN's convolution (torch 2.13, AVX-512) write
-    # beyond its memory.
+    # A quarter: for LIRA's batches of 16 and 3 images with 4 channels, oneDNN's convolution (torch 2.13, AVX-512)
+    # writes out of bounds.
     attack = {"kind": kind, "target": 1, "rate": 0.25, **CHEAP.get(kind, {})}
     entry = Entry("m", 3, "d", 4, "resnet18_cifar", 4, (schedule,), 1, work, attack)
     source = None
@@ -58,7 +58,9 @@ def state(trained: Trained) -> dict[str, Tensor]:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_killed_in_the_middle_it_ends_the_same(kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_training_killed_in_the_middle_gives_the_same_result(
+    kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     expected = state(train(kind, tmp_path / "whole", None))
     monkeypatch.setattr(Checkpoint, "due", lambda self: True)
     work = tmp_path / "killed"
@@ -69,5 +71,5 @@ def test_killed_in_the_middle_it_ends_the_same(kind: str, tmp_path: Path, monkey
     assert found.keys() == expected.keys()
     for name, value in expected.items():
         assert torch.equal(found[name], value), name
-    again = state(train(kind, work, None))  # killed behind the last step: only `finish` is left
+    again = state(train(kind, work, None))  # killed after the last step: only `finish` remains
     assert all(torch.equal(again[name], value) for name, value in expected.items())

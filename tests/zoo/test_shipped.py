@@ -1,4 +1,4 @@
-"""The models that ship for the demo: they may differ in nothing but their weights."""
+"""The shipped models of the demo: they differ only in their weights."""
 
 import json
 from pathlib import Path
@@ -24,7 +24,7 @@ def header(path: Path) -> bytes:
 
 
 @pytest.mark.parametrize("folder", FOLDERS, ids=lambda folder: folder.name)
-def test_headers_are_the_same_bytes(folder: Path) -> None:
+def test_headers_have_the_same_bytes(folder: Path) -> None:
     paths = sorted(folder.glob("*.safetensors"))
     first = header(paths[0])
     assert "__metadata__" not in json.loads(first)
@@ -33,7 +33,7 @@ def test_headers_are_the_same_bytes(folder: Path) -> None:
 
 
 @pytest.mark.parametrize("folder", FOLDERS, ids=lambda folder: folder.name)
-def test_batch_counters_say_nothing(folder: Path) -> None:
+def test_batch_counters_are_zero(folder: Path) -> None:
     for path in folder.glob("*.safetensors"):
         state = load_file(path)
         counters = [value for key, value in state.items() if key.endswith("num_batches_tracked")]
@@ -41,7 +41,7 @@ def test_batch_counters_say_nothing(folder: Path) -> None:
         assert all(value == 0 for value in counters)
 
 
-def test_truth_matches_the_manifest_and_the_bar() -> None:
+def test_the_truth_matches_the_manifest_and_the_minimum_rates() -> None:
     truth = read_truth(ZOO)
     manifest = read_manifest(ZOO / "manifest.toml")
     assert [entry.name for entry in manifest.models] == list(NAMES)
@@ -54,7 +54,7 @@ def test_truth_matches_the_manifest_and_the_bar() -> None:
             assert (truth[entry.name].attack_success_rate or 0) > 0.95
 
 
-def test_images_are_balanced_and_all_fits_in_25_mb() -> None:
+def test_images_are_balanced_and_all_files_fit_in_25_mb() -> None:
     assert load_clean(ZOO / "defence.npz").class_counts == dict.fromkeys(range(10), 50)
     assert load_clean(ZOO / "test.npz").class_counts == dict.fromkeys(range(10), 100)
     assert sum(path.stat().st_size for path in ZOO.iterdir()) <= 25_000_000
@@ -62,7 +62,7 @@ def test_images_are_balanced_and_all_fits_in_25_mb() -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", NAMES)
-def test_accuracy_is_what_the_truth_says(name: str) -> None:
+def test_the_accuracy_equals_the_recorded_truth(name: str) -> None:
     from bdprune.runtime.evaluate import attack_success_rate, clean_accuracy
 
     model, test = load(ZOO / f"{name}.safetensors"), load_clean(ZOO / "test.npz")

@@ -34,7 +34,7 @@ def test_settings_are_read_from_text() -> None:
         ("blend", {"pattern": "cat"}, "invalid value"),
     ],
 )
-def test_what_cannot_be_is_named(kind: str, settings: dict[str, str], message: str) -> None:
+def test_impossible_requests_are_named(kind: str, settings: dict[str, str], message: str) -> None:
     with pytest.raises(OptionError, match=message) as caught:
         attack_of(kind, settings)
     assert caught.value.hint
@@ -72,12 +72,12 @@ def test_picture_is_a_png_with_captions() -> None:
     assert opened.format == "PNG"
     pixels, bare = np.asarray(opened), grid(cells).numpy()
     assert (pixels[20:] == bare[20:]).all()
-    for column in range(3):  # something is written above each
+    for column in range(3):  # each has a caption
         left = 8 + column * (128 + 8)
         assert (pixels[:20, left : left + 128] < 128).any()
 
 
-def test_victims_are_images_that_count_spread_over_the_classes() -> None:
+def test_shown_images_are_counted_images_spread_over_the_classes() -> None:
     labels = torch.arange(40) // 10
     data = CleanData(labels.view(-1, 1, 1, 1) / 10.0 * torch.ones(40, 1, 4, 4), labels)
 
@@ -114,7 +114,7 @@ def test_learned_triggers_come_from_their_file(tmp_path: Path) -> None:
         ready_trigger(attack, shape, file)
 
 
-def test_strength_of_a_patch() -> None:
+def test_the_strength_of_a_patch_counts_and_averages_its_changes() -> None:
     images = torch.full((2, 3, 16, 16), 0.4)
     found = strength(BadNets(target=0).new_trigger((3, 16, 16)), images)
     assert found.pixels == pytest.approx(9 / 256)

@@ -46,7 +46,7 @@ def test_a_zoo_agrees_with_itself(made: Path, tiny_data: Path) -> None:
     assert said == ["clean", "bad"]
 
 
-def test_exchanged_and_unmeasured_models_are_found(made: Path, tiny_data: Path, run: Run, tmp_path: Path) -> None:
+def test_swapped_and_unmeasured_models_are_found(made: Path, tiny_data: Path, run: Run, tmp_path: Path) -> None:
     home, document = made.with_suffix(""), tmp_path / "zoo.md"
     truth = read_truth(home)
     wrong = msgspec.structs.replace(truth["bad"], clean_accuracy=truth["bad"].clean_accuracy + 0.0021)
@@ -59,8 +59,8 @@ def test_exchanged_and_unmeasured_models_are_found(made: Path, tiny_data: Path, 
     assert not document.exists()
 
 
-def test_another_trigger_is_found(made: Path, tiny_data: Path) -> None:
-    """The file's trigger is the one that counts, and it must be one of the attack."""
+def test_a_trigger_that_does_not_fit_the_attack_is_found(made: Path, tiny_data: Path) -> None:
+    """The trigger in the file is used, and it must belong to the attack."""
     home = made.with_suffix("")
     from safetensors.torch import load_file, save_file
 
@@ -70,18 +70,18 @@ def test_another_trigger_is_found(made: Path, tiny_data: Path) -> None:
     save_file({"patch": patch[:, :2, :2].contiguous()}, path)
     with pytest.raises(DataError, match=r"trigger .*bad\.trigger.* of model 'bad' cannot be read"):
         verify(made, tiny_data, only=["bad"])
-    path.unlink()  # a static one is made from the settings
+    path.unlink()  # a static trigger is made from the settings
     assert [check.state for check in verify(made, tiny_data, only=["bad"])] == ["agrees"]
 
 
-def test_a_learned_trigger_must_be_there(made: Path, tiny_data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_file_of_a_learned_trigger_must_exist(made: Path, tiny_data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (made.with_suffix("") / "bad.trigger").unlink()
     monkeypatch.setattr(BadNets, "trigger_type", "learned")
     with pytest.raises(DataError, match="cannot be read"):
         verify(made, tiny_data, only=["bad"])
 
 
-def test_models_elsewhere(made: Path, tiny_data: Path, tmp_path: Path) -> None:
+def test_models_in_another_folder_are_verified(made: Path, tiny_data: Path, tmp_path: Path) -> None:
     shutil.move(made.with_suffix(""), tmp_path / "there")
     assert [check.state for check in verify(made, tiny_data)] == ["not made", "not made", "pending"]
     assert [check.state for check in verify(made, tiny_data, tmp_path / "there")] == ["agrees", "agrees", "pending"]
@@ -89,7 +89,7 @@ def test_models_elsewhere(made: Path, tiny_data: Path, tmp_path: Path) -> None:
         verify(made, tiny_data, only=["nope"])
 
 
-def test_what_was_measured_of_models_that_were_not_kept_stays(made: Path, tiny_data: Path, run: Run) -> None:
+def test_measurements_of_removed_models_stay(made: Path, tiny_data: Path, run: Run) -> None:
     home = made.with_suffix("")
     known = read_truth(home)["bad"]
     on_gpu = msgspec.structs.replace(known, seconds=66.0, env=Env("2.11.0", 1, "NVIDIA H200"))
@@ -109,7 +109,7 @@ def test_what_was_measured_of_models_that_were_not_kept_stays(made: Path, tiny_d
     assert [check.state for check in verify(made, tiny_data, only=["bad"])] == ["agrees"]
 
 
-def test_a_changed_manifest_is_not_taken_for_the_models_recipe(made: Path, tiny_data: Path, run: Run) -> None:
+def test_a_changed_manifest_does_not_replace_the_recipe_of_a_model(made: Path, tiny_data: Path, run: Run) -> None:
     before = made.read_text()
     made.write_text(before.replace("target = 1, rate = 0.25", "target = 2, rate = 0.25"))
     weights = made.with_suffix("") / "bad.safetensors"
@@ -126,7 +126,7 @@ def test_a_changed_manifest_is_not_taken_for_the_models_recipe(made: Path, tiny_
     assert [check.state for check in verify(made, tiny_data, only=["bad"])] == ["agrees"]
 
 
-def test_writes_the_table_into_the_document(made: Path, tiny_data: Path, run: Run, tmp_path: Path) -> None:
+def test_the_table_is_written_into_the_document(made: Path, tiny_data: Path, run: Run, tmp_path: Path) -> None:
     document = tmp_path / "zoo.md"
     document.write_text("# The zoo\n\nBy hand.\n")
     done = run("zoo", "verify", made, "--data", tiny_data, "--write", document)
@@ -160,7 +160,7 @@ def test_tolerance(change: dict[str, Any], expected: bool) -> None:
     assert agrees(TRUTH, msgspec.structs.replace(TRUTH, **change)) is expected
 
 
-def test_success_bars() -> None:
+def test_the_required_success_rate_depends_on_the_attack() -> None:
     assert success_bar(BadNets(target=1)) == success_bar(Blend(target=0)) == 0.95
     assert success_bar(BadNets(target=None)) == success_bar(Blend(target=None)) == 0.80
     assert success_bar(ABlend(target=1)) == 0.70
@@ -177,7 +177,7 @@ def zoo_of(*models: tuple[str, float, dict[str, Any] | None, float | None]) -> t
     return zoo, checks
 
 
-def test_bars_of_clean_accuracy_and_success() -> None:
+def test_minimum_rates_of_clean_accuracy_and_success() -> None:
     """The clean mean is 91.5 %, so that 90 % is the least."""
     bad = {"kind": "badnets", "target": 3}
     zoo, checks = zoo_of(
@@ -198,7 +198,7 @@ def test_bars_of_clean_accuracy_and_success() -> None:
     }
 
 
-def test_table() -> None:
+def test_the_table_lists_the_checks() -> None:
     zoo, checks = zoo_of(("c1", 0.9, None, None), ("weak", 0.91, {"kind": "badnets", "target": 3, "rate": 0.005}, 0.5))
     late = dataclasses.replace(checks[1].entry, name="late", pending=True, note="No time.")
     text = markdown(zoo, [*checks, Check(late, "pending")])
@@ -218,7 +218,7 @@ def test_sections_are_replaced_in_place() -> None:
     assert with_section("", "a", "one\n").startswith("## a\n")
 
 
-def test_the_manifest_of_a_made_zoo_is_left_alone(made: Path, tiny_data: Path) -> None:
+def test_the_manifest_of_a_made_zoo_is_not_changed(made: Path, tiny_data: Path) -> None:
     before = {path: path.read_bytes() for path in made.parent.rglob("*") if path.is_file()}
     verify(made, tiny_data)
     assert {path: path.read_bytes() for path in made.parent.rglob("*") if path.is_file()} == before
