@@ -52,8 +52,8 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
 
 
 @pytest.fixture(autouse=True)
-def forgotten() -> None:
-    """Clears the memo of analyses, so that no test uses what another one computed."""
+def cleared_memo() -> None:
+    """Clears the memo of analyses, so that no test uses results of another test."""
     if "bdprune.analysis" in sys.modules:
         sys.modules["bdprune.analysis"].MEMO.clear()
 
@@ -100,7 +100,7 @@ class TinyNet(nn.Module):
 
 @dataclass(frozen=True)
 class TinyWorld:
-    """A network that is right by construction, as a module and as a file, and its clean images, 30 of each class."""
+    """A network that is correct by construction, as a module and as a file, and its clean images, 30 of each class."""
 
     folder: Path
     module: Any
@@ -112,7 +112,7 @@ class TinyWorld:
 
 @pytest.fixture
 def tiny(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> TinyWorld:
-    """The smallest model and data with which a scan means something; ``tinynet`` can be imported."""
+    """The smallest model and data that a scan can judge; ``tinynet`` can be imported."""
     import numpy as np
     import torch
 
@@ -131,7 +131,7 @@ def tiny(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> TinyWorld:
 
 @dataclass(frozen=True)
 class Bright:
-    """A trained two-conv network that tells three brightnesses apart, and the task's images."""
+    """A trained network with two convs that classifies images by three levels of brightness, and the task's images."""
 
     model: Any
     data: Any
@@ -150,7 +150,7 @@ def bright_images(count: int, seed: int = 0) -> Any:
 
 @pytest.fixture(scope="session")
 def bright() -> Bright:
-    """Trained once a session, in a second or two; ``model`` is never changed by anything under test."""
+    """Trained once per session, in a second or two. Code under test never changes ``model``."""
     import torch
     from torch import nn
 

@@ -1,4 +1,4 @@
-"""What tests of several rooms need."""
+"""Helpers for the tests of several packages."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from bdprune.model.handle import Model
 
 
 def siblings(model: Model, count: int = 3, scale: float = 0.05, device: str = "cpu") -> list[Model]:
-    """The model and others of its architecture, each off by noise of its own, of this standard deviation."""
+    """The model, and others of its architecture whose weights have added noise of this standard deviation."""
     found = [model]
     for seed in range(1, count):
         network = copy.deepcopy(model.network)

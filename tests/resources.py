@@ -1,4 +1,4 @@
-"""What some tests need and not every machine has: a GPU, real data, a browser, nvcc.
+"""Resources that some tests need and some machines lack: a GPU, real data, a browser, nvcc.
 
 A test names its need with ``@pytest.mark.needs("cuda")`` or uses a fixture (``data_root``, ``browser``). Without the
 resource the test is skipped. ``BDPRUNE_TEST_REQUIRE=cuda,data`` turns these skips into failures, for machines that must

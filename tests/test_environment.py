@@ -1,4 +1,4 @@
-"""The environment variables are declared in one place, and read as they are declared."""
+"""The environment variables are declared in one place and read as declared."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """Every example in the documents and in the public docstrings runs, on a small trained network and real files.
 
 In README.md and ``docs/``, all ``python`` blocks run, and all commands ``bdprune`` in ``console``, ``bash``, ``sh`` and
-``shell`` blocks. The blocks of a page run one after another, in a folder of its own that holds what ``folder`` makes.
+``shell`` blocks. The blocks of a page run one after another, in a separate folder with the files that ``folder`` makes.
 A block that cannot run has the line ``<!-- not run: why -->`` before it.
 """
 
@@ -29,7 +29,7 @@ from bdprune.cli.main import main
 ROOT = Path(__file__).resolve().parent.parent
 DOCUMENTS = ["README.md", *sorted(str(one.relative_to(ROOT)) for one in (ROOT / "docs").rglob("*.md"))]
 MOST_NOT_RUN = 8
-"""Blocks that cannot run: one more is a decision."""
+"""The number of blocks that cannot run. Raise it only deliberately."""
 
 SHELLS = ("console", "bash", "sh", "shell")
 DATA = ("yaml", "toml", "json", "html", "dockerfile")  # languages in which a command is part of something else
@@ -81,7 +81,7 @@ def runnable(text: str) -> list[Block]:
 def commands(block: Block) -> list[Command]:
     """The calls of ``bdprune`` in a block; other commands are left out, such as ``pip`` and ``jq``."""
     lines = block.body.replace("\\\n", " ").splitlines()
-    if block.language == "console":  # the other lines are what the commands print
+    if block.language == "console":  # the other lines are the output of the commands
         lines = [line[2:] for line in lines if line.startswith("$ ")]
     found = (command(words) for line in lines for words in simple_commands(line))
     return [one for one in found if one is not None]
@@ -116,7 +116,7 @@ def command(words: list[str]) -> Command | None:
 
 @pytest.fixture(scope="module", autouse=True)
 def one_thread() -> Iterator[None]:
-    """So small a network is slower on two."""
+    """A network this small is slower on two threads."""
     import torch
 
     threads = torch.get_num_threads()
@@ -129,9 +129,10 @@ def one_thread() -> Iterator[None]:
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The files that examples may use.
 
-    ``model.pth`` and ``model.safetensors`` hold a narrow ResNet-18 that tells red, green and blue; ``models/`` has it
-    as ``resnet.pth``. Its clean images are in ``clean_images/`` (and ``photos/``), ``clean.npz`` and ``clean.parquet``.
-    ``zoo/`` is that of the repository, and ``my.toml`` one of its manifests.
+    ``model.pth`` and ``model.safetensors`` hold a narrow ResNet-18 that classifies red, green and blue images;
+    ``models/`` has it as ``resnet.pth``. Its clean images are in ``clean_images/`` (and ``photos/``), ``clean.npz`` and
+    ``clean.parquet``.
+    ``zoo/`` is the folder of the repository, and ``my.toml`` one of its manifests.
     """
     import torch
     from safetensors.torch import save_file
@@ -147,7 +148,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     with torch.random.fork_rng():
         torch.manual_seed(0)
         network = build("resnet18_cifar", 3, width=4)
-    schedule = Schedule(epochs=12, batch_size=30, peak_lr=0.05, bf16=False)  # learns it to the last image anywhere
+    schedule = Schedule(epochs=12, batch_size=30, peak_lr=0.05, bf16=False)  # enough for 100 % on any machine
     fit(network, RawImages(images, labels), schedule, seed=0)
     where = tmp_path_factory.mktemp("examples")
     (where / "models").mkdir()
@@ -210,7 +211,7 @@ def call(one: Command) -> None:
 
 
 def for_this_network(args: list[str]) -> list[str]:
-    """The arguments without a normalisation: it is checked to be one, but the network takes images as they are."""
+    """Checks the normalisation in the arguments and removes it, because the network takes images in [0, 1]."""
     from bdprune.model import parse_normalization
 
     if "--normalize" not in args:
@@ -220,15 +221,15 @@ def for_this_network(args: list[str]) -> list[str]:
     return [*args[:place], "none", *args[place + 1 :]]
 
 
-def test_every_block_that_does_not_run_says_why_and_they_are_few() -> None:
+def test_every_skipped_block_has_a_reason_and_few_are_skipped() -> None:
     left_out = [one for document in DOCUMENTS for one in blocks((ROOT / document).read_text()) if one.why is not None]
     assert all(one.why is not None and one.why.strip() for one in left_out)
     assert len(left_out) <= MOST_NOT_RUN
 
 
 @pytest.mark.parametrize("document", DOCUMENTS)
-def test_no_command_hides_where_it_would_not_run(document: str) -> None:
-    """Indented blocks and blocks of another language have no command in them."""
+def test_every_command_is_in_a_block_that_runs(document: str) -> None:
+    """Indented blocks and blocks of other languages contain no command."""
 
     def rest(block: re.Match[str]) -> str:
         runs = block["language"] in (*SHELLS, *DATA) or block["why"] is not None

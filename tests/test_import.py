@@ -22,12 +22,12 @@ def run(code: str) -> str:
     return done.stdout.strip()
 
 
-def test_import_brings_no_torch_and_nothing_heavy() -> None:
+def test_import_loads_neither_torch_nor_other_heavy_packages() -> None:
     heavy = ["torch", "numpy", "msgspec", "click", "rich", "jinja2"]
     assert run(f"import bdprune, sys; print([name for name in {heavy} if name in sys.modules])") == "[]"
 
 
-def test_help_brings_no_torch() -> None:
+def test_help_does_not_import_torch() -> None:
     code = """
 import sys
 from click.testing import CliRunner
@@ -44,15 +44,15 @@ def test_help_is_quick() -> None:
     _, status, usage = os.wait4(process.pid, 0)
     process.returncode = os.waitstatus_to_exitcode(status)
     assert process.returncode == 0
-    assert usage.ru_utime + usage.ru_stime < 0.8  # CPU seconds: 0.15 are usual, and torch alone would take over 1
+    assert usage.ru_utime + usage.ru_stime < 0.8  # CPU seconds: usually 0.15; torch alone takes over 1
 
 
-def test_version_is_that_of_the_project() -> None:
+def test_version_matches_pyproject() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     assert bdprune.__version__ == project["version"]
 
 
-def test_public_names_are_the_functions_of_their_rooms() -> None:
+def test_public_names_are_the_functions_of_their_packages() -> None:
     from bdprune.fleet.scans import scan
     from bdprune.pipeline.open import load
     from bdprune.pipeline.repair import purify
@@ -65,7 +65,7 @@ def test_public_names_are_the_functions_of_their_rooms() -> None:
     assert sorted(bdprune.__all__) == dir(bdprune)
 
 
-def test_scan_and_purify_stay_callable_after_their_rooms_are_imported() -> None:
+def test_scan_and_purify_stay_callable_after_their_packages_are_imported() -> None:
     code = """
 import bdprune
 import bdprune.methods.base, bdprune.fleet.scans

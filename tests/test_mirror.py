@@ -9,7 +9,7 @@ import bdprune
 TESTS = Path(__file__).parent
 PACKAGE = Path(bdprune.__file__).parent
 APART = {"bench", "core", "cuda", "docs", "gpu", "plugin"}
-"""Folders whose tests are of something else than one Python module."""
+"""Folders whose tests do not belong to a Python package."""
 
 
 def test_every_folder_of_tests_is_a_package() -> None:

@@ -76,7 +76,7 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(PACKAGE)))
-def test_options_that_are_named_exist(path: Path) -> None:
+def test_named_options_exist(path: Path) -> None:
     known = options(main)
     named = {option for text in texts(ast.parse(path.read_text())) for option in OPTION.findall(text)}
     # Options of other programs, such as pip, are part of their commands.
@@ -96,6 +96,6 @@ def test_parameters_that_remedies_name_exist() -> None:
     assert unknown == set()
 
 
-def test_there_are_remedies_to_look_at() -> None:
+def test_the_code_has_many_remedies() -> None:
     found = [text for path in FILES for text in remedies(ast.parse(path.read_text()))]
     assert len(found) > 150 and any("--input-shape" in text for text in found)

@@ -1,4 +1,4 @@
-"""bdprune.screening: right norms without torch, one clear error for everything that is wrong with a file."""
+"""bdprune.screening: correct norms without torch, and one clear error for each faulty file."""
 
 from __future__ import annotations
 
@@ -109,7 +109,7 @@ def test_another_kind_of_file_is_unsupported(content: bytes, tmp_path: Path) -> 
         screen(path)
 
 
-def test_tensors_that_share_their_bytes_are_refused(tmp_path: Path) -> None:
+def test_tensors_that_share_their_bytes_are_an_error(tmp_path: Path) -> None:
     one = {"dtype": "F32", "shape": [1, 1, 3, 3], "data_offsets": [0, 36]}
     path = write(tmp_path / "shared.safetensors", {"a": one, "b": one}, np.ones(9, dtype=np.float32).tobytes())
     with pytest.raises(ArtifactError, match=r"invalid offset for tensor `[ab]`"):
@@ -126,14 +126,14 @@ def test_pipes_and_folders_are_not_read(tmp_path: Path) -> None:
             screen(path)
 
 
-def test_a_giant_header_is_refused_before_it_is_parsed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_giant_header_is_rejected_before_it_is_parsed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = write(tmp_path / "big.safetensors", entry([1, 1, 3, 3], 0, 36), bytes(36))
     monkeypatch.setattr(safetensors_file, "_MAX_HEADER_BYTES", 10)
     with pytest.raises(ArtifactError, match="its header has 71 bytes"):
         screen(path)
 
 
-def test_a_missing_file_and_one_without_convolutions(tmp_path: Path) -> None:
+def test_a_missing_file_and_a_file_without_convolutions(tmp_path: Path) -> None:
     with pytest.raises(ArtifactError, match="cannot be read: No such file"):
         screen(tmp_path / "none.safetensors")
     assert screen(write(tmp_path / "empty.safetensors", {"__metadata__": {"a": "b"}})) == {}

@@ -1,4 +1,4 @@
-"""What the tools count holds: sizes of functions and files, and how many files a scan crosses."""
+"""Limits that the tools check: the size of functions and files, and the number of files that a scan runs through."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def tool(name: str) -> ModuleType:
     return module
 
 
-def test_no_function_or_file_is_too_long_or_takes_too_much() -> None:
+def test_functions_and_files_stay_within_their_limits() -> None:
     beyond = tool("code_lines").beyond_limits
     package = Path(bdprune.__file__).parent
     assert [one for path in sorted(package.rglob("*.py")) for one in beyond(path)] == []
@@ -31,7 +31,7 @@ def test_docstrings_comments_and_blank_lines_do_not_count() -> None:
     assert tool("code_lines").code_lines(source) == 4
 
 
-def test_a_scan_crosses_few_files() -> None:
+def test_a_scan_runs_through_few_files() -> None:
     quick = bdprune.UnlearnSettings(max_epochs=1)
     unlearning = bdprune.detector("unlearning", unlearning=quick, max_runs=1)
     detectors = ["lipschitz", "suspiciousness", unlearning]

@@ -19,7 +19,7 @@ ROOT = Path(__file__).resolve().parents[2]
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
-def test_without_a_gpu_it_says_so_and_writes_no_report(tmp_path: Path) -> None:
+def test_without_a_gpu_it_reports_the_lack_and_writes_no_report(tmp_path: Path) -> None:
     report = ROOT / "bench/results/gpu.txt"
     before = report.read_bytes()
     done = subprocess.run(["bash", "bench/gpu.sh", sys.executable], cwd=ROOT, capture_output=True, text=True)
@@ -62,7 +62,7 @@ def test_the_ops_report_a_missing_gpu(capsys: pytest.CaptureFixture[str]) -> Non
     assert "no CUDA device" in capsys.readouterr().err
 
 
-def test_it_keeps_the_python_path_and_finds_the_toolkit_behind_a_script() -> None:
+def test_it_keeps_the_python_path_and_resolves_a_script_to_its_toolkit() -> None:
     script = Path(ROOT / "bench/gpu.sh").read_text()
     assert "PYTHONPATH=$PWD${PYTHONPATH:+:$PYTHONPATH}" in script
     pattern = re.search(r"sed -n '(.*TOP.*)'", script)

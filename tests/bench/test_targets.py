@@ -21,7 +21,7 @@ def figures(made: dict[str, Any]) -> dict[str, tuple[float | None, bool, float |
     return {what: found[0] for _, what, _, found in target_figures(made)}
 
 
-def test_the_best_row_is_the_fastest_that_worked_and_of_ours_the_first() -> None:
+def test_the_best_row_is_the_fastest_that_worked_and_ours_is_the_first() -> None:
     rows = [row("one", "eager", 3.0), row("two", "eager", 2.0), row("three", "eager", None, failure="RuntimeError")]
     made = measurement("Norms", "small", *rows, row("op", "ours", 2.0), row("fast op", "ours", 1.0))
     assert best(made, "eager") == rows[1]

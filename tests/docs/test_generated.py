@@ -1,4 +1,4 @@
-"""The pages of ``docs/reference`` that the code writes are up to date, and leave nothing out."""
+"""The pages of ``docs/reference`` that the code writes are up to date and complete."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ def test_every_command_and_option_is_on_the_page() -> None:
     assert "bdprune zoo make" in found and len(found) == len(re.findall("^## ", text, re.M))
 
 
-def test_verdicts_and_exit_codes_are_all_explained() -> None:
+def test_all_verdicts_and_exit_codes_are_explained() -> None:
     text = (REFERENCE / "results.md").read_text()
     rows = re.findall(r"^\| `?(\w+)`? \| [A-Z].*\. \|$", text, re.M)
     codes = [value for name, value in vars(exit_codes).items() if name.isupper() and isinstance(value, int)]
@@ -108,7 +108,7 @@ def test_every_variable_that_the_product_or_its_build_reads_is_declared() -> Non
     assert names <= DECLARED
 
 
-def test_no_declared_variable_is_left_over() -> None:
+def test_every_declared_variable_is_used() -> None:
     texts = {path: text for path, text in sources().items() if path != "bdprune/environment.py"}
     code = "\n".join(texts.values())
     constants = {one.name: one.name.removeprefix("BDPRUNE_") for one in VARIABLES}

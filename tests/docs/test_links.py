@@ -24,7 +24,7 @@ def links(page: Path) -> list[str]:
 
 @cache
 def anchors(page: Path) -> frozenset[str]:
-    """The anchors of the headings, those that HTML sets, and those of the Python objects that a page documents."""
+    """The anchors of headings, of HTML, and of the Python objects that a page documents."""
     text = FENCES.sub("", page.read_text())
     found: list[str] = []
     for heading in re.findall(r"^#{1,6} +(.*?)(?: +#+)? *$", text, re.M):
@@ -50,7 +50,7 @@ def test_links_and_anchors_resolve(page: Path) -> None:
     assert broken == []
 
 
-def test_a_broken_link_would_be_seen(tmp_path: Path) -> None:
+def test_a_broken_link_is_found(tmp_path: Path) -> None:
     page = tmp_path / "page.md"
     text = "# A `b` (c)\n\n[x](no.md#a) ![y](y.png 'title') `[z](z.md)` <img src='w.png'>\n\n# A b c\n"
     page.write_text(f"{text}\n```\n[v](v.md)\n```\n")
@@ -58,6 +58,6 @@ def test_a_broken_link_would_be_seen(tmp_path: Path) -> None:
     assert anchors(page) == {"a-b-c", "a-b-c-1"}
 
 
-def test_there_are_pages_and_links() -> None:
+def test_pages_and_links_are_found() -> None:
     assert {"README.md", "CONTRIBUTING.md", "CHANGELOG.md"} <= {one.name for one in PAGES}
     assert sum(len(links(page)) for page in PAGES) > 50

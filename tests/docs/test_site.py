@@ -76,7 +76,7 @@ def test_the_build_prints_no_warning(site: Site) -> None:
 
 def test_every_page_is_in_the_navigation_once() -> None:
     class Loader(yaml.SafeLoader):
-        """Reads past what only MkDocs knows."""
+        """Ignores tags that only MkDocs defines."""
 
     Loader.add_multi_constructor("tag:yaml.org,2002:python/", lambda loader, suffix, node: None)
     found: list[str] = []
@@ -106,7 +106,7 @@ def test_the_page_of_the_api_has_every_public_name() -> None:
 
 
 def docstring_of(value: Any, package: str, name: str) -> str | None:
-    """What is written at its definition; that of a type alias stands below it in the source."""
+    """The docstring at its definition; for a type alias, the string below it in the source."""
     if isinstance(value.__doc__, str):
         return inspect.cleandoc(value.__doc__)
     text = "".join(one.read_text() for one in ROOT.joinpath(*package.split(".")).glob("*.py"))
@@ -128,7 +128,7 @@ def test_the_docstring_of_every_public_name_is_on_the_page(site: Site) -> None:
     assert missing == []
 
 
-def test_links_that_the_site_cannot_follow_become_text() -> None:
+def test_links_to_files_outside_the_site_become_text() -> None:
     changed = tool("hooks").relinked
     same = "[c](../start.md#d) [e](https://x.y) `[f](../g)` [h](../../no.md)"
     assert changed(same, "how-to/scan-in-ci.md") == same
