@@ -1,6 +1,6 @@
-"""What a wheel promises: one tag, what is inside, its size, and the newest symbols that its modules need.
+"""Checks a wheel: its tag, its content, its size, and the newest symbols that its modules need.
 
-``make wheel`` checks the wheel it made (BDPRUNE_WHEEL). Without one, the modules built in place are packed as they are.
+``make wheel`` checks the wheel it made (BDPRUNE_WHEEL). Otherwise, the tests pack the modules built in place.
 """
 
 from __future__ import annotations
@@ -82,7 +82,7 @@ def test_one_tag_serves_every_later_python(wheel: Path, files: dict[str, bytes])
     assert "\nRequires-Python: >=3.11\n" in metadata and "\nRequires-Dist: torch>=2.11\n" in metadata
 
 
-def test_the_package_and_nothing_else_is_inside(files: dict[str, bytes]) -> None:
+def test_the_wheel_contains_only_the_package(files: dict[str, bytes]) -> None:
     folders = {name.split("/")[0] for name in files}
     assert folders == {"bdprune", f"bdprune-{bdprune.__version__}.dist-info"}
     package = {name for name in files if name.startswith("bdprune/")}
@@ -92,18 +92,18 @@ def test_the_package_and_nothing_else_is_inside(files: dict[str, bytes]) -> None
     assert not any("test_" in name or name.endswith("conftest.py") for name in package)
 
 
-def test_every_module_of_the_package_is_inside(files: dict[str, bytes]) -> None:
+def test_the_wheel_contains_every_module_of_the_package(files: dict[str, bytes]) -> None:
     package = Path(bdprune.__file__).parent
     here = {f"bdprune/{path.relative_to(package).as_posix()}" for path in package.rglob("*.py")}
     assert {name for name in files if name.startswith("bdprune/") and name.endswith(".py")} == here
 
 
-def test_it_is_small(wheel: Path) -> None:
+def test_the_wheel_is_small(wheel: Path) -> None:
     assert wheel.stat().st_size <= MOST_BYTES
 
 
 @pytest.mark.parametrize("module", sorted(MODULES))
-def test_symbols_are_old_enough_for_wherever_torch_runs(module: str, files: dict[str, bytes]) -> None:
+def test_symbols_are_as_old_as_those_that_torch_needs(module: str, files: dict[str, bytes]) -> None:
     named = re.search(rb"GCC: \([^)]*\) (\d+)", files[module])
     compiler = int(named[1]) if named else 0
     if compiler > NEWEST_COMPILER and "BDPRUNE_WHEEL" not in os.environ:
@@ -113,7 +113,7 @@ def test_symbols_are_old_enough_for_wherever_torch_runs(module: str, files: dict
 
 
 @pytest.mark.parametrize("module", sorted(MODULES))
-def test_no_path_of_the_machine_that_built_it(module: str, files: dict[str, bytes]) -> None:
+def test_modules_contain_no_path_of_the_build_machine(module: str, files: dict[str, bytes]) -> None:
     content = files[module]
     for path in (ROOT, sys.prefix, sys.base_prefix, Path.home()):
         assert f"{path}/".encode() not in content
@@ -123,8 +123,8 @@ def test_no_path_of_the_machine_that_built_it(module: str, files: dict[str, byte
     assert needed <= SYSTEM | (TORCH if module.endswith("_C.abi3.so") else set())
 
 
-def test_the_package_under_test_is_the_installed_one_where_there_is_no_source_tree() -> None:
-    importlib.import_module("torch")  # whose libraries the ops need
+def test_without_a_source_tree_the_installed_package_is_tested() -> None:
+    importlib.import_module("torch")  # loads the libraries that the ops need
     home = ROOT if (ROOT / "setup.py").exists() else Path(sysconfig.get_path("platlib"))
     for name in ("bdprune", "bdprune._core", "bdprune._C"):
         module = pytest.importorskip(name, reason=f"{name} is not built", exc_type=ModuleNotFoundError)

@@ -151,7 +151,7 @@ def test_wrong_sizes_are_errors() -> None:
         core.spectral_norms(np.zeros(97, dtype=np.uint8)[1:], "float32", 2, 3, 4)
 
 
-def test_wrong_types_are_refused() -> None:
+def test_wrong_types_are_errors() -> None:
     x = np.zeros((2, 3, 4), dtype=np.float32)
     for arguments in (
         (),
@@ -186,7 +186,7 @@ def test_no_reference_is_kept() -> None:
     x.append(0)  # a buffer in use cannot be resized
 
 
-def test_other_threads_run_meanwhile() -> None:
+def test_other_threads_run_during_the_computation() -> None:
     x = np.random.default_rng(0).standard_normal((16, 160, 160))
 
     def timed() -> tuple[float, float]:
@@ -195,7 +195,7 @@ def test_other_threads_run_meanwhile() -> None:
         return begin, time.perf_counter()
 
     def longest_pause() -> float:
-        """Of this thread while the other computes, as a share of that time."""
+        """The longest pause of this thread while the other computes, as a share of that time."""
         ticks = []
         with ThreadPoolExecutor(1) as pool:
             future = pool.submit(timed)

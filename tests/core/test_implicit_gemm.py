@@ -147,6 +147,6 @@ def test_tf32_keeps_values_that_are_not_finite() -> None:
         ("jacobi_schedule", (0,)),
     ],
 )
-def test_values_that_the_index_logic_cannot_take_are_refused(name: str, arguments: tuple[object, ...]) -> None:
+def test_unsupported_values_of_the_index_logic_are_errors(name: str, arguments: tuple[object, ...]) -> None:
     with pytest.raises(ValueError):
         getattr(core, name)(*arguments)
