@@ -167,7 +167,7 @@ def test_shards_never_overwrite_their_source(tmp_path: Path, small_network: nn.M
         (lambda index, folder: (folder / "model-00002-of-00002.safetensors").unlink(), "'model-00002.*No such file"),
         (lambda index, folder: index["weight_map"].update(other="model-00001-of-00002.safetensors"), "only the index"),
         (lambda index, folder: index["weight_map"].pop("classifier.bias"), "the index does not name"),
-        (lambda index, folder: index["weight_map"].update(x="../../etc/passwd"), "not a file beside it"),
+        (lambda index, folder: index["weight_map"].update(x="../../etc/passwd"), "not a file next to it"),
         (lambda index, folder: index["weight_map"].update(x=3), "no map of tensors"),
         (lambda index, folder: index.update(weight_map={}), "no map of tensors"),
         (lambda index, folder: index["weight_map"].update(x="model.safetensors.index.json"), "is an index itself"),

@@ -113,15 +113,15 @@ def test_a_scan_that_hangs_is_killed_and_the_next_model_is_scanned(tiny: Any, sl
             arch=tiny.arch,
             input_shape=tiny.input_shape,
             detectors=[slow.SlowDetector()],
-            timeout=10,
+            timeout=15,
             progress=stages.append,
         )
     )
     assert time.monotonic() - start < 300
     assert [one.verdict for one in results] == ["error", "clean", "clean"]
     error = results[0].error
-    assert error and error.type == "TimeLimitError" and error.message == "Timed out after 10 seconds."
-    assert results[0].seconds >= 10
+    assert error and error.type == "TimeLimitError" and error.message == "Timed out after 15 seconds."
+    assert results[0].seconds >= 15
     first, second, third = pids(tiny)
     assert first != second == third != os.getpid()
     assert not any(map(is_alive, (first, second)))
@@ -167,9 +167,9 @@ def test_objects_that_cannot_be_sent_are_errors_before_anything_starts(tiny: Any
         pass
 
     with pytest.raises(OptionError, match="This model cannot be sent to another process"):
-        scan(Local(), None, input_shape=(3, 8, 8), timeout=10, detectors=[])
+        scan(Local(), None, input_shape=(3, 8, 8), timeout=15, detectors=[])
     with pytest.raises(OptionError, match="These detectors or data cannot be sent"):
-        scan(tiny.path, None, timeout=10, detectors=[Secretive()])
+        scan(tiny.path, None, timeout=15, detectors=[Secretive()])
 
 
 @pytest.mark.parametrize("how", ["hang", "die"])
@@ -187,7 +187,7 @@ def test_a_model_that_hangs_or_dies_in_a_stack_does_not_affect_the_others(tiny: 
             input_shape=tiny.input_shape,
             detectors=[slow.StackDetector(how)],
             stack=3,
-            timeout=6 if how == "hang" else 120,
+            timeout=15 if how == "hang" else 120,
             attachments=tiny.folder / "attached",
         )
     )
