@@ -18,8 +18,9 @@ from bdprune.ops import _backend, winograd_conv2d, winograd_is_faster
 
 from .helpers import DTYPES, layouts, native, random, threads
 
-# Winograd sums larger numbers than the direct convolution: errors up to 2.8 times in the mean, 2.7 at the maximum.
-MEAN, MAX = 4.0, 6.0
+# Winograd sums larger numbers than the direct convolution. Its errors are up to 2.8 times as large in the mean and 2.7
+# times at the maximum on one thread; on two, where the direct convolution splits its sums, 4.2 times in the mean.
+MEAN, MAX = 5.0, 6.0
 # In roundings of the sum of the magnitudes of the products: few products have almost no error in a direct convolution.
 BOUND = 32.0
 
