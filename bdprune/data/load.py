@@ -69,7 +69,7 @@ def load_clean(
     ordered = _order_classes(opened.labels, opened.class_names, order, num_classes, opened.name, named_folders=named)
     index = torch.arange(len(ordered.labels))
     if per_class is not None:
-        index = sample_per_class(ordered.labels, per_class, torch.Generator().manual_seed(seed))
+        index = sample_per_class(ordered.labels, per_class, torch.Generator().manual_seed(seed)).sort().values
     return _read_images(opened, ordered, index, input_shape)
 
 

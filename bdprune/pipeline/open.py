@@ -22,6 +22,7 @@ from bdprune.data import (
     load_clean,
     read_order,
     resize_clean,
+    sample_per_class,
 )
 from bdprune.errors import ArchitectureError, DataError, OptionError, first_line
 from bdprune.model import (
@@ -347,5 +348,7 @@ class CleanSource:
     def _sampled(self, data: CleanData, shape: tuple[int, int, int], num_classes: int) -> CleanData:
         data = check_clean(data, shape, num_classes, self.class_order)
         if self.options.per_class is not None:
-            data = data.sample(self.options.per_class, torch.Generator().manual_seed(self.options.seed))
+            generator = torch.Generator().manual_seed(self.options.seed)
+            # In the order of the data: a limit that no class reaches changes nothing.
+            data = data.subset(sample_per_class(data.labels, self.options.per_class, generator).sort().values)
         return resize_clean(data, shape[1:])

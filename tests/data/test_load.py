@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from torch.utils.data import TensorDataset
 
 from bdprune.data import load
+from bdprune.data.clean import sample_per_class
 from bdprune.data.load import load_clean
 from bdprune.errors import DataError, OptionError
 
@@ -32,9 +33,16 @@ def dataset(labels: list[int], channels: int = 3, size: tuple[int, int] = (2, 2)
 )
 def test_sampling_before_decoding_equals_sampling_after(labels: list[int], per_class: int, seed: int) -> None:
     before = load_clean(dataset(labels), per_class=per_class, seed=seed)
-    after = load_clean(dataset(labels)).sample(per_class, torch.Generator().manual_seed(seed))
-    assert before.labels.tolist() == after.labels.tolist()
-    assert torch.equal(before.images, after.images)
+    whole = load_clean(dataset(labels))
+    index = sample_per_class(whole.labels, per_class, torch.Generator().manual_seed(seed)).sort().values
+    assert before.labels.tolist() == whole.labels[index].tolist()
+    assert torch.equal(before.images, whole.images[index])
+
+
+def test_a_limit_that_no_class_reaches_changes_nothing() -> None:
+    """The command line always has a limit, Python has none: both must get the same images in the same order."""
+    data = dataset([2, 0, 1, 0, 2])
+    assert load_clean(data, per_class=2, seed=3).digest == load_clean(data).digest
 
 
 def test_without_a_number_per_class_all_images_are_read_in_order() -> None:

@@ -171,3 +171,10 @@ def test_unknown_options_are_errors() -> None:
     with pytest.raises(TypeError, match=r"purify\(\) got an unexpected keyword argument: color, colour"):
         options_from({"colour": "red", "color": "red", "seed": 1}, "purify")
     assert options_from({"seed": 1}, "purify") == Options(seed=1)
+
+
+def test_a_limit_that_no_class_reaches_keeps_the_order_of_the_images() -> None:
+    noise = CleanData(torch.rand(6, 3, 8, 8), torch.tensor([2, 0, 1, 0, 2, 1]), source="noise")
+    limited = CleanSource(noise, Options(per_class=2)).fit_for(model(8))[1]
+    whole = CleanSource(noise, Options()).fit_for(model(8))[1]
+    assert limited is not None and whole is not None and limited.digest == whole.digest
