@@ -59,7 +59,8 @@ def repair_advice(result: PurifyResult) -> str:
     """What to do after a repair."""
     if result.change == "nothing":
         return f"It is not safer than before: {result.selection}."
-    return f"Scan the repaired {'file' if result.output else 'model'} before you deploy it: a repair can leave traces."
+    what = "file" if result.output else "model"
+    return f"Scan the repaired {what} before you deploy it: a repair cannot see the trigger and may leave the backdoor."
 
 
 def phases(result: PurifyResult) -> list[str]:

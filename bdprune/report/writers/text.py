@@ -58,6 +58,7 @@ def _scan(result: Result, colour: bool) -> list[str]:
     lines = [title, f"  {plain(summary.headline(result))}"]
     if result.error:
         return lines + ([f"  {plain(result.error.hint)}"] if result.error.hint else [])
+    lines.append(f"  {summary.advice(result)}")
     rows: Rows = [("risk", summary.number(result.risk)), ("target", summary.label(result)), *_model_and_data(result)]
     if result.not_run:
         rows.append(("not run", ", ".join(result.not_run)))
@@ -135,7 +136,12 @@ def _repair(result: PurifyResult, colour: bool) -> list[str]:
     ]
     colour_code = _COLOURS["clean" if outcome == "repaired" else "suspicious"]
     lines = table([row for row in rows if row[1] is not None], "ll")
-    return [_title(outcome.upper(), colour_code, result, colour), *lines]
+    return [
+        _title(outcome.upper(), colour_code, result, colour),
+        *lines,
+        "",
+        f"  {plain(summary.repair_advice(result))}",
+    ]
 
 
 def _scores(result: ScoreResult, colour: bool) -> list[str]:

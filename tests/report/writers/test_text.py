@@ -5,7 +5,7 @@ from __future__ import annotations
 import msgspec
 
 from bdprune.record import ArtifactInfo, CoverageResult, Document, PurifyResult, Result, ScoreResult
-from bdprune.report import Style, plain, table, writer
+from bdprune.report import Style, plain, summary, table, writer
 
 
 def text_of(*documents: Document | CoverageResult, colour: bool = False) -> str:
@@ -127,3 +127,10 @@ def test_control_characters_cannot_reach_the_terminal(backdoored: Result) -> Non
     assert not set("\x1b\x07\r\u202e") & set(text)
     assert text.splitlines()[0].startswith("BACKDOORED  models/") and "clean" in text.splitlines()[0]
     assert plain("naïve µ 漢字") == "naïve µ 漢字"
+
+
+def test_says_what_to_do_next(backdoored: Result, repaired: PurifyResult) -> None:
+    lines = text_of(backdoored).splitlines()
+    assert lines[2] == f"  {summary.ADVICE['backdoored']}"
+    assert text_of(repaired).splitlines()[-1] == f"  {summary.repair_advice(repaired)}"
+    assert "may leave the backdoor" in summary.repair_advice(repaired)
