@@ -151,7 +151,7 @@ def _skipped(measured: Sequence[Measured]) -> Iterator[str]:
                 names[name] = names.get(name, 0) + 1
     if names:
         listed = ", ".join(f"{name} ({count})" for name, count in names.items())
-        yield f"Not measured, because the time ran out (number of cases): {listed}.\n"
+        yield f"Not measured (number of cases): {listed}.\n"
 
 
 def _profiles(measured: Sequence[Measured]) -> Iterator[str]:

@@ -79,6 +79,22 @@ def test_all_verdicts_and_exit_codes_are_explained() -> None:
     assert rows[5 : 5 + len(codes)] == [str(code) for code in codes]
 
 
+@pytest.mark.parametrize("page", ["README.md", "docs/how-to/scan-in-ci.md"])
+def test_pages_explain_the_exit_codes_in_the_words_of_the_program(page: str) -> None:
+    text = (ROOT / page).read_text().replace("`", "")
+    assert re.findall(r"^\| (\d+) \| ([^|]+?) \|", text, re.M) == [(str(one), what) for one, what in exit_codes.CODES.items()]
+    assert exit_codes.ORDER in text
+
+
+def test_examples_after_as_in_and_options_become_code(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(ROOT / "tools")
+    prose = importlib.import_module("docs.markdown").prose
+    assert prose("repeatable, as in --format text -o a.html. See --data") == (
+        "repeatable, as in `--format text -o a.html`. See `--data`"
+    )
+    assert prose("a drop, as in 0.02; [x]") == "a drop, as in `0.02`; \\[x\\]"
+
+
 def test_every_rule_in_the_code_is_on_the_page() -> None:
     source = "".join(one.read_text() for one in (ROOT / "bdprune").rglob("*.py"))
     used = set(re.findall(r'"(BD\d{3})"', source))

@@ -20,6 +20,7 @@ Each command prints its help with `--help`. Results go to standard output; progr
 """
 
 NOT_RUN = {
+    "bdprune": "the sections of the commands have examples that run",
     "bdprune zoo make": "it trains for hours, on data sets that are not shipped",
     "bdprune zoo verify": "it needs data sets that are not shipped",
     "bdprune demo": "it takes minutes",
@@ -56,7 +57,7 @@ def _section(path: str, command: click.Command, context: click.Context) -> str:
 
 
 def _examples(path: str, examples: list[str]) -> list[str]:
-    if not examples or path == "bdprune":  # the sections of the commands have them
+    if not examples:
         return []
     marker = [f"<!-- not run: {NOT_RUN[path]} -->", ""] if path in NOT_RUN else []
     return [*marker, "```console", *(f"$ {one}" for one in examples), "```", ""]
@@ -67,17 +68,17 @@ def _option(option: click.Option, context: click.Context) -> str:
     text, notes = help, []
     while found := re.fullmatch(r"(.*?)\s*\[([^\[\]]*)\]", text, re.S):
         text, notes = found[1], [found[2], *notes]
-    parts = [prose(text), *(_note(note, names) for one in notes for note in one.split("; "))]
+    parts = [prose(text), *(_note(note, f"{names} {text}") for one in notes for note in one.split("; "))]
     return f"- `{names}`: {' '.join(filter(None, parts))}"
 
 
-def _note(text: str, names: str) -> str:
-    """What the help says in brackets, as a sentence; a default that is a value and no description becomes code."""
+def _note(text: str, help: str) -> str:
+    """What the help says in brackets, as a sentence; a default becomes code if it is a value that the help names."""
     if text == "required":
         return "Required."
     if text.startswith("default: "):
         value = text.removeprefix("default: ")
-        is_value = " " not in value and (value in re.split(r"\W+", names) or not value.isalpha())
+        is_value = " " not in value and (value in re.split(r"\W+", help) or not value.isalpha())
         return f"Default: {f'`{value}`' if is_value else prose(value)}."
     low, high = re.fullmatch(r"(?:(\S+)<=)?x(?:[<>]=(\S+))?", text).groups()  # type: ignore[union-attr]
     return f"From {low} to {high}." if low else f"At least {high}."

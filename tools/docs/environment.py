@@ -21,7 +21,7 @@ SECTIONS = {
 
 COLUMNS = ("name", "values", "default", "meaning")
 
-PINS = """`BDPRUNE_TUNE` takes a pin for each of these questions. [Run on a GPU](../how-to/run-on-a-gpu.md) says more.
+PINS = """`BDPRUNE_TUNE` takes a pin for each of these choices. [Run on a GPU](../how-to/run-on-a-gpu.md) says more.
 """
 
 
@@ -38,7 +38,7 @@ def page() -> str:
         ]
         if use == "run":
             variants = [(f"`{name}`", ", ".join(f"`{one}`" for one in ways)) for name, ways in QUESTIONS.items()]
-            parts += [PINS, *table(("question", "variants"), variants), ""]
+            parts += [PINS, *table(("choice", "variants"), variants), ""]
     return "\n".join(parts)
 
 
