@@ -82,7 +82,8 @@ def test_all_verdicts_and_exit_codes_are_explained() -> None:
 @pytest.mark.parametrize("page", ["README.md", "docs/how-to/scan-in-ci.md"])
 def test_pages_explain_the_exit_codes_in_the_words_of_the_program(page: str) -> None:
     text = (ROOT / page).read_text().replace("`", "")
-    assert re.findall(r"^\| (\d+) \| ([^|]+?) \|", text, re.M) == [(str(one), what) for one, what in exit_codes.CODES.items()]
+    rows = re.findall(r"^\| (\d+) \| ([^|]+?) \|", text, re.M)
+    assert rows == [(str(one), what) for one, what in exit_codes.CODES.items()]
     assert exit_codes.ORDER in text
 
 
