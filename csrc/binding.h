@@ -66,7 +66,7 @@ class View {
 template <typename T>
 class Array {
  public:
-  // The values of `object`, which is converted and copied where it is not such an array.
+  // The values of `object` as such an array; it is converted if it is of another kind.
   static Array of(PyObject* object) {
     return Array(Ref(PyObject_CallMethod(numpy().get(), "require", "Oss", object, dtype(), "CA")), PyBUF_STRIDES);
   }

@@ -111,7 +111,7 @@ class InBatch(Attack):
 
 
 def quota(step: int, share: float, size: int) -> int:
-    """How many of ``size`` images step ``step`` (from 0) takes, so that over all steps the share is ``share``."""
+    """Number of poisoned images among the ``size`` of step ``step`` (from 0); all steps poison a share of ``share``."""
     before, after = (math.floor(count * share * size + 1e-9) for count in (step, step + 1))
     return after - before
 

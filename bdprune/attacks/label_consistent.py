@@ -76,5 +76,5 @@ class LabelConsistent(CleanLabel):
 
 
 def _mirrored(span: slice, length: int) -> slice:
-    """The same distance from the other end."""
+    """The span at the same distance from the other end of ``length``."""
     return slice(length - span.stop, length - span.start)

@@ -224,7 +224,7 @@ class Watch:
 
 
 class LateWatch(Watch):
-    """The watch for a GPU, which runs behind the host: answers with the state of the previous epoch.
+    """Tells one epoch late whether all models have stopped, so that the host never waits for the GPU.
 
     The flag whether any model is still going is copied to the host while both continue. The host waits only if it is
     more than one epoch ahead: the device then still has an epoch of work, so it never idles.
@@ -243,7 +243,7 @@ class LateWatch(Watch):
         self._last: Callable[[], bool] | None = None
 
     def is_over(self, going: Tensor, epoch: bool = False) -> bool:
-        """Whether no model was ``going`` one epoch before; False at the first call, and always False for a step."""
+        """Whether all models had stopped one epoch earlier. False at the first call and for a single step."""
         if not epoch:
             return False
         self._now, self._before = self._before, self._now

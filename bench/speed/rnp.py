@@ -69,7 +69,7 @@ class Size:
 
     @property
     def scale(self) -> float:
-        """Timed pieces in a whole run, by images: the cost of convolutions is proportional to images."""
+        """Whole run divided by the timed part, counted in images: the cost of convolutions is proportional to them."""
         return EPOCHS * IMAGES / self.images
 
     @property

@@ -1,4 +1,4 @@
-"""Every relative link and anchor in the documents resolves, as a code host follows them."""
+"""Every relative link and anchor in the documents resolves, by the rules of GitHub."""
 
 from __future__ import annotations
 
