@@ -9,7 +9,7 @@ from typing import TypeAlias
 import torch
 from torch import Tensor
 
-from bdprune.analysis.size import Feed, Trial, accuracy_of, beyond_chance, choose, first, logits_of, trial_of
+from bdprune.analysis.size import Feed, Trial, accuracy_of, beyond_chance, choose, first, logits_of, percent, trial_of
 from bdprune.data import CleanData, order_pairs, start_of_text_order, text_order
 from bdprune.errors import DataError
 from bdprune.model import GRAY_ONLY, NORMALIZATIONS, Model, Normalization, normalization_name
@@ -67,6 +67,8 @@ class _Better:
     hint: str
     normalization: Normalization | None = None
     class_map: Mapping[int, int] = field(default_factory=dict)
+    on: str = ""
+    """The images of the trial if it used only some of them, as in `` on 200 of them``."""
 
 
 def check_sanity(
@@ -108,7 +110,7 @@ def check_sanity(
         return Sanity(accuracy, False, "The model's logits are NaN or infinite.", "Its weights are broken.")
     chance = max(1 / model.num_classes, max(chosen.class_counts.values()) / len(chosen))
     least, good = (chance + skill * (1 - chance) for skill in (min_skill, good_skill))
-    found = Sanity(accuracy, accuracy >= least, f"Clean accuracy is {accuracy:.1%} on {len(chosen)} images")
+    found = Sanity(accuracy, accuracy >= least, f"Clean accuracy is {percent(accuracy)} on {len(chosen)} images")
     if accuracy >= good:
         return replace(found, message=f"{found.message}.")
     needed = max(least, accuracy + margin)
@@ -119,7 +121,7 @@ def check_sanity(
 def _judged(found: Sanity, better: _Better | None) -> Sanity:
     """Completes ``found``, whose message is the beginning of a sentence, with the correction that fits better."""
     if better is not None:
-        message = f"{found.message}, but {better.trial.accuracy:.1%} with {better.how}."
+        message = f"{found.message}, but {percent(better.trial.accuracy)}{better.on} with {better.how}."
         fits, normalization, class_map = better.trial.name, better.normalization, better.class_map
         wrong = replace(found, ok=False, message=message, suggestion=better.hint)
         return replace(wrong, fits=fits, normalization=normalization, class_map=class_map)
@@ -182,7 +184,8 @@ def _retry_in_text_order(
     class_map = {label: order[label] for label in data.class_counts}
     how = f"{found.how} and {_in_text_order(model.num_classes)}"
     trial = replace(found.trial, name=name)
-    return _Better(trial, how, hint, found.normalization, class_map), (trial, *tried[1:])
+    better = replace(found, trial=trial, how=how, hint=hint, class_map=class_map)
+    return better, (trial, *tried[1:])
 
 
 def _other_size(data: CleanData, channels: int, accuracy: float, needed: float) -> _Better | None:
@@ -192,7 +195,7 @@ def _other_size(data: CleanData, channels: int, accuracy: float, needed: float) 
         return None
     size = f"{other.size[0]}x{other.size[1]}"
     trial = Trial(f"size {size}", other.accuracy, other.loss, other.images)
-    how = f"images of {size} (instead of {other.accuracy_now:.1%} on the same {other.images} images)"
+    how = f"images of {size} (instead of {percent(other.accuracy_now)} on the same {other.images} images)"
     return _Better(trial, how, f"Pass --input-shape {channels}x{size}.")
 
 
@@ -215,7 +218,9 @@ def _retry(
     if best.accuracy < needed or (sane and not beyond_chance(hits, right[: len(hits)])):
         return None, tried
     also = f" (about as good: {', '.join(equals)})" if equals else ""
-    return _Better(best, f"normalisation {best.name}{also}", _remedy(feed, model), feed.normalization), tried
+    on = f" on {best.images} of them" if best.images < len(data) else ""
+    how = f"normalisation {best.name}{also}"
+    return _Better(best, how, _remedy(feed, model), feed.normalization, on=on), tried
 
 
 def _suspects(model: Model) -> list[Feed]:

@@ -75,6 +75,11 @@ def accuracy_of(logits: Tensor, labels: Tensor) -> float:
     return (logits.argmax(1) == labels.cpu()).double().mean().item()
 
 
+def percent(share: float) -> str:
+    """A share in [0, 1] as in reports: ``93.4 %``."""
+    return f"{100 * share:.1f} %"
+
+
 def trial_of(name: str, logits: Tensor, labels: Tensor) -> Trial:
     """Accuracy and loss of ``logits``."""
     loss = cross_entropy(logits, labels.cpu()).item()
@@ -192,8 +197,8 @@ def _with_usual_size(model: Model, data: CleanData, native: Callable[[Size], Cle
         return data
     size, trial = max(better, key=_accuracy_there)
     note = (
-        f"Clean accuracy is {trial.own.accuracy:.1%} with the images resized to {_text(own)} and "
-        f"{trial.native.accuracy:.1%} with {_text(size)} (on {trial.own.images} images)."
+        f"Clean accuracy is {percent(trial.own.accuracy)} with the images resized to {_text(own)} and "
+        f"{percent(trial.native.accuracy)} with {_text(size)} (on {trial.own.images} images)."
     )
     return replace(_noted(data, note), other_size=trial.other(size))
 
@@ -255,7 +260,7 @@ def _native_note(trial: _Comparison, model: Model, size: Size) -> str:
     close = "" if trial.clear else "; the difference is too small to be certain"
     return (
         f"The images are {_text(size)} and the network takes them unresized: clean accuracy "
-        f"{trial.native.accuracy:.1%}, {trial.own.accuracy:.1%} when resized to {_text(own)}, the usual size of "
+        f"{percent(trial.native.accuracy)}, {percent(trial.own.accuracy)} when resized to {_text(own)}, the usual size of "
         f"{model.arch} (on {trial.own.images} images{close})."
     )
 
@@ -265,7 +270,7 @@ def _resized_note(trial: _Comparison, model: Model, size: Size, fixed: bool) -> 
     why = f"The size of {_text(own)} was requested" if fixed else f"The images were resized to {_text(own)}"
     close = "" if trial.clear else "; the difference is too small to be certain"
     return (
-        f"{why}: clean accuracy {trial.own.accuracy:.1%}, {trial.native.accuracy:.1%} at {_text(size)} "
+        f"{why}: clean accuracy {percent(trial.own.accuracy)}, {percent(trial.native.accuracy)} at {_text(size)} "
         f"(on {trial.own.images} images{close})."
     )
 

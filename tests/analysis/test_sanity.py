@@ -57,7 +57,7 @@ def fed(network: nn.Module, normalization: Normalization = NORMALIZATIONS["none"
 @pytest.mark.parametrize("name", ["none", "imagenet", "bytes"])
 def test_a_model_with_correct_input_is_sane_and_nothing_else_is_tried(name: str) -> None:
     found = check_sanity(fed(model_for(NORMALIZATIONS[name]), NORMALIZATIONS[name]), data())
-    assert found == Sanity(1.0, True, "Clean accuracy is 100.0% on 160 images.")
+    assert found == Sanity(1.0, True, "Clean accuracy is 100.0 % on 160 images.")
 
 
 @pytest.mark.parametrize("name", ["imagenet", "gtsrb", "half", "bytes", "caffe", "cifar10-old"])
@@ -79,7 +79,12 @@ def test_a_normalisation_that_should_not_be_there() -> None:
     found = check_sanity(fed(model_for(Normalization()), NORMALIZATIONS["imagenet"]), data())
     assert (found.ok, found.fits, found.normalization) == (False, "none", Normalization())
     assert found.suggestion == "Pass --normalize none."
-    assert "but 100.0% with normalisation none" in found.message
+    assert "but 100.0 % with normalisation none" in found.message
+
+
+def test_a_correction_that_was_tried_on_fewer_images_says_so() -> None:
+    found = check_sanity(fed(model_for(Normalization()), NORMALIZATIONS["imagenet"]), data(count=240))
+    assert "but 100.0 % on 200 of them with normalisation none" in found.message
 
 
 def test_reversed_channels_are_found() -> None:
@@ -108,7 +113,7 @@ def test_a_permutation_of_labels_gives_its_inverse() -> None:
     mixed = replace(clean, labels=order[clean.labels])
     found = check_sanity(fed(model_for(Normalization())), mixed)
     assert found.fits == "labels in another order"
-    assert "100.0% with labels in another order (0→3, " in found.message
+    assert "100.0 % with labels in another order (0→3, " in found.message
     assert "data.sanity.class_map" in found.suggestion and "--class-order FILE.json" in found.suggestion
     assert [found.class_map[int(label)] for label in mixed.labels] == clean.labels.tolist()
 
@@ -136,7 +141,7 @@ def test_text_order_is_tried_by_name(per_class: int) -> None:
     numbers = torch.tensor(sorted(range(20), key=str))[clean.labels]  # label i of the model is the i-th in text order
     found = check_sanity(model, replace(clean, labels=numbers).subset(torch.arange(20 * per_class)))
     assert (found.ok, found.fits, found.suggestion) == (False, "class order text", "Pass --class-order text.")
-    assert "but 100.0% with the classes in text order (0, 1, 10, 11, ...)" in found.message
+    assert "but 100.0 % with the classes in text order (0, 1, 10, 11, ...)" in found.message
     assert found.class_map == {number: place for place, number in enumerate(sorted(range(20), key=str))}
 
 
@@ -202,7 +207,7 @@ def test_the_size_of_the_source_is_named_if_it_does_better() -> None:
     clean = replace(data(), labels=data().labels.flip(0), other_size=OtherSize((64, 48), 0.9, 0.2, 0.1, 100))
     found = check_sanity(fed(model_for(Normalization())), clean)
     assert (found.ok, found.fits, found.suggestion) == (False, "size 64x48", "Pass --input-shape 3x64x48.")
-    assert "90.0% with images of 64x48 (instead of 20.0% on the same 100 images)" in found.message
+    assert "90.0 % with images of 64x48 (instead of 20.0 % on the same 100 images)" in found.message
     worse = replace(clean, other_size=OtherSize((64, 48), 0.3, 0.2, 0.1, 100))
     assert check_sanity(fed(model_for(Normalization())), worse).fits != "size 64x48"
 

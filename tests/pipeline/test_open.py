@@ -68,7 +68,7 @@ def test_images_of_every_source_keep_their_size_if_it_fits_better(archive: Path,
         taken, data = CleanSource(source).fit_for(model(own))
         assert data is not None and taken.input_shape == (3, 8, 8) == tuple(data.images.shape[1:])
         assert check_sanity(taken, data).accuracy == 1.0
-        assert "clean accuracy 100.0%, " in data.notes[-1] and f"resized to {own}x{own}" in data.notes[-1]
+        assert "clean accuracy 100.0 %, " in data.notes[-1] and f"resized to {own}x{own}" in data.notes[-1]
         assert data_info(data).notes == data.notes
 
 

@@ -131,7 +131,7 @@ def test_errors_are_raised_and_nothing_is_written(tiny: Any, options: dict[str, 
         purify(tiny.path, tmp_path / "nowhere", output=output, **options)
     with pytest.raises(OptionError, match="needs clean data"):
         purify(tiny.path, None, output=output, **options)
-    with pytest.raises(SanityError, match=r"Clean accuracy is 33\.3%"):
+    with pytest.raises(SanityError, match=r"Clean accuracy is 33\.3 %"):
         purify(tiny.path, tiny.data, output=output, normalize="5,1", **options)
     with pytest.raises(OutputError):
         purify(tiny.path, tiny.data, method=Fake(), output=tmp_path / "no" / "out.pth", **options)

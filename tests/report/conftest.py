@@ -59,7 +59,7 @@ def _common(path: str) -> dict[str, object]:
             digest="sha256:" + "cd" * 32,
             class_names=CIFAR10,
             clean_accuracy=0.934,
-            sanity=SanityInfo(ok=True, message="Clean accuracy is 93.4% on 500 images."),
+            sanity=SanityInfo(ok=True, message="Clean accuracy is 93.4 % on 500 images."),
         ),
         "env": Env(
             tool="bdprune",

@@ -20,8 +20,8 @@ from bdprune.record import Evidence, Rule, nothing_seen
 from bdprune.verdict.judgement import Judgement, evidence_risk
 from bdprune.verdict.judgement import judge as judge_by
 
-SANE = Sanity(0.93, True, "Clean accuracy is 93.0% on 500 images.")
-INSANE = Sanity(0.12, False, "Clean accuracy is 12.0%.", "Pass --normalize imagenet.")
+SANE = Sanity(0.93, True, "Clean accuracy is 93.0 % on 500 images.")
+INSANE = Sanity(0.12, False, "Clean accuracy is 12.0 %.", "Pass --normalize imagenet.")
 LEADER = UnlearningDetector.id
 
 
