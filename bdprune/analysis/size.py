@@ -260,8 +260,8 @@ def _native_note(trial: _Comparison, model: Model, size: Size) -> str:
     close = "" if trial.clear else "; the difference is too small to be certain"
     return (
         f"The images are {_text(size)} and the network takes them unresized: clean accuracy "
-        f"{percent(trial.native.accuracy)}, {percent(trial.own.accuracy)} when resized to {_text(own)}, the usual size of "
-        f"{model.arch} (on {trial.own.images} images{close})."
+        f"{percent(trial.native.accuracy)}, {percent(trial.own.accuracy)} when resized to {_text(own)}, "
+        f"the usual size of {model.arch} (on {trial.own.images} images{close})."
     )
 
 

@@ -39,6 +39,7 @@ from bdprune.registry import chosen_purifier, method_class
 
 _BINS = 20
 _GO_ON = "scan"  # the preset of a purifier that reuses the results of a scan
+_GIVE_SCAN = "Give the file that `bdprune scan --format json=FILE` wrote."
 
 
 class RepairNames(OptionNames, total=False):
@@ -99,6 +100,7 @@ def purify(
             and the ``Options`` (``arch``, ``seed``, ``per_class``, ...), as for ``bdprune.scan``.
 
     Raises:
+        OptionError: an option is invalid, or ``start_from`` cannot be read as results of scans.
         SanityError: the model's accuracy on this data is too low to trust a repair.
         DataError: ``start_from`` comes from other weights or images.
         BdpruneError: any other problem with the file, the data or the options; for a file with several sets of
@@ -168,26 +170,27 @@ def _results(source: Result | Sequence[Result] | str | os.PathLike[str] | None) 
     """The given results of scans; a path is read as JSON with one result, an array, or one result a line.
 
     Raises:
-        DataError: the file cannot be read, or holds no result of a scan.
+        OptionError: the file cannot be read, or holds no result of a scan.
     """
     if source is None:
         return []
     if not isinstance(source, str | os.PathLike):
         given = [source] if isinstance(source, Result) else list(source)
         if not given or not all(isinstance(one, Result) for one in given):
-            raise DataError(
+            raise OptionError(
                 "A repair starts from results of scans.", "Give a result of bdprune.scan, or the path of its JSON."
             )
         return given
     try:
         text = Path(source).read_bytes()
     except OSError as error:
-        raise DataError(f"Cannot read {source}: {error.strerror}.", "Give the JSON of a scan.") from None
-    found = [one for one in documents_from_json(text) if isinstance(one, Result)]
+        raise OptionError(f"Cannot read {source}: {error.strerror}.", _GIVE_SCAN) from None
+    try:
+        found = [one for one in documents_from_json(text, str(source)) if isinstance(one, Result)]
+    except DataError as error:
+        raise OptionError(error.message, _GIVE_SCAN) from None
     if not found:
-        raise DataError(
-            f"{source} holds no result of a scan.", "Give the JSON of a scan: `bdprune scan --format json`."
-        )
+        raise OptionError(f"{source} holds no result of a scan.", _GIVE_SCAN)
     return found
 
 

@@ -37,10 +37,10 @@ VERDICTS: Mapping[Verdict, str] = {
     "clean": "A decisive detector and all others ran on clean data that the model handles well, and found nothing. "
     "It lowers the risk; it is not a proof.",
     "suspicious": "Evidence points to a backdoor, but not all of it agrees.",
-    "backdoored": "The evidence agrees. `target_label` is the label that the backdoor leads to, if it could be named.",
-    "inconclusive": "There is no clean data, or the model does not do its clean job on it (the findings say what "
+    "backdoored": "The evidence agrees. `target_label` is the label that the backdoor leads to.",
+    "inconclusive": "There is no clean data, or the model labels too few of them correctly (the findings say what "
     "would fit), or a detector gave no number.",
-    "error": "The file or the data could not be read, or the time was up. `error` says why, and what to do.",
+    "error": "The file or the data could not be read, or the time limit was reached. `error` says why, and what to do.",
 }
 """What each verdict means, in Markdown."""
 
@@ -200,8 +200,12 @@ KINDS: dict[str, type[Record]] = {
 }
 
 
-def documents_from_json(text: str | bytes) -> list[Record]:
+def documents_from_json(text: str | bytes, source: str = "The text") -> list[Record]:
     """Reads results of any kind from JSON: one document, an array, or one document a line.
+
+    Args:
+        text: JSON.
+        source: its name in error messages, such as its path.
 
     Raises:
         DataError: the text is not JSON, or its documents have another version.
@@ -211,7 +215,7 @@ def documents_from_json(text: str | bytes) -> list[Record]:
         items = found if isinstance(found, list) else [found]
         return [msgspec.convert(one, KINDS[_kind(one)], str_keys=True) for one in items]
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
-        what = f"The text does not hold results of schema {SCHEMA_VERSION}: {error}."
+        what = f"{source} does not hold results of bdprune (schema {SCHEMA_VERSION}): {error}."
         raise DataError(what, "Compare them with `bdprune schema`.") from error
 
 
@@ -223,10 +227,14 @@ def _decoded(text: str | bytes) -> Any:
 
 
 def _kind(document: object) -> str:
-    kind = document.get("kind") if isinstance(document, dict) else None
+    if not isinstance(document, dict):
+        raise msgspec.ValidationError("it has a value that is not an object")
+    if "kind" not in document:
+        raise msgspec.ValidationError("it has no field `kind`")
+    kind = str(document["kind"])
     if kind not in KINDS:
-        raise msgspec.ValidationError(f"a document of kind {str(kind)[:80]!r}, not one of {', '.join(KINDS)}")
-    return str(kind)
+        raise msgspec.ValidationError(f"its kind is {kind[:80]!r}, not one of {', '.join(KINDS)}")
+    return kind
 
 
 def schema(kind: str = "scan") -> dict[str, Any]:

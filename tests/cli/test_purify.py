@@ -138,13 +138,13 @@ def test_a_scan_of_another_model_or_other_images_is_an_error(
     broken.write_text("{}")
     images = scanned(run, tiny, model_args, "--per-class", "7")
     cases = [
-        (tmp_path / "none.json", "Cannot read"),
-        (broken, "does not hold results of schema"),
-        (images, "other clean images"),
+        (tmp_path / "none.json", "Cannot read", 4),
+        (broken, f"{broken} does not hold results of bdprune (schema 2): it has no field `kind`", 4),
+        (images, "other clean images", 2),
     ]
-    for start, words in cases:
+    for start, words, code in cases:
         done = purify("-o", tmp_path / "o.pth", "--from", start)
-        assert done.exit_code != 0 and words in done.stderr and done.stdout == "", done.output
+        assert done.exit_code == code and words in done.stderr and done.stdout == "", done.output
         assert not (tmp_path / "o.pth").exists()
     same = purify("-o", tmp_path / "o.pth", "--from", images, "--per-class", "7")
     assert same.exit_code == 0, same.output

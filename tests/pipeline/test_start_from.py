@@ -168,9 +168,9 @@ def test_a_scan_without_images_is_an_error(files: Path) -> None:
 def test_other_results_than_a_scan_are_errors(files: Path, tmp_path: Path) -> None:
     for content in ("{}", "[]", repair(files).result.to_json()):
         (tmp_path / "wrong.json").write_text(content)
-        with pytest.raises(DataError, match=r"does not hold results of schema 2|holds no result of a scan"):
+        with pytest.raises(OptionError, match=r"wrong\.json (does not hold results of|holds no result of a scan)"):
             repair(files, start_from=tmp_path / "wrong.json")
-    with pytest.raises(DataError, match="Cannot read"):
+    with pytest.raises(OptionError, match="Cannot read"):
         repair(files, start_from=tmp_path / "none.json")
 
 

@@ -199,9 +199,24 @@ def test_documents_are_read_from_an_object_an_array_and_lines() -> None:
     assert documents_from_json(f"[{one.to_json()}, {one.to_json()}]") == [one, one]
     assert documents_from_json(f"{one.to_json(indent=None)}\n{one.to_json(indent=None)}\n") == [one, one]
     assert documents_from_json("") == []
-    for wrong in ("{", "[" * 100_000, '{"kind": "other"}', "3", b"\xff"):
-        with pytest.raises(DataError, match="does not hold results of schema 2"):
+    for wrong in ("{", "[" * 100_000, b"\xff"):
+        with pytest.raises(DataError, match=r"^The text does not hold results of bdprune \(schema 2\): "):
             documents_from_json(wrong)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "reason"),
+    [
+        ("{}", "it has no field `kind`"),
+        ('{"kind": "other"}', "its kind is 'other', not one of scan, purify, score, coverage"),
+        ('{"kind": ["scan"]}', "its kind is "),
+        ("[3]", "it has a value that is not an object"),
+    ],
+)
+def test_the_error_names_the_source_and_what_is_wrong_with_its_kind(wrong: str, reason: str) -> None:
+    with pytest.raises(DataError) as caught:
+        documents_from_json(wrong, "r.json")
+    assert caught.value.message.startswith(f"r.json does not hold results of bdprune (schema 2): {reason}")
 
 
 @pytest.mark.parametrize("kind", KINDS)
