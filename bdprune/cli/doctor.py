@@ -95,7 +95,9 @@ def _ops() -> Iterator[Check]:
 
 def _cpu_ops(info: dict[str, Any]) -> Check:
     if info["backend"] == "native":
-        built = f"torch {info['built_for_torch']}, stable ABI {info['stable_abi']}, {info['compiler']}"
+        compiler = str(info["compiler"])
+        compiler = f"GCC {compiler}" if compiler[:1].isdigit() else compiler  # Clang gives its name
+        built = f"torch {info['built_for_torch']}, stable ABI {info['stable_abi']}, {compiler}"
         return Check("CPU ops", "ok", f"compiled, {info['cpu_features']} kernels; built with {built}")
     hint = "Unset BDPRUNE_BACKEND." if info["requested"] == "reference" else _BUILD
     return Check("CPU ops", "note", f"plain PyTorch, slower, with the same results: {info['reason']}", hint)

@@ -21,6 +21,23 @@ FILE = click.Path(path_type=Path)
 """Type of an option or argument that is a path."""
 
 
+class AtLeast(click.ParamType[int]):
+    """A whole number of at least ``least``."""
+
+    name = "integer"
+
+    def __init__(self, least: int) -> None:
+        self._least = least
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        """The number."""
+        number: int = click.INT.convert(value, param, ctx)
+        if number < self._least:
+            name = param.opts[-1] if param else "The number"
+            raise OptionError(f"{name} must be {self._least} or more, not {number}.")
+        return number
+
+
 class Names(click.ParamType[str]):
     """A text that contains names; the list of ``choices`` is made only for help texts."""
 
@@ -74,9 +91,7 @@ def _bytes(context: click.Context, parameter: click.Parameter, value: str | None
 
 model_options = _all(
     click.option("--arch", metavar="NAME|MODULE:CALLABLE", help="Architecture.  [default: recognised]"),
-    click.option(
-        "--num-classes", type=click.IntRange(min=2), metavar="N", help="Number of classes.  [default: recognised]"
-    ),
+    click.option("--num-classes", type=AtLeast(2), metavar="N", help="Number of classes.  [default: recognised]"),
     click.option(
         "--input-shape",
         metavar="CxHxW",
@@ -109,7 +124,7 @@ data_options = _all(
     ),
     click.option(
         "--per-class",
-        type=click.IntRange(min=1),
+        type=AtLeast(1),
         default=50,
         show_default=True,
         metavar="N",

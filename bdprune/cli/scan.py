@@ -41,7 +41,7 @@ _GIVES = ("scan", "coverage")  # kinds of documents
     show_default=True,
     help="Exit with 1 if a model gets this verdict or a worse one.",
 )
-@click.option("--exit-zero", is_flag=True, help="Exit with 0 for every verdict; usage errors still exit with 4.")
+@click.option("--exit-zero", is_flag=True, help="Exit with 0 instead of 1, 2, 3 and 5.")
 @click.option(
     "--skip-unknown",
     is_flag=True,
@@ -49,7 +49,15 @@ _GIVES = ("scan", "coverage")  # kinds of documents
 )
 @options.attachments_option
 @options.format_option(*_GIVES)
-@click.option("-o", "--output", "files", multiple=True, metavar="FILE", help="File for a --format, in the same order.")
+@click.option(
+    "-o",
+    "--output",
+    "files",
+    multiple=True,
+    metavar="FILE",
+    help="File for a --format, in the same order; the suffix of an extra FILE gives its format. Text is still printed "
+    "unless --quiet is set.",
+)
 @options.progress_options
 def scan(
     paths: tuple[str, ...],
@@ -139,8 +147,10 @@ def _reason(result: Result) -> str:
 
 def _nothing_to_scan(paths: tuple[str, ...], sources: Sources) -> UnsupportedError:
     """The error for paths without a checkpoint, with the kinds of files that they hold."""
-    found = [f"{len(files)} x {reason}" for (reason, _), files in sources.skipped.items()]
-    seen = f" Found {sources.files} files: {', '.join(found)}." if found else " It holds no files."
+    found = [f"{reason} ({len(files)})" for (reason, _), files in sources.skipped.items()]
+    count = "1 file" if sources.files == 1 else f"{sources.files or 'no'} files"
+    seen = f"{count}: {', '.join(found)}" if found else count
     return UnsupportedError(
-        f"No checkpoint in {', '.join(paths)}.{seen}", "Give a checkpoint saved with torch.save or as safetensors."
+        f"No checkpoint in {', '.join(paths)}. Found {seen}.",
+        "Give a checkpoint saved with torch.save or as safetensors.",
     )

@@ -21,7 +21,7 @@ from bdprune.cli import options, outputs
     show_default=True,
     help="lipschitz works without data, suspiciousness needs clean images.",
 )
-@click.option("--top", type=click.IntRange(min=0), default=20, show_default=True, metavar="N", help="Filters to list.")
+@click.option("--top", type=options.AtLeast(0), default=20, show_default=True, metavar="N", help="Filters to list.")
 @options.data_options
 @options.model_options
 @options.format_option("score")

@@ -50,7 +50,7 @@ def zoo() -> None:
 zoo.add_command(show)
 
 
-@zoo.command("make")
+@zoo.command("make", short_help="Train the models of a manifest.")
 @MANIFEST
 @DATA
 @click.option(
@@ -103,7 +103,7 @@ def list_models(manifest: Path, models: Path | None, form: str) -> int:
     return 0
 
 
-@zoo.command("verify")
+@zoo.command("verify", short_help="Measure the models of a manifest again.")
 @MANIFEST
 @DATA
 @MODELS

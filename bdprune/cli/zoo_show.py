@@ -15,7 +15,7 @@ from bdprune.report import percent, plain
 DEFAULT_DATA = Path("zoo/demo/test.npz")
 
 
-@click.command("show")
+@click.command("show", short_help="Write a picture of an attack: clean, triggered, difference.")
 @click.argument("attack")
 @click.option(
     "--data",
@@ -73,7 +73,7 @@ def _split(text: str) -> tuple[str, str]:
 
 def _source(data: Path | None) -> Path:
     if data is None and not DEFAULT_DATA.exists():
-        raise OptionError("No images were given, and the demo's are missing.", "Give some with --data.")
+        raise OptionError(f"No images were given, and {DEFAULT_DATA} is missing.", "Give some with --data.")
     if data is not None and not data.exists():
         raise OptionError(f"There are no images at {data}.", "Give a folder or file of clean images.")
     return data or DEFAULT_DATA

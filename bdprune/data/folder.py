@@ -78,8 +78,9 @@ def _class_folders(root: Path, above: set[tuple[int, int]], passed_over: Counter
         else:
             folders.append(entry)
     if not folders:
-        found = f"{len(entries)} other entries" if entries else "nothing"
-        raise DataError(f"{root} holds {found} but no class folders.", "Put the images into one sub-folder per class.")
+        count = "1 other entry" if len(entries) == 1 else f"{len(entries)} other entries"
+        what = f"has no class folders, only {count}" if entries else "is empty"
+        raise DataError(f"{root} {what}.", "Put the images into one sub-folder per class.")
     return folders
 
 

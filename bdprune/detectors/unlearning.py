@@ -94,7 +94,7 @@ class UnlearningDetector(Detector):
     seed: int = 0
 
     id = "bdprune.unlearning"
-    title = "finds the label on which the wrong predictions of an unlearning network concentrate"
+    title = "finds the label that most wrong predictions name while the network unlearns"
     paper = "Li et al., Reconstructive Neuron Pruning for Backdoor Defense, ICML 2023, arXiv 2305.14876, Section 4.3"
     needs = Needs(images="labelled", minimum=100)
     cost = "training"

@@ -199,7 +199,7 @@ def _open(kind: Format, data: bytes) -> tuple[Any, Mapping[str, str]]:
     except ArtifactError:
         arguments = torch_file.arguments_in(data)
         if arguments:
-            raise NoWeightsError(f"it holds no weights but {arguments}.", _GIVE_CHECKPOINT) from None
+            raise NoWeightsError(f"it has no weights of a network, only {arguments}.", _GIVE_CHECKPOINT) from None
         raise
     return torch_file.load_checked(data), {}
 

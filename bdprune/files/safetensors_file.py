@@ -64,6 +64,8 @@ def safetensors_header(data: bytes | memoryview) -> tuple[dict[str, Any], int]:
 def damaged_safetensors(error: Exception) -> ArtifactError:
     """The error for a file that the library rejects."""
     reason = str(error).removeprefix("Error while deserializing: ")
+    if "overflow" in reason:
+        reason = "the shape of a tensor is too large for any file"
     return ArtifactError(f"the safetensors file is damaged: {quoted(reason, 160).strip(chr(39))}.", _HOSTILE)
 
 

@@ -94,10 +94,12 @@ def contents_of(checkpoint: object) -> Contents:
         ]
     states = sorted(found.values(), key=lambda state: _rank(state.paths[0]))
     if not states and not outside:
-        raise NoWeightsError(f"it holds no weights but {_what_else(checkpoint, search.optimisers)}.", _SAVE_STATE)
+        raise NoWeightsError(
+            f"it has no weights of a network, only {_what_else(checkpoint, search.optimisers)}.", _SAVE_STATE
+        )
     if not states:
         kind = _keys_of(checkpoint) if isinstance(checkpoint, dict) else f"a {type(checkpoint).__name__}"
-        raise UnsupportedError(f"it holds no state dict but {kind}.", _SAVE_STATE)
+        raise UnsupportedError(f"it has no state dict, only {kind}.", _SAVE_STATE)
     return Contents(tuple(states), tuple(outside), tuple(search.optimisers))
 
 

@@ -250,4 +250,4 @@ def _refuse_plain_pickle(data: bytes) -> None:
     name = first_global(io.BytesIO(data[:MAX_PICKLE_BYTES]))
     if name:
         refuse_global(name, "pickle")
-    raise UnsupportedError("it is not a checkpoint of torch.save or safetensors.", "Give a state dict.")
+    raise UnsupportedError("it is not a checkpoint of torch.save or safetensors.", _GIVE)

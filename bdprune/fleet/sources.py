@@ -26,6 +26,7 @@ _NO_MODELS = {
 }
 _MOST_NAMED = 100
 ANOTHER_NAME = "another name of a file that is scanned"
+_UNREADABLE_LINK = "a link that cannot be read"
 
 
 @dataclass
@@ -83,16 +84,21 @@ def expand(paths: Sequence[str | Path], ignored: Iterable[Path] = ()) -> Sources
         ignored: files with another role in the run, such as the clean data.
 
     Raises:
-        OptionError: a path does not exist.
+        OptionError: a path does not exist, a glob matches nothing, or the only path is an ignored file.
     """
     sources = Sources()
-    hidden = {os.path.realpath(path) for path in ignored}
+    hidden = {_real(path) for path in ignored} - {None}
     alone = len(paths) == 1
     candidates: list[Path] = []
     for path in map(str, paths):
         for file, chosen in _files(path, sources):
             sources.files += 1
-            if os.path.realpath(file) in hidden:
+            real = _real(file)
+            if real is None:
+                sources.skip(file, _UNREADABLE_LINK, True)
+            elif real in hidden:
+                if chosen and alone:
+                    raise OptionError(f"{path} is given as the model and as --data.", "Give two different files.")
                 sources.skip(file, "the clean data of this scan")
             elif (chosen and alone) or _is_model(file, sources):
                 candidates.append(file)
@@ -115,7 +121,10 @@ def check_exists(path: str | Path) -> None:
 def _files(path: str, sources: Sources) -> Iterator[tuple[Path, bool]]:
     """The files that ``path`` names, each with whether ``path`` is the file itself."""
     if glob.has_magic(path) and not os.path.exists(path):
-        for match in sorted(glob.glob(path, recursive=True)):
+        matches = sorted(glob.glob(path, recursive=True))
+        if not matches:
+            raise OptionError(f"No file matches {path!r}.", "Check the pattern.")
+        for match in matches:
             for file in _below(Path(match), sources):
                 yield file, False
         return
@@ -127,7 +136,7 @@ def _files(path: str, sources: Sources) -> Iterator[tuple[Path, bool]]:
 
 def _below(path: Path, sources: Sources) -> Iterator[Path]:
     """``path`` itself, or all files below it, sorted; it follows links and detects loops."""
-    if not path.is_dir():
+    if not os.path.isdir(path):
         yield path
         return
     found: list[Path] = []
@@ -138,7 +147,12 @@ def _below(path: Path, sources: Sources) -> Iterator[Path]:
         sources.files += 1
 
     for parent, folders, names in os.walk(path, onerror=fail, followlinks=True):
-        place = os.stat(parent)
+        try:
+            place = os.stat(parent)
+        except OSError as error:
+            fail(error)
+            folders.clear()
+            continue
         if (place.st_dev, place.st_ino) in seen:
             sources.skip(Path(parent), "a link to a folder that is scanned")
             sources.files += 1
@@ -185,10 +199,10 @@ def _shards(index: Path) -> list[Path]:
 
 def _without_repeats(candidates: Sequence[Path], sources: Sources) -> list[Path]:
     """One path for each file; in a Hugging Face cache, links point to files in the same folder."""
-    parts = {os.path.realpath(part) for path in candidates if kind_of_file(path) == INDEX for part in _shards(path)}
+    parts = {_real(part) for path in candidates if kind_of_file(path) == INDEX for part in _shards(path)}
     best: dict[str, Path] = {}
     for path in candidates:
-        real = os.path.realpath(path)
+        real = _real(path) or str(path)
         if real not in best or _preference(path) > _preference(best[real]):
             best[real] = path
     chosen = {path for real, path in best.items() if real not in parts}
@@ -201,8 +215,16 @@ def _without_repeats(candidates: Sequence[Path], sources: Sources) -> list[Path]
 def _preference(path: Path) -> int:
     """Ranks several names of a file: first an index among its shards, then a name with a checkpoint's suffix."""
     if kind_of_file(path) == INDEX:
-        return 2 if all(shard.exists() for shard in _shards(path)) else 0
+        return 2 if all(os.path.exists(shard) for shard in _shards(path)) else 0
     return int(path.suffix.lower() in SUFFIXES)
+
+
+def _real(path: str | Path) -> str | None:
+    """The path with all links resolved; None if a link on it cannot be read, such as ``/proc/1/cwd``."""
+    try:
+        return os.path.realpath(path)
+    except OSError:
+        return None
 
 
 def _path_error(path: str | Path, error: OSError) -> OptionError:

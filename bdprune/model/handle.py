@@ -162,8 +162,9 @@ def _spelled_out(text: str) -> Normalization:
     except ValueError as error:
         raise OptionError(f"Unknown normalisation {text[:80]!r}.", hint) from error
     if len(values) % 2:
-        raise OptionError(f"{len(values)} numbers are not as many means as standard deviations.", hint)
+        what = f"{text[:80]!r} has {len(values)} number{'s' if values[1:] else ''}, an odd count."
+        raise OptionError(what, "Give all means, then as many standard deviations.")
     mean, std = values[: len(values) // 2], values[len(values) // 2 :]
     if not all(map(math.isfinite, values)) or min(std) <= 0:
-        raise OptionError(f"{text[:80]!r} has a value that is not finite or a standard deviation not above 0.", hint)
+        raise OptionError(f"{text[:80]!r} has a standard deviation of 0 or less, or a value that is not finite.", hint)
     return Normalization(tuple(mean), tuple(std))

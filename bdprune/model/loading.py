@@ -246,7 +246,7 @@ def _build(
     else:
         shape, count = built.shapes[0], built.num_classes
     if num_classes is not None and num_classes != count:
-        hint = "Omit --num-classes, or give the checkpoint with that number of classes."
+        hint = f"Omit --num-classes, or give a checkpoint with {num_classes} classes."
         raise ArchitectureError(f"The model has {count} classes, not {num_classes}.", hint)
     return Model(built.network, built.name, count, shape, artifact=_artifact(checkpoint, one, slots))
 

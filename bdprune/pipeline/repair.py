@@ -100,7 +100,6 @@ def purify(
             and the ``Options`` (``arch``, ``seed``, ``per_class``, ...), as for ``bdprune.scan``.
 
     Raises:
-        OptionError: an option is invalid, or ``start_from`` cannot be read as results of scans.
         SanityError: the model's accuracy on this data is too low to trust a repair.
         DataError: ``start_from`` comes from other weights or images.
         BdpruneError: any other problem with the file, the data or the options; for a file with several sets of

@@ -111,7 +111,7 @@ class RNP(Purifier):
     seed: int = 0
 
     id = "bdprune.rnp"
-    title = "unlearns, recovers a mask over filters, prunes filters with low masks"
+    title = "unlearns the task, learns one mask for each filter, prunes filters with low masks"
     paper = "Li et al., Reconstructive Neuron Pruning for Backdoor Defense, ICML 2023, arXiv 2305.14876"
     needs = Needs(images="labelled", minimum=2)
     cost = "training"

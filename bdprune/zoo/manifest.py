@@ -147,7 +147,16 @@ def attack_from(kind: object, settings: Mapping[str, Any], strict: bool = True) 
     try:
         return msgspec.convert(values, ATTACKS[kind], strict=strict)
     except msgspec.ValidationError as error:
-        raise OptionError(f"A setting of {kind} has an invalid value: {error}.", "Correct it.") from None
+        raise _invalid_setting(kind, settings, str(error)) from None
+
+
+def _invalid_setting(kind: str, settings: Mapping[str, Any], reason: str) -> OptionError:
+    """The error for msgspec's ``reason``, such as "Expected `int`, got `str` - at `$.size`"."""
+    what, _, place = reason.replace("`", "").partition(" - at $.")
+    name = re.split(r"[.\[]", place)[0]
+    value = f", {str(settings[name])[:80]!r}," if name in settings else ""
+    where = f"setting {name} of {kind}{value}" if name else f"value of a setting of {kind}"
+    return OptionError(f"The {where} is not valid: {what[:1].lower()}{what[1:]}.", "Correct this setting.")
 
 
 @dataclass(frozen=True)

@@ -42,6 +42,14 @@ def test_text_has_one_line_per_check_and_the_fix_below(run: Run, monkeypatch: py
     assert "pip install -e . --no-build-isolation" in lines[at + 1]
 
 
+def test_the_compiler_is_named(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    for version, words in (("12.2.0", "stable ABI 2.11, GCC 12.2.0"), ("Clang 16.0.6", "2.11, Clang 16.0.6")):
+        built = {"backend": "native", "built_for_torch": "2.13.0", "stable_abi": "2.11", "cpu_features": "avx2"}
+        native = build_info() | built | {"compiler": version}
+        monkeypatch.setattr("bdprune.ops.build_info", lambda native=native: native)
+        assert words in states(run("doctor", "--format", "json"))["CPU ops"]["found"]
+
+
 def test_a_forced_reference_is_shown_with_how_to_undo_it(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     forced = build_info() | {"backend": "reference", "requested": "reference", "reason": "BDPRUNE_BACKEND=reference"}
     monkeypatch.setattr("bdprune.ops.build_info", lambda: forced)

@@ -193,11 +193,12 @@ def test_only_unsupported_files_exit_with_3(scan: Run, tmp_path: Path) -> None:
     empty.mkdir()
     picture = tmp_path / "cat.png"
     picture.write_bytes(b"\x89PNG\r\n\x1a\n" + bytes(50))
-    for path in (empty, f"{empty}/*.pth"):
-        done = scan(path=path)
-        assert done.exit_code == 3 and done.stdout == "" and "No checkpoint in" in done.stderr
-        done = scan("--exit-zero", path=path)
-        assert done.exit_code == 0 and done.stdout == "0 models: nothing scanned\n"
+    done = scan(path=empty)
+    assert done.exit_code == 3 and done.stdout == "" and "No checkpoint in" in done.stderr
+    done = scan("--exit-zero", path=empty)
+    assert done.exit_code == 0 and done.stdout == "0 models: nothing scanned\n"
+    done = scan("--exit-zero", path=f"{empty}/*.pth")
+    assert done.exit_code == 4 and done.stdout == "" and "No file matches" in done.stderr
     done = scan(path=picture)
     assert done.exit_code == 3 and "PNG" in done.stdout
 
@@ -206,11 +207,11 @@ def test_only_unsupported_files_exit_with_3(scan: Run, tmp_path: Path) -> None:
     ("args", "words"),
     [
         (["--format", "xml"], "no format 'xml'"),
-        (["--normalize", "1,2,3"], "as many means as standard deviations"),
+        (["--normalize", "1,2,3"], "'1,2,3' has 3 numbers, an odd count."),
         (["--device", "warp"], "Unknown device"),
         (["--detectors", "magic"], "no detector"),
         (["--input-shape", "32"], "Invalid input shape"),
-        (["--per-class", "0"], "0 is not in the range"),
+        (["--per-class", "0"], "--per-class must be 1 or more, not 0."),
         (["--timeout", "-1"], "timeout of -1 seconds"),
         (["--timeout", "nan"], "timeout of nan seconds"),
         (["--timeout", "inf"], "timeout of inf seconds"),

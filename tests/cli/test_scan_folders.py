@@ -154,9 +154,9 @@ def test_several_sets_in_one_file_are_an_array(scan: Run, tmp_path: Path, good: 
 def test_a_folder_without_checkpoints_is_an_error_that_lists_its_files(scan: Run, folder: Path) -> None:
     (folder / "README.md").write_text("# Models\n")
     done = scan(folder)
-    assert done.exit_code == 3 and "Found 1 files: 1 x text" in done.stderr
+    assert done.exit_code == 3 and "Found 1 file: text (1)." in done.stderr
     (folder / "README.md").unlink()
-    assert "It holds no files" in scan(folder).stderr
+    assert "Found no files." in scan(folder).stderr
 
 
 def test_a_repair_that_leaves_a_set_out_exits_with_5(

@@ -14,6 +14,7 @@ Run = Callable[..., Ran]
 
 
 def test_text_lists_layers_and_the_worst_filters(run: Run, tiny: Any, model_args: list[str]) -> None:
+    assert "--top must be 0 or more, not -1." in run("score", tiny.path, "--top", "-1").stderr
     done = run("score", tiny.path, *model_args, "--top", "2")
     assert done.exit_code == 0 and done.stdout.startswith("lipschitz scores  ")
     assert done.stdout.count("conv[") == 2

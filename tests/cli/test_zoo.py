@@ -102,6 +102,10 @@ def test_progress_shows_the_time_left(capsys: pytest.CaptureFixture[str], monkey
     assert len(lines) == 9
 
 
+def test_help_describes_every_command_in_full(run: Run) -> None:
+    assert "..." not in run("zoo", "--help").stdout.partition("Commands:")[2]
+
+
 def test_missing_or_broken_manifest_is_exit_4(run: Run, tmp_path: Path) -> None:
     (tmp_path / "broken.toml").write_text("name = ")
     for path in (tmp_path / "missing.toml", tmp_path / "broken.toml"):

@@ -198,10 +198,11 @@ def test_a_damaged_file_is_named(write_tree: Tree, encode: Encode, pixels: np.nd
 @pytest.mark.parametrize(
     ("files", "message"),
     [
-        ({}, "holds nothing but no class folders"),
-        ({"1.png": b"", "2.png": b""}, "holds 2 other entries but no class folders.*one sub-folder per class"),
+        ({"1.png": b""}, "only 1 other entry"),
+        ({}, r"is empty\."),
+        ({"1.png": b"", "2.png": b""}, "has no class folders, only 2 other entries.*one sub-folder per class"),
         ({"a/.gitkeep": b""}, "holds 0 images"),
-        ({"__MACOSX/1.png": b"", ".git/1.png": b""}, "2 other entries but no class folders"),
+        ({"__MACOSX/1.png": b"", ".git/1.png": b""}, "no class folders, only 2 other entries"),
         ({"1/x.png": b"", "01/x.png": b""}, "Two class folders have label 1"),
         ({"9999999/x.png": b""}, "too large for a label"),
         ({"9" * 200 + "/x.png": b""}, "too large for a label"),

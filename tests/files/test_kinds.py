@@ -92,7 +92,7 @@ GENERATORS: dict[str, Any] = {
     ],
 )
 def test_training_states_with_numpy_values_hold_no_weights(write: Write, content: Any) -> None:
-    with pytest.raises(NoWeightsError, match="holds no weights but Python objects"):
+    with pytest.raises(NoWeightsError, match="has no weights of a network, only Python objects"):
         read_checkpoint(write(content))
 
 

@@ -50,7 +50,10 @@ def test_a_glob_gives_its_matches_and_the_checkpoints_of_matching_folders(tree: 
     assert names(expand([f"{tree}/*.pth"]), tree) == ["b.pth"]
     assert names(expand([f"{tree}/**/*.th"]), tree) == ["sub/c.th"]
     assert names(expand([f"{tree}/s*"]), tree) == ["sub/D.PT", "sub/c.th"]
-    assert expand([f"{tree}/*.nothing"]).models == []
+    for pattern in (f"{tree}/*.nothing", f"{tree}/a[1].pth"):
+        with pytest.raises(OptionError, match="No file matches") as caught:
+            expand([tree, pattern])
+        assert pattern in caught.value.message and caught.value.hint == "Check the pattern."
 
 
 def test_order_is_kept_and_repeats_are_dropped(tree: Path) -> None:
@@ -155,6 +158,41 @@ def test_clean_data_and_version_control_are_skipped(tmp_path: Path) -> None:
     assert names(found, tmp_path) == ["a.pth"] and not found.may_hold_weights
     assert passed(found)["the clean data of this scan"] == (False, ["arrays.npz"])
     assert passed(found)["a folder of version control"] == (False, [".git"])
+
+
+def test_one_file_cannot_be_the_model_and_the_clean_data(tree: Path) -> None:
+    with pytest.raises(OptionError, match=r"b\.pth is given as the model and as --data") as caught:
+        expand([tree / "b.pth"], [tree / "sub" / ".." / "b.pth"])
+    assert caught.value.hint == "Give two different files."
+
+
+def test_a_link_that_cannot_be_read_is_skipped(tree: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Such as a link to ``/proc/1/cwd``, which only root can resolve."""
+    resolve = os.path.realpath
+
+    def refused(path: Any, **options: Any) -> str:
+        if os.path.basename(path) in ("a.safetensors", "secret"):
+            raise PermissionError(13, "Permission denied", str(path))
+        return resolve(path, **options)
+
+    monkeypatch.setattr(os.path, "realpath", refused)
+    found = expand([tree], [tree / "secret"])
+    assert names(found, tree) == ["b.pth", "sub/D.PT", "sub/c.th"] and found.may_hold_weights
+    assert passed(found)["a link that cannot be read"] == (True, ["a.safetensors"])
+
+
+def test_a_folder_that_vanishes_during_the_search_is_skipped(tree: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    look = os.stat
+
+    def gone(path: Any, **options: Any) -> os.stat_result:
+        if str(path) == str(tree / "sub"):
+            raise FileNotFoundError(2, "No such file or directory", str(path))
+        return look(path, **options)
+
+    monkeypatch.setattr(os, "stat", gone)
+    found = expand([tree])
+    assert names(found, tree) == ["a.safetensors", "b.pth"]
+    assert passed(found)["a folder that cannot be read: No such file or directory"] == (True, ["sub"])
 
 
 def test_temporary_files_with_the_name_of_a_checkpoint_are_skipped(tmp_path: Path) -> None:

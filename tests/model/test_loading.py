@@ -85,8 +85,9 @@ def test_invalid_options_are_errors(write: Write, small_network: nn.Module) -> N
     with pytest.raises(ArchitectureError, match="images of 3 channels, not 1") as caught:
         load(path, input_shape=(1, 8, 8))
     assert "--input-shape 3x8x8" in caught.value.hint
-    with pytest.raises(ArchitectureError, match="4 classes, not 10"):
+    with pytest.raises(ArchitectureError, match="4 classes, not 10") as caught:
         load(path, num_classes=10)
+    assert "or give a checkpoint with 10 classes" in caught.value.hint
     with pytest.raises(ArchitectureError, match="not a resnet18_cifar"):
         load(path, arch="resnet18_cifar")
     assert load(path, arch="ibau_cnn", num_classes=4).num_classes == 4

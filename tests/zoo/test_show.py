@@ -29,9 +29,9 @@ def test_settings_are_read_from_text() -> None:
     [
         ("nope", {}, "no attack 'nope'"),
         ("badnets", {"sise": "3"}, "no setting 'sise'"),
-        ("badnets", {"size": "big"}, "invalid value"),
+        ("badnets", {"size": "big"}, "^The setting size of badnets, 'big', is not valid: expected int, got str"),
         ("badnets", {"rate": "1.5"}, "rate is 1.5"),
-        ("blend", {"pattern": "cat"}, "invalid value"),
+        ("blend", {"pattern": "cat"}, "^The setting pattern of blend, 'cat', is not valid: invalid enum value 'cat'"),
     ],
 )
 def test_impossible_requests_are_named(kind: str, settings: dict[str, str], message: str) -> None:
