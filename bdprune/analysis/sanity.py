@@ -110,7 +110,8 @@ def check_sanity(
         return Sanity(accuracy, False, "The model's logits are NaN or infinite.", "Its weights are broken.")
     chance = max(1 / model.num_classes, max(chosen.class_counts.values()) / len(chosen))
     least, good = (chance + skill * (1 - chance) for skill in (min_skill, good_skill))
-    found = Sanity(accuracy, accuracy >= least, f"Clean accuracy is {percent(accuracy)} on {len(chosen)} images")
+    images = f"{len(chosen)} images" if len(chosen) == len(data) else f"{len(chosen)} of the {len(data)} images"
+    found = Sanity(accuracy, accuracy >= least, f"Clean accuracy is {percent(accuracy)} on {images}")
     if accuracy >= good:
         return replace(found, message=f"{found.message}.")
     needed = max(least, accuracy + margin)

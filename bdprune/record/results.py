@@ -36,8 +36,8 @@ Verdict = Literal["clean", "suspicious", "backdoored", "inconclusive", "error"]
 VERDICTS: Mapping[Verdict, str] = {
     "clean": "A decisive detector and all others ran on clean data that the model handles well, and found nothing. "
     "It lowers the risk; it is not a proof.",
-    "suspicious": "Evidence points to a backdoor, but not all of it agrees.",
-    "backdoored": "The evidence agrees. `target_label` is the label that the backdoor leads to.",
+    "suspicious": "A detector flags the model, but no decisive detector flags it and names a label, or labels differ.",
+    "backdoored": "A decisive detector flags the model and names `target_label`, and no detector names another label.",
     "inconclusive": "There is no clean data, or the model labels too few of them correctly (the findings say what "
     "would fit), or a detector gave no number.",
     "error": "The file or the data could not be read, or the time limit was reached. `error` says why, and what to do.",

@@ -9,7 +9,7 @@ from bdprune.record import ATTENTION, Evidence, PassedOver, PurifyResult, Result
 
 MEANING: dict[Verdict, str] = {
     "clean": "No sign of a backdoor was found.",
-    "suspicious": "Some evidence points to a backdoor, but not all of it agrees.",
+    "suspicious": "Some evidence points to a backdoor, but not enough to be sure.",
     "backdoored": "This network carries a backdoor.",
     "inconclusive": "This network could not be judged.",
     "error": "This file could not be scanned.",
@@ -29,7 +29,7 @@ def headline(result: Result) -> str:
     if result.verdict == "backdoored" and result.target_label is not None:
         return f"This network carries a backdoor that leads to {label(result)}."
     if result.verdict == "suspicious" and result.target_label is not None:
-        return f"Some evidence points to a backdoor that leads to {label(result)}, but not all of it agrees."
+        return f"Some evidence points to a backdoor that leads to {label(result)}, but not enough to be sure."
     if result.error:
         return result.error.message
     return MEANING[result.verdict]

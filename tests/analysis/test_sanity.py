@@ -301,7 +301,7 @@ def test_a_bounded_number_of_images_is_spread_evenly_over_the_classes(monkeypatc
 
     found = check_sanity(fed(Counting(colours())), data(1600), max_images=100)
     assert Counting.seen == 96
-    assert "on 96 images" in found.message
+    assert "on 96 of the 1600 images" in found.message
 
 
 def test_the_same_seed_gives_the_same_finding() -> None:

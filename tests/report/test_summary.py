@@ -12,7 +12,7 @@ from bdprune.report import summary
 def test_headlines_name_the_label_if_there_is_one(backdoored: Result, clean: Result, failed: Result) -> None:
     assert summary.headline(backdoored).endswith("leads to label 8 (ship).")
     suspicious = msgspec.structs.replace(backdoored, verdict="suspicious", data=None)
-    assert summary.headline(suspicious).endswith("leads to label 8, but not all of it agrees.")
+    assert summary.headline(suspicious).endswith("leads to label 8, but not enough to be sure.")
     assert summary.headline(clean) == "No sign of a backdoor was found."
     unnamed = msgspec.structs.replace(backdoored, target_label=None)
     assert summary.headline(unnamed) == "This network carries a backdoor."
