@@ -6,8 +6,8 @@
 # with several gigabytes of CUDA.
 
 TORCH ?= torch==2.13.0
-# Number of test processes.
-JOBS ?= 2
+# Number of test processes: one more than two cores, because some tests wait for time limits.
+JOBS ?= 3
 # Minutes for the speed benchmarks on a GPU.
 GPU_MINUTES ?= 6
 SHELL := bash

@@ -118,12 +118,11 @@ class TimeLeft:
 
 
 def run(zoo: Path, out: Path, *, seed: int = 0, watcher: Watcher | None = None) -> Demo:
-    """Scans every model of the zoo in folder ``zoo``, then writes repaired checkpoints of the backdoored ones to
-    ``out``.
+    """Scans every model of a zoo, in the order of their names, then repairs the backdoored ones.
 
     Args:
         zoo: folder with ``manifest.toml``, ``defence.npz``, ``test.npz`` and the checkpoints.
-        out: folder for ``<name>-repaired.safetensors``.
+        out: folder for the repaired checkpoints, ``<name>-repaired.safetensors``.
         seed: of scans and repairs.
         watcher: follows the stages and verdicts.
 
@@ -138,9 +137,10 @@ def run(zoo: Path, out: Path, *, seed: int = 0, watcher: Watcher | None = None) 
     start = time.perf_counter()
     manifest = read_manifest(zoo / "manifest.toml")
     work = _Work(zoo, out, load_clean(zoo / "defence.npz"), seed, watcher or Silent(), TimeLeft(len(manifest.models)))
-    results = [work.scan(entry) for entry in manifest.models]
-    repairs = [work.repair(*pair) for pair in zip(manifest.models, results, strict=True)]
-    rows = work.measure(manifest.models, results, repairs)
+    entries = sorted(manifest.models, key=lambda entry: entry.name)
+    results = [work.scan(entry) for entry in entries]
+    repairs = [work.repair(*pair) for pair in zip(entries, results, strict=True)]
+    rows = work.measure(entries, results, repairs)
     pairs = zip(results, repairs, strict=True)
     documents = [one for result, repair in pairs for one in ([result, repair.result] if repair else [result])]
     return Demo(tuple(rows), tuple(documents), tuple(manifest.class_names), time.perf_counter() - start)

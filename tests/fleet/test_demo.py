@@ -83,16 +83,16 @@ def test_the_demo_writes_repaired_checkpoints_and_documents(done: tuple[Demo, Pa
     assert sorted(path.name for path in out.iterdir()) == ["badnets-repaired.safetensors", "blend-repaired.safetensors"]
     original, repaired = load(ZOO / "badnets.safetensors"), load(out / "badnets-repaired.safetensors")
     assert list(original.network.state_dict()) == list(repaired.network.state_dict())
-    assert [type(document) for document in demo.documents] == [Result, Result, PurifyResult, Result, PurifyResult]
+    assert [type(document) for document in demo.documents] == [Result, PurifyResult, Result, PurifyResult, Result]
 
 
 @pytest.mark.slow
 def test_scans_come_before_repairs_and_the_time_left_falls(done: tuple[Demo, Path, Recorder]) -> None:
     recorder = done[2]
     assert [(name, verdict) for name, verdict, _ in recorder.verdicts] == [
-        ("clean", "clean"),
         ("badnets", "backdoored"),
         ("blend", "backdoored"),
+        ("clean", "clean"),
     ]
     repairs = [index for index, (_, stage, _) in enumerate(recorder.stages) if "rnp" in stage]
     assert len(repairs) == 2 and all(place <= min(repairs) for _, _, place in recorder.verdicts)
