@@ -38,8 +38,8 @@ VERDICTS: Mapping[Verdict, str] = {
     "It lowers the risk; it is not a proof.",
     "suspicious": "A detector flags the model, but no decisive detector flags it and names a label, or labels differ.",
     "backdoored": "A decisive detector flags the model and names `target_label`, and no detector names another label.",
-    "inconclusive": "There is no clean data, or the model labels too few of them correctly (the findings say what "
-    "would fit), or a detector gave no number.",
+    "inconclusive": "There is no clean data, or the model labels too few of its images correctly (the findings say "
+    "what would fit), or a detector gave no number.",
     "error": "The file or the data could not be read, or the time limit was reached. `error` says why, and what to do.",
 }
 """What each verdict means, in Markdown."""
