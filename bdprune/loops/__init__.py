@@ -1,5 +1,6 @@
 from bdprune.loops.finetune import FineTuneSettings, fine_tune
 from bdprune.loops.fitting import CrossEntropy, Objective, Schedule, fit, machine, seeded
+from bdprune.loops.inversion.trigger import Trigger
 from bdprune.loops.predictions import PrunedPredictions, Pruning
 from bdprune.loops.recovery import Recovered, RecoverSettings, recover, recover_stack
 from bdprune.loops.resume import Checkpoint, digest

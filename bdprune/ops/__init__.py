@@ -11,6 +11,7 @@ from bdprune.ops.channel_scale import channel_scale
 from bdprune.ops.filter_spectral_norms import filter_spectral_norms
 from bdprune.ops.masked_conv2d import masked_conv2d
 from bdprune.ops.stacked_conv2d import stacked_conv2d
+from bdprune.ops.stamp import stamp
 from bdprune.ops.tuner import Choice, device_name, fastest, kept_choices, kept_file, settled
 from bdprune.ops.winograd_conv2d import winograd_applies, winograd_conv2d, winograd_is_faster
 from bdprune.ops.winograd_masked_conv2d import winograd_masked_conv2d
@@ -29,6 +30,7 @@ __all__ = [
     "masked_conv2d",
     "settled",
     "stacked_conv2d",
+    "stamp",
     "winograd_applies",
     "winograd_conv2d",
     "winograd_is_faster",

@@ -81,3 +81,18 @@ def _per_channel(mask: Tensor, z: Tensor) -> Tensor:
     """``mask`` [C] or [G, C] in a shape that broadcasts over z [N, C, *] or [G, N, C, *]."""
     ones = (1,) * (z.dim() - mask.dim() - 1)
     return mask.reshape(*mask.shape[:-1], 1, mask.shape[-1], *ones)
+
+
+def stamp(images: Tensor, masks: Tensor | None, patterns: Tensor, picks: Tensor | None) -> Tensor:
+    """Reference of ``bdprune::stamp``; its autograd gives the gradients of the compiled op."""
+    given = images.unsqueeze(0) if picks is None else images[picks]  # [1 or H, N, C, h, w]
+    colours = patterns.unsqueeze(1)
+    if masks is None:
+        stamped = (given + colours).clamp(0, 1)
+    else:
+        opacity = masks.unsqueeze(1)
+        stamped = given * (1 - opacity) + opacity * colours
+    flat = stamped.to(images.dtype).flatten(0, 1)
+    if images.is_contiguous(memory_format=torch.channels_last) and not images.is_contiguous():
+        flat = flat.contiguous(memory_format=torch.channels_last)
+    return flat.view(stamped.shape)

@@ -33,3 +33,4 @@ from bdprune.record.results import (
     schema,
 )
 from bdprune.record.shape import parse_shape
+from bdprune.record.trigger import Box, TriggerInfo, TriggerKind

@@ -9,7 +9,9 @@ from typing import Annotated, Any, Self
 import msgspec
 
 from bdprune.record.base import Count, Record, Share, finite
+from bdprune.record.trigger import TriggerInfo
 
+_RECORDS = ("triggers", "attachments")
 _NAME, _SHA256 = "^[a-z0-9_-]{1,64}$", "^[0-9a-f]{64}$"
 
 
@@ -46,6 +48,8 @@ class Evidence(Record, frozen=True, kw_only=True):
         threshold: a score above it is flagged.
         flagged: whether the score is above the threshold.
         target_label: the suspected target label, or None.
+        targets: the suspected target labels of a backdoor with several, such as an all-to-all one; empty otherwise.
+        sources: the labels whose images the backdoor flips, if it does not flip those of all labels; empty otherwise.
         label_scores: suspicion of each label, ``[K]``, larger is more suspicious; empty if the detector has none.
         p_value: probability that a clean model gives a score at least as large, or None.
         near: whether the score is so near the threshold that another run could fall on the other side.
@@ -56,6 +60,7 @@ class Evidence(Record, frozen=True, kw_only=True):
         seconds: wall time.
         params: constructor settings, JSON values only.
         details: further values for reports, JSON values only.
+        triggers: recovered triggers, the most suspicious first.
         attachments: tensors and pictures, such as a trigger.
     """
 
@@ -64,6 +69,8 @@ class Evidence(Record, frozen=True, kw_only=True):
     threshold: float | None
     flagged: bool
     target_label: int | None = None
+    targets: tuple[int, ...] = ()
+    sources: tuple[int, ...] = ()
     label_scores: tuple[float | None, ...] = ()
     p_value: Share | None = None
     near: bool = False
@@ -74,6 +81,7 @@ class Evidence(Record, frozen=True, kw_only=True):
     seconds: float | None = 0.0
     params: dict[str, Any] = msgspec.field(default_factory=dict)
     details: dict[str, Any] = msgspec.field(default_factory=dict)
+    triggers: tuple[TriggerInfo, ...] = ()
     attachments: tuple[Attachment, ...] = ()
 
     @property
@@ -88,9 +96,9 @@ class Evidence(Record, frozen=True, kw_only=True):
         Raises:
             msgspec.ValidationError: a field has the wrong type.
         """
-        values = {name: finite(getattr(self, name)) for name in self.__struct_fields__ if name != "attachments"}
-        attached = [msgspec.structs.asdict(one) for one in self.attachments]
-        return msgspec.convert({**values, "attachments": attached}, type(self), str_keys=True)
+        values = {name: finite(getattr(self, name)) for name in self.__struct_fields__ if name not in _RECORDS}
+        records = {name: [finite(msgspec.to_builtins(one)) for one in getattr(self, name)] for name in _RECORDS}
+        return msgspec.convert({**values, **records}, type(self), str_keys=True)
 
 
 def nothing_seen(detector: str, error: str, seconds: float = 0.0) -> Evidence:

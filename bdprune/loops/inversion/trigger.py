@@ -1,0 +1,78 @@
+"""A recovered trigger: its tensors, and how to stamp it onto images."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from bdprune.ops import stamp
+from bdprune.record import Box, TriggerInfo, TriggerKind
+
+_SEEN = 0.5  # share of a mask's largest value from which a pixel counts as covered
+_SPREAD = 0.5  # share of the image from which a trigger has no place of its own
+
+
+@dataclass(frozen=True, eq=False)
+class Trigger:
+    """A recovered trigger.
+
+    Attributes:
+        mask: ``[1, h, w]`` in [0, 1], its opacity; None for an additive trigger.
+        pattern: ``[C, h, w]``, its colours in [0, 1], or the change of each colour in [-1, 1].
+        target: the label that it leads to; None for any label but the true one.
+        sources: the labels whose images it was made for; empty for all labels but the target.
+        flip_rate: share of held-out images that it flips, in [0, 1]; None if no image was held out.
+        images: number of held-out images.
+    """
+
+    mask: Tensor | None
+    pattern: Tensor
+    target: int | None
+    sources: tuple[int, ...] = ()
+    flip_rate: float | None = None
+    images: int = 0
+
+    @property
+    def kind(self) -> TriggerKind:
+        """``patch`` or ``additive``."""
+        return "additive" if self.mask is None else "patch"
+
+    @property
+    def strength(self) -> Tensor:
+        """``[h, w]`` in [0, 1]: the mask, or the largest change of a colour at each pixel."""
+        return self.pattern.abs().amax(0) if self.mask is None else self.mask[0]
+
+    @property
+    def size(self) -> float:
+        """Sum of the strength, in pixels."""
+        return self.strength.sum().item()
+
+    def apply(self, images: Tensor) -> Tensor:
+        """Stamps the trigger onto images ``[N, C, h, w]`` in [0, 1]; returns the same shape."""
+        mask = None if self.mask is None else self.mask.unsqueeze(0).to(images)
+        return stamp(images, mask, self.pattern.unsqueeze(0).to(images))[0]
+
+    @property
+    def box(self) -> Box | None:
+        """The smallest rectangle that holds the pixels of at least half the largest strength."""
+        seen = self.strength >= _SEEN * self.strength.max()
+        if self.size == 0 or seen.float().mean() > _SPREAD:
+            return None
+        rows, columns = (torch.nonzero(seen.any(axis)).flatten() for axis in (1, 0))
+        top, bottom, left, right = (int(value) for value in (rows[0], rows[-1], columns[0], columns[-1]))
+        return Box(x=left, y=top, width=right - left + 1, height=bottom - top + 1)
+
+    @property
+    def info(self) -> TriggerInfo:
+        """Its record."""
+        return TriggerInfo(
+            kind=self.kind,
+            target_label=self.target,
+            source_labels=self.sources,
+            size=self.size,
+            flip_rate=self.flip_rate,
+            images=self.images,
+            box=self.box,
+        )
