@@ -52,9 +52,13 @@ class StackedNetwork(nn.Module):
                 _stack_up(child, kind, [model.network.get_submodule(path) for model in models], shared)
 
     def forward(self, images: Tensor) -> Tensor:
-        parts = [module.normalize(images) for module in self._normalizations]
+        return self.of_each([images] * len(self._normalizations))
+
+    def of_each(self, images: Sequence[Tensor]) -> Tensor:
+        """Logits ``[G, N, K]`` of the models for images of their own, N ``[C, H, W]`` in [0, 1] for each."""
+        parts = [module.normalize(own) for module, own in zip(self._normalizations, images, strict=True)]
         logits: Tensor = self.network(torch.cat(parts))
-        return logits.view(len(parts), len(images), -1)
+        return logits.view(len(parts), len(images[0]), -1)
 
     def arrange(self, channels_last: bool) -> None:
         """Converts the conv weights of every model to that memory format, in place."""

@@ -1,0 +1,124 @@
+"""Filters that a recovered trigger raises, and what happens when they are pruned.
+
+A backdoor is carried by filters that its trigger raises far above their values on clean images. In a backdoored
+network a few of them can be pruned at little cost, and the trigger stops working. In a clean network a recovered
+trigger uses the features of the target class, and pruning those costs accuracy.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+from torch import Tensor, nn
+
+from bdprune.data import CleanData
+from bdprune.loops import PrunedPredictions, Trigger
+from bdprune.model import FilterGroup, Model
+
+_BATCH = 100
+_FLOOR = 1e-3  # added to the standard deviation: a filter that never fires on clean images has none
+
+
+@dataclass(frozen=True)
+class PrunedPoint:
+    """The network with the filters pruned that a trigger raises most.
+
+    Attributes:
+        filters: number of pruned filters.
+        clean_accuracy: on held-out clean images, in [0, 1].
+        flip_rate: share of the held-out images that the trigger still flips, in [0, 1].
+    """
+
+    filters: int
+    clean_accuracy: float
+    flip_rate: float
+
+
+@torch.no_grad()
+def raised_filters(model: Model, trigger: Trigger, images: Tensor) -> dict[str, Tensor]:
+    """How far a trigger raises each filter, in standard deviations of the filter on clean images.
+
+    The value of a filter is the mean of its rectified map after the norm.
+
+    Args:
+        trigger: stamped on the images.
+        images: clean images ``[N, C, H, W]`` in [0, 1].
+
+    Returns:
+        Group name -> ``[num_filters]``, float64, on the CPU.
+    """
+    clean = _filter_values(model, images)
+    stamped = _filter_values(model, trigger.apply(images.to(model.device)))
+    return {
+        name: (stamped[name] - value).mean(0) / (value.std(0, unbiased=False) + _FLOOR) for name, value in clean.items()
+    }
+
+
+def prune_raised(
+    model: Model, trigger: Trigger, ranked: dict[str, Tensor], data: CleanData, counts: Sequence[int]
+) -> list[PrunedPoint]:
+    """Clean accuracy and flips of ``trigger`` after pruning the filters that it raises most.
+
+    Args:
+        ranked: from :func:`raised_filters`.
+        data: held-out clean images.
+        counts: numbers of pruned filters, increasing.
+    """
+    flat = torch.cat(list(ranked.values()))
+    owner = [(name, index) for name, value in ranked.items() for index in range(len(value))]
+    order = flat.argsort(descending=True, stable=True).tolist()
+    prunings = [_grouped([owner[place] for place in order[:count]]) for count in counts]
+    labels = data.labels
+    taken = trigger_takes(trigger, labels)
+    stamped = trigger.apply(data.images[taken])
+    predictions = PrunedPredictions(model, (data.images, stamped), prunings, "zero_gamma")
+    return [
+        PrunedPoint(
+            count,
+            (predictions.predict(step, 0) == labels).float().mean().item(),
+            _flip_rate(predictions.predict(step, 1), trigger, labels[taken]),
+        )
+        for step, count in enumerate(counts)
+    ]
+
+
+def trigger_takes(trigger: Trigger, labels: Tensor) -> Tensor:
+    """Which images a trigger is about, bool ``[N]``."""
+    taken = labels != (-1 if trigger.target is None else trigger.target)
+    return taken & torch.isin(labels, torch.tensor(trigger.sources)) if trigger.sources else taken
+
+
+def _flip_rate(predicted: Tensor, trigger: Trigger, labels: Tensor) -> float:
+    flipped = predicted != labels if trigger.target is None else predicted == trigger.target
+    return flipped.float().mean().item() if len(labels) else 0.0
+
+
+def _grouped(filters: Sequence[tuple[str, int]]) -> dict[str, list[int]]:
+    found: dict[str, list[int]] = {}
+    for name, index in filters:
+        found.setdefault(name, []).append(index)
+    return found
+
+
+def _filter_values(model: Model, images: Tensor) -> dict[str, Tensor]:
+    """Group name -> mean of every filter's rectified map for each image ``[N, num_filters]``, float64, CPU."""
+    module = model.clone().module.eval()
+    network = module.get_submodule("network")
+    found: dict[str, list[Tensor]] = {group.name: [] for group in model.groups}
+    for group in model.groups:
+        layer = network.get_submodule(group.norm.name if group.norm else group.conv)
+        layer.register_forward_hook(partial(_observe, group, found[group.name].append))
+    for batch in images.split(_BATCH):
+        module(batch.to(model.device))
+    return {name: torch.cat(parts) for name, parts in found.items()}
+
+
+def _observe(
+    group: FilterGroup, keep: Callable[[Tensor], None], module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor
+) -> None:
+    start = group.norm.start if group.norm else 0
+    maps = output[:, start : start + group.num_filters].relu()
+    keep(maps.flatten(2).mean(2).double().cpu())

@@ -1,0 +1,146 @@
+"""The triggers under optimisation, one for each hypothesis: variables, Adam, penalty, and the best trigger so far."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from bdprune.record import TriggerKind
+
+_BETAS, _EPSILON = (0.5, 0.9), 1e-8  # Neural Cleanse's Adam
+_START = 0.05  # opacity of a mask at the start
+_FAINT = 2 / 255  # standard deviation of the first additive patterns
+_SPANS = (1e-6, 1e3)  # limits of a penalty
+
+
+@dataclass(frozen=True)
+class PenaltyRule:
+    """How the weight of a trigger's size follows its success, separately for each hypothesis.
+
+    Attributes:
+        first: weight of the size at the start.
+        factor: the weight grows by this factor in each step while the success is reached, and shrinks by its power of
+            1.5 otherwise (Neural Cleanse).
+        memory: share of the previous success in the running average.
+    """
+
+    first: float = 1e-3
+    factor: float = 1.3
+    memory: float = 0.8
+
+
+class Candidates:
+    """H triggers of one kind; each has its own Adam moments and its own penalty, so any can be dropped.
+
+    A mask is ``sigmoid(a)`` and a pattern ``sigmoid(b)``. An additive pattern is ``tanh(b)``, in [-1, 1]. All state
+    changes in place, so that a step can be recorded as a CUDA graph.
+
+    Args:
+        kind: of all triggers.
+        count: H.
+        shape: (C, h, w) of an image.
+        rule: of the penalties.
+        generator: draws the first patterns (CPU).
+        device: where the state is kept.
+    """
+
+    def __init__(
+        self,
+        kind: TriggerKind,
+        count: int,
+        shape: tuple[int, int, int],
+        rule: PenaltyRule,
+        generator: torch.Generator,
+        device: torch.device,
+    ) -> None:
+        noise = torch.randn(count, *shape, generator=generator).to(device)
+        self.kind, self._rule = kind, rule
+        self._variables = [noise if kind == "patch" else noise * _FAINT]
+        if kind == "patch":
+            self._variables.insert(0, torch.full((count, 1, *shape[1:]), _START, device=device).logit())
+        self._best = [one.clone() for one in self._variables]
+        self._means = [torch.zeros_like(one) for one in self._variables]
+        self._squares = [torch.zeros_like(one) for one in self._variables]
+        self._steps, self._success = (torch.zeros(count, device=device) for _ in range(2))
+        self.penalty = torch.full((count,), rule.first, device=device)
+        self.sizes = torch.full((count,), torch.inf, device=device)
+        """Size of the smallest successful trigger of each hypothesis ``[H]``; infinite if none was."""
+
+    def __len__(self) -> int:
+        return len(self.sizes)
+
+    def leaves(self) -> list[Tensor]:
+        """The variables as leaves of a new graph."""
+        return [one.detach().requires_grad_() for one in self._variables]
+
+    def update(self, leaves: Sequence[Tensor], success: Tensor, goal: Tensor, lr: float) -> None:
+        """Adam along the gradients of ``leaves``, then the penalties.
+
+        Args:
+            success: share of this step's images that each trigger flips ``[H]``.
+            goal: success that each should reach ``[H]``.
+            lr: learning rate.
+        """
+        self._steps += 1
+        self._success.mul_(self._rule.memory).add_(success, alpha=1 - self._rule.memory)
+        # The average starts at 0; without the correction no early trigger would count as successful.
+        reached = self._success / (1 - self._rule.memory**self._steps) >= goal
+        self._keep_best(leaves, reached)
+        factor = torch.where(reached, self._rule.factor, self._rule.factor**-1.5)
+        self.penalty.mul_(factor).clamp_(*_SPANS)
+        for variable, mean, square, leaf in zip(self._variables, self._means, self._squares, leaves, strict=True):
+            assert leaf.grad is not None
+            mean.mul_(_BETAS[0]).add_(leaf.grad, alpha=1 - _BETAS[0])
+            square.mul_(_BETAS[1]).addcmul_(leaf.grad, leaf.grad, value=1 - _BETAS[1])
+            first, second = (_per_trigger(1 - beta**self._steps, leaf) for beta in _BETAS)
+            variable.sub_(lr * (mean / first) / ((square / second).sqrt() + _EPSILON))
+
+    def _keep_best(self, leaves: Sequence[Tensor], reached: Tensor) -> None:
+        sizes = sizes_of(*self.tensors_of([leaf.detach() for leaf in leaves]))
+        better = reached & (sizes < self.sizes)
+        self.sizes.copy_(torch.where(better, sizes, self.sizes))
+        for best, leaf in zip(self._best, leaves, strict=True):
+            best.copy_(torch.where(_per_trigger(better, leaf), leaf.detach(), best))
+
+    def tensors_of(self, variables: Sequence[Tensor]) -> tuple[Tensor | None, Tensor]:
+        """Masks ``[H, 1, h, w]`` (None for additive triggers) and patterns ``[H, C, h, w]``."""
+        if self.kind == "additive":
+            return None, variables[0].tanh()
+        return variables[0].sigmoid(), variables[1].sigmoid()
+
+    def best(self) -> tuple[Tensor | None, Tensor]:
+        """Masks and patterns of the best triggers; the current ones where none was successful."""
+        found = self.sizes.isfinite()
+        pairs = zip(self._best, self._variables, strict=True)
+        return self.tensors_of([torch.where(_per_trigger(found, best), best, now) for best, now in pairs])
+
+    def select(self, index: Tensor) -> None:
+        """Keeps only the hypotheses at ``index`` ([M] int64), in that order."""
+        for group in (self._variables, self._best, self._means, self._squares):
+            group[:] = [one[index] for one in group]
+        self._steps, self._success = self._steps[index], self._success[index]
+        self.penalty, self.sizes = self.penalty[index], self.sizes[index]
+
+    def restart_from_best(self, ease: float) -> None:
+        """Starts again from the best triggers, with penalties multiplied by ``ease`` and nothing counted as best."""
+        found = self.sizes.isfinite()
+        for variable, best in zip(self._variables, self._best, strict=True):
+            variable.copy_(torch.where(_per_trigger(found, best), best, variable))
+        self.penalty.mul_(ease)
+        self._success.zero_()
+        for state in (self._steps, *self._means, *self._squares):
+            state.zero_()
+        self.sizes.fill_(torch.inf)
+
+
+def sizes_of(masks: Tensor | None, patterns: Tensor) -> Tensor:
+    """Size of each trigger ``[H]``: the sum of its mask, or of the largest change of a colour at each pixel."""
+    return patterns.abs().amax(1).flatten(1).sum(1) if masks is None else masks.flatten(1).sum(1)
+
+
+def _per_trigger(values: Tensor, like: Tensor) -> Tensor:
+    """``[H]`` in a shape that broadcasts over ``[H, C, h, w]``."""
+    return values.view(-1, *[1] * (like.dim() - 1))

@@ -1,0 +1,40 @@
+"""What inversion minimises for each hypothesis, and when an image counts as flipped."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from bdprune.loops.inversion.hypotheses import Hypothesis
+
+_AWAY = -1  # target of an untargeted hypothesis
+
+
+def targets_of(hypotheses: Sequence[Hypothesis]) -> Tensor:
+    """The target label of each hypothesis ``[H]``; -1 for an untargeted one."""
+    return torch.tensor([_AWAY if one.target is None else one.target for one in hypotheses])
+
+
+def flip_losses(logits: Tensor, targets: Tensor, labels: Tensor) -> Tensor:
+    """Mean loss of each hypothesis ``[H]``.
+
+    It is the cross-entropy with the target, ``-log p(target)``; for an untargeted hypothesis ``-log(1 - p(label))``.
+
+    Args:
+        logits: ``[H, N, K]``.
+        targets: from :func:`targets_of`.
+        labels: true labels ``[H, N]``.
+    """
+    total = logits.logsumexp(2)
+    wanted = targets.clamp(min=0)[:, None, None].expand(*labels.shape, 1)
+    at_target = logits.gather(2, wanted).squeeze(2)
+    elsewhere = logits.scatter(2, labels.unsqueeze(2), -torch.inf).logsumexp(2)
+    return (total - torch.where(targets[:, None] == _AWAY, elsewhere, at_target)).mean(1)
+
+
+def flips(logits: Tensor, targets: Tensor, labels: Tensor) -> Tensor:
+    """Which images are flipped, bool ``[H, N]``: to the target, or away from their label; arguments as above."""
+    predicted = logits.argmax(2)
+    return torch.where(targets[:, None] == _AWAY, predicted != labels, predicted == targets[:, None])

@@ -1,0 +1,324 @@
+"""Trigger inversion: searches the smallest trigger of every hypothesis about a model, all in the same steps.
+
+Source: Wang et al., Neural Cleanse, S&P 2019 (mask, pattern and penalty); Shen et al., K-Arm, ICML 2021 (scheduling).
+Here losers drop out by successive halving, and success counts on images that the search never sees.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Sequence
+
+import torch
+from torch import Tensor
+
+from bdprune.data import CleanData
+from bdprune.errors import DataError
+from bdprune.loops.inversion.candidates import Candidates, sizes_of
+from bdprune.loops.inversion.hypotheses import Hypothesis
+from bdprune.loops.inversion.objective import flip_losses, flips, targets_of
+from bdprune.loops.inversion.settings import Inversion, InvertSettings, Recovery, Stage
+from bdprune.loops.inversion.trigger import Trigger
+from bdprune.model import Model
+from bdprune.ops import stamp
+from bdprune.record import TriggerKind
+from bdprune.runtime import BATCH, FrozenNetworks, captured
+
+_PIXELS = 1 << 24  # values of all stamped images of one pass; more are computed in parts
+_EASE = 0.25  # factor of the penalty at the start of the final stage
+_KINDS: tuple[TriggerKind, ...] = ("patch", "additive")
+
+
+def invert(
+    models: Sequence[Model],
+    data: CleanData,
+    hypotheses: Sequence[Hypothesis],
+    settings: InvertSettings | None = None,
+    seed: int = 0,
+    seconds: float | None = None,
+) -> list[Inversion]:
+    """Searches a small trigger for every hypothesis about every model.
+
+    Args:
+        models: one, or several of one architecture on one device; they do not change.
+        data: labelled clean images; a share of them is held out from the search.
+        hypotheses: what to search. If time is short, the last ones are skipped.
+        settings: of the search; the defaults if None.
+        seed: draws the split of the images, the first patterns and the images of each step.
+        seconds: time limit. The search takes as many hypotheses as fit, and ends early if it must.
+
+    Returns:
+        One result for each model.
+
+    Raises:
+        DataError: no hypothesis has an image in the search.
+    """
+    start, settings = time.perf_counter(), settings or InvertSettings()
+    generator = torch.Generator().manual_seed(seed)
+    found: list[list[Inversion]] = [[] for _ in models]
+    kinds = [kind for kind in _KINDS if any(one.kind == kind for one in hypotheses)]
+    split = data.split(settings.held_out, generator)
+    networks = FrozenNetworks(models, data.images, settings.precision)
+    for place, kind in enumerate(kinds):
+        left = None if seconds is None else (start + seconds - time.perf_counter()) / (len(kinds) - place)
+        mine = [one for one in hypotheses if one.kind == kind]
+        parts = Search(networks, split, mine, settings, generator).run(left)
+        for own, part in zip(found, parts, strict=True):
+            own.append(part)
+    return [_joined(own, hypotheses) for own in found]
+
+
+def _joined(parts: Sequence[Inversion], hypotheses: Sequence[Hypothesis]) -> Inversion:
+    """The results of the kinds of triggers as one, in the order of the hypotheses."""
+    recoveries = {one.hypothesis: one for part in parts for one in part.recoveries}
+    if not recoveries:
+        raise DataError(
+            "Trigger inversion has no image to search with.",
+            "Give clean images of at least two labels that the model labels correctly, at least two of each.",
+        )
+    return Inversion(
+        recoveries=tuple(recoveries[one] for one in hypotheses if one in recoveries),
+        skipped=tuple(one for one in hypotheses if one not in recoveries),
+        image_steps=sum(part.image_steps for part in parts),
+        seconds=sum(part.seconds for part in parts),
+        complete=all(part.complete for part in parts),
+    )
+
+
+class Search:
+    """The search for one kind of trigger.
+
+    The candidates of all models are one list: first those of the first model. Every model has the same number of them
+    at any time.
+
+    Args:
+        networks: the models.
+        split: images of the search, and held-out images.
+        hypotheses: of one kind.
+        settings: of the search.
+        generator: source of randomness (CPU).
+    """
+
+    def __init__(
+        self,
+        networks: FrozenNetworks,
+        split: tuple[CleanData, CleanData],
+        hypotheses: Sequence[Hypothesis],
+        settings: InvertSettings,
+        generator: torch.Generator,
+    ) -> None:
+        self._networks, self._settings, self._generator = networks, settings, generator
+        self._images, self._labels = self._placed(split[0])
+        self._held_images, self._held_labels = self._placed(split[1])
+        self._right = self._predicted_right(self._images, self._labels)
+        models = range(networks.count)
+        self._all = [one for one in hypotheses if all(len(self._pool(one, model)) for model in models)]
+        self._image_steps, self._complete = 0, True
+
+    def run(self, seconds: float | None) -> list[Inversion]:
+        """The result of each model; takes about ``seconds`` at most."""
+        start = time.perf_counter()
+        self._until = None if seconds is None else start + seconds
+        self._hypotheses = self._all if seconds is None else self._all[: self._affordable(seconds)]
+        if not self._hypotheses:
+            return [Inversion(()) for _ in range(self._networks.count)]
+        count = self._networks.count
+        self._start_candidates()
+        sizes, stages = self._run_stages()
+        triggers = self._strengthened(sizes)
+        spent = (time.perf_counter() - start) / count
+        results = []
+        for g in range(count):
+            places = range(len(self._hypotheses))
+            own = [Recovery(self._hypotheses[h], float(sizes[g][h]), int(stages[g][h]), triggers[g][h]) for h in places]
+            results.append(Inversion(tuple(own), (), self._image_steps // count, spent, self._complete))
+        return results
+
+    # --------------------------------------------------------------------------------------------- images
+
+    def _placed(self, data: CleanData) -> tuple[Tensor, Tensor]:
+        images = data.images.to(self._networks.device).contiguous(memory_format=self._networks.layout)
+        return images, data.labels.to(self._networks.device)
+
+    @torch.no_grad()
+    def _predicted_right(self, images: Tensor, labels: Tensor) -> Tensor:
+        """Which images each model labels correctly, bool ``[G, N]``; a wrong label would count as a success."""
+        count = self._networks.count
+        right = []
+        for part, own in zip(images.split(BATCH), labels.split(BATCH), strict=True):
+            repeated = part.repeat(count, 1, 1, 1).contiguous(memory_format=self._networks.layout)
+            right.append(self._networks.logits(repeated).argmax(1).view(count, -1) == own)
+        return torch.cat(right, 1)
+
+    def _pool(self, hypothesis: Hypothesis, model: int) -> Tensor:
+        """Positions of the images of the search that a hypothesis about a model is about ``[P]``."""
+        return (hypothesis.takes(self._labels) & self._right[model]).nonzero().flatten()
+
+    def _affordable(self, seconds: float) -> int:
+        """The number of hypotheses that can be searched in this time, at least one."""
+        few = self._images[:2].repeat(self._networks.count, 1, 1, 1).contiguous(memory_format=self._networks.layout)
+        for _ in range(2):  # the first pass is slower
+            start = time.perf_counter()
+            self._networks.logits(few.detach().requires_grad_()).sum().backward()
+        each = (time.perf_counter() - start) / 2
+        first, *later = self._settings.stages
+        fixed = sum(stage.steps * stage.images * stage.keep for stage in (*later, self._settings.final))
+        return max(1, int((seconds / each - fixed) / (first.steps * first.images)))
+
+    # --------------------------------------------------------------------------------------------- the search
+
+    def _start_candidates(self) -> None:
+        """Every model starts from the same patterns."""
+        count, device = self._networks.count, self._networks.device
+        kind, shape = self._hypotheses[0].kind, tuple(self._images.shape[1:])
+        few = len(self._hypotheses)
+        self._candidates = Candidates(kind, few, shape, self._settings.penalty, self._generator, device)  # type: ignore[arg-type]
+        self._candidates.select(torch.arange(few, device=device).repeat(count))
+        self._members = torch.arange(few).repeat(count)  # the hypothesis of each candidate [F]
+
+    def _run_stages(self) -> tuple[Tensor, Tensor]:
+        """Runs the search; returns the smallest size and the number of stages of each hypothesis ``[G, H]``."""
+        count, few = self._networks.count, len(self._hypotheses)
+        sizes, stages = torch.full((count, few), torch.inf), torch.zeros(count, few, dtype=torch.int64)
+        self._found: list[list[Trigger | None]] = [[None] * few for _ in range(count)]
+        for number, stage in enumerate(self._settings.stages):
+            if number and not self._is_late():
+                self._keep(sizes, stage.keep)
+            elif number:
+                break
+            self._steps(stage, self._settings.success)
+            self._note(sizes, stages)
+        return sizes, stages
+
+    def _is_late(self) -> bool:
+        late = self._until is not None and time.perf_counter() >= self._until
+        self._complete = self._complete and not late
+        return late
+
+    def _keep(self, sizes: Tensor, keep: int) -> None:
+        """Drops all but the ``keep`` smallest candidates of each model."""
+        own = self._members.view(self._networks.count, -1)
+        if not keep or keep >= own.shape[1]:
+            return
+        places = sizes.gather(1, own).argsort(dim=1, stable=True)[:, :keep].sort(1).values
+        index = (places + own.shape[1] * torch.arange(len(own))[:, None]).flatten()
+        self._members = self._members[index]
+        self._candidates.select(index.to(self._networks.device))
+
+    def _note(self, sizes: Tensor, stages: Tensor) -> None:
+        """Records the sizes and the triggers of the current candidates."""
+        own = self._members.view(self._networks.count, -1)
+        found = self._candidates.sizes.cpu().view(own.shape)
+        sizes.scatter_(1, own, torch.minimum(sizes.gather(1, own), found))
+        stages.scatter_add_(1, own, torch.ones_like(own))
+        self._note_triggers()
+
+    def _note_triggers(self, rates: Sequence[float | None] | None = None, images: Sequence[int] | None = None) -> None:
+        masks, patterns = self._candidates.best()
+        few = len(self._members) // self._networks.count
+        for place, member in enumerate(self._members.tolist()):
+            hypothesis = self._hypotheses[member]
+            trigger = Trigger(
+                None if masks is None else masks[place].cpu(),
+                patterns[place].cpu(),
+                hypothesis.target,
+                hypothesis.sources,
+                None if rates is None else rates[place],
+                0 if images is None else images[place],
+            )
+            self._found[place // few][member] = trigger
+
+    def _steps(self, stage: Stage, goal: float) -> None:
+        """The steps of one stage for the current candidates."""
+        hypotheses = [self._hypotheses[member] for member in self._members.tolist()]
+        targets = targets_of(hypotheses).to(self._networks.device)
+        goals = torch.full((len(hypotheses),), goal, device=self._networks.device)
+        lr = self._settings.lr if self._candidates.kind == "patch" else self._settings.additive_lr
+
+        def step(picks: Tensor) -> tuple[Tensor, ...]:
+            leaves = self._candidates.leaves()
+            success = self._backward(leaves, targets, picks)
+            self._candidates.update(leaves, success, goals, lr)
+            return ()
+
+        run = captured(step, self._networks.device)
+        for picks in self._picks(stage):
+            if self._is_late():
+                return
+            run(picks)
+            self._image_steps += picks.numel()
+
+    def _picks(self, stage: Stage) -> Iterator[Tensor]:
+        """The images of every candidate in each step ``[F, N]``.
+
+        They are drawn for each hypothesis, so they depend neither on the candidates that have dropped out nor on the
+        other models of a stack.
+        """
+        drawn = torch.randint(1 << 31, (stage.steps, len(self._hypotheses), stage.images), generator=self._generator)
+        few = len(self._members) // self._networks.count
+        members = self._members.tolist()
+        pools = [self._pool(self._hypotheses[member], place // few).cpu() for place, member in enumerate(members)]
+        for numbers in drawn:
+            picks = [pool[numbers[member] % len(pool)] for pool, member in zip(pools, members, strict=True)]
+            yield torch.stack(picks).to(self._networks.device, non_blocking=True)
+
+    def _backward(self, leaves: Sequence[Tensor], targets: Tensor, picks: Tensor) -> Tensor:
+        """Computes the gradients of the leaves; returns the share of images that each candidate flips ``[F]``."""
+        shares = []
+        for part in self._parts(len(picks), picks.shape[1]):
+            masks, patterns = self._candidates.tensors_of([leaf[part] for leaf in leaves])
+            stamped = stamp(self._images, masks, patterns, picks[part])
+            logits = self._networks.logits(stamped.flatten(0, 1)).unflatten(0, stamped.shape[:2])
+            labels = self._labels[picks[part]]
+            size = sizes_of(masks, patterns)
+            (flip_losses(logits, targets[part], labels) + self._candidates.penalty[part] * size).sum().backward()
+            shares.append(flips(logits.detach(), targets[part], labels).float().mean(1))
+        return torch.cat(shares)
+
+    def _parts(self, candidates: int, images: int) -> list[slice]:
+        """The candidates in parts that fit in memory; a stack of models is always one part."""
+        pixels = images * self._images[0].numel()
+        at_once = candidates if self._networks.count > 1 else max(1, _PIXELS // pixels)
+        return [slice(first, first + at_once) for first in range(0, candidates, at_once)]
+
+    # --------------------------------------------------------------------------------------------- the end
+
+    def _strengthened(self, sizes: Tensor) -> list[list[Trigger]]:
+        """The triggers of all hypotheses; those of the smallest ones hold on the held-out images, if possible."""
+        self._keep(sizes, self._settings.final.keep)
+        rates, images = self._held_out_rates()
+        goal = self._settings.flip_rate
+        for _ in range(self._settings.rounds):
+            if min(rates) >= goal or self._is_late():
+                break
+            self._candidates.restart_from_best(_EASE)
+            self._steps(self._settings.final, (1 + goal) / 2)
+            rates, images = self._held_out_rates()
+        self._note_triggers(rates, images)
+        return [[trigger for trigger in own if trigger is not None] for own in self._found]
+
+    @torch.no_grad()
+    def _held_out_rates(self) -> tuple[list[float], list[int]]:
+        """Share of held-out images that each candidate flips, and their number."""
+        masks, patterns = self._candidates.best()
+        few = len(self._members) // self._networks.count
+        rates, counts = [], []
+        for place, member in enumerate(self._members.tolist()):
+            hypothesis = self._hypotheses[member]
+            take = hypothesis.takes(self._held_labels)
+            mask = None if masks is None else masks[place : place + 1]
+            logits = self._logits_of(place // few, self._held_images[take], mask, patterns[place : place + 1])
+            labels, targets = self._held_labels[take], targets_of([hypothesis]).to(self._networks.device)
+            found = flips(logits.unsqueeze(0), targets, labels.unsqueeze(0))
+            rates.append(found.float().mean().item() if len(labels) else 0.0)
+            counts.append(len(labels))
+        return rates, counts
+
+    def _logits_of(self, model: int, images: Tensor, mask: Tensor | None, pattern: Tensor) -> Tensor:
+        """Logits ``[N, K]`` of one model for stamped images."""
+        count, parts = self._networks.count, []
+        for part in images.split(BATCH):
+            stamped = stamp(part, mask, pattern)[0].repeat(count, 1, 1, 1)
+            logits = self._networks.logits(stamped.contiguous(memory_format=self._networks.layout))
+            parts.append(logits.unflatten(0, (count, -1))[model])
+        return torch.cat(parts) if parts else torch.empty(0, 1, device=images.device)

@@ -1,0 +1,135 @@
+"""Trigger inversion: it finds the planted trigger, keeps its promises on time, and treats stacks as single models."""
+
+from __future__ import annotations
+
+import time
+
+import pytest
+import torch
+
+from bdprune.data import CleanData
+from bdprune.errors import DataError, OptionError
+from bdprune.loops import Hypothesis, Inversion, InvertSettings, Stage, every_target, invert
+from bdprune.model import Model
+from bdprune.runtime import attack_success_rate
+
+from ...helpers import siblings
+from .conftest import Known
+
+QUICK = InvertSettings(stages=(Stage(30, 8), Stage(30, 8, keep=3)), final=Stage(20, 16, keep=1), rounds=2)
+
+
+@pytest.fixture(scope="module")
+def found(known: Known) -> Inversion:
+    return invert([known.backdoored], known.data, every_target(10), QUICK)[0]
+
+
+def test_the_smallest_trigger_leads_to_the_target(known: Known, found: Inversion) -> None:
+    smallest = min(found.recoveries, key=lambda one: one.size)
+    assert smallest.hypothesis.target == known.target
+    others = sorted(one.size for one in found.recoveries if one is not smallest)
+    assert smallest.size < 0.6 * others[0]
+
+
+def test_the_final_trigger_flips_images_that_the_search_never_saw(known: Known, found: Inversion) -> None:
+    trigger = min(found.recoveries, key=lambda one: one.size).trigger
+    assert trigger.flip_rate is not None and trigger.flip_rate >= QUICK.flip_rate and trigger.images == 270
+    goal = torch.full_like(known.test.labels, known.target)
+    rate = attack_success_rate(known.backdoored.module, known.test.images, known.test.labels, trigger.apply, goal)
+    assert rate >= 0.85
+
+
+def test_losers_drop_out(found: Inversion) -> None:
+    assert sorted(one.stages for one in found.recoveries) == [1] * 8 + [2] * 3
+    kept = [one.size for one in found.recoveries if one.stages == 2]
+    assert max(kept) <= min(one.size for one in found.recoveries if one.stages == 1)
+    assert sum(one.trigger.flip_rate is not None for one in found.recoveries) == 1
+
+
+def test_the_same_seed_gives_the_same_triggers(known: Known, found: Inversion) -> None:
+    again = invert([known.backdoored], known.data, every_target(10), QUICK)[0]
+    assert [one.size for one in again.recoveries] == [one.size for one in found.recoveries]
+    other = invert([known.backdoored], known.data, every_target(10), QUICK, seed=1)[0]
+    assert [one.size for one in other.recoveries] != [one.size for one in found.recoveries]
+
+
+def test_a_stack_gives_what_its_models_give(known: Known) -> None:
+    planted = siblings(known.clean, 2)
+    both = invert(planted, known.data, every_target(10), QUICK)
+    for model, stacked in zip(planted, both, strict=True):
+        alone = invert([model], known.data, every_target(10), QUICK)[0]
+        assert [one.stages for one in stacked.recoveries] == [one.stages for one in alone.recoveries]
+        for ours, theirs in zip(stacked.recoveries, alone.recoveries, strict=True):
+            assert ours.size == pytest.approx(theirs.size, rel=0.05)
+
+
+def test_additive_triggers_are_found_too(known: Known) -> None:
+    hypotheses = [Hypothesis(label, kind="additive") for label in (known.target, 0)]
+    ours, other = invert([known.backdoored], known.data, hypotheses, QUICK)[0].recoveries
+    assert ours.trigger.mask is None and ours.size < other.size
+
+
+def test_kinds_keep_the_order_of_the_hypotheses(known: Known) -> None:
+    hypotheses = [Hypothesis(1, kind="additive"), Hypothesis(2), Hypothesis(3, kind="additive"), Hypothesis(None)]
+    few = InvertSettings(stages=(Stage(2, 2),), final=Stage(1, 1, keep=1), rounds=0)
+    result = invert([known.clean], known.data, hypotheses, few)[0]
+    assert [one.hypothesis for one in result.recoveries] == hypotheses
+    assert [one.kind for one in result.triggers] == ["additive", "patch", "additive", "patch"]
+
+
+def test_images_come_only_from_the_sources(known: Known) -> None:
+    hypothesis = Hypothesis(known.target, sources=(1, 2))
+    trigger = invert([known.backdoored], known.data, [hypothesis], QUICK)[0].triggers[0]
+    assert trigger.sources == (1, 2) and trigger.images == 60
+
+
+def test_the_time_limit_skips_the_last_hypotheses(known: Known) -> None:
+    start = time.perf_counter()
+    long = InvertSettings(stages=(Stage(10_000, 64),))
+    result = invert([known.clean], known.data, every_target(10), long, seconds=1.0)[0]
+    assert time.perf_counter() - start < 6
+    assert not result.complete and len(result.recoveries) + len(result.skipped) == 11
+    assert result.recoveries[0].hypothesis.target == 0 and result.skipped
+
+
+def test_a_hypothesis_without_images_is_skipped(known: Known) -> None:
+    data = known.data.subset((known.data.labels != 5).nonzero().flatten())
+    few = InvertSettings(stages=(Stage(2, 2),), final=Stage(1, 1, keep=1), rounds=0)
+    result = invert([known.clean], data, [Hypothesis(1), Hypothesis(1, sources=(5,))], few)[0]
+    assert [one.hypothesis for one in result.recoveries] == [Hypothesis(1)]
+    assert result.skipped == (Hypothesis(1, sources=(5,)),)
+
+
+def test_no_image_at_all_is_an_error(known: Known) -> None:
+    only = known.data.subset(torch.tensor([0]))
+    with pytest.raises(DataError, match="no image to search with"):
+        invert([known.clean], only, [Hypothesis(int(only.labels[0]))])
+
+
+def test_the_model_does_not_change(known: Known) -> None:
+    before = {name: value.clone() for name, value in known.clean.network.state_dict().items()}
+    few = InvertSettings(stages=(Stage(2, 2),), final=Stage(1, 1, keep=1), rounds=1)
+    invert([known.clean], known.data, [Hypothesis(1)], few)
+    assert all(torch.equal(value, before[name]) for name, value in known.clean.network.state_dict().items())
+    assert all(parameter.requires_grad and parameter.grad is None for parameter in known.clean.network.parameters())
+
+
+@pytest.mark.parametrize("wrong", [{"stages": ()}, {"rounds": -1}, {"success": 1.0}, {"held_out": 0.0}, {"lr": 0.0}])
+def test_wrong_settings_are_errors(wrong: dict[str, object]) -> None:
+    with pytest.raises(OptionError, match="rigger inversion"):
+        InvertSettings(**wrong)  # type: ignore[arg-type]
+
+
+def test_a_network_that_ignores_its_input_gives_infinite_sizes(known: Known) -> None:
+    class Constant(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.bias = torch.nn.Parameter(torch.arange(10.0))
+
+        def forward(self, images: torch.Tensor) -> torch.Tensor:
+            return self.bias + 0 * images.flatten(1).sum(1, keepdim=True)
+
+    model = Model(Constant().eval(), "constant", 10, (3, 16, 16))
+    few = InvertSettings(stages=(Stage(3, 2),), final=Stage(1, 1, keep=1), rounds=1)
+    result = invert([model], CleanData(known.data.images, known.data.labels), [Hypothesis(1), Hypothesis(2)], few)[0]
+    assert [one.size for one in result.recoveries] == [float("inf")] * 2
