@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from bdprune.analysis import Analysis as Analysis
     from bdprune.analysis import Case as Case
+    from bdprune.analysis import attach_triggers as attach_triggers
     from bdprune.analysis import stack as stack
     from bdprune.data import CleanData as CleanData
     from bdprune.errors import BdpruneError as BdpruneError
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
     from bdprune.loops import FineTuneSettings as FineTuneSettings
     from bdprune.loops import RecoverSettings as RecoverSettings
     from bdprune.loops import SweepSettings as SweepSettings
+    from bdprune.loops import Trigger as Trigger
     from bdprune.loops import UnlearnSettings as UnlearnSettings
     from bdprune.methods import CurvePoint as CurvePoint
     from bdprune.methods import Detector as Detector
@@ -38,7 +40,9 @@ if TYPE_CHECKING:
     from bdprune.model import Normalization as Normalization
     from bdprune.pipeline import Repaired as Repaired
     from bdprune.pipeline import load as load
+    from bdprune.pipeline import load_trigger as load_trigger
     from bdprune.pipeline import purify as purify
+    from bdprune.pipeline import save_trigger as save_trigger
     from bdprune.pipeline import score as score
     from bdprune.record import Attachment as Attachment
     from bdprune.record import Evidence as Evidence
@@ -48,6 +52,7 @@ if TYPE_CHECKING:
     from bdprune.record import Result as Result
     from bdprune.record import Rule as Rule
     from bdprune.record import ScoreResult as ScoreResult
+    from bdprune.record import TriggerInfo as TriggerInfo
     from bdprune.registry import detector as detector
     from bdprune.registry import purifier as purifier
     from bdprune.report import Writer as Writer
@@ -56,15 +61,25 @@ if TYPE_CHECKING:
 __version__ = "0.2.0"
 
 _HOMES = {
-    "analysis": ("Analysis", "Case", "stack"),
+    "analysis": ("Analysis", "Case", "attach_triggers", "stack"),
     "data": ("CleanData",),
     "errors": ("BdpruneError", "DataError", "OptionError", "OutputError"),
     "fleet": ("StackOptions", "scan", "scan_many"),
-    "loops": ("FineTuneSettings", "RecoverSettings", "SweepSettings", "UnlearnSettings"),
+    "loops": ("FineTuneSettings", "RecoverSettings", "SweepSettings", "Trigger", "UnlearnSettings"),
     "methods": ("CurvePoint", "Detector", "Phases", "Purifier", "Repair"),
     "model": ("Model", "Normalization"),
-    "pipeline": ("Repaired", "load", "purify", "score"),
-    "record": ("Attachment", "Evidence", "MethodInfo", "Needs", "PurifyResult", "Result", "Rule", "ScoreResult"),
+    "pipeline": ("Repaired", "load", "load_trigger", "purify", "save_trigger", "score"),
+    "record": (
+        "Attachment",
+        "Evidence",
+        "MethodInfo",
+        "Needs",
+        "PurifyResult",
+        "Result",
+        "Rule",
+        "ScoreResult",
+        "TriggerInfo",
+    ),
     "registry": ("detector", "purifier"),
     "report": ("Writer", "html_page"),
 }

@@ -45,6 +45,7 @@ HOMES = (
     "pipeline.open",
     "pipeline.repair",
     "pipeline.scores",
+    "pipeline.triggers",
     "record.results",
     "registry",
 )

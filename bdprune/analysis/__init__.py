@@ -1,3 +1,4 @@
+from bdprune.analysis.attached_triggers import MOST_PICTURED, attach_triggers, trigger_info, trigger_names
 from bdprune.analysis.case import MEMO, Analysis, Case, Memo, outcome_of
 from bdprune.analysis.lipschitz import Lipschitz, channel_lipschitz, channel_lipschitz_of, norm_gain
 from bdprune.analysis.raised import PrunedPoint, prune_raised, raised_filters
@@ -6,5 +7,7 @@ from bdprune.analysis.size import fit_size
 from bdprune.analysis.stacks import stack
 from bdprune.analysis.statistics import FilterStatistics, Statistics, filter_statistics, layer_z_scores
 from bdprune.analysis.suspiciousness import Suspiciousness
+from bdprune.analysis.trigger_bytes import dump_trigger, parse_trigger
+from bdprune.analysis.trigger_pictures import draw_trigger, shown_images
 from bdprune.analysis.triggers import Triggers
 from bdprune.analysis.unlearned import SCAN_UNLEARNING, PlainForm, Unlearning, from_tensors, plain_form, tensors_of

@@ -29,3 +29,4 @@ from bdprune.pipeline.scan import (
     survived,
 )
 from bdprune.pipeline.scores import score
+from bdprune.pipeline.triggers import load_trigger, save_trigger

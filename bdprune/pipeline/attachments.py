@@ -11,7 +11,7 @@ import msgspec
 
 from bdprune.errors import DataError, OutputError
 from bdprune.files import check_writable, make_folder, write_atomically
-from bdprune.record import Attachment, Result
+from bdprune.record import Attachment, Evidence, Result
 
 _SUFFIXES = {"application/safetensors": ".safetensors", "image/png": ".png"}
 
@@ -22,10 +22,19 @@ def attachments_folder(folder: str | os.PathLike[str]) -> Path:
     Raises:
         OutputError: files cannot be written there.
     """
+    return output_folder(folder, "attachments")
+
+
+def output_folder(folder: str | os.PathLike[str], what: str) -> Path:
+    """The folder for ``what``, created and checked before any work.
+
+    Raises:
+        OutputError: files cannot be written there.
+    """
     if not os.fspath(folder):
-        raise OutputError("The name of the folder for attachments is empty.", "Give a name, or drop the option.")
+        raise OutputError(f"The name of the folder for {what} is empty.", "Give a name, or drop the option.")
     make_folder(Path(folder))
-    check_writable(Path(folder) / "attachment")
+    check_writable(Path(folder) / "file")
     return Path(folder)
 
 
@@ -63,11 +72,17 @@ def save_attachments(
 
 def with_saved_attachments(result: Result, contents: Mapping[str, bytes], folder: Path) -> Result:
     """Writes the attachments of a scan to ``folder``, and returns the result with the names of the files."""
-    detectors = (
-        msgspec.structs.replace(one, attachments=save_attachments(one.attachments, contents, folder))
-        for one in result.detectors
+    detectors = tuple(_with_files(one, save_attachments(one.attachments, contents, folder)) for one in result.detectors)
+    return msgspec.structs.replace(result, detectors=detectors)
+
+
+def _with_files(evidence: Evidence, saved: tuple[Attachment, ...]) -> Evidence:
+    """The evidence with its saved attachments, and its triggers with the names of their files."""
+    files = {one.name: one.file for one in saved}
+    triggers = tuple(
+        msgspec.structs.replace(one, file=files.get(one.attachment, one.file)) for one in evidence.triggers
     )
-    return msgspec.structs.replace(result, detectors=tuple(detectors))
+    return msgspec.structs.replace(evidence, attachments=saved, triggers=triggers)
 
 
 def _saved(one: Attachment, content: bytes, folder: Path) -> Attachment:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Annotated, Literal
 
 import msgspec
@@ -12,6 +13,12 @@ TriggerKind = Literal["patch", "additive"]
 """A patch covers pixels with a pattern; an additive trigger changes their colours by fixed amounts."""
 
 Pixel = Annotated[int, msgspec.Meta(ge=0)]
+Label = Annotated[int, msgspec.Meta(ge=0)]
+
+MOST_PICTURE_BYTES = 48 << 10
+"""Limit for all pictures of a trigger; as base64 text in JSON and HTML they then take at most 64 KiB."""
+_NAME = re.compile("[a-z0-9-]{1,64}")
+_PNG = b"\x89PNG\r\n\x1a\n"
 
 
 class Box(Record, frozen=True, kw_only=True):
@@ -33,6 +40,10 @@ class Box(Record, frozen=True, kw_only=True):
 class TriggerInfo(Record, frozen=True, kw_only=True):
     """A recovered trigger, without its tensors.
 
+    The pictures are part of the record, not attachments: they are small, and a result is then complete in one file,
+    whichever process made it and whether a folder for attachments was given or not. The HTML report shows them from the
+    JSON alone. The tensors at full size are an attachment.
+
     Attributes:
         kind: ``patch`` (covers pixels with a pattern) or ``additive`` (changes their colours by fixed amounts).
         target_label: the label that it leads to; None for an untargeted trigger, which leads away from the true label.
@@ -42,14 +53,28 @@ class TriggerInfo(Record, frozen=True, kw_only=True):
             None if no image was held out.
         images: number of held-out images.
         box: where it lies; None if it is spread over the whole image.
+        attachment: name of the attachment of the evidence that holds mask and pattern; empty if there is none.
         file: name of the safetensors file of its mask and pattern; empty if none was written.
+        pictures: name -> PNG, as base64 in JSON: ``mask``, ``pattern``, ``stamped`` (up to three of the clean images
+            with the trigger) and ``difference`` (the changes to them, ten times as strong); empty if none were made.
+            Images of more than 64 pixels are made smaller. All pictures have at most 48 KiB.
     """
 
     kind: TriggerKind
-    target_label: int | None
-    source_labels: tuple[int, ...] = ()
+    target_label: Label | None
+    source_labels: tuple[Label, ...] = ()
     size: float
     flip_rate: Share | None
     images: Count
     box: Box | None = None
+    attachment: str = ""
     file: str = ""
+    pictures: dict[str, bytes] = msgspec.field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        """Checks the pictures, which a page embeds."""
+        for name, content in self.pictures.items():
+            if not _NAME.fullmatch(name) or not content.startswith(_PNG):
+                raise ValueError(f"the picture {name[:80]!r} of a trigger is not a PNG with a plain name")
+        if sum(map(len, self.pictures.values())) > MOST_PICTURE_BYTES:
+            raise ValueError(f"the pictures of a trigger have more than {MOST_PICTURE_BYTES} bytes")

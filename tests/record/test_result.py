@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import math
 from pathlib import Path
@@ -14,7 +15,9 @@ from hypothesis import strategies as st
 from bdprune.errors import DataError
 from bdprune.record import (
     KINDS,
+    MOST_PICTURE_BYTES,
     Attachment,
+    Box,
     CoverageResult,
     Env,
     Evidence,
@@ -22,6 +25,7 @@ from bdprune.record import (
     PurifyResult,
     Result,
     ScoreResult,
+    TriggerInfo,
     documents_from_json,
     finite,
     schema,
@@ -191,6 +195,42 @@ def test_evidence_is_converted_to_json_values() -> None:
     assert tidy.params == {"path": "x"} and tidy.details == {"x": [None]}
     assert Evidence.from_json(tidy.to_json()) == tidy and tidy.tidy() == tidy
     assert Evidence(detector="a", score=1.0, threshold=0.5, flagged=True).valid
+
+
+PNG = b"\x89PNG\r\n\x1a\n"
+
+
+def trigger(**changes: object) -> TriggerInfo:
+    base: dict[str, object] = {"kind": "patch", "target_label": 8, "size": 9.0, "flip_rate": 0.97, "images": 250}
+    return TriggerInfo(**(base | changes))  # type: ignore[arg-type]
+
+
+def test_the_pictures_of_a_trigger_are_base64_in_json() -> None:
+    one = trigger(pictures={"mask": PNG}, box=Box(x=28, y=28, width=3, height=3))
+    evidence = Evidence(detector="a", score=1.0, threshold=0.5, flagged=True, triggers=(one,))
+    before = result(detectors=(evidence.tidy(),))
+    assert json.loads(before.to_json())["detectors"][0]["triggers"][0]["pictures"] == {"mask": "iVBORw0KGgo="}
+    assert Result.from_json(before.to_json()) == before and before.detectors[0] == evidence
+
+
+@pytest.mark.parametrize(
+    "pictures",
+    [
+        {"../mask": PNG},
+        {"mask\n": PNG},
+        {"mask": b"<svg onload=alert(1)>"},
+        {"mask": PNG + bytes(MOST_PICTURE_BYTES)},
+        {str(part): PNG + bytes(MOST_PICTURE_BYTES // 8) for part in range(8)},
+    ],
+)
+def test_pictures_of_a_trigger_are_few_small_pngs(pictures: dict[str, bytes]) -> None:
+    with pytest.raises(ValueError, match="of a trigger"):
+        trigger(pictures=pictures)
+    altered = json.loads(trigger().to_json()) | {
+        "pictures": {name: base64.b64encode(one).decode() for name, one in pictures.items()}
+    }
+    with pytest.raises(DataError, match="of a trigger"):
+        TriggerInfo.from_json(json.dumps(altered))
 
 
 def test_documents_are_read_from_an_object_an_array_and_lines() -> None:
