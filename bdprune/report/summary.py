@@ -5,7 +5,17 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 
-from bdprune.record import ATTENTION, Evidence, PassedOver, PurifyResult, Result, Verdict, WeightCoverage
+from bdprune.record import (
+    ATTENTION,
+    Evidence,
+    PassedOver,
+    PurifyResult,
+    Result,
+    TriggerInfo,
+    Verdict,
+    WeightCoverage,
+    some,
+)
 
 MEANING: dict[Verdict, str] = {
     "clean": "No sign of a backdoor was found.",
@@ -22,6 +32,14 @@ ADVICE: dict[Verdict, str] = {
     "inconclusive": "Treat it as unscanned. The findings say what is missing.",
     "error": "Treat it as unscanned.",
 }
+
+PICTURES = {
+    "mask": "mask",
+    "pattern": "pattern",
+    "stamped": "clean images with the trigger",
+    "difference": "its changes, times 10",
+}
+"""The captions of the pictures of a trigger."""
 
 
 def headline(result: Result) -> str:
@@ -75,9 +93,10 @@ def says(evidence: Evidence) -> str:
     return f"{'flagged' if evidence.flagged else 'not flagged'}{', near' if evidence.near else ''}"
 
 
-def notes(evidence: Evidence) -> list[tuple[str, str]]:
+def notes(evidence: Evidence, class_names: Sequence[str] = ()) -> list[tuple[str, str]]:
     """Further facts about the evidence: (kind, sentence)."""
     found = [("error", evidence.error), ("not applicable", evidence.not_applicable)]
+    found += [("targets", labels(evidence.targets, class_names)), ("sources", labels(evidence.sources, class_names))]
     found += [("remark", one) for one in evidence.remarks] + [("limit", one) for one in evidence.limits]
     return [(kind, text) for kind, text in found if text]
 
@@ -94,8 +113,45 @@ def label(result: Result) -> str:
     """The target label with its class name: ``label 8 (ship)``; a dash if it is unknown."""
     if result.target_label is None:
         return "–"
-    name = f" ({result.target_name})" if result.target_name else ""
-    return f"label {result.target_label}{name}"
+    return f"label {named(result.target_label, result.data.class_names if result.data else ())}"
+
+
+def named(label: int, class_names: Sequence[str]) -> str:
+    """A label with its class name, if that is known: ``8 (ship)``."""
+    name = class_names[label] if 0 <= label < len(class_names) else ""
+    return f"{label} ({name})" if name else str(label)
+
+
+def labels(several: Sequence[int], class_names: Sequence[str]) -> str:
+    """Labels with their class names: ``labels 3 (cat), 5 (dog)``, at most ten of them; empty if there are none."""
+    if not several:
+        return ""
+    return f"label{'s' if len(several) > 1 else ''} {some([named(one, class_names) for one in several], 10)}"
+
+
+def trigger(info: TriggerInfo, class_names: Sequence[str] = ()) -> str:
+    """A trigger in a line: ``patch, label 8 (ship), 3x3 pixels at (28, 28), flips 97 % of 250 held-out images``."""
+    return ", ".join((info.kind, _leads(info, class_names), place(info), flips(info)))
+
+
+def _leads(info: TriggerInfo, class_names: Sequence[str]) -> str:
+    """Where a trigger leads, and the images it was made for: ``label 8 (ship) for images of label 3 (cat)``."""
+    target = info.target_label
+    goal = "away from the true label" if target is None else f"label {named(target, class_names)}"
+    return f"{goal} for images of {labels(info.source_labels, class_names)}" if info.source_labels else goal
+
+
+def place(info: TriggerInfo) -> str:
+    """Where a trigger lies: ``3x3 pixels at (28, 28)``, width and height, then column and row of its corner."""
+    box = info.box
+    return "spread over the image" if box is None else f"{box.width}x{box.height} pixels at ({box.x}, {box.y})"
+
+
+def flips(info: TriggerInfo) -> str:
+    """How well a trigger works: ``flips 97 % of 250 held-out images``."""
+    if info.flip_rate is None:
+        return "not tried on held-out images"
+    return f"flips {percent(info.flip_rate, 0)} of {info.images} held-out images"
 
 
 def rank(result: Result) -> tuple[int, float]:

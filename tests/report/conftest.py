@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import msgspec
+import numpy as np
 import pytest
 
+from bdprune.files import encode_png
 from bdprune.record import (
     ArtifactInfo,
     Attachment,
+    Box,
     CoverageResult,
     CurveInfo,
     DataInfo,
@@ -26,6 +29,7 @@ from bdprune.record import (
     Result,
     SanityInfo,
     ScoreResult,
+    TriggerInfo,
 )
 
 MASKS = Attachment(
@@ -140,6 +144,52 @@ def backdoored() -> Result:
     )
 
 
+def picture(*shape: int) -> bytes:
+    """A PNG of noise ``[h, w]`` or ``[h, w, 3]``."""
+    return encode_png(np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8))
+
+
+PICTURES = {"mask": picture(32, 32), "pattern": picture(32, 32, 3)}
+PICTURES |= {"stamped": picture(32, 98, 3), "difference": picture(32, 98, 3)}
+
+
+@pytest.fixture
+def patch() -> TriggerInfo:
+    """A recovered trigger with pictures."""
+    return TriggerInfo(
+        kind="patch",
+        target_label=8,
+        size=9.4,
+        flip_rate=0.97,
+        images=250,
+        box=Box(x=28, y=28, width=3, height=3),
+        attachment="trigger-8",
+        file="trigger-8-1212.safetensors",
+        pictures=PICTURES,
+    )
+
+
+@pytest.fixture
+def untargeted() -> TriggerInfo:
+    """A recovered trigger without pictures, for the images of two labels."""
+    return TriggerInfo(kind="additive", target_label=None, source_labels=(3, 5), size=40.0, flip_rate=None, images=0)
+
+
+@pytest.fixture
+def triggered(backdoored: Result, patch: TriggerInfo, untargeted: TriggerInfo) -> Result:
+    """A scan with recovered triggers, of a backdoor with several targets."""
+    found = Evidence(
+        detector="bdprune.inversion",
+        score=0.97,
+        threshold=0.5,
+        flagged=True,
+        targets=tuple(range(10)),
+        sources=(3, 5),
+        triggers=(patch, untargeted),
+    )
+    return msgspec.structs.replace(backdoored, detectors=(*backdoored.detectors, found))
+
+
 @pytest.fixture
 def clean() -> Result:
     return Result(
@@ -242,7 +292,7 @@ def scored() -> ScoreResult:
 
 @pytest.fixture
 def everything(
-    backdoored: Result, repaired: PurifyResult, clean: Result, inconclusive: Result, failed: Result, scored: ScoreResult
+    triggered: Result, repaired: PurifyResult, clean: Result, inconclusive: Result, failed: Result, scored: ScoreResult
 ) -> list[Document]:
     """One document of every kind and verdict."""
-    return [backdoored, repaired, clean, inconclusive, failed, scored]
+    return [triggered, repaired, clean, inconclusive, failed, scored]

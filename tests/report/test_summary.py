@@ -5,7 +5,7 @@ from __future__ import annotations
 import msgspec
 import pytest
 
-from bdprune.record import Evidence, PurifyResult, Result, WeightCoverage
+from bdprune.record import Evidence, PurifyResult, Result, TriggerInfo, WeightCoverage
 from bdprune.report import summary
 
 
@@ -17,6 +17,20 @@ def test_headlines_name_the_label_if_there_is_one(backdoored: Result, clean: Res
     unnamed = msgspec.structs.replace(backdoored, target_label=None)
     assert summary.headline(unnamed) == "This network carries a backdoor."
     assert summary.headline(failed) == "The archive is cut off."
+
+
+def test_labels_are_named_as_far_as_names_are_known() -> None:
+    names = ("airplane", "")
+    assert [summary.named(label, names) for label in (0, 1, 2, -1)] == ["0 (airplane)", "1", "2", "-1"]
+    assert summary.labels((), names) == "" and summary.labels((0,), names) == "label 0 (airplane)"
+    assert summary.labels(range(1000), ()) == "labels 0, 1, 2, 3, 4, 5, 6, 7, 8, 9 and 990 more"
+
+
+def test_a_trigger_is_described_without_class_names(patch: TriggerInfo) -> None:
+    only = msgspec.structs.replace(patch, source_labels=(3,))
+    assert summary.trigger(only) == (
+        "patch, label 8 for images of label 3, 3x3 pixels at (28, 28), flips 97 % of 250 held-out images"
+    )
 
 
 def test_the_advice_for_an_error_is_its_hint(failed: Result, backdoored: Result) -> None:

@@ -1,7 +1,8 @@
-"""HTML: one file without scripts or external files. It escapes all text from models and paths."""
+"""HTML: one file without scripts or external files, with all pictures in it. It escapes text from models and paths."""
 
 from __future__ import annotations
 
+import base64
 import json
 import re
 from collections.abc import Sequence
@@ -78,7 +79,7 @@ def _environment() -> jinja2.Environment:
     )
     words = (summary.percent, summary.number, summary.seconds, summary.size)
     environment.filters |= {word.__name__: word for word in words}
-    environment.filters |= {"prose": _prose, "short_json": _short_json, "kind": kind_of}
+    environment.filters |= {"prose": _prose, "short_json": _short_json, "kind": kind_of, "base64": _base64}
     environment.globals |= {"summary": summary, "charts": charts, "svg": svg}
     return environment
 
@@ -86,6 +87,10 @@ def _environment() -> jinja2.Environment:
 def _prose(text: str) -> Markup:
     """Escaped text with `commands` as code."""
     return Markup(re.sub(r"`([^`]+)`", r"<code>\1</code>", str(escape(text))))
+
+
+def _base64(content: bytes) -> str:
+    return base64.b64encode(content).decode()
 
 
 def _short_json(value: Any, limit: int = 400) -> str:

@@ -5,7 +5,17 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterable, Sequence
 
-from bdprune.record import Attachment, CoverageResult, Document, Evidence, PurifyResult, Result, ScoreResult, some
+from bdprune.record import (
+    Attachment,
+    CoverageResult,
+    Document,
+    Evidence,
+    PurifyResult,
+    Result,
+    ScoreResult,
+    TriggerInfo,
+    some,
+)
 from bdprune.report import summary
 from bdprune.report.base import Documents, Style, Writer
 
@@ -66,12 +76,11 @@ def _scan(result: Result, colour: bool) -> list[str]:
     lines += table([*rows, _time(result)], "ll")
     if result.detectors:
         lines += ["", *_evidence(result.detectors)]
-    said = " ".join(one.message for one in result.findings)
+    said, class_names = " ".join(one.message for one in result.findings), result.data.class_names if result.data else ()
     for one in result.detectors:
-        notes = [(kind, note) for kind, note in summary.notes(one) if note not in said]
-        lines += [
-            f"  {plain(f'{one.detector}, {kind}: {note}')}" for kind, note in [*notes, *_attached(one.attachments)]
-        ]
+        notes = [(kind, note) for kind, note in summary.notes(one, class_names) if note not in said]
+        notes += [*_triggers(one.triggers, class_names), *_attached(one.attachments)]
+        lines += [f"  {plain(f'{one.detector}, {kind}: {note}')}" for kind, note in notes]
     findings = [f"  {one.rule_id} {one.severity}: {plain(one.message)}" for one in result.findings]
     return [*lines, "", *findings] if findings else lines
 
@@ -177,6 +186,13 @@ def _model_and_data(result: Document) -> Rows:
 
 def _time(result: Document) -> tuple[str, str]:
     return "time", f"{summary.seconds(result.seconds)} on {result.env.device}, {result.env.backend} ops"
+
+
+def _triggers(triggers: Sequence[TriggerInfo], class_names: Sequence[str]) -> list[tuple[str, str]]:
+    """A row for each of the first triggers, and the number of the others."""
+    rows = [("trigger", summary.trigger(one, class_names)) for one in triggers[:_MOST_NAMED]]
+    left = len(triggers) - len(rows)
+    return [*rows, *([("trigger", f"and {left} more")] if left else [])]
 
 
 def _attached(attachments: Sequence[Attachment]) -> list[tuple[str, str]]:

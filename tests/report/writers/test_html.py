@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import xml.etree.ElementTree as ElementTree
+from base64 import b64decode
 from html.parser import HTMLParser
 
 import msgspec
 
-from bdprune.record import ArtifactInfo, CoverageResult, Document, PurifyResult, Result
+from bdprune.record import ArtifactInfo, CoverageResult, Document, PurifyResult, Result, TriggerInfo
 from bdprune.report import Table, html_page, writer
 
 VOID = {"meta", "link", "br", "hr", "img", "input"}
@@ -59,21 +60,23 @@ def test_the_verdict_comes_before_everything_else_about_the_model(backdoored: Re
 def test_the_page_needs_no_other_files_and_runs_no_scripts(everything: list[Document]) -> None:
     reader = read(*everything)
     names = {tag for tag, _ in reader.tags}
-    assert not names & {"script", "link", "img", "iframe", "object", "embed", "form", "base"}
+    assert not names & {"script", "link", "iframe", "object", "embed", "form", "base"}
     for _, attrs in reader.tags:
-        assert not any(name.startswith("on") or name == "src" for name in attrs)
+        assert not any(name.startswith("on") for name in attrs)
         assert (attrs.get("href") or "#").startswith("#")
+        assert (attrs.get("src") or "data:image/png;base64,").startswith("data:image/png;base64,")
     policy = [attrs["content"] for tag, attrs in reader.tags if attrs.get("http-equiv") == "Content-Security-Policy"]
-    assert policy == ["default-src 'none'; style-src 'unsafe-inline'"]
+    assert policy == ["default-src 'none'; style-src 'unsafe-inline'; img-src data:"]
     assert "url(" not in html_page(everything) and "@import" not in html_page(everything)
 
 
-def test_untrusted_text_is_escaped_everywhere(backdoored: Result, repaired: PurifyResult) -> None:
+def test_untrusted_text_is_escaped_everywhere(backdoored: Result, repaired: PurifyResult, patch: TriggerInfo) -> None:
     evil = "</title></style><script>alert(1)</script>\"'><svg onload=x>"
     names = (evil,) * 10
     attached = msgspec.structs.replace(backdoored.detectors[1].attachments[0], media_type=evil, file=evil)
     details = {evil: evil, "layers": [{"layer": evil, "max_z": 1.0}], "flip_shares": [0.1] * 10}
-    said = {"remarks": (evil,), "limits": (evil,), "error": evil, "attachments": (attached,)}
+    said = {"remarks": (evil,), "limits": (evil,), "error": evil, "attachments": (attached,), "targets": (0, 1)}
+    said["triggers"] = (msgspec.structs.replace(patch, file=evil, attachment=evil, source_labels=(1, 2)),)
     detectors = tuple(
         msgspec.structs.replace(one, detector=evil, params={evil: evil}, details=details, **said)
         for one in backdoored.detectors
@@ -154,6 +157,31 @@ def test_evidence_shows_remarks_limits_errors_and_p_values(clean: Result) -> Non
     assert "p-value" in text and "0.04" in text and "not flagged, near" in text
     assert "remark The lead is taken over 1 order of 500 images. limit Few images." in text
     assert "not applicable No batch norm." in text
+
+
+def test_triggers_are_shown_with_their_pictures(triggered: Result, patch: TriggerInfo) -> None:
+    reader = read(triggered)
+    text = words(reader)
+    assert "Trigger: patch, label 8 (ship), 3x3 pixels at (28, 28), flips 97 % of 250 held-out images" in text
+    assert (
+        "Trigger: additive, away from the true label for images of labels 3 (cat), 5 (dog), spread over the image"
+        in text
+    )
+    assert "Mask and pattern at full size: trigger-8-1212.safetensors" in text
+    assert "targets labels 0 (airplane), 1 (automobile)" in text and "sources labels 3 (cat), 5 (dog)" in text
+    shown = [attrs for tag, attrs in reader.tags if tag == "img"]
+    assert [one["alt"] for one in shown] == [
+        "mask",
+        "pattern",
+        "clean images with the trigger",
+        "its changes, times 10",
+    ]
+    start = "data:image/png;base64,"
+    assert [b64decode((one["src"] or "").removeprefix(start)) for one in shown] == list(patch.pictures.values())
+
+
+def test_the_page_of_a_result_read_from_json_has_the_same_pictures(triggered: Result) -> None:
+    assert html_page([Result.from_json(triggered.to_json())]) == html_page([triggered])
 
 
 def test_attachments_are_named_with_size_digest_and_file(clean: Result, retrained: PurifyResult) -> None:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import msgspec
 
-from bdprune.record import ArtifactInfo, CoverageResult, Document, PurifyResult, Result, ScoreResult
+from bdprune.record import ArtifactInfo, CoverageResult, Document, PurifyResult, Result, ScoreResult, TriggerInfo
 from bdprune.report import Style, plain, summary, table, writer
+
+from ..conftest import CIFAR10
 
 
 def text_of(*documents: Document | CoverageResult, colour: bool = False) -> str:
@@ -22,6 +24,24 @@ def test_a_scan_shows_verdict_label_evidence_and_findings(backdoored: Result) ->
     row = next(line for line in lines if line.startswith("  bdprune.unlearning"))
     assert row.split() == ["bdprune.unlearning", "0.981", "0.6", "flagged", "8", "9.2", "s"]
     assert lines[-1].startswith("  BD101 critical: ")
+
+
+def test_triggers_targets_and_sources_have_a_line_each(triggered: Result) -> None:
+    lines = text_of(triggered).splitlines()
+    start = "  bdprune.inversion, "
+    assert [line.removeprefix(start) for line in lines if line.startswith(start)] == [
+        f"targets: labels {', '.join(f'{label} ({name})' for label, name in enumerate(CIFAR10))}",
+        "sources: labels 3 (cat), 5 (dog)",
+        "trigger: patch, label 8 (ship), 3x3 pixels at (28, 28), flips 97 % of 250 held-out images",
+        "trigger: additive, away from the true label for images of labels 3 (cat), 5 (dog), spread over the image, "
+        "not tried on held-out images",
+    ]
+
+
+def test_of_many_triggers_the_first_are_listed(triggered: Result, patch: TriggerInfo) -> None:
+    many = msgspec.structs.replace(triggered.detectors[2], triggers=(patch,) * 12)
+    text = text_of(msgspec.structs.replace(triggered, detectors=(many,)))
+    assert text.count("trigger: patch") == 5 and "  bdprune.inversion, trigger: and 7 more\n" in text
 
 
 def test_columns_line_up() -> None:
