@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from bdprune.fleet import scan as scan
     from bdprune.fleet import scan_many as scan_many
     from bdprune.loops import FineTuneSettings as FineTuneSettings
+    from bdprune.loops import InvertSettings as InvertSettings
     from bdprune.loops import RecoverSettings as RecoverSettings
     from bdprune.loops import SweepSettings as SweepSettings
     from bdprune.loops import Trigger as Trigger
@@ -39,6 +40,7 @@ if TYPE_CHECKING:
     from bdprune.model import Model as Model
     from bdprune.model import Normalization as Normalization
     from bdprune.pipeline import Repaired as Repaired
+    from bdprune.pipeline import invert as invert
     from bdprune.pipeline import load as load
     from bdprune.pipeline import load_trigger as load_trigger
     from bdprune.pipeline import purify as purify
@@ -46,6 +48,7 @@ if TYPE_CHECKING:
     from bdprune.pipeline import score as score
     from bdprune.record import Attachment as Attachment
     from bdprune.record import Evidence as Evidence
+    from bdprune.record import InvertResult as InvertResult
     from bdprune.record import MethodInfo as MethodInfo
     from bdprune.record import Needs as Needs
     from bdprune.record import PurifyResult as PurifyResult
@@ -65,13 +68,14 @@ _HOMES = {
     "data": ("CleanData",),
     "errors": ("BdpruneError", "DataError", "OptionError", "OutputError"),
     "fleet": ("StackOptions", "scan", "scan_many"),
-    "loops": ("FineTuneSettings", "RecoverSettings", "SweepSettings", "Trigger", "UnlearnSettings"),
+    "loops": ("FineTuneSettings", "InvertSettings", "RecoverSettings", "SweepSettings", "Trigger", "UnlearnSettings"),
     "methods": ("CurvePoint", "Detector", "Phases", "Purifier", "Repair"),
     "model": ("Model", "Normalization"),
-    "pipeline": ("Repaired", "load", "load_trigger", "purify", "save_trigger", "score"),
+    "pipeline": ("Repaired", "invert", "load", "load_trigger", "purify", "save_trigger", "score"),
     "record": (
         "Attachment",
         "Evidence",
+        "InvertResult",
         "MethodInfo",
         "Needs",
         "PurifyResult",

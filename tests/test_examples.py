@@ -42,6 +42,7 @@ HOMES = (
     "analysis.case",
     "fleet.scans",
     "methods.base",
+    "pipeline.inversion",
     "pipeline.open",
     "pipeline.repair",
     "pipeline.scores",

@@ -67,7 +67,7 @@ def _is_error(function: ast.expr) -> bool:
 
 
 def parameters() -> set[str]:
-    functions = [getattr(bdprune, name) for name in ("load", "scan", "purify", "score")]
+    functions = [getattr(bdprune, name) for name in ("load", "scan", "purify", "score", "invert")]
     found = {name for function in functions for name in inspect.signature(function).parameters}
     return found | set(inspect.signature(Options).parameters) | RepairNames.__annotations__.keys()
 

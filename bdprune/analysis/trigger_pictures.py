@@ -10,7 +10,7 @@ from torch.nn import functional
 
 from bdprune.data import CleanData
 from bdprune.files import encode_png
-from bdprune.loops import Trigger
+from bdprune.loops import Hypothesis, Trigger
 from bdprune.record import MOST_PICTURE_BYTES
 
 _EDGES = (64, 48, 32, 16, 8)  # pixels of the longer side of an image in a small picture
@@ -21,10 +21,7 @@ _SHOWN = 3
 def shown_images(data: CleanData, trigger: Trigger) -> Tensor:
     """Up to three of the images ``[N, C, H, W]`` that the trigger flips by design, of different classes if possible."""
     labels = data.labels.cpu()
-    if trigger.sources:
-        usable = torch.isin(labels, torch.tensor(trigger.sources))
-    else:
-        usable = labels != (-1 if trigger.target is None else trigger.target)
+    usable = Hypothesis(trigger.target, trigger.sources).takes(labels)
     classes = torch.unique(labels[usable])[:_SHOWN].tolist()
     firsts = [int((usable & (labels == label)).nonzero()[0]) for label in classes]
     others = [one for one in usable.nonzero().flatten()[: 2 * _SHOWN].tolist() if one not in firsts]

@@ -1,4 +1,5 @@
 from bdprune.pipeline.attachments import attachments_folder, with_saved_attachments
+from bdprune.pipeline.inversion import Wanted, invert, recover_triggers
 from bdprune.pipeline.open import (
     CleanSource,
     DataSource,

@@ -25,6 +25,7 @@ from bdprune.record.results import (
     Change,
     CoverageResult,
     Document,
+    InvertResult,
     PurifyResult,
     Result,
     ScoreResult,

@@ -1,4 +1,4 @@
-"""The results of a scan, a repair and a scoring: versioned records with a strict JSON form.
+"""The results of a scan, a repair, a scoring and an inversion: versioned records with a strict JSON form.
 
 ``bdprune schema`` prints their JSON Schema. They refuse unknown fields, write numbers that are not finite as null, and
 hold all settings that are needed to repeat the run.
@@ -31,6 +31,7 @@ from bdprune.record.parts import (
     PassedOver,
     WeightCoverage,
 )
+from bdprune.record.trigger import TriggerInfo
 
 Verdict = Literal["clean", "suspicious", "backdoored", "inconclusive", "error"]
 VERDICTS: Mapping[Verdict, str] = {
@@ -176,6 +177,28 @@ class ScoreResult(Document, frozen=True, kw_only=True, tag_field="kind", tag="sc
     params: dict[str, Any] = msgspec.field(default_factory=dict)
 
 
+class InvertResult(Document, frozen=True, kw_only=True, tag_field="kind", tag="invert"):
+    """Recovered triggers.
+
+    Attributes:
+        triggers: first those that flip at least half of the held-out images, in the order of ``smallest``.
+        smallest: of each trigger, the smallest size at which it flipped nearly all images of the search, before it was
+            made stronger; None if it never did. Compare labels by this.
+        skipped: triggers that were not searched, because no clean image fits that the model labels correctly, or
+            because the time was short.
+        complete: whether the search ran to its end; otherwise the time was too short.
+        folder: where the files of the triggers are; empty if none were written.
+        params: settings of the search.
+    """
+
+    triggers: tuple[TriggerInfo, ...]
+    smallest: tuple[float | None, ...] = ()
+    skipped: tuple[str, ...] = ()
+    complete: bool = True
+    folder: str = ""
+    params: dict[str, Any] = msgspec.field(default_factory=dict)
+
+
 class CoverageResult(Record, frozen=True, kw_only=True, tag_field="kind", tag="coverage"):
     """Which files of a scan's folders were scanned. It follows the results if the scan skipped files.
 
@@ -196,6 +219,7 @@ KINDS: dict[str, type[Record]] = {
     "scan": Result,
     "purify": PurifyResult,
     "score": ScoreResult,
+    "invert": InvertResult,
     "coverage": CoverageResult,
 }
 
@@ -238,7 +262,7 @@ def _kind(document: object) -> str:
 
 
 def schema(kind: str = "scan") -> dict[str, Any]:
-    """JSON Schema (2020-12) of one kind of result: ``scan``, ``purify``, ``score`` or ``coverage``."""
+    """JSON Schema (2020-12) of one kind of result: ``scan``, ``purify``, ``score``, ``invert`` or ``coverage``."""
     found = msgspec.json.schema(KINDS[kind])
     records = {one.__name__: one for one in _records(Record)}
     for name, part in found["$defs"].items():

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from bdprune.record import (
     ATTENTION,
     Evidence,
+    InvertResult,
     PassedOver,
     PurifyResult,
     Result,
@@ -73,6 +74,35 @@ def change(result: PurifyResult) -> str:
     return words.get(result.change, f"{pruned} and retrained the weights")
 
 
+TRIGGER_ADVICE = (
+    "A trigger that is much smaller than those of the other labels, and flips nearly all held-out images, points to a "
+    "backdoor. Every network has some trigger for every label: scan the model for a verdict."
+)
+"""How to read recovered triggers."""
+
+
+def trigger_rows(result: InvertResult) -> list[tuple[str, ...]]:
+    """The cells of a table of recovered triggers: kind, goal, images, smallest size, size, place, held-out images."""
+    names = result.data.class_names if result.data else ()
+    smallest = [*result.smallest, *[None] * len(result.triggers)]
+    return [
+        (
+            one.kind,
+            leads_to(one, names),
+            labels(one.source_labels, names) or "other labels",
+            "none found" if least is None else number(least),
+            number(one.size),
+            place(one),
+            held_out(one),
+        )
+        for one, least in zip(result.triggers, smallest, strict=False)
+    ]
+
+
+TRIGGER_COLUMNS = ("kind", "leads to", "images of", "smallest", "size", "place", "flips held-out images")
+"""The names of the cells of :func:`trigger_rows`."""
+
+
 def repair_advice(result: PurifyResult) -> str:
     """What to do after a repair."""
     if result.change == "nothing":
@@ -136,9 +166,14 @@ def trigger(info: TriggerInfo, class_names: Sequence[str] = ()) -> str:
 
 def _leads(info: TriggerInfo, class_names: Sequence[str]) -> str:
     """Where a trigger leads, and the images it was made for: ``label 8 (ship) for images of label 3 (cat)``."""
-    target = info.target_label
-    goal = "away from the true label" if target is None else f"label {named(target, class_names)}"
+    goal = leads_to(info, class_names)
     return f"{goal} for images of {labels(info.source_labels, class_names)}" if info.source_labels else goal
+
+
+def leads_to(info: TriggerInfo, class_names: Sequence[str] = ()) -> str:
+    """The goal of a trigger: ``label 8 (ship)``."""
+    target = info.target_label
+    return "away from the true label" if target is None else f"label {named(target, class_names)}"
 
 
 def place(info: TriggerInfo) -> str:
@@ -147,11 +182,17 @@ def place(info: TriggerInfo) -> str:
     return "spread over the image" if box is None else f"{box.width}x{box.height} pixels at ({box.x}, {box.y})"
 
 
+def held_out(info: TriggerInfo) -> str:
+    """The share of the held-out images that a trigger flips: ``97 % of 250``; a dash if none were held out."""
+    known = info.flip_rate is not None and info.images
+    return f"{percent(info.flip_rate, 0)} of {info.images}" if known else "–"
+
+
 def flips(info: TriggerInfo) -> str:
     """How well a trigger works: ``flips 97 % of 250 held-out images``."""
-    if info.flip_rate is None:
+    if info.flip_rate is None or not info.images:
         return "not tried on held-out images"
-    return f"flips {percent(info.flip_rate, 0)} of {info.images} held-out images"
+    return f"flips {held_out(info)} held-out images"
 
 
 def rank(result: Result) -> tuple[int, float]:

@@ -109,7 +109,7 @@ def test_missing_packages_are_named_with_the_command_that_installs_them(
     assert states(done)["images"]["state"] == "ok"
 
 
-@pytest.mark.parametrize("kind", ["scan", "purify", "score"])
+@pytest.mark.parametrize("kind", ["scan", "purify", "score", "invert"])
 def test_schema_is_printed(run: Run, kind: str) -> None:
     done = run("schema", kind)
     assert done.exit_code == 0 and json.loads(done.stdout) == json.loads(json.dumps(schema(kind)))

@@ -62,7 +62,7 @@ def result(**changes: object) -> Result:
     return Result(**(base | changes))  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize("kind", ["scan", "purify", "score", "coverage"])
+@pytest.mark.parametrize("kind", KINDS)
 def test_the_schema_equals_the_recorded_one(kind: str) -> None:
     """A change here breaks readers: raise SCHEMA_VERSION, then write the file again with `bdprune schema KIND`."""
     assert json.loads(json.dumps(schema(kind))) == json.loads((GOLDEN / f"{kind}.schema.json").read_text())
@@ -248,7 +248,7 @@ def test_documents_are_read_from_an_object_an_array_and_lines() -> None:
     ("wrong", "reason"),
     [
         ("{}", "it has no field `kind`"),
-        ('{"kind": "other"}', "its kind is 'other', not one of scan, purify, score, coverage"),
+        ('{"kind": "other"}', "its kind is 'other', not one of scan, purify, score, invert, coverage"),
         ('{"kind": ["scan"]}', "its kind is "),
         ("[3]", "it has a value that is not an object"),
     ],

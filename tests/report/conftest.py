@@ -21,6 +21,7 @@ from bdprune.record import (
     FilterScore,
     Finding,
     Histogram,
+    InvertResult,
     LayerScores,
     ModelInfo,
     OutputInfo,
@@ -291,8 +292,28 @@ def scored() -> ScoreResult:
 
 
 @pytest.fixture
+def inverted(patch: TriggerInfo, untargeted: TriggerInfo) -> InvertResult:
+    """Recovered triggers, one of them with pictures."""
+    return InvertResult(
+        **_common("models/badnets.pth"),
+        triggers=(patch, untargeted),
+        smallest=(5.5, None),
+        skipped=("patch for label 3",),
+        complete=False,
+        folder="triggers",
+        params={"lr": 0.3},
+    )
+
+
+@pytest.fixture
 def everything(
-    triggered: Result, repaired: PurifyResult, clean: Result, inconclusive: Result, failed: Result, scored: ScoreResult
+    triggered: Result,
+    repaired: PurifyResult,
+    clean: Result,
+    inconclusive: Result,
+    failed: Result,
+    scored: ScoreResult,
+    inverted: InvertResult,
 ) -> list[Document]:
     """One document of every kind and verdict."""
-    return [triggered, repaired, clean, inconclusive, failed, scored]
+    return [triggered, repaired, clean, inconclusive, failed, scored, inverted]

@@ -10,6 +10,7 @@ from bdprune.record import (
     CoverageResult,
     Document,
     Evidence,
+    InvertResult,
     PurifyResult,
     Result,
     ScoreResult,
@@ -21,6 +22,7 @@ from bdprune.report.base import Documents, Style, Writer
 
 _COLOURS = {"clean": "32", "suspicious": "33", "backdoored": "1;31", "inconclusive": "35", "error": "31"}
 _MOST_NAMED = 5
+_MOST_ROWS = 20
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069]")
 
 Rows = list[tuple[str, object]]
@@ -167,7 +169,34 @@ def _scores(result: ScoreResult, colour: bool) -> list[str]:
     ]
 
 
-_BLOCKS: dict[type, Callable[..., list[str]]] = {Result: _scan, PurifyResult: _repair, ScoreResult: _scores}
+def _inversion(result: InvertResult, colour: bool) -> list[str]:
+    """Recovered triggers: a line for each of the first."""
+    rows = [summary.TRIGGER_COLUMNS, *summary.trigger_rows(result)[:_MOST_ROWS]]
+    if result.folder:
+        files = ["file", *(one.file for one in result.triggers)]
+        rows = [(*row, file) for row, file in zip(rows, files, strict=False)]
+    left = len(result.triggers) - _MOST_ROWS
+    facts: Rows = [*_model_and_data(result), _time(result)]
+    facts += [("not searched", some(result.skipped))] if result.skipped else []
+    facts += [] if result.complete else [("search", "stopped early, because the time was too short")]
+    facts += [("written to", result.folder)] if result.folder else []
+    return [
+        _title("TRIGGERS", "1", result, colour),
+        *table(facts, "ll"),
+        "",
+        *table(rows, "lllrrlll"[: len(rows[0])]),
+        *([f"  and {left} more"] if left > 0 else []),
+        "",
+        f"  {summary.TRIGGER_ADVICE}",
+    ]
+
+
+_BLOCKS: dict[type, Callable[..., list[str]]] = {
+    Result: _scan,
+    PurifyResult: _repair,
+    ScoreResult: _scores,
+    InvertResult: _inversion,
+}
 
 
 def _model_and_data(result: Document) -> Rows:

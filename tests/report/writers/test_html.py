@@ -8,7 +8,7 @@ from html.parser import HTMLParser
 
 import msgspec
 
-from bdprune.record import ArtifactInfo, CoverageResult, Document, PurifyResult, Result, TriggerInfo
+from bdprune.record import ArtifactInfo, CoverageResult, Document, InvertResult, PurifyResult, Result, TriggerInfo
 from bdprune.report import Table, html_page, writer
 
 VOID = {"meta", "link", "br", "hr", "img", "input"}
@@ -178,6 +178,17 @@ def test_triggers_are_shown_with_their_pictures(triggered: Result, patch: Trigge
     ]
     start = "data:image/png;base64,"
     assert [b64decode((one["src"] or "").removeprefix(start)) for one in shown] == list(patch.pictures.values())
+
+
+def test_recovered_triggers_are_a_table_and_pictures(inverted: InvertResult) -> None:
+    reader = read(inverted)
+    text = words(reader)
+    assert "patch label 8 (ship) other labels 5.5 9.4 3x3 pixels at (28, 28) 97 % of 250" in text
+    assert "additive away from the true label labels 3 (cat), 5 (dog) none found 40 spread over the image –" in text
+    assert "Not searched: patch for label 3." in text and "The search stopped early" in text
+    assert "The files are in triggers ." in text and "scan the model for a verdict" in text
+    assert text.count("Trigger: patch") == 1 and "Trigger: additive" not in text
+    assert sum(tag == "img" for tag, _ in reader.tags) == 4
 
 
 def test_the_page_of_a_result_read_from_json_has_the_same_pictures(triggered: Result) -> None:

@@ -2,12 +2,25 @@
 
 from __future__ import annotations
 
+import re
+
 import msgspec
 
-from bdprune.record import ArtifactInfo, CoverageResult, Document, PurifyResult, Result, ScoreResult, TriggerInfo
+from bdprune.record import (
+    ArtifactInfo,
+    CoverageResult,
+    Document,
+    InvertResult,
+    PurifyResult,
+    Result,
+    ScoreResult,
+    TriggerInfo,
+)
 from bdprune.report import Style, plain, summary, table, writer
 
 from ..conftest import CIFAR10
+
+TENSORS = "trigger-8-1212.safetensors"
 
 
 def text_of(*documents: Document | CoverageResult, colour: bool = False) -> str:
@@ -36,6 +49,28 @@ def test_triggers_targets_and_sources_have_a_line_each(triggered: Result) -> Non
         "trigger: additive, away from the true label for images of labels 3 (cat), 5 (dog), spread over the image, "
         "not tried on held-out images",
     ]
+
+
+def test_recovered_triggers_have_a_row_each(inverted: InvertResult) -> None:
+    lines = text_of(inverted).splitlines()
+    assert lines[0] == "TRIGGERS  models/badnets.pth"
+    assert {"  written to    triggers", "  not searched  patch for label 3"} <= set(lines)
+    assert "  search        stopped early, because the time was too short" in lines
+    head = next(index for index, line in enumerate(lines) if line.startswith("  kind"))
+    place = "spread over the image"
+    assert [re.split("  +", line.strip()) for line in lines[head : head + 3]] == [
+        ["kind", "leads to", "images of", "smallest", "size", "place", "flips held-out images", "file"],
+        ["patch", "label 8 (ship)", "other labels", "5.5", "9.4", "3x3 pixels at (28, 28)", "97 % of 250", TENSORS],
+        ["additive", "away from the true label", "labels 3 (cat), 5 (dog)", "none found", "40", place, "–"],
+    ]
+    assert "scan the model for a verdict" in lines[-1]
+
+
+def test_of_many_recovered_triggers_the_first_have_a_row(inverted: InvertResult, patch: TriggerInfo) -> None:
+    many = {"triggers": (patch,) * 1001, "smallest": (1.0,) * 1001, "skipped": (), "complete": True, "folder": ""}
+    text = text_of(msgspec.structs.replace(inverted, **many))
+    assert text.count("label 8 (ship)") == 20 and "  and 981 more\n" in text
+    assert not any(words in text for words in (TENSORS, "written to", "not searched", "stopped early"))
 
 
 def test_of_many_triggers_the_first_are_listed(triggered: Result, patch: TriggerInfo) -> None:
