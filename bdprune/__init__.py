@@ -60,6 +60,7 @@ if TYPE_CHECKING:
     from bdprune.registry import purifier as purifier
     from bdprune.report import Writer as Writer
     from bdprune.report import html_page as html_page
+    from bdprune.runtime import Budget as Budget
 
 __version__ = "0.2.0"
 
@@ -86,6 +87,7 @@ _HOMES = {
     ),
     "registry": ("detector", "purifier"),
     "report": ("Writer", "html_page"),
+    "runtime": ("Budget",),
 }
 """Public names by the package that defines them."""
 

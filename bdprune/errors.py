@@ -60,6 +60,10 @@ class TrainingError(BdpruneError):
     """An optimisation produced NaN or infinite values and could not recover."""
 
 
+class BudgetError(BdpruneError):
+    """The time of the budget does not suffice for a piece of work, which was not done or not finished."""
+
+
 def first_line(error: BaseException) -> str:
     """The first line of an error's text, at most 300 characters of it, for use in a message."""
     return (str(error).strip().splitlines() or [""])[0][:300]

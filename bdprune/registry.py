@@ -15,7 +15,7 @@ from importlib.metadata import EntryPoint, entry_points
 from typing import TYPE_CHECKING, Any, Literal, cast
 
 from bdprune.errors import OptionError
-from bdprune.record import COSTS
+from bdprune.record import COSTS, LEVELS
 
 if TYPE_CHECKING:
     from bdprune.methods import Detector, Method, Purifier
@@ -55,9 +55,14 @@ def method_class(kind: Kind, name: str) -> type[Method]:
 
 
 def methods(kind: Kind) -> list[MethodInfo]:
-    """The descriptions of all methods, the cheapest first, as a scan runs them."""
-    found = [method_class(kind, name).info(name) for name in _sound(kind)]
-    return sorted(found, key=lambda one: COSTS.index(one.cost))
+    """The descriptions of all methods, in the order in which a scan runs them (:func:`_rank`)."""
+    return sorted((method_class(kind, name).info(name) for name in _sound(kind)), key=_rank)
+
+
+def _rank(method: MethodInfo | Method) -> tuple[int, int]:
+    """The place of a method in a scan: those of a small budget come first, and among them the cheap ones."""
+    level = getattr(method, "level", None)
+    return LEVELS.index(level) if level else 0, COSTS.index(method.cost)
 
 
 def unusable(kind: Kind) -> dict[str, str]:
@@ -111,7 +116,7 @@ def purifier(name: str, preset: str | None = None, **settings: Any) -> Purifier:
 
 
 def chosen_detectors(chosen: Sequence[str | Detector] | str | None, defaults: Mapping[str, Any]) -> list[Detector]:
-    """The chosen detectors in the order given; None chooses all, the cheapest first.
+    """The chosen detectors in the order given; None chooses all, in the order of :func:`methods`.
 
     Args:
         chosen: names, detectors, or comma-separated names.
@@ -130,7 +135,7 @@ def chosen_detectors(chosen: Sequence[str | Detector] | str | None, defaults: Ma
     invalid = [one for one in found if inspect.isclass(one) or getattr(one, "kind", None) != "detector"]
     if invalid:
         raise OptionError(f"{invalid[0]!r} is not a detector.", "Give a name, or an instance of bdprune.Detector.")
-    return sorted(found, key=lambda one: COSTS.index(one.cost)) if wanted is None else found
+    return sorted(found, key=_rank) if wanted is None else found
 
 
 def chosen_purifier(

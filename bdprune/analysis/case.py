@@ -25,6 +25,7 @@ from bdprune.data import CleanData
 from bdprune.errors import BdpruneError, DataError, OptionError
 from bdprune.model import Model
 from bdprune.record import Attachment
+from bdprune.runtime import Budget
 
 T = TypeVar("T")
 T_co = TypeVar("T_co", covariant=True)
@@ -97,6 +98,7 @@ class Case:
             code.
         attachments: bytes by their SHA-256, filled by :meth:`attach`.
         keeps: whether to keep attachments that are as large as the model, such as an unlearned model.
+        budget: how thorough the work on the case is, and how long it may take.
 
     Raises:
         DataError: the images or labels do not fit the model.
@@ -116,6 +118,7 @@ class Case:
     own_memo: Memo | None = None
     attachments: dict[str, bytes] = field(default_factory=dict, repr=False)
     keeps: bool = False
+    budget: Budget = field(default_factory=Budget)
 
     def __post_init__(self) -> None:
         """Rejects input that would give a meaningless score."""
@@ -149,7 +152,8 @@ class Case:
     def key(self, analysis: Analysis[Any]) -> Hashable:
         """The key of the result in the memo."""
         data = self.data.digest if analysis.uses_data and self.data is not None else ""
-        return self.digest, str(self.model.device), data, analysis
+        budget = (self.budget,) if analysis.uses_budget else ()
+        return self.digest, str(self.model.device), data, analysis, *budget
 
     @property
     def key_of_all(self) -> tuple[str, str]:
@@ -169,8 +173,17 @@ class Case:
 
     def with_data(self, data: CleanData) -> Case:
         """The same model with other images, such as a part of them."""
-        other = replace(self, data=data, own_memo=self.memo)
-        other.__dict__["digest"] = self.digest
+        return self._changed(data=data)
+
+    def with_budget(self, budget: Budget) -> Case:
+        """The same case with another budget."""
+        return self._changed(budget=budget)
+
+    def _changed(self, **fields: Any) -> Case:
+        """The same model with other fields; the digest is not computed again."""
+        other = replace(self, **fields, own_memo=self.memo)
+        if "digest" in self.__dict__:
+            other.__dict__["digest"] = self.digest
         return other
 
     def in_order(self) -> Case:
@@ -179,7 +192,7 @@ class Case:
 
     def with_model(self, model: Model) -> Case:
         """Another form of the model with the same images."""
-        return Case(model, self.data, self.memo, self.attachments, self.keeps)
+        return Case(model, self.data, self.memo, self.attachments, self.keeps, self.budget)
 
     def attach(self, name: str, tensors: Mapping[str, Tensor]) -> Attachment:
         """Keeps tensors, as safetensors, and returns their record."""
@@ -206,6 +219,9 @@ class Analysis(ABC, Generic[T_co]):
 
     uses_data: ClassVar[bool] = True
     """Whether the result depends on the clean images."""
+
+    uses_budget: ClassVar[bool] = False
+    """Whether the result depends on the budget, so that one of a shorter search is not taken for a full one."""
 
     batch_size: int = 0
     """Images of each model in a step of training; 0 for an analysis that does not train."""

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import math
+import time
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import KW_ONLY, dataclass, field, replace
 from typing import TypeAlias
 
 import torch
 from torch import Tensor
 
+from bdprune.analysis.class_order import Better, in_text_order, relabel
 from bdprune.analysis.size import Feed, Trial, accuracy_of, beyond_chance, choose, first, logits_of, percent, trial_of
-from bdprune.data import CleanData, order_pairs, start_of_text_order, text_order
-from bdprune.errors import DataError
+from bdprune.data import CleanData, text_order
+from bdprune.errors import BudgetError, DataError
 from bdprune.model import GRAY_ONLY, NORMALIZATIONS, Model, Normalization, normalization_name
+from bdprune.runtime import Budget
 
 __all__ = ["Sanity", "Trial", "check_sanity"]
 
@@ -20,11 +24,11 @@ __all__ = ["Sanity", "Trial", "check_sanity"]
 _SCREEN_IMAGES = 64
 _FINAL_IMAGES = 200
 _FINALISTS = 6
-_FEW_FOR_GUESS = 16
+_PART = 32  # images between two looks at the time
+_NO_LIMIT = Budget()
 _LOOK_ELSEWHERE = (
     "Check that the images show the model's own classes, in its label order, in its size and with its preprocessing."
 )
-_PASS_MAP = "Write the map under data.sanity.class_map in the JSON report to a file, and pass --class-order FILE.json."
 
 
 @dataclass(frozen=True)
@@ -58,19 +62,6 @@ _Tried: TypeAlias = tuple[Feed, Trial, Tensor]
 """A feed, its trial, and its hits ([N] bool)."""
 
 
-@dataclass(frozen=True)
-class _Better:
-    """An input that fits better: its trial, its description in a sentence, and the advice to the reader."""
-
-    trial: Trial
-    how: str
-    hint: str
-    normalization: Normalization | None = None
-    class_map: Mapping[int, int] = field(default_factory=dict)
-    on: str = ""
-    """The images of the trial if it used only some of them, as in `` on 200 of them``."""
-
-
 def check_sanity(
     model: Model,
     data: CleanData,
@@ -80,6 +71,7 @@ def check_sanity(
     margin: float = 0.1,
     max_images: int = 500,
     seed: int = 0,
+    budget: Budget = _NO_LIMIT,
 ) -> Sanity:
     """Checks that the clean accuracy is sane, and looks for the mistake if it is not.
 
@@ -98,13 +90,14 @@ def check_sanity(
         margin: minimum gain in accuracy (0-1) for a correction to count.
         max_images: images used for the accuracy.
         seed: seed for the choice of images.
+        budget: its deadline limits the time: the check takes at most a third of it, and uses fewer images if need be.
 
     Raises:
         DataError: no images, images not of the model's input shape, or a label outside its classes.
     """
     _check_fit(model, data)
     chosen = choose(data, max_images, torch.Generator().manual_seed(seed))
-    logits = logits_of(model, chosen.images)
+    chosen, logits, budget = _measured(model, chosen, budget)
     accuracy = accuracy_of(logits, chosen.labels)
     if not logits.isfinite().all():
         return Sanity(accuracy, False, "The model's logits are NaN or infinite.", "Its weights are broken.")
@@ -115,11 +108,41 @@ def check_sanity(
     if accuracy >= good:
         return replace(found, message=f"{found.message}.")
     needed = max(least, accuracy + margin)
-    better, tried = _explain(model, chosen, logits, needed, good, sane=found.ok)
+    try:
+        better, tried = _explain(_Search(model, budget, needed, sane=found.ok), chosen, logits, good)
+    except BudgetError:
+        return _unexplained(found)
     return _judged(replace(found, tried=tried), better)
 
 
-def _judged(found: Sanity, better: _Better | None) -> Sanity:
+def _measured(model: Model, data: CleanData, budget: Budget) -> tuple[CleanData, Tensor, Budget]:
+    """The images that the time suffices for, their logits, and the budget of the rest of the check.
+
+    A third of the time that is left is for the whole check, and half of that for the accuracy as given.
+    """
+    if math.isinf(budget.remaining):
+        return data, logits_of(model, data.images), budget
+    limit = budget.less(budget.remaining * 2 / 3)
+    half = limit.less(limit.remaining / 2)
+    parts: list[Tensor] = []
+    for images in data.images.split(_PART):
+        if parts and not half.remaining:
+            break
+        parts.append(logits_of(model, images))
+    logits = torch.cat(parts)
+    return first(data, len(logits)), logits, limit
+
+
+def _unexplained(found: Sanity) -> Sanity:
+    """The result where the time did not suffice to try other input formats."""
+    why = "the time of the budget did not suffice to try other input formats"
+    if found.ok:
+        return replace(found, message=f"{found.message}; {why}.")
+    hint = f"Allow more with --budget. {_LOOK_ELSEWHERE}"
+    return replace(found, message=f"{found.message}, too low for any verdict; {why}.", suggestion=hint)
+
+
+def _judged(found: Sanity, better: Better | None) -> Sanity:
     """Completes ``found``, whose message is the beginning of a sentence, with the correction that fits better."""
     if better is not None:
         message = f"{found.message}, but {percent(better.trial.accuracy)}{better.on} with {better.how}."
@@ -148,20 +171,34 @@ def _check_fit(model: Model, data: CleanData) -> None:
         )
 
 
-def _explain(
-    model: Model, data: CleanData, logits: Tensor, needed: float, good: float, *, sane: bool
-) -> tuple[_Better | None, tuple[Trial, ...]]:
-    """The correction with an accuracy of ``needed`` or more, and everything tried."""
+@dataclass(frozen=True)
+class _Search:
+    """The search for a better input format: the model, its time, and what a correction must reach."""
+
+    model: Model
+    budget: Budget
+    needed: float
+    _: KW_ONLY
+    sane: bool
+
+
+def _explain(search: _Search, data: CleanData, logits: Tensor, good: float) -> tuple[Better | None, tuple[Trial, ...]]:
+    """The correction with the needed accuracy, and everything tried.
+
+    Raises:
+        BudgetError: the time does not suffice to try everything.
+    """
+    model, needed, sane = search.model, search.needed, search.sane
     right = logits.argmax(1) == data.labels.cpu()
     resized = _other_size(data, model.input_shape[0], right.double().mean().item(), needed)
     if resized is not None:
         return resized, (resized.trial,)
-    relabelled = _relabel(logits, data, right, needed, sane=sane)
+    relabelled = relabel(logits, data, right, needed, sane=sane)
     if relabelled is not None and relabelled.trial.accuracy >= good:
         return relabelled, (relabelled.trial,)
-    refed, tried = _retry(model, data, right, needed, sane=sane)
+    refed, tried = _retry(search, data, right)
     if refed is None and relabelled is None and not sane:
-        refed, more = _retry_in_text_order(model, data, right, needed)
+        refed, more = _retry_in_text_order(search, data, right)
         tried = (*more, *tried)
     if relabelled is None:
         return refed, tried
@@ -169,27 +206,26 @@ def _explain(
     return (refed if refed and refed.trial.accuracy > relabelled.trial.accuracy else relabelled), tried
 
 
-def _retry_in_text_order(
-    model: Model, data: CleanData, right: Tensor, needed: float
-) -> tuple[_Better | None, tuple[Trial, ...]]:
+def _retry_in_text_order(search: _Search, data: CleanData, right: Tensor) -> tuple[Better | None, tuple[Trial, ...]]:
     """Normalisation and class order at once: two mistakes that hide each other."""
-    order = text_order(model.num_classes)
+    num_classes = search.model.num_classes
+    order = text_order(num_classes)
     if data.class_order or all(label == place for label, place in order.items()):
         return None, ()
     placed = torch.tensor([order[label] for label in data.labels.tolist()])
-    found, tried = _retry(model, replace(data, labels=placed), right, needed, sane=False)
+    found, tried = _retry(search, replace(data, labels=placed), right)
     if found is None:
         return None, ()
     name = f"{found.trial.name}, class order text"
     hint = f"{found.hint.removesuffix('.')} and pass --class-order text."
     class_map = {label: order[label] for label in data.class_counts}
-    how = f"{found.how} and {_in_text_order(model.num_classes)}"
+    how = f"{found.how} and {in_text_order(num_classes)}"
     trial = replace(found.trial, name=name)
     better = replace(found, trial=trial, how=how, hint=hint, class_map=class_map)
     return better, (trial, *tried[1:])
 
 
-def _other_size(data: CleanData, channels: int, accuracy: float, needed: float) -> _Better | None:
+def _other_size(data: CleanData, channels: int, accuracy: float, needed: float) -> Better | None:
     """A size whose gain is large enough. It was tried on other images, so only its gain counts, not its accuracy."""
     other = data.other_size
     if other is None or accuracy + other.accuracy - other.accuracy_now < needed:
@@ -197,31 +233,33 @@ def _other_size(data: CleanData, channels: int, accuracy: float, needed: float) 
     size = f"{other.size[0]}x{other.size[1]}"
     trial = Trial(f"size {size}", other.accuracy, other.loss, other.images)
     how = f"images of {size} (instead of {percent(other.accuracy_now)} on the same {other.images} images)"
-    return _Better(trial, how, f"Pass --input-shape {channels}x{size}.")
+    return Better(trial, how, f"Pass --input-shape {channels}x{size}.")
 
 
-def _retry(
-    model: Model, data: CleanData, right: Tensor, needed: float, *, sane: bool
-) -> tuple[_Better | None, tuple[Trial, ...]]:
-    """The best suspect if its accuracy is ``needed`` or more, and everything tried.
+def _retry(search: _Search, data: CleanData, right: Tensor) -> tuple[Better | None, tuple[Trial, ...]]:
+    """The best suspect if it has the needed accuracy, and everything tried.
 
-    All suspects are tried on a few images, the best of them on more. If the model is ``sane`` as given (``right`` [N]
+    All suspects are tried on a few images, the best of them on more. If the model is sane as given (``right`` [N]
     bool: its hits), a suspect must also be significantly better: McNemar's test on the images where the two differ, at
     three standard deviations, because one of twenty suspects is likely to be better by chance.
+
+    Raises:
+        BudgetError: the time does not suffice to try all suspects.
     """
-    screened = _try_all(model, first(data, _SCREEN_IMAGES), _suspects(model))
+    model = search.model
+    screened = _try_all(search, first(data, _SCREEN_IMAGES), _suspects(model))
     least = screened[0][1].accuracy - 0.1
     finalists = [feed for feed, trial, _ in screened[:_FINALISTS] if trial.accuracy >= least]
-    finals = _try_all(model, first(data, _FINAL_IMAGES), finalists)
+    finals = _try_all(search, first(data, _FINAL_IMAGES), finalists)
     rest = [trial for feed, trial, _ in screened if feed not in finalists]
     tried = (*(trial for _, trial, _ in finals), *rest)
     (feed, best, hits), equals = _prefer(finals)
-    if best.accuracy < needed or (sane and not beyond_chance(hits, right[: len(hits)])):
+    if best.accuracy < search.needed or (search.sane and not beyond_chance(hits, right[: len(hits)])):
         return None, tried
     also = f" (about as good: {', '.join(equals)})" if equals else ""
     on = f" on {best.images} of them" if best.images < len(data) else ""
     how = f"normalisation {best.name}{also}"
-    return _Better(best, how, _remedy(feed, model), feed.normalization, on=on), tried
+    return Better(best, how, _remedy(feed, model), feed.normalization, on=on), tried
 
 
 def _suspects(model: Model) -> list[Feed]:
@@ -235,9 +273,17 @@ def _suspects(model: Model) -> list[Feed]:
     return [feed for feed in feeds if feed != Feed(given)]
 
 
-def _try_all(model: Model, data: CleanData, feeds: list[Feed]) -> list[_Tried]:
-    """Every feed on ``data``, best first; ties keep their order."""
-    outcomes = [(feed, logits_of(model, data.images, feed)) for feed in feeds]
+def _try_all(search: _Search, data: CleanData, feeds: list[Feed]) -> list[_Tried]:
+    """Every feed on ``data``, best first; ties keep their order.
+
+    Raises:
+        BudgetError: the time does not suffice.
+    """
+    outcomes, start = [], time.perf_counter()
+    for done, feed in enumerate(feeds):
+        pace = (time.perf_counter() - start) / done if done else 0.0
+        search.budget.check(pace * (len(feeds) - done))
+        outcomes.append((feed, logits_of(search.model, data.images, feed)))
     labels = data.labels.cpu()
     tried = [(feed, trial_of(feed.name, logits, labels), logits.argmax(1) == labels) for feed, logits in outcomes]
     return sorted(tried, key=lambda entry: (-entry[1].accuracy, entry[1].loss))
@@ -261,105 +307,3 @@ def _remedy(feed: Feed, model: Model) -> str:
     )
     text = " and ".join(parts)
     return f"{text[0].upper()}{text[1:]}."
-
-
-_Guess: TypeAlias = tuple[_Better, Tensor]
-"""A class order with its trial, and its hits ([N] bool)."""
-
-
-def _relabel(logits: Tensor, data: CleanData, right: Tensor, needed: float, *, sane: bool) -> _Better | None:
-    """Labels that are right except for the class order: text order, a constant shift, or any other order."""
-    for guess in (_named_order, _shifted, _reordered):
-        found = guess(logits, data)
-        if found is None:
-            continue
-        better, hits = found
-        if better.trial.accuracy >= needed and (not sane or beyond_chance(hits, right)):
-            return better
-    return None
-
-
-def _named_order(logits: Tensor, data: CleanData) -> _Guess | None:
-    """Text order, or the original order if the data were renumbered. A single guess needs few images."""
-    num_classes = logits.shape[1]
-    if not data.class_order:
-        how = _in_text_order(num_classes)
-        return _guess_of(logits, data, text_order(num_classes), "class order text", how, "Pass --class-order text.")
-    back = {place: label for label, place in data.class_order.items()}
-    if not all(back.get(label, num_classes) < num_classes for label in data.class_counts):
-        return None
-    how = "the original labels of the data"
-    return _guess_of(logits, data, back, "class order number", how, "Omit --class-order.")
-
-
-def _in_text_order(num_classes: int) -> str:
-    return f"the classes in text order ({start_of_text_order(num_classes)})"
-
-
-def _shifted(logits: Tensor, data: CleanData) -> _Guess | None:
-    num_classes, labels = logits.shape[1], data.labels.cpu()
-    if len(labels) < _FEW_FOR_GUESS:
-        return None
-    steps = (logits.argmax(1) - labels) % num_classes
-    shift = int(torch.bincount(steps, minlength=num_classes).argmax())
-    if not shift:
-        return None
-    signed = shift if shift <= num_classes // 2 else shift - num_classes
-    hint = f"Add {signed} to every label." if signed > 0 else f"Subtract {-signed} from every label."
-    order = {label: (label + shift) % num_classes for label in range(num_classes)}
-    return _guess_of(logits, data, order, f"labels {signed:+d}", f"labels {signed:+d}", hint)
-
-
-def _reordered(logits: Tensor, data: CleanData) -> _Guess | None:
-    """The order suggested by the predictions.
-
-    Each half of the images is tested with the order suggested by the other half. Otherwise a confused model would seem
-    to have another order, because on a few images any confusion matches some order.
-    """
-    labels, evidence = data.labels.cpu(), logits.softmax(1).double()
-    if len(labels) < _FEW_FOR_GUESS:
-        return None
-    half = _halves(labels)
-    hits = torch.zeros(len(labels), dtype=torch.bool)
-    for held in (half, ~half):
-        order = _assign(evidence[~held], labels[~held])
-        wanted = torch.tensor([order.get(label, -1) for label in labels[held].tolist()])
-        hits[held] = logits[held].argmax(1) == wanted
-    order = _assign(evidence, labels)
-    how = f"labels in another order ({order_pairs(order)})"
-    better, _ = _guess_of(logits, data, order, "labels in another order", how, _PASS_MAP)
-    return replace(better, trial=replace(better.trial, accuracy=hits.double().mean().item())), hits
-
-
-def _halves(labels: Tensor) -> Tensor:
-    """Every other image of every class, as a mask ([N] bool)."""
-    half = torch.zeros(len(labels), dtype=torch.bool)
-    for label in torch.unique(labels).tolist():
-        half[(labels == label).nonzero().flatten()[::2]] = True
-    return half
-
-
-def _assign(evidence: Tensor, labels: Tensor) -> dict[int, int]:
-    """One label of the model for each label that occurs, all different, the most certain pair first.
-
-    Args:
-        evidence: ``[N, K]``, the predicted share of each label of the model.
-        labels: ``[N]``.
-    """
-    present, rows = torch.unique(labels, return_inverse=True)
-    table = torch.zeros((len(present), evidence.shape[1]), dtype=evidence.dtype).index_add_(0, rows, evidence)
-    order: dict[int, int] = {}
-    for _ in range(len(present)):
-        row, column = divmod(int(table.argmax()), table.shape[1])
-        order[int(present[row])] = column
-        table[row], table[:, column] = -1, -1
-    return order
-
-
-def _guess_of(logits: Tensor, data: CleanData, order: Mapping[int, int], name: str, how: str, hint: str) -> _Guess:
-    """``order`` as a possible correction; its map is from the labels of the source."""
-    placed = torch.tensor([order[label] for label in data.labels.tolist()])
-    source = {place: label for label, place in data.class_order.items()}
-    class_map = {source.get(label, label): order[label] for label in data.class_counts}
-    better = _Better(trial_of(name, logits, placed), how, hint, class_map=class_map)
-    return better, logits.argmax(1) == placed

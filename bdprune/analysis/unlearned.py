@@ -141,12 +141,13 @@ class Unlearning(Analysis[Unlearned]):
     def compute(self, case: Case) -> Unlearned:
         if self.plain:
             return case.with_model(case.get(PlainForm())).get(replace(self, plain=False))
-        return unlearn(case.model, case.images, self.settings, self.seed, self.precision)
+        return unlearn(case.model, case.images, self.settings, self.seed, self.precision, case.budget)
 
     def compute_stack(self, cases: Sequence[Case]) -> Sequence[Unlearned | BdpruneError]:
         """All models in the same steps."""
         models = [case.get(PlainForm()) if self.plain else case.model for case in cases]
-        outcomes = unlearn_stack(models, cases[0].images, self.settings, self.seed, self.precision)
+        first = cases[0]
+        outcomes = unlearn_stack(models, first.images, self.settings, self.seed, self.precision, first.budget)
         for case, model, outcome in zip(cases, models, outcomes, strict=True):
             if self.plain and model is case.model and not isinstance(outcome, BdpruneError):
                 case.memo.put(case.key(replace(self, plain=False)), outcome)

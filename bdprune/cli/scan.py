@@ -29,7 +29,15 @@ _GIVES = ("scan", "coverage")  # kinds of documents
 @click.option(
     "--detectors",
     type=options.Names(lambda: names("detector")),
-    help="Detectors to run, separated by commas; `bdprune detectors` describes them.  [default: all]",
+    help="Detectors to run, separated by commas; `bdprune detectors` describes them.  [default: those of the budget]",
+)
+@click.option(
+    "--budget",
+    metavar="fast|default|full|SECONDS",
+    default="default",
+    show_default=True,
+    help="How far to go: which detectors run and how thorough they are; or a time for each model, as in 300, 90s or "
+    "5m. A scan ends earlier if its verdict is sure. The findings name what was left out.",
 )
 @options.precision_option("the detectors that train")
 @click.option("--timeout", type=float, metavar="SECONDS", help="Time limit for each model.  [default: none]")

@@ -24,6 +24,8 @@ class LipschitzDetector(Detector):
     paper = "Zheng et al., Data-free Backdoor Removal based on Channel Lipschitzness, ECCV 2022, arXiv 2208.03111"
     needs = Needs(images="none", minimum=0)
     cost = "weights"
+    sign = "filters"
+    level = "fast"
     limits = "It finds backdoors in a single strong filter. Most are spread over several and stay below its threshold."
     rule = Rule(
         id="BD020",

@@ -30,12 +30,19 @@ class SuspiciousnessDetector(Detector):
     paper = "arXiv 2311.07417"
     needs = Needs(images="labelled")
     cost = "forward"
+    sign = "filters"
+    level = "fast"
     limits = "Its high threshold avoids false alarms on clean networks, but it also misses most backdoored ones."
     rule = Rule(
         id="BD020",
         name="outlying-filter",
         help="A filter responds far more strongly than the others of its layer, as filters of a trigger do.",
     )
+
+    def work(self, case: Case) -> float:
+        """The statistics of the filters take about as long as the forward passes themselves."""
+        classes = case.model.num_classes
+        return 2.0 * min(max(self.max_images // classes, 1) * classes, len(case.images))
 
     def __call__(self, case: Case) -> Evidence:
         """Scores the filters on a few of the clean images.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import statistics
+import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -13,6 +14,7 @@ import torch
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from bdprune.analysis import SCAN_UNLEARNING, Case, Unlearning, tensors_of
+from bdprune.errors import BudgetError
 from bdprune.loops import (
     Unlearned,
     UnlearnSettings,
@@ -25,13 +27,19 @@ from bdprune.loops import (
 )
 from bdprune.methods import Detector, Steps
 from bdprune.record import Attachment, Evidence, Needs, Rule
-from bdprune.runtime import DEFAULT, Precision
+from bdprune.runtime import DEFAULT, Budget, Precision
 
 _FULL = 500
 """With this many images or more, the spread of a run is as measured; with fewer it is larger."""
 
 _FEW, _FEW_RUNS = 300, 3
 """Below this number of images, make at least this number of runs: a standard error needs more than one."""
+
+_TYPICAL_STEPS = 25
+"""Steps of a run, for an estimate of its time."""
+
+_PASSES = 3
+"""Forward passes of an image that take as long as its step of training."""
 
 _MANY = 10
 """From this number of classes on, the threshold does not depend on their number."""
@@ -57,7 +65,8 @@ class UnlearningDetector(Detector):
     it is near if the mean lead is within ``margin / sqrt(n)`` of the threshold. The leads of single runs have a
     standard deviation of about 0.02, so the default margin is two and a half standard errors. With fewer than 500
     images the margin is larger, by the square root of 500 over their number. With fewer than 300 images there are at
-    least three runs.
+    least three runs. The budget ``fast`` makes no more runs than that, and no run starts that does not fit into the
+    time of a budget.
 
     The label is named only if it also leads in both halves of the steps (in some networks the leader changes), and only
     if the network collapses fast. Backdoored networks lose their task in a few passes. Clean networks keep it longer,
@@ -99,7 +108,8 @@ class UnlearningDetector(Detector):
     needs = Needs(images="labelled", minimum=100)
     cost = "training"
     label = True
-    decisive = True
+    sign = "collapse"
+    level = "fast"
     rule = Rule(
         id="BD030",
         name="unlearned-label",
@@ -119,15 +129,23 @@ class UnlearningDetector(Detector):
         """Unlearns copies of the model, in one or more orders of the images, and reads the trajectories.
 
         Raises:
+            BudgetError: the time does not suffice for one run.
             DataError: there are no clean images, or too few.
             TrainingError: a run had no finite step.
         """
         data = self.check(case)
         assert data is not None
         runs: list[Unlearned] = []
-        for seed in self._seeds():
-            runs.append((yield Unlearning(self.unlearning, seed, self.precision, plain=True)))
-            if self._is_settled(runs, len(data)):
+        for seed in self._seeds(self._most_runs(case.budget, len(data))):
+            start = time.perf_counter()
+            try:
+                runs.append((yield Unlearning(self.unlearning, seed, self.precision, plain=True)))
+            except BudgetError:
+                if not runs:
+                    raise
+                break
+            took = time.perf_counter() - start
+            if self._is_settled(runs, len(data)) or took > case.budget.remaining:
                 break
         return msgspec.structs.replace(self.read(runs, len(data)), attachments=_kept(case, runs[0]))
 
@@ -159,11 +177,20 @@ class UnlearningDetector(Detector):
             },
         )
 
-    def _seeds(self) -> Iterator[int]:
+    def work(self, case: Case) -> float:
+        """One run of typical length."""
+        images = min(self.unlearning.batch_size, len(case.images))
+        return float(_TYPICAL_STEPS * images * _PASSES)
+
+    def _most_runs(self, budget: Budget, images: int) -> int:
+        few = _FEW_RUNS if images < _FEW else 1
+        return min(self.max_runs, few) if budget.level == "fast" else self.max_runs
+
+    def _seeds(self, count: int) -> Iterator[int]:
         """The detector's own seed for the first run, and seeds drawn from it for the others."""
         yield self.seed
         generator = torch.Generator().manual_seed(self.seed)
-        for _ in range(self.max_runs - 1):
+        for _ in range(count - 1):
             yield int(torch.randint(2**62, (), generator=generator))
 
     def _is_settled(self, runs: Sequence[Unlearned], images: int) -> bool:

@@ -22,10 +22,12 @@ from bdprune.pipeline import (
     silent,
     with_saved_attachments,
 )
-from bdprune.record import ATTENTION, Result
+from bdprune.record import ATTENTION, LEVELS, Result
 from bdprune.registry import chosen_detectors, unusable
+from bdprune.runtime import Budget, parse_budget
 
 Folder = str | os.PathLike[str] | None
+Limit = str | float | Budget | None
 
 
 def scan(
@@ -33,6 +35,7 @@ def scan(
     data: DataSource = None,
     *,
     detectors: Sequence[str | Detector] | str | None = None,
+    budget: Limit = None,
     timeout: float | None = None,
     attachments: Folder = None,
     progress: Progress | None = None,
@@ -47,7 +50,10 @@ def scan(
         model: path of a checkpoint, a module, or the model that ``bdprune.load`` returned.
         data: labelled clean images: a class-per-folder tree, an ``.npz`` or parquet file, a torch Dataset or
             ``CleanData``. Without data, only data-free detectors run and the verdict is never ``clean``.
-        detectors: names, detectors, or comma-separated names; None runs all, the cheapest first.
+        detectors: names, detectors, or comma-separated names, which all run. None runs those of the budget, the
+            cheapest first, until the verdict is sure.
+        budget: ``fast``, ``default`` (also None) or ``full``: which detectors run and how thorough they are; or the
+            seconds that the scan of one model may take. Findings name what does not fit.
         timeout: time limit in seconds, after which the verdict is ``error``. The scan then runs in its own process,
             so a script that uses it needs the usual ``if __name__ == "__main__":``.
         attachments: folder for the detectors' tensors and pictures, such as a trigger; None writes none.
@@ -68,7 +74,7 @@ def scan(
     """
     if timeout is not None:
         check_sendable(model)
-    run = _run([model], _job(data, detectors, options), timeout, None, progress or silent, attachments)
+    run = _run([model], _job(data, detectors, options, budget), timeout, None, progress or silent, attachments)
     return min(run, key=lambda one: (ATTENTION.index(one.verdict), -(one.risk or 0.0)))
 
 
@@ -77,6 +83,7 @@ def scan_many(
     data: DataSource = None,
     *,
     detectors: Sequence[str | Detector] | str | None = None,
+    budget: Limit = None,
     timeout: float | None = None,
     stack: int | str | StackOptions = "auto",
     attachments: Folder = None,
@@ -91,19 +98,28 @@ def scan_many(
     Args:
         stack: maximum number of models of one architecture in a stack, which are scanned in one batch. 1 scans one
             model at a time; ``auto`` uses stacks if a short trial finds them faster. ``StackOptions`` also sets the
-            memory limit. With a time limit, a stack may take the sum of the times of its models.
+            memory limit. With a time limit or a budget in seconds, a stack may take the sum of the times of its models.
     """
     stacks = stack if isinstance(stack, StackOptions) else StackOptions(stack)
-    return _run(models, _job(data, detectors, options), timeout, stacks, progress or silent, attachments)
+    return _run(models, _job(data, detectors, options, budget), timeout, stacks, progress or silent, attachments)
 
 
-def _job(data: DataSource, detectors: Sequence[str | Detector] | str | None, options: OptionNames) -> Job:
+def _job(
+    data: DataSource, detectors: Sequence[str | Detector] | str | None, options: OptionNames, budget: Limit
+) -> Job:
     """The settings that all models share, checked before the first model is loaded."""
+    limit = parse_budget(budget)
     known = options_from(options, "scan")
     known.check()
-    chosen = chosen_detectors(detectors, {"seed": known.seed, "precision": known.precision})
-    broken = unusable("detector") if detectors is None else {}
-    return Job(CleanSource(data, known), chosen, known, broken)
+    every = chosen_detectors(detectors, {"seed": known.seed, "precision": known.precision})
+    clean = CleanSource(data, known)
+    if detectors is not None:
+        return Job(clean, every, known, budget=limit)
+    reach = LEVELS.index(limit.level)
+    chosen = [one for one in every if LEVELS.index(one.level) <= reach]
+    # A fast scan is less than users expect of a scan, so it names what it leaves out.
+    beyond = [one.id for one in every if one not in chosen and limit.level == "fast"]
+    return Job(clean, chosen, known, unusable("detector"), limit, beyond, stops=True)
 
 
 def _run(

@@ -5,6 +5,7 @@ The trajectory shows which label the wrong predictions concentrate on (RNP, Sect
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
@@ -17,6 +18,7 @@ from bdprune.errors import TrainingError
 from bdprune.model import Model
 from bdprune.runtime import (
     DEFAULT,
+    Budget,
     OneModel,
     Plan,
     Precision,
@@ -167,8 +169,16 @@ _HALF_WAY = 0.6
 """Share of the first accuracy where backdoor filters have moved, and others less (docs/explanation/unlearning.md)."""
 
 
+_NO_LIMIT = Budget()
+
+
 def unlearn(
-    model: Model, data: CleanData, settings: UnlearnSettings, seed: int = 0, precision: Precision = DEFAULT
+    model: Model,
+    data: CleanData,
+    settings: UnlearnSettings,
+    seed: int = 0,
+    precision: Precision = DEFAULT,
+    budget: Budget = _NO_LIMIT,
 ) -> Unlearned:
     """Maximises cross-entropy on ``data`` over all parameters of a copy of ``model``.
 
@@ -177,12 +187,14 @@ def unlearn(
 
     Args:
         precision: see :func:`bdprune.runtime.plan_for`.
+        budget: its deadline limits the time.
 
     Raises:
+        BudgetError: the time does not suffice.
         OptionError: an unknown precision.
         TrainingError: no step of the last attempt was finite.
     """
-    return only(unlearn_stack([model], data, settings, seed, precision))
+    return only(unlearn_stack([model], data, settings, seed, precision, budget))
 
 
 def unlearn_stack(
@@ -191,12 +203,14 @@ def unlearn_stack(
     settings: UnlearnSettings,
     seed: int = 0,
     precision: Precision = DEFAULT,
+    budget: Budget = _NO_LIMIT,
 ) -> list[Unlearned | TrainingError]:
     """The result of :func:`unlearn` for each model, or its error; several models share their steps.
 
     Models that need another attempt share it, each at its own learning rate.
 
     Raises:
+        BudgetError: the time does not suffice; no model then has a result.
         OptionError: an unknown precision.
         ValueError: the models cannot be stacked.
     """
@@ -207,7 +221,7 @@ def unlearn_stack(
     while pending:
         tried = list(pending)
         some = [models[index] for index in tried]
-        ascent = _Ascent(trainer(some, few), settings, [stop_accuracies[index] for index in tried])
+        ascent = _Ascent(trainer(some, few), settings, [stop_accuracies[index] for index in tried], budget)
         rates = [pending[index].lr for index in tried]
         for index, outcome in zip(tried, ascent.run(some, data, rates, seed, precision), strict=True):
             attempt = pending.pop(index).after(*outcome, settings.min_steps)
@@ -255,8 +269,11 @@ class _Attempt:
 class _Ascent:
     """One attempt for all models, with the active and the failed models as flags on the device (bool ``[G]``)."""
 
-    def __init__(self, trained: Trained, settings: UnlearnSettings, stop_accuracies: Sequence[float]) -> None:
-        self._trained, self._settings = trained, settings
+    def __init__(
+        self, trained: Trained, settings: UnlearnSettings, stop_accuracies: Sequence[float], budget: Budget
+    ) -> None:
+        self._trained, self._settings, self._budget = trained, settings, budget
+        self._start, self._done = time.perf_counter(), 0
         device = next(trained.module.parameters()).device
         self._stop_accuracies = torch.tensor(stop_accuracies, dtype=torch.float64, device=device)
         self._accuracies = torch.zeros_like(self._stop_accuracies)  # their sum since the start of the epoch
@@ -280,6 +297,7 @@ class _Ascent:
         trained.lower_rates(settings.milestones.count(0))
         for epoch, done in enumerate(epochs(self._step, shuffled, self._going, trained.reads_back), 1):
             steps += done
+            self._budget.check()
             if settings.stop_on == "epoch":
                 self._going &= self._accuracies / len(done) > self._stop_accuracies
             self._accuracies.zero_()
@@ -300,6 +318,7 @@ class _Ascent:
 
         A model that has stopped, or whose next state would not be finite, does not change.
         """
+        self._keep_to_budget()
         logits = self._trained.logits(images)
         losses = mean_losses(logits, labels)
         moved = self._trained.move(-losses, self._going)
@@ -317,6 +336,13 @@ class _Ascent:
             if float(accuracies) <= _HALF_WAY * self._first:
                 self._half_way = self._trained.copy()
         return losses.detach(), moved, predicted
+
+    def _keep_to_budget(self) -> None:
+        """Gives up before a step if even the fewest steps that count do not fit at the pace of the steps so far."""
+        more = max(self._settings.min_steps - self._done, 1)
+        pace = (time.perf_counter() - self._start) / self._done if self._done else 0.0
+        self._budget.check(more * pace)
+        self._done += 1
 
 
 def _read(steps: Sequence[tuple[Tensor, ...]], models: Sequence[Model]) -> list[tuple[UnlearnStep, ...]]:

@@ -17,11 +17,11 @@ from typing import Any, ClassVar, Literal, Self
 
 from torch import Tensor
 
-from bdprune.analysis import Analysis, Case, layer_z_scores
+from bdprune.analysis import Analysis, Case, layer_z_scores, outcome_of
 from bdprune.data import CleanData
-from bdprune.errors import DataError, OptionError
+from bdprune.errors import BdpruneError, DataError, OptionError
 from bdprune.model import Model
-from bdprune.record import Attachment, Change, Cost, Evidence, Gift, MethodInfo, Needs, Rule, finite
+from bdprune.record import Attachment, Change, Cost, Evidence, Gift, Level, MethodInfo, Needs, Rule, Sign, finite
 
 Steps = Generator[Analysis[Any], Any, Evidence]
 """The analyses that a detector needs, one after another; each ``yield`` returns the result."""
@@ -138,7 +138,9 @@ class Detector(Method):
 
     Attributes:
         rule: rule id under which its findings are reported.
-        decisive: whether no finding on sane clean data makes a model clean, and a finding with a label backdoored.
+        sign: kind of its evidence (:data:`bdprune.record.SIGNS`). Two of the kinds in ``STRONG`` that name the same
+            label make a model backdoored; any other finding makes it suspicious.
+        level: least budget at which a scan runs it (:data:`bdprune.record.LEVELS`), unless it is asked for by name.
 
     Example:
         A subclass in another package is found by an entry point of the group ``bdprune.detectors``.
@@ -163,7 +165,8 @@ class Detector(Method):
     kind = "detector"
     gives: ClassVar[tuple[Gift, ...]] = ("detection",)
     rule: ClassVar[Rule] = Rule(id="BD010", name="suspicious-model", help="A detector sees signs of a backdoor.")
-    decisive: ClassVar[bool] = False
+    sign: ClassVar[Sign] = "other"
+    level: ClassVar[Level] = "default"
 
     def __call__(self, case: Case) -> Evidence:
         """The evidence from one model, independent of the order of the images.
@@ -172,13 +175,11 @@ class Detector(Method):
             BdpruneError: it cannot examine this model; a scan then records evidence without a score.
         """
         case = case.in_order()
-        steps, outcome = self.steps(case), None
-        while True:
-            try:
-                wanted = steps.send(outcome)
-            except StopIteration as done:
-                return done.value  # type: ignore[no-any-return]
-            outcome = case.get(wanted)
+        steps = self.steps(case)
+        found: Any = None
+        while isinstance(found := resumed(steps, found), Analysis):
+            found = outcome_of(lambda wanted=found: case.get(wanted))  # type: ignore[misc]
+        return found
 
     def steps(self, case: Case) -> Steps:
         """The same as a generator of the analyses that it needs (see the class)."""
@@ -194,9 +195,17 @@ class Detector(Method):
         """Images of each model in one training step, for memory estimates of a scan; 0 if it does not train."""
         return 0
 
+    def work(self, case: Case) -> float:
+        """The least work for useful evidence, in passes of one image forward through the model; 0 if it is negligible.
+
+        A step of training counts as three passes of each of its images. A scan with a time limit does not run a
+        detector that does not fit. One that can do less or more work gives the least here, and reads ``case.budget``.
+        """
+        return 0.0
+
     @classmethod
     def _more_info(cls) -> dict[str, Any]:
-        return {"rule": cls.rule, "decisive": cls.decisive, "stackable": cls.takes_stacks()}
+        return {"rule": cls.rule, "sign": cls.sign, "level": cls.level, "stackable": cls.takes_stacks()}
 
     def evidence(self, score: float, threshold: float, **more: Any) -> Evidence:
         """Evidence of this detector, flagged if the score is above the threshold.
@@ -222,6 +231,18 @@ class Detector(Method):
         attached = (case.attach("filter_scores", scores),) if scores else ()
         score = max(peaks.values(), default=0.0)
         return self.evidence(score, threshold, details={"layers": layers}, attachments=attached)
+
+
+def resumed(steps: Steps, outcome: Any) -> Analysis[Any] | Evidence:
+    """The detector's next analysis, or its evidence.
+
+    Args:
+        outcome: the result of the last analysis, or the error that it raised, which is raised at the ``yield``.
+    """
+    try:
+        return steps.throw(outcome) if isinstance(outcome, BdpruneError) else steps.send(outcome)
+    except StopIteration as done:
+        return done.value  # type: ignore[no-any-return]
 
 
 @dataclass(frozen=True)

@@ -6,8 +6,8 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from bdprune.analysis import Analysis, Case, outcome_of
-from bdprune.errors import BdpruneError
-from bdprune.methods.base import Detector, Steps
+from bdprune.errors import BdpruneError, BudgetError
+from bdprune.methods.base import Detector, resumed
 from bdprune.record import Evidence
 
 _Outcome = Evidence | BdpruneError
@@ -29,21 +29,13 @@ def examine_stack(detector: Detector, cases: Sequence[Case]) -> list[_Outcome]:
     while outcomes:
         wanted: dict[int, Analysis[Any]] = {}
         for place, outcome in outcomes.items():
-            answer = outcome_of(lambda place=place, outcome=outcome: _resumed(running[place], outcome))  # type: ignore[misc]
+            answer = outcome_of(lambda place=place, outcome=outcome: resumed(running[place], outcome))  # type: ignore[misc]
             if isinstance(answer, Analysis):
                 wanted[place] = answer
             else:
                 found[place] = answer
         outcomes = _computed(cases, wanted)
     return [found[place] for place in range(len(cases))]
-
-
-def _resumed(steps: Steps, outcome: Any) -> Analysis[Any] | Evidence:
-    """The detector's next analysis, or its evidence; raises an error at the detector's ``yield``."""
-    try:
-        return steps.throw(outcome) if isinstance(outcome, BdpruneError) else steps.send(outcome)
-    except StopIteration as done:
-        return done.value  # type: ignore[no-any-return]
 
 
 def _computed(cases: Sequence[Case], wanted: dict[int, Analysis[Any]]) -> dict[int, Any]:
@@ -61,7 +53,11 @@ def _of_stack(cases: Sequence[Case], places: Iterable[int], analysis: Analysis[A
     places = list(places)
     if len(places) < 2:
         return {place: outcome_of(lambda place=place: cases[place].get(analysis)) for place in places}  # type: ignore[misc]
-    outcomes = analysis.compute_stack([cases[place] for place in places])
+    outcomes: Sequence[Any]
+    try:
+        outcomes = analysis.compute_stack([cases[place] for place in places])
+    except BudgetError as error:
+        outcomes = [error] * len(places)
     found = dict(zip(places, outcomes, strict=True))  # checks the count before any result is kept under a wrong key
     for place, outcome in found.items():
         if not isinstance(outcome, BdpruneError):

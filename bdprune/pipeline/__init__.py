@@ -1,4 +1,5 @@
 from bdprune.pipeline.attachments import attachments_folder, with_saved_attachments
+from bdprune.pipeline.examination import Examination, Isolated, checked_evidence
 from bdprune.pipeline.inversion import Wanted, invert, recover_triggers
 from bdprune.pipeline.open import (
     CleanSource,
@@ -14,12 +15,11 @@ from bdprune.pipeline.open import (
 from bdprune.pipeline.repair import Repaired, purify
 from bdprune.pipeline.scan import (
     Clock,
-    Isolated,
     Job,
     Opened,
     Outcome,
     Progress,
-    checked_evidence,
+    concluded,
     detectors_for,
     examined,
     failure,
@@ -27,6 +27,8 @@ from bdprune.pipeline.scan import (
     scan_one,
     short_id,
     silent,
+    stage_of,
+    start_examination,
     survived,
 )
 from bdprune.pipeline.scores import score

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
@@ -16,7 +16,7 @@ import torch
 
 from bdprune.analysis import Case, Sanity, check_sanity
 from bdprune.data import CleanData
-from bdprune.errors import BdpruneError, first_line
+from bdprune.errors import BdpruneError
 from bdprune.methods import Detector, Method
 from bdprune.model import Loaded, Model, Unloaded
 from bdprune.pipeline.describe import (
@@ -28,9 +28,11 @@ from bdprune.pipeline.describe import (
     unread_artifact,
     weight_coverage,
 )
+from bdprune.pipeline.examination import Examination
 from bdprune.pipeline.open import CleanSource, ModelSource, Options, load_models, parse_device
-from bdprune.record import Evidence, Finding, Result, Severity, WeightCoverage, nothing_seen, some
-from bdprune.verdict import NOT_JUDGED, NOT_SCANNED, judge
+from bdprune.record import Finding, Result, Severity, WeightCoverage, some
+from bdprune.runtime import Budget
+from bdprune.verdict import NOT_JUDGED, NOT_SCANNED
 
 Progress = Callable[[str], None]
 """Called with the next stage of the current model, such as ``loading`` or ``running detector unlearning (2 of 3)``."""
@@ -42,12 +44,27 @@ _Done = TypeVar("_Done")
 
 @dataclass
 class Job:
-    """The settings that all models of a run share; it can be sent to another process."""
+    """The settings that all models of a run share; it can be sent to another process.
+
+    Attributes:
+        clean: where the clean data comes from.
+        detectors: the detectors to run, in order.
+        options: how to load and compute.
+        broken: plug-ins that cannot be made, with reasons.
+        budget: how far the scan of each model goes.
+        beyond: ids of the detectors that a larger budget would run.
+        stops: whether the scan of a model ends once its verdict is sure.
+        keeps: whether to keep large attachments.
+        threads: threads of torch.
+    """
 
     clean: CleanSource
     detectors: Sequence[Detector]
     options: Options
     broken: Mapping[str, str] = field(default_factory=dict)
+    budget: Budget = field(default_factory=Budget)
+    beyond: Sequence[str] = ()
+    stops: bool = False
     keeps: bool = False
     threads: int = field(default_factory=torch.get_num_threads)
 
@@ -121,15 +138,9 @@ def open_cases(source: ModelSource, job: Job, progress: Progress) -> list[Opened
     return [found] if isinstance(found, Outcome) else found
 
 
-def examined(
-    opened: Opened, source: ModelSource, job: Job, progress: Progress, known: Mapping[int, Evidence] | None = None
-) -> Outcome:
-    """Runs the detectors and judges.
-
-    Args:
-        known: existing evidence, by the detector's place in :func:`detectors_for`.
-    """
-    run = partial(_examine, opened, job, progress, known or {})
+def examined(opened: Opened, source: ModelSource, job: Job, progress: Progress) -> Outcome:
+    """Runs the detectors, until the verdict is sure or the time of the budget ends, and judges."""
+    run = partial(_examine, opened, job, progress)
     return survived(run, source, job, opened.clock, opened.case.model)
 
 
@@ -182,7 +193,7 @@ def _with_data(model: Model, source: ModelSource, job: Job, progress: Progress) 
             return Opened(Case(fitted, keeps=job.keeps), None, None, clock, clock.seconds)
         data = data.by_content  # so that the order of the images does not matter
         progress("checking the clean data")
-        sanity = check_sanity(fitted, data)
+        sanity = check_sanity(fitted, data, budget=job.budget.started(clock.seconds))
         return Opened(Case(fitted, data if sanity.ok else None, keeps=job.keeps), data, sanity, clock, clock.seconds)
 
     return survived(opened, source, job, clock, model)
@@ -210,106 +221,70 @@ def _not_checked(one: Unloaded, loaded: Loaded, job: Job) -> Outcome:
     )
 
 
-def _examine(opened: Opened, job: Job, progress: Progress, known: Mapping[int, Evidence]) -> Outcome:
-    clock, running = Clock(), detectors_for(opened, job)
-    left_out = tuple(one.id for one in job.detectors if one not in running)
-    evidence = []
-    for place, detector in enumerate(running):
-        if place not in known:
-            progress(f"running detector {short_id(detector)} ({place + 1} of {len(running)})")
-        evidence.append(known[place] if place in known else _run(detector, opened.case))
-    judgement = judge(running, evidence, opened.sanity)
+def start_examination(opened: Opened, job: Job, budget: Budget, models: int = 1) -> Examination:
+    """The detectors of this model, which have not run yet.
+
+    Args:
+        budget: a budget that has started.
+        models: number of models that share its time.
+    """
+    detectors = detectors_for(opened, job)
+    return Examination(opened.case, opened.sanity, detectors, budget, stops=job.stops, models=models)
+
+
+def concluded(opened: Opened, job: Job, exam: Examination) -> Outcome:
+    """The outcome of a model whose detectors ran."""
+    clock, judgement = Clock(), exam.judgement()
+    left_out = tuple(one.id for one in job.detectors if one not in exam.detectors)
     model, data, coverage = opened.case.model, opened.data, weight_coverage(opened.case.model)
     unscanned = coverage is not None and coverage.unscanned and not job.options.skip_unknown
+    evidence = tuple(exam.evidence[place] for place in sorted(exam.evidence))
+    reasons = (*exam.findings(), *_unchecked(left_out, job), *_not_scanned(coverage))
     result = Result(
         started=opened.clock.started,
         verdict="inconclusive" if judgement.verdict == "clean" and unscanned else judgement.verdict,
         risk=judgement.risk,
         target_label=judgement.target_label,
+        targets=judgement.targets,
+        sources=judgement.sources,
         artifact=artifact_info(model),
         model=model_info(model, opened.case.digest),
-        detectors=tuple(evidence),
-        findings=(*judgement.findings, *_unchecked(left_out, job.broken), *_not_scanned(coverage)),
+        detectors=evidence,
+        findings=(*judgement.findings, *reasons),
         data=data_info(data, opened.sanity) if data is not None else None,
         env=env(model.device, job.options.seed),
-        seconds=opened.seconds + sum(one.seconds or 0.0 for one in known.values()) + clock.seconds,
+        seconds=opened.seconds + exam.seconds + clock.seconds,
         coverage=coverage,
-        not_run=(*left_out, *job.broken),
+        not_run=(*exam.not_run, *left_out, *job.broken),
+        budget=str(job.budget),
     )
     wanted = {one.sha256 for seen in evidence for one in seen.attachments}
     return Outcome(result, {digest: opened.case.attachments[digest] for digest in wanted})
 
 
-def _run(detector: Detector, case: Case) -> Evidence:
-    """The detector's evidence; a detector that fails gives evidence without a score."""
-    clock = Clock()
-    try:
-        with Isolated([case], detector) as cases:
-            evidence = checked_evidence(detector(cases[0]), detector, case)
-        return msgspec.structs.replace(evidence, seconds=clock.seconds)
-    except BdpruneError as error:
-        return nothing_seen(detector.id, str(error), clock.seconds)
-    except Exception as error:
-        log.debug("unexpected error in %s", detector.id, exc_info=True)
-        what = f"Unexpected {type(error).__name__}: {first_line(error)}."
-        return nothing_seen(detector.id, f"{what} Please report it to the authors of {detector.id}.", clock.seconds)
+def _examine(opened: Opened, job: Job, progress: Progress) -> Outcome:
+    exam = start_examination(opened, job, job.budget.started(opened.seconds))
+    for place, detector in enumerate(exam.detectors):
+        if exam.wants(place):
+            progress(stage_of(detector, place, exam))
+            exam.run(place)
+    return concluded(opened, job, exam)
 
 
-def checked_evidence(evidence: object, detector: Detector, case: Case) -> Evidence:
-    """The evidence after conversion to plain JSON values.
-
-    Raises:
-        ValueError, TypeError: the evidence is invalid.
-    """
-    if not isinstance(evidence, Evidence):
-        raise TypeError(f"it returned {type(evidence).__name__}, not Evidence")
-    tidy = evidence.tidy()
-    if tidy.detector != detector.id:
-        raise ValueError(f"its evidence names another detector, {tidy.detector[:80]!r}")
-    if tidy.target_label is not None and not 0 <= tidy.target_label < case.model.num_classes:
-        raise ValueError(f"it names label {tidy.target_label} of {case.model.num_classes} classes")
-    if not all(one.sha256 in case.attachments for one in tidy.attachments):
-        raise ValueError("it names an attachment that was not made with case.attach")
-    return tidy
+def stage_of(detector: Detector, place: int, exam: Examination) -> str:
+    """The stage in which one model runs the detector at ``place``."""
+    return f"running detector {short_id(detector)} ({place + 1} of {len(exam.detectors)})"
 
 
-class Isolated:
-    """The cases that a detector receives. A plug-in gets copies, so that it cannot affect other detectors.
-
-    Raises:
-        ValueError: at the end, if the plug-in changed the model or the images; analyses of them are then discarded.
-    """
-
-    def __init__(self, cases: Sequence[Case], detector: Detector) -> None:
-        built_in = type(detector).__module__.startswith("bdprune.")
-        self._cases, self._copies = cases, list(cases) if built_in else [_copied(case) for case in cases]
-
-    def __enter__(self) -> list[Case]:
-        return self._copies
-
-    def __exit__(self, kind: object, error: object, trace: object) -> None:
-        changed = False
-        for case, copy in zip(self._cases, self._copies, strict=True):
-            if copy is not case and _copied(copy).key_of_all != case.key_of_all:
-                case.memo.forget(case.digest)
-                changed = True
-        if changed:
-            raise ValueError("it changed the model or the images that it was given")
-
-
-def _copied(case: Case) -> Case:
-    data = case.data
-    if data is not None:
-        data = replace(data, images=data.images.clone(), labels=data.labels.clone())
-    return Case(case.model.clone(), data, case.memo, case.attachments, case.keeps)
-
-
-def _unchecked(left_out: Sequence[str], broken: Mapping[str, str]) -> tuple[Finding, ...]:
-    """A finding for the detectors that lack data, and one for each plug-in that cannot be made."""
-    message = f"Not run, because there is no usable clean data: {', '.join(left_out)}."
-    first = [Finding(rule_id=NOT_JUDGED.id, severity="info", message=message)] if left_out else []
-    others = (f"Not run, because it cannot be made: {name}. {reason}" for name, reason in broken.items())
-    return (*first, *(Finding(rule_id=NOT_JUDGED.id, severity="medium", message=one) for one in others))
+def _unchecked(left_out: Sequence[str], job: Job) -> tuple[Finding, ...]:
+    """Findings for the detectors that lack data, that the budget leaves out, and that cannot be made."""
+    reasons = {"there is no usable clean data": left_out, f"the budget {job.budget} leaves them out": job.beyond}
+    infos = [f"Not run, because {why}: {', '.join(ids)}." for why, ids in reasons.items() if ids]
+    broken = [f"Not run, because it cannot be made: {name}. {reason}" for name, reason in job.broken.items()]
+    return (
+        *(Finding(rule_id=NOT_JUDGED.id, severity="info", message=one) for one in infos),
+        *(Finding(rule_id=NOT_JUDGED.id, severity="medium", message=one) for one in broken),
+    )
 
 
 def _not_scanned(coverage: WeightCoverage | None) -> tuple[Finding, ...]:

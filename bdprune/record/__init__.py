@@ -1,6 +1,21 @@
 from bdprune.record.base import SCHEMA_VERSION, Count, Record, Share, finite, number, some
 from bdprune.record.evidence import Attachment, Evidence, nothing_seen
-from bdprune.record.method import COSTS, GIFTS, Cost, Gift, Images, MethodInfo, Needs, Rule
+from bdprune.record.method import (
+    COSTS,
+    GIFTS,
+    LEVELS,
+    NEEDED,
+    SIGNS,
+    STRONG,
+    Cost,
+    Gift,
+    Images,
+    Level,
+    MethodInfo,
+    Needs,
+    Rule,
+    Sign,
+)
 from bdprune.record.parts import (
     ArtifactInfo,
     CurveInfo,

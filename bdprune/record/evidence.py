@@ -56,6 +56,10 @@ class Evidence(Record, frozen=True, kw_only=True):
         remarks: further facts for the reader, a sentence each.
         limits: reasons to trust the score less, a sentence each.
         not_applicable: why the detector does not work on networks of this kind; empty if it does.
+        natural: why a trigger that works looks like features of its class and not like a backdoor, in a sentence; empty
+            if it does not. Such evidence does not count towards a backdoor.
+        unseen: what the detector did not look at for lack of time, a phrase each, such as ``labels 200 to 999``. A
+            model is not called clean on such evidence.
         error: why the detector failed; empty if it did not.
         seconds: wall time.
         params: constructor settings, JSON values only.
@@ -77,12 +81,19 @@ class Evidence(Record, frozen=True, kw_only=True):
     remarks: tuple[str, ...] = ()
     limits: tuple[str, ...] = ()
     not_applicable: str = ""
+    natural: str = ""
+    unseen: tuple[str, ...] = ()
     error: str = ""
     seconds: float | None = 0.0
     params: dict[str, Any] = msgspec.field(default_factory=dict)
     details: dict[str, Any] = msgspec.field(default_factory=dict)
     triggers: tuple[TriggerInfo, ...] = ()
     attachments: tuple[Attachment, ...] = ()
+
+    @property
+    def labels(self) -> frozenset[int]:
+        """The labels that it names: the target label, or all targets."""
+        return frozenset(self.targets if self.target_label is None else (self.target_label,))
 
     @property
     def valid(self) -> bool:

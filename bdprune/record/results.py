@@ -35,12 +35,14 @@ from bdprune.record.trigger import TriggerInfo
 
 Verdict = Literal["clean", "suspicious", "backdoored", "inconclusive", "error"]
 VERDICTS: Mapping[Verdict, str] = {
-    "clean": "A decisive detector and all others ran on clean data that the model handles well, and found nothing. "
-    "It lowers the risk; it is not a proof.",
-    "suspicious": "A detector flags the model, but no decisive detector flags it and names a label, or labels differ.",
-    "backdoored": "A decisive detector flags the model and names `target_label`, and no detector names another label.",
+    "clean": "Detectors looked for a trigger and for a collapse under unlearning, on clean data that the model handles "
+    "well, and found nothing. It lowers the risk; it is not a proof.",
+    "suspicious": "A detector flags the model, but there are not two of the three strong kinds of evidence "
+    "(`collapse`, `trigger`, `pruning`), or they name different labels.",
+    "backdoored": "Two of the three strong kinds of evidence name the same label, `target_label`, or the same "
+    "`targets`, and the third does not name another.",
     "inconclusive": "There is no clean data, or the model labels too few of its images correctly (the findings say "
-    "what would fit), or a detector gave no number.",
+    "what would fit), or a detector gave no number, or the time did not suffice to look for a trigger and a collapse.",
     "error": "The file or the data could not be read, or the time limit was reached. `error` says why, and what to do.",
 }
 """What each verdict means, in Markdown."""
@@ -91,11 +93,15 @@ class Result(Document, frozen=True, kw_only=True, tag_field="kind", tag="scan"):
         verdict: ``clean``, ``suspicious``, ``backdoored``, ``inconclusive`` or ``error``.
         risk: how likely a backdoor is, in [0, 1]; None if the model could not be judged. It is not a calibrated
             probability.
-        target_label: the label that the backdoor leads to; None if it is unknown.
+        target_label: the label that the backdoor leads to; None if it is unknown or if there are several.
+        targets: the labels that the backdoor leads to if there are several, such as all labels of an all-to-all
+            backdoor. Of a suspicious model, also the labels on which the evidence disagrees.
+        sources: the labels whose images the backdoor flips, if it does not flip those of all labels; empty otherwise.
         detectors: the evidence of each detector that ran, in order.
         findings: messages to the reader.
         error: set exactly when the verdict is ``error``.
-        not_run: requested detectors that did not run.
+        not_run: detectors that did not run; the findings say why.
+        budget: how far the scan went: ``fast``, ``default``, ``full``, or a time limit such as ``300 s``.
 
     Example:
         >>> import bdprune
@@ -107,10 +113,13 @@ class Result(Document, frozen=True, kw_only=True, tag_field="kind", tag="scan"):
     verdict: Verdict
     risk: Share | None
     target_label: int | None
+    targets: tuple[int, ...] = ()
+    sources: tuple[int, ...] = ()
     detectors: tuple[Evidence, ...] = ()
     findings: tuple[Finding, ...] = ()
     error: ErrorInfo | None = None
     not_run: tuple[str, ...] = ()
+    budget: str = "default"
 
     @property
     def target_name(self) -> str:

@@ -1,2 +1,2 @@
-from bdprune.verdict.judgement import judge
-from bdprune.verdict.rules import ATLAS, CONFIRMED, NOT_JUDGED, NOT_SCANNED, RULES
+from bdprune.verdict.judgement import Judgement, judge
+from bdprune.verdict.rules import ATLAS, CONFIRMED, NATURAL, NOT_JUDGED, NOT_SCANNED, RULES

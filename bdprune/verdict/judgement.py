@@ -1,29 +1,38 @@
 """Derives the verdict from the evidence.
 
-Decisive detectors give the verdict and the label; the others corroborate or disagree. The verdict is ``clean`` only if
-a decisive detector ran on clean data on which the model is accurate. A finding reports evidence that is near its
-threshold or has limits.
+Evidence is of several kinds (:data:`bdprune.record.SIGNS`). Two of the strong kinds that name the same label make a
+model ``backdoored``; any other finding makes it ``suspicious``. The verdict is ``clean`` only if detectors looked for a
+trigger and for a collapse, completely and on clean data on which the model is accurate, and nothing was found.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import reduce
 
 from bdprune.analysis import Sanity
 from bdprune.methods import Detector
-from bdprune.record import Evidence, Finding, Severity, Verdict
-from bdprune.verdict.rules import ATLAS, CONFIRMED, NOT_JUDGED
+from bdprune.record import NEEDED, SIGNS, STRONG, Evidence, Finding, Severity, Sign, Verdict, some
+from bdprune.verdict.rules import ATLAS, CONFIRMED, NATURAL, NOT_JUDGED
+
+_Kinds = Mapping[Sign, Sequence[Evidence]]
+"""Flagged evidence by its kind, the strong kinds only."""
 
 
 @dataclass(frozen=True)
 class Judgement:
-    """The verdict on one model; ``risk`` is in [0, 1], or None if the model could not be judged."""
+    """The verdict on one model; ``risk`` is in [0, 1], or None if the model could not be judged.
+
+    ``targets`` holds the labels if there are several; ``target_label`` is then None.
+    """
 
     verdict: Verdict
     risk: float | None
     target_label: int | None
     findings: tuple[Finding, ...]
+    targets: tuple[int, ...] = ()
+    sources: tuple[int, ...] = ()
 
 
 def judge(detectors: Sequence[Detector], evidence: Sequence[Evidence], sanity: Sanity | None) -> Judgement:
@@ -35,25 +44,25 @@ def judge(detectors: Sequence[Detector], evidence: Sequence[Evidence], sanity: S
         sanity: the check of the model on the clean data; None without clean data.
     """
     valid = [one for one in evidence if one.valid]
-    flagged = [one for one in valid if one.flagged]
-    ids = {one.id for one in detectors if one.decisive and sanity is not None}
-    decisive = [one for one in valid if one.detector in ids]
-    findings = tuple(_finding(one, detectors) for one in flagged)
+    findings = tuple(_finding(one, detectors) for one in valid if one.flagged)
     if sanity is not None and not sanity.ok:
         return _inconclusive(f"{sanity.message} {sanity.suggestion}".rstrip(), findings)
-    if not decisive and flagged:
-        return Judgement("suspicious", _risk(flagged), _agreed_label(flagged), findings)
-    if not decisive or (not flagged and len(valid) < len(evidence)):
-        return _inconclusive(_silence(detectors, evidence, sanity), findings)
-    reasons = [one.not_applicable for one in decisive]
-    if all(reasons) and all(one in decisive for one in flagged):
-        return _inconclusive(reasons[0], findings)
-    leading = [one for one in decisive if one.flagged]
-    if leading:
-        return _of_flagged(leading, flagged, valid, findings)
-    reserves = tuple(reserve for one in decisive for reserve in _reserve(one))
-    verdict: Verdict = "suspicious" if flagged else "clean"
-    return Judgement(verdict, _risk(valid), _agreed_label(flagged), (*findings, *reserves))
+    signs: dict[str, Sign] = {one.id: one.sign for one in detectors}
+    counted = [one for one in valid if one.flagged and not one.natural]
+    kinds = {} if sanity is None else _kinds(counted, signs)
+    if common := _common_labels(kinds):
+        agreeing = [one for found in kinds.values() for one in found if one.labels]
+        return Judgement(
+            "backdoored",
+            _risk(agreeing),
+            _only(common),
+            (*findings, _confirmation(kinds, common)),
+            _several(common),
+            _sources(agreeing),
+        )
+    if any(not one.not_applicable for one in counted):
+        return _suspicious(counted, kinds, (*findings, *_reserves(valid, signs)))
+    return _of_silence(detectors, evidence, signs, sanity, findings)
 
 
 def evidence_risk(one: Evidence) -> float:
@@ -64,37 +73,93 @@ def evidence_risk(one: Evidence) -> float:
     return ratio / (1 + ratio)
 
 
-def _of_flagged(
-    leading: Sequence[Evidence], flagged: Sequence[Evidence], valid: Sequence[Evidence], findings: tuple[Finding, ...]
-) -> Judgement:
-    """The verdict if a decisive detector flags the model: backdoored if no detector names another label."""
-    label = _agreed_label(leading)
-    if label is None:
-        return Judgement("suspicious", _risk(valid), _agreed_label(flagged), findings)
-    rivals = [one for one in flagged if one.target_label not in (None, label)]
-    if rivals:
-        return Judgement("suspicious", _risk(valid), label, (*findings, _disagreement(leading, rivals)))
-    return Judgement("backdoored", _risk(leading), label, (*findings, *_confirmation(flagged, label)))
+def _kinds(counted: Sequence[Evidence], signs: Mapping[str, Sign]) -> _Kinds:
+    """The flagged evidence of each strong kind; a detector that does not work on such networks does not count."""
+    usable = [one for one in counted if not one.not_applicable]
+    found = {sign: [one for one in usable if signs[one.detector] == sign] for sign in STRONG}
+    return {sign: seen for sign, seen in found.items() if seen}
+
+
+def _labels(seen: Iterable[Evidence]) -> frozenset[int]:
+    return frozenset().union(*(one.labels for one in seen))
+
+
+def _common_labels(kinds: _Kinds) -> frozenset[int]:
+    """The labels that all kinds with labels name; empty if fewer than two kinds name any."""
+    named = [labels for labels in map(_labels, kinds.values()) if labels]
+    return reduce(frozenset.intersection, named) if len(named) > 1 else frozenset()
+
+
+def _only(labels: frozenset[int]) -> int | None:
+    return next(iter(labels)) if len(labels) == 1 else None
+
+
+def _several(labels: frozenset[int]) -> tuple[int, ...]:
+    return tuple(sorted(labels)) if len(labels) > 1 else ()
+
+
+def _sources(seen: Sequence[Evidence]) -> tuple[int, ...]:
+    return tuple(sorted({label for one in seen for label in one.sources}))
 
 
 def _risk(evidence: Sequence[Evidence]) -> float:
     return max(map(evidence_risk, evidence))
 
 
-def _agreed_label(flagged: Sequence[Evidence]) -> int | None:
-    labels = {one.target_label for one in flagged} - {None}
-    return labels.pop() if len(labels) == 1 else None
+def _suspicious(counted: Sequence[Evidence], kinds: _Kinds, findings: tuple[Finding, ...]) -> Judgement:
+    """The verdict of flagged evidence that does not suffice; it names all labels of the strong kinds, if there are any.
+
+    Without strong evidence it names a label only if the other detectors do not disagree on it.
+    """
+    strong = [one for seen in kinds.values() for one in seen if one.labels]
+    labels = _labels(strong or counted)
+    several = _several(labels) if strong else ()
+    reasons = (_insufficient(kinds),) if kinds else ()
+    found = (*findings, *reasons)
+    return Judgement("suspicious", _risk(counted), _only(labels), found, several, _sources(strong or counted))
 
 
-def _silence(detectors: Sequence[Detector], evidence: Sequence[Evidence], sanity: Sanity | None) -> str:
+def _of_silence(
+    detectors: Sequence[Detector],
+    evidence: Sequence[Evidence],
+    signs: Mapping[str, Sign],
+    sanity: Sanity | None,
+    findings: tuple[Finding, ...],
+) -> Judgement:
+    """The verdict if nothing counts as a finding: clean if everything that is needed for it was looked at."""
+    valid = [one for one in evidence if one.valid]
     if sanity is None:
-        return "No clean data was given, so only data-free detectors ran. They cannot show that a model is clean."
+        what = "No clean data was given, so only data-free detectors ran. They cannot show that a model is clean."
+        return _inconclusive(what, findings)
+    if len(valid) < len(evidence):
+        return _inconclusive(_failed(evidence), findings)
+    missing = [reason for sign in NEEDED if (reason := _missing(sign, valid, signs))]
+    if missing or any(one.flagged and one.not_applicable for one in valid):
+        ran = ", ".join(one.id for one in detectors) or "none"
+        what = " ".join(missing) or next(one.not_applicable for one in valid if one.flagged and one.not_applicable)
+        return _inconclusive(f"{what} So the model cannot be called clean (detectors: {ran}).", findings)
+    quiet = [one for one in valid if not one.natural]
+    return Judgement("clean", _risk(quiet) if quiet else 0.0, None, (*findings, *_reserves(valid, signs)))
+
+
+def _missing(sign: Sign, valid: Sequence[Evidence], signs: Mapping[str, Sign]) -> str:
+    """Why nobody knows whether there is evidence of this kind, in a sentence; empty if a detector looked for it."""
+    looked = [one for one in valid if signs[one.detector] == sign]
+    if not looked:
+        return f"No detector looked for {SIGNS[sign]}."
+    if any(not one.not_applicable and not one.unseen for one in looked):
+        return ""
+    return next(one.not_applicable or _about_unseen(one) for one in looked)
+
+
+def _about_unseen(one: Evidence) -> str:
+    return f"{one.detector} had no time to look at {some(one.unseen)}."
+
+
+def _failed(evidence: Sequence[Evidence]) -> str:
     spoiled = [one for one in evidence if not one.valid]
-    if spoiled:
-        why = "".join(f" {one.error}" for one in spoiled if one.error)
-        return f"No finite score from {', '.join(one.detector for one in spoiled)}.{why}"
-    ran = ", ".join(one.id for one in detectors) or "none"
-    return f"No detector ran that can show that a model is clean (ran: {ran})."
+    why = "".join(f" {one.error}" for one in spoiled if one.error)
+    return f"No finite score from {', '.join(one.detector for one in spoiled)}.{why}"
 
 
 def _inconclusive(message: str, findings: tuple[Finding, ...]) -> Judgement:
@@ -103,38 +168,56 @@ def _inconclusive(message: str, findings: tuple[Finding, ...]) -> Judgement:
 
 
 def _finding(one: Evidence, detectors: Sequence[Detector]) -> Finding:
+    """The finding of flagged evidence."""
     detector = next(other for other in detectors if other.id == one.detector)
-    severity: Severity = "high" if detector.decisive else "medium"
-    label = "" if one.target_label is None else f" and points to label {one.target_label}"
-    message = f"{one.detector} scores {one.score:.4g}, above its threshold of {one.threshold:.4g}{label}."
+    points = f" and points to {_in_words(one.labels)}" if one.labels else ""
+    origin = f" from images of {_in_words(frozenset(one.sources))}" if one.sources else ""
+    message = f"{one.detector} scores {one.score:.4g}, above its threshold of {one.threshold:.4g}{points}{origin}."
+    if one.natural:
+        message = " ".join([one.natural, message, *one.remarks, *_limits(one)])
+        return Finding(rule_id=NATURAL.id, severity="low", message=message)
+    severity: Severity = "high" if detector.sign in STRONG else "medium"
     message = " ".join([message, *one.remarks, *_limits(one)])
     return Finding(rule_id=detector.rule.id, severity=severity, message=message, atlas=tuple(ATLAS))
 
 
+def _in_words(labels: frozenset[int]) -> str:
+    return f"label{'s' if len(labels) > 1 else ''} {some([str(label) for label in sorted(labels)], most=10)}"
+
+
 def _limits(one: Evidence) -> list[str]:
-    return [*one.limits, *([one.not_applicable] if one.not_applicable else [])]
+    unseen = [_about_unseen(one)] if one.unseen else []
+    return [*one.limits, *unseen, *([one.not_applicable] if one.not_applicable else [])]
 
 
-def _reserve(one: Evidence) -> tuple[Finding, ...]:
-    """A finding if a score below the threshold is uncertain: because it is near, or the evidence has limits."""
-    if not one.near and not _limits(one):
-        return ()
-    message = " ".join([*one.remarks, *_limits(one)])
-    return (Finding(rule_id=NOT_JUDGED.id, severity="low" if one.near else "info", message=message),)
+def _reserves(valid: Sequence[Evidence], signs: Mapping[str, Sign]) -> list[Finding]:
+    """A finding for each strong detector whose score below the threshold is uncertain: it is near, or has limits."""
+    quiet = [one for one in valid if not one.flagged and signs[one.detector] in STRONG]
+    return [
+        Finding(
+            rule_id=NOT_JUDGED.id,
+            severity="low" if one.near else "info",
+            message=" ".join([*one.remarks, *_limits(one)]),
+        )
+        for one in quiet
+        if one.near or _limits(one)
+    ]
 
 
-def _disagreement(leading: Sequence[Evidence], rivals: Sequence[Evidence]) -> Finding:
-    says = ", ".join(f"{one.detector} says {one.target_label}" for one in leading if one.target_label is not None)
-    others = ", ".join(
-        str(label) for label in sorted({one.target_label for one in rivals if one.target_label is not None})
-    )
-    message = f"The detectors disagree on the target label: {says}, others say {others}."
-    return Finding(rule_id=NOT_JUDGED.id, severity="medium", message=message)
+def _insufficient(kinds: _Kinds) -> Finding:
+    """Why strong evidence does not make the model backdoored."""
+    found = "; ".join(f"{SIGNS[sign]} ({_named(seen)})" for sign, seen in kinds.items())
+    message = f"A verdict of backdoored needs two kinds of evidence that name the same label. This model has: {found}."
+    return Finding(rule_id=NOT_JUDGED.id, severity="medium" if len(kinds) > 1 else "info", message=message)
 
 
-def _confirmation(flagged: Sequence[Evidence], label: int) -> tuple[Finding, ...]:
-    count = len({one.detector for one in flagged})
-    if count < 2:
-        return ()
-    message = f"Backdoor to label {label}: {count} detectors see it independently."
-    return (Finding(rule_id=CONFIRMED.id, severity="critical", message=message, atlas=tuple(ATLAS)),)
+def _named(seen: Sequence[Evidence]) -> str:
+    labels = _labels(seen)
+    return _in_words(labels) if labels else "no label"
+
+
+def _confirmation(kinds: _Kinds, common: frozenset[int]) -> Finding:
+    named = {sign: seen for sign, seen in kinds.items() if _labels(seen)}
+    found = "; ".join(f"{SIGNS[sign]} ({some([one.detector for one in seen])})" for sign, seen in named.items())
+    message = f"Backdoor to {_in_words(common)}: {len(named)} independent kinds of evidence agree: {found}."
+    return Finding(rule_id=CONFIRMED.id, severity="critical", message=message, atlas=tuple(ATLAS))

@@ -17,11 +17,16 @@ NOT_SCANNED = Rule(
 CONFIRMED = Rule(
     id="BD101",
     name="confirmed-backdoor",
-    help="Two or more detectors find the backdoor independently of each other.",
+    help="Two independent kinds of evidence name the same label.",
+)
+NATURAL = Rule(
+    id="BD200",
+    name="natural-shortcut",
+    help="A recovered trigger works, but it looks like features of its class, as also clean networks have them.",
 )
 
 ATLAS = {"AML.T0018.000": "Poison AI Model", "AML.T0043.004": "Insert Backdoor Trigger"}
 """The MITRE ATLAS techniques that a finding of a backdoor points to, by id."""
 
-RULES: tuple[Rule, ...] = (NOT_JUDGED, NOT_SCANNED, CONFIRMED)
+RULES: tuple[Rule, ...] = (NOT_JUDGED, NOT_SCANNED, CONFIRMED, NATURAL)
 """All of them; each detector has one of its own besides."""

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from bdprune.data.load import load_clean
 from bdprune.data.order import text_order
 from bdprune.errors import DataError
 from bdprune.model.handle import NORMALIZATIONS, Model, Normalization, parse_normalization
+from bdprune.runtime import Budget
 
 CLASSES = 8
 SHAPE = (3, 4, 4)
@@ -381,3 +383,29 @@ def test_published_model_with_reversed_labels_order(resnet20: Model, cifar: Clea
     found = check_sanity(model, replace(cifar, labels=9 - cifar.labels))
     assert found.fits == "labels in another order"
     assert "0→9, 1→8" in found.message and found.class_map == {label: 9 - label for label in range(10)}
+
+
+class Slow(NearestColour):
+    """A network that takes 20 ms for each batch."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        time.sleep(0.02)
+        return super().forward(x)
+
+
+def test_a_time_limit_lets_it_use_fewer_images() -> None:
+    model = fed(Slow(colours()))
+    found = check_sanity(model, data(480), budget=Budget(seconds=0.36).started())
+    assert found.ok and found.accuracy == 1.0
+    assert int(found.message.split(" on ")[1].split()[0]) < 480 and "of the 480 images" in found.message
+    assert "on 480 images" in check_sanity(model, data(480), budget=Budget(seconds=600).started()).message
+
+
+@pytest.mark.parametrize(("shift", "ok"), [(0.02, True), (0.5, False)])
+def test_input_formats_that_had_no_time_are_named(shift: float, ok: bool) -> None:
+    model = fed(Slow(colours() + shift * torch.tensor([1.0, 0.0, 1.0])))
+    start = time.perf_counter()
+    found = check_sanity(model, data(64), good_skill=1.1, budget=Budget(seconds=1.2).started())
+    assert time.perf_counter() - start < 1.2
+    assert found.ok == ok and "the time of the budget did not suffice to try other input formats" in found.message
+    assert ok or "--budget" in found.suggestion

@@ -20,7 +20,7 @@ from click.testing import Result as Ran
 from bdprune.analysis import Case
 from bdprune.fleet import StackOptions
 from bdprune.methods import Detector
-from bdprune.record import Evidence, Needs, Result
+from bdprune.record import Evidence, Needs, Result, Sign
 
 Run = Callable[..., Ran]
 
@@ -32,15 +32,18 @@ def fake_score(monkeypatch: pytest.MonkeyPatch) -> Callable[[float], None]:
     def tell(score: float) -> None:
         @dataclass(frozen=True)
         class Fake(Detector):
-            id = "x.fake"
+            id: str = "x.fake"
+            sign: Sign = "collapse"
+
             title = "a fixed verdict"
-            decisive = True
 
             def __call__(self, case: Case) -> Evidence:
                 print("a detector that prints")
                 return self.evidence(score, 0.5, target_label=2)
 
-        monkeypatch.setattr("bdprune.fleet.scans.chosen_detectors", lambda chosen, defaults: [Fake()])
+        monkeypatch.setattr(
+            "bdprune.fleet.scans.chosen_detectors", lambda chosen, defaults: [Fake(), Fake("x.fake2", "trigger")]
+        )
 
     tell(0.1)
     return tell

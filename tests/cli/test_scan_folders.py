@@ -15,7 +15,7 @@ from click.testing import Result as Ran
 
 from bdprune.analysis import Case
 from bdprune.methods import Detector
-from bdprune.record import Evidence
+from bdprune.record import Evidence, Sign
 
 Run = Callable[..., Ran]
 ONNX = b"\x08\x07\x12\x07pytorch\x1a\x032.0" + bytes(range(64))
@@ -27,15 +27,18 @@ def scan(run: Run, tiny: Any, model_args: list[str], monkeypatch: pytest.MonkeyP
 
     @dataclass(frozen=True)
     class Marked(Detector):
-        id = "x.marked"
+        id: str = "x.marked"
+        sign: Sign = "collapse"
+
         title = "a mark"
-        decisive = True
 
         def __call__(self, case: Case) -> Evidence:
             mark = float(case.model.network.get_parameter("head.bias")[0].detach())
             return self.evidence(mark, 0.5, target_label=0)
 
-    monkeypatch.setattr("bdprune.fleet.scans.chosen_detectors", lambda chosen, defaults: [Marked()])
+    monkeypatch.setattr(
+        "bdprune.fleet.scans.chosen_detectors", lambda chosen, defaults: [Marked(), Marked("x.marked2", "trigger")]
+    )
     return lambda *args: run("scan", *args, "--data", tiny.data, *model_args, "--stack", "1")
 
 

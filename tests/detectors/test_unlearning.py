@@ -1,3 +1,4 @@
+import time
 from dataclasses import replace
 from typing import Any
 
@@ -8,11 +9,12 @@ from torch import nn
 from bdprune.analysis import Case
 from bdprune.data.clean import CleanData
 from bdprune.detectors.unlearning import UnlearningDetector
-from bdprune.errors import DataError, TrainingError
+from bdprune.errors import BudgetError, DataError, TrainingError
 from bdprune.loops.unlearning import Unlearned, UnlearnSettings, UnlearnStep
 from bdprune.methods import examine_stack
 from bdprune.model.handle import Model
 from bdprune.record import Evidence
+from bdprune.runtime import Budget
 from bdprune.runtime.precision import Plan
 
 SETTINGS = UnlearnSettings(lr=0.05, weight_decay=0, batch_size=30, padding=0, max_epochs=40)
@@ -85,7 +87,7 @@ class Scripted:
     def __init__(self, *runs: Unlearned) -> None:
         self.runs, self.seeds = list(runs), list[int]()
 
-    def __call__(self, model: Any, data: Any, settings: Any, seed: int, precision: Any) -> Unlearned:
+    def __call__(self, model: Any, data: Any, settings: Any, seed: int, *more: Any) -> Unlearned:
         self.seeds.append(seed)
         return self.runs[min(len(self.seeds), len(self.runs)) - 1]
 
@@ -271,3 +273,44 @@ def test_a_network_without_batch_norm_is_not_decidable(bright: Any) -> None:
     found = reading(bright, 0.9, model=plain)
     assert "no batch norm" in found.not_applicable and found.details["batch_norms"] == 0
     assert reading(bright, 0.9).not_applicable == ""
+
+
+@pytest.mark.parametrize(("images", "runs"), [(500, 1), (120, 3)])
+def test_a_fast_budget_makes_no_further_runs(
+    bright: Any, monkeypatch: pytest.MonkeyPatch, images: int, runs: int
+) -> None:
+    near = unlearned(bright.model, (0, 0, 0, 180, *(0,) * 6), each=100)  # a lead of 0.2
+    monkeypatch.setattr("bdprune.analysis.unlearned.unlearn", Scripted(near))
+    data = CleanData(torch.rand(images, 3, 8, 8), torch.arange(images) % 3)
+    for level, count in (("fast", runs), ("default", 7)):
+        case = Case(bright.model, data, budget=Budget(level))  # type: ignore[arg-type]
+        evidence = UnlearningDetector(threshold=0.2, margin=0.1)(case)
+        assert (evidence.details["runs"], evidence.near) == (count, True)
+
+
+def test_no_run_starts_that_does_not_fit_into_the_time(bright: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    near = unlearned(bright.model, (0, 0, 0, 180, *(0,) * 6), each=100)
+    calls: list[float] = []
+
+    def slow(model: Any, data: Any, settings: Any, seed: int, precision: Any, budget: Budget) -> Unlearned:
+        calls.append(budget.remaining)
+        time.sleep(0.2)
+        if len(calls) == 3:
+            raise BudgetError("The time of the budget is up.")
+        return near
+
+    monkeypatch.setattr("bdprune.analysis.unlearned.unlearn", slow)
+    data = CleanData(torch.rand(500, 3, 8, 8), torch.arange(500) % 3)
+    detector = UnlearningDetector(threshold=0.2, margin=0.1)
+    ends = Case(bright.model, data, budget=Budget(seconds=0.3).started())
+    assert detector(ends).details["runs"] == 1 and len(calls) == 1
+    assert detector(Case(bright.model, data)).details["runs"] == 1, "the second run of this case ran out of time"
+    calls[:] = [0.0, 0.0]
+    with pytest.raises(BudgetError):
+        detector(Case(bright.model, data))
+
+
+def test_its_estimate_grows_with_the_batch(bright: Any) -> None:
+    small, large = (CleanData(torch.rand(count, 3, 8, 8), torch.arange(count) % 3) for count in (100, 600))
+    passes = [UnlearningDetector().work(Case(bright.model, data)) for data in (small, large)]
+    assert passes == [25 * 100 * 3, 25 * 128 * 3]

@@ -19,7 +19,7 @@ from bdprune.errors import OptionError, TrainingError
 from bdprune.fleet.scans import scan, scan_many
 from bdprune.methods import Detector
 from bdprune.model import Normalization
-from bdprune.record import Evidence, Needs, Result
+from bdprune.record import Evidence, Level, Needs, Result, Sign
 
 LEADER = "x.leader"
 NEEDS_NONE, NEEDS_SOME = Needs(images="none", minimum=0), Needs()
@@ -36,8 +36,14 @@ class Fake(Detector):
     raises: Exception | None = None
     calls: int = 0
 
+    sign: Sign = "collapse"
+    passes: float = 0.0
+    level: Level = "fast"
+
     title = "a fixed verdict"
-    decisive = True
+
+    def work(self, case: Case) -> float:
+        return self.passes
 
     def __call__(self, case: Case) -> Evidence:
         self.check(case)
@@ -47,12 +53,27 @@ class Fake(Detector):
         return self.evidence(self.score, 0.5, target_label=self.label, details={"odd": math.nan}, params={})
 
 
+@dataclass
+class Everywhere(Fake):
+    """A detector that finds a backdoor to several labels, from images of one."""
+
+    named: tuple[int, ...] = (0, 1, 2)
+
+    def __call__(self, case: Case) -> Evidence:
+        return self.evidence(0.9, 0.5, targets=self.named, sources=(1,), params={})
+
+
+def both(score: float = 0.1, label: int | None = None) -> list[Fake]:
+    """Two detectors that suffice for any verdict."""
+    return [Fake(score, label=label), Fake(score, "x.trigger", label=label, sign="trigger")]
+
+
 @pytest.fixture
 def check(tiny: Any) -> Callable[..., Result]:
     """Scans the tiny file with the tiny data by default."""
 
     def call(model: Any = None, data: Any = "tiny", **options: Any) -> Result:
-        settings = {"arch": tiny.arch, "input_shape": tiny.input_shape, "detectors": [Fake()]} | options
+        settings = {"arch": tiny.arch, "input_shape": tiny.input_shape, "detectors": both()} | options
         return scan(tiny.path if model is None else model, tiny.data if data == "tiny" else data, **settings)
 
     return call
@@ -114,8 +135,8 @@ def test_too_few_images_are_never_called_clean(check: Callable[..., Result]) -> 
     assert found.verdict == "inconclusive" and "90 clean images are too few" in found.findings[0].message
 
 
-def test_the_detector_that_decides_names_the_label(check: Callable[..., Result]) -> None:
-    found = check(detectors=[Fake(0.9, label=2), Fake(0.9, id="x.other", label=2)])
+def test_two_kinds_of_evidence_name_the_label(check: Callable[..., Result]) -> None:
+    found = check(detectors=both(0.9, label=2))
     assert (found.verdict, found.target_label) == ("backdoored", 2)
 
 
@@ -251,7 +272,12 @@ def test_normalize_by_name_or_numbers(check: Callable[..., Result]) -> None:
 def test_progress_gets_every_stage(check: Callable[..., Result]) -> None:
     stages: list[str] = []
     check(progress=stages.append)
-    assert stages == ["loading", "checking the clean data", f"running detector {LEADER} (1 of 1)"]
+    assert stages == [
+        "loading",
+        "checking the clean data",
+        f"running detector {LEADER} (1 of 2)",
+        "running detector x.trigger (2 of 2)",
+    ]
 
 
 def test_a_bad_model_does_not_stop_the_others_and_the_data_are_read_once(
@@ -267,7 +293,7 @@ def test_a_bad_model_does_not_stop_the_others_and_the_data_are_read_once(
     bad = tmp_path / "bad.pth"
     bad.write_bytes(b"nonsense")
     results = scan_many(
-        [tiny.path, bad, tiny.path], tiny.data, arch=tiny.arch, input_shape=tiny.input_shape, detectors=[Fake()]
+        [tiny.path, bad, tiny.path], tiny.data, arch=tiny.arch, input_shape=tiny.input_shape, detectors=both()
     )
     assert [one.verdict for one in results] == ["clean", "error", "clean"]
     assert len(reads) == 1
@@ -297,3 +323,49 @@ def test_the_order_of_the_images_does_not_matter(check: Callable[..., Result], t
     assert one.data and two.data and one.data.digest == two.data.digest
     assert one.data.clean_accuracy == two.data.clean_accuracy and one.verdict == two.verdict
     assert [detector.score for detector in one.detectors] == [detector.score for detector in two.detectors]
+
+
+def test_the_scan_of_chosen_detectors_stops_when_it_is_sure(
+    check: Callable[..., Result], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    three = [*both(0.9, label=2), Fake(0.9, "x.pruning", label=2, sign="pruning")]
+    assert len(check(detectors=three).detectors) == 3, "all were asked for"
+    monkeypatch.setattr("bdprune.fleet.scans.chosen_detectors", lambda chosen, defaults: three)
+    found = check(detectors=None)
+    assert (found.verdict, found.target_label, found.not_run) == ("backdoored", 2, ("x.pruning",))
+    assert "Not run, because two kinds of evidence already agree: x.pruning." in [one.message for one in found.findings]
+
+
+def test_several_targets_and_sources_reach_the_result(check: Callable[..., Result]) -> None:
+    found = check(detectors=[Everywhere(sign=sign, id=f"x.{sign}") for sign in ("trigger", "pruning")])
+    assert (found.verdict, found.target_label) == ("backdoored", None)
+    assert (found.targets, found.sources) == ((0, 1, 2), (1,))
+    assert Result.from_json(found.to_json()) == found
+    wrong = check(detectors=[Everywhere(named=(0, 7))])
+    assert wrong.detectors[0].error.startswith("Unexpected ValueError: it names label 7 of 3 classes")
+
+
+@pytest.mark.parametrize("timeout", [None, 120])
+def test_a_budget_reaches_every_executor(check: Callable[..., Result], timeout: float | None) -> None:
+    costly = Fake(id="x.costly", passes=1e12)
+    found = check(detectors=[*both(), costly], budget=50, timeout=timeout)
+    assert (found.verdict, found.budget, found.not_run) == ("clean", "50 s", ("x.costly",))
+    (message,) = [one.message for one in found.findings if one.rule_id == "BD000"]
+    assert message.startswith("Not run, because the budget of 50 s does not suffice: x.costly (needs about ")
+    assert check(detectors=both(), timeout=timeout).budget == "default"
+
+
+def test_a_fast_scan_names_what_it_leaves_out(check: Callable[..., Result], monkeypatch: pytest.MonkeyPatch) -> None:
+    thorough = Fake(id="x.thorough", level="default")
+    full = Fake(id="x.full", level="full")
+    fakes = [*both(), thorough, full]
+    monkeypatch.setattr("bdprune.fleet.scans.chosen_detectors", lambda chosen, defaults: fakes)
+    for budget, ran in (("fast", 2), ("default", 3), (None, 3), ("full", 4), (60, 3)):
+        found = check(detectors=None, budget=budget)
+        assert (found.verdict, len(found.detectors), found.not_run) == ("clean", ran, ())
+        left_out = [one.message for one in found.findings]
+        says = "Not run, because the budget fast leaves them out: x.thorough, x.full."
+        assert left_out == ([says] if budget == "fast" else [])
+    for budget in ("slow", 0):
+        with pytest.raises(OptionError, match="Invalid budget"):
+            check(budget=budget)

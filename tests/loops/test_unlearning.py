@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+import time
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
@@ -15,11 +16,11 @@ import torch
 from torch import Tensor
 
 from bdprune.data.clean import CleanData
-from bdprune.errors import TrainingError
+from bdprune.errors import BudgetError, TrainingError
 from bdprune.loops import unlearning
 from bdprune.loops.unlearning import Unlearned, UnlearnSettings, unlearn, unlearn_stack
 from bdprune.model.handle import Model
-from bdprune.runtime import training
+from bdprune.runtime import Budget, training
 from bdprune.runtime.training import LateWatch
 
 from ..helpers import broken, siblings
@@ -244,3 +245,30 @@ def test_the_half_way_model_is_kept_and_the_trajectory_is_unchanged(bright: Any)
     assert not done.half_way.network.training
     several = unlearn_stack([bright.model, bright.model], bright.data, settings)
     assert all(isinstance(one, Unlearned) and one.half_way is None for one in several)
+
+
+def test_it_gives_up_once_the_fewest_steps_do_not_fit(
+    model: Model, data: CleanData, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    steps: list[int] = []
+    real = unlearning.mean_losses
+
+    def slow(*given: Any) -> Any:
+        steps.append(1)
+        time.sleep(0.05)
+        return real(*given)
+
+    monkeypatch.setattr(unlearning, "mean_losses", slow)
+    settings = replace(SETTINGS, min_steps=1000)
+    with pytest.raises(BudgetError, match=r"It needs about \d+ s more"):
+        unlearn(model, data, settings, budget=Budget(seconds=20).started())
+    assert len(steps) == 1, "the first step shows that 1,000 steps do not fit"
+    steps.clear()
+    with pytest.raises(BudgetError):
+        unlearn(model, data, replace(SETTINGS, stop_accuracy=0.0), budget=Budget(seconds=0.3).started())
+    assert 1 < len(steps) < 8
+
+
+def test_a_budget_with_time_to_spare_changes_nothing(model: Model, data: CleanData) -> None:
+    one, two = (unlearn(model, data, SETTINGS, budget=budget) for budget in (Budget(), Budget(seconds=600).started()))
+    assert one.trajectory == two.trajectory

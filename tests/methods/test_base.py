@@ -86,7 +86,7 @@ def test_a_description_is_strict_json() -> None:
     assert (info.id, info.name, info.kind, info.cost) == ("x.example", "example", "detector", "forward")
     assert info.settings["largest"] is None and info.settings["tuning"]["lr"] == FineTuneSettings().lr
     assert info.presets == {"small": {"largest": 1.0, "least": 3}}
-    assert (info.stackable, info.decisive, info.rule and info.rule.id) == (False, False, "BD010")
+    assert (info.stackable, info.sign, info.level, info.rule and info.rule.id) == (False, "other", "default", "BD010")
     text = json.dumps(msgspec.to_builtins(info), allow_nan=False)
     assert msgspec.json.decode(text, type=MethodInfo) == info
 

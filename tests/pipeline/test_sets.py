@@ -17,7 +17,7 @@ from bdprune.methods import Detector, Purifier, Repair
 from bdprune.model.edit.pruning import prune
 from bdprune.pipeline.open import load
 from bdprune.pipeline.repair import purify
-from bdprune.record import Evidence, Result
+from bdprune.record import Evidence, Result, Sign
 from bdprune.report import html_page, writer
 
 
@@ -25,13 +25,17 @@ from bdprune.report import html_page, writer
 class Marked(Detector):
     """A detector that flags networks whose first bias is not zero."""
 
-    id = "x.marked"
+    id: str = "x.marked"
+    sign: Sign = "collapse"
+
     title = "a mark"
-    decisive = True
 
     def __call__(self, case: Case) -> Evidence:
         mark = float(case.model.network.get_parameter("head.bias")[0].detach().abs())
         return self.evidence(mark, 0.5, target_label=0 if mark > 0.5 else None)
+
+
+BOTH = [Marked(), Marked("x.marked2", "trigger")]
 
 
 @dataclass(frozen=True)
@@ -72,7 +76,7 @@ def options(tiny: Any) -> dict[str, Any]:
 
 
 def many(path: Path, tiny: Any, options: dict[str, Any], **more: Any) -> list[Result]:
-    return list(scan_many([path], tiny.data, detectors=[Marked()], **options, **more))
+    return list(scan_many([path], tiny.data, detectors=BOTH, **options, **more))
 
 
 def test_each_set_has_a_result_and_a_name(tiny: Any, good: Any, bad: Any, options: dict[str, Any]) -> None:
@@ -93,7 +97,7 @@ def test_a_scan_of_one_file_gives_the_worst_of_its_sets(
     for number, sets in enumerate(({"model": good, "ema": bad}, {"model": bad, "ema": good})):
         path = tiny.folder / f"{number}.pth"
         torch.save(sets, path)
-        assert scan(path, tiny.data, detectors=[Marked()], **options).verdict == "backdoored"
+        assert scan(path, tiny.data, detectors=BOTH, **options).verdict == "backdoored"
 
 
 def test_a_key_selects_a_set_and_the_other_sets_are_named(

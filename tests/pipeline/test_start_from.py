@@ -51,9 +51,9 @@ def unlearned(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, Any]]:
     calls: list[tuple[int, Any]] = []
     real = unlearned.unlearn
 
-    def counted(model: Any, data: Any, settings: Any, seed: int, precision: Any) -> Any:
+    def counted(model: Any, data: Any, settings: Any, *more: Any) -> Any:
         calls.append((len(data), settings))
-        return real(model, data, settings, seed, precision)
+        return real(model, data, settings, *more)
 
     monkeypatch.setattr(unlearned, "unlearn", counted)
     return calls

@@ -1,4 +1,4 @@
-"""Verdicts from evidence; never clean without a decisive detector on good data."""
+"""Verdicts from evidence: two kinds make a model backdoored, and clean needs a look at everything."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import msgspec
 import pytest
@@ -22,14 +23,15 @@ from bdprune.verdict.judgement import judge as judge_by
 
 SANE = Sanity(0.93, True, "Clean accuracy is 93.0 % on 500 images.")
 INSANE = Sanity(0.12, False, "Clean accuracy is 12.0 %.", "Pass --normalize imagenet.")
-LEADER = UnlearningDetector.id
+COLLAPSE, FILTERS = UnlearningDetector.id, LipschitzDetector.id
+TRIGGER, PRUNING, OTHER = "x.trigger", "x.pruning", "x.third"
 
 
 @dataclass(frozen=True)
 class Third(Detector):
     """A detector of another package, which corroborates."""
 
-    id = "x.third"
+    id = OTHER
     title = "a third opinion"
     rule = Rule(id="BD500", name="third", help="A third opinion.")
 
@@ -38,127 +40,239 @@ class Third(Detector):
 
 
 @dataclass(frozen=True)
-class Second(Third):
-    """A decisive detector, like the leading one."""
-
-    id = "x.second"
-    decisive = True
+class Trigger(Third):
+    id = TRIGGER
+    sign = "trigger"
 
 
-DETECTORS: dict[str, Detector] = {one.id: one for one in (UnlearningDetector(), LipschitzDetector(), Third(), Second())}
+@dataclass(frozen=True)
+class SecondTrigger(Trigger):
+    id = "x.trigger2"
 
 
-def judge(evidence: Sequence[Evidence], sanity: Sanity | None) -> Judgement:
+@dataclass(frozen=True)
+class Pruning(Third):
+    id = PRUNING
+    sign = "pruning"
+
+
+MADE = (UnlearningDetector(), LipschitzDetector(), Third(), Trigger(), SecondTrigger(), Pruning())
+DETECTORS: dict[str, Detector] = {one.id: one for one in MADE}
+
+
+def judge(evidence: Sequence[Evidence], sanity: Sanity | None = SANE) -> Judgement:
     """The verdict where exactly the detectors with evidence ran."""
     return judge_by([DETECTORS[one.detector] for one in evidence], evidence, sanity)
 
 
-def unlearning(score: float, label: int | None = 8, name: str = LEADER) -> Evidence:
-    return Evidence(detector=name, score=score, threshold=0.5, flagged=score > 0.5, target_label=label)
+def seen(name: str, score: float, label: int | None = 8, **more: Any) -> Evidence:
+    """Evidence with threshold 0.5; only flagged evidence names a label."""
+    named = label if score > 0.5 and not more.get("targets") else None
+    return Evidence(detector=name, score=score, threshold=0.5, flagged=score > 0.5, target_label=named, **more)
 
 
-def other(score: float, label: int | None = None, name: str = LipschitzDetector.id) -> Evidence:
-    return Evidence(detector=name, score=score, threshold=6.0, flagged=score > 6, target_label=label)
+def collapse(score: float, label: int | None = 8, **more: Any) -> Evidence:
+    return seen(COLLAPSE, score, label, **more)
 
 
-def test_nothing_flagged_is_clean() -> None:
-    found = judge([unlearning(0.2), other(3.0)], SANE)
+def trigger(score: float, label: int | None = 8, **more: Any) -> Evidence:
+    return seen(TRIGGER, score, label, **more)
+
+
+def rules(found: Judgement) -> list[str]:
+    return [one.rule_id for one in found.findings]
+
+
+QUIET = (collapse(0.2), trigger(0.1))
+
+
+def test_a_look_at_both_kinds_without_a_finding_is_clean() -> None:
+    found = judge([*QUIET, seen(FILTERS, 0.3)])
     assert (found.verdict, found.target_label, found.findings) == ("clean", None, ())
     assert found.risk is not None and found.risk < 0.5
 
 
-def test_the_leading_detector_alone_makes_it_backdoored_and_names_the_label() -> None:
-    found = judge([unlearning(0.9), other(3.0)], SANE)
-    assert (found.verdict, found.target_label) == ("backdoored", 8)
-    assert [one.rule_id for one in found.findings] == ["BD030"]
+@pytest.mark.parametrize(
+    ("evidence", "words"),
+    [
+        ([collapse(0.2)], "No detector looked for a recovered trigger"),
+        ([trigger(0.2)], "No detector looked for a collapse"),
+        ([seen(PRUNING, 0.2), seen(FILTERS, 0.1)], "No detector looked for a collapse"),
+        ([], "(detectors: none)"),
+        ([collapse(0.2), trigger(0.2, unseen=("labels 200 to 999",))], "had no time to look at labels 200 to 999."),
+        ([collapse(0.2, not_applicable="No batch norm."), trigger(0.2)], "No batch norm."),
+    ],
+)
+def test_without_a_full_look_at_both_kinds_it_is_never_clean(evidence: list[Evidence], words: str) -> None:
+    found = judge(evidence)
+    assert (found.verdict, found.risk) == ("inconclusive", None)
+    assert words in found.findings[0].message
+
+
+def test_a_second_detector_of_a_kind_can_look_where_the_first_could_not() -> None:
+    assert judge([collapse(0.2), trigger(0.2, unseen=("label 3",)), seen("x.trigger2", 0.1)]).verdict == "clean"
+
+
+@pytest.mark.parametrize("pair", list(itertools.combinations((COLLAPSE, TRIGGER, PRUNING), 2)))
+def test_any_two_kinds_with_one_label_are_a_backdoor(pair: tuple[str, str]) -> None:
+    found = judge([seen(name, 0.9) for name in pair])
+    assert (found.verdict, found.target_label, found.targets) == ("backdoored", 8, ())
+    assert rules(found)[-1] == "BD101" and "AML.T0018.000" in found.findings[-1].atlas
+    assert all(name in found.findings[-1].message for name in pair)
     assert found.risk is not None and found.risk > 0.5
 
 
+@pytest.mark.parametrize("name", [COLLAPSE, TRIGGER, PRUNING])
+def test_one_kind_alone_is_suspicious_and_names_its_label(name: str) -> None:
+    quiet = [one for one in QUIET if one.detector != name]
+    found = judge([*quiet, seen(name, 0.9), seen(FILTERS, 0.9, None), seen(OTHER, 0.9)])
+    assert (found.verdict, found.target_label) == ("suspicious", 8)
+    assert "needs two kinds of evidence" in found.findings[-1].message
+
+
+def test_two_detectors_of_one_kind_do_not_confirm_each_other() -> None:
+    assert judge([trigger(0.9), seen("x.trigger2", 0.9), collapse(0.1)]).verdict == "suspicious"
+    assert judge([collapse(0.9), collapse(0.8), trigger(0.1)]).verdict == "suspicious"
+
+
+def test_kinds_that_name_different_labels_are_suspicious_with_both() -> None:
+    found = judge([collapse(0.9, 3), trigger(0.9, 8)])
+    assert (found.verdict, found.target_label, found.targets) == ("suspicious", None, (3, 8))
+    assert "(label 3)" in found.findings[-1].message and "(label 8)" in found.findings[-1].message
+    assert found.findings[-1].severity == "medium"
+    third = judge([collapse(0.9, 3), trigger(0.9, 8), seen(PRUNING, 0.9, 8)])
+    assert (third.verdict, third.targets) == ("suspicious", (3, 8)), "the third kind disputes the label"
+
+
+def test_a_kind_without_a_label_neither_confirms_nor_disputes() -> None:
+    found = judge([collapse(0.9, None), trigger(0.9)])
+    assert (found.verdict, found.target_label) == ("suspicious", 8)
+    assert "(no label)" in found.findings[-1].message
+    assert judge([collapse(0.9, None), trigger(0.9), seen(PRUNING, 0.9)]).verdict == "backdoored"
+    alone = judge([collapse(0.9, None), trigger(0.1)])
+    assert (alone.verdict, alone.target_label, alone.targets) == ("suspicious", None, ())
+
+
+def test_weak_evidence_for_another_label_does_not_dispute() -> None:
+    found = judge([collapse(0.9), trigger(0.9), seen(OTHER, 0.9, 3)])
+    assert (found.verdict, found.target_label) == ("backdoored", 8)
+
+
+def test_a_backdoor_to_all_labels_has_targets_and_no_label() -> None:
+    everywhere = tuple(range(10))
+    found = judge([collapse(0.1), trigger(0.9, targets=everywhere), seen(PRUNING, 0.9, targets=everywhere)])
+    assert (found.verdict, found.target_label, found.targets) == ("backdoored", None, everywhere)
+    assert "Backdoor to labels 0, 1, 2" in found.findings[-1].message
+    alone = judge([collapse(0.1), trigger(0.9, targets=everywhere)])
+    assert (alone.verdict, alone.target_label, alone.targets) == ("suspicious", None, everywhere)
+
+
+def test_common_labels_count_if_one_kind_names_more() -> None:
+    found = judge([collapse(0.9, 8), trigger(0.9, targets=(3, 8))])
+    assert (found.verdict, found.target_label, found.targets) == ("backdoored", 8, ())
+
+
+def test_sources_are_named() -> None:
+    found = judge([trigger(0.9, 0, sources=(1,)), seen(PRUNING, 0.9, 0)])
+    assert (found.verdict, found.target_label, found.sources) == ("backdoored", 0, (1,))
+    assert "points to label 0 from images of label 1." in found.findings[0].message
+    assert judge([collapse(0.1), trigger(0.9, 0, sources=(1,))]).sources == (1,)
+
+
+def test_a_natural_shortcut_is_reported_and_does_not_count() -> None:
+    natural = trigger(0.9, 3, natural="The trigger of label 3 looks like a wheel.")
+    found = judge([collapse(0.1), natural])
+    assert (found.verdict, found.target_label, rules(found)) == ("clean", None, ["BD200"])
+    assert found.findings[0].message.startswith("The trigger of label 3 looks like a wheel. x.trigger scores 0.9")
+    assert found.risk is not None and found.risk < 0.5
+    with_collapse = judge([collapse(0.9, 3), natural])
+    assert (with_collapse.verdict, with_collapse.target_label) == ("suspicious", 3)
+    only_natural = judge([natural, nothing_seen(COLLAPSE, "5 images are too few.")])
+    assert only_natural.verdict == "inconclusive"
+
+
 def test_without_evidence_the_verdict_gives_the_reason() -> None:
-    found = judge([nothing_seen(LEADER, "5 images are too few.")], SANE)
+    found = judge([nothing_seen(COLLAPSE, "5 images are too few.")])
     assert found.verdict == "inconclusive"
-    assert found.findings[0].message == f"No finite score from {LEADER}. 5 images are too few."
-
-
-def test_one_detector_with_two_settings_does_not_confirm_itself() -> None:
-    found = judge([unlearning(0.9), unlearning(0.8)], SANE)
-    assert "BD101" not in [one.rule_id for one in found.findings]
-
-
-def test_two_detectors_confirm_each_other() -> None:
-    found = judge([unlearning(0.9), other(9.0)], SANE)
-    assert found.verdict == "backdoored"
-    assert [one.rule_id for one in found.findings] == ["BD030", "BD020", "BD101"]
-    assert "AML.T0018.000" in found.findings[-1].atlas
-
-
-def test_another_label_makes_it_suspicious() -> None:
-    found = judge([unlearning(0.9, 3), other(9.0, 8)], SANE)
-    assert (found.verdict, found.target_label) == ("suspicious", 3)
-    assert "says 3, others say 8" in found.findings[-1].message
-
-
-def test_a_flag_without_the_leading_detector_is_suspicious() -> None:
-    found = judge([unlearning(0.2), other(9.0, 4)], SANE)
-    assert (found.verdict, found.target_label) == ("suspicious", 4)
+    assert found.findings[0].message == f"No finite score from {COLLAPSE}. 5 images are too few."
 
 
 def test_data_that_does_not_fit_is_always_inconclusive() -> None:
-    for evidence in ([], [other(1.0)], [other(9.0)], [unlearning(0.9), other(9.0)]):
+    flagged = [collapse(0.9), trigger(0.9)]
+    for evidence in ([], [seen(FILTERS, 0.1)], [seen(FILTERS, 0.9)], flagged):
         found = judge(evidence, INSANE)
         assert (found.verdict, found.risk, found.target_label) == ("inconclusive", None, None)
         assert "Pass --normalize imagenet." in found.findings[0].message
 
 
-def test_without_data_it_is_never_clean() -> None:
-    assert judge([other(1.0)], None).verdict == "inconclusive"
+def test_without_data_it_is_neither_clean_nor_backdoored() -> None:
+    assert judge([seen(FILTERS, 0.1)], None).verdict == "inconclusive"
     assert judge([], None).verdict == "inconclusive"
-    assert judge([other(9.0)], None).verdict == "suspicious"
+    assert judge([seen(FILTERS, 0.9)], None).verdict == "suspicious"
+    assert judge([collapse(0.9), trigger(0.9)], None).verdict == "suspicious"
 
 
 def test_a_non_finite_score_is_no_evidence() -> None:
     for score in (math.nan, math.inf):
-        found = judge([unlearning(score, 3), other(1.0)], SANE)
+        found = judge([collapse(score, 3), trigger(0.1)])
         assert found.verdict == "inconclusive"
-        assert found.findings[0].message == f"No finite score from {LEADER}."
+        assert found.findings[0].message == f"No finite score from {COLLAPSE}."
 
 
-def test_a_detector_without_a_score_prevents_clean_but_no_flag() -> None:
-    broken = other(math.nan)
-    assert judge([unlearning(0.2), broken], SANE).verdict == "inconclusive"
-    assert judge([unlearning(0.9), broken], SANE).verdict == "backdoored"
-    assert judge([unlearning(0.2), other(9.0), other(math.nan, name="x.third")], SANE).verdict == "suspicious"
+def test_a_detector_without_a_score_prevents_clean_but_no_finding() -> None:
+    broken = seen(FILTERS, math.nan)
+    assert judge([*QUIET, broken]).verdict == "inconclusive"
+    assert judge([collapse(0.9), trigger(0.9), broken]).verdict == "backdoored"
+    assert judge([*QUIET, seen(OTHER, 0.9), broken]).verdict == "suspicious"
 
 
-def test_a_leading_detector_without_a_label_is_suspicious() -> None:
-    found = judge([unlearning(0.9, None), other(1.0)], SANE)
-    assert (found.verdict, found.target_label) == ("suspicious", None)
+def test_weak_evidence_alone_is_suspicious_and_names_only_an_undisputed_label() -> None:
+    found = judge([*QUIET, seen(FILTERS, 0.9, 4)])
+    assert (found.verdict, found.target_label, rules(found)) == ("suspicious", 4, ["BD020"])
+    apart = judge([*QUIET, seen(FILTERS, 0.9, 4), seen(OTHER, 0.9, 5)])
+    assert (apart.verdict, apart.target_label, apart.targets) == ("suspicious", None, ())
+
+
+def test_findings_of_strong_kinds_are_severe() -> None:
+    found = judge([collapse(0.9), trigger(0.1), seen(OTHER, 0.9, None)])
+    assert [(one.rule_id, one.severity) for one in found.findings[:2]] == [("BD030", "high"), ("BD500", "medium")]
 
 
 def test_the_risk_is_a_half_at_the_threshold_and_rises() -> None:
-    assert evidence_risk(unlearning(0.5)) == pytest.approx(0.5)
+    assert evidence_risk(collapse(0.5)) == pytest.approx(0.5)
     # 0.75 / 0.5 = 1.5, to the fourth 5.0625, over 1 more
-    assert evidence_risk(unlearning(0.75)) == pytest.approx(5.0625 / 6.0625)
-    risks = [evidence_risk(unlearning(score / 20)) for score in range(1, 21)]
+    assert evidence_risk(collapse(0.75)) == pytest.approx(5.0625 / 6.0625)
+    risks = [evidence_risk(collapse(score / 20)) for score in range(1, 21)]
     assert all(low < high for low, high in itertools.pairwise(risks))
 
 
-@given(st.floats(), st.floats(), st.booleans(), st.booleans())
-def test_every_judgement_is_consistent(leading: float, second: float, sane: bool, with_data: bool) -> None:
-    sanity = (SANE if sane else INSANE) if with_data else None
-    found = judge([unlearning(leading), other(second)], sanity)
+labels = st.sampled_from([None, 3, 8])
+
+
+@given(
+    st.lists(st.tuples(st.sampled_from(sorted(DETECTORS)), st.floats(), labels, st.booleans()), max_size=6),
+    st.sampled_from([SANE, INSANE, None]),
+)
+def test_every_judgement_is_consistent(drawn: list[tuple[str, float, int | None, bool]], sanity: Sanity | None) -> None:
+    evidence = [seen(name, score, label, unseen=("x",) if cut else ()) for name, score, label, cut in drawn]
+    found = judge(evidence, sanity)
+    flagged = [one for one in evidence if one.valid and one.flagged]
     assert found.risk is None or 0 <= found.risk <= 1
     assert (found.risk is None) == (found.verdict == "inconclusive")
+    assert found.target_label is None or not found.targets
     if found.verdict == "clean":
-        assert sanity is SANE and not leading > 0.5 and not second > 6
+        whole = {one.detector for one in evidence if not one.unseen}
+        assert sanity is SANE and not flagged and COLLAPSE in whole and whole & {TRIGGER, "x.trigger2"}
     if found.verdict == "backdoored":
-        assert found.target_label == 8 and leading > 0.5
+        kinds = {DETECTORS[one.detector].sign for one in flagged if one.target_label == found.target_label}
+        assert sanity is SANE and found.target_label is not None
+        assert len(kinds & {"collapse", "trigger", "pruning"}) >= 2
 
 
 def measured(score: float, *, near: bool = False, remark: str = "", limit: str = "", reason: str = "") -> Evidence:
-    """Evidence of the leader with remarks and limits."""
+    """Evidence of a collapse with remarks and limits."""
     return msgspec.structs.replace(
-        unlearning(score),
+        collapse(score),
         near=near,
         remarks=(remark,) if remark else (),
         limits=(limit,) if limit else (),
@@ -167,62 +281,37 @@ def measured(score: float, *, near: bool = False, remark: str = "", limit: str =
 
 
 def test_a_clean_verdict_near_the_threshold_has_a_finding() -> None:
-    found = judge([measured(0.47, near=True, remark="It is near.")], SANE)
+    found = judge([measured(0.47, near=True, remark="It is near."), trigger(0.1)])
     (finding,) = found.findings
     assert found.verdict == "clean"
     assert (finding.rule_id, finding.severity, finding.message) == ("BD000", "low", "It is near.")
 
 
 def test_a_clean_verdict_far_from_the_threshold_has_no_finding() -> None:
-    assert judge([measured(0.1, remark="It is far away.")], SANE).findings == ()
+    assert judge([measured(0.1, remark="It is far away."), trigger(0.1)]).findings == ()
 
 
 def test_remarks_of_the_evidence_are_findings_of_a_flag() -> None:
-    (finding,) = judge([measured(0.9, remark="The lead is 0.9.", limit="Few images.")], SANE).findings
+    finding = judge([measured(0.9, remark="The lead is 0.9.", limit="Few images.")]).findings[0]
     assert finding.message.endswith("and points to label 8. The lead is 0.9. Few images.")
 
 
 def test_limits_are_findings_of_every_verdict() -> None:
-    for score, verdict, rule in ((0.1, "clean", "BD000"), (0.9, "backdoored", "BD030")):
-        found = judge([measured(score, limit="Few images.")], SANE)
+    for score, verdict, rule in ((0.1, "clean", "BD000"), (0.9, "suspicious", "BD030")):
+        found = judge([measured(score, limit="Few images."), trigger(0.1)])
         assert found.verdict == verdict
         assert "Few images." in found.findings[0].message and found.findings[0].rule_id == rule
 
 
-def test_a_network_without_decisive_evidence_is_neither_clean_nor_backdoored() -> None:
+def test_flagged_evidence_names_what_had_no_time() -> None:
+    found = judge([collapse(0.2), trigger(0.9, unseen=("labels 5 to 9", "pairs of labels"))])
+    assert "x.trigger had no time to look at labels 5 to 9, pairs of labels." in found.findings[0].message
+
+
+def test_a_detector_that_does_not_suit_the_network_does_not_count() -> None:
     reason = "No batch norm."
-    quiet = judge([measured(0.1, reason=reason), other(3.0)], SANE)
-    assert quiet.verdict == "inconclusive" and quiet.findings[0].message == reason
-    loud = judge([measured(0.9, reason=reason), other(3.0)], SANE)
-    assert loud.verdict == "inconclusive" and [one.rule_id for one in loud.findings] == ["BD000", "BD030"]
-    seen = judge([measured(0.1, reason=reason), other(9.0)], SANE)
-    assert seen.verdict == "suspicious"
-    confirmed = judge([measured(0.9, reason=reason), other(9.0)], SANE)
-    assert confirmed.verdict == "backdoored"
-    second = judge([measured(0.1, reason=reason), unlearning(0.2, name="x.second")], SANE)
-    assert second.verdict == "clean", "another decisive detector suffices"
-
-
-def test_any_decisive_detector_gives_the_verdict_and_its_rule() -> None:
-    found = judge([unlearning(0.9, 4, "x.second"), other(3.0)], SANE)
-    assert (found.verdict, found.target_label) == ("backdoored", 4)
-    assert [(one.rule_id, one.severity) for one in found.findings] == [("BD500", "high")]
-    assert judge([unlearning(0.2, name="x.second")], SANE).verdict == "clean"
-    weak = judge([other(9.0, 4, "x.third")], SANE)
-    assert weak.verdict == "suspicious" and [(one.rule_id, one.severity) for one in weak.findings] == [
-        ("BD500", "medium")
-    ]
-
-
-def test_two_decisive_detectors_must_agree_on_the_label() -> None:
-    one = unlearning(0.9, 4)
-    assert judge([one, unlearning(0.9, 4, "x.second")], SANE).verdict == "backdoored"
-    apart = judge([one, unlearning(0.9, 5, "x.second")], SANE)
-    assert (apart.verdict, apart.target_label) == ("suspicious", None)
-    silent = judge([one, unlearning(0.1, None, "x.second")], SANE)
-    assert (silent.verdict, silent.target_label) == ("backdoored", 4)
-
-
-def test_a_scan_without_detectors_has_a_finding() -> None:
-    assert "(ran: none)" in judge([], SANE).findings[0].message
-    assert LipschitzDetector.id in judge([other(1.0)], SANE).findings[0].message
+    loud = judge([measured(0.9, reason=reason), trigger(0.1)])
+    assert loud.verdict == "inconclusive" and rules(loud) == ["BD000", "BD030"]
+    assert judge([measured(0.1, reason=reason), trigger(0.1), seen(FILTERS, 0.9)]).verdict == "suspicious"
+    assert judge([measured(0.9, reason=reason), trigger(0.9)]).verdict == "suspicious"
+    assert judge([measured(0.9, reason=reason), trigger(0.9), seen(PRUNING, 0.9)]).verdict == "backdoored"

@@ -7,6 +7,7 @@ own. A detector without ``steps``, or whose analyses fail on a stack, runs on ea
 from __future__ import annotations
 
 import logging
+import time
 from collections import deque
 from collections.abc import Hashable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -14,12 +15,14 @@ from functools import partial
 
 import msgspec
 
-from bdprune.errors import BdpruneError, OptionError
+from bdprune.analysis import Case
+from bdprune.errors import BdpruneError, BudgetError, OptionError
 from bdprune.fleet.executors.inline import Numbered
 from bdprune.methods import Detector, examine_stack
 from bdprune.model import StackedNetwork, agrees, why_not
 from bdprune.pipeline import (
     Clock,
+    Examination,
     Isolated,
     Job,
     ModelSource,
@@ -27,12 +30,15 @@ from bdprune.pipeline import (
     Outcome,
     Progress,
     checked_evidence,
+    concluded,
     detectors_for,
     examined,
     free_memory,
     open_cases,
     parse_device,
     short_id,
+    stage_of,
+    start_examination,
     survived,
 )
 from bdprune.record import Evidence, nothing_seen
@@ -186,7 +192,7 @@ class _Line:
         detectors = [one for one in detectors_for(opened, self._job) if one.takes_stacks()]
         if self._options.size == 1 or not detectors or why_not([case.model]):
             return 1
-        batch = max(_batch(detector, opened) for detector in detectors)
+        batch = max(_batch(detector, case) for detector in detectors)
         if self._options.size == "auto" and case.model.device.type == "cpu":
             if not batch or case.data is None:
                 return 1
@@ -196,45 +202,58 @@ class _Line:
         return max(1, min(self._options.most, fit))
 
     def _run(self, stack: _Stack) -> None:
+        """Runs the detectors on all models of a stack; a model whose verdict is sure leaves it."""
         places, stack.places = stack.places, []
         opened = [place.opened for place in places if place.opened is not None]
-        known: dict[int, list[Evidence]] = {}
-        if len(opened) > 1:
-            for number, detector in enumerate(detectors_for(opened[0], self._job)):
-                seen = self._of_stack(detector, opened) if detector.takes_stacks() else None
-                if seen is not None:
-                    known[number] = seen
-        for index, (place, one) in enumerate(zip(places, opened, strict=True)):
-            own = {number: seen[index] for number, seen in known.items()}
-            place.outcome, place.opened = examined(one, place.source, self._job, self._progress, own), None
+        if not opened:
+            return
+        if len(opened) == 1:
+            places[0].outcome = examined(opened[0], places[0].source, self._job, self._progress)
+        else:
+            exams = self._examinations(opened)
+            for place, one, exam in zip(places, opened, exams, strict=True):
+                conclude = partial(concluded, one, self._job, exam)
+                place.outcome = survived(conclude, place.source, self._job, one.clock, one.case.model)
+        for place in places:
+            place.opened = None
 
-    def _of_stack(self, detector: Detector, opened: Sequence[Opened]) -> list[Evidence] | None:
-        """The detector's evidence for each model; None if it has to run on each model separately."""
-        self._progress(f"running detector {short_id(detector)} on {len(opened)} models")
-        clock = Clock()
+    def _examinations(self, opened: Sequence[Opened]) -> list[Examination]:
+        """The examination of each model after all detectors."""
+        budget = self._job.budget.started(sum(one.seconds for one in opened), len(opened))
+        exams = [start_examination(one, self._job, budget, len(opened)) for one in opened]
+        for place, detector in enumerate(exams[0].detectors):
+            wanting = [exam for exam in exams if exam.wants(place)]
+            if len(wanting) > 1 and detector.takes_stacks() and self._in_one_batch(place, detector, wanting):
+                continue
+            for exam in wanting:
+                self._progress(stage_of(detector, place, exam))
+                exam.run(place)
+        return exams
+
+    def _in_one_batch(self, place: int, detector: Detector, exams: Sequence[Examination]) -> bool:
+        """Runs the detector on all models in one batch; returns False if it has to run on each of them separately."""
+        self._progress(f"running detector {short_id(detector)} on {len(exams)} models")
+        start, cases = time.perf_counter(), [exam.case_for(place) for exam in exams]
         try:
-            if not self._is_sound(detector, opened):
-                return None
-            with Isolated([one.case for one in opened], detector) as cases:
-                found = examine_stack(detector, cases)
-            seen = [
-                nothing_seen(detector.id, str(one))
-                if isinstance(one, BdpruneError)
-                else checked_evidence(one, detector, mine.case)
-                for one, mine in zip(found, opened, strict=True)
-            ]
+            if not self._is_sound(detector, cases):
+                return False
+            with Isolated(cases, detector) as own:
+                found = examine_stack(detector, own)
+            seen = [_checked(one, detector, case) for one, case in zip(found, cases, strict=True)]
         except Exception:  # each model then gets its evidence separately, so that one bad model harms no other
-            log.debug("%s failed on a stack of %d", detector.id, len(opened), exc_info=True)
-            return None
-        share = clock.seconds / len(opened)
-        return [
-            msgspec.structs.replace(one, seconds=share, details={**one.details, "stack": len(opened)}) for one in seen
-        ]
+            log.debug("%s failed on a stack of %d", detector.id, len(exams), exc_info=True)
+            return False
+        share = (time.perf_counter() - start) / len(exams)
+        for exam, one in zip(exams, seen, strict=True):
+            if isinstance(one, Evidence):
+                one = msgspec.structs.replace(one, details={**one.details, "stack": len(exams)})
+            exam.take(place, one, share)
+        return True
 
-    def _is_sound(self, detector: Detector, opened: Sequence[Opened]) -> bool:
+    def _is_sound(self, detector: Detector, cases: Sequence[Case]) -> bool:
         """Whether these models can run as one network and, for ``auto``, whether that is faster."""
-        models, batch = [one.case.model for one in opened], _batch(detector, opened[0])
-        data = opened[0].case.data
+        models, batch = [case.model for case in cases], _batch(detector, cases[0])
+        data = cases[0].data
         if not batch or data is None:
             return True
         if self._options.size == "auto":
@@ -242,9 +261,17 @@ class _Line:
         return not why_not(models) and agrees(StackedNetwork(models))
 
 
-def _batch(detector: Detector, opened: Opened) -> int:
+def _batch(detector: Detector, case: Case) -> int:
     """Number of images in a step on the clean data of this case."""
-    return min(detector.batch_size, len(opened.case.data)) if opened.case.data is not None else 0
+    return min(detector.batch_size, len(case.data)) if case.data is not None else 0
+
+
+def _checked(found: Evidence | BdpruneError, detector: Detector, case: Case) -> Evidence | BudgetError:
+    if isinstance(found, BudgetError):
+        return found
+    if isinstance(found, BdpruneError):
+        return nothing_seen(detector.id, str(found))
+    return checked_evidence(found, detector, case)
 
 
 def _kind(opened: Opened) -> Hashable:

@@ -15,7 +15,7 @@ import torch
 from bdprune.analysis import Analysis, Case
 from bdprune.detectors.lipschitz import LipschitzDetector
 from bdprune.detectors.unlearning import UnlearningDetector
-from bdprune.errors import BdpruneError, OptionError, TrainingError
+from bdprune.errors import BdpruneError, BudgetError, OptionError, TrainingError
 from bdprune.fleet.executors import stack as stacks
 from bdprune.fleet.executors.stack import StackOptions
 from bdprune.fleet.scans import scan, scan_many
@@ -23,7 +23,7 @@ from bdprune.loops.unlearning import UnlearnSettings
 from bdprune.methods import Detector, Steps
 from bdprune.model.handle import Model
 from bdprune.ops import Choice
-from bdprune.record import Evidence, Needs, Result
+from bdprune.record import Evidence, Needs, Result, Sign
 from bdprune.runtime.memory import footprint, weight_bytes
 
 from ...helpers import siblings
@@ -37,6 +37,9 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 LEADER = "x.leader"
+QUIET = "inconclusive"
+"""The verdict on a model without a finding: one detector does not suffice for ``clean``."""
+
 NEEDS_NONE = Needs(images="none", minimum=0)
 BLOWN = TrainingError("It blew up.", "Do not.")
 
@@ -73,7 +76,7 @@ class Stackable(Detector):
 
     id = LEADER
     title = "the first bias"
-    decisive = True
+    sign = "collapse"
 
     def __post_init__(self) -> None:
         self.bias = Bias(self)
@@ -131,7 +134,7 @@ def test_stacks_are_filled_in_order_and_the_rest_runs_at_the_end(tiny: Any) -> N
     results = many(tiny, tiny_models(tiny, 0.1, 0.2, 0.6, 0.3, 0.7), [detector])
     assert detector.asked == [[0.1, 0.2, 0.6], [0.3, 0.7]]
     assert scores(results) == [0.1, 0.2, 0.6, 0.3, 0.7]
-    assert [one.verdict for one in results] == ["clean", "clean", "backdoored", "clean", "backdoored"]
+    assert [one.verdict for one in results] == [QUIET, QUIET, "suspicious", QUIET, "suspicious"]
     assert [one.detectors[0].details["stack"] for one in results] == [3, 3, 3, 2, 2]
     assert all(Path(one.name).name == f"model{index}.pth" for index, one in enumerate(results))
 
@@ -182,14 +185,14 @@ def test_a_file_without_a_model_keeps_its_place_and_does_not_affect_the_others(t
     first, second = tiny_models(tiny, 0.1, 0.6)
     detector = Stackable()
     results = many(tiny, [first, bad, second], [detector])
-    assert [one.verdict for one in results] == ["clean", "error", "backdoored"]
+    assert [one.verdict for one in results] == [QUIET, "error", "suspicious"]
     assert detector.asked == [[0.1, 0.6]]
 
 
 def test_an_error_of_one_model_is_recorded_in_its_evidence(tiny: Any) -> None:
     detector = Stackable(spoiled=0.2)
     results = many(tiny, tiny_models(tiny, 0.1, 0.2, 0.6), [detector])
-    assert [one.verdict for one in results] == ["clean", "inconclusive", "backdoored"]
+    assert [one.verdict for one in results] == [QUIET, "inconclusive", "suspicious"]
     assert results[1].detectors[0].error == "It blew up. Do not."
     assert len(detector.asked) == 1
 
@@ -201,14 +204,14 @@ def test_a_stack_that_fails_is_scanned_one_by_one(tiny: Any, detector: Stackable
     detector.asked.clear()
     detector.spoiled = 0.2
     results = many(tiny, tiny_models(tiny, 0.1, 0.2, 0.6), [detector])
-    assert [one.verdict for one in results] == ["clean", "inconclusive", "backdoored"]
+    assert [one.verdict for one in results] == [QUIET, "inconclusive", "suspicious"]
     assert detector.asked == [[0.1, 0.2, 0.6], [0.1], [0.2], [0.6]]
     assert not any("stack" in one.detectors[0].details for one in results)
 
 
 def test_a_bug_on_one_model_is_recorded_in_its_result(tiny: Any) -> None:
     results = many(tiny, tiny_models(tiny, 0.1, 0.2, 0.6), [Stackable(), Alone(spoiled=0.2)])
-    assert [one.verdict for one in results] == ["clean", "inconclusive", "backdoored"]
+    assert [one.verdict for one in results] == [QUIET, "inconclusive", "suspicious"]
     assert "division by zero" in results[1].detectors[1].error and not results[0].detectors[1].error
     assert [one.detector for one in results[0].detectors] == [LEADER, "x.alone"]
 
@@ -234,7 +237,7 @@ def test_an_option_that_one_model_lacks_does_not_stop_the_others(tiny: Any) -> N
     odd = torch.nn.Conv2d(3, 3, 1)  # a module without an input shape
     settings: dict[str, Any] = {"arch": tiny.arch, "detectors": [Stackable()], "stack": 3}
     results = list(scan_many([first, odd, second], tiny.data, **settings))
-    assert [one.verdict for one in results] == ["clean", "error", "backdoored"]
+    assert [one.verdict for one in results] == [QUIET, "error", "suspicious"]
     assert results[1].error and "needs an input shape" in results[1].error.message
 
 
@@ -363,3 +366,43 @@ def test_real_detectors_give_the_same_evidence_in_a_stack(
 def without_times(result: Result) -> Result:
     detectors = tuple(msgspec.structs.replace(one, seconds=0.0) for one in result.detectors)
     return msgspec.structs.replace(result, seconds=0.0, started="", detectors=detectors)
+
+
+@dataclass(eq=False)
+class Seen(Stackable):
+    """A detector of any kind."""
+
+    id: str = "x.seen"
+    sign: Sign = "collapse"
+
+
+def test_a_model_that_is_sure_leaves_the_stack(tiny: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    kinds: tuple[Sign, ...] = ("collapse", "trigger", "pruning")
+    detectors = [Seen(id=f"x.{sign}", sign=sign) for sign in kinds]
+    monkeypatch.setattr("bdprune.fleet.scans.chosen_detectors", lambda chosen, defaults: detectors)
+    files = tiny_models(tiny, 0.1, 0.6, 0.2)
+    found = list(scan_many(files, tiny.data, arch=tiny.arch, input_shape=tiny.input_shape, stack=3))
+    assert [one.verdict for one in found] == ["clean", "backdoored", "clean"]
+    assert [one.not_run for one in found] == [(), ("x.pruning",), ()]
+    assert [one.asked for one in detectors] == [[[0.1, 0.6, 0.2]], [[0.1, 0.6, 0.2]], [[0.1, 0.2]]]
+
+
+def test_a_stack_has_the_time_of_its_models(tiny: Any) -> None:
+    given: list[float] = []
+
+    @dataclass(eq=False)
+    class Timed(Stackable):
+        def steps(self, case: Case) -> Steps:
+            given.append(case.budget.remaining)
+            return super().steps(case)
+
+    many(tiny, tiny_models(tiny, 0.1, 0.2, 0.3), [Timed()], budget=1000)
+    assert len(given) == 3 and all(2900 < seconds < 3000 for seconds in given)
+
+
+def test_a_stack_whose_time_ends_is_not_run(tiny: Any) -> None:
+    late = Stackable(raises=BudgetError("The time of the budget is up."))
+    found = many(tiny, tiny_models(tiny, 0.1, 0.2), [late, Alone()])
+    assert late.asked == [[0.1, 0.2]], "it does not run again on each model"
+    assert [one.not_run for one in found] == [(LEADER,)] * 2
+    assert all("x.leader (the time of the budget is up)" in one.findings[-1].message for one in found)
