@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from bdprune.record import MethodInfo
 
 _COLUMNS = ("name", "needs", "cost", "gives", "presets", "what it does")
+_OF_DETECTORS = ("evidence", "budget")
 
 
 @click.command(short_help="List the detectors.")
@@ -53,10 +54,17 @@ def _list(kind: Kind, form: str) -> int:
 
 
 def _text(found: list[MethodInfo]) -> str:
+    detects = any(one.kind == "detector" for one in found)
+    columns = [*_COLUMNS[:3], *(_OF_DETECTORS if detects else ()), *_COLUMNS[3:]]
     rows = [
-        (one.name, needs(one), one.cost, ", ".join(one.gives), " ".join(one.presets) or "–", one.title) for one in found
+        (
+            *(one.name, needs(one), one.cost),
+            *((one.sign, one.level) if detects else ()),
+            *(", ".join(one.gives), " ".join(one.presets) or "–", one.title),
+        )
+        for one in found
     ]
-    lines = table([_COLUMNS, *rows], "l" * len(_COLUMNS))
+    lines = table([columns, *rows], "l" * len(columns))
     notes = [f"  {plain(one.name)}: {plain(one.limits)}" for one in found if one.limits]
     return "\n".join([*lines, *([""] if notes else []), *notes]) + "\n"
 

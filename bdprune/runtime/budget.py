@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import re
 import time
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 from bdprune.errors import BudgetError, OptionError
 from bdprune.record import LEVELS, Level
@@ -25,6 +25,8 @@ class Budget:
             can be more or less thorough follow it.
         seconds: time for one model; None sets no limit. What does not fit is not run, and the findings name it.
         deadline: the time of :func:`time.monotonic` at which the work must end; :meth:`started` sets it.
+        reserved: seconds before the deadline that are left to other work (:meth:`less`). Budgets that differ only in
+            this are equal, so that later work finds the results of earlier work.
 
     Raises:
         OptionError: an unknown level, or a time that is not positive.
@@ -33,6 +35,7 @@ class Budget:
     level: Level = "default"
     seconds: float | None = None
     deadline: float = math.inf
+    reserved: float = field(default=0.0, compare=False)
 
     def __post_init__(self) -> None:
         if self.level not in LEVELS:
@@ -60,12 +63,12 @@ class Budget:
 
     @property
     def remaining(self) -> float:
-        """Seconds until the deadline, 0 or more; infinite without a limit."""
-        return max(0.0, self.deadline - time.monotonic())
+        """Seconds that are left, 0 or more; infinite without a limit."""
+        return max(0.0, self.deadline - self.reserved - time.monotonic())
 
     def less(self, seconds: float) -> Budget:
-        """The budget with an earlier deadline, so that this many seconds are left afterwards."""
-        return replace(self, deadline=self.deadline - seconds)
+        """The budget with this many seconds less, which are left to other work."""
+        return replace(self, reserved=self.reserved + seconds)
 
     def check(self, needed: float = 0.0) -> None:
         """Raises an error if the time does not suffice.
@@ -76,7 +79,7 @@ class Budget:
         Raises:
             BudgetError: the deadline has passed, or comes too early.
         """
-        if self.deadline < time.monotonic() + needed:
+        if self.deadline - self.reserved < time.monotonic() + needed:
             left = f"{self.remaining:.0f} s of the budget are left"
             more = f"It needs about {needed:.0f} s more, and {left}." if needed else "The time of the budget is up."
             raise BudgetError(more, "Allow more with --budget.")

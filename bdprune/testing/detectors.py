@@ -79,8 +79,7 @@ def _travels(detector: Detector) -> str:
     if evidence.valid:
         above = evidence.score > evidence.threshold  # type: ignore[operator]
         assert evidence.flagged == above, "Evidence must be flagged exactly if its score is above the threshold."
-    named = evidence.target_label
-    assert named is None or type(detector).label, "The evidence names a label, but the class has label = False."
+    assert not evidence.labels or type(detector).label, "The evidence names a label, but the class has label = False."
     assert len(evidence.label_scores) in (0, case.model.num_classes), "The evidence needs one label score per class."
     check_attached(evidence.attachments, case.attachments)
     return ""

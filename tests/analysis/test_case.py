@@ -18,6 +18,7 @@ from bdprune.analysis import MEMO, Analysis, Case, Memo
 from bdprune.data import CleanData
 from bdprune.model import Model, Normalization
 from bdprune.model import load as load_model
+from bdprune.runtime import Budget
 
 CALLS: list[str] = []
 
@@ -308,3 +309,24 @@ def test_names_that_could_leave_the_folder_are_errors(bright: Any, name: str) ->
     with pytest.raises(ValueError, match="invalid name"):
         case.attach_bytes(name, b"", "image/png")
     assert not case.attachments
+
+
+@dataclass(frozen=True)
+class Search(Analysis[float]):
+    """A result that depends on the time."""
+
+    uses_budget: ClassVar[bool] = True
+
+    def compute(self, case: Case) -> float:
+        CALLS.append("search")
+        return case.budget.remaining
+
+
+def test_the_result_of_a_shorter_search_is_not_taken_for_a_full_one(file: Any) -> None:
+    case = Case(load_model(file), images())
+    short = case.with_budget(Budget(seconds=5).started())
+    assert short.get(Search()) < 5 < case.get(Search())
+    assert short.with_budget(short.budget.less(3)).get(Search()) == short.get(Search()), "a later part of the same scan"
+    assert CALLS == ["search"] * 2
+    assert short.get(Brightness()) == case.get(Brightness()) and CALLS.count("brightness") == 1
+    assert short.digest == case.digest and short.with_data(images()).budget == short.with_model(case.model).budget

@@ -49,10 +49,10 @@ def test_detectors_are_listed_in_the_order_of_a_scan(run: Run) -> None:
     done = run("detectors")
     assert done.exit_code == 0
     head, *rows = done.stdout.splitlines()
-    assert head.split()[:4] == ["name", "needs", "cost", "gives"]
+    assert head.split()[:6] == ["name", "needs", "cost", "evidence", "budget", "gives"]
     assert [row.split()[0] for row in rows[:3]] == ["lipschitz", "suspiciousness", "unlearning"]
     assert "no images" in rows[0] and "weights" in rows[0]
-    assert "100+ labelled images" in rows[2] and "training" in rows[2]
+    assert "100+ labelled images" in rows[2] and rows[2].split()[4:7] == ["training", "collapse", "fast"]
     assert any(row.strip().startswith("lipschitz: It finds backdoors") for row in rows), (
         "the limits are below the table"
     )
@@ -60,6 +60,7 @@ def test_detectors_are_listed_in_the_order_of_a_scan(run: Run) -> None:
 
 def test_purifiers_are_listed_with_their_presets(run: Run) -> None:
     done = run("purifiers")
+    assert "evidence" not in done.stdout.splitlines()[0]
     (rnp,) = [line for line in done.stdout.splitlines() if line.split()[:1] == ["rnp"]]
     assert "paper code robust scan" in rnp and "detection, removal" in rnp
     (other,) = [line for line in done.stdout.splitlines() if line.split()[:1] == ["suspiciousness"]]

@@ -365,3 +365,12 @@ def test_attachments_are_written_and_named(run: Run, tiny: Any, model_args: list
 def test_attachments_that_cannot_be_written_are_exit_4(run: Run, tiny: Any, model_args: list[str]) -> None:
     done = run("scan", tiny.path, *model_args, "--detectors", "lipschitz", "--attachments", tiny.path)
     assert done.exit_code == 4 and done.stdout == "" and len(done.stderr.splitlines()) <= 3, done.output
+
+
+def test_the_budget_reaches_the_scan_and_its_result(scan: Run, fake_score: Callable[[float], None]) -> None:
+    for budget, recorded in (("fast", "fast"), ("full", "full"), ("90s", "90 s"), ("5m", "300 s")):
+        assert json.loads(scan("--budget", budget, "-f", "json").stdout)["budget"] == recorded
+    assert json.loads(scan("-f", "json").stdout)["budget"] == "default"
+    for wrong in ("slow", "-3", "0"):
+        done = scan("--budget", wrong)
+        assert done.exit_code == 4 and "Invalid budget" in done.stderr

@@ -52,7 +52,8 @@ def test_time_runs_from_the_start(clock: list[float]) -> None:
     started = budget.started(spent=10)
     assert started.remaining == 50 and budget.started(spent=10, models=3).remaining == 170
     clock[0] += 20
-    assert started.remaining == 30 and started.less(25).remaining == 5
+    assert started.remaining == 30 and started.less(25).remaining == 5 and started.less(20).less(5).remaining == 5
+    assert started.less(25) == started != budget
     clock[0] += 40
     assert started.remaining == 0
 
@@ -67,8 +68,9 @@ def test_work_that_does_not_fit_is_an_error(clock: list[float]) -> None:
     started = Budget(seconds=60).started()
     started.check()
     started.check(59)
-    with pytest.raises(BudgetError, match="It needs about 61 s more, and 60 s of the budget are left"):
-        started.check(61)
+    for late, left in ((started, 60), (started.less(10), 50)):
+        with pytest.raises(BudgetError, match=f"It needs about 61 s more, and {left} s of the budget are left"):
+            late.check(61)
     clock[0] += 61
     with pytest.raises(BudgetError, match="The time of the budget is up"):
         started.check()

@@ -6,7 +6,7 @@ import json
 from typing import Any
 
 from bdprune.cli.methods import needs
-from bdprune.record import GIFTS, MethodInfo
+from bdprune.record import GIFTS, SIGNS, STRONG, MethodInfo
 from bdprune.registry import Kind, methods
 from docs.markdown import NOTE, table
 
@@ -14,7 +14,8 @@ HEAD = f"""# Methods
 
 {NOTE}
 
-These are the detectors and purifiers of bdprune, as they describe themselves. A scan runs the detectors in this order.
+These are the detectors and purifiers of bdprune, as they describe themselves. A scan runs the detectors in this order:
+those of the budget `fast` first, and among them the cheap ones.
 `bdprune detectors` and `bdprune purifiers` list them too, and the methods of other packages that are installed.
 """
 
@@ -27,9 +28,24 @@ def page() -> str:
 
 def _section(title: str, kind: Kind) -> str:
     found = methods(kind)
-    rows = [(f"[{one.name}](#{one.name}-{kind})", one.title, needs(one), one.cost, _label(one)) for one in found]
-    lines = table(("name", "what it does", "needs", "cost", "target label"), rows)
-    return "\n".join([f"## {title}\n", *lines, "", *(_method(one) for one in found)])
+    own = ("evidence", "budget") if kind == "detector" else ()
+    rows = [
+        (
+            *(f"[{one.name}](#{one.name}-{kind})", one.title, needs(one), one.cost, _label(one)),
+            *((f"`{one.sign}`", f"`{one.level}`") if own else ()),
+        )
+        for one in found
+    ]
+    lines = table(("name", "what it does", "needs", "cost", "target label", *own), rows)
+    signs = ["", *_signs()] if own else []
+    return "\n".join([f"## {title}\n", *lines, *signs, "", *(_method(one) for one in found)])
+
+
+def _signs() -> list[str]:
+    """The kinds of evidence."""
+    rows = [(f"`{sign}`", meaning, "yes" if sign in STRONG else "–") for sign, meaning in SIGNS.items()]
+    text = "Two kinds of strong evidence that name the same label make a model `backdoored`."
+    return [text, "", *table(("evidence", "what was found", "strong"), rows)]
 
 
 def _method(one: MethodInfo) -> str:
@@ -59,8 +75,9 @@ def _method(one: MethodInfo) -> str:
 
 
 def _weight(one: MethodInfo) -> str:
-    decides = "decide the verdict" if one.decisive else "corroborate: alone they make a model suspicious"
-    return f"Its findings {decides}.{' It takes stacks of models.' if one.stackable else ''}"
+    strong = "strong evidence" if one.sign in STRONG else "evidence that only makes a model suspicious"
+    stacks = " It takes stacks of models." if one.stackable else ""
+    return f"Its findings are {strong}: `{one.sign}`. It runs at the budget `{one.level}` and above.{stacks}"
 
 
 def _gifts() -> str:

@@ -15,8 +15,9 @@ may share one. The scan itself reports under the other rules.
 """
 
 END = f"""
-A detector that decides the verdict reports with the severity `high`, another detector with `medium`. The message of a
-finding has the score, the threshold, and whatever limits the finding.
+A detector whose evidence is strong reports with the severity `high`, another detector with `medium`. A natural shortcut
+(`BD200`) has the severity `low`: it does not count towards a backdoor. The message of a finding has the score, the
+threshold, and whatever limits the finding.
 
 Findings of a backdoor name the techniques of [MITRE ATLAS](https://atlas.mitre.org/) in `atlas`:
 {", ".join(f"{id} ({name})" for id, name in ATLAS.items())}.
