@@ -7,7 +7,7 @@ trigger uses the features of the target class, and pruning those costs accuracy.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -19,6 +19,7 @@ from bdprune.loops import PrunedPredictions, Trigger
 from bdprune.model import FilterGroup, Model
 
 _BATCH = 100
+_TOP = 0.05  # share of all filters that count as raised most
 _FLOOR = 1e-3  # added to the standard deviation: a filter that never fires on clean images has none
 
 
@@ -35,6 +36,20 @@ class PrunedPoint:
     filters: int
     clean_accuracy: float
     flip_rate: float
+
+
+def selectivity(points: Sequence[PrunedPoint], weight: float) -> float:
+    """How selectively pruning stops a trigger, at most 1: the share of its flips that it loses at little cost.
+
+    It is the largest value over ``points`` of ``lost flips - weight * lost accuracy``, both relative to the first
+    point, which has no filter pruned; 0 if the trigger flips nothing.
+    """
+    accuracy, flips = points[0].clean_accuracy, points[0].flip_rate
+    if not accuracy or not flips:
+        return 0.0
+    return max(
+        (flips - one.flip_rate) / flips - weight * max(accuracy - one.clean_accuracy, 0.0) / accuracy for one in points
+    )
 
 
 @torch.no_grad()
@@ -57,8 +72,32 @@ def raised_filters(model: Model, trigger: Trigger, images: Tensor) -> dict[str, 
     }
 
 
+@torch.no_grad()
+def natural_share(model: Model, ranked: Mapping[str, Tensor], data: CleanData, target: int) -> float:
+    """Share of the filters that a trigger raises most which clean images of its target raise most, too, in [0, 1].
+
+    Args:
+        ranked: from :func:`raised_filters`.
+        data: clean images of all labels.
+        target: label that the trigger leads to.
+
+    Returns:
+        0 if there are no images of the target, or of other labels.
+    """
+    own = data.labels == target
+    if own.all() or not own.any():
+        return 0.0
+    values = torch.cat(list(_filter_values(model, data.images).values()), 1)
+    spread = values.std(0, unbiased=False) + _FLOOR
+    of_label = (values[own].mean(0) - values[~own].mean(0)) / spread
+    of_trigger = torch.cat(list(ranked.values()))
+    count = max(1, round(_TOP * len(of_trigger)))
+    top, common = (set(one.topk(count).indices.tolist()) for one in (of_trigger, of_label))
+    return len(top & common) / count
+
+
 def prune_raised(
-    model: Model, trigger: Trigger, ranked: dict[str, Tensor], data: CleanData, counts: Sequence[int]
+    model: Model, trigger: Trigger, ranked: Mapping[str, Tensor], data: CleanData, counts: Sequence[int]
 ) -> list[PrunedPoint]:
     """Clean accuracy and flips of ``trigger`` after pruning the filters that it raises most.
 
@@ -72,28 +111,17 @@ def prune_raised(
     order = flat.argsort(descending=True, stable=True).tolist()
     prunings = [_grouped([owner[place] for place in order[:count]]) for count in counts]
     labels = data.labels
-    taken = trigger_takes(trigger, labels)
+    taken = trigger.takes(labels)
     stamped = trigger.apply(data.images[taken])
     predictions = PrunedPredictions(model, (data.images, stamped), prunings, "zero_gamma")
     return [
         PrunedPoint(
             count,
             (predictions.predict(step, 0) == labels).float().mean().item(),
-            _flip_rate(predictions.predict(step, 1), trigger, labels[taken]),
+            trigger.flips(predictions.predict(step, 1), labels[taken]).float().mean().item() if taken.any() else 0.0,
         )
         for step, count in enumerate(counts)
     ]
-
-
-def trigger_takes(trigger: Trigger, labels: Tensor) -> Tensor:
-    """Which images a trigger is about, bool ``[N]``."""
-    taken = labels != (-1 if trigger.target is None else trigger.target)
-    return taken & torch.isin(labels, torch.tensor(trigger.sources)) if trigger.sources else taken
-
-
-def _flip_rate(predicted: Tensor, trigger: Trigger, labels: Tensor) -> float:
-    flipped = predicted != labels if trigger.target is None else predicted == trigger.target
-    return flipped.float().mean().item() if len(labels) else 0.0
 
 
 def _grouped(filters: Sequence[tuple[str, int]]) -> dict[str, list[int]]:

@@ -20,14 +20,14 @@ class Triggers(Analysis[Inversion]):
         kind: of the triggers.
         hypotheses: what to search; empty for every target label and an untargeted trigger.
         seed: seed of the search.
-        seconds: time limit; None for none.
+        seconds: time limit; None for none. Analyses that differ only in this are equal: the first result is shared.
     """
 
     settings: InvertSettings = field(default_factory=InvertSettings)
     kind: TriggerKind = "patch"
     hypotheses: tuple[Hypothesis, ...] = ()
     seed: int = 0
-    seconds: float | None = None
+    seconds: float | None = field(default=None, compare=False)
 
     @property
     def batch_size(self) -> int:  # type: ignore[override]

@@ -55,9 +55,9 @@ def invert(
     """
     start, settings = time.perf_counter(), settings or InvertSettings()
     generator = torch.Generator().manual_seed(seed)
+    split = split_images(data, settings, seed)
     found: list[list[Inversion]] = [[] for _ in models]
     kinds = [kind for kind in _KINDS if any(one.kind == kind for one in hypotheses)]
-    split = data.split(settings.held_out, generator)
     networks = FrozenNetworks(models, data.images, settings.precision)
     for place, kind in enumerate(kinds):
         left = None if seconds is None else (start + seconds - time.perf_counter()) / (len(kinds) - place)
@@ -66,6 +66,11 @@ def invert(
         for own, part in zip(found, parts, strict=True):
             own.append(part)
     return [_joined(own, hypotheses) for own in found]
+
+
+def split_images(data: CleanData, settings: InvertSettings, seed: int) -> tuple[CleanData, CleanData]:
+    """The images that :func:`invert` searches with, and those that it holds out."""
+    return data.split(settings.held_out, torch.Generator().manual_seed(seed))
 
 
 def _joined(parts: Sequence[Inversion], hypotheses: Sequence[Hypothesis]) -> Inversion:

@@ -47,8 +47,8 @@ class InvertSettings:
         OptionError: there is no stage, or a number is outside its range.
     """
 
-    stages: tuple[Stage, ...] = (Stage(60, 8), Stage(60, 16, keep=4))
-    final: Stage = Stage(30, 32, keep=1)
+    stages: tuple[Stage, ...] = (Stage(60, 8), Stage(60, 16, keep=7))
+    final: Stage = Stage(30, 32, keep=2)
     rounds: int = 3
     flip_rate: float = 0.9
     success: float = 0.85

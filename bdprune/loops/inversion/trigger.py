@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from bdprune.loops.inversion.hypotheses import Hypothesis
 from bdprune.ops import stamp
 from bdprune.record import Box, TriggerInfo, TriggerKind
 
@@ -53,6 +54,14 @@ class Trigger:
         """Stamps the trigger onto images ``[N, C, h, w]`` in [0, 1]; returns the same shape."""
         mask = None if self.mask is None else self.mask.unsqueeze(0).to(images)
         return stamp(images, mask, self.pattern.unsqueeze(0).to(images))[0]
+
+    def takes(self, labels: Tensor) -> Tensor:
+        """Which images it is about, bool ``[N]``, from their labels ``[N]``."""
+        return Hypothesis(self.target, self.sources).takes(labels)
+
+    def flips(self, predicted: Tensor, labels: Tensor) -> Tensor:
+        """Which predictions ``[N]`` for stamped images of these labels ``[N]`` are flipped, bool ``[N]``."""
+        return predicted != labels if self.target is None else predicted == self.target
 
     @property
     def box(self) -> Box | None:

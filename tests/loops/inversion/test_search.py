@@ -14,9 +14,14 @@ from bdprune.model import Model
 from bdprune.runtime import attack_success_rate
 
 from ...helpers import siblings
-from .conftest import Known
+from ...written import Known, known_networks
 
 QUICK = InvertSettings(stages=(Stage(30, 8), Stage(30, 8, keep=3)), final=Stage(20, 16, keep=1), rounds=2)
+
+
+@pytest.fixture(scope="module")
+def known() -> Known:
+    return known_networks()
 
 
 @pytest.fixture(scope="module")

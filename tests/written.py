@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cache
 
-import pytest
 import torch
 from torch import Tensor, nn
 
@@ -41,8 +41,9 @@ class Known:
     target: int = TARGET
 
 
-@pytest.fixture(scope="session")
-def known() -> Known:
+@cache
+def known_networks() -> Known:
+    """Both networks, made once in each process."""
     whole = planted()
     backdoored = whole.clean.with_network(Backdoored(whole.clean.clone().network))
     return Known(whole.clean, backdoored, whole.data, whole.test)

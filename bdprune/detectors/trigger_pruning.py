@@ -1,0 +1,147 @@
+"""Detects a recovered trigger that stops working when the few filters that it raises most are pruned."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+
+from bdprune.analysis import (
+    Case,
+    PrunedPoint,
+    Triggers,
+    flip_table,
+    prune_raised,
+    raised_filters,
+    read_flips,
+    selectivity,
+)
+from bdprune.data import CleanData
+from bdprune.detectors.inversion import KINDS, SEARCHES
+from bdprune.loops import InvertSettings, Trigger, split_images
+from bdprune.methods import Detector, Steps
+from bdprune.record import Evidence, Needs, Rule, TriggerKind
+
+_SHARES = (0.0, 0.0033, 0.0067, 0.0133, 0.02, 0.0267, 0.04, 0.0533)
+"""Shares of all filters that are pruned. Backdoors of our small zoo stop within the first 2 to 3 %."""
+
+
+@dataclass(frozen=True)
+class TriggerPruningDetector(Detector):
+    """Flags a model if pruning a few filters ends the flips of a recovered trigger and costs little accuracy.
+
+    The filters are ranked by how far the trigger raises them above clean images
+    (:func:`bdprune.analysis.raised_filters`), and pruned in this order. The score of a trigger is the largest value of
+    ``lost flips - weight * lost accuracy``, both relative to the unpruned model, over all numbers of filters. In a
+    clean network a trigger uses the features of its label, so the flips end only where the accuracy falls, too.
+
+    Args:
+        search: settings of the search for triggers; None takes those of the scan's budget.
+        kinds: kinds of triggers; empty takes those of the scan's budget.
+        threshold: a larger score is flagged (measurements: docs/evaluation/detection.md).
+        weight: lost flips that equal the same share of lost accuracy.
+        flip_rate: share of held-out images that a trigger must flip to be examined, in [0, 1].
+        max_images: number of images for each measurement.
+        seed: seed of the search.
+    """
+
+    search: InvertSettings | None = None
+    kinds: tuple[TriggerKind, ...] = ()
+    threshold: float = 0.65
+    weight: float = 10.0
+    flip_rate: float = 0.75
+    max_images: int = 300
+    seed: int = 0
+
+    id = "bdprune.trigger_pruning"
+    title = "prunes the filters that a recovered trigger raises, and sees whether it stops working"
+    needs = Needs(images="labelled", minimum=20)
+    cost = "gradients"
+    label = True
+    sign = "pruning"
+    level = "default"
+    rule = Rule(
+        id="BD050",
+        name="separable-trigger",
+        help="A recovered trigger stops working when a few filters are pruned that the clean task does not need.",
+    )
+
+    def steps(self, case: Case) -> Steps:
+        """Examines the strengthened triggers of every kind.
+
+        Raises:
+            DataError: there are no clean images, or too few.
+        """
+        self.check(case)
+        search = self.search or SEARCHES[case.budget.level]
+        triggers: list[Trigger] = []
+        for kind in self.kinds or KINDS[case.budget.level]:
+            left = case.budget.remaining
+            limit = None if math.isinf(left) else 0.8 * left
+            inversion = yield Triggers(search, kind, seed=self.seed, seconds=limit)
+            triggers += [one for one in inversion.triggers if (one.flip_rate or 0.0) >= self.flip_rate]
+        return self._evidence(case, search, triggers)
+
+    def work(self, case: Case) -> float:
+        """The measurements of one trigger; the search is usually known."""
+        return float(len(_SHARES) * 2 * min(self.max_images, len(case.images)))
+
+    def _evidence(self, case: Case, search: InvertSettings, triggers: list[Trigger]) -> Evidence:
+        examined = list(self._examined(case, search, triggers))
+        score, trigger, points = max(examined, key=lambda one: one[0], default=(0.0, None, []))
+        held = split_images(case.images, search, self.seed)[1]
+        flagged = trigger is not None and score > self.threshold
+        flips = read_flips(flip_table(case.model, trigger, held), trigger.target) if flagged and trigger else None
+        targets, sources = (flips.targets, flips.sources) if flips else ((), ())
+        return self.evidence(
+            score,
+            self.threshold,
+            target_label=targets[0] if len(targets) == 1 else None,
+            targets=targets if len(targets) > 1 else (),
+            sources=sources,
+            remarks=(_remark(trigger, points),),
+            details={
+                "triggers": [
+                    {
+                        "kind": one.kind,
+                        "target": one.target,
+                        "score": value,
+                        "points": [(p.filters, p.clean_accuracy, p.flip_rate) for p in curve],
+                    }
+                    for value, one, curve in examined
+                ]
+            },
+        )
+
+    def _examined(
+        self, case: Case, search: InvertSettings, triggers: list[Trigger]
+    ) -> Iterator[tuple[float, Trigger, list[PrunedPoint]]]:
+        """Score and curve of each trigger, as long as there is time."""
+        seen, held = split_images(case.images, search, self.seed)
+        filters = sum(group.num_filters for group in case.model.groups)
+        counts = sorted({round(share * filters) for share in _SHARES})
+        for trigger in triggers:
+            if case.budget.remaining <= 0:
+                return
+            ranked = raised_filters(case.model, trigger, seen.images[: self.max_images])
+            points = prune_raised(case.model, trigger, ranked, _first(held, self.max_images), counts)
+            yield selectivity(points, self.weight), trigger, points
+
+
+def _remark(trigger: Trigger | None, points: list[PrunedPoint]) -> str:
+    if trigger is None:
+        return "No recovered trigger flips enough held-out images to be examined."
+    first = points[0]
+    least = min(points, key=lambda one: one.flip_rate - 10 * one.clean_accuracy)
+    goal = "any other label" if trigger.target is None else f"label {trigger.target}"
+    return (
+        f"After pruning {least.filters} filters, the trigger to {goal} flips {least.flip_rate:.0%} of the held-out "
+        f"images instead of {first.flip_rate:.0%}, and clean accuracy is {least.clean_accuracy:.1%} instead of "
+        f"{first.clean_accuracy:.1%}."
+    )
+
+
+def _first(data: CleanData, count: int) -> CleanData:
+    return data if len(data) <= count else data.subset(torch.arange(count))

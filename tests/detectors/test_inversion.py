@@ -1,0 +1,89 @@
+"""The inversion detector: scores, all-to-all and source-specific backdoors, natural triggers, and budgets."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+
+from bdprune.analysis import Case
+from bdprune.data import CleanData
+from bdprune.detectors.inversion import InversionDetector, smallest
+from bdprune.errors import DataError
+from bdprune.loops import Hypothesis, Inversion, InvertSettings, Recovery, Stage, Trigger
+from bdprune.record import Evidence
+from bdprune.runtime import Budget
+
+from ..written import Known, known_networks
+
+QUICK = InvertSettings(stages=(Stage(30, 8), Stage(30, 8, keep=5)), final=Stage(20, 16, keep=1), rounds=2)
+
+
+@pytest.fixture(scope="module")
+def known() -> Known:
+    return known_networks()
+
+
+@pytest.fixture(scope="module")
+def evidence(known: Known) -> Evidence:
+    return InversionDetector(QUICK, ("patch",))(Case(known.backdoored, known.data))
+
+
+def test_it_names_the_target_of_a_planted_trigger(known: Known, evidence: Evidence) -> None:
+    assert evidence.flagged and evidence.target_label == known.target and not evidence.natural
+    assert evidence.targets == () and evidence.sources == ()
+    assert evidence.label_scores.index(max(evidence.label_scores, key=lambda one: one or 0.0)) == known.target
+
+
+def test_the_trigger_travels_with_the_evidence(known: Known, evidence: Evidence) -> None:
+    (trigger,) = evidence.triggers
+    assert trigger.target_label == known.target and trigger.kind == "patch"
+    assert trigger.flip_rate is not None and trigger.flip_rate >= 0.75 and trigger.images == 270
+    assert evidence.attachments and evidence.details["patch"]["image_steps"] > 0
+
+
+def test_it_does_not_flag_the_clean_network(known: Known) -> None:
+    found = InversionDetector(kinds=("patch",))(Case(known.clean, known.data))
+    assert not found.flagged and found.target_label is None
+
+
+def recovered(target: int | None, size: float, stages: int = 2) -> Recovery:
+    trigger = Trigger(torch.zeros(1, 2, 2), torch.zeros(3, 2, 2), target)
+    return Recovery(Hypothesis(target), size, stages, trigger)
+
+
+def test_the_score_compares_the_triggers_of_the_last_stage() -> None:
+    inversion = Inversion((recovered(0, 4.0), recovered(1, 20.0), recovered(2, 30.0), recovered(3, 1.0, stages=1)))
+    score, best = smallest(inversion)
+    assert score == 25 / 4 and best.hypothesis.target == 0
+
+
+def test_an_untargeted_trigger_is_compared_with_those_of_single_labels() -> None:
+    inversion = Inversion((recovered(0, 20.0), recovered(1, 30.0), recovered(None, 5.0)))
+    assert smallest(inversion) == (5.0, inversion.recoveries[2])
+
+
+def test_a_label_without_any_trigger_has_no_score() -> None:
+    score, _ = smallest(Inversion((recovered(0, math.inf), recovered(1, math.inf))))
+    assert score == 0.0
+
+
+def test_a_trigger_of_size_zero_has_the_largest_score() -> None:
+    score, best = smallest(Inversion((recovered(0, 0.0), recovered(1, 9.0))))
+    assert score == 10.0 and best.hypothesis.target == 0
+
+
+def test_time_that_does_not_suffice_is_reported(known: Known) -> None:
+    long = InvertSettings(stages=(Stage(5_000, 64),), rounds=0)
+    case = Case(known.clean, known.data).with_budget(Budget(seconds=1.5).started())
+    found = InversionDetector(long, ("patch",))(case)
+    assert any("patch triggers" in one for one in found.unseen)
+
+
+def test_it_needs_labelled_images(known: Known) -> None:
+    with pytest.raises(DataError, match="needs clean images"):
+        InversionDetector()(Case(known.clean))
+    few = CleanData(known.data.images[:4], known.data.labels[:4])
+    with pytest.raises(DataError, match="4 clean images are too few"):
+        InversionDetector()(Case(known.clean, few))
