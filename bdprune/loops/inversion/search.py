@@ -7,7 +7,8 @@ Here losers drop out by successive halving, and success counts on images that th
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -36,6 +37,7 @@ def invert(
     settings: InvertSettings | None = None,
     seed: int = 0,
     seconds: float | None = None,
+    progress: Callable[[int, int], None] = lambda step, steps: None,
 ) -> list[Inversion]:
     """Searches a small trigger for every hypothesis about every model.
 
@@ -46,6 +48,7 @@ def invert(
         settings: of the search; the defaults if None.
         seed: draws the split of the images, the first patterns and the images of each step.
         seconds: time limit. The search takes as many hypotheses as fit, and ends early if it must.
+        progress: called after every step with (steps done, steps of all stages). The final stage may need fewer.
 
     Returns:
         One result for each model.
@@ -62,10 +65,16 @@ def invert(
     for place, kind in enumerate(kinds):
         left = None if seconds is None else (start + seconds - time.perf_counter()) / (len(kinds) - place)
         mine = [one for one in hypotheses if one.kind == kind]
-        parts = Search(networks, split, mine, settings, generator).run(left)
+        search = Search(networks, split, mine, settings, generator)
+        search.report = partial(_report, progress, place, len(kinds))
+        parts = search.run(left)
         for own, part in zip(found, parts, strict=True):
             own.append(part)
     return [_joined(own, hypotheses) for own in found]
+
+
+def _report(progress: Callable[[int, int], None], place: int, kinds: int, step: int, steps: int) -> None:
+    progress(place * steps + step, kinds * steps)
 
 
 def split_images(data: CleanData, settings: InvertSettings, seed: int) -> tuple[CleanData, CleanData]:
@@ -118,7 +127,8 @@ class Search:
         self._right = self._predicted_right(self._images, self._labels)
         models = range(networks.count)
         self._all = [one for one in hypotheses if all(len(self._pool(one, model)) for model in models)]
-        self._image_steps, self._complete = 0, True
+        self._image_steps, self._complete, self._done = 0, True, 0
+        self.report: Callable[[int, int], None] = lambda step, steps: None
 
     def run(self, seconds: float | None) -> list[Inversion]:
         """The result of each model; takes about ``seconds`` at most."""
@@ -252,6 +262,8 @@ class Search:
                 return
             run(picks)
             self._image_steps += picks.numel()
+            self._done += 1
+            self.report(self._done, self._settings.steps)
 
     def _picks(self, stage: Stage) -> Iterator[Tensor]:
         """The images of every candidate in each step ``[F, N]``.
@@ -294,7 +306,7 @@ class Search:
         rates, images = self._held_out_rates()
         goal = self._settings.flip_rate
         for _ in range(self._settings.rounds):
-            if min(rates) >= goal or self._is_late():
+            if min((one for one in rates if one is not None), default=goal) >= goal or self._is_late():
                 break
             self._candidates.restart_from_best(_EASE)
             self._steps(self._settings.final, (1 + goal) / 2)
@@ -303,11 +315,12 @@ class Search:
         return [[trigger for trigger in own if trigger is not None] for own in self._found]
 
     @torch.no_grad()
-    def _held_out_rates(self) -> tuple[list[float], list[int]]:
-        """Share of held-out images that each candidate flips, and their number."""
+    def _held_out_rates(self) -> tuple[list[float | None], list[int]]:
+        """Share of held-out images that each candidate flips (None if there are none), and their number."""
         masks, patterns = self._candidates.best()
         few = len(self._members) // self._networks.count
-        rates, counts = [], []
+        rates: list[float | None] = []
+        counts: list[int] = []
         for place, member in enumerate(self._members.tolist()):
             hypothesis = self._hypotheses[member]
             take = hypothesis.takes(self._held_labels)
@@ -315,7 +328,7 @@ class Search:
             logits = self._logits_of(place // few, self._held_images[take], mask, patterns[place : place + 1])
             labels, targets = self._held_labels[take], targets_of([hypothesis]).to(self._networks.device)
             found = flips(logits.unsqueeze(0), targets, labels.unsqueeze(0))
-            rates.append(found.float().mean().item() if len(labels) else 0.0)
+            rates.append(found.float().mean().item() if len(labels) else None)
             counts.append(len(labels))
         return rates, counts
 

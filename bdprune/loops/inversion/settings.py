@@ -58,6 +58,11 @@ class InvertSettings:
     held_out: float = 0.6
     precision: Precision = DEFAULT
 
+    @property
+    def steps(self) -> int:
+        """Steps of all stages, with all rounds of the final one."""
+        return sum(stage.steps for stage in self.stages) + self.rounds * self.final.steps
+
     def __post_init__(self) -> None:
         counts = [value for stage in (*self.stages, self.final) for value in (stage.steps, stage.images)]
         if not self.stages or min(counts) < 1 or self.rounds < 0:

@@ -111,6 +111,14 @@ def test_no_image_at_all_is_an_error(known: Known) -> None:
         invert([known.clean], only, [Hypothesis(int(only.labels[0]))])
 
 
+def test_progress_covers_all_kinds(known: Known) -> None:
+    few = InvertSettings(stages=(Stage(2, 2), Stage(1, 2)), final=Stage(3, 1, keep=1), rounds=0)
+    seen: list[tuple[int, int]] = []
+    hypotheses = [Hypothesis(1), Hypothesis(1, kind="additive")]
+    invert([known.clean], known.data, hypotheses, few, progress=lambda step, steps: seen.append((step, steps)))
+    assert seen == [(step, 6) for step in range(1, 7)]
+
+
 def test_the_model_does_not_change(known: Known) -> None:
     before = {name: value.clone() for name, value in known.clean.network.state_dict().items()}
     few = InvertSettings(stages=(Stage(2, 2),), final=Stage(1, 1, keep=1), rounds=1)
