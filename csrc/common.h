@@ -133,6 +133,14 @@ inline Tensor in_layout_of(const FeatureMap& map, const FeatureMap& grad) {
   return torch::stable::copy_(copy, grad.tensor);
 }
 
+// An empty map [count, channels, height, width] on the device of `like`, in its dtype, NCHW or channels_last.
+inline Tensor new_maps(const Tensor& like, int64_t count, int64_t channels, int64_t height, int64_t width,
+                       bool fastest) {
+  if (!fastest) return torch::stable::new_empty(like, {count, channels, height, width});
+  const Tensor flat = torch::stable::new_empty(like, {count, height, width, channels});
+  return torch::stable::transpose(torch::stable::transpose(flat, 2, 3), 1, 2);
+}
+
 // `flat` [G * N, C, *] in the shape of x.
 inline Tensor in_shape_of(const Tensor& x, const Tensor& flat) {
   return flat.dim() == x.dim() ? flat : torch::stable::reshape(flat, x.sizes());

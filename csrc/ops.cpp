@@ -37,6 +37,24 @@ STABLE_TORCH_LIBRARY(bdprune, m)
   //            is not needed is an empty [0]
   m.def("channel_scale_backward(Tensor grad, Tensor z, Tensor mask, bool need_z, bool need_mask) -> (Tensor, Tensor)");
 
+  // Stamps H triggers onto N of M images each: (1 - mask) * image + mask * pattern, or the sum of image and pattern
+  // clipped to [0, 1] without masks.
+  //   images:   [M, C, h, w], floating
+  //   masks:    [H, 1, h, w], floating
+  //   patterns: [H, C, h, w], floating
+  //   picks:    int64 [H, N], or None for all images. An index out of range is an IndexError on the CPU; on CUDA the
+  //             stamped image is NaN, because a check would wait for the device.
+  //   returns:  [H, N, C, h, w] in the dtype of the images and, seen as [H * N, C, h, w], in their layout
+  m.def("stamp(Tensor images, Tensor? masks, Tensor patterns, Tensor? picks) -> Tensor");
+
+  // Its backward.
+  //   grad:    [H, N, C, h, w], in the dtype of the images
+  //   returns: the gradients of the masks and of the patterns, in their dtypes and shapes; one that is not needed, or
+  //            has no masks, is an empty [0]
+  m.def(
+      "stamp_backward(Tensor grad, Tensor images, Tensor? masks, Tensor patterns, Tensor? picks, bool need_masks, bool "
+      "need_patterns) -> (Tensor, Tensor)");
+
   // A 3x3 convolution with stride 1 and padding 1 by Winograd's algorithm: CPU only, float32, channels_last out.
   //   x:       [N, I, H, W]
   //   weight:  [O, I, 3, 3]

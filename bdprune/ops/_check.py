@@ -57,3 +57,11 @@ def empty_like_map(x: Tensor, stacked: bool = False) -> Tensor:
     if x.is_contiguous() or is_channels_fastest(x):
         return torch.empty_like(x)
     return torch.empty_like(x, memory_format=torch.contiguous_format)
+
+
+def new_maps(like: Tensor, *shape: int) -> Tensor:
+    """Allocates maps ``[*, C, h, w]`` of this shape, in the layout of the map ``like`` ``[N, C, H, W]``."""
+    if like.is_contiguous() or not is_channels_fastest(like):
+        return like.new_empty(shape)
+    *leading, channels, height, width = shape
+    return like.new_empty(*leading, height, width, channels).movedim(-1, -3)

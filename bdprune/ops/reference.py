@@ -84,13 +84,17 @@ def _per_channel(mask: Tensor, z: Tensor) -> Tensor:
 
 
 def stamp(images: Tensor, masks: Tensor | None, patterns: Tensor, picks: Tensor | None) -> Tensor:
-    """Reference of ``bdprune::stamp``; its autograd gives the gradients of the compiled op."""
-    given = images.unsqueeze(0) if picks is None else images[picks]  # [1 or H, N, C, h, w]
-    colours = patterns.unsqueeze(1)
+    """Reference of ``bdprune::stamp``, in float32, or float64 for float64 images; autograd gives its gradients."""
+    dtype = torch.float64 if images.dtype == torch.float64 else torch.float32
+    # Unlike an index in brackets, index_select accepts no negative numbers.
+    picked = images if picks is None else images.index_select(0, picks.flatten())
+    shape = (1, len(images)) if picks is None else picks.shape
+    given = picked.to(dtype).reshape(*shape, *images.shape[1:])
+    colours = patterns.unsqueeze(1).to(dtype)
     if masks is None:
         stamped = (given + colours).clamp(0, 1)
     else:
-        opacity = masks.unsqueeze(1)
+        opacity = masks.unsqueeze(1).to(dtype)
         stamped = given * (1 - opacity) + opacity * colours
     flat = stamped.to(images.dtype).flatten(0, 1)
     if images.is_contiguous(memory_format=torch.channels_last) and not images.is_contiguous():

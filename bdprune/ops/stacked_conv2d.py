@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from bdprune.ops import _backend
-from bdprune.ops._check import check_floating, is_channels_fastest
+from bdprune.ops._check import check_floating, new_maps
 from bdprune.ops.conv_variants import Run, Settings, by_library, check_conv, choose, conv2d, grouped
 
 _ops = torch.ops.bdprune
@@ -187,14 +187,6 @@ def _pair(value: int | tuple[int, int]) -> Pair:
     return (value, value) if isinstance(value, int) else (value[0], value[1])
 
 
-def _new_maps(like: Tensor, channels: int, height: int, width: int) -> Tensor:
-    """``[G, N, channels, height, width]`` in the layout of ``like`` ``[G, N, C, H, W]``."""
-    stack, samples = like.shape[:2]
-    if like.is_contiguous() or not is_channels_fastest(like.reshape(stack * samples, *like.shape[2:])):
-        return like.new_empty(stack, samples, channels, height, width)
-    return like.new_empty(stack, samples, height, width, channels).movedim(-1, 2)
-
-
 def _fake(
     x: Tensor,
     weight: Tensor,
@@ -208,7 +200,7 @@ def _fake(
         (x.shape[axis - 2] + 2 * padding[axis] - dilation[axis] * (weight.shape[axis - 2] - 1) - 1) // stride[axis] + 1
         for axis in (0, 1)
     ]
-    one = _new_maps(maps, weight.shape[1], size[0], size[1])
+    one = new_maps(maps.flatten(0, 1), *maps.shape[:2], weight.shape[1], *size)
     y = one.new_empty_strided((mask.shape[0], *one.shape[1:]), one.stride())
     return y, torch.empty_like(y) if need_z else x.new_empty(0)
 
@@ -224,7 +216,7 @@ def _fake_backward(
 ) -> tuple[Tensor, Tensor]:
     groups = settings[3]
     like = grad if z is None else z
-    grad_x = _new_maps(like, weight.shape[2] * groups, height, width)
+    grad_x = new_maps(like.flatten(0, 1), *like.shape[:2], weight.shape[2] * groups, height, width)
     return grad_x, mask.new_empty(mask.shape if z is not None else (0,))
 
 

@@ -1,33 +1,10 @@
 #include "channel_scale.h"
 
-#include <type_traits>
-
 #include "isa.h"
 #include "lanes.h"
 
 namespace bdprune::core {
 namespace {
-
-template <typename T>
-using Compute = std::conditional_t<std::is_same_v<T, double>, double, float>;
-
-template <typename T>
-BDP_INLINE auto load_compute(const T* p) {
-  if constexpr (std::is_same_v<T, double>) {
-    return load<v8d>(p);
-  } else {
-    return load_float(p);
-  }
-}
-
-BDP_INLINE void store_compute(double* p, const v8d& x) { store(p, x); }
-template <typename T>
-BDP_INLINE void store_compute(T* p, const v8f& x) {
-  store_float(p, x);
-}
-
-BDP_INLINE v8d to_double(const v8f& x) { return __builtin_convertvector(x, v8d); }
-BDP_INLINE v8d to_double(const v8d& x) { return x; }
 
 template <typename T>
 BDP_INLINE auto load_mask(const double* mask) {

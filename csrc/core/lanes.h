@@ -5,6 +5,7 @@
 
 #include <cstdint>
 #include <cstring>
+#include <type_traits>
 
 #include "macros.h"
 
@@ -136,6 +137,28 @@ BDP_INLINE void narrow(float x, float* p) { *p = x; }
 BDP_INLINE void narrow(double x, double* p) { *p = x; }
 BDP_INLINE void narrow(float x, Half* p) { p->bits = float_to_half(v8f{x})[0]; }
 BDP_INLINE void narrow(float x, BFloat16* p) { p->bits = float_to_bfloat16(v8f{x})[0]; }
+
+// The type to compute in, and eight elements of a map in that type.
+template <typename T>
+using Compute = std::conditional_t<std::is_same_v<T, double>, double, float>;
+
+template <typename T>
+BDP_INLINE auto load_compute(const T* p) {
+  if constexpr (std::is_same_v<T, double>) {
+    return load<v8d>(p);
+  } else {
+    return load_float(p);
+  }
+}
+
+BDP_INLINE void store_compute(double* p, const v8d& x) { store(p, x); }
+template <typename T>
+BDP_INLINE void store_compute(T* p, const v8f& x) {
+  store_float(p, x);
+}
+
+BDP_INLINE v8d to_double(const v8f& x) { return __builtin_convertvector(x, v8d); }
+BDP_INLINE v8d to_double(const v8d& x) { return x; }
 
 // Sum of the lanes, always in the same order.
 BDP_INLINE double sum_lanes(const v8d& v) { return ((v[0] + v[4]) + (v[2] + v[6])) + ((v[1] + v[5]) + (v[3] + v[7])); }

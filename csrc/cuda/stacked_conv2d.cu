@@ -470,13 +470,6 @@ MapStrides strides_of(const Stack& stack) {
   return {n * c * p, c * p, p, 1};
 }
 
-// An empty stack [maps * samples, channels, height, width] in the given layout.
-Tensor new_maps(const Tensor& like, int64_t count, int64_t channels, int64_t height, int64_t width, bool fastest) {
-  if (!fastest) return torch::stable::new_empty(like, {count, channels, height, width});
-  const Tensor flat = torch::stable::new_empty(like, {count, height, width, channels});
-  return torch::stable::transpose(torch::stable::transpose(flat, 2, 3), 1, 2);
-}
-
 // Fills in the arguments common to both directions, and launches. `map` is the stack of maps of `y`.
 template <bool kGradient>
 void run(ConvCall& call, const ConvSetting& setting, bool exact, const Stack& source, bool shared, const Tensor& weight,
