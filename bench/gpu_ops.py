@@ -57,8 +57,22 @@ def conv(device: str) -> None:
                             torch.ops.bdprune.stacked_conv2d_backward(y, known, some, mask, 9, 7, *rest, exact)
 
 
+def stamp(device: str) -> None:
+    for dtype in DTYPES:
+        for channels, side in ((3, 8), (3, 7), (1, 5), (70, 3)):
+            masks = torch.rand(2, 1, side, side, device=device).to(dtype)
+            picks = torch.tensor([[0, 3, 1], [2, 2, 0]], device=device)
+            for images in layouts(random((2, 2, channels, side, side), dtype, device)):
+                for patterns in layouts(random((2, 1, channels, side, side), dtype, device)):
+                    for some in (masks, None):
+                        rest = (images.flatten(0, 1), some, patterns.flatten(0, 1), picks)
+                        stamped = torch.ops.bdprune.stamp(*rest)
+                        for need in ((True, True), (True, False), (False, True)):
+                            torch.ops.bdprune.stamp_backward(stamped, *rest, *need)
+
+
 OPS = {"filter_spectral_norms": spectral, "channel_moments_update_": moments, "channel_scale": scale}
-OPS |= {"stacked_conv2d": conv}
+OPS |= {"stacked_conv2d": conv, "stamp": stamp}
 
 
 def maps(device: str) -> Iterator[tuple[Tensor, bool]]:

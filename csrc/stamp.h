@@ -5,6 +5,15 @@
 
 namespace bdprune {
 
+// The type to compute in.
+inline ScalarType computing(ScalarType dtype) {
+  return dtype == ScalarType::Double ? ScalarType::Double : ScalarType::Float;
+}
+
+inline Tensor converted(const Tensor& x, ScalarType dtype) {
+  return x.scalar_type() == dtype ? x : torch::stable::to(x, dtype);
+}
+
 inline void check_stamp(const Tensor& images, const OptionalTensor& masks, const Tensor& patterns) {
   BDP_CHECK(images.dim() == 4 && patterns.dim() == 4, "images and patterns must have 4 dimensions, got ", images.dim(),
             " and ", patterns.dim());

@@ -47,6 +47,7 @@ _REPRODUCE = """## How to reproduce
     python -m bench.speed --only stack --threads 1 2 --out FILE                  # speed-cpu-stack.json
     python -m bench.speed --only moments --threads 1 2 --out FILE                # speed-cpu-moments.json
     python -m bench.speed --only winograd --threads 1 --clock cpu --out FILE     # speed-cpu-winograd.json
+    python -m bench.speed --only stamp --threads 1 --clock cpu --out FILE        # speed-cpu-stamp.json
 """
 
 

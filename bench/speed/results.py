@@ -124,6 +124,7 @@ _ORDER = {
             "Channel moments",
             "Masked convolution",
             "3x3 convolution",
+            "Stamped images",
             "File to data-free scores",
             "Start of the command line",
             "Suspiciousness score",

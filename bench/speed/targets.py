@@ -126,6 +126,7 @@ def _stack_conv(width: int, limit: float) -> Target:
 
 _STACK = ("Stack of models",)
 _SPECTRAL, _MOMENTS, _CONV = ("Spectral norms",), ("Channel moments",), ("Masked convolution",)
+_STAMP = ("Stamped images",)
 
 TARGETS = (
     _faster(_SPECTRAL, "eager", "faster than the best eager PyTorch", 10),
@@ -136,6 +137,8 @@ TARGETS = (
     Target("error at mean = 30 standard deviations", (*_MOMENTS, "mean = 30"), _error, 1e-5, at_least=False, unit=""),
     Target("time over the unmasked convolution", _CONV, _over_required, 1.05, at_least=False),
     _faster(_CONV, "author", "faster than masking weights under autograd", 1.3),
+    _faster(_STAMP, "eager", "faster than the best eager PyTorch", 1.5),
+    Target("time over the lower bound", _STAMP, _over_lower_bound, 2, at_least=False),
     _faster(("RNP", ": unlearning"), "author", "faster than the published loop", 3),
     _faster(("RNP", ": recovery"), "author", "faster than the published loop", 3),
     _faster(("RNP", ": sweep"), "author", "faster than a plain sweep", 3),

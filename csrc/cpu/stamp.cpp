@@ -12,15 +12,9 @@
 namespace bdprune {
 namespace {
 
-constexpr int64_t kTileElements = 1 << 10;  // a tile and its scratch fit into the first cache
+constexpr int64_t kTileElements = 3 << 10;  // an image of CIFAR-10
 constexpr int64_t kFewestPositions = 64;    // of a tile, because short rows are slow
 constexpr int64_t kGrainElements = 1 << 15;
-
-ScalarType computing(ScalarType dtype) { return dtype == ScalarType::Double ? ScalarType::Double : ScalarType::Float; }
-
-Tensor converted(const Tensor& x, ScalarType dtype) {
-  return x.scalar_type() == dtype ? x : torch::stable::to(x, dtype);
-}
 
 core::ImageStrides strides_of(const FeatureMap& map) {
   return map.channels_fastest ? core::ImageStrides{1, map.channels} : core::ImageStrides{map.positions, 1};
@@ -92,6 +86,7 @@ Tensor stamp_cpu(Tensor images, OptionalTensor masks, Tensor patterns, OptionalT
   if (out.numel() > 0) {
     const core::Stamps stamps = arguments.stamps();
     void* to = out.mutable_data_ptr();
+    advise_huge_pages(to, out.numel() * static_cast<int64_t>(out.element_size()));
     for_each_tile(arguments,
                   [&](const core::StampTile& tile, void* scratch) { core::stamp(stamps, tile, to, scratch); });
   }

@@ -79,6 +79,6 @@ def test_the_benchmarks_accept_their_arguments() -> None:
     assert (options.device, options.threads, options.only) == ("cuda", [1], None) and options.minutes < 2.5
 
 
-@pytest.mark.parametrize("name", ["channel_moments_update_", "channel_scale", "filter_spectral_norms"])
+@pytest.mark.parametrize("name", ["channel_moments_update_", "channel_scale", "filter_spectral_norms", "stamp"])
 def test_inputs_of_the_ops_are_valid(name: str) -> None:
     gpu_ops.OPS[name]("cpu")

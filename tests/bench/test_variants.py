@@ -23,7 +23,13 @@ from .helpers import quick_benchmarks
 
 LOOSE = 2e-2
 """Some eager variants are inaccurate by design: raw float32 sums with a large mean."""
-TIGHT = {"Spectral norms": 1e-5, "Masked convolution": 1e-4, "3x3 convolution": 1e-5, "File to data-free scores": 1e-5}
+TIGHT = {
+    "Spectral norms": 1e-5,
+    "Masked convolution": 1e-4,
+    "3x3 convolution": 1e-5,
+    "Stamped images": 1e-5,
+    "File to data-free scores": 1e-5,
+}
 
 
 @pytest.fixture(autouse=True)
@@ -57,7 +63,7 @@ def test_tf32_is_allowed_only_while_a_variant_runs(monkeypatch: pytest.MonkeyPat
 
 
 def test_tasks_in_pytorch_have_at_least_three_eager_variants() -> None:
-    for subject in ("spectral", "moments", "suspiciousness", "rnp", "loading"):
+    for subject in ("spectral", "moments", "stamp", "suspiciousness", "rnp", "loading"):
         for benchmark in quick_benchmarks(subject):
             assert sum(variant.kind == "eager" for variant in benchmark.variants) >= 3, benchmark.name
 
