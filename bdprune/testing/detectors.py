@@ -11,7 +11,7 @@ from bdprune.analysis import Case, Memo
 from bdprune.errors import BdpruneError
 from bdprune.fleet import scan_many
 from bdprune.methods import Detector, examine_stack
-from bdprune.record import Evidence
+from bdprune.record import LEVELS, SIGNS, Evidence
 from bdprune.testing.planted import planted
 from bdprune.testing.promises import (
     Check,
@@ -58,6 +58,7 @@ def detector_checks(detector: type[Detector] | Detector) -> Iterator[tuple[str, 
 
 
 def _checks(method: Detector) -> Iterator[tuple[str, Check]]:
+    yield "names its kind of evidence and its budget", partial(_classifies_itself, type(method))
     yield from shared_checks(Trial(method, _facts))
     yield "gives evidence that can be stored", partial(_travels, method)
     yield "gives the same evidence in a stack", partial(_is_the_same_in_a_stack, method)
@@ -68,6 +69,12 @@ def _checks(method: Detector) -> Iterator[tuple[str, Check]]:
 
 def _facts(evidence: Evidence) -> object:
     return msgspec.structs.replace(evidence.tidy(), seconds=0.0)
+
+
+def _classifies_itself(kind: type[Detector]) -> str:
+    assert kind.sign in SIGNS, f"Unknown sign {kind.sign!r}; known are {', '.join(SIGNS)}."
+    assert kind.level in LEVELS, f"Unknown level {kind.level!r}; known are {', '.join(LEVELS)}."
+    return ""
 
 
 def _travels(detector: Detector) -> str:

@@ -68,6 +68,10 @@ BROKEN: dict[str, tuple[Callable[[Case], Any], str]] = {
         lambda case: Quiet().evidence(2.0, 1.0, params={}, target_label=1),
         "the class has label = False",
     ),
+    "names several labels on the sly": (
+        lambda case: Quiet().evidence(2.0, 1.0, params={}, targets=(1, 2)),
+        "the class has label = False",
+    ),
     "has a p-value that cannot be": (
         lambda case: Quiet().evidence(0.0, 1.0, params={}, p_value=2.0),
         "raised ValidationError",
@@ -122,6 +126,24 @@ class Hungry(Quiet):
 
     def __call__(self, case: Case) -> Evidence:
         return self.evidence(0.0, 1.0, params={})
+
+
+class Vague(Quiet):
+    """Gives evidence of an unknown kind."""
+
+    sign = "feeling"  # type: ignore[assignment]
+
+
+class Eager(Quiet):
+    """Runs at an unknown budget."""
+
+    level = "always"  # type: ignore[assignment]
+
+
+@pytest.mark.parametrize(("kind", "said"), [(Vague, "Unknown sign 'feeling'"), (Eager, "Unknown level 'always'")])
+def test_unknown_kinds_of_evidence_and_budgets_are_named(kind: type[Detector], said: str) -> None:
+    with pytest.raises(AssertionError, match=said):
+        check_detector(kind)
 
 
 @pytest.mark.parametrize(
