@@ -66,4 +66,4 @@ def _name(trigger: Trigger) -> str:
     listed = map(str, sources) if len(sources) <= _MOST_NAMED else (str(len(sources)), "labels")
     parts = ["trigger", "any" if trigger.target is None else str(trigger.target)]
     parts += ["from", *listed] if sources else []
-    return "-".join([*parts, *(["additive"] if trigger.kind == "additive" else [])])
+    return "-".join([*parts, *([] if trigger.kind == "patch" else [trigger.kind])])

@@ -13,6 +13,8 @@ from bdprune.loops import Trigger
 from bdprune.record import TriggerInfo
 
 _FORMAT = "bdprune.trigger"
+_FAR = 4096.0  # pixels; no image that is worth a scan is larger
+_RANGES = {"patch": (0.0, 1.0), "additive": (-1.0, 1.0), "warp": (-_FAR, _FAR)}
 _AGAIN = "Recover the trigger again with `bdprune invert`."
 
 
@@ -40,20 +42,22 @@ def parse_trigger(content: bytes) -> Trigger:
     wanted = {"mask", "pattern"} if info.kind == "patch" else {"pattern"}
     if tensors.keys() != wanted:
         _refuse(f"it has the tensors {quoted(sorted(tensors))}, not {sorted(wanted)}")
-    pattern = _checked("pattern", tensors["pattern"], low=0.0 if info.kind == "patch" else -1.0)
-    mask = _checked("mask", tensors["mask"], low=0.0) if info.kind == "patch" else None
+    pattern = _checked("pattern", tensors["pattern"], *_RANGES[info.kind])
+    mask = _checked("mask", tensors["mask"], 0.0, 1.0) if info.kind == "patch" else None
+    if info.kind == "warp" and len(pattern) != 2:
+        _refuse(f"its displacement has {len(pattern)} directions, not 2")
     if mask is not None and mask.shape != (1, *pattern.shape[1:]):
         _refuse(f"its mask {list(mask.shape)} does not fit its pattern {list(pattern.shape)}")
-    return Trigger(mask, pattern, info.target_label, info.source_labels, info.flip_rate, info.images)
+    return Trigger(mask, pattern, info.target_label, info.source_labels, info.flip_rate, info.images, info.kind)
 
 
-def _checked(name: str, value: Tensor, low: float) -> Tensor:
-    """The tensor, if it is ``[channels, height, width]`` with values from ``low`` to 1."""
+def _checked(name: str, value: Tensor, low: float, high: float) -> Tensor:
+    """The tensor, if it is ``[channels, height, width]`` with values from ``low`` to ``high``."""
     if value.dim() != 3 or not value.numel() or not value.is_floating_point():
         _refuse(f"its {name} is {value.dtype} {list(value.shape)}, not floating-point [channels, height, width]")
     least, most = (float(end) for end in value.float().aminmax())
-    if not (low <= least and most <= 1):  # also refuses NaN
-        _refuse(f"its {name} has values from {least:g} to {most:g}, not from {low:g} to 1")
+    if not (low <= least and most <= high):  # also refuses NaN
+        _refuse(f"its {name} has values from {least:g} to {most:g}, not from {low:g} to {high:g}")
     return value.to(torch.float32, copy=True)
 
 

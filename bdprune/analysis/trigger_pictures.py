@@ -15,6 +15,7 @@ from bdprune.record import MOST_PICTURE_BYTES
 
 _EDGES = (64, 48, 32, 16, 8)  # pixels of the longer side of an image in a small picture
 _GAIN = 10.0  # how much stronger than they are changes are drawn
+_FAR = 3.0  # pixels of a displacement that is drawn white
 _SHOWN = 3
 
 
@@ -38,8 +39,9 @@ def draw_trigger(trigger: Trigger, images: Tensor | None = None, most_edge: int 
 
     Returns:
         ``mask`` (white is opaque; only of a patch), ``pattern`` (of a patch, black where the mask is 0; of an additive
-        trigger, grey is no change and a change by 0.1 is black or white), ``stamped`` (the images with the trigger next
-        to each other) and ``difference`` (the absolute changes, times 10). The last two only with images.
+        trigger, grey is no change and a change by 0.1 is black or white; of a warp, white moves by 3 pixels),
+        ``stamped`` (the images with the trigger next to each other) and ``difference`` (the absolute changes, times
+        10). The last two only with images.
     """
     return {name: _png(_smaller(one, most_edge)) for name, one in _drawn(trigger, images).items()}
 
@@ -57,7 +59,9 @@ def small_pictures(trigger: Trigger, images: Tensor | None = None) -> dict[str, 
 def _drawn(trigger: Trigger, images: Tensor | None) -> dict[str, Tensor]:
     """The pictures as images ``[N, C, h, w]``, which are not yet limited to [0, 1]."""
     pattern = trigger.pattern.detach().float().cpu()[None]
-    if trigger.mask is None:
+    if trigger.kind == "warp":
+        drawn = {"pattern": trigger.strength.detach().float().cpu()[None, None] / _FAR}
+    elif trigger.mask is None:
         drawn = {"pattern": 0.5 + _GAIN / 2 * pattern}
     else:
         mask = trigger.mask.detach().float().cpu()[None]

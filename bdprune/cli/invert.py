@@ -44,10 +44,10 @@ def _targets(
 )
 @click.option(
     "--kind",
-    type=click.Choice(["patch", "additive", "both"]),
+    type=click.Choice(["patch", "additive", "warp", "all"]),
     default="patch",
     show_default=True,
-    help="patch covers pixels, additive changes all colours by fixed amounts.",
+    help="patch covers pixels, additive changes all colours by fixed amounts, warp moves pixels.",
 )
 @click.option(
     "-o",
@@ -66,7 +66,7 @@ def invert(
     path: Path,
     labels: list[int | Literal["any"]] | None,
     sources: tuple[int, ...],
-    kind: Literal["patch", "additive", "both"],
+    kind: Literal["patch", "additive", "warp", "all"],
     output: Path | None,
     data: Path | None,
     formats: tuple[str, ...],
@@ -81,7 +81,7 @@ def invert(
 
     \b
     bdprune invert model.pth --data clean_images/ --label 1 -o triggers/
-    bdprune invert model.pth --data clean.npz --label 2 --source 0 --kind both -f html=triggers.html
+    bdprune invert model.pth --data clean.npz --label 2 --source 0 --kind all -f html=triggers.html
     """
     if data is None:
         raise OptionError(

@@ -16,7 +16,7 @@ from bdprune.analysis import (
     raised_filters,
     read_flips,
 )
-from bdprune.loops import Inversion, InvertSettings, Recovery, Stage, Trigger, split_images
+from bdprune.loops import Inversion, InvertSettings, Recovery, Stage, Trigger, largest_size, split_images
 from bdprune.methods import Detector, Steps
 from bdprune.record import Evidence, Level, Needs, Rule, TriggerKind, some
 
@@ -28,8 +28,8 @@ SEARCHES: Mapping[Level, InvertSettings] = {"fast": _QUICK, "default": InvertSet
 
 KINDS: Mapping[Level, tuple[TriggerKind, ...]] = {
     "fast": ("patch",),
-    "default": ("patch", "additive"),
-    "full": ("patch", "additive"),
+    "default": ("patch", "additive", "warp"),
+    "full": ("patch", "additive", "warp"),
 }
 """The kinds of triggers that are searched at each budget."""
 
@@ -45,8 +45,9 @@ class InversionDetector(Detector):
     """Flags a model if one label needs a far smaller trigger than the others, and the trigger works on new images.
 
     For every label, and for no label in particular, the detector searches the smallest trigger that flips images of all
-    other labels (:func:`bdprune.loops.invert`). The score of a trigger is the median size of the others that took part
-    in the last stage, divided by its own size. The largest score counts. An untargeted trigger with such a score is the
+    other labels (:func:`bdprune.loops.invert`). The score of a trigger says how much larger the others are that took
+    part in the last stage: the geometric mean of the next and of the median size, divided by its own. The largest score
+    counts. An untargeted trigger with such a score is the
     sign of an all-to-all backdoor: its targets are the labels that it flips the images of each label to.
 
     A trigger may be small because it shows features of its label. It then raises the filters that clean images of that
@@ -64,7 +65,7 @@ class InversionDetector(Detector):
 
     search: InvertSettings | None = None
     kinds: tuple[TriggerKind, ...] = ()
-    threshold: float = 1.8
+    threshold: float = 1.75
     flip_rate: float = 0.75
     natural: float = 0.35
     seed: int = 0
@@ -157,11 +158,21 @@ def smallest(inversion: Inversion) -> tuple[float, Recovery]:
 
 
 def _score(one: Recovery, kept: list[Recovery]) -> float:
-    """Median size of the other triggers with a target, divided by its own size; 0 if it has none."""
-    others = [other.size for other in kept if other is not one and other.hypothesis.target is not None]
+    """The geometric mean of two ratios to its size: of the next larger trigger, and of the median one.
+
+    The others are the triggers with a target; those that were never successful count with their largest possible size.
+    The next one alone may be small by chance, and the median grows with the labels that are hard to reach.
+    """
+    others = [_limited(other) for other in kept if other is not one and other.hypothesis.target is not None]
     if not math.isfinite(one.size) or not others:
         return 0.0
-    return min(_LARGEST, statistics.median(others) / max(one.size, 1e-6))
+    ratio = math.sqrt(min(others) * statistics.median(others)) / max(one.size, 1e-6)
+    return min(_LARGEST, ratio)
+
+
+def _limited(one: Recovery) -> float:
+    """The size of a trigger; the largest possible one if it was never successful."""
+    return one.size if math.isfinite(one.size) else largest_size(one.trigger)
 
 
 def _only(targets: tuple[int, ...]) -> int | None:

@@ -4,7 +4,7 @@ from bdprune.loops.inversion.candidates import PenaltyRule
 from bdprune.loops.inversion.hypotheses import Hypothesis, every_target
 from bdprune.loops.inversion.search import invert, split_images
 from bdprune.loops.inversion.settings import Inversion, InvertSettings, Recovery, Stage
-from bdprune.loops.inversion.trigger import Trigger
+from bdprune.loops.inversion.trigger import Trigger, largest_size
 from bdprune.loops.predictions import PrunedPredictions, Pruning
 from bdprune.loops.recovery import Recovered, RecoverSettings, recover, recover_stack
 from bdprune.loops.resume import Checkpoint, digest

@@ -22,7 +22,7 @@ from bdprune.pipeline.triggers import save_trigger
 from bdprune.record import InvertResult, TriggerInfo, TriggerKind, finite, number
 
 Target: TypeAlias = int | Literal["any"]
-Kind = Literal["patch", "additive", "both"]
+Kind = Literal["patch", "additive", "warp", "all"]
 Folder: TypeAlias = str | os.PathLike[str] | None
 
 _WORKS = 0.5  # share of held-out images that a trigger must flip to come first in a report
@@ -42,7 +42,7 @@ class Wanted:
     Args:
         labels: target labels, ``any`` for an untargeted trigger; None for all labels and an untargeted trigger.
         sources: labels whose images the triggers flip; empty for all labels but the target.
-        kind: ``patch``, ``additive`` or ``both``.
+        kind: ``patch``, ``additive``, ``warp`` or ``all``.
     """
 
     labels: Target | Sequence[Target] | None = None
@@ -58,7 +58,7 @@ class Wanted:
         """
         if self.kind not in get_args(Kind):
             raise OptionError(f"There is no kind of trigger {self.kind!r}.", f"Give {' or '.join(get_args(Kind))}.")
-        kinds: tuple[TriggerKind, ...] = ("patch", "additive") if self.kind == "both" else (self.kind,)
+        kinds: tuple[TriggerKind, ...] = ("patch", "additive", "warp") if self.kind == "all" else (self.kind,)
         sources = tuple(dict.fromkeys(_label(one, num_classes) for one in self.sources))
         if self.labels is None:
             targets = [*(one for one in range(num_classes) if sources != (one,)), None]
@@ -111,14 +111,15 @@ def invert(
         labels: target label or labels; ``any`` stands for an untargeted trigger, which leads away from the true label.
             None takes all labels and an untargeted trigger.
         sources: labels whose images the triggers flip; empty for all labels but the target.
-        kind: ``patch`` (covers pixels), ``additive`` (changes colours by fixed amounts) or ``both``.
+        kind: ``patch`` (covers pixels), ``additive`` (changes colours by fixed amounts), ``warp`` (moves pixels) or
+            ``all``.
         output: folder for files with the triggers and pictures of them; None writes none.
         progress: called with a short text before each stage.
         **options: ``budget``, seconds that the search may take; ``settings``, an ``InvertSettings``; and the
             ``Options`` (``arch``, ``seed``, ...), as for ``bdprune.scan``.
 
     Returns:
-        A trigger for each label, in their order; of ``both`` kinds the patches first.
+        A trigger for each label, in their order; of several kinds the patches first.
 
     Raises:
         SanityError: the model's accuracy on this data is too low to trust a trigger.

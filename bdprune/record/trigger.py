@@ -9,8 +9,8 @@ import msgspec
 
 from bdprune.record.base import Count, Record, Share
 
-TriggerKind = Literal["patch", "additive"]
-"""A patch covers pixels with a pattern; an additive trigger changes their colours by fixed amounts."""
+TriggerKind = Literal["patch", "additive", "warp"]
+"""A patch covers pixels, an additive trigger changes their colours by fixed amounts, a warp moves them."""
 
 Pixel = Annotated[int, msgspec.Meta(ge=0)]
 Label = Annotated[int, msgspec.Meta(ge=0)]
@@ -45,10 +45,11 @@ class TriggerInfo(Record, frozen=True, kw_only=True):
     JSON alone. The tensors at full size are an attachment.
 
     Attributes:
-        kind: ``patch`` (covers pixels with a pattern) or ``additive`` (changes their colours by fixed amounts).
+        kind: ``patch`` (covers pixels with a pattern), ``additive`` (changes their colours by fixed amounts) or
+            ``warp`` (moves them).
         target_label: the label that it leads to; None for an untargeted trigger, which leads away from the true label.
         source_labels: the labels whose images it was made for; empty for all labels but the target.
-        size: sum of the mask in pixels, or of the largest change of a colour at each pixel.
+        size: sum over all pixels of the mask, of the largest change of a colour, or of the displacement in pixels.
         flip_rate: share of held-out images that it flips (to the target label, or away from their own), in [0, 1];
             None if no image was held out.
         images: number of held-out images.

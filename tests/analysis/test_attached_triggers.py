@@ -16,7 +16,8 @@ from ..conftest import Bright
 def trigger(target: int | None = 1, sources: tuple[int, ...] = (), additive: bool = False) -> Trigger:
     mask = torch.zeros(1, 8, 8)
     mask[0, 6:, 6:] = 1
-    return Trigger(None if additive else mask, torch.full((3, 8, 8), 0.2), target, sources, 0.9, 20)
+    mine = (None, "additive") if additive else (mask, "patch")
+    return Trigger(mine[0], torch.full((3, 8, 8), 0.2), target, sources, 0.9, 20, mine[1])
 
 
 def test_records_name_their_attachments_and_hold_pictures(bright: Bright) -> None:

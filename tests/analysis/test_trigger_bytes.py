@@ -24,7 +24,7 @@ def patch() -> Trigger:
 
 
 def additive() -> Trigger:
-    return Trigger(None, torch.linspace(-1, 1, 16).reshape(1, 4, 4), target=None)
+    return Trigger(None, torch.linspace(-1, 1, 16).reshape(1, 4, 4), target=None, kind="additive")
 
 
 def content(

@@ -39,7 +39,9 @@ def test_mask_and_pattern_of_a_patch() -> None:
 def test_an_additive_pattern_is_grey_where_it_changes_nothing() -> None:
     change = torch.zeros(1, 4, 4)
     change[0, 0, :3] = torch.tensor([0.1, -0.1, 0.5])
-    drawn = {name: pixels(one) for name, one in draw_trigger(Trigger(None, change, target=None)).items()}
+    drawn = {
+        name: pixels(one) for name, one in draw_trigger(Trigger(None, change, target=None, kind="additive")).items()
+    }
     assert drawn.keys() == {"pattern"}
     assert drawn["pattern"][:2, :3].tolist() == [[255, 0, 255], [128, 128, 128]]
 
@@ -96,7 +98,7 @@ def clean(labels: list[int]) -> CleanData:
 def test_shown_images_are_of_different_classes_that_the_trigger_flips(
     target: int | None, sources: tuple[int, ...], labels: list[int], places: list[int]
 ) -> None:
-    one = Trigger(None, torch.zeros(1, 2, 2), target, sources)
+    one = Trigger(None, torch.zeros(1, 2, 2), target, sources, kind="additive")
     found = shown_images(clean(labels), one)
     assert (found[:, 0, 0, 0] * 100).round().int().tolist() == places
     assert ("stamped" in draw_trigger(one, found)) == bool(places)

@@ -41,13 +41,15 @@ def test_a_table_is_printed_and_files_are_written(run: Run, args: list[Any], tmp
 
 
 def test_json_is_a_strict_result(run: Run, args: list[Any]) -> None:
-    done = run(*args, "--label", "2", "--label", "any", "--source", "0", "--kind", "both", "-f", "json")
+    done = run(*args, "--label", "2", "--label", "any", "--source", "0", "--kind", "all", "-f", "json")
     found = InvertResult.from_json(done.stdout)
     assert [(one.kind, one.target_label, one.source_labels) for one in found.triggers] == [
         ("patch", 2, (0,)),
         ("patch", None, (0,)),
         ("additive", 2, (0,)),
         ("additive", None, (0,)),
+        ("warp", 2, (0,)),
+        ("warp", None, (0,)),
     ]
     assert found.folder == ""
 
@@ -64,7 +66,7 @@ def test_all_labels_are_the_default(run: Run, args: list[Any], engine: Engine) -
         (["--label", "-1"], 4, "--label must be 0 or more, not -1."),
         (["--label", "ship"], 4, "'ship' is not a valid integer"),
         (["--source", "9"], 4, "There is no label '9'."),
-        (["--kind", "warp"], 4, "'warp' is not one of"),
+        (["--kind", "blend"], 4, "'blend' is not one of"),
         (["--label", "1", "--source", "1"], 4, "Label 1 is both the target and the only source."),
         (["--budget", "0"], 4, "A budget of 0.0 s leaves no time for a search."),
         (["--data", "none"], 4, "needs clean data"),

@@ -56,17 +56,23 @@ def recovered(target: int | None, size: float, stages: int = 2) -> Recovery:
 def test_the_score_compares_the_triggers_of_the_last_stage() -> None:
     inversion = Inversion((recovered(0, 4.0), recovered(1, 20.0), recovered(2, 30.0), recovered(3, 1.0, stages=1)))
     score, best = smallest(inversion)
-    assert score == 25 / 4 and best.hypothesis.target == 0
+    assert score == pytest.approx((20 * 25) ** 0.5 / 4) and best.hypothesis.target == 0
 
 
 def test_an_untargeted_trigger_is_compared_with_those_of_single_labels() -> None:
     inversion = Inversion((recovered(0, 20.0), recovered(1, 30.0), recovered(None, 5.0)))
-    assert smallest(inversion) == (5.0, inversion.recoveries[2])
+    score, best = smallest(inversion)
+    assert score == pytest.approx((20 * 25) ** 0.5 / 5) and best is inversion.recoveries[2]
 
 
 def test_a_label_without_any_trigger_has_no_score() -> None:
     score, _ = smallest(Inversion((recovered(0, math.inf), recovered(1, math.inf))))
     assert score == 0.0
+
+
+def test_labels_that_no_trigger_reaches_count_with_the_largest_size() -> None:
+    score, best = smallest(Inversion((recovered(0, 1.0), recovered(1, math.inf), recovered(2, math.inf))))
+    assert score == pytest.approx(4.0) and best.hypothesis.target == 0
 
 
 def test_a_trigger_of_size_zero_has_the_largest_score() -> None:

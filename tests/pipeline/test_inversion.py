@@ -40,8 +40,9 @@ class Engine:
         mask.view(-1)[: place + 1] = 1
         rate = self.rates[place] if self.rates else 0.5
         taken = int(one.takes(self.data.labels).sum())
-        pattern = torch.full((channels, *size), 0.5)
-        trigger = Trigger(mask if one.kind == "patch" else None, pattern, one.target, one.sources, rate, taken)
+        pattern = torch.full((2 if one.kind == "warp" else channels, *size), 0.5)
+        own = mask if one.kind == "patch" else None
+        trigger = Trigger(own, pattern, one.target, one.sources, rate, taken, one.kind)
         return Recovery(one, self.sizes[place] if self.sizes else trigger.size, 1, trigger)
 
 
@@ -68,8 +69,8 @@ def found(wanted: Wanted, *labels: int) -> list[tuple[int | None, tuple[int, ...
 
 def test_by_default_all_labels_and_an_untargeted_trigger_are_searched() -> None:
     assert found(Wanted()) == [(0, (), "patch"), (1, (), "patch"), (2, (), "patch"), (None, (), "patch")]
-    both = Wanted(kind="both")
-    assert [kind for _, _, kind in found(both)] == ["patch"] * 4 + ["additive"] * 4
+    both = Wanted(kind="all")
+    assert [kind for _, _, kind in found(both)] == ["patch"] * 4 + ["additive"] * 4 + ["warp"] * 4
 
 
 def test_labels_and_sources_are_taken_once_in_their_order() -> None:
@@ -123,8 +124,8 @@ def test_an_empty_list_of_labels_is_an_error() -> None:
 
 
 def test_an_unknown_kind_is_an_error() -> None:
-    with pytest.raises(OptionError, match="no kind of trigger 'warp'"):
-        found(Wanted(kind="warp"))  # type: ignore[arg-type]
+    with pytest.raises(OptionError, match="no kind of trigger 'blend'"):
+        found(Wanted(kind="blend"))  # type: ignore[arg-type]
 
 
 def test_triggers_come_in_the_order_of_the_labels(tiny: Any, engine: Engine, options: dict[str, Any]) -> None:
@@ -171,9 +172,11 @@ def test_files_are_written_and_named_in_the_record(
     tiny: Any, engine: Engine, options: dict[str, Any], tmp_path: Path
 ) -> None:
     folder = tmp_path / "new" / "triggers"
-    done = recover_triggers(tiny.path, tiny.data, Wanted(1, kind="both"), output=folder, **options)
+    done = recover_triggers(tiny.path, tiny.data, Wanted(1, kind="all"), output=folder, **options)
     assert done.result.folder == str(folder)
-    assert [one.file for one in done.result.triggers] == ["trigger-1.safetensors", "trigger-1-additive.safetensors"]
+    assert [one.file for one in done.result.triggers] == [
+        f"trigger-1{kind}.safetensors" for kind in ("", "-additive", "-warp")
+    ]
     for one in done.result.triggers:
         assert set(one.pictures) == {"mask", "pattern", "stamped", "difference"} - (
             {"mask"} if one.kind != "patch" else set()
@@ -207,8 +210,8 @@ def test_other_sizes_and_two_classes(engine: Engine, shape: tuple[int, int, int]
 
     labels = torch.arange(6) % 2
     data = CleanData((labels.view(-1, 1, 1, 1) * 0.5 + 0.2).expand(-1, *shape).contiguous(), labels)
-    done = recover_triggers(Bright(), data, Wanted(kind="both"), output=tmp_path, input_shape=shape)
-    assert [one.target for one in done.triggers] == [0, 1, None] * 2
+    done = recover_triggers(Bright(), data, Wanted(kind="all"), output=tmp_path, input_shape=shape)
+    assert [one.target for one in done.triggers] == [0, 1, None] * 3
     assert all(one.pictures and one.file for one in done.result.triggers)
 
 

@@ -33,7 +33,8 @@ class Finder(Detector):
     def __call__(self, case):
         mask = torch.zeros(1, 8, 8)
         mask[0, 5:, 5:] = 1
-        found = Trigger(mask, torch.full((3, 8, 8), 0.5), 2, (0,), 0.9, 20), Trigger(None, torch.zeros(3, 8, 8), None)
+        added = Trigger(None, torch.zeros(3, 8, 8), None, kind="additive")
+        found = Trigger(mask, torch.full((3, 8, 8), 0.5), 2, (0,), 0.9, 20), added
         triggers, attachments = attach_triggers(case, *found)
         return self.evidence(1.0, 2.0, triggers=triggers, attachments=attachments, targets=(1, 2), sources=(0,))
 """

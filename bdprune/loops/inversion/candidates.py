@@ -8,11 +8,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from bdprune.record import TriggerKind
+from bdprune.loops.inversion.families import Family
 
 _BETAS, _EPSILON = (0.5, 0.9), 1e-8  # Neural Cleanse's Adam
-_START = 0.05  # opacity of a mask at the start
-_FAINT = 2 / 255  # standard deviation of the first additive patterns
 _SPANS = (1e-6, 1e3)  # limits of a penalty
 
 
@@ -35,11 +33,10 @@ class PenaltyRule:
 class Candidates:
     """H triggers of one kind; each has its own Adam moments and its own penalty, so any can be dropped.
 
-    A mask is ``sigmoid(a)`` and a pattern ``sigmoid(b)``. An additive pattern is ``tanh(b)``, in [-1, 1]. All state
-    changes in place, so that a step can be recorded as a CUDA graph.
+    All state changes in place, so that a step can be recorded as a CUDA graph.
 
     Args:
-        kind: of all triggers.
+        family: of all triggers.
         count: H.
         shape: (C, h, w) of an image.
         rule: of the penalties.
@@ -49,18 +46,15 @@ class Candidates:
 
     def __init__(
         self,
-        kind: TriggerKind,
+        family: Family,
         count: int,
         shape: tuple[int, int, int],
         rule: PenaltyRule,
         generator: torch.Generator,
         device: torch.device,
     ) -> None:
-        noise = torch.randn(count, *shape, generator=generator).to(device)
-        self.kind, self._rule = kind, rule
-        self._variables = [noise if kind == "patch" else noise * _FAINT]
-        if kind == "patch":
-            self._variables.insert(0, torch.full((count, 1, *shape[1:]), _START, device=device).logit())
+        self.family, self._shape, self._rule = family, shape, rule
+        self._variables = [one.to(device) for one in family.start(count, shape, generator)]
         self._best = [one.clone() for one in self._variables]
         self._means = [torch.zeros_like(one) for one in self._variables]
         self._squares = [torch.zeros_like(one) for one in self._variables]
@@ -99,17 +93,15 @@ class Candidates:
             variable.sub_(lr * (mean / first) / ((square / second).sqrt() + _EPSILON))
 
     def _keep_best(self, leaves: Sequence[Tensor], reached: Tensor) -> None:
-        sizes = sizes_of(*self.tensors_of([leaf.detach() for leaf in leaves]))
+        sizes = self.family.sizes(*self.tensors_of([leaf.detach() for leaf in leaves]))
         better = reached & (sizes < self.sizes)
         self.sizes.copy_(torch.where(better, sizes, self.sizes))
         for best, leaf in zip(self._best, leaves, strict=True):
             best.copy_(torch.where(_per_trigger(better, leaf), leaf.detach(), best))
 
     def tensors_of(self, variables: Sequence[Tensor]) -> tuple[Tensor | None, Tensor]:
-        """Masks ``[H, 1, h, w]`` (None for additive triggers) and patterns ``[H, C, h, w]``."""
-        if self.kind == "additive":
-            return None, variables[0].tanh()
-        return variables[0].sigmoid(), variables[1].sigmoid()
+        """Masks (None if the family has none) and patterns of the variables."""
+        return self.family.tensors(variables, self._shape)
 
     def best(self) -> tuple[Tensor | None, Tensor]:
         """Masks and patterns of the best triggers; the current ones where none was successful."""
@@ -134,11 +126,6 @@ class Candidates:
         for state in (self._steps, *self._means, *self._squares):
             state.zero_()
         self.sizes.fill_(torch.inf)
-
-
-def sizes_of(masks: Tensor | None, patterns: Tensor) -> Tensor:
-    """Size of each trigger ``[H]``: the sum of its mask, or of the largest change of a colour at each pixel."""
-    return patterns.abs().amax(1).flatten(1).sum(1) if masks is None else masks.flatten(1).sum(1)
 
 
 def _per_trigger(values: Tensor, like: Tensor) -> Tensor:

@@ -17,7 +17,7 @@ class Hypothesis:
     Attributes:
         target: the label that all images are flipped to; None for any label but the true one.
         sources: the labels whose images are flipped; empty for all labels but the target.
-        kind: ``patch`` or ``additive``.
+        kind: ``patch``, ``additive`` or ``warp``.
     """
 
     target: int | None

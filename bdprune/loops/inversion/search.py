@@ -15,19 +15,17 @@ from torch import Tensor
 
 from bdprune.data import CleanData
 from bdprune.errors import DataError
-from bdprune.loops.inversion.candidates import Candidates, sizes_of
+from bdprune.loops.inversion.candidates import Candidates
+from bdprune.loops.inversion.families import FAMILIES
 from bdprune.loops.inversion.hypotheses import Hypothesis
 from bdprune.loops.inversion.objective import flip_losses, flips, targets_of
 from bdprune.loops.inversion.settings import Inversion, InvertSettings, Recovery, Stage
 from bdprune.loops.inversion.trigger import Trigger
 from bdprune.model import Model
-from bdprune.ops import stamp
-from bdprune.record import TriggerKind
 from bdprune.runtime import BATCH, FrozenNetworks, captured
 
 _PIXELS = 1 << 24  # values of all stamped images of one pass; more are computed in parts
 _EASE = 0.25  # factor of the penalty at the start of the final stage
-_KINDS: tuple[TriggerKind, ...] = ("patch", "additive")
 
 
 def invert(
@@ -60,7 +58,7 @@ def invert(
     generator = torch.Generator().manual_seed(seed)
     split = split_images(data, settings, seed)
     found: list[list[Inversion]] = [[] for _ in models]
-    kinds = [kind for kind in _KINDS if any(one.kind == kind for one in hypotheses)]
+    kinds = [kind for kind in FAMILIES if any(one.kind == kind for one in hypotheses)]
     networks = FrozenNetworks(models, data.images, settings.precision)
     for place, kind in enumerate(kinds):
         left = None if seconds is None else (start + seconds - time.perf_counter()) / (len(kinds) - place)
@@ -185,9 +183,9 @@ class Search:
     def _start_candidates(self) -> None:
         """Every model starts from the same patterns."""
         count, device = self._networks.count, self._networks.device
-        kind, shape = self._hypotheses[0].kind, tuple(self._images.shape[1:])
+        family, shape = FAMILIES[self._hypotheses[0].kind], tuple(self._images.shape[1:])
         few = len(self._hypotheses)
-        self._candidates = Candidates(kind, few, shape, self._settings.penalty, self._generator, device)  # type: ignore[arg-type]
+        self._candidates = Candidates(family, few, shape, self._settings.penalty, self._generator, device)  # type: ignore[arg-type]
         self._candidates.select(torch.arange(few, device=device).repeat(count))
         self._members = torch.arange(few).repeat(count)  # the hypothesis of each candidate [F]
 
@@ -240,6 +238,7 @@ class Search:
                 hypothesis.sources,
                 None if rates is None else rates[place],
                 0 if images is None else images[place],
+                hypothesis.kind,
             )
             self._found[place // few][member] = trigger
 
@@ -248,7 +247,7 @@ class Search:
         hypotheses = [self._hypotheses[member] for member in self._members.tolist()]
         targets = targets_of(hypotheses).to(self._networks.device)
         goals = torch.full((len(hypotheses),), goal, device=self._networks.device)
-        lr = self._settings.lr if self._candidates.kind == "patch" else self._settings.additive_lr
+        lr = self._settings.lr_of(self._candidates.family.kind)
 
         def step(picks: Tensor) -> tuple[Tensor, ...]:
             leaves = self._candidates.leaves()
@@ -284,10 +283,10 @@ class Search:
         shares = []
         for part in self._parts(len(picks), picks.shape[1]):
             masks, patterns = self._candidates.tensors_of([leaf[part] for leaf in leaves])
-            stamped = stamp(self._images, masks, patterns, picks[part])
+            stamped = self._candidates.family.apply(self._images, masks, patterns, picks[part])
             logits = self._networks.logits(stamped.flatten(0, 1)).unflatten(0, stamped.shape[:2])
             labels = self._labels[picks[part]]
-            size = sizes_of(masks, patterns)
+            size = self._candidates.family.sizes(masks, patterns)
             (flip_losses(logits, targets[part], labels) + self._candidates.penalty[part] * size).sum().backward()
             shares.append(flips(logits.detach(), targets[part], labels).float().mean(1))
         return torch.cat(shares)
@@ -336,7 +335,7 @@ class Search:
         """Logits ``[N, K]`` of one model for stamped images."""
         count, parts = self._networks.count, []
         for part in images.split(BATCH):
-            stamped = stamp(part, mask, pattern)[0].repeat(count, 1, 1, 1)
+            stamped = self._candidates.family.apply(part, mask, pattern)[0].repeat(count, 1, 1, 1)
             logits = self._networks.logits(stamped.contiguous(memory_format=self._networks.layout))
             parts.append(logits.unflatten(0, (count, -1))[model])
         return torch.cat(parts) if parts else torch.empty(0, 1, device=images.device)

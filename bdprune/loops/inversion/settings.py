@@ -9,6 +9,7 @@ from bdprune.errors import OptionError
 from bdprune.loops.inversion.candidates import PenaltyRule
 from bdprune.loops.inversion.hypotheses import Hypothesis
 from bdprune.loops.inversion.trigger import Trigger
+from bdprune.record import TriggerKind
 from bdprune.runtime import DEFAULT, Precision
 
 
@@ -39,6 +40,7 @@ class InvertSettings:
         success: share of the search's images that a trigger must flip to count as successful.
         lr: learning rate of Adam for patches.
         additive_lr: the same for additive triggers, whose variables are colours.
+        warp_lr: the same for warps, whose variables are displacements.
         penalty: how the weight of the size follows the success.
         held_out: share of the clean images that the search never sees.
         precision: precision of the forward and backward passes (:func:`bdprune.runtime.plan_for`).
@@ -54,9 +56,14 @@ class InvertSettings:
     success: float = 0.85
     lr: float = 0.3
     additive_lr: float = 0.03
+    warp_lr: float = 0.1
     penalty: PenaltyRule = field(default_factory=PenaltyRule)
     held_out: float = 0.6
     precision: Precision = DEFAULT
+
+    def lr_of(self, kind: TriggerKind) -> float:
+        """The learning rate for triggers of this kind."""
+        return {"patch": self.lr, "additive": self.additive_lr, "warp": self.warp_lr}[kind]
 
     @property
     def steps(self) -> int:
@@ -75,6 +82,7 @@ class InvertSettings:
             "held_out": 0 < self.held_out < 1,
             "lr": 0 < self.lr < math.inf,
             "additive_lr": 0 < self.additive_lr < math.inf,
+            "warp_lr": 0 < self.warp_lr < math.inf,
         }
         for name, fits in ranges.items():
             if not fits:

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from bdprune.loops.inversion.families import FAMILIES
 from bdprune.loops.inversion.hypotheses import Hypothesis
-from bdprune.ops import stamp
 from bdprune.record import Box, TriggerInfo, TriggerKind
 
 _SEEN = 0.5  # share of a mask's largest value from which a pixel counts as covered
@@ -20,12 +20,14 @@ class Trigger:
     """A recovered trigger.
 
     Attributes:
-        mask: ``[1, h, w]`` in [0, 1], its opacity; None for an additive trigger.
-        pattern: ``[C, h, w]``, its colours in [0, 1], or the change of each colour in [-1, 1].
+        mask: ``[1, h, w]`` in [0, 1], the opacity of a patch; None for other kinds.
+        pattern: ``[C, h, w]``, the colours of a patch in [0, 1], or the change of each colour in [-1, 1]; ``[2, h,
+            w]``, the displacement of a warp, to the right and downwards, in pixels.
         target: the label that it leads to; None for any label but the true one.
         sources: the labels whose images it was made for; empty for all labels but the target.
         flip_rate: share of held-out images that it flips, in [0, 1]; None if no image was held out.
         images: number of held-out images.
+        kind: ``patch``, ``additive`` or ``warp``.
     """
 
     mask: Tensor | None
@@ -34,26 +36,26 @@ class Trigger:
     sources: tuple[int, ...] = ()
     flip_rate: float | None = None
     images: int = 0
+    kind: TriggerKind = "patch"
 
     @property
-    def kind(self) -> TriggerKind:
-        """``patch`` or ``additive``."""
-        return "additive" if self.mask is None else "patch"
+    def _masks(self) -> Tensor | None:
+        return None if self.mask is None else self.mask.unsqueeze(0)
 
     @property
     def strength(self) -> Tensor:
-        """``[h, w]`` in [0, 1]: the mask, or the largest change of a colour at each pixel."""
-        return self.pattern.abs().amax(0) if self.mask is None else self.mask[0]
+        """``[h, w]``: the mask, the largest change of a colour at each pixel, or the displacement in pixels."""
+        return FAMILIES[self.kind].strength(self._masks, self.pattern.unsqueeze(0))[0]
 
     @property
     def size(self) -> float:
-        """Sum of the strength, in pixels."""
+        """Sum of the strength over all pixels."""
         return self.strength.sum().item()
 
     def apply(self, images: Tensor) -> Tensor:
         """Stamps the trigger onto images ``[N, C, h, w]`` in [0, 1]; returns the same shape."""
-        mask = None if self.mask is None else self.mask.unsqueeze(0).to(images)
-        return stamp(images, mask, self.pattern.unsqueeze(0).to(images))[0]
+        masks = None if self._masks is None else self._masks.to(images)
+        return FAMILIES[self.kind].apply(images, masks, self.pattern.unsqueeze(0).to(images))[0]
 
     def takes(self, labels: Tensor) -> Tensor:
         """Which images it is about, bool ``[N]``, from their labels ``[N]``."""
@@ -85,3 +87,8 @@ class Trigger:
             images=self.images,
             box=self.box,
         )
+
+
+def largest_size(trigger: Trigger) -> float:
+    """The size of a trigger of this kind and image size that changes every pixel as far as possible."""
+    return FAMILIES[trigger.kind].largest(trigger.pattern.shape) * trigger.strength.numel()

@@ -29,7 +29,7 @@ def test_the_record_of_a_patch() -> None:
 
 
 def test_an_additive_trigger_is_clipped_and_has_no_place() -> None:
-    trigger = Trigger(None, torch.full((3, 4, 4), -0.25), target=None)
+    trigger = Trigger(None, torch.full((3, 4, 4), -0.25), target=None, kind="additive")
     images = torch.zeros(1, 3, 4, 4)
     assert trigger.kind == "additive" and trigger.size == 4.0 and trigger.box is None
     assert torch.equal(trigger.apply(images), images)
