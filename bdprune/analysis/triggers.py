@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import ClassVar
 
 from bdprune.analysis.case import Analysis, Case
 from bdprune.errors import BdpruneError
@@ -22,6 +23,8 @@ class Triggers(Analysis[Inversion]):
         seed: seed of the search.
         seconds: time limit; None for none. Analyses that differ only in this are equal: the first result is shared.
     """
+
+    uses_budget: ClassVar[bool] = True
 
     settings: InvertSettings = field(default_factory=InvertSettings)
     kind: TriggerKind = "patch"
