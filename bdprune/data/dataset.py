@@ -58,7 +58,7 @@ class DatasetSource(ImageSource):
                     f"but the dataset's targets say {int(self.labels[position])}.",
                     "Make the targets of the dataset agree with its items.",
                 )
-            yield slot, _as_image(image, self.describe(position), self.converted)
+            yield slot, as_image(image, self.describe(position), self.converted)
 
     def _length(self) -> int:
         try:
@@ -119,7 +119,12 @@ def _known_labels(dataset: Any) -> np.ndarray[Any, Any] | None:
     return None
 
 
-def _as_image(image: Any, where: str, converted: Counter[str]) -> Tensor:
+def as_image(image: Any, where: str, converted: Counter[str]) -> Tensor:
+    """The pixels ``[C, H, W]`` of a tensor, an array or a Pillow image.
+
+    Raises:
+        DataError: it is none of them, or its values are no pixels.
+    """
     if isinstance(image, Tensor):
         array = image.detach().cpu().float().numpy() if image.dtype == torch.bfloat16 else image.detach().cpu().numpy()
         return _from_array(array if array.ndim == 3 else array[None], where)

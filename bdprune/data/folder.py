@@ -55,7 +55,7 @@ class FolderSource(ImageSource):
     def read(self, index: Sequence[int]) -> Iterator[tuple[int, Tensor]]:
         for slot, position in enumerate(index):
             path = self._files[position]
-            yield slot, decode_image(_read_bytes(path), str(path), self.converted)
+            yield slot, decode_image(tree.read_bytes(path, MAX_ENCODED_BYTES), str(path), self.converted)
 
 
 def _above(root: Path) -> set[tuple[int, int]]:
@@ -128,11 +128,3 @@ def _numbers(names: list[str]) -> list[int] | None:
         twice = next(name for name in names if numbers.count(int(name)) > 1)
         raise DataError(f"Two class folders have label {int(twice)}, one of them is {twice}.", "Merge them.")
     return numbers
-
-
-def _read_bytes(path: Path) -> bytes:
-    try:
-        with path.open("rb") as file:
-            return file.read(MAX_ENCODED_BYTES + 1)
-    except OSError as error:
-        raise tree.unreadable(path, error) from error

@@ -98,7 +98,7 @@ def check_clean(
         hint = "Give images [N, C, H, W]."
         raise DataError(f"The images of {data.source} have shape {tuple(data.images.shape)}.", hint)
     if len(data.images) and data.images.shape[1] != input_shape[0]:
-        raise _wrong_channels(data.source, data.images.shape[1], input_shape[0])
+        raise wrong_channels(data.source, data.images.shape[1], input_shape[0])
     labels = as_labels(data.labels.detach().cpu().numpy(), data.source)
     if len(data.images) != len(labels):
         hint = "Give one label an image."
@@ -109,7 +109,7 @@ def check_clean(
     pixels = as_pixels((images.float() if images.is_floating_point() else images).numpy(), data.source)
     return replace(
         data,
-        images=_unit(torch.from_numpy(pixels)),
+        images=unit(torch.from_numpy(pixels)),
         labels=ordered.labels,
         class_names=ordered.names,
         notes=(*data.notes, *ordered.notes),
@@ -130,8 +130,8 @@ def resize_clean(data: CleanData, size: tuple[int, int]) -> CleanData:
     check_bytes(data.source, (len(data), data.images.shape[1], *size))
     images = torch.empty((*data.images.shape[:2], *size))
     for row, image in zip(images, data.images, strict=True):
-        row.copy_(_resize(image, size))
-    return replace(data, images=images, notes=(*data.notes, _resize_note(len(data), {found}, size)))
+        row.copy_(resize(image, size))
+    return replace(data, images=images, notes=(*data.notes, resize_note(len(data), {found}, size)))
 
 
 def check_bytes(source: str, shape: Sequence[int]) -> None:
@@ -199,18 +199,27 @@ def _open(source: object, input_shape: tuple[int, int, int] | None) -> ImageSour
 def _open_path(path: Path, input_shape: tuple[int, int, int] | None) -> ImageSource:
     if path.is_dir():
         return FolderSource(path)
-    if path.exists() and not path.is_file():
-        raise DataError(f"{path} is neither a file nor a folder.", _KINDS)
-    try:
-        with path.open("rb") as file:
-            magic = file.read(4)
-    except (OSError, ValueError) as error:
-        raise DataError(f"{path} cannot be read: {reason_of(error)}.", "Check the path and its permissions.") from error
+    magic = magic_of(path)
     if magic == b"PAR1":
         return ParquetSource(path)
     if magic == b"PK\x03\x04":
         return NpzSource(path, input_shape)
     raise DataError(f"{path} is not clean data in a known format.", _KINDS)
+
+
+def magic_of(path: Path) -> bytes:
+    """The first bytes of a file.
+
+    Raises:
+        DataError: it cannot be read.
+    """
+    if path.exists() and not path.is_file():
+        raise DataError(f"{path} is neither a file nor a folder.", _KINDS)
+    try:
+        with path.open("rb") as file:
+            return file.read(4)
+    except (OSError, ValueError) as error:
+        raise DataError(f"{path} cannot be read: {reason_of(error)}.", "Check the path and its permissions.") from error
 
 
 def _check_labels(labels: Tensor, source: str, names: Sequence[str], num_classes: int | None) -> None:
@@ -257,9 +266,9 @@ def _read_images(
                 "Bring all images to one size, or give --input-shape (input_shape).",
             )
         sizes[found] += 1
-        images[slot] = image if found == size else _resize(image, size)
+        images[slot] = image if found == size else resize(image, size)
     others = {found: count for found, count in sizes.items() if found != size}
-    notes = [_resize_note(sum(others.values()), set(others), size)] if size and others else []
+    notes = [resize_note(sum(others.values()), set(others), size)] if size and others else []
     stack, repeated = _stack(source, images, None if input_shape is None else input_shape[0])
     if repeated:
         notes.append(f"{repeated} grey images among colour images were converted to RGB.")
@@ -278,18 +287,21 @@ def _read_images(
     )
 
 
-def _resize_note(count: int, found: set[tuple[int, int]], size: tuple[int, int]) -> str:
+def resize_note(count: int, found: set[tuple[int, int]], size: tuple[int, int]) -> str:
+    """A sentence on ``count`` images of the sizes ``found`` that were resized to ``size``."""
     first = min(found)
     was = f"{first[0]}x{first[1]}" if len(found) == 1 else f"{len(found)} other sizes"
     return f"{count} images were resized from {was} to {size[0]}x{size[1]} (bilinear)."
 
 
-def _unit(image: Tensor) -> Tensor:
+def unit(image: Tensor) -> Tensor:
+    """The pixels of an image as floats in [0, 1]."""
     return image.float() / 255 if image.dtype == torch.uint8 else image
 
 
-def _resize(image: Tensor, size: tuple[int, int]) -> Tensor:
-    resized = interpolate(_unit(image)[None], size, mode="bilinear", antialias=True, align_corners=False)
+def resize(image: Tensor, size: tuple[int, int]) -> Tensor:
+    """An image ``[C, H, W]`` in ``size`` (height, width) as floats in [0, 1], bilinear and antialiased."""
+    resized = interpolate(unit(image)[None], size, mode="bilinear", antialias=True, align_corners=False)
     return resized[0].clamp_(0, 1)
 
 
@@ -302,14 +314,15 @@ def _stack(source: ImageSource, images: list[Tensor], channels: int | None) -> t
     wanted = channels or max(found)
     mixed = found == {1, 3} and wanted == 3
     if found != {wanted} and not mixed:
-        raise _wrong_channels(source.name, max(found - {wanted}), wanted)
+        raise wrong_channels(source.name, max(found - {wanted}), wanted)
     stack = torch.empty((len(images), wanted, *images[0].shape[1:]))
     for row, image in zip(stack, images, strict=True):
-        row.copy_(_unit(image).expand_as(row))
+        row.copy_(unit(image).expand_as(row))
     return stack, sum(image.shape[0] == 1 for image in images) if mixed else 0
 
 
-def _wrong_channels(source: str, found: int, wanted: int) -> DataError:
+def wrong_channels(source: str, found: int, wanted: int) -> DataError:
+    """The error for images with ``found`` channels for a model that takes ``wanted``."""
     kinds = {1: "1 channel (grey)", 3: "3 channels (RGB)"}
     return DataError(
         f"The images of {source} have {kinds.get(found, f'{found} channels')}, "

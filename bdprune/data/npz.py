@@ -29,14 +29,19 @@ class NpzSource(ImageSource):
     Images are ``[N, H, W]`` (grey), ``[N, H, W, C]`` or ``[N, C, H, W]``. For the last two, ``input_shape`` decides the
     layout if it is given, else the axis of size 1 or 3 (channels first if both fit).
 
+    Args:
+        path: of the archive.
+        input_shape: the model's (C, H, W).
+        labelled: False does not read the labels, and gives every image label 0.
+
     Raises:
         DataError: the file is not an archive of plain arrays, has an impossible size, or does not hold labelled images.
     """
 
-    def __init__(self, path: Path, input_shape: tuple[int, int, int] | None = None) -> None:
+    def __init__(self, path: Path, input_shape: tuple[int, int, int] | None = None, *, labelled: bool = True) -> None:
         super().__init__(str(path))
         try:
-            images, labels = _read_pair(path)
+            images, labels = _read_arrays(path, labelled)
         except DataError:
             raise
         except Exception as error:  # zipfile, zlib and the header parser fail in many ways on hostile bytes
@@ -44,8 +49,8 @@ class NpzSource(ImageSource):
                 f"{path} cannot be read as a NumPy archive: {str(error) or type(error).__name__}.",
                 "Write it again with numpy.savez(path, images=..., labels=...).",
             ) from error
-        self.labels = as_labels(labels, self.name)
         self._images = _channels_first(images, self.name, input_shape)
+        self.labels = as_labels(np.zeros(len(images), np.int64) if labels is None else labels, self.name)
         if len(self._images) != len(self.labels):
             hint = "Give one label an image."
             raise DataError(f"{path} holds {len(self._images)} images but {len(self.labels)} labels.", hint)
@@ -59,12 +64,13 @@ class NpzSource(ImageSource):
             yield slot, torch.from_numpy(np.ascontiguousarray(pixels))
 
 
-def _read_pair(path: Path) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
+def _read_arrays(path: Path, labelled: bool) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any] | None]:
     with zipfile.ZipFile(path) as archive:
         members = {info.filename.removesuffix(".npy"): info for info in archive.infolist()}
         images = _pick(members, IMAGE_KEYS, "images", path)
-        labels = _pick(members, LABEL_KEYS, "labels", path)
-        return _read_array(archive, members[images], path), _read_array(archive, members[labels], path)
+        labels = _pick(members, LABEL_KEYS, "labels", path) if labelled else None
+        stack = _read_array(archive, members[images], path)
+        return stack, None if labels is None else _read_array(archive, members[labels], path)
 
 
 def _pick(members: dict[str, zipfile.ZipInfo], keys: tuple[str, ...], kind: str, path: Path) -> str:

@@ -71,12 +71,17 @@ class ParquetSource(ImageSource):
     in the struct. Class names come from the schema metadata: ``classes`` (a JSON list), or the label feature that the
     Hugging Face libraries write.
 
+    Args:
+        path: of the file.
+        labelled: False reads no labels, and gives every image label 0.
+
     Raises:
         DataError: pyarrow is not installed, the file is damaged, or a column is missing or of the wrong type.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, *, labelled: bool = True) -> None:
         super().__init__(str(path))
+        self._labelled = labelled
         try:
             import pyarrow.parquet as pq
         except ImportError as error:
@@ -112,9 +117,11 @@ class ParquetSource(ImageSource):
         if not 0 <= rows <= MAX_IMAGES:
             raise DataError(f"{self.name} claims {rows} rows.", f"At most {MAX_IMAGES} are read.")
         self._image_column = self._find(IMAGE_COLUMNS, schema)
+        self._is_struct = self._check_image(schema.field(self._image_column).type)
+        if not self._labelled:
+            return
         self._label_column = self._find(LABEL_COLUMNS, schema)
-        columns = (self._image_column, self._label_column)
-        self._is_struct = self._check_types(*(schema.field(name).type for name in columns))
+        self._check_label(schema.field(self._label_column).type)
         self.class_names = _class_names(schema.metadata or {}, self._label_column)
 
     def _find(self, names: tuple[str, ...], schema: Any) -> str:
@@ -124,7 +131,7 @@ class ParquetSource(ImageSource):
         found = ", ".join(as_class_names(schema.names[:12])) or "none"
         raise DataError(f"{self.name} has no single column {names[0]}; its columns: {found}.", "Rename the column.")
 
-    def _check_types(self, image: Any, label: Any) -> bool:
+    def _check_image(self, image: Any) -> bool:
         """Whether images are structs."""
         import pyarrow as pa
 
@@ -133,13 +140,19 @@ class ParquetSource(ImageSource):
         if not (pa.types.is_binary(cell) or pa.types.is_large_binary(cell) or pa.types.is_binary_view(cell)):
             hint = f"Store encoded images ({READ}) as bytes, or a struct with a field bytes."
             raise DataError(f"The column {self._image_column} of {self.name} is of type {str(image)[:80]}.", hint)
+        return is_struct
+
+    def _check_label(self, label: Any) -> None:
+        import pyarrow as pa
+
         if not pa.types.is_integer(label):
             kind = str(label)[:80]
             hint = "Give class numbers from 0."
             raise DataError(f"The labels of {self.name} are of type {kind}, not integers.", hint)
-        return is_struct
 
     def _read_labels(self) -> Tensor:
+        if not self._labelled:
+            return torch.zeros(self._file.metadata.num_rows, dtype=torch.int64)
         column = self._file.read(columns=[self._label_column]).column(0)
         if column.null_count:
             raise DataError(f"{self.name} has {column.null_count} rows without a label.", "Drop or label these rows.")

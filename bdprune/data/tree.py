@@ -127,6 +127,19 @@ def plural(count: int, noun: str) -> str:
     return f"{count} {noun}{'' if count == 1 else 's'}"
 
 
+def read_bytes(path: Path, most: int) -> bytes:
+    """The bytes of a file; of a longer one, the first ``most`` and one more.
+
+    Raises:
+        DataError: it cannot be read.
+    """
+    try:
+        with path.open("rb") as file:
+            return file.read(most + 1)
+    except OSError as error:
+        raise unreadable(path, error) from error
+
+
 def unreadable(path: Path, error: OSError) -> DataError:
     """The error for a file or folder that cannot be read."""
     reason = error.strerror or type(error).__name__
