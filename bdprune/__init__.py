@@ -40,6 +40,7 @@ if TYPE_CHECKING:
     from bdprune.model import Model as Model
     from bdprune.model import Normalization as Normalization
     from bdprune.pipeline import Repaired as Repaired
+    from bdprune.pipeline import inspect as inspect
     from bdprune.pipeline import invert as invert
     from bdprune.pipeline import load as load
     from bdprune.pipeline import load_trigger as load_trigger
@@ -48,6 +49,7 @@ if TYPE_CHECKING:
     from bdprune.pipeline import score as score
     from bdprune.record import Attachment as Attachment
     from bdprune.record import Evidence as Evidence
+    from bdprune.record import InspectResult as InspectResult
     from bdprune.record import InvertResult as InvertResult
     from bdprune.record import MethodInfo as MethodInfo
     from bdprune.record import Needs as Needs
@@ -72,10 +74,11 @@ _HOMES = {
     "loops": ("FineTuneSettings", "InvertSettings", "RecoverSettings", "SweepSettings", "Trigger", "UnlearnSettings"),
     "methods": ("CurvePoint", "Detector", "Phases", "Purifier", "Repair"),
     "model": ("Model", "Normalization"),
-    "pipeline": ("Repaired", "invert", "load", "load_trigger", "purify", "save_trigger", "score"),
+    "pipeline": ("Repaired", "inspect", "invert", "load", "load_trigger", "purify", "save_trigger", "score"),
     "record": (
         "Attachment",
         "Evidence",
+        "InspectResult",
         "InvertResult",
         "MethodInfo",
         "Needs",

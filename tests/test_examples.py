@@ -42,6 +42,7 @@ HOMES = (
     "analysis.case",
     "fleet.scans",
     "methods.base",
+    "pipeline.inspection",
     "pipeline.inversion",
     "pipeline.open",
     "pipeline.repair",
@@ -132,8 +133,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The files that examples may use.
 
     ``model.pth`` and ``model.safetensors`` hold a narrow ResNet-18 that classifies red, green and blue images;
-    ``models/`` has it as ``resnet.pth``. Its clean images are in ``clean_images/`` (and ``photos/``), ``clean.npz`` and
-    ``clean.parquet``.
+    ``models/`` has it as ``resnet.pth``. Its clean images are in ``clean_images/`` (and ``photos/`` and ``incoming/``),
+    ``clean.npz`` and ``clean.parquet``.
     ``zoo/`` is the folder of the repository, and ``my.toml`` one of its manifests.
     """
     import torch
@@ -159,6 +160,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     save_file(network.state_dict(), where / "model.safetensors")
     write_images(where, images.permute(0, 2, 3, 1).numpy(), labels.tolist())
     shutil.copytree(where / "clean_images", where / "photos")
+    shutil.copytree(where / "clean_images", where / "incoming")
     (where / "zoo").symlink_to(ROOT / "zoo")
     shutil.copy(ROOT / "zoo" / "cifar10-w8.toml", where / "my.toml")
     return where
@@ -204,9 +206,9 @@ def test_blocks_run_one_after_another(
 
 
 def call(one: Command) -> None:
-    """Runs a command. A scan may end with 1 or 5, for a suspicious model and one that could not be judged."""
+    """Runs a command. A scan or an inspection may end with 1 or 5: suspicious, or not judged."""
     done = CliRunner().invoke(main, for_this_network(one.args), prog_name="bdprune", env=one.variables)
-    expected = (0, 1, 5) if one.args[0] == "scan" else (0,)
+    expected = (0, 1, 5) if one.args[0] in ("scan", "inspect") else (0,)
     assert done.exit_code in expected, f"bdprune {shlex.join(one.args)} ends with {done.exit_code}:\n{done.output}"
     if one.target is not None:
         Path(one.target).write_text(done.stdout)

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Literal
 
 from bdprune import errors
-from bdprune.record import Result
+from bdprune.record import InspectResult, Result
 
 OK = 0
 FOUND = 1
@@ -19,13 +19,13 @@ INTERRUPTED = 130
 BROKEN_PIPE = 141
 
 CODES: Mapping[int, str] = {
-    OK: "every model was scanned, and none reached --fail-on",
-    FOUND: "at least one model reached --fail-on",
+    OK: "every model or image was judged, and none reached --fail-on",
+    FOUND: "at least one model or image reached --fail-on",
     FAILED: "at least one scan failed or timed out",
     UNSUPPORTED: "no supported file was scanned",
     USAGE: "usage error, or an output that cannot be written",
-    INCONCLUSIVE: "at least one model could not be judged; or, without --skip-unknown, a file that may hold weights "
-    "was not scanned; or a repair left a set of weights as it was",
+    INCONCLUSIVE: "at least one model or image could not be judged; or, without --skip-unknown, a file that may hold "
+    "weights was not scanned; or a repair left a set of weights as it was",
     INTERRUPTED: "interrupted; no file is half-written",
     BROKEN_PIPE: "the reader of standard output closed it",
 }
@@ -72,6 +72,19 @@ def of_scan(
         return FAILED
     unknown = (unknown or len(supported) < len(results)) and not skip_unknown
     return INCONCLUSIVE if "inconclusive" in verdicts or unknown else OK
+
+
+InspectFailOn = Literal["suspicious", "excess", "never"]
+EXCESS = 0.01
+"""More suspicious images than clean ones explain: the largest probability of that many among clean images."""
+
+
+def of_inspection(result: InspectResult, fail_on: InspectFailOn = "suspicious") -> int:
+    """The code for the verdicts on images."""
+    by_chance = fail_on == "excess" and result.chance is not None and result.chance > EXCESS
+    if result.suspicious and fail_on != "never" and not by_chance:
+        return FOUND
+    return INCONCLUSIVE if result.unknown else OK
 
 
 def of_error(error: errors.BdpruneError) -> int:

@@ -19,6 +19,7 @@ import bdprune
 from bdprune.cli import exit_codes
 from bdprune.cli.demo import demo
 from bdprune.cli.doctor import doctor
+from bdprune.cli.inspect import inspect
 from bdprune.cli.invert import invert
 from bdprune.cli.methods import detectors, purifiers
 from bdprune.cli.outputs import ClosedPipeError
@@ -128,5 +129,5 @@ def main(verbose: bool) -> None:
         warnings.simplefilter("ignore")
 
 
-for command in (scan, purify, score, invert, detectors, purifiers, zoo, demo, doctor, schema):
+for command in (scan, purify, score, invert, inspect, detectors, purifiers, zoo, demo, doctor, schema):
     main.add_command(command)

@@ -14,7 +14,7 @@ from bdprune.record import schema as json_schema
 @click.command(short_help="Print the JSON Schema of a result.")
 @click.argument("kind", type=click.Choice(list(KINDS)), default="scan")
 def schema(kind: str) -> int:
-    """Print the JSON Schema of a result: scan, purify, score, invert, or the coverage of folders.
+    """Print the JSON Schema of a result: scan, purify, score, invert, inspect, or the coverage of folders.
 
     \b
     bdprune schema > result.schema.json

@@ -1,5 +1,6 @@
 from bdprune.record.base import SCHEMA_VERSION, Count, Record, Share, finite, number, some
 from bdprune.record.evidence import Attachment, Evidence, nothing_seen
+from bdprune.record.inspection import EntropyHistogram, ImageVerdict, IncomingInfo, InspectedImage, InspectMethod
 from bdprune.record.method import (
     COSTS,
     GIFTS,
@@ -40,6 +41,7 @@ from bdprune.record.results import (
     Change,
     CoverageResult,
     Document,
+    InspectResult,
     InvertResult,
     PurifyResult,
     Result,

@@ -1,4 +1,4 @@
-"""The results of a scan, a repair, a scoring and an inversion: versioned records with a strict JSON form.
+"""The results of scans, repairs, scorings, inversions and inspections: versioned records with a strict JSON form.
 
 ``bdprune schema`` prints their JSON Schema. They refuse unknown fields, write numbers that are not finite as null, and
 hold all settings that are needed to repeat the run.
@@ -16,6 +16,7 @@ import msgspec
 from bdprune.errors import DataError
 from bdprune.record.base import SCHEMA_VERSION, Count, Record, Share
 from bdprune.record.evidence import Attachment, Evidence
+from bdprune.record.inspection import EntropyHistogram, ImageVerdict, IncomingInfo, InspectedImage, InspectMethod
 from bdprune.record.parts import (
     ArtifactInfo,
     CurveInfo,
@@ -208,6 +209,55 @@ class InvertResult(Document, frozen=True, kw_only=True, tag_field="kind", tag="i
     params: dict[str, Any] = msgspec.field(default_factory=dict)
 
 
+class InspectResult(Document, frozen=True, kw_only=True, tag_field="kind", tag="inspect"):
+    """Verdicts on images, not on a model.
+
+    Attributes:
+        method: ``strip``, or ``nu-strip`` on the partly unlearned network.
+        verdict: ``suspicious`` if at least one image is; else ``unknown`` if at least one image was not judged; else
+            ``normal``.
+        incoming: the inspected images.
+        threshold: an image with a lower entropy is suspicious, in bits; None if no image could be judged.
+        frr: false rejection rate: the share of clean images that the threshold may flag.
+        overlays: number of clean images that each image was superposed with.
+        held_out: number of other clean images, which set the threshold.
+        suspicious: number of suspicious images.
+        unknown: number of images that were not judged.
+        expected: number of suspicious images to expect if all images are clean.
+        chance: probability of at least as many suspicious images if all are clean; None if none was judged.
+        labels: predicted label -> number of suspicious images with it, the most frequent first.
+        images: one entry for each image, in the order of the source.
+        histogram: entropies of the clean and of the inspected images; None if there are none.
+        remarks: further facts for the reader, a sentence each.
+        limits: why images were not judged, a sentence each.
+        params: settings of the method.
+    """
+
+    method: InspectMethod
+    verdict: ImageVerdict
+    incoming: IncomingInfo
+    threshold: float | None
+    frr: Share
+    overlays: Count
+    held_out: Count
+    suspicious: Count
+    unknown: Count
+    expected: float
+    chance: Share | None
+    labels: dict[int, Count]
+    images: tuple[InspectedImage, ...]
+    histogram: EntropyHistogram | None = None
+    remarks: tuple[str, ...] = ()
+    limits: tuple[str, ...] = ()
+    params: dict[str, Any] = msgspec.field(default_factory=dict)
+
+    @property
+    def ranked(self) -> list[InspectedImage]:
+        """The images with an entropy, the most suspicious first; equal ones in the order of the source."""
+        known = [one for one in self.images if one.entropy is not None]
+        return sorted(known, key=lambda one: one.entropy or 0.0)
+
+
 class CoverageResult(Record, frozen=True, kw_only=True, tag_field="kind", tag="coverage"):
     """Which files of a scan's folders were scanned. It follows the results if the scan skipped files.
 
@@ -229,6 +279,7 @@ KINDS: dict[str, type[Record]] = {
     "purify": PurifyResult,
     "score": ScoreResult,
     "invert": InvertResult,
+    "inspect": InspectResult,
     "coverage": CoverageResult,
 }
 
@@ -271,7 +322,7 @@ def _kind(document: object) -> str:
 
 
 def schema(kind: str = "scan") -> dict[str, Any]:
-    """JSON Schema (2020-12) of one kind of result: ``scan``, ``purify``, ``score``, ``invert`` or ``coverage``."""
+    """JSON Schema (2020-12) of one kind of result: a key of ``KINDS``."""
     found = msgspec.json.schema(KINDS[kind])
     records = {one.__name__: one for one in _records(Record)}
     for name, part in found["$defs"].items():

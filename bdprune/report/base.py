@@ -82,7 +82,7 @@ class Writer(ABC):
 
 
 def kind_of(document: Document | CoverageResult) -> str:
-    """The kind of a document: ``scan``, ``purify``, ``score``, ``invert`` or ``coverage``."""
+    """The kind of a document: a key of ``KINDS``."""
     return next(name for name, record in KINDS.items() if isinstance(document, record))
 
 

@@ -17,7 +17,7 @@ from typing import Any
 import msgspec
 from markupsafe import Markup
 
-from bdprune.record import Evidence, LayerScores, PurifyResult
+from bdprune.record import Evidence, InspectResult, LayerScores, PurifyResult
 from bdprune.report.summary import number
 from bdprune.report.svg import Axes, Bar, Line, bars, lines
 
@@ -72,6 +72,30 @@ def repair_charts(result: PurifyResult) -> list[tuple[str, Markup]]:
         "Pruned filters by layer": _pruned(result),
     }
     return [(caption, chart) for caption, chart in found.items() if chart]
+
+
+def entropy_charts(result: InspectResult) -> list[tuple[str, Markup]]:
+    """(caption, chart): the histogram of the clean images, and that of the inspected images, with one threshold."""
+    if result.histogram is None:
+        return []
+    sets = {"Held-out clean images": result.histogram.clean, "Inspected images": result.histogram.inspected}
+    return [(name, _entropies(name, counts, result)) for name, counts in sets.items()]
+
+
+def _entropies(name: str, counts: Sequence[int], result: InspectResult) -> Markup:
+    assert result.histogram is not None
+    edges, cut = result.histogram.edges, result.threshold
+    values = [
+        Bar(
+            value=count**0.5,
+            title=f"{count} images from {low:.3g} to {high:.3g} bits",
+            marked=cut is not None and (low + high) / 2 < cut,
+        )
+        for (low, high), count in zip(pairwise(edges), counts, strict=True)
+    ]
+    chosen = None if cut is None else (cut, f"threshold: {cut:.3g}")
+    axes = Axes("entropy in bits", "√ images")
+    return bars(f"Entropy: {name.lower()}", values, axes, x_range=(edges[0], edges[-1]), chosen=chosen)
 
 
 def _curve(result: PurifyResult) -> Markup | None:

@@ -69,6 +69,7 @@ def bars(
     *,
     cut: tuple[float, str] | None = None,
     x_range: tuple[float, float] | None = None,
+    chosen: tuple[float, str] | None = None,
 ) -> Markup:
     """A bar chart.
 
@@ -77,6 +78,7 @@ def bars(
         values: the bars, from left to right; names that would overlap are left out.
         cut: (height, name) of a dashed horizontal line.
         x_range: numbers at the left and right end of the axis, instead of names.
+        chosen: (x, name) of a dashed vertical line, in the numbers of ``x_range``.
     """
     top = max([*(bar.value for bar in values), cut[0] if cut else 0.0, 1e-9])
     low = min([*(bar.value for bar in values), 0.0])
@@ -84,7 +86,8 @@ def bars(
     slot = (WIDTH - LEFT - RIGHT) / max(len(values), 1)
     parts = [*_y_axis(y, _short), *(_bar(bar, LEFT + index * slot, slot, y) for index, bar in enumerate(values))]
     if x_range:
-        parts += _x_axis(Scale(*x_range, LEFT, WIDTH - RIGHT))
+        x = Scale(*x_range, LEFT, WIDTH - RIGHT)
+        parts += [*_x_axis(x), *([] if chosen is None else _cut_down(x(chosen[0]), chosen[1]))]
     else:
         parts += _names([bar.name for bar in values], slot)
     if cut is not None:

@@ -68,7 +68,7 @@ def html_page(documents: Documents, title: str = "", top: Table | None = None) -
 def _environment() -> jinja2.Environment:
     import jinja2  # only here, so that the help of a command does not load it
 
-    from bdprune.report import charts, svg
+    from bdprune.report import charts, inspections, svg
 
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("bdprune.report"),
@@ -80,7 +80,7 @@ def _environment() -> jinja2.Environment:
     words = (summary.percent, summary.number, summary.seconds, summary.size)
     environment.filters |= {word.__name__: word for word in words}
     environment.filters |= {"prose": _prose, "short_json": _short_json, "kind": kind_of, "base64": _base64}
-    environment.globals |= {"summary": summary, "charts": charts, "svg": svg}
+    environment.globals |= {"summary": summary, "charts": charts, "svg": svg, "inspections": inspections}
     return environment
 
 

@@ -10,6 +10,7 @@ from bdprune.record import (
     CoverageResult,
     Document,
     Evidence,
+    InspectResult,
     InvertResult,
     PurifyResult,
     Result,
@@ -17,7 +18,7 @@ from bdprune.record import (
     TriggerInfo,
     some,
 )
-from bdprune.report import summary
+from bdprune.report import inspections, summary
 from bdprune.report.base import Documents, Style, Writer
 
 _COLOURS = {"clean": "32", "suspicious": "33", "backdoored": "1;31", "inconclusive": "35", "error": "31"}
@@ -191,10 +192,45 @@ def _inversion(result: InvertResult, colour: bool) -> list[str]:
     ]
 
 
+def _inspection(result: InspectResult, colour: bool) -> list[str]:
+    """An inspection: its verdict and settings, then the images with the lowest entropy."""
+    incoming, unread = result.incoming, inspections.unread(result)
+    rows: Rows = [
+        ("method", inspections.method(result)),
+        ("threshold", inspections.threshold(result)),
+        ("images", f"{incoming.count} from {incoming.source}"),
+        *[("note", note) for note in incoming.notes],
+        ("suspicious", f"{result.suspicious}, {summary.number(result.expected)} by chance"),
+        ("labels", inspections.labels(result)),
+        *[("not read", f"{one.name}: {one.error}") for one in unread[:_MOST_NAMED]],
+        ("not read", f"and {len(unread) - _MOST_NAMED} more" if len(unread) > _MOST_NAMED else ""),
+        *[("remark", one) for one in result.remarks],
+        *_model_and_data(result),
+        _time(result),
+    ]
+    shown = [
+        (
+            one.verdict,
+            *map(summary.number, (one.entropy, one.p_value)),
+            inspections.label(one.predicted, result),
+            one.name,
+        )
+        for one in inspections.listed(result, _MOST_ROWS)
+    ]
+    return [
+        _title(result.verdict.upper(), _COLOURS[inspections.STYLE[result.verdict]], result, colour),
+        f"  {plain(inspections.headline(result))}",
+        f"  {plain(inspections.advice(result))}",
+        *table([row for row in rows if row[1]], "ll"),
+        *(["", *table([("verdict", "entropy", "p", "predicted", "image"), *shown], "lrrll")] if shown else []),
+    ]
+
+
 _BLOCKS: dict[type, Callable[..., list[str]]] = {
     Result: _scan,
     PurifyResult: _repair,
     ScoreResult: _scores,
+    InspectResult: _inspection,
     InvertResult: _inversion,
 }
 
