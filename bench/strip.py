@@ -1,7 +1,7 @@
 """Measures STRIP and NU+STRIP on the models of a zoo: false rejections, false acceptances, and the gap in entropy.
 
     python bench/strip.py zoo/cifar10-w8.toml --data DIR --clean zoo/demo/defence.npz
-                          [--preset paper] [--overlays 25] [--only MODEL] [--images 200] [--seed 0]
+                          [--preset paper] [--overlays 25] [--weights 0.5 0.5] [--only MODEL] [--images 200] [--seed 0]
                           [--rows bench/results/strip.jsonl] [--picture MODEL=docs/images/strip.svg]
 
 DIR holds the zoo's dataset. For each model with a backdoor, 200 test images with its trigger and 200 other test images
@@ -13,6 +13,7 @@ Figure 8 of RNP (Li et al., 2023). Each row is appended to FILE when it is done.
 from __future__ import annotations
 
 import argparse
+import functools
 import math
 import statistics
 import sys
@@ -60,7 +61,9 @@ def measured(path: Path, clean: CleanData, sets: tuple[Tensor, Tensor], method: 
     model = load(path)
     model.network.to(options.device)
     start = time.perf_counter()
-    changes = {} if options.overlays is None else {"overlays": options.overlays}
+    changes: Row = {} if options.overlays is None else {"overlays": options.overlays}
+    if options.weights:
+        changes |= dict(zip(("image_weight", "overlay_weight"), options.weights, strict=True))
     settings = strip_settings(options.preset, unlearned=method == "nu-strip", **changes)
     judge = judge_for(Case(model, clean.by_content), settings, options.seed)
     plain, triggered = (judge.measure(one) for one in sets)
@@ -186,6 +189,7 @@ def main() -> None:
     parser.add_argument("--preset", default="robust", choices=["robust", "paper"])
     parser.add_argument("--only", action="append", default=[], help="a model; repeatable (default: all)")
     parser.add_argument("--overlays", type=int, help="fewer are faster (default: of the preset)")
+    parser.add_argument("--weights", type=float, nargs=2, help="of image and overlay (default: of the preset)")
     parser.add_argument("--images", type=int, default=200)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--device", default="cpu", help="cpu, cuda, cuda:N or auto (cpu)")
@@ -195,14 +199,16 @@ def main() -> None:
     options.device = parse_device(options.device)
     record, part = Record(options.rows, device_name(options.device)), f"strip-{options.preset}"
     part += "" if options.overlays is None else f"-{options.overlays}"
+    part += "-{:g}-{:g}".format(*options.weights) if options.weights else ""
     zoo = read_manifest(options.manifest)
     storage, clean = Storage(zoo), load_clean(options.clean)
+    sets_of = functools.cache(lambda dataset: read_dataset(options.data, dataset, "test"))
     for entry in zoo.models if options.data else ():
         folder, attack = storage.made(entry), entry.make_attack()
         if attack is None or folder is None or (options.only and entry.name not in options.only):
             continue
         path, name = weights_path(folder, entry.name), f"{zoo.name}/{entry.name}"
-        sets = test_images(entry, folder, read_dataset(options.data, entry.dataset, "test"), options.images)
+        sets = test_images(entry, folder, sets_of(entry.dataset), options.images)
         for method in METHODS:
             key = {"part": part, "model": name, "kind": attack.kind, "method": method, "seed": options.seed}
             record.add(key, lambda path=path, sets=sets, method=method: measured(path, clean, sets, method, options))  # type: ignore[misc]

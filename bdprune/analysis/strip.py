@@ -53,8 +53,8 @@ class StripSettings:
     """
 
     overlays: int = 100
-    image_weight: float = 0.7
-    overlay_weight: float = 0.3
+    image_weight: float = 1.0
+    overlay_weight: float = 1.0
     frr: float = 0.01
     rule: Rule = "quantile"
     held_out: int = 500
@@ -83,6 +83,9 @@ PRESETS: Mapping[str, Mapping[str, Any]] = {
 }
 """Settings by the name of the preset; the paper sets its threshold on 2,000 clean images."""
 
+_UNLEARNED = {"image_weight": 0.7, "overlay_weight": 0.3}
+"""The weights of the preset ``robust`` on the partly unlearned network (docs/evaluation/strip.md)."""
+
 
 def strip_settings(preset: str = "robust", *, unlearned: bool = False, **changes: Any) -> StripSettings:
     """The settings of a preset for STRIP, or for NU+STRIP, some of them changed.
@@ -92,7 +95,8 @@ def strip_settings(preset: str = "robust", *, unlearned: bool = False, **changes
     """
     if preset not in PRESETS:
         raise OptionError(f"There is no preset {preset!r}.", f"Choose one of {', '.join(PRESETS)}.")
-    return StripSettings(**{**PRESETS[preset], **changes, "unlearned": unlearned})
+    weights = _UNLEARNED if unlearned and preset == "robust" else {}
+    return StripSettings(**{**PRESETS[preset], **weights, **changes, "unlearned": unlearned})
 
 
 @dataclass(frozen=True)

@@ -19,13 +19,13 @@ INTERRUPTED = 130
 BROKEN_PIPE = 141
 
 CODES: Mapping[int, str] = {
-    OK: "every model or image was judged, and none reached --fail-on",
-    FOUND: "at least one model or image reached --fail-on",
+    OK: "every model was scanned, and none reached --fail-on",
+    FOUND: "at least one model reached --fail-on",
     FAILED: "at least one scan failed or timed out",
     UNSUPPORTED: "no supported file was scanned",
     USAGE: "usage error, or an output that cannot be written",
-    INCONCLUSIVE: "at least one model or image could not be judged; or, without --skip-unknown, a file that may hold "
-    "weights was not scanned; or a repair left a set of weights as it was",
+    INCONCLUSIVE: "at least one model could not be judged; or, without --skip-unknown, a file that may hold weights "
+    "was not scanned; or a repair left a set of weights as it was",
     INTERRUPTED: "interrupted; no file is half-written",
     BROKEN_PIPE: "the reader of standard output closed it",
 }
@@ -41,6 +41,16 @@ def _help(code: int, meaning: str) -> str:
 
 HELP = "\n".join(["\b", "Exit codes:", *(_help(*one) for one in CODES.items()), ORDER])
 """The table as the last lines of ``--help``."""
+
+_OF_IMAGES = {
+    OK: "every image was judged, and none reached --fail-on",
+    FOUND: "at least one image reached --fail-on",
+    FAILED: "the model or the images could not be read",
+    USAGE: CODES[USAGE],
+    INCONCLUSIVE: "at least one image could not be judged, or the model labels too few clean images correctly",
+}
+IMAGES_HELP = "\n".join(["\b", "Exit codes:", *(_help(*one) for one in _OF_IMAGES.items())])
+"""The table of an inspection of images."""
 
 FailOn = Literal["suspicious", "backdoored", "never"]
 

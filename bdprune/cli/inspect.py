@@ -15,7 +15,7 @@ from bdprune.cli.progress import Progress
 from bdprune.errors import OptionError
 
 
-@click.command(short_help="Find images that carry a trigger.", epilog=exit_codes.HELP)
+@click.command(short_help="Find images that carry a trigger.", epilog=exit_codes.IMAGES_HELP)
 @click.argument("path", type=options.FILE)
 @click.option(
     "--images",

@@ -48,6 +48,13 @@ _BINS = 30
 _EDGE = 64  # pixels of the longer side of a picture in the report
 
 
+class InspectNames(OptionNames, total=False):
+    """Further keyword arguments of an inspection."""
+
+    preset: str
+    pictures: int
+
+
 def unwatched(stage: str, done: int, total: int) -> None:
     """Reports nothing."""
 
@@ -58,11 +65,9 @@ def inspect(
     images: IncomingSource,
     *,
     method: InspectMethod = "strip",
-    preset: str = "robust",
     settings: Mapping[str, Any] | None = None,
-    pictures: int = 24,
     watch: Watch = unwatched,
-    **options: Unpack[OptionNames],
+    **options: Unpack[InspectNames],
 ) -> InspectResult:
     """Judges each image by the entropy of the model's predictions for it under clean images (STRIP).
 
@@ -73,12 +78,11 @@ def inspect(
         images: the images to judge: a folder of pictures at any depth, an ``.npz`` or parquet file, a tensor
             ``[N, C, H, W]``, ``CleanData`` or a dataset; labels are not read.
         method: ``strip``, or ``nu-strip``: the same on the network after the first part of its unlearning.
-        preset: ``robust`` or ``paper``.
         settings: single settings by their names: ``overlays``, ``frr``, ``image_weight``, ``overlay_weight``, ``rule``
             and ``held_out``.
-        pictures: number of the most suspicious images of which the result has a picture.
         watch: called with the stage and the number of images done.
-        **options: as for ``bdprune.scan``.
+        **options: ``preset``, ``robust`` or ``paper``; ``pictures``, the number of the most suspicious images of which
+            the result has a picture (24); and the ``Options`` as for ``bdprune.scan``.
 
     Raises:
         SanityError: the model labels too few of the clean images correctly.
@@ -90,8 +94,9 @@ def inspect(
         >>> len(found.images), found.held_out, found.frr
         (90, 80, 0.1)
     """
-    clock, known = Clock(), options_from(options, "inspect")
-    chosen = _settings(method, preset, settings)
+    clock, given = Clock(), dict[str, Any](options)
+    preset, pictures = given.pop("preset", "robust"), given.pop("pictures", 24)
+    known, chosen = options_from(given, "inspect"), _settings(method, preset, settings)
     if pictures < 0:
         raise OptionError(f"The number of pictures must be 0 or more, not {pictures}.", "Give 0 or more.")
     known.check()
