@@ -66,8 +66,15 @@ def compile_flags() -> list[str]:
     flags += [f"-ffile-prefix-map={folder}/=" for folder in (Path(__file__).resolve().parent, torch_home())]
     # Roots and maxima are vectorised only when they need not set errno or raise; neither changes a result.
     flags += ["-fno-math-errno", "-fno-trapping-math"]
+    # With link_flags(), a module holds only what it uses of csrc/core.
+    flags += ["-ffunction-sections"]
     flags += ["-O0", "-g", "-UNDEBUG"] if flag("DEBUG") else ["-O3", "-g0"]
     return flags + sanitize_flags()
+
+
+def link_flags() -> list[str]:
+    unused = ["-Wl,--gc-sections"] if sys.platform == "linux" else []
+    return unused + sanitize_flags()
 
 
 def sanitize_flags() -> list[str]:
@@ -85,7 +92,7 @@ def core_extension() -> Extension:
         "bdprune._core",
         sources("csrc/numpy.cpp", "csrc/core/*.cpp"),
         extra_compile_args=["-std=c++17", *compile_flags()],
-        extra_link_args=sanitize_flags(),
+        extra_link_args=link_flags(),
         py_limited_api=True,
         language="c++",
     )
@@ -99,7 +106,7 @@ def cpu_extension() -> Extension:
         sources("csrc/module.cpp", "csrc/ops.cpp", "csrc/cpu/*.cpp", "csrc/core/*.cpp"),
         define_macros=[("TORCH_TARGET_VERSION", STABLE_ABI)],
         extra_compile_args={"cxx": compile_flags()},
-        extra_link_args=sanitize_flags(),
+        extra_link_args=link_flags(),
         py_limited_api=True,
     )
 
@@ -114,7 +121,7 @@ def cuda_extension() -> Extension:
         sources("csrc/module.cpp", "csrc/cuda/*.cu"),
         define_macros=[("TORCH_TARGET_VERSION", STABLE_ABI), ("USE_CUDA", None)],
         extra_compile_args={"cxx": compile_flags(), "nvcc": [*optimise, "-lineinfo", "-Xptxas=-v"]},
-        extra_link_args=sanitize_flags(),
+        extra_link_args=link_flags(),
         py_limited_api=True,
     )
 

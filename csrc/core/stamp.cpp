@@ -8,7 +8,9 @@
 namespace bdprune::core {
 namespace {
 
-constexpr int kTogether = 4;  // images that one pass over a tile processes
+// Images that one pass over a tile processes: several for float only, because the other types would need much code.
+template <typename T>
+constexpr int kTogether = std::is_same_v<T, float> ? 4 : 1;
 
 #define BDP_INLINE_LAMBDA __attribute__((always_inline))
 
@@ -56,31 +58,69 @@ struct Images {
 };
 
 // Calls fn(n, Images<k>) for groups of k images [n, n + k), in order.
-template <typename Fn>
+template <typename T, typename Fn>
 BDP_INLINE void for_each_group(int64_t count, Fn&& fn) {
   int64_t n = 0;
-  for (; n + kTogether <= count; n += kTogether) fn(n, Images<kTogether>{});
+  if constexpr (kTogether<T> > 1) {
+    for (; n + kTogether<T> <= count; n += kTogether<T>) fn(n, Images<kTogether<T>>{});
+  }
   for (; n < count; ++n) fn(n, Images<1>{});
 }
 
-// to[c, p] = value(c, p), at the positions of a tile and in the order `strides`.
-template <typename T, typename Fn>
-BDP_INLINE void fill(T* to, ImageStrides strides, const Place& place, Fn&& value) {
-  for (int64_t c = 0; c < place.maps.channels; ++c) {
-    for (int64_t p = 0; p < place.width; ++p) to[c * strides.channel + p * strides.position] = value(c, p);
+// What a tile needs before and after its images. It is short work, so it is compiled once, not per instruction set.
+
+// Copies `channels` rows of `width` positions from one order of memory to another.
+template <typename C>
+__attribute__((noinline)) void copy_rows(const C* from, ImageStrides source, C* to, ImageStrides target,
+                                         int64_t channels, int64_t width) {
+  if (source.channel == 1 && target.channel == 1) {  // channels fastest in both
+    std::memcpy(to, from, static_cast<size_t>(channels * width) * sizeof(C));
+    return;
+  }
+  for (int64_t c = 0; c < channels; ++c) {
+    for (int64_t p = 0; p < width; ++p) {
+      to[c * target.channel + p * target.position] = from[c * source.channel + p * source.position];
+    }
   }
 }
 
+// The pattern of the tile in the order of scratch, and its mask as often as it has channels.
 template <typename C>
-BDP_INLINE void copy_pattern(const Place& place, C* to) {
-  const ImageStrides from = place.maps.pattern;
-  const C* pattern = static_cast<const C*>(place.maps.patterns) + place.in_patterns();
-  if (from.channel == 1 && place.packed.channel == 1) {
-    std::memcpy(to, pattern, static_cast<size_t>(place.elements) * sizeof(C));
-    return;
+void copy_pattern(const Place& place, C* to) {
+  copy_rows(static_cast<const C*>(place.maps.patterns) + place.in_patterns(), place.maps.pattern, to, place.packed,
+            place.maps.channels, place.width);
+}
+
+// add <- mask * pattern, keep <- 1 - mask.
+template <typename C>
+__attribute__((noinline)) void prepare_blend(const Place& place, C* add, C* keep) {
+  const C* mask = static_cast<const C*>(place.maps.masks) + place.in_masks();
+  copy_pattern(place, add);
+  copy_rows(mask, {0, 1}, keep, place.packed, place.maps.channels, place.width);
+  for (int64_t i = 0; i < place.elements; ++i) {
+    add[i] *= keep[i];
+    keep[i] = 1 - keep[i];
   }
-  fill(to, place.packed, place,
-       [&](int64_t c, int64_t p) BDP_INLINE_LAMBDA { return pattern[c * from.channel + p * from.position]; });
+}
+
+// The gradients of a tile from its sums, as far as they are needed.
+template <typename C>
+__attribute__((noinline)) void write_gradients(const Place& place, const double* sums, const double* dots,
+                                               C* grad_masks, C* grad_patterns) {
+  const ImageStrides from = place.packed, to = place.maps.pattern;
+  const C* mask = place.maps.masks ? static_cast<const C*>(place.maps.masks) + place.in_masks() : nullptr;
+  for (int64_t p = 0; p < place.width; ++p) {
+    const double opacity = mask ? mask[p] : 1.0;
+    double dot = 0;
+    for (int64_t c = 0; c < place.maps.channels; ++c) {
+      const int64_t i = c * from.channel + p * from.position;
+      if (grad_masks) dot += dots[i];
+      if (!grad_patterns) continue;
+      C* grad = grad_patterns + place.in_patterns();
+      grad[c * to.channel + p * to.position] = static_cast<C>(opacity * sums[i]);
+    }
+    if (grad_masks) grad_masks[place.in_masks() + p] = static_cast<C>(dot);
+  }
 }
 
 // x in [0, 1], for one number or for eight.
@@ -124,16 +164,12 @@ BDP_INLINE void forward(const Place& place, T* out, void* scratch) {
   using C = Compute<T>;
   const T* images = static_cast<const T*>(place.maps.images);
   C *add = static_cast<C*>(scratch), *keep = kBlend ? add + place.elements : add;
-  copy_pattern(place, add);
   if constexpr (kBlend) {
-    const C* mask = static_cast<const C*>(place.maps.masks) + place.in_masks();
-    fill(keep, place.packed, place, [&](int64_t, int64_t p) BDP_INLINE_LAMBDA { return mask[p]; });
-    for (int64_t i = 0; i < place.elements; ++i) {
-      add[i] *= keep[i];
-      keep[i] = 1 - keep[i];
-    }
+    prepare_blend(place, add, keep);
+  } else {
+    copy_pattern(place, add);
   }
-  for_each_group(place.maps.count, [&](int64_t n, auto group) BDP_INLINE_LAMBDA {
+  for_each_group<T>(place.maps.count, [&](int64_t n, auto group) BDP_INLINE_LAMBDA {
     constexpr int kImages = decltype(group)::kCount;
     for_each_run(place, [&](int64_t in_image, int64_t in_tile, int64_t width) BDP_INLINE_LAMBDA {
       const T* x[kImages];
@@ -148,7 +184,7 @@ BDP_INLINE void forward(const Place& place, T* out, void* scratch) {
 }
 
 // Adds to `sums` the gradients g of kImages images, as far as a clip passes them, and to `dots` g * (pattern - pixel).
-template <bool kBlend, bool kSums, bool kDots, typename T, int kImages>
+template <bool kBlend, typename T, int kImages>
 BDP_INLINE void sum_run(const T* const (&x)[kImages], const T* const (&grad)[kImages], const Compute<T>* pattern,
                         int64_t width, double* sums, double* dots) {
   int64_t i = 0;
@@ -158,11 +194,11 @@ BDP_INLINE void sum_run(const T* const (&x)[kImages], const T* const (&grad)[kIm
     for (int j = 0; j < kImages; ++j) {
       auto g = load_compute(grad[j] + i);
       if constexpr (!kBlend) g = passed(load_compute(x[j] + i) + colour, g);
-      if constexpr (kSums) sum += g;
-      if constexpr (kDots) dot += g * (colour - load_compute(x[j] + i));
+      sum += g;
+      if constexpr (kBlend) dot += g * (colour - load_compute(x[j] + i));
     }
-    if constexpr (kSums) store(sums + i, load<v8d>(sums + i) + to_double(sum));
-    if constexpr (kDots) store(dots + i, load<v8d>(dots + i) + to_double(dot));
+    store(sums + i, load<v8d>(sums + i) + to_double(sum));
+    if constexpr (kBlend) store(dots + i, load<v8d>(dots + i) + to_double(dot));
   }
   for (; i < width; ++i) {
     Compute<T> sum = 0, dot = 0;
@@ -171,22 +207,21 @@ BDP_INLINE void sum_run(const T* const (&x)[kImages], const T* const (&grad)[kIm
       sum += kBlend ? g : passed(pixel + pattern[i], g);
       dot += g * (pattern[i] - pixel);
     }
-    if constexpr (kSums) sums[i] += sum;
-    if constexpr (kDots) dots[i] += dot;
+    sums[i] += sum;
+    if constexpr (kBlend) dots[i] += dot;
   }
 }
 
-template <bool kBlend, bool kSums, bool kDots, typename T>
+template <bool kBlend, typename T>
 BDP_INLINE void backward(const Place& place, const T* grad, Compute<T>* grad_masks, Compute<T>* grad_patterns,
                          void* scratch) {
   using C = Compute<T>;
   const T* images = static_cast<const T*>(place.maps.images);
   double *sums = static_cast<double*>(scratch), *dots = sums + place.elements;
   C* pattern = reinterpret_cast<C*>(dots + place.elements);
-  const ImageStrides packed = place.packed;
   copy_pattern(place, pattern);
   std::memset(sums, 0, static_cast<size_t>(2 * place.elements) * sizeof(double));
-  for_each_group(place.maps.count, [&](int64_t n, auto group) BDP_INLINE_LAMBDA {
+  for_each_group<T>(place.maps.count, [&](int64_t n, auto group) BDP_INLINE_LAMBDA {
     constexpr int kImages = decltype(group)::kCount;
     for_each_run(place, [&](int64_t in_image, int64_t in_tile, int64_t width) BDP_INLINE_LAMBDA {
       const T *x[kImages], *g[kImages];
@@ -194,23 +229,10 @@ BDP_INLINE void backward(const Place& place, const T* grad, Compute<T>* grad_mas
         x[j] = images + place.in_images(n + j) + in_image;
         g[j] = grad + place.in_stamped(n + j) + in_image;
       }
-      sum_run<kBlend, kSums, kDots, T, kImages>(x, g, pattern + in_tile, width, sums + in_tile, dots + in_tile);
+      sum_run<kBlend, T, kImages>(x, g, pattern + in_tile, width, sums + in_tile, dots + in_tile);
     });
   });
-  if constexpr (kSums) {
-    const C* mask = kBlend ? static_cast<const C*>(place.maps.masks) + place.in_masks() : nullptr;
-    fill(grad_patterns + place.in_patterns(), place.maps.pattern, place, [&](int64_t c, int64_t p) BDP_INLINE_LAMBDA {
-      const double sum = sums[c * packed.channel + p * packed.position];
-      return static_cast<C>(kBlend ? mask[p] * sum : sum);
-    });
-  }
-  if constexpr (kDots) {
-    for (int64_t p = 0; p < place.width; ++p) {
-      double sum = 0;
-      for (int64_t c = 0; c < place.maps.channels; ++c) sum += dots[c * packed.channel + p * packed.position];
-      grad_masks[place.in_masks() + p] = static_cast<C>(sum);
-    }
-  }
+  write_gradients(place, sums, dots, grad_masks, grad_patterns);
 }
 
 // The arrays of one direction; `out` is null in the backward.
@@ -226,14 +248,10 @@ BDP_INLINE void run_typed(const Place& place, const Arrays& arrays) {
   const T* grad = static_cast<const T*>(arrays.grad);
   auto *masks = static_cast<Compute<T>*>(arrays.grad_masks), *patterns = static_cast<Compute<T>*>(arrays.grad_patterns);
   void* scratch = arrays.scratch;
-  if (!place.maps.masks) {
-    if (out) return forward<false, T>(place, out, scratch);
-    return backward<false, true, false, T>(place, grad, masks, patterns, scratch);
-  }
-  if (out) return forward<true, T>(place, out, scratch);
-  if (masks && patterns) return backward<true, true, true, T>(place, grad, masks, patterns, scratch);
-  if (masks) return backward<true, false, true, T>(place, grad, masks, patterns, scratch);
-  return backward<true, true, false, T>(place, grad, masks, patterns, scratch);
+  if (out && place.maps.masks) return forward<true, T>(place, out, scratch);
+  if (out) return forward<false, T>(place, out, scratch);
+  if (place.maps.masks) return backward<true, T>(place, grad, masks, patterns, scratch);
+  return backward<false, T>(place, grad, masks, patterns, scratch);
 }
 
 BDP_INLINE void run_any(const Place& place, const Arrays& arrays) {

@@ -39,7 +39,7 @@ int64_t stamp_scratch_bytes(int64_t elements);
 void stamp(const Stamps& stamps, const StampTile& tile, void* out, void* scratch);
 
 // The gradients of masks and patterns, in their type and strides, from the gradient of the stamped images; null if not
-// needed. A sum runs over the images in order, four at a time in the type to compute in and these in double.
+// needed. A sum runs over the images in order, in double; of float images, four at a time are first summed in float.
 void stamp_backward(const Stamps& stamps, const StampTile& tile, const void* grad, void* grad_masks,
                     void* grad_patterns, void* scratch);
 

@@ -41,13 +41,13 @@ class AlignedBuffer {
   std::unique_ptr<void, Delete> data_;
 };
 
-// Asks the system for huge pages for a large result that is yet to be written. malloc maps a block of more than 32 MB
-// anew in each call, and the first access to each of its small pages takes longer than the memory traffic.
+// Asks the system for huge pages for a large result that is yet to be written. malloc gives large blocks back to the
+// system, and the first access to each small page of a new block takes longer than the memory traffic.
 inline void advise_huge_pages([[maybe_unused]] void* data, [[maybe_unused]] int64_t bytes) {
 #if defined(__linux__) && defined(MADV_HUGEPAGE)
-  constexpr int64_t kMappedAnew = 32 << 20;
+  constexpr int64_t kLarge = 4 << 20;  // holds at least one whole huge page
   constexpr uintptr_t kPage = 4096;
-  if (bytes <= kMappedAnew) return;
+  if (bytes < kLarge) return;
   const uintptr_t begin = (reinterpret_cast<uintptr_t>(data) + kPage - 1) / kPage * kPage;
   const uintptr_t end = (reinterpret_cast<uintptr_t>(data) + static_cast<uintptr_t>(bytes)) / kPage * kPage;
   madvise(reinterpret_cast<void*>(begin), end - begin, MADV_HUGEPAGE);  // without effect where it is refused
