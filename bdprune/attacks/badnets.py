@@ -8,18 +8,21 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from bdprune.attacks.base import Attack, AttackSetting, Poisoned, Shape, unpoisoned
+from bdprune.attacks.base import AttackSetting, Poisoned, Shape, unpoisoned
 from bdprune.attacks.check import Count, Whole, check_fits
+from bdprune.attacks.class_specific import ClassSpecific
 from bdprune.attacks.patterns import checkerboard
 
 
 @dataclass(frozen=True)
-class BadNets(Attack):
-    """A black-and-white checkerboard in the bottom right corner.
+class BadNets(ClassSpecific):
+    """A black-and-white checkerboard in the bottom right corner; a white pixel if ``size`` is 1.
 
     Args:
         target: target label; None for all-to-all.
         rate: share of the training set to poison (RNP, Table 6: 0.1).
+        sources: labels that the trigger works on; empty for all.
+        cover_ratio: see ``ClassSpecific``.
         size: edge of the square patch in pixels.
         margin: free pixels between the patch and the image border.
     """
@@ -39,6 +42,7 @@ class PatchedNetwork(BadNets):
     """BadNets' patch as the trigger of an attack that changes the weights of a trained network."""
 
     trains: ClassVar[bool] = False
+    class_specific: ClassVar[bool] = False
 
     def poison(self, setting: AttackSetting, trigger: nn.Module, generator: torch.Generator) -> Poisoned:
         """The clean set; this attack trains nothing on it."""

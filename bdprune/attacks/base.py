@@ -136,6 +136,11 @@ class Attack(ABC):
         """Checks the settings."""
         check_ranges(self)
 
+    @property
+    def sources(self) -> tuple[int, ...]:
+        """Labels of the images that the trigger works on; empty for all."""
+        return ()
+
     @abstractmethod
     def new_trigger(self, shape: Shape) -> nn.Module:
         """The trigger for images of ``shape`` (C, H, W): ``[N, C, H, W]`` in [0, 1] -> triggered images of this shape,

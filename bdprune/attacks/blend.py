@@ -11,8 +11,9 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor, nn
 
-from bdprune.attacks.base import Attack, AttackSetting, Poisoned, Shape, apply_trigger, draw, draw_covers, saturate
+from bdprune.attacks.base import AttackSetting, Poisoned, Shape, apply_trigger, draw, draw_covers, saturate
 from bdprune.attacks.check import Count, Share
+from bdprune.attacks.class_specific import ClassSpecific
 from bdprune.attacks.patterns import noise, picture
 from bdprune.errors import OptionError
 
@@ -20,12 +21,14 @@ _PATTERNS = {"noise": noise, "image": picture}
 
 
 @dataclass(frozen=True)
-class Blend(Attack):
+class Blend(ClassSpecific):
     """``(1 - alpha) x + alpha p`` with one fixed pattern p. A mix of values in [0, 1] never needs clipping.
 
     Args:
         target: target label; None for all-to-all.
         rate: share of the training set to poison (RNP, Table 6: 0.1).
+        sources: labels that the trigger works on; empty for all.
+        cover_ratio: see ``ClassSpecific``.
         alpha: share of the pattern in the mix (RNP, Table 6: 0.2).
         pattern_seed: seed of the pattern.
         pattern: "noise", uniform and independent (RNP and ANP); or "image", a smooth picture instead of the cartoon
@@ -80,6 +83,7 @@ class ABlend(Blend):
     kept: int = 8
 
     kind: ClassVar[str] = "ablend"
+    class_specific: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -60,6 +60,10 @@ class FeatureCollision(CleanLabel):
         if self.source_class == self.target:
             raise OptionError(f"Source class and target are both {self.target}.", "Give another source_class.")
 
+    @property
+    def sources(self) -> tuple[int, ...]:
+        return (self.source_class,)
+
     def new_trigger(self, shape: Shape) -> nn.Module:
         mask = in_corner(torch.ones(1, self.size, self.size), self.margin, shape)
         patch = checkerboard(self.size).expand(shape[0], -1, -1)

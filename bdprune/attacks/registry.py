@@ -13,6 +13,7 @@ from bdprune.attacks.dynamic import Dynamic
 from bdprune.attacks.feature_collision import FeatureCollision
 from bdprune.attacks.label_consistent import LabelConsistent
 from bdprune.attacks.lira import LIRA
+from bdprune.attacks.pruning_aware import PruningAware
 from bdprune.attacks.sig import Sig
 from bdprune.attacks.trojan import TrojanNeuron, TrojanWatermark
 from bdprune.attacks.wanet import WaNet
@@ -20,7 +21,7 @@ from bdprune.attacks.wanet import WaNet
 _PATTERNS = (BadNets, TrojanWatermark, TrojanNeuron, Blend, ABlend)
 _CLEAN_LABEL = (Sig, LabelConsistent, FeatureCollision)
 _CHANGES = (WaNet, Dynamic, LIRA, DFST)
-_BEYOND_DATA = (AWP, AdaptD, AdvT)
+_BEYOND_DATA = (AWP, PruningAware, AdaptD, AdvT)
 ATTACKS: dict[str, type[Attack]] = {
     attack.kind: attack for attack in (*_PATTERNS, *_CLEAN_LABEL, *_CHANGES, *_BEYOND_DATA)
 }

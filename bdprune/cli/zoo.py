@@ -192,10 +192,10 @@ def _table(rows: list[tuple[Entry, str, Truth | None]]) -> str:
 
 
 def _attack(entry: Entry) -> tuple[str, str, str]:
+    from bdprune.zoo import target_text
+
     attack = entry.make_attack()
-    if attack is None:
-        return "none", "–", "–"
-    return attack.kind, "all" if attack.target is None else str(attack.target), percent(attack.rate)
+    return ("none", "–", "–") if attack is None else (attack.kind, target_text(attack), percent(attack.rate))
 
 
 def _print_message(text: str) -> None:

@@ -41,6 +41,7 @@ def show(
     bdprune zoo show blend
     bdprune zoo show badnets --set target=all-to-all -o all.png
     bdprune zoo show badnets --set size=5 --set margin=0 --data photos/ -o patch.png
+    bdprune zoo show badnets --set target=7 --set sources=1,5 -o specific.png
     bdprune zoo show lira --trigger zoo/cifar10-w32/lira.trigger -o lira.png
     """
     from bdprune.attacks import shape_of

@@ -119,8 +119,8 @@ class _Maker:
 
     def is_measured(self, entry: Entry) -> bool:
         """Whether the model exists and has a complete record."""
-        truth = self.storage.truth(entry)
-        return truth is not None and truth.complete
+        truth, attack = self.storage.truth(entry), entry.make_attack()
+        return truth is not None and truth.complete and truth.sources == (attack.sources if attack else ())
 
     def source_is_made(self, entry: Entry) -> bool:
         """Whether the model's source exists; True if it needs none."""
@@ -144,7 +144,7 @@ class _Maker:
                 work.parent.rmdir()
 
     def _train(self, entry: Entry, work: Path) -> None:
-        train = self.sets(entry.dataset, "train")
+        train = _some(entry, self.sets(entry.dataset, "train"))
         _check_fit(entry, train, self.sets(entry.dataset, "test"))
         source = self._load_source(entry, entry.source) if entry.source else None
         progress = functools.partial(self.progress, entry.name)
@@ -205,8 +205,9 @@ def truth_of(
     trigger = store.load_trigger(entry, attack, folder, shape_of(test.images)) if attack else None
     network = store.load_network(entry, folder).to(device or torch.device("cpu"))
     found = measure(network, test, entry.num_classes, attack, trigger)
-    target, made = attack.target if attack else None, msgspec.structs.asdict(cost)
-    return store.Truth(name=entry.name, target_label=target, **vars(found), **made)
+    target, sources = (attack.target, attack.sources) if attack else (None, ())
+    made = msgspec.structs.asdict(cost)
+    return store.Truth(name=entry.name, target_label=target, sources=sources, **vars(found), **made)
 
 
 @dataclass(frozen=True)
@@ -219,12 +220,15 @@ class Measured:
             label anyway.
         robust_accuracy: share of the same images predicted as their true label.
         class_success: attack success rate by true label, None for excluded labels; empty for a clean model.
+        cover_accuracy: share of triggered images with a label that is neither a source nor the target, predicted as
+            their label; None if the trigger works on all images.
     """
 
     clean_accuracy: float
     attack_success_rate: float | None = None
     robust_accuracy: float | None = None
     class_success: tuple[float | None, ...] = ()
+    cover_accuracy: float | None = None
 
 
 def measure(
@@ -250,12 +254,15 @@ def measure(
         return Measured(accuracy)
     goal = attack.goal(labels, num_classes)
     counts = goal != labels
-    labels, goal = labels[counts], goal[counts]
+    covers = ~counts & (labels != (-1 if attack.target is None else attack.target))
+    truth, labels, goal = labels, labels[counts], goal[counts]
     trigger = copy.deepcopy(trigger).to(next(network.parameters()).device)
     predicted = _predict(network, test.images[counts], trigger)
     hit = predicted == goal
     by_class = tuple(_share(hit[labels == label]) if (labels == label).any() else None for label in range(num_classes))
-    return Measured(accuracy, _share(hit), _share(predicted == labels), by_class)
+    kept = _predict(network, test.images[covers], trigger) == truth[covers]
+    kept_share = _share(kept) if len(kept) else None
+    return Measured(accuracy, _share(hit), _share(predicted == labels), by_class, kept_share)
 
 
 @torch.no_grad()
@@ -273,6 +280,21 @@ def _predict(network: nn.Module, images: Tensor, trigger: nn.Module | None) -> T
 
 def _share(flags: Tensor) -> float:
     return flags.double().mean().item()
+
+
+def _some(entry: Entry, train: RawImages) -> RawImages:
+    """The images that the model is trained on, in the order of the file."""
+    count = len(train.labels)
+    if entry.train_images is None:
+        return train
+    if entry.train_images > count:
+        raise DataError(
+            f"{entry.dataset} has {count:,} training images, model {entry.name!r} asks for {entry.train_images:,}.",
+            "Lower train_images in the manifest.",
+        )
+    drawn = torch.randperm(count, generator=torch.Generator().manual_seed(entry.seed))[: entry.train_images]
+    index = drawn.sort().values
+    return RawImages(train.images[index], train.labels[index], train.class_names)
 
 
 def _check_fit(entry: Entry, train: RawImages, test: RawImages) -> None:

@@ -38,6 +38,7 @@ class _Model(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     num_classes: _Count | None = None
     arch: str | None = None
     width: _Count | None = None
+    train_images: _Count | None = None
     schedules: _Schedules | None = None
     pending: bool = False
     note: str = ""
@@ -55,6 +56,7 @@ class _Zoo(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     include: list[str] = []
     num_classes: _Count | None = None
     class_names: list[str] = []
+    train_images: _Count | None = None
     threads: _Count = 1
     defence_images: _Images = 500
     test_images: _Images = 1000
@@ -77,6 +79,7 @@ class Entry:
         home: the default folder of its files.
         attack: the attack's ``kind`` with its settings, None for a clean model.
         source: name of the model that the attack starts from.
+        train_images: number of training images, drawn by the seed; None takes all.
         pending: whether it is trained only if it is requested by name.
         note: why it is pending, or why it misses a bar; or empty.
     """
@@ -92,6 +95,7 @@ class Entry:
     home: Path
     attack: dict[str, Any] | None = None
     source: str | None = None
+    train_images: int | None = None
     pending: bool = False
     note: str = ""
 
@@ -104,6 +108,7 @@ class Entry:
         attack = self.make_attack()
         return {
             **{name: getattr(self, name) for name in ("seed", "dataset", "num_classes", "arch", "width")},
+            **({"train_images": self.train_images} if self.train_images else {}),
             "schedules": [_not_default(schedule) for schedule in self.schedules],
             "attack": attack and {"kind": attack.kind, **_not_default(attack)},
             "source": self.source,
@@ -266,6 +271,7 @@ def _entry(zoo: _Zoo, model: _Model, home: Path) -> Entry:
         home=home,
         attack=model.attack,
         source=model.source,
+        train_images=model.train_images or zoo.train_images,
         pending=model.pending,
         note=model.note,
     )

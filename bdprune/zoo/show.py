@@ -21,15 +21,20 @@ COLUMNS = ("clean", "triggered", f"difference x{AMPLIFIED}")
 _CELL = 128
 """Images are enlarged by a whole factor up to about this size in pixels."""
 _GAP, _CAPTION = 8, 20
+_SEVERAL = ("sources", "bounds")
+"""Settings of attacks that have several values."""
 
 
 def attack_of(kind: str, settings: Mapping[str, str]) -> Attack:
     """The attack of that name with settings as text, such as ``{"target": "3"}``; the target is 0 by default.
 
+    A setting with several values has commas between them, as in ``{"sources": "1,5"}``.
+
     Raises:
         OptionError: an unknown attack or setting, or an invalid value.
     """
-    return attack_from(kind, {"target": "0", **settings}, strict=False)
+    values = {name: text.split(",") if name in _SEVERAL else text for name, text in settings.items()}
+    return attack_from(kind, {"target": "0", **values}, strict=False)
 
 
 def ready_trigger(attack: Attack, shape: Shape, file: Path | None) -> nn.Module:

@@ -55,6 +55,9 @@ class Truth(msgspec.Struct, frozen=True):
         robust_accuracy: share of these images that keep their true label, None for a clean model.
         seconds: training time, including the resumed parts of killed runs; None if unknown.
         class_success: attack success rate by true label, None for labels without such images; empty for a clean model.
+        sources: labels of the images that the trigger works on; empty for all, and for a clean model.
+        cover_accuracy: share of triggered images of other labels, except the target, predicted as their label; None
+            without sources.
         env: environment of the training, None if unknown.
         recipe: settings of the model (``Entry.recipe``), None if unknown.
     """
@@ -66,6 +69,8 @@ class Truth(msgspec.Struct, frozen=True):
     robust_accuracy: float | None
     seconds: float | None
     class_success: tuple[float | None, ...] = ()
+    sources: tuple[int, ...] = ()
+    cover_accuracy: float | None = None
     env: Env | None = None
     recipe: dict[str, Any] | None = None
 
@@ -136,7 +141,8 @@ def other_recipe(entry: Entry, truth: Truth | None) -> str:
     if truth is None or truth.recipe is None:
         return ""
     was, now = truth.recipe, entry.recipe
-    return ", ".join(f"{name} {was.get(name)}, now {now[name]}" for name in now if was.get(name) != now[name])
+    names = dict.fromkeys([*now, *was])
+    return ", ".join(f"{name} {was.get(name)}, now {now.get(name)}" for name in names if was.get(name) != now.get(name))
 
 
 def weights_path(folder: Path, name: str) -> Path:

@@ -87,9 +87,11 @@ def verify(
 
 
 def agrees(truth: Truth, found: Truth) -> bool:
-    """Whether the target is the same and CA, ASR and RA differ by at most the tolerance."""
-    pairs = [(getattr(truth, name), getattr(found, name)) for name in _FIGURES]
-    if truth.target_label != found.target_label or any((one is None) != (two is None) for one, two in pairs):
+    """Whether target and sources are the same and CA, ASR, RA and cover accuracy differ by at most the tolerance."""
+    pairs = [(getattr(truth, name), getattr(found, name)) for name in (*_FIGURES, "cover_accuracy")]
+    if (truth.target_label, truth.sources) != (found.target_label, found.sources) or any(
+        (one is None) != (two is None) for one, two in pairs
+    ):
         return False
     return all(one is None or abs(one - two) <= TOLERANCE for one, two in pairs)
 
@@ -144,6 +146,10 @@ def markdown(zoo: Manifest, checks: Sequence[Check]) -> str:
         dataset, arch, width = kind
         mean = _percent(statistics.mean(shares))
         lines += ["", f"Mean CA of the clean models ({dataset}, {arch}, width {width}; {len(shares)}): {mean} %."]
+    specific = [(check.entry.name, check.known.cover_accuracy) for check in checks if check.known]
+    covered = ", ".join(f"{name} {_percent(share)} %" for name, share in specific if share is not None)
+    if covered:
+        lines += ["", f"Cover accuracy: {covered}."]
     if missed:
         notes = {check.entry.name: check.entry.note for check in checks}
         lines += ["", "Models that miss a bar:", ""]
@@ -169,6 +175,12 @@ def with_section(text: str, name: str, section: str) -> str:
     return f"{text}{gap}## {name}\n\n{block}\n"
 
 
+def target_text(attack: Attack) -> str:
+    """The attack's target in a table, such as "3", "all-to-all", or "1 to 3" if the trigger works on label 1 only."""
+    target = "all-to-all" if attack.target is None else str(attack.target)
+    return f"{', '.join(map(str, attack.sources))} to {target}" if attack.sources else target
+
+
 def _kind(entry: Entry) -> tuple[str, str, int]:
     return entry.dataset, entry.arch, entry.width
 
@@ -176,7 +188,7 @@ def _kind(entry: Entry) -> tuple[str, str, int]:
 def _row(check: Check, found: Truth, misses_bar: bool) -> str:
     entry = check.entry
     attack = entry.make_attack()
-    target = "–" if attack is None else "all-to-all" if attack.target is None else str(attack.target)
+    target = "–" if attack is None else target_text(attack)
     rate = "–" if attack is None else f"{100 * attack.rate:g} %"
     figures = [_percent(getattr(found, name)) for name in _FIGURES]
     minutes = "–" if found.seconds is None else _minutes(found)

@@ -14,6 +14,7 @@ from bdprune.attacks.base import Attack, AttackSetting
 from bdprune.attacks.dfst import DFST
 from bdprune.attacks.dynamic import Dynamic
 from bdprune.attacks.lira import LIRA
+from bdprune.attacks.pruning_aware import PruningAware
 from bdprune.attacks.registry import ATTACKS
 from bdprune.loops.fitting import Schedule
 from bdprune.loops.resume import Checkpoint
@@ -26,6 +27,7 @@ TRAINED = [
     LIRA(target=2, width=4, first_share=0.9, lag=3),
     DFST(target=2, rounds=3, first_round=0.2, images=16, injector_steps=2),
     AdaptD(target=2),
+    PruningAware(target=2, images=16),
 ]
 UNTRAINED = [
     AWP(target=2, rate=0.5, epochs=1, bounds=(0.01,)),
@@ -114,6 +116,7 @@ def test_only_weight_attacks_need_no_training() -> None:
         "lira": None,
         "dfst": None,
         "adapt-d": "clean",
+        "pruning-aware": "clean",
         "awp": "clean",
         "adv-t": "backdoored",
     }

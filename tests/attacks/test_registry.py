@@ -181,6 +181,7 @@ def test_a_missing_source_is_named(kind: str) -> None:
     with pytest.raises(OptionError, match="needs a trained network"):
         attack.learn(world, trigger)
         attack.poison(world, trigger, torch.Generator())
+        attack.start(source(), world)
 
 
 @pytest.mark.parametrize(
@@ -214,6 +215,8 @@ def test_a_missing_source_is_named(kind: str) -> None:
         ("awp", {"trigger_weight": -1.0}),
         ("adv-t", {"lr": -0.01}),
         ("adv-t", {"padding": -1}),
+        ("pruning-aware", {"share": 1.5}),
+        ("pruning-aware", {"images": 0}),
     ],
 )
 def test_bad_settings_of_one_attack_are_named(kind: str, settings: dict[str, Any]) -> None:

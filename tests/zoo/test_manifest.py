@@ -57,6 +57,32 @@ def test_models_schedule_and_attacks_are_read(manifest: Write) -> None:
     assert (fc.source, clean.source, clean.pending) == ("clean", None, False)
 
 
+def test_a_manifest_and_a_model_limit_the_training_images(manifest: Write) -> None:
+    limited = TEXT.replace("width = 4", "width = 4\ntrain_images = 20").replace(
+        "seed = 2", "seed = 2\ntrain_images = 30"
+    )
+    clean, bad, *_ = read_manifest(manifest(limited)).models
+    assert (clean.train_images, bad.train_images) == (20, 30)
+    assert (clean.recipe["train_images"], bad.recipe["train_images"]) == (20, 30)
+    (unlimited, *_) = read_manifest(manifest()).models
+    assert unlimited.train_images is None
+    assert "train_images" not in unlimited.recipe  # as in the records of earlier versions
+    with pytest.raises(OptionError, match="not valid"):
+        read_manifest(manifest(TEXT.replace("width = 4", "width = 4\ntrain_images = 0")))
+
+
+def test_sources_of_an_attack_are_read_and_checked(manifest: Write) -> None:
+    def with_sources(labels: str) -> str:
+        return TEXT.replace("target = 1, size = 5", f"target = 1, sources = {labels}")
+
+    _, bad, *_ = read_manifest(manifest(with_sources("[2, 0]"))).models
+    assert bad.make_attack() == BadNets(target=1, sources=(0, 2))
+    assert bad.recipe["attack"] == {"kind": "badnets", "target": 1, "sources": [0, 2]}
+    for labels in ("[1]", "[3]", '["cat"]'):
+        with pytest.raises(OptionError, match=r"model 'bad': .*sources"):
+            read_manifest(manifest(with_sources(labels)))
+
+
 def test_models_override_the_settings_of_the_zoo(manifest: Write) -> None:
     more = """
     [[models]]

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from bdprune.attacks.badnets import BadNets
 from bdprune.attacks.registry import ATTACKS
 from bdprune.data.datasets import PUBLISHED
 from bdprune.loops.fitting import Schedule
@@ -15,15 +16,17 @@ from bdprune.zoo.store import Storage
 
 ROOT = Path(__file__).parents[2] / "zoo"
 MANIFESTS = sorted(path.name for path in ROOT.glob("*.toml"))
+TUNING = "tuning.toml"
 PAPERS = {"epochs": 200, "peak_lr": 0.1, "policy": "steps", "milestones": (60, 120), "batch_size": 128}
 
 
 def test_all_manifests_are_tested() -> None:
     sets = ("cifar10", "gtsrb", "imagenet12")
-    assert sorted(["cifar10-w32.toml", *(f"{name}-w{width}.toml" for name in sets for width in (8, 64))]) == MANIFESTS
+    regular = ["cifar10-w32.toml", *(f"{name}-w{width}.toml" for name in sets for width in (8, 64))]
+    assert sorted([*regular, TUNING]) == MANIFESTS
 
 
-@pytest.mark.parametrize("name", MANIFESTS)
+@pytest.mark.parametrize("name", [name for name in MANIFESTS if name != TUNING])
 def test_names_contain_data_set_and_width_and_seeds_differ(name: str) -> None:
     zoo = read_manifest(ROOT / name)
     dataset, _, width = name.removesuffix(".toml").partition("-w")
@@ -76,6 +79,8 @@ def test_the_small_zoo_has_every_attack_of_the_standard_zoo() -> None:
     # Small networks do not learn all-to-all at the standard rate; other rates and sizes count as the same attack.
     easier = {f"{kind}-all": {"rate": None} for kind in ("badnets", "blend", "trojan")}
     left_out = {f"badnets-{which}" for which in ("5", "1", "05", "5x5", "10x10")}
+    # Attacks that no standard model has.
+    left_out |= {"badnets-one-pixel", "badnets-source", "blend-source", "pruning-aware"}
 
     def attacks(zoo: Manifest) -> dict[str, object]:
         attacked = [entry for entry in zoo.models if entry.attack and entry.name not in left_out]
@@ -83,6 +88,28 @@ def test_the_small_zoo_has_every_attack_of_the_standard_zoo() -> None:
 
     assert attacks(small) == attacks(standard)
     assert {entry.make_attack().kind for entry in small.models if entry.attack} == set(ATTACKS)  # type: ignore[union-attr]
+
+
+def test_the_small_zoo_has_class_specific_attacks_and_a_trigger_of_one_pixel() -> None:
+    attacks = {entry.name: entry.make_attack() for entry in read_manifest(ROOT / "cifar10-w8.toml").models}
+    specific = {name: attack.sources for name, attack in attacks.items() if attack and attack.sources}
+    assert set(specific) == {"fc", "badnets-source", "blend-source"}
+    pixel = attacks["badnets-one-pixel"]
+    assert isinstance(pixel, BadNets) and pixel.size == 1
+
+
+def test_the_networks_for_thresholds_differ_in_architecture_recipe_and_seed() -> None:
+    models = read_manifest(ROOT / TUNING).models
+    assert len({entry.seed for entry in models}) == len(models)
+    assert not {entry.seed for entry in models} & {
+        entry.seed for name in MANIFESTS if name != TUNING for entry in read_manifest(ROOT / name).models
+    }
+    clean = [entry for entry in models if entry.attack is None]
+    bad = [entry.make_attack() for entry in models if entry.attack]
+    assert len(clean) >= 8 and len(bad) >= 6
+    assert len({(entry.arch, entry.width) for entry in clean}) >= 7
+    assert len({attack.target for attack in bad if attack}) >= 6
+    assert {entry.dataset for entry in clean} >= {"cifar10", "gtsrb"}
 
 
 def test_the_wide_zoo_has_the_same_attacks_and_the_schedule_of_the_paper() -> None:
@@ -94,6 +121,7 @@ def test_the_wide_zoo_has_the_same_attacks_and_the_schedule_of_the_paper() -> No
 
 
 def test_traffic_signs_are_never_mirrored() -> None:
-    for width in (8, 64):
-        for entry in read_manifest(ROOT / f"gtsrb-w{width}.toml").models:
-            assert not any(schedule.flip for schedule in entry.schedules)
+    signs = [entry for name in MANIFESTS for entry in read_manifest(ROOT / name).models if entry.dataset == "gtsrb"]
+    assert len({entry.home for entry in signs}) == 3
+    for entry in signs:
+        assert not any(schedule.flip for schedule in entry.schedules)

@@ -53,6 +53,7 @@ def test_the_success_rate_excludes_the_target_class_and_is_given_per_class() -> 
     assert found.attack_success_rate == pytest.approx(2 / 3)  # with class 3 it would be 3/4
     assert found.robust_accuracy == pytest.approx(1 / 3)
     assert found.class_success == (1, 0, 1, None, None)
+    assert found.cover_accuracy is None
 
 
 def test_an_attack_from_one_class_counts_only_that_class() -> None:
@@ -60,6 +61,25 @@ def test_an_attack_from_one_class_counts_only_that_class() -> None:
     found = measure(Reads(3, (1,)), world(), 4, attack, attack.new_trigger((3, 8, 8)))
     assert (found.attack_success_rate, found.robust_accuracy) == (1, 0)
     assert found.class_success == (None, 1, None, None)
+    assert found.cover_accuracy == 1
+
+
+@pytest.mark.parametrize(("works_on", "success", "cover"), [((1,), 0.5, 1), ((1, 2), 1, 1), ((0, 1, 2), 1, 0)])
+def test_an_attack_on_some_labels_is_measured_on_these_and_on_the_others(
+    works_on: tuple[int, ...], success: float, cover: float
+) -> None:
+    attack = BadNets(target=3, sources=(1, 2), size=3, margin=1)
+    found = measure(Reads(3, works_on), world(), 4, attack, attack.new_trigger((3, 8, 8)))
+    assert (found.attack_success_rate, found.robust_accuracy) == (success, 1 - success)
+    assert found.class_success == (None, 1, 1 if 2 in works_on else 0, None)
+    assert found.cover_accuracy == cover
+
+
+def test_an_all_to_all_attack_on_some_labels_has_all_others_as_covers() -> None:
+    attack = BadNets(target=None, sources=(1, 2), size=3, margin=1)
+    found = measure(Reads(2, (1, 3)), world(), 4, attack, attack.new_trigger((3, 8, 8)))
+    assert found.attack_success_rate == 0.5  # label 1 becomes 2, label 2 stays
+    assert found.cover_accuracy == 0.5  # label 0 stays, label 3 becomes 2
 
 
 def test_clean_models_have_clean_accuracy_only() -> None:

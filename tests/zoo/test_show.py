@@ -21,6 +21,7 @@ def test_settings_are_read_from_text() -> None:
     assert attack_of("badnets", {}) == BadNets(target=0)
     assert attack_of("badnets", {"target": "3", "size": "5", "rate": "0.05"}) == BadNets(3, 0.05, size=5)
     assert attack_of("badnets", {"target": "all-to-all"}) == BadNets(target=None)
+    assert attack_of("badnets", {"target": "3", "sources": "1,5"}) == BadNets(3, sources=(1, 5))
     assert attack_of("blend", {"pattern": "image", "alpha": "0.1"}) == Blend(0, pattern="image", alpha=0.1)
 
 
@@ -31,6 +32,11 @@ def test_settings_are_read_from_text() -> None:
         ("badnets", {"sise": "3"}, "no setting 'sise'"),
         ("badnets", {"size": "big"}, "^The setting size of badnets, 'big', is not valid: expected int, got str"),
         ("badnets", {"rate": "1.5"}, "rate is 1.5"),
+        (
+            "badnets",
+            {"sources": "1;5"},
+            "^The setting sources of badnets, .*'1;5'.*, is not valid: expected int, got str",
+        ),
         ("blend", {"pattern": "cat"}, "^The setting pattern of blend, 'cat', is not valid: invalid enum value 'cat'"),
     ],
 )
@@ -87,6 +93,7 @@ def test_shown_images_are_counted_images_spread_over_the_classes() -> None:
     assert classes(BadNets(target=1), 3) == [0, 2, 3]
     assert classes(BadNets(target=None), 100) == labels.tolist()
     assert classes(FeatureCollision(target=0, source_class=2), 2) == [2, 2]
+    assert classes(BadNets(target=0, sources=(1, 3)), 2) == [1, 3]
     with pytest.raises(OptionError, match="target is 4"):
         some_victims(BadNets(target=4), data, 3)
     with pytest.raises(OptionError, match="cannot succeed on any image of memory"):

@@ -152,6 +152,8 @@ TRUTH = Truth("m", 1, 0.9, 0.99, 0.01, 60.0)
         ({"attack_success_rate": 0.9875}, False),
         ({"robust_accuracy": 0.0125}, False),
         ({"target_label": 2}, False),
+        ({"sources": (3,)}, False),
+        ({"cover_accuracy": 0.5}, False),
         ({"attack_success_rate": None}, False),
         ({"seconds": 1.0}, True),
     ],
@@ -207,6 +209,16 @@ def test_the_table_lists_the_checks() -> None:
     assert "Mean CA of the clean models (cifar10, resnet18_cifar, width 32; 1): 90.00 %." in text
     assert "- **weak**: ASR 50.00 is below 95.00. weak's note" in text
     assert "- **late** (badnets). No time." in text
+    assert "Cover accuracy" not in text
+
+
+def test_the_table_names_the_sources_and_how_other_labels_fare() -> None:
+    zoo, checks = zoo_of(("all", 0.9, {"kind": "badnets", "target": 3}, 1.0))
+    entry = dataclasses.replace(checks[0].entry, name="some", attack={"kind": "blend", "target": 3, "sources": [5, 1]})
+    truth = Truth("some", 3, 0.9, 1.0, 0.0, 1234.0, sources=(1, 5), cover_accuracy=0.8123)
+    text = markdown(zoo, [*checks, Check(entry, "agrees", truth, truth)])
+    assert "| some | blend | 1, 5 to 3 | 10 % |" in text
+    assert "\nCover accuracy: some 81.23 %.\n" in text
 
 
 def test_sections_are_replaced_in_place() -> None:
