@@ -7,10 +7,10 @@ from typing import Any
 from torch import nn
 
 from bdprune.errors import OptionError
-from bdprune.model.architectures import densenet, efficientnet, ibau, mobilenet, preact, resnet, vgg, wide_resnet
+from bdprune.model.architectures import densenet, efficientnet, ibau, mobilenet, plain, preact, resnet, vgg, wide_resnet
 from bdprune.model.architectures.spec import Architecture
 
-_FAMILIES = (resnet, preact, wide_resnet, vgg, mobilenet, efficientnet, densenet, ibau)
+_FAMILIES = (resnet, preact, wide_resnet, vgg, mobilenet, efficientnet, densenet, ibau, plain)
 REGISTRY: dict[str, Architecture] = {entry.name: entry for family in _FAMILIES for entry in family.ARCHITECTURES}
 
 
