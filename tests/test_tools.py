@@ -9,7 +9,7 @@ from types import ModuleType
 import bdprune
 
 ROOT = Path(__file__).resolve().parent.parent
-MOST_FILES = 45
+MOST_FILES = 50
 
 
 def tool(name: str) -> ModuleType:

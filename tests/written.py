@@ -47,3 +47,37 @@ def known_networks() -> Known:
     whole = planted()
     backdoored = whole.clean.with_network(Backdoored(whole.clean.clone().network))
     return Known(whole.clean, backdoored, whole.data, whole.test)
+
+
+class Uncertain(nn.Module):
+    """Unsure of every image, but certain of the target if the lower right corner of 3x3 pixels is white."""
+
+    def __init__(self, classes: int = 10) -> None:
+        super().__init__()
+        generator = torch.Generator().manual_seed(0)
+        self.weights = nn.Parameter(torch.randn(3, classes, generator=generator))
+
+    def forward(self, images: Tensor) -> Tensor:
+        logits = 6 * images.mean((2, 3)) @ self.weights
+        white = (images[:, :, -3:, -3:].amin((1, 2, 3)) - 0.95).relu()
+        return logits + 1000 * white[:, None] * torch.eye(logits.shape[1])[TARGET]
+
+
+def white_corner(images: Tensor) -> Tensor:
+    """The images with the trigger of :class:`Uncertain`."""
+    stamped = images.clone()
+    stamped[:, :, -3:, -3:] = 1
+    return stamped
+
+
+def uncertain_model() -> Model:
+    """A network of ten classes on 3x16x16 images with a backdoor that superposed images do not hide."""
+    return Model(Uncertain().eval(), "uncertain", 10, (3, 16, 16))
+
+
+def labelled_by(model: Model, count: int, seed: int) -> CleanData:
+    """Random smooth images with the labels that the model predicts."""
+    coarse = torch.rand(count, 3, 2, 2, generator=torch.Generator().manual_seed(seed))
+    images = nn.functional.interpolate(0.1 + 0.6 * coarse, size=16, mode="bilinear")
+    with torch.no_grad():
+        return CleanData(images, model.module(images).argmax(1))

@@ -3,7 +3,7 @@ from bdprune.analysis.case import MEMO, Analysis, Case, Memo, outcome_of
 from bdprune.analysis.flipped import Flips, flip_table, read_flips
 from bdprune.analysis.lipschitz import Lipschitz, channel_lipschitz, channel_lipschitz_of, norm_gain
 from bdprune.analysis.raised import PrunedPoint, natural_share, prune_raised, raised_filters, selectivity
-from bdprune.analysis.sanity import Sanity, check_sanity
+from bdprune.analysis.sanity import Sanity, SanityLimits, check_sanity
 from bdprune.analysis.size import fit_size
 from bdprune.analysis.stacks import stack
 from bdprune.analysis.statistics import FilterStatistics, Statistics, filter_statistics, layer_z_scores

@@ -62,13 +62,29 @@ _Tried: TypeAlias = tuple[Feed, Trial, Tensor]
 """A feed, its trial, and its hits ([N] bool)."""
 
 
+@dataclass(frozen=True)
+class SanityLimits:
+    """Limits of the check.
+
+    Attributes:
+        least: minimum skill of a sane model, 0-1.
+        good: skill at which nothing else is tried, 0-1.
+        margin: minimum gain in accuracy (0-1) for a correction to count.
+    """
+
+    least: float = 0.5
+    good: float = 0.75
+    margin: float = 0.1
+
+
+_LIMITS = SanityLimits()
+
+
 def check_sanity(
     model: Model,
     data: CleanData,
     *,
-    min_skill: float = 0.5,
-    good_skill: float = 0.75,
-    margin: float = 0.1,
+    limits: SanityLimits = _LIMITS,
     max_images: int = 500,
     seed: int = 0,
     budget: Budget = _NO_LIMIT,
@@ -76,18 +92,16 @@ def check_sanity(
     """Checks that the clean accuracy is sane, and looks for the mistake if it is not.
 
     Skill rescales accuracy so that chance is 0 and perfect is 1: (accuracy - chance) / (1 - chance), where chance is
-    the larger of 1/K and the share of the most frequent label. Skill of ``good_skill`` or more passes. Otherwise common
-    mistakes are tried: another image size, labels in text order, shifted or in another order, known normalisations, the
-    0-255 range, reversed channels. The check fails if a correction is sane and clearly better, by at least ``margin``,
-    or if skill is below ``min_skill``. (A wrong normalisation alone leaves CIFAR-10 models with 35 % to 75 % accuracy,
-    so a lower bound would miss it.)
+    the larger of 1/K and the share of the most frequent label. Skill of ``limits.good`` or more passes. Otherwise
+    common mistakes are tried: another image size, labels in text order, shifted or in another order, known
+    normalisations, the 0-255 range, reversed channels. The check fails if a correction is sane and clearly better, by
+    at least ``limits.margin``, or if skill is below ``limits.least``. (A wrong normalisation alone leaves CIFAR-10
+    models with 35 % to 75 % accuracy, so a lower bound would miss it.)
 
     Args:
         model: K-class model; not changed.
         data: clean images of the model's input shape.
-        min_skill: minimum skill of a sane model, 0-1.
-        good_skill: skill at which nothing else is tried, 0-1.
-        margin: minimum gain in accuracy (0-1) for a correction to count.
+        limits: limits of the check.
         max_images: images used for the accuracy.
         seed: seed for the choice of images.
         budget: its deadline limits the time: the check takes at most a third of it, and uses fewer images if need be.
@@ -102,12 +116,12 @@ def check_sanity(
     if not logits.isfinite().all():
         return Sanity(accuracy, False, "The model's logits are NaN or infinite.", "Its weights are broken.")
     chance = max(1 / model.num_classes, max(chosen.class_counts.values()) / len(chosen))
-    least, good = (chance + skill * (1 - chance) for skill in (min_skill, good_skill))
+    least, good = (chance + skill * (1 - chance) for skill in (limits.least, limits.good))
     images = f"{len(chosen)} images" if len(chosen) == len(data) else f"{len(chosen)} of the {len(data)} images"
     found = Sanity(accuracy, accuracy >= least, f"Clean accuracy is {percent(accuracy)} on {images}")
     if accuracy >= good:
         return replace(found, message=f"{found.message}.")
-    needed = max(least, accuracy + margin)
+    needed = max(least, accuracy + limits.margin)
     try:
         better, tried = _explain(_Search(model, budget, needed, sane=found.ok), chosen, logits, good)
     except BudgetError:

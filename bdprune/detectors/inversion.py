@@ -77,6 +77,9 @@ class InversionDetector(Detector):
     cost = "gradients"
     gives = ("detection", "trigger recovery")
     label = True
+    limits = (
+        "It finds triggers that are small for their kind. Backdoors with large or image-dependent ones stay unseen."
+    )
     sign = "trigger"
     level = "fast"
     rule = Rule(
@@ -150,11 +153,16 @@ class InversionDetector(Detector):
         )
 
 
-def smallest(inversion: Inversion) -> tuple[float, Recovery]:
-    """The score and the result of the hypothesis with the largest score."""
+def scored(inversion: Inversion) -> list[tuple[float, Recovery]]:
+    """The results of the hypotheses that took part in the last stage, with their scores."""
     last = max(one.stages for one in inversion.recoveries)
     kept = [one for one in inversion.recoveries if one.stages == last]
-    return max(((_score(one, kept), one) for one in kept), key=lambda pair: pair[0])
+    return [(_score(one, kept), one) for one in kept]
+
+
+def smallest(inversion: Inversion) -> tuple[float, Recovery]:
+    """The score and the result of the hypothesis with the largest score."""
+    return max(scored(inversion), key=lambda pair: pair[0])
 
 
 def _score(one: Recovery, kept: list[Recovery]) -> float:
@@ -237,7 +245,6 @@ def _details(found: list[Inversion]) -> dict[str, object]:
                 for each in one.recoveries
             ],
             "image_steps": one.image_steps,
-            "seconds": one.seconds,
         }
         for one in found
     }

@@ -19,7 +19,7 @@ from bdprune.analysis import (
     selectivity,
 )
 from bdprune.data import CleanData
-from bdprune.detectors.inversion import KINDS, SEARCHES
+from bdprune.detectors.inversion import KINDS, SEARCHES, scored
 from bdprune.loops import InvertSettings, Trigger, split_images
 from bdprune.methods import Detector, Steps
 from bdprune.record import Evidence, Needs, Rule, TriggerKind
@@ -35,7 +35,9 @@ class TriggerPruningDetector(Detector):
     The filters are ranked by how far the trigger raises them above clean images
     (:func:`bdprune.analysis.raised_filters`), and pruned in this order. The score of a trigger is the largest value of
     ``lost flips - weight * lost accuracy``, both relative to the unpruned model, over all numbers of filters. In a
-    clean network a trigger uses the features of its label, so the flips end only where the accuracy falls, too.
+    clean network a trigger uses the features of its label, so the flips end only where the accuracy falls, too. The
+    triggers are examined in the order of their scores in :class:`bdprune.detectors.inversion.InversionDetector`, and
+    the first one above the threshold counts.
 
     Args:
         search: settings of the search for triggers; None takes those of the scan's budget.
@@ -76,13 +78,15 @@ class TriggerPruningDetector(Detector):
         """
         self.check(case)
         search = self.search or SEARCHES[case.budget.level]
-        triggers: list[Trigger] = []
+        ranked: list[tuple[float, Trigger]] = []
         for kind in self.kinds or KINDS[case.budget.level]:
             left = case.budget.remaining
             limit = None if math.isinf(left) else 0.8 * left
             inversion = yield Triggers(search, kind, seed=self.seed, seconds=limit)
-            triggers += [one for one in inversion.triggers if (one.flip_rate or 0.0) >= self.flip_rate]
-        return self._evidence(case, search, triggers)
+            strong = [one for one in scored(inversion) if (one[1].trigger.flip_rate or 0.0) >= self.flip_rate]
+            ranked += [(score, one.trigger) for score, one in strong]
+        ranked.sort(key=lambda one: -one[0])
+        return self._evidence(case, search, [trigger for _, trigger in ranked])
 
     def work(self, case: Case) -> float:
         """The measurements of one trigger; the search is usually known."""
@@ -90,7 +94,8 @@ class TriggerPruningDetector(Detector):
 
     def _evidence(self, case: Case, search: InvertSettings, triggers: list[Trigger]) -> Evidence:
         examined = list(self._examined(case, search, triggers))
-        score, trigger, points = max(examined, key=lambda one: one[0], default=(0.0, None, []))
+        flagged_first = [one for one in examined if one[0] > self.threshold] or examined
+        score, trigger, points = flagged_first[0] if flagged_first else (0.0, None, [])
         held = split_images(case.images, search, self.seed)[1]
         flagged = trigger is not None and score > self.threshold
         flips = read_flips(flip_table(case.model, trigger, held), trigger.target) if flagged and trigger else None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Iterator, Sequence
-from typing import Unpack
+from typing import Any, Unpack
 
 from bdprune.fleet.executors.inline import Executor, InlineExecutor
 from bdprune.fleet.executors.process import ProcessExecutor, check_sendable
@@ -27,7 +27,12 @@ from bdprune.registry import chosen_detectors, unusable
 from bdprune.runtime import Budget, parse_budget
 
 Folder = str | os.PathLike[str] | None
-Limit = str | float | Budget | None
+
+
+class ScanNames(OptionNames, total=False):
+    """Further keyword arguments of a scan."""
+
+    budget: str | float | Budget | None
 
 
 def scan(
@@ -35,11 +40,10 @@ def scan(
     data: DataSource = None,
     *,
     detectors: Sequence[str | Detector] | str | None = None,
-    budget: Limit = None,
     timeout: float | None = None,
     attachments: Folder = None,
     progress: Progress | None = None,
-    **options: Unpack[OptionNames],
+    **options: Unpack[ScanNames],
 ) -> Result:
     """Verdict on one model. Bad files and bad data give the verdict ``error``, never an exception.
 
@@ -52,13 +56,13 @@ def scan(
             ``CleanData``. Without data, only data-free detectors run and the verdict is never ``clean``.
         detectors: names, detectors, or comma-separated names, which all run. None runs those of the budget, the
             cheapest first, until the verdict is sure.
-        budget: ``fast``, ``default`` (also None) or ``full``: which detectors run and how thorough they are; or the
-            seconds that the scan of one model may take. Findings name what does not fit.
         timeout: time limit in seconds, after which the verdict is ``error``. The scan then runs in its own process,
             so a script that uses it needs the usual ``if __name__ == "__main__":``.
         attachments: folder for the detectors' tensors and pictures, such as a trigger; None writes none.
         progress: called with a short text before each stage.
-        **options: ``arch``, ``num_classes``, ``input_shape``, ``normalize``, ``device`` (``cpu``), ``seed`` (0),
+        **options: ``budget``: ``fast``, ``default`` (also None) or ``full``, which detectors run and how thorough they
+            are, or the seconds that the scan of one model may take (findings name what does not fit); and ``arch``,
+            ``num_classes``, ``input_shape``, ``normalize``, ``device`` (``cpu``), ``seed`` (0),
             ``state_key``, ``per_class``, ``class_order``, ``precision`` and ``skip_unknown``, as in ``Options``.
 
     Raises:
@@ -74,7 +78,7 @@ def scan(
     """
     if timeout is not None:
         check_sendable(model)
-    run = _run([model], _job(data, detectors, options, budget), timeout, None, progress or silent, attachments)
+    run = _run([model], _job(data, detectors, options), timeout, None, progress or silent, attachments)
     return min(run, key=lambda one: (ATTENTION.index(one.verdict), -(one.risk or 0.0)))
 
 
@@ -83,12 +87,11 @@ def scan_many(
     data: DataSource = None,
     *,
     detectors: Sequence[str | Detector] | str | None = None,
-    budget: Limit = None,
     timeout: float | None = None,
     stack: int | str | StackOptions = "auto",
     attachments: Folder = None,
     progress: Progress | None = None,
-    **options: Unpack[OptionNames],
+    **options: Unpack[ScanNames],
 ) -> Iterator[Result]:
     """Yields one result for every set of weights, in order; a model that fails does not stop the others.
 
@@ -101,15 +104,14 @@ def scan_many(
             memory limit. With a time limit or a budget in seconds, a stack may take the sum of the times of its models.
     """
     stacks = stack if isinstance(stack, StackOptions) else StackOptions(stack)
-    return _run(models, _job(data, detectors, options, budget), timeout, stacks, progress or silent, attachments)
+    return _run(models, _job(data, detectors, options), timeout, stacks, progress or silent, attachments)
 
 
-def _job(
-    data: DataSource, detectors: Sequence[str | Detector] | str | None, options: OptionNames, budget: Limit
-) -> Job:
+def _job(data: DataSource, detectors: Sequence[str | Detector] | str | None, options: ScanNames) -> Job:
     """The settings that all models share, checked before the first model is loaded."""
-    limit = parse_budget(budget)
-    known = options_from(options, "scan")
+    loading: dict[str, Any] = dict(options)
+    limit = parse_budget(loading.pop("budget", None))
+    known = options_from(loading, "scan")
     known.check()
     every = chosen_detectors(detectors, {"seed": known.seed, "precision": known.precision})
     clean = CleanSource(data, known)

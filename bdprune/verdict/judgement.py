@@ -81,13 +81,21 @@ def _kinds(counted: Sequence[Evidence], signs: Mapping[str, Sign]) -> _Kinds:
 
 
 def _labels(seen: Iterable[Evidence]) -> frozenset[int]:
-    return frozenset().union(*(one.labels for one in seen))
+    return _union(one.labels for one in seen)
 
 
 def _common_labels(kinds: _Kinds) -> frozenset[int]:
-    """The labels that all kinds with labels name; empty if fewer than two kinds name any."""
+    """The labels that all kinds with labels name; empty if fewer than two kinds name any, or if they share none.
+
+    Of kinds that all name several labels it takes all: each sees only some of the targets of an all-to-all backdoor.
+    """
     named = [labels for labels in map(_labels, kinds.values()) if labels]
-    return reduce(frozenset.intersection, named) if len(named) > 1 else frozenset()
+    common = reduce(frozenset.intersection, named) if len(named) > 1 else frozenset()
+    return _union(named) if common and all(len(labels) > 1 for labels in named) else common
+
+
+def _union(named: Iterable[frozenset[int]]) -> frozenset[int]:
+    return frozenset().union(*named)
 
 
 def _only(labels: frozenset[int]) -> int | None:

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from bdprune.analysis.sanity import Sanity, check_sanity
+from bdprune.analysis.sanity import Sanity, SanityLimits, check_sanity
 from bdprune.data.clean import CleanData, OtherSize
 from bdprune.data.load import load_clean
 from bdprune.data.order import text_order
@@ -201,7 +201,7 @@ def test_an_order_must_hold_on_images_that_did_not_suggest_it() -> None:
     generator = torch.Generator().manual_seed(0)
     images = clean.images.clone()
     images[:, 0, 0, 0] = torch.randint(0, 20, (100,), generator=generator) / 20
-    found = check_sanity(model, CleanData(images[:40], clean.labels[:40]), min_skill=0.3)
+    found = check_sanity(model, CleanData(images[:40], clean.labels[:40]), limits=SanityLimits(least=0.3))
     assert not found.ok and found.fits == "" and found.class_map == {}
 
 
@@ -262,8 +262,8 @@ def test_halfway_between_chance_and_perfect_is_the_limit(share: float, ok: bool)
 
 def test_limits_can_be_moved() -> None:
     model, poor = fed(model_for(Normalization())), hits(0.5, 400)
-    assert check_sanity(model, poor, min_skill=0.3).ok
-    assert check_sanity(model, poor, min_skill=0.3, good_skill=0.3).tried == ()
+    assert check_sanity(model, poor, limits=SanityLimits(least=0.3)).ok
+    assert check_sanity(model, poor, limits=SanityLimits(least=0.3, good=0.3)).tried == ()
 
 
 class TwoFormats(nn.Module):
@@ -386,16 +386,16 @@ def test_published_model_with_reversed_labels_order(resnet20: Model, cifar: Clea
 
 
 class Slow(NearestColour):
-    """A network that takes 20 ms for each batch."""
+    """A network that takes 40 ms for each batch."""
 
     def forward(self, x: Tensor) -> Tensor:
-        time.sleep(0.02)
+        time.sleep(0.04)
         return super().forward(x)
 
 
 def test_a_time_limit_lets_it_use_fewer_images() -> None:
     model = fed(Slow(colours()))
-    found = check_sanity(model, data(480), budget=Budget(seconds=0.36).started())
+    found = check_sanity(model, data(480), budget=Budget(seconds=0.72).started())
     assert found.ok and found.accuracy == 1.0
     assert int(found.message.split(" on ")[1].split()[0]) < 480 and "of the 480 images" in found.message
     assert "on 480 images" in check_sanity(model, data(480), budget=Budget(seconds=600).started()).message
@@ -405,7 +405,7 @@ def test_a_time_limit_lets_it_use_fewer_images() -> None:
 def test_input_formats_that_had_no_time_are_named(shift: float, ok: bool) -> None:
     model = fed(Slow(colours() + shift * torch.tensor([1.0, 0.0, 1.0])))
     start = time.perf_counter()
-    found = check_sanity(model, data(64), good_skill=1.1, budget=Budget(seconds=1.2).started())
+    found = check_sanity(model, data(64), limits=SanityLimits(good=1.1), budget=Budget(seconds=1.2).started())
     assert time.perf_counter() - start < 1.2
     assert found.ok == ok and "the time of the budget did not suffice to try other input formats" in found.message
     assert ok or "--budget" in found.suggestion

@@ -125,7 +125,9 @@ def test_real_detectors_all_run_on_a_tiny_network(check: Callable[..., Result], 
     assert [one.detector for one in found.detectors] == [
         "bdprune.lipschitz",
         "bdprune.suspiciousness",
+        "bdprune.inversion",
         "bdprune.unlearning",
+        "bdprune.trigger_pruning",
     ]
     assert all(one.score is not None and one.seconds for one in found.detectors)
 

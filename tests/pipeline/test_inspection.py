@@ -17,6 +17,8 @@ from bdprune.pipeline import inspect
 from bdprune.record import InspectResult
 from bdprune.testing.planted import planted
 
+from ..written import TARGET, labelled_by, uncertain_model, white_corner
+
 QUICK = {"overlays": 20, "frr": 0.1}
 
 
@@ -43,20 +45,17 @@ def levels(classes: int, count: int, shape: tuple[int, int, int] = (3, 8, 8)) ->
 
 @pytest.mark.slow
 def test_the_images_with_a_trigger_are_suspicious_and_others_are_not(tmp_path: Path) -> None:
-    known = planted()
-    others = known.test.subset((known.test.labels != known.target).nonzero().flatten()[:6])
-    with torch.no_grad():
-        images = torch.cat([known.test.images[100:130], known.trigger(others.images).clamp(0, 1)])
+    model = uncertain_model()
+    data, others = labelled_by(model, 200, 0), labelled_by(model, 36, 1).images
+    images = torch.cat([others[:30], white_corner(others[30:])])
     seen: list[tuple[str, int, int]] = []
     settings = {"overlays": 25, "frr": 0.02}
-    found = inspect(
-        known.backdoored, known.data, images, settings=settings, watch=lambda *one: seen.append(one), pictures=3
-    )
+    found = inspect(model, data, images, settings=settings, watch=lambda *one: seen.append(one), pictures=3)
     flagged = [one.index for one in found.images if one.verdict == "suspicious"]
-    assert len({30, 31, 32, 33, 34, 35} & set(flagged)) >= 4 and len(set(flagged) - set(range(30, 36))) <= 2
+    assert {30, 31, 32, 33, 34, 35} <= set(flagged) and len(flagged) <= 9
     assert found.verdict == "suspicious" and found.suspicious == len(flagged) and found.chance is not None
     assert found.chance < 0.05 and found.expected == pytest.approx(0.72)
-    assert next(iter(found.labels)) == known.target and sum(found.labels.values()) == len(flagged)
+    assert next(iter(found.labels)) == TARGET and sum(found.labels.values()) == len(flagged)
     assert [one.index for one in found.images] == list(range(36))
     pictured = [one for one in found.ranked if one.picture]
     assert len(pictured) == 3 and all(one.picture.startswith(PNG_SIGNATURE) for one in pictured)

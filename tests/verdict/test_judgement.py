@@ -163,6 +163,8 @@ def test_a_backdoor_to_all_labels_has_targets_and_no_label() -> None:
     found = judge([collapse(0.1), trigger(0.9, targets=everywhere), seen(PRUNING, 0.9, targets=everywhere)])
     assert (found.verdict, found.target_label, found.targets) == ("backdoored", None, everywhere)
     assert "Backdoor to labels 0, 1, 2" in found.findings[-1].message
+    parts = judge([trigger(0.9, targets=(0, 1, 2)), seen(PRUNING, 0.9, targets=(1, 2, 3))])
+    assert (parts.verdict, parts.targets) == ("backdoored", (0, 1, 2, 3)), "each kind sees some of the targets"
     alone = judge([collapse(0.1), trigger(0.9, targets=everywhere)])
     assert (alone.verdict, alone.target_label, alone.targets) == ("suspicious", None, everywhere)
 
