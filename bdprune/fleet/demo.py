@@ -23,12 +23,13 @@ from bdprune.zoo import Entry, load_trigger, read_manifest
 
 Step: TypeAlias = Literal["scan", "repair", "measure"]
 
-_COST: dict[Step, float] = {"scan": 14.0, "repair": 35.0, "measure": 4.0}
+_COST: dict[Step, float] = {"scan": 24.0, "repair": 35.0, "measure": 4.0}
 """Seconds of each step on two cores with AVX-512. Only their ratios matter once a step is done."""
 
 
-DETECTORS = ("lipschitz", "suspiciousness", "unlearning")
-"""What the demonstration scans with. It stays as short as it is when there are more detectors."""
+DETECTORS = ("lipschitz", "suspiciousness", "inversion", "unlearning")
+"""What the demonstration scans with, at the budget ``fast``. It stays as short as it is when there are more detectors.
+"""
 
 
 class Watcher(Protocol):
@@ -159,7 +160,9 @@ class _Work:
 
     def scan(self, entry: Entry) -> Result:
         stages = self._stages(entry)
-        result = scan(self._path(entry), self.clean, detectors=DETECTORS, seed=self.seed, progress=stages)
+        result = scan(
+            self._path(entry), self.clean, detectors=DETECTORS, budget="fast", seed=self.seed, progress=stages
+        )
         self.left.finish("scan")
         if result.verdict != "backdoored":
             self.left.skip("repair")

@@ -7,10 +7,9 @@ from pathlib import Path
 import pytest
 
 from bdprune.errors import OptionError
-from bdprune.fleet.demo import DETECTORS, Demo, TimeLeft, run
+from bdprune.fleet.demo import Demo, TimeLeft, run
 from bdprune.model.loading import load
 from bdprune.record import PurifyResult, Result
-from bdprune.registry import method_class
 
 ZOO = Path(__file__).parents[2] / "zoo" / "demo"
 
@@ -37,22 +36,15 @@ class Recorder:
 def test_the_time_left_follows_the_pace_of_finished_steps() -> None:
     now = 0.0
     left = TimeLeft(2, lambda: now)
-    assert left.seconds == 2 * (14 + 35 + 4)
+    assert left.seconds == 2 * (24 + 35 + 4)
     now = 6.0
-    assert left.seconds == 2 * (14 + 35 + 4) - 6
-    now = 28.0  # twice as long as a scan is expected to take
+    assert left.seconds == 2 * (24 + 35 + 4) - 6
+    now = 48.0  # twice as long as a scan is expected to take
     left.finish("scan")
     left.skip("repair")
-    assert left.seconds == 2 * (14 + 35 + 2 * 4)
+    assert left.seconds == 2 * (24 + 35 + 2 * 4)
     now = 1000.0
     assert left.seconds == 0
-
-
-needs_two_kinds = pytest.mark.skipif(
-    not {"collapse", "trigger"} <= {method_class("detector", name).sign for name in DETECTORS},  # type: ignore[attr-defined]
-    reason="the detectors of the demonstration give one kind of evidence only",
-)
-"""For what follows from the verdicts clean and backdoored."""
 
 
 @pytest.fixture(scope="module")
@@ -62,7 +54,6 @@ def done(tmp_path_factory: pytest.TempPathFactory) -> tuple[Demo, Path, Recorder
 
 
 @pytest.mark.slow
-@needs_two_kinds
 def test_verdicts_and_labels_are_correct(done: tuple[Demo, Path, Recorder]) -> None:
     rows = {row.name: row for row in done[0].rows}
     assert {name: (row.result.verdict, row.result.target_label) for name, row in rows.items()} == {
@@ -74,15 +65,6 @@ def test_verdicts_and_labels_are_correct(done: tuple[Demo, Path, Recorder]) -> N
 
 
 @pytest.mark.slow
-def test_no_verdict_names_a_wrong_label(done: tuple[Demo, Path, Recorder]) -> None:
-    rows = {row.name: row.result for row in done[0].rows}
-    assert {name: one.target_label for name, one in rows.items()} == {"clean": None, "badnets": 7, "blend": 5}
-    assert rows["clean"].verdict in ("clean", "inconclusive")
-    assert all(rows[name].verdict in ("suspicious", "backdoored") for name in ("badnets", "blend"))
-
-
-@pytest.mark.slow
-@needs_two_kinds
 def test_repairs_remove_the_backdoor_and_keep_the_task(done: tuple[Demo, Path, Recorder]) -> None:
     for row in done[0].rows:
         if row.true_label is None:
@@ -96,7 +78,6 @@ def test_repairs_remove_the_backdoor_and_keep_the_task(done: tuple[Demo, Path, R
 
 
 @pytest.mark.slow
-@needs_two_kinds
 def test_the_demo_writes_repaired_checkpoints_and_documents(done: tuple[Demo, Path, Recorder]) -> None:
     demo, out, _ = done
     assert sorted(path.name for path in out.iterdir()) == ["badnets-repaired.safetensors", "blend-repaired.safetensors"]
@@ -106,7 +87,6 @@ def test_the_demo_writes_repaired_checkpoints_and_documents(done: tuple[Demo, Pa
 
 
 @pytest.mark.slow
-@needs_two_kinds
 def test_scans_come_before_repairs_and_the_time_left_falls(done: tuple[Demo, Path, Recorder]) -> None:
     recorder = done[2]
     assert [(name, verdict) for name, verdict, _ in recorder.verdicts] == [
