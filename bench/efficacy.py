@@ -1,6 +1,7 @@
 """Measures verdicts and repairs of a zoo's models with several seeds on the full test set.
 
     python bench/efficacy.py zoo/demo/manifest.toml --data DIR [--seeds 5] [--part scans] [--only MODEL] [--rows FILE]
+                              [--budget full]
                               [--clean zoo/demo/defence.npz] [--device cuda]
 
 DIR holds the zoo's dataset. Prints Markdown tables: the verdicts of every model, and clean accuracy (CA) and attack
@@ -95,13 +96,15 @@ class Subject:
         return {"ca": 100 * found.clean_accuracy, "asr": None if success is None else 100 * success}
 
 
-def scan_row(subject: Subject, seed: int) -> Row:
-    """Verdict, label, and the score of every detector."""
+def scan_row(subject: Subject, seed: int, budget: str) -> Row:
+    """Verdict, label, and the score of every detector that ran."""
     MEMO.clear()  # the seconds must include everything
-    result = scan(subject.path, subject.clean, seed=seed, device=str(subject.device))
+    result = scan(subject.path, subject.clean, seed=seed, device=str(subject.device), budget=budget)
     return {
         "verdict": result.verdict,
         "label": result.target_label,
+        "labels": list(result.targets),
+        "sources": list(result.sources),
         "risk": result.risk,
         "scores": {one.detector: one.score for one in result.detectors},
         "seconds": result.seconds,
@@ -161,7 +164,7 @@ def _key(row: Row) -> tuple[Any, ...]:
     return row["part"], row["model"], row["method"], row["seed"]
 
 
-def run(record: Record, subject: Subject, parts: list[str], methods: list[str], seeds: int) -> None:
+def run(record: Record, subject: Subject, parts: list[str], methods: list[str], seeds: int, budget: str) -> None:
     """Makes all missing rows of one model."""
     base: Row = {"model": subject.name, "kind": subject.attack.kind if subject.attack else None, "truth": subject.truth}
     if "repairs" in parts and subject.attack:
@@ -169,25 +172,41 @@ def run(record: Record, subject: Subject, parts: list[str], methods: list[str], 
         record.add(key, lambda: subject.measure(subject.load()))
     for seed in range(seeds):
         if "scans" in parts:
-            key = base | {"part": "scan", "method": None, "seed": seed}
-            record.add(key, lambda seed=seed: scan_row(subject, seed))  # type: ignore[misc]
+            key = base | {"part": "scan", "method": budget, "seed": seed}
+            record.add(key, lambda seed=seed: scan_row(subject, seed, budget))  # type: ignore[misc]
         for method in methods if "repairs" in parts and subject.attack else []:
             key = base | {"part": "repair", "method": method, "seed": seed}
             record.add(key, lambda method=method, seed=seed: repair_row(subject, method, seed))  # type: ignore[misc]
 
 
+SCORES = {"trigger": "bdprune.inversion", "pruning": "bdprune.trigger_pruning", "lead": "bdprune.unlearning"}
+"""Columns of the table of scans, and the detectors whose scores they show."""
+
+
 def scan_table(rows: list[Row]) -> str:
     """A Markdown table with one line per model."""
-    lines = ["| model | truth | verdicts | labels | lead, min to max | seconds |", "|---|---|---|---|---|---|"]
+    columns = ["model", "truth", "verdicts", "labels", *SCORES, "seconds"]
+    lines = [f"| {' | '.join(columns)} |", "|---" * len(columns) + "|"]
     for name, mine in _by(rows, "model").items():
-        leads = [row["scores"]["bdprune.unlearning"] for row in mine]
-        truth = "clean" if mine[0]["kind"] is None else mine[0]["truth"]
-        lines.append(
-            f"| {name} | {truth} | {_tally(row['verdict'] for row in mine)} "
-            f"| {_tally(row['label'] for row in mine if row['label'] is not None)} "
-            f"| {min(leads):.2f} to {max(leads):.2f} | {statistics.median(row['seconds'] for row in mine):.0f} |"
-        )
+        truth = "clean" if mine[0]["kind"] is None else "every label" if mine[0]["truth"] is None else mine[0]["truth"]
+        scores = [_span(row["scores"].get(detector) for row in mine) for detector in SCORES.values()]
+        seconds = statistics.median(row["seconds"] for row in mine)
+        cells = [name, truth, _tally(row["verdict"] for row in mine), _tally(map(_named, mine)), *scores]
+        lines.append(f"| {' | '.join(map(str, cells))} | {seconds:.0f} |")
     return "\n".join(lines)
+
+
+def _named(row: Row) -> str:
+    """The labels that a scan named."""
+    return str(row["label"]) if row["label"] is not None else ",".join(map(str, row.get("labels", []))) or "none"
+
+
+def _span(values: Iterable[float | None]) -> str:
+    known = [value for value in values if value is not None]
+    if not known:
+        return "–"
+    low, high = f"{min(known):.2f}", f"{max(known):.2f}"
+    return low if low == high else f"{low} to {high}"
 
 
 def repair_table(rows: list[Row], before: dict[str, Row], method: str) -> str:
@@ -256,6 +275,7 @@ def main() -> None:
     parser.add_argument(
         "--method", choices=list(METHODS), action="append", default=[], help="repeatable (default: all)"
     )
+    parser.add_argument("--budget", choices=["fast", "default", "full"], default="default", help="of the scans")
     parser.add_argument("--clean", type=Path, help="clean images, for a zoo without a defence.npz")
     parser.add_argument("--device", default="cpu", help="cpu, cuda, cuda:N or auto (cpu)")
     parser.add_argument("--rows", type=Path, help="JSON lines file for the rows")
@@ -283,11 +303,12 @@ def main() -> None:
             parts,
             options.method or list(METHODS),
             options.seeds,
+            options.budget,
         )
     before = {row["model"]: row for row in record.of("before")}
     if skipped:
         print(f"Skipped models without weights: {', '.join(skipped)}.\n")
-    print(scan_table(record.of("scan")))
+    print(scan_table([row for row in record.of("scan") if row["method"] == options.budget]))
     for method in METHODS:
         print(f"\n{method}\n\n{repair_table(record.of('repair'), before, method)}")
     print(f"\n{json.dumps(_environment())}")
