@@ -20,14 +20,18 @@ class PenaltyRule:
 
     Attributes:
         first: weight of the size at the start.
-        factor: the weight grows by this factor in each step while the success is reached, and shrinks by its power of
-            1.5 otherwise (Neural Cleanse).
+        factor: the weight grows by this factor while the success is reached, and shrinks by its power of 1.5 otherwise
+            (Neural Cleanse).
         memory: share of the previous success in the running average.
+        patience: number of steps in a row with, or without, the success after which the weight changes.
+        from_zero: whether the weight is 0 until the success was first reached in ``patience`` steps in a row.
     """
 
     first: float = 1e-3
     factor: float = 1.3
     memory: float = 0.8
+    patience: int = 1
+    from_zero: bool = False
 
 
 class Candidates:
@@ -58,8 +62,8 @@ class Candidates:
         self._best = [one.clone() for one in self._variables]
         self._means = [torch.zeros_like(one) for one in self._variables]
         self._squares = [torch.zeros_like(one) for one in self._variables]
-        self._steps, self._success = (torch.zeros(count, device=device) for _ in range(2))
-        self.penalty = torch.full((count,), rule.first, device=device)
+        self._steps, self._success, self._streak = (torch.zeros(count, device=device) for _ in range(3))
+        self.penalty = torch.full((count,), 0.0 if rule.from_zero else rule.first, device=device)
         self.sizes = torch.full((count,), torch.inf, device=device)
         """Size of the smallest successful trigger of each hypothesis ``[H]``; infinite if none was."""
 
@@ -83,14 +87,25 @@ class Candidates:
         # The average starts at 0; without the correction no early trigger would count as successful.
         reached = self._success / (1 - self._rule.memory**self._steps) >= goal
         self._keep_best(leaves, reached)
-        factor = torch.where(reached, self._rule.factor, self._rule.factor**-1.5)
-        self.penalty.mul_(factor).clamp_(*_SPANS)
+        self._follow(reached)
         for variable, mean, square, leaf in zip(self._variables, self._means, self._squares, leaves, strict=True):
             assert leaf.grad is not None
             mean.mul_(_BETAS[0]).add_(leaf.grad, alpha=1 - _BETAS[0])
             square.mul_(_BETAS[1]).addcmul_(leaf.grad, leaf.grad, value=1 - _BETAS[1])
             first, second = (_per_trigger(1 - beta**self._steps, leaf) for beta in _BETAS)
             variable.sub_(lr * (mean / first) / ((square / second).sqrt() + _EPSILON))
+
+    def _follow(self, reached: Tensor) -> None:
+        """Changes the penalties of the hypotheses that have ``patience`` steps of the same outcome in a row."""
+        rule, ahead = self._rule, torch.where(reached, 1.0, -1.0)
+        # A streak is positive for steps with success, negative for steps without.
+        self._streak.mul_(self._streak * ahead > 0).add_(ahead)
+        due = self._streak.abs() >= rule.patience
+        factor = torch.where(reached, rule.factor, rule.factor**-1.5)
+        started = torch.where(reached, rule.first, 0.0)
+        moved = torch.where(self.penalty > 0, (self.penalty * factor).clamp(*_SPANS), started)
+        self.penalty.copy_(torch.where(due, moved, self.penalty))
+        self._streak.mul_(~due)
 
     def _keep_best(self, leaves: Sequence[Tensor], reached: Tensor) -> None:
         sizes = self.family.sizes(*self.tensors_of([leaf.detach() for leaf in leaves]))
@@ -113,7 +128,7 @@ class Candidates:
         """Keeps only the hypotheses at ``index`` ([M] int64), in that order."""
         for group in (self._variables, self._best, self._means, self._squares):
             group[:] = [one[index] for one in group]
-        self._steps, self._success = self._steps[index], self._success[index]
+        self._steps, self._success, self._streak = (one[index] for one in (self._steps, self._success, self._streak))
         self.penalty, self.sizes = self.penalty[index], self.sizes[index]
 
     def restart_from_best(self, ease: float) -> None:
@@ -123,7 +138,7 @@ class Candidates:
             variable.copy_(torch.where(_per_trigger(found, best), best, variable))
         self.penalty.mul_(ease)
         self._success.zero_()
-        for state in (self._steps, *self._means, *self._squares):
+        for state in (self._steps, self._streak, *self._means, *self._squares):
             state.zero_()
         self.sizes.fill_(torch.inf)
 

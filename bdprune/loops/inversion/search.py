@@ -165,7 +165,8 @@ class Search:
 
     def _pool(self, hypothesis: Hypothesis, model: int) -> Tensor:
         """Positions of the images of the search that a hypothesis about a model is about ``[P]``."""
-        return (hypothesis.takes(self._labels) & self._right[model]).nonzero().flatten()
+        right = self._right[model] if self._settings.only_right else torch.ones_like(self._right[model])
+        return (hypothesis.takes(self._labels) & right).nonzero().flatten()
 
     def _affordable(self, seconds: float) -> int:
         """The number of hypotheses that can be searched in this time, at least one."""

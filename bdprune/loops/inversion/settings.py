@@ -43,6 +43,8 @@ class InvertSettings:
         warp_lr: the same for warps, whose variables are displacements.
         penalty: how the weight of the size follows the success.
         held_out: share of the clean images that the search never sees.
+        only_right: search only with images that the model labels correctly. A model without its clean task, such as an
+            unlearned one, needs all images.
         precision: precision of the forward and backward passes (:func:`bdprune.runtime.plan_for`).
 
     Raises:
@@ -59,6 +61,7 @@ class InvertSettings:
     warp_lr: float = 0.1
     penalty: PenaltyRule = field(default_factory=PenaltyRule)
     held_out: float = 0.6
+    only_right: bool = True
     precision: Precision = DEFAULT
 
     def lr_of(self, kind: TriggerKind) -> float:

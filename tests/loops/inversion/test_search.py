@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from dataclasses import replace
 
 import pytest
 import torch
@@ -146,3 +147,14 @@ def test_a_network_that_ignores_its_input_gives_infinite_sizes(known: Known) -> 
     few = InvertSettings(stages=(Stage(3, 2),), final=Stage(1, 1, keep=1), rounds=1)
     result = invert([model], CleanData(known.data.images, known.data.labels), [Hypothesis(1), Hypothesis(2)], few)[0]
     assert [one.size for one in result.recoveries] == [float("inf")] * 2
+
+
+def test_a_model_without_its_task_can_be_searched_with_all_images(known: Known) -> None:
+    wrong = CleanData(known.data.images, (known.data.labels + 1) % 10)
+    few = InvertSettings(stages=(Stage(2, 2),), final=Stage(1, 1, keep=1), rounds=0)
+    sure = known.clean.module(known.data.images).argmax(1) == known.data.labels
+    wrong = wrong.subset(sure.nonzero().flatten())
+    with pytest.raises(DataError, match="no image to search with"):
+        invert([known.clean], wrong, every_target(10), few)
+    result = invert([known.clean], wrong, every_target(10), replace(few, only_right=False))[0]
+    assert len(result.recoveries) == 11 and not result.skipped
