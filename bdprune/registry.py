@@ -60,9 +60,12 @@ def methods(kind: Kind) -> list[MethodInfo]:
 
 
 def _rank(method: MethodInfo | Method) -> tuple[int, int]:
-    """The place of a method in a scan: those of a small budget come first, and among them the cheap ones."""
+    """The place of a method in a scan: those of a small budget come first, and among them the cheap ones.
+
+    Methods of no budget, which run only by name, come last.
+    """
     level = getattr(method, "level", None)
-    return LEVELS.index(level) if level else 0, COSTS.index(method.cost)
+    return LEVELS.index(level) if level else len(LEVELS), COSTS.index(method.cost)
 
 
 def unusable(kind: Kind) -> dict[str, str]:

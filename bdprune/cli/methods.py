@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 
 _COLUMNS = ("name", "needs", "cost", "gives", "presets", "what it does")
 _OF_DETECTORS = ("evidence", "budget")
+BY_NAME = "by name"
+"""In place of the budget of a detector that a scan runs only by name."""
 
 
 @click.command(short_help="List the detectors.")
@@ -59,7 +61,7 @@ def _text(found: list[MethodInfo]) -> str:
     rows = [
         (
             *(one.name, needs(one), one.cost),
-            *((one.sign, one.level) if detects else ()),
+            *((one.sign, one.level or BY_NAME) if detects else ()),
             *(", ".join(one.gives), " ".join(one.presets) or "–", one.title),
         )
         for one in found

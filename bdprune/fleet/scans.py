@@ -117,10 +117,11 @@ def _job(data: DataSource, detectors: Sequence[str | Detector] | str | None, opt
     clean = CleanSource(data, known)
     if detectors is not None:
         return Job(clean, every, known, budget=limit)
-    reach = LEVELS.index(limit.level)
-    chosen = [one for one in every if LEVELS.index(one.level) <= reach]
+    regular = [one for one in every if one.level]  # the others run only by name
+    reached = LEVELS[: LEVELS.index(limit.level) + 1]
+    chosen = [one for one in regular if one.level in reached]
     # A fast scan is less than users expect of a scan, so it names what it leaves out.
-    beyond = [one.id for one in every if one not in chosen and limit.level == "fast"]
+    beyond = [one.id for one in regular if one not in chosen and limit.level == "fast"]
     return Job(clean, chosen, known, unusable("detector"), limit, beyond, stops=True)
 
 

@@ -140,7 +140,8 @@ class Detector(Method):
         rule: rule id under which its findings are reported.
         sign: kind of its evidence (:data:`bdprune.record.SIGNS`). Two of the kinds in ``STRONG`` that name the same
             label make a model backdoored; any other finding makes it suspicious.
-        level: least budget at which a scan runs it (:data:`bdprune.record.LEVELS`), unless it is asked for by name.
+        level: least budget at which a scan runs it (:data:`bdprune.record.LEVELS`), unless it is asked for by name. A
+            scan runs a detector with the level None only if it is asked for by name.
 
     Example:
         A subclass in another package is found by an entry point of the group ``bdprune.detectors``.
@@ -166,7 +167,7 @@ class Detector(Method):
     gives: ClassVar[tuple[Gift, ...]] = ("detection",)
     rule: ClassVar[Rule] = Rule(id="BD010", name="suspicious-model", help="A detector sees signs of a backdoor.")
     sign: ClassVar[Sign] = "other"
-    level: ClassVar[Level] = "default"
+    level: ClassVar[Level | None] = "default"
 
     def __call__(self, case: Case) -> Evidence:
         """The evidence from one model, independent of the order of the images.

@@ -61,9 +61,9 @@ class MethodInfo(Record, frozen=True, kw_only=True):
     """The description of a method.
 
     ``sign`` is the kind of evidence of a detector (:data:`SIGNS`), and ``level`` the least budget at which a scan runs
-    it; both are None for a purifier. ``limits`` says what the method cannot do by design; if it is empty, the
-    conformance checks expect the method to find, or to remove, a planted backdoor. ``presets`` are named sets of
-    settings, ``settings`` the defaults.
+    it, None if a scan runs it only by name; both are None for a purifier. ``limits`` says what the method cannot do by
+    design; if it is empty, the conformance checks expect the method to find, or to remove, a planted backdoor.
+    ``presets`` are named sets of settings, ``settings`` the defaults.
     """
 
     id: str

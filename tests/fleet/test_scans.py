@@ -38,7 +38,7 @@ class Fake(Detector):
 
     sign: Sign = "collapse"
     passes: float = 0.0
-    level: Level = "fast"
+    level: Level | None = "fast"
 
     title = "a fixed verdict"
 
@@ -357,10 +357,19 @@ def test_a_budget_reaches_every_executor(check: Callable[..., Result], timeout: 
     assert check(detectors=both(), timeout=timeout).budget == "default"
 
 
+def test_a_detector_of_no_budget_runs_only_by_name(
+    check: Callable[..., Result], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fakes = [*both(), Fake(id="x.by_name", level=None)]
+    monkeypatch.setattr("bdprune.fleet.scans.chosen_detectors", lambda chosen, defaults: fakes)
+    assert len(check(detectors=None, budget="full").detectors) == 2
+    assert len(check(detectors=fakes).detectors) == 3
+
+
 def test_a_fast_scan_names_what_it_leaves_out(check: Callable[..., Result], monkeypatch: pytest.MonkeyPatch) -> None:
     thorough = Fake(id="x.thorough", level="default")
     full = Fake(id="x.full", level="full")
-    fakes = [*both(), thorough, full]
+    fakes = [*both(), thorough, full, Fake(id="x.by_name", level=None)]
     monkeypatch.setattr("bdprune.fleet.scans.chosen_detectors", lambda chosen, defaults: fakes)
     for budget, ran in (("fast", 2), ("default", 3), (None, 3), ("full", 4), (60, 3)):
         found = check(detectors=None, budget=budget)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from bdprune.cli.methods import needs
+from bdprune.cli.methods import BY_NAME, needs
 from bdprune.record import GIFTS, SIGNS, STRONG, MethodInfo
 from bdprune.registry import Kind, methods
 from docs.markdown import NOTE, table
@@ -15,7 +15,8 @@ HEAD = f"""# Methods
 {NOTE}
 
 These are the detectors and purifiers of bdprune, as they describe themselves. A scan runs the detectors in this order:
-those of the budget `fast` first, and among them the cheap ones.
+those of the budget `fast` first, and among them the cheap ones. Those marked "by name" run only if `--detectors` names
+them.
 `bdprune detectors` and `bdprune purifiers` list them too, and the methods of other packages that are installed.
 """
 
@@ -32,7 +33,7 @@ def _section(title: str, kind: Kind) -> str:
     rows = [
         (
             *(f"[{one.name}](#{one.name}-{kind})", one.title, needs(one), one.cost, _label(one)),
-            *((f"`{one.sign}`", f"`{one.level}`") if own else ()),
+            *((f"`{one.sign}`", f"`{one.level}`" if one.level else BY_NAME) if own else ()),
         )
         for one in found
     ]
@@ -77,7 +78,8 @@ def _method(one: MethodInfo) -> str:
 def _weight(one: MethodInfo) -> str:
     strong = "strong evidence" if one.sign in STRONG else "evidence that only makes a model suspicious"
     stacks = " It takes stacks of models." if one.stackable else ""
-    return f"Its findings are {strong}: `{one.sign}`. It runs at the budget `{one.level}` and above.{stacks}"
+    runs = f"at the budget `{one.level}` and above" if one.level else "only if it is named in `--detectors`"
+    return f"Its findings are {strong}: `{one.sign}`. It runs {runs}.{stacks}"
 
 
 def _gifts() -> str:
