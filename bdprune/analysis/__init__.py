@@ -12,4 +12,12 @@ from bdprune.analysis.suspiciousness import Suspiciousness
 from bdprune.analysis.trigger_bytes import dump_trigger, parse_trigger
 from bdprune.analysis.trigger_pictures import draw_trigger, shown_images
 from bdprune.analysis.triggers import Triggers
-from bdprune.analysis.unlearned import SCAN_UNLEARNING, PlainForm, Unlearning, from_tensors, plain_form, tensors_of
+from bdprune.analysis.unlearned import (
+    SCAN_UNLEARNING,
+    PlainForm,
+    Unlearning,
+    from_tensors,
+    plain_form,
+    tensors_of,
+    with_own_statistics,
+)

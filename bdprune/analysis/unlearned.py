@@ -21,6 +21,7 @@ from bdprune.model import Model
 from bdprune.runtime import DEFAULT, Precision
 
 _PROBE = 8  # images on which the plain form is compared with the model
+_STATISTICS = 128  # images of a batch whose statistics are taken
 _TOLERANCE = 1e-3  # relative to the largest logit; for a batch norm's factor and offset, relative to 1
 
 
@@ -152,6 +153,32 @@ class Unlearning(Analysis[Unlearned]):
             if self.plain and model is case.model and not isinstance(outcome, BdpruneError):
                 case.memo.put(case.key(replace(self, plain=False)), outcome)
         return outcomes
+
+
+@torch.no_grad()
+def with_own_statistics(model: Model, images: Tensor) -> Model:
+    """A copy of ``model`` whose batch norms have the statistics of ``images`` as their running statistics.
+
+    During unlearning the running statistics lag behind the weights. In eval mode, the unlearned network then predicts
+    other labels than it does in train mode.
+
+    Args:
+        images: ``[N, C, H, W]`` in [0, 1]; statistics are means over batches of about 128.
+    """
+    found = model.clone()
+    module = found.module.eval()
+    norms = [one for one in module.modules() if isinstance(one, _BatchNorm) and one.track_running_stats]
+    momenta = [norm.momentum for norm in norms]
+    for norm in norms:
+        norm.reset_running_stats()
+        norm.momentum = None  # a plain mean
+        norm.train()
+    for part in images.chunk(max(1, len(images) // _STATISTICS)):
+        module(part.to(found.device))
+    for norm, momentum in zip(norms, momenta, strict=True):
+        norm.momentum = momentum
+        norm.eval()
+    return found
 
 
 def tensors_of(unlearned: Unlearned) -> dict[str, Tensor]:

@@ -1,4 +1,4 @@
-"""The plain form: layers that change nothing are removed, and all others stay."""
+"""The plain form, without layers that change nothing; and running statistics taken again."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from bdprune.analysis.unlearned import plain_form
+from bdprune.analysis.unlearned import plain_form, with_own_statistics
 from bdprune.data.clean import CleanData
 from bdprune.model.handle import Model
 
@@ -94,3 +94,17 @@ def test_a_layer_that_runs_twice_in_a_row_stays() -> None:
 
 def test_a_plain_network_is_returned_unchanged(bright: Any) -> None:
     assert plain_form(bright.model, bright.data.images) is bright.model
+
+
+def test_own_statistics_are_those_of_the_images() -> None:
+    network = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4, momentum=0.3), nn.Flatten(), nn.Linear(4 * 36, 2))
+    model = Model(network.eval(), "own:x", 2, (3, 8, 8))
+    images = torch.rand(300, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+    before = {name: value.clone() for name, value in network.state_dict().items()}
+    found = with_own_statistics(model, images)
+    norm = found.network[1]
+    seen = network[0](images)
+    torch.testing.assert_close(norm.running_mean, seen.mean((0, 2, 3)), rtol=1e-3, atol=1e-4)
+    torch.testing.assert_close(norm.running_var, seen.var((0, 2, 3)), rtol=2e-2, atol=1e-4)
+    assert norm.momentum == 0.3 and not norm.training
+    assert all(torch.equal(value, before[name]) for name, value in network.state_dict().items()), "the model is kept"
