@@ -6,13 +6,13 @@ import math
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 from bdprune.analysis import Case, Triggers, attach_triggers
 from bdprune.detectors.inversion import InversionDetector
 from bdprune.loops import Hypothesis, Inversion, InvertSettings, PenaltyRule, Recovery, Stage
 from bdprune.methods import Detector, Steps
-from bdprune.record import Evidence, Needs, some
+from bdprune.record import Cost, Evidence, Needs, Sign, some
 
 CLEANSING = InvertSettings(stages=(Stage(60, 8), Stage(60, 16)), final=Stage(30, 32, keep=1))
 """The search: every label takes part in all stages, so that all sizes can be compared."""
@@ -78,10 +78,10 @@ class NeuralCleanseDetector(Detector):
     title = "finds a label with an outlying size of its trigger"
     paper = "Wang et al., Neural Cleanse: Identifying and Mitigating Backdoor Attacks in Neural Networks, S&P 2019"
     needs = Needs(images="labelled", minimum=20)
-    cost = "gradients"
+    cost: ClassVar[Cost] = "gradients"
     gives = ("detection", "trigger recovery")
     label = True
-    sign = "trigger"
+    sign: ClassVar[Sign] = "trigger"
     level = None
     rule = InversionDetector.rule
     presets = PRESETS
