@@ -110,15 +110,14 @@ def table(labels: Labels, entries: Iterable[Entry]) -> str:
         "|" + "---|" * (3 + len(METHODS)),
     ]
     right: dict[str, list[float]] = {method: [] for method in METHODS}
-    for entry in _in_order(entries):
+    for entry in sorted(entries, key=_place):
         attack = entry.make_attack()
         cells = []
         for method in METHODS:
             mine = labels.of(entry.name, method)
             hits = [100.0 * (row["first"] == row["truth"]) for row in mine]
             flagged = f"{sum(row['flagged'] for row in mine)} of {len(mine)} flagged"
-            shown = f"{statistics.mean(hits):.0f} ({flagged})" if attack and hits else flagged
-            cells.append(shown if mine else "–")
+            cells.append("–" if not mine else f"{statistics.mean(hits):.0f} ({flagged})" if attack else flagged)
             right[method] += [statistics.mean(hits)] if attack and hits else []
         paper = PAPER.get(attack.kind) if attack else None
         truth = "clean" if attack is None else str(attack.target)
@@ -130,17 +129,11 @@ def table(labels: Labels, entries: Iterable[Entry]) -> str:
     return "\n".join(lines)
 
 
-def _in_order(entries: Iterable[Entry]) -> list[Entry]:
-    """The attacks in the order of Table 16, then the others, then clean models."""
-    order = list(PAPER)
-
-    def place(entry: Entry) -> int:
-        attack = entry.make_attack()
-        if attack is None:
-            return len(order) + 1
-        return order.index(attack.kind) if attack.kind in order else len(order)
-
-    return sorted(entries, key=place)
+def _place(entry: Entry) -> int:
+    """Its place in the table: the attacks in the order of Table 16, then clean models, then other attacks."""
+    order = [*PAPER, None]
+    kind = entry.attack and entry.attack["kind"]
+    return order.index(kind) if kind in order else len(order)
 
 
 def figure(case: Case, original: Callable[[Tensor], Tensor], attack: Attack) -> bytes:
@@ -217,7 +210,7 @@ def main() -> None:
         return
     labels = Labels(options.rows, zoo.name)
     for seed in range(options.seeds):
-        for entry, folder in subjects:
+        for entry, folder in sorted(subjects, key=lambda one: _place(one[0])):
             run(labels, entry, Case(load(weights_path(folder, entry.name)), clean), seed)
     print(table(labels, [entry for entry, _ in subjects]))
 

@@ -73,7 +73,7 @@ def _facts(evidence: Evidence) -> object:
 
 def _classifies_itself(kind: type[Detector]) -> str:
     assert kind.sign in SIGNS, f"Unknown sign {kind.sign!r}; known are {', '.join(SIGNS)}."
-    assert kind.level in LEVELS, f"Unknown level {kind.level!r}; known are {', '.join(LEVELS)}."
+    assert kind.level is None or kind.level in LEVELS, f"Unknown level {kind.level!r}; known are {', '.join(LEVELS)}."
     return ""
 
 

@@ -6,12 +6,13 @@ import pytest
 import torch
 
 from bdprune.loops.inversion.candidates import Candidates, PenaltyRule
+from bdprune.loops.inversion.families import FAMILIES
 
 PUBLISHED = PenaltyRule(first=1e-3, factor=2.0, memory=0.0, patience=5, from_zero=True)
 
 
 def candidates(rule: PenaltyRule, count: int = 1) -> Candidates:
-    return Candidates("patch", count, (3, 2, 2), rule, torch.Generator().manual_seed(0), torch.device("cpu"))
+    return Candidates(FAMILIES["patch"], count, (3, 2, 2), rule, torch.Generator().manual_seed(0), torch.device("cpu"))
 
 
 def penalties(found: Candidates, *success: float) -> list[float]:
