@@ -58,6 +58,14 @@ def test_detectors_are_listed_in_the_order_of_a_scan(run: Run) -> None:
     )
 
 
+def test_detectors_of_no_budget_are_listed_last_as_by_name(run: Run) -> None:
+    rows = run("detectors").stdout.splitlines()
+    (row,) = [one for one in rows if one.split()[:1] == ["neural_cleanse"]]
+    assert " by name " in row and "paper robust" in row
+    (regular,) = [place for place, one in enumerate(rows) if one.split()[:1] == ["unlearning"]]
+    assert regular < rows.index(row)
+
+
 def test_purifiers_are_listed_with_their_presets(run: Run) -> None:
     done = run("purifiers")
     assert "evidence" not in done.stdout.splitlines()[0]
