@@ -160,8 +160,8 @@ def _remark(best: Recovery, score: float, works: bool) -> str:
     trigger = best.trigger
     rate = 0.0 if trigger.flip_rate is None else trigger.flip_rate
     remark = (
-        f"The smallest trigger leads to label {trigger.target}, covers {best.size:.1f} pixels, has the anomaly index "
-        f"{score:.1f}, and flips {rate:.0%} of {trigger.images} held-out images."
+        f"The smallest trigger leads to label {trigger.target}, has a size of {best.size:.1f} pixels and the anomaly "
+        f"index {score:.1f}, and flips {rate:.0%} of {trigger.images} held-out images."
     )
     return remark if works else f"{remark} It flips too few of them to count."
 

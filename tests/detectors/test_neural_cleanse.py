@@ -54,7 +54,7 @@ def test_it_names_the_target_of_a_planted_trigger(known: Known, evidence: Eviden
     assert len(evidence.details["sizes"]) == 10 and all(map(math.isfinite, evidence.details["sizes"].values()))
     (trigger,) = evidence.triggers
     assert trigger.target_label == known.target and evidence.attachments
-    assert "has the anomaly index" in evidence.remarks[0]
+    assert "and the anomaly index" in evidence.remarks[0]
 
 
 def test_it_does_not_flag_the_clean_network(known: Known) -> None:
