@@ -59,6 +59,7 @@ class TriggerPruningDetector(Detector):
 
     id = "bdprune.trigger_pruning"
     title = "prunes the filters that a recovered trigger raises, and sees whether it stops working"
+    paper = "after Wang et al., Neural Cleanse, S&P 2019, whose patching prunes the neurons that a trigger activates"
     needs = Needs(images="labelled", minimum=20)
     cost = "gradients"
     label = True

@@ -50,9 +50,10 @@ def test_detectors_are_listed_in_the_order_of_a_scan(run: Run) -> None:
     assert done.exit_code == 0
     head, *rows = done.stdout.splitlines()
     assert head.split()[:6] == ["name", "needs", "cost", "evidence", "budget", "gives"]
-    assert [row.split()[0] for row in rows[:3]] == ["lipschitz", "suspiciousness", "unlearning"]
+    order = ["lipschitz", "suspiciousness", "inversion", "unlearning", "trigger_pruning"]
+    assert [row.split()[0] for row in rows[:5]] == order
     assert "no images" in rows[0] and "weights" in rows[0]
-    assert "100+ labelled images" in rows[2] and rows[2].split()[4:7] == ["training", "collapse", "fast"]
+    assert "100+ labelled images" in rows[3] and rows[3].split()[4:7] == ["training", "collapse", "fast"]
     assert any(row.strip().startswith("lipschitz: It finds backdoors") for row in rows), (
         "the limits are below the table"
     )
@@ -91,7 +92,7 @@ def test_a_plug_in_is_listed_and_cannot_rewrite_the_terminal(run: Run, hostile: 
 
 
 def test_help_names_all_methods(run: Run) -> None:
-    assert "lipschitz|suspiciousness|unlearning" in run("scan", "--help").stdout
+    assert all(name in run("scan", "--help").stdout for name in registry.names("detector"))
     assert "rnp|suspiciousness" in run("purify", "--help").stdout
 
 
