@@ -48,7 +48,7 @@ def test_the_list_shows_which_models_are_made_and_measured(run: Run, manifest: P
     assert rows["badnets"] == "made badnets 7 10.0 % 93.1 % 99.8 % 12 min 34 s"
     assert rows["clean"] == "not kept none – – 93.4 % – 12 min 31 s"
     assert rows["blend"] == "begun blend 5 10.0 % – – –"
-    assert rows["late"] == "pending badnets all 10.0 % – – –"
+    assert rows["late"] == "pending badnets all-to-all 10.0 % – – –"
 
 
 def test_list_as_json(run: Run, manifest: Path) -> None:
@@ -78,7 +78,7 @@ def test_make_passes_its_options_and_shows_progress(
     args = [manifest, "--data", tmp_path, "-o", tmp_path / "out", "--only", "badnets"]
     done = run("zoo", "make", *args)
     assert done.exit_code == 0 and "99.8 %" in done.stdout
-    assert done.stdout.splitlines()[2].split()[:4] == ["late", "made", "badnets", "all"]
+    assert done.stdout.splitlines()[2].split()[:4] == ["late", "made", "badnets", "all-to-all"]
     assert done.stdout.splitlines()[2].endswith("90.0 %          85.0 %            –")
     assert "one� more" in done.stderr
     assert "step 50 of 100, loss 0.500" in done.stderr and "step 1 of" not in done.stderr and "\x1b" not in done.stderr
