@@ -13,6 +13,7 @@ from bdprune.model.handle import (
     normalization_name,
     parse_normalization,
 )
+from bdprune.model.head import Head, find_head, inputs_of
 from bdprune.model.loading import Loaded, Unloaded, load, load_all
 from bdprune.model.outputs import give_logits
 from bdprune.model.own_network import import_callable

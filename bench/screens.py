@@ -1,0 +1,182 @@
+"""Measures the screens: how well each detector's score separates backdoored networks from clean ones, by attack.
+
+    python bench/screens.py zoo/cifar10-w8.toml zoo/gtsrb-w8.toml --data DIR [--detectors df_tnd,latent_margin]
+                            [--models DIR] [--only MODEL] [--seeds 1] [--rows bench/results/screens.jsonl]
+
+DIR holds the data sets of the manifests. The clean images are zoo/demo/defence.npz for CIFAR-10, and 10 (GTSRB) or 40
+images of each class of the training set for others. Prints a Markdown table for each detector: the AUROC of every
+attack family against all clean networks, the mean and the worst family, and how often the label with the largest score
+is the target. A detector that learns nothing from a family can be judged on it, so each family counts as held out. The
+AUROC needs no threshold.
+
+Each row is appended to FILE (JSON lines) when it is done. Rows in FILE are not run again; rows of detectors that are no
+longer in the package stay in the tables.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from bdprune.analysis import MEMO, Case
+from bdprune.data import CleanData, load_clean
+from bdprune.methods import Detector
+from bdprune.model import Model, load
+from bdprune.record import Evidence
+from bdprune.registry import method_class
+from bdprune.zoo import Entry, Storage, read_manifest, weights_path
+
+Row = dict[str, Any]
+ROOT = Path(__file__).parents[1]
+DETECTORS = ("latent_margin", "feature_margin", "df_tnd", "dl_tnd")
+PER_CLASS = {"gtsrb": 10}
+OTHERS_PER_CLASS = 40
+
+
+def images_for(entry: Entry, model: Model, data: Path, seed: int) -> CleanData:
+    """The clean images of a model."""
+    if entry.dataset == "cifar10":
+        return load_clean(ROOT / "zoo" / "demo" / "defence.npz", input_shape=model.input_shape)
+    return load_clean(
+        data / entry.dataset / "train.parquet",
+        per_class=PER_CLASS.get(entry.dataset, OTHERS_PER_CLASS),
+        seed=seed,
+        input_shape=model.input_shape,
+        num_classes=model.num_classes,
+    )
+
+
+def measured(zoo: str, entry: Entry, case: Case, name: str, seed: int) -> Row:
+    """The score and the leading label of one detector on one model."""
+    kind = method_class("detector", name)
+    detector = kind(seed=seed) if "seed" in kind.settings() else kind()
+    assert isinstance(detector, Detector)
+    MEMO.clear()
+    wall, cpu = time.perf_counter(), time.process_time()
+    evidence = detector(case)
+    attack = entry.make_attack()
+    return {
+        "zoo": zoo,
+        "model": entry.name,
+        "family": None if attack is None else family_of(entry),
+        "target": None if attack is None else attack.target,
+        "detector": name,
+        "seed": seed,
+        "score": evidence.score,
+        "label": leading(evidence),
+        "not_applicable": evidence.not_applicable,
+        "details": evidence.details,
+        "seconds": time.perf_counter() - wall,
+        "cpu_seconds": time.process_time() - cpu,
+    }
+
+
+def family_of(entry: Entry) -> str:
+    """The attack's kind; attacks with several targets are families of their own."""
+    attack = entry.make_attack()
+    assert attack is not None
+    return attack.kind if attack.target is not None else f"{attack.kind}, all to all"
+
+
+def leading(evidence: Evidence) -> int | None:
+    """The label with the largest score."""
+    scores = [-float("inf") if one is None or one != one else one for one in evidence.label_scores]
+    return max(range(len(scores)), key=scores.__getitem__) if scores else None
+
+
+def auroc(backdoored: Sequence[float], clean: Sequence[float]) -> float:
+    """Probability that a backdoored network has a larger score than a clean one; ties count half."""
+    wins = [(one > other) + 0.5 * (one == other) for one in backdoored for other in clean]
+    return statistics.fmean(wins)
+
+
+def by_score(row: Row) -> float:
+    """The score of a row; detectors that do not apply say nothing."""
+    return float(row["score"] or 0.0)
+
+
+def table(rows: list[Row], name: str, score: Callable[[Row], float] = by_score) -> str:
+    """The Markdown table of one detector."""
+    mine = [row for row in rows if row["detector"] == name]
+    clean = [score(row) for row in mine if row["family"] is None]
+    families = sorted({row["family"] for row in mine} - {None})
+    if not clean or not families:
+        return f"{name}: {len(mine)} rows\n"
+    lines = [f"### {name}", "", "| attack | networks | AUROC | scores | label right |", "|" + "---|" * 5]
+    values = []
+    for family in families:
+        its = [row for row in mine if row["family"] == family]
+        values.append(auroc([score(row) for row in its], clean))
+        known = [row for row in its if row["target"] is not None and row["label"] is not None]
+        right = f"{sum(row['label'] == row['target'] for row in known)} of {len(known)}" if known else "–"
+        scores = ", ".join(f"{score(row):.2f}" for row in its)
+        lines.append(f"| {family} | {len(its)} | {values[-1]:.2f} | {scores} | {right} |")
+    lines.append(f"| clean | {len(clean)} | | {', '.join(f'{one:.2f}' for one in sorted(clean))} | |")
+    known = [row for row in mine if row["target"] is not None and row["label"] is not None]
+    overall = auroc([score(row) for row in mine if row["family"] is not None], clean)
+    seconds = statistics.median(row["cpu_seconds"] for row in mine)
+    lines += [
+        "",
+        f"Mean of the families {statistics.fmean(values):.2f}, worst {min(values):.2f}, over all {overall:.2f}. "
+        f"Label right: {sum(row['label'] == row['target'] for row in known)} of {len(known)}. "
+        f"Median {seconds:.1f} s of one core.",
+        "",
+    ]
+    return "\n".join(lines)
+
+
+def run(options: argparse.Namespace, rows: list[Row]) -> None:
+    """Runs what is missing in ``rows`` and adds it."""
+    done = {(row["zoo"], row["model"], row["detector"], row["seed"]) for row in rows}
+    for seed in range(options.seeds):
+        for path in options.manifests:
+            zoo = read_manifest(path)
+            storage = Storage(zoo, options.models)
+            for entry in zoo.models:
+                folder = storage.made(entry)
+                wanted = [name for name in options.detectors if (zoo.name, entry.name, name, seed) not in done]
+                if folder is None or not wanted or (options.only and entry.name not in options.only):
+                    continue
+                model = load(weights_path(folder, entry.name), arch=entry.arch, num_classes=entry.num_classes)
+                case = Case(model, images_for(entry, model, options.data, seed))
+                for name in wanted:
+                    add(measured(zoo.name, entry, case, name, seed), rows, options.rows)
+
+
+def add(row: Row, rows: list[Row], file: Path | None) -> None:
+    """Keeps a row, and writes it."""
+    rows.append(row)
+    short = {key: value for key, value in row.items() if key != "details"}
+    print(json.dumps(short), file=sys.stderr, flush=True)
+    if file:
+        with file.open("a") as out:
+            out.write(json.dumps(row) + "\n")
+
+
+def main() -> None:
+    """Runs the missing measurements and prints the tables of all rows."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("manifests", nargs="*", type=Path)
+    parser.add_argument("--data", type=Path, required=True)
+    parser.add_argument("--models", type=Path, help="folder of the models, if not beside the manifest")
+    parser.add_argument("--detectors", type=lambda text: text.split(","), default=list(DETECTORS))
+    parser.add_argument("--only", action="append", default=[], help="a model; repeatable")
+    parser.add_argument("--seeds", type=int, default=1)
+    parser.add_argument("--rows", type=Path, help="JSON lines file for the rows")
+    options = parser.parse_args()
+    rows: list[Row] = []
+    if options.rows and options.rows.exists():
+        rows = [json.loads(line) for line in options.rows.read_text().splitlines()]
+    run(options, rows)
+    for name in dict.fromkeys(row["detector"] for row in rows):
+        print(table(rows, name))
+
+
+if __name__ == "__main__":
+    main()

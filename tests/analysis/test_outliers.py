@@ -1,0 +1,23 @@
+import pytest
+import torch
+
+from bdprune.analysis.outliers import robust_z, why_no_outlier
+
+
+def test_z_is_the_distance_to_the_median_in_robust_standard_deviations() -> None:
+    z = robust_z(torch.tensor([1.0, 2.0, 3.0, 4.0, 10.0]))  # deviations 2, 1, 0, 1, 7; their median is 1
+    torch.testing.assert_close(z, torch.tensor([-2.0, -1.0, 0.0, 1.0, 7.0]) / 1.4826)
+
+
+def test_missing_values_count_neither_for_the_median_nor_as_outliers() -> None:
+    z = robust_z(torch.tensor([1.0, 2.0, torch.nan, 3.0, 4.0, 10.0]))
+    assert z[2] == 0 and z[5] == pytest.approx(7 / 1.4826)
+
+
+def test_equal_values_are_no_outliers() -> None:
+    assert torch.equal(robust_z(torch.full((5,), 3.0)), torch.zeros(5))
+
+
+def test_three_labels_are_too_few_for_an_outlier() -> None:
+    assert why_no_outlier(4) == ""
+    assert why_no_outlier(3) == "With 3 classes there are too few labels for one of them to be an outlier."

@@ -1,0 +1,95 @@
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from bdprune.analysis import Case
+from bdprune.data import CleanData
+from bdprune.detectors.dl_tnd import DlTnd
+from bdprune.errors import DataError, OptionError
+from bdprune.loops import PerturbSettings
+from bdprune.model import Model
+
+QUICK = DlTnd(PerturbSettings(rounds=2, steps=15, lr=0.1, const=3.0), PerturbSettings(rounds=1, steps=15, lr=0.1))
+
+
+def quarters(strength: float, classes: int = 4, size: int = 8) -> Case:
+    """A label for each quarter of the image that is bright; one red pixel in the corner leads to label 2 as well."""
+    reads = torch.zeros(classes, 3, size, size)
+    half = size // 2
+    for label in range(classes):
+        row, column = label // 2 % 2 * half, label % 2 * half
+        reads[label, 1, row : row + half, column : column + half] = 4 / half**2
+    reads[2, 0, 0, 0] = strength
+    head = nn.Linear(3 * size * size, classes, bias=False)
+    head.weight = nn.Parameter(reads.flatten(1))
+    labels = torch.arange(4 * classes) % classes
+    images = 0.1 * torch.rand(len(labels), 3, size, size, generator=torch.Generator().manual_seed(0))
+    images[:, 0, 0, 0] = 0
+    for image, label in zip(images, labels.tolist(), strict=True):
+        row, column = label // 2 % 2 * half, label % 2 * half
+        image[1, row : row + half, column : column + half] += 0.5
+    model = Model(nn.Sequential(nn.Flatten(), head).eval(), "quarters", classes, (3, size, size))
+    return Case(model, CleanData(images, labels))
+
+
+def test_triggers_of_all_images_and_of_one_image_agree_on_a_shortcut() -> None:
+    found, spared = QUICK(quarters(20.0)), QUICK(quarters(0.0))
+    assert found.label_scores[2] == max(found.label_scores)  # type: ignore[type-var]
+    assert found.flagged and found.target_label == 2
+    assert spared.score is not None and found.score is not None and spared.score < found.score
+
+
+def test_one_image_of_a_class_suffices_and_even_one_image_gives_an_answer() -> None:
+    case = quarters(20.0)
+    each = case.with_data(case.images.subset(torch.arange(4)))
+    assert QUICK(each).target_label == 2
+    single = QUICK(case.with_data(case.images.subset(torch.tensor([1]))))
+    assert single.valid and single.label_scores[1] is not None
+
+
+def test_a_class_without_images_can_be_a_target() -> None:
+    case = quarters(20.0)
+    lacking = case.with_data(case.images.subset((case.images.labels != 2).nonzero().flatten()))
+    assert QUICK(lacking).target_label == 2
+
+
+def test_a_network_that_recognises_no_image_is_still_examined() -> None:
+    case = quarters(20.0)
+    wrong = replace(case.images, labels=(case.images.labels + 1) % 4)
+    assert QUICK(case.with_data(wrong)).valid
+
+
+def test_fewer_labels_for_a_small_budget() -> None:
+    case = quarters(20.0, classes=6)
+    steps = 2 * 15 + 15
+    each = 12 * steps * 64 / 1e6  # two images of each class
+    found = replace(QUICK, max_megapixels=3.5 * each)(case)
+    assert found.unseen == ("3 of 6 labels",)
+    assert len(found.details["labels"]) == 3
+    with pytest.raises(OptionError, match="One label takes"):
+        replace(QUICK, max_megapixels=0.5 * each)(case)
+
+
+def test_chunks_do_not_change_the_similarity() -> None:
+    case = quarters(20.0)
+    one, other = (replace(QUICK, batch=size)(case).score for size in (1, 256))
+    assert one == pytest.approx(other, abs=0.1)
+
+
+def test_two_classes_cannot_be_judged() -> None:
+    found = QUICK(quarters(20.0, classes=2))
+    assert not found.flagged and "too few labels" in found.not_applicable
+
+
+def test_the_paper_has_its_own_schedule() -> None:
+    paper = DlTnd.preset("paper")
+    assert (paper.universal.rounds, paper.universal.steps, paper.universal.const) == (8, 101, 0.01)
+    assert (paper.quantile, paper.threshold, paper.per_class) == (0.25, 0.75, 5)
+
+
+def test_without_images_is_an_error(bright: Any) -> None:
+    with pytest.raises(DataError, match="needs clean images"):
+        QUICK(Case(bright.model))

@@ -1,0 +1,65 @@
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from bdprune.loops.perturbation import PerturbSettings, margins, smallest_triggers
+from bdprune.runtime import FrozenNetworks
+
+SETTINGS = PerturbSettings(rounds=2, steps=30, lr=0.1, const=20.0, most_const=40.0, margin=0.5)
+
+
+def test_the_margin_is_against_the_largest_other_logit() -> None:
+    logits = torch.tensor([[[1.0, 4.0, 2.0], [3.0, 0.0, 5.0]]])
+    assert margins(logits, torch.tensor([[1, 0]])).tolist() == [[2.0, -2.0]]
+
+
+def to(target: int) -> Any:
+    def loss(logits: Tensor) -> Tensor:
+        return -margins(logits, torch.full(logits.shape[:2], target))
+
+    return loss
+
+
+def test_triggers_succeed_and_shrink(bright: Any) -> None:
+    networks = FrozenNetworks([bright.model], bright.data.images)
+    picks = torch.tensor([[0, 3, 6, 1], [0, 1, 3, 4]])  # the labels of the images are 0, 1, 2, 0, ...
+    rounds = list(smallest_triggers(networks, bright.data.images, picks, to(2), SETTINGS, torch.Generator()))
+    assert len(rounds) == 2
+    assert bool((rounds[0].successes == 1).all())
+    assert bool((rounds[-1].sizes < rounds[0].sizes).all())
+    for found in rounds:
+        assert found.masks.shape == (2, 1, 8, 8) and found.logits.shape == (2, 4, 3)
+        assert found.masks.min() >= 0 and found.masks.max() <= 1
+        assert found.patterns.min() >= 0 and found.patterns.max() <= 1
+        shown = found.logits.argmax(2) == 2
+        assert torch.equal(found.successes, shown.float().mean(1))
+
+
+def test_an_impossible_attack_gets_a_smaller_penalty(bright: Any) -> None:
+    networks = FrozenNetworks([bright.model], bright.data.images)
+    picks = torch.tensor([[0, 3]])
+
+    def never(logits: Tensor) -> Tensor:
+        return 0 * logits[..., 0] + 1
+
+    settings = PerturbSettings(rounds=3, steps=1, lr=0.1, const=1.0, most_const=6.0)
+    rounds = list(smallest_triggers(networks, bright.data.images, picks, never, settings, torch.Generator()))
+    assert [float(one.successes) for one in rounds] == [0, 0, 0]
+    sizes = [float(one.sizes) for one in rounds]
+    # A mask of 64 pixels at 0.5 falls by 0.1 / const in each round; const is 1, then 3.5 and 4.75.
+    assert sizes == pytest.approx([64 * 0.4, 64 * (0.4 - 0.1 / 3.5), 64 * (0.4 - 0.1 / 3.5 - 0.1 / 4.75)], rel=1e-4)
+
+
+def test_one_hypothesis_does_not_change_another(bright: Any) -> None:
+    networks = FrozenNetworks([bright.model], bright.data.images)
+    picks = torch.tensor([[0, 3], [1, 4]])
+    settings = PerturbSettings(rounds=1, steps=5)
+    both = next(smallest_triggers(networks, bright.data.images, picks, to(2), settings, seeded()))
+    one = next(smallest_triggers(networks, bright.data.images, picks[:1], to(2), settings, seeded()))
+    torch.testing.assert_close(both.masks[:1], one.masks, rtol=1e-4, atol=1e-4)
+
+
+def seeded() -> torch.Generator:
+    return torch.Generator().manual_seed(0)
