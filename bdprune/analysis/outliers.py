@@ -7,6 +7,9 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+DEAF = "The logits do not depend on the image."
+"""Why a network that ignores its input cannot be examined."""
+
 _FEWEST = 4
 _MAD_TO_STD = 1.4826  # of a normal distribution
 _TINY = 1e-9
@@ -30,7 +33,7 @@ def why_deaf(logits: Callable[[Tensor], Tensor], images: Tensor) -> str:
         logits: images -> logits.
         images: ``[N, C, H, W]`` on the device of the network; they are compared with their negatives.
     """
-    return "" if bool((logits(images) != logits(1 - images)).any()) else "The logits do not depend on the image."
+    return "" if bool((logits(images) != logits(1 - images)).any()) else DEAF
 
 
 def why_no_outlier(num_classes: int) -> str:

@@ -104,7 +104,9 @@ class DlTnd(Detector):
         if deaf := why_deaf(networks.logits, data.images.to(networks.device)):
             return self.evidence(0.0, self.threshold, not_applicable=deaf)
         count = max(1, self.batch // min(len(data), self.max_images))
-        parts = [self._similarity(networks, data, part) for part in labels.split(count)]
+        picks = self._picks(data.labels, labels)
+        chunks = zip(labels.split(count), picks.split(count), strict=True)
+        parts = [self._similarity(networks, data, *chunk) for chunk in chunks]
         return self._read(case, labels, *(torch.cat(values) for values in zip(*parts, strict=True)))
 
     def work(self, case: Case) -> float:
@@ -157,10 +159,11 @@ class DlTnd(Detector):
             )
         return int(min(case.model.num_classes, self.max_megapixels * _MEGA / each))
 
-    def _similarity(self, networks: FrozenNetworks, data: CleanData, targets: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def _similarity(
+        self, networks: FrozenNetworks, data: CleanData, targets: Tensor, picks: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
         """For each target ``[H]``: the quantile of the similarity, and size and success of the universal trigger."""
         generator = torch.Generator().manual_seed(self.seed)
-        picks = self._picks(data.labels, targets, generator)
         true, wanted = data.labels[picks].to(networks.device), targets.to(networks.device).view(-1, 1)
         own, wanted = true == wanted, wanted.expand_as(true)
 
@@ -182,8 +185,9 @@ class DlTnd(Detector):
         similarity = cosine_similarity(found.logits, effects, dim=2).masked_fill(own, torch.nan)
         return similarity.nanquantile(self.quantile, 1)
 
-    def _picks(self, labels: Tensor, targets: Tensor, generator: torch.Generator) -> Tensor:
+    def _picks(self, labels: Tensor, targets: Tensor) -> Tensor:
         """The images of each target's trigger, ``[H, N]``: those of its own class first, then others at random."""
+        generator = torch.Generator().manual_seed(self.seed)
         count = min(len(labels), self.max_images)
         orders = [torch.randperm(len(labels), generator=generator) for _ in targets]
         firsts = [(labels[order] != target).long() for order, target in zip(orders, targets, strict=True)]

@@ -84,10 +84,11 @@ def smallest_triggers(
         networks: one network.
         images: ``[M, C, h, w]`` in [0, 1].
         picks: ``[H, N]`` int64, the images of each trigger.
-        generator: source of the first patterns, on the CPU.
+        generator: source of the first pattern, which is the same for all triggers, on the CPU.
     """
     masks = torch.full((len(picks), 1, *images.shape[2:]), _FIRST_MASK, device=networks.device)
-    first = (masks, torch.rand((len(picks), *images.shape[1:]), generator=generator).to(masks))
+    pattern = torch.rand(images.shape[1:], generator=generator).to(masks)
+    first = (masks, pattern.expand(len(picks), *pattern.shape))
     lower, const, upper = (
         torch.full((len(picks), 1, 1, 1), value, device=masks.device)
         for value in (settings.least_const, settings.const, settings.most_const)

@@ -45,6 +45,11 @@ class FrozenNetworks:
         self.device, self.count = models[0].device, len(models)
 
     @property
+    def module(self) -> nn.Module:
+        """Images in [0, 1] -> logits, as :meth:`logits` but without its choice of convolutions."""
+        return self._module
+
+    @property
     def layout(self) -> torch.memory_format:
         """The memory format in which the images should come."""
         return torch.channels_last if self._plan.channels_last else torch.contiguous_format

@@ -22,7 +22,7 @@ def quarters(strength: float, classes: int = 4, size: int = 8) -> Case:
     for label in range(classes):
         row, column = label // 2 % 2 * half, label % 2 * half
         reads[label, 1, row : row + half, column : column + half] = 4 / half**2
-    reads[2, 0, 0, 0] = strength
+    reads[min(2, classes - 1), 0, 0, 0] = strength
     head = nn.Linear(3 * size * size, classes, bias=False)
     head.weight = nn.Parameter(reads.flatten(1))
     labels = torch.arange(4 * classes) % classes
@@ -53,7 +53,8 @@ def test_one_image_of_a_class_suffices_and_even_one_image_gives_an_answer() -> N
 def test_a_class_without_images_can_be_a_target() -> None:
     case = quarters(20.0)
     lacking = case.with_data(case.images.subset((case.images.labels != 2).nonzero().flatten()))
-    assert QUICK(lacking).target_label == 2
+    found = QUICK(lacking)
+    assert found.label_scores[2] == max(found.label_scores) > 0  # type: ignore[type-var, operator]
 
 
 def test_a_network_that_recognises_no_image_is_still_examined() -> None:
@@ -65,7 +66,7 @@ def test_a_network_that_recognises_no_image_is_still_examined() -> None:
 def test_fewer_labels_for_a_small_budget() -> None:
     case = quarters(20.0, classes=6)
     steps = 2 * 15 + 15
-    each = 12 * steps * 64 / 1e6  # two images of each class
+    each = 4 * steps * 64 / 1e6  # one image of each of the four classes that it recognises
     found = replace(QUICK, max_megapixels=3.5 * each)(case)
     assert found.unseen == ("3 of 6 labels",)
     assert len(found.details["labels"]) == 3
@@ -76,7 +77,7 @@ def test_fewer_labels_for_a_small_budget() -> None:
 def test_chunks_do_not_change_the_similarity() -> None:
     case = quarters(20.0)
     one, other = (replace(QUICK, batch=size)(case).score for size in (1, 256))
-    assert one == pytest.approx(other, abs=0.1)
+    assert one == pytest.approx(other, rel=0.05)
 
 
 def test_two_classes_cannot_be_judged() -> None:

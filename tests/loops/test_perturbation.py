@@ -1,3 +1,4 @@
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -22,19 +23,31 @@ def to(target: int) -> Any:
     return loss
 
 
-def test_triggers_succeed_and_shrink(bright: Any) -> None:
+def test_triggers_succeed_and_a_larger_penalty_makes_them_smaller(bright: Any) -> None:
     networks = FrozenNetworks([bright.model], bright.data.images)
     picks = torch.tensor([[0, 3, 6, 1], [0, 1, 3, 4]])  # the labels of the images are 0, 1, 2, 0, ...
-    rounds = list(smallest_triggers(networks, bright.data.images, picks, to(2), SETTINGS, torch.Generator()))
-    assert len(rounds) == 2
-    assert bool((rounds[0].successes == 1).all())
-    assert bool((rounds[-1].sizes < rounds[0].sizes).all())
-    for found in rounds:
-        assert found.masks.shape == (2, 1, 8, 8) and found.logits.shape == (2, 4, 3)
-        assert found.masks.min() >= 0 and found.masks.max() <= 1
-        assert found.patterns.min() >= 0 and found.patterns.max() <= 1
-        shown = found.logits.argmax(2) == 2
-        assert torch.equal(found.successes, shown.float().mean(1))
+    lenient, strict = (
+        next(smallest_triggers(networks, bright.data.images, picks, to(2), replace(SETTINGS, const=const), seeded()))
+        for const in (20.0, 2.0)
+    )
+    assert bool((lenient.successes == 1).all())
+    assert bool((strict.sizes < lenient.sizes).all())
+    assert lenient.masks.shape == (2, 1, 8, 8) and lenient.logits.shape == (2, 4, 3)
+    for values in (lenient.masks, lenient.patterns):
+        assert bool(((values >= 0) & (values <= 1)).all())
+    assert torch.equal(lenient.successes, (lenient.logits.argmax(2) == 2).float().mean(1))
+
+
+def test_a_success_gets_a_larger_penalty(bright: Any) -> None:
+    networks = FrozenNetworks([bright.model], bright.data.images)
+
+    def always(logits: Tensor) -> Tensor:
+        return 0 * logits[..., 0] - 1
+
+    settings = PerturbSettings(rounds=2, steps=1, lr=0.1, const=2.0, least_const=1.0)
+    rounds = smallest_triggers(networks, bright.data.images, torch.tensor([[0, 3]]), always, settings, seeded())
+    sizes = [float(one.sizes) for one in rounds]
+    assert sizes == pytest.approx([64 * 0.45, 64 * (0.45 - 0.1 / 1.5)], rel=1e-4)
 
 
 def test_an_impossible_attack_gets_a_smaller_penalty(bright: Any) -> None:
