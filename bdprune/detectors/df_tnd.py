@@ -55,7 +55,7 @@ class DfTnd(Detector):
     cost = "gradients"
     label = True
     sign = "perturbation"
-    level = "full"
+    level = None
     limits = "A trigger that raises many features a little, as a warp or a sinus does, is no outlier."
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
         "paper": {

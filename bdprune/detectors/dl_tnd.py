@@ -70,7 +70,7 @@ class DlTnd(Detector):
     cost = "gradients"
     label = True
     sign = "perturbation"
-    level = "full"
+    level = None
     limits = "It looks for one patch with one target. It misses warps, styles, and backdoors with several targets."
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
         "paper": {

@@ -57,7 +57,7 @@ class FeatureMargin(Detector):
     cost = "gradients"
     label = True
     sign = "margin"
-    level = "full"
+    level = None
     limits = (
         "Backdoors with several targets, and backdoors that a warp or weak poison triggers, stay below its threshold."
     )

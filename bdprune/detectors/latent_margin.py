@@ -39,7 +39,7 @@ class LatentMarginDetector(Detector):
     cost = "forward"
     label = True
     sign = "margin"
-    level = "full"
+    level = None
     limits = (
         "It reads only the last layer. Backdoors with several targets, and those whose features mix with clean ones, "
         "stay below its threshold."
