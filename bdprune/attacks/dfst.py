@@ -257,6 +257,8 @@ def colours(images: Tensor) -> Tensor:
 
     A channel that hardly varies would become noise at the style's spread, so it is scaled by at most 10.
     """
+    if not len(images):  # torch warns about the spread of no values
+        return images
     axes, mean, spread = (part.to(images) for part in _style(images.shape[1]))
     given = torch.einsum("ij,njhw->nihw", axes, images)
     own_spread, own_mean = torch.std_mean(given, (2, 3), correction=0, keepdim=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import TypeAlias
 
 import torch
 
@@ -26,6 +27,10 @@ from bdprune.record import Evidence, Needs, Rule, TriggerKind
 
 _SHARES = (0.0, 0.0033, 0.0067, 0.0133, 0.02, 0.0267, 0.04, 0.0533)
 """Shares of all filters that are pruned. Backdoors of our small zoo stop within the first 2 to 3 %."""
+
+
+_Examined: TypeAlias = tuple[float, Trigger, list[PrunedPoint]]
+"""The score of a trigger, the trigger, and its curve."""
 
 
 @dataclass(frozen=True)
@@ -95,8 +100,9 @@ class TriggerPruningDetector(Detector):
 
     def _evidence(self, case: Case, search: InvertSettings, triggers: list[Trigger]) -> Evidence:
         examined = list(self._examined(case, search, triggers))
-        flagged_first = [one for one in examined if one[0] > self.threshold] or examined
-        score, trigger, points = flagged_first[0] if flagged_first else (0.0, None, [])
+        highest = max(examined, key=lambda one: one[0], default=None)
+        chosen = next((one for one in examined if one[0] > self.threshold), highest)
+        score, trigger, points = chosen or (0.0, None, [])
         held = split_images(case.images, search, self.seed)[1]
         flagged = trigger is not None and score > self.threshold
         flips = read_flips(flip_table(case.model, trigger, held), trigger.target) if flagged and trigger else None
@@ -121,9 +127,7 @@ class TriggerPruningDetector(Detector):
             },
         )
 
-    def _examined(
-        self, case: Case, search: InvertSettings, triggers: list[Trigger]
-    ) -> Iterator[tuple[float, Trigger, list[PrunedPoint]]]:
+    def _examined(self, case: Case, search: InvertSettings, triggers: list[Trigger]) -> Iterator[_Examined]:
         """Score and curve of each trigger, as long as there is time."""
         seen, held = split_images(case.images, search, self.seed)
         filters = sum(group.num_filters for group in case.model.groups)
