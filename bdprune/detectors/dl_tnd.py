@@ -155,7 +155,7 @@ class DlTnd(Detector):
         if each > self.max_megapixels * _MEGA:
             raise OptionError(
                 f"One label takes {each / _MEGA:.0f} million pixels, more than max_megapixels={self.max_megapixels:g}.",
-                "Give the detector a larger max_megapixels.",
+                "Raise this limit of the detector in Python, or scan a model for smaller images.",
             )
         return int(min(case.model.num_classes, self.max_megapixels * _MEGA / each))
 
