@@ -20,15 +20,14 @@ import json
 import math
 import platform
 import statistics
-import subprocess
 import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Any
 
 import torch
+from rows import Row, Rows, commit
 
 from bdprune.analysis import MEMO, Case
 from bdprune.attacks import shape_of
@@ -41,7 +40,6 @@ from bdprune.pipeline import parse_device
 from bdprune.purifiers import RNP, SuspiciousnessPruning
 from bdprune.zoo import Entry, Storage, load_trigger, measure, read_manifest, weights_path
 
-Row = dict[str, Any]
 METHODS: dict[str, tuple[int, Callable[[int], RNP | SuspiciousnessPruning]]] = {
     "rnp": (500, lambda seed: RNP(seed=seed)),
     "suspiciousness-100": (100, lambda seed: SuspiciousnessPruning(seed=seed)),
@@ -128,43 +126,7 @@ def repair_row(subject: Subject, method: str, seed: int) -> Row:
     return row | {"after": subject.measure(result.model), "seconds": seconds}
 
 
-class Record:
-    """Rows in a JSON lines file, with part, model, method and seed as the key. Each row is written when it is done.
-
-    Args:
-        path: of the file; None writes no file.
-        device: name of the device for new rows.
-    """
-
-    def __init__(self, path: Path | None, device: str) -> None:
-        self.path, self.device = path, device
-        self.rows: dict[tuple[Any, ...], Row] = {}
-        if path and path.exists():
-            for line in path.read_text().splitlines():
-                row = json.loads(line)
-                self.rows[_key(row)] = row
-
-    def add(self, key: Row, make: Callable[[], Row]) -> None:
-        """Makes and writes the row of ``key`` if it is missing."""
-        if _key(key) in self.rows:
-            return
-        row = key | make() | {"commit": _environment()["commit"], "device": self.device}
-        self.rows[_key(key)] = row
-        print(json.dumps(row), file=sys.stderr, flush=True)
-        if self.path:
-            with self.path.open("a") as file:
-                file.write(json.dumps(row) + "\n")
-
-    def of(self, part: str) -> list[Row]:
-        """The rows of one part."""
-        return [row for row in self.rows.values() if row["part"] == part]
-
-
-def _key(row: Row) -> tuple[Any, ...]:
-    return row["part"], row["model"], row["method"], row["seed"]
-
-
-def run(record: Record, subject: Subject, parts: list[str], methods: list[str], seeds: int, budget: str) -> None:
+def run(record: Rows, subject: Subject, parts: list[str], methods: list[str], seeds: int, budget: str) -> None:
     """Makes all missing rows of one model."""
     base: Row = {"model": subject.name, "kind": subject.attack.kind if subject.attack else None, "truth": subject.truth}
     if "repairs" in parts and subject.attack:
@@ -255,12 +217,11 @@ def _tally(values: Iterable[object]) -> str:
 
 
 def _environment() -> Row:
-    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False)
     return {
         "torch": torch.__version__,
         "threads": torch.get_num_threads(),
         "machine": platform.machine(),
-        "commit": commit.stdout.strip(),
+        "commit": commit(),
     }
 
 
@@ -281,7 +242,7 @@ def main() -> None:
     parser.add_argument("--rows", type=Path, help="JSON lines file for the rows")
     options = parser.parse_args()
     device = parse_device(options.device)
-    record = Record(options.rows, device_name(device))
+    record = Rows(options.rows, ("part", "model", "method", "seed"), {"device": device_name(device)})
     parts = ["scans", "repairs"] if options.part == "both" else [options.part]
     zoo = read_manifest(options.manifest)
     storage = Storage(zoo)
@@ -305,12 +266,12 @@ def main() -> None:
             options.seeds,
             options.budget,
         )
-    before = {row["model"]: row for row in record.of("before")}
+    before = {row["model"]: row for row in record.where(part="before")}
     if skipped:
         print(f"Skipped models without weights: {', '.join(skipped)}.\n")
-    print(scan_table([row for row in record.of("scan") if row["method"] == options.budget]))
+    print(scan_table(record.where(part="scan", method=options.budget)))
     for method in METHODS:
-        print(f"\n{method}\n\n{repair_table(record.of('repair'), before, method)}")
+        print(f"\n{method}\n\n{repair_table(record.where(part='repair'), before, method)}")
     print(f"\n{json.dumps(_environment())}")
 
 

@@ -15,15 +15,13 @@ that of NU+NC for the target label; below, what each changes.
 from __future__ import annotations
 
 import argparse
-import json
 import statistics
-import subprocess
 import sys
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Any
 
 import torch
+from rows import Row, Rows
 from torch import Tensor
 
 from bdprune.analysis import Case
@@ -38,7 +36,6 @@ from bdprune.methods import Detector
 from bdprune.model import load
 from bdprune.zoo import Entry, Storage, load_trigger, read_manifest, weights_path
 
-Row = dict[str, Any]
 RESULTS = Path(__file__).parent / "results" / "labels.jsonl"
 METHODS: dict[str, Callable[[int], Detector]] = {
     "NC": lambda seed: NeuralCleanseDetector(seed=seed),
@@ -64,33 +61,6 @@ _SCALE, _GAP = 5, 8  # pixels of the figure for one of an image, and white ones 
 _MEASURED = 100  # images over which a change is averaged
 
 
-class Labels:
-    """The rows of a JSON lines file, by zoo, model, method and seed."""
-
-    def __init__(self, path: Path, zoo: str) -> None:
-        self.path, self.zoo = path, zoo
-        rows = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
-        self.rows: dict[tuple[Any, ...], Row] = {_key(row): row for row in rows}
-
-    def add(self, row: Row, make: Callable[[], Row]) -> None:
-        """Completes and writes the row if it is missing."""
-        if _key(row) in self.rows:
-            return
-        row = row | make() | {"commit": _commit()}
-        self.rows[_key(row)] = row
-        print(json.dumps(row), file=sys.stderr, flush=True)
-        with self.path.open("a") as file:
-            file.write(json.dumps(row) + "\n")
-
-    def of(self, model: str, method: str) -> list[Row]:
-        """The rows of one model and method."""
-        return [row for key, row in self.rows.items() if key[:3] == (self.zoo, model, method)]
-
-
-def _key(row: Row) -> tuple[Any, ...]:
-    return row["zoo"], row["model"], row["method"], row["seed"]
-
-
 def examine(case: Case, method: str, seed: int) -> Row:
     """The label that a method puts first, whether it flags the model, and its score."""
     found = METHODS[method](seed)(case)
@@ -103,7 +73,7 @@ def examine(case: Case, method: str, seed: int) -> Row:
     }
 
 
-def table(labels: Labels, entries: Iterable[Entry]) -> str:
+def table(labels: Rows, zoo: str, entries: Iterable[Entry]) -> str:
     """A Markdown table with one line for each model: accuracy of the label in per cent, and how often it is flagged."""
     lines = [
         f"| model | truth | {' | '.join(METHODS)} | Table 16: NC, NU+NC, NU |",
@@ -114,7 +84,7 @@ def table(labels: Labels, entries: Iterable[Entry]) -> str:
         attack = entry.make_attack()
         cells = []
         for method in METHODS:
-            mine = labels.of(entry.name, method)
+            mine = labels.where(zoo=zoo, model=entry.name, method=method)
             hits = [100.0 * (row["first"] == row["truth"]) for row in mine]
             flagged = f"{sum(row['flagged'] for row in mine)} of {len(mine)} flagged"
             cells.append("–" if not mine else f"{statistics.mean(hits):.0f} ({flagged})" if attack else flagged)
@@ -178,11 +148,6 @@ def _enlarged(image: Tensor) -> Tensor:
     return image.repeat_interleave(_SCALE, 1).repeat_interleave(_SCALE, 2)
 
 
-def _commit() -> str:
-    done = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False)
-    return done.stdout.strip()
-
-
 def has_one_target(entry: Entry) -> bool:
     """Whether it is clean or has one target label."""
     attack = entry.make_attack()
@@ -208,19 +173,19 @@ def main() -> None:
             sys.exit("Name one backdoored model with one target label: --only badnets.")
         options.figure.write_bytes(drawn(*subjects[0], clean))
         return
-    labels = Labels(options.rows, zoo.name)
+    labels = Rows(options.rows, ("zoo", "model", "method", "seed"))
     for seed in range(options.seeds):
         for entry, folder in sorted(subjects, key=lambda one: _place(one[0])):
-            run(labels, entry, Case(load(weights_path(folder, entry.name)), clean), seed)
-    print(table(labels, [entry for entry, _ in subjects]))
+            run(labels, zoo.name, entry, Case(load(weights_path(folder, entry.name)), clean), seed)
+    print(table(labels, zoo.name, [entry for entry, _ in subjects]))
 
 
-def run(labels: Labels, entry: Entry, case: Case, seed: int) -> None:
+def run(labels: Rows, zoo: str, entry: Entry, case: Case, seed: int) -> None:
     """Makes the missing rows of one model and seed."""
     attack = entry.make_attack()
     truth = attack.target if attack else None
     for method in METHODS:
-        row = {"zoo": labels.zoo, "model": entry.name, "method": method, "seed": seed, "truth": truth}
+        row = {"zoo": zoo, "model": entry.name, "method": method, "seed": seed, "truth": truth}
         labels.add(row, lambda method=method: examine(case, method, seed))  # type: ignore[misc]
 
 

@@ -9,20 +9,17 @@ attack family against all clean networks, the mean and the worst family, and how
 is the target. A detector that learns nothing from a family can be judged on it, so each family counts as held out. The
 AUROC needs no threshold.
 
-Each row is appended to FILE (JSON lines) when it is done. Rows in FILE are not run again; rows of detectors that are no
-longer in the package stay in the tables.
+Each row is appended to FILE (JSON lines) when it is done. Rows in FILE are not run again.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import statistics
-import sys
 import time
-from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+
+from rows import Row, Rows, auroc
 
 from bdprune.analysis import MEMO, Case
 from bdprune.data import CleanData, load_clean
@@ -32,7 +29,6 @@ from bdprune.record import Evidence
 from bdprune.registry import method_class
 from bdprune.zoo import Entry, Storage, read_manifest, weights_path
 
-Row = dict[str, Any]
 ROOT = Path(__file__).parents[1]
 DETECTORS = ("latent_margin", "feature_margin", "df_tnd", "dl_tnd")
 PER_CLASS = {"gtsrb": 10}
@@ -52,22 +48,18 @@ def images_for(entry: Entry, model: Model, data: Path, seed: int) -> CleanData:
     )
 
 
-def measured(zoo: str, entry: Entry, case: Case, name: str, seed: int) -> Row:
+def measured(entry: Entry, case: Case, key: Row) -> Row:
     """The score and the leading label of one detector on one model."""
-    kind = method_class("detector", name)
-    detector = kind(seed=seed) if "seed" in kind.settings() else kind()
+    kind = method_class("detector", key["detector"])
+    detector = kind(seed=key["seed"]) if "seed" in kind.settings() else kind()
     assert isinstance(detector, Detector)
     MEMO.clear()
     wall, cpu = time.perf_counter(), time.process_time()
     evidence = detector(case)
     attack = entry.make_attack()
     return {
-        "zoo": zoo,
-        "model": entry.name,
         "family": None if attack is None else family_of(entry),
         "target": None if attack is None else attack.target,
-        "detector": name,
-        "seed": seed,
         "score": evidence.score,
         "label": leading(evidence),
         "not_applicable": evidence.not_applicable,
@@ -90,21 +82,14 @@ def leading(evidence: Evidence) -> int | None:
     return max(range(len(scores)), key=scores.__getitem__) if scores else None
 
 
-def auroc(backdoored: Sequence[float], clean: Sequence[float]) -> float:
-    """Probability that a backdoored network has a larger score than a clean one; ties count half."""
-    wins = [(one > other) + 0.5 * (one == other) for one in backdoored for other in clean]
-    return statistics.fmean(wins)
-
-
 def by_score(row: Row) -> float:
     """The score of a row; detectors that do not apply say nothing."""
     return float(row["score"] or 0.0)
 
 
-def table(rows: list[Row], name: str, score: Callable[[Row], float] = by_score) -> str:
+def table(mine: list[Row], name: str) -> str:
     """The Markdown table of one detector."""
-    mine = [row for row in rows if row["detector"] == name]
-    clean = [score(row) for row in mine if row["family"] is None]
+    clean = [by_score(row) for row in mine if row["family"] is None]
     families = sorted({row["family"] for row in mine} - {None})
     if not clean or not families:
         return f"{name}: {len(mine)} rows\n"
@@ -112,14 +97,14 @@ def table(rows: list[Row], name: str, score: Callable[[Row], float] = by_score) 
     values = []
     for family in families:
         its = [row for row in mine if row["family"] == family]
-        values.append(auroc([score(row) for row in its], clean))
+        values.append(auroc([by_score(row) for row in its], clean))
         known = [row for row in its if row["target"] is not None and row["label"] is not None]
         right = f"{sum(row['label'] == row['target'] for row in known)} of {len(known)}" if known else "–"
-        scores = ", ".join(f"{score(row):.2f}" for row in its)
+        scores = ", ".join(f"{by_score(row):.2f}" for row in its)
         lines.append(f"| {family} | {len(its)} | {values[-1]:.2f} | {scores} | {right} |")
     lines.append(f"| clean | {len(clean)} | | {', '.join(f'{one:.2f}' for one in sorted(clean))} | |")
     known = [row for row in mine if row["target"] is not None and row["label"] is not None]
-    overall = auroc([score(row) for row in mine if row["family"] is not None], clean)
+    overall = auroc([by_score(row) for row in mine if row["family"] is not None], clean)
     seconds = statistics.median(row["cpu_seconds"] for row in mine)
     lines += [
         "",
@@ -131,32 +116,21 @@ def table(rows: list[Row], name: str, score: Callable[[Row], float] = by_score) 
     return "\n".join(lines)
 
 
-def run(options: argparse.Namespace, rows: list[Row]) -> None:
-    """Runs what is missing in ``rows`` and adds it."""
-    done = {(row["zoo"], row["model"], row["detector"], row["seed"]) for row in rows}
+def run(options: argparse.Namespace, rows: Rows) -> None:
+    """Makes the missing rows."""
     for seed in range(options.seeds):
         for path in options.manifests:
             zoo = read_manifest(path)
             storage = Storage(zoo, options.models)
             for entry in zoo.models:
                 folder = storage.made(entry)
-                wanted = [name for name in options.detectors if (zoo.name, entry.name, name, seed) not in done]
-                if folder is None or not wanted or (options.only and entry.name not in options.only):
+                if folder is None or (options.only and entry.name not in options.only):
                     continue
                 model = load(weights_path(folder, entry.name), arch=entry.arch, num_classes=entry.num_classes)
                 case = Case(model, images_for(entry, model, options.data, seed))
-                for name in wanted:
-                    add(measured(zoo.name, entry, case, name, seed), rows, options.rows)
-
-
-def add(row: Row, rows: list[Row], file: Path | None) -> None:
-    """Keeps a row, and writes it."""
-    rows.append(row)
-    short = {key: value for key, value in row.items() if key != "details"}
-    print(json.dumps(short), file=sys.stderr, flush=True)
-    if file:
-        with file.open("a") as out:
-            out.write(json.dumps(row) + "\n")
+                for name in options.detectors:
+                    key = {"zoo": zoo.name, "model": entry.name, "detector": name, "seed": seed}
+                    rows.add(key, lambda entry=entry, case=case, key=key: measured(entry, case, key))  # type: ignore[misc]
 
 
 def main() -> None:
@@ -170,12 +144,10 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=1)
     parser.add_argument("--rows", type=Path, help="JSON lines file for the rows")
     options = parser.parse_args()
-    rows: list[Row] = []
-    if options.rows and options.rows.exists():
-        rows = [json.loads(line) for line in options.rows.read_text().splitlines()]
+    rows = Rows(options.rows, ("zoo", "model", "detector", "seed"))
     run(options, rows)
-    for name in dict.fromkeys(row["detector"] for row in rows):
-        print(table(rows, name))
+    for name in options.detectors:
+        print(table(rows.where(detector=name), name))
 
 
 if __name__ == "__main__":

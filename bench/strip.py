@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from efficacy import Record, Row
+from rows import Row, Rows, auroc
 from torch import Tensor
 
 from bdprune.analysis import Case, judge_for, strip_settings
@@ -75,7 +75,7 @@ def measured(path: Path, clean: CleanData, sets: tuple[Tensor, Tensor], method: 
         "limits": judge.limits,
         "frr": None if flags is None else 100 * flags[0].double().mean().item(),
         "far": None if flags is None else 100 * (~flags[1]).double().mean().item(),
-        "auroc": auroc(plain, triggered),
+        "auroc": auroc(plain.tolist(), triggered.tolist()),
         "entropy": {"clean": plain.mean().item(), "triggered": triggered.mean().item()},
         "histogram": {
             name: [int(count) for count in torch.histogram(one, BINS, range=(0.0, bits)).hist.tolist()]
@@ -87,12 +87,6 @@ def measured(path: Path, clean: CleanData, sets: tuple[Tensor, Tensor], method: 
         "overlays": len(judge.overlays),
         "seconds": time.perf_counter() - start,
     }
-
-
-def auroc(plain: Tensor, triggered: Tensor) -> float:
-    """The probability that a triggered image has a lower entropy than a clean one; equal entropies count half."""
-    gap = plain[:, None] - triggered[None]
-    return ((gap > 0).double() + (gap == 0).double() / 2).mean().item()
 
 
 def table(rows: Sequence[Row]) -> str:
@@ -197,7 +191,8 @@ def main() -> None:
     parser.add_argument("--picture", metavar="MODEL=FILE.svg", help="draw the entropies of one model")
     options = parser.parse_args()
     options.device = parse_device(options.device)
-    record, part = Record(options.rows, device_name(options.device)), f"strip-{options.preset}"
+    part = f"strip-{options.preset}"
+    record = Rows(options.rows, ("part", "model", "method", "seed"), {"device": device_name(options.device)})
     part += "" if options.overlays is None else f"-{options.overlays}"
     part += "-{:g}-{:g}".format(*options.weights) if options.weights else ""
     zoo = read_manifest(options.manifest)
@@ -212,7 +207,7 @@ def main() -> None:
         for method in METHODS:
             key = {"part": part, "model": name, "kind": attack.kind, "method": method, "seed": options.seed}
             record.add(key, lambda path=path, sets=sets, method=method: measured(path, clean, sets, method, options))  # type: ignore[misc]
-    rows = [row for row in record.of(part) if row["seed"] == options.seed]
+    rows = record.where(part=part, seed=options.seed)
     print(table(rows))
     if options.picture:
         name, _, file = options.picture.partition("=")

@@ -3,7 +3,7 @@ from bdprune.analysis.case import MEMO, Analysis, Case, Memo, outcome_of
 from bdprune.analysis.flipped import Flips, flip_table, read_flips
 from bdprune.analysis.latent import Latent, LatentFeatures, LatentMargins, latent_margins, promising_labels
 from bdprune.analysis.lipschitz import Lipschitz, channel_lipschitz, channel_lipschitz_of, norm_gain
-from bdprune.analysis.outliers import DEAF, robust_z, why_deaf, why_no_outlier
+from bdprune.analysis.outliers import UNRESPONSIVE, robust_z, why_no_outlier, why_unresponsive
 from bdprune.analysis.raised import PrunedPoint, natural_share, prune_raised, raised_filters, selectivity
 from bdprune.analysis.sanity import Sanity, SanityLimits, check_sanity
 from bdprune.analysis.size import fit_size
@@ -12,7 +12,7 @@ from bdprune.analysis.statistics import FilterStatistics, Statistics, filter_sta
 from bdprune.analysis.strip import Judge, StripSettings, judge_for, predicted_labels, strip_settings
 from bdprune.analysis.suspiciousness import Suspiciousness
 from bdprune.analysis.trigger_bytes import dump_trigger, parse_trigger
-from bdprune.analysis.trigger_pictures import draw_trigger, shown_images
+from bdprune.analysis.trigger_pictures import draw_images, draw_trigger, shown_images
 from bdprune.analysis.triggers import Triggers
 from bdprune.analysis.unlearned import (
     SCAN_UNLEARNING,

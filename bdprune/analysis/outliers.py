@@ -7,7 +7,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-DEAF = "The logits do not depend on the image."
+UNRESPONSIVE = "The logits do not depend on the image."
 """Why a network that ignores its input cannot be examined."""
 
 _FEWEST = 4
@@ -26,14 +26,14 @@ def robust_z(values: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def why_deaf(logits: Callable[[Tensor], Tensor], images: Tensor) -> str:
+def why_unresponsive(logits: Callable[[Tensor], Tensor], images: Tensor) -> str:
     """That the network ignores its input, as a sentence; empty if it does not.
 
     Args:
         logits: images -> logits.
         images: ``[N, C, H, W]`` on the device of the network; they are compared with their negatives.
     """
-    return "" if bool((logits(images) != logits(1 - images)).any()) else DEAF
+    return "" if bool((logits(images) != logits(1 - images)).any()) else UNRESPONSIVE
 
 
 def why_no_outlier(num_classes: int) -> str:

@@ -190,9 +190,10 @@ def needed(settings: StripSettings) -> int:
 def half_unlearned(case: Case, overlays: Tensor, settings: StripSettings, seed: int) -> Model:
     """The network after the first part of its unlearning, with new running statistics of its batch norms.
 
-    At the end of the unlearning the network predicts one label with certainty, for clean images too, so that entropy
-    tells nothing. The running statistics lag behind the weights, and are those of single images. The new ones come from
-    the overlays, each under four others: incoming images and held-out images must not change the network.
+    At the end of the unlearning the network predicts one label with certainty, for clean images too, so that the
+    entropies of all images are equal. The running statistics lag behind the weights, and are those of single images.
+    The new ones come from the overlays, each under four others: incoming images and held-out images must not change the
+    network.
     """
     unlearned = case.get(Unlearning(SCAN_UNLEARNING, seed, plain=True))
     model = (unlearned.half_way or unlearned.model).clone()

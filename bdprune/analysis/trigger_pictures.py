@@ -43,7 +43,7 @@ def draw_trigger(trigger: Trigger, images: Tensor | None = None, most_edge: int 
         ``stamped`` (the images with the trigger next to each other) and ``difference`` (the absolute changes, times
         10). The last two only with images.
     """
-    return {name: _png(_smaller(one, most_edge)) for name, one in _drawn(trigger, images).items()}
+    return {name: draw_images(one, most_edge) for name, one in _drawn(trigger, images).items()}
 
 
 def small_pictures(trigger: Trigger, images: Tensor | None = None) -> dict[str, bytes]:
@@ -73,6 +73,21 @@ def _drawn(trigger: Trigger, images: Tensor | None) -> dict[str, Tensor]:
     return drawn
 
 
+def draw_images(images: Tensor, most_edge: int | None = None) -> bytes:
+    """A PNG of images ``[N, C, h, w]`` next to each other, with a white line between them; values are cut to [0, 1].
+
+    Args:
+        most_edge: limit for the longer side of an image, in pixels; None keeps the size.
+    """
+    images = _smaller(images, most_edge)
+    if images.shape[1] not in (1, 3):
+        images = images.mean(1, keepdim=True)
+    line = images.new_ones(*images.shape[1:3], max(1, images.shape[3] // 32))
+    parts = [part for one in images for part in (line, one)][1:]
+    row = torch.cat(parts, dim=2).permute(1, 2, 0)
+    return encode_png((row * 255).round().to(torch.uint8).numpy())
+
+
 def _smaller(images: Tensor, most_edge: int | None) -> Tensor:
     images, (height, width) = images.clamp(0, 1), images.shape[2:]
     longest = max(height, width)
@@ -80,16 +95,6 @@ def _smaller(images: Tensor, most_edge: int | None) -> Tensor:
         return images
     size = [max(1, round(edge * most_edge / longest)) for edge in (height, width)]
     return functional.interpolate(images, size, mode="area")
-
-
-def _png(images: Tensor) -> bytes:
-    """The images ``[N, C, h, w]`` in [0, 1] next to each other, with a white line between them."""
-    if images.shape[1] not in (1, 3):
-        images = images.mean(1, keepdim=True)
-    line = images.new_ones(*images.shape[1:3], max(1, images.shape[3] // 32))
-    parts = [part for one in images for part in (line, one)][1:]
-    row = torch.cat(parts, dim=2).permute(1, 2, 0)
-    return encode_png((row * 255).round().to(torch.uint8).numpy())
 
 
 def _bytes(pictures: Mapping[str, bytes]) -> int:

@@ -12,6 +12,7 @@ import click
 from bdprune.cli import options, outputs
 from bdprune.cli.progress import Progress
 from bdprune.errors import OptionError
+from bdprune.record import TRIGGER_KINDS, TriggerKind
 
 _LABEL = options.AtLeast(0)
 
@@ -44,7 +45,7 @@ def _targets(
 )
 @click.option(
     "--kind",
-    type=click.Choice(["patch", "additive", "warp", "all"]),
+    type=click.Choice([*TRIGGER_KINDS, "all"]),
     default="patch",
     show_default=True,
     help="patch covers pixels, additive changes all colours by fixed amounts, warp moves pixels.",
@@ -66,7 +67,7 @@ def invert(
     path: Path,
     labels: list[int | Literal["any"]] | None,
     sources: tuple[int, ...],
-    kind: Literal["patch", "additive", "warp", "all"],
+    kind: TriggerKind | Literal["all"],
     output: Path | None,
     data: Path | None,
     formats: tuple[str, ...],

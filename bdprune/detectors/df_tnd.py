@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from bdprune.analysis import Case, robust_z, why_deaf, why_no_outlier
+from bdprune.analysis import Case, robust_z, why_no_outlier, why_unresponsive
 from bdprune.loops import ActivationSettings, raise_features
 from bdprune.methods import Detector
 from bdprune.model import find_head
@@ -81,8 +81,8 @@ class DfTnd(Detector):
         search, inputs = self._affordable(model.input_shape)
         images = torch.rand(search.restarts * inputs, *model.input_shape, generator=generator)
         networks = FrozenNetworks([model], images)
-        if deaf := why_deaf(networks.logits, images.to(networks.device)):
-            return self.evidence(0.0, self.threshold, not_applicable=deaf)
+        if unresponsive := why_unresponsive(networks.logits, images.to(networks.device)):
+            return self.evidence(0.0, self.threshold, not_applicable=unresponsive)
         rises = raise_features(networks, head.path, images, search, generator)
         return self._read(rises, self._savings(search, inputs))
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cosine_similarity
 
-from bdprune.analysis import Case, promising_labels, why_deaf, why_no_outlier
+from bdprune.analysis import Case, promising_labels, why_no_outlier, why_unresponsive
 from bdprune.data import CleanData
 from bdprune.errors import OptionError
 from bdprune.loops import Found, PerturbSettings, margins, smallest_triggers
@@ -101,8 +101,8 @@ class DlTnd(Detector):
         data = self._chosen(case)
         labels = promising_labels(case, self._affordable(case, len(data)))
         networks = FrozenNetworks([case.model], data.images)
-        if deaf := why_deaf(networks.logits, data.images.to(networks.device)):
-            return self.evidence(0.0, self.threshold, not_applicable=deaf)
+        if unresponsive := why_unresponsive(networks.logits, data.images.to(networks.device)):
+            return self.evidence(0.0, self.threshold, not_applicable=unresponsive)
         count = max(1, self.batch // min(len(data), self.max_images))
         picks = self._picks(data.labels, labels)
         chunks = zip(labels.split(count), picks.split(count), strict=True)

@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from bdprune.analysis import Case, promising_labels, robust_z, why_deaf, why_no_outlier
+from bdprune.analysis import Case, promising_labels, robust_z, why_no_outlier, why_unresponsive
 from bdprune.loops import MarginSettings, cut_at, largest_margins
 from bdprune.methods import Detector
 from bdprune.record import Evidence, Needs, Rule
@@ -86,8 +86,8 @@ class FeatureMargin(Detector):
         generator = torch.Generator().manual_seed(self.seed)
         images, labels = self._affordable(case, generator)
         networks = FrozenNetworks([case.model], images)
-        if deaf := why_deaf(networks.logits, images.to(networks.device)):
-            return self.evidence(0.0, self.threshold, not_applicable=deaf)
+        if unresponsive := why_unresponsive(networks.logits, images.to(networks.device)):
+            return self.evidence(0.0, self.threshold, not_applicable=unresponsive)
         with convs_of("winograd"):
             cut = cut_at(networks.module, images.to(networks.device), self.depth)
             margins = largest_margins(cut, labels, self.search)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from bdprune.analysis import (
@@ -18,7 +18,7 @@ from bdprune.analysis import (
 )
 from bdprune.loops import Inversion, InvertSettings, Recovery, Stage, Trigger, largest_size, split_images
 from bdprune.methods import Detector, Steps
-from bdprune.record import Evidence, Level, Needs, Rule, TriggerKind, some
+from bdprune.record import TRIGGER_KINDS, Evidence, Level, Needs, Rule, TriggerKind, some
 
 _QUICK = InvertSettings(stages=(Stage(40, 8), Stage(40, 16, keep=4)), final=Stage(30, 32, keep=1), rounds=2)
 _LONG = InvertSettings(stages=(Stage(60, 8), Stage(100, 16)), final=Stage(30, 32, keep=3))
@@ -26,15 +26,14 @@ _LONG = InvertSettings(stages=(Stage(60, 8), Stage(100, 16)), final=Stage(30, 32
 SEARCHES: Mapping[Level, InvertSettings] = {"fast": _QUICK, "default": InvertSettings(), "full": _LONG}
 """The search at each budget."""
 
-KINDS: Mapping[Level, tuple[TriggerKind, ...]] = {
-    "fast": ("patch",),
-    "default": ("patch", "additive", "warp"),
-    "full": ("patch", "additive", "warp"),
-}
+KINDS: Mapping[Level, tuple[TriggerKind, ...]] = {"fast": ("patch",), "default": TRIGGER_KINDS, "full": TRIGGER_KINDS}
 """The kinds of triggers that are searched at each budget."""
 
 _MANY = 5
 """With fewer labels than this, sizes of triggers say little: a label has few others to be compared with."""
+
+_SEARCHING = 0.9
+"""Share of the time for the searches; the rest is for reading the triggers."""
 
 _LARGEST = 10.0
 """Largest score; a trigger of size 0 has no finite one."""
@@ -101,8 +100,7 @@ class InversionDetector(Detector):
         best: tuple[float, Recovery] | None = None
         found: list[Inversion] = []
         for place, kind in enumerate(kinds):
-            seconds = case.budget.remaining / (len(kinds) - place)
-            limit = None if math.isinf(seconds) else 0.9 * seconds
+            limit = case.budget.share(_SEARCHING / (len(kinds) - place))
             inversion = yield Triggers(search, kind, seed=self.seed, seconds=limit)
             found.append(inversion)
             own = smallest(inversion)
@@ -132,9 +130,9 @@ class InversionDetector(Detector):
             sources=flips.sources if outlier else (),
             label_scores=_scores(case.model.num_classes, found),
             remarks=(_remark(best, score, works),),
-            limits=_limits(case.model.num_classes),
+            limits=few_labels(case.model.num_classes),
             natural=self._natural(case, trigger) if outlier else "",
-            unseen=_unseen(found),
+            unseen=unseen_by(found),
             details=_details(found),
             triggers=infos,
             attachments=attached,
@@ -213,19 +211,23 @@ def _remark(best: Recovery, score: float, works: bool) -> str:
     return remark if works else f"{remark} It flips too few of them to count."
 
 
-def _limits(num_classes: int) -> tuple[str, ...]:
+def few_labels(num_classes: int) -> tuple[str, ...]:
+    """That there are too few labels to compare triggers well, as a sentence; empty if there are enough."""
     if num_classes >= _MANY:
         return ()
     return (f"With {num_classes} classes, the size of a trigger has few others to be compared with.",)
 
 
-def _unseen(found: list[Inversion]) -> tuple[str, ...]:
+def unseen_by(found: Sequence[Inversion]) -> tuple[str, ...]:
+    """What the searches did not look at, a phrase each."""
     unseen = []
     for inversion in found:
         kind = inversion.recoveries[0].hypothesis.kind
         labels = [str(one.target) for one in inversion.skipped if one.target is not None]
         if labels:
             unseen.append(f"{kind} triggers to labels {some(labels)}")
+        if len(labels) < len(inversion.skipped):
+            unseen.append(f"{kind} triggers to any label")
         if not inversion.complete:
             unseen.append(f"{kind} triggers in all steps of the search")
     return tuple(unseen)

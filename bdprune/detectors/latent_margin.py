@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from bdprune.analysis import DEAF, Case, LatentFeatures, LatentMargins, why_no_outlier
+from bdprune.analysis import UNRESPONSIVE, Case, LatentFeatures, LatentMargins, why_no_outlier
 from bdprune.methods import Detector, Steps
 from bdprune.record import Needs, Rule
 
@@ -60,7 +60,7 @@ class LatentMarginDetector(Detector):
         self.check(case)
         latent = yield LatentFeatures()
         if latent is None or bool((latent.logits == latent.logits[0]).all()):
-            return self.evidence(0.0, self.threshold, not_applicable=_NO_HEAD if latent is None else DEAF)
+            return self.evidence(0.0, self.threshold, not_applicable=_NO_HEAD if latent is None else UNRESPONSIVE)
         margins = yield LatentMargins(self.quantile, self.scaled)
         known = margins[~margins.isnan()].sort().values.clamp(min=1e-9)
         blank = why_no_outlier(len(known))

@@ -9,10 +9,10 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from bdprune.analysis import Case, Triggers, attach_triggers
-from bdprune.detectors.inversion import InversionDetector
+from bdprune.detectors.inversion import InversionDetector, few_labels, unseen_by
 from bdprune.loops import Hypothesis, Inversion, InvertSettings, PenaltyRule, Recovery, Stage
 from bdprune.methods import Detector, Steps
-from bdprune.record import Cost, Evidence, Needs, Sign, some
+from bdprune.record import Cost, Evidence, Needs, Sign
 
 CLEANSING = InvertSettings(stages=(Stage(60, 8), Stage(60, 16)), final=Stage(30, 32, keep=1))
 """The search: every label takes part in all stages, so that all sizes can be compared."""
@@ -38,7 +38,7 @@ PRESETS: Mapping[str, Mapping[str, Any]] = {
 _SCALE = 1.4826  # the median absolute deviation of normal values, times this, is their standard deviation
 _LARGEST = 100.0  # largest index: without a floor, equal sizes have no finite one
 _SMALLEST = 0.1  # sizes below this many pixels have the same logarithm
-_MANY = 5  # with fewer labels, the median and MAD say little
+_SEARCHING = 0.9  # share of the time for the search
 
 
 @dataclass(frozen=True)
@@ -97,8 +97,7 @@ class NeuralCleanseDetector(Detector):
 
     def triggers(self, case: Case) -> Triggers:
         """The analysis that searches a trigger for every label."""
-        left = case.budget.remaining
-        limit = None if math.isinf(left) else 0.9 * left
+        limit = case.budget.share(_SEARCHING)
         labels = tuple(Hypothesis(label) for label in range(case.model.num_classes))
         return Triggers(self.search, hypotheses=labels, seed=self.seed, seconds=limit)
 
@@ -125,8 +124,8 @@ class NeuralCleanseDetector(Detector):
             target_label=label if score > self.threshold and works else None,
             label_scores=tuple(scores),
             remarks=(_remark(best, score, works),),
-            limits=_limits(case.model.num_classes),
-            unseen=_unseen(inversion),
+            limits=few_labels(case.model.num_classes),
+            unseen=unseen_by([inversion]),
             details={
                 "label": label,
                 "sizes": {str(one.hypothesis.target): one.size for one in found},
@@ -164,17 +163,3 @@ def _remark(best: Recovery, score: float, works: bool) -> str:
         f"index {score:.1f}, and flips {rate:.0%} of {trigger.images} held-out images."
     )
     return remark if works else f"{remark} It flips too few of them to count."
-
-
-def _limits(num_classes: int) -> tuple[str, ...]:
-    if num_classes >= _MANY:
-        return ()
-    return (f"With {num_classes} classes, the size of a trigger has few others to be compared with.",)
-
-
-def _unseen(inversion: Inversion) -> tuple[str, ...]:
-    skipped = [str(one.target) for one in inversion.skipped]
-    return (
-        *((f"patch triggers to labels {some(skipped)}",) if skipped else ()),
-        *(() if inversion.complete else ("patch triggers in all steps of the search",)),
-    )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TypeAlias
@@ -20,10 +19,13 @@ from bdprune.analysis import (
     selectivity,
 )
 from bdprune.data import CleanData
-from bdprune.detectors.inversion import KINDS, SEARCHES, scored
-from bdprune.loops import InvertSettings, Trigger, split_images
+from bdprune.detectors.inversion import KINDS, SEARCHES, scored, unseen_by
+from bdprune.loops import Inversion, InvertSettings, Trigger, split_images
 from bdprune.methods import Detector, Steps
-from bdprune.record import Evidence, Needs, Rule, TriggerKind
+from bdprune.record import Evidence, Needs, Rule, TriggerKind, some
+
+_SEARCHING = 0.8
+"""Share of the time for searches that no other detector has made."""
 
 _SHARES = (0.0, 0.0033, 0.0067, 0.0133, 0.02, 0.0267, 0.04, 0.0533)
 """Shares of all filters that are pruned. Backdoors of our small zoo stop within the first 2 to 3 %."""
@@ -85,20 +87,23 @@ class TriggerPruningDetector(Detector):
         self.check(case)
         search = self.search or SEARCHES[case.budget.level]
         ranked: list[tuple[float, Trigger]] = []
+        found: list[Inversion] = []
         for kind in self.kinds or KINDS[case.budget.level]:
-            left = case.budget.remaining
-            limit = None if math.isinf(left) else 0.8 * left
+            limit = case.budget.share(_SEARCHING)
             inversion = yield Triggers(search, kind, seed=self.seed, seconds=limit)
+            found.append(inversion)
             strong = [one for one in scored(inversion) if (one[1].trigger.flip_rate or 0.0) >= self.flip_rate]
             ranked += [(score, one.trigger) for score, one in strong]
         ranked.sort(key=lambda one: -one[0])
-        return self._evidence(case, search, [trigger for _, trigger in ranked])
+        return self._evidence(case, search, [trigger for _, trigger in ranked], unseen_by(found))
 
     def work(self, case: Case) -> float:
         """The measurements of one trigger; the search is usually known."""
         return float(len(_SHARES) * 2 * min(self.max_images, len(case.images)))
 
-    def _evidence(self, case: Case, search: InvertSettings, triggers: list[Trigger]) -> Evidence:
+    def _evidence(
+        self, case: Case, search: InvertSettings, triggers: list[Trigger], unseen: tuple[str, ...]
+    ) -> Evidence:
         examined = list(self._examined(case, search, triggers))
         highest = max(examined, key=lambda one: one[0], default=None)
         chosen = next((one for one in examined if one[0] > self.threshold), highest)
@@ -114,6 +119,7 @@ class TriggerPruningDetector(Detector):
             targets=targets if len(targets) > 1 else (),
             sources=sources,
             remarks=(_remark(trigger, points),),
+            unseen=(*unseen, *_not_examined(triggers[len(examined) :])),
             details={
                 "triggers": [
                     {
@@ -138,6 +144,12 @@ class TriggerPruningDetector(Detector):
             ranked = raised_filters(case.model, trigger, seen.images[: self.max_images])
             points = prune_raised(case.model, trigger, ranked, _first(held, self.max_images), counts)
             yield selectivity(points, self.weight), trigger, points
+
+
+def _not_examined(triggers: list[Trigger]) -> tuple[str, ...]:
+    """The triggers that the time did not suffice for."""
+    goals = [f"{one.kind} to {'any label' if one.target is None else f'label {one.target}'}" for one in triggers]
+    return (f"pruning of the triggers {some(goals)}",) if goals else ()
 
 
 def _remark(trigger: Trigger | None, points: list[PrunedPoint]) -> str:

@@ -6,8 +6,8 @@ from bdprune.loops.inversion.hypotheses import Hypothesis, every_target
 from bdprune.loops.inversion.search import invert, split_images
 from bdprune.loops.inversion.settings import Inversion, InvertSettings, Recovery, Stage
 from bdprune.loops.inversion.trigger import Trigger, largest_size
-from bdprune.loops.margin import Cut, MarginSettings, cut_at, largest_margins
-from bdprune.loops.perturbation import Found, PerturbSettings, margins, smallest_triggers
+from bdprune.loops.margin import Cut, MarginSettings, cut_at, largest_margins, margins
+from bdprune.loops.perturbation import Found, PerturbSettings, smallest_triggers
 from bdprune.loops.predictions import PrunedPredictions, Pruning
 from bdprune.loops.recovery import Recovered, RecoverSettings, recover, recover_stack
 from bdprune.loops.resume import Checkpoint, digest

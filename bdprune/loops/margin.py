@@ -115,13 +115,14 @@ def largest_margins(cut: Cut, labels: Tensor, settings: MarginSettings) -> Tenso
 def _ascended(cut: Cut, value: Tensor, labels: Tensor, size: float, steps: int) -> Tensor:
     for step in range(steps):
         value = value.detach().requires_grad_(True)
-        (slope,) = torch.autograd.grad(_margin(cut.tail(value), labels).sum(), value)
+        (slope,) = torch.autograd.grad(margins(cut.tail(value), labels).sum(), value)
         lr = size * (1 + math.cos(math.pi * step / steps)) / 2
         value = (value.detach() + lr * slope.sign()).clamp(cut.lowest, cut.highest)
     with torch.no_grad():
-        return _margin(cut.tail(value), labels)
+        return margins(cut.tail(value), labels)
 
 
-def _margin(logits: Tensor, labels: Tensor) -> Tensor:
-    own = logits.gather(1, labels.unsqueeze(1))
-    return (own - logits.scatter(1, labels.unsqueeze(1), -torch.inf).amax(1, keepdim=True)).squeeze(1)
+def margins(logits: Tensor, labels: Tensor) -> Tensor:
+    """Logit of the label minus the largest other logit ``[...]``, from logits ``[..., K]`` and labels ``[...]``."""
+    own = logits.gather(-1, labels.unsqueeze(-1)).squeeze(-1)
+    return own - logits.scatter(-1, labels.unsqueeze(-1), -torch.inf).amax(-1)

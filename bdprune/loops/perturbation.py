@@ -135,10 +135,3 @@ def _measured(
     logits = networks.logits(stamped.flatten(0, 1)).unflatten(0, picks.shape)
     successes = (loss(logits) <= 0).float().mean(1)
     return Found(trigger[0].cpu(), trigger[1].cpu(), logits.cpu(), successes.cpu())
-
-
-def margins(logits: Tensor, labels: Tensor) -> Tensor:
-    """Logit of the label minus the largest other logit, ``[H, N]``, from logits ``[H, N, K]`` and labels ``[H, N]``."""
-    own = logits.gather(2, labels.unsqueeze(2))
-    others = logits.scatter(2, labels.unsqueeze(2), -torch.inf)
-    return own.squeeze(2) - others.amax(2)

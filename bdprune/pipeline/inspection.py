@@ -10,23 +10,30 @@ from typing import Any, Unpack
 
 import torch
 from torch import Tensor
-from torch.nn.functional import interpolate
 
 from bdprune.analysis import (
     Case,
     Judge,
     Sanity,
     StripSettings,
-    check_sanity,
+    draw_images,
     judge_for,
     predicted_labels,
     strip_settings,
 )
 from bdprune.data import Incoming, IncomingSource
-from bdprune.errors import OptionError, SanityError
-from bdprune.files import encode_png
+from bdprune.errors import OptionError
 from bdprune.pipeline.describe import artifact_info, data_info, env, model_info, weight_coverage
-from bdprune.pipeline.open import CleanSource, DataSource, ModelSource, OptionNames, Options, load_model, options_from
+from bdprune.pipeline.open import (
+    CleanSource,
+    DataSource,
+    ModelSource,
+    OptionNames,
+    Options,
+    checked_case,
+    load_model,
+    options_from,
+)
 from bdprune.pipeline.scan import Clock
 from bdprune.record import (
     EntropyHistogram,
@@ -121,17 +128,11 @@ def _settings(method: str, preset: str, changes: Mapping[str, Any] | None) -> St
 
 
 def _opened(model: ModelSource, data: DataSource, options: Options) -> tuple[Case, Sanity]:
-    """The model with its clean images, in the size that suits it."""
+    """The model with its clean images, in the size that suits it, and the check on them."""
     clean = CleanSource(data, options)
     if clean.source is None:
         raise OptionError("An inspection needs clean data.", "Give a few labelled clean images with --data.")
-    fitted, found = clean.fit_for(load_model(model, options))
-    assert found is not None
-    case = Case(fitted, found.by_content)
-    sanity = check_sanity(fitted, case.images)
-    if not sanity.ok:
-        raise SanityError(sanity.message, sanity.suggestion)
-    return case, sanity
+    return checked_case(load_model(model, options), clean)
 
 
 def _judge(case: Case, settings: StripSettings, seed: int, watch: Watch) -> Judge:
@@ -200,17 +201,8 @@ def _by_position(index: Sequence[int], values: Tensor) -> dict[int, float]:
 
 
 def _pictures(incoming: Incoming, index: Sequence[int]) -> dict[int, bytes]:
-    return dict(zip(index, map(_png, incoming.read(index)), strict=True)) if index else {}
-
-
-def _png(image: Tensor) -> bytes:
-    """A picture of an image ``[C, H, W]`` in [0, 1] with one or three channels; of other images, of the first one."""
-    shown = image if image.shape[0] == 3 else image[:1]
-    edge = max(shown.shape[1:])
-    if edge > _EDGE:
-        size = [max(1, round(side * _EDGE / edge)) for side in shown.shape[1:]]
-        shown = interpolate(shown[None], size, mode="bilinear", antialias=True, align_corners=False)[0].clamp(0, 1)
-    return encode_png((shown * 255).round().to(torch.uint8).permute(1, 2, 0).contiguous().numpy())
+    images = incoming.read(index) if index else ()
+    return {place: draw_images(one[None], _EDGE) for place, one in zip(index, images, strict=True)}
 
 
 def _record(

@@ -6,23 +6,32 @@ import os
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, Literal, TypeAlias, Unpack, get_args
+from typing import Any, Literal, TypeAlias, Unpack
 
-from bdprune.analysis import MOST_PICTURED, Sanity, check_sanity, shown_images, trigger_info, trigger_names
+from bdprune.analysis import MOST_PICTURED, shown_images, trigger_info, trigger_names
 from bdprune.data import CleanData
-from bdprune.errors import DataError, OptionError, SanityError
+from bdprune.errors import DataError, OptionError
 from bdprune.loops import Hypothesis, Inversion, InvertSettings, Recovery, Trigger
 from bdprune.loops import invert as run_engine
-from bdprune.model import Model
 from bdprune.pipeline.attachments import output_folder
 from bdprune.pipeline.describe import artifact_info, data_info, env, model_info, weight_coverage
-from bdprune.pipeline.open import CleanSource, DataSource, ModelSource, OptionNames, Options, load_model, options_from
+from bdprune.pipeline.open import (
+    CleanSource,
+    DataSource,
+    ModelSource,
+    OptionNames,
+    Options,
+    checked_case,
+    load_model,
+    options_from,
+)
 from bdprune.pipeline.scan import Clock, Progress, silent
 from bdprune.pipeline.triggers import save_trigger
-from bdprune.record import InvertResult, TriggerInfo, TriggerKind, finite, number
+from bdprune.record import TRIGGER_KINDS, InvertResult, TriggerInfo, TriggerKind, finite, number
 
 Target: TypeAlias = int | Literal["any"]
-Kind = Literal["patch", "additive", "warp", "all"]
+Kind: TypeAlias = TriggerKind | Literal["all"]
+_KINDS = (*TRIGGER_KINDS, "all")
 Folder: TypeAlias = str | os.PathLike[str] | None
 
 _WORKS = 0.5  # share of held-out images that a trigger must flip to come first in a report
@@ -56,9 +65,9 @@ class Wanted:
             OptionError: the model does not have a label, or the kind is unknown.
             DataError: there is no image that a given label's trigger could flip.
         """
-        if self.kind not in get_args(Kind):
-            raise OptionError(f"There is no kind of trigger {self.kind!r}.", f"Give {' or '.join(get_args(Kind))}.")
-        kinds: tuple[TriggerKind, ...] = ("patch", "additive", "warp") if self.kind == "all" else (self.kind,)
+        if self.kind not in _KINDS:
+            raise OptionError(f"There is no kind of trigger {self.kind!r}.", f"Give {' or '.join(_KINDS)}.")
+        kinds: tuple[TriggerKind, ...] = TRIGGER_KINDS if self.kind == "all" else (self.kind,)
         sources = tuple(dict.fromkeys(_label(one, num_classes) for one in self.sources))
         if self.labels is None:
             targets = [*(one for one in range(num_classes) if sources != (one,)), None]
@@ -157,7 +166,11 @@ def recover_triggers(
     if data is None or data == "none":
         raise OptionError("The recovery of a trigger needs clean data.", "Give a few labelled clean images (--data).")
     folder = None if output is None else output_folder(output, "triggers")
-    model, clean, sanity = _opened(source, data, known, progress)
+    progress("loading")
+    model = load_model(source, known)
+    progress("checking the clean data")
+    case, sanity = checked_case(model, CleanSource(data, known))
+    model, clean = case.model, case.images
     hypotheses = wanted.hypotheses(model.num_classes, clean)
     progress(f"recovering {len(hypotheses)} trigger{'s' if len(hypotheses) > 1 else ''}")
     (inversion,) = run_engine([model], clean, hypotheses, settings, known.seed, seconds=budget)
@@ -219,24 +232,6 @@ def _no_right_images(hypothesis: Hypothesis) -> DataError:
 
 def _named(hypothesis: Hypothesis) -> str:
     return f"{hypothesis.kind} for {'any label' if hypothesis.target is None else f'label {hypothesis.target}'}"
-
-
-def _opened(
-    source: ModelSource, data: DataSource, options: Options, progress: Progress
-) -> tuple[Model, CleanData, Sanity]:
-    """The model, its clean images sorted by content, and the check on them.
-
-    Raises:
-        SanityError: the check failed.
-    """
-    progress("loading")
-    model, clean = CleanSource(data, options).fit_for(load_model(source, options))
-    assert clean is not None
-    progress("checking the clean data")
-    sanity = check_sanity(model, clean.by_content)
-    if not sanity.ok:
-        raise SanityError(sanity.message, sanity.suggestion)
-    return model, clean.by_content, sanity
 
 
 def _infos(

@@ -12,7 +12,7 @@ from typing import Any, TypeAlias, TypedDict, Unpack
 import torch
 from torch import nn
 
-from bdprune.analysis import fit_size
+from bdprune.analysis import Case, Sanity, check_sanity, fit_size
 from bdprune.data import (
     ClassOrder,
     CleanData,
@@ -24,7 +24,7 @@ from bdprune.data import (
     resize_clean,
     sample_per_class,
 )
-from bdprune.errors import ArchitectureError, DataError, OptionError, first_line
+from bdprune.errors import ArchitectureError, DataError, OptionError, SanityError, first_line
 from bdprune.model import (
     Loaded,
     Model,
@@ -352,3 +352,20 @@ class CleanSource:
             # In the order of the data: a limit that no class reaches changes nothing.
             data = data.subset(sample_per_class(data.labels, self.options.per_class, generator).sort().values)
         return resize_clean(data, shape[1:])
+
+
+def checked_case(model: Model, source: CleanSource) -> tuple[Case, Sanity]:
+    """The model with its clean images, in the size that suits it and sorted by content, and the check on them.
+
+    Raises:
+        DataError: the images do not fit the model, or there are none.
+        SanityError: the model labels too few of them correctly.
+    """
+    fitted, data = source.fit_for(model)
+    if data is None:
+        raise DataError("There are no clean images.", "Give a few labelled clean images with --data.")
+    case = Case(fitted, data.by_content)
+    sanity = check_sanity(fitted, case.images)
+    if not sanity.ok:
+        raise SanityError(sanity.message, sanity.suggestion)
+    return case, sanity

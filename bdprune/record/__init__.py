@@ -51,4 +51,4 @@ from bdprune.record.results import (
     schema,
 )
 from bdprune.record.shape import parse_shape
-from bdprune.record.trigger import MOST_PICTURE_BYTES, Box, TriggerInfo, TriggerKind
+from bdprune.record.trigger import MOST_PICTURE_BYTES, TRIGGER_KINDS, Box, TriggerInfo, TriggerKind

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from typing import Annotated, Literal
+from typing import Annotated, Literal, get_args
 
 import msgspec
 
@@ -11,6 +11,8 @@ from bdprune.record.base import Count, Record, Share
 
 TriggerKind = Literal["patch", "additive", "warp"]
 """A patch covers pixels, an additive trigger changes their colours by fixed amounts, a warp moves them."""
+
+TRIGGER_KINDS: tuple[TriggerKind, ...] = get_args(TriggerKind)
 
 Pixel = Annotated[int, msgspec.Meta(ge=0)]
 Label = Annotated[int, msgspec.Meta(ge=0)]

@@ -66,6 +66,10 @@ class Budget:
         """Seconds that are left, 0 or more; infinite without a limit."""
         return max(0.0, self.deadline - self.reserved - time.monotonic())
 
+    def share(self, part: float) -> float | None:
+        """Seconds of this part of the time that is left, from 0 to 1; None without a limit."""
+        return None if math.isinf(self.deadline) else part * self.remaining
+
     def less(self, seconds: float) -> Budget:
         """The budget with this many seconds less, which are left to other work."""
         return replace(self, reserved=self.reserved + seconds)

@@ -72,7 +72,7 @@ def test_a_thousand_classes_and_large_images_stay_within_the_budget(size: int) -
     assert found.valid and len(found.label_scores) == 1000 and found.unseen
 
 
-class Deaf(nn.Module):
+class Unresponsive(nn.Module):
     """Ignores its input."""
 
     def __init__(self) -> None:
@@ -84,7 +84,7 @@ class Deaf(nn.Module):
 
 
 def test_a_network_that_ignores_its_input_is_not_flagged_for_a_margin_that_it_always_has() -> None:
-    found = QUICK(Case(Model(Deaf().eval(), "deaf", 5, (3, 6, 6)), classes_of(5).images))
+    found = QUICK(Case(Model(Unresponsive().eval(), "unresponsive", 5, (3, 6, 6)), classes_of(5).images))
     assert not found.flagged and "do not depend on the image" in found.not_applicable
 
 

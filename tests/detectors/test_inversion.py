@@ -9,7 +9,7 @@ import torch
 
 from bdprune.analysis import Case
 from bdprune.data import CleanData
-from bdprune.detectors.inversion import InversionDetector, smallest
+from bdprune.detectors.inversion import InversionDetector, smallest, unseen_by
 from bdprune.errors import DataError
 from bdprune.loops import Hypothesis, Inversion, InvertSettings, Recovery, Stage, Trigger
 from bdprune.record import Evidence
@@ -85,6 +85,17 @@ def test_time_that_does_not_suffice_is_reported(known: Known) -> None:
     case = Case(known.clean, known.data).with_budget(Budget(seconds=1.5).started())
     found = InversionDetector(long, ("patch",))(case)
     assert any("patch triggers" in one for one in found.unseen)
+
+
+def test_everything_that_was_not_searched_is_named() -> None:
+    skipped = (Hypothesis(4), Hypothesis(5), Hypothesis(None))
+    found = unseen_by([Inversion((recovered(0, 1.0),), skipped, complete=False)])
+    assert found == (
+        "patch triggers to labels 4, 5",
+        "patch triggers to any label",
+        "patch triggers in all steps of the search",
+    )
+    assert unseen_by([Inversion((recovered(0, 1.0),))]) == ()
 
 
 def test_it_needs_labelled_images(known: Known) -> None:

@@ -5,7 +5,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from bdprune.loops.perturbation import PerturbSettings, margins, smallest_triggers
+from bdprune.loops.margin import margins
+from bdprune.loops.perturbation import PerturbSettings, smallest_triggers
 from bdprune.runtime import FrozenNetworks
 
 SETTINGS = PerturbSettings(rounds=2, steps=30, lr=0.1, const=20.0, most_const=40.0, margin=0.5)
