@@ -21,12 +21,14 @@ import math
 import platform
 import statistics
 import sys
+import tempfile
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import torch
+from recovered import recovered_rows, recovered_table
 from rows import Row, Rows, commit
 
 from bdprune.analysis import MEMO, Case
@@ -38,6 +40,7 @@ from bdprune.model import Model, load
 from bdprune.ops import device_name
 from bdprune.pipeline import parse_device
 from bdprune.purifiers import RNP, SuspiciousnessPruning
+from bdprune.record import Result
 from bdprune.zoo import Entry, Storage, load_trigger, measure, read_manifest, weights_path
 
 METHODS: dict[str, tuple[int, Callable[[int], RNP | SuspiciousnessPruning]]] = {
@@ -87,6 +90,12 @@ class Subject:
         model.network.to(self.device)
         return model
 
+    def recovered(self, result: Result, folder: Path) -> list[Row]:
+        """The recovered triggers of a scan and their flips on the full test set; empty for a clean model."""
+        if self._trigger is None:
+            return []
+        return recovered_rows(result, folder, self.load().module, self._test, self._trigger)
+
     def measure(self, model: Model) -> Row:
         """CA and ASR in per cent on the full test set; the ASR of a clean model is None."""
         found = measure(model.module, self._test, self._num_classes, self.attack, self._trigger)
@@ -95,9 +104,12 @@ class Subject:
 
 
 def scan_row(subject: Subject, seed: int, budget: str) -> Row:
-    """Verdict, label, and the score of every detector that ran."""
+    """Verdict, label, the score of every detector that ran, and the recovered triggers."""
     MEMO.clear()  # the seconds must include everything
-    result = scan(subject.path, subject.clean, seed=seed, device=str(subject.device), budget=budget)
+    with tempfile.TemporaryDirectory() as folder:
+        device = str(subject.device)
+        result = scan(subject.path, subject.clean, seed=seed, device=device, budget=budget, attachments=folder)
+        recovered = subject.recovered(result, Path(folder))
     return {
         "verdict": result.verdict,
         "label": result.target_label,
@@ -105,6 +117,7 @@ def scan_row(subject: Subject, seed: int, budget: str) -> Row:
         "sources": list(result.sources),
         "risk": result.risk,
         "scores": {one.detector: one.score for one in result.detectors},
+        "recovered": recovered,
         "seconds": result.seconds,
     }
 
@@ -269,7 +282,10 @@ def main() -> None:
     before = {row["model"]: row for row in record.where(part="before")}
     if skipped:
         print(f"Skipped models without weights: {', '.join(skipped)}.\n")
-    print(scan_table(record.where(part="scan", method=options.budget)))
+    scans = record.where(part="scan", method=options.budget)
+    print(scan_table(scans))
+    if any(row.get("recovered") for row in scans):
+        print(f"\nRecovered triggers\n\n{recovered_table(scans)}")
     for method in METHODS:
         print(f"\n{method}\n\n{repair_table(record.where(part='repair'), before, method)}")
     print(f"\n{json.dumps(_environment())}")
