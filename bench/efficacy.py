@@ -117,9 +117,16 @@ def scan_row(subject: Subject, seed: int, budget: str) -> Row:
         "sources": list(result.sources),
         "risk": result.risk,
         "scores": {one.detector: one.score for one in result.detectors},
+        "leaders": {one.detector: leader(one.label_scores) for one in result.detectors if one.label_scores},
         "recovered": recovered,
         "seconds": result.seconds,
     }
+
+
+def leader(scores: Iterable[float | None]) -> int:
+    """The label with the largest score; labels without one come last."""
+    known = [-math.inf if score is None else score for score in scores]
+    return known.index(max(known))
 
 
 def repair_row(subject: Subject, method: str, seed: int) -> Row:

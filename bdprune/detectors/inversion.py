@@ -51,7 +51,8 @@ class InversionDetector(Detector):
 
     A trigger may be small because it shows features of its label. It then raises the filters that clean images of that
     label raise (compare Liu et al., Complex Backdoor Detection by Symmetric Feature Differencing, CVPR 2022). If the
-    share of common filters among those raised most is above ``natural``, the evidence says so and does not count.
+    share of common filters among those raised most is above ``natural``, the evidence says so and does not count. This
+    holds only for scores up to ``tiny``: a far smaller trigger than all others is too small to show such features.
 
     Args:
         search: settings of the search; None takes those of the scan's budget.
@@ -59,14 +60,16 @@ class InversionDetector(Detector):
         threshold: a larger score is flagged (measurements: docs/evaluation/detection.md).
         flip_rate: share of held-out images that a flagged trigger must flip, in [0, 1].
         natural: largest share of filters that a backdoor's trigger has in common with clean images of its label.
+        tiny: with a larger score, a trigger is not called natural. Scores of clean networks are below 1.6.
         seed: seed of the search.
     """
 
     search: InvertSettings | None = None
     kinds: tuple[TriggerKind, ...] = ()
-    threshold: float = 1.75
+    threshold: float = 1.7
     flip_rate: float = 0.75
     natural: float = 0.35
+    tiny: float = 3.0
     seed: int = 0
 
     id = "bdprune.inversion"
@@ -131,7 +134,7 @@ class InversionDetector(Detector):
             label_scores=_scores(case.model.num_classes, found),
             remarks=(_remark(best, score, works),),
             limits=few_labels(case.model.num_classes),
-            natural=self._natural(case, trigger) if outlier else "",
+            natural=self._natural(case, trigger) if outlier and score <= self.tiny else "",
             unseen=unseen_by(found),
             details=_details(found),
             triggers=infos,

@@ -48,6 +48,14 @@ def test_it_does_not_flag_the_clean_network(known: Known) -> None:
     assert not found.flagged and found.target_label is None
 
 
+@pytest.mark.parametrize(("tiny", "natural"), [(100.0, True), (3.0, False)])
+def test_only_a_trigger_that_is_not_tiny_can_be_natural(known: Known, tiny: float, natural: bool) -> None:
+    detector = InversionDetector(QUICK, ("patch",), natural=-1.0, tiny=tiny)
+    found = detector(Case(known.backdoored, known.data))
+    assert found.score is not None and found.score > 3.0
+    assert bool(found.natural) is natural
+
+
 def recovered(target: int | None, size: float, stages: int = 2) -> Recovery:
     trigger = Trigger(torch.zeros(1, 2, 2), torch.zeros(3, 2, 2), target)
     return Recovery(Hypothesis(target), size, stages, trigger)
