@@ -32,6 +32,9 @@ KINDS: Mapping[Level, tuple[TriggerKind, ...]] = {"fast": ("patch",), "default":
 _MANY = 5
 """With fewer labels than this, sizes of triggers say little: a label has few others to be compared with."""
 
+TINY = 3.0
+"""Scores above it: the trigger is far smaller than all others. Scores of clean networks are below 1.6."""
+
 _SEARCHING = 0.9
 """Share of the time for the searches; the rest is for reading the triggers."""
 
@@ -46,8 +49,8 @@ class InversionDetector(Detector):
     For every label, and for no label in particular, the detector searches the smallest trigger that flips images of all
     other labels (:func:`bdprune.loops.invert`). The score of a trigger says how much larger the others are that took
     part in the last stage: the geometric mean of the next and of the median size, divided by its own. The largest score
-    counts. An untargeted trigger with such a score is the
-    sign of an all-to-all backdoor: its targets are the labels that it flips the images of each label to.
+    counts. An untargeted trigger with such a score is the sign of an all-to-all backdoor: its targets are the labels
+    that it flips the images of each label to.
 
     A trigger may be small because it shows features of its label. It then raises the filters that clean images of that
     label raise (compare Liu et al., Complex Backdoor Detection by Symmetric Feature Differencing, CVPR 2022). If the
@@ -60,7 +63,7 @@ class InversionDetector(Detector):
         threshold: a larger score is flagged (measurements: docs/evaluation/detection.md).
         flip_rate: share of held-out images that a flagged trigger must flip, in [0, 1].
         natural: largest share of filters that a backdoor's trigger has in common with clean images of its label.
-        tiny: with a larger score, a trigger is not called natural. Scores of clean networks are below 1.6.
+        tiny: with a larger score, a trigger is not called natural, and triggers of further kinds are not searched.
         seed: seed of the search.
     """
 
@@ -69,7 +72,7 @@ class InversionDetector(Detector):
     threshold: float = 1.7
     flip_rate: float = 0.75
     natural: float = 0.35
-    tiny: float = 3.0
+    tiny: float = TINY
     seed: int = 0
 
     id = "bdprune.inversion"
@@ -108,6 +111,8 @@ class InversionDetector(Detector):
             found.append(inversion)
             own = smallest(inversion)
             best = own if best is None or own[0] > best[0] else best
+            if suffices(inversion, self.tiny, self.flip_rate):
+                break
         assert best is not None
         return self._evidence(case, search, found, *best)
 
@@ -164,6 +169,12 @@ def scored(inversion: Inversion) -> list[tuple[float, Recovery]]:
 def smallest(inversion: Inversion) -> tuple[float, Recovery]:
     """The score and the result of the hypothesis with the largest score."""
     return max(scored(inversion), key=lambda pair: pair[0])
+
+
+def suffices(inversion: Inversion, tiny: float, flip_rate: float) -> bool:
+    """Whether a trigger is so much smaller than the others that triggers of further kinds need not be searched."""
+    score, best = smallest(inversion)
+    return score > tiny and (best.trigger.flip_rate or 0.0) >= flip_rate
 
 
 def _score(one: Recovery, kept: list[Recovery]) -> float:

@@ -19,7 +19,7 @@ from bdprune.analysis import (
     selectivity,
 )
 from bdprune.data import CleanData
-from bdprune.detectors.inversion import KINDS, SEARCHES, scored, unseen_by
+from bdprune.detectors.inversion import KINDS, SEARCHES, TINY, scored, suffices, unseen_by
 from bdprune.loops import Inversion, InvertSettings, Trigger, split_images
 from bdprune.methods import Detector, Steps
 from bdprune.record import Evidence, Needs, Rule, TriggerKind, some
@@ -94,6 +94,8 @@ class TriggerPruningDetector(Detector):
             found.append(inversion)
             strong = [one for one in scored(inversion) if (one[1].trigger.flip_rate or 0.0) >= self.flip_rate]
             ranked += [(score, one.trigger) for score, one in strong]
+            if suffices(inversion, TINY, self.flip_rate):
+                break
         ranked.sort(key=lambda one: -one[0])
         return self._evidence(case, search, [trigger for _, trigger in ranked], unseen_by(found))
 

@@ -56,6 +56,12 @@ def test_only_a_trigger_that_is_not_tiny_can_be_natural(known: Known, tiny: floa
     assert bool(found.natural) is natural
 
 
+@pytest.mark.parametrize(("tiny", "kinds"), [(3.0, {"patch"}), (100.0, {"patch", "additive"})])
+def test_it_searches_further_kinds_until_a_trigger_is_tiny(known: Known, tiny: float, kinds: set[str]) -> None:
+    found = InversionDetector(QUICK, ("patch", "additive"), tiny=tiny)(Case(known.backdoored, known.data))
+    assert found.details.keys() == kinds
+
+
 def recovered(target: int | None, size: float, stages: int = 2) -> Recovery:
     trigger = Trigger(torch.zeros(1, 2, 2), torch.zeros(3, 2, 2), target)
     return Recovery(Hypothesis(target), size, stages, trigger)
