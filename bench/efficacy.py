@@ -23,13 +23,13 @@ import statistics
 import sys
 import tempfile
 import time
-from collections import Counter
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import torch
 from recovered import recovered_rows, recovered_table
 from rows import Row, Rows, commit
+from verdicts import by, verdict_row, verdict_table
 
 from bdprune.analysis import MEMO, Case
 from bdprune.attacks import shape_of
@@ -104,29 +104,13 @@ class Subject:
 
 
 def scan_row(subject: Subject, seed: int, budget: str) -> Row:
-    """Verdict, label, the score of every detector that ran, and the recovered triggers."""
+    """The verdict, and the recovered triggers."""
     MEMO.clear()  # the seconds must include everything
     with tempfile.TemporaryDirectory() as folder:
         device = str(subject.device)
         result = scan(subject.path, subject.clean, seed=seed, device=device, budget=budget, attachments=folder)
         recovered = subject.recovered(result, Path(folder))
-    return {
-        "verdict": result.verdict,
-        "label": result.target_label,
-        "labels": list(result.targets),
-        "sources": list(result.sources),
-        "risk": result.risk,
-        "scores": {one.detector: one.score for one in result.detectors},
-        "leaders": {one.detector: leader(one.label_scores) for one in result.detectors if one.label_scores},
-        "recovered": recovered,
-        "seconds": result.seconds,
-    }
-
-
-def leader(scores: Iterable[float | None]) -> int:
-    """The label with the largest score; labels without one come last."""
-    known = [-math.inf if score is None else score for score in scores]
-    return known.index(max(known))
+    return verdict_row(result) | {"recovered": recovered}
 
 
 def repair_row(subject: Subject, method: str, seed: int) -> Row:
@@ -161,36 +145,6 @@ def run(record: Rows, subject: Subject, parts: list[str], methods: list[str], se
             record.add(key, lambda method=method, seed=seed: repair_row(subject, method, seed))  # type: ignore[misc]
 
 
-SCORES = {"trigger": "bdprune.inversion", "pruning": "bdprune.trigger_pruning", "lead": "bdprune.unlearning"}
-"""Columns of the table of scans, and the detectors whose scores they show."""
-
-
-def scan_table(rows: list[Row]) -> str:
-    """A Markdown table with one line per model."""
-    columns = ["model", "truth", "verdicts", "labels", *SCORES, "seconds"]
-    lines = [f"| {' | '.join(columns)} |", "|---" * len(columns) + "|"]
-    for name, mine in _by(rows, "model").items():
-        truth = "clean" if mine[0]["kind"] is None else "every label" if mine[0]["truth"] is None else mine[0]["truth"]
-        scores = [_span(row["scores"].get(detector) for row in mine) for detector in SCORES.values()]
-        seconds = statistics.median(row["seconds"] for row in mine)
-        cells = [name, truth, _tally(row["verdict"] for row in mine), _tally(map(_named, mine)), *scores]
-        lines.append(f"| {' | '.join(map(str, cells))} | {seconds:.0f} |")
-    return "\n".join(lines)
-
-
-def _named(row: Row) -> str:
-    """The labels that a scan named."""
-    return str(row["label"]) if row["label"] is not None else ",".join(map(str, row.get("labels", []))) or "none"
-
-
-def _span(values: Iterable[float | None]) -> str:
-    known = [value for value in values if value is not None]
-    if not known:
-        return "–"
-    low, high = f"{min(known):.2f}", f"{max(known):.2f}"
-    return low if low == high else f"{low} to {high}"
-
-
 def repair_table(rows: list[Row], before: dict[str, Row], method: str) -> str:
     """A Markdown table with mean and worst over the seeds, and a line for all models."""
     lines = [
@@ -198,7 +152,7 @@ def repair_table(rows: list[Row], before: dict[str, Row], method: str) -> str:
         "|---|---|---|---|---|---|---|",
     ]
     means: list[tuple[float, float]] = []
-    for name, mine in _by([row for row in rows if row["method"] == method], "model").items():
+    for name, mine in by([row for row in rows if row["method"] == method], "model").items():
         accuracy, success = ([row["after"][what] for row in mine] for what in ("ca", "asr"))
         first = before[name]
         means.append((statistics.mean(success), first["ca"] - statistics.mean(accuracy)))
@@ -222,18 +176,6 @@ def defence_images(homes: Iterable[Path]) -> Path:
     """The clean images of the first folder that has any; a zoo may use those of an included zoo."""
     found = next((home / "defence.npz" for home in homes if (home / "defence.npz").exists()), None)
     return found or sys.exit("No folder of the zoo has a defence.npz; give clean images with --clean.")
-
-
-def _by(rows: list[Row], what: str) -> dict[str, list[Row]]:
-    groups: dict[str, list[Row]] = {}
-    for row in rows:
-        groups.setdefault(row[what], []).append(row)
-    return groups
-
-
-def _tally(values: Iterable[object]) -> str:
-    counts = Counter(map(str, values))
-    return ", ".join(f"{count} x {value}" for value, count in counts.most_common()) or "–"
 
 
 def _environment() -> Row:
@@ -290,7 +232,7 @@ def main() -> None:
     if skipped:
         print(f"Skipped models without weights: {', '.join(skipped)}.\n")
     scans = record.where(part="scan", method=options.budget)
-    print(scan_table(scans))
+    print(verdict_table(scans))
     if any(row.get("recovered") for row in scans):
         print(f"\nRecovered triggers\n\n{recovered_table(scans)}")
     for method in METHODS:
