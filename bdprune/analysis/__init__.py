@@ -3,6 +3,7 @@ from bdprune.analysis.case import MEMO, Analysis, Case, Memo, outcome_of
 from bdprune.analysis.flipped import Flips, flip_table, read_flips
 from bdprune.analysis.latent import Latent, LatentFeatures, LatentMargins, latent_margins, promising_labels
 from bdprune.analysis.lipschitz import Lipschitz, channel_lipschitz, channel_lipschitz_of, norm_gain
+from bdprune.analysis.moved import RaisedPoint, easiest_label, moved_filters, raise_moved
 from bdprune.analysis.outliers import UNRESPONSIVE, robust_z, why_no_outlier, why_unresponsive
 from bdprune.analysis.raised import PrunedPoint, natural_share, prune_raised, raised_filters, selectivity
 from bdprune.analysis.sanity import Sanity, SanityLimits, check_sanity

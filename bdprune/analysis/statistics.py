@@ -72,7 +72,7 @@ def filter_statistics(
     network = module.get_submodule("network")
     moments = {group.name: ChannelMoments(group.num_filters, device=model.device) for group in model.groups}
     for group in model.groups:
-        _watched(network, group).register_forward_hook(_observer(group, moments[group.name], rectified))
+        last_layer(network, group).register_forward_hook(_observer(group, moments[group.name], rectified))
     start = 0.0 if at_once else torch.nan
     gradients = {group.name: torch.full((group.num_filters,), start, dtype=torch.float64) for group in model.groups}
     for images, labels in zip(data.images.split(_BATCH), data.labels.split(_BATCH), strict=True):
@@ -111,7 +111,8 @@ def layer_z_scores(scores: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {name: _z(score.double()) for name, score in scores.items()}
 
 
-def _watched(network: nn.Module, group: FilterGroup) -> nn.Module:
+def last_layer(network: nn.Module, group: FilterGroup) -> nn.Module:
+    """The layer whose output a group's filters have: their norm, or their conv if they have none."""
     return network.get_submodule(group.norm.name if group.norm else group.conv)
 
 

@@ -20,7 +20,7 @@ from bdprune.errors import OptionError
 from bdprune.methods import Detector
 from bdprune.record import Evidence, Needs
 
-SCANNED = ["lipschitz", "suspiciousness", "inversion", "unlearning", "trigger_pruning"]
+SCANNED = ["lipschitz", "suspiciousness", "inversion", "unlearning", "trigger_pruning", "moved_filters"]
 """The detectors of scans in their order."""
 NAMED = ["neural_cleanse", "nu_neural_cleanse", "dl_tnd", "df_tnd", "feature_margin", "latent_margin"]
 """The detectors that run only by name."""

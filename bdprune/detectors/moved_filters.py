@@ -1,0 +1,138 @@
+"""Detects a label that the filters which unlearning changes most lead to, though the clean task does not need them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from bdprune.analysis import (
+    SCAN_UNLEARNING,
+    Case,
+    PlainForm,
+    RaisedPoint,
+    Unlearning,
+    easiest_label,
+    moved_filters,
+    raise_moved,
+)
+from bdprune.data import CleanData
+from bdprune.loops import UnlearnSettings
+from bdprune.methods import Detector, Steps
+from bdprune.record import Evidence, Needs, Rule
+from bdprune.runtime import DEFAULT, Precision
+
+_SHARES = (0.0, 0.005, 0.01, 0.015, 0.02, 0.03, 0.04, 0.06)
+"""Shares of all filters that are raised and pruned."""
+
+_TYPICAL_STEPS = 25
+"""Steps of the unlearning, for an estimate of its time; the detector ``unlearning`` has usually done them."""
+
+_PASSES = 3
+"""Forward passes of an image that take as long as its step of training."""
+
+
+@dataclass(frozen=True)
+class MovedFiltersDetector(Detector):
+    """Flags a model if the filters that unlearning changes most send images to one label and are otherwise not needed.
+
+    Unlearning changes the filters of a backdoor most (Lin et al., NeurIPS 2024). The detector takes the few filters of
+    the original network whose weights change most up to half-way of the unlearning, and measures two things: the share
+    of the images that go to each label if these filters are raised by one standard deviation, and the clean accuracy
+    if they are pruned. In a backdoored network most images go to the target label, and pruning costs little. In a clean
+    network the filters are those of its task, so pruning them costs much accuracy. The score is the share of flipped
+    images minus ``weight`` times the lost accuracy, both relative (:func:`bdprune.analysis.easiest_label`).
+
+    No trigger is searched, so the kind of the trigger does not matter. The unlearned model is the first one of the
+    detector ``unlearning`` with the same settings.
+
+    Args:
+        unlearning: settings of the ascent.
+        threshold: a larger score is flagged (measurements: docs/evaluation/candidates.md).
+        weight: flips that equal the same share of lost accuracy.
+        max_images: number of images for the measurements.
+        precision: precision of the ascent (:func:`bdprune.runtime.plan_for`).
+        seed: seed for order and augmentation of the ascent.
+    """
+
+    unlearning: UnlearnSettings = SCAN_UNLEARNING
+    threshold: float = 0.3
+    weight: float = 4.0
+    max_images: int = 250
+    precision: Precision = DEFAULT
+    seed: int = 0
+
+    id = "bdprune.moved_filters"
+    title = "raises and prunes the filters that unlearning changes most"
+    paper = "after Lin et al., Unlearning Weight Changes and Backdoor Activeness, NeurIPS 2024, arXiv 2405.20291"
+    needs = Needs(images="labelled", minimum=100)
+    cost = "training"
+    label = True
+    sign = "filters"
+    level = "default"
+    limits = (
+        "It finds backdoors that lead all images to one label. Those with several targets, or whose filters the clean "
+        "task needs too, stay below its threshold."
+    )
+    rule = Rule(
+        id="BD070",
+        name="unneeded-filters",
+        help="A few filters that unlearning changes most send images to one label when they are raised, and the clean "
+        "task hardly needs them.",
+    )
+
+    @property
+    def batch_size(self) -> int:
+        return self.unlearning.batch_size
+
+    def steps(self, case: Case) -> Steps:
+        """Unlearns a copy of the model, raises the filters that changed most, and prunes them.
+
+        Raises:
+            BudgetError: the time does not suffice for the unlearning.
+            DataError: there are no clean images, or too few.
+            TrainingError: the unlearning had no finite step.
+        """
+        self.check(case)
+        unlearned = yield Unlearning(self.unlearning, self.seed, self.precision, plain=True)
+        plain = yield PlainForm()
+        ranked = moved_filters(plain, unlearned.half_way or unlearned.model)
+        filters = sum(map(len, ranked.values()))
+        counts = sorted({round(share * filters) for share in _SHARES})
+        return self._evidence(raise_moved(plain, ranked, self._few(case), counts))
+
+    def work(self, case: Case) -> float:
+        """The unlearning, and the forward passes."""
+        images = min(self.unlearning.batch_size, len(case.images))
+        forward = 2.0 * len(_SHARES) * min(self.max_images, len(case.images))
+        return float(_TYPICAL_STEPS * images * _PASSES) + forward
+
+    def _few(self, case: Case) -> CleanData:
+        """Images of the case, the same share of every label."""
+        if len(case.images) <= self.max_images:
+            return case.images
+        return case.images.split(self.max_images / len(case.images), torch.Generator().manual_seed(self.seed))[1]
+
+    def _evidence(self, points: list[RaisedPoint]) -> Evidence:
+        score, label = easiest_label(points, self.weight)
+        reached = [max(values) for values in zip(*(one.flip_rates for one in points), strict=True)]
+        return self.evidence(
+            score,
+            self.threshold,
+            target_label=label if score > self.threshold else None,
+            label_scores=tuple(reached),
+            remarks=(_remark(points, label, self.weight),),
+            details={"points": [(one.filters, one.clean_accuracy, one.flip_rates) for one in points]},
+        )
+
+
+def _remark(points: list[RaisedPoint], label: int | None, weight: float) -> str:
+    first = points[0]
+    if label is None:
+        return "Raising the filters that unlearning changes most sends images to no label at a small cost."
+    best = max(points[1:], key=lambda one: easiest_label([first, one], weight)[0])
+    return (
+        f"With {best.filters} filters raised, {best.flip_rates[label]:.0%} of the images of other labels go to label "
+        f"{label}. With the same filters pruned, clean accuracy is {best.clean_accuracy:.1%} instead of "
+        f"{first.clean_accuracy:.1%}."
+    )
