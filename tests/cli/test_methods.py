@@ -50,8 +50,8 @@ def test_detectors_are_listed_in_the_order_of_a_scan(run: Run) -> None:
     assert done.exit_code == 0
     head, *rows = done.stdout.splitlines()
     assert head.split()[:6] == ["name", "needs", "cost", "evidence", "budget", "gives"]
-    order = ["lipschitz", "suspiciousness", "inversion", "unlearning", "trigger_pruning"]
-    assert [row.split()[0] for row in rows[:5]] == order
+    order = ["lipschitz", "suspiciousness", "inversion", "unlearning", "trigger_pruning", "moved_filters"]
+    assert [row.split()[0] for row in rows[:6]] == order
     assert "no images" in rows[0] and "weights" in rows[0]
     assert "100+ labelled images" in rows[3] and rows[3].split()[4:7] == ["training", "collapse", "fast"]
     assert any(row.strip().startswith("lipschitz: It finds backdoors") for row in rows), (
