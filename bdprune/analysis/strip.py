@@ -23,7 +23,7 @@ from bdprune.analysis.unlearned import SCAN_UNLEARNING, Unlearning
 from bdprune.data import CleanData
 from bdprune.errors import OptionError
 from bdprune.model import Model
-from bdprune.runtime import DEFAULT, convs_of, laid_out
+from bdprune.runtime import DEFAULT, convs_of, folded_form, laid_out
 
 Rule = Literal["quantile", "normal"]
 Done = Callable[[int], None]
@@ -217,10 +217,11 @@ def _mixed(images: Tensor, overlays: Tensor, settings: StripSettings) -> Tensor:
 
 @torch.no_grad()
 def _fast(model: Model, images: Tensor) -> Model:
-    """The model in channels_last, which is faster, or itself if its forward pass needs contiguous maps (``view``)."""
+    """The model with folded batch norms, in channels_last unless its forward pass needs contiguous maps (``view``)."""
+    few = images[:2].to(model.device)
+    model = folded_form(model, few)
     other = model.clone()
     other.network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    few = images[:2].to(model.device)
     try:
         same = torch.allclose(other.module(laid_out(few, torch.channels_last)), model.module(few), rtol=1e-3, atol=1e-3)
     except RuntimeError:
