@@ -79,15 +79,16 @@ def latent_margins(latent: Latent, quantile: float, scaled: bool, steps: int) ->
     Args:
         quantile: share of the images that the shift must move to t, by each of its constraints; in (0, 1].
         scaled: measure the shift of each feature in inverse units of its standard deviation, so that features that are
-            quiet on clean images, as those of a backdoor, cost little.
+            quiet on clean images, as those of a backdoor, cost little. Ignored if a feature is the same for all images:
+            its scale is unknown, and the floor for it would decide.
         steps: maximum number of steps.
 
     Returns:
         NaN for a label that is predicted for all images.
     """
     weight, needed = latent.head.weight.double(), _needed(latent.logits.double(), quantile)
-    if scaled:
-        spread = latent.features.double().std(0, correction=0)
+    spread = latent.features.double().std(0, correction=0)
+    if scaled and bool((spread > 0).all()):
         weight = weight / (spread + _SCALE_FLOOR * spread.mean()).clamp(min=1e-12)
     distance = torch.cdist(weight, weight).square()
     distance.fill_diagonal_(torch.inf)

@@ -43,7 +43,7 @@ class FeatureMargin(Detector):
     depth: float = 0.05
     images: int = 6
     noise: bool = False
-    threshold: float = 5.0
+    threshold: float = 7.0
     max_megapixels: float = 10.0
     seed: int = 0
 

@@ -24,7 +24,7 @@ class LatentMarginDetector(Detector):
 
     Args:
         quantile: share of the images that the shift must move, in (0, 1].
-        scaled: measure the shift of each feature in inverse units of its standard deviation.
+        scaled: measure the shift of each feature in inverse units of its standard deviation, if every feature varies.
         threshold: a larger score is flagged (measurements: docs/evaluation/screens.md).
     """
 

@@ -59,6 +59,14 @@ def test_scaled_shifts_of_quiet_features_are_small() -> None:
     assert plain[2] / plain[0] > scaled[2] / scaled[0]
 
 
+def test_features_of_unknown_scale_are_not_scaled() -> None:
+    features = torch.tensor([[10.0, 0.01, 2.0], [-10.0, -0.01, 2.0], [9.0, 0.0, 2.0], [-9.0, 0.0, 2.0]])
+    weight = torch.tensor([[1.0, 0.0, 0.0], [-1.0, 0.0, 0.0], [0.0, 1.0, 5.0], [0.0, -1.0, 0.0]])
+    plain = latent_margins(latent_of(weight, features), 1.0, False, 500)
+    assert plain.isfinite().all()
+    assert torch.equal(latent_margins(latent_of(weight, features), 1.0, True, 500), plain)
+
+
 def test_a_label_that_all_images_have_is_missing() -> None:
     latent = latent_of(torch.eye(3), torch.tensor([[5.0, 0.0, 1.0], [4.0, 1.0, 0.0]]))
     margins = latent_margins(latent, 1.0, False, 100)
