@@ -10,7 +10,7 @@ from bdprune.detectors.df_tnd import DfTnd
 from bdprune.loops import ActivationSettings
 from bdprune.model import Model
 
-QUICK = DfTnd(ActivationSettings(steps=15, restarts=2), inputs=4)
+QUICK = DfTnd(ActivationSettings(steps=15, restarts=2), inputs=4, threshold=9.0)
 
 
 def corners(count: int = 6, strong: float = 1.0, size: int = 4) -> Model:
