@@ -25,6 +25,7 @@ import torch
 from bench.speed import (
     channel_moments,
     filter_spectral_norms,
+    inversion,
     loading,
     machine,
     masked_conv2d,
@@ -49,6 +50,7 @@ SUBJECTS: dict[str, Callable[[Plan], list[Benchmark]]] = {
     "masked_conv": masked_conv2d.benchmarks,
     "winograd": winograd_conv2d.benchmarks,
     "stamp": stamp.benchmarks,
+    "inversion": inversion.benchmarks,
     "loading": loading.benchmarks,
     "startup": startup.benchmarks,
     "suspiciousness": suspiciousness.benchmarks,

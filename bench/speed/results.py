@@ -125,6 +125,8 @@ _ORDER = {
             "Masked convolution",
             "3x3 convolution",
             "Stamped images",
+            "Trigger inversion width 8",
+            "Trigger inversion width 32",
             "File to data-free scores",
             "Start of the command line",
             "Suspiciousness score",
