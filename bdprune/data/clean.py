@@ -98,6 +98,12 @@ class CleanData:
         """At most ``per_class`` images of every class, drawn without replacement, in label order."""
         return self.subset(sample_per_class(self.labels, per_class, generator))
 
+    def spread(self, count: int) -> CleanData:
+        """At most ``count`` images, at equal distances; all of them if there are no more."""
+        if len(self) <= count:
+            return self
+        return self.subset(torch.arange(count) * len(self) // count)
+
     def split(self, fraction: float, generator: torch.Generator) -> tuple[CleanData, CleanData]:
         """A stratified split into (rest, held-out share of ``fraction``).
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 from bdprune.analysis import (
     Case,
+    Flips,
     Triggers,
     attach_triggers,
     flip_table,
@@ -127,15 +128,15 @@ class InversionDetector(Detector):
         held = split_images(case.images, search, self.seed)[1]
         trigger = best.trigger
         works = (trigger.flip_rate or 0.0) >= self.flip_rate
-        flips = read_flips(flip_table(case.model, trigger, held), trigger.target)
         outlier = score > self.threshold and works
+        flips = read_flips(flip_table(case.model, trigger, held), trigger.target) if outlier else Flips((), ())
         infos, attached = attach_triggers(case, *([trigger] if math.isfinite(best.size) else []))
         return self.evidence(
             score if works else min(score, self.threshold),
             self.threshold,
-            target_label=_only(flips.targets) if outlier else None,
-            targets=flips.targets if outlier and len(flips.targets) > 1 else (),
-            sources=flips.sources if outlier else (),
+            target_label=_only(flips.targets),
+            targets=flips.targets if len(flips.targets) > 1 else (),
+            sources=flips.sources,
             label_scores=_scores(case.model.num_classes, found),
             remarks=(_remark(best, score, works),),
             limits=few_labels(case.model.num_classes),

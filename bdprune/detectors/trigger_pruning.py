@@ -6,8 +6,6 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TypeAlias
 
-import torch
-
 from bdprune.analysis import (
     Case,
     PrunedPoint,
@@ -18,7 +16,6 @@ from bdprune.analysis import (
     read_flips,
     selectivity,
 )
-from bdprune.data import CleanData
 from bdprune.detectors.inversion import KINDS, SEARCHES, TINY, scored, suffices, unseen_by
 from bdprune.loops import Inversion, InvertSettings, Trigger, split_images
 from bdprune.methods import Detector, Steps
@@ -143,8 +140,8 @@ class TriggerPruningDetector(Detector):
         for trigger in triggers:
             if case.budget.remaining <= 0:
                 return
-            ranked = raised_filters(case.model, trigger, seen.images[: self.max_images])
-            points = prune_raised(case.model, trigger, ranked, _first(held, self.max_images), counts)
+            ranked = raised_filters(case.model, trigger, seen.spread(self.max_images).images)
+            points = prune_raised(case.model, trigger, ranked, held.spread(self.max_images), counts)
             yield selectivity(points, self.weight), trigger, points
 
 
@@ -165,7 +162,3 @@ def _remark(trigger: Trigger | None, points: list[PrunedPoint]) -> str:
         f"images instead of {first.flip_rate:.0%}, and clean accuracy is {least.clean_accuracy:.1%} instead of "
         f"{first.clean_accuracy:.1%}."
     )
-
-
-def _first(data: CleanData, count: int) -> CleanData:
-    return data if len(data) <= count else data.subset(torch.arange(count))

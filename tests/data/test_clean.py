@@ -78,6 +78,12 @@ def test_a_split_depends_only_on_the_seed(labels: torch.Tensor, seed: int) -> No
     assert [positions(side) for side in first] == [positions(side) for side in again]
 
 
+def test_spread_takes_images_at_equal_distances() -> None:
+    data = numbered(torch.arange(10))
+    assert data.spread(4).labels.tolist() == [0, 2, 5, 7]
+    assert data.spread(10) is data and data.spread(11) is data
+
+
 def test_class_counts_list_only_labels_that_occur() -> None:
     assert numbered(torch.tensor([7, 2, 7, 7])).class_counts == {2: 1, 7: 3}
 

@@ -26,6 +26,9 @@ from bdprune.runtime import BATCH, FrozenNetworks, captured
 
 _PIXELS = 1 << 24  # values of all stamped images of one pass; more are computed in parts
 _EASE = 0.25  # factor of the penalty at the start of the final stage
+_MEASURING = 0.2  # share of a time limit for the predictions on images outside the steps
+_FORWARD = 3  # forward passes that take as long as one step of an image
+_LEAST = 20  # images of the search, and held-out ones, that a time limit leaves
 
 
 def invert(
@@ -61,11 +64,13 @@ def invert(
     kinds = [kind for kind in FAMILIES if any(one.kind == kind for one in hypotheses)]
     networks = FrozenNetworks(models, data.images, settings.precision)
     for place, kind in enumerate(kinds):
-        left = None if seconds is None else (start + seconds - time.perf_counter()) / (len(kinds) - place)
         mine = [one for one in hypotheses if one.kind == kind]
-        search = Search(networks, split, mine, settings, generator)
+        left = None if seconds is None else (start + seconds - time.perf_counter()) / (len(kinds) - place)
+        until = None if left is None else time.perf_counter() + left
+        some = split if left is None else _thinned(split, networks, settings, left)
+        search = Search(networks, some, mine, settings, generator)
         search.report = partial(_report, progress, place, len(kinds))
-        parts = search.run(left)
+        parts = search.run(None if until is None else until - time.perf_counter())
         for own, part in zip(found, parts, strict=True):
             own.append(part)
     return [_joined(own, hypotheses) for own in found]
@@ -78,6 +83,25 @@ def _report(progress: Callable[[int, int], None], place: int, kinds: int, step: 
 def split_images(data: CleanData, settings: InvertSettings, seed: int) -> tuple[CleanData, CleanData]:
     """The images that :func:`invert` searches with, and those that it holds out."""
     return data.split(settings.held_out, torch.Generator().manual_seed(seed))
+
+
+def _thinned(
+    split: tuple[CleanData, CleanData], networks: FrozenNetworks, settings: InvertSettings, seconds: float
+) -> tuple[CleanData, CleanData]:
+    """As many images of the split as can be predicted in a share of the time."""
+    passes = _MEASURING / 2 * seconds * _FORWARD / _pace(networks, split[0].images) / networks.count
+    search, held = split
+    times = settings.final.keep or 1
+    return search.spread(max(_LEAST, int(passes))), held.spread(max(_LEAST, int(passes / times)))
+
+
+def _pace(networks: FrozenNetworks, images: Tensor) -> float:
+    """Seconds of one step of one image of one model."""
+    few = images[:2].to(networks.device).repeat(networks.count, 1, 1, 1).contiguous(memory_format=networks.layout)
+    for _ in range(2):  # the first pass is slower
+        start = time.perf_counter()
+        networks.logits(few.detach().requires_grad_()).sum().backward()
+    return (time.perf_counter() - start) / len(few)
 
 
 def _joined(parts: Sequence[Inversion], hypotheses: Sequence[Hypothesis]) -> Inversion:
@@ -170,14 +194,11 @@ class Search:
 
     def _affordable(self, seconds: float) -> int:
         """The number of hypotheses that can be searched in this time, at least one."""
-        few = self._images[:2].repeat(self._networks.count, 1, 1, 1).contiguous(memory_format=self._networks.layout)
-        for _ in range(2):  # the first pass is slower
-            start = time.perf_counter()
-            self._networks.logits(few.detach().requires_grad_()).sum().backward()
-        each = (time.perf_counter() - start) / 2
+        each = _pace(self._networks, self._images) * self._networks.count
         first, *later = self._settings.stages
         fixed = sum(stage.steps * stage.images * stage.keep for stage in (*later, self._settings.final))
-        return max(1, int((seconds / each - fixed) / (first.steps * first.images)))
+        measured = self._settings.final.keep * len(self._held_labels) / _FORWARD
+        return max(1, int((seconds / each - fixed - measured) / (first.steps * first.images)))
 
     # --------------------------------------------------------------------------------------------- the search
 

@@ -98,6 +98,12 @@ def test_the_time_limit_skips_the_last_hypotheses(known: Known) -> None:
     assert result.recoveries[0].hypothesis.target == 0 and result.skipped
 
 
+def test_a_time_limit_leaves_out_images_of_a_slow_network(known: Known, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("bdprune.loops.inversion.search._pace", lambda networks, images: 1.0)
+    result = invert([known.clean], known.data, [Hypothesis(None)], QUICK, seconds=100.0)[0]
+    assert result.complete and 25 <= result.triggers[0].images <= 30  # 0.1 * 100 s * 3 passes a second
+
+
 def test_a_hypothesis_without_images_is_skipped(known: Known) -> None:
     data = known.data.subset((known.data.labels != 5).nonzero().flatten())
     few = InvertSettings(stages=(Stage(2, 2),), final=Stage(1, 1, keep=1), rounds=0)
