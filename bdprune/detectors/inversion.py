@@ -36,6 +36,10 @@ _MANY = 5
 TINY = 3.0
 """Scores above it: the trigger is far smaller than all others. Scores of clean networks are below 1.6."""
 
+_CREDIT: Mapping[TriggerKind, float] = {"patch": 1.0, "additive": 1.0, "warp": 0.75}
+"""Factor of the scores of a kind. Few labels can be reached by a warp at all, so its scores vary more: up to 1.84 for a
+clean network, whose patches stay below 1.6."""
+
 _SEARCHING = 0.9
 """Share of the time for the searches; the rest is for reading the triggers."""
 
@@ -49,9 +53,9 @@ class InversionDetector(Detector):
 
     For every label, and for no label in particular, the detector searches the smallest trigger that flips images of all
     other labels (:func:`bdprune.loops.invert`). The score of a trigger says how much larger the others are that took
-    part in the last stage: the geometric mean of the next and of the median size, divided by its own. The largest score
-    counts. An untargeted trigger with such a score is the sign of an all-to-all backdoor: its targets are the labels
-    that it flips the images of each label to.
+    part in the last stage: the geometric mean of the next and of the median size, divided by its own, and multiplied by
+    0.75 for a warp, whose sizes vary more. The largest score counts. An untargeted trigger with such a score is the
+    sign of an all-to-all backdoor: its targets are the labels that it flips the images of each label to.
 
     A trigger may be small because it shows features of its label. It then raises the filters that clean images of that
     label raise (compare Liu et al., Complex Backdoor Detection by Symmetric Feature Differencing, CVPR 2022). If the
@@ -188,7 +192,7 @@ def _score(one: Recovery, kept: list[Recovery]) -> float:
     if not math.isfinite(one.size) or not others:
         return 0.0
     ratio = math.sqrt(min(others) * statistics.median(others)) / max(one.size, 1e-6)
-    return min(_LARGEST, ratio)
+    return min(_LARGEST, ratio * _CREDIT[one.trigger.kind])
 
 
 def _limited(one: Recovery) -> float:
@@ -221,7 +225,8 @@ def _remark(best: Recovery, score: float, works: bool) -> str:
     rate = (
         "" if trigger.flip_rate is None else f" and flips {trigger.flip_rate:.0%} of {trigger.images} held-out images"
     )
-    compared = f"{1 / score:.2f} of the size of the others" if score else "not compared with others"
+    share = _CREDIT[trigger.kind] / score if score else 0.0
+    compared = f"{share:.2f} of the size of the others" if score else "not compared with others"
     remark = f"The smallest trigger leads to {goal}, is {compared}{rate}."
     return remark if works else f"{remark} It flips too few of them to count."
 

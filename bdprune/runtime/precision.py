@@ -177,11 +177,12 @@ def training_layout(network: nn.Module) -> torch.memory_format:
 
     In torch 2.13, oneDNN's weight gradient of a strided 1x1 convolution in channels_last writes out of bounds if the
     input has fewer channels than a vector register has floats (uxlfoundation/oneDNN#6035). The process crashes at a
-    later allocation, or continues with wrong values. Networks with such a convolution stay contiguous, unless its
-    weight is frozen, and except on CUDA, which does not use oneDNN.
+    later allocation, or continues with wrong values. Networks with such a convolution stay contiguous, unless all
+    their parameters are frozen, and except on CUDA, which does not use oneDNN.
     """
     on_cuda = any(parameter.device.type == "cuda" for parameter in network.parameters())
-    if not on_cuda and any(map(_is_mangled, network.modules())):
+    frozen = not any(parameter.requires_grad for parameter in network.parameters())
+    if not on_cuda and not frozen and any(map(_is_mangled, network.modules())):
         return torch.contiguous_format
     return torch.channels_last
 
@@ -198,8 +199,6 @@ def laid_out(images: Tensor, layout: torch.memory_format) -> Tensor:
 
 def _is_mangled(module: nn.Module) -> bool:
     if not isinstance(module, nn.Conv2d) or module.kernel_size != (1, 1) or max(module.stride) == 1:
-        return False
-    if not module.weight.requires_grad:
         return False
     floats = 8 if torch.backends.cpu.get_cpu_capability() == "AVX2" else 16
     return module.in_channels // module.groups < floats

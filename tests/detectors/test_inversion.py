@@ -12,7 +12,7 @@ from bdprune.data import CleanData
 from bdprune.detectors.inversion import InversionDetector, smallest, unseen_by
 from bdprune.errors import DataError
 from bdprune.loops import Hypothesis, Inversion, InvertSettings, Recovery, Stage, Trigger
-from bdprune.record import Evidence
+from bdprune.record import TRIGGER_KINDS, Evidence, TriggerKind
 from bdprune.runtime import Budget
 
 from ..written import Known, known_networks
@@ -62,8 +62,8 @@ def test_it_searches_further_kinds_until_a_trigger_is_tiny(known: Known, tiny: f
     assert found.details.keys() == kinds
 
 
-def recovered(target: int | None, size: float, stages: int = 2) -> Recovery:
-    trigger = Trigger(torch.zeros(1, 2, 2), torch.zeros(3, 2, 2), target)
+def recovered(target: int | None, size: float, stages: int = 2, kind: TriggerKind = "patch") -> Recovery:
+    trigger = Trigger(torch.zeros(1, 2, 2), torch.zeros(3, 2, 2), target, kind=kind)
     return Recovery(Hypothesis(target), size, stages, trigger)
 
 
@@ -71,6 +71,15 @@ def test_the_score_compares_the_triggers_of_the_last_stage() -> None:
     inversion = Inversion((recovered(0, 4.0), recovered(1, 20.0), recovered(2, 30.0), recovered(3, 1.0, stages=1)))
     score, best = smallest(inversion)
     assert score == pytest.approx((20 * 25) ** 0.5 / 4) and best.hypothesis.target == 0
+
+
+def test_the_score_of_a_warp_counts_less() -> None:
+    patches, warps = (
+        Inversion((recovered(0, 10.0, kind=kind), recovered(1, 20.0, kind=kind), recovered(2, 20.0, kind=kind)))
+        for kind in TRIGGER_KINDS[::2]
+    )
+    assert smallest(patches)[0] == pytest.approx(2.0)
+    assert smallest(warps)[0] == pytest.approx(1.5)
 
 
 def test_an_untargeted_trigger_is_compared_with_those_of_single_labels() -> None:

@@ -84,7 +84,7 @@ def test_a_scan_runs_all_detectors_cheapest_first_with_the_seed() -> None:
     made = registry.chosen_detectors(None, {"seed": 7})
     scanned = [one for one in made if one.level is not None]
     assert [one.id for one in scanned] == [f"bdprune.{name}" for name in SCANNED]
-    assert [one.cost for one in scanned] == ["weights", "forward", "gradients", "training", "gradients"]
+    assert [one.cost for one in scanned] == ["weights", "forward", "gradients", "training", "gradients", "training"]
     assert not hasattr(made[0], "seed") and all(one.seed == 7 for one in scanned[1:])  # type: ignore[attr-defined]
     listed = [one.name for one in registry.methods("detector")]
     assert listed[: len(SCANNED)] == SCANNED and sorted(listed) == sorted(OURS)

@@ -142,6 +142,14 @@ def test_few_channels_into_a_strided_1x1_conv_stay_contiguous(
     assert training_layout(shortcut(floats, groups=2)) is torch.contiguous_format
 
 
+def test_only_networks_without_trainable_parameters_use_channels_last_with_such_convs() -> None:
+    network = nn.Sequential(shortcut(4), nn.Linear(8, 3))
+    network[0].requires_grad_(False)
+    assert training_layout(network) is torch.contiguous_format
+    network.requires_grad_(False)
+    assert training_layout(network) is torch.channels_last
+
+
 @pytest.mark.parametrize("settings", [{"stride": 1}, {"kernel_size": 3}])
 def test_other_convs_use_channels_last(settings: dict[str, Any]) -> None:
     conv = nn.Conv2d(3, 8, **{"kernel_size": 1, "stride": 2, **settings})
@@ -152,7 +160,9 @@ def test_cuda_does_not_use_onednn_and_other_devices_may(monkeypatch: pytest.Monk
     """A custom device, such as that of tests/gpu, may run the CPU's kernels."""
     for name, layout in (("cuda", torch.channels_last), ("privateuseone", torch.contiguous_format)):
         network = shortcut(4)
-        monkeypatch.setattr(network, "parameters", lambda name=name: iter([SimpleNamespace(device=torch.device(name))]))
+        monkeypatch.setattr(
+            network, "parameters", lambda name=name: [SimpleNamespace(device=torch.device(name), requires_grad=True)]
+        )
         assert training_layout(network) is layout
 
 
