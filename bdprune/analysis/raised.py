@@ -14,6 +14,7 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
+from bdprune.analysis.statistics import last_layer
 from bdprune.data import CleanData
 from bdprune.loops import PrunedPredictions, Trigger
 from bdprune.model import FilterGroup, Model
@@ -137,8 +138,7 @@ def _filter_values(model: Model, images: Tensor) -> dict[str, Tensor]:
     network = module.get_submodule("network")
     found: dict[str, list[Tensor]] = {group.name: [] for group in model.groups}
     for group in model.groups:
-        layer = network.get_submodule(group.norm.name if group.norm else group.conv)
-        layer.register_forward_hook(partial(_observe, group, found[group.name].append))
+        last_layer(network, group).register_forward_hook(partial(_observe, group, found[group.name].append))
     for batch in images.split(_BATCH):
         module(batch.to(model.device))
     return {name: torch.cat(parts) for name, parts in found.items()}

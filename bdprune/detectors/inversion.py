@@ -34,11 +34,12 @@ _MANY = 5
 """With fewer labels than this, sizes of triggers say little: a label has few others to be compared with."""
 
 TINY = 3.0
-"""Scores above it: the trigger is far smaller than all others. Scores of clean networks are below 1.6."""
+"""Scores above it: the trigger is far smaller than all others (scores of clean networks:
+docs/evaluation/detection.md).
+"""
 
 _CREDIT: Mapping[TriggerKind, float] = {"patch": 1.0, "additive": 1.0, "warp": 0.75}
-"""Factor of the scores of a kind. Few labels can be reached by a warp at all, so its scores vary more: up to 1.84 for a
-clean network, whose patches stay below 1.6."""
+"""Factor of the scores of a kind. Few labels can be reached by a warp at all, so the scores of warps vary more."""
 
 _SEARCHING = 0.9
 """Share of the time for the searches; the rest is for reading the triggers."""

@@ -28,6 +28,8 @@ _SHARES = (0.0, 0.005, 0.01, 0.015, 0.02, 0.03, 0.04, 0.06)
 _TYPICAL_STEPS = 25
 """Steps of the unlearning, for an estimate of its time; the detector ``unlearning`` has usually done them."""
 
+_AT_THE_END = "No network half-way was kept, so filters are ranked at the end of the unlearning. Its scores differ."
+
 _PASSES = 3
 """Forward passes of an image that take as long as its step of training."""
 
@@ -96,10 +98,11 @@ class MovedFiltersDetector(Detector):
         self.check(case)
         unlearned = yield Unlearning(self.unlearning, self.seed, self.precision, plain=True)
         plain = yield PlainForm()
-        ranked = moved_filters(plain, unlearned.half_way or unlearned.model)
+        half_way = unlearned.half_way
+        ranked = moved_filters(plain, half_way or unlearned.model)
         filters = sum(map(len, ranked.values()))
         counts = sorted({round(share * filters) for share in _SHARES})
-        return self._evidence(raise_moved(plain, ranked, self._few(case), counts))
+        return self._evidence(raise_moved(plain, ranked, self._few(case), counts), () if half_way else (_AT_THE_END,))
 
     def work(self, case: Case) -> float:
         """The unlearning, and the forward passes."""
@@ -113,7 +116,7 @@ class MovedFiltersDetector(Detector):
             return case.images
         return case.images.split(self.max_images / len(case.images), torch.Generator().manual_seed(self.seed))[1]
 
-    def _evidence(self, points: list[RaisedPoint]) -> Evidence:
+    def _evidence(self, points: list[RaisedPoint], limits: tuple[str, ...] = ()) -> Evidence:
         score, label = easiest_label(points, self.weight)
         reached = [max(values) for values in zip(*(one.flip_rates for one in points), strict=True)]
         return self.evidence(
@@ -122,6 +125,7 @@ class MovedFiltersDetector(Detector):
             target_label=label if score > self.threshold else None,
             label_scores=tuple(reached),
             remarks=(_remark(points, label, self.weight),),
+            limits=limits,
             details={"points": [(one.filters, one.clean_accuracy, one.flip_rates) for one in points]},
         )
 

@@ -117,7 +117,7 @@ class TriggerPruningDetector(Detector):
             target_label=targets[0] if len(targets) == 1 else None,
             targets=targets if len(targets) > 1 else (),
             sources=sources,
-            remarks=(_remark(trigger, points),),
+            remarks=(_remark(trigger, points, self.weight),),
             unseen=(*unseen, *_not_examined(triggers[len(examined) :])),
             details={
                 "triggers": [
@@ -151,11 +151,11 @@ def _not_examined(triggers: list[Trigger]) -> tuple[str, ...]:
     return (f"pruning of the triggers {some(goals)}",) if goals else ()
 
 
-def _remark(trigger: Trigger | None, points: list[PrunedPoint]) -> str:
+def _remark(trigger: Trigger | None, points: list[PrunedPoint], weight: float) -> str:
     if trigger is None:
         return "No recovered trigger flips enough held-out images to be examined."
     first = points[0]
-    least = min(points, key=lambda one: one.flip_rate - 10 * one.clean_accuracy)
+    least = min(points, key=lambda one: one.flip_rate - weight * one.clean_accuracy)
     goal = "any other label" if trigger.target is None else f"label {trigger.target}"
     return (
         f"After pruning {least.filters} filters, the trigger to {goal} flips {least.flip_rate:.0%} of the held-out "

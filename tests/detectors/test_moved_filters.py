@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from bdprune.analysis import SCAN_UNLEARNING, Case, Memo, RaisedPoint, Unlearning
@@ -47,6 +49,17 @@ def test_it_uses_the_first_run_of_the_unlearning_detector(known: Planted) -> Non
     UnlearningDetector(max_runs=1)(case)
     detector = MovedFiltersDetector()
     assert case.key(Unlearning(SCAN_UNLEARNING, detector.seed, detector.precision, plain=True)) in memo
+
+
+@pytest.mark.parametrize("kept", [True, False])
+def test_it_says_if_filters_are_ranked_at_the_end_of_the_unlearning(known: Planted, kept: bool) -> None:
+    case = Case(known.clean, known.data).in_order()
+    steps = MovedFiltersDetector().steps(case)
+    unlearned = case.get(next(steps))
+    plain = steps.send(replace(unlearned, half_way=unlearned.model if kept else None))
+    with pytest.raises(StopIteration) as stop:
+        steps.send(case.get(plain))
+    assert any("at the end of the unlearning" in limit for limit in stop.value.value.limits) is not kept
 
 
 def test_few_images_are_refused(known: Planted) -> None:
