@@ -20,6 +20,7 @@ from torch.nn import functional
 
 import bdprune
 from bdprune.model import build
+from bdprune.runtime import keep_freed_memory
 
 _BATCH = 32
 
@@ -77,6 +78,7 @@ def main() -> None:
     parser.add_argument("--size", type=int, default=224)
     parser.add_argument("--images", type=int, default=1000)
     asked = parser.parse_args()
+    keep_freed_memory()  # as the command line does
     with tempfile.TemporaryDirectory() as folder:
         model, data = prepare(Path(folder), asked.arch, asked.classes, asked.size, asked.images)
         start = time.perf_counter()

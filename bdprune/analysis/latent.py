@@ -15,7 +15,7 @@ from bdprune.model import Head, find_head, inputs_of
 
 _BATCH_PIXELS = 1 << 19  # of all images in one forward pass
 _SCALE_FLOOR = 0.05  # of the mean standard deviation: a feature that never varies would cost nothing
-_FEW = 20  # images whose mean logits order the labels
+_ORDERING, _ROUGH = 100, 30  # images and steps that suffice to order the labels
 _CLOSE = 1e-4  # of a constraint's right side: the solution is good enough
 
 
@@ -121,13 +121,18 @@ def _needed(logits: Tensor, quantile: float) -> Tensor:
 def promising_labels(case: Case, count: int) -> Tensor:
     """``count`` labels that are worth a costly search, the easiest to reach first (all if there are not more).
 
-    Labels come in the order of their latent margins; for a network without a head, of their mean logits.
+    Labels come in the order of rough latent margins on a few images; for a network without a head, of their mean
+    logits.
     """
     classes = case.model.num_classes
     if count >= classes:
         return torch.arange(classes)
-    margins = case.get(LatentMargins())
-    if margins is None:
+    few = case.with_data(case.images.spread(_ORDERING))
+    latent = few.get(LatentFeatures())
+    margins: Tensor
+    if latent is None:
         with torch.no_grad():
-            margins = -case.model.module(case.images.images[:_FEW].to(case.model.device)).mean(0).cpu()
+            margins = -case.model.module(few.images.images.to(case.model.device)).mean(0).cpu()
+    else:
+        margins = latent_margins(latent, LatentMargins.quantile, LatentMargins.scaled, _ROUGH)
     return margins.nan_to_num(torch.inf).sort(stable=True).indices[:count]

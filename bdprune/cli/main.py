@@ -30,6 +30,7 @@ from bdprune.cli.score import score
 from bdprune.cli.zoo import zoo
 from bdprune.errors import BdpruneError, first_line
 from bdprune.report import plain
+from bdprune.runtime import keep_freed_memory
 
 log = logging.getLogger("bdprune")
 
@@ -44,6 +45,7 @@ class Commands(click.Group):
             return run(*args, standalone_mode=False, **extra)
         if sys.stderr is None:  # the caller closed it; its text must not go to standard output
             sys.stderr = open(os.devnull, "w")  # noqa: SIM115
+        keep_freed_memory()
         with _terminable():
             code = _guarded(lambda: run(*args, standalone_mode=False, **extra))
         sys.exit(code)

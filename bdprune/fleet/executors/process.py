@@ -23,6 +23,7 @@ from bdprune.errors import ArtifactError, BdpruneError, OptionError, first_line
 from bdprune.fleet.executors.inline import Executor, InlineExecutor, Numbered
 from bdprune.pipeline import Clock, Job, ModelSource, Outcome, Progress, failure
 from bdprune.record import Result
+from bdprune.runtime import keep_freed_memory
 
 LONGEST_TIMEOUT = 1_000_000
 """Seconds; the system's timers do not take much more."""
@@ -206,6 +207,7 @@ def _serve(pipe: Connection, setting: bytes) -> None:
     os.dup2(2, 1)  # keeps prints of this process out of the results
     executor, job = pickle.loads(setting)
     torch.set_num_threads(job.threads)
+    keep_freed_memory()
     pipe.send_bytes(b"ready")
     while True:
         try:

@@ -194,11 +194,14 @@ class Search:
 
     def _affordable(self, seconds: float) -> int:
         """The number of hypotheses that can be searched in this time, at least one."""
-        each = _pace(self._networks, self._images) * self._networks.count
-        first, *later = self._settings.stages
-        fixed = sum(stage.steps * stage.images * stage.keep for stage in (*later, self._settings.final))
-        measured = self._settings.final.keep * len(self._held_labels) / _FORWARD
-        return max(1, int((seconds / each - fixed - measured) / (first.steps * first.images)))
+        passes = seconds / (_pace(self._networks, self._images) * self._networks.count)
+        return next((count for count in range(len(self._all), 1, -1) if self._cost(count) <= passes), 1)
+
+    def _cost(self, count: int) -> float:
+        """Steps of single images that a search of ``count`` hypotheses takes, with one repetition of the last stage."""
+        stages = (*self._settings.stages, self._settings.final)
+        steps = sum(stage.steps * stage.images * min(stage.keep or count, count) for stage in stages)
+        return steps + min(self._settings.final.keep or count, count) * len(self._held_labels) / _FORWARD
 
     # --------------------------------------------------------------------------------------------- the search
 
