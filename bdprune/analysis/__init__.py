@@ -14,6 +14,15 @@ from bdprune.analysis.strip import Judge, StripSettings, judge_for, predicted_la
 from bdprune.analysis.suspiciousness import Suspiciousness
 from bdprune.analysis.trigger_bytes import dump_trigger, parse_trigger
 from bdprune.analysis.trigger_pictures import draw_images, draw_trigger, shown_images
+from bdprune.analysis.trigger_search import (
+    CREDIT,
+    LARGEST,
+    SEARCHES,
+    TINY,
+    scored,
+    search_triggers,
+    smallest,
+)
 from bdprune.analysis.triggers import Triggers
 from bdprune.analysis.unlearned import (
     SCAN_UNLEARNING,

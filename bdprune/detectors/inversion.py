@@ -4,51 +4,30 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from bdprune.analysis import (
+    CREDIT,
+    LARGEST,
+    SEARCHES,
+    TINY,
     Case,
     Flips,
-    Triggers,
     attach_triggers,
     flip_table,
     natural_share,
     raised_filters,
     read_flips,
+    search_triggers,
+    smallest,
 )
-from bdprune.loops import Inversion, InvertSettings, Recovery, Stage, Trigger, largest_size, split_images
+from bdprune.loops import Inversion, InvertSettings, Recovery, Trigger, split_images
 from bdprune.methods import Detector, Steps
-from bdprune.record import TRIGGER_KINDS, Evidence, Level, Needs, Rule, TriggerKind, some
-
-_QUICK = InvertSettings(stages=(Stage(40, 8), Stage(40, 16, keep=4)), final=Stage(30, 32, keep=1), rounds=2)
-_LONG = InvertSettings(stages=(Stage(60, 8), Stage(100, 16)), final=Stage(30, 32, keep=3))
-
-SEARCHES: Mapping[Level, InvertSettings] = {"fast": _QUICK, "default": InvertSettings(), "full": _LONG}
-"""The search at each budget."""
-
-KINDS: Mapping[Level, tuple[TriggerKind, ...]] = {"fast": ("patch",), "default": TRIGGER_KINDS, "full": TRIGGER_KINDS}
-"""The kinds of triggers that are searched at each budget."""
+from bdprune.record import Evidence, Needs, Rule, TriggerKind, some
 
 _MANY = 5
 """With fewer labels than this, sizes of triggers say little: a label has few others to be compared with."""
-
-TINY = 3.0
-"""Scores above it: the trigger is far smaller than all others (scores of clean networks:
-docs/evaluation/detection.md).
-"""
-
-_CREDIT: Mapping[TriggerKind, float] = {"patch": 1.0, "additive": 1.0, "warp": 0.75}
-"""Factor of the scores of a kind. Few labels can be reached by a warp at all, so the scores of warps vary more."""
-
-_SEARCHING = 0.9
-"""Share of the time for the searches; the rest is for reading the triggers."""
-
-_OF_A_KIND = 0.6
-"""Share of this time for each kind but the last one. The first kinds find most backdoors."""
-
-_LARGEST = 10.0
-"""Largest score; a trigger of size 0 has no finite one."""
 
 
 @dataclass(frozen=True)
@@ -111,19 +90,8 @@ class InversionDetector(Detector):
         """
         self.check(case)
         search = self.search or SEARCHES[case.budget.level]
-        kinds = self.kinds or KINDS[case.budget.level]
-        best: tuple[float, Recovery] | None = None
-        found: list[Inversion] = []
-        for kind in kinds:
-            limit = case.budget.share(_SEARCHING * (_OF_A_KIND if kind != kinds[-1] else 1.0))
-            inversion = yield Triggers(search, kind, seed=self.seed, seconds=limit)
-            found.append(inversion)
-            own = smallest(inversion)
-            best = own if best is None or own[0] > best[0] else best
-            if suffices(inversion, self.tiny, self.flip_rate):
-                break
-        assert best is not None
-        return self._evidence(case, search, found, *best)
+        found = yield from search_triggers(case, search, self.kinds, self.seed, self.tiny, self.flip_rate)
+        return self._evidence(case, search, found, *max(map(smallest, found), key=lambda pair: pair[0]))
 
     def work(self, case: Case) -> float:
         """A search of two labels."""
@@ -146,7 +114,7 @@ class InversionDetector(Detector):
             targets=flips.targets if len(flips.targets) > 1 else (),
             sources=flips.sources,
             label_scores=_scores(case.model.num_classes, found),
-            remarks=(_remark(best, score, works),),
+            remarks=(describe_trigger(best, score, works),),
             limits=few_labels(case.model.num_classes),
             natural=self._natural(case, trigger) if outlier and score <= self.tiny else "",
             unseen=unseen_by(found),
@@ -168,42 +136,6 @@ class InversionDetector(Detector):
         )
 
 
-def scored(inversion: Inversion) -> list[tuple[float, Recovery]]:
-    """The results of the hypotheses that took part in the last stage, with their scores."""
-    last = max(one.stages for one in inversion.recoveries)
-    kept = [one for one in inversion.recoveries if one.stages == last]
-    return [(_score(one, kept), one) for one in kept]
-
-
-def smallest(inversion: Inversion) -> tuple[float, Recovery]:
-    """The score and the result of the hypothesis with the largest score."""
-    return max(scored(inversion), key=lambda pair: pair[0])
-
-
-def suffices(inversion: Inversion, tiny: float, flip_rate: float) -> bool:
-    """Whether a trigger is so much smaller than the others that triggers of further kinds need not be searched."""
-    score, best = smallest(inversion)
-    return score > tiny and (best.trigger.flip_rate or 0.0) >= flip_rate
-
-
-def _score(one: Recovery, kept: list[Recovery]) -> float:
-    """The geometric mean of two ratios to its size: of the next larger trigger, and of the median one.
-
-    The others are the triggers with a target; those that were never successful count with their largest possible size.
-    The next one alone may be small by chance, and the median grows with the labels that are hard to reach.
-    """
-    others = [_limited(other) for other in kept if other is not one and other.hypothesis.target is not None]
-    if not math.isfinite(one.size) or not others:
-        return 0.0
-    ratio = math.sqrt(min(others) * statistics.median(others)) / max(one.size, 1e-6)
-    return min(_LARGEST, ratio * _CREDIT[one.trigger.kind])
-
-
-def _limited(one: Recovery) -> float:
-    """The size of a trigger; the largest possible one if it was never successful."""
-    return one.size if math.isfinite(one.size) else largest_size(one.trigger)
-
-
 def _only(targets: tuple[int, ...]) -> int | None:
     return targets[0] if len(targets) == 1 else None
 
@@ -217,21 +149,23 @@ def _scores(num_classes: int, found: list[Inversion]) -> tuple[float | None, ...
         for one in sized:
             label = one.hypothesis.target
             assert label is not None
-            scores[label] = max(scores[label] or 0.0, min(_LARGEST, middle / max(one.size, 1e-6)))
+            scores[label] = max(scores[label] or 0.0, min(LARGEST, middle / max(one.size, 1e-6)))
     return tuple(scores)
 
 
-def _remark(best: Recovery, score: float, works: bool) -> str:
+def describe_trigger(best: Recovery, score: float, works: bool) -> str:
+    """A sentence about the trigger with the largest score, and another one if it does not work."""
     if not math.isfinite(best.size):
         return "No trigger flips most images."
     trigger = best.trigger
     goal = "any other label" if trigger.target is None else f"label {trigger.target}"
+    origin = f" from label {trigger.sources[0]}" if len(trigger.sources) == 1 else ""
     rate = (
         "" if trigger.flip_rate is None else f" and flips {trigger.flip_rate:.0%} of {trigger.images} held-out images"
     )
-    share = _CREDIT[trigger.kind] / score if score else 0.0
+    share = CREDIT[trigger.kind] / score if score else 0.0
     compared = f"{share:.2f} of the size of the others" if score else "not compared with others"
-    remark = f"The smallest trigger leads to {goal}, is {compared}{rate}."
+    remark = f"The smallest trigger leads{origin} to {goal}, is {compared}{rate}."
     return remark if works else f"{remark} It flips too few of them to count."
 
 
@@ -246,14 +180,14 @@ def unseen_by(found: Sequence[Inversion]) -> tuple[str, ...]:
     """What the searches did not look at, a phrase each."""
     unseen = []
     for inversion in found:
-        kind = inversion.recoveries[0].hypothesis.kind
-        labels = [str(one.target) for one in inversion.skipped if one.target is not None]
+        triggers = f"{inversion.recoveries[0].hypothesis.kind} triggers"
+        labels = {str(one.target): None for one in inversion.skipped if one.target is not None}
         if labels:
-            unseen.append(f"{kind} triggers to labels {some(labels)}")
-        if len(labels) < len(inversion.skipped):
-            unseen.append(f"{kind} triggers to any label")
+            unseen.append(f"{triggers} to labels {some(list(labels))}")
+        if any(one.target is None for one in inversion.skipped):
+            unseen.append(f"{triggers} to any label")
         if not inversion.complete:
-            unseen.append(f"{kind} triggers in all steps of the search")
+            unseen.append(f"{triggers} in all steps of the search")
     return tuple(unseen)
 
 

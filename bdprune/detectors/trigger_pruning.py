@@ -7,22 +7,21 @@ from dataclasses import dataclass
 from typing import TypeAlias
 
 from bdprune.analysis import (
+    SEARCHES,
     Case,
     PrunedPoint,
-    Triggers,
     flip_table,
     prune_raised,
     raised_filters,
     read_flips,
+    scored,
+    search_triggers,
     selectivity,
 )
-from bdprune.detectors.inversion import KINDS, SEARCHES, TINY, scored, suffices, unseen_by
-from bdprune.loops import Inversion, InvertSettings, Trigger, split_images
+from bdprune.detectors.inversion import unseen_by
+from bdprune.loops import InvertSettings, Trigger, split_images
 from bdprune.methods import Detector, Steps
 from bdprune.record import Evidence, Needs, Rule, TriggerKind, some
-
-_SEARCHING = 0.8
-"""Share of the time for searches that no other detector has made."""
 
 _SHARES = (0.0, 0.0033, 0.0067, 0.0133, 0.02, 0.0267, 0.04, 0.0533)
 """Shares of all filters that are pruned. Backdoors of our small zoo stop within the first 2 to 3 %."""
@@ -83,16 +82,13 @@ class TriggerPruningDetector(Detector):
         """
         self.check(case)
         search = self.search or SEARCHES[case.budget.level]
-        ranked: list[tuple[float, Trigger]] = []
-        found: list[Inversion] = []
-        for kind in self.kinds or KINDS[case.budget.level]:
-            limit = case.budget.share(_SEARCHING)
-            inversion = yield Triggers(search, kind, seed=self.seed, seconds=limit)
-            found.append(inversion)
-            strong = [one for one in scored(inversion) if (one[1].trigger.flip_rate or 0.0) >= self.flip_rate]
-            ranked += [(score, one.trigger) for score, one in strong]
-            if suffices(inversion, TINY, self.flip_rate):
-                break
+        found = yield from search_triggers(case, search, self.kinds, self.seed, flip_rate=self.flip_rate)
+        ranked = [
+            (score, one.trigger)
+            for inversion in found
+            for score, one in scored(inversion)
+            if (one.trigger.flip_rate or 0.0) >= self.flip_rate
+        ]
         ranked.sort(key=lambda one: -one[0])
         return self._evidence(case, search, [trigger for _, trigger in ranked], unseen_by(found))
 

@@ -58,6 +58,8 @@ class Evidence(Record, frozen=True, kw_only=True):
         not_applicable: why the detector does not work on networks of this kind; empty if it does.
         natural: why a trigger that works looks like features of its class and not like a backdoor, in a sentence; empty
             if it does not. Such evidence does not count towards a backdoor.
+        supporting: why the evidence counts only beside evidence of another kind that names the same label, in a
+            sentence; empty if it counts by itself.
         unseen: what the detector did not look at for lack of time, a phrase each, such as ``labels 200 to 999``. A
             model is not called clean on such evidence.
         error: why the detector failed; empty if it did not.
@@ -82,6 +84,7 @@ class Evidence(Record, frozen=True, kw_only=True):
     limits: tuple[str, ...] = ()
     not_applicable: str = ""
     natural: str = ""
+    supporting: str = ""
     unseen: tuple[str, ...] = ()
     error: str = ""
     seconds: float | None = 0.0

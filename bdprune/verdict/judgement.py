@@ -1,8 +1,9 @@
 """Derives the verdict from the evidence.
 
 Evidence is of several kinds (:data:`bdprune.record.SIGNS`). Two of the strong kinds that name the same label make a
-model ``backdoored``; any other finding makes it ``suspicious``. The verdict is ``clean`` only if detectors looked for a
-trigger and for a collapse, completely and on clean data on which the model is accurate, and nothing was found.
+model ``backdoored``; any other finding makes it ``suspicious``, except evidence that only supports another one. The
+verdict is ``clean`` only if detectors looked for a trigger and for a collapse, completely and on clean data on which
+the model is accurate, and nothing was found.
 """
 
 from __future__ import annotations
@@ -51,7 +52,7 @@ def judge(detectors: Sequence[Detector], evidence: Sequence[Evidence], sanity: S
     counted = [one for one in valid if one.flagged and not one.natural]
     kinds = {} if sanity is None else _kinds(counted, signs)
     if common := _common_labels(kinds):
-        agreeing = [one for found in kinds.values() for one in found if one.labels]
+        agreeing = [one for found in kinds.values() for one in found if one.labels & common]
         return Judgement(
             "backdoored",
             _risk(agreeing),
@@ -60,8 +61,10 @@ def judge(detectors: Sequence[Detector], evidence: Sequence[Evidence], sanity: S
             _several(common),
             _sources(agreeing),
         )
-    if any(not one.not_applicable for one in counted):
-        return _suspicious(counted, kinds, (*findings, *_reserves(valid, signs)))
+    alone = [one for one in counted if not one.supporting]
+    if any(not one.not_applicable for one in alone):
+        kinds = {} if sanity is None else _kinds(alone, signs)
+        return _suspicious(alone, kinds, (*findings, *_reserves(valid, signs)))
     return _of_silence(detectors, evidence, signs, sanity, findings)
 
 
@@ -146,13 +149,13 @@ def _of_silence(
         ran = ", ".join(one.id for one in detectors) or "none"
         what = " ".join(missing) or next(one.not_applicable for one in valid if one.flagged and one.not_applicable)
         return _inconclusive(f"{what} So the model cannot be called clean (detectors: {ran}).", findings)
-    quiet = [one for one in valid if not one.natural]
+    quiet = [one for one in valid if not (one.natural or one.supporting)]
     return Judgement("clean", _risk(quiet) if quiet else 0.0, None, (*findings, *_reserves(valid, signs)))
 
 
 def _missing(sign: Sign, valid: Sequence[Evidence], signs: Mapping[str, Sign]) -> str:
     """Why nobody knows whether there is evidence of this kind, in a sentence; empty if a detector looked for it."""
-    looked = [one for one in valid if signs[one.detector] == sign]
+    looked = [one for one in valid if signs[one.detector] == sign and not one.supporting]
     if not looked:
         return f"No detector looked for {SIGNS[sign]}."
     if any(not one.not_applicable and not one.unseen for one in looked):
@@ -181,6 +184,9 @@ def _finding(one: Evidence, detectors: Sequence[Detector]) -> Finding:
     points = f" and points to {_in_words(one.labels)}" if one.labels else ""
     origin = f" from images of {_in_words(frozenset(one.sources))}" if one.sources else ""
     message = f"{one.detector} scores {one.score:.4g}, above its threshold of {one.threshold:.4g}{points}{origin}."
+    if one.supporting:
+        message = " ".join([message, *one.remarks, one.supporting, *_limits(one)])
+        return Finding(rule_id=detector.rule.id, severity="low", message=message)
     if one.natural:
         message = " ".join([one.natural, message, *one.remarks, *_limits(one)])
         return Finding(rule_id=NATURAL.id, severity="low", message=message)

@@ -7,9 +7,9 @@ import math
 import pytest
 import torch
 
-from bdprune.analysis import Case
+from bdprune.analysis import Case, smallest
 from bdprune.data import CleanData
-from bdprune.detectors.inversion import InversionDetector, smallest, unseen_by
+from bdprune.detectors.inversion import InversionDetector, unseen_by
 from bdprune.errors import DataError
 from bdprune.loops import Hypothesis, Inversion, InvertSettings, Recovery, Stage, Trigger
 from bdprune.record import TRIGGER_KINDS, Evidence, TriggerKind

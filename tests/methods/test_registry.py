@@ -20,7 +20,15 @@ from bdprune.errors import OptionError
 from bdprune.methods import Detector
 from bdprune.record import Evidence, Needs
 
-SCANNED = ["lipschitz", "suspiciousness", "inversion", "unlearning", "trigger_pruning", "moved_filters"]
+SCANNED = [
+    "lipschitz",
+    "suspiciousness",
+    "inversion",
+    "unlearning",
+    "trigger_pruning",
+    "moved_filters",
+    "pair_inversion",
+]
 """The detectors of scans in their order."""
 NAMED = ["neural_cleanse", "nu_neural_cleanse", "dl_tnd", "df_tnd", "feature_margin", "latent_margin"]
 """The detectors that run only by name."""
@@ -84,7 +92,8 @@ def test_a_scan_runs_all_detectors_cheapest_first_with_the_seed() -> None:
     made = registry.chosen_detectors(None, {"seed": 7})
     scanned = [one for one in made if one.level is not None]
     assert [one.id for one in scanned] == [f"bdprune.{name}" for name in SCANNED]
-    assert [one.cost for one in scanned] == ["weights", "forward", "gradients", "training", "gradients", "training"]
+    costs = ["weights", "forward", "gradients", "training", "gradients", "training", "gradients"]
+    assert [one.cost for one in scanned] == costs
     assert not hasattr(made[0], "seed") and all(one.seed == 7 for one in scanned[1:])  # type: ignore[attr-defined]
     listed = [one.name for one in registry.methods("detector")]
     assert listed[: len(SCANNED)] == SCANNED and sorted(listed) == sorted(OURS)

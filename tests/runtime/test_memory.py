@@ -13,7 +13,8 @@ PAGES = """
 import resource, torch
 from bdprune.runtime import keep_freed_memory
 {call}
-torch.ones(1 << 24)
+for _ in range(3):
+    torch.ones(1 << 24)
 before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
 for _ in range(4):
     torch.ones(1 << 24)

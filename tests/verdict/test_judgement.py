@@ -113,6 +113,31 @@ def test_a_second_detector_of_a_kind_can_look_where_the_first_could_not() -> Non
     assert judge([collapse(0.2), trigger(0.2, unseen=("label 3",)), seen("x.trigger2", 0.1)]).verdict == "clean"
 
 
+WHY = "It counts only beside another kind."
+
+
+def test_evidence_that_only_supports_is_no_finding_against_a_model() -> None:
+    pairs = seen("x.trigger2", 0.9, sources=(2,), supporting=WHY)
+    found = judge([*QUIET, pairs])
+    assert (found.verdict, found.target_label, found.sources) == ("clean", None, ())
+    assert rules(found) == ["BD500"] and WHY in found.findings[0].message and found.findings[0].severity == "low"
+
+
+def test_evidence_that_supports_another_kind_with_its_label_makes_a_backdoor() -> None:
+    found = judge([collapse(0.9), trigger(0.1), seen("x.trigger2", 0.9, sources=(2,), supporting=WHY)])
+    assert (found.verdict, found.target_label, found.sources) == ("backdoored", 8, (2,))
+
+
+def test_evidence_that_supports_another_label_changes_nothing() -> None:
+    found = judge([collapse(0.9), trigger(0.1), seen("x.trigger2", 0.9, 3, sources=(2,), supporting=WHY)])
+    assert (found.verdict, found.target_label, found.sources) == ("suspicious", 8, ())
+
+
+def test_evidence_that_only_supports_does_not_replace_a_full_look() -> None:
+    found = judge([collapse(0.2), trigger(0.2, unseen=("label 3",)), seen("x.trigger2", 0.1, supporting=WHY)])
+    assert found.verdict == "inconclusive"
+
+
 @pytest.mark.parametrize("pair", list(itertools.combinations((COLLAPSE, TRIGGER, PRUNING), 2)))
 def test_any_two_kinds_with_one_label_are_a_backdoor(pair: tuple[str, str]) -> None:
     found = judge([seen(name, 0.9) for name in pair])

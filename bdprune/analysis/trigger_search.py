@@ -1,0 +1,103 @@
+"""The searches for triggers that detectors share, and how far each trigger stands out."""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Generator, Mapping, Sequence
+from dataclasses import replace
+
+from bdprune.analysis.case import Case
+from bdprune.analysis.triggers import Triggers
+from bdprune.loops import Inversion, InvertSettings, Recovery, Stage, largest_size
+from bdprune.record import TRIGGER_KINDS, Level, TriggerKind
+
+_QUICK = InvertSettings(stages=(Stage(40, 8), Stage(40, 16, keep=4)), final=Stage(30, 32, keep=1), rounds=2)
+_LONG = InvertSettings(stages=(Stage(60, 8), Stage(100, 16)), final=Stage(30, 32, keep=3))
+
+SEARCHES: Mapping[Level, InvertSettings] = {"fast": _QUICK, "default": InvertSettings(), "full": _LONG}
+"""The search for each kind of trigger at each budget."""
+
+KINDS: Mapping[Level, tuple[TriggerKind, ...]] = {"fast": ("patch",), "default": TRIGGER_KINDS, "full": TRIGGER_KINDS}
+"""The kinds of triggers that are searched at each budget."""
+
+TINY = 3.0
+"""Scores above it: the trigger is far smaller than all others (scores of clean networks:
+docs/evaluation/detection.md).
+"""
+
+LARGEST = 10.0
+"""Largest score; a trigger of size 0 has no finite one."""
+
+CREDIT: Mapping[TriggerKind, float] = {"patch": 1.0, "additive": 1.0, "warp": 0.75}
+"""Factor of the scores of a kind. Few labels can be reached by a warp at all, so the scores of warps vary more."""
+
+_SEARCHING = 0.9
+"""Share of the time for the searches; the rest is for reading the triggers."""
+
+_OF_ONE = 0.6
+"""Share of this time for each search but the last one. The first searches find most backdoors."""
+
+
+def search_triggers(
+    case: Case,
+    search: InvertSettings,
+    kinds: Sequence[TriggerKind],
+    seed: int,
+    tiny: float = TINY,
+    flip_rate: float = 0.75,
+) -> Generator[Triggers, Inversion, list[Inversion]]:
+    """Yields the searches of a detector, one for each kind of trigger.
+
+    No further search follows one with a trigger so small that others need not be searched.
+
+    Args:
+        case: the model.
+        search: settings of the search for each kind.
+        kinds: kinds of triggers; empty takes those of the scan's budget.
+        seed: seed of the searches.
+        tiny: with a larger score, a trigger is that small.
+        flip_rate: share of held-out images that it must flip, in [0, 1].
+
+    Returns:
+        The result of each search.
+    """
+    searches = [Triggers(search, kind, seed=seed) for kind in kinds or KINDS[case.budget.level]]
+    found: list[Inversion] = []
+    for one in searches:
+        limit = case.budget.share(_SEARCHING * (_OF_ONE if one is not searches[-1] else 1.0))
+        found.append((yield replace(one, seconds=limit)))
+        score, best = smallest(found[-1])
+        if score > tiny and (best.trigger.flip_rate or 0.0) >= flip_rate:
+            break
+    return found
+
+
+def scored(inversion: Inversion) -> list[tuple[float, Recovery]]:
+    """The results of the hypotheses that took part in the last stage, with their scores."""
+    last = max(one.stages for one in inversion.recoveries)
+    kept = [one for one in inversion.recoveries if one.stages == last]
+    return [(_score(one, kept), one) for one in kept]
+
+
+def smallest(inversion: Inversion) -> tuple[float, Recovery]:
+    """The score and the result of the hypothesis with the largest score."""
+    return max(scored(inversion), key=lambda pair: pair[0])
+
+
+def _score(one: Recovery, kept: list[Recovery]) -> float:
+    """The geometric mean of two ratios to its size: of the next larger trigger, and of the median one.
+
+    The others are the triggers with a target; those that were never successful count with their largest possible size.
+    The next one alone may be small by chance, and the median grows with the labels that are hard to reach.
+    """
+    others = [_limited(other) for other in kept if other is not one and other.hypothesis.target is not None]
+    if not math.isfinite(one.size) or not others:
+        return 0.0
+    ratio = math.sqrt(min(others) * statistics.median(others)) / max(one.size, 1e-6)
+    return min(LARGEST, ratio * CREDIT[one.trigger.kind])
+
+
+def _limited(one: Recovery) -> float:
+    """The size of a trigger; the largest possible one if it was never successful."""
+    return one.size if math.isfinite(one.size) else largest_size(one.trigger)
