@@ -47,7 +47,7 @@ def decode_image(encoded: bytes, where: str, converted: Counter[str] | None = No
             pixels are not opaque or not 8-bit.
     """
     try:
-        from PIL import Image
+        from PIL import Image, UnidentifiedImageError
     except ImportError as error:
         raise DataError(f"Decoding {where} needs Pillow.", "Install it: pip install pillow") from error
     if len(encoded) > MAX_ENCODED_BYTES:
@@ -64,6 +64,8 @@ def decode_image(encoded: bytes, where: str, converted: Counter[str] | None = No
             image.load()
     except DataError:
         raise
+    except UnidentifiedImageError as error:
+        raise _not_decoded(where, f"it begins like {kind}, but the rest is damaged") from error
     except Exception as error:  # decoders fail in many ways on hostile bytes; each means the same to the reader
         raise _not_decoded(where, str(error) or type(error).__name__) from error
     return image_pixels(image, where, converted)

@@ -40,7 +40,8 @@ class TriggerPruningDetector(Detector):
     ``lost flips - weight * lost accuracy``, both relative to the unpruned model, over all numbers of filters. In a
     clean network a trigger uses the features of its label, so the flips end only where the accuracy falls, too. The
     triggers are examined in the order of their scores in :class:`bdprune.detectors.inversion.InversionDetector`, and
-    the first one above the threshold counts.
+    the first one above the threshold counts. Triggers of an ordinary size are not examined: by chance, one of many is
+    easy to prune in clean networks, too.
 
     Args:
         search: settings of the search for triggers; None takes those of the scan's budget.
@@ -48,15 +49,17 @@ class TriggerPruningDetector(Detector):
         threshold: a larger score is flagged (measurements: docs/evaluation/detection.md).
         weight: lost flips that equal the same share of lost accuracy.
         flip_rate: share of held-out images that a trigger must flip to be examined, in [0, 1].
+        least: smallest score in :class:`bdprune.detectors.inversion.InversionDetector` of an examined trigger.
         max_images: number of images for each measurement.
         seed: seed of the search.
     """
 
     search: InvertSettings | None = None
     kinds: tuple[TriggerKind, ...] = ()
-    threshold: float = 0.65
+    threshold: float = 0.45
     weight: float = 10.0
     flip_rate: float = 0.75
+    least: float = 1.5
     max_images: int = 300
     seed: int = 0
 
@@ -87,7 +90,7 @@ class TriggerPruningDetector(Detector):
             (score, one.trigger)
             for inversion in found
             for score, one in scored(inversion)
-            if (one.trigger.flip_rate or 0.0) >= self.flip_rate
+            if score >= self.least and (one.trigger.flip_rate or 0.0) >= self.flip_rate
         ]
         ranked.sort(key=lambda one: -one[0])
         return self._evidence(case, search, [trigger for _, trigger in ranked], unseen_by(found))
@@ -149,7 +152,7 @@ def _not_examined(triggers: list[Trigger]) -> tuple[str, ...]:
 
 def _remark(trigger: Trigger | None, points: list[PrunedPoint], weight: float) -> str:
     if trigger is None:
-        return "No recovered trigger flips enough held-out images to be examined."
+        return "No recovered trigger that flips enough held-out images is small enough to be examined."
     first = points[0]
     least = min(points, key=lambda one: one.flip_rate - weight * one.clean_accuracy)
     goal = "any other label" if trigger.target is None else f"label {trigger.target}"

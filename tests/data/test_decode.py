@@ -260,3 +260,9 @@ def test_damaged_bytes_decode_or_raise_a_data_error(kind: str, data: st.DataObje
         assert error.message.startswith("x ")
     else:
         assert decoded.dtype == torch.uint8 and decoded.ndim == 3 and decoded.shape[0] in (1, 3)
+
+
+def test_a_damaged_file_is_named_without_internals() -> None:
+    with pytest.raises(DataError, match="it begins like PNG, but the rest is damaged") as caught:
+        decode_image(b"\x89PNG\r\n\x1a\nbroken", "a.png")
+    assert "0x" not in str(caught.value)

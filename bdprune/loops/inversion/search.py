@@ -28,6 +28,7 @@ _PIXELS = 1 << 24  # values of all stamped images of one pass; more are computed
 _EASE = 0.25  # factor of the penalty at the start of the final stage
 _MEASURING = 0.2  # share of a time limit for the predictions on images outside the steps
 _FORWARD = 3  # forward passes that take as long as one step of an image
+_TRIAL, _TRIAL_IMAGES = 0.05, 64  # seconds and images of a trial that suffice to measure the pace
 _LEAST = 20  # images of the search, and held-out ones, that a time limit leaves
 
 
@@ -96,12 +97,23 @@ def _thinned(
 
 
 def _pace(networks: FrozenNetworks, images: Tensor) -> float:
-    """Seconds of one step of one image of one model."""
-    few = images[:2].to(networks.device).repeat(networks.count, 1, 1, 1).contiguous(memory_format=networks.layout)
-    for _ in range(2):  # the first pass is slower
-        start = time.perf_counter()
-        networks.logits(few.detach().requires_grad_()).sum().backward()
-    return (time.perf_counter() - start) / len(few)
+    """Seconds of one step of one image of one model, from a trial of enough images to take a moment."""
+    count, took = 2, 0.0
+    _timed_step(networks, images[:count])  # the first pass is slower
+    while took < _TRIAL and count <= _TRIAL_IMAGES:
+        few = images[torch.arange(count) % len(images)]
+        took, tried, count = _timed_step(networks, few), count, 4 * count
+    return took / (tried * networks.count)
+
+
+def _timed_step(networks: FrozenNetworks, images: Tensor) -> float:
+    """Seconds of a forward and a backward pass of these images on each model."""
+    own = images.to(networks.device).repeat(networks.count, 1, 1, 1).contiguous(memory_format=networks.layout)
+    start = time.perf_counter()
+    networks.logits(own.detach().requires_grad_()).sum().backward()
+    if networks.device.type == "cuda":
+        torch.cuda.synchronize(networks.device)
+    return time.perf_counter() - start
 
 
 def _joined(parts: Sequence[Inversion], hypotheses: Sequence[Hypothesis]) -> Inversion:
