@@ -14,8 +14,13 @@ from bdprune.record import TRIGGER_KINDS, Level, TriggerKind
 
 _QUICK = InvertSettings(stages=(Stage(40, 8), Stage(40, 16, keep=4)), final=Stage(30, 32, keep=1), rounds=2)
 _LONG = InvertSettings(stages=(Stage(60, 8), Stage(100, 16)), final=Stage(30, 32, keep=3))
+_OUTSTANDING = 1.4  # no detector reads a trigger with a smaller score, so it need not be strengthened
 
-SEARCHES: Mapping[Level, InvertSettings] = {"fast": _QUICK, "default": InvertSettings(), "full": _LONG}
+SEARCHES: Mapping[Level, InvertSettings] = {
+    "fast": replace(_QUICK, outstanding=_OUTSTANDING),
+    "default": InvertSettings(outstanding=_OUTSTANDING),
+    "full": replace(_LONG, outstanding=_OUTSTANDING),
+}
 """The search for each kind of trigger at each budget."""
 
 KINDS: Mapping[Level, tuple[TriggerKind, ...]] = {"fast": ("patch",), "default": TRIGGER_KINDS, "full": TRIGGER_KINDS}

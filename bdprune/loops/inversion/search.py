@@ -338,10 +338,11 @@ class Search:
 
     def _strengthened(self, sizes: Tensor) -> list[list[Trigger]]:
         """The triggers of all hypotheses; those of the smallest ones hold on the held-out images, if possible."""
+        rounds = self._settings.rounds if self._any_outstanding(sizes) else 0
         self._keep(sizes, self._settings.final.keep)
         rates, images = self._held_out_rates()
         goal = self._settings.flip_rate
-        for _ in range(self._settings.rounds):
+        for _ in range(rounds):
             if min((one for one in rates if one is not None), default=goal) >= goal or self._is_late():
                 break
             self._candidates.restart_from_best(_EASE)
@@ -349,6 +350,14 @@ class Search:
             rates, images = self._held_out_rates()
         self._note_triggers(rates, images)
         return [[trigger for trigger in own if trigger is not None] for own in self._found]
+
+    def _any_outstanding(self, sizes: Tensor) -> bool:
+        """Whether a trigger of the last stage is smaller than the median of the others by the settings' factor."""
+        kept = sizes.gather(1, self._members.view(self._networks.count, -1)).sort(1).values
+        if kept.shape[1] < 2 or not self._settings.outstanding:
+            return True
+        middle = kept[:, 1 + (kept.shape[1] - 1) // 2].nan_to_num(posinf=torch.finfo().max)  # the upper median
+        return bool((self._settings.outstanding * kept[:, 0] <= middle).any())
 
     @torch.no_grad()
     def _held_out_rates(self) -> tuple[list[float | None], list[int]]:

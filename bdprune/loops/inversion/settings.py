@@ -37,6 +37,8 @@ class InvertSettings:
         final: repeated for the smallest triggers, until they flip ``flip_rate`` of the held-out images.
         rounds: maximum number of repetitions of ``final``; 0 leaves the triggers of the search.
         flip_rate: share of held-out images that a trigger should flip in the end.
+        outstanding: ``final`` is left out if no trigger is smaller than the median of the others by this factor; 0
+            never leaves it out.
         success: share of the search's images that a trigger must flip to count as successful.
         lr: learning rate of Adam for patches.
         additive_lr: the same for additive triggers, whose variables are colours.
@@ -55,6 +57,7 @@ class InvertSettings:
     final: Stage = Stage(30, 32, keep=2)
     rounds: int = 3
     flip_rate: float = 0.9
+    outstanding: float = 0.0
     success: float = 0.85
     lr: float = 0.3
     additive_lr: float = 0.03
@@ -81,6 +84,7 @@ class InvertSettings:
             )
         ranges = {
             "flip_rate": 0 < self.flip_rate <= 1,
+            "outstanding": 0 <= self.outstanding < math.inf,
             "success": 0 < self.success < 1,
             "held_out": 0 < self.held_out < 1,
             "lr": 0 < self.lr < math.inf,

@@ -104,6 +104,15 @@ def test_a_time_limit_leaves_out_images_of_a_slow_network(known: Known, monkeypa
     assert result.complete and 25 <= result.triggers[0].images <= 30  # 0.1 * 100 s * 3 passes a second
 
 
+@pytest.mark.parametrize(("factor", "strengthened"), [(0.0, True), (1.0, True), (1e6, False)])
+def test_only_triggers_that_stand_out_are_strengthened(known: Known, factor: float, strengthened: bool) -> None:
+    settings = replace(QUICK, flip_rate=1.0, outstanding=factor)
+    searched = sum(stage.steps * stage.images * (stage.keep or 11) for stage in settings.stages)
+    result = invert([known.clean], known.data, every_target(10), settings)[0]
+    assert (result.image_steps > searched) is strengthened
+    assert sum(one.trigger.flip_rate is not None for one in result.recoveries) == settings.final.keep
+
+
 def test_a_hypothesis_without_images_is_skipped(known: Known) -> None:
     data = known.data.subset((known.data.labels != 5).nonzero().flatten())
     few = InvertSettings(stages=(Stage(2, 2),), final=Stage(1, 1, keep=1), rounds=0)
