@@ -19,6 +19,7 @@ from bdprune.analysis.trigger_search import (
     LARGEST,
     SEARCHES,
     TINY,
+    readable,
     scored,
     search_triggers,
     smallest,

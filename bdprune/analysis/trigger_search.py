@@ -9,6 +9,7 @@ from dataclasses import replace
 
 from bdprune.analysis.case import Case
 from bdprune.analysis.triggers import Triggers
+from bdprune.data import CleanData
 from bdprune.loops import Inversion, InvertSettings, Recovery, Stage, largest_size
 from bdprune.record import TRIGGER_KINDS, Level, TriggerKind
 
@@ -39,6 +40,9 @@ CREDIT: Mapping[TriggerKind, float] = {"patch": 1.0, "additive": 1.0, "warp": 0.
 
 _SEARCHING = 0.9
 """Share of the time for the searches; the rest is for reading the triggers."""
+
+_FEWEST = 20
+"""The number of images that show what a trigger does, even if time is short."""
 
 _OF_ONE = 0.6
 """Share of this time for each search but the last one. The first searches find most backdoors."""
@@ -76,6 +80,23 @@ def search_triggers(
         if score > tiny and (best.trigger.flip_rate or 0.0) >= flip_rate:
             break
     return found
+
+
+def readable(case: Case, data: CleanData, found: Sequence[Inversion], passes: int) -> CleanData:
+    """As many of the images as can pass through the network in the time that is left; all without a time limit.
+
+    Args:
+        case: the model.
+        data: clean images.
+        found: earlier searches, whose steps show how fast the network is.
+        passes: number of passes of each image.
+    """
+    left = case.budget.share(1.0)
+    steps = sum(one.image_steps for one in found)
+    if left is None or not steps:
+        return data
+    pace = sum(one.seconds for one in found) / steps  # of a forward and a backward pass, so longer than needed
+    return data.spread(max(_FEWEST, int(left / (pace * passes))))
 
 
 def scored(inversion: Inversion) -> list[tuple[float, Recovery]]:

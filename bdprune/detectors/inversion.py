@@ -19,12 +19,16 @@ from bdprune.analysis import (
     natural_share,
     raised_filters,
     read_flips,
+    readable,
     search_triggers,
     smallest,
 )
 from bdprune.loops import Inversion, InvertSettings, Recovery, Trigger, split_images
 from bdprune.methods import Detector, Steps
 from bdprune.record import Evidence, Needs, Rule, TriggerKind, some
+
+_PASSES = 4
+"""Passes of a clean image for reading a trigger: its flips, and the filters that it raises."""
 
 _MANY = 5
 """With fewer labels than this, sizes of triggers say little: a label has few others to be compared with."""
@@ -101,7 +105,7 @@ class InversionDetector(Detector):
     def _evidence(
         self, case: Case, search: InvertSettings, found: list[Inversion], score: float, best: Recovery
     ) -> Evidence:
-        held = split_images(case.images, search, self.seed)[1]
+        held = readable(case, split_images(case.images, search, self.seed)[1], found, _PASSES)
         trigger = best.trigger
         works = (trigger.flip_rate or 0.0) >= self.flip_rate
         outlier = score > self.threshold and works
@@ -116,18 +120,19 @@ class InversionDetector(Detector):
             label_scores=_scores(case.model.num_classes, found),
             remarks=(describe_trigger(best, score, works),),
             limits=few_labels(case.model.num_classes),
-            natural=self._natural(case, trigger) if outlier and score <= self.tiny else "",
+            natural=self._natural(case, trigger, found) if outlier and score <= self.tiny else "",
             unseen=unseen_by(found),
             details=_details(found),
             triggers=infos,
             attachments=attached,
         )
 
-    def _natural(self, case: Case, trigger: Trigger) -> str:
+    def _natural(self, case: Case, trigger: Trigger, found: list[Inversion]) -> str:
         if trigger.target is None:
             return ""
-        ranked = raised_filters(case.model, trigger, case.images.images)
-        share = natural_share(case.model, ranked, case.images, trigger.target)
+        images = readable(case, case.images, found, _PASSES)
+        ranked = raised_filters(case.model, trigger, images.images)
+        share = natural_share(case.model, ranked, images, trigger.target)
         if share <= self.natural:
             return ""
         return (

@@ -14,12 +14,13 @@ from bdprune.analysis import (
     prune_raised,
     raised_filters,
     read_flips,
+    readable,
     scored,
     search_triggers,
     selectivity,
 )
 from bdprune.detectors.inversion import unseen_by
-from bdprune.loops import InvertSettings, Trigger, split_images
+from bdprune.loops import Inversion, InvertSettings, Trigger, split_images
 from bdprune.methods import Detector, Steps
 from bdprune.record import Evidence, Needs, Rule, TriggerKind, some
 
@@ -93,20 +94,20 @@ class TriggerPruningDetector(Detector):
             if score >= self.least and (one.trigger.flip_rate or 0.0) >= self.flip_rate
         ]
         ranked.sort(key=lambda one: -one[0])
-        return self._evidence(case, search, [trigger for _, trigger in ranked], unseen_by(found))
+        return self._evidence(case, search, [trigger for _, trigger in ranked], found)
 
     def work(self, case: Case) -> float:
         """The measurements of one trigger; the search is usually known."""
         return float(len(_SHARES) * 2 * min(self.max_images, len(case.images)))
 
     def _evidence(
-        self, case: Case, search: InvertSettings, triggers: list[Trigger], unseen: tuple[str, ...]
+        self, case: Case, search: InvertSettings, triggers: list[Trigger], found: list[Inversion]
     ) -> Evidence:
-        examined = list(self._examined(case, search, triggers))
+        examined = list(self._examined(case, search, triggers, found))
         highest = max(examined, key=lambda one: one[0], default=None)
         chosen = next((one for one in examined if one[0] > self.threshold), highest)
         score, trigger, points = chosen or (0.0, None, [])
-        held = split_images(case.images, search, self.seed)[1]
+        held = readable(case, split_images(case.images, search, self.seed)[1], found, 1)
         flagged = trigger is not None and score > self.threshold
         flips = read_flips(flip_table(case.model, trigger, held), trigger.target) if flagged and trigger else None
         targets, sources = (flips.targets, flips.sources) if flips else ((), ())
@@ -117,7 +118,7 @@ class TriggerPruningDetector(Detector):
             targets=targets if len(targets) > 1 else (),
             sources=sources,
             remarks=(_remark(trigger, points, self.weight),),
-            unseen=(*unseen, *_not_examined(triggers[len(examined) :])),
+            unseen=(*unseen_by(found), *_not_examined(triggers[len(examined) :])),
             details={
                 "triggers": [
                     {
@@ -131,7 +132,9 @@ class TriggerPruningDetector(Detector):
             },
         )
 
-    def _examined(self, case: Case, search: InvertSettings, triggers: list[Trigger]) -> Iterator[_Examined]:
+    def _examined(
+        self, case: Case, search: InvertSettings, triggers: list[Trigger], found: list[Inversion]
+    ) -> Iterator[_Examined]:
         """Score and curve of each trigger, as long as there is time."""
         seen, held = split_images(case.images, search, self.seed)
         filters = sum(group.num_filters for group in case.model.groups)
@@ -139,8 +142,11 @@ class TriggerPruningDetector(Detector):
         for trigger in triggers:
             if case.budget.remaining <= 0:
                 return
-            ranked = raised_filters(case.model, trigger, seen.spread(self.max_images).images)
-            points = prune_raised(case.model, trigger, ranked, held.spread(self.max_images), counts)
+            some_seen, some_held = (
+                readable(case, part.spread(self.max_images), found, 2 * len(counts) + 2) for part in (seen, held)
+            )
+            ranked = raised_filters(case.model, trigger, some_seen.images)
+            points = prune_raised(case.model, trigger, ranked, some_held, counts)
             yield selectivity(points, self.weight), trigger, points
 
 

@@ -33,7 +33,7 @@ def test_the_clean_twin_is_not_flagged(known: Planted) -> None:
 def test_triggers_that_the_time_did_not_suffice_for_are_named(known: Planted) -> None:
     trigger = Trigger(torch.zeros(1, 16, 16), torch.zeros(3, 16, 16), target=known.target, flip_rate=0.9)
     late = Case(known.backdoored, known.data).with_budget(Budget(seconds=1e-6).started())
-    found = TriggerPruningDetector()._evidence(late, InvertSettings(), [trigger], ())
+    found = TriggerPruningDetector()._evidence(late, InvertSettings(), [trigger], [])
     assert found.score == 0.0 and found.unseen == (f"pruning of the triggers patch to label {known.target}",)
 
 
