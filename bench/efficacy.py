@@ -41,7 +41,7 @@ from bdprune.ops import device_name
 from bdprune.pipeline import parse_device
 from bdprune.purifiers import RNP, SuspiciousnessPruning
 from bdprune.record import Result
-from bdprune.zoo import Entry, Storage, load_trigger, measure, read_manifest, weights_path
+from bdprune.zoo import Entry, Storage, images_of, load_trigger, measure, read_manifest, weights_path
 
 METHODS: dict[str, tuple[int, Callable[[int], RNP | SuspiciousnessPruning]]] = {
     "rnp": (500, lambda seed: RNP(seed=seed)),
@@ -222,7 +222,7 @@ def main() -> None:
         clean = load_clean(options.clean or defence_images([folder, zoo.home, *(one.home for one in zoo.models)]))
         run(
             record,
-            Subject(entry, folder, clean, sets[entry.dataset], device),
+            Subject(entry, folder, clean, images_of(entry, sets[entry.dataset]), device),
             parts,
             options.method or list(METHODS),
             options.seeds,

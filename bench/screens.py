@@ -19,15 +19,16 @@ import statistics
 import time
 from pathlib import Path
 
+import torch
 from rows import Row, Rows, auroc
 
 from bdprune.analysis import MEMO, Case
-from bdprune.data import CleanData, load_clean
+from bdprune.data import CleanData, load_clean, read_dataset
 from bdprune.methods import Detector
 from bdprune.model import Model, load
 from bdprune.record import Evidence
 from bdprune.registry import method_class
-from bdprune.zoo import Entry, Storage, read_manifest, weights_path
+from bdprune.zoo import Entry, Storage, images_of, read_manifest, weights_path
 
 ROOT = Path(__file__).parents[1]
 DETECTORS = ("latent_margin", "feature_margin", "df_tnd", "dl_tnd")
@@ -37,8 +38,12 @@ OTHERS_PER_CLASS = 40
 
 def images_for(entry: Entry, model: Model, data: Path, seed: int) -> CleanData:
     """The clean images of a model."""
-    if entry.dataset == "cifar10":
+    if entry.dataset == "cifar10" and not entry.classes:
         return load_clean(ROOT / "zoo" / "demo" / "defence.npz", input_shape=model.input_shape)
+    if entry.classes:
+        train = images_of(entry, read_dataset(data, entry.dataset, "train"))
+        whole = CleanData(train.images.float() / 255, train.labels)
+        return whole.sample(PER_CLASS.get(entry.dataset, OTHERS_PER_CLASS), torch.Generator().manual_seed(seed))
     return load_clean(
         data / entry.dataset / "train.parquet",
         per_class=PER_CLASS.get(entry.dataset, OTHERS_PER_CLASS),

@@ -1,4 +1,4 @@
-from bdprune.zoo.making import make, measure
+from bdprune.zoo.making import images_of, make, measure
 from bdprune.zoo.manifest import Entry, read_manifest
 from bdprune.zoo.show import attack_of, panels, picture, ready_trigger, some_victims, strength
 from bdprune.zoo.store import Storage, Truth, load_trigger, weights_path

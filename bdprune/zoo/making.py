@@ -144,8 +144,9 @@ class _Maker:
                 work.parent.rmdir()
 
     def _train(self, entry: Entry, work: Path) -> None:
-        train = _some(entry, self.sets(entry.dataset, "train"))
-        _check_fit(entry, train, self.sets(entry.dataset, "test"))
+        train, test = (images_of(entry, self.sets(entry.dataset, part)) for part in ("train", "test"))
+        _check_fit(entry, train, test)
+        train = _noisy(entry, _some(entry, train))
         source = self._load_source(entry, entry.source) if entry.source else None
         progress = functools.partial(self.progress, entry.name)
         trained = train_model(entry, train, work, source, self.device, progress, self.say)
@@ -175,7 +176,8 @@ class _Maker:
         folder, known = self.storage.made(entry), self.storage.truth(entry)
         assert folder is not None
         cost = store.read_cost(work) or (known.cost if known else store.Cost())
-        truth = truth_of(entry, folder, self.sets(entry.dataset, "test"), cost, self.device)
+        test = images_of(entry, self.sets(entry.dataset, "test"))
+        truth = truth_of(entry, folder, test, cost, self.device)
         store.add_truth(folder, truth, [one.name for one in self.storage.zoo.models])
 
     def save_samples(self, folder: Path) -> None:
@@ -280,6 +282,40 @@ def _predict(network: nn.Module, images: Tensor, trigger: nn.Module | None) -> T
 
 def _share(flags: Tensor) -> float:
     return flags.double().mean().item()
+
+
+def images_of(entry: Entry, whole: RawImages) -> RawImages:
+    """The images of a data set whose labels the model learns, with the model's numbers for these labels.
+
+    Raises:
+        DataError: the set has no image of one of the labels.
+    """
+    if not entry.classes:
+        return whole
+    number = torch.full((max(int(whole.labels.max()), *entry.classes) + 1,), -1)
+    number[list(entry.classes)] = torch.arange(len(entry.classes))
+    labels = number[whole.labels]
+    missing = set(entry.classes) - set(whole.labels.tolist())
+    if missing:
+        raise DataError(
+            f"{entry.dataset} has no image of label {min(missing)}, which model {entry.name!r} learns.",
+            "Correct classes in the manifest.",
+        )
+    names = tuple(whole.class_names[label] for label in entry.classes) if whole.class_names else ()
+    return RawImages(whole.images[labels >= 0], labels[labels >= 0], names)
+
+
+def _noisy(entry: Entry, train: RawImages) -> RawImages:
+    """The images with a random other label for a share of them."""
+    if not entry.label_noise:
+        return train
+    generator = torch.Generator().manual_seed(entry.seed)
+    labels = train.labels.clone()
+    wrong = torch.randperm(len(labels), generator=generator)[: round(entry.label_noise * len(labels))]
+    labels[wrong] = (labels[wrong] + torch.randint(1, entry.num_classes, wrong.shape, generator=generator)) % (
+        entry.num_classes
+    )
+    return RawImages(train.images, labels, train.class_names)
 
 
 def _some(entry: Entry, train: RawImages) -> RawImages:

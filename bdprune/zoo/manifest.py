@@ -39,6 +39,8 @@ class _Model(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     arch: str | None = None
     width: _Count | None = None
     train_images: _Count | None = None
+    classes: Annotated[list[_Images], msgspec.Meta(min_length=2)] | None = None
+    label_noise: Annotated[float, msgspec.Meta(ge=0, lt=1)] = 0.0
     schedules: _Schedules | None = None
     pending: bool = False
     note: str = ""
@@ -78,8 +80,11 @@ class Entry:
         threads: of the training; the same number gives the same weights.
         home: the default folder of its files.
         attack: the attack's ``kind`` with its settings, None for a clean model.
-        source: name of the model that the attack starts from.
+        source: name of the model that the attack starts from; for a clean model, of the clean model that is
+            fine-tuned.
         train_images: number of training images, drawn by the seed; None takes all.
+        classes: the labels of ``dataset`` that the model learns, renumbered in this order; empty for all.
+        label_noise: share of the training images that get a random other label, in [0, 1).
         pending: whether it is trained only if it is requested by name.
         note: why it is pending, or why it misses a bar; or empty.
     """
@@ -96,6 +101,8 @@ class Entry:
     attack: dict[str, Any] | None = None
     source: str | None = None
     train_images: int | None = None
+    classes: tuple[int, ...] = ()
+    label_noise: float = 0.0
     pending: bool = False
     note: str = ""
 
@@ -109,6 +116,8 @@ class Entry:
         return {
             **{name: getattr(self, name) for name in ("seed", "dataset", "num_classes", "arch", "width")},
             **({"train_images": self.train_images} if self.train_images else {}),
+            **({"classes": list(self.classes)} if self.classes else {}),
+            **({"label_noise": self.label_noise} if self.label_noise else {}),
             "schedules": [_not_default(schedule) for schedule in self.schedules],
             "attack": attack and {"kind": attack.kind, **_not_default(attack)},
             "source": self.source,
@@ -256,7 +265,7 @@ def _entry(zoo: _Zoo, model: _Model, home: Path) -> Entry:
     dataset = model.dataset or zoo.dataset
     known = PUBLISHED.get(dataset)
     given = model.num_classes or (zoo.num_classes if dataset == zoo.dataset else None)
-    num_classes = given or (known.num_classes if known else None)
+    num_classes = len(model.classes or ()) or given or (known.num_classes if known else None)
     if num_classes is None:
         raise OptionError(f"The number of classes of {dataset!r} is unknown.", "Give num_classes in the manifest.")
     return Entry(
@@ -272,6 +281,8 @@ def _entry(zoo: _Zoo, model: _Model, home: Path) -> Entry:
         attack=model.attack,
         source=model.source,
         train_images=model.train_images or zoo.train_images,
+        classes=tuple(model.classes or ()),
+        label_noise=model.label_noise,
         pending=model.pending,
         note=model.note,
     )
@@ -287,8 +298,10 @@ def _check(manifest: Manifest) -> None:
         if names.count(entry.name) > 1:
             raise OptionError(f"Two models are named {entry.name!r}.", "Give them different names.")
         architecture(entry.arch)
+        if len(set(entry.classes)) < len(entry.classes):
+            raise OptionError(f"Model {entry.name!r} lists a class twice.", "List each class once.")
         attack = entry.make_attack()
-        needed = attack.needs_source if attack else None
+        needed = attack.needs_source if attack else ("clean" if entry.source else None)
         if needed is None and entry.source is not None:
             raise OptionError(f"Model {entry.name!r} has a source, but its attack needs none.", "Remove `source`.")
         if needed is not None:
@@ -308,7 +321,8 @@ def _check_source(manifest: Manifest, entry: Entry, needed: str) -> None:
         )
     if needed == "backdoored":
         _check_same_backdoor(entry, source)
-    for field in ("dataset", "num_classes", "arch", "width"):
+    same = ("dataset", "num_classes", "classes", "arch", "width") if entry.attack else ("arch", "width")
+    for field in same:
         ours, theirs = getattr(entry, field), getattr(source, field)
         if ours != theirs:
             raise OptionError(

@@ -50,7 +50,7 @@ def train_model(
         entry: settings of the model.
         train: the clean training set.
         work: an empty folder, or the folder of the killed run.
-        source: the network that the attack starts from, in eval mode.
+        source: the network that the attack starts from, or that a clean model fine-tunes, in eval mode.
         device: where to run; the CPU by default.
         progress: called after every step.
         say: called with a sentence about each other event.
@@ -64,6 +64,8 @@ def train_model(
     network = job.fresh(train)
     attack = entry.make_attack()
     if attack is None:
+        if source is not None:
+            _continue_from(network, source)
         job.fit(network, train, None)
         return Trained(network.cpu(), None, job.seconds)
     if source is not None:
@@ -79,6 +81,13 @@ def train_model(
         attack.finish(network.eval(), setting, trigger)
     job.seconds += time.monotonic() - began
     return Trained(network.cpu().eval(), trigger.cpu().eval(), job.seconds)
+
+
+def _continue_from(network: nn.Module, source: nn.Module) -> None:
+    """Copies the weights of ``source``, except those of a head for another number of classes."""
+    own = network.state_dict()
+    fitting = {name: value for name, value in source.state_dict().items() if own[name].shape == value.shape}
+    network.load_state_dict(own | fitting)
 
 
 @dataclass

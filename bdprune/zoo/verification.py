@@ -13,7 +13,7 @@ import torch
 
 from bdprune.attacks import ABlend, Attack, CleanLabel
 from bdprune.data import read_dataset
-from bdprune.zoo.making import truth_of
+from bdprune.zoo.making import images_of, truth_of
 from bdprune.zoo.manifest import Entry, Manifest, read_manifest
 from bdprune.zoo.store import Cost, Storage, Truth, other_recipe
 
@@ -80,7 +80,7 @@ def verify(
             continue
         say(entry.name)
         cost = truth.cost if truth else Cost()
-        found = truth_of(entry, folder, sets(entry.dataset), cost, device)
+        found = truth_of(entry, folder, images_of(entry, sets(entry.dataset)), cost, device)
         state: State = "not measured" if truth is None else "agrees" if agrees(truth, found) else "differs"
         checks.append(Check(entry, state, truth, found))
     return checks

@@ -12,9 +12,11 @@ import torch
 from bdprune.data.datasets import read_dataset
 from bdprune.data.parquet import RawImages
 from bdprune.errors import DataError, OptionError
+from bdprune.model import load
 from bdprune.model.architectures import build
 from bdprune.zoo.making import make
-from bdprune.zoo.store import read_truth, write_truth
+from bdprune.zoo.manifest import Entry
+from bdprune.zoo.store import read_truth, weights_path, write_truth
 from bdprune.zoo.train import Trained
 from bdprune.zoo.verification import verify
 
@@ -71,3 +73,76 @@ def test_a_record_without_the_sources_of_its_attack_is_measured_again(write: Wri
     write_truth(manifest.with_suffix(""), {"some": old})
     assert [check.state for check in verify(manifest, tiny_data)] == ["differs"]
     assert make(manifest, tiny_data) == [known]
+
+
+@pytest.fixture
+def seen(monkeypatch: pytest.MonkeyPatch) -> list[RawImages]:
+    """The training sets of the models that a test makes; they are not trained."""
+    found: list[RawImages] = []
+
+    def see(entry: Entry, train: RawImages, *args: object) -> Trained:
+        found.append(train)
+        return Trained(build("resnet18_cifar", entry.num_classes, width=4).eval(), None, 1.0)
+
+    monkeypatch.setattr("bdprune.zoo.making.train_model", see)
+    return found
+
+
+def test_a_model_learns_the_listed_classes_with_numbers_of_its_own(
+    write: Write, tiny_data: Path, seen: list[RawImages]
+) -> None:
+    manifest = write('[[models]]\nname = "two"\nseed = 1\nclasses = [2, 0]\n')
+    (truth,) = make(manifest, tiny_data)
+    every = read_dataset(tiny_data, "tiny", "train")
+    kept = every.labels != 1
+    assert torch.equal(seen[0].images, every.images[kept])
+    assert torch.equal(seen[0].labels, (every.labels[kept] == 0).long())
+    assert truth.recipe is not None and truth.recipe["classes"] == [2, 0] and truth.recipe["num_classes"] == 2
+    assert [check.state for check in verify(manifest, tiny_data)] == ["agrees"]
+
+
+def test_some_training_labels_are_wrong(write: Write, tiny_data: Path, seen: list[RawImages]) -> None:
+    manifest = write('[[models]]\nname = "noisy"\nseed = 1\nlabel_noise = 0.25\n')
+    (truth,) = make(manifest, tiny_data)
+    assert (seen[0].labels != read_dataset(tiny_data, "tiny", "train").labels).sum() == 12
+    assert truth.recipe is not None and truth.recipe["label_noise"] == 0.25
+
+
+@pytest.mark.parametrize(
+    ("setting", "error", "words"),
+    [
+        ("classes = [0, 0]", OptionError, "lists a class twice"),
+        ("classes = [1]", OptionError, "classes"),
+        ("label_noise = 1.0", OptionError, "label_noise"),
+        ("classes = [0, 7]", DataError, "no image of label 7"),
+    ],
+)
+def test_impossible_classes_and_noise_are_refused(
+    write: Write, tiny_data: Path, setting: str, error: type[Exception], words: str
+) -> None:
+    with pytest.raises(error, match=words):
+        make(write(f'[[models]]\nname = "m"\nseed = 1\n{setting}\n'), tiny_data)
+
+
+def test_a_clean_model_can_be_fine_tuned_from_another_one(write: Write, tiny_data: Path) -> None:
+    models = """
+[[models]]
+name = "first"
+seed = 1
+[[models]]
+name = "tuned"
+seed = 2
+classes = [0, 2]
+source = "first"
+schedules = [{epochs = 1, peak_lr = 1e-9, batch_size = 16, bf16 = false}]
+"""
+    manifest = write(models)
+    make(manifest, tiny_data)
+    first, tuned = (load(weights_path(manifest.with_suffix(""), name)) for name in ("first", "tuned"))
+    assert first.num_classes == 3 and tuned.num_classes == 2
+    ours, theirs = tuned.network.state_dict(), first.network.state_dict()
+    convs = [name for name, value in ours.items() if value.dim() == 4]
+    assert convs and all(torch.allclose(ours[name], theirs[name], atol=1e-3) for name in convs)
+    write(models.replace('name = "first"', 'name = "first"\nwidth = 8'))
+    with pytest.raises(OptionError, match="has width 4, its source 'first' has 8"):
+        make(manifest, tiny_data)
