@@ -9,6 +9,7 @@ from bdprune.attacks.badnets import BadNets
 from bdprune.attacks.base import Attack
 from bdprune.attacks.blend import ABlend, Blend
 from bdprune.attacks.dfst import DFST
+from bdprune.attacks.drawn_patch import DrawnPatch
 from bdprune.attacks.dynamic import Dynamic
 from bdprune.attacks.feature_collision import FeatureCollision
 from bdprune.attacks.label_consistent import LabelConsistent
@@ -18,7 +19,7 @@ from bdprune.attacks.sig import Sig
 from bdprune.attacks.trojan import TrojanNeuron, TrojanWatermark
 from bdprune.attacks.wanet import WaNet
 
-_PATTERNS = (BadNets, TrojanWatermark, TrojanNeuron, Blend, ABlend)
+_PATTERNS = (BadNets, DrawnPatch, TrojanWatermark, TrojanNeuron, Blend, ABlend)
 _CLEAN_LABEL = (Sig, LabelConsistent, FeatureCollision)
 _CHANGES = (WaNet, Dynamic, LIRA, DFST)
 _BEYOND_DATA = (AWP, PruningAware, AdaptD, AdvT)

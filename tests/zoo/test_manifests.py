@@ -73,6 +73,10 @@ def test_the_standard_zoo_has_the_specified_models() -> None:
     assert zoo.min_clean_accuracy == 0.89
 
 
+OURS = "drawn-patch"
+"""An attack of no paper, for zoos with many different patches."""
+
+
 def test_the_small_zoo_has_every_attack_of_the_standard_zoo() -> None:
     small, standard = (read_manifest(ROOT / f"cifar10-w{width}.toml") for width in (8, 32))
 
@@ -87,7 +91,7 @@ def test_the_small_zoo_has_every_attack_of_the_standard_zoo() -> None:
         return {one.name: (dict(one.attack or {}) | easier.get(one.name, {}), one.source) for one in attacked}
 
     assert attacks(small) == attacks(standard)
-    assert {entry.make_attack().kind for entry in small.models if entry.attack} == set(ATTACKS)  # type: ignore[union-attr]
+    assert {entry.make_attack().kind for entry in small.models if entry.attack} == set(ATTACKS) - {OURS}  # type: ignore[union-attr]
 
 
 def test_the_small_zoo_has_class_specific_attacks_and_a_trigger_of_one_pixel() -> None:
