@@ -108,6 +108,8 @@ def test_wide_networks(biased: bool, block: str) -> None:
 
 def test_sequential_networks_pair_neighbours() -> None:
     assert pairs(traced("ibau_cnn", width=4)) == {f"features.{i}": f"features.{i + 1}" for i in (0, 3, 8, 11, 16, 19)}
+    norms = {0: 2, 3: 5, 8: 10, 11: 13, 16: 18, 19: 21}
+    assert pairs(traced("elu_norm_cnn", width=4)) == {f"features.{i}": f"features.{norms[i]}" for i in norms}
     vgg = [0, 3, 7, 10, 14, 17, 20, 24, 27, 30, 34, 37, 40]
     assert pairs(traced("vgg16_bn_cifar")) == {f"features.{i}": f"features.{i + 1}" for i in vgg}
     assert pairs(traced("vgg16_bn", head=Head((0, 3, 6), 8, 7))) == {f"features.{i}": f"features.{i + 1}" for i in vgg}

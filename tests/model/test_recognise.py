@@ -30,6 +30,7 @@ SPELLINGS: list[tuple[str, dict[str, Any]]] = [
     ("mobilenet_v2_cifar", {"head": "fc"}),
     ("densenet121", {"dotted": True}),
     ("ibau_cnn", {"input_size": 64}),
+    ("elu_norm_cnn", {"input_size": 64}),
     ("plain_cnn", {"input_size": 64}),
 ]
 
