@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from collections import Counter
 from pathlib import Path
 
@@ -16,17 +18,17 @@ from bdprune.zoo.store import Storage
 
 ROOT = Path(__file__).parents[2] / "zoo"
 MANIFESTS = sorted(path.name for path in ROOT.glob("*.toml"))
-TUNING = "tuning.toml"
+TUNING, REFERENCE = "tuning.toml", "reference.toml"
 PAPERS = {"epochs": 200, "peak_lr": 0.1, "policy": "steps", "milestones": (60, 120), "batch_size": 128}
 
 
 def test_all_manifests_are_tested() -> None:
     sets = ("cifar10", "gtsrb", "imagenet12")
     regular = ["cifar10-w32.toml", *(f"{name}-w{width}.toml" for name in sets for width in (8, 64))]
-    assert sorted([*regular, TUNING]) == MANIFESTS
+    assert sorted([*regular, TUNING, REFERENCE]) == MANIFESTS
 
 
-@pytest.mark.parametrize("name", [name for name in MANIFESTS if name != TUNING])
+@pytest.mark.parametrize("name", [name for name in MANIFESTS if name not in (TUNING, REFERENCE)])
 def test_names_contain_data_set_and_width_and_seeds_differ(name: str) -> None:
     zoo = read_manifest(ROOT / name)
     dataset, _, width = name.removesuffix(".toml").partition("-w")
@@ -47,6 +49,21 @@ def test_models_that_are_neither_made_nor_included_are_pending(name: str) -> Non
         assert (record is None) == entry.pending, entry.name
         assert record is None or record.recipe == entry.recipe, entry.name
         assert storage.made(entry) is None or storage.truth(entry) is not None, entry.name
+
+
+def test_the_reference_zoo_is_generated_and_covers_everything() -> None:
+    script = ROOT.parent / "tools" / "generate_reference_zoo.py"
+    subprocess.run([sys.executable, script, "--check"], check=True)
+    first = subprocess.run([sys.executable, script, "--first"], check=True, capture_output=True, text=True)
+    zoo = read_manifest(ROOT / REFERENCE)
+    assert (len(zoo.models), sum(entry.attack is None for entry in zoo.models)) == (200, 120)
+    for entries in (zoo.models, [zoo.entry(name) for name in first.stdout.split()]):
+        attacked = [entry.attack["kind"] for entry in entries if entry.attack]
+        assert set(attacked) == set(ATTACKS)
+        assert len(attacked) >= 30 and len(entries) - len(attacked) >= 30
+        assert len({entry.arch for entry in entries}) == 9
+        assert {entry.dataset for entry in entries} == {"cifar10", "gtsrb", "imagenet12"}
+        assert {2, 3, 5, 8, 10, 12, 20, 43} <= {entry.num_classes for entry in entries}
 
 
 def test_the_standard_zoo_has_the_specified_models() -> None:
@@ -126,6 +143,6 @@ def test_the_wide_zoo_has_the_same_attacks_and_the_schedule_of_the_paper() -> No
 
 def test_traffic_signs_are_never_mirrored() -> None:
     signs = [entry for name in MANIFESTS for entry in read_manifest(ROOT / name).models if entry.dataset == "gtsrb"]
-    assert len({entry.home for entry in signs}) == 3
+    assert len({entry.home for entry in signs}) == 4
     for entry in signs:
         assert not any(schedule.flip for schedule in entry.schedules)
