@@ -1,7 +1,7 @@
 from bdprune.analysis.attached_triggers import MOST_PICTURED, attach_triggers, trigger_info, trigger_names
 from bdprune.analysis.case import MEMO, Analysis, Case, Memo, outcome_of
 from bdprune.analysis.flipped import Flips, flip_table, read_flips
-from bdprune.analysis.latent import Latent, LatentFeatures, LatentMargins, latent_margins, promising_labels
+from bdprune.analysis.latent import LabelOrder, Latent, LatentFeatures, LatentMargins, latent_margins, promising_labels
 from bdprune.analysis.lipschitz import Lipschitz, channel_lipschitz, channel_lipschitz_of, norm_gain
 from bdprune.analysis.moved import RaisedPoint, easiest_label, moved_filters, raise_moved
 from bdprune.analysis.outliers import UNRESPONSIVE, robust_z, why_no_outlier, why_unresponsive

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import math
-import statistics
 from collections.abc import Generator, Mapping, Sequence
 from dataclasses import replace
 
 from bdprune.analysis.case import Case
 from bdprune.analysis.triggers import Triggers
 from bdprune.data import CleanData
-from bdprune.loops import Inversion, InvertSettings, Recovery, Stage, largest_size
+from bdprune.loops import Inversion, InvertSettings, Recovery, Stage, largest_size, size_score
 from bdprune.record import TRIGGER_KINDS, Level, TriggerKind
 
 _QUICK = InvertSettings(stages=(Stage(40, 8), Stage(40, 16, keep=4)), final=Stage(30, 32, keep=1), rounds=2)
@@ -112,16 +111,12 @@ def smallest(inversion: Inversion) -> tuple[float, Recovery]:
 
 
 def _score(one: Recovery, kept: list[Recovery]) -> float:
-    """The geometric mean of two ratios to its size: of the next larger trigger, and of the median one.
+    """:func:`bdprune.loops.size_score` among the triggers with a target, at most 10; a warp has less credit.
 
-    The others are the triggers with a target; those that were never successful count with their largest possible size.
-    The next one alone may be small by chance, and the median grows with the labels that are hard to reach.
+    Triggers that were never successful count with their largest possible size.
     """
     others = [_limited(other) for other in kept if other is not one and other.hypothesis.target is not None]
-    if not math.isfinite(one.size) or not others:
-        return 0.0
-    ratio = math.sqrt(min(others) * statistics.median(others)) / max(one.size, 1e-6)
-    return min(LARGEST, ratio * CREDIT[one.trigger.kind])
+    return min(LARGEST, size_score(one.size, others) * CREDIT[one.trigger.kind])
 
 
 def _limited(one: Recovery) -> float:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import ClassVar
 
 from bdprune.analysis.case import Analysis, Case
-from bdprune.analysis.latent import promising_labels
+from bdprune.analysis.latent import LabelOrder
 from bdprune.errors import BdpruneError
 from bdprune.loops import Hypothesis, Inversion, InvertSettings, every_target, invert
 from bdprune.record import Level, TriggerKind
@@ -20,15 +21,15 @@ MOST_LABELS: Mapping[Level, int | None] = {"fast": 50, "default": 100, "full": N
 class Triggers(Analysis[Inversion]):
     """:func:`bdprune.loops.invert` of the model.
 
-    Without given hypotheses it searches an untargeted trigger and a trigger to every label. A network with more labels
-    than the budget allows (:data:`MOST_LABELS`) is searched for those that its features reach most easily
-    (:func:`bdprune.analysis.promising_labels`); the result names the others as skipped. With a time limit, the labels
-    come in that order, and the last ones are skipped if time is short.
+    Without given hypotheses it searches for an untargeted trigger and for a trigger to every label. If a network has
+    more labels than the budget allows (:data:`MOST_LABELS`), it takes those that the features reach most easily
+    (:class:`bdprune.analysis.LabelOrder`); the result names the others as skipped. With a time limit, the labels come
+    in that order, and the last ones are skipped if time is short.
 
     Args:
         settings: of the search.
         kind: of the triggers.
-        hypotheses: what to search; empty for the above.
+        hypotheses: what to search for; empty for the above.
         seed: seed of the search.
         seconds: time limit; None for none. Analyses that differ only in this are equal: the first result is shared.
     """
@@ -47,30 +48,36 @@ class Triggers(Analysis[Inversion]):
         return max(stage.images for stage in self.settings.stages)
 
     def compute(self, case: Case) -> Inversion:
+        start = time.perf_counter()
         wanted = self._wanted(case)
-        found = invert([case.model], case.images, wanted, self.settings, self.seed, self.seconds)[0]
+        left = None if self.seconds is None else max(0.0, self.seconds - (time.perf_counter() - start))
+        found = invert([case.model], case.images, wanted, self.settings, self.seed, left)[0]
         return self._with_left_out(found, case, wanted)
 
     def compute_stack(self, cases: Sequence[Case]) -> Sequence[Inversion | BdpruneError]:
-        """All models in the same steps, if the same labels are searched."""
+        """All models in the same steps; one after another if they do not search the same labels."""
         wanted, *others = [self._wanted(case) for case in cases]
         if any(one != wanted for one in others):
-            return super().compute_stack(cases)
+            seconds = None if self.seconds is None else self.seconds / len(cases)
+            return Analysis.compute_stack(replace(self, seconds=seconds), cases)
         models, images = [case.model for case in cases], cases[0].images
         found = invert(models, images, wanted, self.settings, self.seed, self.seconds)
         return [self._with_left_out(one, case, wanted) for one, case in zip(found, cases, strict=True)]
 
     def _wanted(self, case: Case) -> tuple[Hypothesis, ...]:
-        """What to search; what matters most comes first if not all of it may be."""
-        every = self.hypotheses or every_target(case.model.num_classes, self.kind)
-        most = MOST_LABELS[case.budget.level] or len(every)
+        """What to search for; if that may not be everything, the most promising hypotheses come first."""
+        every = self._every(case)
+        most = MOST_LABELS[case.budget.level] or case.model.num_classes
         if self.hypotheses or (self.seconds is None and case.model.num_classes <= most):
             return every
-        labels = promising_labels(case, most).tolist()
+        labels = case.get(LabelOrder())[:most].tolist()
         return (every[-1], *(every[label] for label in labels))
+
+    def _every(self, case: Case) -> tuple[Hypothesis, ...]:
+        return self.hypotheses or every_target(case.model.num_classes, self.kind)
 
     def _with_left_out(self, found: Inversion, case: Case, wanted: Sequence[Hypothesis]) -> Inversion:
         """The result with the labels among its skipped ones that were left out from the start."""
-        every = self.hypotheses or every_target(case.model.num_classes, self.kind)
-        left_out = tuple(one for one in every if one not in set(wanted))
+        searched = set(wanted)
+        left_out = tuple(one for one in self._every(case) if one not in searched)
         return replace(found, skipped=(*found.skipped, *left_out))

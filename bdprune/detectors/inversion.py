@@ -121,7 +121,7 @@ class InversionDetector(Detector):
             remarks=(describe_trigger(best, score, works),),
             limits=few_labels(case.model.num_classes),
             natural=self._natural(case, trigger, found) if outlier and score <= self.tiny else "",
-            unseen=unseen_by(found),
+            unseen=(*unseen_by(found), *(() if len(held) else ("triggers on held-out images",))),
             details=_details(found),
             triggers=infos,
             attachments=attached,
@@ -170,7 +170,9 @@ def describe_trigger(best: Recovery, score: float, works: bool) -> str:
     )
     share = CREDIT[trigger.kind] / score if score else 0.0
     compared = f"{share:.2f} of the size of the others" if score else "not compared with others"
-    remark = f"The smallest trigger leads{origin} to {goal}, is {compared}{rate}."
+    remark = f"The trigger that stands out most leads{origin} to {goal}, is {compared}{rate}."
+    if trigger.flip_rate is None and not works:
+        return f"{remark} There was no held-out image to try it on."
     return remark if works else f"{remark} It flips too few of them to count."
 
 
@@ -185,12 +187,15 @@ def unseen_by(found: Sequence[Inversion]) -> tuple[str, ...]:
     """What the searches did not look at, a phrase each."""
     unseen = []
     for inversion in found:
-        triggers = f"{inversion.recoveries[0].hypothesis.kind} triggers"
-        labels = {str(one.target): None for one in inversion.skipped if one.target is not None}
-        if labels:
-            unseen.append(f"{triggers} to labels {some(list(labels))}")
-        if any(one.target is None for one in inversion.skipped):
-            unseen.append(f"{triggers} to any label")
+        first = inversion.recoveries[0].hypothesis
+        triggers = f"{first.kind} triggers"
+        if first.sources:
+            pairs = [f"{one.sources[0]} to {one.target}" for one in inversion.skipped]
+            unseen += [f"{triggers} from {some(pairs)}"] if pairs else []
+        else:
+            labels = [str(one.target) for one in inversion.skipped if one.target is not None]
+            unseen += [f"{triggers} to labels {some(labels)}"] if labels else []
+            unseen += [f"{triggers} to any label"] if len(labels) < len(inversion.skipped) else []
         if not inversion.complete:
             unseen.append(f"{triggers} in all steps of the search")
     return tuple(unseen)

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
-from bdprune.analysis import Case, Triggers, attach_triggers, promising_labels, scored
+from torch import Tensor
+
+from bdprune.analysis import Case, LabelOrder, Triggers, attach_triggers, scored
 from bdprune.detectors.inversion import describe_trigger, few_labels, unseen_by
 from bdprune.loops import Hypothesis, Inversion, InvertSettings, Recovery, Stage
 from bdprune.methods import Detector, Steps
-from bdprune.record import Evidence, Needs, Rule
+from bdprune.record import Evidence, Needs, Rule, some
 
 _SEARCHING = 0.9
 """Share of the time for the search."""
@@ -25,17 +28,17 @@ _SUPPORTING = (
 class PairInversionDetector(Detector):
     """Finds the pair of labels with the smallest trigger that flips images of the one to the other.
 
-    A patch is searched for each pair of labels (:func:`bdprune.loops.invert`). The score is that of
+    It searches for a patch for each pair of labels (:func:`bdprune.loops.invert`). The score is that of
     :class:`bdprune.detectors.inversion.InversionDetector` among the pairs of the last stage, for the pairs whose
-    trigger works on held-out images. In clean networks some pairs are alike: of six clean networks one had a pair with
-    a score of 2.9 (docs/evaluation/candidates.md). A finding therefore only supports evidence of another kind that
-    names the same label.
+    trigger works on held-out images. In some clean networks a pair stands out as far, and nearly works
+    (docs/evaluation/candidates.md). A finding therefore only supports evidence of another kind that names the same
+    label.
 
     Args:
         search: settings of the search.
         threshold: a larger score is flagged.
         flip_rate: share of the held-out images of its source that a flagged trigger must flip, in [0, 1].
-        most_labels: with more labels, the pairs of those are searched that the features reach most easily.
+        most_labels: with more labels, only pairs of those are searched for that the features reach most easily.
         seed: seed of the search.
     """
 
@@ -63,16 +66,15 @@ class PairInversionDetector(Detector):
     )
 
     def steps(self, case: Case) -> Steps:
-        """Searches a trigger for each pair of labels, and compares their sizes.
+        """Searches for a trigger for each pair of labels, and compares their sizes.
 
         Raises:
             DataError: there are no clean images, or too few.
         """
         self.check(case)
-        labels = sorted(promising_labels(case, self.most_labels).tolist())
-        pairs = tuple(Hypothesis(target, (source,)) for target in labels for source in labels if source != target)
+        order = yield LabelOrder()
         limit = case.budget.share(_SEARCHING)
-        inversion = yield Triggers(self.search, hypotheses=pairs, seed=self.seed, seconds=limit)
+        inversion = yield Triggers(self.search, hypotheses=self._pairs(case, order), seed=self.seed, seconds=limit)
         return self._evidence(case, inversion)
 
     def work(self, case: Case) -> float:
@@ -112,8 +114,22 @@ class PairInversionDetector(Detector):
             attachments=attached,
         )
 
+    def _pairs(self, case: Case, order: Tensor) -> tuple[Hypothesis, ...]:
+        """The pairs of the labels that are easiest to reach; sources have images. The easiest pairs come first."""
+        given = set(case.images.labels.tolist())
+        labels: list[int] = order.tolist()
+        targets = labels[: self.most_labels]
+        sources = [label for label in labels if label in given][: self.most_labels]
+        places = {
+            (source, target): place + other
+            for place, target in enumerate(targets)
+            for other, source in enumerate(sources)
+            if source != target
+        }
+        return tuple(Hypothesis(target, (source,)) for source, target in sorted(places, key=places.__getitem__))
+
     def _works(self, one: Recovery) -> bool:
-        return (one.trigger.flip_rate or 0.0) >= self.flip_rate
+        return math.isfinite(one.size) and (one.trigger.flip_rate or 0.0) >= self.flip_rate
 
     def _label_scores(self, num_classes: int, inversion: Inversion) -> tuple[float | None, ...]:
         """For each label the largest score of a working trigger to it; None if there is none."""
@@ -125,8 +141,14 @@ class PairInversionDetector(Detector):
         return tuple(scores)
 
     def _left_out(self, case: Case) -> tuple[str, ...]:
-        """That only some pairs were searched, as a sentence."""
+        """Which pairs were not searched for, in sentences."""
         classes = case.model.num_classes
-        if classes <= self.most_labels:
-            return ()
-        return (f"Of {classes} labels, only the pairs of the {self.most_labels} easiest to reach were searched.",)
+        absent = sorted(set(range(classes)) - set(case.images.labels.tolist()))
+        found = []
+        if classes > self.most_labels:
+            found.append(
+                f"Of {classes} labels, only pairs of the {self.most_labels} easiest to reach were searched for."
+            )
+        if absent:
+            found.append(f"There are no clean images of labels {some([str(label) for label in absent])} to start from.")
+        return tuple(found)

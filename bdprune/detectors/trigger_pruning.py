@@ -19,7 +19,7 @@ from bdprune.analysis import (
     search_triggers,
     selectivity,
 )
-from bdprune.detectors.inversion import unseen_by
+from bdprune.detectors.inversion import few_labels, unseen_by
 from bdprune.loops import Inversion, InvertSettings, Trigger, split_images
 from bdprune.methods import Detector, Steps
 from bdprune.record import Evidence, Needs, Rule, TriggerKind, some
@@ -118,6 +118,7 @@ class TriggerPruningDetector(Detector):
             targets=targets if len(targets) > 1 else (),
             sources=sources,
             remarks=(_remark(trigger, points, self.weight),),
+            limits=few_labels(case.model.num_classes),
             unseen=(*unseen_by(found), *_not_examined(triggers[len(examined) :])),
             details={
                 "triggers": [

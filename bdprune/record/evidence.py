@@ -60,8 +60,8 @@ class Evidence(Record, frozen=True, kw_only=True):
             if it does not. Such evidence does not count towards a backdoor.
         supporting: why the evidence counts only beside evidence of another kind that names the same label, in a
             sentence; empty if it counts by itself.
-        unseen: what the detector did not look at for lack of time, a phrase each, such as ``labels 200 to 999``. A
-            model is not called clean on such evidence.
+        unseen: what the detector did not look at, because of the time, the budget or missing images; a phrase each,
+            such as ``labels 200 to 999``. A model is not called clean on such evidence.
         error: why the detector failed; empty if it did not.
         seconds: wall time.
         params: constructor settings, JSON values only.

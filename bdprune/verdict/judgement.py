@@ -50,22 +50,27 @@ def judge(detectors: Sequence[Detector], evidence: Sequence[Evidence], sanity: S
         return _inconclusive(f"{sanity.message} {sanity.suggestion}".rstrip(), findings)
     signs: dict[str, Sign] = {one.id: one.sign for one in detectors}
     counted = [one for one in valid if one.flagged and not one.natural]
-    kinds = {} if sanity is None else _kinds(counted, signs)
-    if common := _common_labels(kinds):
-        agreeing = [one for found in kinds.values() for one in found if one.labels & common]
-        return Judgement(
-            "backdoored",
-            _risk(agreeing),
-            _only(common),
-            (*findings, _confirmation(kinds, common)),
-            _several(common),
-            _sources(agreeing),
-        )
     alone = [one for one in counted if not one.supporting]
+    kinds = {} if sanity is None else _kinds(alone, signs)
+    agreeing = _agreeing(kinds) or (_agreeing(_kinds(counted, signs)) if len(kinds) == 1 else {})
+    if agreeing:
+        return _backdoored(agreeing, findings)
     if any(not one.not_applicable for one in alone):
-        kinds = {} if sanity is None else _kinds(alone, signs)
         return _suspicious(alone, kinds, (*findings, *_reserves(valid, signs)))
     return _of_silence(detectors, evidence, signs, sanity, findings)
+
+
+def _agreeing(kinds: _Kinds) -> _Kinds:
+    """The kinds if at least two of them name the same labels, and none names others; else none."""
+    return kinds if _common_labels(kinds) else {}
+
+
+def _backdoored(kinds: _Kinds, findings: tuple[Finding, ...]) -> Judgement:
+    """The verdict of kinds that name the same labels."""
+    common = _common_labels(kinds)
+    seen = [one for found in kinds.values() for one in found if one.labels & common]
+    found = (*findings, _confirmation(kinds, common))
+    return Judgement("backdoored", _risk(seen), _only(common), found, _several(common), _sources(seen))
 
 
 def evidence_risk(one: Evidence) -> float:
@@ -164,7 +169,7 @@ def _missing(sign: Sign, valid: Sequence[Evidence], signs: Mapping[str, Sign]) -
 
 
 def _about_unseen(one: Evidence) -> str:
-    return f"{one.detector} had no time to look at {some(one.unseen)}."
+    return f"{one.detector} did not look at {some(one.unseen)}."
 
 
 def _failed(evidence: Sequence[Evidence]) -> str:

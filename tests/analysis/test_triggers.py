@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import pytest
+import torch
 
-from bdprune.analysis import Case, Triggers, promising_labels
+from bdprune.analysis import Case, LabelOrder, Triggers, promising_labels
 from bdprune.analysis import triggers as module
+from bdprune.errors import BdpruneError
 from bdprune.loops import Hypothesis, InvertSettings, Stage
 from bdprune.runtime import Budget
 
@@ -48,12 +50,35 @@ def test_the_untargeted_trigger_is_kept_when_time_is_short(known: Known) -> None
     long = InvertSettings(stages=(Stage(3000, 32),), final=Stage(1, 4, keep=1), rounds=0)
     found = Case(known.clean, known.data).get(Triggers(long, seconds=0.5))
     assert found.recoveries[0].hypothesis.target is None and found.skipped
+    easiest = Case(known.clean, known.data).get(LabelOrder()).tolist()
+    searched = [one.hypothesis.target for one in found.recoveries]
+    assert searched == [None, *easiest][: len(searched)]
 
 
 @pytest.mark.usefixtures("few")
 def test_a_stack_searches_the_labels_of_each_model(known: Known) -> None:
-    cases = [Case(known.clean, known.data), Case(known.clean, known.data)]
-    alone = Triggers(SHORT).compute(cases[0])
-    for found in Triggers(SHORT).compute_stack(cases):
-        assert [one.hypothesis for one in found.recoveries] == [one.hypothesis for one in alone.recoveries]  # type: ignore[union-attr]
-        assert found.skipped == alone.skipped  # type: ignore[union-attr]
+    turned = known.clean.clone().network
+    head = [module for module in turned.modules() if isinstance(module, torch.nn.Linear)][-1]
+    with torch.no_grad():
+        head.bias += torch.linspace(0, 5, 10)  # other labels are easy to reach
+    models = [known.clean, known.clean.with_network(turned)]
+    cases = [Case(model, known.data) for model in models]
+    alone = [Triggers(SHORT).compute(case) for case in cases]
+    assert alone[0].skipped != alone[1].skipped
+    together = Triggers(SHORT).compute_stack(cases)
+    for found, single in zip(together, alone, strict=True):
+        assert not isinstance(found, BdpruneError)
+        assert [one.hypothesis for one in found.recoveries] == [one.hypothesis for one in single.recoveries]
+        assert found.skipped == single.skipped
+    same = Triggers(SHORT).compute_stack([cases[0], cases[0]])
+    assert all(not isinstance(one, BdpruneError) and one.skipped == alone[0].skipped for one in same)
+
+
+@pytest.mark.usefixtures("few")
+def test_models_of_a_stack_with_other_labels_share_the_time(known: Known, monkeypatch: pytest.MonkeyPatch) -> None:
+    limits: list[float | None] = []
+    monkeypatch.setattr(Triggers, "compute", lambda self, case: limits.append(self.seconds))
+    cases = [Case(known.clean, known.data) for _ in range(4)]
+    monkeypatch.setattr(Triggers, "_wanted", lambda self, case: (Hypothesis(cases.index(case)),))
+    Triggers(SHORT, seconds=8.0).compute_stack(cases)
+    assert limits == [2.0] * 4

@@ -127,3 +127,14 @@ def test_it_needs_labelled_images(known: Known) -> None:
     few = CleanData(known.data.images[:4], known.data.labels[:4])
     with pytest.raises(DataError, match="4 clean images are too few"):
         InversionDetector()(Case(known.clean, few))
+
+
+def test_without_held_out_images_something_stays_unseen(known: Known, monkeypatch: pytest.MonkeyPatch) -> None:
+    def split(data: CleanData, *settings: object) -> tuple[CleanData, CleanData]:
+        return data, data.subset(torch.empty(0, dtype=torch.int64))  # as of one image of each class
+
+    for place in ("bdprune.detectors.inversion", "bdprune.loops.inversion.search"):
+        monkeypatch.setattr(f"{place}.split_images", split)
+    found = InversionDetector(QUICK, ("patch",))(Case(known.backdoored, known.data))
+    assert not found.flagged and found.unseen == ("triggers on held-out images",)
+    assert "no held-out image to try it on" in found.remarks[0]

@@ -69,7 +69,16 @@ def test_of_many_labels_it_searches_some_and_says_so() -> None:
 def test_pairs_that_time_does_not_suffice_for_are_named() -> None:
     long = InvertSettings(stages=(Stage(5_000, 64),), rounds=0)
     found = PairInversionDetector(long)(case_of(SOURCE).with_budget(Budget("full", seconds=1.0).started()))
-    assert any(one.startswith("patch triggers to labels") for one in found.unseen)
+    assert any(one.startswith("patch triggers from") for one in found.unseen)
+
+
+def test_sources_are_labels_with_images() -> None:
+    case = case_of(SOURCE)
+    kept = (case.images.labels == SOURCE) | (case.images.labels == 0)
+    few = case.with_data(case.images.subset(kept.nonzero().flatten()))
+    found = PairInversionDetector(QUICK, most_labels=3)(few)
+    assert {one["source"] for one in found.details["pairs"]} <= {0, SOURCE}
+    assert "no clean images of labels 1, 2, 3, 4, 6" in found.limits[-1]
 
 
 def test_it_needs_images() -> None:

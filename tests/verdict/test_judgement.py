@@ -99,7 +99,7 @@ def test_a_look_at_both_kinds_without_a_finding_is_clean() -> None:
         ([trigger(0.2)], "No detector looked for a collapse"),
         ([seen(PRUNING, 0.2), seen(FILTERS, 0.1)], "No detector looked for a collapse"),
         ([], "(detectors: none)"),
-        ([collapse(0.2), trigger(0.2, unseen=("labels 200 to 999",))], "had no time to look at labels 200 to 999."),
+        ([collapse(0.2), trigger(0.2, unseen=("labels 200 to 999",))], "did not look at labels 200 to 999."),
         ([collapse(0.2, not_applicable="No batch norm."), trigger(0.2)], "No batch norm."),
     ],
 )
@@ -123,14 +123,26 @@ def test_evidence_that_only_supports_is_no_finding_against_a_model() -> None:
     assert rules(found) == ["BD500"] and WHY in found.findings[0].message and found.findings[0].severity == "low"
 
 
-def test_evidence_that_supports_another_kind_with_its_label_makes_a_backdoor() -> None:
-    found = judge([collapse(0.9), trigger(0.1), seen("x.trigger2", 0.9, sources=(2,), supporting=WHY)])
-    assert (found.verdict, found.target_label, found.sources) == ("backdoored", 8, (2,))
-
-
-def test_evidence_that_supports_another_label_changes_nothing() -> None:
-    found = judge([collapse(0.9), trigger(0.1), seen("x.trigger2", 0.9, 3, sources=(2,), supporting=WHY)])
-    assert (found.verdict, found.target_label, found.sources) == ("suspicious", 8, ())
+@pytest.mark.parametrize("label", [3, 8])
+@pytest.mark.parametrize(
+    "others",
+    [
+        [collapse(0.9), trigger(0.1)],
+        [collapse(0.9), seen(PRUNING, 0.9)],
+        [collapse(0.9), trigger(0.9)],
+        [collapse(0.9, targets=(3, 8)), trigger(0.9)],
+        [collapse(0.9), seen(PRUNING, 0.9, 2)],
+        [trigger(0.9)],
+    ],
+)
+def test_evidence_that_only_supports_changes_no_other_verdict(others: list[Evidence], label: int) -> None:
+    alone = judge(others)
+    found = judge([*others, seen("x.trigger2", 0.9, label, sources=(2,), supporting=WHY)])
+    if (alone.verdict, label) == ("suspicious", 8) and others[0].detector == COLLAPSE and not others[1].flagged:
+        assert (found.verdict, found.target_label, found.sources) == ("backdoored", 8, (2,))
+    else:
+        assert (found.verdict, found.target_label, found.targets) == (alone.verdict, alone.target_label, alone.targets)
+        assert found.sources == alone.sources == ()
 
 
 def test_evidence_that_only_supports_does_not_replace_a_full_look() -> None:
@@ -332,7 +344,7 @@ def test_limits_are_findings_of_every_verdict() -> None:
 
 def test_flagged_evidence_names_what_had_no_time() -> None:
     found = judge([collapse(0.2), trigger(0.9, unseen=("labels 5 to 9", "pairs of labels"))])
-    assert "x.trigger had no time to look at labels 5 to 9, pairs of labels." in found.findings[0].message
+    assert "x.trigger did not look at labels 5 to 9, pairs of labels." in found.findings[0].message
 
 
 def test_a_detector_that_does_not_suit_the_network_does_not_count() -> None:

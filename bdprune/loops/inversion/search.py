@@ -6,6 +6,7 @@ Here losers drop out by successive halving, and success counts on images that th
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
@@ -19,6 +20,7 @@ from bdprune.loops.inversion.candidates import Candidates
 from bdprune.loops.inversion.families import FAMILIES
 from bdprune.loops.inversion.hypotheses import Hypothesis
 from bdprune.loops.inversion.objective import flip_losses, flips, targets_of
+from bdprune.loops.inversion.scoring import size_score
 from bdprune.loops.inversion.settings import Inversion, InvertSettings, Recovery, Stage
 from bdprune.loops.inversion.trigger import Trigger
 from bdprune.model import Model
@@ -114,6 +116,11 @@ def _timed_step(networks: FrozenNetworks, images: Tensor) -> float:
     if networks.device.type == "cuda":
         torch.cuda.synchronize(networks.device)
     return time.perf_counter() - start
+
+
+def _least(rates: Sequence[float | None], default: float) -> float:
+    """The smallest rate; the default if none was measured."""
+    return min((one for one in rates if one is not None), default=default)
 
 
 def _joined(parts: Sequence[Inversion], hypotheses: Sequence[Hypothesis]) -> Inversion:
@@ -263,10 +270,18 @@ class Search:
         stages.scatter_add_(1, own, torch.ones_like(own))
         self._note_triggers()
 
-    def _note_triggers(self, rates: Sequence[float | None] | None = None, images: Sequence[int] | None = None) -> None:
+    def _note_triggers(
+        self,
+        rates: Sequence[float | None] | None = None,
+        images: Sequence[int] | None = None,
+        models: Sequence[int] | None = None,
+    ) -> None:
+        """Records the triggers of the current candidates of these models, of all by default."""
         masks, patterns = self._candidates.best()
         few = len(self._members) // self._networks.count
         for place, member in enumerate(self._members.tolist()):
+            if models is not None and place // few not in models:
+                continue
             hypothesis = self._hypotheses[member]
             trigger = Trigger(
                 None if masks is None else masks[place].cpu(),
@@ -338,26 +353,37 @@ class Search:
 
     def _strengthened(self, sizes: Tensor) -> list[list[Trigger]]:
         """The triggers of all hypotheses; those of the smallest ones hold on the held-out images, if possible."""
-        rounds = self._settings.rounds if self._any_outstanding(sizes) else 0
+        goal = self._settings.flip_rate
+        unfinished = [model for model in range(self._networks.count) if self._has_outstanding(sizes, model)]
         self._keep(sizes, self._settings.final.keep)
         rates, images = self._held_out_rates()
-        goal = self._settings.flip_rate
-        for _ in range(rounds):
-            if min((one for one in rates if one is not None), default=goal) >= goal or self._is_late():
+        self._note_triggers(rates, images)
+        few = len(self._members) // self._networks.count
+        for _ in range(self._settings.rounds):
+            unfinished = [model for model in unfinished if _least(rates[model * few : (model + 1) * few], goal) < goal]
+            if not unfinished or self._is_late():
                 break
             self._candidates.restart_from_best(_EASE)
             self._steps(self._settings.final, (1 + goal) / 2)
             rates, images = self._held_out_rates()
-        self._note_triggers(rates, images)
+            self._note_triggers(rates, images, unfinished)
         return [[trigger for trigger in own if trigger is not None] for own in self._found]
 
-    def _any_outstanding(self, sizes: Tensor) -> bool:
-        """Whether a trigger of the last stage is smaller than the median of the others by the settings' factor."""
-        kept = sizes.gather(1, self._members.view(self._networks.count, -1)).sort(1).values
-        if kept.shape[1] < 2 or not self._settings.outstanding:
+    def _has_outstanding(self, sizes: Tensor, model: int) -> bool:
+        """Whether the score of a trigger of the last stage reaches the settings' limit."""
+        if not self._settings.outstanding:
             return True
-        middle = kept[:, 1 + (kept.shape[1] - 1) // 2].nan_to_num(posinf=torch.finfo().max)  # the upper median
-        return bool((self._settings.outstanding * kept[:, 0] <= middle).any())
+        members = self._members.view(self._networks.count, -1)[model].tolist()
+        family, shape = FAMILIES[self._hypotheses[0].kind], tuple(self._images.shape[1:])
+        most = family.largest(shape) * math.prod(shape[1:])
+        limited = {one: min(float(sizes[model][one]), most) for one in members}
+        targeted = [one for one in members if self._hypotheses[one].target is not None]
+        scores = (
+            size_score(limited[one], [limited[other] for other in targeted if other != one])
+            for one in members
+            if math.isfinite(float(sizes[model][one]))
+        )
+        return any(score >= self._settings.outstanding for score in scores)
 
     @torch.no_grad()
     def _held_out_rates(self) -> tuple[list[float | None], list[int]]:

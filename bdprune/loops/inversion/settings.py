@@ -37,8 +37,8 @@ class InvertSettings:
         final: repeated for the smallest triggers, until they flip ``flip_rate`` of the held-out images.
         rounds: maximum number of repetitions of ``final``; 0 leaves the triggers of the search.
         flip_rate: share of held-out images that a trigger should flip in the end.
-        outstanding: ``final`` is left out if no trigger is smaller than the median of the others by this factor; 0
-            never leaves it out.
+        outstanding: ``final`` is left out if no trigger has a score of at least this
+            (:func:`bdprune.loops.size_score`); 0 never leaves it out.
         success: share of the search's images that a trigger must flip to count as successful.
         lr: learning rate of Adam for patches.
         additive_lr: the same for additive triggers, whose variables are colours.

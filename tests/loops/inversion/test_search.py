@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from dataclasses import replace
 
@@ -10,9 +11,11 @@ import torch
 
 from bdprune.data import CleanData
 from bdprune.errors import DataError, OptionError
-from bdprune.loops import Hypothesis, Inversion, InvertSettings, Stage, every_target, invert
+from bdprune.loops import Hypothesis, Inversion, InvertSettings, Stage, every_target, invert, split_images
+from bdprune.loops.inversion.search import Search
 from bdprune.model import Model
-from bdprune.runtime import attack_success_rate
+from bdprune.runtime import FrozenNetworks, attack_success_rate
+from bdprune.testing.planted import planted
 
 from ...helpers import siblings
 from ...written import Known, known_networks
@@ -60,9 +63,9 @@ def test_the_same_seed_gives_the_same_triggers(known: Known, found: Inversion) -
 
 
 def test_a_stack_gives_what_its_models_give(known: Known) -> None:
-    planted = siblings(known.clean, 2)
-    both = invert(planted, known.data, every_target(10), QUICK)
-    for model, stacked in zip(planted, both, strict=True):
+    models = siblings(known.clean, 2)
+    both = invert(models, known.data, every_target(10), QUICK)
+    for model, stacked in zip(models, both, strict=True):
         alone = invert([model], known.data, every_target(10), QUICK)[0]
         assert [one.stages for one in stacked.recoveries] == [one.stages for one in alone.recoveries]
         for ours, theirs in zip(stacked.recoveries, alone.recoveries, strict=True):
@@ -111,6 +114,36 @@ def test_only_triggers_that_stand_out_are_strengthened(known: Known, factor: flo
     result = invert([known.clean], known.data, every_target(10), settings)[0]
     assert (result.image_steps > searched) is strengthened
     assert sum(one.trigger.flip_rate is not None for one in result.recoveries) == settings.final.keep
+
+
+@pytest.mark.parametrize(
+    ("sizes", "outstanding"),
+    [
+        ([10.0, 13.0, 60.0, 10.5], True),  # the untargeted trigger, the last one, is none of the others: score 2.18
+        ([10.0, 11.0, 12.0, 10.5], False),
+        ([10.0, 13.0, math.inf, 10.5], True),
+        ([math.inf] * 4, False),
+        ([30.0, 30.0, 31.0, 10.0], True),  # the untargeted trigger itself
+    ],
+)
+def test_a_trigger_stands_out_among_those_with_a_target(known: Known, sizes: list[float], outstanding: bool) -> None:
+    networks, settings = FrozenNetworks([known.clean], known.data.images), replace(QUICK, outstanding=1.7)
+    wanted = [Hypothesis(0), Hypothesis(1), Hypothesis(2), Hypothesis(None)]
+    search = Search(networks, split_images(known.data, settings, 0), wanted, settings, torch.Generator())
+    search._hypotheses, search._members = wanted, torch.arange(4)
+    assert search._has_outstanding(torch.tensor([sizes]), 0) is outstanding
+
+
+def test_a_stack_strengthens_each_model_as_if_it_were_alone(known: Known) -> None:
+    toys = planted()
+    settings = replace(QUICK, outstanding=1.5)
+    together = invert([toys.clean, toys.backdoored], known.data, every_target(10), settings)
+    for model, found in zip((toys.clean, toys.backdoored), together, strict=True):
+        alone = invert([model], known.data, every_target(10), settings)[0]
+        rates = [[one.trigger.flip_rate for one in result.recoveries] for result in (found, alone)]
+        assert [one is None for one in rates[0]] == [one is None for one in rates[1]]
+        known_ones = [[one for one in row if one is not None] for row in rates]
+        assert known_ones[0] == pytest.approx(known_ones[1], abs=0.02)
 
 
 def test_a_hypothesis_without_images_is_skipped(known: Known) -> None:
