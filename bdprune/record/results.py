@@ -41,7 +41,7 @@ VERDICTS: Mapping[Verdict, str] = {
     "suspicious": "A detector flags the model, but there are not two of the three strong kinds of evidence "
     "(`collapse`, `trigger`, `pruning`), or they name different labels.",
     "backdoored": "Two of the three strong kinds of evidence name the same label, `target_label`, or the same "
-    "`targets`, and the third does not name another.",
+    "`targets`.",
     "inconclusive": "There is no clean data, or the model labels too few of its images correctly (the findings say "
     "what would fit), or a detector gave no number, or the time did not suffice to look for a trigger and a collapse.",
     "error": "The file or the data could not be read, or the time limit was reached. `error` says why, and what to do.",

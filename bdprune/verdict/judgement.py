@@ -8,6 +8,7 @@ the model is accurate, and nothing was found.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import reduce
@@ -61,7 +62,7 @@ def judge(detectors: Sequence[Detector], evidence: Sequence[Evidence], sanity: S
 
 
 def _agreeing(kinds: _Kinds) -> _Kinds:
-    """The kinds if at least two of them name the same labels, and none names others; else none."""
+    """The kinds if at least two of them name the same labels; else none."""
     return kinds if _common_labels(kinds) else {}
 
 
@@ -93,13 +94,18 @@ def _labels(seen: Iterable[Evidence]) -> frozenset[int]:
 
 
 def _common_labels(kinds: _Kinds) -> frozenset[int]:
-    """The labels that all kinds with labels name; empty if fewer than two kinds name any, or if they share none.
+    """The labels that most kinds name, at least two; empty if there are none, or if these kinds share no label.
 
     Of kinds that all name several labels it takes all: each sees only some of the targets of an all-to-all backdoor.
     """
     named = [labels for labels in map(_labels, kinds.values()) if labels]
-    common = reduce(frozenset.intersection, named) if len(named) > 1 else frozenset()
-    return _union(named) if common and all(len(labels) > 1 for labels in named) else common
+    votes = Counter(label for labels in named for label in labels)
+    most = max(votes.values(), default=0)
+    if most < 2:
+        return frozenset()
+    agreeing = [labels for labels in named if any(votes[label] == most for label in labels)]
+    common = reduce(frozenset.intersection, agreeing)
+    return _union(agreeing) if common and all(len(labels) > 1 for labels in agreeing) else common
 
 
 def _union(named: Iterable[frozenset[int]]) -> frozenset[int]:
@@ -236,7 +242,7 @@ def _named(seen: Sequence[Evidence]) -> str:
 
 
 def _confirmation(kinds: _Kinds, common: frozenset[int]) -> Finding:
-    named = {sign: seen for sign, seen in kinds.items() if _labels(seen)}
+    named = {sign: seen for sign, seen in kinds.items() if _labels(seen) & common}
     found = "; ".join(f"{SIGNS[sign]} ({some([one.detector for one in seen])})" for sign, seen in named.items())
     message = f"Backdoor to {_in_words(common)}: {len(named)} independent kinds of evidence agree: {found}."
     return Finding(rule_id=CONFIRMED.id, severity="critical", message=message, atlas=tuple(ATLAS))

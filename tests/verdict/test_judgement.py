@@ -178,7 +178,10 @@ def test_kinds_that_name_different_labels_are_suspicious_with_both() -> None:
     assert "(label 3)" in found.findings[-1].message and "(label 8)" in found.findings[-1].message
     assert found.findings[-1].severity == "medium"
     third = judge([collapse(0.9, 3), trigger(0.9, 8), seen(PRUNING, 0.9, 8)])
-    assert (third.verdict, third.targets) == ("suspicious", (3, 8)), "the third kind disputes the label"
+    assert (third.verdict, third.target_label, third.targets) == ("backdoored", 8, ()), "two kinds outvote the third"
+    assert "2 independent kinds" in third.findings[-1].message and "unlearning" not in third.findings[-1].message
+    tied = judge([collapse(0.9, targets=(3, 8)), trigger(0.9, 3), seen(PRUNING, 0.9, 8)])
+    assert (tied.verdict, tied.targets) == ("suspicious", (3, 8))
 
 
 def test_a_kind_without_a_label_neither_confirms_nor_disputes() -> None:
