@@ -100,7 +100,7 @@ class InversionDetector(Detector):
     def work(self, case: Case) -> float:
         """A search of two labels."""
         first = (self.search or SEARCHES[case.budget.level]).stages[0]
-        return 3.0 * 2 * first.steps * first.images
+        return 2.0 * 2 * first.steps * first.images
 
     def _evidence(
         self, case: Case, search: InvertSettings, found: list[Inversion], score: float, best: Recovery

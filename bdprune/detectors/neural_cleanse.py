@@ -104,7 +104,7 @@ class NeuralCleanseDetector(Detector):
     def work(self, case: Case) -> float:
         """The first stage for every label."""
         first = self.search.stages[0]
-        return 3.0 * case.model.num_classes * first.steps * first.images
+        return 2.0 * case.model.num_classes * first.steps * first.images
 
     def _evidence(self, case: Case, inversion: Inversion) -> Evidence:
         found = inversion.recoveries

@@ -80,7 +80,7 @@ class PairInversionDetector(Detector):
     def work(self, case: Case) -> float:
         """The first stage for a tenth of the pairs."""
         first, labels = self.search.stages[0], min(self.most_labels, case.model.num_classes)
-        return 0.3 * labels * (labels - 1) * first.steps * first.images
+        return 0.2 * labels * (labels - 1) * first.steps * first.images
 
     def _evidence(self, case: Case, inversion: Inversion) -> Evidence:
         score, best = max(scored(inversion), key=lambda pair: (self._works(pair[1]), pair[0]))

@@ -29,7 +29,7 @@ from bdprune.runtime import BATCH, FrozenNetworks, captured
 _PIXELS = 1 << 24  # values of all stamped images of one pass; more are computed in parts
 _EASE = 0.25  # factor of the penalty at the start of the final stage
 _MEASURING = 0.2  # share of a time limit for the predictions on images outside the steps
-_FORWARD = 3  # forward passes that take as long as one step of an image
+_FORWARD = 2  # forward passes that take as long as one step of an image
 _TRIAL, _TRIAL_IMAGES = 0.05, 64  # seconds and images of a trial that suffice to measure the pace
 _LEAST = 20  # images of the search, and held-out ones, that a time limit leaves
 
