@@ -20,7 +20,7 @@ from torch.nn import functional
 
 import bdprune
 from bdprune.model import build
-from bdprune.runtime import keep_freed_memory
+from bdprune.process import keep_freed_memory
 
 _BATCH = 32
 

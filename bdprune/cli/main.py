@@ -29,8 +29,8 @@ from bdprune.cli.schema import schema
 from bdprune.cli.score import score
 from bdprune.cli.zoo import zoo
 from bdprune.errors import BdpruneError, first_line
+from bdprune.process import keep_freed_memory
 from bdprune.report import plain
-from bdprune.runtime import keep_freed_memory
 
 log = logging.getLogger("bdprune")
 

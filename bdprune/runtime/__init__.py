@@ -3,7 +3,7 @@ from bdprune.runtime.budget import Budget, parse_budget
 from bdprune.runtime.evaluate import BATCH, attack_success_rate, clean_accuracy, predict, share_right
 from bdprune.runtime.frozen import FrozenNetworks, folded_form
 from bdprune.runtime.graph import captured
-from bdprune.runtime.memory import footprint, keep_freed_memory, weight_bytes
+from bdprune.runtime.memory import footprint, weight_bytes
 from bdprune.runtime.precision import (
     DEFAULT,
     PRECISIONS,

@@ -1,9 +1,6 @@
-"""Memory that a model needs in training, and how a process of our own keeps memory."""
+"""Memory that a model needs in training."""
 
 from __future__ import annotations
-
-import ctypes
-import sys
 
 import torch
 from torch import Tensor
@@ -13,7 +10,6 @@ from bdprune.model import Model, StackedNetwork
 _COPIES = 8  # weights in the stack, gradients, momenta, new weights and momenta, and intermediate values
 _MAPS = 2  # the maps kept for the backward pass, and as much again for gradients and temporary maps
 _PROBE = 2  # images: batch norms cannot train on a single image
-_TRIM_THRESHOLD, _MMAP_MAX = -1, -4  # parameters of glibc's mallopt
 
 
 def footprint(model: Model, batch_size: int) -> int:
@@ -44,22 +40,3 @@ def footprint(model: Model, batch_size: int) -> int:
 def weight_bytes(model: Model) -> int:
     """Bytes of all parameters and buffers."""
     return sum(value.nbytes for value in model.network.state_dict().values())
-
-
-def keep_freed_memory() -> bool:
-    """Makes this process keep the memory that it frees, for later tensors.
-
-    By default glibc returns every large block to the system. Each new tensor then consists of pages that the system
-    must first clear. On a CPU this takes a third of the time of a ResNet-50 on images of 224 pixels. The setting
-    affects the whole process, so only programs should make it, not libraries.
-
-    Returns:
-        Whether it was possible: on Linux with glibc.
-    """
-    if not sys.platform.startswith("linux"):
-        return False
-    try:
-        mallopt = ctypes.CDLL(None).mallopt
-    except (AttributeError, OSError):  # another C library
-        return False
-    return bool(mallopt(_MMAP_MAX, 0) and mallopt(_TRIM_THRESHOLD, 2**31 - 1))

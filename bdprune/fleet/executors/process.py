@@ -22,8 +22,8 @@ import torch
 from bdprune.errors import ArtifactError, BdpruneError, OptionError, first_line
 from bdprune.fleet.executors.inline import Executor, InlineExecutor, Numbered
 from bdprune.pipeline import Clock, Job, ModelSource, Outcome, Progress, failure
+from bdprune.process import keep_freed_memory
 from bdprune.record import Result
-from bdprune.runtime import keep_freed_memory
 
 LONGEST_TIMEOUT = 1_000_000
 """Seconds; the system's timers do not take much more."""

@@ -22,16 +22,13 @@ from bdprune.loops.inversion.hypotheses import Hypothesis
 from bdprune.loops.inversion.objective import flip_losses, flips, targets_of
 from bdprune.loops.inversion.scoring import size_score
 from bdprune.loops.inversion.settings import Inversion, InvertSettings, Recovery, Stage
+from bdprune.loops.inversion.timing import PASSES_IN_A_STEP, images_in_time, step_seconds
 from bdprune.loops.inversion.trigger import Trigger
 from bdprune.model import Model
 from bdprune.runtime import BATCH, FrozenNetworks, captured
 
 _PIXELS = 1 << 24  # values of all stamped images of one pass; more are computed in parts
 _EASE = 0.25  # factor of the penalty at the start of the final stage
-_MEASURING = 0.2  # share of a time limit for the predictions on images outside the steps
-_FORWARD = 2  # forward passes that take as long as one step of an image
-_TRIAL, _TRIAL_IMAGES = 0.05, 64  # seconds and images of a trial that suffice to measure the pace
-_LEAST = 20  # images of the search, and held-out ones, that a time limit leaves
 
 
 def invert(
@@ -70,7 +67,7 @@ def invert(
         mine = [one for one in hypotheses if one.kind == kind]
         left = None if seconds is None else (start + seconds - time.perf_counter()) / (len(kinds) - place)
         until = None if left is None else time.perf_counter() + left
-        some = split if left is None else _thinned(split, networks, settings, left)
+        some = split if left is None else images_in_time(split, networks, settings, left)
         search = Search(networks, some, mine, settings, generator)
         search.report = partial(_report, progress, place, len(kinds))
         parts = search.run(None if until is None else until - time.perf_counter())
@@ -86,36 +83,6 @@ def _report(progress: Callable[[int, int], None], place: int, kinds: int, step: 
 def split_images(data: CleanData, settings: InvertSettings, seed: int) -> tuple[CleanData, CleanData]:
     """The images that :func:`invert` searches with, and those that it holds out."""
     return data.split(settings.held_out, torch.Generator().manual_seed(seed))
-
-
-def _thinned(
-    split: tuple[CleanData, CleanData], networks: FrozenNetworks, settings: InvertSettings, seconds: float
-) -> tuple[CleanData, CleanData]:
-    """As many images of the split as can be predicted in a share of the time."""
-    passes = _MEASURING / 2 * seconds * _FORWARD / _pace(networks, split[0].images) / networks.count
-    search, held = split
-    times = settings.final.keep or 1
-    return search.spread(max(_LEAST, int(passes))), held.spread(max(_LEAST, int(passes / times)))
-
-
-def _pace(networks: FrozenNetworks, images: Tensor) -> float:
-    """Seconds of one step of one image of one model, from a trial of enough images to take a moment."""
-    count, took = 2, 0.0
-    _timed_step(networks, images[:count])  # the first pass is slower
-    while took < _TRIAL and count <= _TRIAL_IMAGES:
-        few = images[torch.arange(count) % len(images)]
-        took, tried, count = _timed_step(networks, few), count, 4 * count
-    return took / (tried * networks.count)
-
-
-def _timed_step(networks: FrozenNetworks, images: Tensor) -> float:
-    """Seconds of a forward and a backward pass of these images on each model."""
-    own = images.to(networks.device).repeat(networks.count, 1, 1, 1).contiguous(memory_format=networks.layout)
-    start = time.perf_counter()
-    networks.logits(own.detach().requires_grad_()).sum().backward()
-    if networks.device.type == "cuda":
-        torch.cuda.synchronize(networks.device)
-    return time.perf_counter() - start
 
 
 def _least(rates: Sequence[float | None], default: float) -> float:
@@ -213,14 +180,14 @@ class Search:
 
     def _affordable(self, seconds: float) -> int:
         """The number of hypotheses that can be searched in this time, at least one."""
-        passes = seconds / (_pace(self._networks, self._images) * self._networks.count)
+        passes = seconds / (step_seconds(self._networks, self._images) * self._networks.count)
         return next((count for count in range(len(self._all), 1, -1) if self._cost(count) <= passes), 1)
 
     def _cost(self, count: int) -> float:
         """Steps of single images that a search of ``count`` hypotheses takes, with one repetition of the last stage."""
         stages = (*self._settings.stages, self._settings.final)
         steps = sum(stage.steps * stage.images * min(stage.keep or count, count) for stage in stages)
-        return steps + min(self._settings.final.keep or count, count) * len(self._held_labels) / _FORWARD
+        return steps + min(self._settings.final.keep or count, count) * len(self._held_labels) / PASSES_IN_A_STEP
 
     # --------------------------------------------------------------------------------------------- the search
 

@@ -102,7 +102,7 @@ def test_the_time_limit_skips_the_last_hypotheses(known: Known) -> None:
 
 
 def test_a_time_limit_leaves_out_images_of_a_slow_network(known: Known, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("bdprune.loops.inversion.search._pace", lambda networks, images: 1.0)
+    monkeypatch.setattr("bdprune.loops.inversion.timing.step_seconds", lambda networks, images: 1.0)
     result = invert([known.clean], known.data, [Hypothesis(None)], QUICK, seconds=100.0)[0]
     assert result.complete and 18 <= result.triggers[0].images <= 20  # 0.1 * 100 s * 2 passes a second
 

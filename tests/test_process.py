@@ -7,29 +7,29 @@ import sys
 
 import pytest
 
-from bdprune.runtime import keep_freed_memory
+from bdprune.process import keep_freed_memory
 
 PAGES = """
-import resource, torch
-from bdprune.runtime import keep_freed_memory
+import resource
+from bdprune.process import keep_freed_memory
 {call}
 for _ in range(3):
-    torch.ones(1 << 24)
+    bytearray(1 << 26)
 before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
 for _ in range(4):
-    torch.ones(1 << 24)
+    bytearray(1 << 26)
 print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
 """
 
 
 def pages(call: str) -> int:
-    """Pages that a new process takes from the system while it fills four tensors of 64 MB."""
+    """Pages that a new process takes from the system while it fills four arrays of 64 MB."""
     done = subprocess.run([sys.executable, "-c", PAGES.format(call=call)], check=True, capture_output=True, text=True)
     return int(done.stdout)
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="the setting exists on Linux only")
-def test_later_tensors_reuse_memory() -> None:
+def test_later_arrays_reuse_memory() -> None:
     if not keep_freed_memory():
         pytest.skip("this C library has no such setting")
     assert pages("keep_freed_memory()") < pages("") / 10
