@@ -12,7 +12,7 @@ def keep_freed_memory() -> bool:
     """Makes this process keep the memory that it frees, for later tensors.
 
     By default glibc returns every large block to the system. Each new tensor then consists of pages that the system
-    must first clear. On a CPU this takes a third of the time of a ResNet-50 on images of 224 pixels. The setting
+    must first clear, which takes long for large feature maps. The setting
     affects the whole process, so only programs should make it, not libraries.
 
     Returns:

@@ -24,15 +24,15 @@ from pathlib import Path
 
 import torch
 from rows import Row, Rows, auroc
-from screens import family_of, images_for
+from screens import cases, family_of
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from bdprune.analysis import Case
 from bdprune.data import CleanData
-from bdprune.model import Model, load
+from bdprune.model import Model
 from bdprune.purifiers import RNP
-from bdprune.zoo import Entry, Storage, read_manifest, weights_path
+from bdprune.zoo import Entry
 
 _STEPS, _IMAGES = 150, 16  # of one search against the twin
 _BOUND = 0.1  # largest change of a colour by an additive trigger
@@ -166,18 +166,10 @@ def main() -> None:
     parser.add_argument("--rows", type=Path, help="JSON lines file for the rows")
     options = parser.parse_args()
     rows = Rows(options.rows, ("zoo", "model", "idea"))
-    for path in options.manifests:
-        zoo = read_manifest(path)
-        storage = Storage(zoo, options.models)
-        for entry in zoo.models:
-            folder = storage.made(entry)
-            if folder is None or (options.only and entry.name not in options.only):
-                continue
-            model = load(weights_path(folder, entry.name), arch=entry.arch, num_classes=entry.num_classes)
-            case = Case(model, images_for(entry, model, options.data, 0))
-            for idea in options.ideas:
-                key = {"zoo": zoo.name, "model": entry.name, "idea": idea}
-                rows.add(key, lambda entry=entry, case=case, idea=idea: measured(entry, case, idea))  # type: ignore[misc]
+    for zoo, entry, case in cases(options, seed=0):
+        for idea in options.ideas:
+            key = {"zoo": zoo, "model": entry.name, "idea": idea}
+            rows.add(key, lambda entry=entry, case=case, idea=idea: measured(entry, case, idea))  # type: ignore[misc]
     print(table(rows))
 
 

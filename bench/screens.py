@@ -17,6 +17,7 @@ from __future__ import annotations
 import argparse
 import statistics
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import torch
@@ -124,18 +125,23 @@ def table(mine: list[Row], name: str) -> str:
 def run(options: argparse.Namespace, rows: Rows) -> None:
     """Makes the missing rows."""
     for seed in range(options.seeds):
-        for path in options.manifests:
-            zoo = read_manifest(path)
-            storage = Storage(zoo, options.models)
-            for entry in zoo.models:
-                folder = storage.made(entry)
-                if folder is None or (options.only and entry.name not in options.only):
-                    continue
-                model = load(weights_path(folder, entry.name), arch=entry.arch, num_classes=entry.num_classes)
-                case = Case(model, images_for(entry, model, options.data, seed))
-                for name in options.detectors:
-                    key = {"zoo": zoo.name, "model": entry.name, "detector": name, "seed": seed}
-                    rows.add(key, lambda entry=entry, case=case, key=key: measured(entry, case, key))  # type: ignore[misc]
+        for zoo, entry, case in cases(options, seed):
+            for name in options.detectors:
+                key = {"zoo": zoo, "model": entry.name, "detector": name, "seed": seed}
+                rows.add(key, lambda entry=entry, case=case, key=key: measured(entry, case, key))  # type: ignore[misc]
+
+
+def cases(options: argparse.Namespace, seed: int) -> Iterator[tuple[str, Entry, Case]]:
+    """The name of the zoo, the entry and the case of every chosen network that is made."""
+    for path in options.manifests:
+        zoo = read_manifest(path)
+        storage = Storage(zoo, options.models)
+        for entry in zoo.models:
+            folder = storage.made(entry)
+            if folder is None or (options.only and entry.name not in options.only):
+                continue
+            model = load(weights_path(folder, entry.name), arch=entry.arch, num_classes=entry.num_classes)
+            yield zoo.name, entry, Case(model, images_for(entry, model, options.data, seed))
 
 
 def main() -> None:

@@ -40,6 +40,9 @@ epochs = 6
 peak_lr = 0.1
 """
 
+TRAIN_IMAGES = 20_000
+"""As in the head; a set with fewer images gives all."""
+
 WAITS = "It waits for a free machine."
 
 
@@ -209,6 +212,13 @@ def _suffix(dataset: str, classes: tuple[int, ...] | None) -> str:
     return part if classes is None else f"{part}-{len(classes)}"
 
 
+def _available(dataset: str, classes: tuple[int, ...] | None) -> int:
+    """The number of training images, as far as it may be below the usual one."""
+    if dataset == "imagenet12":
+        return 11_330
+    return 5_000 * len(classes) if dataset == "cifar10" and classes else TRAIN_IMAGES
+
+
 def _model(
     name: str,
     seed: int,
@@ -231,6 +241,8 @@ def _model(
     lines = ["", "[[models]]", f'name = "{name}"', f"seed = {seed}"]
     lines += [f'dataset = "{dataset}"'] if dataset != "cifar10" else []
     lines += [f"classes = {list(classes)}"] if classes else []
+    few = _available(dataset, classes)
+    lines += [f"train_images = {few}"] if few < TRAIN_IMAGES else []
     lines += [f'arch = "{arch.name}"', f"width = {arch.width}"]
     lines += [f"label_noise = {noise}"] if noise else []
     lines += [f"attack = {attack}"] if attack else []

@@ -141,6 +141,8 @@ class LabelOrder(Analysis[Tensor]):
 
 
 def promising_labels(case: Case, count: int) -> Tensor:
-    """``count`` labels that are worth a costly search, the easiest to reach first; all if there are not more."""
+    """``count`` labels that are worth a costly search, the easiest to reach first; all, in their own order, if there
+    are not more.
+    """
     classes = case.model.num_classes
     return torch.arange(classes) if count >= classes else case.get(LabelOrder())[:count]

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Generator, Mapping, Sequence
 from dataclasses import replace
 
 from bdprune.analysis.case import Case
 from bdprune.analysis.triggers import Triggers
 from bdprune.data import CleanData
-from bdprune.loops import Inversion, InvertSettings, Recovery, Stage, largest_size, size_score
+from bdprune.loops import Inversion, InvertSettings, Recovery, Stage, largest_size, size_scores
 from bdprune.record import TRIGGER_KINDS, Level, TriggerKind
 
 _QUICK = InvertSettings(stages=(Stage(40, 8), Stage(40, 16, keep=4)), final=Stage(30, 32, keep=1), rounds=2)
@@ -99,26 +98,21 @@ def readable(case: Case, data: CleanData, found: Sequence[Inversion], passes: in
 
 
 def scored(inversion: Inversion) -> list[tuple[float, Recovery]]:
-    """The results of the hypotheses that took part in the last stage, with their scores."""
+    """The results of the hypotheses that took part in the last stage, with their scores.
+
+    A score is :func:`bdprune.loops.size_scores`, at most 10; a warp has less credit.
+    """
     last = max(one.stages for one in inversion.recoveries)
     kept = [one for one in inversion.recoveries if one.stages == last]
-    return [(_score(one, kept), one) for one in kept]
+    scores = size_scores(
+        [one.size for one in kept],
+        [one.hypothesis.target is not None for one in kept],
+        largest_size(kept[0].trigger),
+    )
+    credits = [CREDIT[one.trigger.kind] for one in kept]
+    return [(min(LARGEST, score * credit), one) for score, credit, one in zip(scores, credits, kept, strict=True)]
 
 
 def smallest(inversion: Inversion) -> tuple[float, Recovery]:
     """The score and the result of the hypothesis with the largest score."""
     return max(scored(inversion), key=lambda pair: pair[0])
-
-
-def _score(one: Recovery, kept: list[Recovery]) -> float:
-    """:func:`bdprune.loops.size_score` among the triggers with a target, at most 10; a warp has less credit.
-
-    Triggers that were never successful count with their largest possible size.
-    """
-    others = [_limited(other) for other in kept if other is not one and other.hypothesis.target is not None]
-    return min(LARGEST, size_score(one.size, others) * CREDIT[one.trigger.kind])
-
-
-def _limited(one: Recovery) -> float:
-    """The size of a trigger; the largest possible one if it was never successful."""
-    return one.size if math.isfinite(one.size) else largest_size(one.trigger)

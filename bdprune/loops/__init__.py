@@ -3,7 +3,7 @@ from bdprune.loops.finetune import FineTuneSettings, fine_tune
 from bdprune.loops.fitting import CrossEntropy, Objective, Schedule, fit, machine, seeded
 from bdprune.loops.inversion.candidates import PenaltyRule
 from bdprune.loops.inversion.hypotheses import Hypothesis, every_target
-from bdprune.loops.inversion.scoring import size_score
+from bdprune.loops.inversion.scoring import size_score, size_scores
 from bdprune.loops.inversion.search import invert, split_images
 from bdprune.loops.inversion.settings import Inversion, InvertSettings, Recovery, Stage
 from bdprune.loops.inversion.trigger import Trigger, largest_size

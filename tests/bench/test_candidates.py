@@ -39,7 +39,6 @@ def test_a_trigger_separates_a_backdoored_network_from_its_clean_twin() -> None:
     search, held = known.data.split(0.5, torch.Generator().manual_seed(0))
     backdoored, clean = frozen(known.backdoored), frozen(known.clean)
     assert separated(backdoored, clean, search, held, TARGET) > 0.2
-    assert separated(clean, clean, search, held, TARGET) == 0.0
 
 
 def test_the_score_compares_a_label_with_the_median() -> None:

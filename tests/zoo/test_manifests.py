@@ -64,6 +64,9 @@ def test_the_reference_zoo_is_generated_and_covers_everything() -> None:
         assert len({entry.arch for entry in entries}) == 9
         assert {entry.dataset for entry in entries} == {"cifar10", "gtsrb", "imagenet12"}
         assert {2, 3, 5, 8, 10, 12, 20, 43} <= {entry.num_classes for entry in entries}
+    images = {"gtsrb": 26_610, "imagenet12": 11_330}  # of GTSRB those of the first 20 labels
+    for entry in zoo.models:
+        assert (entry.train_images or 0) <= images.get(entry.dataset, 5_000 * entry.num_classes), entry.name
 
 
 def test_the_standard_zoo_has_the_specified_models() -> None:

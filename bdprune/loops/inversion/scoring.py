@@ -7,6 +7,21 @@ import statistics
 from collections.abc import Sequence
 
 
+def size_scores(sizes: Sequence[float], targeted: Sequence[bool], most: float) -> list[float]:
+    """:func:`size_score` of each trigger of one kind among the others with a target.
+
+    Args:
+        sizes: in pixels; infinite for a trigger that was never successful, which counts with the largest size.
+        targeted: whether each leads to one label.
+        most: the largest possible size.
+    """
+    limited = [size if math.isfinite(size) else most for size in sizes]
+    return [
+        size_score(size, [other for at, other in enumerate(limited) if at != place and targeted[at]])
+        for place, size in enumerate(sizes)
+    ]
+
+
 def size_score(size: float, others: Sequence[float]) -> float:
     """The geometric mean of two ratios to ``size``: of the smallest and of the median of ``others``.
 

@@ -20,7 +20,7 @@ from bdprune.loops.inversion.candidates import Candidates
 from bdprune.loops.inversion.families import FAMILIES
 from bdprune.loops.inversion.hypotheses import Hypothesis
 from bdprune.loops.inversion.objective import flip_losses, flips, targets_of
-from bdprune.loops.inversion.scoring import size_score
+from bdprune.loops.inversion.scoring import size_scores
 from bdprune.loops.inversion.settings import Inversion, InvertSettings, Recovery, Stage
 from bdprune.loops.inversion.timing import PASSES_IN_A_STEP, images_in_time, step_seconds
 from bdprune.loops.inversion.trigger import Trigger
@@ -341,15 +341,10 @@ class Search:
         if not self._settings.outstanding:
             return True
         members = self._members.view(self._networks.count, -1)[model].tolist()
-        family, shape = FAMILIES[self._hypotheses[0].kind], tuple(self._images.shape[1:])
-        most = family.largest(shape) * math.prod(shape[1:])
-        limited = {one: min(float(sizes[model][one]), most) for one in members}
-        targeted = [one for one in members if self._hypotheses[one].target is not None]
-        scores = (
-            size_score(limited[one], [limited[other] for other in targeted if other != one])
-            for one in members
-            if math.isfinite(float(sizes[model][one]))
-        )
+        shape = tuple(self._images.shape[1:])
+        most = FAMILIES[self._hypotheses[0].kind].largest(shape) * math.prod(shape[1:])
+        targeted = [self._hypotheses[one].target is not None for one in members]
+        scores = size_scores([float(sizes[model][one]) for one in members], targeted, most)
         return any(score >= self._settings.outstanding for score in scores)
 
     @torch.no_grad()
