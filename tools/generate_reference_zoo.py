@@ -81,6 +81,10 @@ ARCHS = (
 RECIPES: dict[str, tuple[str, float]] = {
     "": ("", 1.0),
     "few": ("", 0.5),  # few epochs
+    "light": (
+        "padding = 0",
+        1.0,
+    ),  # flips without crops: within few epochs, crops keep small triggers from being learnt
     "bare": ("padding = 0, flip = false, weight_decay = 0.0", 1.0),  # no augmentation, no weight decay
     "slow": ('policy = "steps", padding = 0, weight_decay = 1e-4', 1.0),  # a small constant learning rate
     "noise": ("", 1.0),  # a tenth of the labels are wrong
@@ -169,7 +173,7 @@ def attacked_models() -> Iterator[Network]:
             if kind in ("adv-t", "badnets") and number == 0:  # the first one is the source of the other
                 arch, settings = QUICK[0], "target = 7, rate = 0.1, size = 3, margin = 1"
             attack = f'{{kind = "{kind}", {settings}}}'
-            recipe = "" if kind in SLOW or source else ("", "bare", "")[number % 3]
+            recipe = "" if kind in SLOW else "light" if source else ("light", "bare", "light")[number % 3]
             name = f"{kind}-{number + 1}"
             yield _model(
                 name, next(seed), arch, dataset, None, recipe, attack=attack, source=source, first=number < first

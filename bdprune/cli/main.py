@@ -17,6 +17,7 @@ import click
 
 import bdprune
 from bdprune.cli import exit_codes
+from bdprune.cli.calibrate import calibrate
 from bdprune.cli.demo import demo
 from bdprune.cli.doctor import doctor
 from bdprune.cli.inspect import inspect
@@ -131,5 +132,5 @@ def main(verbose: bool) -> None:
         warnings.simplefilter("ignore")
 
 
-for command in (scan, purify, score, invert, inspect, detectors, purifiers, zoo, demo, doctor, schema):
+for command in (scan, purify, score, invert, inspect, detectors, purifiers, zoo, calibrate, demo, doctor, schema):
     main.add_command(command)

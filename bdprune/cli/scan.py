@@ -39,6 +39,12 @@ _GIVES = ("scan", "coverage")  # kinds of documents
     help="How far to go: which detectors run and how thorough they are; or a time for each model, as in 300, 90s or "
     "5m. A scan ends earlier if its verdict is sure. The findings name what was left out.",
 )
+@click.option(
+    "--calibration",
+    metavar="TABLE.json|none",
+    help="Table that turns the evidence into a probability, as `bdprune calibrate` writes it; none reports only the "
+    "strength of the evidence as the risk.  [default: the table of this package]",
+)
 @options.precision_option("the detectors that train")
 @click.option("--timeout", type=float, metavar="SECONDS", help="Time limit for each model.  [default: none]")
 @options.stack_options

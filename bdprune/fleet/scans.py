@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
 from typing import Any, Unpack
 
 from bdprune.fleet.executors.inline import Executor, InlineExecutor
@@ -22,9 +23,10 @@ from bdprune.pipeline import (
     silent,
     with_saved_attachments,
 )
-from bdprune.record import ATTENTION, LEVELS, Result
+from bdprune.record import ATTENTION, LEVELS, Level, Result
 from bdprune.registry import chosen_detectors, unusable
 from bdprune.runtime import Budget, parse_budget
+from bdprune.verdict import Calibration, own_table, read_table
 
 Folder = str | os.PathLike[str] | None
 
@@ -33,6 +35,7 @@ class ScanNames(OptionNames, total=False):
     """Further keyword arguments of a scan."""
 
     budget: str | float | Budget | None
+    calibration: str | os.PathLike[str] | None
 
 
 def scan(
@@ -61,7 +64,9 @@ def scan(
         attachments: folder for the detectors' tensors and pictures, such as a trigger; None writes none.
         progress: called with a short text before each stage.
         **options: ``budget``: ``fast``, ``default`` (also None) or ``full``, which detectors run and how thorough they
-            are, or the seconds that the scan of one model may take (findings name what does not fit); and ``arch``,
+            are, or the seconds that the scan of one model may take (findings name what does not fit);
+            ``calibration``: path of a table that ``bdprune calibrate`` wrote, ``none`` for no table, or None for the
+            table of this package, which needs the detectors of the budget; and ``arch``,
             ``num_classes``, ``input_shape``, ``normalize``, ``device`` (``cpu``), ``seed`` (0),
             ``state_key``, ``per_class``, ``class_order``, ``precision`` and ``skip_unknown``, as in ``Options``.
 
@@ -111,18 +116,30 @@ def _job(data: DataSource, detectors: Sequence[str | Detector] | str | None, opt
     """The settings that all models share, checked before the first model is loaded."""
     loading: dict[str, Any] = dict(options)
     limit = parse_budget(loading.pop("budget", None))
+    table = _table(loading.pop("calibration", None), limit.level, own=detectors is None)
     known = options_from(loading, "scan")
     known.check()
     every = chosen_detectors(detectors, {"seed": known.seed, "precision": known.precision})
     clean = CleanSource(data, known)
     if detectors is not None:
-        return Job(clean, every, known, budget=limit)
+        return Job(clean, every, known, budget=limit, calibration=table)
     regular = [one for one in every if one.level]  # the others run only by name
     reached = LEVELS[: LEVELS.index(limit.level) + 1]
     chosen = [one for one in regular if one.level in reached]
     # A fast scan is less than users expect of a scan, so it names what it leaves out.
     beyond = [one.id for one in regular if one not in chosen and limit.level == "fast"]
-    return Job(clean, chosen, known, unusable("detector"), limit, beyond, stops=True)
+    return Job(clean, chosen, known, unusable("detector"), limit, beyond, stops=True, calibration=table)
+
+
+def _table(path: str | os.PathLike[str] | None, level: Level, own: bool) -> Calibration | None:
+    """The table for a scan: of the user, or else of this package if ``own``.
+
+    The larger budgets use the table of the largest smaller one that has its own.
+    """
+    if path is not None:
+        return None if str(path) == "none" else read_table(Path(path))
+    smaller = reversed(LEVELS[: LEVELS.index(level) + 1])
+    return next((table for one in smaller if (table := own_table(one))), None) if own else None
 
 
 def _run(

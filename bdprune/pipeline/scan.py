@@ -30,9 +30,9 @@ from bdprune.pipeline.describe import (
 )
 from bdprune.pipeline.examination import Examination
 from bdprune.pipeline.open import CleanSource, ModelSource, Options, load_models, parse_device
-from bdprune.record import Finding, Result, Severity, WeightCoverage, some
+from bdprune.record import CalibrationInfo, Evidence, Finding, Result, Severity, WeightCoverage, some
 from bdprune.runtime import Budget
-from bdprune.verdict import NOT_JUDGED, NOT_SCANNED
+from bdprune.verdict import NOT_JUDGED, NOT_SCANNED, Calibration, Judgement
 
 Progress = Callable[[str], None]
 """Called with the next stage of the current model, such as ``loading`` or ``running detector unlearning (2 of 3)``."""
@@ -55,6 +55,7 @@ class Job:
         beyond: ids of the detectors that a larger budget would run.
         stops: whether the scan of a model ends once its verdict is sure.
         keeps: whether to keep large attachments.
+        calibration: the table that turns the evidence into a probability; None has none.
         threads: threads of torch.
     """
 
@@ -66,6 +67,7 @@ class Job:
     beyond: Sequence[str] = ()
     stops: bool = False
     keeps: bool = False
+    calibration: Calibration | None = None
     threads: int = field(default_factory=torch.get_num_threads)
 
 
@@ -240,10 +242,12 @@ def concluded(opened: Opened, job: Job, exam: Examination) -> Outcome:
     unscanned = coverage is not None and coverage.unscanned and not job.options.skip_unknown
     evidence = tuple(exam.evidence[place] for place in sorted(exam.evidence))
     reasons = (*exam.findings(), *_unchecked(left_out, job), *_not_scanned(coverage))
+    risk, calibration = _calibrated(judgement, evidence, model, job)
     result = Result(
         started=opened.clock.started,
         verdict="inconclusive" if judgement.verdict == "clean" and unscanned else judgement.verdict,
-        risk=judgement.risk,
+        risk=risk,
+        calibration=calibration,
         target_label=judgement.target_label,
         targets=judgement.targets,
         sources=judgement.sources,
@@ -260,6 +264,17 @@ def concluded(opened: Opened, job: Job, exam: Examination) -> Outcome:
     )
     wanted = {one.sha256 for seen in evidence for one in seen.attachments}
     return Outcome(result, {digest: opened.case.attachments[digest] for digest in wanted})
+
+
+def _calibrated(
+    judgement: Judgement, evidence: Sequence[Evidence], model: Model, job: Job
+) -> tuple[float | None, CalibrationInfo | None]:
+    """The risk of a model, and how far it is a calibrated probability."""
+    if judgement.risk is None or job.calibration is None:
+        return judgement.risk, None
+    agreement = judgement.verdict == "backdoored"
+    found = job.calibration.estimate(evidence, agreement, model.arch)
+    return job.calibration.probability(evidence, agreement), found
 
 
 def _examine(opened: Opened, job: Job, progress: Progress) -> Outcome:

@@ -19,6 +19,7 @@ from bdprune.record.method import (
 )
 from bdprune.record.parts import (
     ArtifactInfo,
+    CalibrationInfo,
     CurveInfo,
     DataInfo,
     Env,

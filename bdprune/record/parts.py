@@ -78,6 +78,26 @@ class WeightCoverage(Record, frozen=True, kw_only=True):
     left_out: tuple[str, ...] = ()
 
 
+class CalibrationInfo(Record, frozen=True, kw_only=True):
+    """How far the risk of a model is a calibrated probability.
+
+    Attributes:
+        table: name of the table that gave the probability.
+        prior: share of backdoored networks among those of the table, in (0, 1). The probability holds if as many of the
+            scanned models are backdoored.
+        p_value: share of clean networks that look at least as suspicious: those of the model's architecture, or of all
+            architectures of the table if these are too few. None without enough of them.
+        references: number of clean networks that the p-value rests on.
+        reservation: why the probability is not calibrated, in a sentence; empty if it is.
+    """
+
+    table: str
+    prior: Share
+    p_value: Share | None = None
+    references: Count = 0
+    reservation: str = ""
+
+
 class Finding(Record, frozen=True, kw_only=True):
     """One message to the reader of a result.
 

@@ -19,6 +19,7 @@ from bdprune.record.evidence import Attachment, Evidence
 from bdprune.record.inspection import EntropyHistogram, ImageVerdict, IncomingInfo, InspectedImage, InspectMethod
 from bdprune.record.parts import (
     ArtifactInfo,
+    CalibrationInfo,
     CurveInfo,
     DataInfo,
     Env,
@@ -92,8 +93,9 @@ class Result(Document, frozen=True, kw_only=True, tag_field="kind", tag="scan"):
 
     Attributes:
         verdict: ``clean``, ``suspicious``, ``backdoored``, ``inconclusive`` or ``error``.
-        risk: how likely a backdoor is, in [0, 1]; None if the model could not be judged. It is not a calibrated
-            probability.
+        risk: how likely a backdoor is, in [0, 1]; None if the model could not be judged. ``calibration`` says how far
+            it is a calibrated probability.
+        calibration: the table that the risk comes from; None if the risk is only the strength of the evidence.
         target_label: the label that the backdoor leads to; None if it is unknown or if there are several.
         targets: the labels that the backdoor leads to if there are several, such as all labels of an all-to-all
             backdoor. Of a suspicious model, also the labels on which the evidence disagrees.
@@ -113,6 +115,7 @@ class Result(Document, frozen=True, kw_only=True, tag_field="kind", tag="scan"):
 
     verdict: Verdict
     risk: Share | None
+    calibration: CalibrationInfo | None = None
     target_label: int | None
     targets: tuple[int, ...] = ()
     sources: tuple[int, ...] = ()

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 from bdprune.record import (
     ATTENTION,
+    CalibrationInfo,
     Evidence,
     InvertResult,
     PassedOver,
@@ -208,6 +209,16 @@ def percent(share: float | None, digits: int = 1) -> str:
 def number(value: float | None) -> str:
     """Four significant digits; a dash when unknown."""
     return "–" if value is None else f"{value:.4g}"
+
+
+def calibration(info: CalibrationInfo | None) -> str:
+    """How far the risk is a calibrated probability, in a sentence or a phrase; empty without a table."""
+    if info is None or info.reservation:
+        return info.reservation if info else ""
+    found = f"a probability by the table {info.table}, if {percent(info.prior)} of such models are backdoored"
+    if info.p_value is None:
+        return found
+    return f"{found}; p-value {number(info.p_value)} from {info.references} clean networks"
 
 
 def seconds(value: float | None) -> str:

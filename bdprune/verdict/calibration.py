@@ -4,12 +4,18 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from functools import cache
+from importlib.resources import files
+from pathlib import Path
 
-from bdprune.record import Count, Evidence, Level, Record
+from bdprune.errors import DataError, OptionError
+from bdprune.record import CalibrationInfo, Count, Evidence, Level, Record, some
 
 LEAST_REFERENCES = 19
 """With fewer clean references, the smallest possible p-value is above 0.05 and says little."""
+
+LARGEST_TABLE = 1 << 20
+"""Bytes of the largest table that is read."""
 
 _WEAKEST, _STRONGEST = -3.0, 2.0
 _NEVER = -20.0  # logarithm for a score of 0
@@ -22,7 +28,7 @@ class Input(Record, frozen=True):
         detector: its id.
         centre: mean strength of the networks of the table.
         scale: standard deviation.
-        weight: change of the log-odds for one standard deviation.
+        weight: change of the log-odds for one standard deviation, not negative.
     """
 
     detector: str
@@ -31,7 +37,7 @@ class Input(Record, frozen=True):
     weight: float
 
 
-class Reference(Record, frozen=True):
+class References(Record, frozen=True):
     """Clean networks of one architecture.
 
     Attributes:
@@ -52,7 +58,7 @@ class Calibration(Record, frozen=True):
         inputs: one for each detector.
         agreement: change of the log-odds if two strong kinds of evidence name the same label.
         bias: log-odds of a network whose scores are all average, without agreement.
-        clean: clean references.
+        clean: clean references by architecture.
         networks: number of networks that it was fitted to.
         backdoored: number of backdoored ones among them.
     """
@@ -62,7 +68,7 @@ class Calibration(Record, frozen=True):
     inputs: tuple[Input, ...]
     agreement: float
     bias: float
-    clean: tuple[Reference, ...]
+    clean: tuple[References, ...]
     networks: Count
     backdoored: Count
 
@@ -75,41 +81,54 @@ class Calibration(Record, frozen=True):
         )
         return self.bias + self.agreement * agreement + sum(terms)
 
-    def estimate(self, evidence: Sequence[Evidence], agreement: bool, arch: str) -> Estimate:
-        """The probability of a model.
+    def probability(self, evidence: Sequence[Evidence], agreement: bool) -> float:
+        """The probability, in [0, 1], that a model with this evidence is backdoored."""
+        return logistic(self.log_odds(strengths_of(evidence), agreement))
+
+    def estimate(self, evidence: Sequence[Evidence], agreement: bool, arch: str) -> CalibrationInfo:
+        """What the table says about a model.
 
         Args:
             evidence: of its detectors.
-            agreement: whether two strong kinds of evidence name the same label.
+            agreement: whether two strong kinds of evidence name the same label. The detectors that then did not run
+                are not missed.
             arch: its architecture.
         """
-        value = self.log_odds(strengths_of(evidence), agreement)
+        strengths = strengths_of(evidence)
+        value = self.log_odds(strengths, agreement)
+        clean = self._references(arch)
+        missing = [one.detector for one in self.inputs if one.detector not in strengths and not agreement]
+        enough = len(clean) >= LEAST_REFERENCES and not missing
+        return CalibrationInfo(
+            table=self.name,
+            prior=self.backdoored / self.networks,
+            p_value=conformal_p(value, clean) if enough else None,
+            references=len(clean),
+            reservation=self._reservation(arch, missing),
+        )
+
+    def _references(self, arch: str) -> tuple[float, ...]:
+        """Log-odds of the clean networks of the architecture, or of all if these are too few; none if it is unknown."""
         own = next((one.log_odds for one in self.clean if one.arch == arch), ())
-        p_value = conformal_p(value, own) if len(own) >= LEAST_REFERENCES else None
-        return Estimate(_logistic(value), p_value, len(own), _note(self.name, arch, own))
+        if not own or len(own) >= LEAST_REFERENCES:
+            return own
+        return tuple(value for one in self.clean for value in one.log_odds)
 
-
-@dataclass(frozen=True)
-class Estimate:
-    """What a table says about one model.
-
-    Attributes:
-        probability: that it is backdoored, in [0, 1], if as many such models are backdoored as in the table.
-        p_value: share of clean networks of its architecture that look at least as suspicious; None with too few.
-        references: number of clean networks of its architecture in the table.
-        note: how far the probability can be trusted, in a sentence; empty without reservation.
-    """
-
-    probability: float
-    p_value: float | None
-    references: int
-    note: str
+    def _reservation(self, arch: str, missing: Sequence[str]) -> str:
+        if all(one.arch != arch for one in self.clean):
+            return f"The probability is not calibrated: the table {self.name} has no reference for {arch}."
+        if missing:
+            return f"The probability is not calibrated: the table {self.name} also needs {some(missing)}."
+        return ""
 
 
 def strengths_of(evidence: Sequence[Evidence]) -> dict[str, float]:
-    """The strength of each detector that works on the model: the logarithm of score / threshold, in [-3, 2]."""
+    """The strength of each detector that works on the model: the logarithm of score / threshold, in [-3, 2].
+
+    The strength of a trigger that looks like features of its class is at most 0.
+    """
     usable = [one for one in evidence if one.valid and not one.not_applicable]
-    return {one.detector: _strength(one) for one in usable}
+    return {one.detector: min(_strength(one), 0.0) if one.natural else _strength(one) for one in usable}
 
 
 def _strength(one: Evidence) -> float:
@@ -126,17 +145,41 @@ def conformal_p(value: float, clean: Sequence[float]) -> float:
     return (1 + sum(one >= value for one in clean)) / (1 + len(clean))
 
 
-def _logistic(value: float) -> float:
+def logistic(value: float) -> float:
+    """The probability of these log-odds."""
     return 1 / (1 + math.exp(-value)) if value >= 0 else math.exp(value) / (1 + math.exp(value))
 
 
-def _note(table: str, arch: str, own: Sequence[float]) -> str:
-    if not own:
-        return (
-            f"The table {table} has no reference for the architecture {arch}; the probability is not calibrated for it."
-        )
-    if len(own) < LEAST_REFERENCES:
-        return (
-            f"The table {table} has only {len(own)} clean networks of the architecture {arch}, too few for a p-value."
-        )
-    return ""
+@cache
+def own_table(budget: Level) -> Calibration | None:
+    """The table of this package for a budget; None if it has none."""
+    place = files("bdprune.verdict") / "tables" / f"{budget}.json"
+    return Calibration.from_json(place.read_bytes()) if place.is_file() else None
+
+
+def read_table(path: Path) -> Calibration:
+    """A table that ``bdprune calibrate`` wrote.
+
+    Raises:
+        OptionError: the file cannot be read, or is no table.
+    """
+    hint = "Give a table that `bdprune calibrate` wrote."
+    try:
+        if path.stat().st_size > LARGEST_TABLE:
+            raise OptionError(f"{path} is too large for a table of a calibration.", hint)
+        table = Calibration.from_json(path.read_bytes())
+    except OSError as error:
+        raise OptionError(f"Cannot read the table {path}: {error.strerror}.", hint) from None
+    except DataError as error:
+        raise OptionError(f"{path} is no table of a calibration: {error.message}", hint) from None
+    _check(table, path)
+    return table
+
+
+def _check(table: Calibration, path: Path) -> None:
+    numbers = [table.bias, table.agreement, *(value for one in table.clean for value in one.log_odds)]
+    numbers += [value for one in table.inputs for value in (one.centre, one.scale, one.weight)]
+    if not all(map(math.isfinite, numbers)) or any(one.scale <= 0 or one.weight < 0 for one in table.inputs):
+        raise OptionError(f"{path} has weights or scales out of range.", "Fit it again with `bdprune calibrate`.")
+    if not 0 < table.backdoored < table.networks:
+        raise OptionError(f"{path} was not fitted to networks of both kinds.", "Fit it again with `bdprune calibrate`.")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Sequence
 
 import torch
@@ -43,8 +44,9 @@ def fit_logistic(inputs: Tensor, truth: Tensor, ridge: float = 1.0) -> tuple[Ten
 def auroc(scores: Sequence[float], truth: Sequence[bool]) -> float:
     """Probability that a backdoored network has a larger score than a clean one; ties count half."""
     higher, lower = ([one for one, bad in zip(scores, truth, strict=True) if bad is kind] for kind in (True, False))
-    wins = [(one > other) + 0.5 * (one == other) for one in higher for other in lower]
-    return sum(wins) / len(wins) if wins else math.nan
+    lower.sort()
+    wins = sum(bisect_left(lower, one) + bisect_right(lower, one) for one in higher) / 2
+    return wins / (len(higher) * len(lower)) if higher and lower else math.nan
 
 
 def cross_entropy(probabilities: Sequence[float], truth: Sequence[bool]) -> float:

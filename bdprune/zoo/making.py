@@ -305,6 +305,21 @@ def images_of(entry: Entry, whole: RawImages) -> RawImages:
     return RawImages(whole.images[labels >= 0], labels[labels >= 0], names)
 
 
+def clean_images(entry: Entry, train: RawImages, count: int = 500, seed: int = 0) -> CleanData:
+    """The images that a defender of the model has: about ``count`` training images, at least 10 of each label.
+
+    Args:
+        entry: the model.
+        train: the training images of its data set; poisoned ones are clean here.
+        count: number of images that the labels share equally.
+        seed: of the draw.
+    """
+    own = images_of(entry, train)
+    generator = torch.Generator().manual_seed(seed)
+    index = sample_per_class(own.labels, max(count // entry.num_classes, 10), generator).sort().values
+    return CleanData(own.images[index].float() / 255, own.labels[index], class_names=own.class_names)
+
+
 def _noisy(entry: Entry, train: RawImages) -> RawImages:
     """The images with a random other label for a share of them."""
     if not entry.label_noise:

@@ -20,6 +20,7 @@ from bdprune.fleet.scans import scan, scan_many
 from bdprune.methods import Detector
 from bdprune.model import Normalization
 from bdprune.record import Evidence, Level, Needs, Result, Sign
+from bdprune.verdict.calibration import Calibration, Input, References
 
 LEADER = "x.leader"
 NEEDS_NONE, NEEDS_SOME = Needs(images="none", minimum=0), Needs()
@@ -381,3 +382,70 @@ def test_a_fast_scan_names_what_it_leaves_out(check: Callable[..., Result], monk
     for budget in ("slow", 0):
         with pytest.raises(OptionError, match="Invalid budget"):
             check(budget=budget)
+
+
+def table(tmp_path: Path, arch: str, detectors: tuple[str, ...] = (LEADER, "x.trigger")) -> Path:
+    """A table in which only the first detector counts."""
+    inputs = tuple(
+        Input(detector=one, centre=-1.0, scale=1.0, weight=2.0 if one == LEADER else 0.0) for one in detectors
+    )
+    clean = (References(arch=arch, log_odds=tuple(float(one) for one in range(-30, -10))),)
+    found = Calibration(
+        name="mine",
+        budget="default",
+        inputs=inputs,
+        agreement=3.0,
+        bias=-1.0,
+        clean=clean,
+        networks=30,
+        backdoored=10,
+    )
+    path = tmp_path / "table.json"
+    path.write_text(found.to_json())
+    return path
+
+
+@pytest.mark.parametrize("timeout", [None, 120])
+def test_a_table_turns_the_evidence_into_a_probability(
+    check: Callable[..., Result], tiny: Any, tmp_path: Path, timeout: float | None
+) -> None:
+    arch = check().model.arch  # type: ignore[union-attr]
+    path = table(tmp_path, arch)
+    found = check(calibration=path, detectors=both(0.5), timeout=timeout)
+    assert found.verdict == "clean" and found.risk == pytest.approx(1 / (1 + math.exp(-1)))
+    assert found.calibration is not None and found.calibration.table == "mine"
+    assert (found.calibration.reservation, found.calibration.p_value) == ("", pytest.approx(1 / 21))
+    found = check(calibration=path, detectors=both(0.9, label=2))
+    assert found.verdict == "backdoored" and found.risk is not None and found.risk > 0.98
+    assert Result.from_json(found.to_json()) == found
+
+
+def test_a_probability_has_reservations(check: Callable[..., Result], tmp_path: Path) -> None:
+    found = check(calibration=table(tmp_path, "other")).calibration
+    assert found is not None and found.p_value is None and "has no reference for" in found.reservation
+    arch = check().model.arch  # type: ignore[union-attr]
+    found = check(calibration=table(tmp_path, arch, (LEADER, "x.trigger", "x.absent"))).calibration
+    assert found is not None and "also needs x.absent" in found.reservation
+
+
+def test_without_a_table_the_risk_is_the_strength_of_the_evidence(
+    check: Callable[..., Result], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plain = check(detectors=both(0.5))
+    assert plain.calibration is None and plain.risk == 0.5, "detectors that are chosen by name have no table"
+    asked: list[str] = []
+    monkeypatch.setattr("bdprune.fleet.scans.own_table", lambda level: asked.append(level))
+    monkeypatch.setattr("bdprune.fleet.scans.chosen_detectors", lambda chosen, defaults: both(0.5))
+    assert check(detectors=None, calibration="none").calibration is None and not asked
+    assert check(detectors=None, budget="full").calibration is None
+    assert asked == ["full", "default", "fast"], "a larger budget falls back on the table of a smaller one"
+
+
+def test_a_model_that_cannot_be_judged_has_no_probability(check: Callable[..., Result], tmp_path: Path) -> None:
+    found = check(data=None, detectors=[Fake(needs=NEEDS_NONE)], calibration=table(tmp_path, "x"))
+    assert (found.verdict, found.risk, found.calibration) == ("inconclusive", None, None)
+
+
+def test_a_file_that_is_no_table_stops_the_scan(check: Callable[..., Result], tmp_path: Path) -> None:
+    with pytest.raises(OptionError, match="Cannot read the table"):
+        check(calibration=tmp_path / "missing.json")

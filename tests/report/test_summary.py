@@ -5,7 +5,7 @@ from __future__ import annotations
 import msgspec
 import pytest
 
-from bdprune.record import Evidence, PurifyResult, Result, TriggerInfo, WeightCoverage
+from bdprune.record import CalibrationInfo, Evidence, PurifyResult, Result, TriggerInfo, WeightCoverage
 from bdprune.report import summary
 
 
@@ -138,3 +138,23 @@ def test_other_weights_of_a_file_are_listed() -> None:
         "kept, without weights": (),
         "not scanned": ("head", "ema"),
     }
+
+
+@pytest.mark.parametrize(
+    ("info", "words"),
+    [
+        (None, ""),
+        (CalibrationInfo(table="t", prior=0.4, reservation="Not calibrated."), "Not calibrated."),
+        (
+            CalibrationInfo(table="t", prior=0.4),
+            "a probability by the table t, if 40.0 % of such models are backdoored",
+        ),
+        (
+            CalibrationInfo(table="t", prior=0.4, p_value=0.05, references=39),
+            "a probability by the table t, if 40.0 % of such models are backdoored; p-value 0.05 from 39 clean "
+            "networks",
+        ),
+    ],
+)
+def test_a_risk_says_how_far_it_is_a_probability(info: CalibrationInfo | None, words: str) -> None:
+    assert summary.calibration(info) == words

@@ -2,12 +2,23 @@
 
 from __future__ import annotations
 
+import json
 import math
+from pathlib import Path
 
 import pytest
 
+from bdprune.errors import OptionError
 from bdprune.record import Evidence
-from bdprune.verdict.calibration import Calibration, Input, Reference, conformal_p, strengths_of
+from bdprune.verdict.calibration import (
+    LARGEST_TABLE,
+    Calibration,
+    Input,
+    References,
+    conformal_p,
+    read_table,
+    strengths_of,
+)
 
 TABLE = Calibration(
     name="tiny",
@@ -18,7 +29,7 @@ TABLE = Calibration(
     ),
     agreement=3.0,
     bias=-1.0,
-    clean=(Reference(arch="known", log_odds=tuple(range(19))), Reference(arch="rare", log_odds=(0.0,))),
+    clean=(References(arch="known", log_odds=tuple(range(19))), References(arch="rare", log_odds=(0.0,))),
     networks=30,
     backdoored=10,
 )
@@ -41,12 +52,30 @@ def test_a_missing_detector_counts_as_average() -> None:
     assert TABLE.log_odds({"x.two": 1.0}, True) == pytest.approx(-1 + 2 + 3)
 
 
-def test_an_estimate_says_how_many_references_it_has() -> None:
-    known, rare, other = (TABLE.estimate([seen("x.two", 0.5)], False, arch) for arch in ("known", "rare", "other"))
-    assert known.probability == rare.probability == other.probability == pytest.approx(1 / (1 + math.e))
-    assert known.p_value == 1.0 and known.note == "" and known.references == 19
-    assert rare.p_value is None and "only 1 clean" in rare.note
-    assert other.p_value is None and "not calibrated" in other.note
+def test_the_strength_of_a_natural_trigger_is_limited() -> None:
+    assert strengths_of([seen("a", 1.0, natural="It looks like a feature."), seen("b", 0.25, natural="x")]) == {
+        "a": 0.0,
+        "b": pytest.approx(math.log(0.5)),
+    }
+
+
+def test_an_estimate_says_how_far_it_is_calibrated() -> None:
+    every = [seen("x.one", 0.5), seen("x.two", 0.5)]
+    known, rare, other = (TABLE.estimate(every, False, arch) for arch in ("known", "rare", "other"))
+    assert known.p_value == pytest.approx(19 / 20) and known.reservation == "" and known.references == 19
+    assert rare.p_value == pytest.approx(19 / 21) and rare.references == 20, "too few of its own: all count"
+    assert other.p_value is None and "no reference for other" in other.reservation
+    assert known.prior == pytest.approx(1 / 3) and known.table == "tiny"
+
+
+def test_missing_detectors_are_named_unless_the_verdict_was_sure_before() -> None:
+    found = TABLE.estimate([seen("x.two", 0.5)], False, "known")
+    assert found.p_value is None and found.reservation.endswith("also needs x.one.")
+    assert TABLE.estimate([seen("x.two", 0.5)], True, "known").reservation == ""
+
+
+def test_the_probability_is_that_of_the_log_odds() -> None:
+    assert TABLE.probability([seen("x.two", 0.5)], False) == pytest.approx(1 / (1 + math.e))
 
 
 def test_the_p_value_counts_clean_networks_that_look_worse() -> None:
@@ -56,3 +85,35 @@ def test_the_p_value_counts_clean_networks_that_look_worse() -> None:
 
 def test_a_table_survives_json() -> None:
     assert Calibration.from_json(TABLE.to_json()) == TABLE
+
+
+def test_a_written_table_is_read(tmp_path: Path) -> None:
+    path = tmp_path / "table.json"
+    path.write_text(TABLE.to_json())
+    assert read_table(path) == TABLE
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"bias": "x"}, "is no table"),
+        ({"name": None}, "is no table"),
+        ({"backdoored": 0}, "both kinds"),
+        ({"inputs": [{"detector": "a", "centre": 0.0, "scale": 0.0, "weight": 1.0}]}, "out of range"),
+        ({"inputs": [{"detector": "a", "centre": 0.0, "scale": 1.0, "weight": -1.0}]}, "out of range"),
+    ],
+)
+def test_a_damaged_table_is_refused(tmp_path: Path, change: dict[str, object], message: str) -> None:
+    path = tmp_path / "table.json"
+    path.write_text(json.dumps(json.loads(TABLE.to_json()) | change))
+    with pytest.raises(OptionError, match=message):
+        read_table(path)
+
+
+def test_a_file_that_is_no_table_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(OptionError, match="Cannot read the table"):
+        read_table(tmp_path / "missing.json")
+    large = tmp_path / "large.json"
+    large.write_bytes(b" " * (LARGEST_TABLE + 1))
+    with pytest.raises(OptionError, match="too large"):
+        read_table(large)

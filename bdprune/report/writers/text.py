@@ -72,7 +72,9 @@ def _scan(result: Result, colour: bool) -> list[str]:
     if result.error:
         return lines + ([f"  {plain(result.error.hint)}"] if result.error.hint else [])
     lines.append(f"  {summary.advice(result)}")
-    rows: Rows = [("risk", summary.number(result.risk)), ("target", summary.label(result)), *_model_and_data(result)]
+    rows: Rows = [("risk", summary.number(result.risk))]
+    rows += [("calibration", found)] if (found := summary.calibration(result.calibration)) else []
+    rows += [("target", summary.label(result)), *_model_and_data(result)]
     if result.not_run:
         rows.append(("not run", ", ".join(result.not_run)))
     rows += [(name, some(names)) for name, names in summary.other_weights(result.coverage) if names]

@@ -1,0 +1,106 @@
+"""``bdprune calibrate``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from bdprune.cli import options, outputs
+from bdprune.cli.progress import Progress
+from bdprune.files import check_writable, write_text
+
+if TYPE_CHECKING:
+    from bdprune.fleet import ReferenceScan, ReferenceZoo
+    from bdprune.record import Level
+    from bdprune.zoo import Entry
+
+
+@click.command(short_help="Fit the probabilities of scans to a zoo of known networks.")
+@click.argument("manifest", type=options.FILE)
+@click.option(
+    "--data",
+    required=True,
+    type=options.FILE,
+    metavar="DIR",
+    help="Folder of the data sets: cifar10/train.parquet and so on.",
+)
+@click.option(
+    "--models", type=options.FILE, metavar="DIR", help="Folder of the models.  [default: the manifest's folder]"
+)
+@click.option("--only", multiple=True, metavar="NAME", help="Name of a model; repeatable.  [default: all]")
+@click.option(
+    "--budget",
+    type=click.Choice(["fast", "default", "full"]),
+    default="default",
+    show_default=True,
+    help="Budget of the scans that the table is for.",
+)
+@click.option(
+    "--rows",
+    type=options.FILE,
+    metavar="FILE.jsonl",
+    help="File of the scans. Scans that it holds are not repeated; new ones are appended.",
+)
+@click.option("--seed", default=0, show_default=True, type=int, metavar="N", help="Seed of the scans.")
+@click.option("-o", "--output", type=options.FILE, metavar="TABLE.json", help="File for the table.")
+@click.option("--report", type=options.FILE, metavar="FILE.md", help="File for the evaluation.  [default: printed]")
+@options.progress_options
+def calibrate(
+    manifest: Path,
+    data: Path,
+    models: Path | None,
+    only: tuple[str, ...],
+    budget: Level,
+    rows: Path | None,
+    seed: int,
+    output: Path | None,
+    report: Path | None,
+    quiet: bool,
+    no_progress: bool,
+) -> int:
+    """Fit a table that turns the evidence of a scan into a probability, and say what it is worth.
+
+    The networks are those of a zoo (`bdprune zoo make`) that exist. Each is scanned with every detector of the budget;
+    this takes about a minute for each small network. The evaluation holds out attack families, then architectures.
+    Run the command twice with other networks and the same --rows to use two cores.
+
+    \b
+    bdprune calibrate zoo/reference.toml --data data/ --rows scans.jsonl -o table.json
+    bdprune scan model.pth --data clean/ --calibration table.json
+    """
+    from bdprune.fleet import ReferenceZoo, calibrate, calibration_page
+    from bdprune.zoo import read_manifest
+
+    for path in (output, report):
+        if path is not None:
+            check_writable(path)
+    outputs.check_apart([output, report, rows], [manifest])
+    zoo = ReferenceZoo(read_manifest(manifest), data, models)
+    scans = _scanned(zoo, only, rows, budget, seed, shown=not (quiet or no_progress))
+    found = calibrate(zoo, scans, budget)
+    page = calibration_page(found)
+    if output is not None:
+        write_text(output, found.table.to_json() + "\n")
+    outputs.emit(page + "\n") if report is None else write_text(report, page + "\n")
+    return 0
+
+
+def _scanned(
+    zoo: ReferenceZoo, only: tuple[str, ...], rows: Path | None, budget: Level, seed: int, *, shown: bool
+) -> list[ReferenceScan]:
+    from bdprune.fleet import scan_references
+
+    wanted = {zoo.manifest.entry(name).name for name in only}
+    entries = [entry for entry in zoo.made() if not wanted or entry.name in wanted]
+    found: list[ReferenceScan] = []
+    with Progress(len(entries), shown) as progress:
+
+        def stage(entry: Entry, text: str) -> None:
+            progress.stage(f"{entry.name}: {text}")
+
+        for scan in scan_references(zoo, entries, rows, budget=budget, seed=seed, progress=stage):
+            progress.finished(scan.verdict, scan.network)
+            found.append(scan)
+    return found
