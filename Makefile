@@ -30,7 +30,7 @@ CLANG_FORMAT = "$$($(PYTHON) -c 'import clang_format; print(clang_format.get_exe
 PIP := $(PYTHON) -m pip install --disable-pip-version-check --quiet
 
 help: ## list the commands
-	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 env: $(STAMP) ## create the environment and build the compiled part
 
@@ -75,6 +75,10 @@ bench: env ## run the speed benchmarks on this CPU and write docs/evaluation/spe
 bench-gpu: env ## run the speed benchmarks on a CUDA device and write docs/evaluation/speed.md
 	$(PYTHON) -m bench.speed --device cuda --threads 1 --minutes $(GPU_MINUTES) --out bench/results/speed-cuda.json
 	$(PYTHON) -m bench.speed.report
+
+calibration: env ## scan the reference zoo and fit the table of the package; DATA=DIR names the data sets
+	$(PYTHON) -m bdprune calibrate zoo/reference.toml --data $(DATA) --rows bench/results/reference-default.jsonl \
+		-o bdprune/verdict/tables/default.json --report docs/evaluation/calibration.md
 
 wheel: env ## one wheel for Linux x86-64, Python >= 3.11 and torch >= 2.11, without CUDA ops; into dist/
 	rm -rf build/lib* build/bdist* build/wheel dist/bdprune-*.whl

@@ -45,7 +45,12 @@ if TYPE_CHECKING:
 )
 @click.option("--seed", default=0, show_default=True, type=int, metavar="N", help="Seed of the scans.")
 @click.option("-o", "--output", type=options.FILE, metavar="TABLE.json", help="File for the table.")
-@click.option("--report", type=options.FILE, metavar="FILE.md", help="File for the evaluation.  [default: printed]")
+@click.option(
+    "--report",
+    type=options.FILE,
+    metavar="FILE.md",
+    help="Document for the evaluation, whose other text stays.  [default: printed]",
+)
 @options.progress_options
 def calibrate(
     manifest: Path,
@@ -71,7 +76,7 @@ def calibrate(
     bdprune scan model.pth --data clean/ --calibration table.json
     """
     from bdprune.fleet import ReferenceZoo, calibrate, calibration_page
-    from bdprune.zoo import read_manifest
+    from bdprune.zoo import read_manifest, with_section
 
     for path in (output, report):
         if path is not None:
@@ -83,7 +88,11 @@ def calibrate(
     page = calibration_page(found)
     if output is not None:
         write_text(output, found.table.to_json() + "\n")
-    outputs.emit(page + "\n") if report is None else write_text(report, page + "\n")
+    if report is None:
+        outputs.emit(page)
+    else:
+        text = report.read_text(encoding="utf-8") if report.exists() else ""
+        write_text(report, with_section(text, f"{zoo.manifest.name} {budget}", page, "calibrate"))
     return 0
 
 

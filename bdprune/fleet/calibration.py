@@ -108,21 +108,9 @@ def calibration_page(found: Calibrated) -> str:
     """The evaluation as Markdown."""
     worth = found.evaluation
     count = f"{worth.networks} networks, {worth.backdoored} of them backdoored, of {len(_archs(found))} architectures"
-    return "\n".join(
-        [
-            f"Fitted to {count}. Budget: `{found.table.budget}`.",
-            "",
-            *_measures_table(worth),
-            "",
-            *_verdicts(worth),
-            "",
-            *_alone(found),
-            "",
-            *_families(found),
-            "",
-            *_left_out(found),
-        ]
-    )
+    parts = (_measures_table(worth), _verdicts(worth), _alone(found), _families(found), _left_out(found))
+    lines = [f"Fitted to {count}. Budget: `{found.table.budget}`.", *(line for part in parts for line in ("", *part))]
+    return "\n".join(lines) + "\n"
 
 
 def _archs(found: Calibrated) -> list[str]:

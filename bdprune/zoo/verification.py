@@ -164,9 +164,9 @@ def markdown(zoo: Manifest, checks: Sequence[Check]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def with_section(text: str, name: str, section: str) -> str:
-    """``text`` with ``section`` between the marks of the zoo ``name``, or at the end if it has no such marks."""
-    begin, end = f"<!-- zoo verify {name}: begin -->", f"<!-- zoo verify {name}: end -->"
+def with_section(text: str, name: str, section: str, command: str = "zoo verify") -> str:
+    """``text`` with ``section`` between the marks of a command and a zoo, or at the end if it has no such marks."""
+    begin, end = f"<!-- {command} {name}: begin -->", f"<!-- {command} {name}: end -->"
     block = f"{begin}\n{section}{end}"
     if begin in text and end in text.split(begin, 1)[1]:
         before, rest = text.split(begin, 1)

@@ -70,9 +70,13 @@ def test_it_writes_a_table_and_prints_the_evaluation(run: Run, manifest: Path, t
 
 def test_the_report_goes_to_a_file(run: Run, manifest: Path, tmp_path: Path) -> None:
     report = tmp_path / "report.md"
+    report.write_text("# Kept\n")
     done = run("calibrate", manifest, "--data", tmp_path, "--report", report, "-q")
     assert done.exit_code == 0 and done.stdout == "" and done.stderr == ""
-    assert report.read_text().startswith("Fitted to 6 networks")
+    first = report.read_text()
+    assert first.startswith("# Kept\n") and "<!-- calibrate tiny default: begin -->\nFitted to 6 networks" in first
+    run("calibrate", manifest, "--data", tmp_path, "--report", report, "-q")
+    assert report.read_text() == first, "a second run replaces the section"
 
 
 def test_errors_come_before_the_scans(run: Run, manifest: Path, tmp_path: Path) -> None:
