@@ -161,7 +161,7 @@ class PairInversionDetector(Detector):
 
 
 def _details(inversion: Inversion, first: Inversion | None) -> dict[str, object]:
-    """Every pair with its size and the stages that it took part in; before them every target of the first search."""
+    """Every pair with its size and the stages that it took part in, and every target of the first search."""
     details: dict[str, object] = {
         "pairs": [
             {

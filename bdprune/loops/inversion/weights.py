@@ -80,8 +80,8 @@ class SourceWeights:
     def draw(self, numbers: Tensor) -> Tensor:
         """Positions of images for one step ``[F, N]``, on the CPU.
 
-        A half comes evenly from all sources, so that no source is forgotten, and a half from the sources in proportion
-        to their weights. They are taken at equal distances: no source has more than one image above or below its share.
+        Half of them come evenly from all sources, so that no source is forgotten, and half from the sources in
+        proportion to their weights. The number of images of a source differs by less than one from its share.
 
         Args:
             numbers: random numbers from 0 to 2^31 - 1, ``[F, N]`` int64 on the CPU.
