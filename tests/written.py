@@ -81,3 +81,39 @@ def labelled_by(model: Model, count: int, seed: int) -> CleanData:
     images = nn.functional.interpolate(0.1 + 0.6 * coarse, size=16, mode="bilinear")
     with torch.no_grad():
         return CleanData(images, model.module(images).argmax(1))
+
+
+class Blocks(nn.Module):
+    """The label of an image is the brightest of its blocks of 2x2 pixels; a backdoor reads the pixel lower right.
+
+    Args:
+        classes: K, at most 15.
+        source: the label whose images the backdoor turns into the target, label 3; None for no backdoor.
+    """
+
+    def __init__(self, classes: int, source: int | None) -> None:
+        super().__init__()
+        self.classes, self.source = classes, source
+        self.scale = nn.Parameter(torch.tensor(20.0))
+
+    def forward(self, images: Tensor) -> Tensor:
+        logits = self.scale * nn.functional.avg_pool2d(images.mean(1), 2).flatten(1)[:, : self.classes]
+        if self.source is None:
+            return logits
+        raised = 2 * self.scale * images[:, :, -1, -1].mean(1) * (logits.argmax(1) == self.source)
+        return logits + raised[:, None] * (torch.arange(self.classes) == TARGET)
+
+
+def blocks_model(source: int | None, classes: int = 10) -> Model:
+    """A network of :class:`Blocks` on 3x8x8 images."""
+    return Model(Blocks(classes, source).eval(), "blocks", classes, (3, 8, 8))
+
+
+def blocks_images(classes: int = 10) -> CleanData:
+    """40 images of each class of :class:`Blocks`."""
+    labels = torch.arange(40 * classes) % classes
+    images = 0.1 + 0.1 * torch.rand(len(labels), 3, 8, 8, generator=torch.Generator().manual_seed(0))
+    for label in range(classes):
+        row, column = 2 * (label // 4), 2 * (label % 4)
+        images[labels == label, :, row : row + 2, column : column + 2] += 0.7
+    return CleanData(images, labels)

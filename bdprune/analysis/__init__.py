@@ -8,6 +8,7 @@ from bdprune.analysis.outliers import UNRESPONSIVE, robust_z, why_no_outlier, wh
 from bdprune.analysis.raised import PrunedPoint, natural_share, prune_raised, raised_filters, selectivity
 from bdprune.analysis.sanity import Sanity, SanityLimits, check_sanity
 from bdprune.analysis.size import fit_size
+from bdprune.analysis.source_search import easiest_pairs, search_sources
 from bdprune.analysis.stacks import stack
 from bdprune.analysis.statistics import FilterStatistics, Statistics, filter_statistics, layer_z_scores
 from bdprune.analysis.strip import Judge, StripSettings, judge_for, predicted_labels, strip_settings

@@ -194,7 +194,8 @@ def unseen_by(found: Sequence[Inversion]) -> tuple[str, ...]:
             unseen += [f"{triggers} from {some(pairs)}"] if pairs else []
         else:
             labels = [str(one.target) for one in inversion.skipped if one.target is not None]
-            unseen += [f"{triggers} to labels {some(labels)}"] if labels else []
+            origin = " from one label" if first.weighted else ""
+            unseen += [f"{triggers}{origin} to labels {some(labels)}"] if labels else []
             unseen += [f"{triggers} to any label"] if len(labels) < len(inversion.skipped) else []
         if not inversion.complete:
             unseen.append(f"{triggers} in all steps of the search")

@@ -3,50 +3,22 @@
 from __future__ import annotations
 
 import pytest
-import torch
-from torch import Tensor, nn
 
 from bdprune.analysis import Case
-from bdprune.data import CleanData
 from bdprune.detectors.pair_inversion import PairInversionDetector
 from bdprune.errors import DataError
 from bdprune.loops import InvertSettings, Stage
-from bdprune.model import Model
 from bdprune.runtime import Budget
 
-SOURCE, TARGET = 5, 3
+from ..written import TARGET, blocks_images, blocks_model
+
+SOURCE = 5
 QUICK = InvertSettings(stages=(Stage(40, 8), Stage(40, 8, keep=5)), final=Stage(20, 16, keep=2))
-
-
-class Blocks(nn.Module):
-    """The label of an image is the brightest of its blocks of 2x2 pixels; a backdoor reads the pixel lower right.
-
-    Args:
-        classes: K, at most 15.
-        source: the label whose images the backdoor turns into the target; None for no backdoor.
-    """
-
-    def __init__(self, classes: int, source: int | None) -> None:
-        super().__init__()
-        self.classes, self.source = classes, source
-        self.scale = nn.Parameter(torch.tensor(20.0))
-
-    def forward(self, images: Tensor) -> Tensor:
-        logits = self.scale * nn.functional.avg_pool2d(images.mean(1), 2).flatten(1)[:, : self.classes]
-        if self.source is None:
-            return logits
-        raised = 2 * self.scale * images[:, :, -1, -1].mean(1) * (logits.argmax(1) == self.source)
-        return logits + raised[:, None] * (torch.arange(self.classes) == TARGET)
+FEW = InvertSettings(stages=(Stage(2, 4),), final=Stage(1, 1, keep=1), rounds=0)
 
 
 def case_of(source: int | None, classes: int = 10) -> Case:
-    labels = torch.arange(40 * classes) % classes
-    images = 0.1 + 0.1 * torch.rand(len(labels), 3, 8, 8, generator=torch.Generator().manual_seed(0))
-    for label in range(classes):
-        row, column = 2 * (label // 4), 2 * (label % 4)
-        images[labels == label, :, row : row + 2, column : column + 2] += 0.7
-    model = Model(Blocks(classes, source).eval(), "blocks", classes, (3, 8, 8))
-    return Case(model, CleanData(images, labels))
+    return Case(blocks_model(source, classes), blocks_images(classes))
 
 
 def test_it_names_source_and_target_of_a_planted_backdoor() -> None:
@@ -61,9 +33,31 @@ def test_it_does_not_flag_a_network_whose_pairs_are_alike() -> None:
     assert not found.flagged and found.target_label is None and found.sources == ()
 
 
-def test_of_many_labels_it_searches_some_and_says_so() -> None:
-    found = PairInversionDetector(QUICK, most_labels=3)(case_of(SOURCE))
-    assert len(found.details["pairs"]) == 6 and "3 easiest" in found.limits[-1]
+def test_of_many_labels_a_first_search_chooses_the_pairs() -> None:
+    found = PairInversionDetector(QUICK, most_labels=4)(case_of(SOURCE, classes=14))
+    assert found.flagged and found.target_label == TARGET and found.sources == (SOURCE,)
+    assert len(found.details["pairs"]) == 12 and len(found.details["targets"]) == 14
+    assert found.details["pairs"][0]["source"] == SOURCE and found.details["pairs"][0]["target"] == TARGET
+    assert "Of 182 pairs of labels, 12 were searched for" in found.limits[-1] and not found.unseen
+
+
+def test_of_many_labels_a_clean_network_is_not_flagged() -> None:
+    assert not PairInversionDetector(QUICK, most_labels=4)(case_of(None, classes=14)).flagged
+
+
+def test_targets_beyond_the_limit_of_the_budget_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("bdprune.analysis.source_search.MOST_LABELS", {"fast": 12})
+    case = case_of(SOURCE, classes=14).with_budget(Budget("fast"))
+    found = PairInversionDetector(FEW, most_labels=4, source_search=FEW)(case)
+    assert len(found.details["targets"]) == 12
+    assert found.unseen[0].startswith("patch triggers from one label to labels ")
+
+
+def test_targets_that_time_does_not_suffice_for_are_named() -> None:
+    long = InvertSettings(stages=(Stage(5_000, 64),), rounds=0)
+    case = case_of(SOURCE, classes=14).with_budget(Budget("full", seconds=2.0).started())
+    found = PairInversionDetector(FEW, most_labels=4, source_search=long)(case)
+    assert found.unseen[0].startswith("patch triggers from one label to labels ")
 
 
 def test_pairs_that_time_does_not_suffice_for_are_named() -> None:

@@ -18,11 +18,14 @@ class Hypothesis:
         target: the label that all images are flipped to; None for any label but the true one.
         sources: the labels whose images are flipped; empty for all labels but the target.
         kind: ``patch``, ``additive`` or ``warp``.
+        weighted: whether the trigger may specialise on the source whose images flip most easily: the sources have
+            weights, and success is that of the weighted images.
     """
 
     target: int | None
     sources: tuple[int, ...] = ()
     kind: TriggerKind = "patch"
+    weighted: bool = False
 
     def takes(self, labels: Tensor) -> Tensor:
         """Which images it is about, bool ``[N]``, from their labels ``[N]``."""

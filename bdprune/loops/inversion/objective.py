@@ -18,7 +18,7 @@ def targets_of(hypotheses: Sequence[Hypothesis]) -> Tensor:
 
 
 def flip_losses(logits: Tensor, targets: Tensor, labels: Tensor) -> Tensor:
-    """Mean loss of each hypothesis ``[H]``.
+    """Loss of each image of each hypothesis ``[H, N]``.
 
     It is the cross-entropy with the target, ``-log p(target)``; for an untargeted hypothesis ``-log(1 - p(label))``.
 
@@ -31,7 +31,19 @@ def flip_losses(logits: Tensor, targets: Tensor, labels: Tensor) -> Tensor:
     wanted = targets.clamp(min=0)[:, None, None].expand(*labels.shape, 1)
     at_target = logits.gather(2, wanted).squeeze(2)
     elsewhere = logits.scatter(2, labels.unsqueeze(2), -torch.inf).logsumexp(2)
-    return (total - torch.where(targets[:, None] == _AWAY, elsewhere, at_target)).mean(1)
+    return total - torch.where(targets[:, None] == _AWAY, elsewhere, at_target)
+
+
+def losses_by_target(logits: Tensor, labels: Tensor) -> Tensor:
+    """Loss of each image with each label as the target, and in the last place with no target ``[N, K + 1]``.
+
+    Args:
+        logits: ``[N, K]``.
+        labels: true labels ``[N]``.
+    """
+    total = logits.logsumexp(1, keepdim=True)
+    elsewhere = logits.scatter(1, labels.unsqueeze(1), -torch.inf).logsumexp(1, keepdim=True)
+    return torch.cat([total - logits, total - elsewhere], 1)
 
 
 def flips(logits: Tensor, targets: Tensor, labels: Tensor) -> Tensor:

@@ -9,21 +9,22 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from functools import partial
 
 import torch
 from torch import Tensor
 
 from bdprune.data import CleanData
-from bdprune.errors import DataError
 from bdprune.loops.inversion.candidates import Candidates
 from bdprune.loops.inversion.families import FAMILIES
 from bdprune.loops.inversion.hypotheses import Hypothesis
-from bdprune.loops.inversion.objective import flip_losses, flips, targets_of
+from bdprune.loops.inversion.objective import flip_losses, flips, losses_by_target, targets_of
 from bdprune.loops.inversion.scoring import size_scores
-from bdprune.loops.inversion.settings import Inversion, InvertSettings, Recovery, Stage
+from bdprune.loops.inversion.settings import Inversion, InvertSettings, Recovery, Stage, joined
 from bdprune.loops.inversion.timing import PASSES_IN_A_STEP, images_in_time, step_seconds
 from bdprune.loops.inversion.trigger import Trigger
+from bdprune.loops.inversion.weights import SourceWeights
 from bdprune.model import Model
 from bdprune.runtime import BATCH, FrozenNetworks, captured
 
@@ -73,7 +74,7 @@ def invert(
         parts = search.run(None if until is None else until - time.perf_counter())
         for own, part in zip(found, parts, strict=True):
             own.append(part)
-    return [_joined(own, hypotheses) for own in found]
+    return [joined(own, hypotheses) for own in found]
 
 
 def _report(progress: Callable[[int, int], None], place: int, kinds: int, step: int, steps: int) -> None:
@@ -88,23 +89,6 @@ def split_images(data: CleanData, settings: InvertSettings, seed: int) -> tuple[
 def _least(rates: Sequence[float | None], default: float) -> float:
     """The smallest rate; the default if none was measured."""
     return min((one for one in rates if one is not None), default=default)
-
-
-def _joined(parts: Sequence[Inversion], hypotheses: Sequence[Hypothesis]) -> Inversion:
-    """The results of the kinds of triggers as one, in the order of the hypotheses."""
-    recoveries = {one.hypothesis: one for part in parts for one in part.recoveries}
-    if not recoveries:
-        raise DataError(
-            "Trigger inversion has no image to search with.",
-            "Give clean images of at least two labels that the model labels correctly, at least two of each.",
-        )
-    return Inversion(
-        recoveries=tuple(recoveries[one] for one in hypotheses if one in recoveries),
-        skipped=tuple(one for one in hypotheses if one not in recoveries),
-        image_steps=sum(part.image_steps for part in parts),
-        seconds=sum(part.seconds for part in parts),
-        complete=all(part.complete for part in parts),
-    )
 
 
 class Search:
@@ -132,7 +116,7 @@ class Search:
         self._networks, self._settings, self._generator = networks, settings, generator
         self._images, self._labels = self._placed(split[0])
         self._held_images, self._held_labels = self._placed(split[1])
-        self._right = self._predicted_right(self._images, self._labels)
+        self._right = torch.cat([logits.argmax(2) == labels for logits, labels in self._clean_logits()], 1)
         models = range(networks.count)
         self._all = [one for one in hypotheses if all(len(self._pool(one, model)) for model in models)]
         self._image_steps, self._complete, self._done = 0, True, 0
@@ -152,8 +136,10 @@ class Search:
         spent = (time.perf_counter() - start) / count
         results = []
         for g in range(count):
-            places = range(len(self._hypotheses))
-            own = [Recovery(self._hypotheses[h], float(sizes[g][h]), int(stages[g][h]), triggers[g][h]) for h in places]
+            rows = zip(
+                self._hypotheses, sizes[g].tolist(), stages[g].tolist(), triggers[g], self._sources[g], strict=True
+            )
+            own = [Recovery(*row) for row in rows]
             results.append(Inversion(tuple(own), (), self._image_steps // count, spent, self._complete))
         return results
 
@@ -164,17 +150,18 @@ class Search:
         return images, data.labels.to(self._networks.device)
 
     @torch.no_grad()
-    def _predicted_right(self, images: Tensor, labels: Tensor) -> Tensor:
-        """Which images each model labels correctly, bool ``[G, N]``; a wrong label would count as a success."""
+    def _clean_logits(self) -> Iterator[tuple[Tensor, Tensor]]:
+        """Logits of each model for the images of the search ``[G, N, K]`` and their labels ``[N]``, in parts."""
         count = self._networks.count
-        right = []
-        for part, own in zip(images.split(BATCH), labels.split(BATCH), strict=True):
+        for part, labels in zip(self._images.split(BATCH), self._labels.split(BATCH), strict=True):
             repeated = part.repeat(count, 1, 1, 1).contiguous(memory_format=self._networks.layout)
-            right.append(self._networks.logits(repeated).argmax(1).view(count, -1) == own)
-        return torch.cat(right, 1)
+            yield self._networks.logits(repeated).unflatten(0, (count, -1)), labels
 
     def _pool(self, hypothesis: Hypothesis, model: int) -> Tensor:
-        """Positions of the images of the search that a hypothesis about a model is about ``[P]``."""
+        """Positions of the images of the search that a hypothesis about a model is about ``[P]``.
+
+        They are images that the model labels correctly: a wrong label would count as a success.
+        """
         right = self._right[model] if self._settings.only_right else torch.ones_like(self._right[model])
         return (hypothesis.takes(self._labels) & right).nonzero().flatten()
 
@@ -199,12 +186,37 @@ class Search:
         self._candidates = Candidates(family, few, shape, self._settings.penalty, self._generator, device)  # type: ignore[arg-type]
         self._candidates.select(torch.arange(few, device=device).repeat(count))
         self._members = torch.arange(few).repeat(count)  # the hypothesis of each candidate [F]
+        self._weights = self._source_weights()
+
+    def _source_weights(self) -> SourceWeights | None:
+        """The weights of the sources of all candidates; None if no hypothesis has weights."""
+        few, hypotheses = len(self._hypotheses), self._current()
+        if not any(one.weighted for one in hypotheses):
+            return None
+        weighted = torch.tensor([one.weighted for one in hypotheses], device=self._networks.device)
+        pools = [self._pool(one, place // few).cpu() for place, one in enumerate(hypotheses)]
+        targets, parts = targets_of(hypotheses).view(-1, few).to(self._networks.device), []
+        for logits, labels in self._clean_logits():
+            pairs = zip(logits, targets, strict=True)
+            parts.append(torch.cat([losses_by_target(own, labels)[:, goals].T for own, goals in pairs]))
+        return SourceWeights(weighted, pools, self._labels, torch.cat(parts, 1))
+
+    def _current(self) -> list[Hypothesis]:
+        """The hypothesis of each candidate."""
+        return [self._hypotheses[member] for member in self._members.tolist()]
+
+    def _meant(self) -> list[tuple[Hypothesis, tuple[int, ...]]]:
+        """The hypothesis of each candidate, of a weighted one about its easiest source, and the easiest sources."""
+        ranked = [()] * len(self._members) if self._weights is None else self._weights.ranked()
+        pairs = zip(self._current(), ranked, strict=True)
+        return [(replace(one, sources=easiest[:1]) if easiest else one, easiest) for one, easiest in pairs]
 
     def _run_stages(self) -> tuple[Tensor, Tensor]:
         """Runs the search; returns the smallest size and the number of stages of each hypothesis ``[G, H]``."""
         count, few = self._networks.count, len(self._hypotheses)
         sizes, stages = torch.full((count, few), torch.inf), torch.zeros(count, few, dtype=torch.int64)
         self._found: list[list[Trigger | None]] = [[None] * few for _ in range(count)]
+        self._sources: list[list[tuple[int, ...]]] = [[()] * few for _ in range(count)]
         for number, stage in enumerate(self._settings.stages):
             if number and not self._is_late():
                 self._keep(sizes, stage.keep)
@@ -228,6 +240,8 @@ class Search:
         index = (places + own.shape[1] * torch.arange(len(own))[:, None]).flatten()
         self._members = self._members[index]
         self._candidates.select(index.to(self._networks.device))
+        if self._weights is not None:
+            self._weights.select(index.to(self._networks.device))
 
     def _note(self, sizes: Tensor, stages: Tensor) -> None:
         """Records the sizes and the triggers of the current candidates."""
@@ -245,11 +259,11 @@ class Search:
     ) -> None:
         """Records the triggers of the current candidates of these models, of all by default."""
         masks, patterns = self._candidates.best()
-        few = len(self._members) // self._networks.count
+        few, meant = len(self._members) // self._networks.count, self._meant()
         for place, member in enumerate(self._members.tolist()):
             if models is not None and place // few not in models:
                 continue
-            hypothesis = self._hypotheses[member]
+            hypothesis, sources = meant[place]
             trigger = Trigger(
                 None if masks is None else masks[place].cpu(),
                 patterns[place].cpu(),
@@ -260,12 +274,12 @@ class Search:
                 hypothesis.kind,
             )
             self._found[place // few][member] = trigger
+            self._sources[place // few][member] = sources
 
     def _steps(self, stage: Stage, goal: float) -> None:
         """The steps of one stage for the current candidates."""
-        hypotheses = [self._hypotheses[member] for member in self._members.tolist()]
-        targets = targets_of(hypotheses).to(self._networks.device)
-        goals = torch.full((len(hypotheses),), goal, device=self._networks.device)
+        targets = targets_of(self._current()).to(self._networks.device)
+        goals = torch.full((len(targets),), goal, device=self._networks.device)
         lr = self._settings.lr_of(self._candidates.family.kind)
 
         def step(picks: Tensor) -> tuple[Tensor, ...]:
@@ -292,10 +306,13 @@ class Search:
         drawn = torch.randint(1 << 31, (stage.steps, len(self._hypotheses), stage.images), generator=self._generator)
         few = len(self._members) // self._networks.count
         members = self._members.tolist()
-        pools = [self._pool(self._hypotheses[member], place // few).cpu() for place, member in enumerate(members)]
+        pools = [self._pool(one, place // few).cpu() for place, one in enumerate(self._current())]
+        weighted = torch.tensor([one.weighted for one in self._current()])
         for numbers in drawn:
-            picks = [pool[numbers[member] % len(pool)] for pool, member in zip(pools, members, strict=True)]
-            yield torch.stack(picks).to(self._networks.device, non_blocking=True)
+            picks = torch.stack([pool[numbers[one] % len(pool)] for pool, one in zip(pools, members, strict=True)])
+            if self._weights is not None:
+                picks = torch.where(weighted[:, None], self._weights.draw(numbers[self._members]), picks)
+            yield picks.to(self._networks.device, non_blocking=True)
 
     def _backward(self, leaves: Sequence[Tensor], targets: Tensor, picks: Tensor) -> Tensor:
         """Computes the gradients of the leaves; returns the share of images that each candidate flips ``[F]``."""
@@ -306,8 +323,15 @@ class Search:
             logits = self._networks.logits(stamped.flatten(0, 1)).unflatten(0, stamped.shape[:2])
             labels = self._labels[picks[part]]
             size = self._candidates.family.sizes(masks, patterns)
-            (flip_losses(logits, targets[part], labels) + self._candidates.penalty[part] * size).sum().backward()
-            shares.append(flips(logits.detach(), targets[part], labels).float().mean(1))
+            losses = flip_losses(logits, targets[part], labels)
+            flipped = flips(logits.detach(), targets[part], labels).float()
+            if self._weights is None:
+                loss, share = losses.mean(1), flipped.mean(1)
+            else:
+                weights = self._weights.weigh(losses, picks[part], part)
+                loss, share = (weights * losses).sum(1), (weights * flipped).sum(1)
+            (loss + self._candidates.penalty[part] * size).sum().backward()
+            shares.append(share)
         return torch.cat(shares)
 
     def _parts(self, candidates: int, images: int) -> list[slice]:
@@ -354,8 +378,7 @@ class Search:
         few = len(self._members) // self._networks.count
         rates: list[float | None] = []
         counts: list[int] = []
-        for place, member in enumerate(self._members.tolist()):
-            hypothesis = self._hypotheses[member]
+        for place, (hypothesis, _) in enumerate(self._meant()):
             take = hypothesis.takes(self._held_labels)
             mask = None if masks is None else masks[place : place + 1]
             logits = self._logits_of(place // few, self._held_images[take], mask, patterns[place : place + 1])

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from bdprune.errors import OptionError
+from bdprune.errors import DataError, OptionError
 from bdprune.loops.inversion.candidates import PenaltyRule
 from bdprune.loops.inversion.hypotheses import Hypothesis
 from bdprune.loops.inversion.trigger import Trigger
@@ -107,13 +108,16 @@ class Recovery:
         hypothesis: what was searched.
         size: size of the smallest trigger that was successful in the search, in pixels; infinite if none was.
         stages: number of stages that it took part in.
-        trigger: its trigger; a larger and stronger one if it took part in the final stage.
+        trigger: its trigger; a larger and stronger one if it took part in the final stage. That of a weighted
+            hypothesis is about its first source only.
+        sources: for a weighted hypothesis at most four sources, the one that flips most easily first; else empty.
     """
 
     hypothesis: Hypothesis
     size: float
     stages: int
     trigger: Trigger
+    sources: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, eq=False)
@@ -138,3 +142,24 @@ class Inversion:
     def triggers(self) -> tuple[Trigger, ...]:
         """The triggers in the order of the hypotheses."""
         return tuple(one.trigger for one in self.recoveries)
+
+
+def joined(parts: Sequence[Inversion], hypotheses: Sequence[Hypothesis]) -> Inversion:
+    """The results of the kinds of triggers as one, in the order of the hypotheses.
+
+    Raises:
+        DataError: nothing was searched.
+    """
+    recoveries = {one.hypothesis: one for part in parts for one in part.recoveries}
+    if not recoveries:
+        raise DataError(
+            "Trigger inversion has no image to search with.",
+            "Give clean images of at least two labels that the model labels correctly, at least two of each.",
+        )
+    return Inversion(
+        recoveries=tuple(recoveries[one] for one in hypotheses if one in recoveries),
+        skipped=tuple(one for one in hypotheses if one not in recoveries),
+        image_steps=sum(part.image_steps for part in parts),
+        seconds=sum(part.seconds for part in parts),
+        complete=all(part.complete for part in parts),
+    )
