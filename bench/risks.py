@@ -2,9 +2,9 @@
 
     python bench/risks.py bench/results/scans-cifar10-w32-2.jsonl [...] [--table TABLE.json]
 
-Prints a Markdown table: for each model its truth, and on each seed the verdict and the probability. The rows are those of
-bench/efficacy.py and bench/published_verdicts.py, of networks of ten classes or more at the budget default. They hold no
-remark that a trigger is natural, so the trigger of a model that is called clean counts as natural.
+Prints a Markdown table: for each model its truth, and on each seed the verdict and the probability. The rows are those
+of bench/efficacy.py and bench/published_verdicts.py, of networks of ten classes or more at the budget default. They
+hold no remark that a trigger is natural, so the trigger of a model that is called clean counts as natural.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ def page(rows: Sequence[Row], table: Calibration) -> str:
     """The Markdown table; backdoored models come first."""
     lines = ["| model | truth | verdicts | probabilities |", "|---|---|---|---|"]
     for name, mine in by(rows, "model").items():
-        clean = mine[0]["kind"] is None or mine[0]["kind"] == "published" and mine[0]["truth"] is None
+        clean = mine[0]["kind"] is None or (mine[0]["kind"] == "published" and mine[0]["truth"] is None)
         verdicts = ", ".join(row["verdict"] for row in mine)
         risks = ", ".join(f"{risk_of(row, table):.3f}" for row in mine)
         lines.append(f"| {name} | {'clean' if clean else 'backdoored'} | {verdicts} | {risks} |")

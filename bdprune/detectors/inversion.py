@@ -33,6 +33,9 @@ _PASSES = 4
 _MANY = 5
 """With fewer labels than this, sizes of triggers say little: a label has few others to be compared with."""
 
+_USUAL = 10
+"""The threshold is for networks of so many labels or more."""
+
 
 @dataclass(frozen=True)
 class InversionDetector(Detector):
@@ -49,14 +52,21 @@ class InversionDetector(Detector):
     share of common filters among those raised most is above ``natural``, the evidence says so and does not count. This
     holds only for scores up to ``tiny``: a far smaller trigger than all others is too small to show such features.
 
+    With fewer labels, a trigger has fewer others to be compared with, and large scores are common on clean networks.
+    The threshold of a network of K labels lies between that for ten labels and that for two, in proportion to 1 / (K -
+    1).
+
     Args:
         search: settings of the search; None takes those of the scan's budget.
         kinds: kinds of triggers to search; empty takes those of the scan's budget.
-        threshold: a larger score is flagged (measurements: docs/evaluation/detection.md).
+        threshold: a larger score is flagged in a network of ten labels or more (measurements:
+            docs/evaluation/detection.md).
         flip_rate: share of held-out images that a flagged trigger must flip, in [0, 1].
         natural: largest share of filters that a backdoor's trigger has in common with clean images of its label.
-        tiny: with a larger score, a trigger is not called natural, and triggers of further kinds are not searched.
+        tiny: with a larger score, above the threshold, a trigger is not called natural, and triggers of further kinds
+            are not searched.
         seed: seed of the search.
+        two_class_threshold: the threshold for two labels (docs/evaluation/calibration.md).
     """
 
     search: InvertSettings | None = None
@@ -66,6 +76,7 @@ class InversionDetector(Detector):
     natural: float = 0.35
     tiny: float = TINY
     seed: int = 0
+    two_class_threshold: float = 4.0
 
     id = "bdprune.inversion"
     title = "finds a label that an unusually small trigger leads to"
@@ -94,7 +105,8 @@ class InversionDetector(Detector):
         """
         self.check(case)
         search = self.search or SEARCHES[case.budget.level]
-        found = yield from search_triggers(case, search, self.kinds, self.seed, self.tiny, self.flip_rate)
+        tiny = max(self.tiny, self._threshold(case.model.num_classes))
+        found = yield from search_triggers(case, search, self.kinds, self.seed, tiny, self.flip_rate)
         return self._evidence(case, search, found, *max(map(smallest, found), key=lambda pair: pair[0]))
 
     def work(self, case: Case) -> float:
@@ -108,24 +120,29 @@ class InversionDetector(Detector):
         held = readable(case, split_images(case.images, search, self.seed)[1], found, _PASSES)
         trigger = best.trigger
         works = (trigger.flip_rate or 0.0) >= self.flip_rate
-        outlier = score > self.threshold and works
+        threshold = self._threshold(case.model.num_classes)
+        outlier = score > threshold and works
         flips = read_flips(flip_table(case.model, trigger, held), trigger.target) if outlier else Flips((), ())
         infos, attached = attach_triggers(case, *([trigger] if math.isfinite(best.size) else []))
         return self.evidence(
-            score if works else min(score, self.threshold),
-            self.threshold,
+            score if works else min(score, threshold),
+            threshold,
             target_label=_only(flips.targets),
             targets=flips.targets if len(flips.targets) > 1 else (),
             sources=flips.sources,
             label_scores=_scores(case.model.num_classes, found),
             remarks=(describe_trigger(best, score, works),),
             limits=few_labels(case.model.num_classes),
-            natural=self._natural(case, trigger, found) if outlier and score <= self.tiny else "",
+            natural=self._natural(case, trigger, found) if outlier and score <= max(self.tiny, threshold) else "",
             unseen=(*unseen_by(found), *(() if len(held) else ("triggers on held-out images",))),
             details=_details(found),
             triggers=infos,
             attachments=attached,
         )
+
+    def _threshold(self, num_classes: int) -> float:
+        few = max(1 / max(num_classes - 1, 1) - 1 / (_USUAL - 1), 0.0) / (1 - 1 / (_USUAL - 1))
+        return self.threshold + few * (self.two_class_threshold - self.threshold)
 
     def _natural(self, case: Case, trigger: Trigger, found: list[Inversion]) -> str:
         if trigger.target is None:

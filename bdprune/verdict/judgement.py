@@ -1,22 +1,34 @@
 """Derives the verdict from the evidence.
 
 Evidence is of several kinds (:data:`bdprune.record.SIGNS`). Two of the strong kinds that name the same label make a
-model ``backdoored``; any other finding makes it ``suspicious``, except evidence that only supports another one. The
-verdict is ``clean`` only if detectors looked for a trigger and for a collapse, completely and on clean data on which
-the model is accurate, and nothing was found.
+model ``backdoored``; any other finding makes it ``suspicious``, except evidence that only supports another one. A small
+collapse only supports if the filters that unlearning changes most lead to another label. The verdict is ``clean`` only
+if detectors looked for a trigger and for a collapse, completely and on clean data on which the model is accurate, and
+nothing was found.
 """
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import reduce
 
+import msgspec
+
 from bdprune.analysis import Sanity
 from bdprune.methods import Detector
 from bdprune.record import NEEDED, SIGNS, STRONG, Evidence, Finding, Severity, Sign, Verdict, some
 from bdprune.verdict.rules import ATLAS, CONFIRMED, NATURAL, NOT_JUDGED
+
+_COMMON_COLLAPSE = 3.5
+"""A lead of so many times its threshold is beyond the collapses of clean networks (docs/evaluation/calibration.md)."""
+
+_UNCONFIRMED = (
+    "Some clean networks fall onto one label, too, while they unlearn, and the filters that unlearning changes most do "
+    "not lead to this label. So it counts only if evidence of another kind names the same label."
+)
 
 _Kinds = Mapping[Sign, Sequence[Evidence]]
 """Flagged evidence by its kind, the strong kinds only."""
@@ -45,11 +57,11 @@ def judge(detectors: Sequence[Detector], evidence: Sequence[Evidence], sanity: S
         evidence: the evidence of each; a score that is not finite does not count.
         sanity: the check of the model on the clean data; None without clean data.
     """
-    valid = [one for one in evidence if one.valid]
+    signs: dict[str, Sign] = {one.id: one.sign for one in detectors}
+    valid = _weighed([one for one in evidence if one.valid], signs)
     findings = tuple(_finding(one, detectors) for one in valid if one.flagged)
     if sanity is not None and not sanity.ok:
         return _inconclusive(f"{sanity.message} {sanity.suggestion}".rstrip(), findings)
-    signs: dict[str, Sign] = {one.id: one.sign for one in detectors}
     counted = [one for one in valid if one.flagged and not one.natural]
     alone = [one for one in counted if not one.supporting]
     kinds = {} if sanity is None else _kinds(alone, signs)
@@ -58,7 +70,35 @@ def judge(detectors: Sequence[Detector], evidence: Sequence[Evidence], sanity: S
         return _backdoored(agreeing, findings)
     if any(not one.not_applicable for one in alone):
         return _suspicious(alone, kinds, (*findings, *_reserves(valid, signs)))
+    if sanity is not None and _agreeing(_kinds(counted, signs)):
+        return _suspicious(counted, _kinds(counted, signs), findings)
     return _of_silence(detectors, evidence, signs, sanity, findings)
+
+
+def _weighed(valid: Sequence[Evidence], signs: Mapping[str, Sign]) -> list[Evidence]:
+    """The evidence, in which a collapse is only supporting if it is small and unlearned filters lead elsewhere.
+
+    Clean networks collapse, too. On networks with a backdoor for all labels, the filters that unlearning changes most
+    lead to the same label as the collapse.
+    """
+    ranked = [one.label_scores for one in valid if signs[one.detector] == "filters" and any(one.label_scores)]
+    others = {_leader(scores) for scores in ranked}
+    return [
+        msgspec.structs.replace(one, supporting=_UNCONFIRMED)
+        if signs[one.detector] == "collapse" and one.flagged and others and _is_common(one) and not one.labels & others
+        else one
+        for one in valid
+    ]
+
+
+def _leader(scores: Sequence[float | None]) -> int:
+    known = [-math.inf if score is None else score for score in scores]
+    return known.index(max(known))
+
+
+def _is_common(one: Evidence) -> bool:
+    assert one.score is not None and one.threshold is not None
+    return one.score <= _COMMON_COLLAPSE * one.threshold
 
 
 def _agreeing(kinds: _Kinds) -> _Kinds:
@@ -149,7 +189,7 @@ def _of_silence(
     findings: tuple[Finding, ...],
 ) -> Judgement:
     """The verdict if nothing counts as a finding: clean if everything that is needed for it was looked at."""
-    valid = [one for one in evidence if one.valid]
+    valid = _weighed([one for one in evidence if one.valid], signs)
     if sanity is None:
         what = "No clean data was given, so only data-free detectors ran. They cannot show that a model is clean."
         return _inconclusive(what, findings)
@@ -166,7 +206,7 @@ def _of_silence(
 
 def _missing(sign: Sign, valid: Sequence[Evidence], signs: Mapping[str, Sign]) -> str:
     """Why nobody knows whether there is evidence of this kind, in a sentence; empty if a detector looked for it."""
-    looked = [one for one in valid if signs[one.detector] == sign and not one.supporting]
+    looked = [one for one in valid if signs[one.detector] == sign and one.supporting in ("", _UNCONFIRMED)]
     if not looked:
         return f"No detector looked for {SIGNS[sign]}."
     if any(not one.not_applicable and not one.unseen for one in looked):

@@ -357,3 +357,34 @@ def test_a_detector_that_does_not_suit_the_network_does_not_count() -> None:
     assert judge([measured(0.1, reason=reason), trigger(0.1), seen(FILTERS, 0.9)]).verdict == "suspicious"
     assert judge([measured(0.9, reason=reason), trigger(0.9)]).verdict == "suspicious"
     assert judge([measured(0.9, reason=reason), trigger(0.9), seen(PRUNING, 0.9)]).verdict == "backdoored"
+
+
+def ranked(leader: int, score: float = 0.1) -> Evidence:
+    """Weak evidence that ranks this label first."""
+    return seen(FILTERS, score, leader, label_scores=tuple(float(one == leader) for one in range(10)))
+
+
+def test_a_small_collapse_counts_by_itself_only_if_the_unlearned_filters_lead_to_its_label() -> None:
+    quiet = seen(TRIGGER, 0.1)
+    assert judge([collapse(0.9), quiet]).verdict == "suspicious", "no detector ranks labels"
+    assert judge([collapse(0.9), quiet, seen(OTHER, 0.1)]).verdict == "suspicious"
+    assert judge([collapse(0.9), quiet, ranked(8)]).verdict == "suspicious"
+    found = judge([collapse(0.9), quiet, ranked(3)])
+    assert found.verdict == "clean" and found.risk is not None and found.risk < 0.5
+    (finding,) = [one for one in found.findings if one.rule_id == UnlearningDetector.rule.id]
+    assert finding.severity == "low" and "clean networks fall onto one label, too" in finding.message
+    assert judge([collapse(1.8), quiet, ranked(3)]).verdict == "suspicious", "beyond the collapses of clean networks"
+
+
+def test_an_unconfirmed_collapse_supports_a_trigger_and_disputes_none() -> None:
+    found = judge([collapse(0.9), seen(TRIGGER, 0.9), ranked(3)])
+    assert found.verdict == "backdoored" and found.target_label == 8
+    found = judge([collapse(0.9, 2), seen(TRIGGER, 0.9), ranked(3)])
+    assert found.verdict == "suspicious" and found.target_label == 8 and not found.targets
+
+
+def test_two_kinds_that_only_support_are_suspicious_if_they_agree() -> None:
+    pair = seen(TRIGGER, 0.9, supporting="Clean networks have such pairs.", sources=(1,))
+    found = judge([collapse(0.9), pair, seen("x.trigger2", 0.1), ranked(3)])
+    assert found.verdict == "suspicious" and found.target_label == 8 and found.sources == (1,)
+    assert judge([collapse(0.9, 2), pair, seen("x.trigger2", 0.1), ranked(3)]).verdict == "clean"
