@@ -141,6 +141,11 @@ class Attack(ABC):
         """Labels of the images that the trigger works on; empty for all."""
         return ()
 
+    @property
+    def backdoor(self) -> Attack:
+        """The attack that made the backdoor: another one for an attack that hides the backdoor of its source."""
+        return self
+
     @abstractmethod
     def new_trigger(self, shape: Shape) -> nn.Module:
         """The trigger for images of ``shape`` (C, H, W): ``[N, C, H, W]`` in [0, 1] -> triggered images of this shape,

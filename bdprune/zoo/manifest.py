@@ -342,14 +342,19 @@ def _check_source(manifest: Manifest, entry: Entry, needed: str) -> None:
 def _not_default(settings: Any) -> dict[str, Any]:
     """Fields of a dataclass that differ from their default, as JSON values."""
     values = ((field, getattr(settings, field.name)) for field in dataclasses.fields(settings))
-    kept = {field.name: value for field, value in values if value != field.default}
+    kept = {field.name: value for field, value in values if value != _default(field)}
     return dict(msgspec.json.decode(msgspec.json.encode(kept)))
+
+
+def _default(field: dataclasses.Field[Any]) -> Any:
+    return field.default if field.default_factory is dataclasses.MISSING else field.default_factory()
 
 
 def _check_same_backdoor(entry: Entry, source: Entry) -> None:
     """Checks that an attack on a backdoored model has the model's own trigger, since it measures with it."""
-    ours, theirs = entry.make_attack(), source.make_attack()
-    assert ours is not None and theirs is not None
+    attacks = entry.make_attack(), source.make_attack()
+    assert attacks[0] is not None and attacks[1] is not None
+    ours, theirs = attacks[0].backdoor, attacks[1].backdoor
     shared = [field.name for field in dataclasses.fields(theirs) if field.name != "rate"]
     if not isinstance(ours, type(theirs)) or any(getattr(ours, name) != getattr(theirs, name) for name in shared):
         raise OptionError(

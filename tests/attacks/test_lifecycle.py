@@ -13,6 +13,7 @@ from bdprune.attacks.awp import AWP
 from bdprune.attacks.base import Attack, AttackSetting
 from bdprune.attacks.dfst import DFST
 from bdprune.attacks.dynamic import Dynamic
+from bdprune.attacks.evasive import Evasive
 from bdprune.attacks.lira import LIRA
 from bdprune.attacks.pruning_aware import PruningAware
 from bdprune.attacks.registry import ATTACKS
@@ -28,6 +29,7 @@ TRAINED = [
     DFST(target=2, rounds=3, first_round=0.2, images=16, injector_steps=2),
     AdaptD(target=2),
     PruningAware(target=2, images=16),
+    Evasive(target=2, images=16, every=2, lifetime=3),
 ]
 UNTRAINED = [
     AWP(target=2, rate=0.5, epochs=1, bounds=(0.01,)),
@@ -119,4 +121,5 @@ def test_only_weight_attacks_need_no_training() -> None:
         "pruning-aware": "clean",
         "awp": "clean",
         "adv-t": "backdoored",
+        "evasive": "backdoored",
     }

@@ -185,6 +185,47 @@ def test_an_attack_must_match_the_backdoor_of_its_source(manifest: Write, settin
         read_manifest(manifest(TEXT + models))
 
 
+@pytest.mark.parametrize(
+    ("settings", "fits"),
+    [
+        ("target = 1, settings = {size = 5}", True),
+        ("target = 1, settings = {size = 5}, rate = 0.3", True),
+        ("target = 2, settings = {size = 5}", False),
+        ("target = 1", False),
+        ('target = 1, base = "blend"', False),
+    ],
+)
+def test_an_attack_that_hides_a_backdoor_has_the_settings_of_the_attack(
+    manifest: Write, settings: str, fits: bool
+) -> None:
+    models = f'[[models]]\nname = "more"\nseed = 5\nsource = "bad"\nattack = {{kind = "evasive", {settings}}}\n'
+    if fits:
+        assert read_manifest(manifest(TEXT + models)).entry("more").recipe["attack"]["settings"] == {"size": 5}
+        return
+    with pytest.raises(OptionError, match="'more' has another trigger or target than its source 'bad'"):
+        read_manifest(manifest(TEXT + models))
+
+
+def test_settings_at_their_default_are_not_part_of_the_recipe(manifest: Write) -> None:
+    models = '[[models]]\nname = "more"\nseed = 5\nsource = "mix"\n'
+    models += 'attack = {kind = "evasive", target = 2, base = "blend", settings = {alpha = 0.1}}\n'
+    recipe = read_manifest(manifest(TEXT + models)).entry("more").recipe
+    assert recipe["attack"] == {"kind": "evasive", "target": 2, "base": "blend", "settings": {"alpha": 0.1}}
+    plain = (
+        read_manifest(
+            manifest(
+                TEXT.replace(", size = 5", "")
+                + models.replace("mix", "bad")
+                .replace(', base = "blend", settings = {alpha = 0.1}', "")
+                .replace("target = 2", "target = 1")
+            )
+        )
+        .entry("more")
+        .recipe
+    )
+    assert plain["attack"] == {"kind": "evasive", "target": 1}
+
+
 def test_missing_file_and_unknown_model(manifest: Write, tmp_path: Path) -> None:
     with pytest.raises(OptionError, match="Cannot read the manifest"):
         read_manifest(tmp_path / "none.toml")
