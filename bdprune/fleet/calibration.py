@@ -28,7 +28,7 @@ class Calibrated:
         evaluation: of the table, with groups of networks held out.
         known: the networks that it was fitted to.
         left: network -> why it was left out, in words.
-        not_run: networks of the manifest that are not made.
+        not_run: networks of the manifest that were not scanned.
     """
 
     table: Calibration
@@ -66,13 +66,15 @@ def calibrate(zoo: ReferenceZoo, scans: Sequence[ReferenceScan], budget: Level =
         what += f"clean ones and {kinds.count(True)} backdoored ones."
         raise DataError(what, "Train more networks with `bdprune zoo make`.")
     made = {scan.network for scan in scans}
-    absent = tuple(entry.name for entry in zoo.manifest.models if entry.name not in made)
+    absent = [entry for entry in zoo.manifest.models if entry.name not in made]
+    left |= {entry.name: reason for entry in absent if (reason := _failed_attack(zoo, entry))}
+    waiting = tuple(entry.name for entry in absent if entry.name not in left)
     table = fit_table(zoo.manifest.name, budget, known)
-    return Calibrated(table, evaluate(known), tuple(known), left, absent)
+    return Calibrated(table, evaluate(known), tuple(known), left, waiting)
 
 
 def _failed_attack(zoo: ReferenceZoo, entry: Entry) -> str:
-    truth = Storage(zoo.manifest, zoo.models).truth(entry)
+    truth = Storage(zoo.manifest, zoo.models).record(entry)
     success = truth.attack_success_rate if truth else None
     if success is None or success >= LEAST_SUCCESS:
         return ""
@@ -177,5 +179,5 @@ def _families(found: Calibrated) -> list[str]:
 def _left_out(found: Calibrated) -> list[str]:
     lines = [f"- `{name}` was left out. {reason}" for name, reason in found.left.items()]
     if found.not_run:
-        lines.append(f"- Not run, because they are not trained: {', '.join(f'`{one}`' for one in found.not_run)}.")
+        lines.append(f"- Not run, because there are no weights: {', '.join(f'`{one}`' for one in found.not_run)}.")
     return lines

@@ -107,13 +107,20 @@ def test_networks_without_a_usable_scan_or_attack_are_left_out_and_named(zoo: Re
     assert found.table.probability(evidence("bad-1"), True) > 0.5 > found.table.probability(evidence("clean-2"), False)
 
 
+def test_an_attack_that_failed_is_named_although_its_weights_are_gone(zoo: ReferenceZoo) -> None:
+    zoo.path(zoo.manifest.entry(WEAK)).unlink()
+    found = calibrate(zoo, [scanned(name) for name in (*CLEAN, *BAD)])
+    assert found.left == {"bad-weak": "Its trigger works on only 20 % of the test images."}
+    assert found.not_run == ("waits",)
+
+
 def test_the_page_shows_measures_verdicts_and_what_was_not_run(zoo: ReferenceZoo) -> None:
     page = calibration_page(calibrate(zoo, [scanned(name) for name in (*CLEAN, *BAD, WEAK)]))
     assert "Fitted to 6 networks, 3 of them backdoored, of 1 architectures." in page
     assert "Verdicts on the 3 backdoored networks: 3 backdoored." in page
     assert "3 of 3 have the right label" in page
     assert "| badnets | 2 | 2 | 0 | 0 | 0 | 2 |" in page and "| none | 3 | 0 | 0 | 3 | 0 | – |" in page
-    assert "`bad-weak` was left out" in page and "not trained: `waits`" in page
+    assert "`bad-weak` was left out" in page and "no weights: `waits`" in page
     assert "| AUROC | 1.000" in page
 
 
