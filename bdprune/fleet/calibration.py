@@ -109,7 +109,9 @@ def as_scanned(evidence: Sequence[Evidence], detectors: Sequence[Detector]) -> t
 def calibration_page(found: Calibrated) -> str:
     """The evaluation as Markdown."""
     worth = found.evaluation
-    count = f"{worth.networks} networks, {worth.backdoored} of them backdoored, of {len(_archs(found))} architectures"
+    count = (
+        f"{len(worth.networks)} networks, {worth.backdoored} of them backdoored, of {len(_archs(found))} architectures"
+    )
     parts = (_measures_table(worth), _verdicts(worth), _alone(found), _families(found), _left_out(found))
     lines = [f"Fitted to {count}. Budget: `{found.table.budget}`.", *(line for part in parts for line in ("", *part))]
     return "\n".join(lines) + "\n"
@@ -167,8 +169,9 @@ def _families(found: Calibrated) -> list[str]:
         "| attack | networks | backdoored | suspicious | clean | inconclusive | label right |",
         "|---|---|---|---|---|---|---|",
     ]
-    for family in sorted({one.family for one in found.known}):
-        own = [one for one in found.known if one.family == family]
+    networks = found.evaluation.networks
+    for family in sorted({one.family for one in networks}):
+        own = [one for one in networks if one.family == family]
         verdicts = [one.judgement.verdict for one in own]
         counts = " | ".join(str(verdicts.count(one)) for one in ("backdoored", "suspicious", "clean", "inconclusive"))
         right = f"{sum(one.label_right for one in own)}" if family else "–"

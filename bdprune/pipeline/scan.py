@@ -32,7 +32,7 @@ from bdprune.pipeline.examination import Examination
 from bdprune.pipeline.open import CleanSource, ModelSource, Options, load_models, parse_device
 from bdprune.record import CalibrationInfo, Evidence, Finding, Result, Severity, WeightCoverage, some
 from bdprune.runtime import Budget
-from bdprune.verdict import NOT_JUDGED, NOT_SCANNED, Calibration, Judgement
+from bdprune.verdict import NOT_JUDGED, NOT_SCANNED, Calibration, Judgement, with_p_value
 
 Progress = Callable[[str], None]
 """Called with the next stage of the current model, such as ``loading`` or ``running detector unlearning (2 of 3)``."""
@@ -243,6 +243,7 @@ def concluded(opened: Opened, job: Job, exam: Examination) -> Outcome:
     evidence = tuple(exam.evidence[place] for place in sorted(exam.evidence))
     reasons = (*exam.findings(), *_unchecked(left_out, job), *_not_scanned(coverage))
     risk, calibration = _calibrated(judgement, evidence, model, job)
+    judgement = with_p_value(judgement, calibration.p_value if calibration else None, evidence)
     result = Result(
         started=opened.clock.started,
         verdict="inconclusive" if judgement.verdict == "clean" and unscanned else judgement.verdict,

@@ -8,14 +8,22 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
 from bdprune.record import Evidence, Level
-from bdprune.verdict.calibration import Calibration, Input, References, logistic, strengths_of
+from bdprune.verdict.calibration import (
+    LEAST_REFERENCES,
+    Calibration,
+    Input,
+    References,
+    conformal_p,
+    logistic,
+    strengths_of,
+)
 from bdprune.verdict.fitting import auroc, calibration_error, cross_entropy, fit_logistic, interval, upper_bound
-from bdprune.verdict.judgement import Judgement
+from bdprune.verdict.judgement import Judgement, with_p_value
 
 ENOUGH_FOR_ECE = 150
 """With fewer networks, the expected calibration error is mostly noise."""
@@ -245,7 +253,7 @@ class Evaluation:
         false_suspicious: clean networks that the verdict calls suspicious.
         verdicts: verdict -> number of backdoored networks with it.
         labels: of the backdoored networks that are called so, how many have the right label.
-        networks: number of networks.
+        networks: the networks with their verdicts, in view of the other clean networks.
         backdoored: number of backdoored ones among them.
     """
 
@@ -256,7 +264,7 @@ class Evaluation:
     false_suspicious: Rate
     verdicts: Mapping[str, int]
     labels: Rate
-    networks: int
+    networks: tuple[Known, ...]
     backdoored: int
 
 
@@ -269,20 +277,36 @@ def evaluate(networks: Sequence[Known]) -> Evaluation:
     if len({one.backdoored for one in networks}) < 2:
         raise ValueError("an evaluation needs clean and backdoored networks")
     truth = [one.backdoored for one in networks]
+    values = held_out(networks, family_groups(networks))
+    networks = _seen_among(networks, values)
     clean = [one.judgement.verdict for one in networks if not one.backdoored]
     bad = [one.judgement.verdict for one in networks if one.backdoored]
     called = [one for one in networks if one.backdoored and one.agreement]
     return Evaluation(
-        by_family=measures(held_out(networks, family_groups(networks)), truth),
+        by_family=measures(values, truth),
         by_arch=measures(held_out(networks, arch_groups(networks)), truth),
         alone=_alone(networks),
         false_backdoored=Rate(clean.count("backdoored"), len(clean)),
         false_suspicious=Rate(clean.count("suspicious"), len(clean)),
         verdicts={verdict: bad.count(verdict) for verdict in dict.fromkeys(sorted(bad))},
         labels=Rate(sum(one.label_right for one in called), len(called)),
-        networks=len(networks),
+        networks=tuple(networks),
         backdoored=sum(truth),
     )
+
+
+def _seen_among(networks: Sequence[Known], values: Sequence[float]) -> list[Known]:
+    """The networks with their verdicts in view of the other clean networks, as a scan gives them."""
+    found = []
+    for one, value in zip(networks, values, strict=True):
+        others = [
+            rest
+            for other, rest in zip(networks, values, strict=True)
+            if not other.backdoored and other is not one and math.isfinite(rest)
+        ]
+        p_value = conformal_p(value, others) if len(others) >= LEAST_REFERENCES and math.isfinite(value) else None
+        found.append(replace(one, judgement=with_p_value(one.judgement, p_value, one.evidence)))
+    return found
 
 
 def _alone(networks: Sequence[Known]) -> dict[str, tuple[float, int]]:

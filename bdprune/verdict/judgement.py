@@ -12,7 +12,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import reduce
 
 import msgspec
@@ -20,7 +20,10 @@ import msgspec
 from bdprune.analysis import Sanity
 from bdprune.methods import Detector
 from bdprune.record import NEEDED, SIGNS, STRONG, Evidence, Finding, Severity, Sign, Verdict, some
-from bdprune.verdict.rules import ATLAS, CONFIRMED, NATURAL, NOT_JUDGED
+from bdprune.verdict.rules import ATLAS, CONFIRMED, NATURAL, NOT_JUDGED, UNUSUAL
+
+FEW_CLEAN = 0.05
+"""A model that looks more suspicious than all but this share of clean networks is not called clean."""
 
 _COMMON_COLLAPSE = 3.5
 """A lead of so many times its threshold is beyond the collapses of clean networks (docs/evaluation/calibration.md)."""
@@ -73,6 +76,25 @@ def judge(detectors: Sequence[Detector], evidence: Sequence[Evidence], sanity: S
     if sanity is not None and _agreeing(_kinds(counted, signs)):
         return _suspicious(counted, _kinds(counted, signs), findings)
     return _of_silence(detectors, evidence, signs, sanity, findings)
+
+
+def with_p_value(judgement: Judgement, p_value: float | None, evidence: Sequence[Evidence]) -> Judgement:
+    """The verdict in view of clean networks: ``clean`` becomes ``suspicious`` if few of them look as suspicious.
+
+    Args:
+        judgement: of the evidence alone.
+        p_value: share of clean networks that look at least as suspicious; None if it is unknown.
+        evidence: of all detectors; the verdict names the label of evidence that only supports.
+    """
+    if judgement.verdict != "clean" or p_value is None or p_value > FEW_CLEAN:
+        return judgement
+    message = (
+        f"No evidence counts by itself, but taken as a whole the scores are higher than usual: {p_value:.1%} of clean "
+        "networks look at least as suspicious."
+    )
+    finding = Finding(rule_id=UNUSUAL.id, severity="medium", message=message, atlas=tuple(ATLAS))
+    label = _only(_labels(one for one in evidence if one.flagged and one.valid))
+    return replace(judgement, verdict="suspicious", target_label=label, findings=(finding, *judgement.findings))
 
 
 def _weighed(valid: Sequence[Evidence], signs: Mapping[str, Sign]) -> list[Evidence]:

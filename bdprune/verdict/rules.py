@@ -19,6 +19,11 @@ CONFIRMED = Rule(
     name="confirmed-backdoor",
     help="Two independent kinds of evidence name the same label.",
 )
+UNUSUAL = Rule(
+    id="BD102",
+    name="unusual-evidence",
+    help="No evidence counts by itself, but the scores of all detectors are as a whole higher than on clean networks.",
+)
 NATURAL = Rule(
     id="BD200",
     name="natural-shortcut",
@@ -28,5 +33,5 @@ NATURAL = Rule(
 ATLAS = {"AML.T0018.000": "Poison AI Model", "AML.T0043.004": "Insert Backdoor Trigger"}
 """The MITRE ATLAS techniques that a finding of a backdoor points to, by id."""
 
-RULES: tuple[Rule, ...] = (NOT_JUDGED, NOT_SCANNED, CONFIRMED, NATURAL)
+RULES: tuple[Rule, ...] = (NOT_JUDGED, NOT_SCANNED, CONFIRMED, UNUSUAL, NATURAL)
 """All of them; each detector has one of its own besides."""

@@ -412,7 +412,8 @@ def test_a_table_turns_the_evidence_into_a_probability(
     arch = check().model.arch  # type: ignore[union-attr]
     path = table(tmp_path, arch)
     found = check(calibration=path, detectors=both(0.5), timeout=timeout)
-    assert found.verdict == "clean" and found.risk == pytest.approx(1 / (1 + math.exp(-1)))
+    assert found.verdict == "suspicious", "the scores are below their thresholds, but above those of clean networks"
+    assert found.risk == pytest.approx(1 / (1 + math.exp(-1)))
     assert found.calibration is not None and found.calibration.table == "mine"
     assert (found.calibration.reservation, found.calibration.p_value) == ("", pytest.approx(1 / 21))
     found = check(calibration=path, detectors=both(0.9, label=2))

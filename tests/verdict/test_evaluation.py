@@ -98,7 +98,7 @@ def test_the_calibration_error_is_measured_with_enough_networks() -> None:
 
 def test_the_evaluation_counts_verdicts_and_labels() -> None:
     found = evaluate(zoo())
-    assert found.verdicts == {"suspicious": 8} and found.networks == 20 and found.backdoored == 8
+    assert found.verdicts == {"suspicious": 8} and len(found.networks) == 20 and found.backdoored == 8
     assert (found.false_suspicious.hits, found.false_suspicious.count) == (0, 12)
     assert found.false_suspicious.bound == pytest.approx(1 - 0.05 ** (1 / 12), abs=1e-6)
     assert found.labels.count == 0 and found.labels.bound == 1.0
@@ -117,3 +117,13 @@ def test_an_evaluation_needs_both_kinds() -> None:
 def test_a_label_is_right_if_it_is_the_target(target: int | None, targets: set[int], right: bool) -> None:
     judgement = Judgement("suspicious", 0.5, target, ())
     assert Known("n", "a", "f", frozenset(targets), (), judgement, ()).label_right is right
+
+
+def test_a_network_beyond_the_clean_ones_is_not_called_clean() -> None:
+    clean = [network(one, "", (0.3 + 0.02 * one, 0.9)) for one in range(24)]
+    bad = [network(one, "ab"[one % 2], (0.95 if one == 0 else 1.2 + 0.05 * one, 0.9), target=1) for one in range(8)]
+    found = evaluate(clean + bad)
+    assert bad[0].judgement.verdict == "clean" and found.verdicts == {"suspicious": 8}
+    assert found.false_suspicious.hits <= 1
+    few = evaluate(clean[:12] + bad)
+    assert few.verdicts == {"clean": 1, "suspicious": 7}, "too few clean networks for a p-value"

@@ -18,7 +18,7 @@ from bdprune.detectors.lipschitz import LipschitzDetector
 from bdprune.detectors.unlearning import UnlearningDetector
 from bdprune.methods import Detector
 from bdprune.record import Evidence, Rule, nothing_seen
-from bdprune.verdict.judgement import Judgement, evidence_risk
+from bdprune.verdict.judgement import Judgement, evidence_risk, with_p_value
 from bdprune.verdict.judgement import judge as judge_by
 
 SANE = Sanity(0.93, True, "Clean accuracy is 93.0 % on 500 images.")
@@ -388,3 +388,15 @@ def test_two_kinds_that_only_support_are_suspicious_if_they_agree() -> None:
     found = judge([collapse(0.9), pair, seen("x.trigger2", 0.1), ranked(3)])
     assert found.verdict == "suspicious" and found.target_label == 8 and found.sources == (1,)
     assert judge([collapse(0.9, 2), pair, seen("x.trigger2", 0.1), ranked(3)]).verdict == "clean"
+
+
+def test_a_clean_verdict_needs_clean_networks_that_look_the_same() -> None:
+    evidence = [collapse(0.9, 2), seen(TRIGGER, 0.4), ranked(3)]
+    clean = judge(evidence)
+    assert clean.verdict == "clean"
+    assert with_p_value(clean, None, evidence) == clean and with_p_value(clean, 0.06, evidence) == clean
+    found = with_p_value(clean, 0.03, evidence)
+    assert found.verdict == "suspicious" and found.target_label == 2 and found.risk == clean.risk
+    assert found.findings[0].rule_id == "BD102" and "3.0% of clean networks" in found.findings[0].message
+    other = judge([collapse(0.9), seen(TRIGGER, 0.9), ranked(8)])
+    assert with_p_value(other, 0.01, []) == other
