@@ -4,7 +4,7 @@ from bdprune.analysis.flipped import Flips, flip_table, read_flips
 from bdprune.analysis.latent import LabelOrder, Latent, LatentFeatures, LatentMargins, latent_margins, promising_labels
 from bdprune.analysis.lipschitz import Lipschitz, channel_lipschitz, channel_lipschitz_of, norm_gain
 from bdprune.analysis.moved import RaisedPoint, easiest_label, moved_filters, raise_moved
-from bdprune.analysis.outliers import UNRESPONSIVE, robust_z, why_no_outlier, why_unresponsive
+from bdprune.analysis.outliers import UNRESPONSIVE, for_few_labels, robust_z, why_no_outlier, why_unresponsive
 from bdprune.analysis.raised import PrunedPoint, natural_share, prune_raised, raised_filters, selectivity
 from bdprune.analysis.sanity import Sanity, SanityLimits, check_sanity
 from bdprune.analysis.size import fit_size

@@ -7,6 +7,9 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+_USUAL = 10
+"""From this number of labels on, thresholds do not depend on it."""
+
 UNRESPONSIVE = "The logits do not depend on the image."
 """Why a network that ignores its input cannot be examined."""
 
@@ -41,3 +44,19 @@ def why_no_outlier(num_classes: int) -> str:
     if num_classes >= _FEWEST:
         return ""
     return f"With {num_classes} classes there are too few labels for one of them to be an outlier."
+
+
+def for_few_labels(num_classes: int, usual: float, for_two: float) -> float:
+    """A threshold for a network of ``num_classes`` labels, between those for ten labels or more and for two.
+
+    With fewer labels, a label has fewer others to be compared with, so clean networks reach higher scores. The
+    threshold changes in proportion to 1 / (K - 1).
+
+    Args:
+        num_classes: K.
+        usual: the threshold for ten labels or more.
+        for_two: the threshold for two labels.
+    """
+    least = 1 / (_USUAL - 1)
+    few = max(1 / max(num_classes - 1, 1) - least, 0.0) / (1 - least)
+    return usual + few * (for_two - usual)

@@ -16,6 +16,7 @@ from bdprune.analysis import (
     Flips,
     attach_triggers,
     flip_table,
+    for_few_labels,
     natural_share,
     raised_filters,
     read_flips,
@@ -32,9 +33,6 @@ _PASSES = 4
 
 _MANY = 5
 """With fewer labels than this, sizes of triggers say little: a label has few others to be compared with."""
-
-_USUAL = 10
-"""The threshold is for networks of so many labels or more."""
 
 
 @dataclass(frozen=True)
@@ -141,8 +139,7 @@ class InversionDetector(Detector):
         )
 
     def _threshold(self, num_classes: int) -> float:
-        few = max(1 / max(num_classes - 1, 1) - 1 / (_USUAL - 1), 0.0) / (1 - 1 / (_USUAL - 1))
-        return self.threshold + few * (self.two_class_threshold - self.threshold)
+        return for_few_labels(num_classes, self.threshold, self.two_class_threshold)
 
     def _natural(self, case: Case, trigger: Trigger, found: list[Inversion]) -> str:
         if trigger.target is None:

@@ -13,6 +13,7 @@ from bdprune.analysis import (
     RaisedPoint,
     Unlearning,
     easiest_label,
+    for_few_labels,
     moved_filters,
     raise_moved,
 )
@@ -50,11 +51,14 @@ class MovedFiltersDetector(Detector):
 
     Args:
         unlearning: settings of the ascent.
-        threshold: a larger score is flagged (measurements: docs/evaluation/candidates.md).
+        threshold: a larger score is flagged in a network of ten labels or more (measurements:
+            docs/evaluation/candidates.md).
         weight: flips that equal the same share of lost accuracy.
         max_images: number of images for the measurements.
         precision: precision of the ascent (:func:`bdprune.runtime.plan_for`).
         seed: seed for order and augmentation of the ascent.
+        two_class_threshold: the threshold for two labels (docs/evaluation/calibration.md). With few labels, more images
+            go to each by chance (:func:`bdprune.analysis.for_few_labels`).
     """
 
     unlearning: UnlearnSettings = SCAN_UNLEARNING
@@ -63,6 +67,7 @@ class MovedFiltersDetector(Detector):
     max_images: int = 250
     precision: Precision = DEFAULT
     seed: int = 0
+    two_class_threshold: float = 0.6
 
     id = "bdprune.moved_filters"
     title = "raises and prunes the filters that unlearning changes most"
@@ -118,11 +123,12 @@ class MovedFiltersDetector(Detector):
 
     def _evidence(self, points: list[RaisedPoint], limits: tuple[str, ...] = ()) -> Evidence:
         score, label = easiest_label(points, self.weight)
+        threshold = for_few_labels(len(points[0].flip_rates), self.threshold, self.two_class_threshold)
         reached = [max(values) for values in zip(*(one.flip_rates for one in points), strict=True)]
         return self.evidence(
             score,
-            self.threshold,
-            target_label=label if score > self.threshold else None,
+            threshold,
+            target_label=label if score > threshold else None,
             label_scores=tuple(reached),
             remarks=(_remark(points, label, self.weight),),
             limits=limits,

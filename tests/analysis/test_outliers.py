@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from bdprune.analysis.outliers import robust_z, why_no_outlier
+from bdprune.analysis.outliers import for_few_labels, robust_z, why_no_outlier
 
 
 def test_z_is_the_distance_to_the_median_in_robust_standard_deviations() -> None:
@@ -21,3 +21,8 @@ def test_equal_values_are_no_outliers() -> None:
 def test_three_labels_are_too_few_for_an_outlier() -> None:
     assert why_no_outlier(4) == ""
     assert why_no_outlier(3) == "With 3 classes there are too few labels for one of them to be an outlier."
+
+
+@pytest.mark.parametrize(("classes", "threshold"), [(1, 4.0), (2, 4.0), (3, 2.706), (5, 2.059), (10, 1.7), (43, 1.7)])
+def test_thresholds_are_higher_with_few_labels(classes: int, threshold: float) -> None:
+    assert for_few_labels(classes, 1.7, 4.0) == pytest.approx(threshold, abs=1e-3)

@@ -62,11 +62,6 @@ def test_it_searches_further_kinds_until_a_trigger_is_tiny(known: Known, tiny: f
     assert found.details.keys() == kinds
 
 
-@pytest.mark.parametrize(("classes", "threshold"), [(2, 4.0), (3, 2.706), (5, 2.059), (10, 1.7), (43, 1.7)])
-def test_the_threshold_is_higher_with_few_labels(classes: int, threshold: float) -> None:
-    assert InversionDetector()._threshold(classes) == pytest.approx(threshold, abs=1e-3)
-
-
 def recovered(target: int | None, size: float, stages: int = 2, kind: TriggerKind = "patch") -> Recovery:
     trigger = Trigger(torch.zeros(1, 2, 2), torch.zeros(3, 2, 2), target, kind=kind)
     return Recovery(Hypothesis(target), size, stages, trigger)
