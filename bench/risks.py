@@ -2,9 +2,10 @@
 
     python bench/risks.py bench/results/scans-cifar10-w32-2.jsonl [...] [--table TABLE.json]
 
-Prints a Markdown table: for each model its truth, and on each seed the verdict and the probability. The rows are those
-of bench/efficacy.py and bench/published_verdicts.py, of networks of ten classes or more at the budget default. They
-hold no remark that a trigger is natural, so the trigger of a model that is called clean counts as natural.
+Prints a Markdown table: for each model its truth, and on each seed the recorded verdict, the probability, and the
+p-value among the clean networks of the table. The rows are those of bench/efficacy.py and bench/published_verdicts.py,
+of networks of ten classes or more at the budget default. They hold no remark that a trigger is natural, so the trigger
+of a model that is called clean counts as natural.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from verdicts import by
 from bdprune.record import Evidence
 from bdprune.registry import method_class
 from bdprune.verdict import Calibration, own_table, read_table
+from bdprune.verdict.calibration import conformal_p, strengths_of
 
 TRIGGER = "bdprune.inversion"
 
@@ -47,14 +49,21 @@ def risk_of(row: Row, table: Calibration) -> float:
     return table.probability(evidence_of(row), row["verdict"] == "backdoored")
 
 
+def p_value_of(row: Row, table: Calibration) -> float:
+    """The share of clean networks that look at least as suspicious; networks of all architectures count."""
+    value = table.log_odds(strengths_of(evidence_of(row)), row["verdict"] == "backdoored")
+    return conformal_p(value, [one for group in table.clean for one in group.log_odds])
+
+
 def page(rows: Sequence[Row], table: Calibration) -> str:
     """The Markdown table; backdoored models come first."""
-    lines = ["| model | truth | verdicts | probabilities |", "|---|---|---|---|"]
+    lines = ["| model | truth | verdicts | probabilities | p-values |", "|---|---|---|---|---|"]
     for name, mine in by(rows, "model").items():
         clean = mine[0]["kind"] is None or (mine[0]["kind"] == "published" and mine[0]["truth"] is None)
         verdicts = ", ".join(row["verdict"] for row in mine)
         risks = ", ".join(f"{risk_of(row, table):.3f}" for row in mine)
-        lines.append(f"| {name} | {'clean' if clean else 'backdoored'} | {verdicts} | {risks} |")
+        shares = ", ".join(f"{p_value_of(row, table):.2f}" for row in mine)
+        lines.append(f"| {name} | {'clean' if clean else 'backdoored'} | {verdicts} | {risks} | {shares} |")
     return "\n".join(lines)
 
 

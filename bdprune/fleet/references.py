@@ -29,7 +29,7 @@ class ReferenceScan(Record, frozen=True):
         budget: of the scan.
         seed: of the scan.
         arch: its architecture.
-        verdict: on all evidence.
+        verdict: on all evidence, by the version that made the scan.
         accuracy: on the clean images, in [0, 1]; None if the scan failed.
         evidence: of every detector, in the order of a scan, without triggers, pictures and details.
         reason: why the scan says nothing about the network, in a sentence; empty if it does.
