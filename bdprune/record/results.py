@@ -40,7 +40,8 @@ VERDICTS: Mapping[Verdict, str] = {
     "clean": "Detectors looked for a trigger and for a collapse under unlearning, on clean data that the model handles "
     "well, and found nothing. It lowers the risk; it is not a proof.",
     "suspicious": "A detector flags the model, but there are not two of the three strong kinds of evidence "
-    "(`collapse`, `trigger`, `pruning`), or they name different labels.",
+    "(`collapse`, `trigger`, `pruning`), or they name different labels. Or its scores are as a whole higher than those "
+    "of nearly all clean networks.",
     "backdoored": "Two of the three strong kinds of evidence name the same label, `target_label`, or the same "
     "`targets`.",
     "inconclusive": "There is no clean data, or the model labels too few of its images correctly (the findings say "
