@@ -9,6 +9,7 @@ import click
 
 from bdprune.cli import options, outputs
 from bdprune.cli.progress import Progress
+from bdprune.errors import OptionError, first_line
 from bdprune.files import check_writable, write_text
 
 if TYPE_CHECKING:
@@ -29,7 +30,12 @@ if TYPE_CHECKING:
 @click.option(
     "--models", type=options.FILE, metavar="DIR", help="Folder of the models.  [default: the manifest's folder]"
 )
-@click.option("--only", multiple=True, metavar="NAME", help="Name of a model; repeatable.  [default: all]")
+@click.option(
+    "--only",
+    multiple=True,
+    metavar="NAME",
+    help="Scan only this model, and fit nothing; repeatable, with --rows.  [default: all]",
+)
 @click.option(
     "--budget",
     type=click.Choice(["fast", "default", "full"]),
@@ -69,9 +75,10 @@ def calibrate(
 
     The networks are those of a zoo (`bdprune zoo make`) that exist. Each is scanned with every detector of the budget;
     this takes about a minute for each small network. The evaluation holds out attack families, then architectures.
-    Run the command twice with other networks and the same --rows to use two cores.
+    To use two cores, first scan some of them in a second process with --only and the same --rows.
 
     \b
+    bdprune calibrate zoo/reference.toml --data data/ --rows scans.jsonl --only badnets-1
     bdprune calibrate zoo/reference.toml --data data/ --rows scans.jsonl -o table.json
     bdprune scan model.pth --data clean/ --calibration table.json
     """
@@ -82,8 +89,13 @@ def calibrate(
         if path is not None:
             check_writable(path)
     outputs.check_apart([output, report, rows], [manifest])
+    if only and (rows is None or output or report):
+        raise OptionError("--only scans without a fit, so it needs --rows and neither -o nor --report.")
+    old = _text(report)
     zoo = ReferenceZoo(read_manifest(manifest), data, models)
     scans = _scanned(zoo, only, rows, budget, seed, shown=not (quiet or no_progress))
+    if only:
+        return 0
     found = calibrate(zoo, scans, budget)
     page = calibration_page(found)
     if output is not None:
@@ -91,9 +103,18 @@ def calibrate(
     if report is None:
         outputs.emit(page)
     else:
-        text = report.read_text(encoding="utf-8") if report.exists() else ""
-        write_text(report, with_section(text, f"{zoo.manifest.name} {budget}", page, "calibrate"))
+        write_text(report, with_section(old, f"{zoo.manifest.name} {budget}", page, "calibrate"))
     return 0
+
+
+def _text(report: Path | None) -> str:
+    """The text of the document that the evaluation goes to."""
+    if report is None or not report.exists():
+        return ""
+    try:
+        return report.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise OptionError(f"Cannot read {report} as text: {first_line(error)}.", "Give a Markdown file.") from None
 
 
 def _scanned(
@@ -102,7 +123,11 @@ def _scanned(
     from bdprune.fleet import scan_references
 
     wanted = {zoo.manifest.entry(name).name for name in only}
-    entries = [entry for entry in zoo.made() if not wanted or entry.name in wanted]
+    made = zoo.made()
+    missing = wanted - {entry.name for entry in made}
+    if missing:
+        raise OptionError(f"The network {min(missing)} is not trained.", "Train it with `bdprune zoo make`.")
+    entries = [entry for entry in made if not wanted or entry.name in wanted]
     found: list[ReferenceScan] = []
     with Progress(len(entries), shown) as progress:
 

@@ -47,7 +47,7 @@ def calibrate(zoo: ReferenceZoo, scans: Sequence[ReferenceScan], budget: Level =
         budget: of the scans.
 
     Raises:
-        DataError: fewer than two networks of one kind are left.
+        DataError: fewer than two clean networks or fewer than two attacks are left, or a detector is unknown.
     """
     detectors = chosen_detectors(level_detectors(budget), {})
     known, left = list[Known](), dict[str, str]()
@@ -59,16 +59,19 @@ def calibrate(zoo: ReferenceZoo, scans: Sequence[ReferenceScan], budget: Level =
         else:
             known.append(_known(entry, scan, detectors))
     kinds = [one.backdoored for one in known]
-    if min(kinds.count(True), kinds.count(False)) < 2:
-        what = (
-            f"A calibration needs clean and backdoored networks, two of each at least. There are {kinds.count(False)} "
+    families = {one.family for one in known if one.backdoored}
+    if kinds.count(False) < 2 or len(families) < 2:
+        raise DataError(
+            "A calibration needs at least two clean networks, and backdoored ones of two attacks. "
+            f"There are {kinds.count(False)} clean ones and {kinds.count(True)} backdoored ones of {len(families)} "
+            "attacks.",
+            "Train more networks with `bdprune zoo make`.",
         )
-        what += f"clean ones and {kinds.count(True)} backdoored ones."
-        raise DataError(what, "Train more networks with `bdprune zoo make`.")
     made = {scan.network for scan in scans}
     absent = [entry for entry in zoo.manifest.models if entry.name not in made]
     left |= {entry.name: reason for entry in absent if (reason := _failed_attack(zoo, entry))}
-    waiting = tuple(entry.name for entry in absent if entry.name not in left)
+    there = {entry.name for entry in zoo.made()}
+    waiting = tuple(entry.name for entry in absent if entry.name not in left and entry.name not in there)
     table = fit_table(zoo.manifest.name, budget, known)
     return Calibrated(table, evaluate(known), tuple(known), left, waiting)
 
@@ -98,6 +101,12 @@ def as_scanned(evidence: Sequence[Evidence], detectors: Sequence[Detector]) -> t
     """
     sane = Sanity(1.0, True, "")
     by_id = {one.id: one for one in detectors}
+    unknown = [one.detector for one in evidence if one.detector not in by_id]
+    if unknown:
+        raise DataError(
+            f"The scans hold evidence of {unknown[0]}, which a scan with this budget does not run.",
+            "Scan the networks again with another file for the rows.",
+        )
     ran = [by_id[one.detector] for one in evidence]
     for count in range(1, len(evidence)):
         judgement = judge(ran[:count], evidence[:count], sane)

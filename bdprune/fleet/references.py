@@ -107,6 +107,7 @@ def scan_references(
     """
     if rows is not None:
         check_writable(rows)
+        _drop_half_line(rows)
     train = functools.lru_cache(maxsize=1)(functools.partial(read_dataset, zoo.data, part="train"))
     for entry in entries:
         digest = hashlib.sha256(zoo.path(entry).read_bytes()).hexdigest()
@@ -131,6 +132,13 @@ def read_rows(path: Path | None) -> list[ReferenceScan]:
     except (OSError, DataError) as error:
         what = f"Cannot read the scans in {path}: {error}"
         raise DataError(what, "Give another file for the rows, or remove its damaged lines.") from None
+
+
+def _drop_half_line(path: Path) -> None:
+    """Removes the half line that a killed run may have left at the end."""
+    if path.exists():
+        with path.open("r+b") as file:
+            file.truncate(file.read().rfind(b"\n") + 1)
 
 
 def _key(row: ReferenceScan) -> tuple[str, str, Level, int]:

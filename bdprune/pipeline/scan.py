@@ -274,7 +274,7 @@ def _calibrated(
     if judgement.risk is None or job.calibration is None:
         return judgement.risk, None
     agreement = judgement.verdict == "backdoored"
-    found = job.calibration.estimate(evidence, agreement, model.arch)
+    found = job.calibration.estimate(evidence, agreement, model.arch, job.budget.level)
     return job.calibration.probability(evidence, agreement), found
 
 

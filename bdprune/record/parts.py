@@ -85,8 +85,8 @@ class CalibrationInfo(Record, frozen=True, kw_only=True):
         table: name of the table that gave the probability.
         prior: share of backdoored networks among those of the table, in (0, 1). The probability holds if as many of the
             scanned models are backdoored.
-        p_value: share of clean networks that look at least as suspicious: those of the model's architecture, or of all
-            architectures of the table if these are too few. None without enough of them.
+        p_value: (1 + k) / (1 + n), where k of n clean networks look at least as suspicious: those of the model's
+            architecture, or of all architectures of the table if these are too few. None without enough of them.
         references: number of clean networks that the p-value rests on.
         reservation: why the probability is not calibrated, in a sentence; empty if it is.
     """

@@ -18,6 +18,7 @@ LARGEST_TABLE = 1 << 20
 """Bytes of the largest table that is read."""
 
 _WEAKEST, _STRONGEST = -3.0, 2.0
+_LARGEST, _SMALLEST = 1e4, 1e-6  # numbers and scales of a table
 _NEVER = -20.0  # logarithm for a score of 0
 
 
@@ -85,7 +86,9 @@ class Calibration(Record, frozen=True):
         """The probability, in [0, 1], that a model with this evidence is backdoored."""
         return logistic(self.log_odds(strengths_of(evidence), agreement))
 
-    def estimate(self, evidence: Sequence[Evidence], agreement: bool, arch: str) -> CalibrationInfo:
+    def estimate(
+        self, evidence: Sequence[Evidence], agreement: bool, arch: str, budget: Level | None = None
+    ) -> CalibrationInfo:
         """What the table says about a model.
 
         Args:
@@ -93,19 +96,26 @@ class Calibration(Record, frozen=True):
             agreement: whether two strong kinds of evidence name the same label. The detectors that then did not run
                 are not missed.
             arch: its architecture.
+            budget: of the scan; None stands for that of the table.
         """
-        strengths = strengths_of(evidence)
-        value = self.log_odds(strengths, agreement)
+        value = self.log_odds(strengths_of(evidence), agreement)
         clean = self._references(arch)
-        missing = [one.detector for one in self.inputs if one.detector not in strengths and not agreement]
-        enough = len(clean) >= LEAST_REFERENCES and not missing
+        reservation = self._reservation(arch, self._missing(evidence, agreement), budget or self.budget)
+        enough = len(clean) >= LEAST_REFERENCES and not reservation
         return CalibrationInfo(
             table=self.name,
             prior=self.backdoored / self.networks,
             p_value=conformal_p(value, clean) if enough else None,
-            references=len(clean),
-            reservation=self._reservation(arch, missing),
+            references=len(clean) if enough else 0,
+            reservation=reservation,
         )
+
+    def _missing(self, evidence: Sequence[Evidence], agreement: bool) -> list[str]:
+        """The detectors of the table that did not run to their end, unless the verdict was sure before."""
+        ran = {one.detector for one in evidence if one.valid and not one.unseen}
+        late = {one.detector for one in evidence} - ran
+        wanted = [one.detector for one in self.inputs]
+        return [one for one in wanted if one in late or (one not in ran and not agreement)]
 
     def _references(self, arch: str) -> tuple[float, ...]:
         """Log-odds of the clean networks of the architecture, or of all if these are too few; none if it is unknown."""
@@ -114,11 +124,13 @@ class Calibration(Record, frozen=True):
             return own
         return tuple(value for one in self.clean for value in one.log_odds)
 
-    def _reservation(self, arch: str, missing: Sequence[str]) -> str:
+    def _reservation(self, arch: str, missing: Sequence[str], budget: Level) -> str:
         if all(one.arch != arch for one in self.clean):
             return f"The probability is not calibrated: the table {self.name} has no reference for {arch}."
+        if budget != self.budget:
+            return f"The probability is not calibrated: the table {self.name} is for the budget {self.budget}."
         if missing:
-            return f"The probability is not calibrated: the table {self.name} also needs {some(missing)}."
+            return f"The probability is not calibrated: the table {self.name} needs {some(missing)} to the end."
         return ""
 
 
@@ -179,7 +191,11 @@ def read_table(path: Path) -> Calibration:
 def _check(table: Calibration, path: Path) -> None:
     numbers = [table.bias, table.agreement, *(value for one in table.clean for value in one.log_odds)]
     numbers += [value for one in table.inputs for value in (one.centre, one.scale, one.weight)]
-    if not all(map(math.isfinite, numbers)) or any(one.scale <= 0 or one.weight < 0 for one in table.inputs):
-        raise OptionError(f"{path} has weights or scales out of range.", "Fit it again with `bdprune calibrate`.")
+    usual = all(math.isfinite(one) and abs(one) <= _LARGEST for one in numbers) and table.agreement >= 0
+    alone = len({one.detector for one in table.inputs}) == len(table.inputs)
+    if not (usual and alone) or any(one.scale < _SMALLEST or one.weight < 0 for one in table.inputs):
+        raise OptionError(
+            f"{path} has weights, scales or detectors that no fit gives.", "Fit it again with `bdprune calibrate`."
+        )
     if not 0 < table.backdoored < table.networks:
         raise OptionError(f"{path} was not fitted to networks of both kinds.", "Fit it again with `bdprune calibrate`.")

@@ -29,6 +29,10 @@ ENOUGH_FOR_ECE = 150
 """With fewer networks, the expected calibration error is mostly noise."""
 
 
+ENOUGH_FOR_1 = 100
+"""With fewer clean networks, none may pass at a false positive rate of 1 %."""
+
+
 @dataclass(frozen=True)
 class Known:
     """A network of which it is known whether it is backdoored.
@@ -69,16 +73,18 @@ class Known:
 
     @property
     def label_right(self) -> bool:
-        """Whether the verdict names a target; for an all-to-all backdoor, whether it names any label."""
-        return bool(self.named) and (not self.targets or self.named == self.targets)
+        """Whether the verdict names the target; for an all-to-all backdoor, whether it names several labels."""
+        return self.named == self.targets if self.targets else len(self.named) > 1
 
 
 def fit_table(name: str, budget: Level, networks: Sequence[Known]) -> Calibration:
     """A table for these networks, with clean references that each come from a table without its own group.
 
     Raises:
-        ValueError: all networks are of one kind.
+        ValueError: all networks are of one kind, or all attacks are of one family.
     """
+    if len({one.family for one in networks if one.backdoored}) < 2:
+        raise ValueError("a table needs attacks of two families")
     values = held_out(networks, family_groups(networks))
     archs = sorted({one.arch for one in networks})
     clean = [
@@ -105,7 +111,8 @@ def _fitted(name: str, budget: Level, networks: Sequence[Known], clean: tuple[Re
     while True:
         columns = [[(row.get(one.detector, one.centre) - one.centre) / one.scale for row in strengths] for one in kept]
         columns += [[float(one.agreement) for one in networks]] if agree else []
-        weights, bias = fit_logistic(torch.tensor(columns, dtype=torch.float64).T.reshape(len(networks), -1), truth)
+        rows = list(zip(*columns, strict=True)) if columns else [()] * len(networks)
+        weights, bias = fit_logistic(torch.tensor(rows, dtype=torch.float64).reshape(len(networks), -1), truth)
         lowest = int(weights.argmin()) if len(weights) else 0
         if not len(weights) or weights[lowest] >= 0:
             break
@@ -182,7 +189,7 @@ class Measures:
     Attributes:
         auroc: probability that a backdoored network has higher log-odds than a clean one.
         found: share of backdoored networks above every clean one.
-        found_at_1: share of backdoored networks above the threshold that 1 % of the clean ones pass.
+        found_at_1: share of backdoored networks above the threshold that 1 % of the clean ones pass; NaN with too few.
         error: expected calibration error; NaN with too few networks.
         entropy: cross-entropy in nats.
     """
@@ -207,7 +214,7 @@ def measures(values: Sequence[float], truth: Sequence[bool]) -> Measures:
     return Measures(
         auroc=measure(auroc),
         found=measure(lambda scores, bad: found_above(scores, bad, 0.0)),
-        found_at_1=measure(lambda scores, bad: found_above(scores, bad, 0.01)),
+        found_at_1=measure(_found_at_1),
         error=measure(_error),
         entropy=measure(lambda scores, bad: cross_entropy([logistic(one) for one in scores], bad)),
     )
@@ -216,6 +223,11 @@ def measures(values: Sequence[float], truth: Sequence[bool]) -> Measures:
 def _error(scores: Sequence[float], truth: Sequence[bool]) -> float:
     enough = len(truth) >= ENOUGH_FOR_ECE
     return calibration_error([logistic(one) for one in scores], truth) if enough else math.nan
+
+
+def _found_at_1(scores: Sequence[float], truth: Sequence[bool]) -> float:
+    enough = len(truth) - sum(truth) >= ENOUGH_FOR_1
+    return found_above(scores, truth, 0.01) if enough else math.nan
 
 
 def found_above(scores: Sequence[float], truth: Sequence[bool], passed: float) -> float:

@@ -79,9 +79,15 @@ def upper_bound(hits: int, count: int, confidence: float = 0.95) -> float:
     low, high = hits / count, 1.0
     for _ in range(60):
         middle = (low + high) / 2
-        below = sum(math.comb(count, one) * middle**one * (1 - middle) ** (count - one) for one in range(hits + 1))
+        below = sum(math.exp(_log_binomial(one, count, middle)) for one in range(hits + 1))
         low, high = (middle, high) if below > 1 - confidence else (low, middle)
     return high
+
+
+def _log_binomial(hits: int, count: int, rate: float) -> float:
+    """Logarithm of the probability of ``hits`` of ``count`` at this rate in (0, 1)."""
+    ways = math.lgamma(count + 1) - math.lgamma(hits + 1) - math.lgamma(count - hits + 1)
+    return ways + hits * math.log(rate) + (count - hits) * math.log1p(-rate)
 
 
 def interval(

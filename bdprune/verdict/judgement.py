@@ -28,6 +28,8 @@ FEW_CLEAN = 0.05
 _COMMON_COLLAPSE = 3.5
 """A lead of so many times its threshold is beyond the collapses of clean networks (docs/evaluation/calibration.md)."""
 
+_MOVED_FILTERS = "bdprune.moved_filters"
+
 _UNCONFIRMED = (
     "Some clean networks fall onto one label, too, while they unlearn, and the filters that unlearning changes most do "
     "not lead to this label. So it counts only if evidence of another kind names the same label."
@@ -68,7 +70,9 @@ def judge(detectors: Sequence[Detector], evidence: Sequence[Evidence], sanity: S
     counted = [one for one in valid if one.flagged and not one.natural]
     alone = [one for one in counted if not one.supporting]
     kinds = {} if sanity is None else _kinds(alone, signs)
-    agreeing = _agreeing(kinds) or (_agreeing(_kinds(counted, signs)) if len(kinds) == 1 else {})
+    direct = _kinds([one for one in counted if one.supporting in ("", _UNCONFIRMED)], signs)
+    agreeing = _agreeing(direct) if kinds else {}
+    agreeing = agreeing or (_agreeing(_kinds(counted, signs)) if len(kinds) == 1 else {})
     if agreeing:
         return _backdoored(agreeing, findings)
     if any(not one.not_applicable for one in alone):
@@ -83,14 +87,14 @@ def with_p_value(judgement: Judgement, p_value: float | None, evidence: Sequence
 
     Args:
         judgement: of the evidence alone.
-        p_value: share of clean networks that look at least as suspicious; None if it is unknown.
+        p_value: of the model among clean networks; None if it is unknown.
         evidence: of all detectors; the verdict names the label of evidence that only supports.
     """
     if judgement.verdict != "clean" or p_value is None or p_value > FEW_CLEAN:
         return judgement
     message = (
-        f"No evidence counts by itself, but taken as a whole the scores are higher than usual: {p_value:.1%} of clean "
-        "networks look at least as suspicious."
+        "No evidence counts by itself, but as a whole the scores are higher than those of nearly all clean networks "
+        f"(p-value {p_value:.3f})."
     )
     finding = Finding(rule_id=UNUSUAL.id, severity="medium", message=message, atlas=tuple(ATLAS))
     label = _only(_labels(one for one in evidence if one.flagged and one.valid))
@@ -103,7 +107,7 @@ def _weighed(valid: Sequence[Evidence], signs: Mapping[str, Sign]) -> list[Evide
     Clean networks collapse, too. On networks with a backdoor for all labels, the filters that unlearning changes most
     lead to the same label as the collapse.
     """
-    ranked = [one.label_scores for one in valid if signs[one.detector] == "filters" and any(one.label_scores)]
+    ranked = [one.label_scores for one in valid if one.detector == _MOVED_FILTERS and any(one.label_scores)]
     others = {_leader(scores) for scores in ranked}
     return [
         msgspec.structs.replace(one, supporting=_UNCONFIRMED)

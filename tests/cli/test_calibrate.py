@@ -32,7 +32,8 @@ def manifest(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (tmp_path / "tiny").mkdir()
     text, truths = HEAD, {}
     for name in ("clean-1", "clean-2", "clean-3", "bad-1", "bad-2", "bad-3"):
-        attack = 'attack = {kind = "badnets", target = 1}' if "bad" in name else ""
+        kind = "sig" if name == "bad-3" else "badnets"
+        attack = f'attack = {{kind = "{kind}", target = 1}}' if "bad" in name else ""
         text += f'[[models]]\nname = "{name}"\nseed = 1\n{attack}\n'
         (tmp_path / "tiny" / f"{name}.safetensors").write_text(name)
         truths[name] = Truth(name, 1 if attack else None, 0.9, 0.9 if attack else None, None, 1.0)
@@ -84,13 +85,30 @@ def test_errors_come_before_the_scans(run: Run, manifest: Path, tmp_path: Path) 
     assert done.exit_code != 0 and "missing" in done.stderr and "[1/6]" not in done.stderr
     done = run("calibrate", manifest, "--data", tmp_path, "-o", manifest)
     assert done.exit_code != 0 and "would be overwritten" in done.stderr
-    done = run("calibrate", manifest, "--data", tmp_path, "--only", "other")
+    done = run("calibrate", manifest, "--data", tmp_path, "--only", "other", "--rows", tmp_path / "rows.jsonl")
     assert done.exit_code != 0 and "has no model 'other'" in done.stderr
 
 
+def test_some_networks_are_scanned_without_a_fit(run: Run, manifest: Path, tmp_path: Path) -> None:
+    only = ("--data", tmp_path, "--only", "clean-1", "--rows", tmp_path / "rows.jsonl")
+    done = run("calibrate", manifest, *only)
+    assert done.exit_code == 0 and done.stdout == ""
+    assert "needs --rows and neither" in run("calibrate", manifest, *only, "-o", tmp_path / "table.json").stderr
+    assert "needs --rows and neither" in run("calibrate", manifest, *only[:4]).stderr
+    (tmp_path / "tiny" / "clean-1.safetensors").unlink()
+    assert "The network clean-1 is not trained." in run("calibrate", manifest, *only).stderr
+
+
 def test_too_few_networks_are_an_error(run: Run, manifest: Path, tmp_path: Path) -> None:
-    done = run("calibrate", manifest, "--data", tmp_path, "--only", "clean-1", "--only", "bad-1")
-    assert done.exit_code != 0 and "There are 1 clean ones and 1 backdoored ones." in done.stderr
+    (tmp_path / "tiny" / "bad-3.safetensors").unlink()
+    done = run("calibrate", manifest, "--data", tmp_path)
+    assert done.exit_code != 0 and "3 clean ones and 2 backdoored ones of 1 attacks." in done.stderr
+
+
+def test_a_report_that_is_no_text_is_refused_before_the_scans(run: Run, manifest: Path, tmp_path: Path) -> None:
+    (tmp_path / "report.md").write_bytes(b"\xff")
+    done = run("calibrate", manifest, "--data", tmp_path, "--report", tmp_path / "report.md")
+    assert done.exit_code != 0 and "as text" in done.stderr and "[1/6]" not in done.stderr
 
 
 def test_rows_are_read_before_the_first_scan(run: Run, manifest: Path, tmp_path: Path, monkeypatch: Any) -> None:

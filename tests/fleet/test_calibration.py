@@ -125,8 +125,15 @@ def test_the_page_shows_measures_verdicts_and_what_was_not_run(zoo: ReferenceZoo
 
 
 def test_a_calibration_needs_networks_of_both_kinds(zoo: ReferenceZoo) -> None:
-    with pytest.raises(DataError, match="There are 3 clean ones and 1 backdoored ones"):
-        calibrate(zoo, [scanned(name) for name in (*CLEAN, "bad-1")])
+    with pytest.raises(DataError, match="There are 3 clean ones and 2 backdoored ones of 1 attacks"):
+        calibrate(zoo, [scanned(name) for name in (*CLEAN, "bad-1", "bad-2")])
+
+
+def test_evidence_of_an_unknown_detector_is_refused(zoo: ReferenceZoo) -> None:
+    odd = Evidence(detector="x.gone", score=1.0, threshold=0.5, flagged=True)
+    scans = [scanned(name) for name in (*CLEAN[1:], *BAD)]
+    with pytest.raises(DataError, match="evidence of x"):
+        calibrate(zoo, [scanned("clean-1", evidence=(odd,)), *scans])
 
 
 @pytest.fixture
@@ -176,6 +183,9 @@ def test_without_a_file_every_network_is_scanned(zoo: ReferenceZoo, calls: list[
 
 def test_damaged_rows_are_refused(zoo: ReferenceZoo, calls: list[Any], tmp_path: Path) -> None:
     rows = tmp_path / "rows.jsonl"
+    rows.write_text('{"network": "x"')
+    assert len(list(scan_references(zoo, zoo.made()[:1], rows))) == len(read_rows(rows)) == 1, "half a line is dropped"
+    calls.clear()
     rows.write_text('{"network": "x"}\n')
     with pytest.raises(DataError, match="Cannot read the scans"):
         list(scan_references(zoo, zoo.made(), rows))

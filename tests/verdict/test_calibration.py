@@ -70,8 +70,20 @@ def test_an_estimate_says_how_far_it_is_calibrated() -> None:
 
 def test_missing_detectors_are_named_unless_the_verdict_was_sure_before() -> None:
     found = TABLE.estimate([seen("x.two", 0.5)], False, "known")
-    assert found.p_value is None and found.reservation.endswith("also needs x.one.")
+    assert found.p_value is None and found.reservation.endswith("needs x.one to the end.")
     assert TABLE.estimate([seen("x.two", 0.5)], True, "known").reservation == ""
+
+
+def test_a_search_that_did_not_end_and_another_budget_are_reservations() -> None:
+    every = [seen("x.one", 0.5), Evidence(detector="x.two", score=1.0, threshold=0.5, flagged=True, unseen=("labels",))]
+    assert "needs x.two to the end" in TABLE.estimate(every, True, "known").reservation
+    found = TABLE.estimate([seen("x.one", 0.5), seen("x.two", 0.5)], False, "known", "full")
+    assert "is for the budget default" in found.reservation and found.p_value is None
+
+
+def test_a_detector_that_does_not_work_on_the_network_is_not_missed() -> None:
+    found = TABLE.estimate([seen("x.one", 0.5, not_applicable="No norm."), seen("x.two", 0.5)], False, "known")
+    assert found.reservation == "" and found.p_value is not None
 
 
 def test_the_probability_is_that_of_the_log_odds() -> None:
@@ -99,8 +111,10 @@ def test_a_written_table_is_read(tmp_path: Path) -> None:
         ({"bias": "x"}, "is no table"),
         ({"name": None}, "is no table"),
         ({"backdoored": 0}, "both kinds"),
-        ({"inputs": [{"detector": "a", "centre": 0.0, "scale": 0.0, "weight": 1.0}]}, "out of range"),
-        ({"inputs": [{"detector": "a", "centre": 0.0, "scale": 1.0, "weight": -1.0}]}, "out of range"),
+        ({"agreement": -1.0}, "that no fit gives"),
+        ({"bias": 1e300}, "that no fit gives"),
+        ({"inputs": [{"detector": "a", "centre": 0.0, "scale": 0.0, "weight": 1.0}]}, "that no fit gives"),
+        ({"inputs": [{"detector": "a", "centre": 0.0, "scale": 1.0, "weight": -1.0}]}, "that no fit gives"),
     ],
 )
 def test_a_damaged_table_is_refused(tmp_path: Path, change: dict[str, object], message: str) -> None:

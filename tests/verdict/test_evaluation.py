@@ -87,13 +87,15 @@ def test_the_share_that_is_found_above_the_clean_ones() -> None:
 
 def test_measures_of_a_perfect_order() -> None:
     found = measures([-3.0, -2.0, -1.0, 1.0, 2.0, math.nan], [False, False, False, True, True, False])
-    assert found.auroc.value == found.found.value == found.found_at_1.value == 1.0
+    assert found.auroc.value == found.found.value == 1.0
     assert math.isnan(found.error.value), "too few networks for a calibration error"
+    assert math.isnan(found.found_at_1.value), "too few clean networks for 1 %"
     assert 0 < found.entropy.value < 0.3 and found.entropy.low < found.entropy.value < found.entropy.high
 
 
 def test_the_calibration_error_is_measured_with_enough_networks() -> None:
-    assert measures([0.0] * 150, [True, False] * 75).error.value == pytest.approx(0.0)
+    found = measures([0.0] * 200, [True, False] * 100)
+    assert found.error.value == pytest.approx(0.0) and found.found_at_1.value == 0.0
 
 
 def test_the_evaluation_counts_verdicts_and_labels() -> None:
@@ -106,13 +108,23 @@ def test_the_evaluation_counts_verdicts_and_labels() -> None:
     assert found.alone["bad"] == (0.0, 20)
 
 
+def test_a_table_needs_two_families() -> None:
+    with pytest.raises(ValueError, match="two families"):
+        fit_table("z", "default", [one for one in zoo() if one.family != "b"])
+
+
+def test_several_labels_are_right_for_an_all_to_all_backdoor() -> None:
+    judgement = Judgement("backdoored", 0.9, None, (), targets=(1, 2))
+    assert Known("n", "a", "f, all to all", frozenset(), (), judgement, ()).label_right
+
+
 def test_an_evaluation_needs_both_kinds() -> None:
     with pytest.raises(ValueError, match="clean and backdoored"):
         evaluate(zoo()[:12])
 
 
 @pytest.mark.parametrize(
-    ("target", "targets", "right"), [(1, {1}, True), (2, {1}, False), (None, {1}, False), (2, set(), True)]
+    ("target", "targets", "right"), [(1, {1}, True), (2, {1}, False), (None, {1}, False), (2, set(), False)]
 )
 def test_a_label_is_right_if_it_is_the_target(target: int | None, targets: set[int], right: bool) -> None:
     judgement = Judgement("suspicious", 0.5, target, ())

@@ -42,7 +42,9 @@ def test_measures_of_perfect_and_of_useless_probabilities() -> None:
     assert calibration_error([1.0] * 4, truth) == pytest.approx(0.5)
 
 
-@pytest.mark.parametrize(("hits", "count", "bound"), [(0, 58, 0.0503), (0, 10, 0.2589), (1, 20, 0.2161), (5, 5, 1.0)])
+@pytest.mark.parametrize(
+    ("hits", "count", "bound"), [(0, 58, 0.0503), (0, 10, 0.2589), (1, 20, 0.2161), (5, 5, 1.0), (1000, 2100, 0.4944)]
+)
 def test_the_exact_upper_bound(hits: int, count: int, bound: float) -> None:
     assert upper_bound(hits, count) == pytest.approx(bound, abs=1e-4)
 

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 
 from bdprune.analysis import Case, Sanity
 from bdprune.detectors.lipschitz import LipschitzDetector
+from bdprune.detectors.moved_filters import MovedFiltersDetector
 from bdprune.detectors.unlearning import UnlearningDetector
 from bdprune.methods import Detector
 from bdprune.record import Evidence, Rule, nothing_seen
@@ -23,7 +24,7 @@ from bdprune.verdict.judgement import judge as judge_by
 
 SANE = Sanity(0.93, True, "Clean accuracy is 93.0 % on 500 images.")
 INSANE = Sanity(0.12, False, "Clean accuracy is 12.0 %.", "Pass --normalize imagenet.")
-COLLAPSE, FILTERS = UnlearningDetector.id, LipschitzDetector.id
+COLLAPSE, FILTERS, MOVED = UnlearningDetector.id, LipschitzDetector.id, MovedFiltersDetector.id
 TRIGGER, PRUNING, OTHER = "x.trigger", "x.pruning", "x.third"
 
 
@@ -56,7 +57,15 @@ class Pruning(Third):
     sign = "pruning"
 
 
-MADE = (UnlearningDetector(), LipschitzDetector(), Third(), Trigger(), SecondTrigger(), Pruning())
+MADE = (
+    UnlearningDetector(),
+    LipschitzDetector(),
+    MovedFiltersDetector(),
+    Third(),
+    Trigger(),
+    SecondTrigger(),
+    Pruning(),
+)
 DETECTORS: dict[str, Detector] = {one.id: one for one in MADE}
 
 
@@ -361,7 +370,7 @@ def test_a_detector_that_does_not_suit_the_network_does_not_count() -> None:
 
 def ranked(leader: int, score: float = 0.1) -> Evidence:
     """Weak evidence that ranks this label first."""
-    return seen(FILTERS, score, leader, label_scores=tuple(float(one == leader) for one in range(10)))
+    return seen(MOVED, score, leader, label_scores=tuple(float(one == leader) for one in range(10)))
 
 
 def test_a_small_collapse_counts_by_itself_only_if_the_unlearned_filters_lead_to_its_label() -> None:
@@ -379,6 +388,8 @@ def test_a_small_collapse_counts_by_itself_only_if_the_unlearned_filters_lead_to
 def test_an_unconfirmed_collapse_supports_a_trigger_and_disputes_none() -> None:
     found = judge([collapse(0.9), seen(TRIGGER, 0.9), ranked(3)])
     assert found.verdict == "backdoored" and found.target_label == 8
+    found = judge([collapse(0.9), seen(TRIGGER, 0.9), seen(PRUNING, 0.9, 2), ranked(3)])
+    assert found.verdict == "backdoored" and found.target_label == 8, "two kinds outvote a third"
     found = judge([collapse(0.9, 2), seen(TRIGGER, 0.9), ranked(3)])
     assert found.verdict == "suspicious" and found.target_label == 8 and not found.targets
 
@@ -397,6 +408,6 @@ def test_a_clean_verdict_needs_clean_networks_that_look_the_same() -> None:
     assert with_p_value(clean, None, evidence) == clean and with_p_value(clean, 0.06, evidence) == clean
     found = with_p_value(clean, 0.03, evidence)
     assert found.verdict == "suspicious" and found.target_label == 2 and found.risk == clean.risk
-    assert found.findings[0].rule_id == "BD102" and "3.0% of clean networks" in found.findings[0].message
+    assert found.findings[0].rule_id == "BD102" and "p-value 0.030" in found.findings[0].message
     other = judge([collapse(0.9), seen(TRIGGER, 0.9), ranked(8)])
     assert with_p_value(other, 0.01, []) == other
