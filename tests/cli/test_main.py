@@ -52,7 +52,7 @@ if "--multiprocessing-fork" in sys.orig_argv:
 def test_version_and_help(run: Run) -> None:
     assert run("--version").stdout == f"bdprune {bdprune.__version__}\n"
     text = run("--help").stdout
-    assert list(main.commands) == [*COMMANDS, "zoo", "demo", "doctor", "schema"]
+    assert list(main.commands) == [*COMMANDS, "zoo", "calibrate", "demo", "doctor", "schema"]
     assert all(f"\n  {name} " in text for name in main.commands)
     assert "Exit codes:" in text
 

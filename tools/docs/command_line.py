@@ -23,6 +23,7 @@ NOT_RUN = {
     "bdprune": "the sections of the commands have examples that run",
     "bdprune zoo make": "it trains for hours, on data sets that are not shipped",
     "bdprune zoo verify": "it needs data sets that are not shipped",
+    "bdprune calibrate": "it needs data sets that are not shipped",
     "bdprune demo": "it takes minutes",
 }
 """Why the examples of a command do not run in the tests."""
