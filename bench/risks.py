@@ -50,13 +50,13 @@ def risk_of(row: Row, table: Calibration) -> float:
 
 
 def p_value_of(row: Row, table: Calibration) -> float:
-    """The share of clean networks that look at least as suspicious; networks of all architectures count."""
+    """The p-value among the clean networks of all architectures, which is (1 + k) / (1 + n)."""
     value = table.log_odds(strengths_of(evidence_of(row)), row["verdict"] == "backdoored")
     return conformal_p(value, [one for group in table.clean for one in group.log_odds])
 
 
 def page(rows: Sequence[Row], table: Calibration) -> str:
-    """The Markdown table; backdoored models come first."""
+    """The Markdown table, in the order of the rows."""
     lines = ["| model | truth | verdicts | probabilities | p-values |", "|---|---|---|---|---|"]
     for name, mine in by(rows, "model").items():
         clean = mine[0]["kind"] is None or (mine[0]["kind"] == "published" and mine[0]["truth"] is None)

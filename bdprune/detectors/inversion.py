@@ -51,8 +51,7 @@ class InversionDetector(Detector):
     holds only for scores up to ``tiny``: a far smaller trigger than all others is too small to show such features.
 
     With fewer labels, a trigger has fewer others to be compared with, and large scores are common on clean networks.
-    The threshold of a network of K labels lies between that for ten labels and that for two, in proportion to 1 / (K -
-    1).
+    The threshold is then higher (:func:`bdprune.analysis.for_few_labels`).
 
     Args:
         search: settings of the search; None takes those of the scan's budget.

@@ -98,6 +98,9 @@ def as_scanned(evidence: Sequence[Evidence], detectors: Sequence[Detector]) -> t
     Args:
         evidence: of all detectors, in the order of a scan.
         detectors: which gave the evidence, in any order.
+
+    Raises:
+        DataError: there is evidence of another detector.
     """
     sane = Sanity(1.0, True, "")
     by_id = {one.id: one for one in detectors}
@@ -191,5 +194,7 @@ def _families(found: Calibrated) -> list[str]:
 def _left_out(found: Calibrated) -> list[str]:
     lines = [f"- `{name}` was left out. {reason}" for name, reason in found.left.items()]
     if found.not_run:
-        lines.append(f"- Not run, because there are no weights: {', '.join(f'`{one}`' for one in found.not_run)}.")
+        lines.append(
+            f"- Not run, because weights or measurements are missing: {', '.join(f'`{one}`' for one in found.not_run)}."
+        )
     return lines

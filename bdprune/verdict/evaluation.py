@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import torch
+from msgspec.structs import replace as replaced
 
 from bdprune.record import Evidence, Level
 from bdprune.verdict.calibration import (
@@ -27,7 +28,6 @@ from bdprune.verdict.judgement import Judgement, with_p_value
 
 ENOUGH_FOR_ECE = 150
 """With fewer networks, the expected calibration error is mostly noise."""
-
 
 ENOUGH_FOR_1 = 100
 """With fewer clean networks, none may pass at a false positive rate of 1 %."""
@@ -120,7 +120,7 @@ def _fitted(name: str, budget: Level, networks: Sequence[Known], clean: tuple[Re
             del kept[lowest]
         else:
             agree = False
-    final = [_weighted(one, float(weight)) for one, weight in zip(kept, weights.tolist(), strict=False)]
+    final = [replaced(one, weight=weight) for one, weight in zip(kept, weights.tolist(), strict=False)]
     return Calibration(
         name=name,
         budget=budget,
@@ -139,10 +139,6 @@ def _standard(detector: str, values: Sequence[float]) -> Input | None:
     if len(found) < 2 or float(found.std()) < 1e-6:
         return None
     return Input(detector=detector, centre=float(found.mean()), scale=float(found.std()), weight=0.0)
-
-
-def _weighted(one: Input, weight: float) -> Input:
-    return Input(detector=one.detector, centre=one.centre, scale=one.scale, weight=weight)
 
 
 def family_groups(networks: Sequence[Known]) -> list[int]:

@@ -120,7 +120,7 @@ def test_the_page_shows_measures_verdicts_and_what_was_not_run(zoo: ReferenceZoo
     assert "Verdicts on the 3 backdoored networks: 3 backdoored." in page
     assert "3 of 3 have the right label" in page
     assert "| badnets | 2 | 2 | 0 | 0 | 0 | 2 |" in page and "| none | 3 | 0 | 0 | 3 | 0 | – |" in page
-    assert "`bad-weak` was left out" in page and "no weights: `waits`" in page
+    assert "`bad-weak` was left out" in page and "are missing: `waits`" in page
     assert "| AUROC | 1.000" in page
 
 
