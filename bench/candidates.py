@@ -24,7 +24,7 @@ from pathlib import Path
 
 import torch
 from rows import Row, Rows, auroc
-from screens import cases, family_of
+from screens import cases
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
@@ -127,7 +127,7 @@ def measured(entry: Entry, case: Case, idea: str) -> Row:
     scores = compute(case)
     attack = entry.make_attack()
     return {
-        "family": None if attack is None else family_of(entry),
+        "family": None if attack is None else attack.family,
         "target": None if attack is None else attack.target,
         "score": summary(scores),
         "label": scores.index(max(scores)),

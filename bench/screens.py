@@ -64,7 +64,7 @@ def measured(entry: Entry, case: Case, key: Row) -> Row:
     evidence = detector(case)
     attack = entry.make_attack()
     return {
-        "family": None if attack is None else family_of(entry),
+        "family": None if attack is None else attack.family,
         "target": None if attack is None else attack.target,
         "score": evidence.score,
         "label": leading(evidence),
@@ -73,13 +73,6 @@ def measured(entry: Entry, case: Case, key: Row) -> Row:
         "seconds": time.perf_counter() - wall,
         "cpu_seconds": time.process_time() - cpu,
     }
-
-
-def family_of(entry: Entry) -> str:
-    """The attack's kind; attacks with several targets are families of their own."""
-    attack = entry.make_attack()
-    assert attack is not None
-    return attack.kind if attack.target is not None else f"{attack.kind}, all to all"
 
 
 def leading(evidence: Evidence) -> int | None:

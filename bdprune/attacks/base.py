@@ -142,6 +142,11 @@ class Attack(ABC):
         return ()
 
     @property
+    def family(self) -> str:
+        """The kind; attacks with several targets are families of their own."""
+        return self.kind if self.target is not None else f"{self.kind}, all to all"
+
+    @property
     def backdoor(self) -> Attack:
         """The attack that made the backdoor: another one for an attack that hides the backdoor of its source."""
         return self

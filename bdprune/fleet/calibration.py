@@ -86,7 +86,7 @@ def _failed_attack(zoo: ReferenceZoo, entry: Entry) -> str:
 
 def _known(entry: Entry, scan: ReferenceScan, detectors: Sequence[Detector]) -> Known:
     attack = entry.make_attack()
-    family = "" if attack is None else attack.kind if attack.target is not None else f"{attack.kind}, all to all"
+    family = "" if attack is None else attack.family
     targets = frozenset() if attack is None or attack.target is None else frozenset({attack.target})
     evidence, judgement = as_scanned(scan.evidence, detectors)
     return Known(entry.name, scan.arch, family, targets, evidence, judgement, scan.evidence)
