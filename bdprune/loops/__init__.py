@@ -1,5 +1,5 @@
 from bdprune.loops.activation import ActivationSettings, raise_features
-from bdprune.loops.finetune import FineTuneSettings, fine_tune
+from bdprune.loops.finetune import FineTuneSettings, KeptPruned, TuningObjective, fine_tune
 from bdprune.loops.fitting import CrossEntropy, Objective, Schedule, fit, machine, seeded
 from bdprune.loops.inversion.candidates import PenaltyRule
 from bdprune.loops.inversion.hypotheses import Hypothesis, every_target

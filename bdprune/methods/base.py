@@ -22,6 +22,7 @@ from bdprune.data import CleanData
 from bdprune.errors import BdpruneError, DataError, OptionError
 from bdprune.model import Model
 from bdprune.record import Attachment, Change, Cost, Evidence, Gift, Level, MethodInfo, Needs, Rule, Sign, finite
+from bdprune.runtime import clean_accuracy
 
 Steps = Generator[Analysis[Any], Any, Evidence]
 """The analyses that a detector needs, one after another; each ``yield`` returns the result."""
@@ -308,6 +309,39 @@ class Purifier(Method):
             DataError: there are too few clean images.
             TrainingError: an optimisation gave values that are not finite.
         """
+
+    def repair(
+        self,
+        case: Case,
+        model: Model,
+        data: CleanData,
+        *,
+        pruned: Mapping[str, list[int]] | None = None,
+        retrained: bool = False,
+        **more: Any,
+    ) -> Repair:
+        """The record of a repair by this method.
+
+        Args:
+            case: the case before the repair.
+            model: the repaired model.
+            data: clean images that both accuracies are measured on.
+            pruned: group name -> indices of its pruned filters.
+            retrained: whether other weights than those of pruned filters changed.
+            more: further fields of :class:`Repair`; ``selection`` is required.
+        """
+        cut = {name: index for name, index in (pruned or {}).items() if index}
+        more.setdefault("num_filters", sum(group.num_filters for group in case.model.groups))
+        more.setdefault("params", self.params)
+        return Repair(
+            model=model,
+            method=self.id,
+            change=what_changed(pruned=bool(cut), retrained=retrained),
+            pruned=cut,
+            accuracy_before=clean_accuracy(case.model.module, data.images, data.labels),
+            accuracy_after=clean_accuracy(model.module, data.images, data.labels),
+            **more,
+        )
 
 
 def what_changed(*, pruned: bool, retrained: bool) -> Change:

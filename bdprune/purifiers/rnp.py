@@ -6,14 +6,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-import torch
 from torch import Tensor
 
 from bdprune.analysis import SCAN_UNLEARNING, Case, Unlearning
 from bdprune.data import CleanData
-from bdprune.errors import DataError
 from bdprune.loops import (
     FineTuneSettings,
+    KeptPruned,
     RecoverSettings,
     Sweep,
     SweepPoint,
@@ -25,10 +24,10 @@ from bdprune.loops import (
     sink_label,
     sweep,
 )
-from bdprune.methods import CurvePoint, Phases, Purifier, Repair, what_changed
+from bdprune.methods import CurvePoint, Phases, Purifier, Repair, hold_out
 from bdprune.model import Model, PruneMode, prune
 from bdprune.record import Needs
-from bdprune.runtime import DEFAULT, Precision, clean_accuracy
+from bdprune.runtime import DEFAULT, Precision
 
 _PUBLISHED: dict[str, Any] = {"strict": False, "stop_early": True, "fine_tuning": None}
 PRESETS: dict[str, dict[str, Any]] = {
@@ -126,7 +125,7 @@ class RNP(Purifier):
             DataError: there are no clean images, or no class has an image to hold out.
         """
         self.check(case)
-        rest, held = self._split(case.images)
+        rest, held = hold_out(case.images, self.held_out, self.seed)
         part, phase = case.with_data(rest), Phases()
         unlearning = Unlearning(self.unlearning, self.seed, self.precision)
         with phase("unlearn"):
@@ -141,18 +140,16 @@ class RNP(Purifier):
         tuning = tuning if pruned else None
         with phase("fine_tune"):
             if tuning:
-                repaired = fine_tune(repaired, rest, tuning, pruned, self.mode, self.seed, self.precision)
-        return Repair(
-            model=repaired,
-            method=self.id,
-            change=what_changed(pruned=bool(pruned), retrained=tuning is not None),
-            selection=self._selection(chosen is not None, tuning is not None, len(held), len(rest)),
+                repaired = fine_tune(repaired, rest, tuning, KeptPruned(pruned, self.mode), self.seed, self.precision)
+        return self.repair(
+            case,
+            repaired,
+            held,
             pruned=pruned,
-            num_filters=sum(map(len, masks.values())),
+            retrained=tuning is not None,
+            selection=self._selection(chosen is not None, tuning is not None, len(held), len(rest)),
             masks=masks,
             threshold=chosen.threshold if chosen else float("nan"),
-            accuracy_before=sweep.accuracy_before,
-            accuracy_after=clean_accuracy(repaired.module, held.images, held.labels),
             curve=tuple(CurvePoint(p.threshold, p.clean_accuracy, p.filters_pruned) for p in sweep.points),
             target_label=sink_label(unlearned.trajectory, unlearned.steps_per_epoch),
             seconds=phase.seconds,
@@ -164,16 +161,6 @@ class RNP(Purifier):
         """The unlearned model to recover; the repair records its depth."""
         half_way = unlearned.half_way if self.depth == "half_way" else None
         return half_way if half_way is not None else unlearned.model
-
-    def _split(self, data: CleanData) -> tuple[CleanData, CleanData]:
-        """The images to train on, and the images held out for the threshold."""
-        rest, held = data.split(self.held_out, torch.Generator().manual_seed(self.seed))
-        if not len(held):
-            raise DataError(
-                f"{len(data)} clean images, one of each class, leave none to hold out for choosing a threshold.",
-                "Give at least two images of a class, or use the method suspiciousness.",
-            )
-        return rest, held
 
     def _choose(
         self, model: Model, masks: Mapping[str, Tensor], rest: CleanData, held: CleanData

@@ -11,11 +11,11 @@ from torch import Tensor
 
 from bdprune.analysis import Case, Suspiciousness, layer_z_scores
 from bdprune.data import CleanData
-from bdprune.loops import FineTuneSettings, PrunedPredictions, Pruning, fine_tune
-from bdprune.methods import CurvePoint, Phases, Purifier, Repair, what_changed
+from bdprune.loops import FineTuneSettings, KeptPruned, PrunedPredictions, Pruning, fine_tune
+from bdprune.methods import CurvePoint, Phases, Purifier, Repair
 from bdprune.model import Model, PruneMode, prune
 from bdprune.record import Needs
-from bdprune.runtime import DEFAULT, Precision, clean_accuracy, convs_of, crop_and_flip
+from bdprune.runtime import DEFAULT, Precision, convs_of, crop_and_flip
 
 _LADDER = tuple(3.5 - 0.25 * step for step in range(11))  # 3.5 down to 1
 _LOOKS = 500  # images on which each mu is tried, including views
@@ -79,21 +79,18 @@ class SuspiciousnessPruning(Purifier):
         tuning = self._small_steps(len(data)) if pruned else None
         with phase("fine_tune"):
             if tuning:
-                repaired = fine_tune(repaired, data, tuning, pruned, self.mode, self.seed, self.precision)
-        return Repair(
-            model=repaired,
-            method=self.id,
-            change=what_changed(pruned=bool(pruned), retrained=tuning is not None),
-            selection=self._selection(mu, len(data)),
+                repaired = fine_tune(repaired, data, tuning, KeptPruned(pruned, self.mode), self.seed, self.precision)
+        return self.repair(
+            case,
+            repaired,
+            data,
             pruned=pruned,
-            num_filters=sum(map(len, scores.values())),
+            retrained=tuning is not None,
+            selection=self._selection(mu, len(data)),
             masks=scores,
             threshold=mu,
-            accuracy_before=clean_accuracy(model.module, data.images, data.labels),
-            accuracy_after=clean_accuracy(repaired.module, data.images, data.labels),
             curve=curve,
             seconds=phase.seconds,
-            params=self.params,
             attachments=(case.attach("filter_scores", scores),),
         )
 

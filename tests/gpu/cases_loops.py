@@ -9,6 +9,7 @@ import torch
 
 from bdprune.loops import (
     FineTuneSettings,
+    KeptPruned,
     Recovered,
     RecoverSettings,
     SweepSettings,
@@ -41,5 +42,5 @@ def test_all_loops_run_on_one_model_and_on_several(gpu: torch.device, bright: An
         settings = SweepSettings([0.5, 0.9, 0.99], 1.0, stop_early=False, variant=variant)
         assert len(sweep_stack(models, masks, [bright.data], settings, precision)) == count
     tuning = FineTuneSettings(epochs=1)
-    assert fine_tune(models[0], bright.data, tuning, {"0": [1]}, "zero_gamma", 0, precision).device.type == gpu.type
+    assert fine_tune(models[0], bright.data, tuning, KeptPruned({"0": [1]}), 0, precision).device.type == gpu.type
     assert stack_or_loop(models, bright.data.images[:20]).winner in ("stack", "loop")

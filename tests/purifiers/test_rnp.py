@@ -10,6 +10,7 @@ from bdprune.errors import DataError, OptionError
 from bdprune.loops.finetune import FineTuneSettings
 from bdprune.loops.recovery import RecoverSettings
 from bdprune.loops.unlearning import UnlearnSettings
+from bdprune.methods.held_out import hold_out
 from bdprune.purifiers.rnp import RNP
 from bdprune.runtime.evaluate import clean_accuracy
 from bdprune.runtime.precision import Plan
@@ -41,7 +42,7 @@ def test_prunes_the_original_weights_not_the_unlearned_ones(bright: Any) -> None
     kept = [name for name, _ in bright.model.network.named_parameters() if name not in ("1.weight", "4.weight")]
     for name in kept:
         assert torch.equal(result.model.network.get_parameter(name), bright.model.network.get_parameter(name))
-    rest, _ = QUICK._split(bright.data)
+    rest, _ = hold_out(bright.data, QUICK.held_out, QUICK.seed)
     unlearned = case.with_data(rest).get(Unlearning(QUICK.unlearning, QUICK.seed, QUICK.precision)).model
     images, labels = bright.data.images, bright.data.labels
     assert clean_accuracy(unlearned.clone().module.train(), images, labels) < 0.6

@@ -188,7 +188,7 @@ def test_loops_give_such_convs_contiguous_maps(colours: int) -> None:
     fit(network, RawImages((images * 255).to(torch.uint8), labels), Schedule(epochs=1, batch_size=10), seed=0)
     model = Model(network, "test", 3, (colours, 8, 8))
     data = CleanData(images, labels)
-    fine_tune(model, data, FineTuneSettings(epochs=1), {}, "zero_gamma")
+    fine_tune(model, data, FineTuneSettings(epochs=1))
     recover(unlearn(model, data, UnlearnSettings(max_epochs=1)).model, data, RecoverSettings(epochs=1))
     assert plan_for("float32", network, images) == Plan(channels_last=False)
     assert not plan_for("auto", network, images).channels_last
