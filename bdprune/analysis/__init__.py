@@ -5,7 +5,9 @@ from bdprune.analysis.latent import LabelOrder, Latent, LatentFeatures, LatentMa
 from bdprune.analysis.lipschitz import Lipschitz, channel_lipschitz, channel_lipschitz_of, norm_gain
 from bdprune.analysis.moved import RaisedPoint, easiest_label, moved_filters, raise_moved
 from bdprune.analysis.outliers import UNRESPONSIVE, for_few_labels, robust_z, why_no_outlier, why_unresponsive
+from bdprune.analysis.outstanding import Outstanding, SearchFor, excess_flips, outstanding_triggers, search_again
 from bdprune.analysis.raised import PrunedPoint, natural_share, prune_raised, raised_filters, selectivity
+from bdprune.analysis.repair_check import CheckLimits, Signs, check_repair, lead_of, signs_of
 from bdprune.analysis.sanity import Sanity, SanityLimits, check_sanity
 from bdprune.analysis.size import fit_size
 from bdprune.analysis.source_search import easiest_pairs, search_sources
@@ -16,8 +18,10 @@ from bdprune.analysis.suspiciousness import Suspiciousness
 from bdprune.analysis.trigger_bytes import dump_trigger, parse_trigger
 from bdprune.analysis.trigger_pictures import draw_images, draw_trigger, shown_images
 from bdprune.analysis.trigger_search import (
+    CLEANSING,
     CREDIT,
     LARGEST,
+    PUBLISHED_CLEANSING,
     SEARCHES,
     TINY,
     readable,

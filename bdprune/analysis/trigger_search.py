@@ -8,7 +8,7 @@ from dataclasses import replace
 from bdprune.analysis.case import Case
 from bdprune.analysis.triggers import Triggers
 from bdprune.data import CleanData
-from bdprune.loops import Inversion, InvertSettings, Recovery, Stage, largest_size, size_scores
+from bdprune.loops import Inversion, InvertSettings, PenaltyRule, Recovery, Stage, largest_size, size_scores
 from bdprune.record import TRIGGER_KINDS, Level, TriggerKind
 
 _QUICK = InvertSettings(stages=(Stage(40, 8), Stage(40, 16, keep=4)), final=Stage(30, 32, keep=1), rounds=2)
@@ -21,6 +21,22 @@ SEARCHES: Mapping[Level, InvertSettings] = {
     "full": replace(_LONG, outstanding=_OUTSTANDING),
 }
 """The search for each kind of trigger at each budget."""
+
+CLEANSING = InvertSettings(stages=(Stage(60, 8), Stage(60, 16)), final=Stage(30, 32, keep=1))
+"""The search: every label takes part in all stages, so that all sizes can be compared."""
+
+PUBLISHED_CLEANSING = InvertSettings(
+    stages=(Stage(1000, 32),),
+    final=Stage(1, 32, keep=1),
+    rounds=0,
+    success=0.99,
+    lr=0.2,
+    penalty=PenaltyRule(first=1e-3, factor=2.0, patience=5, from_zero=True),
+    held_out=0.1,
+    only_right=False,
+)
+"""The schedule of the paper. Its variables are half as large (``tanh(a) / 2 + 1/2`` is ``sigmoid(2 a)``), so that its
+learning rate of 0.1 is 0.2 here."""
 
 KINDS: Mapping[Level, tuple[TriggerKind, ...]] = {"fast": ("patch",), "default": TRIGGER_KINDS, "full": TRIGGER_KINDS}
 """The kinds of triggers that are searched at each budget."""

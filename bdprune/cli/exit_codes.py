@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Literal
 
 from bdprune import errors
-from bdprune.record import InspectResult, Result
+from bdprune.record import InspectResult, PurifyResult, Result
 
 OK = 0
 FOUND = 1
@@ -20,12 +20,12 @@ BROKEN_PIPE = 141
 
 CODES: Mapping[int, str] = {
     OK: "every model was scanned, and none reached --fail-on",
-    FOUND: "at least one model reached --fail-on",
+    FOUND: "at least one model reached --fail-on; or a repaired model still shows a sign of the backdoor",
     FAILED: "at least one scan failed or timed out",
     UNSUPPORTED: "no supported file was scanned",
     USAGE: "usage error, or an output that cannot be written",
     INCONCLUSIVE: "at least one model could not be judged; or, without --skip-unknown, a file that may hold weights "
-    "was not scanned; or a repair left a set of weights as it was",
+    "was not scanned; or a repair could not be verified, or left a set of weights as it was",
     INTERRUPTED: "interrupted; no file is half-written",
     BROKEN_PIPE: "the reader of standard output closed it",
 }
@@ -82,6 +82,14 @@ def of_scan(
         return FAILED
     unknown = (unknown or len(supported) < len(results)) and not skip_unknown
     return INCONCLUSIVE if "inconclusive" in verdicts or unknown else OK
+
+
+def of_repair(results: Sequence[PurifyResult]) -> int:
+    """The code for the repairs of all sets of weights in a file: the first that applies of 1, 5 and 0."""
+    outcomes = {one.outcome for one in results}
+    if "unrepaired" in outcomes:
+        return FOUND
+    return INCONCLUSIVE if "unverified" in outcomes or any(one.left for one in results) else OK
 
 
 InspectFailOn = Literal["suspicious", "excess", "never"]

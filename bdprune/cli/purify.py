@@ -20,7 +20,7 @@ from bdprune.registry import names
 @click.argument("path", type=options.FILE)
 @click.option(
     "--method",
-    default="rnp",
+    default="auto",
     show_default=True,
     type=options.Names(lambda: names("purifier")),
     help="Which purifier to use; `bdprune purifiers` describes them.",
@@ -47,6 +47,11 @@ from bdprune.registry import names
     metavar="SHARE",
     help="Largest allowed drop of clean accuracy, as in 0.02.  [default: the method's]",
 )
+@click.option(
+    "--check",
+    is_flag=True,
+    help="Look for signs of the backdoor before and after the repair. The method `auto` always does.",
+)
 @options.precision_option("the repair's steps")
 @options.model_options
 @options.attachments_option
@@ -64,9 +69,12 @@ def purify(
 ) -> int:
     """Remove the backdoor from a checkpoint and write a drop-in replacement.
 
-    Held-out clean images alone decide the threshold. The repaired file keeps the format, names and extra entries of
-    the file at PATH, which does not change. All sets of weights in it are repaired. If one cannot be repaired, the
-    report says so and the exit code is 5.
+    The method `auto` tries several methods, the cheapest first, until clean images show no sign of the backdoor.
+    Held-out clean images alone decide. The repaired file keeps the format, names and extra entries of the file at
+    PATH, which does not change. All sets of weights in it are repaired.
+
+    The exit code is 1 if a sign of the backdoor is left (outcome `unrepaired`). It is 5 if nothing could be measured
+    (`unverified`), or if a set of weights could not be repaired. The file is written in each of these cases.
 
     \b
     bdprune purify model.pth --data clean_images/ --normalize cifar10 -o repaired.pth
@@ -89,4 +97,4 @@ def purify(
         done = repair(source, data, output=output, start_from=start_from, progress=progress.stage, **settings)
     results = [done.result, *(other.result for other in done.others)]
     outputs.write_all(wanted, lambda one: results, as_array=False)
-    return exit_codes.INCONCLUSIVE if done.result.left else exit_codes.OK
+    return exit_codes.of_repair(results)

@@ -8,30 +8,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from bdprune.analysis import Case, Triggers, attach_triggers
+from bdprune.analysis import CLEANSING, PUBLISHED_CLEANSING, Case, Triggers, attach_triggers
 from bdprune.detectors.inversion import InversionDetector, few_labels, unseen_by
-from bdprune.loops import Hypothesis, Inversion, InvertSettings, PenaltyRule, Recovery, Stage
+from bdprune.loops import Hypothesis, Inversion, InvertSettings, Recovery
 from bdprune.methods import Detector, Steps
 from bdprune.record import Cost, Evidence, Needs, Sign
 
-CLEANSING = InvertSettings(stages=(Stage(60, 8), Stage(60, 16)), final=Stage(30, 32, keep=1))
-"""The search: every label takes part in all stages, so that all sizes can be compared."""
-
-PUBLISHED = InvertSettings(
-    stages=(Stage(1000, 32),),
-    final=Stage(1, 32, keep=1),
-    rounds=0,
-    success=0.99,
-    lr=0.2,
-    penalty=PenaltyRule(first=1e-3, factor=2.0, patience=5, from_zero=True),
-    held_out=0.1,
-    only_right=False,
-)
-"""The schedule of the paper. Its variables are half as large (``tanh(a) / 2 + 1/2`` is ``sigmoid(2 a)``), so that its
-learning rate of 0.1 is 0.2 here."""
-
 PRESETS: Mapping[str, Mapping[str, Any]] = {
-    "paper": {"search": PUBLISHED, "least_spread": 0.0, "flip_rate": 0.0},
+    "paper": {"search": PUBLISHED_CLEANSING, "least_spread": 0.0, "flip_rate": 0.0},
     "robust": {},
 }
 

@@ -8,8 +8,8 @@ from typing import Any, Literal
 
 import msgspec
 
-from bdprune.analysis import SCAN_UNLEARNING, Case, Unlearning, with_own_statistics
-from bdprune.detectors.neural_cleanse import CLEANSING, PUBLISHED, NeuralCleanseDetector
+from bdprune.analysis import CLEANSING, PUBLISHED_CLEANSING, SCAN_UNLEARNING, Case, Unlearning, with_own_statistics
+from bdprune.detectors.neural_cleanse import NeuralCleanseDetector
 from bdprune.loops import InvertSettings, UnlearnSettings
 from bdprune.methods import Detector
 from bdprune.model import Model
@@ -20,7 +20,7 @@ _ALL_IMAGES = replace(CLEANSING, only_right=False)
 
 _PRESETS: Mapping[str, Mapping[str, Any]] = {
     "paper": {
-        "search": PUBLISHED,
+        "search": PUBLISHED_CLEANSING,
         "threshold": 2.0,
         "least_spread": 0.0,
         "flip_rate": 0.0,

@@ -12,6 +12,7 @@ from bdprune.loops.perturbation import Found, PerturbSettings, smallest_triggers
 from bdprune.loops.predictions import PrunedPredictions, Pruning
 from bdprune.loops.recovery import Recovered, RecoverSettings, recover, recover_stack
 from bdprune.loops.resume import Checkpoint, digest
+from bdprune.loops.stamping import StampedLabels, Stamper, Stamping, TargetAscent
 from bdprune.loops.sweeping import Sweep, SweepPoint, SweepSettings, below, sweep, sweep_stack
 from bdprune.loops.unlearning import (
     Unlearned,

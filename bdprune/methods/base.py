@@ -21,7 +21,21 @@ from bdprune.analysis import Analysis, Case, layer_z_scores, outcome_of
 from bdprune.data import CleanData
 from bdprune.errors import BdpruneError, DataError, OptionError
 from bdprune.model import Model
-from bdprune.record import Attachment, Change, Cost, Evidence, Gift, Level, MethodInfo, Needs, Rule, Sign, finite
+from bdprune.record import (
+    Attachment,
+    Attempt,
+    Change,
+    Cost,
+    Evidence,
+    Gift,
+    Level,
+    MethodInfo,
+    Needs,
+    RepairCheck,
+    Rule,
+    Sign,
+    finite,
+)
 from bdprune.runtime import clean_accuracy
 
 Steps = Generator[Analysis[Any], Any, Evidence]
@@ -276,6 +290,8 @@ class Repair:
         seconds: wall time of each phase.
         params: constructor settings, JSON values only.
         attachments: tensors and pictures, such as the masks.
+        check: what clean images show; None if the method does not look.
+        attempts: the methods that were tried, for a method that chooses among several.
     """
 
     model: Model
@@ -293,6 +309,8 @@ class Repair:
     seconds: dict[str, float] = field(default_factory=dict)
     params: dict[str, Any] = field(default_factory=dict)
     attachments: tuple[Attachment, ...] = ()
+    check: RepairCheck | None = None
+    attempts: tuple[Attempt, ...] = ()
 
 
 class Purifier(Method):

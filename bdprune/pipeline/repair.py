@@ -12,12 +12,22 @@ import msgspec
 import torch
 from torch import Tensor
 
-from bdprune.analysis import Case, Sanity, Unlearning, check_sanity, from_tensors
+from bdprune.analysis import (
+    Case,
+    CheckLimits,
+    Sanity,
+    SearchFor,
+    Unlearning,
+    check_repair,
+    check_sanity,
+    from_tensors,
+    signs_of,
+)
 from bdprune.data import CleanData
 from bdprune.errors import BdpruneError, DataError, OptionError, SanityError
 from bdprune.files import read_safetensors
 from bdprune.loops import UnlearnSettings
-from bdprune.methods import Purifier, Repair
+from bdprune.methods import Purifier, Repair, hold_out
 from bdprune.model import Loaded, Model, save
 from bdprune.pipeline.attachments import attachments_folder, read_attachment, save_attachments
 from bdprune.pipeline.describe import artifact_info, data_info, env, model_info, weight_coverage
@@ -38,6 +48,7 @@ from bdprune.record import (
 from bdprune.registry import chosen_purifier, method_class
 
 _BINS = 20
+_HELD_OUT = 0.3  # share of the clean images that measures the triggers of a check
 _GO_ON = "scan"  # the preset of a purifier that reuses the results of a scan
 _GIVE_SCAN = "Give the file that `bdprune scan --format json=FILE` wrote."
 
@@ -49,6 +60,7 @@ class RepairNames(OptionNames, total=False):
     max_acc_drop: float | None
     start_from: Result | Sequence[Result] | str | os.PathLike[str] | None
     attachments: str | os.PathLike[str] | None
+    check: bool
 
 
 @dataclass(frozen=True)
@@ -75,7 +87,7 @@ def purify(
     model: ModelSource,
     data: DataSource,
     *,
-    method: str | Purifier = "rnp",
+    method: str | Purifier = "auto",
     preset: str | None = None,
     settings: Mapping[str, Any] | None = None,
     output: str | os.PathLike[str] | None = None,
@@ -97,7 +109,8 @@ def purify(
         **options: ``mode`` and ``max_acc_drop``, settings by the names of the command line; ``start_from``, the result
             of a scan of the same weights on the same images, or the path of its JSON: the method reuses the model that
             the scan unlearned in this process or attached; ``attachments``, a folder for tensors such as the masks;
-            and the ``Options`` (``arch``, ``seed``, ``per_class``, ...), as for ``bdprune.scan``.
+            ``check``, whether to look for signs of the backdoor before and after a repair by a method that does not do
+            so itself; and the ``Options`` (``arch``, ``seed``, ``per_class``, ...), as for ``bdprune.scan``.
 
     Raises:
         SanityError: the model's accuracy on this data is too low to trust a repair.
@@ -133,6 +146,7 @@ class _Run:
     starts: Sequence[Result] = ()
     attachments: Path | None = None
     folders: tuple[Path, ...] = ()
+    check: bool = False
 
 
 def _run_of(
@@ -145,6 +159,7 @@ def _run_of(
     """The purifier and the options, checked before any file is read."""
     named = {"mode": options.pop("mode", None), "max_drop": options.pop("max_acc_drop", None)}
     source, folder = options.pop("start_from", None), options.pop("attachments", None)
+    check = bool(options.pop("check", False))
     starts = _results(source)
     known = options_from(options, "purify")
     known.check()
@@ -162,7 +177,7 @@ def _run_of(
     attachments = attachments_folder(folder) if folder is not None else None
     next_to_it = [Path(source).parent] if isinstance(source, str | os.PathLike) else []
     folders = tuple([attachments, *next_to_it] if attachments else next_to_it)
-    return _Run(purifier, known, progress, starts, attachments, folders)
+    return _Run(purifier, known, progress, starts, attachments, folders, check)
 
 
 def _results(source: Result | Sequence[Result] | str | os.PathLike[str] | None) -> list[Result]:
@@ -280,7 +295,19 @@ def _repaired(model: Model, clean: CleanSource, run: _Run) -> _Done:
     if not sanity.ok:
         raise SanityError(sanity.message, sanity.suggestion)
     run.progress(f"repairing with {short_id(run.purifier)}")
-    return _Done(fitted, case.images, sanity, run.purifier(case), case.attachments, clock.started, clock.seconds)
+    repair = run.purifier(case)
+    if run.check and repair.check is None:
+        run.progress("checking the repair")
+        repair = _checked(case, repair, run)
+    return _Done(fitted, case.images, sanity, repair, case.attachments, clock.started, clock.seconds)
+
+
+def _checked(case: Case, repair: Repair, run: _Run) -> Repair:
+    """The repair with what clean images show before and after it."""
+    _, held = hold_out(case.images, _HELD_OUT, run.options.seed)
+    search, criteria, seed = SearchFor(), CheckLimits(), run.options.seed
+    signs = signs_of(case, held, criteria, search, seed)
+    return replace(repair, check=check_repair(case, repair.model, signs, criteria, search, seed))
 
 
 def _left(model: Model, failed: Sequence[tuple[str, BdpruneError]]) -> tuple[str, ...]:
@@ -336,6 +363,9 @@ def _record(one: _Done, output: OutputInfo | None, left: tuple[str, ...], run: _
         attachments=save_attachments(repair.attachments, one.attachments, run.attachments),
         output=output,
         left=left,
+        outcome=repair.check.outcome if repair.check else "unchecked",
+        check=repair.check,
+        attempts=repair.attempts,
         coverage=weight_coverage(one.model),
         seconds=one.seconds,
     )

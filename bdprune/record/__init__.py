@@ -35,6 +35,7 @@ from bdprune.record.parts import (
     Severity,
     WeightCoverage,
 )
+from bdprune.record.repair import OUTCOMES, Attempt, Outcome, RepairCheck, TriggerCheck
 from bdprune.record.results import (
     ATTENTION,
     KINDS,

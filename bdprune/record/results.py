@@ -33,6 +33,7 @@ from bdprune.record.parts import (
     PassedOver,
     WeightCoverage,
 )
+from bdprune.record.repair import Attempt, Outcome, RepairCheck
 from bdprune.record.trigger import TriggerInfo
 
 Verdict = Literal["clean", "suspicious", "backdoored", "inconclusive", "error"]
@@ -154,6 +155,10 @@ class PurifyResult(Document, frozen=True, kw_only=True, tag_field="kind", tag="p
         attachments: tensors such as the masks.
         output: the file that was written; None if none was.
         left: sets of weights that were not repaired, with reasons: the new file holds them unchanged.
+        outcome: what clean images show: ``repaired``, no sign of the backdoor is left; ``unrepaired``, at least one is;
+            ``unverified``, there was no sign to begin with; ``unchecked``, the repair was not checked.
+        check: the signs before and after the repair; None if the repair was not checked.
+        attempts: the methods that were tried, for a repair that chooses among several.
     """
 
     method: str
@@ -173,6 +178,9 @@ class PurifyResult(Document, frozen=True, kw_only=True, tag_field="kind", tag="p
     attachments: tuple[Attachment, ...] = ()
     output: OutputInfo | None = None
     left: tuple[str, ...] = ()
+    outcome: Outcome = "unchecked"
+    check: RepairCheck | None = None
+    attempts: tuple[Attempt, ...] = ()
 
 
 class ScoreResult(Document, frozen=True, kw_only=True, tag_field="kind", tag="score"):

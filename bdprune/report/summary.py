@@ -61,10 +61,50 @@ def advice(result: Result) -> str:
 
 
 def outcome(result: PurifyResult) -> str:
-    """``repaired``, ``partly repaired`` if some weights of the file were not, or ``unchanged``."""
+    """``repaired``, ``partly repaired`` if some weights of the file were not, ``unrepaired`` or ``unverified`` by the
+    check of the repair, or ``unchanged``.
+    """
+    if result.outcome == "unrepaired":
+        return "unrepaired"
     if result.change == "nothing":
         return "unchanged"
+    if result.outcome == "unverified":
+        return "unverified"
     return "partly repaired" if result.left else "repaired"
+
+
+def check_rows(result: PurifyResult) -> list[tuple[str, str]]:
+    """The signs of a backdoor before and after a repair: (kind, text)."""
+    check = result.check
+    if check is None:
+        return []
+    rows = [
+        (
+            "trigger",
+            f"{one.name}: flips {percent(one.flips_before)} → {percent(one.flips_after)}, "
+            f"score {number(one.score_before)} → {number(one.score_after)}",
+        )
+        for one in check.triggers
+    ]
+    if check.lead_before is not None:
+        after = "not measured" if check.lead_after is None else number(check.lead_after)
+        rows.append(("lead", f"{number(check.lead_before)} → {after}"))
+    return [*rows, *(("left", one) for one in check.left)]
+
+
+def attempt_rows(result: PurifyResult) -> list[tuple[str, str]]:
+    """What each tried method achieved: (name, text)."""
+    return [
+        (
+            one.method,
+            f"{one.rejected or _left(one.left)}, {seconds(one.seconds)}{' (chosen)' if one.chosen else ''}",
+        )
+        for one in result.attempts
+    ]
+
+
+def _left(signs: Sequence[str]) -> str:
+    return "; ".join(signs) if signs else "no sign of the backdoor is left"
 
 
 def change(result: PurifyResult) -> str:
@@ -106,8 +146,15 @@ TRIGGER_COLUMNS = ("kind", "leads to", "images of", "smallest", "size", "place",
 
 def repair_advice(result: PurifyResult) -> str:
     """What to do after a repair."""
+    if result.outcome == "unrepaired":
+        return "Do not deploy it: clean images still show signs of the backdoor. Train the network again if you can."
     if result.change == "nothing":
         return f"It is not safer than before: {result.selection}."
+    if result.outcome == "unverified":
+        return (
+            "No sign of a backdoor was found before the repair, so nothing shows whether the repair removed one. Scan "
+            "the model for a verdict."
+        )
     what = "file" if result.output else "model"
     return f"Scan the repaired {what} before you deploy it: a repair cannot see the trigger and may leave the backdoor."
 

@@ -142,6 +142,8 @@ def _repair(result: PurifyResult, colour: bool) -> list[str]:
         ("threshold", None if result.threshold is None else summary.number(result.threshold)),
         ("target", None if result.target_label is None else f"label {result.target_label}"),
         *[("not repaired", one) for one in result.left],
+        *summary.check_rows(result),
+        *[(f"tried {name}", text) for name, text in summary.attempt_rows(result)],
         *_model_and_data(result),
         _time(result),
         ("steps", ", ".join(summary.phases(result)) or None),

@@ -1,0 +1,232 @@
+"""Tries methods, the cheapest first, until clean images show no sign of the backdoor."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field, replace
+from typing import ClassVar
+
+import msgspec
+
+from bdprune.analysis import Case, CheckLimits, SearchFor, Signs, check_repair, signs_of
+from bdprune.errors import BdpruneError
+from bdprune.methods import Phases, Purifier, Repair, hold_out
+from bdprune.model import PruneMode
+from bdprune.purifiers.rnp import RNP
+from bdprune.purifiers.trigger_pruning import TriggerPruning
+from bdprune.purifiers.trigger_unlearning import TriggerUnlearning
+from bdprune.record import Attempt, Change, Needs, RepairCheck
+from bdprune.runtime import DEFAULT, Precision
+
+Candidate = tuple[str, Callable[[Case], Repair]]
+
+_BOTH: dict[tuple[bool, bool], Change] = {
+    (False, False): "nothing",
+    (True, False): "pruned",
+    (False, True): "retrained",
+    (True, True): "pruned and retrained",
+}
+
+
+@dataclass(frozen=True)
+class _Tried:
+    """A repair that was tried, and its check."""
+
+    name: str
+    repair: Repair
+    check: RepairCheck
+    seconds: float
+
+    @property
+    def rank(self) -> tuple[int, float, float]:
+        """Smaller is better: signs that are left, then flips, then lost accuracy."""
+        return *self.check.severity, -self.repair.accuracy_after
+
+
+@dataclass(frozen=True)
+class Auto(Purifier):
+    """Chooses among the methods by what clean images show, and says what is left.
+
+    The signs of the backdoor are the recovered triggers that stand out, and a label that leads while the network
+    unlearns. The methods are tried one after another, the cheapest first: pruning of the filters that the triggers
+    raise; RNP; the pruning with a fine-tuning; the unlearning of the triggers; RNP and then the unlearning. After each,
+    the known triggers are measured on held-out images, searched again, and tried under small random changes of the
+    batch norms; the network is unlearned again if a label led before. The first result without a sign that costs at
+    most ``max_drop`` is taken. If there is none, the one with the fewest signs is taken, and the outcome is
+    ``unrepaired``.
+
+    Without any sign, nothing can be checked. Then RNP alone is used with the limit ``safe_drop``, which changes a clean
+    network little, and the outcome is ``unverified``.
+
+    Args:
+        search: which triggers are searched; by default those of a scan.
+        criteria: what counts as a sign of a backdoor.
+        max_drop: largest fall of clean accuracy on the held-out images, in [0, 1].
+        safe_drop: the same if there is no sign.
+        held_out: share of the clean images held out for the accuracy and the check.
+        mode: how a filter is pruned.
+        precision: precision of training (:func:`bdprune.runtime.plan_for`).
+        seed: seed of everything random.
+    """
+
+    search: SearchFor = field(default_factory=SearchFor)
+    criteria: CheckLimits = field(default_factory=CheckLimits)
+    max_drop: float = 0.04
+    safe_drop: float = 0.005
+    held_out: float = 0.3
+    mode: PruneMode = "zero_gamma"
+    precision: Precision = DEFAULT
+    seed: int = 0
+
+    id = "bdprune.auto"
+    title = "tries methods, the cheapest first, until clean images show no sign of the backdoor"
+    needs = Needs(images="labelled", minimum=20)
+    cost = "training"
+    gives = ("removal", "trigger recovery")
+    label = True
+    presets: ClassVar[dict[str, dict[str, object]]] = {}
+
+    def __call__(self, case: Case) -> Repair:
+        """Repairs a copy of the model.
+
+        Raises:
+            DataError: there are too few clean images.
+        """
+        self.check(case)
+        phase = Phases()
+        _, held = hold_out(case.images, self.held_out, self.seed)
+        with phase("signs"):
+            signs = signs_of(case, held, self.criteria, self.search, self.seed)
+        if not signs.triggers and signs.lead is None:
+            return self._unverified(case, phase)
+        tried, attempts = self._try_all(case, signs, phase)
+        if not tried:
+            return self._unchanged(case, signs, attempts, phase)
+        best = min(tried, key=lambda one: one.rank)
+        return self._chosen(best, attempts, signs, phase)
+
+    def _candidates(self, signs: Signs) -> Iterator[Candidate]:
+        """The methods in the order of their cost."""
+        common = {"seed": self.seed, "precision": self.precision, "search": self.search}
+        pruning = TriggerPruning(mode=self.mode, held_out=self.held_out, fine_tuning=None, **common)  # type: ignore[arg-type]
+        tuned = TriggerPruning(mode=self.mode, held_out=self.held_out, **common)  # type: ignore[arg-type]
+        unlearning = TriggerUnlearning(pruning=replace(pruning, max_drop=0.05), held_out=self.held_out, **common)  # type: ignore[arg-type]
+        rnp = RNP.preset("scan", mode=self.mode, held_out=self.held_out, seed=self.seed, precision=self.precision)
+        known = signs.triggers
+        if known:
+            yield "trigger_pruning", lambda case: pruning.repaired(case, known, Phases())
+        yield "rnp", rnp
+        if known:
+            yield "trigger_pruning+fine_tuning", lambda case: tuned.repaired(case, known, Phases())
+            yield "trigger_unlearning", lambda case: unlearning.repaired(case, known, Phases())
+            yield "rnp+trigger_unlearning", lambda case: _one_after_another(case, rnp, unlearning, signs)
+
+    def _try_all(self, case: Case, signs: Signs, phase: Phases) -> tuple[list[_Tried], list[Attempt]]:
+        """The results within the limit, and a record of each attempt."""
+        tried: list[_Tried] = []
+        attempts: list[Attempt] = []
+        for name, method in self._candidates(signs):
+            with phase(name):
+                one = self._try(case, name, method, signs)
+            if isinstance(one, Attempt):
+                attempts.append(one)
+                continue
+            tried.append(one)
+            attempts.append(
+                Attempt(
+                    method=name,
+                    accuracy_after=one.repair.accuracy_after,
+                    left=one.check.left,
+                    seconds=one.seconds,
+                )
+            )
+            if not one.check.left:
+                break
+        return tried, attempts
+
+    def _try(self, case: Case, name: str, method: Callable[[Case], Repair], signs: Signs) -> _Tried | Attempt:
+        start = time.perf_counter()
+        try:
+            repair = method(case)
+        except BdpruneError as error:
+            return Attempt(method=name, accuracy_after=None, rejected=str(error), seconds=time.perf_counter() - start)
+        drop = repair.accuracy_before - repair.accuracy_after
+        rejected = ""
+        if repair.change == "nothing":
+            rejected = repair.selection
+        elif drop > self.max_drop:
+            rejected = f"it costs {100 * drop:.1f} points of clean accuracy"
+        if rejected:
+            spent = time.perf_counter() - start
+            return Attempt(method=name, accuracy_after=repair.accuracy_after, rejected=rejected, seconds=spent)
+        check = check_repair(case, repair.model, signs, self.criteria, self.search, self.seed)
+        return _Tried(name, repair, check, time.perf_counter() - start)
+
+    def _chosen(self, best: _Tried, attempts: list[Attempt], signs: Signs, phase: Phases) -> Repair:
+        marked = [msgspec.structs.replace(one, chosen=one.method == best.name) for one in attempts]
+        others = f"of {len(attempts)} tried" if len(attempts) > 1 else "the first tried"
+        reason = "no sign of the backdoor is left" if not best.check.left else "it leaves the fewest signs"
+        return replace(
+            best.repair,
+            method=self.id,
+            selection=f"{best.name}, {others}: {reason}; {best.repair.selection}",
+            target_label=signs.label,
+            seconds=phase.seconds,
+            params=self.params,
+            check=best.check,
+            attempts=tuple(marked),
+        )
+
+    def _unchanged(self, case: Case, signs: Signs, attempts: list[Attempt], phase: Phases) -> Repair:
+        check = check_repair(case, case.model, signs, self.criteria, self.search, self.seed)
+        return self.repair(
+            case,
+            case.model,
+            signs.held,
+            selection=f"nothing is changed: each method costs over {100 * self.max_drop:g} points or finds nothing",
+            target_label=signs.label,
+            seconds=phase.seconds,
+            check=check,
+            attempts=tuple(attempts),
+        )
+
+    def _unverified(self, case: Case, phase: Phases) -> Repair:
+        """RNP within a small limit, because nothing shows whether a repair works."""
+        careful = RNP.preset(
+            "scan",
+            mode=self.mode,
+            held_out=self.held_out,
+            max_drop=self.safe_drop,
+            fine_tuning=None,
+            seed=self.seed,
+            precision=self.precision,
+        )
+        with phase("rnp"):
+            repair = careful(case)
+        return replace(
+            repair,
+            method=self.id,
+            selection=f"no sign of a backdoor was found, so RNP alone is used: {repair.selection}",
+            target_label=None,
+            seconds=phase.seconds,
+            params=self.params,
+            check=RepairCheck(),
+            attempts=(Attempt(method="rnp", accuracy_after=repair.accuracy_after, chosen=True),),
+        )
+
+
+def _one_after_another(case: Case, first: RNP, second: TriggerUnlearning, signs: Signs) -> Repair:
+    """The second method on the result of the first; the filters pruned by both stay pruned."""
+    before = first(case)
+    after = second.repaired(case.with_model(before.model), signs.triggers, Phases(), before.pruned)
+    groups = [group.name for group in case.model.groups]
+    both = {name: sorted({*before.pruned.get(name, ()), *after.pruned.get(name, ())}) for name in groups}
+    pruned = {name: index for name, index in both.items() if index}
+    return replace(
+        after,
+        accuracy_before=before.accuracy_before,
+        pruned=pruned,
+        change=_BOTH[bool(pruned), "retrained" in before.change or "retrained" in after.change],
+        selection=f"{before.selection}; then {after.selection}",
+    )

@@ -1,0 +1,36 @@
+"""NU+NC+ABL: the trigger comes from the unlearned model, and its target label is unlearned."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from bdprune.loops import FineTuneSettings, TargetAscent, Trigger, TuningObjective
+from bdprune.purifiers.nc_abl import PRESETS as ABL_PRESETS
+from bdprune.purifiers.nu_nc_fine_tuning import PRESETS as NU_PRESETS
+from bdprune.purifiers.nu_nc_fine_tuning import NUNCFineTuning
+
+PRESETS: Mapping[str, Mapping[str, Any]] = {"paper": {**NU_PRESETS["paper"], **ABL_PRESETS["paper"]}, "robust": {}}
+
+
+@dataclass(frozen=True)
+class NUNCABL(NUNCFineTuning):
+    """NC+ABL with the trigger that the search finds in the unlearned model of the case.
+
+    Args:
+        tuning: settings of the training.
+        limit: largest loss of an image with the trigger that is raised further.
+    """
+
+    tuning: FineTuneSettings = field(
+        default_factory=lambda: FineTuneSettings(lr=0.002, epochs=10, schedule="cosine", clip=1.0)
+    )
+    limit: float = 5.0
+
+    id = "bdprune.nu_nc_abl"
+    title = "unlearns the target label of images with the smallest trigger of the unlearned network (NU+NC+ABL)"
+    presets = PRESETS
+
+    def _objective(self, trigger: Trigger) -> TuningObjective:
+        return TargetAscent([trigger], self.stamping, self.seed, self.limit)

@@ -1,0 +1,214 @@
+"""Prunes the filters that the recovered triggers of a case raise most."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from bdprune.analysis import Case, Outstanding, SearchFor, excess_flips, outstanding_triggers, raised_filters
+from bdprune.data import CleanData
+from bdprune.loops import FineTuneSettings, KeptPruned, PrunedPredictions, Pruning, fine_tune
+from bdprune.methods import CurvePoint, Phases, Purifier, Repair, hold_out
+from bdprune.model import Model, PruneMode, prune
+from bdprune.record import Needs
+from bdprune.runtime import DEFAULT, Precision, share_right
+
+_LOOKS = 200
+"""The number of images that rank the filters."""
+
+_SHARES = (0.0025, 0.005, 0.0075, 0.01, 0.0133, 0.0167, 0.02, 0.025, 0.03, 0.04, 0.05, 0.065, 0.08, 0.1, 0.125, 0.15)
+"""The tried shares of all filters."""
+
+PRESETS: Mapping[str, Mapping[str, Any]] = {
+    "paper": {"layers": "last", "stop": "flips", "fine_tuning": None},
+    "robust": {},
+}
+
+
+@dataclass(frozen=True)
+class TriggerPruning(Purifier):
+    """Prunes the filters that recovered triggers raise most, as far as clean accuracy allows.
+
+    A filter's rank is the rise of its map under a trigger, in standard deviations on clean images
+    (:func:`bdprune.analysis.raised_filters`); of several triggers the largest rise counts. A recovered trigger is
+    weaker than the true one, so the default does not stop when the recovered one stops working: it prunes as many
+    filters as held-out clean accuracy allows. If the trigger still works then, more filters are pruned, and a
+    fine-tuning that keeps them pruned must regain the accuracy.
+
+    The preset ``paper`` is the patching of Neural Cleanse: it ranks the neurons of the last layer only, and stops when
+    the recovered trigger no longer works.
+
+    Args:
+        search: which triggers are searched; by default those of a scan.
+        least: smallest score of a trigger that counts (:class:`bdprune.detectors.inversion.InversionDetector`).
+        layers: rank the filters of ``all`` layers, or of the ``last`` one.
+        stop: prune as long as the ``accuracy`` allows, or until the triggers no longer work (``flips``), and not beyond
+            the accuracy either.
+        gone: largest share of held-out images that a trigger without effect flips beyond those that the network labels
+            so without it, in [0, 1].
+        max_drop: largest fall of clean accuracy on the held-out images, in [0, 1].
+        held_out: share of the clean images held out for the accuracy.
+        fine_tuning: settings of the fine-tuning; None for none.
+        tuned_drop: largest fall of clean accuracy before the fine-tuning.
+        mode: how a filter is pruned.
+        precision: precision of the fine-tuning (:func:`bdprune.runtime.plan_for`).
+        seed: seed of the search, of the split and of the fine-tuning.
+    """
+
+    search: SearchFor = SearchFor()  # noqa: RUF009  (frozen)
+    least: float = 1.5
+    layers: Literal["all", "last"] = "all"
+    stop: Literal["accuracy", "flips"] = "accuracy"
+    gone: float = 0.1
+    max_drop: float = 0.02
+    held_out: float = 0.3
+    fine_tuning: FineTuneSettings | None = field(default_factory=lambda: FineTuneSettings(lr=0.005, epochs=10))
+    tuned_drop: float = 0.08
+    mode: PruneMode = "zero_gamma"
+    precision: Precision = DEFAULT
+    seed: int = 0
+
+    id = "bdprune.trigger_pruning"
+    title = "prunes the filters that the recovered triggers raise most"
+    paper = "after Wang et al., Neural Cleanse, S&P 2019, Section VI.B (patching by neuron pruning)"
+    needs = Needs(images="labelled", minimum=20)
+    cost = "gradients"
+    gives = ("removal", "trigger recovery")
+    label = True
+    limits = "It removes backdoors whose trigger the search recovers. Without such a trigger it changes nothing."
+    presets = PRESETS
+
+    def __call__(self, case: Case) -> Repair:
+        """Repairs a copy of the model.
+
+        Raises:
+            DataError: there are too few clean images.
+        """
+        self.check(case)
+        phase = Phases()
+        with phase("search"):
+            known = outstanding_triggers(case, self.search, self.least, self.seed)
+        return self.repaired(case, known, phase)
+
+    def repaired(self, case: Case, known: Sequence[Outstanding], phase: Phases) -> Repair:
+        """The repair by known triggers.
+
+        Args:
+            case: the case; its model may be another form of the network that the triggers come from.
+            known: the triggers; without any, nothing is pruned.
+            phase: takes the times.
+        """
+        rest, held = hold_out(case.images, self.held_out, self.seed)
+        if not known:
+            nothing = "nothing is pruned: no recovered trigger stands out"
+            return self.repair(case, case.model, held, selection=nothing, seconds=phase.seconds)
+        with phase("rank"):
+            ranks = self._ranks(case.model, known, rest)
+        with phase("sweep"):
+            points, prunings = self._tried(case.model, known, ranks, held)
+            chosen, tuned = self._choose(points)
+        pruned = prunings[chosen]
+        repaired = prune(case.model, pruned, self.mode)
+        tuning = self.fine_tuning if tuned else None
+        with phase("fine_tune"):
+            if tuning is not None:
+                repaired = fine_tune(repaired, rest, tuning, KeptPruned(pruned, self.mode), self.seed, self.precision)
+        return self.repair(
+            case,
+            repaired,
+            held,
+            pruned={name: list(index) for name, index in pruned.items()},
+            retrained=tuning is not None,
+            selection=self._selection(known, chosen, len(held), tuning is not None),
+            masks=ranks,
+            curve=tuple(CurvePoint(float(count), accuracy, count) for count, accuracy, _ in points),
+            target_label=known[0].trigger.target,
+            seconds=phase.seconds,
+            attachments=(case.attach("filter_scores", ranks),),
+        )
+
+    def _ranks(self, model: Model, known: Sequence[Outstanding], data: CleanData) -> dict[str, Tensor]:
+        """Group name -> rise of each filter under the trigger that raises it most, ``[num_filters]``."""
+        few = data.spread(_LOOKS)
+        ranked = []
+        for one in known:
+            own = one.trigger.takes(few.labels)
+            ranked.append(raised_filters(model, one.trigger, few.images[own] if own.any() else few.images))
+        ranks = {name: torch.stack([one[name] for one in ranked]).amax(0) for name in ranked[0]}
+        if self.layers == "last":
+            last = list(ranks)[-1]
+            return {last: ranks[last]}
+        return ranks
+
+    def _tried(
+        self, model: Model, known: Sequence[Outstanding], ranks: Mapping[str, Tensor], held: CleanData
+    ) -> tuple[list[tuple[int, float, float]], list[Pruning]]:
+        """Filters, clean accuracy and largest flip rate of each tried pruning, and the prunings; the first is none."""
+        filters = sum(map(len, ranks.values()))
+        counts = [0, *sorted({max(round(share * filters), 1) for share in self._shares})]
+        prunings: list[Pruning] = [highest(ranks, count) for count in counts]
+        taken = [one.trigger.takes(held.labels) for one in known]
+        stamped = [one.trigger.apply(held.images[own]) for one, own in zip(known, taken, strict=True)]
+        predictions = PrunedPredictions(model, (held.images, *stamped), prunings, self.mode)
+        points = []
+        for step, count in enumerate(counts):
+            clean = predictions.predict(step, 0)
+            flips = [
+                excess_flips(one.trigger, clean[own], predictions.predict(step, place), held.labels[own])
+                for place, (one, own) in enumerate(zip(known, taken, strict=True), 1)
+            ]
+            accuracy = share_right(clean, held.labels)
+            points.append((count, accuracy, max(flips)))
+            if points[0][1] - accuracy > max(self.max_drop, self.tuned_drop) + 0.1:
+                break
+        return points, prunings
+
+    @property
+    def _shares(self) -> tuple[float, ...]:
+        if self.layers == "all":
+            return _SHARES
+        return tuple(step / 40 for step in range(1, 40))
+
+    def _choose(self, points: Sequence[tuple[int, float, float]]) -> tuple[int, bool]:
+        """Index of the chosen pruning, and whether a fine-tuning must follow."""
+        within = self._furthest(points, self.max_drop)
+        if self.fine_tuning is None or points[within][2] <= self.gone:
+            return within, False
+        further = self._furthest(points, self.tuned_drop)
+        return (further, True) if further > within else (within, False)
+
+    def _furthest(self, points: Sequence[tuple[int, float, float]], drop: float) -> int:
+        """The last pruning before the accuracy first falls too far; with ``flips`` the first that ends the flips."""
+        reached = 0
+        for place, (_, accuracy, flips) in enumerate(points):
+            if points[0][1] - accuracy > drop:
+                break
+            reached = place
+            if self.stop == "flips" and flips <= self.gone:
+                break
+        return reached
+
+    def _selection(self, known: Sequence[Outstanding], chosen: int, held: int, tuned: bool) -> str:
+        names = ", ".join(one.name for one in known)
+        drop = self.tuned_drop if tuned else self.max_drop
+        bound = f"{100 * drop:g} points on {held} held-out images"
+        if not chosen:
+            return f"nothing is pruned: even the first filters raised by the triggers ({names}) cost more than {bound}"
+        end = ", then fine-tuned" if tuned else ""
+        if self.stop == "flips":
+            return f"filters raised by the triggers ({names}), until they no longer work, at most {bound}{end}"
+        return f"as many filters raised by the triggers ({names}) as cost at most {bound}{end}"
+
+
+def highest(ranks: Mapping[str, Tensor], count: int) -> dict[str, list[int]]:
+    """The filters with the ``count`` highest ranks of all groups, by group name, indices in increasing order."""
+    owner = [(name, index) for name, value in ranks.items() for index in range(len(value))]
+    order = torch.cat(list(ranks.values())).argsort(descending=True, stable=True)[:count].tolist()
+    found: dict[str, list[int]] = {}
+    for place in sorted(order):
+        found.setdefault(owner[place][0], []).append(owner[place][1])
+    return found

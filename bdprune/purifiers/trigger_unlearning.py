@@ -1,0 +1,162 @@
+"""Fine-tunes on images with the recovered triggers and their true labels, then searches again, for some rounds."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from bdprune.analysis import Case, Outstanding, SearchFor, outstanding_triggers, search_again
+from bdprune.data import CleanData
+from bdprune.loops import FineTuneSettings, KeptPruned, StampedLabels, Stamping, fine_tune
+from bdprune.methods import Phases, Purifier, Repair, hold_out
+from bdprune.model import Model
+from bdprune.purifiers.trigger_pruning import TriggerPruning
+from bdprune.record import Needs
+from bdprune.runtime import DEFAULT, Precision, clean_accuracy
+
+PRESETS: Mapping[str, Mapping[str, Any]] = {
+    "paper": {
+        "pruning": None,
+        "rounds": 1,
+        "stamping": Stamping(share=0.2, jitter=0.0, shift=0),
+        "tuning": FineTuneSettings(lr=0.01, epochs=1),
+    },
+    "robust": {},
+}
+
+
+@dataclass(frozen=True)
+class TriggerUnlearning(Purifier):
+    """Teaches the network the true labels of images that carry the recovered triggers.
+
+    The triggers are stamped on a share of each step, with varied strength and place, because a recovered trigger
+    differs from the true one. After each round the search is repeated for the same labels. The triggers that still
+    stand out join the next round. By default the filters that the triggers raise are pruned first
+    (:class:`bdprune.purifiers.trigger_pruning.TriggerPruning`) and stay pruned: alone, the fine-tuning is weak, because
+    it hides the recovered trigger rather than the backdoor.
+
+    The preset ``paper`` is the unlearning of Neural Cleanse: one pass over the images, 20 % of which carry the trigger.
+
+    Args:
+        pruning: settings of the pruning before; None for none. Its ``seed`` and ``precision`` are those of this method.
+        tuning: settings of the fine-tuning of one round.
+        stamping: how the triggers are stamped.
+        rounds: maximum number of rounds.
+        search: which triggers are searched; by default those of a scan.
+        least: smallest score of a trigger that counts (:class:`bdprune.detectors.inversion.InversionDetector`).
+        max_drop: largest fall of clean accuracy on the held-out images, in [0, 1]; a round beyond it is not taken.
+        held_out: share of the clean images held out for the accuracy.
+        precision: precision of the fine-tuning (:func:`bdprune.runtime.plan_for`).
+        seed: seed of the search, of the split and of the fine-tuning.
+    """
+
+    pruning: TriggerPruning | None = field(default_factory=lambda: TriggerPruning(max_drop=0.05, fine_tuning=None))
+    tuning: FineTuneSettings = field(
+        default_factory=lambda: FineTuneSettings(lr=0.005, epochs=10, schedule="cosine", clip=1.0)
+    )
+    stamping: Stamping = field(default_factory=lambda: Stamping(share=0.3))
+    rounds: int = 3
+    search: SearchFor = SearchFor()  # noqa: RUF009  (frozen)
+    least: float = 1.5
+    max_drop: float = 0.04
+    held_out: float = 0.3
+    precision: Precision = DEFAULT
+    seed: int = 0
+
+    id = "bdprune.trigger_unlearning"
+    title = "prunes, then learns the true labels of images with the recovered triggers"
+    paper = "after Wang et al., Neural Cleanse, S&P 2019, Section VI.C (patching by unlearning)"
+    needs = Needs(images="labelled", minimum=20)
+    cost = "training"
+    gives = ("removal", "trigger recovery")
+    label = True
+    limits = "It removes backdoors whose trigger the search recovers. Without such a trigger it changes nothing."
+    presets = PRESETS
+
+    def __call__(self, case: Case) -> Repair:
+        """Repairs a copy of the model.
+
+        Raises:
+            DataError: there are too few clean images.
+            TrainingError: the loss of a fine-tuning is not finite.
+        """
+        self.check(case)
+        phase = Phases()
+        with phase("search"):
+            known = outstanding_triggers(case, self.search, self.least, self.seed)
+        return self.repaired(case, known, phase)
+
+    def repaired(
+        self, case: Case, known: Sequence[Outstanding], phase: Phases, kept: Mapping[str, list[int]] | None = None
+    ) -> Repair:
+        """The repair by known triggers.
+
+        Args:
+            case: the case; its model may be another form of the network that the triggers come from.
+            known: the triggers; without any, nothing changes.
+            phase: takes the times.
+            kept: filters that are pruned already and stay so, group name -> indices.
+        """
+        rest, held = hold_out(case.images, self.held_out, self.seed)
+        if not known:
+            nothing = "nothing is changed: no recovered trigger stands out"
+            return self.repair(case, case.model, held, selection=nothing, seconds=phase.seconds)
+        model, pruned = self._pruned(case, known, phase, kept or {})
+        best, rounds = self._rounds(case, model, pruned, (rest, held), known, phase)
+        return self.repair(
+            case,
+            best,
+            held,
+            pruned={name: list(index) for name, index in pruned.filters.items()},
+            retrained=rounds > 0,
+            selection=self._selection(known, rounds, bool(pruned.filters), len(held)),
+            target_label=known[0].trigger.target,
+            seconds=phase.seconds,
+        )
+
+    def _pruned(
+        self, case: Case, known: Sequence[Outstanding], phase: Phases, kept: Mapping[str, list[int]]
+    ) -> tuple[Model, KeptPruned]:
+        if self.pruning is None:
+            return case.model, KeptPruned(kept)
+        pruning = replace(self.pruning, seed=self.seed, precision=self.precision)
+        repair = pruning.repaired(case, known, phase)
+        all_pruned = {name: [*kept.get(name, ()), *repair.pruned.get(name, ())] for name in {**kept, **repair.pruned}}
+        return repair.model, KeptPruned(all_pruned, pruning.mode)
+
+    def _rounds(
+        self,
+        case: Case,
+        model: Model,
+        pruned: KeptPruned,
+        split: tuple[CleanData, CleanData],
+        known: Sequence[Outstanding],
+        phase: Phases,
+    ) -> tuple[Model, int]:
+        """The last model within the limit, and the number of its rounds."""
+        rest, held = split
+        least = clean_accuracy(case.model.module, held.images, held.labels) - self.max_drop
+        triggers = [one.trigger for one in known]
+        for number in range(self.rounds):
+            with phase(f"round_{number + 1}"):
+                objective = StampedLabels(triggers, self.stamping, self.seed + number)
+                tuned = fine_tune(model, rest, self.tuning, pruned, self.seed + number, self.precision, objective)
+                if clean_accuracy(tuned.module, held.images, held.labels) < least:
+                    return model, number
+                model = tuned
+                again = [search_again(case.with_model(model), one, self.search, self.seed) for one in known]
+            new = [one.trigger for one in again if one.score >= self.least]
+            if not new:
+                return model, number + 1
+            triggers += new
+        return model, self.rounds
+
+    def _selection(self, known: Sequence[Outstanding], rounds: int, pruned: bool, held: int) -> str:
+        names = ", ".join(one.name for one in known)
+        first = f"filters raised by the triggers ({names}) are pruned" if pruned else ""
+        if not rounds:
+            nothing = first or "nothing is changed"
+            return f"{nothing}: a round of unlearning costs more than {100 * self.max_drop:g} points on {held} images"
+        then = f"{rounds} round{'s' if rounds > 1 else ''} of unlearning of the triggers ({names})"
+        return f"{first}, then {then}" if first else then

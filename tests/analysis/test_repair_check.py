@@ -1,0 +1,70 @@
+"""Whether clean images show that a repair removed the backdoor."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import torch
+
+from bdprune.analysis import Case, CheckLimits, SearchFor, check_repair, lead_of, signs_of
+from bdprune.analysis.repair_check import _changed, flips_of
+from bdprune.methods import hold_out
+
+from ..written import known_networks
+from .test_outstanding import PATCH
+
+LIMITS = CheckLimits(draws=2)
+
+
+def test_a_backdoored_network_keeps_its_signs_and_its_clean_twin_has_none() -> None:
+    known = known_networks()
+    case = Case(known.backdoored, known.data)
+    _, held = hold_out(known.data, 0.3, 0)
+    signs = signs_of(case, held, LIMITS, PATCH)
+    assert signs.triggers and signs.label == known.target
+    same = check_repair(case, known.backdoored, signs, LIMITS, PATCH)
+    assert same.outcome == "unrepaired" and same.left
+    first = same.triggers[0]
+    assert first.flips_before == first.flips_after > 0.5 and first.score_after >= 1.5
+    assert first.flips_before == flips_of(known.backdoored, signs.triggers[0].trigger, held)
+    twin = check_repair(case, known.clean, signs, LIMITS, PATCH)
+    assert twin.outcome == "repaired" and twin.left == ()
+    assert twin.triggers[0].flips_after < 0.1 and twin.triggers[0].score_after < 1.5
+    assert twin.severity < same.severity
+
+
+def test_without_signs_nothing_can_be_verified() -> None:
+    known = known_networks()
+    case = Case(known.clean, known.data)
+    _, held = hold_out(known.data, 0.3, 0)
+    signs = signs_of(case, held, replace(LIMITS, lead=1.0), PATCH)
+    assert signs.triggers == () and signs.lead is None and signs.label is None
+    assert check_repair(case, known.clean, signs, LIMITS, SearchFor()).outcome == "unverified"
+
+
+def test_a_lead_that_stays_is_a_sign_that_is_left() -> None:
+    known = known_networks()
+    case = Case(known.backdoored, known.data)
+    _, held = hold_out(known.data, 0.3, 0)
+    low = replace(LIMITS, lead=-1.0)
+    signs = replace(signs_of(case, held, low, PATCH), triggers=())
+    found = check_repair(case, known.backdoored, signs, low, PATCH)
+    led = lead_of(case)
+    assert led is not None and found.lead_before == found.lead_after == led[1]
+    assert found.left == (f"label {led[0]} still leads under unlearning, by {led[1]:.2f}",)
+    assert found.severity == (1, led[1])
+
+
+def test_changed_networks_differ_in_their_norms_only_and_the_same_way_each_time() -> None:
+    known = known_networks()
+    one, two = _changed(known.clean, LIMITS, 0), _changed(known.clean, LIMITS, 0)
+    before = known.clean.network.state_dict()
+    for form, same in zip(one, two, strict=True):
+        changed = {name for name, value in form.network.state_dict().items() if not torch.equal(value, before[name])}
+        assert changed and all(name.endswith(("weight", "bias")) for name in changed)
+        assert all(before[name].dim() == 1 for name in changed)
+        ratios = [(form.network.state_dict()[name] / before[name]).nan_to_num(1) for name in changed]
+        assert all(ratio.min() >= 0.9 - 1e-6 and ratio.max() <= 1.1 + 1e-6 for ratio in ratios)
+        assert all(
+            torch.equal(value, same.network.state_dict()[name]) for name, value in form.network.state_dict().items()
+        )
