@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import ClassVar
 
@@ -128,7 +128,7 @@ class Auto(Purifier):
         attempts: list[Attempt] = []
         for name, method in self._candidates(signs):
             with phase(name):
-                one = self._try(case, name, method, signs)
+                one = self._try(case, name, method, signs, tried)
             if isinstance(one, Attempt):
                 attempts.append(one)
                 continue
@@ -145,23 +145,33 @@ class Auto(Purifier):
                 break
         return tried, attempts
 
-    def _try(self, case: Case, name: str, method: Callable[[Case], Repair], signs: Signs) -> _Tried | Attempt:
+    def _try(
+        self, case: Case, name: str, method: Callable[[Case], Repair], signs: Signs, tried: Sequence[_Tried]
+    ) -> _Tried | Attempt:
         start = time.perf_counter()
         try:
             repair = method(case)
         except BdpruneError as error:
             return Attempt(method=name, accuracy_after=None, rejected=str(error), seconds=time.perf_counter() - start)
-        drop = repair.accuracy_before - repair.accuracy_after
-        rejected = ""
-        if repair.change == "nothing":
-            rejected = repair.selection
-        elif drop > self.max_drop:
-            rejected = f"it costs {100 * drop:.1f} points of clean accuracy"
-        if rejected:
+        if rejected := self._why_rejected(repair, tried):
             spent = time.perf_counter() - start
             return Attempt(method=name, accuracy_after=repair.accuracy_after, rejected=rejected, seconds=spent)
         check = check_repair(case, repair.model, signs, self.criteria, self.search, self.seed)
         return _Tried(name, repair, check, time.perf_counter() - start)
+
+    def _why_rejected(self, repair: Repair, tried: Sequence[_Tried]) -> str:
+        """Why a result is not considered, in a phrase; empty if it is."""
+        if repair.change == "nothing":
+            return repair.selection
+        drop = repair.accuracy_before - repair.accuracy_after
+        if drop > self.max_drop:
+            return f"it costs {100 * drop:.1f} points of clean accuracy"
+        same = [
+            one.name
+            for one in tried
+            if repair.change == one.repair.change == "pruned" and repair.pruned == one.repair.pruned
+        ]
+        return f"it prunes the same filters as {same[0]}" if same else ""
 
     def _chosen(self, best: _Tried, attempts: list[Attempt], signs: Signs, phase: Phases) -> Repair:
         marked = [msgspec.structs.replace(one, chosen=one.method == best.name) for one in attempts]
