@@ -1,2 +1,3 @@
+from bdprune.purifiers.clp import CLP
 from bdprune.purifiers.rnp import RNP
 from bdprune.purifiers.suspiciousness import SuspiciousnessPruning
