@@ -12,7 +12,7 @@ from bdprune.analysis.sanity import Sanity, SanityLimits, check_sanity
 from bdprune.analysis.size import fit_size
 from bdprune.analysis.source_search import easiest_pairs, search_sources
 from bdprune.analysis.stacks import stack
-from bdprune.analysis.statistics import FilterStatistics, Statistics, filter_statistics, layer_z_scores
+from bdprune.analysis.statistics import FilterStatistics, Statistics, filter_statistics, last_layer, layer_z_scores
 from bdprune.analysis.strip import Judge, StripSettings, judge_for, predicted_labels, strip_settings
 from bdprune.analysis.suspiciousness import Suspiciousness
 from bdprune.analysis.trigger_bytes import dump_trigger, parse_trigger

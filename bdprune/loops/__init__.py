@@ -1,4 +1,5 @@
 from bdprune.loops.activation import ActivationSettings, raise_features
+from bdprune.loops.adversarial_mask import AdversarialMaskSettings, learn_masks
 from bdprune.loops.finetune import FineTuneSettings, KeptPruned, TuningObjective, fine_tune
 from bdprune.loops.fitting import CrossEntropy, Objective, Schedule, fit, machine, seeded
 from bdprune.loops.inversion.candidates import PenaltyRule
@@ -12,6 +13,7 @@ from bdprune.loops.perturbation import Found, PerturbSettings, smallest_triggers
 from bdprune.loops.predictions import PrunedPredictions, Pruning
 from bdprune.loops.recovery import Recovered, RecoverSettings, recover, recover_stack
 from bdprune.loops.resume import Checkpoint, digest
+from bdprune.loops.soft_mask import SoftMasks, SoftMaskSettings, soft_masks
 from bdprune.loops.stamping import StampedLabels, Stamper, Stamping, TargetAscent
 from bdprune.loops.sweeping import Sweep, SweepPoint, SweepSettings, below, sweep, sweep_stack
 from bdprune.loops.unlearning import (

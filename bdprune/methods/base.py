@@ -8,6 +8,7 @@ command line, the documentation and the reports read them.
 from __future__ import annotations
 
 import inspect
+import math
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Generator, Iterator, Mapping
@@ -50,6 +51,7 @@ class Method(ABC):
         title: what the method does, in a phrase.
         paper: source; empty if it is unpublished.
         needs: clean images that it requires.
+        uses_more: whether it uses clean images that it does not need, if there are any.
         cost: kind of work on a model (:data:`bdprune.record.COSTS`); a scan runs cheap detectors first.
         gives: tasks that it helps with (RNP, Table 1).
         label: whether it may name the target label.
@@ -62,6 +64,7 @@ class Method(ABC):
     title: ClassVar[str]
     paper: ClassVar[str] = ""
     needs: ClassVar[Needs] = Needs()
+    uses_more: ClassVar[bool] = False
     cost: ClassVar[Cost] = "forward"
     gives: ClassVar[tuple[Gift, ...]]
     label: ClassVar[bool] = False
@@ -280,6 +283,7 @@ class Repair:
         change: change of the weights: ``nothing``, ``pruned``, ``retrained`` or ``pruned and retrained``.
         selection: how the pruned filters were chosen, in one phrase.
         accuracy_before: clean accuracy of the input model, in [0, 1]; on held-out images if the method holds some out.
+            NaN if there are no clean images.
         accuracy_after: the same for the repaired model, on the same images.
         pruned: group name -> indices of its pruned filters (groups without pruned filters are omitted).
         num_filters: number of filters that could have been pruned.
@@ -332,7 +336,7 @@ class Purifier(Method):
         self,
         case: Case,
         model: Model,
-        data: CleanData,
+        data: CleanData | None,
         *,
         pruned: Mapping[str, list[int]] | None = None,
         retrained: bool = False,
@@ -343,7 +347,7 @@ class Purifier(Method):
         Args:
             case: the case before the repair.
             model: the repaired model.
-            data: clean images that both accuracies are measured on.
+            data: clean images that both accuracies are measured on; without them the accuracies are NaN.
             pruned: group name -> indices of its pruned filters.
             retrained: whether other weights than those of pruned filters changed.
             more: further fields of :class:`Repair`; ``selection`` is required.
@@ -356,10 +360,15 @@ class Purifier(Method):
             method=self.id,
             change=what_changed(pruned=bool(cut), retrained=retrained),
             pruned=cut,
-            accuracy_before=clean_accuracy(case.model.module, data.images, data.labels),
-            accuracy_after=clean_accuracy(model.module, data.images, data.labels),
+            accuracy_before=accuracy_on(case.model, data),
+            accuracy_after=accuracy_on(model, data),
             **more,
         )
+
+
+def accuracy_on(model: Model, data: CleanData | None) -> float:
+    """Clean accuracy on ``data``, in [0, 1]; NaN without data."""
+    return math.nan if data is None else clean_accuracy(model.module, data.images, data.labels)
 
 
 def what_changed(*, pruned: bool, retrained: bool) -> Change:

@@ -96,7 +96,7 @@ class SuspiciousnessPruning(Purifier):
 
     def _choose(self, model: Model, data: CleanData, scores: Mapping[str, Tensor]) -> tuple[float, Curve]:
         """The lowest mu before the first that costs too much, NaN if there is none, and the curve of all tried."""
-        views = _views(data, max(_LOOKS // len(data), 1), self.seed)
+        views = views_of(data, max(_LOOKS // len(data), 1), self.seed)
         prunings: list[Pruning] = [{}, *(outlying(scores, mu, self.max_share) for mu in _LADDER)]
         predictions = PrunedPredictions(model, [views], prunings, self.mode)
         before = _hits(predictions.predict(0, 0), data.labels)
@@ -142,7 +142,7 @@ def outlying(scores: Mapping[str, Tensor], mu: float, max_share: float) -> dict[
     return chosen
 
 
-def _views(data: CleanData, count: int, seed: int) -> Tensor:
+def views_of(data: CleanData, count: int, seed: int) -> Tensor:
     """``[count * N, C, H, W]``: the original images, then mirrored and shifted copies."""
     generator = torch.Generator().manual_seed(seed)
     return torch.cat([data.images, *(crop_and_flip(data.images, generator) for _ in range(count - 1))])

@@ -7,7 +7,7 @@ import torch
 from bdprune.analysis import Case
 from bdprune.loops.finetune import FineTuneSettings
 from bdprune.model.edit.pruning import prune
-from bdprune.purifiers.suspiciousness import SuspiciousnessPruning, _views, outlying
+from bdprune.purifiers.suspiciousness import SuspiciousnessPruning, outlying, views_of
 from bdprune.runtime.evaluate import clean_accuracy
 
 
@@ -105,7 +105,7 @@ def test_accuracies_equal_plain_pruning(bright: Any) -> None:
     mu, curve = method._choose(bright.model, data, scores)
     assert mu == 1.0
     assert len({point.filters_pruned for point in curve}) > 2
-    views, labels = _views(data, 8, method.seed), data.labels.repeat(8)
+    views, labels = views_of(data, 8, method.seed), data.labels.repeat(8)
     for point in curve:
         module = prune(bright.model, outlying(scores, point.threshold, 0.5), method.mode).module
         assert point.clean_accuracy == pytest.approx(clean_accuracy(module, views, labels), abs=1e-6)
@@ -131,9 +131,9 @@ def test_few_images_use_small_steps(bright: Any) -> None:
 
 def test_views_start_with_the_images_and_are_reproducible(bright: Any) -> None:
     data = bright.data.subset(torch.arange(8))
-    views = _views(data, 3, seed=1)
+    views = views_of(data, 3, seed=1)
     assert views.shape == (24, *data.images.shape[1:])
     assert torch.equal(views[:8], data.images)
     assert not torch.equal(views[8:16], data.images)
-    assert torch.equal(views, _views(data, 3, seed=1))
-    assert not torch.equal(views, _views(data, 3, seed=2))
+    assert torch.equal(views, views_of(data, 3, seed=1))
+    assert not torch.equal(views, views_of(data, 3, seed=2))
