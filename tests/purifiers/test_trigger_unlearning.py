@@ -1,0 +1,88 @@
+"""The purifier that learns the true labels of images with recovered triggers."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import pytest
+import torch
+
+from bdprune.analysis import Case, Outstanding, SearchFor
+from bdprune.loops import FineTuneSettings, Stamping
+from bdprune.methods import Phases
+from bdprune.purifiers import trigger_unlearning
+from bdprune.purifiers.trigger_pruning import TriggerPruning
+from bdprune.purifiers.trigger_unlearning import TriggerUnlearning
+from bdprune.testing.planted import Planted, planted
+
+from .planted_trigger import true_trigger
+
+TUNING = FineTuneSettings(lr=0.005, epochs=4, padding=0)
+
+
+@pytest.fixture(scope="module")
+def known() -> Planted:
+    return planted()
+
+
+def never_again(case: Case, known: Outstanding, search: SearchFor, seed: int) -> Outstanding:
+    """A search that finds only a large trigger."""
+    return Outstanding(known.trigger, 0.5, 100.0, known.others)
+
+
+def test_the_backdoor_is_unlearnt(known: Planted, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(trigger_unlearning, "search_again", never_again)
+    method = TriggerUnlearning(pruning=None, tuning=TUNING, stamping=Stamping(share=0.3), max_drop=0.1)
+    repair = method.repaired(Case(known.backdoored, known.data), [true_trigger(known)], Phases())
+    assert repair.change == "retrained" and not repair.pruned
+    assert known.attack_success(repair.model) < 0.3 < known.attack_success(known.backdoored)
+    assert repair.selection == f"1 round of unlearning of the triggers (patch to label {known.target})"
+
+
+def test_pruned_filters_stay_pruned_and_all_are_named(known: Planted, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(trigger_unlearning, "search_again", never_again)
+    method = TriggerUnlearning(pruning=TriggerPruning(fine_tuning=None), tuning=TUNING, max_drop=0.2)
+    first = known.backdoored.groups[0]
+    kept = {first.name: [5]}
+    case = Case(known.backdoored, known.data)
+    repair = method.repaired(case, [true_trigger(known)], Phases(), kept)
+    assert repair.change == "pruned and retrained" and 5 in repair.pruned[first.name]
+    for group in known.backdoored.groups:
+        norm = group.norm
+        assert norm is not None
+        gamma = repair.model.network.get_parameter(f"{norm.name}.weight")
+        assert not gamma[repair.pruned.get(group.name, [])].any()
+
+
+def test_new_triggers_join_the_next_round(known: Planted, monkeypatch: pytest.MonkeyPatch) -> None:
+    taught: list[int] = []
+
+    class Watched(trigger_unlearning.StampedLabels):
+        def __init__(self, triggers: Sequence[object], settings: Stamping, seed: int) -> None:
+            taught.append(len(triggers))
+            super().__init__(triggers, settings, seed)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(trigger_unlearning, "StampedLabels", Watched)
+    monkeypatch.setattr(trigger_unlearning, "search_again", lambda case, one, search, seed: one)
+    method = TriggerUnlearning(pruning=None, tuning=FineTuneSettings(lr=1e-4, epochs=1), rounds=3, max_drop=1.0)
+    repair = method.repaired(Case(known.backdoored, known.data), [true_trigger(known)], Phases())
+    assert taught == [1, 2, 3] and repair.selection.startswith("3 rounds")
+
+
+def test_a_round_that_costs_too_much_is_not_taken(known: Planted, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(trigger_unlearning, "search_again", never_again)
+    method = TriggerUnlearning(pruning=None, tuning=TUNING, max_drop=-1.0)
+    repair = method.repaired(Case(known.backdoored, known.data), [true_trigger(known)], Phases())
+    assert repair.change == "nothing" and repair.selection.startswith("nothing is changed: a round of unlearning costs")
+    state = repair.model.network.state_dict()
+    assert all(torch.equal(value, state[name]) for name, value in known.backdoored.network.state_dict().items())
+
+
+def test_without_a_trigger_nothing_changes(known: Planted) -> None:
+    repair = TriggerUnlearning().repaired(Case(known.clean, known.data), [], Phases())
+    assert repair.change == "nothing" and "no recovered trigger stands out" in repair.selection
+
+
+def test_the_paper_takes_one_pass_with_a_fifth_of_the_images() -> None:
+    paper = TriggerUnlearning.preset("paper")
+    assert (paper.rounds, paper.tuning.epochs, paper.stamping.share, paper.pruning) == (1, 1, 0.2, None)
