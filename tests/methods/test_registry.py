@@ -85,7 +85,7 @@ def test_installed_packages_are_searched_once(monkeypatch: pytest.MonkeyPatch, r
 
 def test_names_come_from_the_modules_without_importing_them() -> None:
     assert registry.names("detector") == sorted(OURS)
-    assert registry.names("purifier")[:2] == ["rnp", "suspiciousness"]
+    assert {"rnp", "suspiciousness"} <= set(registry.names("purifier"))
 
 
 def test_a_scan_runs_all_detectors_cheapest_first_with_the_seed() -> None:
