@@ -26,9 +26,9 @@ class Retraining(Purifier):
     2022).
 
     Args:
-        max_drop: largest fall of clean accuracy on the held-out clean images, in [0, 1]. On 500 images of CIFAR-10, NAD
-            and I-BAU cost 2 to 5 points in the hands of others (RNP, Table 2), so a limit of 2 points would leave most
-            backdoors.
+        max_drop: largest fall of clean accuracy on the held-out clean images, in [0, 1]. Retraining on 500 images of
+            CIFAR-10 costs 2 to 5 points against most attacks (NAD and I-BAU in RNP, Table 2), so a limit of 2 points
+            would keep most backdoors.
         held_out: share of the clean images that are held out for this decision, in (0, 1).
         ways: shares of the way from the original to the retrained weights, in (0, 1], in the order in which they are
             tried; the first that keeps ``max_drop`` is taken. If none does, the weights stay as they are.
