@@ -142,6 +142,13 @@ class Attack(ABC):
         return ()
 
     @property
+    def only_poisons(self) -> bool:
+        """Whether all that it does is to poison the training set, so that a defender can run the training."""
+        plain = Attack.start, Attack.objective, Attack.finish
+        own = type(self).start, type(self).objective, type(self).finish
+        return self.trains and own == plain
+
+    @property
     def family(self) -> str:
         """The kind; attacks with several targets are families of their own."""
         return self.kind if self.target is not None else f"{self.kind}, all to all"

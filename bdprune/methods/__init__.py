@@ -10,4 +10,5 @@ from bdprune.methods.base import (
     what_changed,
 )
 from bdprune.methods.held_out import hold_out
+from bdprune.methods.retraining import Retraining
 from bdprune.methods.stack import examine_stack

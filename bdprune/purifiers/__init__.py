@@ -3,6 +3,11 @@ from bdprune.purifiers.auto import Auto
 from bdprune.purifiers.awm import AWM
 from bdprune.purifiers.clp import CLP
 from bdprune.purifiers.fine_pruning import FinePruning
+from bdprune.purifiers.fine_tuning import FineTuning
+from bdprune.purifiers.fst import FST
+from bdprune.purifiers.ft_sam import FTSAM
+from bdprune.purifiers.ibau import IBAU
+from bdprune.purifiers.nad import NAD
 from bdprune.purifiers.nc_abl import NCABL
 from bdprune.purifiers.nc_fine_tuning import NCFineTuning
 from bdprune.purifiers.nu_fine_pruning import NUFinePruning

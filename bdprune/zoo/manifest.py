@@ -15,8 +15,9 @@ import torch
 from bdprune.attacks import ATTACKS, Attack
 from bdprune.data import PUBLISHED
 from bdprune.errors import OptionError
-from bdprune.loops import Schedule
+from bdprune.loops import IsolationSettings, Schedule
 from bdprune.model import architecture
+from bdprune.zoo.defences import defence_from, invalid_setting
 
 ALL_TO_ALL = "all-to-all"
 """The text for the target None in a manifest, because TOML has no null."""
@@ -33,6 +34,7 @@ class _Model(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     name: str
     seed: int
     attack: dict[str, Any] | None = None
+    defence: dict[str, Any] | None = None
     source: str | None = None
     dataset: str | None = None
     num_classes: _Count | None = None
@@ -80,6 +82,7 @@ class Entry:
         threads: of the training; the same number gives the same weights.
         home: the default folder of its files.
         attack: the attack's ``kind`` with its settings, None for a clean model.
+        defence: the ``kind`` of the defence that the training runs under, with its settings; None for none.
         source: name of the model that the attack starts from; for a clean model, of the clean model that is
             fine-tuned.
         train_images: number of training images, drawn by the seed; None takes all.
@@ -105,6 +108,7 @@ class Entry:
     label_noise: float = 0.0
     pending: bool = False
     note: str = ""
+    defence: dict[str, Any] | None = None
 
     @property
     def recipe(self) -> dict[str, Any]:
@@ -112,7 +116,7 @@ class Entry:
 
         A later version with more settings thus reads the same recipe.
         """
-        attack = self.make_attack()
+        attack, defence = self.make_attack(), self.make_defence()
         return {
             **{name: getattr(self, name) for name in ("seed", "dataset", "num_classes", "arch", "width")},
             **({"train_images": self.train_images} if self.train_images else {}),
@@ -121,6 +125,7 @@ class Entry:
             "schedules": [_not_default(schedule) for schedule in self.schedules],
             "attack": attack and {"kind": attack.kind, **_not_default(attack)},
             "source": self.source,
+            **({"defence": {"kind": (self.defence or {})["kind"], **_not_default(defence)}} if defence else {}),
         }
 
     def make_attack(self) -> Attack | None:
@@ -138,6 +143,27 @@ class Entry:
         except OptionError as error:
             raise OptionError(f"Attack of model {self.name!r}: {error.message}", error.hint) from None
         return attack
+
+    def make_defence(self) -> IsolationSettings | None:
+        """The settings of the defence, None without one.
+
+        Raises:
+            OptionError: an unknown kind, settings that the defence does not have, or an attack that controls the
+                training: the defender controls it then.
+        """
+        if self.defence is None:
+            return None
+        try:
+            defence = defence_from(self.defence)
+        except OptionError as error:
+            raise OptionError(f"Defence of model {self.name!r}: {error.message}", error.hint) from None
+        attack = self.make_attack()
+        if attack is not None and not attack.only_poisons:
+            raise OptionError(
+                f"Model {self.name!r} has a defence, but the attack {attack.kind} controls the training.",
+                "Name an attack that only poisons images, such as badnets, or remove `defence`.",
+            )
+        return defence
 
 
 def attack_from(kind: object, settings: Mapping[str, Any], strict: bool = True) -> Attack:
@@ -161,16 +187,7 @@ def attack_from(kind: object, settings: Mapping[str, Any], strict: bool = True) 
     try:
         return msgspec.convert(values, ATTACKS[kind], strict=strict)
     except msgspec.ValidationError as error:
-        raise _invalid_setting(kind, settings, str(error)) from None
-
-
-def _invalid_setting(kind: str, settings: Mapping[str, Any], reason: str) -> OptionError:
-    """The error for msgspec's ``reason``, such as "Expected `int`, got `str` - at `$.size`"."""
-    what, _, place = reason.replace("`", "").partition(" - at $.")
-    name = re.split(r"[.\[]", place)[0]
-    value = f", {str(settings[name])[:80]!r}," if name in settings else ""
-    where = f"setting {name} of {kind}{value}" if name else f"value of a setting of {kind}"
-    return OptionError(f"The {where} is not valid: {what[:1].lower()}{what[1:]}.", "Correct this setting.")
+        raise invalid_setting(kind, settings, str(error)) from None
 
 
 @dataclass(frozen=True)
@@ -279,6 +296,7 @@ def _entry(zoo: _Zoo, model: _Model, home: Path) -> Entry:
         threads=zoo.threads,
         home=home,
         attack=model.attack,
+        defence=model.defence,
         source=model.source,
         train_images=model.train_images or zoo.train_images,
         classes=tuple(model.classes or ()),
@@ -301,6 +319,7 @@ def _check(manifest: Manifest) -> None:
         if len(set(entry.classes)) < len(entry.classes):
             raise OptionError(f"Model {entry.name!r} lists a class twice.", "List each class once.")
         attack = entry.make_attack()
+        entry.make_defence()
         needed = attack.needs_source if attack else ("clean" if entry.source else None)
         if needed is None and entry.source is not None:
             raise OptionError(f"Model {entry.name!r} has a source, but its attack needs none.", "Remove `source`.")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,7 +13,20 @@ from torch import nn
 
 from bdprune.attacks import Attack, AttackSetting, shape_of
 from bdprune.data import RawImages
-from bdprune.loops import Checkpoint, Objective, digest, fit, machine, seeded
+from bdprune.errors import OptionError
+from bdprune.loops import (
+    Ascent,
+    Checkpoint,
+    IsolationSettings,
+    Objective,
+    Schedule,
+    Trapping,
+    digest,
+    fit,
+    isolate,
+    machine,
+    seeded,
+)
 from bdprune.model import build
 from bdprune.zoo.manifest import Entry
 
@@ -59,14 +72,15 @@ def train_model(
         OptionError: the attack does not work on these images.
         TrainingError: the training produced NaN or infinite values.
     """
-    recipe = digest(entry.attack, None if source is None else source.state_dict())
+    parts = [entry.attack, None if source is None else source.state_dict()]
+    recipe = digest(*parts, *([entry.defence] if entry.defence else []))
     job = _Job(entry, work, device or torch.device("cpu"), recipe, progress, say)
     network = job.fresh(train)
     attack = entry.make_attack()
     if attack is None:
         if source is not None:
             _continue_from(network, source)
-        job.fit(network, train, None)
+        job.train(network, train, None)
         return Trained(network.cpu(), None, job.seconds)
     if source is not None:
         source = source.to(job.device)
@@ -75,7 +89,7 @@ def train_model(
     with seeded(entry.seed):
         attack.start(network, setting)
     if attack.trains:
-        job.fit(network, poisoned, attack.objective(setting, trigger))
+        job.train(network, poisoned, attack.objective(setting, trigger))
     began = time.monotonic()
     with seeded(entry.seed):
         attack.finish(network.eval(), setting, trigger)
@@ -130,16 +144,49 @@ class _Job:
         self.seconds += checkpoint.seconds
         return trigger, RawImages(images, labels)
 
-    def fit(self, network: nn.Module, train: RawImages, objective: Objective | None) -> None:
-        """Trains through all schedules."""
-        steps = [schedule.steps(len(train.labels)) for schedule in self.entry.schedules]
-        for index, schedule in enumerate(self.entry.schedules):
-            checkpoint = self._checkpoint(f"cycle-{index}")
-            report = functools.partial(self._report, sum(steps[:index]), sum(steps))
-            # Each cycle draws its own order and augmentation.
-            seed = self.entry.seed + 1000 * index
-            fit(network, train, schedule, seed, report, objective, checkpoint)
-            self.seconds += checkpoint.seconds
+    def train(self, network: nn.Module, train: RawImages, objective: Objective | None) -> None:
+        """Trains through all schedules, under the defence if there is one."""
+        defence = self.entry.make_defence()
+        if defence is not None:
+            self._defend(network, train, defence)
+            return
+        parts = [(schedule, len(train.labels)) for schedule in self.entry.schedules]
+        for index in range(len(parts)):
+            self._fit(network, train, parts, index, objective, f"cycle-{index}")
+
+    def _defend(self, network: nn.Module, train: RawImages, defence: IsolationSettings) -> None:
+        """Anti-backdoor learning: isolates suspicious images, trains on the others, and unlearns the isolated ones."""
+        schedules, every = self.entry.schedules, len(train.labels)
+        count = defence.count(every)
+        if count >= every:
+            raise OptionError(f"{every} images are too few to isolate some of them.", "Give more training images.")
+        parts = [(defence.first(schedules[0]), every), *((one, every - count) for one in schedules)]
+        last = defence.last(schedules[-1], count)
+        parts += [(last, count)] if last else []
+        self._fit(network, train, parts, 0, Trapping(defence), "isolation")
+        rest, isolated = isolate(network, train, count)
+        for index in range(1, 1 + len(schedules)):
+            self._fit(network, rest, parts, index, None, f"cycle-{index - 1}")
+        if last:
+            self._fit(network, isolated, parts, len(parts) - 1, Ascent(), "unlearning")
+
+    def _fit(
+        self,
+        network: nn.Module,
+        train: RawImages,
+        parts: Sequence[tuple[Schedule, int]],
+        index: int,
+        objective: Objective | None,
+        name: str,
+    ) -> None:
+        """Runs one of the parts of the training, each a schedule and its number of images, with a checkpoint."""
+        steps = [schedule.steps(count) for schedule, count in parts]
+        checkpoint = self._checkpoint(name)
+        report = functools.partial(self._report, sum(steps[:index]), sum(steps))
+        # Each part draws its own order and augmentation.
+        seed = self.entry.seed + 1000 * index
+        fit(network, train, parts[index][0], seed, report, objective, checkpoint)
+        self.seconds += checkpoint.seconds
 
     def _checkpoint(self, name: str) -> Checkpoint:
         return Checkpoint(self.work / name, self.recipe, say=self.say)
