@@ -47,6 +47,44 @@ def test_json_and_html_of_one_run(purify: Run, tmp_path: Path) -> None:
     assert "It is not safer than before" in page.read_text()
 
 
+@pytest.mark.parametrize(("outcome", "code"), [("unrepaired", 1), ("unverified", 5), ("repaired", 0), ("unchecked", 0)])
+def test_the_exit_code_follows_the_outcome(
+    purify: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, outcome: str, code: int
+) -> None:
+    from bdprune.pipeline import repair
+    from bdprune.record import RepairCheck, TriggerCheck
+
+    one = TriggerCheck(
+        name="patch to label 1", flips_before=0.9, flips_after=0.5, score_before=4.0, score_after=3.0, reactivated=0.6
+    )
+    checks = {
+        "unrepaired": RepairCheck(triggers=(one,), left=("the patch to label 1 flips 50% of the images",)),
+        "unverified": RepairCheck(),
+        "repaired": RepairCheck(triggers=(one,)),
+    }
+    monkeypatch.setattr(repair, "signs_of", lambda *args: None)
+    monkeypatch.setattr(repair, "check_repair", lambda *args: checks[outcome])
+    page = tmp_path / "r.html"
+    checked = () if outcome == "unchecked" else ("--check",)
+    done = purify("-o", tmp_path / "o.pth", *checked, "-f", "text", "-f", f"html={page}")
+    assert done.exit_code == code, done.output
+    assert (tmp_path / "o.pth").exists()
+    words = {
+        "unrepaired": ("UNREPAIRED", "flips 90.0 % → 50.0 %", "Do not deploy it"),
+        "repaired": ("UNCHANGED", "flips 90.0 % → 50.0 %"),
+    }.get(outcome, ("UNCHANGED",))
+    assert all(one in done.stdout for one in words), done.stdout
+    assert ("Signs of a backdoor" in page.read_text()) == (outcome != "unchecked")
+
+
+def test_auto_is_the_default_and_says_what_it_tried(run: Run, tiny: Any, model_args: list[str], tmp_path: Path) -> None:
+    args = ("--data", tiny.data, *model_args, "-f", "json", "-o", tmp_path / "o.pth")
+    done = run("purify", tiny.path, *args)
+    record = PurifyResult.from_json(done.stdout)
+    assert record.method == "bdprune.auto" and record.check is not None and record.attempts
+    assert done.exit_code == {"repaired": 0, "unrepaired": 1, "unverified": 5}[record.outcome]
+
+
 def test_rnp_takes_its_preset_and_accuracy_guard(purify: Run, tmp_path: Path) -> None:
     settings = ("--preset", "robust", "--max-acc-drop", "0.5", "--precision", "auto")
     done = purify("-o", tmp_path / "o.pth", *settings, "-f", "json", method="rnp")

@@ -1,0 +1,164 @@
+"""The purifier that tries methods until clean images show no sign of the backdoor."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+
+from bdprune.analysis import Case, Signs
+from bdprune.errors import TrainingError
+from bdprune.methods import Phases, Repair, hold_out
+from bdprune.model import Model
+from bdprune.purifiers import auto
+from bdprune.purifiers.auto import Auto, _one_after_another
+from bdprune.purifiers.rnp import RNP
+from bdprune.purifiers.trigger_unlearning import TriggerUnlearning
+from bdprune.record import RepairCheck, TriggerCheck
+from bdprune.testing.planted import Planted, planted
+
+from .planted_trigger import true_trigger
+
+Methods = list[tuple[str, Callable[[Case], Repair]]]
+
+
+@pytest.fixture(scope="module")
+def known() -> Planted:
+    return planted()
+
+
+def _signs(known: Planted, found: bool = True) -> Signs:
+    _, held = hold_out(known.data, 0.3, 0)
+    trigger = true_trigger(known)
+    return Signs((trigger,) if found else (), None, known.target if found else None, held)
+
+
+@pytest.fixture
+def trial(known: Planted, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Repair]:
+    """Runs ``Auto`` on the planted network with given methods, and a check that measures the true trigger."""
+
+    def measured(case: Case, repaired: Model, signs: Signs, *more: Any) -> RepairCheck:
+        flips = known.attack_success(repaired)
+        one = TriggerCheck(
+            name="patch", flips_before=1.0, flips_after=flips, score_before=4.0, score_after=1.0, reactivated=0.0
+        )
+        return RepairCheck(triggers=(one,), left=("it flips images",) if flips > 0.1 else ())
+
+    def run(methods: Methods, **settings: Any) -> Repair:
+        monkeypatch.setattr(auto, "signs_of", lambda *args: _signs(known))
+        monkeypatch.setattr(auto, "check_repair", measured)
+        monkeypatch.setattr(Auto, "_candidates", lambda self, signs: iter(methods))
+        return Auto(**settings)(Case(known.backdoored, known.data))
+
+    return run
+
+
+def gives(known: Planted, model: Model, **fields: Any) -> Callable[[Case], Repair]:
+    """A method with this result."""
+
+    def method(case: Case) -> Repair:
+        _, held = hold_out(case.images, 0.3, 0)
+        made = RNP().repair(case, model, held, retrained=True, selection="because the test says so")
+        return replace(made, **fields)
+
+    return method
+
+
+def broken(case: Case) -> Repair:
+    raise TrainingError("The loss is nan.", "Lower the learning rate.")
+
+
+def test_the_first_result_without_a_sign_is_taken(trial: Callable[..., Repair], known: Planted) -> None:
+    done = trial([("bad", gives(known, known.backdoored)), ("good", gives(known, known.clean)), ("later", broken)])
+    assert done.model is known.clean and done.method == "bdprune.auto"
+    assert [(one.method, one.chosen, bool(one.left)) for one in done.attempts] == [
+        ("bad", False, True),
+        ("good", True, False),
+    ]
+    assert done.check is not None and done.check.outcome == "repaired" and done.target_label == known.target
+    assert done.selection.startswith("good, of 2 tried: no sign of the backdoor is left")
+    assert set(done.seconds) == {"signs", "bad", "good"}
+
+
+def test_costly_failing_and_idle_methods_are_named_and_not_taken(trial: Callable[..., Repair], known: Planted) -> None:
+    methods = [
+        ("broken", broken),
+        ("idle", gives(known, known.backdoored, change="nothing", selection="nothing stood out")),
+        ("costly", gives(known, known.clean, accuracy_before=0.9, accuracy_after=0.8)),
+        ("bad", gives(known, known.backdoored)),
+    ]
+    done = trial(methods)
+    assert [one.rejected for one in done.attempts] == [
+        "The loss is nan. Lower the learning rate.",
+        "nothing stood out",
+        "it costs 10.0 points of clean accuracy",
+        "",
+    ]
+    assert done.check is not None and done.check.outcome == "unrepaired"
+    assert "it leaves the fewest signs" in done.selection and [one.chosen for one in done.attempts][-1]
+
+
+def test_the_same_pruning_is_not_checked_twice(trial: Callable[..., Repair], known: Planted) -> None:
+    same = gives(known, known.backdoored, change="pruned", pruned={"a": [1]})
+    done = trial([("one", same), ("two", same)])
+    assert [one.rejected for one in done.attempts] == ["", "it prunes the same filters as one"]
+
+
+def test_without_an_acceptable_result_nothing_changes(trial: Callable[..., Repair], known: Planted) -> None:
+    done = trial([("broken", broken)])
+    assert done.change == "nothing" and done.model is known.backdoored
+    assert done.check is not None and done.check.outcome == "unrepaired"
+
+
+def test_without_a_sign_the_outcome_is_unverified(known: Planted, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(auto, "signs_of", lambda *args: _signs(known, found=False))
+    asked: list[float] = []
+
+    def careful(self: RNP, case: Case) -> Repair:
+        asked.append(self.max_drop)
+        assert self.fine_tuning is None
+        return gives(known, known.clean, change="nothing")(case)
+
+    monkeypatch.setattr(RNP, "__call__", careful)
+    done = Auto(safe_drop=0.001)(Case(known.clean, known.data))
+    assert done.check is not None and done.check.outcome == "unverified" and asked == [0.001]
+    assert done.selection.startswith("no sign of a backdoor was found") and done.target_label is None
+
+
+def test_methods_come_in_the_order_of_their_cost(known: Planted) -> None:
+    names = [name for name, _ in Auto()._candidates(_signs(known))]
+    assert names == [
+        "trigger_pruning",
+        "rnp",
+        "trigger_pruning+fine_tuning",
+        "trigger_unlearning",
+        "rnp+trigger_unlearning",
+    ]
+    assert [name for name, _ in Auto()._candidates(_signs(known, found=False))] == ["rnp"]
+
+
+def test_two_methods_in_turn_keep_both_prunings(known: Planted, monkeypatch: pytest.MonkeyPatch) -> None:
+    group = known.backdoored.groups[0].name
+    first = gives(known, known.clean, pruned={group: [2]}, change="pruned", accuracy_before=0.75)
+    seen: list[dict[str, list[int]]] = []
+
+    def second(self: TriggerUnlearning, case: Case, triggers: Any, phase: Phases, kept: Any) -> Repair:
+        seen.append(kept)
+        return gives(known, known.clean, pruned={group: [1]})(case)
+
+    monkeypatch.setattr(TriggerUnlearning, "repaired", second)
+    case = Case(known.backdoored, known.data)
+    done = _one_after_another(case, first, TriggerUnlearning(), _signs(known))  # type: ignore[arg-type]
+    assert done.pruned == {group: [1, 2]} and done.change == "pruned and retrained" and done.accuracy_before == 0.75
+    assert seen == [{group: [2]}]
+
+
+def test_settings_reach_all_methods(known: Planted) -> None:
+    method = Auto(mode="weights", seed=7, precision="float32", held_out=0.4)
+    found: Iterator[Any] = method._candidates(_signs(known))
+    rnp = dict(found)["rnp"]
+    assert (rnp.mode, rnp.seed, rnp.precision, rnp.held_out) == ("weights", 7, "float32", 0.4)
+    assert torch.tensor(method.params["criteria"]["gone"]) == torch.tensor(0.1)
