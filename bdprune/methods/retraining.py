@@ -8,8 +8,8 @@ from typing import Any, ClassVar
 
 from bdprune.analysis import Case
 from bdprune.data import CleanData
-from bdprune.methods.base import Phases, Purifier, Repair
 from bdprune.methods.held_out import hold_out
+from bdprune.methods.purifier import Phases, Purifier, Repair
 from bdprune.model import Model
 from bdprune.record import Needs
 from bdprune.runtime import clean_accuracy

@@ -103,14 +103,14 @@ def purify(
         data: labelled clean images, as for ``bdprune.scan``; a part is held out to choose the threshold.
         method: name of a purifier, or a purifier.
         preset: a named set of settings, for a purifier that is given by name.
-        settings: single settings, by their names, for a purifier that is given by name.
+        settings: single settings by name, for the same.
         output: where to write the repaired checkpoint, in the format of the original; None writes nothing.
         progress: called with a short text before each stage.
         **options: ``mode`` and ``max_acc_drop``, settings by the names of the command line; ``start_from``, the result
             of a scan of the same weights on the same images, or the path of its JSON: the method reuses the model that
             the scan unlearned in this process or attached; ``attachments``, a folder for tensors such as the masks;
-            ``check``, whether to look for signs of the backdoor before and after a repair by a method that does not do
-            so itself; and the ``Options`` (``arch``, ``seed``, ``per_class``, ...), as for ``bdprune.scan``.
+            ``check``, whether to look for signs of the backdoor before and after the repair (``auto`` always does); and
+            the ``Options`` (``arch``, ``seed``, ``per_class``, ...), as for ``bdprune.scan``.
 
     Raises:
         SanityError: the model's accuracy on this data is too low to trust a repair.
@@ -124,9 +124,7 @@ def purify(
         ('bdprune.suspiciousness', 1.0, 'repaired.pth')
     """
     run = _run_of(method, preset, settings, dict(options), progress or silent)
-    if data is None or data == "none":
-        raise OptionError("A repair needs clean data.", "Give a few labelled clean images (--data).")
-    clean = CleanSource(data, run.options)
+    clean = _clean_source(data, run.options)
     run.progress("loading")
     loaded = load_models(model, run.options)
     done, failed = _repair_all(loaded, clean, run)
@@ -134,6 +132,12 @@ def purify(
     left = _left(loaded.models[0], failed)
     first, *others = [Repaired(one.repair, _record(one, written, left, run)) for one in done]
     return replace(first, others=tuple(others))
+
+
+def _clean_source(data: DataSource, options: Options) -> CleanSource:
+    if data is None or data == "none":
+        raise OptionError("A repair needs clean data.", "Give a few labelled clean images (--data).")
+    return CleanSource(data, options)
 
 
 @dataclass(frozen=True)

@@ -34,6 +34,7 @@ class IBAU(Retraining):
     id = "bdprune.ibau"
     title = "finds perturbations that are the same for all images, and trains against them"
     paper = "Zeng et al., Adversarial Unlearning of Backdoors via Implicit Hypergradient, ICLR 2022, arXiv 2110.03735"
+    limits = "A share of a backdoor stays: clean accuracy limits how far the weights may move."
     presets = PRESETS
 
     def retrain(self, case: Case, data: CleanData, phase: Phases) -> Model:

@@ -8,6 +8,7 @@ from dataclasses import replace
 from functools import cache, partial
 from pathlib import Path
 
+import msgspec
 from torch import Tensor
 
 from bdprune.analysis import Case, Memo
@@ -71,7 +72,8 @@ def _repairs(purifier: Purifier) -> tuple[Repair, Repair]:
 
 def _facts(repair: Repair) -> object:
     masks = {name: mask.tolist() for name, mask in repair.masks.items()}
-    said = replace(repair, model=None, masks=masks, seconds={})  # type: ignore[arg-type]
+    attempts = tuple(msgspec.structs.replace(one, seconds=0.0) for one in repair.attempts)
+    said = replace(repair, model=None, masks=masks, seconds={}, attempts=attempts)  # type: ignore[arg-type]
     return Case(repair.model).digest, repr(said)
 
 

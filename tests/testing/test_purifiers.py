@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from bdprune.analysis.case import Case
-from bdprune.methods.base import Purifier, Repair
+from bdprune.methods.purifier import Purifier, Repair
 from bdprune.model.edit.pruning import prune
 from bdprune.testing.planted import planted
 from bdprune.testing.purifiers import check_purifier, purifier_checks
