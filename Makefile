@@ -76,9 +76,11 @@ bench-gpu: env ## run the speed benchmarks on a CUDA device and write docs/evalu
 	$(PYTHON) -m bench.speed --device cuda --threads 1 --minutes $(GPU_MINUTES) --out bench/results/speed-cuda.json
 	$(PYTHON) -m bench.speed.report
 
-calibration: env ## scan the reference zoo and fit the table of the package; DATA=DIR names the data sets
+calibration: env ## scan the reference zoo and fit the tables of the package; DATA=DIR names the data sets
 	$(PYTHON) -m bdprune calibrate zoo/reference.toml --data $(DATA) --rows bench/results/reference-default.jsonl \
 		-o bdprune/verdict/tables/default.json --report docs/evaluation/calibration.md
+	$(PYTHON) -m bdprune calibrate zoo/reference.toml --data $(DATA) --rows bench/results/reference-fast.jsonl \
+		--budget fast -o bdprune/verdict/tables/fast.json --report docs/evaluation/calibration.md
 
 wheel: env ## one wheel for Linux x86-64, Python >= 3.11 and torch >= 2.11, without CUDA ops; into dist/
 	rm -rf build/lib* build/bdist* build/wheel dist/bdprune-*.whl
