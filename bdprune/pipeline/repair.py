@@ -18,12 +18,14 @@ from bdprune.errors import BdpruneError, DataError, OptionError, SanityError
 from bdprune.files import read_safetensors
 from bdprune.loops import UnlearnSettings
 from bdprune.methods import Purifier, Repair
-from bdprune.model import Loaded, Model, save
+from bdprune.model import Loaded, Model, save, torch_pruning
 from bdprune.pipeline.attachments import attachments_folder, read_attachment, save_attachments
+from bdprune.pipeline.compacting import compacted
 from bdprune.pipeline.describe import artifact_info, data_info, env, model_info, weight_coverage
 from bdprune.pipeline.open import CleanSource, DataSource, ModelSource, OptionNames, Options, load_models, options_from
 from bdprune.pipeline.scan import Clock, Progress, short_id, silent
 from bdprune.record import (
+    CompactInfo,
     CurveInfo,
     Evidence,
     Histogram,
@@ -38,6 +40,7 @@ from bdprune.record import (
 from bdprune.registry import chosen_purifier, method_class
 
 _BINS = 20
+_COMPACT = "compact"  # a mode of a repair: prune so that the filters can be removed, then remove them
 _GO_ON = "scan"  # the preset of a purifier that reuses the results of a scan
 _GIVE_SCAN = "Give the file that `bdprune scan --format json=FILE` wrote."
 
@@ -94,7 +97,8 @@ def purify(
         settings: single settings, by their names, for a purifier that is given by name.
         output: where to write the repaired checkpoint, in the format of the original; None writes nothing.
         progress: called with a short text before each stage.
-        **options: ``mode`` and ``max_acc_drop``, settings by the names of the command line; ``start_from``, the result
+        **options: ``mode`` and ``max_acc_drop``, settings by the names of the command line (the mode ``compact``
+            removes pruned filters); ``start_from``, the result
             of a scan of the same weights on the same images, or the path of its JSON: the method reuses the model that
             the scan unlearned in this process or attached; ``attachments``, a folder for tensors such as the masks;
             and the ``Options`` (``arch``, ``seed``, ``per_class``, ...), as for ``bdprune.scan``.
@@ -131,6 +135,7 @@ class _Run:
     options: Options
     progress: Progress
     starts: Sequence[Result] = ()
+    compact: bool = False
     attachments: Path | None = None
     folders: tuple[Path, ...] = ()
 
@@ -143,7 +148,10 @@ def _run_of(
     progress: Progress,
 ) -> _Run:
     """The purifier and the options, checked before any file is read."""
-    named = {"mode": options.pop("mode", None), "max_drop": options.pop("max_acc_drop", None)}
+    mode = options.pop("mode", None)
+    if mode == _COMPACT:
+        torch_pruning()  # before long work
+    named = {"mode": _mode(mode, method), "max_drop": options.pop("max_acc_drop", None)}
     source, folder = options.pop("start_from", None), options.pop("attachments", None)
     starts = _results(source)
     known = options_from(options, "purify")
@@ -162,7 +170,14 @@ def _run_of(
     attachments = attachments_folder(folder) if folder is not None else None
     next_to_it = [Path(source).parent] if isinstance(source, str | os.PathLike) else []
     folders = tuple([attachments, *next_to_it] if attachments else next_to_it)
-    return _Run(purifier, known, progress, starts, attachments, folders)
+    return _Run(purifier, known, progress, starts, mode == _COMPACT, attachments, folders)
+
+
+def _mode(mode: str | None, method: str | Purifier) -> str | None:
+    """The method's own mode; only filters that output zero can be removed."""
+    if mode != _COMPACT:
+        return mode
+    return "zero_gamma_beta" if isinstance(method, str) else None
 
 
 def _results(source: Result | Sequence[Result] | str | os.PathLike[str] | None) -> list[Result]:
@@ -246,6 +261,7 @@ class _Done:
     attachments: Mapping[str, bytes]
     started: str
     seconds: float
+    compact: CompactInfo | None = None
 
 
 def _repair_all(loaded: Loaded, clean: CleanSource, run: _Run) -> tuple[list[_Done], list[tuple[str, BdpruneError]]]:
@@ -280,7 +296,11 @@ def _repaired(model: Model, clean: CleanSource, run: _Run) -> _Done:
     if not sanity.ok:
         raise SanityError(sanity.message, sanity.suggestion)
     run.progress(f"repairing with {short_id(run.purifier)}")
-    return _Done(fitted, case.images, sanity, run.purifier(case), case.attachments, clock.started, clock.seconds)
+    repair, info = run.purifier(case), None
+    if run.compact:
+        run.progress("removing pruned filters")
+        repair, info = compacted(repair, case.images.images)
+    return _Done(fitted, case.images, sanity, repair, case.attachments, clock.started, clock.seconds, info)
 
 
 def _left(model: Model, failed: Sequence[tuple[str, BdpruneError]]) -> tuple[str, ...]:
@@ -301,7 +321,13 @@ def _write(models: Sequence[Model], output: str | os.PathLike[str] | None) -> Ou
         return None
     written = save(models, Path(output))
     kind = models[0].artifact.format if models[0].artifact else "safetensors"
-    return OutputInfo(path=str(written.path), format=kind, bytes=written.bytes, sha256=written.sha256)
+    return OutputInfo(
+        path=str(written.path),
+        format=kind,
+        bytes=written.bytes,
+        sha256=written.sha256,
+        description="" if written.description is None else str(written.description),
+    )
 
 
 def _record(one: _Done, output: OutputInfo | None, left: tuple[str, ...], run: _Run) -> PurifyResult:
@@ -334,6 +360,7 @@ def _record(one: _Done, output: OutputInfo | None, left: tuple[str, ...], run: _
         phases={name: number(seconds) for name, seconds in repair.seconds.items()},
         params=finite(repair.params),
         attachments=save_attachments(repair.attachments, one.attachments, run.attachments),
+        compact=one.compact,
         output=output,
         left=left,
         coverage=weight_coverage(one.model),
