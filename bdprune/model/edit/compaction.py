@@ -19,6 +19,7 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.instancenorm import _InstanceNorm
 
 from bdprune.errors import ArchitectureError
 from bdprune.files import Artifact
@@ -141,7 +142,7 @@ def _random_copy(network: nn.Module, generator: torch.Generator, shift: float, z
     """
     copied = copy.deepcopy(network).eval()
     for path, module in copied.named_modules():
-        affine = isinstance(module, nn.Conv2d | nn.Linear | _BatchNorm)
+        affine = isinstance(module, nn.Conv2d | nn.Linear | _BatchNorm | _InstanceNorm)
         for name, parameter in module.named_parameters(recurse=False):
             if name == "bias" and affine and isinstance(module.weight, Tensor):
                 constant = (module.weight == 0).flatten(1).all(1) if module.weight.ndim > 1 else module.weight == 0

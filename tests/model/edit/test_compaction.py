@@ -113,8 +113,9 @@ def test_filters_of_a_shortcut_go_only_if_all_that_are_added_are_pruned(shake: S
     assert set(found.left) == {"conv1", "layer1.0.conv2"}
 
 
-def test_a_positive_constant_stays_and_a_negative_one_goes_through_relu(shake: Shake) -> None:
-    model = own(shake, nn.BatchNorm2d(8), nn.ReLU())
+@pytest.mark.parametrize("norm", [nn.BatchNorm2d(8), nn.InstanceNorm2d(8, affine=True)])
+def test_a_positive_constant_stays_and_a_negative_one_goes_through_relu(norm: nn.Module, shake: Shake) -> None:
+    model = own(shake, norm, nn.ReLU())
     model.network.get_parameter("between.0.bias").data[:2] = torch.tensor([0.5, -0.5])
     found = compacted(model, {"first": [0, 1]}, "zero_gamma")
     assert found.removed == 1 and found.left["first"].startswith("1 of 2")
