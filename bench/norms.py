@@ -1,6 +1,6 @@
 """Measures repairs of small backdoored networks with other norms than batch norm, and without any.
 
-    python bench/norms.py --data DIR [--only NORM ...] [--epochs 18] [--seeds 3] [--models FOLDER]
+    python bench/norms.py --data DIR [--only NORM ...] [--epochs 12] [--seeds 3] [--models FOLDER]
 
 DIR holds cifar10/train.parquet and cifar10/test.parquet. Each network is a plain CNN of five convs, each with the named
 norm behind it. It learns the first 10,000 training images, a tenth of which carry BadNets' 3x3 patch and the label 0.
@@ -32,7 +32,7 @@ from bdprune.purifiers import RNP, SuspiciousnessPruning
 from bdprune.zoo import measure
 
 TRAINED_ON, DEFENCE = 10_000, 500
-LAYERS = ((16, 1), (32, 2), (32, 1), (64, 2), (64, 1))  # channels and stride of each conv
+LAYERS = ((16, 2), (32, 1), (32, 2), (64, 1), (64, 1))  # channels and stride of each conv
 SHAPE = (3, 32, 32)
 
 
@@ -73,20 +73,22 @@ METHODS: Mapping[str, Callable[[int], Purifier]] = {
 
 
 class NormCnn(nn.Module):
-    """Five 3x3 convs, each with a norm and a ReLU, then average pooling: ``[N, 3, 32, 32] -> [N, 10]``."""
+    """Five 3x3 convs, each with a norm and a ReLU, then maximum pooling: ``[N, 3, 32, 32] -> [N, 10]``."""
 
     def __init__(self, norm: str) -> None:
         super().__init__()
         layers: list[nn.Module] = []
         channels = SHAPE[0]
         for width, stride in LAYERS:
-            layers += [nn.Conv2d(channels, width, 3, stride, padding=1), NORMS[norm](width), nn.ReLU()]
+            conv = nn.Conv2d(channels, width, 3, stride, padding=1)
+            nn.init.kaiming_normal_(conv.weight, nonlinearity="relu")
+            layers += [conv, NORMS[norm](width), nn.ReLU()]
             channels = width
         self.features = nn.Sequential(*layers)
         self.head = nn.Linear(channels, 10)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.head(self.features(x - 0.5).mean((2, 3)))
+        return self.head(self.features(x - 0.5).amax((2, 3)))
 
 
 def trained(norm: str, train: RawImages, epochs: int, models: Path | None) -> tuple[Model, nn.Module, float]:
@@ -103,7 +105,8 @@ def trained(norm: str, train: RawImages, epochs: int, models: Path | None) -> tu
         poisoned = attack.poison(setting, trigger, torch.Generator().manual_seed(0))
         # Without a norm, the gradients of the first steps need a smaller rate.
         peak = 0.03 if norm == "none" else 0.1
-        fit(network, RawImages(poisoned.images, poisoned.labels), Schedule(epochs, 64, peak, padding=2), 0)
+        schedule = Schedule(epochs, 64, peak, padding=0, flip=False)
+        fit(network, RawImages(poisoned.images, poisoned.labels), schedule, 0)
         if kept:
             kept.parent.mkdir(parents=True, exist_ok=True)
             torch.save(network.state_dict(), kept)
@@ -145,7 +148,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--only", nargs="*", choices=list(NORMS), default=["group", "layer", "none"])
-    parser.add_argument("--epochs", type=int, default=18)
+    parser.add_argument("--epochs", type=int, default=12)
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--models", type=Path)
     given = parser.parse_args()

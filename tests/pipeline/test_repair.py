@@ -14,6 +14,7 @@ import torch
 
 from bdprune.analysis import Case
 from bdprune.errors import ArtifactError, DataError, OptionError, OutputError, SanityError
+from bdprune.fleet import scan
 from bdprune.methods import CurvePoint, Purifier, Repair
 from bdprune.model.edit.pruning import prune
 from bdprune.model.loading import load
@@ -176,3 +177,17 @@ def test_compact_needs_its_library_before_any_work(monkeypatch: pytest.MonkeyPat
     monkeypatch.setitem(sys.modules, "torch_pruning", None)
     with pytest.raises(OptionError, match="needs Torch-Pruning"):
         purify("missing.pth", "missing", mode="compact")
+
+
+def test_a_compact_file_can_be_scanned_and_repaired_again(tiny: Any, options: dict[str, Any], tmp_path: Path) -> None:
+    pytest.importorskip("torch_pruning")
+    output = tmp_path / "out.pth"
+    first = purify(tiny.path, tiny.data, method=Fake(), mode="compact", output=output, **options)
+    scanned = scan(output, tiny.data, detectors=["suspiciousness", "lipschitz"], **options)
+    assert scanned.error is None and scanned.model and scanned.model.parameters == first.result.compact.parameters_after
+    assert all(one.score is not None for one in scanned.detectors)
+    again = purify(
+        output, tiny.data, method="suspiciousness", settings={"mu": 9.0}, output=tmp_path / "b.pth", **options
+    )
+    assert again.result.output and again.result.output.description == f"{tmp_path / 'b.pth'}.arch.json"
+    assert load(tmp_path / "b.pth", **options).compact == load(output, **options).compact

@@ -170,7 +170,7 @@ def test_a_mask_scales_what_such_a_norm_gives(norm: nn.Module) -> None:
     assert torch.allclose(masked(x), prune(model, {"0": [1]}).module(x), atol=1e-6)
 
 
-@pytest.mark.parametrize("norm", [Permuted(4), nn.Identity()])
+@pytest.mark.parametrize("norm", [Permuted(4), nn.GroupNorm(2, 4, affine=False), nn.Identity()])
 @pytest.mark.parametrize("mode", MODES)
 def test_without_a_norm_that_the_trace_follows_the_conv_is_zeroed(norm: nn.Module, mode: PruneMode) -> None:
     model = with_norm(norm)
