@@ -183,3 +183,16 @@ def test_without_a_norm_that_the_trace_follows_the_conv_is_zeroed(norm: nn.Modul
     with torch.no_grad():
         masked.masks["0"][1] = 0
     assert torch.allclose(masked(x), pruned.module(x), atol=1e-6)
+
+
+@pytest.mark.parametrize("norm", OWN_STATISTICS)
+def test_masks_get_gradients_in_both_layouts(norm: nn.Module) -> None:
+    """The input of the first norm needs no gradient, which crashes PyTorch for group norm in channels-last."""
+    model = with_norm(norm)
+    gradients = []
+    for layout in (torch.contiguous_format, torch.channels_last):
+        masked = MaskedNetwork(model).to(memory_format=layout)  # type: ignore[call-overload]
+        images = torch.rand(8, 3, 8, 8, generator=torch.Generator().manual_seed(0)).to(memory_format=layout)
+        masked(images)[:, 0].sum().backward()
+        gradients.append(masked.masks["0"].grad)
+    assert gradients[0].any() and torch.allclose(*gradients, atol=1e-5)
