@@ -32,7 +32,8 @@ def channel_lipschitz(model: Model) -> dict[str, Tensor]:
     """Spectral norm of every filter times the gain of the norm that consumes it.
 
     ``L_k = s_max(reshape(W[k], C_in x kh kw)) |gamma_k| / sqrt(v_k + eps)``. Without a norm it is the spectral norm;
-    with several norms, the largest gain counts. (CLP, Equation 8, with the norm's epsilon.)
+    with several norms, the largest gain counts. (CLP, Equation 8, with the norm's epsilon.) The gain of a norm that
+    takes its statistics from each image is ``|gamma_k|``.
 
     Returns:
         Group name -> score per filter ``[num_filters]``, float32, on the CPU.
@@ -52,13 +53,11 @@ def channel_lipschitz_of(models: Sequence[Model]) -> list[dict[str, Tensor]]:
 def norm_gain(network: nn.Module, group: FilterGroup) -> Tensor | None:
     """``|gamma| / sqrt(v + eps)`` per filter ``[num_filters]``: the largest over its norms, None without a norm."""
     gains = []
-    device = next(network.get_submodule(group.conv).parameters()).device
     for consumer in group.norms:
         norm = network.get_submodule(consumer.name)
-        assert isinstance(norm, nn.modules.batchnorm._BatchNorm)
-        channels = slice(consumer.start, consumer.start + group.num_filters)
-        ones = torch.ones(norm.num_features, device=device)
-        gamma = norm.weight.detach() if norm.affine else ones
-        variance = norm.running_var if norm.running_var is not None else ones
-        gains.append((gamma.abs() / (variance + norm.eps).sqrt())[channels])
+        gain = norm.get_parameter("weight").detach().abs()
+        if isinstance(norm, nn.modules.batchnorm._BatchNorm):
+            variance = norm.running_var if norm.running_var is not None else torch.ones_like(gain)
+            gain = gain / (variance + norm.eps).sqrt()
+        gains.append(gain[consumer.start : consumer.start + group.num_filters])
     return torch.stack(gains).amax(0) if gains else None

@@ -116,10 +116,10 @@ def strength(network: nn.Module, group: FilterGroup) -> Tensor:
     gains = []
     for place in group.norms:
         norm = network.get_submodule(place.name)
-        assert isinstance(norm, nn.modules.batchnorm._BatchNorm)
-        if norm.affine:
-            spread = torch.ones_like(norm.weight) if norm.running_var is None else norm.running_var + norm.eps
-            gains.append((norm.weight.abs() / spread.sqrt())[place.start : place.start + group.num_filters])
+        gain = norm.get_parameter("weight").abs()
+        if isinstance(norm, nn.modules.batchnorm._BatchNorm) and norm.running_var is not None:
+            gain = gain / (norm.running_var + norm.eps).sqrt()
+        gains.append(gain[place.start : place.start + group.num_filters])
     norms: Tensor = torch.linalg.matrix_norm(weight.flatten(2) if weight.dim() > 2 else weight[:, None], ord=2)
     return norms * torch.stack(gains).amax(0) if gains else norms
 

@@ -138,6 +138,7 @@ def _packages() -> Iterator[Check]:
     yield Check("packages", "broken" if missing else "ok", found if not missing else f"missing: {missing}", hint)
     yield _optional("images", ("pillow",), "image files cannot be read, so clean data cannot be a folder")
     yield _optional("parquet", ("pyarrow", "pillow"), "clean data cannot be a parquet file")
+    yield _optional("prune", ("torch-pruning",), "purify cannot remove pruned filters (--mode compact)")
 
 
 def _optional(name: str, packages: tuple[str, ...], without: str) -> Check:

@@ -38,8 +38,9 @@ from bdprune.registry import names
 )
 @click.option(
     "--mode",
-    type=click.Choice(["zero_gamma", "zero_gamma_beta", "weights"]),
-    help="How to prune a filter.  [default: the method's]",
+    type=click.Choice(["zero_gamma", "zero_gamma_beta", "weights", "compact"]),
+    help="How to prune a filter. `compact` removes it where that changes no logit (needs torch-pruning), and describes "
+    "the smaller network in OUT.arch.json.  [default: the method's]",
 )
 @click.option(
     "--max-acc-drop",
@@ -84,11 +85,13 @@ def purify(
     if data is None:
         raise OptionError("A repair needs clean data.", "Give a few labelled clean images with --data.")
     from bdprune.fleet import check_exists
+    from bdprune.model import description_path
 
     check_exists(path)
     wanted = outputs.plan(formats, (), ("purify",), quiet)
     check_writable(output)
-    outputs.check_apart([output, *(one.path for one in wanted)], [path, data, start_from])
+    described = [description_path(output)] if settings["mode"] == "compact" else []
+    outputs.check_apart([output, *described, *(one.path for one in wanted)], [path, data, start_from])
     with Progress(1, shown=not (quiet or no_progress)) as progress, redirect_stdout(sys.stderr):
         progress.stage("starting")
         from bdprune.pipeline import purify as repair

@@ -1,5 +1,9 @@
 from bdprune.model.architectures import architecture, build
 from bdprune.model.architectures.resnet import ResNet18Cifar
+from bdprune.model.channels import Channels, Compact, LayerChannels
+from bdprune.model.description import description_path
+from bdprune.model.edit.compaction import Compacted, compact
+from bdprune.model.edit.coupled import torch_pruning
 from bdprune.model.edit.mask import MaskedNetwork
 from bdprune.model.edit.program import Program, State
 from bdprune.model.edit.pruning import PruneMode, check_pruning, prune, prune_, pruned_parameters

@@ -17,6 +17,7 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.instancenorm import _InstanceNorm
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.weak import WeakTensorKeyDictionary
 
@@ -139,6 +140,8 @@ class _Tracer(TorchDispatchMode):
                 module.register_forward_hook(partial(self.called, name))
             elif isinstance(module, _BatchNorm) and module.weight is not None:
                 self.norms.setdefault(id(module.weight), name)
+            elif _scales_channels(module):
+                module.register_forward_pre_hook(partial(self.enter, name))
         self.sizes: dict[str, int] = {}
         self.consumers: dict[str, dict[NormSlice, None]] = {}
         self.inputs: dict[str, list[_Origin]] = {}
@@ -188,10 +191,25 @@ class _Tracer(TorchDispatchMode):
         self.sizes.setdefault(name, channels)
         return [(_Run(name, 0, channels),)]
 
+    def enter(self, norm: str, module: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...] | None:
+        """The input of a norm that computes its statistics with other operators, without its labels."""
+        tensor, *others = inputs
+        if not isinstance(tensor, Tensor) or tensor.ndim < 2 or tensor.shape[1] != len(module.get_parameter("weight")):
+            return None
+        self.consume(norm, tensor)
+        tensor = tensor.detach()
+        self.label(tensor, None)
+        return tensor, *others
+
     def normalise(self, named: dict[str, Any], outputs: list[Any]) -> list[_Origin | None]:
-        tensor, norm = named["input"], self.norms.get(id(named.get("weight")))
+        norm = self.norms.get(id(named.get("weight")))
         if norm is None:
             return self.end(named, outputs)
+        self.consume(norm, named["input"])
+        return []
+
+    def consume(self, norm: str, tensor: Tensor) -> None:
+        """Records which filters a norm takes, and at which of its channels."""
         origin = self.origin(tensor) or (_Run(None, 0, tensor.shape[1]),)
         self.inputs.setdefault(norm, []).append(origin)
         for position, run in _placed(origin):
@@ -199,7 +217,6 @@ class _Tracer(TorchDispatchMode):
                 self.consumers.setdefault(run.conv, {})[NormSlice(norm, position)] = None
             elif run.conv:
                 self.leaking.add(run.conv)
-        return []
 
     def end(self, named: dict[str, Any], outputs: list[Any]) -> list[_Origin | None]:
         for value in named.values():
@@ -248,6 +265,19 @@ class _Tracer(TorchDispatchMode):
     def _feeds_alone(self, conv: str, size: int, norm: NormSlice) -> bool:
         expected = (norm.start, _Run(conv, 0, size))
         return all(expected in _placed(origin) for origin in self.inputs[norm.name])
+
+
+def _scales_channels(module: nn.Module) -> bool:
+    """Whether a norm other than batch norm has a scale for each channel (dimension 1).
+
+    ``nn.LayerNorm`` itself scales the last dimensions; a subclass with its own forward pass (ConvNeXt) takes channels
+    first.
+    """
+    if isinstance(module, nn.LayerNorm):
+        return (
+            type(module).forward is not nn.LayerNorm.forward and module.weight is not None and module.weight.ndim == 1
+        )
+    return isinstance(module, nn.GroupNorm | _InstanceNorm) and module.weight is not None
 
 
 def _rule(operator: str) -> _Rule:

@@ -14,6 +14,7 @@ from bdprune.errors import OptionError
 
 if TYPE_CHECKING:
     from bdprune.files import Artifact
+    from bdprune.model.channels import Compact
     from bdprune.model.groups import FilterGroup
 import math
 
@@ -62,6 +63,7 @@ class Model:
         input_shape: (channels, height, width) of one image.
         normalization: applied to images in [0, 1] before ``network``.
         artifact: the file it came from, None for a module passed in from Python.
+        compact: the channels that were removed from ``arch``; None for a whole network.
 
     Raises:
         OptionError: the normalisation is for another number of channels.
@@ -73,6 +75,7 @@ class Model:
     input_shape: tuple[int, int, int]
     normalization: Normalization = field(default_factory=Normalization)
     artifact: Artifact | None = None
+    compact: Compact | None = None
 
     def __post_init__(self) -> None:
         given, channels = len(self.normalization.mean), self.input_shape[0]

@@ -12,6 +12,8 @@ from torch import Tensor, nn
 
 from bdprune import files
 from bdprune.errors import ArchitectureError, ArtifactError, BdpruneError, OptionError
+from bdprune.model.compact_match import CompactFit, CompactMatcher
+from bdprune.model.description import read_description
 from bdprune.model.handle import Model, Normalization
 from bdprune.model.outputs import give_logits
 from bdprune.model.own_network import OwnMatcher
@@ -73,6 +75,9 @@ class LoadOptions(TypedDict, total=False):
 def load(path: str | Path, **options: Unpack[LoadOptions]) -> Model:
     """Loads a checkpoint without running anything in it; the network is float32, on the CPU, in eval mode.
 
+    If the weights have fewer channels than their architecture, the description next to them (``PATH.arch.json``, which
+    ``save`` wrote) says which.
+
     Args:
         path: safetensors or torch file (zip or legacy), or the index of shards; wrappers and prefixes are detected.
         options: see ``LoadOptions``.
@@ -110,6 +115,8 @@ def load_all(path: str | Path, **options: Unpack[LoadOptions]) -> Loaded:
         raise OptionError(f"Invalid input shape {input_shape}.", "Give channels, height and width in pixels.")
     checkpoint = files.read_checkpoint(path)
     matcher: Matcher = OwnMatcher(arch, num_classes) if arch and ":" in arch else KnownMatcher(arch)
+    compact = read_description(checkpoint.path)
+    matcher = CompactMatcher(matcher, compact, checkpoint.path) if compact else matcher
     try:
         files.check_expansion(_all_tensors(checkpoint), checkpoint.bytes)
         sets = _sets(checkpoint, matcher)
@@ -240,7 +247,8 @@ def _build(
     slots = _slots(one)
     _fill(built.network, one, slots)
     built.network.eval().requires_grad_(True)
-    if not known or input_shape is not None or built.num_classes == 1:
+    compact = one.found.fit.compact if isinstance(one.found.fit, CompactFit) else None
+    if not known or compact or input_shape is not None or built.num_classes == 1:
         expected = num_classes or next(iter(one.found.fit.heads), None)
         shape, count = _first_that_runs(built.network, [input_shape] if input_shape else built.shapes, expected)
     else:
@@ -248,7 +256,7 @@ def _build(
     if num_classes is not None and num_classes != count:
         hint = f"Omit --num-classes, or give a checkpoint with {num_classes} classes."
         raise ArchitectureError(f"The model has {count} classes, not {num_classes}.", hint)
-    return Model(built.network, built.name, count, shape, artifact=_artifact(checkpoint, one, slots))
+    return Model(built.network, built.name, count, shape, artifact=_artifact(checkpoint, one, slots), compact=compact)
 
 
 def _first_that_runs(network: nn.Module, shapes: Sequence[Shape], num_classes: int | None) -> tuple[Shape, int]:

@@ -15,23 +15,33 @@ from torch import Tensor
 
 from bdprune.errors import OutputError
 from bdprune.files import Artifact, Slot, dump_safetensors, dump_torch, with_values, write_atomically
+from bdprune.model.description import description_path, encode_description
 from bdprune.model.handle import Model
 
 
 @dataclass(frozen=True)
 class Written:
-    """A written checkpoint: its path (the index, if sharded), its size in bytes, and its SHA-256 as in ``Artifact``."""
+    """A written checkpoint.
+
+    Attributes:
+        path: where it is; the index, if sharded.
+        bytes: size.
+        sha256: as in ``Artifact``.
+        description: the file next to it that describes its compact networks; None if all are whole.
+    """
 
     path: Path
     bytes: int
     sha256: str
+    description: Path | None = None
 
 
 def save(model: Model | Sequence[Model], path: str | Path) -> Written:
     """Writes ``model`` to ``path``, in the format of the file it came from (safetensors if there is none).
 
     The file appears whole or not at all. Unchanged tensors are written bit for bit. A model from shards is written in
-    shards if ``path`` ends in ``.index.json``, otherwise as one file.
+    shards if ``path`` ends in ``.index.json``, otherwise as one file. If channels were removed from the network, a
+    description is written next to it (``PATH.arch.json``), without which the file cannot be loaded.
 
     Args:
         model: one model, or several that were loaded from one file, each from its own set of weights.
@@ -48,13 +58,17 @@ def save(model: Model | Sequence[Model], path: str | Path) -> Written:
         if any(_same(name, source) for source in sources):
             hint = "Give another output path; the input is never overwritten."
             raise OutputError(f"{name} is the input checkpoint.", hint)
+    compact = [one.compact for one in models if one.compact is not None]
+    description = description_path(path) if compact else None
+    if description is not None:
+        write_atomically(description, encode_description(compact))
     digests = []
     for name, data in reversed(files.items()):  # the index comes last, so that it never names a missing file
         write_atomically(name, data)
         digests.append(hashlib.sha256(data))
     digests.reverse()
     whole = hashlib.sha256(b"".join(one.digest() for one in digests)) if len(digests) > 1 else digests[0]
-    return Written(path, sum(map(len, files.values())), whole.hexdigest())
+    return Written(path, sum(map(len, files.values())), whole.hexdigest(), description)
 
 
 def to_files(models: Sequence[Model], path: Path) -> dict[Path, bytes]:

@@ -9,8 +9,6 @@ from pathlib import Path
 from typing import Any, Unpack
 
 import msgspec
-import torch
-from torch import Tensor
 
 from bdprune.analysis import (
     Case,
@@ -28,15 +26,17 @@ from bdprune.errors import BdpruneError, DataError, OptionError, SanityError
 from bdprune.files import read_safetensors
 from bdprune.loops import UnlearnSettings
 from bdprune.methods import Purifier, Repair, hold_out
-from bdprune.model import Loaded, Model, save
+from bdprune.model import Loaded, Model, save, torch_pruning
 from bdprune.pipeline.attachments import attachments_folder, read_attachment, save_attachments
+from bdprune.pipeline.compacting import compacted
 from bdprune.pipeline.describe import artifact_info, data_info, env, model_info, weight_coverage
+from bdprune.pipeline.mask_histogram import mask_histogram
 from bdprune.pipeline.open import CleanSource, DataSource, ModelSource, OptionNames, Options, load_models, options_from
 from bdprune.pipeline.scan import Clock, Progress, short_id, silent
 from bdprune.record import (
+    CompactInfo,
     CurveInfo,
     Evidence,
-    Histogram,
     OutputInfo,
     PurifyResult,
     Result,
@@ -47,8 +47,8 @@ from bdprune.record import (
 )
 from bdprune.registry import chosen_purifier, method_class
 
-_BINS = 20
 _HELD_OUT = 0.3  # share of the clean images that measures the triggers of a check
+_COMPACT = "compact"  # a mode of a repair: prune so that the filters can be removed, then remove them
 _GO_ON = "scan"  # the preset of a purifier that reuses the results of a scan
 _GIVE_SCAN = "Give the file that `bdprune scan --format json=FILE` wrote."
 
@@ -106,7 +106,8 @@ def purify(
         settings: single settings by name, for the same.
         output: where to write the repaired checkpoint, in the format of the original; None writes nothing.
         progress: called with a short text before each stage.
-        **options: ``mode`` and ``max_acc_drop``, settings by the names of the command line; ``start_from``, the result
+        **options: ``mode`` and ``max_acc_drop``, settings by the names of the command line (the mode ``compact``
+            removes pruned filters); ``start_from``, the result
             of a scan of the same weights on the same images, or the path of its JSON: the method reuses the model that
             the scan unlearned in this process or attached; ``attachments``, a folder for tensors such as the masks;
             ``check``, whether to look for signs of the backdoor before and after the repair (``auto`` always does); and
@@ -148,6 +149,7 @@ class _Run:
     options: Options
     progress: Progress
     starts: Sequence[Result] = ()
+    compact: bool = False
     attachments: Path | None = None
     folders: tuple[Path, ...] = ()
     check: bool = False
@@ -161,7 +163,10 @@ def _run_of(
     progress: Progress,
 ) -> _Run:
     """The purifier and the options, checked before any file is read."""
-    named = {"mode": options.pop("mode", None), "max_drop": options.pop("max_acc_drop", None)}
+    mode = options.pop("mode", None)
+    if mode == _COMPACT:
+        torch_pruning()  # before long work
+    named = {"mode": _mode(mode, method), "max_drop": options.pop("max_acc_drop", None)}
     source, folder = options.pop("start_from", None), options.pop("attachments", None)
     check = bool(options.pop("check", False))
     starts = _results(source)
@@ -181,7 +186,14 @@ def _run_of(
     attachments = attachments_folder(folder) if folder is not None else None
     next_to_it = [Path(source).parent] if isinstance(source, str | os.PathLike) else []
     folders = tuple([attachments, *next_to_it] if attachments else next_to_it)
-    return _Run(purifier, known, progress, starts, attachments, folders, check)
+    return _Run(purifier, known, progress, starts, mode == _COMPACT, attachments, folders, check)
+
+
+def _mode(mode: str | None, method: str | Purifier) -> str | None:
+    """The method's own mode; only filters that output zero can be removed."""
+    if mode != _COMPACT:
+        return mode
+    return "zero_gamma_beta" if isinstance(method, str) else None
 
 
 def _results(source: Result | Sequence[Result] | str | os.PathLike[str] | None) -> list[Result]:
@@ -265,6 +277,7 @@ class _Done:
     attachments: Mapping[str, bytes]
     started: str
     seconds: float
+    compact: CompactInfo | None = None
 
 
 def _repair_all(loaded: Loaded, clean: CleanSource, run: _Run) -> tuple[list[_Done], list[tuple[str, BdpruneError]]]:
@@ -299,11 +312,14 @@ def _repaired(model: Model, clean: CleanSource, run: _Run) -> _Done:
     if not sanity.ok:
         raise SanityError(sanity.message, sanity.suggestion)
     run.progress(f"repairing with {short_id(run.purifier)}")
-    repair = run.purifier(case)
+    repair, info = run.purifier(case), None
     if run.check and repair.check is None:
         run.progress("checking the repair")
         repair = _checked(case, repair, run)
-    return _Done(fitted, case.images, sanity, repair, case.attachments, clock.started, clock.seconds)
+    if run.compact:
+        run.progress("removing pruned filters")
+        repair, info = compacted(repair, case.images.images)
+    return _Done(fitted, case.images, sanity, repair, case.attachments, clock.started, clock.seconds, info)
 
 
 def _checked(case: Case, repair: Repair, run: _Run) -> Repair:
@@ -332,7 +348,13 @@ def _write(models: Sequence[Model], output: str | os.PathLike[str] | None) -> Ou
         return None
     written = save(models, Path(output))
     kind = models[0].artifact.format if models[0].artifact else "safetensors"
-    return OutputInfo(path=str(written.path), format=kind, bytes=written.bytes, sha256=written.sha256)
+    return OutputInfo(
+        path=str(written.path),
+        format=kind,
+        bytes=written.bytes,
+        sha256=written.sha256,
+        description="" if written.description is None else str(written.description),
+    )
 
 
 def _record(one: _Done, output: OutputInfo | None, left: tuple[str, ...], run: _Run) -> PurifyResult:
@@ -361,10 +383,11 @@ def _record(one: _Done, output: OutputInfo | None, left: tuple[str, ...], run: _
             )
             for point in repair.curve
         ),
-        masks=_histogram(repair),
+        masks=mask_histogram(repair),
         phases={name: number(seconds) for name, seconds in repair.seconds.items()},
         params=finite(repair.params),
         attachments=save_attachments(repair.attachments, one.attachments, run.attachments),
+        compact=one.compact,
         output=output,
         left=left,
         outcome=repair.check.outcome if repair.check else "unchecked",
@@ -373,26 +396,3 @@ def _record(one: _Done, output: OutputInfo | None, left: tuple[str, ...], run: _
         coverage=weight_coverage(one.model),
         seconds=one.seconds,
     )
-
-
-def _histogram(repair: Repair) -> Histogram | None:
-    """All finite masks (or scores) in equal bins, and the masks of pruned filters; None without finite masks."""
-    values = _finite_values(repair.masks)
-    if not len(values):
-        return None
-    is_mask = float(values.min()) >= 0 and float(values.max()) <= 1
-    ends = (0.0, 1.0) if is_mask else (float(values.min()), float(values.max()))
-    cut = _finite_values({name: repair.masks[name][index] for name, index in repair.pruned.items()})
-    counts, edges = torch.histogram(values, bins=_BINS, range=ends)
-    pruned, _ = torch.histogram(cut, bins=_BINS, range=ends)
-    return Histogram(edges=tuple(edges.tolist()), counts=_whole(counts), pruned=_whole(pruned))
-
-
-def _finite_values(masks: Mapping[str, Tensor]) -> Tensor:
-    parts = [mask.detach().double().cpu().flatten() for mask in masks.values()]
-    values = torch.cat(parts) if parts else torch.empty(0, dtype=torch.float64)
-    return values[torch.isfinite(values)]
-
-
-def _whole(counts: Tensor) -> tuple[int, ...]:
-    return tuple(int(count) for count in counts.tolist())

@@ -20,6 +20,7 @@ from bdprune.record.method import (
 from bdprune.record.parts import (
     ArtifactInfo,
     CalibrationInfo,
+    CompactInfo,
     CurveInfo,
     DataInfo,
     Env,

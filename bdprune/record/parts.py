@@ -238,12 +238,40 @@ class OutputInfo(Record, frozen=True, kw_only=True):
         format: its format, that of the file that was read.
         bytes: size.
         sha256: SHA-256 of its bytes.
+        description: the file next to it that loading a compact network needs; empty if the network is whole.
     """
 
     path: str
     format: str
     bytes: Count
     sha256: str
+    description: str = ""
+
+
+class CompactInfo(Record, frozen=True, kw_only=True):
+    """The removal of pruned filters from a network, and what it saves.
+
+    Attributes:
+        filters_removed: number of pruned filters that are no longer in the network.
+        parameters_before: parameters of the network with all its filters.
+        parameters_after: parameters of the compact network.
+        flops_before: floating-point operations for one image, two for each multiply-add of convs and matrix products.
+        flops_after: the same for the compact network.
+        ms_before: milliseconds for one image of a batch, on the device of the repair.
+        ms_after: the same for the compact network.
+        difference: largest difference of a logit between the two networks, on random and clean images.
+        whole: filter groups with pruned filters that could not be removed, with reasons.
+    """
+
+    filters_removed: Count
+    parameters_before: Count
+    parameters_after: Count
+    flops_before: Count
+    flops_after: Count
+    ms_before: float | None
+    ms_after: float | None
+    difference: float | None
+    whole: tuple[str, ...] = ()
 
 
 class LayerScores(Record, frozen=True, kw_only=True):

@@ -20,6 +20,7 @@ from bdprune.record.inspection import EntropyHistogram, ImageVerdict, IncomingIn
 from bdprune.record.parts import (
     ArtifactInfo,
     CalibrationInfo,
+    CompactInfo,
     CurveInfo,
     DataInfo,
     Env,
@@ -153,6 +154,7 @@ class PurifyResult(Document, frozen=True, kw_only=True, tag_field="kind", tag="p
         phases: seconds of each step.
         params: settings of the method.
         attachments: tensors such as the masks.
+        compact: what the removal of pruned filters saved; None if they were not to be removed.
         output: the file that was written; None if none was.
         left: sets of weights that were not repaired, with reasons: the new file holds them unchanged.
         outcome: what clean images show: ``repaired``, no sign of the backdoor is left; ``unrepaired``, at least one is;
@@ -176,6 +178,7 @@ class PurifyResult(Document, frozen=True, kw_only=True, tag_field="kind", tag="p
     phases: dict[str, float | None] = msgspec.field(default_factory=dict)
     params: dict[str, Any] = msgspec.field(default_factory=dict)
     attachments: tuple[Attachment, ...] = ()
+    compact: CompactInfo | None = None
     output: OutputInfo | None = None
     left: tuple[str, ...] = ()
     outcome: Outcome = "unchecked"

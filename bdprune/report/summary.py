@@ -115,6 +115,20 @@ def change(result: PurifyResult) -> str:
     return words.get(result.change, f"{pruned} and retrained the weights")
 
 
+def savings(result: PurifyResult) -> list[tuple[str, str]]:
+    """What the removal of pruned filters saved, (name, ``before → after``); empty if none were to be removed."""
+    info = result.compact
+    if info is None:
+        return []
+    return [
+        ("filters removed", f"{info.filters_removed} of {result.filters_pruned} pruned"),
+        ("parameters", f"{info.parameters_before:,} → {info.parameters_after:,}"),
+        ("FLOPs per image", f"{info.flops_before:,} → {info.flops_after:,}"),
+        ("time per image", f"{number(info.ms_before)} → {number(info.ms_after)} ms"),
+        ("largest difference", f"{number(info.difference)} in a logit"),
+    ]
+
+
 TRIGGER_ADVICE = (
     "A trigger that is much smaller than those of the other labels, and flips nearly all held-out images, points to a "
     "backdoor. Every network has some trigger for every label: scan the model for a verdict."

@@ -205,3 +205,15 @@ def test_attachments_of_a_repair_are_written_and_named(purify: Run, tmp_path: Pa
     (attached,) = PurifyResult.from_json(done.stdout).attachments
     assert attached.name == "filter_scores" and [path.name for path in folder.iterdir()] == [attached.file]
     assert hashlib.sha256((folder / attached.file).read_bytes()).hexdigest() == attached.sha256
+
+
+def test_compact_writes_a_description_that_no_other_output_may_overwrite(purify: Run, tmp_path: Path) -> None:
+    pytest.importorskip("torch_pruning")
+    output = tmp_path / "out.pth"
+    done = purify("-o", output, "--mode", "compact", "-f", f"json={output}.arch.json")
+    assert done.exit_code == 4 and not output.exists(), done.output
+    done = purify("-o", output, "--mode", "compact", "-f", "json")
+    assert done.exit_code == 0, done.output
+    record = PurifyResult.from_json(done.stdout)
+    assert record.compact and record.compact.filters_removed == 0 and record.output
+    assert record.output.description == "" and not Path(f"{output}.arch.json").exists()

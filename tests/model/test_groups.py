@@ -244,12 +244,31 @@ def test_operators_that_mix_channels_end_the_pair(between: Callable[[Tensor], Te
     assert only(network)["conv"].norm is None
 
 
+class LayerNorm2d(nn.LayerNorm):
+    """Layer norm over the channels of every pixel, as in ConvNeXt."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        return super().forward(input.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+
+
+@pytest.mark.parametrize("norm", [nn.GroupNorm(2, 4), nn.InstanceNorm2d(4, affine=True), LayerNorm2d(4)])
+def test_norms_with_statistics_of_each_image_carry_the_mask(norm: nn.Module) -> None:
+    network = Net(lambda net, x: logits(functional.relu(net.norm(net.conv(x)))), conv=conv(), norm=norm)
+    assert only(network) == {"conv": FilterGroup("conv", "conv", 4, (NormSlice("norm", 0),), True)}
+
+
+def test_such_a_norm_with_another_input_carries_no_mask() -> None:
+    network = Net(lambda net, x: logits(net.norm(net.conv(x) + x[:, :1])), conv=conv(), norm=nn.GroupNorm(2, 4))
+    assert only(network)["conv"].norm is None
+
+
 @pytest.mark.parametrize(
     "norm",
     [
-        nn.GroupNorm(2, 4),
-        nn.InstanceNorm2d(4, affine=True),
+        nn.GroupNorm(2, 4, affine=False),
+        nn.InstanceNorm2d(4),
         nn.BatchNorm2d(4, affine=False),
+        nn.LayerNorm((4, 8, 8)),
         nn.Identity(),
         nn.LocalResponseNorm(2),
     ],

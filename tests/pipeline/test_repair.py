@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import sys
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ import torch
 
 from bdprune.analysis import Case
 from bdprune.errors import ArtifactError, DataError, OptionError, OutputError, SanityError
+from bdprune.fleet import scan
 from bdprune.methods import CurvePoint, Purifier, Repair
 from bdprune.model.edit.pruning import prune
 from bdprune.model.loading import load
@@ -138,3 +140,54 @@ def test_errors_are_raised_and_nothing_is_written(tiny: Any, options: dict[str, 
     with pytest.raises(OutputError, match="is the input checkpoint"):
         purify(tiny.path, tiny.data, method=Fake(), output=tiny.path, **options)
     assert not output.exists()
+
+
+def test_compact_removes_the_pruned_filters_and_describes_the_file(
+    tiny: Any, options: dict[str, Any], tmp_path: Path
+) -> None:
+    pytest.importorskip("torch_pruning")
+    output = tmp_path / "out.pth"
+    done = purify(tiny.path, tiny.data, method=Fake(), mode="compact", output=output, **options)
+    info = done.result.compact
+    assert info and (info.filters_removed, info.whole) == (2, ())
+    # A filter has 3 weights, 2 values of the norm and 3 of the head.
+    assert info.parameters_before - info.parameters_after == 2 * 8
+    # Two operations for each weight: of the conv at 64 pixels, and of the head.
+    assert info.flops_before == 2 * (8 * 3 * 64 + 8 * 3) and info.flops_after == 2 * (6 * 3 * 64 + 6 * 3)
+    assert info.ms_before and info.ms_after and info.difference is not None and info.difference < 1e-5
+    assert done.result.output and done.result.output.description == f"{output}.arch.json"
+    assert PurifyResult.from_json(done.result.to_json()) == done.result
+    again = load(output, arch=tiny.arch, input_shape=tiny.input_shape)
+    images = torch.rand(4, *tiny.input_shape)
+    assert torch.equal(again.module(images), done.model.module(images))
+    whole = purify(tiny.path, tiny.data, method=Fake(), **options)
+    assert torch.allclose(whole.model.module(images), done.model.module(images), atol=1e-5)
+    assert whole.result.compact is None
+
+
+def test_compact_prunes_by_name_so_that_filters_output_zero(tiny: Any, options: dict[str, Any]) -> None:
+    pytest.importorskip("torch_pruning")
+    done = purify(tiny.path, tiny.data, method="suspiciousness", mode="compact", settings={"mu": 9.0}, **options)
+    assert done.result.params["mode"] == "zero_gamma_beta" and done.result.filters_pruned == 0
+    info = done.result.compact
+    assert info and info.filters_removed == 0 and info.parameters_before == info.parameters_after
+
+
+def test_compact_needs_its_library_before_any_work(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "torch_pruning", None)
+    with pytest.raises(OptionError, match="needs Torch-Pruning"):
+        purify("missing.pth", "missing", mode="compact")
+
+
+def test_a_compact_file_can_be_scanned_and_repaired_again(tiny: Any, options: dict[str, Any], tmp_path: Path) -> None:
+    pytest.importorskip("torch_pruning")
+    output = tmp_path / "out.pth"
+    first = purify(tiny.path, tiny.data, method=Fake(), mode="compact", output=output, **options)
+    scanned = scan(output, tiny.data, detectors=["suspiciousness", "lipschitz"], **options)
+    assert scanned.error is None and scanned.model and scanned.model.parameters == first.result.compact.parameters_after
+    assert all(one.score is not None for one in scanned.detectors)
+    again = purify(
+        output, tiny.data, method="suspiciousness", settings={"mu": 9.0}, output=tmp_path / "b.pth", **options
+    )
+    assert again.result.output and again.result.output.description == f"{tmp_path / 'b.pth'}.arch.json"
+    assert load(tmp_path / "b.pth", **options).compact == load(output, **options).compact

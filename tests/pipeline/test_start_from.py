@@ -70,7 +70,7 @@ def scan(files: Path, **options: Any) -> Result:
 
 def repair(files: Path, model: str = "model.pth", **options: Any) -> bdprune.Repaired:
     settings = {"recovery": bdprune.RecoverSettings(epochs=1), "fine_tuning": None}
-    chosen = {"settings": settings} | OPTIONS | options
+    chosen = {"method": "rnp", "settings": settings} | OPTIONS | options
     return bdprune.purify(files / model, files / "clean.npz", **chosen)
 
 
@@ -155,7 +155,7 @@ def test_equal_images_in_another_order_are_accepted(files: Path, unlearned: list
     images = torch.from_numpy(clean["images"][order]).permute(0, 3, 1, 2)
     data = bdprune.CleanData(images, torch.from_numpy(clean["labels"][order]))
     settings = {"recovery": bdprune.RecoverSettings(epochs=1), "fine_tuning": None}
-    bdprune.purify(files / "model.pth", data, start_from=start, settings=settings, **OPTIONS)
+    bdprune.purify(files / "model.pth", data, start_from=start, method="rnp", settings=settings, **OPTIONS)
     assert len(unlearned) == 1
 
 
@@ -179,11 +179,11 @@ def test_a_module_in_memory_is_compared_by_its_images_only(files: Path) -> None:
     start = bdprune.scan(model.network, files / "clean.npz", detectors=["lipschitz"], **OPTIONS)
     assert start.artifact is None
     settings = {"recovery": bdprune.RecoverSettings(epochs=1), "fine_tuning": None}
-    done = bdprune.purify(model.network, files / "clean.npz", start_from=start, settings=settings, **OPTIONS)
+    done = bdprune.purify(model.network, files / "clean.npz", start_from=start, method="rnp", settings=settings, **OPTIONS)
     assert done.result.params["unlearn_on"] == "all"
     changed = msgspec.structs.replace(start, data=None)
     with pytest.raises(DataError, match="used other clean images"):
-        bdprune.purify(model.network, files / "clean.npz", start_from=changed, settings=settings, **OPTIONS)
+        bdprune.purify(model.network, files / "clean.npz", start_from=changed, method="rnp", settings=settings, **OPTIONS)
 
 
 @pytest.mark.parametrize("next_to_it", [False, True])

@@ -11,6 +11,7 @@ from bdprune.record import (
     ArtifactInfo,
     Attachment,
     Box,
+    CompactInfo,
     CoverageResult,
     CurveInfo,
     DataInfo,
@@ -249,6 +250,25 @@ def repaired() -> PurifyResult:
         params={"max_drop": 0.02},
         output=OutputInfo(path="repaired.pth", format="torch-zip", bytes=11_173_990, sha256="ef" * 32),
     )
+
+
+@pytest.fixture
+def compacted(repaired: PurifyResult) -> PurifyResult:
+    """The same repair with the pruned filters removed."""
+    info = CompactInfo(
+        filters_removed=30,
+        parameters_before=176_402,
+        parameters_after=124_662,
+        flops_before=17_745_152,
+        flops_after=12_545_292,
+        ms_before=1.75,
+        ms_after=1.5,
+        difference=4.5e-7,
+        whole=("layer4.0.conv1: 11 of 11 pruned filters stay: the logits would change",),
+    )
+    assert repaired.output
+    output = msgspec.structs.replace(repaired.output, description="repaired.pth.arch.json")
+    return msgspec.structs.replace(repaired, compact=info, output=output)
 
 
 @pytest.fixture

@@ -46,6 +46,9 @@ class MaskedNetwork(nn.Module):
         for group in first.groups:
             if group.norm is None and group.as_module:
                 _mask_output(self.network.get_submodule(f"network.{group.conv}"))
+        for child in self.network.modules():
+            if isinstance(child, nn.GroupNorm):
+                child.register_forward_pre_hook(_with_gradient)
 
     @property
     def masks(self) -> dict[str, nn.Parameter]:
@@ -79,6 +82,12 @@ class MaskedNetwork(nn.Module):
             gamma = self.network.get_parameter(f"network.{name}.weight")
             overrides[f"network.{name}.weight"] = gamma * _whole(slices, gamma.shape[-1])
         return overrides
+
+
+def _with_gradient(norm: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    """PyTorch crashes if a group norm in channels-last layout needs the gradient of its scale but not of its input."""
+    x, *others = inputs
+    return (x if x.requires_grad else x.detach().requires_grad_(), *others)
 
 
 def _whole(slices: list[tuple[int, Tensor]], channels: int) -> Tensor:

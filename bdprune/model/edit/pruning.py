@@ -24,8 +24,9 @@ def prune(model: Model, filters: Mapping[str, Sequence[int]], mode: PruneMode = 
         filters: indices of filters by the name of their group.
         mode: ``zero_gamma`` sets the scale of the norm to zero, so the filter outputs the constant beta (RNP, ANP).
             ``zero_gamma_beta`` also sets the shift to zero, so it outputs zero (CLP). ``weights`` also sets the conv's
-            filter and bias to zero. If a filter has no norm of its own, every mode sets its conv's filter and bias to
-            zero.
+            filter and bias to zero, which also changes the statistics of a group or layer norm, and so its other
+            channels; the first two modes change no other channel. If a filter has no norm of its own, every mode sets
+            its conv's filter and bias to zero.
 
     Raises:
         OptionError: an unknown mode, group or filter.

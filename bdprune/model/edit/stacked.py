@@ -110,7 +110,7 @@ def agrees(stacked: StackedNetwork) -> bool:
     """Whether the stack and its models give the same logits for a few images: a forward pass can hide differences."""
     first = stacked.models[0]
     images = torch.rand(_PROBE, *first.input_shape, generator=torch.Generator().manual_seed(0)).to(first.device)
-    with _without_tf32():
+    with without_tf32():
         alone = {id(model): model.module(images) for model in {id(model): model for model in stacked.models}.values()}
         expected = torch.stack([alone[id(model)] for model in stacked.models])
         try:
@@ -122,7 +122,7 @@ def agrees(stacked: StackedNetwork) -> bool:
 
 
 @contextmanager
-def _without_tf32() -> Iterator[None]:
+def without_tf32() -> Iterator[None]:
     """TF32 rounding alone, over many layers, would look like a different function."""
     before = torch.backends.cudnn.allow_tf32
     torch.backends.cudnn.allow_tf32 = False

@@ -139,8 +139,10 @@ def _repair(result: PurifyResult, colour: bool) -> list[str]:
         ("change", summary.change(result)),
         ("chosen by", result.selection),
         ("clean accuracy", f"{summary.percent(result.accuracy_before)} → {summary.percent(result.accuracy_after)}"),
+        *summary.savings(result),
         ("threshold", None if result.threshold is None else summary.number(result.threshold)),
         ("target", None if result.target_label is None else f"label {result.target_label}"),
+        *[("not removed", one) for one in (result.compact.whole if result.compact else ())],
         *[("not repaired", one) for one in result.left],
         *summary.check_rows(result),
         *[(f"tried {name}", text) for name, text in summary.attempt_rows(result)],
@@ -149,6 +151,7 @@ def _repair(result: PurifyResult, colour: bool) -> list[str]:
         ("steps", ", ".join(summary.phases(result)) or None),
         *_attached(result.attachments),
         ("written to", f"{file.path} ({summary.size(file.bytes)})" if file else "not written"),
+        ("described in", (file and file.description) or None),
     ]
     colour_code = _COLOURS["clean" if outcome == "repaired" else "suspicious"]
     lines = table([row for row in rows if row[1] is not None], "ll")

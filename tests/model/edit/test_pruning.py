@@ -108,3 +108,91 @@ def test_the_model_is_never_changed(
     before = fingerprint(small_model.network)
     pruned = prune(small_model, {group.name: [0] for group in small_model.groups}, mode)
     assert fingerprint(small_model.network) == before != fingerprint(pruned.network)
+
+
+class LayerNorm2d(nn.LayerNorm):
+    """Layer norm over the channels of every pixel, as in ConvNeXt."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        return super().forward(input.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+
+
+class Permuted(nn.Module):
+    """The same with a layer norm of the last dimension, whose channels the trace cannot follow."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(channels)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.norm(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+
+
+def with_norm(norm: nn.Module) -> Model:
+    """A conv with a bias, a norm with random scales and shifts, and a head."""
+    torch.manual_seed(0)
+    network = nn.Sequential(nn.Conv2d(3, 4, 3), norm, nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 2))
+    for parameter in norm.parameters():
+        nn.init.uniform_(parameter, 0.5, 1.5)
+    return Model(network.eval(), "x", 2, (3, 8, 8))
+
+
+OWN_STATISTICS = [nn.GroupNorm(2, 4), nn.InstanceNorm2d(4, affine=True), LayerNorm2d(4)]
+
+
+@pytest.mark.parametrize("norm", OWN_STATISTICS)
+@pytest.mark.parametrize("mode", MODES)
+def test_norms_with_statistics_of_each_image_output_beta_or_zero(norm: nn.Module, mode: PruneMode) -> None:
+    model = with_norm(norm)
+    x = torch.rand(3, 3, 8, 8)
+    pruned = prune(model, {"0": [1]}, mode)
+    before, after = outputs(model, "1", x), outputs(pruned, "1", x)
+    beta = model.network.get_parameter("1.bias")[1] if mode == "zero_gamma" else torch.tensor(0.0)
+    assert torch.equal(after[:, 1], beta.expand_as(after[:, 1]))
+    others = torch.equal(after[:, [0, 2, 3]], before[:, [0, 2, 3]])
+    assert others == (mode != "weights" or isinstance(norm, nn.InstanceNorm2d)), "only weights moves the statistics"
+
+
+@pytest.mark.parametrize("norm", OWN_STATISTICS)
+def test_a_mask_scales_what_such_a_norm_gives(norm: nn.Module) -> None:
+    """A mask on the conv would be lost: the norm divides it out again."""
+    model = with_norm(norm)
+    masked = MaskedNetwork(model)
+    with torch.no_grad():
+        masked.masks["0"][1] = 0.5
+        half = model.clone()
+        half.network.get_parameter("1.weight")[1] *= 0.5
+    x = torch.rand(3, 3, 8, 8)
+    assert torch.allclose(masked(x), half.module(x), atol=1e-6)
+    assert not torch.allclose(masked(x), model.module(x), atol=1e-3)
+    with torch.no_grad():
+        masked.masks["0"][1] = 0
+    assert torch.allclose(masked(x), prune(model, {"0": [1]}).module(x), atol=1e-6)
+
+
+@pytest.mark.parametrize("norm", [Permuted(4), nn.GroupNorm(2, 4, affine=False), nn.Identity()])
+@pytest.mark.parametrize("mode", MODES)
+def test_without_a_norm_that_the_trace_follows_the_conv_is_zeroed(norm: nn.Module, mode: PruneMode) -> None:
+    model = with_norm(norm)
+    pruned = prune(model, {"0": [1]}, mode)
+    x = torch.rand(3, 3, 8, 8)
+    assert not outputs(pruned, "0", x)[:, 1].any()
+    before, after = (outputs(one, "1", x)[:, [0, 2, 3]] for one in (model, pruned))
+    assert torch.equal(before, after) == isinstance(norm, nn.Identity), "the statistics of the other channels change"
+    masked = MaskedNetwork(model)
+    with torch.no_grad():
+        masked.masks["0"][1] = 0
+    assert torch.allclose(masked(x), pruned.module(x), atol=1e-6)
+
+
+@pytest.mark.parametrize("norm", OWN_STATISTICS)
+def test_masks_get_gradients_in_both_layouts(norm: nn.Module) -> None:
+    """The input of the first norm needs no gradient, which crashes PyTorch for group norm in channels-last."""
+    model = with_norm(norm)
+    gradients = []
+    for layout in (torch.contiguous_format, torch.channels_last):
+        masked = MaskedNetwork(model).to(memory_format=layout)  # type: ignore[call-overload]
+        images = torch.rand(8, 3, 8, 8, generator=torch.Generator().manual_seed(0)).to(memory_format=layout)
+        masked(images)[:, 0].sum().backward()
+        gradients.append(masked.masks["0"].grad)
+    assert gradients[0].any() and torch.allclose(*gradients, atol=1e-5)

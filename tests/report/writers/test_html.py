@@ -141,6 +141,14 @@ def test_a_repair_shows_before_and_after(repaired: PurifyResult) -> None:
     assert "not safer than before" in unchanged and "not safer" not in text
 
 
+def test_a_compact_repair_shows_what_it_saves_and_what_stays(compacted: PurifyResult, repaired: PurifyResult) -> None:
+    text = words(read(compacted))
+    assert "Parameters 176402 124662 FLOPs per image 17745152 12545292 Milliseconds per image 1.75 1.5" in text
+    assert "Removed 30 of 41 pruned filters" in text and "11 of 11 pruned filters stay" in text
+    assert "description repaired.pth.arch.json" in text
+    assert "FLOPs" not in words(read(repaired))
+
+
 def test_a_repair_that_only_retrained_has_no_filters_and_no_threshold(retrained: PurifyResult) -> None:
     text = words(read(retrained))
     assert text.index("repaired") < text.index("x.fine_tuning retrained the weights.") and "unchanged" not in text

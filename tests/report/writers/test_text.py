@@ -163,6 +163,19 @@ def test_a_repair_shows_before_after_and_the_file(repaired: PurifyResult) -> Non
     assert text_of(msgspec.structs.replace(repaired, left=("ema: not chosen",))).startswith("PARTLY REPAIRED")
 
 
+def test_a_compact_repair_shows_what_it_saves_and_what_stays(compacted: PurifyResult) -> None:
+    lines = [re.sub(" {2,}", "  ", line) for line in text_of(compacted).splitlines()]
+    assert {
+        "  filters removed  30 of 41 pruned",
+        "  parameters  176,402 → 124,662",
+        "  FLOPs per image  17,745,152 → 12,545,292",
+        "  time per image  1.75 → 1.5 ms",
+        "  largest difference  4.5e-07 in a logit",
+        "  not removed  layer4.0.conv1: 11 of 11 pruned filters stay: the logits would change",
+        "  described in  repaired.pth.arch.json",
+    } <= set(lines)
+
+
 def test_a_repair_that_only_retrained_has_no_filters_and_no_threshold(retrained: PurifyResult) -> None:
     text = text_of(retrained)
     assert text.startswith("REPAIRED") and "  change          retrained the weights\n" in text
