@@ -11,8 +11,9 @@ import msgspec
 
 from bdprune.analysis import Case, CheckLimits, SearchFor, Signs, check_repair, signs_of
 from bdprune.errors import BdpruneError
-from bdprune.methods import Phases, Purifier, Repair, hold_out
+from bdprune.methods import Phases, Purifier, Repair, hold_out, sure_drop
 from bdprune.model import PruneMode
+from bdprune.purifiers.ibau import IBAU
 from bdprune.purifiers.rnp import RNP
 from bdprune.purifiers.trigger_pruning import TriggerPruning
 from bdprune.purifiers.trigger_unlearning import TriggerUnlearning
@@ -50,10 +51,10 @@ class Auto(Purifier):
 
     The signs of the backdoor are the recovered triggers that stand out, and a label that leads while the network
     unlearns. The methods are tried one after another, the cheapest first: pruning of the filters that the triggers
-    raise; RNP; the pruning with a fine-tuning; the unlearning of the triggers; RNP and then the unlearning. After each,
-    the known triggers are measured on held-out images, searched again, and tried under small random changes of the
-    batch norms; the network is unlearned again if a label led before. The first result without a sign that costs at
-    most ``max_drop`` is taken. If there is none, the one with the fewest signs is taken, and the outcome is
+    raise; RNP; the pruning with a fine-tuning; the unlearning of the triggers; RNP and then the unlearning; I-BAU.
+    After each, the known triggers are measured on held-out images, searched again, and tried under small random changes
+    of the batch norms; the network is unlearned again if a label led before. The first result without a sign that costs
+    at most ``max_drop`` is taken. If there is none, the one with the fewest signs is taken, and the outcome is
     ``unrepaired``.
 
     Without any sign, nothing can be checked. Then RNP alone is used with the limit ``safe_drop``, which changes a clean
@@ -62,7 +63,8 @@ class Auto(Purifier):
     Args:
         search: which triggers are searched; by default those of a scan.
         criteria: what counts as a sign of a backdoor.
-        max_drop: largest fall of clean accuracy on the held-out images, in [0, 1].
+        max_drop: largest fall of clean accuracy on the held-out images, less its standard error
+            (:func:`bdprune.methods.sure_drop`), in [0, 1].
         safe_drop: the same if there is no sign.
         held_out: share of the clean images held out for the accuracy and the check.
         mode: how a filter is pruned.
@@ -72,7 +74,7 @@ class Auto(Purifier):
 
     search: SearchFor = field(default_factory=SearchFor)
     criteria: CheckLimits = field(default_factory=CheckLimits)
-    max_drop: float = 0.04
+    max_drop: float = 0.03
     safe_drop: float = 0.005
     held_out: float = 0.3
     mode: PruneMode = "zero_gamma"
@@ -121,6 +123,7 @@ class Auto(Purifier):
             yield "trigger_pruning+fine_tuning", lambda case: tuned.repaired(case, known, Phases())
             yield "trigger_unlearning", lambda case: unlearning.repaired(case, known, Phases())
             yield "rnp+trigger_unlearning", lambda case: _one_after_another(case, rnp, unlearning, signs)
+        yield "ibau", IBAU(held_out=self.held_out, seed=self.seed)
 
     def _try_all(self, case: Case, signs: Signs, phase: Phases) -> tuple[list[_Tried], list[Attempt]]:
         """The results within the limit, and a record of each attempt."""
@@ -153,18 +156,18 @@ class Auto(Purifier):
             repair = method(case)
         except BdpruneError as error:
             return Attempt(method=name, accuracy_after=None, rejected=str(error), seconds=time.perf_counter() - start)
-        if rejected := self._why_rejected(repair, tried):
+        if rejected := self._why_rejected(case, repair, signs, tried):
             spent = time.perf_counter() - start
             return Attempt(method=name, accuracy_after=repair.accuracy_after, rejected=rejected, seconds=spent)
         check = check_repair(case, repair.model, signs, self.criteria, self.search, self.seed)
         return _Tried(name, repair, check, time.perf_counter() - start)
 
-    def _why_rejected(self, repair: Repair, tried: Sequence[_Tried]) -> str:
+    def _why_rejected(self, case: Case, repair: Repair, signs: Signs, tried: Sequence[_Tried]) -> str:
         """Why a result is not considered, in a phrase; empty if it is."""
         if repair.change == "nothing":
             return repair.selection
-        drop = repair.accuracy_before - repair.accuracy_after
-        if drop > self.max_drop:
+        if sure_drop(case.model, repair.model, signs.held) > self.max_drop:
+            drop = repair.accuracy_before - repair.accuracy_after
             return f"it costs {100 * drop:.1f} points of clean accuracy"
         same = [
             one.name

@@ -20,9 +20,9 @@ from bdprune.loops import (
     TuningObjective,
     fine_tune,
 )
-from bdprune.methods import Phases, Purifier, Repair, hold_out
+from bdprune.methods import Phases, Purifier, Repair, hold_out, sure_drop
 from bdprune.record import Needs
-from bdprune.runtime import DEFAULT, Precision, clean_accuracy
+from bdprune.runtime import DEFAULT, Precision
 
 PRESETS: Mapping[str, Mapping[str, Any]] = {
     "paper": {
@@ -49,7 +49,8 @@ class NCFineTuning(Purifier):
         search: settings of the search.
         stamping: how the trigger is stamped.
         tuning: settings of the fine-tuning.
-        max_drop: largest fall of clean accuracy on the held-out images, in [0, 1]; beyond it nothing changes.
+        max_drop: largest fall of clean accuracy on the held-out images, less its standard error
+            (:func:`bdprune.methods.sure_drop`), in [0, 1]; beyond it nothing changes.
         held_out: share of the clean images held out for the accuracy.
         precision: precision of the fine-tuning (:func:`bdprune.runtime.plan_for`).
         seed: seed of the search, of the split and of the fine-tuning.
@@ -60,7 +61,7 @@ class NCFineTuning(Purifier):
     tuning: FineTuneSettings = field(
         default_factory=lambda: FineTuneSettings(lr=0.005, epochs=10, schedule="cosine", clip=1.0)
     )
-    max_drop: float = 0.04
+    max_drop: float = 0.03
     held_out: float = 0.3
     precision: Precision = DEFAULT
     seed: int = 0
@@ -93,8 +94,7 @@ class NCFineTuning(Purifier):
         with phase("fine_tune"):
             objective = self._objective(trigger)
             tuned = fine_tune(case.model, rest, self.tuning, KeptPruned(), self.seed, self.precision, objective)
-        before, after = (clean_accuracy(one.module, held.images, held.labels) for one in (case.model, tuned))
-        kept = before - after <= self.max_drop
+        kept = sure_drop(case.model, tuned, held) <= self.max_drop
         return self.repair(
             case,
             tuned if kept else case.model,

@@ -9,11 +9,11 @@ from typing import Any
 from bdprune.analysis import Case, Outstanding, SearchFor, outstanding_triggers, search_again
 from bdprune.data import CleanData
 from bdprune.loops import FineTuneSettings, KeptPruned, StampedLabels, Stamping, fine_tune
-from bdprune.methods import Phases, Purifier, Repair, hold_out
+from bdprune.methods import Phases, Purifier, Repair, hold_out, sure_drop
 from bdprune.model import Model
 from bdprune.purifiers.trigger_pruning import TriggerPruning
 from bdprune.record import Needs
-from bdprune.runtime import DEFAULT, Precision, clean_accuracy
+from bdprune.runtime import DEFAULT, Precision
 
 PRESETS: Mapping[str, Mapping[str, Any]] = {
     "paper": {
@@ -45,7 +45,8 @@ class TriggerUnlearning(Purifier):
         rounds: maximum number of rounds.
         search: which triggers are searched; by default those of a scan.
         least: smallest score of a trigger that counts (:class:`bdprune.detectors.inversion.InversionDetector`).
-        max_drop: largest fall of clean accuracy on the held-out images, in [0, 1]; a round beyond it is not taken.
+        max_drop: largest fall of clean accuracy on the held-out images, less its standard error
+            (:func:`bdprune.methods.sure_drop`), in [0, 1]; a round beyond it is not taken.
         held_out: share of the clean images held out for the accuracy.
         precision: precision of the fine-tuning (:func:`bdprune.runtime.plan_for`).
         seed: seed of the search, of the split and of the fine-tuning.
@@ -59,7 +60,7 @@ class TriggerUnlearning(Purifier):
     rounds: int = 3
     search: SearchFor = SearchFor()  # noqa: RUF009  (frozen)
     least: float = 1.5
-    max_drop: float = 0.04
+    max_drop: float = 0.03
     held_out: float = 0.3
     precision: Precision = DEFAULT
     seed: int = 0
@@ -136,13 +137,12 @@ class TriggerUnlearning(Purifier):
     ) -> tuple[Model, int]:
         """The last model within the limit, and the number of its rounds."""
         rest, held = split
-        least = clean_accuracy(case.model.module, held.images, held.labels) - self.max_drop
         triggers = [one.trigger for one in known]
         for number in range(self.rounds):
             with phase(f"round_{number + 1}"):
                 objective = StampedLabels(triggers, self.stamping, self.seed + number)
                 tuned = fine_tune(model, rest, self.tuning, pruned, self.seed + number, self.precision, objective)
-                if clean_accuracy(tuned.module, held.images, held.labels) < least:
+                if sure_drop(case.model, tuned, held) > self.max_drop:
                     return model, number
                 model = tuned
                 again = [search_again(case.with_model(model), one, self.search, self.seed) for one in known]

@@ -1,9 +1,11 @@
 import pytest
 import torch
+from torch import nn
 
 from bdprune.data import CleanData
 from bdprune.errors import DataError
-from bdprune.methods.held_out import hold_out
+from bdprune.methods.held_out import hold_out, sure_drop
+from bdprune.model import Model
 
 
 def test_both_parts_have_every_class() -> None:
@@ -17,3 +19,25 @@ def test_one_image_of_each_class_cannot_be_split() -> None:
     data = CleanData(torch.rand(3, 3, 4, 4), torch.arange(3))
     with pytest.raises(DataError, match="leave none to hold out"):
         hold_out(data, 0.3, 0)
+
+
+class Says(nn.Module):
+    """Predicts label 1 for images whose first value is above a threshold, else 0."""
+
+    def __init__(self, threshold: float) -> None:
+        super().__init__()
+        self.threshold = nn.Parameter(torch.tensor(threshold))
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        above = images[:, 0, 0, 0] > self.threshold
+        return torch.stack([~above, above], 1).float()
+
+
+def test_a_fall_counts_beyond_its_standard_error() -> None:
+    images = torch.arange(100.0).view(-1, 1, 1, 1).expand(-1, 1, 2, 2) / 100
+    held = CleanData(images, (torch.arange(100) >= 50).long())
+    right, worse = (Model(Says(at), "says", 2, (1, 2, 2)) for at in (0.495, 0.535))
+    assert sure_drop(right, right, held) == 0.0
+    # Four of 100 images are lost: 0.04 less sqrt(0.04 * 0.96 * 100 / 99) / 10.
+    assert sure_drop(right, worse, held) == pytest.approx(0.04 - 0.0196946, abs=1e-6)
+    assert sure_drop(worse, right, held) == pytest.approx(-0.04 - 0.0196946, abs=1e-6)

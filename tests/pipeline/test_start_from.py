@@ -130,9 +130,9 @@ def test_every_set_of_weights_finds_its_own_scan(files: Path, tmp_path: Path, un
     results = list(bdprune.scan_many([tmp_path / "two.pth"], files / "clean.npz", detectors=[detector], **OPTIONS))
     (tmp_path / "scans.json").write_text("".join(f"{one.to_json(indent=None)}\n" for one in results))
     settings = {"recovery": bdprune.RecoverSettings(epochs=1), "fine_tuning": None}
-    done = bdprune.purify(
-        tmp_path / "two.pth", files / "clean.npz", start_from=tmp_path / "scans.json", settings=settings, **OPTIONS
-    )
+    start = tmp_path / "scans.json"
+    options = {"start_from": start, "method": "rnp", "settings": settings} | OPTIONS
+    done = bdprune.purify(tmp_path / "two.pth", files / "clean.npz", **options)
     assert len(done.others) == 1 and done.result.left == () and len(unlearned) == 2
 
 
@@ -179,11 +179,15 @@ def test_a_module_in_memory_is_compared_by_its_images_only(files: Path) -> None:
     start = bdprune.scan(model.network, files / "clean.npz", detectors=["lipschitz"], **OPTIONS)
     assert start.artifact is None
     settings = {"recovery": bdprune.RecoverSettings(epochs=1), "fine_tuning": None}
-    done = bdprune.purify(model.network, files / "clean.npz", start_from=start, method="rnp", settings=settings, **OPTIONS)
+    done = bdprune.purify(
+        model.network, files / "clean.npz", start_from=start, method="rnp", settings=settings, **OPTIONS
+    )
     assert done.result.params["unlearn_on"] == "all"
     changed = msgspec.structs.replace(start, data=None)
     with pytest.raises(DataError, match="used other clean images"):
-        bdprune.purify(model.network, files / "clean.npz", start_from=changed, method="rnp", settings=settings, **OPTIONS)
+        bdprune.purify(
+            model.network, files / "clean.npz", start_from=changed, method="rnp", settings=settings, **OPTIONS
+        )
 
 
 @pytest.mark.parametrize("next_to_it", [False, True])

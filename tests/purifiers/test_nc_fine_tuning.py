@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from bdprune.analysis import PUBLISHED_CLEANSING, Case
-from bdprune.loops import FineTuneSettings, StampedLabels, TargetAscent, Trigger
+from bdprune.loops import FineTuneSettings, StampedLabels, Stamping, TargetAscent, Trigger
 from bdprune.purifiers.nc_abl import NCABL
 from bdprune.purifiers.nc_fine_tuning import NCFineTuning
 from bdprune.purifiers.nu_nc_abl import NUNCABL
@@ -34,8 +34,8 @@ def test_a_known_trigger_is_unlearnt(
     known: Planted, method: type[NCFineTuning], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     _finds(true_trigger(known).trigger, monkeypatch)
-    tuning = FineTuneSettings(lr=0.005, epochs=4, padding=0, clip=1.0)
-    repair = method(tuning=tuning, max_drop=0.1)(Case(known.backdoored, known.data))
+    tuning = FineTuneSettings(lr=0.005, epochs=6, padding=0)
+    repair = method(tuning=tuning, stamping=Stamping(share=0.3), max_drop=0.1)(Case(known.backdoored, known.data))
     assert repair.change == "retrained" and repair.target_label == known.target
     assert known.attack_success(repair.model) < 0.5 < known.attack_success(known.backdoored)
     assert repair.accuracy_before - repair.accuracy_after <= 0.1
