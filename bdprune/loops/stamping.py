@@ -125,3 +125,29 @@ class TargetAscent(TuningObjective):
         loss = (sign * losses).mean()
         loss.backward()
         return loss.detach()
+
+
+class TargetComplement(TuningObjective):
+    """Lowers -log(1 - p) for the probability p of the target on stamped images, and the loss of the other images.
+
+    It has the aim of :class:`TargetAscent`, but its gradient does not vanish while the network is sure of the target.
+    Only triggers with a target label take part.
+
+    Args:
+        triggers: at least one with a target label.
+    """
+
+    def __init__(self, triggers: Sequence[Trigger], settings: Stamping, seed: int) -> None:
+        self._stamper = Stamper(triggers, settings, seed)
+
+    def backward(self, run: Callable[[Tensor], Tensor], images: Tensor, labels: Tensor) -> Tensor:
+        stamped, chosen, trigger = self._stamper.stamp(images, labels)
+        assert trigger.target is not None
+        logits = run(stamped)
+        losses = functional.cross_entropy(logits, labels, reduction="none")
+        others = logits[chosen].clone()
+        others[:, trigger.target] = -torch.inf
+        complement = logits[chosen].logsumexp(1) - others.logsumexp(1)
+        loss = losses.index_put((chosen,), complement).mean()
+        loss.backward()
+        return loss.detach()

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 from bdprune.analysis import PUBLISHED_CLEANSING
-from bdprune.loops import FineTuneSettings, Stamping, TargetAscent, Trigger, TuningObjective
+from bdprune.loops import FineTuneSettings, Stamping, TargetAscent, TargetComplement, Trigger, TuningObjective
 from bdprune.purifiers.nc_fine_tuning import NCFineTuning
 
 PRESETS: Mapping[str, Mapping[str, Any]] = {
@@ -15,6 +15,7 @@ PRESETS: Mapping[str, Mapping[str, Any]] = {
         "search": PUBLISHED_CLEANSING,
         "stamping": Stamping(share=0.2, jitter=0.0, shift=0),
         "tuning": FineTuneSettings(lr=5e-4, epochs=5),
+        "aim": "ascent",
         "max_drop": 1.0,
     },
     "robust": {},
@@ -23,7 +24,7 @@ PRESETS: Mapping[str, Mapping[str, Any]] = {
 
 @dataclass(frozen=True)
 class NCABL(NCFineTuning):
-    """Raises the loss of the target label on images with the trigger, and lowers the loss of the other images.
+    """Makes the target label unlikely on images with the trigger, and lowers the loss of the other images.
 
     Anti-Backdoor Learning does so with the poisoned images that it isolates from the training set. A defender without
     that set has none, so RNP's authors stamp the recovered trigger on clean images.
@@ -31,12 +32,16 @@ class NCABL(NCFineTuning):
     Args:
         tuning: settings of the training.
         stamping: how the trigger is stamped.
-        limit: largest loss of an image with the trigger that is raised further; the loss has no upper bound.
+        aim: ``ascent`` raises the cross-entropy with the target, as the paper does; its gradient nearly vanishes while
+            the network is sure of the target. ``complement`` lowers -log(1 - p) for the probability p of the target.
+        limit: largest cross-entropy of an image with the trigger that ``ascent`` raises further; the loss has no upper
+            bound.
     """
 
     tuning: FineTuneSettings = field(
-        default_factory=lambda: FineTuneSettings(lr=0.002, epochs=10, schedule="cosine", clip=1.0)
+        default_factory=lambda: FineTuneSettings(lr=0.005, epochs=10, schedule="cosine", clip=1.0)
     )
+    aim: Literal["complement", "ascent"] = "complement"
     limit: float = 5.0
 
     id = "bdprune.nc_abl"
@@ -45,4 +50,6 @@ class NCABL(NCFineTuning):
     presets = PRESETS
 
     def _objective(self, trigger: Trigger) -> TuningObjective:
+        if self.aim == "complement":
+            return TargetComplement([trigger], self.stamping, self.seed)
         return TargetAscent([trigger], self.stamping, self.seed, self.limit)

@@ -11,7 +11,7 @@ from torch.nn import functional
 
 from bdprune.errors import OptionError
 from bdprune.loops import Trigger
-from bdprune.loops.stamping import StampedLabels, Stamper, Stamping, TargetAscent
+from bdprune.loops.stamping import StampedLabels, Stamper, Stamping, TargetAscent, TargetComplement
 
 PLAIN = Stamping(share=0.5, jitter=0.0, shift=0)
 IMAGES, LABELS = torch.zeros(8, 3, 4, 4), torch.tensor([0, 1, 2, 0, 1, 2, 0, 1])
@@ -87,6 +87,21 @@ def test_the_target_is_unlearnt_up_to_the_limit() -> None:
     bias.grad = None
     TargetAscent([patch()], PLAIN, 0, limit=0.01).backward(run, IMAGES, LABELS)
     assert bias.grad is not None and not torch.allclose(bias.grad, other.grad)
+
+
+def test_the_target_becomes_unlikely_even_if_the_network_is_sure_of_it() -> None:
+    bias = torch.tensor([0.0, 0.0, 12.0], requires_grad=True)
+
+    def run(images: torch.Tensor) -> torch.Tensor:
+        return bias.expand(len(images), 3)
+
+    loss = TargetComplement([patch()], PLAIN, 0).backward(run, IMAGES, LABELS)
+    assert bias.grad is not None
+    # Four stamped images with -log(1 - p) of the target, and four others with their own labels 2, 2, 0 and 1.
+    p = bias.detach().double().softmax(0)
+    own = -p[[2, 2, 0, 1]].log()
+    assert loss.item() == pytest.approx((4 * -math.log1p(-p[2].item()) + own.sum().item()) / 8, rel=1e-4)
+    assert bias.grad[2].item() == pytest.approx((4 * p[2].item() + 4 * p[2].item() - 2) / 8, rel=1e-3)
 
 
 @pytest.mark.parametrize("wrong", [{"share": 0.0}, {"share": 1.5}, {"jitter": 1.0}, {"shift": -1}])

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from bdprune.analysis import PUBLISHED_CLEANSING, Case
-from bdprune.loops import FineTuneSettings, StampedLabels, Stamping, TargetAscent, Trigger
+from bdprune.loops import FineTuneSettings, StampedLabels, Stamping, TargetAscent, TargetComplement, Trigger
 from bdprune.purifiers.nc_abl import NCABL
 from bdprune.purifiers.nc_fine_tuning import NCFineTuning
 from bdprune.purifiers.nu_nc_abl import NUNCABL
@@ -82,5 +82,7 @@ def test_presets_have_the_published_settings() -> None:
 def test_each_method_has_its_own_objective(known: Planted) -> None:
     trigger = true_trigger(known).trigger
     kinds = [type(method()._objective(trigger)) for method in ALL]
-    assert kinds == [StampedLabels, StampedLabels, TargetAscent, TargetAscent]
+    assert kinds == [StampedLabels, StampedLabels, TargetComplement, TargetComplement]
+    papers = [type(method.preset("paper")._objective(trigger)) for method in (NCABL, NUNCABL)]
+    assert papers == [TargetAscent, TargetAscent]
     assert replace(NCABL(), limit=3.0).params["limit"] == 3.0
