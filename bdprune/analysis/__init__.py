@@ -3,11 +3,11 @@ from bdprune.analysis.case import MEMO, Analysis, Case, Memo, outcome_of
 from bdprune.analysis.flipped import Flips, flip_table, read_flips
 from bdprune.analysis.latent import LabelOrder, Latent, LatentFeatures, LatentMargins, latent_margins, promising_labels
 from bdprune.analysis.lipschitz import Lipschitz, channel_lipschitz, channel_lipschitz_of, norm_gain
-from bdprune.analysis.moved import RaisedPoint, easiest_label, moved_filters, raise_moved
+from bdprune.analysis.moved import RAISED_SHARES, RAISED_WEIGHT, RaisedPoint, easiest_label, moved_filters, raise_moved
 from bdprune.analysis.outliers import UNRESPONSIVE, for_few_labels, robust_z, why_no_outlier, why_unresponsive
 from bdprune.analysis.outstanding import Outstanding, SearchFor, excess_flips, outstanding_triggers, search_again
 from bdprune.analysis.raised import PrunedPoint, natural_share, prune_raised, raised_filters, selectivity
-from bdprune.analysis.repair_check import CheckLimits, Signs, check_repair, lead_of, signs_of
+from bdprune.analysis.repair_check import CheckLimits, Signs, check_repair, collapse_of, signs_of
 from bdprune.analysis.sanity import Sanity, SanityLimits, check_sanity
 from bdprune.analysis.size import fit_size
 from bdprune.analysis.source_search import easiest_pairs, search_sources

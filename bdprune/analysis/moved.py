@@ -22,6 +22,12 @@ from bdprune.model import FilterGroup, Model
 from bdprune.ops import ChannelMoments
 from bdprune.runtime import predict, share_right
 
+RAISED_SHARES = (0.0, 0.005, 0.01, 0.015, 0.02, 0.03, 0.04, 0.06)
+"""Shares of all filters that are raised and pruned."""
+
+RAISED_WEIGHT = 4.0
+"""Flips that equal the same share of lost accuracy."""
+
 _BATCH = 100
 
 

@@ -9,15 +9,19 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from bdprune.analysis.case import Case
+from bdprune.analysis.moved import RAISED_SHARES, RAISED_WEIGHT, easiest_label, moved_filters, raise_moved
 from bdprune.analysis.outliers import for_few_labels
 from bdprune.analysis.outstanding import Outstanding, SearchFor, excess_flips, outstanding_triggers, search_again
-from bdprune.analysis.unlearned import SCAN_UNLEARNING, Unlearning
+from bdprune.analysis.unlearned import SCAN_UNLEARNING, PlainForm, Unlearning
 from bdprune.data import CleanData
 from bdprune.errors import TrainingError
 from bdprune.loops import Trigger, flip_shares, leaders, middle_half
 from bdprune.model import Model
 from bdprune.record import RepairCheck, TriggerCheck
 from bdprune.runtime import DEFAULT, Precision, predict
+
+_LOOKS = 250
+"""The number of images on which moved filters are raised."""
 
 
 @dataclass(frozen=True)
@@ -30,14 +34,19 @@ class CheckLimits:
         score: a trigger that is searched again must have a smaller score (:func:`bdprune.analysis.scored`).
         lead: largest lead of a label under unlearning, for ten labels or more.
         two_class_lead: the same for two labels.
+        moved: largest score of the filters that unlearning moves most
+            (:class:`bdprune.detectors.moved_filters.MovedFiltersDetector`), for ten labels or more.
+        two_class_moved: the same for two labels.
         draws: number of random changes of the batch norms.
         change: their size, as a share of each scale and shift.
     """
 
     gone: float = 0.1
-    score: float = 1.5
+    score: float = 1.7
     lead: float = 0.09
     two_class_lead: float = 0.65
+    moved: float = 0.3
+    two_class_moved: float = 0.6
     draws: int = 5
     change: float = 0.1
 
@@ -45,19 +54,42 @@ class CheckLimits:
         """The largest lead for this number of labels."""
         return for_few_labels(num_classes, self.lead, self.two_class_lead)
 
+    def moved_for(self, num_classes: int) -> float:
+        """The largest score of moved filters for this number of labels."""
+        return for_few_labels(num_classes, self.moved, self.two_class_moved)
 
-def lead_of(case: Case, seed: int = 0, precision: Precision = DEFAULT) -> tuple[int, float] | None:
-    """The label that leads while the network unlearns, and its lead (:class:`Unlearning`); None without a finite step.
 
-    One run, on the images of the case in their order.
+@dataclass(frozen=True)
+class Collapse:
+    """What the unlearning of a network shows: one run, on the images in their order.
+
+    Attributes:
+        label: the label that leads.
+        lead: its lead, in [-1, 1].
+        moved_label: the label that images go to if the filters that moved most are raised; None if there is none.
+        moved: how easily they do, and how little the clean task needs these filters (:func:`easiest_label`).
     """
+
+    label: int
+    lead: float
+    moved_label: int | None
+    moved: float
+
+
+def collapse_of(case: Case, seed: int = 0, precision: Precision = DEFAULT) -> Collapse | None:
+    """Unlearns the network of ``case``, and reads the trajectory and the filters; None without a finite step."""
     try:
-        run = case.get(Unlearning(SCAN_UNLEARNING, seed, precision))
+        run = case.get(Unlearning(SCAN_UNLEARNING, seed, precision, plain=True))
     except TrainingError:
         return None
     shares = flip_shares(middle_half(run.trajectory))
     label, second = leaders(shares)
-    return label, shares[label] - shares[second]
+    plain = case.get(PlainForm())
+    ranked = moved_filters(plain, run.half_way or run.model)
+    filters = sum(map(len, ranked.values()))
+    counts = sorted({round(share * filters) for share in RAISED_SHARES})
+    moved, moved_label = easiest_label(raise_moved(plain, ranked, case.images.spread(_LOOKS), counts), RAISED_WEIGHT)
+    return Collapse(label, shares[label] - shares[second], moved_label, moved)
 
 
 def flips_of(model: Model, trigger: Trigger, data: CleanData) -> float:
@@ -74,14 +106,19 @@ class Signs:
     Attributes:
         triggers: recovered triggers that stand out.
         lead: lead of a label under unlearning, if it is above the limit; else None.
+        moved: score of the filters that unlearning moves most, if it is above the limit; else None.
         label: the label of the most outstanding trigger, or the one that leads; None if there is none.
         held: clean images that the repair does not learn from.
     """
 
     triggers: tuple[Outstanding, ...]
     lead: float | None
+    moved: float | None
     label: int | None
     held: CleanData
+
+    def __bool__(self) -> bool:
+        return bool(self.triggers) or self.lead is not None or self.moved is not None
 
 
 def signs_of(case: Case, held: CleanData, limits: CheckLimits, search: SearchFor, seed: int = 0) -> Signs:
@@ -95,16 +132,19 @@ def signs_of(case: Case, held: CleanData, limits: CheckLimits, search: SearchFor
         seed: of the search and the unlearning.
     """
     known = tuple(outstanding_triggers(case, search, limits.score, seed))
-    led = lead_of(case, seed)
-    leads = led is not None and led[1] > limits.lead_for(case.model.num_classes)
-    label = known[0].trigger.target if known else (led[0] if led and leads else None)
-    return Signs(known, led[1] if led and leads else None, label, held)
+    found, classes = collapse_of(case, seed), case.model.num_classes
+    lead = found.lead if found and found.lead > limits.lead_for(classes) else None
+    moved = found.moved if found and found.moved > limits.moved_for(classes) else None
+    labels = [one.trigger.target for one in known[:1]]
+    labels += [found.label] if found and lead is not None else []
+    labels += [found.moved_label] if found and moved is not None else []
+    return Signs(known, lead, moved, labels[0] if labels else None, held)
 
 
 def check_repair(
     case: Case, repaired: Model, signs: Signs, limits: CheckLimits, search: SearchFor, seed: int = 0
 ) -> RepairCheck:
-    """Measures the known triggers, searches them again, and unlearns again if a label led before.
+    """Measures the known triggers, searches them again, and unlearns again if the unlearning showed a sign.
 
     Args:
         case: the case before the repair.
@@ -121,12 +161,28 @@ def check_repair(
         found = _trigger_check(case.model, repaired, one, again, signs.held, limits, seed)
         triggers.append(found)
         left += _what_is_left(found, again, limits)
-    new = lead_of(after, seed) if signs.lead is not None else None
-    if new is not None and new[1] > limits.lead_for(case.model.num_classes):
-        left.append(f"label {new[0]} still leads under unlearning, by {new[1]:.2f}")
+    new = collapse_of(after, seed) if signs.lead is not None or signs.moved is not None else None
+    left += _left_under_unlearning(new, limits, case.model.num_classes)
     return RepairCheck(
-        triggers=tuple(triggers), lead_before=signs.lead, lead_after=new[1] if new else None, left=tuple(left)
+        triggers=tuple(triggers),
+        lead_before=signs.lead,
+        lead_after=new.lead if new and signs.lead is not None else None,
+        moved_before=signs.moved,
+        moved_after=new.moved if new and signs.moved is not None else None,
+        left=tuple(left),
     )
+
+
+def _left_under_unlearning(found: Collapse | None, limits: CheckLimits, num_classes: int) -> list[str]:
+    """What the unlearning of a repaired network shows, a phrase each."""
+    if found is None:
+        return []
+    left = []
+    if found.lead > limits.lead_for(num_classes):
+        left.append(f"label {found.label} still leads under unlearning, by {found.lead:.2f}")
+    if found.moved > limits.moved_for(num_classes):
+        left.append(f"filters that unlearning moves send images to label {found.moved_label}, score {found.moved:.2f}")
+    return left
 
 
 def _what_is_left(found: TriggerCheck, again: Outstanding, limits: CheckLimits) -> list[str]:

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 import torch
 
 from bdprune.analysis import (
+    RAISED_SHARES,
+    RAISED_WEIGHT,
     SCAN_UNLEARNING,
     Case,
     PlainForm,
@@ -22,9 +24,6 @@ from bdprune.loops import UnlearnSettings
 from bdprune.methods import Detector, Steps
 from bdprune.record import Evidence, Needs, Rule
 from bdprune.runtime import DEFAULT, Precision
-
-_SHARES = (0.0, 0.005, 0.01, 0.015, 0.02, 0.03, 0.04, 0.06)
-"""Shares of all filters that are raised and pruned."""
 
 _TYPICAL_STEPS = 25
 """Steps of the unlearning, for an estimate of its time; the detector ``unlearning`` has usually done them."""
@@ -63,7 +62,7 @@ class MovedFiltersDetector(Detector):
 
     unlearning: UnlearnSettings = SCAN_UNLEARNING
     threshold: float = 0.3
-    weight: float = 4.0
+    weight: float = RAISED_WEIGHT
     max_images: int = 250
     precision: Precision = DEFAULT
     seed: int = 0
@@ -106,13 +105,13 @@ class MovedFiltersDetector(Detector):
         half_way = unlearned.half_way
         ranked = moved_filters(plain, half_way or unlearned.model)
         filters = sum(map(len, ranked.values()))
-        counts = sorted({round(share * filters) for share in _SHARES})
+        counts = sorted({round(share * filters) for share in RAISED_SHARES})
         return self._evidence(raise_moved(plain, ranked, self._few(case), counts), () if half_way else (_AT_THE_END,))
 
     def work(self, case: Case) -> float:
         """The unlearning, and the forward passes."""
         images = min(self.unlearning.batch_size, len(case.images))
-        forward = 2.0 * len(_SHARES) * min(self.max_images, len(case.images))
+        forward = 2.0 * len(RAISED_SHARES) * min(self.max_images, len(case.images))
         return float(_TYPICAL_STEPS * images * _PASSES) + forward
 
     def _few(self, case: Case) -> CleanData:

@@ -49,13 +49,13 @@ class _Tried:
 class Auto(Purifier):
     """Chooses among the methods by what clean images show, and says what is left.
 
-    The signs of the backdoor are the recovered triggers that stand out, and a label that leads while the network
-    unlearns. The methods are tried one after another, the cheapest first: pruning of the filters that the triggers
-    raise; RNP; the pruning with a fine-tuning; the unlearning of the triggers; RNP and then the unlearning; I-BAU.
-    After each, the known triggers are measured on held-out images, searched again, and tried under small random changes
-    of the batch norms; the network is unlearned again if a label led before. The first result without a sign that costs
-    at most ``max_drop`` is taken. If there is none, the one with the fewest signs is taken, and the outcome is
-    ``unrepaired``.
+    The signs of the backdoor are the recovered triggers that stand out, a label that leads while the network unlearns,
+    and filters that unlearning moves most and the clean task does not need. The methods are tried one after another,
+    the cheapest first: pruning of the filters that the triggers raise; RNP; the pruning with a fine-tuning; the
+    unlearning of the triggers; RNP and then the unlearning; I-BAU. After each, the known triggers are measured on
+    held-out images, searched again, and tried under small random changes of the batch norms; the network is unlearned
+    again if the unlearning showed a sign before. The first result without a sign that costs at most ``max_drop`` is
+    taken. If there is none, the one with the fewest signs is taken, and the outcome is ``unrepaired``.
 
     Without any sign, nothing can be checked. Then RNP alone is used with the limit ``safe_drop``, which changes a clean
     network little, and the outcome is ``unverified``.
@@ -100,7 +100,7 @@ class Auto(Purifier):
         _, held = hold_out(case.images, self.held_out, self.seed)
         with phase("signs"):
             signs = signs_of(case, held, self.criteria, self.search, self.seed)
-        if not signs.triggers and signs.lead is None:
+        if not signs:
             return self._unverified(case, phase)
         tried, attempts = self._try_all(case, signs, phase)
         if not tried:

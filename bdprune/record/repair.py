@@ -38,18 +38,22 @@ class RepairCheck(Record, frozen=True, kw_only=True):
         triggers: the recovered triggers that stood out before the repair.
         lead_before: lead of a label under unlearning before the repair; None if none led.
         lead_after: the same after the repair; None if it was not measured.
+        moved_before: score of the filters that unlearning moves most, before the repair; None if it was no sign.
+        moved_after: the same after the repair; None if it was not measured.
         left: signs that are left, a phrase each.
     """
 
     triggers: tuple[TriggerCheck, ...] = ()
     lead_before: float | None = None
     lead_after: float | None = None
+    moved_before: float | None = None
+    moved_after: float | None = None
     left: tuple[str, ...] = ()
 
     @property
     def outcome(self) -> Outcome:
         """``unverified`` without any sign before the repair, else ``unrepaired`` if one is left, else ``repaired``."""
-        if not self.triggers and self.lead_before is None:
+        if not self.triggers and self.lead_before is None and self.moved_before is None:
             return "unverified"
         return "unrepaired" if self.left else "repaired"
 
@@ -57,7 +61,7 @@ class RepairCheck(Record, frozen=True, kw_only=True):
     def severity(self) -> tuple[int, float]:
         """The number of signs that are left, and the largest share of images that a trigger flips."""
         flips = [max(one.flips_after, one.reactivated) for one in self.triggers]
-        return len(self.left), max(flips, default=self.lead_after or 0.0)
+        return len(self.left), max(flips, default=max(self.lead_after or 0.0, self.moved_after or 0.0))
 
 
 class Attempt(Record, frozen=True, kw_only=True):

@@ -89,6 +89,9 @@ def check_rows(result: PurifyResult) -> list[tuple[str, str]]:
     if check.lead_before is not None:
         after = "not measured" if check.lead_after is None else number(check.lead_after)
         rows.append(("lead", f"{number(check.lead_before)} → {after}"))
+    if check.moved_before is not None:
+        after = "not measured" if check.moved_after is None else number(check.moved_after)
+        rows.append(("moved filters", f"{number(check.moved_before)} → {after}"))
     return [*rows, *(("left", one) for one in check.left)]
 
 

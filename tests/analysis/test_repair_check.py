@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import torch
 
-from bdprune.analysis import Case, CheckLimits, SearchFor, check_repair, lead_of, signs_of
+from bdprune.analysis import Case, CheckLimits, SearchFor, check_repair, collapse_of, signs_of
 from bdprune.analysis.repair_check import _changed, flips_of
 from bdprune.methods import hold_out
 
@@ -25,11 +25,11 @@ def test_a_backdoored_network_keeps_its_signs_and_its_clean_twin_has_none() -> N
     same = check_repair(case, known.backdoored, signs, LIMITS, PATCH)
     assert same.outcome == "unrepaired" and same.left
     first = same.triggers[0]
-    assert first.flips_before == first.flips_after > 0.5 and first.score_after >= 1.5
+    assert first.flips_before == first.flips_after > 0.5 and first.score_after >= 1.7
     assert first.flips_before == flips_of(known.backdoored, signs.triggers[0].trigger, held)
     twin = check_repair(case, known.clean, signs, LIMITS, PATCH)
     assert twin.outcome == "repaired" and twin.left == ()
-    assert twin.triggers[0].flips_after < 0.1 and twin.triggers[0].score_after < 1.5
+    assert twin.triggers[0].flips_after < 0.1 and twin.triggers[0].score_after < 1.7
     assert twin.severity < same.severity
 
 
@@ -37,8 +37,8 @@ def test_without_signs_nothing_can_be_verified() -> None:
     known = known_networks()
     case = Case(known.clean, known.data)
     _, held = hold_out(known.data, 0.3, 0)
-    signs = signs_of(case, held, replace(LIMITS, lead=1.0), PATCH)
-    assert signs.triggers == () and signs.lead is None and signs.label is None
+    signs = signs_of(case, held, replace(LIMITS, lead=1.0, moved=1.0), PATCH)
+    assert not signs and signs.label is None
     assert check_repair(case, known.clean, signs, LIMITS, SearchFor()).outcome == "unverified"
 
 
@@ -46,13 +46,18 @@ def test_a_lead_that_stays_is_a_sign_that_is_left() -> None:
     known = known_networks()
     case = Case(known.backdoored, known.data)
     _, held = hold_out(known.data, 0.3, 0)
-    low = replace(LIMITS, lead=-1.0)
+    low = replace(LIMITS, lead=-1.0, moved=1.0)
     signs = replace(signs_of(case, held, low, PATCH), triggers=())
     found = check_repair(case, known.backdoored, signs, low, PATCH)
-    led = lead_of(case)
-    assert led is not None and found.lead_before == found.lead_after == led[1]
-    assert found.left == (f"label {led[0]} still leads under unlearning, by {led[1]:.2f}",)
-    assert found.severity == (1, led[1])
+    led = collapse_of(case)
+    assert led is not None and found.lead_before == found.lead_after == led.lead
+    assert found.left == (f"label {led.label} still leads under unlearning, by {led.lead:.2f}",)
+    assert found.severity == (1, led.lead)
+    moves = replace(LIMITS, lead=1.0, moved=-1.0)
+    signs = replace(signs_of(case, held, moves, PATCH), triggers=())
+    found = check_repair(case, known.backdoored, signs, moves, PATCH)
+    assert found.moved_before == found.moved_after == led.moved and found.lead_before is None
+    assert len(found.left) == 1 and "filters that unlearning moves" in found.left[0]
 
 
 def test_changed_networks_differ_in_their_norms_only_and_the_same_way_each_time() -> None:

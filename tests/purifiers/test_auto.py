@@ -33,7 +33,7 @@ def known() -> Planted:
 def _signs(known: Planted, found: bool = True) -> Signs:
     _, held = hold_out(known.data, 0.3, 0)
     trigger = true_trigger(known)
-    return Signs((trigger,) if found else (), None, known.target if found else None, held)
+    return Signs((trigger,) if found else (), None, None, known.target if found else None, held)
 
 
 @pytest.fixture

@@ -9,6 +9,7 @@ def test_the_outcome_follows_from_the_signs() -> None:
     assert RepairCheck().outcome == "unverified"
     assert RepairCheck(triggers=(TRIGGER,)).outcome == "repaired"
     assert RepairCheck(lead_before=0.3, lead_after=0.0).outcome == "repaired"
+    assert RepairCheck(moved_before=0.5, moved_after=0.0).outcome == "repaired"
     assert RepairCheck(triggers=(TRIGGER,), left=("it flips images",)).outcome == "unrepaired"
     assert set(OUTCOMES) == {"repaired", "unrepaired", "unverified", "unchecked"}
 
