@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import sys
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeGuard
 
 from bdprune.errors import ArtifactError, NoWeightsError, UnsupportedError
+from bdprune.files.pickle_claims import TensorClaim
 from bdprune.files.quoting import quoted
+from bdprune.files.stored import StoredTensor
 
 if TYPE_CHECKING:
     import torch
@@ -166,10 +169,14 @@ def join_path(path: tuple[object, ...]) -> str:
 
 
 def is_tensor(value: object) -> TypeGuard[Tensor]:
-    """Whether ``value`` is a tensor. Only this and the functions below import torch."""
-    from torch import Tensor
+    """Whether ``value`` is a tensor of torch, or one that is still in its file.
 
-    return isinstance(value, Tensor)
+    It does not import torch: without it there are no tensors of torch.
+    """
+    if isinstance(value, TensorClaim | StoredTensor):
+        return True
+    torch = sys.modules.get("torch")
+    return torch is not None and isinstance(value, torch.Tensor)
 
 
 def is_weight_name(name: str, tensor: Tensor) -> bool:

@@ -34,6 +34,7 @@ from bdprune.record.parts import (
     WeightCoverage,
 )
 from bdprune.record.repair import Attempt, Outcome, RepairCheck
+from bdprune.record.screening import ScreenResult
 from bdprune.record.trigger import TriggerInfo
 
 Verdict = Literal["clean", "suspicious", "backdoored", "inconclusive", "error"]
@@ -292,6 +293,7 @@ KINDS: dict[str, type[Record]] = {
     "score": ScoreResult,
     "invert": InvertResult,
     "inspect": InspectResult,
+    "screen": ScreenResult,
     "coverage": CoverageResult,
 }
 
