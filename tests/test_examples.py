@@ -50,6 +50,7 @@ HOMES = (
     "pipeline.triggers",
     "record.results",
     "registry",
+    "screening.run",
 )
 MODULES = ["bdprune", *(f"bdprune.{home}" for home in HOMES)]
 

@@ -6,12 +6,13 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
-
-import numpy as np
-from numpy.typing import NDArray
+from typing import TYPE_CHECKING, Any
 
 from bdprune.errors import ArtifactError
+
+if TYPE_CHECKING:  # the command line prints its help without NumPy
+    import numpy as np
+    from numpy.typing import NDArray
 
 _FLOAT_BYTES = {"float64": 8, "float32": 4, "float16": 2, "bfloat16": 2}
 _BLOCK_BYTES = 1 << 20
@@ -65,6 +66,8 @@ class StoredTensor:
         Raises:
             ArtifactError: the file cannot be read, or is shorter than when it was opened.
         """
+        import numpy as np
+
         if not self.numel():
             return
         inner, item = math.prod(self.shape[1:]), self.item_bytes
@@ -96,12 +99,16 @@ class StoredTensor:
 
     def read(self) -> NDArray[np.float64]:
         """All values of a small tensor, float64, in its shape."""
+        import numpy as np
+
         found = [block.ravel() for block in self.float_blocks()]
         return np.concatenate(found).reshape(self.shape) if found else np.zeros(self.shape)
 
     def _ordered(
         self, raw: NDArray[np.uint8], count: int, stride: tuple[int, ...] | None, item: int
     ) -> NDArray[np.uint8]:
+        import numpy as np
+
         if stride is not None:
             shape, steps = (count, *self.shape[1:]), tuple(one * item for one in stride)
             view = np.lib.stride_tricks.as_strided(raw.view(f"u{item}"), shape, steps, writeable=False)
@@ -113,6 +120,8 @@ class StoredTensor:
 
 def as_float64(raw: NDArray[np.uint8], dtype: str) -> NDArray[np.float64]:
     """The numbers of a type of :class:`StoredTensor` that these bytes hold, flat."""
+    import numpy as np
+
     if dtype == "bfloat16":
         return (raw.view(np.uint16).astype(np.uint32) << 16).view(np.float32).astype(np.float64)
     return raw.view(dtype).astype(np.float64)

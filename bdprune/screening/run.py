@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -43,34 +44,20 @@ def screen(path: str | Path, *, digest: bool = True) -> ScreenResult:
         'Cannot load missing.pth: No such file or directory.'
     """
     started, start = datetime.now(UTC), time.perf_counter()
-    info, error = ArtifactInfo(path=str(path)), None
-    outside: tuple[str, ...] = ()
-    layers: list[LayerScreen] = []
-    heads: list[HeadScreen] = []
-    try:
-        stored = open_stored(path)
-        info, outside = _artifact(path, stored, digest), stored.outside
-        try:
-            layers, heads = _scores(stored)
-        except ArtifactError as failed:
-            raise type(failed)(f"Cannot screen {path}: {failed.message}", failed.hint) from None
-    except BdpruneError as failed:
-        error = ErrorInfo(type=type(failed).__name__, message=failed.message, hint=failed.hint)
-    except Exception as failed:  # one file must not stop a service
-        what = f"Unexpected {type(failed).__name__}: {first_line(failed)}"
-        error = ErrorInfo(type=type(failed).__name__, message=what, hint="Please report it.")
-    reasons = () if error else tuple(_reasons(layers, heads))
+    found = _Found(ArtifactInfo(path=str(path)))
+    error = _tried(path, digest, found)
+    reasons = () if error else tuple(_reasons(found.layers, found.heads))
     return ScreenResult(
         version=bdprune.__version__,
         started=started.isoformat(timespec="seconds"),
         seconds=time.perf_counter() - start,
-        artifact=info,
+        artifact=found.artifact,
         outcome="error" if error else "look closer" if reasons else "nothing found",
         reasons=reasons,
         threshold=THRESHOLD,
-        layers=tuple(layers),
-        heads=tuple(heads),
-        unscreened=outside,
+        layers=() if error else tuple(found.layers),
+        heads=() if error else tuple(found.heads),
+        unscreened=found.outside,
         error=error,
     )
 
@@ -90,19 +77,43 @@ def _artifact(path: str | Path, stored: StoredCheckpoint, digest: bool) -> Artif
     )
 
 
-def _scores(stored: StoredCheckpoint) -> tuple[list[LayerScreen], list[HeadScreen]]:
-    layers: list[LayerScreen] = []
-    heads: list[HeadScreen] = []
+@dataclass
+class _Found:
+    """What a screen has found so far."""
+
+    artifact: ArtifactInfo
+    outside: tuple[str, ...] = ()
+    layers: list[LayerScreen] = field(default_factory=list)
+    heads: list[HeadScreen] = field(default_factory=list)
+
+
+def _tried(path: str | Path, digest: bool, found: _Found) -> ErrorInfo | None:
+    """Screens the file into ``found``; the error if that fails."""
+    try:
+        stored = open_stored(path)
+        try:
+            found.artifact, found.outside = _artifact(path, stored, digest), stored.outside
+            _screen(stored, found)
+        except ArtifactError as failed:
+            raise type(failed)(f"Cannot screen {path}: {failed.message}", failed.hint) from None
+    except BdpruneError as failed:
+        return ErrorInfo(type=type(failed).__name__, message=failed.message, hint=failed.hint)
+    except Exception as failed:  # one file must not stop a service
+        what = f"Unexpected {type(failed).__name__}: {first_line(failed)}"
+        return ErrorInfo(type=type(failed).__name__, message=what, hint="Please report it.")
+    return None
+
+
+def _screen(stored: StoredCheckpoint, found: _Found) -> None:
     for name, tensors in stored.states.items():
         start = f"{name}/" if len(stored.states) > 1 else ""
-        layers += _layers(start, tensors)
+        found.layers += _layers(start, tensors)
         head = find_head(tensors)
         if head is not None:
-            heads.append(screen_head(head, tensors, start))
-    if not layers and not heads:
+            found.heads.append(screen_head(head, tensors, start))
+    if not found.layers and not found.heads:
         hint = "A screen reads convolutions and the last linear layer. Use `bdprune scan`."
         raise UnsupportedError("it has neither a convolution nor a linear layer.", hint)
-    return layers, heads
 
 
 def _layers(start: str, tensors: Mapping[str, StoredTensor]) -> Iterator[LayerScreen]:
