@@ -39,7 +39,7 @@ def screen(path: str | Path, *, digest: bool = True) -> ScreenResult:
     Example:
         >>> result = screen("model.pth")
         >>> result.outcome, len(result.layers), result.heads[0].labels
-        ('nothing found', 4, 3)
+        ('nothing found', 20, 3)
         >>> screen("missing.pth").error.message
         'Cannot load missing.pth: No such file or directory.'
     """
