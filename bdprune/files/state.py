@@ -58,8 +58,8 @@ class StateDict:
         return join_path(self.paths[0])
 
     def tensors(self) -> dict[str, Tensor]:
-        """Its tensors that may belong to a network, in order."""
-        items = ((key, value) for key, value in self.state.items() if is_tensor(value))
+        """Its tensors that may belong to a network, in order; all names in a network are strings."""
+        items = ((key, value) for key, value in self.state.items() if isinstance(key, str) and is_tensor(value))
         return {key: value for key, value in items if key.rpartition(".")[2] not in _COUNTERS}
 
 
@@ -141,6 +141,8 @@ class _Search:
         if kept is not None:
             known = kept.get(id(node))
             kept[id(node)] = StateDict((*known.paths, path) if known else (path,), node)
+            numbered = [key for key, value in node.items() if not isinstance(key, str) and _is_weight(value)]
+            self._note([join_path((*path, key)) for key in numbered], node)
         elif not of_optimiser:
             single = [key for key, value in node.items() if _is_kernel(value) or _is_flat(value)]
             self._note([join_path((*path, key)) for key in single])
