@@ -57,12 +57,15 @@ if TYPE_CHECKING:
     from bdprune.record import Result as Result
     from bdprune.record import Rule as Rule
     from bdprune.record import ScoreResult as ScoreResult
+    from bdprune.record import ScreenResult as ScreenResult
     from bdprune.record import TriggerInfo as TriggerInfo
     from bdprune.registry import detector as detector
     from bdprune.registry import purifier as purifier
     from bdprune.report import Writer as Writer
     from bdprune.report import html_page as html_page
     from bdprune.runtime import Budget as Budget
+    from bdprune.screening import screen as screen
+    from bdprune.screening import screen_many as screen_many
 
 __version__ = "0.2.0"
 
@@ -86,11 +89,13 @@ _HOMES = {
         "Result",
         "Rule",
         "ScoreResult",
+        "ScreenResult",
         "TriggerInfo",
     ),
     "registry": ("detector", "purifier"),
     "report": ("Writer", "html_page"),
     "runtime": ("Budget",),
+    "screening": ("screen", "screen_many"),
 }
 """Public names by the package that defines them."""
 

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Literal
 
 from bdprune import errors
-from bdprune.record import InspectResult, PurifyResult, Result
+from bdprune.record import InspectResult, PurifyResult, Result, ScreenResult
 
 OK = 0
 FOUND = 1
@@ -51,6 +51,17 @@ _OF_IMAGES = {
 }
 IMAGES_HELP = "\n".join(["\b", "Exit codes:", *(_help(*one) for one in _OF_IMAGES.items())])
 """The table of an inspection of images."""
+
+_SCREEN_ORDER = "If several apply, the first of 4, 1, 2, 3, 0 wins."
+_OF_SCREENS = {
+    OK: "every file was screened, and none reached --fail-on; this is no verdict that a model is clean",
+    FOUND: "at least one model needs a closer look",
+    FAILED: "at least one file could not be screened",
+    UNSUPPORTED: "no supported file was screened",
+    USAGE: CODES[USAGE],
+}
+SCREEN_HELP = "\n".join(["\b", "Exit codes:", *(_help(*one) for one in _OF_SCREENS.items()), _SCREEN_ORDER])
+"""The table of a screen."""
 
 FailOn = Literal["suspicious", "backdoored", "never"]
 
@@ -105,6 +116,23 @@ def of_inspection(result: InspectResult, fail_on: InspectFailOn = "suspicious") 
     return INCONCLUSIVE if result.unknown else OK
 
 
+ScreenFailOn = Literal["look-closer", "never"]
+
+
+def kind_of_screen(result: ScreenResult) -> str:
+    """The outcome of a screen for :func:`of_screens`; ``unsupported`` for a file that is not a checkpoint."""
+    return "unsupported" if _is_unsupported(result) else result.outcome
+
+
+def of_screens(counts: Mapping[str, int], fail_on: ScreenFailOn = "look-closer") -> int:
+    """The code for screens, of which only the number of each kind is known: the first that applies of 1, 2, 3, 0."""
+    if counts.get("look closer") and fail_on != "never":
+        return FOUND
+    if not any(count for kind, count in counts.items() if kind != "unsupported"):
+        return UNSUPPORTED
+    return FAILED if counts.get("error") or counts.get("unsupported") else OK
+
+
 def of_error(error: errors.BdpruneError) -> int:
     """The code for a command that ended with ``error``."""
     if isinstance(error, errors.OptionError | errors.OutputError):
@@ -114,6 +142,6 @@ def of_error(error: errors.BdpruneError) -> int:
     return UNSUPPORTED if isinstance(error, errors.UnsupportedError) else FAILED
 
 
-def _is_unsupported(result: Result) -> bool:
+def _is_unsupported(result: Result | ScreenResult) -> bool:
     unsupported = (errors.UnsupportedError.__name__, errors.NoWeightsError.__name__)
     return result.error is not None and result.error.type in unsupported

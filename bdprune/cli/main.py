@@ -28,6 +28,7 @@ from bdprune.cli.purify import purify
 from bdprune.cli.scan import scan
 from bdprune.cli.schema import schema
 from bdprune.cli.score import score
+from bdprune.cli.screen import screen
 from bdprune.cli.zoo import zoo
 from bdprune.errors import BdpruneError, first_line
 from bdprune.process import keep_freed_memory
@@ -94,13 +95,22 @@ def _guarded(run: Callable[[], Any]) -> int:
         return exit_codes.INTERRUPTED
     except ClosedPipeError:
         return exit_codes.BROKEN_PIPE
-    except Exception as error:
-        log.debug("", exc_info=True)
-        _complain(
-            f"Unexpected {type(error).__name__}: {first_line(error)}",
-            "Please report it with the output of `bdprune --verbose`.",
-        )
+    except ModuleNotFoundError as error:
+        if error.name != "torch":
+            return _unexpected(error)
+        _complain("This needs torch, which is not installed.", "Install torch. `bdprune screen` works without it.")
         return exit_codes.FAILED
+    except Exception as error:
+        return _unexpected(error)
+
+
+def _unexpected(error: Exception) -> int:
+    log.debug("", exc_info=error)
+    _complain(
+        f"Unexpected {type(error).__name__}: {first_line(error)}",
+        "Please report it with the output of `bdprune --verbose`.",
+    )
+    return exit_codes.FAILED
 
 
 def _complain(message: str, hint: str = "") -> None:
@@ -132,5 +142,19 @@ def main(verbose: bool) -> None:
         warnings.simplefilter("ignore")
 
 
-for command in (scan, purify, score, invert, inspect, detectors, purifiers, zoo, calibrate, demo, doctor, schema):
+for command in (
+    scan,
+    screen,
+    purify,
+    score,
+    invert,
+    inspect,
+    detectors,
+    purifiers,
+    zoo,
+    calibrate,
+    demo,
+    doctor,
+    schema,
+):
     main.add_command(command)

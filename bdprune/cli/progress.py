@@ -6,6 +6,7 @@ import sys
 import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from importlib.util import find_spec
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
@@ -36,7 +37,7 @@ class Progress:
         self._task: TaskID | None = None
 
     def __enter__(self) -> Self:
-        if self._shown and sys.stderr.isatty():
+        if self._shown and sys.stderr.isatty() and find_spec("rich") is not None:  # a screen works without rich
             self._live = _rich_progress(self._total)
             self._task = self._live.add_task("", total=self._total)
             self._live.start()

@@ -4,16 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import json
-import stat
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 from bdprune.errors import ArtifactError, NoWeightsError, UnsupportedError
-from bdprune.files import kinds as file_kinds
 from bdprune.files import safetensors_file, torch_file
-from bdprune.files.kinds import HEAD_BYTES, kind_of_bytes
+from bdprune.files.opening import GIVE_CHECKPOINT, MAX_FILE_BYTES, Format, opened
 from bdprune.files.pickle_walk import MAX_PICKLE_BYTES
 from bdprune.files.quoting import quoted
 from bdprune.files.shards import GIVE_INDEX, MAX_INDEX_BYTES, shard_names
@@ -23,17 +21,6 @@ from bdprune.files.state import Path as KeyPath
 if TYPE_CHECKING:
     import torch
     from torch import Tensor
-
-Format = Literal["torch-zip", "torch-legacy", "safetensors"]
-
-MAX_FILE_BYTES = 8 << 30
-_FORMATS = {
-    file_kinds.TORCH_ZIP: "torch-zip",
-    file_kinds.SAFETENSORS: "safetensors",
-    file_kinds.INDEX: "index",
-    **dict.fromkeys((file_kinds.PICKLE, file_kinds.EMPTY, file_kinds.UNKNOWN, file_kinds.TEXT), "torch-legacy"),
-}
-_GIVE_CHECKPOINT = "Give a checkpoint saved with torch.save or as safetensors."
 
 
 @dataclass(frozen=True)
@@ -154,38 +141,10 @@ def with_values(node: Any, places: Sequence[KeyPath], values: Mapping[str, Any])
 
 
 def _read(path: Path) -> tuple[bytes, Any]:
-    try:
-        status = path.stat()
-        if stat.S_ISDIR(status.st_mode):
-            raise UnsupportedError("it is a folder.", _GIVE_CHECKPOINT)
-        if not stat.S_ISREG(status.st_mode):
-            raise UnsupportedError("it is not a regular file.", _GIVE_CHECKPOINT)
-        if status.st_size > MAX_FILE_BYTES:
-            raise UnsupportedError(f"it has {status.st_size} bytes, more than any image classifier.", _GIVE_CHECKPOINT)
-        with path.open("rb") as file:
-            head = file.read(HEAD_BYTES)
-            kind = _format(head)  # refuses other files before all of the file is in memory
-            file.seek(0)
-            plain = kind == "torch-legacy" and not torch_file.is_legacy(head)
-            limit = MAX_INDEX_BYTES if kind == "index" else MAX_PICKLE_BYTES if plain else MAX_FILE_BYTES
-            data = file.read(limit)
-    except (OSError, ValueError) as error:
-        reason = (error.strerror if isinstance(error, OSError) else None) or str(error)
-        raise ArtifactError(f"{reason}.", "Check the path and its permissions.") from None
-    if not data:
-        raise ArtifactError("the file is empty.", "Download it again.")
-    return data, kind
-
-
-def _format(head: bytes) -> str:
-    """The format by the first bytes; the suffix does not matter."""
-    kind = kind_of_bytes(head)
-    if kind in _FORMATS:
-        return _FORMATS[kind]
-    if kind == file_kinds.TAR:
-        hint = "Load it with an old torch in a place you trust and save its state dict again."
-        raise UnsupportedError("it is a tar archive (torch before 0.1.10 wrote those).", hint)
-    raise UnsupportedError(f"it is {kind.name}.", _GIVE_CHECKPOINT)
+    with opened(path) as found:  # refuses other files before all of the file is in memory
+        plain = found.format == "torch-legacy" and not torch_file.is_legacy(found.head)
+        limit = MAX_INDEX_BYTES if found.format == "index" else MAX_PICKLE_BYTES if plain else MAX_FILE_BYTES
+        return found.file.read(limit), found.format
 
 
 def _open(kind: Format, data: bytes) -> tuple[Any, Mapping[str, str]]:
@@ -199,7 +158,7 @@ def _open(kind: Format, data: bytes) -> tuple[Any, Mapping[str, str]]:
     except ArtifactError:
         arguments = torch_file.arguments_in(data)
         if arguments:
-            raise NoWeightsError(f"it has no weights of a network, only {arguments}.", _GIVE_CHECKPOINT) from None
+            raise NoWeightsError(f"it has no weights of a network, only {arguments}.", GIVE_CHECKPOINT) from None
         raise
     return torch_file.load_checked(data), {}
 
@@ -213,9 +172,9 @@ def _read_shards(path: Path, index: bytes) -> Checkpoint:
         data, kind = _shard(path.parent / shard)
         total += len(data)
         if total > MAX_FILE_BYTES:
-            raise UnsupportedError(f"its shards have more than {MAX_FILE_BYTES} bytes.", _GIVE_CHECKPOINT)
+            raise UnsupportedError(f"its shards have more than {MAX_FILE_BYTES} bytes.", GIVE_CHECKPOINT)
         part, metadata = _open(kind, data)
-        _check_shard(shard, part, {name for name, home in names.items() if home == shard})
+        check_shard(shard, part, {name for name, home in names.items() if home == shard})
         state |= part
         formats.add(kind)
         digest.update(hashlib.sha256(data).digest())
@@ -246,7 +205,12 @@ def _shard(path: Path) -> tuple[bytes, Format]:
     return data, kind
 
 
-def _check_shard(name: str, part: Any, expected: set[str]) -> None:
+def check_shard(name: str, part: Any, expected: set[str]) -> None:
+    """Checks that a shard holds exactly the tensors that the index expects in it.
+
+    Raises:
+        ArtifactError: it does not.
+    """
     if not isinstance(part, dict) or not all(map(is_tensor, part.values())):
         raise ArtifactError(f"its shard {quoted(name)} is not a map of names to tensors.", GIVE_INDEX)
     odd = sorted(map(str, expected ^ set(part)))

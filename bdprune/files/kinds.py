@@ -110,10 +110,11 @@ def kind_of_bytes(head: bytes) -> FileKind:
             return kind
     if head[:4] == b"PK\x03\x04":
         return TORCH_ZIP
-    if head.startswith(_PICKLE_STARTS):
-        return PICKLE
+    # The length of a header may begin like a pickle: 1152 bytes are 80 04. No checkpoint of torch continues like it.
     if looks_like_safetensors(head):
         return SAFETENSORS
+    if head.startswith(_PICKLE_STARTS):
+        return PICKLE
     return _kind_by_layout(head)
 
 

@@ -27,6 +27,15 @@ ITEM_BYTES = {
 }
 
 
+_FLOATS = {
+    "torch.DoubleStorage": "float64",
+    "torch.FloatStorage": "float32",
+    "torch.HalfStorage": "float16",
+    "torch.BFloat16Storage": "bfloat16",
+}
+"""Kinds of storages that hold float numbers -> names of the type."""
+
+
 @dataclass(frozen=True)
 class GlobalName:
     """A ``module.name`` in a pickle."""
@@ -57,6 +66,25 @@ class TensorClaim:
     def count(self) -> int:
         """Number of elements."""
         return math.prod(self.size)
+
+    # As of a tensor of torch, for those who look for weights in either.
+    @property
+    def ndim(self) -> int:
+        """Number of dimensions."""
+        return len(self.size)
+
+    @property
+    def dtype(self) -> str:
+        """``float64``, ``float32``, ``float16`` or ``bfloat16``; empty for numbers that are not float."""
+        return _FLOATS.get(self.storage.kind, "")
+
+    def numel(self) -> int:
+        """Number of elements."""
+        return self.count
+
+    def is_floating_point(self) -> bool:
+        """Whether the elements are float numbers."""
+        return bool(self.dtype)
 
 
 class OrderedClaim(dict[Any, Any]):

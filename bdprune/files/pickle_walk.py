@@ -8,12 +8,11 @@ before torch allocates memory.
 
 from __future__ import annotations
 
-import io
 import itertools
 import pickletools
 import warnings
 from collections.abc import Callable, Iterator
-from typing import Any, NoReturn
+from typing import Any, BinaryIO, NoReturn
 
 from bdprune.errors import ArtifactError
 from bdprune.files import pickle_claims as claims
@@ -40,7 +39,7 @@ _DAMAGED = (ValueError, IndexError, KeyError, TypeError, OverflowError, MemoryEr
 """Errors of the opcode reader for bytes that are not a pickle, and of the machine for invalid opcodes."""
 
 
-def _opcodes(stream: io.BytesIO) -> Iterator[tuple[str, Any, int | None]]:
+def _opcodes(stream: BinaryIO) -> Iterator[tuple[str, Any, int | None]]:
     """Name, argument and position of each opcode."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # genops warns about backslashes in names
@@ -48,7 +47,7 @@ def _opcodes(stream: io.BytesIO) -> Iterator[tuple[str, Any, int | None]]:
             yield opcode.name, argument, position
 
 
-def walk(stream: io.BytesIO, what: str) -> claims.Walked:
+def walk(stream: BinaryIO, what: str) -> claims.Walked:
     """Reads one pickle from ``stream``, and leaves the stream at the pickle's end.
 
     Args:
@@ -71,7 +70,7 @@ def walk(stream: io.BytesIO, what: str) -> claims.Walked:
     return machine.finish()
 
 
-def first_global(stream: io.BytesIO) -> str | None:
+def first_global(stream: BinaryIO) -> str | None:
     """Name of the first global in a pickle of any protocol, as far as it can be read; None if it has none."""
     strings: list[str] = []
     try:
@@ -87,7 +86,7 @@ def first_global(stream: io.BytesIO) -> str | None:
     return None
 
 
-def plain_globals(stream: io.BytesIO) -> tuple[list[str], set[str]]:
+def plain_globals(stream: BinaryIO) -> tuple[list[str], set[str]]:
     """Names of all globals in a pickle, and its strings; both empty if the names cannot be read without running it.
 
     It accepts only the opcode of protocol 2 with a literal name, not names that are built on the stack.

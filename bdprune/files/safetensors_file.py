@@ -8,13 +8,15 @@ from __future__ import annotations
 import json
 import struct
 from collections.abc import Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from safetensors import SafetensorError, deserialize
+from safetensors import SafetensorError, deserialize, safe_open
 
 from bdprune.errors import ArtifactError, UnsupportedError
 from bdprune.files.pickle_claims import MAX_DIMENSIONS
 from bdprune.files.quoting import quoted
+from bdprune.files.stored import StoredTensor
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -46,6 +48,32 @@ def read_safetensors(data: bytes) -> tuple[dict[str, Tensor], dict[str, str]]:
     header, _ = safetensors_header(data)
     metadata = header.pop("__metadata__", None) or {}
     return {name: _tensor(name, found[name]) for name in header}, metadata
+
+
+def stored_safetensors(path: Path) -> dict[str, StoredTensor]:
+    """The tensors of a file, in the order of the header, without reading one.
+
+    Raises:
+        ArtifactError: header, shapes, types or offsets do not fit the file.
+        UnsupportedError: a tensor has an unsupported type.
+    """
+    try:
+        with safe_open(path, framework="numpy"):  # compares the header with the length of the file
+            pass
+    except SafetensorError as error:
+        raise damaged_safetensors(error) from None
+    with path.open("rb") as file:
+        size = file.read(8)
+        header, start = safetensors_header(size + file.read(min(struct.unpack("<Q", size)[0], _MAX_HEADER_BYTES)))
+    header.pop("__metadata__", None)
+    return {name: _stored(path, name, entry, start) for name, entry in header.items()}
+
+
+def _stored(path: Path, name: str, entry: Mapping[str, Any], start: int) -> StoredTensor:
+    dtype, shape = _dtype(name, entry["dtype"]), tuple(entry["shape"])
+    if len(shape) > MAX_DIMENSIONS:
+        raise _impossible(name, shape)
+    return StoredTensor(path, dtype if "float" in dtype else "", shape, start + entry["data_offsets"][0])
 
 
 def safetensors_header(data: bytes | memoryview) -> tuple[dict[str, Any], int]:
@@ -95,13 +123,21 @@ def _tensor(name: str, entry: Mapping[str, Any]) -> Tensor:
     import torch
 
     kind, shape, values = entry["dtype"], entry["shape"], entry["data"]
-    if kind not in DTYPES:
-        hint = "Save it with a common type such as float32 or float16."
-        raise UnsupportedError(f"the tensor {quoted(name)} has the unsupported type {quoted(kind)}.", hint)
-    dtype = getattr(torch, DTYPES[kind])
+    dtype = getattr(torch, _dtype(name, kind))
     try:
         if len(shape) <= MAX_DIMENSIONS:
             return torch.frombuffer(values, dtype=dtype).reshape(shape) if values else torch.empty(shape, dtype=dtype)
     except RuntimeError:  # an empty tensor with a shape that overflows
         pass
-    raise ArtifactError(f"the tensor {quoted(name)} has the impossible shape {quoted(shape)}.", _HOSTILE)
+    raise _impossible(name, shape)
+
+
+def _dtype(name: str, kind: str) -> str:
+    if kind not in DTYPES:
+        hint = "Save it with a common type such as float32 or float16."
+        raise UnsupportedError(f"the tensor {quoted(name)} has the unsupported type {quoted(kind)}.", hint)
+    return DTYPES[kind]
+
+
+def _impossible(name: str, shape: object) -> ArtifactError:
+    return ArtifactError(f"the tensor {quoted(name)} has the impossible shape {quoted(shape)}.", _HOSTILE)

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import sys
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeGuard
 
 from bdprune.errors import ArtifactError, NoWeightsError, UnsupportedError
+from bdprune.files.pickle_claims import TensorClaim
 from bdprune.files.quoting import quoted
+from bdprune.files.stored import StoredTensor
 
 if TYPE_CHECKING:
     import torch
@@ -55,8 +58,8 @@ class StateDict:
         return join_path(self.paths[0])
 
     def tensors(self) -> dict[str, Tensor]:
-        """Its tensors that may belong to a network, in order."""
-        items = ((key, value) for key, value in self.state.items() if is_tensor(value))
+        """Its tensors that may belong to a network, in order; all names in a network are strings."""
+        items = ((key, value) for key, value in self.state.items() if isinstance(key, str) and is_tensor(value))
         return {key: value for key, value in items if key.rpartition(".")[2] not in _COUNTERS}
 
 
@@ -138,6 +141,8 @@ class _Search:
         if kept is not None:
             known = kept.get(id(node))
             kept[id(node)] = StateDict((*known.paths, path) if known else (path,), node)
+            numbered = [key for key, value in node.items() if not isinstance(key, str) and _is_weight(value)]
+            self._note([join_path((*path, key)) for key in numbered], node)
         elif not of_optimiser:
             single = [key for key, value in node.items() if _is_kernel(value) or _is_flat(value)]
             self._note([join_path((*path, key)) for key in single])
@@ -166,10 +171,14 @@ def join_path(path: tuple[object, ...]) -> str:
 
 
 def is_tensor(value: object) -> TypeGuard[Tensor]:
-    """Whether ``value`` is a tensor. Only this and the functions below import torch."""
-    from torch import Tensor
+    """Whether ``value`` is a tensor of torch, or one that is still in its file.
 
-    return isinstance(value, Tensor)
+    It does not import torch: without it there are no tensors of torch.
+    """
+    if isinstance(value, TensorClaim | StoredTensor):
+        return True
+    torch = sys.modules.get("torch")
+    return torch is not None and isinstance(value, torch.Tensor)
 
 
 def is_weight_name(name: str, tensor: Tensor) -> bool:

@@ -7,12 +7,16 @@ from __future__ import annotations
 
 import io
 import struct
+import sys
 import warnings
 import zipfile
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, BinaryIO, cast
 
 from bdprune.errors import ArtifactError, UnsupportedError
+from bdprune.files.kinds import HEAD_BYTES
 from bdprune.files.pickle_claims import StorageClaim, Walked
 from bdprune.files.pickle_walk import MAX_PICKLE_BYTES, first_global, plain_globals, refuse_global, walk
 from bdprune.files.quoting import quoted
@@ -21,6 +25,7 @@ LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
 _LEGACY_PROTOCOL = 1001
 _MAX_ENTRIES = 100_000
 _END_OF_DIRECTORY = struct.Struct("<4s4H2LH")
+_LOCAL_HEADER = struct.Struct("<26s2H")
 _FETCH = "The file is damaged; download it again."
 _HOSTILE = "The file is damaged or hostile; download it again from a source you trust."
 _GIVE = "Give a checkpoint saved with torch.save or as safetensors."
@@ -53,9 +58,68 @@ def check_zip(data: bytes) -> None:
         ArtifactError: it is damaged or hostile.
         UnsupportedError: it is a sound zip archive, but not a checkpoint.
     """
+    with _archive(io.BytesIO(data), len(data)) as (archive, entries):
+        _walked_zip(archive, entries)
+        damaged = archive.testzip()
+        if damaged is not None:
+            raise ArtifactError(f"entry {quoted(damaged)} of the zip archive is damaged (wrong checksum).", _FETCH)
+
+
+@dataclass(frozen=True)
+class Places:
+    """The contents of a checkpoint whose storages are still in the file.
+
+    Attributes:
+        walked: the object, with descriptions instead of tensors.
+        starts: key of a storage -> position of its first byte.
+        swapped: whether the storages have the other byte order than this machine.
+    """
+
+    walked: Walked
+    starts: Mapping[str, int]
+    swapped: bool = False
+
+
+def places_in_zip(file: BinaryIO, size: int) -> Places:
+    """The contents of a zip archive of ``torch.save``; it reads no storage.
+
+    All checks are those of :func:`check_zip`, except for the checksums.
+
+    Args:
+        file: the archive.
+        size: its number of bytes.
+
+    Raises:
+        ArtifactError: it is damaged or hostile.
+        UnsupportedError: it is a sound zip archive, but not a checkpoint.
+    """
+    with _archive(file, size) as (archive, entries):
+        walked = _walked_zip(archive, entries)
+        starts = {key: _start(file, entries[f"data/{key}"], size) for key in walked.storages}
+        order = archive.read(entries["byteorder"]).decode() if "byteorder" in entries else "little"
+        return Places(walked, starts, order != sys.byteorder)
+
+
+def places_in_legacy(file: BinaryIO, size: int) -> Places:
+    """The contents of a legacy checkpoint, with the checks of :func:`check_legacy`; it reads no storage.
+
+    Raises:
+        ArtifactError: it is damaged or hostile.
+        UnsupportedError: it is a pickle of something else.
+    """
+    head = file.read(HEAD_BYTES)
+    if not is_legacy(head):
+        _refuse_plain_pickle(head + file.read(MAX_PICKLE_BYTES))
+    file.seek(0)
+    return _legacy(cast(BinaryIO, _Frugal(file)), size)
+
+
+@contextmanager
+def _archive(file: BinaryIO, size: int) -> Iterator[tuple[zipfile.ZipFile, dict[str, zipfile.ZipInfo]]]:
+    """The archive and its entries by name, after the checks of its directory. It turns all errors into ours."""
     try:
-        with zipfile.ZipFile(io.BytesIO(data)) as archive:
-            _check_directory(data, archive)
+        with zipfile.ZipFile(file) as archive:
+            _check_directory(file, archive)
             if not any(name.partition("/")[2] == "data.pkl" for name in archive.namelist()):
                 raise UnsupportedError(
                     "it is a zip archive without data.pkl, so not a checkpoint of torch.save.", _GIVE
@@ -63,8 +127,8 @@ def check_zip(data: bytes) -> None:
             entries = _entries(archive)
             if "constants.pkl" in entries:
                 raise UnsupportedError("it is a TorchScript archive, not a state dict.", _TORCHSCRIPT)
-            _check_sizes(archive, len(data))
-            _check_contents(archive, entries)
+            _check_sizes(archive, size)
+            yield archive, entries
     except (zipfile.BadZipFile, zipfile.LargeZipFile, NotImplementedError, EOFError, ValueError, OSError) as error:
         raise ArtifactError(f"the zip archive is truncated or damaged: {quoted(error)}.", _FETCH) from None
     except (struct.error, RuntimeError, MemoryError, OverflowError) as error:
@@ -78,9 +142,12 @@ def check_legacy(data: bytes) -> None:
         ArtifactError: it is damaged or hostile.
         UnsupportedError: it is a pickle of something else.
     """
-    stream = io.BytesIO(data)
     if not is_legacy(data):
         _refuse_plain_pickle(data)
+    _legacy(io.BytesIO(data), len(data))
+
+
+def _legacy(stream: BinaryIO, size: int) -> Places:
     walk(stream, "header")
     if walk(stream, "header").value != _LEGACY_PROTOCOL:
         raise UnsupportedError("it is a checkpoint of an unknown version of the legacy format.", _FETCH)
@@ -89,10 +156,10 @@ def check_legacy(data: bytes) -> None:
     keys = walk(stream, "list of storages").value
     if type(keys) is not list or not all(type(key) is str for key in keys) or sorted(keys) != sorted(walked.storages):
         raise ArtifactError("the list of storages does not match the storages of the tensors.", _FETCH)
-    for key in keys:
-        _check_legacy_storage(data, stream, walked.storages[key])
-    if stream.tell() != len(data):
-        raise ArtifactError(f"{len(data) - stream.tell()} bytes follow the last tensor.", _HOSTILE)
+    starts = {key: _check_legacy_storage(size, stream, walked.storages[key]) for key in keys}
+    if stream.tell() != size:
+        raise ArtifactError(f"{size - stream.tell()} bytes follow the last tensor.", _HOSTILE)
+    return Places(walked, starts, sys.byteorder != "little")
 
 
 def is_legacy(data: bytes) -> bool:
@@ -160,10 +227,10 @@ def _only_pickle(data: bytes) -> bytes | None:
         return archive.read(info) if info.file_size <= _MAX_ARGUMENTS else None
 
 
-def _check_directory(data: bytes, archive: zipfile.ZipFile) -> None:
+def _check_directory(file: BinaryIO, archive: zipfile.ZipFile) -> None:
     """Checks that the only directory is at the end and the first entry at byte 0, so that all readers see the same."""
-    tail = data[-_END_OF_DIRECTORY.size :]
-    if not tail.startswith(b"PK\x05\x06") or archive.comment:
+    file.seek(-_END_OF_DIRECTORY.size, io.SEEK_END)
+    if not file.read().startswith(b"PK\x05\x06") or archive.comment:
         raise ArtifactError("bytes follow the directory of the zip archive.", _HOSTILE)
     if len(archive.infolist()) > _MAX_ENTRIES:
         raise ArtifactError(f"the zip archive has {len(archive.infolist())} entries.", _HOSTILE)
@@ -206,7 +273,8 @@ def _check_sizes(archive: zipfile.ZipFile, file_bytes: int) -> None:
         raise ArtifactError(f"the zip archive claims {total} bytes in a file of {file_bytes}.", _HOSTILE)
 
 
-def _check_contents(archive: zipfile.ZipFile, entries: Mapping[str, zipfile.ZipInfo]) -> None:
+def _walked_zip(archive: zipfile.ZipFile, entries: Mapping[str, zipfile.ZipInfo]) -> Walked:
+    """The object in the archive, whose tensors fit its storages."""
     size = entries["data.pkl"].file_size
     if size > MAX_PICKLE_BYTES:
         raise ArtifactError(f"its data.pkl has {size} bytes, more than any state dict needs.", _HOSTILE)
@@ -217,9 +285,19 @@ def _check_contents(archive: zipfile.ZipFile, entries: Mapping[str, zipfile.ZipI
     _check_zip_storages(walked, entries)
     if "byteorder" in entries and archive.read(entries["byteorder"]) not in (b"little", b"big"):
         raise ArtifactError("the byte order of the zip archive is missing or unknown.", _FETCH)
-    damaged = archive.testzip()
-    if damaged is not None:
-        raise ArtifactError(f"entry {quoted(damaged)} of the zip archive is damaged (wrong checksum).", _FETCH)
+    return walked
+
+
+def _start(file: BinaryIO, info: zipfile.ZipInfo, size: int) -> int:
+    """Position of the first byte of an entry; its own header must have the name that the directory gives it."""
+    file.seek(info.header_offset)
+    header = file.read(_LOCAL_HEADER.size)
+    if len(header) == _LOCAL_HEADER.size and header.startswith(b"PK\x03\x04"):
+        name, extra = _LOCAL_HEADER.unpack(header)[1:]
+        start: int = info.header_offset + len(header) + name + extra
+        if file.read(name) == info.orig_filename.encode() and start + info.file_size <= size:
+            return start
+    raise ArtifactError(f"entry {quoted(info.filename)} of the zip archive is not where its directory says.", _FETCH)
 
 
 def _check_zip_storages(walked: Walked, entries: Mapping[str, zipfile.ZipInfo]) -> None:
@@ -230,13 +308,38 @@ def _check_zip_storages(walked: Walked, entries: Mapping[str, zipfile.ZipInfo]) 
         _check_claim(storage, info.file_size)
 
 
-def _check_legacy_storage(data: bytes, stream: io.BytesIO, storage: StorageClaim) -> None:
+class _Frugal:
+    """A file for the reader of pickles, which gets at most as many bytes at once as a pickle may have."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self._file = file
+        self.seek, self.tell = file.seek, file.tell
+
+    def read(self, count: int) -> bytes:
+        """The next bytes.
+
+        Raises:
+            ValueError: they are more than a pickle may have.
+        """
+        if count > MAX_PICKLE_BYTES:
+            raise ValueError(f"a value of {count} bytes")
+        return self._file.read(count)
+
+    def readline(self) -> bytes:
+        """The next line."""
+        return self._file.readline(MAX_PICKLE_BYTES)
+
+
+def _check_legacy_storage(size: int, stream: BinaryIO, storage: StorageClaim) -> int:
+    """Checks the length of a storage, steps over it, and returns the position of its first byte."""
     header = stream.read(8)
     count = struct.unpack("<q", header)[0] if len(header) == 8 else -1
     if count != storage.count:
         raise ArtifactError(f"a storage should have {storage.count} elements, but its header says {count}.", _FETCH)
-    _check_claim(storage, min(storage.count * storage.item_bytes, len(data) - stream.tell()))
+    start = stream.tell()
+    _check_claim(storage, min(storage.count * storage.item_bytes, size - start))
     stream.seek(storage.count * storage.item_bytes, io.SEEK_CUR)
+    return start
 
 
 def _check_claim(storage: StorageClaim, found: int) -> None:

@@ -53,5 +53,13 @@ from bdprune.record.results import (
     documents_from_json,
     schema,
 )
+from bdprune.record.screening import (
+    HeadScreen,
+    HeadStatistic,
+    LabelStatistic,
+    LayerScreen,
+    ScreenOutcome,
+    ScreenResult,
+)
 from bdprune.record.shape import parse_shape
 from bdprune.record.trigger import MOST_PICTURE_BYTES, TRIGGER_KINDS, Box, TriggerInfo, TriggerKind

@@ -35,6 +35,7 @@ from bdprune.record.parts import (
     WeightCoverage,
 )
 from bdprune.record.repair import Attempt, Outcome, RepairCheck
+from bdprune.record.screening import ScreenResult
 from bdprune.record.trigger import TriggerInfo
 
 Verdict = Literal["clean", "suspicious", "backdoored", "inconclusive", "error"]
@@ -295,6 +296,7 @@ KINDS: dict[str, type[Record]] = {
     "score": ScoreResult,
     "invert": InvertResult,
     "inspect": InspectResult,
+    "screen": ScreenResult,
     "coverage": CoverageResult,
 }
 

@@ -13,10 +13,10 @@ from pathlib import Path
 from typing import ClassVar
 
 from bdprune.errors import OptionError, first_line
-from bdprune.record import KINDS, CoverageResult, Document
+from bdprune.record import KINDS, CoverageResult, Document, ScreenResult
 from bdprune.registry import load, places
 
-Documents = Sequence[Document | CoverageResult]
+Documents = Sequence[Document | ScreenResult | CoverageResult]
 
 log = logging.getLogger(__name__)
 
@@ -81,7 +81,7 @@ class Writer(ABC):
             )
 
 
-def kind_of(document: Document | CoverageResult) -> str:
+def kind_of(document: Document | ScreenResult | CoverageResult) -> str:
     """The kind of a document: a key of ``KINDS``."""
     return next(name for name, record in KINDS.items() if isinstance(document, record))
 

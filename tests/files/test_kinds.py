@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 import pickle
 import random
 import zipfile
@@ -19,6 +20,16 @@ from bdprune.files.artifact import read_checkpoint
 from bdprune.files.kinds import HEAD_BYTES, FileKind, kind_of_bytes, kind_of_file
 
 Write = Callable[..., Path]
+
+
+@pytest.mark.parametrize("length", [0x480, 0x280, 0x10480])
+def test_a_header_whose_length_begins_like_a_pickle_is_that_of_safetensors(length: int, tmp_path: Path) -> None:
+    entry = {"fc.weight": {"dtype": "F32", "shape": [3, 3], "data_offsets": [0, 36]}}
+    header = json.dumps(entry).encode().ljust(length)
+    path = tmp_path / "model.safetensors"
+    path.write_bytes(length.to_bytes(8, "little") + header + bytes(36))
+    assert path.read_bytes()[0] == 0x80 and kind_of_file(path).name == "a safetensors file"
+    assert read_checkpoint(path).format == "safetensors"
 
 
 @pytest.mark.parametrize(

@@ -250,3 +250,8 @@ def test_unusual_weight_names_form_a_state_dict_if_there_is_no_other() -> None:
     assert places({"l.parametrizations.weight.original0": W, "b": torch.ones(1)}) == [((),)]
     with pytest.raises(NoWeightsError):
         contents_of({"confusion": torch.ones(10, 10)})
+
+
+def test_weights_whose_name_is_not_a_string_are_named_as_outside() -> None:
+    contents = contents_of({"conv.weight": torch.ones(4, 3, 3, 3), 3: torch.ones(3, 3), None: torch.ones(2)})
+    assert list(contents.states[0].tensors()) == ["conv.weight"] and contents.outside == ("3",)

@@ -248,7 +248,7 @@ def test_documents_are_read_from_an_object_an_array_and_lines() -> None:
     ("wrong", "reason"),
     [
         ("{}", "it has no field `kind`"),
-        ('{"kind": "other"}', "its kind is 'other', not one of scan, purify, score, invert, inspect, coverage"),
+        ('{"kind": "other"}', "its kind is 'other', not one of scan, purify, score, invert, inspect, screen, coverage"),
         ('{"kind": ["scan"]}', "its kind is "),
         ("[3]", "it has a value that is not an object"),
     ],

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 from markupsafe import Markup, escape
 
-from bdprune.record import CoverageResult, Document, Result
-from bdprune.report import summary
+from bdprune.record import CoverageResult, Document, Result, ScreenResult
+from bdprune.report import screens, summary
 from bdprune.report.base import Documents, Style, Writer, kind_of
 
 if TYPE_CHECKING:
@@ -44,20 +44,22 @@ def html_page(documents: Documents, title: str = "", top: Table | None = None) -
     """The page for these results, in their order; for several scans, a table at the top links to each.
 
     Args:
-        documents: scans, repairs and scores in any order, and the coverage of skipped files.
+        documents: scans, screens, repairs and scores in any order, and the coverage of skipped files.
         title: of the page; by default a summary of the scans.
         top: a table before everything else.
     """
     results = [one for one in documents if isinstance(one, Document)]
     scans = [(index, one) for index, one in enumerate(results, 1) if isinstance(one, Result)]
     scans.sort(key=lambda pair: summary.rank(pair[1]))
-    tally = summary.tally([one for _, one in scans])
+    screened = sorted((one for one in documents if isinstance(one, ScreenResult)), key=screens.rank)
+    tally = screens.tally(screened) if screened and not scans else summary.tally([one for _, one in scans])
     page = _environment().get_template("report.html.j2")
     text = page.render(
         top=top,
         title=title or (results[0].name if len(results) == 1 else tally),
         documents=list(enumerate(results, 1)),
         scans=scans,
+        screened=screened,
         tally=tally,
         coverages=[one for one in documents if isinstance(one, CoverageResult)],
         first=results[0] if results else None,
@@ -80,7 +82,13 @@ def _environment() -> jinja2.Environment:
     words = (summary.percent, summary.number, summary.seconds, summary.size)
     environment.filters |= {word.__name__: word for word in words}
     environment.filters |= {"prose": _prose, "short_json": _short_json, "kind": kind_of, "base64": _base64}
-    environment.globals |= {"summary": summary, "charts": charts, "svg": svg, "inspections": inspections}
+    environment.globals |= {
+        "summary": summary,
+        "charts": charts,
+        "svg": svg,
+        "inspections": inspections,
+        "screens": screens,
+    }
     return environment
 
 

@@ -15,10 +15,11 @@ from bdprune.record import (
     PurifyResult,
     Result,
     ScoreResult,
+    ScreenResult,
     TriggerInfo,
     some,
 )
-from bdprune.report import inspections, summary
+from bdprune.report import inspections, screens, summary
 from bdprune.report.base import Documents, Style, Writer
 
 _COLOURS = {"clean": "32", "suspicious": "33", "backdoored": "1;31", "inconclusive": "35", "error": "31"}
@@ -38,14 +39,19 @@ class TextWriter(Writer):
 
     def to_text(self, documents: Documents, style: Style) -> str:
         blocks, coverages, scans = [], [], [one for one in documents if isinstance(one, Result)]
-        several = len(scans) > 1
+        screened = [one for one in documents if isinstance(one, ScreenResult)]
+        several, many = len(scans) > 1, len(screened) > 1
         for one in documents:
             if isinstance(one, CoverageResult):
                 coverages.append(_coverage(one))
-            elif not (several and isinstance(one, Result) and one.verdict == "clean"):
+            elif not (several and isinstance(one, Result) and one.verdict == "clean") and not (
+                many and isinstance(one, ScreenResult) and one.outcome == "nothing found"
+            ):
                 blocks.append(_BLOCKS[type(one)](one, style.colour))
         if several:
             blocks.append(_fleet(scans, style.colour))
+        if many:
+            blocks.append(_screens(screened, style.colour))
         elif not blocks:
             blocks.append([summary.tally([])])
         return "\n".join("".join(f"{line}\n" for line in block) for block in [*blocks, *coverages])
@@ -233,10 +239,38 @@ def _inspection(result: InspectResult, colour: bool) -> list[str]:
     ]
 
 
+def _screen(result: ScreenResult, colour: bool) -> list[str]:
+    """A screen: its outcome, then the layers and the head."""
+    code = _COLOURS[screens.STYLE[result.outcome]]
+    lines = [
+        _title(result.outcome.upper(), code, result, colour),
+        f"  {plain(screens.headline(result))}",
+        f"  {plain(screens.advice(result))}",
+    ]
+    rows: Rows = [("largest z", screens.peak(result))] if result.layers else []
+    rows += [("head", f"{one.layer}, {screens.head(one)}") for one in result.heads]
+    rows += [("not screened", screens.unscreened(result))] if result.unscreened else []
+    rows += [] if result.error else [("time", summary.seconds(result.seconds))]
+    return [*lines, *(table(rows, "ll") if rows else [])]
+
+
+def _screens(results: Sequence[ScreenResult], colour: bool) -> list[str]:
+    """Many screens: one line each and a tally, first those that need attention."""
+    ranked = sorted(results, key=screens.rank)
+    rows = [(one.outcome, summary.number(one.peak.max_z if one.peak else None), one.name) for one in ranked]
+    head, *body = table([("outcome", "max z", "model"), *rows], "lrl")
+    painted = [
+        line.replace(one.outcome, _paint(one.outcome, _COLOURS[screens.STYLE[one.outcome]], colour), 1)
+        for line, one in zip(body, ranked, strict=True)
+    ]
+    return [head, *painted, "", f"  {screens.tally(results)}", f"  {screens.ADVICE['nothing found']}"]
+
+
 _BLOCKS: dict[type, Callable[..., list[str]]] = {
     Result: _scan,
     PurifyResult: _repair,
     ScoreResult: _scores,
+    ScreenResult: _screen,
     InspectResult: _inspection,
     InvertResult: _inversion,
 }
@@ -272,7 +306,7 @@ def _attached(attachments: Sequence[Attachment]) -> list[tuple[str, str]]:
     return [("attached", f"{one.name}, {summary.size(one.bytes)}, in {one.file}") for one in attachments if one.file]
 
 
-def _title(text: str, code: str, result: Document, colour: bool) -> str:
+def _title(text: str, code: str, result: Document | ScreenResult, colour: bool) -> str:
     return f"{_paint(plain(text), code, colour)}  {plain(result.name)}"
 
 

@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import save_file
 
 from bdprune.errors import OptionError
-from bdprune.fleet.sources import ANOTHER_NAME, Sources, check_exists, expand
+from bdprune.sources import ANOTHER_NAME, Sources, check_exists, expand
 
 WEIGHTS = {"conv.weight": torch.ones(2, 3, 3, 3), "fc.weight": torch.ones(4, 2)}
 
