@@ -27,7 +27,7 @@ from bdprune.cli.main import main
 Run = Callable[..., Ran]
 Start = Callable[..., "subprocess.Popen[str]"]
 
-COMMANDS = ["scan", "purify", "score", "invert", "inspect", "detectors", "purifiers"]
+COMMANDS = ["scan", "purify", "score", "invert", "inspect", "show", "diff", "export", "detectors", "purifiers"]
 
 SLEEPER = """
 import os, time

@@ -102,7 +102,7 @@ def test_a_store_can_be_sent_to_another_process(store: Store) -> None:
 def test_a_result_of_another_version_is_not_taken_and_named_when_shown(store: Store) -> None:
     store.save(key(), "a.pth", [result()])
     with store._database.transaction() as connection:
-        connection.execute("UPDATE results SET document = '{\"kind\": \"scan\"}'")
+        connection.execute('UPDATE results SET document = \'{"kind": "scan"}\'')
     assert store.find(key(), "a.pth") == ()
     with pytest.raises(StoreError, match="cannot be read"):
         list(store.scans())
