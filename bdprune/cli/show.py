@@ -29,8 +29,8 @@ def show(store: Path, name: str | None, formats: tuple[str, ...], every: bool) -
 
     \b
     bdprune show scans.db
-    bdprune show scans.db model.pth
-    bdprune show scans.db model.pth --all --format json
+    bdprune show scans.db resnet.pth
+    bdprune show scans.db resnet.pth --all --format json
     """
     from bdprune.store import Store
 
