@@ -105,7 +105,7 @@ class Database:
         return self._connection
 
     def _opened(self) -> sqlite3.Connection:
-        connection = self._connect("rwc" if self._writes else "ro")
+        connection = self._connect("rwc" if self._writes else "rw")
         try:
             if self._writes:
                 self._waited(lambda: _prepare(connection))
@@ -124,11 +124,12 @@ class Database:
         )
 
     def _readable(self, connection: sqlite3.Connection) -> sqlite3.Connection:
-        """A connection that can read.
+        """A connection that can only read. It may open the file for writing, and so removes the log when it closes.
 
         A store in a folder that cannot be written has no shared memory; without a log, nobody writes it either.
         """
         try:
+            connection.execute("PRAGMA query_only = ON")
             connection.execute("SELECT count(*) FROM sqlite_master").fetchone()
         except sqlite3.OperationalError:
             if Path(f"{self.path}-wal").exists():

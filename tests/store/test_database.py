@@ -136,6 +136,7 @@ def test_a_store_that_is_only_read_refuses_to_write(tmp_path: Path) -> None:
         assert store.names() == ["a.pth"]
         with pytest.raises(StoreError, match="cannot be written"):
             store.save(key("2"), "b.pth", [result()])
+    assert [one.name for one in tmp_path.iterdir()] == ["scans.db"]
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root writes everything")
