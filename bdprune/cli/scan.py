@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from bdprune.fleet import Scanner, Sources
 
 _GIVES = ("scan", "coverage")  # kinds of documents
+_GIVEN_UP = ("not scanned: --max-failures was reached", True)
 
 
 @click.command(short_help="Check whether checkpoints are backdoored.", epilog=exit_codes.HELP)
@@ -118,11 +119,22 @@ def scan(
     coverage = [found] if (found := sources.record()) is not None else []
     as_array = len(results) != 1 or len(paths) > 1 or not Path(paths[0]).is_file()
     outputs.write_all(wanted, lambda one: coverage if one in live else [*results, *coverage], as_array)
-    skip_unknown = bool(settings["skip_unknown"])
+    return exit_codes.OK if exit_zero else _code(results, sources, fail_on, bool(settings["skip_unknown"]), part)
+
+
+def _code(
+    results: list[Result],
+    sources: Sources,
+    fail_on: exit_codes.FailOn,
+    skip_unknown: bool,
+    part: tuple[int, int] | None,
+) -> int:
+    """The exit code of a scan, perhaps of one shard, that may have stopped early."""
     unknown = sources.may_hold_weights and not skip_unknown
     if part is not None and not results and not unknown:
         return exit_codes.OK  # the models are in other shards
-    return exit_codes.of_scan(results, fail_on, exit_zero, unknown=unknown, skip_unknown=skip_unknown)
+    code = exit_codes.of_scan(results, fail_on, unknown=unknown, skip_unknown=skip_unknown)
+    return exit_codes.FAILED if _GIVEN_UP in sources.skipped and code != exit_codes.FOUND else code
 
 
 def _check_store(store: Path | None, resume: bool) -> None:
@@ -197,7 +209,7 @@ def _reported(
 def _give_up(sources: Sources, done: int, failures: int) -> None:
     """Records that the models after the first ``done`` were not scanned."""
     for path in sources.models[done:]:
-        sources.skip(path, "not scanned: --max-failures was reached", True)
+        sources.skip(path, *_GIVEN_UP)
     scans = "1 scan" if failures == 1 else f"{failures} scans"
     print(
         f"bdprune: Stopped after {scans} failed; {len(sources.models) - done} files were not scanned.", file=sys.stderr

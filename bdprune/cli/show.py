@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 @format_option("scan")
 @click.option("--all", "every", is_flag=True, help="Also show the earlier scans of NAME, the latest first.")
 def show(store: Path, name: str | None, formats: tuple[str, ...], every: bool) -> int:
-    """List the models in a store of `bdprune scan --store`, or show the results of one of them.
+    """List the models in a store that a scan wrote, or show the results of one of them.
 
     NAME is the path of a model as the scan named it, or the end of it. Of each model, the latest scan counts.
 

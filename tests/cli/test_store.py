@@ -196,6 +196,9 @@ def test_too_many_failures_end_the_scan(run: Run, models: Path, tmp_path: Path, 
     assert coverage["passed_over"][0]["paths"] == [str(folder / "d.pth")]
     assert "Stopped after 2 scans failed; 1 files were not scanned." in done.stderr
     assert len(json.loads(run("scan", *options, "--max-failures", "3").stdout)) == 4
+    for name in ("b", "c"):
+        (folder / f"{name}.pth").write_bytes(b"GGUF" + bytes(100))  # unsupported, which --skip-unknown ignores
+    assert run("scan", *options, "--skip-unknown", "--max-failures", "2").exit_code == 2
 
 
 @pytest.fixture
