@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from bdprune.errors import DataError as DataError
     from bdprune.errors import OptionError as OptionError
     from bdprune.errors import OutputError as OutputError
+    from bdprune.fleet import Scanner as Scanner
     from bdprune.fleet import StackOptions as StackOptions
     from bdprune.fleet import scan as scan
     from bdprune.fleet import scan_many as scan_many
@@ -73,7 +74,7 @@ _HOMES = {
     "analysis": ("Analysis", "Case", "attach_triggers", "stack"),
     "data": ("CleanData",),
     "errors": ("BdpruneError", "DataError", "OptionError", "OutputError"),
-    "fleet": ("StackOptions", "scan", "scan_many"),
+    "fleet": ("Scanner", "StackOptions", "scan", "scan_many"),
     "loops": ("FineTuneSettings", "InvertSettings", "RecoverSettings", "SweepSettings", "Trigger", "UnlearnSettings"),
     "methods": ("CurvePoint", "Detector", "Phases", "Purifier", "Repair"),
     "model": ("Model", "Normalization"),

@@ -56,6 +56,10 @@ class OutputError(BdpruneError):
     """A result cannot be written to the requested place."""
 
 
+class StoreError(OutputError):
+    """A store of results cannot be opened, read or written."""
+
+
 class TrainingError(BdpruneError):
     """An optimisation produced NaN or infinite values and could not recover."""
 

@@ -6,6 +6,7 @@ The content of a file decides whether it is a model. Each skipped file is marked
 from __future__ import annotations
 
 import glob
+import hashlib
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -51,6 +52,18 @@ class Sources:
     def may_hold_weights(self) -> bool:
         """Whether a skipped file may hold weights."""
         return any(possible for _, possible in self.skipped)
+
+    def keep_shard(self, part: int, parts: int) -> None:
+        """Keeps one of ``parts`` shards of the models, numbered from 1. The hash of a model's name gives its shard.
+
+        Raises:
+            OptionError: there is no such shard.
+        """
+        if not 1 <= part <= parts:
+            raise OptionError(f"There is no shard {part} of {parts}.", "Give i/n with i from 1 to n, as in 2/8.")
+        mine = [path for path in self.models if _hash(path) % parts == part - 1]
+        self.files -= len(self.models) - len(mine)
+        self.models = mine
 
     def record(self) -> CoverageResult | None:
         """The coverage for the report; None if no file was skipped."""
@@ -106,6 +119,10 @@ def expand(paths: Sequence[str | Path], ignored: Iterable[Path] = ()) -> Sources
     return sources
 
 
+def _hash(path: Path) -> int:
+    return int.from_bytes(hashlib.sha256(os.fsencode(path)).digest()[:8])
+
+
 def check_exists(path: str | Path) -> None:
     """Checks that ``path`` exists.
 
@@ -159,12 +176,20 @@ def _below(path: Path, sources: Sources) -> Iterator[Path]:
             folders.clear()
             continue
         seen.add((place.st_dev, place.st_ino))
-        for name in [name for name in folders if name in _NO_MODELS]:
-            sources.skip(Path(parent, name), _NO_MODELS[name])
+        reasons = {name: _NO_MODELS.get(name) or _is_of_store(parent, name) for name in folders}
+        for name in [name for name in folders if reasons[name]]:
+            sources.skip(Path(parent, name), reasons[name])
             sources.files += 1
-        folders[:] = sorted(name for name in folders if name not in _NO_MODELS)
+        folders[:] = sorted(name for name in folders if not reasons[name])
         found += [Path(parent, name) for name in names]
     yield from sorted(found)
+
+
+def _is_of_store(parent: str, name: str) -> str:
+    """Why a folder holds no models if it is that of a store's attachments; empty if it is another folder."""
+    store = Path(parent, name.removesuffix(".attachments"))
+    is_store = name.endswith(".attachments") and store.is_file() and kind_of_file(store).name == "an SQLite database"
+    return "the attachments of a store" if is_store else ""
 
 
 def _is_model(file: Path, sources: Sources) -> bool:

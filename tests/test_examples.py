@@ -135,7 +135,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
     ``model.pth`` and ``model.safetensors`` hold a narrow ResNet-18 that classifies red, green and blue images;
     ``models/`` has it as ``resnet.pth``. Its clean images are in ``clean_images/`` (and ``photos/`` and ``incoming/``),
-    ``clean.npz`` and ``clean.parquet``.
+    ``clean.npz`` and ``clean.parquet``. ``list.txt`` lists the models; ``before.db`` and ``after.db`` are stores.
     ``zoo/`` is the folder of the repository, and ``my.toml`` one of its manifests.
     """
     import torch
@@ -144,6 +144,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from bdprune.data import RawImages
     from bdprune.loops.fitting import Schedule, fit
     from bdprune.model.architectures import build
+    from bdprune.store import Store
 
     labels = torch.arange(90) % 3
     noise = torch.rand(90, 3, 32, 32, generator=torch.Generator().manual_seed(0)) / 2
@@ -164,6 +165,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     shutil.copytree(where / "clean_images", where / "incoming")
     (where / "zoo").symlink_to(ROOT / "zoo")
     shutil.copy(ROOT / "zoo" / "cifar10-w8.toml", where / "my.toml")
+    (where / "list.txt").write_text("model.pth\nmodels/resnet.pth\n")
+    for name in ("before.db", "after.db"):
+        Store(where / name).close()
     return where
 
 

@@ -242,3 +242,31 @@ def test_links_of_a_cache_and_their_targets_are_one_model(tmp_path: Path) -> Non
     save_file(WEIGHTS, single / "blobs" / "sha")
     (single / "model.safetensors").symlink_to("blobs/sha")
     assert expand([single]).models == [single / "model.safetensors"]
+
+
+def test_shards_depend_on_names_only(tmp_path: Path) -> None:
+    for place in range(20):
+        (tmp_path / f"{place}.pth").write_bytes(b"PK\x03\x04")
+    whole = expand([tmp_path]).models
+    shards = []
+    for part in (1, 2, 3):
+        sources = expand([tmp_path])
+        sources.keep_shard(part, 3)
+        assert sources.files == len(sources.models) < 20
+        shards.append(sources.models)
+    assert sorted(path for shard in shards for path in shard) == sorted(whole)
+    fewer = expand([tmp_path / "3.pth", tmp_path / "4.pth"])
+    fewer.keep_shard(1, 3)
+    assert set(fewer.models) <= set(shards[0])
+    with pytest.raises(OptionError, match="no shard"):
+        fewer.keep_shard(4, 3)
+
+
+def test_attachments_of_a_store_are_no_models(tmp_path: Path) -> None:
+    for name in ("scans.db.attachments", "other.attachments"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "x").write_bytes(b"PK\x03\x04")
+    (tmp_path / "scans.db").write_bytes(b"SQLite format 3\x00")
+    sources = expand([tmp_path])
+    assert sources.models == [tmp_path / "other.attachments" / "x"] and not sources.may_hold_weights
+    assert ("the attachments of a store", False) in sources.skipped

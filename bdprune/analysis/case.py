@@ -132,7 +132,12 @@ class Case:
     @cached_property
     def memo(self) -> Memo:
         """The memo for the analyses."""
-        return self.own_memo if self.own_memo is not None else (MEMO if _is_known(self.model) else Memo())
+        return self.own_memo if self.own_memo is not None else (MEMO if self.is_known else Memo())
+
+    @property
+    def is_known(self) -> bool:
+        """Whether the digest covers everything that determines the outputs: a module's code is not covered."""
+        return _is_known(self.model)
 
     @cached_property
     def digest(self) -> str:

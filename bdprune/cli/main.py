@@ -19,7 +19,9 @@ import bdprune
 from bdprune.cli import exit_codes
 from bdprune.cli.calibrate import calibrate
 from bdprune.cli.demo import demo
+from bdprune.cli.diff import diff
 from bdprune.cli.doctor import doctor
+from bdprune.cli.export import export
 from bdprune.cli.inspect import inspect
 from bdprune.cli.invert import invert
 from bdprune.cli.methods import detectors, purifiers
@@ -29,6 +31,7 @@ from bdprune.cli.scan import scan
 from bdprune.cli.schema import schema
 from bdprune.cli.score import score
 from bdprune.cli.screen import screen
+from bdprune.cli.show import show
 from bdprune.cli.zoo import zoo
 from bdprune.errors import BdpruneError, first_line
 from bdprune.process import keep_freed_memory
@@ -90,8 +93,9 @@ def _guarded(run: Callable[[], Any]) -> int:
         log.debug("", exc_info=True)
         _complain(error.message, error.hint)
         return exit_codes.of_error(error)
-    except (KeyboardInterrupt, click.Abort):
-        _complain("Interrupted; nothing was left half-written.")
+    except (KeyboardInterrupt, click.Abort) as error:
+        how = error.__cause__ or error  # click makes an Abort of the interruption, whose text says how to go on
+        _complain("Interrupted; nothing was left half-written.", str(how))
         return exit_codes.INTERRUPTED
     except ClosedPipeError:
         return exit_codes.BROKEN_PIPE
@@ -142,19 +146,9 @@ def main(verbose: bool) -> None:
         warnings.simplefilter("ignore")
 
 
-for command in (
-    scan,
-    screen,
-    purify,
-    score,
-    invert,
-    inspect,
-    detectors,
-    purifiers,
-    zoo,
-    calibrate,
-    demo,
-    doctor,
-    schema,
-):
+_COMMANDS: tuple[click.Command, ...] = (
+    *(scan, screen, purify, score, invert, inspect, show, diff, export),
+    *(detectors, purifiers, zoo, calibrate, demo, doctor, schema),
+)
+for command in _COMMANDS:
     main.add_command(command)

@@ -30,7 +30,7 @@ class Progress:
         self._total = total
         self._shown = shown
         self._name = ""
-        self._done = 0
+        self._done = self._worked = 0
         self._last = ""
         self._start = time.monotonic()
         self._live: RichProgress | None = None
@@ -73,18 +73,26 @@ class Progress:
             with self.paused():
                 self._print(plain(text))
 
-    def finished(self, verdict: str, name: str, file: str = "") -> None:
+    @property
+    def done(self) -> int:
+        """Number of files that are done."""
+        return self._done
+
+    def finished(self, verdict: str, name: str, file: str = "", *, taken: bool = False) -> None:
         """One more model is done. Stacks read ahead, so it need not be the one that was announced last.
 
         Args:
             verdict: the outcome.
             name: of the model.
             file: the file it came from, if others may come from the same one.
+            taken: whether the result was in the store, which takes no time.
         """
         if not file or file != self._last:
             self._done += 1
+            self._worked += not taken
         self._last = file
-        left = (time.monotonic() - self._start) / max(self._done, 1) * (self._total - self._done)
+        verdict += " (stored)" if taken else ""
+        left = (time.monotonic() - self._start) / max(self._worked, 1) * (self._total - self._done)
         if self._live is not None and self._task is not None:
             self._live.update(self._task, completed=self._done, end=time.monotonic() + left)
         elif self._shown and self._total > 1:

@@ -10,16 +10,17 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from bdprune.cli import exit_codes, options, outputs
+from bdprune.cli import exit_codes, inputs, options, outputs
 from bdprune.cli.progress import Progress
-from bdprune.errors import NoWeightsError, UnsupportedError
-from bdprune.record import Result
+from bdprune.errors import NoWeightsError, OptionError, UnsupportedError
+from bdprune.record import Result, some
 from bdprune.registry import names
 
 if TYPE_CHECKING:
-    from bdprune.fleet import Sources
+    from bdprune.fleet import Scanner, Sources
 
 _GIVES = ("scan", "coverage")  # kinds of documents
+_GIVEN_UP = ("not scanned: --max-failures was reached", True)
 
 
 @click.command(short_help="Check whether checkpoints are backdoored.", epilog=exit_codes.HELP)
@@ -61,6 +62,7 @@ _GIVES = ("scan", "coverage")  # kinds of documents
     is_flag=True,
     help="Report files and weights that could not be scanned, but ignore them in the exit code.",
 )
+@inputs.store_options
 @options.attachments_option
 @options.format_option(*_GIVES)
 @click.option(
@@ -87,52 +89,107 @@ def scan(
     """Check whether checkpoints are backdoored, and find the target label of the backdoor.
 
     PATH is a checkpoint (safetensors, or torch in any of its formats), the index of shards, a folder of checkpoints,
-    or a glob. The content of a file, not its name, decides whether it is a checkpoint; the report lists skipped files,
-    with reasons. Each set of weights in a file gets its own result. A scan never executes anything in a checkpoint.
-    Without clean images, only data-free detectors run, and the verdict is never "clean".
+    a glob, @FILE for the paths in a file, or - for those on standard input. The content of a file, not its name,
+    decides whether it is a checkpoint; the report lists skipped files, with reasons. Each set of weights in a file
+    gets its own result. A scan never executes anything in a checkpoint. Without clean images, only data-free detectors
+    run, and the verdict is never "clean".
 
     \b
     bdprune scan model.pth --data clean_images/ --normalize cifar10
     bdprune scan models/ --data clean.npz --format jsonl > results.jsonl
+    bdprune scan models/ --data clean.npz --store scans.db
+    bdprune scan @list.txt --data clean.npz --store scans.db --shard 1/2
     bdprune scan 'models/**/*.pth' --data clean.parquet --timeout 600 -f html=report.html
     """
     from bdprune.fleet import expand
 
     wanted = outputs.plan(formats, files, _GIVES, quiet)
-    sources = expand(paths, [data] if data is not None else [])
-    models = sources.models
-    outputs.check_apart([one.path for one in wanted], [*models, data])
-    if not models and not exit_zero:
-        raise _nothing_to_scan(paths, sources)
+    given = inputs.expanded(paths)
+    sources = expand(given, [data] if data is not None else [])
+    if not sources.models and not exit_zero:
+        raise _nothing_to_scan(given, sources)
+    part: tuple[int, int] | None = settings.pop("shard")
+    if part is not None:
+        sources.keep_shard(*part)
+    _check_store(settings["store"], settings.pop("resume"))
+    outputs.check_apart([one.path for one in wanted], [*sources.models, data, settings["store"]])
     live = [one for one in wanted if one.is_live]
-    with Progress(len(models), shown=not (quiet or no_progress)) as progress:
-        with redirect_stdout(sys.stderr):  # an --arch callable or a plug-in may print
-            stream = _scan_many(models, data, progress, **settings)
-        results = list(_reported(stream, sources, progress, live))
+    with Progress(len(sources.models), shown=not (quiet or no_progress)) as progress:
+        results = _results(sources, data, progress, live, **settings)
     coverage = [found] if (found := sources.record()) is not None else []
     as_array = len(results) != 1 or len(paths) > 1 or not Path(paths[0]).is_file()
     outputs.write_all(wanted, lambda one: coverage if one in live else [*results, *coverage], as_array)
-    skip_unknown = bool(settings["skip_unknown"])
+    return exit_codes.OK if exit_zero else _code(results, sources, fail_on, bool(settings["skip_unknown"]), part)
+
+
+def _code(
+    results: list[Result],
+    sources: Sources,
+    fail_on: exit_codes.FailOn,
+    skip_unknown: bool,
+    part: tuple[int, int] | None,
+) -> int:
+    """The exit code of a scan, perhaps of one shard, that may have stopped early."""
     unknown = sources.may_hold_weights and not skip_unknown
-    return exit_codes.of_scan(results, fail_on, exit_zero, unknown=unknown, skip_unknown=skip_unknown)
+    if part is not None and not results and not unknown:
+        return exit_codes.OK  # the models are in other shards
+    code = exit_codes.of_scan(results, fail_on, unknown=unknown, skip_unknown=skip_unknown)
+    return exit_codes.FAILED if _GIVEN_UP in sources.skipped and code != exit_codes.FOUND else code
 
 
-def _scan_many(
+def _check_store(store: Path | None, resume: bool) -> None:
+    if resume and store is None:
+        raise OptionError("--resume needs a store.", "Give the --store of the earlier run.")
+    if resume and store is not None and not store.exists():
+        raise OptionError(f"There is no store {store} to go on with.", "Check its name, or leave out --resume.")
+
+
+def _results(
+    sources: Sources,
+    data: Path | None,
+    progress: Progress,
+    live: list[outputs.Output],
+    max_failures: int | None,
+    **settings: Any,
+) -> list[Result]:
+    """The results of all models, or of those before too many failures."""
+    store: Path | None = settings["store"]
+    results, failures = list[Result](), 0
+    try:
+        with redirect_stdout(sys.stderr):  # an --arch callable or a plug-in may print
+            scanner = _scanner(sources.models, data, progress, **settings)
+            stream = scanner.scan_many(progress.through(sources.models), progress.stage)
+        with scanner:
+            for result in _reported(stream, scanner, sources, progress, live):
+                results.append(result)
+                failures += result.verdict == "error"
+                if max_failures is not None and failures >= max_failures:
+                    _give_up(sources, progress.done, failures)
+                    break
+            if scanner.taken:
+                progress.note(f"Results from {store}: {scanner.taken}.")
+    except KeyboardInterrupt:
+        raise KeyboardInterrupt(_how_to_go_on(store, progress.done, len(sources.models))) from None
+    return results
+
+
+def _scanner(
     models: list[Path], data: Path | None, progress: Progress, stack: int | str, stack_memory: int | None, **more: Any
-) -> Iterator[Result]:
+) -> Scanner:
     progress.stage("starting")
-    from bdprune.fleet import StackOptions, scan_many
+    from bdprune.fleet import Scanner, StackOptions
 
     stack = 1 if stack == "auto" and len(models) == 1 else stack  # a trial would be useless for one model
     more |= {"stack": StackOptions(stack, stack_memory), "detectors": more["detectors"] or None}
-    return scan_many(progress.through(models), data, progress=progress.stage, **more)
+    return Scanner(data, **more)
 
 
 def _reported(
-    stream: Iterator[Result], sources: Sources, progress: Progress, live: list[outputs.Output]
+    stream: Iterator[Result], scanner: Scanner, sources: Sources, progress: Progress, live: list[outputs.Output]
 ) -> Iterator[Result]:
     """The results, each written to ``live`` outputs as it comes; it skips files of a folder that hold no weights."""
     while True:
+        before = scanner.taken
         with redirect_stdout(sys.stderr):  # an --arch callable may print
             result = next(stream, None)
         if result is None:
@@ -142,11 +199,27 @@ def _reported(
             sources.skip(Path(file), _reason(result))
             progress.finished("skipped", file, file)
             continue
-        progress.finished(result.verdict, result.name, file)
+        progress.finished(result.verdict, result.name, file, taken=scanner.taken > before)
         for one in live:
             with progress.paused():
                 one.write([result])
         yield result
+
+
+def _give_up(sources: Sources, done: int, failures: int) -> None:
+    """Records that the models after the first ``done`` were not scanned."""
+    for path in sources.models[done:]:
+        sources.skip(path, *_GIVEN_UP)
+    scans = "1 scan" if failures == 1 else f"{failures} scans"
+    print(
+        f"bdprune: Stopped after {scans} failed; {len(sources.models) - done} files were not scanned.", file=sys.stderr
+    )
+
+
+def _how_to_go_on(store: Path | None, done: int, count: int) -> str:
+    if store is None:
+        return ""
+    return f"The results of {done} of {count} files are in {store}. Run the same command again to go on."
 
 
 def _holds_no_weights(result: Result) -> bool:
@@ -159,12 +232,12 @@ def _reason(result: Result) -> str:
     return result.error.message.rpartition(": ")[2].removeprefix("it ").rstrip(".")
 
 
-def _nothing_to_scan(paths: tuple[str, ...], sources: Sources) -> UnsupportedError:
+def _nothing_to_scan(paths: list[str], sources: Sources) -> UnsupportedError:
     """The error for paths without a checkpoint, with the kinds of files that they hold."""
     found = [f"{reason} ({len(files)})" for (reason, _), files in sources.skipped.items()]
     count = "1 file" if sources.files == 1 else f"{sources.files or 'no'} files"
     seen = f"{count}: {', '.join(found)}" if found else count
     return UnsupportedError(
-        f"No checkpoint in {', '.join(paths)}. Found {seen}.",
+        f"No checkpoint in {some(paths)}. Found {seen}.",
         "Give a checkpoint saved with torch.save or as safetensors.",
     )

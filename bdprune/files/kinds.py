@@ -70,6 +70,9 @@ _MAGIC: tuple[tuple[bytes, FileKind], ...] = (
     (b"<!DOCTYPE", FileKind("an HTML page (a failed download?)", "none")),
     (b"<html", FileKind("an HTML page (a failed download?)", "none")),
     (b"SQLite format 3\x00", FileKind("an SQLite database", "none")),
+    (b"\x37\x7f\x06\x82", FileKind("the log of an SQLite database", "none")),
+    (b"\x37\x7f\x06\x83", FileKind("the log of an SQLite database", "none")),
+    (b"\x18\xe2\x2d\x00", FileKind("the shared memory of an SQLite database", "none")),
     (b"\x00\x00\x00\x01Bud1", FileKind("a .DS_Store of macOS", "none")),
     (b"\x00\x05\x16\x07", APPLE_DOUBLE),
 )

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import secrets
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
+from typing import BinaryIO
 
 from bdprune.errors import OutputError
 
@@ -59,26 +63,30 @@ def write_atomically(path: Path, data: bytes) -> None:
     Raises:
         OutputError: this fails; it leaves no file behind.
     """
-    temporary = None
+    with replaced(path) as file:
+        file.write(data)
+
+
+@contextlib.contextmanager
+def replaced(path: Path) -> Iterator[BinaryIO]:
+    """A temporary file next to ``path``, which takes its place at the end, unless an error ends the work before.
+
+    Raises:
+        OutputError: this fails; it leaves no file behind.
+    """
+    temporary = path.parent / f".bdprune-{secrets.token_hex(8)}"
     try:
-        with tempfile.NamedTemporaryFile(dir=path.parent, prefix=".bdprune-", delete=False) as file:
-            temporary = file.name
-            file.write(data)
+        # Not with tempfile: its files are private, and reading the umask changes it for other threads.
+        with open(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666), "wb") as file:
+            yield file
             file.flush()
             os.fsync(file.fileno())
-        os.chmod(temporary, 0o666 & ~_umask())
         os.replace(temporary, path)
     except OSError as error:
         raise OutputError(f"Cannot write {path}: {error.strerror or error}.", "Choose a path you can write.") from None
     finally:
-        if temporary is not None:
-            Path(temporary).unlink(missing_ok=True)
-
-
-def _umask() -> int:
-    current = os.umask(0)
-    os.umask(current)
-    return current
+        with contextlib.suppress(OSError):
+            temporary.unlink()
 
 
 def is_special(path: Path) -> bool:

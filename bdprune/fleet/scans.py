@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import os
+import threading
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, Unpack
+from typing import Any, Self, Unpack
 
 from bdprune.fleet.executors.inline import Executor, InlineExecutor
 from bdprune.fleet.executors.process import ProcessExecutor, check_sendable
 from bdprune.fleet.executors.stack import StackExecutor, StackOptions
+from bdprune.fleet.stored import StoredScans
 from bdprune.methods import Detector
 from bdprune.pipeline import (
     CleanSource,
@@ -17,6 +19,7 @@ from bdprune.pipeline import (
     Job,
     ModelSource,
     OptionNames,
+    Outcome,
     Progress,
     attachments_folder,
     options_from,
@@ -26,6 +29,7 @@ from bdprune.pipeline import (
 from bdprune.record import ATTENTION, LEVELS, Level, Result
 from bdprune.registry import chosen_detectors, unusable
 from bdprune.runtime import Budget, parse_budget
+from bdprune.store import Store
 from bdprune.verdict import Calibration, own_table, read_table
 
 Folder = str | os.PathLike[str] | None
@@ -36,6 +40,7 @@ class ScanNames(OptionNames, total=False):
 
     budget: str | float | Budget | None
     calibration: str | os.PathLike[str] | None
+    store: Store | str | os.PathLike[str] | None
 
 
 def scan(
@@ -66,13 +71,14 @@ def scan(
         **options: ``budget``: ``fast``, ``default`` (also None) or ``full``, which detectors run and how thorough they
             are, or the seconds that the scan of one model may take (findings name what does not fit);
             ``calibration``: path of a table that ``bdprune calibrate`` wrote, ``none`` for no table, or None for the
-            table of this package, which needs the detectors of the budget; and ``arch``,
+            table of this package, which needs the detectors of the budget; ``store``: a store of results
+            (:class:`Scanner`), or its path; and ``arch``,
             ``num_classes``, ``input_shape``, ``normalize``, ``device`` (``cpu``), ``seed`` (0),
             ``state_key``, ``per_class``, ``class_order``, ``precision`` and ``skip_unknown``, as in ``Options``.
 
     Raises:
         OptionError: an option is invalid for every model; nothing was scanned.
-        OutputError: the folder for attachments cannot be written.
+        OutputError: the folder for attachments or the store cannot be written.
 
     Example:
         >>> result = scan("model.pth", "clean_images/", per_class=10, detectors=["lipschitz"])
@@ -83,8 +89,8 @@ def scan(
     """
     if timeout is not None:
         check_sendable(model)
-    run = _run([model], _job(data, detectors, options), timeout, None, progress or silent, attachments)
-    return min(run, key=lambda one: (ATTENTION.index(one.verdict), -(one.risk or 0.0)))
+    with Scanner(data, detectors=detectors, timeout=timeout, stack=1, attachments=attachments, **options) as scanner:
+        return scanner.scan(model, progress)
 
 
 def scan_many(
@@ -101,15 +107,123 @@ def scan_many(
     """Yields one result for every set of weights, in order; a model that fails does not stop the others.
 
     It reads the clean data once. Arguments and errors are those of ``scan``; ``timeout`` applies to each model. An
-    unexpected exception also becomes a verdict ``error``, and so does an option that is invalid for one model.
+    unexpected exception also becomes a verdict ``error``, and so does an option that is invalid for one model. With
+    ``store``, results that are there are not computed again, and each new one is written as soon as it is ready.
 
     Args:
         stack: maximum number of models of one architecture in a stack, which are scanned in one batch. 1 scans one
             model at a time; ``auto`` uses stacks if a short trial finds them faster. ``StackOptions`` also sets the
             memory limit. With a time limit or a budget in seconds, a stack may take the sum of the times of its models.
     """
-    stacks = stack if isinstance(stack, StackOptions) else StackOptions(stack)
-    return _run(models, _job(data, detectors, options), timeout, stacks, progress or silent, attachments)
+    scanner = Scanner(data, detectors=detectors, timeout=timeout, stack=stack, attachments=attachments, **options)
+    return _closing(scanner, scanner.scan_many(models, progress))
+
+
+def _closing(scanner: Scanner, results: Iterator[Result]) -> Iterator[Result]:
+    with scanner:
+        yield from results
+
+
+class Scanner:
+    """Scans many models with the same settings, which are checked once; it may be used from several threads.
+
+    It prints nothing, handles no signals and changes no global state. Use it as a context manager, which closes the
+    store.
+
+    With a store, a result that is there is taken from it: the same file, clean data, settings and version of bdprune.
+    If only some detectors are missing, only these run. Each new result is written as soon as it is ready, so a process
+    that dies loses only the models at hand. Failed scans are repeated. Models in memory are scanned every time and are
+    not stored.
+
+    Args:
+        data: labelled clean images, as for ``bdprune.scan``.
+        detectors, timeout, stack, attachments: as for ``bdprune.scan_many``.
+        **options: as for ``bdprune.scan``; ``store`` is a store or its path.
+
+    Raises:
+        OptionError: an option is invalid for every model.
+        OutputError: the folder for attachments cannot be written, or the store cannot be used.
+
+    Example:
+        >>> with Scanner("clean_images/", detectors="lipschitz", store="scans.db") as scanner:
+        ...     for result in scanner.scan_many(["model.pth", "model.pth"]):
+        ...         print(result.verdict, scanner.taken)
+        inconclusive 0
+        inconclusive 1
+    """
+
+    def __init__(
+        self,
+        data: DataSource = None,
+        *,
+        detectors: Sequence[str | Detector] | str | None = None,
+        timeout: float | None = None,
+        stack: int | str | StackOptions = "auto",
+        attachments: Folder = None,
+        **options: Unpack[ScanNames],
+    ) -> None:
+        store = options.pop("store", None)
+        self._job = _job(data, detectors, options)
+        self._job.keeps = attachments is not None
+        self._executor = _executor(stack if isinstance(stack, StackOptions) else StackOptions(stack), timeout)
+        self._folder = None if attachments is None else attachments_folder(attachments)
+        self._taken, self._lock = 0, threading.Lock()
+        self._own = store is not None and not isinstance(store, Store)
+        self._store = store if store is None or isinstance(store, Store) else Store(store)
+        self._stored = None if self._store is None else StoredScans(self._store, self._job, data)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Closes the store, unless it was given open."""
+        if self._own and self._store is not None:
+            self._store.close()
+
+    @property
+    def taken(self) -> int:
+        """How many results came from the store so far."""
+        return self._taken
+
+    def scan(self, model: ModelSource, progress: Progress | None = None) -> Result:
+        """The result of one model; of several sets of weights in a file, the most serious result.
+
+        Raises:
+            StoreError: the store cannot be read or written.
+        """
+        return min(
+            self.scan_many([model], progress), key=lambda one: (ATTENTION.index(one.verdict), -(one.risk or 0.0))
+        )
+
+    def scan_many(self, models: Iterable[ModelSource], progress: Progress | None = None) -> Iterator[Result]:
+        """Yields one result for every set of weights, in order.
+
+        Args:
+            models: paths, modules and loaded models.
+            progress: called with a short text before each stage.
+
+        Raises:
+            StoreError: the store cannot be read or written.
+        """
+        for one in self._outcomes(models, progress or silent):
+            if self._folder is None:
+                yield one.result
+            else:
+                yield with_saved_attachments(one.result, one.attachments, self._folder)
+
+    def _outcomes(self, models: Iterable[ModelSource], progress: Progress) -> Iterator[Outcome]:
+        if self._stored is None:
+            for _, outcome in self._executor.run(models, self._job, progress):
+                yield outcome
+            return
+        for one in self._stored.outcomes(self._executor, models, progress):
+            if one.taken:
+                with self._lock:
+                    self._taken += 1
+            yield one.outcome
 
 
 def _job(data: DataSource, detectors: Sequence[str | Detector] | str | None, options: ScanNames) -> Job:
@@ -142,21 +256,6 @@ def _table(path: str | os.PathLike[str] | None, level: Level, own: bool) -> Cali
     return next((table for one in smaller if (table := own_table(one))), None) if own else None
 
 
-def _run(
-    models: Iterable[ModelSource],
-    job: Job,
-    timeout: float | None,
-    stacks: StackOptions | None,
-    progress: Progress,
-    attachments: Folder,
-) -> Iterator[Result]:
-    """Makes the executor at once, so that an invalid option raises before the first scan."""
-    executor: Executor = StackExecutor(stacks) if stacks and stacks.size != 1 else InlineExecutor()
-    if timeout is not None:
-        executor = ProcessExecutor(executor, timeout)
-    job.keeps = attachments is not None
-    outcomes = (one for _, one in executor.run(models, job, progress))
-    if attachments is None:
-        return (one.result for one in outcomes)
-    folder = attachments_folder(attachments)
-    return (with_saved_attachments(one.result, one.attachments, folder) for one in outcomes)
+def _executor(stacks: StackOptions, timeout: float | None) -> Executor:
+    executor: Executor = StackExecutor(stacks) if stacks.size != 1 else InlineExecutor()
+    return executor if timeout is None else ProcessExecutor(executor, timeout)

@@ -1,5 +1,5 @@
 from bdprune.pipeline.attachments import attachments_folder, with_saved_attachments
-from bdprune.pipeline.examination import Examination, Isolated, checked_evidence
+from bdprune.pipeline.examination import Examination, Isolated, Recall, checked_evidence
 from bdprune.pipeline.inspection import METHODS as INSPECT_METHODS
 from bdprune.pipeline.inspection import Watch, inspect
 from bdprune.pipeline.inversion import Wanted, invert, recover_triggers

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 
 import msgspec
@@ -21,6 +21,10 @@ from bdprune.runtime import Budget, predict
 from bdprune.verdict import NOT_JUDGED, Judgement, judge
 
 log = logging.getLogger(__name__)
+
+Recall = Callable[[Case, Detector], tuple[Evidence, Mapping[str, bytes]] | None]
+"""Gives the evidence of an earlier run of a detector on an equal case, with the bytes of its attachments by their
+SHA-256; None if there is none."""
 
 _TRIAL = 0.05
 """Seconds of a trial that are enough to estimate the time of one image."""
@@ -38,6 +42,7 @@ class Examination:
         budget: a budget that has started.
         stops: whether the remaining detectors do not run once the verdict is sure.
         models: number of models that share the time and run in the same steps.
+        recall: gives known evidence, so that its detector does not run; None gives none.
     """
 
     def __init__(
@@ -49,17 +54,24 @@ class Examination:
         *,
         stops: bool = False,
         models: int = 1,
+        recall: Recall | None = None,
     ) -> None:
         self.case, self.detectors, self.evidence = case, detectors, dict[int, Evidence]()
         self.seconds = 0.0
         self._sanity, self._budget, self._stops, self._models = sanity, budget, stops, models
+        self._recall = recall
         self._late: dict[int, str] = {}
         self._pace: float | None = None
         self._sure = False
 
     def wants(self, place: int) -> bool:
-        """Whether the detector at ``place`` still has to run; if not, the reason is kept."""
+        """Whether the detector at ``place`` still has to run; if not, its known evidence or the reason is kept."""
         if self._stops and self._sure:
+            return False
+        if self._recall is not None and (known := self._recall(self.case, self.detectors[place])) is not None:
+            evidence, contents = known
+            self.case.attachments.update(contents)
+            self._keep(place, evidence)
             return False
         needed, left = self._estimate(place), self._budget.remaining
         if left <= 0:
@@ -90,7 +102,10 @@ class Examination:
         if isinstance(found, BudgetError):
             self._late[place] = found.message[0].lower() + found.message[1:].rstrip(".")
             return
-        self.evidence[place] = msgspec.structs.replace(found, seconds=seconds)
+        self._keep(place, msgspec.structs.replace(found, seconds=seconds))
+
+    def _keep(self, place: int, evidence: Evidence) -> None:
+        self.evidence[place] = evidence
         self._sure = self.judgement().verdict == "backdoored"
 
     def judgement(self) -> Judgement:

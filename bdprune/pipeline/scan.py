@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
@@ -28,7 +28,7 @@ from bdprune.pipeline.describe import (
     unread_artifact,
     weight_coverage,
 )
-from bdprune.pipeline.examination import Examination
+from bdprune.pipeline.examination import Examination, Recall
 from bdprune.pipeline.open import CleanSource, ModelSource, Options, load_models, parse_device
 from bdprune.record import CalibrationInfo, Evidence, Finding, Result, Severity, WeightCoverage, some
 from bdprune.runtime import Budget
@@ -56,6 +56,7 @@ class Job:
         stops: whether the scan of a model ends once its verdict is sure.
         keeps: whether to keep large attachments.
         calibration: the table that turns the evidence into a probability; None has none.
+        recall: gives the evidence of earlier scans; None runs every detector.
         threads: threads of torch.
     """
 
@@ -68,15 +69,23 @@ class Job:
     stops: bool = False
     keeps: bool = False
     calibration: Calibration | None = None
+    recall: Recall | None = None
     threads: int = field(default_factory=torch.get_num_threads)
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """The result of one model, and the bytes of its attachments by their SHA-256."""
+    """The result of one model.
+
+    Attributes:
+        result: of one set of weights.
+        attachments: bytes by their SHA-256.
+        sets: number of outcomes of the same file; they follow one another.
+    """
 
     result: Result
     attachments: Mapping[str, bytes] = field(default_factory=dict)
+    sets: int = 1
 
 
 @dataclass
@@ -123,7 +132,8 @@ class Opened:
 def scan_one(source: ModelSource, job: Job, progress: Progress) -> list[Outcome]:
     """Scans one file in this process, with one outcome for each set of weights."""
     opened = open_cases(source, job, progress)
-    return [one if isinstance(one, Outcome) else examined(one, source, job, progress) for one in opened]
+    found = [one if isinstance(one, Outcome) else examined(one, source, job, progress) for one in opened]
+    return [replace(one, sets=len(found)) for one in found]
 
 
 def open_cases(source: ModelSource, job: Job, progress: Progress) -> list[Opened | Outcome]:
@@ -231,7 +241,7 @@ def start_examination(opened: Opened, job: Job, budget: Budget, models: int = 1)
         models: number of models that share its time.
     """
     detectors = detectors_for(opened, job)
-    return Examination(opened.case, opened.sanity, detectors, budget, stops=job.stops, models=models)
+    return Examination(opened.case, opened.sanity, detectors, budget, stops=job.stops, models=models, recall=job.recall)
 
 
 def concluded(opened: Opened, job: Job, exam: Examination) -> Outcome:

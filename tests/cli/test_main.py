@@ -27,7 +27,19 @@ from bdprune.cli.main import main
 Run = Callable[..., Ran]
 Start = Callable[..., "subprocess.Popen[str]"]
 
-COMMANDS = ["scan", "screen", "purify", "score", "invert", "inspect", "detectors", "purifiers"]
+COMMANDS = [
+    "scan",
+    "screen",
+    "purify",
+    "score",
+    "invert",
+    "inspect",
+    "show",
+    "diff",
+    "export",
+    "detectors",
+    "purifiers",
+]
 
 SLEEPER = """
 import os, time

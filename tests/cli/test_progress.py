@@ -38,6 +38,19 @@ def test_a_log_shows_the_time_left(capsys: pytest.CaptureFixture[str], monkeypat
     ]
 
 
+def test_stored_results_take_no_time(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    now = iter([0.0, 0.0, 50.0])
+    monkeypatch.setattr("time.monotonic", lambda: next(now))
+    with Progress(3, shown=True) as progress:
+        progress.finished("clean", "0.pth", taken=True)
+        progress.finished("clean", "1.pth")
+        assert progress.done == 2
+    assert capsys.readouterr().err.splitlines() == [
+        "[1/3] clean (stored)  0.pth",
+        "[2/3] clean  1.pth  (about 50 s left)",
+    ]
+
+
 def test_lines_and_notes(capsys: pytest.CaptureFixture[str]) -> None:
     with Progress(1, shown=True) as progress:
         progress.line("a: loading\x1b", 71.0)

@@ -6,7 +6,7 @@ import hashlib
 import json
 import os
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,7 @@ import torch
 from click.testing import Result as Ran
 
 from bdprune.analysis import Case
-from bdprune.fleet import StackOptions
+from bdprune.fleet import Scanner, StackOptions
 from bdprune.methods import Detector
 from bdprune.record import Evidence, Needs, Result, Sign
 
@@ -123,7 +123,16 @@ def test_stack_and_its_memory_reach_the_scan(
     run: Run, tiny: Any, monkeypatch: pytest.MonkeyPatch, size: str, count: int
 ) -> None:
     asked: dict[str, Any] = {}
-    monkeypatch.setattr("bdprune.fleet.scan_many", lambda paths, data, **rest: iter(asked.update(rest) or ()))
+
+    class Recorder(Scanner):
+        def __init__(self, data: Any, **rest: Any) -> None:
+            asked.update(rest)
+            super().__init__()
+
+        def scan_many(self, models: Any, progress: Any = None) -> Iterator[Result]:
+            return iter(())
+
+    monkeypatch.setattr("bdprune.fleet.Scanner", Recorder)
     run("scan", tiny.path, "--stack", "8", "--stack-memory", size, "--exit-zero")
     assert asked["stack"] == StackOptions(8, count)
     run("scan", tiny.path, "--exit-zero")

@@ -36,6 +36,9 @@ def test_a_header_whose_length_begins_like_a_pickle_is_that_of_safetensors(lengt
     ("head", "weights"),
     [
         (b"", "none"),
+        (b"SQLite format 3\x00", "none"),
+        (b"\x37\x7f\x06\x82\x00", "none"),
+        (b"\x18\xe2\x2d\x00\x00", "none"),
         (b"PK\x03\x04rest", "checkpoint"),
         (b"\x80\x02}q\x00.", "checkpoint"),
         (b"\x40\x00\x00\x00\x00\x00\x00\x00{" + bytes(70), "checkpoint"),

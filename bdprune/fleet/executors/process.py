@@ -221,14 +221,15 @@ def _serve(pipe: Connection, setting: bytes) -> None:
 
 def _send_outcome(pipe: Connection, place: int, outcome: Outcome) -> None:
     digests = list(outcome.attachments)
-    _send(pipe, "outcome", {"place": place, "result": outcome.result.to_json(), "attachments": digests})
+    value = {"place": place, "result": outcome.result.to_json(), "attachments": digests, "sets": outcome.sets}
+    _send(pipe, "outcome", value)
     for digest in digests:
         pipe.send_bytes(outcome.attachments[digest])
 
 
 def _received(value: dict[str, Any], pipe: Connection) -> Outcome:
     contents = {digest: pipe.recv_bytes() for digest in value["attachments"]}
-    return Outcome(Result.from_json(value["result"]), contents)
+    return Outcome(Result.from_json(value["result"]), contents, value["sets"])
 
 
 def _send(pipe: Connection, kind: str, value: Any) -> None:

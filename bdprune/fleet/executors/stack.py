@@ -10,7 +10,7 @@ import logging
 import time
 from collections import deque
 from collections.abc import Hashable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 
 import msgspec
@@ -83,10 +83,14 @@ class StackOptions:
 
 @dataclass(eq=False)
 class _Place:
-    """A model in the queue: its outcome if it is done, else its opened case, and the bytes of its weights."""
+    """A model in the queue: its outcome if it is done, else its opened case, and the bytes of its weights.
+
+    ``sets`` is the number of sets of weights in its file.
+    """
 
     number: int
     source: ModelSource
+    sets: int
     outcome: Outcome | None = None
     opened: Opened | None = None
     weights: int = 0
@@ -145,15 +149,16 @@ class _Line:
         while self._line and self._line[0].outcome is not None:
             place = self._line.popleft()
             assert place.outcome is not None
-            yield place.number, place.outcome
+            yield place.number, replace(place.outcome, sets=place.sets)
 
     def _take(self, number: int, source: ModelSource) -> None:
         """Adds every set of weights of ``source`` to the queue."""
-        for one in open_cases(source, self._job, self._progress):
+        found = open_cases(source, self._job, self._progress)
+        for one in found:
             if isinstance(one, Outcome):
-                self._line.append(_Place(number, source, one))
+                self._line.append(_Place(number, source, len(found), one))
             else:
-                self._line.append(_Place(number, source, None, one, weight_bytes(one.case.model)))
+                self._line.append(_Place(number, source, len(found), None, one, weight_bytes(one.case.model)))
                 self._into_stack(self._line[-1], one)
 
     def _into_stack(self, place: _Place, opened: Opened) -> None:

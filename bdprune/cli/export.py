@@ -1,0 +1,51 @@
+"""``bdprune export``."""
+
+from __future__ import annotations
+
+import contextlib
+from pathlib import Path
+
+import click
+
+from bdprune.cli.options import FILE
+from bdprune.cli.outputs import check_apart, emit
+from bdprune.errors import OptionError
+
+_FORMATS = ("jsonl", "parquet")
+
+
+@click.command(short_help="Write the results in stores to one file.")
+@click.argument("stores", nargs=-1, required=True, type=FILE, metavar="STORE...")
+@click.option(
+    "-f",
+    "--format",
+    "form",
+    type=click.Choice(_FORMATS),
+    help="jsonl: one result a line, as a scan writes it. parquet: one row a result, with columns for the main fields; "
+    "it needs pyarrow.  [default: the suffix of the file, else jsonl]",
+)
+@click.option("-o", "--output", type=FILE, metavar="FILE", help="File to write.  [default: standard output]")
+def export(stores: tuple[Path, ...], form: str | None, output: Path | None) -> int:
+    """Write the latest results of every model in one or more stores, such as those of shards, to one file.
+
+    \b
+    bdprune export scans.db > results.jsonl
+    bdprune export scans.db -o results.parquet
+    """
+    from bdprune.store import Store, lines
+    from bdprune.store import export as write
+
+    if output is not None and str(output) == "-":
+        output = None
+    form = form or (output.suffix.removeprefix(".") if output and output.suffix[1:] in _FORMATS else "jsonl")
+    if output is None and form == "parquet":
+        raise OptionError("Parquet does not go to standard output.", "Give a file with -o.")
+    check_apart([output], [*stores])
+    with contextlib.ExitStack() as stack:
+        opened = [stack.enter_context(Store(one, writes=False)) for one in stores]
+        if output is not None:
+            write(opened, "parquet" if form == "parquet" else "jsonl", output)
+            return 0
+        for line in lines(result for store in opened for scan in store.scans() for result in scan.results):
+            emit(line)
+    return 0

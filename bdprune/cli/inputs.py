@@ -1,0 +1,101 @@
+"""The models of a command: paths, lists of paths, and shards."""
+
+from __future__ import annotations
+
+import os
+import re
+import sys
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import click
+
+from bdprune.errors import OptionError
+
+
+def expanded(paths: Sequence[str]) -> list[str]:
+    """The paths, with ``@FILE`` replaced by the paths in that file, and ``-`` by those on standard input.
+
+    A list has one path a line, or paths that end with NUL (``find -print0``). Empty lines are ignored.
+
+    Raises:
+        OptionError: a list cannot be read or is empty, or standard input is given twice.
+    """
+    if list(paths).count("-") > 1:
+        raise OptionError("Standard input is given twice as a list of paths.", "Give - once.")
+    return [one for path in paths for one in _listed(path)]
+
+
+def _listed(path: str) -> Iterator[str]:
+    if path != "-" and not (path.startswith("@") and len(path) > 1):
+        yield path
+        return
+    name = "standard input" if path == "-" else path[1:]
+    try:
+        content = _standard_input() if path == "-" else _read(name)
+    except OSError as error:
+        hint = "Check the path. A file whose name starts with @ is given as ./@NAME."
+        raise OptionError(f"The list of paths {name} cannot be read: {error.strerror}.", hint) from None
+    separator = b"\0" if b"\0" in content else b"\n"
+    lines = [line.rstrip(b"\r") if separator == b"\n" else line for line in content.split(separator)]
+    found = [os.fsdecode(line) for line in lines if line.strip()]
+    if not found:
+        raise OptionError(f"The list of paths {name} is empty.", "Write one path a line.")
+    yield from found
+
+
+def _read(name: str) -> bytes:
+    with open(name, "rb") as file:
+        return file.read()
+
+
+def _standard_input() -> bytes:
+    if sys.stdin is None:
+        raise OptionError("Standard input is closed.", "Give the paths as arguments, or in a file as @FILE.")
+    return sys.stdin.buffer.read()
+
+
+def shard(context: click.Context, parameter: click.Parameter, value: str | None) -> tuple[int, int] | None:
+    """``i/n`` as two numbers; a callback of click."""
+    if value is None:
+        return None
+    parts = re.fullmatch(r"(\d{1,6})/(\d{1,6})", value)
+    if parts is None or not 1 <= int(parts[1]) <= int(parts[2]):
+        raise OptionError(f"Invalid shard {value[:80]!r}.", "Give i/n with i from 1 to n, as in 2/8.")
+    return int(parts[1]), int(parts[2])
+
+
+def store_options(function: Any) -> Any:
+    """``store``, ``resume``, ``shard`` and ``max_failures``."""
+    from bdprune.cli.options import FILE, AtLeast
+
+    for option in (
+        click.option(
+            "--max-failures",
+            type=AtLeast(1),
+            metavar="N",
+            help="Stop after N scans that failed; the report lists the files that were not scanned.  [default: never]",
+        ),
+        click.option(
+            "--shard",
+            callback=shard,
+            metavar="i/n",
+            help="Scan only part i of n; the hash of a file's path gives its part. Each machine needs its own store.",
+        ),
+        click.option(
+            "--resume",
+            is_flag=True,
+            help="Go on with the --store of an earlier run, which must exist. The same command without this option "
+            "goes on, too.",
+        ),
+        click.option(
+            "--store",
+            type=FILE,
+            metavar="FILE.db",
+            help="Keep results in this file. A result that is there is not computed again if file, clean data, "
+            "settings and version are the same; with other detectors, only the missing ones run. After an "
+            "interruption, run the same command again.",
+        ),
+    ):
+        function = option(function)
+    return function

@@ -1,0 +1,284 @@
+"""Scans with a store: it takes what is there, and writes the results of each file as soon as they are complete."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib
+import inspect
+import itertools
+import os
+import sys
+from collections import Counter, deque
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+import bdprune
+from bdprune.analysis import Case
+from bdprune.data import CleanData
+from bdprune.errors import ArtifactError, NoWeightsError
+from bdprune.files import INDEX, kind_of_file, shard_names
+from bdprune.fleet.executors.inline import Executor
+from bdprune.methods import Detector
+from bdprune.model import Model
+from bdprune.pipeline import DataSource, Job, ModelSource, Outcome, Progress, parse_device
+from bdprune.record import Evidence, Result, finite
+from bdprune.store import EvidenceKey, ScanKey, Store
+
+
+@dataclass(frozen=True)
+class StoredOutcome:
+    """An outcome, and whether it was in the store."""
+
+    outcome: Outcome
+    taken: bool
+
+
+@dataclass(frozen=True)
+class _Asked:
+    """A model of the run: its place, its name, and its key; None for a model in memory, which is not stored."""
+
+    number: int
+    source: ModelSource
+    name: str
+    key: ScanKey | None
+
+
+class StoredScans:
+    """The scans of one job, with a store. The job then takes evidence from the store.
+
+    Args:
+        store: where results and evidence are kept.
+        job: the settings, complete.
+        data: the clean data.
+    """
+
+    def __init__(self, store: Store, job: Job, data: DataSource) -> None:
+        self._store, self._job = store, job
+        self._settings, self._data = scan_settings(job), data_digest(data)
+        ids = Counter(one.id for one in job.detectors)
+        self._detectors = {one.id: one for one in job.detectors if ids[one.id] == 1}
+        self._recall = Recalled(store, _evidence_settings(job))
+        job.recall = self._recall
+
+    def outcomes(
+        self, executor: Executor, models: Iterable[ModelSource], progress: Progress
+    ) -> Iterator[StoredOutcome]:
+        """The outcomes of all models, in order.
+
+        Raises:
+            StoreError: the store cannot be read or written.
+        """
+        asked = (self._asked(number, source) for number, source in enumerate(models))
+        for one in asked:  # those at the start need no executor
+            if not self._is_there(one):
+                yield from self._run(executor, itertools.chain([one], asked), progress)
+                return
+            yield from self._taken(one)
+
+    def _run(self, executor: Executor, asked: Iterator[_Asked], progress: Progress) -> Iterator[StoredOutcome]:
+        there, running = deque[_Asked](), list[_Asked]()
+
+        def missing() -> Iterator[ModelSource]:
+            for one in asked:
+                if self._is_there(one):
+                    there.append(one)
+                else:
+                    running.append(one)
+                    yield one.source
+
+        found = list[Outcome]()
+        for place, outcome in executor.run(missing(), self._job, progress):
+            while there and there[0].number < running[place].number:
+                yield from self._taken(there.popleft())
+            found.append(outcome)
+            if len(found) == outcome.sets:
+                self._save(running[place], found)
+                yield from (StoredOutcome(one, False) for one in found)
+                found = []
+        for one in there:
+            yield from self._taken(one)
+
+    def _asked(self, number: int, source: ModelSource) -> _Asked:
+        if isinstance(source, Model | nn.Module):
+            return _Asked(number, source, "", None)
+        name = os.fspath(source)
+        key = ScanKey(file_digest(Path(source)), self._data or "", self._settings, bdprune.__version__)
+        return _Asked(number, source, name, key)
+
+    def _is_there(self, one: _Asked) -> bool:
+        if one.key is None or self._data is None:
+            return False
+        found = self._store.find(one.key, one.name)
+        return bool(found) and (not self._job.keeps or self._contents(found) is not None)
+
+    def _taken(self, one: _Asked) -> Iterator[StoredOutcome]:
+        assert one.key is not None
+        found = self._store.find(one.key, one.name)
+        contents = self._contents(found) if self._job.keeps else None
+        return (StoredOutcome(Outcome(result, contents or {}, len(found)), True) for result in found)
+
+    def _contents(self, results: Sequence[Result]) -> dict[str, bytes] | None:
+        return self._store.contents([seen for result in results for seen in result.detectors])
+
+    def _save(self, one: _Asked, outcomes: Sequence[Outcome]) -> None:
+        results = [outcome.result for outcome in outcomes]
+        if one.key is None or any(_holds_no_weights(result) for result in results):
+            return
+        contents = {digest: content for outcome in outcomes for digest, content in outcome.attachments.items()}
+        evidence = [pair for result in results for pair in self._evidence(result)]
+        key = self._scanned(one.key, results)
+        self._store.save(key, one.name, results, contents=contents, evidence=evidence)
+
+    def _scanned(self, key: ScanKey, results: Sequence[Result]) -> ScanKey:
+        """The key with the digests of what was scanned: the file may have changed since, a dataset has no other."""
+        files = [one.artifact.sha256 for one in results if one.artifact and one.artifact.sha256]
+        images = [one.data.digest for one in results if one.data]
+        model = files[0] if files else key.model
+        return replace(key, model=model, data=key.data if self._data is not None else next(iter(images), ""))
+
+    def _evidence(self, result: Result) -> Iterator[tuple[EvidenceKey, Evidence]]:
+        """The evidence that scans with other detectors may take."""
+        model, data = result.model, result.data
+        if model is None or not model.digest or ":" in model.arch or self._job.budget.seconds is not None:
+            return
+        digest = data.digest if data is not None and data.sanity is not None and data.sanity.ok else ""
+        for one in result.detectors:
+            detector = self._detectors.get(one.detector)
+            if detector is not None and not one.error:
+                yield self._recall.key(model.digest, digest, detector), one
+
+
+@dataclass(frozen=True)
+class Recalled:
+    """Takes the evidence of a detector from a store; it can be sent to another process.
+
+    Args:
+        store: where it is.
+        settings: of the scan, that the evidence depends on.
+    """
+
+    store: Store
+    settings: Mapping[str, Any]
+
+    def __call__(self, case: Case, detector: Detector) -> tuple[Evidence, Mapping[str, bytes]] | None:
+        """The evidence and the bytes of its attachments; None if there is none."""
+        if not case.is_known or case.budget.seconds is not None:
+            return None
+        data = case.data.digest if case.data is not None else ""
+        evidence = self.store.find_evidence(self.key(case.digest, data, detector))
+        if evidence is None or (contents := self.store.contents([evidence])) is None:
+            return None
+        return evidence, contents
+
+    def key(self, model: str, data: str, detector: Detector) -> EvidenceKey:
+        """The key of the evidence of a detector."""
+        return EvidenceKey(model, data, detector_settings(detector), self.settings, bdprune.__version__)
+
+
+def scan_settings(job: Job) -> dict[str, Any]:
+    """All settings that the results of a scan depend on, as JSON values."""
+    options, normalization = job.options, job.options.normalization()
+    images = {"per_class": options.per_class, "class_order": job.clean.class_order} if job.clean.source else {}
+    found = {
+        "arch": options.arch,
+        "code": _code(options.arch),
+        "num_classes": options.num_classes,
+        "input_shape": options.input_shape,
+        "normalize": asdict(normalization) if normalization else None,
+        "seed": options.seed,
+        "state_key": options.state_key,
+        "skip_unknown": options.skip_unknown,
+        **_evidence_settings(job),
+        **images,
+        "stops": job.stops,
+        "beyond": list(job.beyond),
+        "broken": sorted(job.broken),
+        "calibration": _sha256(job.calibration.to_json().encode()) if job.calibration else None,
+        "detectors": [detector_settings(one) for one in job.detectors],
+    }
+    plain: dict[str, Any] = finite(found)
+    return plain
+
+
+def _evidence_settings(job: Job) -> dict[str, Any]:
+    device = parse_device(job.options.device).type
+    return {"budget": str(job.budget), "device": device, "attachments": job.keeps}
+
+
+def detector_settings(detector: Detector) -> dict[str, Any]:
+    """Id and settings of a detector, and of a plug-in also its class and the version of its package."""
+    kind = type(detector)
+    found = {"id": detector.id, "params": finite(detector.params)}
+    if kind.__module__.startswith("bdprune."):
+        return found
+    package = sys.modules.get(kind.__module__.partition(".")[0])
+    return found | {"class": f"{kind.__module__}.{kind.__qualname__} {getattr(package, '__version__', '')}".rstrip()}
+
+
+def _code(arch: str | None) -> str | None:
+    """The digest of the file of an architecture's callable; None for an architecture of bdprune."""
+    if arch is None or ":" not in arch:
+        return None
+    try:
+        source = inspect.getsourcefile(importlib.import_module(arch.partition(":")[0]))
+        return _sha256(Path(source).read_bytes()) if source else ""
+    except (ImportError, OSError, TypeError):
+        return ""
+
+
+def file_digest(path: Path) -> str:
+    """SHA-256 of a file, or of an index and its shards, as results record it; a file that cannot be read gets a digest
+    of its name, so that its failure has a key.
+    """
+    try:
+        own = _of_file(path)
+        if kind_of_file(path) != INDEX:
+            return own.hex()
+        names = dict.fromkeys(shard_names(path.read_bytes()).values())
+        return _sha256(b"".join((own, *(_of_file(path.parent / name) for name in names))))
+    except (OSError, ArtifactError):
+        return f"unread:{_sha256(os.fsencode(path))}"
+
+
+def data_digest(source: DataSource) -> str | None:
+    """A digest of clean data that needs no decoding: of the content of a file, of names, sizes and times of the files
+    of a folder; empty without data, None for a dataset.
+    """
+    if source is None or source == "none":
+        return ""
+    if isinstance(source, CleanData):
+        more = (source.class_names, source.native_size, sorted(source.class_order.items()), source.notes)
+        return _sha256(f"{source.digest} {more}".encode())
+    if not isinstance(source, str | os.PathLike):
+        return None
+    try:
+        return _of_folder(Path(source)) if os.path.isdir(source) else _of_file(Path(source)).hex()
+    except OSError:
+        return f"unread:{_sha256(os.fsencode(source))}"
+
+
+def _of_folder(folder: Path) -> str:
+    found = []
+    for parent, _, names in os.walk(folder, followlinks=True):
+        for name in names:
+            path = os.path.join(parent, name)
+            facts = os.stat(path) if os.path.exists(path) else os.lstat(path)
+            found.append((os.path.relpath(path, folder), facts.st_size, facts.st_mtime_ns))
+    return _sha256(repr(sorted(found)).encode(errors="surrogateescape"))
+
+
+def _of_file(path: Path) -> bytes:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").digest()
+
+
+def _sha256(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()
+
+
+def _holds_no_weights(result: Result) -> bool:
+    return result.error is not None and result.error.type == NoWeightsError.__name__

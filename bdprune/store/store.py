@@ -1,0 +1,311 @@
+"""The store of a fleet: the results of scans, and the evidence of their detectors, by what they depend on.
+
+A scan is known by the digests of the model's file and of the clean data, all settings that change the result, and the
+version of bdprune. The same scan of the same bytes is kept once, under all its names.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import sqlite3
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Self
+
+import msgspec
+
+from bdprune.errors import DataError, StoreError
+from bdprune.files import make_folder, write_atomically
+from bdprune.record import ArtifactInfo, Evidence, Result, finite
+from bdprune.store.database import WAIT, Database
+
+
+@dataclass(frozen=True)
+class ScanKey:
+    """Everything that the results of a scan depend on.
+
+    Args:
+        model: SHA-256 of the model's file.
+        data: digest of the clean data; empty without data.
+        settings: the options and detectors, JSON values only.
+        version: of bdprune.
+    """
+
+    model: str
+    data: str
+    settings: Mapping[str, Any]
+    version: str
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 of all of it, in hex digits."""
+        return _digest([self.model, self.data, finite(self.settings), self.version])
+
+
+@dataclass(frozen=True)
+class EvidenceKey:
+    """Everything that the evidence of a detector depends on.
+
+    Args:
+        model: digest of the weights and of everything else that determines the outputs.
+        data: digest of the images that the detector sees; empty for none.
+        detector: id and settings, JSON values only.
+        settings: of the scan: budget, device, attachments.
+        version: of bdprune.
+    """
+
+    model: str
+    data: str
+    detector: Mapping[str, Any]
+    settings: Mapping[str, Any]
+    version: str
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 of all of it, in hex digits."""
+        return _digest([self.model, self.data, finite(self.detector), finite(self.settings), self.version])
+
+
+@dataclass(frozen=True)
+class Kept:
+    """The scan of one file.
+
+    Attributes:
+        name: the path that the file had.
+        model: SHA-256 of the file.
+        data: digest of the clean data; empty without data.
+        settings: options and detectors.
+        version: of bdprune.
+        results: one for each set of weights.
+    """
+
+    name: str
+    model: str
+    data: str
+    settings: Mapping[str, Any]
+    version: str
+    results: tuple[Result, ...] = field(repr=False)
+
+
+class Store:
+    """Results and evidence in one SQLite file, and attachments by digest in a folder next to it.
+
+    Several threads and processes may use one store. Each scan is written in one transaction, so a process that dies
+    leaves no part of one. A store needs a local disk: several machines that share a network disk need one store each.
+
+    Args:
+        path: the file; it is created if it does not exist.
+        writes: False opens an existing store only to read it.
+        wait: seconds to wait for another process that writes.
+
+    Raises:
+        StoreError: the file is no store, has another schema, is damaged or locked, or cannot be opened.
+    """
+
+    def __init__(self, path: str | os.PathLike[str], *, writes: bool = True, wait: float = WAIT) -> None:
+        if not os.fspath(path):
+            raise StoreError("The name of the store is empty.", "Give the name of a file, such as scans.db.")
+        self.path = Path(path)
+        self._wait, self._writes = wait, writes
+        self._database = Database(self.path, writes=writes, wait=wait)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.close()
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Another process opens the file itself."""
+        return _reopened, (self.path, self._writes, self._wait)
+
+    def close(self) -> None:
+        """Closes the file."""
+        self._database.close()
+
+    @property
+    def attachments(self) -> Path:
+        """The folder of the attachments; each file has the SHA-256 of its content as its name."""
+        return self.path.with_name(f"{self.path.name}.attachments")
+
+    def save(
+        self,
+        key: ScanKey,
+        name: str,
+        results: Sequence[Result],
+        *,
+        contents: Mapping[str, bytes] | None = None,
+        evidence: Sequence[tuple[EvidenceKey, Evidence]] = (),
+    ) -> None:
+        """Writes the results of one file in one transaction, in place of a failed scan under the same key.
+
+        Args:
+            key: what the results depend on.
+            name: path of the file.
+            results: one for each set of weights.
+            contents: bytes of the attachments by their SHA-256.
+            evidence: of detectors, for later scans with other detectors.
+
+        Raises:
+            StoreError: it cannot be written; the store is as before.
+            OutputError: an attachment cannot be written.
+        """
+        self._save_contents(contents or {})
+        failed = any(one.verdict == "error" for one in results)
+        with self._database.transaction() as connection:
+            if (scan := _scan_to_fill(connection, key)) is not None:
+                connection.execute("UPDATE scans SET failed = ? WHERE id = ?", (failed, scan))
+                connection.execute("DELETE FROM results WHERE scan = ?", (scan,))
+                documents = [(scan, place, one.to_json(indent=None)) for place, one in enumerate(results)]
+                connection.executemany("INSERT INTO results VALUES (?, ?, ?)", documents)
+            rows = [(one.digest, seen.to_json(indent=None)) for one, seen in evidence]
+            connection.executemany("INSERT OR REPLACE INTO evidence VALUES (?, ?)", rows)
+            _name(connection, _plain(name), _scan_of(connection, key))
+
+    def find(self, key: ScanKey, name: str) -> tuple[Result, ...]:
+        """The results under ``key``, with ``name`` as the path of their file, which the store notes; none if there is
+        no such scan, or if it failed.
+
+        Raises:
+            StoreError: the store cannot be read or written.
+        """
+        query = (
+            "SELECT scans.id, document FROM scans JOIN results ON scan = scans.id "
+            "WHERE key = ? AND NOT failed ORDER BY place"
+        )
+        with self._database.reading() as connection:
+            rows = connection.execute(query, (key.digest,)).fetchall()
+        try:
+            found = tuple(_renamed(Result.from_json(text), name) for _, text in rows)
+        except DataError:  # of another schema of results
+            return ()
+        if found:
+            self._note(_plain(name), rows[0][0])
+        return found
+
+    def find_evidence(self, key: EvidenceKey) -> Evidence | None:
+        """The evidence under ``key``; None if there is none.
+
+        Raises:
+            StoreError: the store cannot be read.
+        """
+        with self._database.reading() as connection:
+            row = connection.execute("SELECT document FROM evidence WHERE key = ?", (key.digest,)).fetchone()
+        try:
+            return None if row is None else Evidence.from_json(row[0])
+        except DataError:
+            return None
+
+    def contents(self, evidence: Sequence[Evidence]) -> dict[str, bytes] | None:
+        """Bytes of the attachments of this evidence by their SHA-256; None if a file is missing or has changed."""
+        found: dict[str, bytes] = {}
+        for digest in {one.sha256 for seen in evidence for one in seen.attachments}:
+            try:
+                found[digest] = (self.attachments / digest).read_bytes()
+            except OSError:
+                return None
+            if hashlib.sha256(found[digest]).hexdigest() != digest:
+                return None
+        return found
+
+    def scans(self, name: str | None = None) -> Iterator[Kept]:
+        """The latest scan of every file, in the order of their names.
+
+        Args:
+            name: only of this file; all of its scans, the latest first.
+
+        Raises:
+            StoreError: the store cannot be read, or holds results of another version.
+        """
+        latest = "AND seen = (SELECT max(seen) FROM sources AS other WHERE other.name = sources.name)"
+        query = (
+            "SELECT name, scans.id, model, data, settings, version FROM sources JOIN scans ON scans.id = scan WHERE "
+            f"{'name = ?' if name is not None else f'1 {latest}'} ORDER BY name, seen DESC"
+        )
+        with self._database.reading() as connection:
+            rows = connection.execute(query, () if name is None else (_plain(name),)).fetchall()
+        for path, scan, model, data, settings, version in rows:
+            yield Kept(path, model, data, json.loads(settings), version, self._results(scan, path))
+
+    def names(self) -> list[str]:
+        """The names of all files."""
+        with self._database.reading() as connection:
+            return [name for (name,) in connection.execute("SELECT DISTINCT name FROM sources ORDER BY name")]
+
+    def _results(self, scan: int, name: str) -> tuple[Result, ...]:
+        with self._database.reading() as connection:
+            rows = connection.execute("SELECT document FROM results WHERE scan = ? ORDER BY place", (scan,)).fetchall()
+        try:
+            return tuple(_renamed(Result.from_json(text), name) for (text,) in rows)
+        except DataError as error:
+            what = f"The store {self.path} holds a result that cannot be read: {error.message}"
+            raise StoreError(what, "Read it with the version of bdprune that made it.") from None
+
+    def _note(self, name: str, scan: int) -> None:
+        """Notes that ``name`` is a name of this scan, unless it is the latest note of this name already."""
+        query = "SELECT scan FROM sources WHERE name = ? ORDER BY seen DESC LIMIT 1"
+        with self._database.reading() as connection:
+            latest = connection.execute(query, (name,)).fetchone()
+        if latest != (scan,):
+            with self._database.transaction() as connection:
+                _name(connection, name, scan)
+
+    def _save_contents(self, contents: Mapping[str, bytes]) -> None:
+        if contents:
+            make_folder(self.attachments)
+        for digest, content in contents.items():
+            path = self.attachments / digest
+            if not path.is_file() or path.stat().st_size != len(content):
+                write_atomically(path, content)
+
+
+def _reopened(path: Path, writes: bool, wait: float) -> Store:
+    return Store(path, writes=writes, wait=wait)
+
+
+def _scan_to_fill(connection: sqlite3.Connection, key: ScanKey) -> int | None:
+    """The scan under ``key`` that has no results yet, or whose results failed; None if it has good ones."""
+    row = (key.digest, key.model, key.data, _text(key.settings), key.version)
+    connection.execute(
+        "INSERT OR IGNORE INTO scans (key, model, data, settings, version, failed) VALUES (?, ?, ?, ?, ?, 1)", row
+    )
+    found = connection.execute("SELECT id FROM scans WHERE key = ? AND failed", (key.digest,)).fetchone()
+    return None if found is None else int(found[0])
+
+
+def _scan_of(connection: sqlite3.Connection, key: ScanKey) -> int:
+    (scan,) = connection.execute("SELECT id FROM scans WHERE key = ?", (key.digest,)).fetchone()
+    return int(scan)
+
+
+def _name(connection: sqlite3.Connection, name: str, scan: int) -> None:
+    connection.execute(
+        "INSERT OR REPLACE INTO sources SELECT ?, ?, 1 + coalesce(max(seen), 0) FROM sources",
+        (name, scan),
+    )
+
+
+def _renamed(result: Result, name: str) -> Result:
+    """The result with another path of its file."""
+    artifact = result.artifact
+    if artifact is None or artifact.path == name:
+        return result
+    named: ArtifactInfo = msgspec.structs.replace(artifact, path=name)
+    return msgspec.structs.replace(result, artifact=named)
+
+
+def _plain(name: str) -> str:
+    """A name that the database can hold: bytes that are not UTF-8 become question marks."""
+    return name.encode(errors="replace").decode()
+
+
+def _digest(parts: object) -> str:
+    return hashlib.sha256(_text(parts).encode()).hexdigest()
+
+
+def _text(value: object) -> str:
+    """Canonical JSON."""
+    return json.dumps(finite(value), sort_keys=True, separators=(",", ":"))

@@ -1,0 +1,299 @@
+"""Scans with a store: what is taken, what runs, and that both give the same results."""
+
+from __future__ import annotations
+
+import shutil
+import threading
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+import torch
+
+import bdprune
+from bdprune.analysis import Case
+from bdprune.data import load_clean
+from bdprune.errors import DataError, OptionError, StoreError
+from bdprune.fleet.executors.stack import StackOptions
+from bdprune.fleet.scans import Scanner, scan, scan_many
+from bdprune.fleet.stored import data_digest, file_digest
+from bdprune.methods import Detector
+from bdprune.model import build
+from bdprune.pipeline import load
+from bdprune.record import Evidence, Needs, Result
+from bdprune.store import Store
+
+CALLS: list[str] = []
+
+
+@dataclass(frozen=True)
+class Counted(Detector):
+    """Counts its calls, attaches a tensor, and fails if it is told so."""
+
+    score: float = 0.1
+    id: str = "x.counted"
+    fails: bool = False
+
+    title = "a count of calls"
+    needs = Needs(images="none", minimum=0)
+
+    def __call__(self, case: Case) -> Evidence:
+        CALLS.append(self.id)
+        if self.fails:
+            raise DataError("It failed.")
+        attached = (case.attach("weights", {"x": torch.full((2,), self.score)}),)
+        return self.evidence(self.score, 0.5, attachments=attached)
+
+
+@pytest.fixture(autouse=True)
+def no_calls() -> None:
+    CALLS.clear()
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    """Three checkpoints of a known architecture with different weights."""
+    folder = tmp_path_factory.mktemp("models")
+    for seed, name in enumerate("abc"):
+        with torch.random.fork_rng():
+            torch.manual_seed(seed)
+            torch.save(build("resnet18_cifar", 3, width=4).state_dict(), folder / f"{name}.pth")
+    return [folder / f"{name}.pth" for name in "abc"]
+
+
+@pytest.fixture
+def db(tmp_path: Path) -> Path:
+    return tmp_path / "scans.db"
+
+
+def alike(results: list[Result]) -> list[Result]:
+    """The results without times."""
+    return [
+        msgspec.structs.replace(
+            one,
+            seconds=0.0,
+            started="",
+            detectors=tuple(msgspec.structs.replace(seen, seconds=0.0) for seen in one.detectors),
+        )
+        for one in results
+    ]
+
+
+def test_a_second_run_takes_everything_and_gives_the_same(made: list[Path], db: Path) -> None:
+    first = list(scan_many(made, detectors=[Counted()], store=db))
+    assert len(CALLS) == 3
+    with Scanner(detectors=[Counted()], store=db) as scanner:
+        second = list(scanner.scan_many(made))
+        assert scanner.taken == 3
+    assert second == first and len(CALLS) == 3
+
+
+def test_an_unfinished_run_goes_on_and_keeps_the_order(made: list[Path], db: Path) -> None:
+    whole = list(scan_many(made, detectors=[Counted()]))
+    CALLS.clear()
+    list(scan_many([made[1]], detectors=[Counted()], store=db))
+    assert alike(list(scan_many(made, detectors=[Counted()], store=db))) == alike(whole) and len(CALLS) == 3
+
+
+@pytest.mark.parametrize("stack", [1, 2, StackOptions(3)])
+def test_results_are_written_as_they_come(made: list[Path], db: Path, stack: Any) -> None:
+    with Scanner(detectors=[Counted()], store=db, stack=stack) as scanner, Store(db) as store:
+        for result in scanner.scan_many(made):
+            assert result.artifact and result.artifact.path in store.names()
+
+
+def test_only_a_new_detector_runs(made: list[Path], db: Path) -> None:
+    one, two = Counted(), Counted(0.2, "x.second")
+    list(scan_many(made, detectors=[one], store=db))
+    CALLS.clear()
+    found = list(scan_many(made, detectors=[one, two], store=db))
+    assert CALLS == ["x.second"] * 3
+    assert alike(found) == alike(list(scan_many(made, detectors=[one, two])))
+
+
+@pytest.mark.parametrize("stack", [1, 2])
+def test_only_a_changed_detector_runs(made: list[Path], db: Path, stack: int) -> None:
+    list(scan_many(made, detectors=[Counted(), Counted(0.2, "x.second")], store=db))
+    CALLS.clear()
+    changed = [Counted(), Counted(0.3, "x.second")]
+    found = list(scan_many(made, detectors=changed, store=db, stack=stack))
+    assert CALLS == ["x.second"] * 3 and [one.detectors[1].score for one in found] == [0.3] * 3
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"seed": 1},
+        {"normalize": "cifar10"},
+        {"input_shape": (3, 64, 64)},
+        {"budget": "fast"},
+        {"skip_unknown": True},
+    ],
+    ids=lambda change: next(iter(change)),
+)
+def test_any_changed_setting_scans_again(made: list[Path], db: Path, change: dict[str, Any]) -> None:
+    scan(made[0], detectors=[Counted()], store=db)
+    with Scanner(detectors=[Counted()], store=db, **change) as scanner:
+        scanner.scan(made[0])
+        assert scanner.taken == 0
+
+
+def test_other_images_other_files_and_another_version_scan_again(
+    tiny: Any, db: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    options: dict[str, Any] = {"arch": tiny.arch, "input_shape": (3, 8, 8), "detectors": [Counted()], "store": db}
+
+    def taken(data: Any, path: Path = tiny.path) -> int:
+        with Scanner(data, **options) as scanner:
+            scanner.scan(path)
+            return scanner.taken
+
+    images = load_clean(tiny.data)
+    assert [taken(tiny.data), taken(tiny.data), taken(None), taken(images), taken(images)] == [0, 1, 0, 0, 1]
+    assert taken(images.subset(torch.arange(80))) == 0
+    state = torch.load(tiny.path)
+    state["head.bias"] += 0.01
+    torch.save(state, tiny.folder / "other.pth")
+    assert taken(tiny.data, tiny.folder / "other.pth") == 0
+    monkeypatch.setattr(bdprune, "__version__", "9")
+    assert taken(tiny.data) == 0
+    source = tiny.folder / "tinynet.py"
+    assert taken(tiny.data) == 1
+    source.write_text(source.read_text() + "# changed")
+    assert taken(tiny.data) == 0, "the code of the architecture may have changed"
+
+
+def test_a_copy_of_a_file_is_taken_under_its_own_name(made: list[Path], db: Path, tmp_path: Path) -> None:
+    shutil.copy(made[0], tmp_path / "copy.pth")
+    found = list(scan_many([made[0], tmp_path / "copy.pth"], detectors=[Counted()], store=db))
+    assert len(CALLS) == 1 and [one.name for one in found] == [str(made[0]), str(tmp_path / "copy.pth")]
+
+
+def test_failed_scans_are_stored_and_repeated(made: list[Path], db: Path, tmp_path: Path) -> None:
+    bad = tmp_path / "bad.pth"
+    bad.write_bytes(made[0].read_bytes()[:1000])
+    missing = tmp_path / "missing.pth"
+    for _ in range(2):
+        with Scanner(detectors=[Counted()], store=db) as scanner:
+            found = list(scanner.scan_many([bad, missing, made[0]]))
+            assert [one.verdict for one in found[:2]] == ["error", "error"]
+    assert scanner.taken == 1
+    with Store(db) as store:
+        assert {one.name for one in store.scans() if one.results[0].verdict == "error"} == {str(bad), str(missing)}
+
+
+def test_the_evidence_of_a_detector_that_failed_is_not_taken(made: list[Path], db: Path) -> None:
+    failing = Counted(fails=True, id="x.failing")
+    scan(made[0], detectors=[failing], store=db)
+    scan(made[0], detectors=[failing, Counted()], store=db)
+    assert CALLS == ["x.failing", "x.failing", "x.counted"]
+
+
+def test_attachments_come_from_the_store(made: list[Path], db: Path, tmp_path: Path) -> None:
+    first = scan(made[0], detectors=[Counted()], store=db, attachments=tmp_path / "one")
+    second = scan(made[0], detectors=[Counted()], store=db, attachments=tmp_path / "two")
+    (name,) = [one.file for seen in second.detectors for one in seen.attachments]
+    assert len(CALLS) == 1 and second == first
+    assert (tmp_path / "one" / name).read_bytes() == (tmp_path / "two" / name).read_bytes()
+    shutil.rmtree(tmp_path / "scans.db.attachments")
+    assert alike([scan(made[0], detectors=[Counted()], store=db, attachments=tmp_path / "three")]) == alike([first])
+    assert len(CALLS) == 2, "an attachment that is lost is computed again"
+
+
+def test_known_evidence_brings_its_attachments(made: list[Path], db: Path, tmp_path: Path) -> None:
+    scan(made[0], detectors=[Counted()], store=db, attachments=tmp_path / "one")
+    more = [Counted(), Counted(0.2, "x.second")]
+    scan(made[0], detectors=more, store=db, attachments=tmp_path / "two")
+    assert CALLS == ["x.counted", "x.second"] and len(list((tmp_path / "two").iterdir())) == 2
+
+
+def test_several_sets_of_one_file(made: list[Path], db: Path, tmp_path: Path) -> None:
+    two = tmp_path / "two.pth"
+    torch.save({"state_dict": torch.load(made[0]), "state_dict_ema": torch.load(made[1])}, two)
+    first = list(scan_many([two, made[2]], detectors=[Counted()], store=db, stack=2))
+    assert len(first) == 3 and list(scan_many([two, made[2]], detectors=[Counted()], store=db)) == first
+    assert len(CALLS) == 3
+
+
+def test_with_a_timeout_evidence_is_taken_in_the_other_process(made: list[Path], db: Path) -> None:
+    list(scan_many(made[:1], detectors="lipschitz", store=db))
+    (found,) = scan_many(made[:1], detectors="lipschitz,suspiciousness", store=db, timeout=100)
+    (taken,) = scan_many(made[:1], detectors="lipschitz", store=db, timeout=100)
+    assert found.detectors == taken.detectors  # with the seconds of the first run
+
+
+def test_models_in_memory_are_scanned_but_not_stored(made: list[Path], db: Path) -> None:
+    for _ in range(2):
+        with Scanner(detectors=[Counted()], store=db) as scanner:
+            assert len(list(scanner.scan_many([load(made[0]), made[1]]))) == 2
+    assert len(CALLS) == 3
+    with Store(db) as store:
+        assert store.names() == [str(made[1])]
+
+
+def test_a_torch_dataset_has_no_digest_but_its_results_are_stored(tiny: Any, db: Path) -> None:
+    clean = load_clean(tiny.data)
+    dataset = torch.utils.data.TensorDataset(clean.images, clean.labels)
+    options: dict[str, Any] = {"arch": tiny.arch, "input_shape": (3, 8, 8), "detectors": [Counted()], "store": db}
+    for _ in range(2):
+        scan(tiny.path, dataset, **options)
+    with Store(db) as store:
+        (kept,) = store.scans()
+        assert kept.data == kept.results[0].data.digest  # type: ignore[union-attr]
+
+
+def test_a_scanner_is_used_from_several_threads(made: list[Path], db: Path) -> None:
+    found: list[Result] = []
+    with Scanner(detectors=[Counted()], store=db) as scanner:
+        threads = [threading.Thread(target=lambda: found.extend(scanner.scan_many(made))) for _ in range(3)]
+        for one in threads:
+            one.start()
+        for one in threads:
+            one.join()
+    assert len(found) == 9 and len({one.model.digest for one in found if one.model}) == 3
+    with Store(db) as store:
+        assert len(store.names()) == 3
+
+
+def test_a_scanner_prints_nothing(made: list[Path], db: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    with bdprune.Scanner(detectors="lipschitz", store=db) as scanner:
+        list(scanner.scan_many(made[:1]))
+    assert capfd.readouterr() == ("", "")
+
+
+def test_a_closed_scanner_and_a_store_that_was_given_open(made: list[Path], db: Path) -> None:
+    with Scanner(detectors=[Counted()], store=db) as scanner:
+        pass
+    with pytest.raises(StoreError, match="closed"):
+        scanner.scan(made[0])
+    with Store(db) as store:
+        with Scanner(detectors=[Counted()], store=store) as scanner:
+            scanner.scan(made[0])
+        assert store.names() == [str(made[0])]
+
+
+def test_bad_options_and_stores_raise_at_once(tmp_path: Path) -> None:
+    with pytest.raises(StoreError, match="is a folder"):
+        scan_many([], store=tmp_path)
+    with pytest.raises(OptionError, match="no detector"):
+        Scanner(detectors="none of these", store=tmp_path / "scans.db")
+    assert not (tmp_path / "scans.db").exists()
+
+
+def test_digests(made: list[Path], tmp_path: Path) -> None:
+    result = scan(made[0], detectors=[Counted()])
+    assert result.artifact and file_digest(made[0]) == result.artifact.sha256
+    assert file_digest(tmp_path / "missing").startswith("unread:")
+    assert data_digest(None) == data_digest("none") == ""
+    folder = tmp_path / "images"
+    folder.mkdir()
+    (folder / "a.png").write_bytes(b"1")
+    before = data_digest(folder)
+    assert data_digest(folder) == before
+    time.sleep(0.01)
+    (folder / "a.png").write_bytes(b"2")
+    assert data_digest(folder) != before
+    assert str(data_digest(tmp_path / "missing")).startswith("unread:")

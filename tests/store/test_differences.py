@@ -1,0 +1,69 @@
+"""What changed between two stores, and why."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import msgspec
+import pytest
+
+from bdprune.record import Evidence
+from bdprune.store import ScanKey, Store, changes
+
+from .conftest import LIPSCHITZ, key, result
+
+Filled = Callable[..., Store]
+FLAGGED = msgspec.structs.replace(LIPSCHITZ, score=5.0, flagged=True, target_label=2)
+
+
+def changed(filled: Filled, after: Any, used: ScanKey | None = None) -> Any:
+    found = changes(filled("a.db", result()), filled("b.db", after, key=used))
+    assert (found.gone, found.new) == ((), ())
+    return found.changed[0] if found.changed else None
+
+
+def test_the_same_results_are_no_change(filled: Filled) -> None:
+    found = changes(filled("a.db", result()), filled("b.db", result(seconds=9.0, started="later")))
+    assert found.changed == () and found.same == 1
+
+
+def test_other_weights(filled: Filled) -> None:
+    model = msgspec.structs.replace(result().model, digest="3" * 64)
+    after = result(verdict="suspicious", risk=0.9, target_label=2, detectors=(FLAGGED,), model=model)
+    found = changed(filled, after, key("9" * 64))
+    assert (found.before, found.after) == ("inconclusive", "suspicious")
+    assert found.changes == (
+        "verdict inconclusive → suspicious",
+        "label none → 2",
+        "risk 0.25 → 0.9",
+        "lipschitz: 1.5 → 5 (flagged, label 2)",
+    )
+    assert found.reasons == ("other weights",)
+
+
+def test_settings_version_and_detectors_are_reasons(filled: Filled) -> None:
+    detectors = [{"id": "bdprune.lipschitz", "params": {"threshold": 1.0}}, {"id": "x.new", "params": {}}]
+    used = key(seed=7, detectors=detectors)
+    more = Evidence(detector="x.new", score=0.5, threshold=1.0, flagged=False)
+    found = changed(filled, result(detectors=(LIPSCHITZ, more)), ScanKey(used.model, "", used.settings, "2"))
+    assert found.changes == ("new evidence of x.new: 0.5",)
+    assert found.reasons == ("seed 0 → 7", "threshold of lipschitz 3.0 → 1.0", "new detector x.new", "bdprune 1 → 2")
+
+
+def test_another_file_with_the_same_weights(filled: Filled) -> None:
+    assert changed(filled, result(risk=0.5), key("9" * 64)).reasons == ("another file with the same weights",)
+
+
+@pytest.mark.parametrize("risk", [0.251, 0.25])
+def test_a_tiny_change_is_none(filled: Filled, risk: float) -> None:
+    assert changed(filled, result(risk=risk)) is None
+
+
+def test_a_change_without_a_cause_says_so(filled: Filled) -> None:
+    assert "no cause is known" in changed(filled, result(risk=0.5)).reasons[0]
+
+
+def test_models_of_one_store_only(filled: Filled) -> None:
+    found = changes(filled("a.db", result("a.pth")), filled("b.db", result("b.pth")))
+    assert (found.gone, found.new, found.same) == (("a.pth",), ("b.pth",), 0)

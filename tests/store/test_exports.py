@@ -1,0 +1,65 @@
+"""Exports to JSON lines and parquet."""
+
+from __future__ import annotations
+
+import builtins
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from bdprune.errors import OptionError, OutputError
+from bdprune.record import Result, documents_from_json
+from bdprune.store import Store, export
+from bdprune.store import exports as module
+
+from .conftest import failed, key, result
+
+Filled = Callable[..., Store]
+
+
+def test_json_lines_of_several_stores(filled: Filled, tmp_path: Path) -> None:
+    stores = [filled("a.db", result("a.pth")), filled("b.db", result("b.pth"))]
+    assert export(stores, "jsonl", tmp_path / "out.jsonl") == 2
+    assert documents_from_json((tmp_path / "out.jsonl").read_text()) == [result("a.pth"), result("b.pth")]
+
+
+def test_parquet_has_columns_and_the_whole_result(
+    filled: Filled, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pq = pytest.importorskip("pyarrow.parquet")
+    monkeypatch.setattr(module, "_ROWS", 1)  # several row groups
+    store = filled("a.db", result("a.pth"))
+    store.save(key("bad"), "b.pth", [failed("b.pth")])
+    assert export([store], "parquet", tmp_path / "out.parquet") == 2
+    first, second = pq.read_table(tmp_path / "out.parquet").to_pylist()
+    assert (first["name"], first["verdict"], first["risk"], first["arch"]) == ("a.pth", "inconclusive", 0.25, "x")
+    assert first["scores"] == [("bdprune.lipschitz", 1.5)] and '"seed": 0' in first["settings"]
+    assert Result.from_json(first["document"]) == result("a.pth")
+    assert (second["error"], second["arch"]) == ("It is damaged.", None)
+
+
+def test_an_empty_store(filled: Filled, tmp_path: Path) -> None:
+    assert export([filled("a.db")], "jsonl", tmp_path / "out.jsonl") == 0
+    assert (tmp_path / "out.jsonl").read_text() == ""
+
+
+def test_parquet_without_pyarrow(filled: Filled, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    real = builtins.__import__
+
+    def without(name: str, *args: Any, **more: Any) -> Any:
+        if name.startswith("pyarrow"):
+            raise ImportError(name)
+        return real(name, *args, **more)
+
+    monkeypatch.setattr(builtins, "__import__", without)
+    with pytest.raises(OptionError, match="pyarrow") as caught:
+        export([filled("a.db")], "parquet", tmp_path / "out.parquet")
+    assert "jsonl" in caught.value.hint and list(tmp_path.glob("*.parquet")) == []
+    assert list(tmp_path.glob(".bdprune-*")) == []
+
+
+def test_a_place_that_cannot_be_written(filled: Filled, tmp_path: Path) -> None:
+    with pytest.raises(OutputError):
+        export([filled("a.db")], "jsonl", tmp_path / "none" / "out.jsonl")

@@ -1,0 +1,113 @@
+"""What a store keeps and gives back."""
+
+from __future__ import annotations
+
+import hashlib
+import pickle
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from bdprune.errors import StoreError
+from bdprune.record import Attachment
+from bdprune.store import EvidenceKey, Store
+
+from .conftest import LIPSCHITZ, failed, key, result
+
+EVIDENCE = EvidenceKey("2" * 64, "", {"id": "bdprune.lipschitz", "params": {}}, {"budget": "default"}, "1")
+
+
+def test_results_come_back_as_they_were(store: Store) -> None:
+    both = [result(), result(risk=None, findings=())]
+    store.save(key(), "a.pth", both)
+    assert store.find(key(), "a.pth") == tuple(both)
+    (kept,) = store.scans()
+    assert (kept.name, kept.model, kept.settings["seed"], kept.results) == ("a.pth", "1" * 64, 0, tuple(both))
+
+
+def test_any_other_key_finds_nothing(store: Store) -> None:
+    store.save(key(), "a.pth", [result()])
+    one = key()
+    others = [
+        key("9" * 64),
+        key(seed=1),
+        type(one)(one.model, "data", one.settings, one.version),
+        type(one)(one.model, one.data, one.settings, "2"),
+    ]
+    assert [store.find(other, "a.pth") for other in others] == [()] * 4
+
+
+def test_the_same_bytes_under_two_names_are_kept_once(store: Store) -> None:
+    store.save(key(), "a.pth", [result("a.pth")])
+    (found,) = store.find(key(), "b.pth")
+    assert found.artifact and found.artifact.path == "b.pth"
+    assert [(kept.name, kept.results[0].name) for kept in store.scans()] == [("a.pth", "a.pth"), ("b.pth", "b.pth")]
+    with store._database.reading() as connection:
+        assert connection.execute("SELECT count(*) FROM results").fetchone() == (1,)
+
+
+def test_a_failed_scan_is_kept_but_not_taken_and_then_replaced(store: Store) -> None:
+    store.save(key(), "a.pth", [failed()])
+    store.save(key(), "b.pth", [failed("b.pth")])
+    assert store.find(key(), "a.pth") == () and store.names() == ["a.pth", "b.pth"]
+    store.save(key(), "a.pth", [result()])
+    assert store.find(key(), "a.pth") == (result(),)
+    assert [kept.results[0].verdict for kept in store.scans()] == ["inconclusive"] * 2
+    store.save(key(), "a.pth", [failed()])
+    assert store.find(key(), "a.pth") == (result(),)
+
+
+def test_the_latest_scan_of_a_name_counts_and_the_others_stay(store: Store) -> None:
+    store.save(key(seed=1), "a.pth", [result(risk=0.1)])
+    store.save(key(seed=2), "a.pth", [result(risk=0.2)])
+    assert [kept.results[0].risk for kept in store.scans()] == [0.2]
+    assert [kept.results[0].risk for kept in store.scans("a.pth")] == [0.2, 0.1]
+    store.find(key(seed=1), "a.pth")
+    assert [kept.results[0].risk for kept in store.scans()] == [0.1]
+
+
+def test_evidence_comes_back_by_its_whole_key(store: Store) -> None:
+    store.save(key(), "a.pth", [result()], evidence=[(EVIDENCE, LIPSCHITZ)])
+    assert store.find_evidence(EVIDENCE) == LIPSCHITZ
+    other = EvidenceKey("2" * 64, "", {"id": "bdprune.lipschitz", "params": {"threshold": 5}}, EVIDENCE.settings, "1")
+    assert store.find_evidence(other) is None
+
+
+def test_attachments_are_files_named_by_their_digest(store: Store) -> None:
+    content = b"a tensor"
+    digest = hashlib.sha256(content).hexdigest()
+    one = Attachment(name="masks", media_type="application/safetensors", sha256=digest, bytes=len(content))
+    seen = msgspec.structs.replace(LIPSCHITZ, attachments=(one,))
+    store.save(key(), "a.pth", [result(detectors=(seen,))], contents={digest: content})
+    assert store.contents([seen]) == {digest: content}
+    (store.attachments / digest).write_bytes(b"a TENSOR")
+    assert store.contents([seen]) is None
+    (store.attachments / digest).unlink()
+    assert store.contents([seen]) is None
+
+
+def test_names_that_are_not_utf8(store: Store) -> None:
+    name = b"caf\xe9.pth".decode(errors="surrogateescape")
+    store.save(key(), name, [result(name)])
+    assert store.find(key(), name) and store.names() == ["caf?.pth"]
+
+
+def test_a_store_can_be_sent_to_another_process(store: Store) -> None:
+    store.save(key(), "a.pth", [result()])
+    with pickle.loads(pickle.dumps(store)) as other:
+        assert other.names() == ["a.pth"]
+
+
+def test_a_result_of_another_version_is_not_taken_and_named_when_shown(store: Store) -> None:
+    store.save(key(), "a.pth", [result()])
+    with store._database.transaction() as connection:
+        connection.execute('UPDATE results SET document = \'{"kind": "scan"}\'')
+    assert store.find(key(), "a.pth") == ()
+    with pytest.raises(StoreError, match="cannot be read"):
+        list(store.scans())
+
+
+def test_an_empty_name(tmp_path: Path) -> None:
+    with pytest.raises(StoreError, match="empty"):
+        Store("")
