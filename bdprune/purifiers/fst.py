@@ -57,7 +57,7 @@ class FST(Retraining):
         if head is None:
             raise OptionError(
                 f"{self.id} needs a linear layer that outputs the logits, and the network has none.",
-                "Use another method, such as ft_sam or rnp.",
+                "Use another method, such as rnp.",
             )
         objective = FeatureShift(head.path, self.alpha, self.seed)
         with phase("fine_tune"):

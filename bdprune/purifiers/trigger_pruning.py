@@ -30,6 +30,25 @@ PRESETS: Mapping[str, Mapping[str, Any]] = {
 
 
 @dataclass(frozen=True)
+class _Point:
+    """What one pruning does.
+
+    Attributes:
+        filters: number of pruned filters.
+        accuracies: clean accuracy on the held-out and on the other images, in [0, 1].
+        flips: largest share of held-out images that a trigger flips, in [0, 1].
+    """
+
+    filters: int
+    accuracies: tuple[float, float]
+    flips: float
+
+    def drop(self, first: _Point) -> float:
+        """Fall of the accuracy since ``first``, the larger one of both sets. Held-out images alone are few."""
+        return max(before - after for before, after in zip(first.accuracies, self.accuracies, strict=True))
+
+
+@dataclass(frozen=True)
 class TriggerPruning(Purifier):
     """Prunes the filters that recovered triggers raise most, as far as clean accuracy allows.
 
@@ -50,7 +69,7 @@ class TriggerPruning(Purifier):
             the accuracy either.
         gone: largest share of held-out images that a trigger without effect flips beyond those that the network labels
             so without it, in [0, 1].
-        max_drop: largest fall of clean accuracy on the held-out images, in [0, 1].
+        max_drop: largest fall of clean accuracy on the held-out images, and on the others, in [0, 1].
         held_out: share of the clean images held out for the accuracy.
         fine_tuning: settings of the fine-tuning; None for none.
         tuned_drop: largest fall of clean accuracy before the fine-tuning.
@@ -109,7 +128,7 @@ class TriggerPruning(Purifier):
         with phase("rank"):
             ranks = self._ranks(case.model, known, rest)
         with phase("sweep"):
-            points, prunings = self._tried(case.model, known, ranks, held)
+            points, prunings = self._tried(case.model, known, ranks, (held, rest))
             chosen, tuned = self._choose(points)
         pruned = prunings[chosen]
         repaired = prune(case.model, pruned, self.mode)
@@ -125,7 +144,7 @@ class TriggerPruning(Purifier):
             retrained=tuning is not None,
             selection=self._selection(known, chosen, len(held), tuning is not None),
             masks=ranks,
-            curve=tuple(CurvePoint(float(count), accuracy, count) for count, accuracy, _ in points),
+            curve=tuple(CurvePoint(float(one.filters), one.accuracies[0], one.filters) for one in points),
             target_label=known[0].trigger.target,
             seconds=phase.seconds,
             attachments=(case.attach("filter_scores", ranks),),
@@ -145,25 +164,30 @@ class TriggerPruning(Purifier):
         return ranks
 
     def _tried(
-        self, model: Model, known: Sequence[Outstanding], ranks: Mapping[str, Tensor], held: CleanData
-    ) -> tuple[list[tuple[int, float, float]], list[Pruning]]:
-        """Filters, clean accuracy and largest flip rate of each tried pruning, and the prunings; the first is none."""
+        self,
+        model: Model,
+        known: Sequence[Outstanding],
+        ranks: Mapping[str, Tensor],
+        sets: tuple[CleanData, CleanData],
+    ) -> tuple[list[_Point], list[Pruning]]:
+        """The tried prunings, of which the first is none, and what each does on the held-out and the other images."""
+        held, rest = sets
         filters = sum(map(len, ranks.values()))
         counts = [0, *sorted({max(round(share * filters), 1) for share in self._shares})]
         prunings: list[Pruning] = [highest(ranks, count) for count in counts]
         taken = [one.trigger.takes(held.labels) for one in known]
         stamped = [one.trigger.apply(held.images[own]) for one, own in zip(known, taken, strict=True)]
-        predictions = PrunedPredictions(model, (held.images, *stamped), prunings, self.mode)
-        points = []
+        predictions = PrunedPredictions(model, (held.images, rest.images, *stamped), prunings, self.mode)
+        points: list[_Point] = []
         for step, count in enumerate(counts):
             clean = predictions.predict(step, 0)
             flips = [
                 excess_flips(one.trigger, clean[own], predictions.predict(step, place), held.labels[own])
-                for place, (one, own) in enumerate(zip(known, taken, strict=True), 1)
+                for place, (one, own) in enumerate(zip(known, taken, strict=True), 2)
             ]
-            accuracy = share_right(clean, held.labels)
-            points.append((count, accuracy, max(flips)))
-            if points[0][1] - accuracy > max(self.max_drop, self.tuned_drop) + 0.1:
+            accuracies = share_right(clean, held.labels), share_right(predictions.predict(step, 1), rest.labels)
+            points.append(_Point(count, accuracies, max(flips)))
+            if points[-1].drop(points[0]) > max(self.max_drop, self.tuned_drop) + 0.1:
                 break
         return points, prunings
 
@@ -173,29 +197,29 @@ class TriggerPruning(Purifier):
             return _SHARES
         return tuple(step / 40 for step in range(1, 40))
 
-    def _choose(self, points: Sequence[tuple[int, float, float]]) -> tuple[int, bool]:
+    def _choose(self, points: Sequence[_Point]) -> tuple[int, bool]:
         """Index of the chosen pruning, and whether a fine-tuning must follow."""
         within = self._furthest(points, self.max_drop)
-        if self.fine_tuning is None or points[within][2] <= self.gone:
+        if self.fine_tuning is None or points[within].flips <= self.gone:
             return within, False
         further = self._furthest(points, self.tuned_drop)
         return (further, True) if further > within else (within, False)
 
-    def _furthest(self, points: Sequence[tuple[int, float, float]], drop: float) -> int:
+    def _furthest(self, points: Sequence[_Point], drop: float) -> int:
         """The last pruning before the accuracy first falls too far; with ``flips`` the first that ends the flips."""
         reached = 0
-        for place, (_, accuracy, flips) in enumerate(points):
-            if points[0][1] - accuracy > drop:
+        for place, point in enumerate(points):
+            if point.drop(points[0]) > drop:
                 break
             reached = place
-            if self.stop == "flips" and flips <= self.gone:
+            if self.stop == "flips" and point.flips <= self.gone:
                 break
         return reached
 
     def _selection(self, known: Sequence[Outstanding], chosen: int, held: int, tuned: bool) -> str:
         names = ", ".join(one.name for one in known)
         drop = self.tuned_drop if tuned else self.max_drop
-        bound = f"{100 * drop:g} points on {held} held-out images"
+        bound = f"{100 * drop:g} points on {held} held-out images and on the others"
         if not chosen:
             return f"nothing is pruned: even the first filters raised by the triggers ({names}) cost more than {bound}"
         end = ", then fine-tuned" if tuned else ""
