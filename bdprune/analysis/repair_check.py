@@ -20,6 +20,9 @@ from bdprune.model import Model
 from bdprune.record import RepairCheck, TriggerCheck
 from bdprune.runtime import DEFAULT, Precision, predict
 
+_FEWEST = 100
+"""Fewer images than this show nothing under unlearning (docs/explanation/unlearning.md)."""
+
 _LOOKS = 250
 """The number of images on which moved filters are raised."""
 
@@ -77,7 +80,13 @@ class Collapse:
 
 
 def collapse_of(case: Case, seed: int = 0, precision: Precision = DEFAULT) -> Collapse | None:
-    """Unlearns the network of ``case``, and reads the trajectory and the filters; None without a finite step."""
+    """Unlearns the network of ``case``, and reads the trajectory and the filters.
+
+    Returns:
+        None with fewer than 100 images, or without a finite step.
+    """
+    if len(case.images) < _FEWEST:
+        return None
     try:
         run = case.get(Unlearning(SCAN_UNLEARNING, seed, precision, plain=True))
     except TrainingError:

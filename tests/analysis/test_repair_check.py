@@ -73,3 +73,8 @@ def test_changed_networks_differ_in_their_norms_only_and_the_same_way_each_time(
         assert all(
             torch.equal(value, same.network.state_dict()[name]) for name, value in form.network.state_dict().items()
         )
+
+
+def test_few_images_show_nothing_under_unlearning() -> None:
+    known = known_networks()
+    assert collapse_of(Case(known.backdoored, known.data.spread(90))) is None
