@@ -23,6 +23,9 @@ from bdprune.runtime import DEFAULT, Precision, predict
 _FEWEST = 100
 """Fewer images than this show nothing under unlearning (docs/explanation/unlearning.md)."""
 
+_OTHER_SEED = 1000
+"""Added to the seed of a search in a repaired network, because a method may stop at its own search with the seed."""
+
 _LOOKS = 250
 """The number of images on which moved filters are raised."""
 
@@ -96,6 +99,8 @@ def collapse_of(case: Case, seed: int = 0, precision: Precision = DEFAULT) -> Co
     plain = case.get(PlainForm())
     ranked = moved_filters(plain, run.half_way or run.model)
     filters = sum(map(len, ranked.values()))
+    if not filters:
+        return Collapse(label, shares[label] - shares[second], None, 0.0)
     counts = sorted({round(share * filters) for share in RAISED_SHARES})
     moved, moved_label = easiest_label(raise_moved(plain, ranked, case.images.spread(_LOOKS), counts), RAISED_WEIGHT)
     return Collapse(label, shares[label] - shares[second], moved_label, moved)
@@ -166,12 +171,14 @@ def check_repair(
     after = case.with_model(repaired)
     triggers, left = [], []
     for one in signs.triggers:
-        again = search_again(after, one, search, seed)
+        again = search_again(after, one, search, seed + _OTHER_SEED)
         found = _trigger_check(case.model, repaired, one, again, signs.held, limits, seed)
         triggers.append(found)
         left += _what_is_left(found, again, limits)
-    new = collapse_of(after, seed) if signs.lead is not None or signs.moved is not None else None
-    left += _left_under_unlearning(new, limits, case.model.num_classes)
+    collapsed = signs.lead is not None or signs.moved is not None
+    new = collapse_of(after, seed) if collapsed else None
+    if collapsed:
+        left += _left_under_unlearning(new, limits, case.model.num_classes)
     return RepairCheck(
         triggers=tuple(triggers),
         lead_before=signs.lead,
@@ -185,7 +192,7 @@ def check_repair(
 def _left_under_unlearning(found: Collapse | None, limits: CheckLimits, num_classes: int) -> list[str]:
     """What the unlearning of a repaired network shows, a phrase each."""
     if found is None:
-        return []
+        return ["the repaired network cannot be unlearned, so the sign under unlearning was not measured again"]
     left = []
     if found.lead > limits.lead_for(num_classes):
         left.append(f"label {found.label} still leads under unlearning, by {found.lead:.2f}")

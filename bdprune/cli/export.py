@@ -26,7 +26,7 @@ _FORMATS = ("jsonl", "parquet")
 )
 @click.option("-o", "--output", type=FILE, metavar="FILE", help="File to write.  [default: standard output]")
 def export(stores: tuple[Path, ...], form: str | None, output: Path | None) -> int:
-    """Write the latest results of every model in one or more stores, such as those of shards, to one file.
+    """Write the latest results of every model of each store, such as those of shards, to one file.
 
     \b
     bdprune export scans.db > results.jsonl

@@ -84,8 +84,8 @@ def purify(
     """
     if data is None:
         raise OptionError("A repair needs clean data.", "Give a few labelled clean images with --data.")
+    from bdprune.files import description_path
     from bdprune.fleet import check_exists
-    from bdprune.model import description_path
 
     check_exists(path)
     wanted = outputs.plan(formats, (), ("purify",), quiet)

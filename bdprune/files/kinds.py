@@ -190,3 +190,8 @@ def _kind_of_zip(path: Path) -> FileKind:
     if only_images and arrays & _IMAGE_ARRAYS and arrays & _LABEL_ARRAYS:
         return LABELLED_IMAGES
     return _ZIP
+
+
+def description_path(path: Path) -> Path:
+    """Where the description of a compact network lies, if the checkpoint at ``path`` has one."""
+    return path.with_name(f"{path.name}.arch.json")

@@ -137,7 +137,10 @@ class Scanner:
 
     Args:
         data: labelled clean images, as for ``bdprune.scan``.
-        detectors, timeout, stack, attachments: as for ``bdprune.scan_many``.
+        detectors: as for ``bdprune.scan_many``.
+        timeout: the same.
+        stack: the same.
+        attachments: the same.
         **options: as for ``bdprune.scan``; ``store`` is a store or its path.
 
     Raises:

@@ -20,7 +20,7 @@ import bdprune
 from bdprune.analysis import Case
 from bdprune.data import CleanData
 from bdprune.errors import ArtifactError, NoWeightsError
-from bdprune.files import INDEX, kind_of_file, shard_names
+from bdprune.files import INDEX, description_path, kind_of_file, shard_names
 from bdprune.fleet.executors.inline import Executor
 from bdprune.methods import Detector
 from bdprune.model import Model
@@ -236,6 +236,9 @@ def file_digest(path: Path) -> str:
     """
     try:
         own = _of_file(path)
+        description = description_path(path)
+        if description.exists():  # of a compact network
+            return _sha256(own + _of_file(description))
         if kind_of_file(path) != INDEX:
             return own.hex()
         names = dict.fromkeys(shard_names(path.read_bytes()).values())

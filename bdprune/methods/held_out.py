@@ -11,6 +11,9 @@ from bdprune.errors import DataError
 from bdprune.model import Model
 from bdprune.runtime import predict
 
+LARGEST_ERROR = 0.03
+"""Largest standard error that :func:`sure_drop` subtracts: few images must not excuse any damage."""
+
 
 def hold_out(data: CleanData, share: float, seed: int) -> tuple[CleanData, CleanData]:
     """The images to learn from, and the images held out for decisions, both with all classes that have two images.
@@ -33,7 +36,7 @@ def hold_out(data: CleanData, share: float, seed: int) -> tuple[CleanData, Clean
 
 
 def sure_drop(before: Model, after: Model, held: CleanData) -> float:
-    """Fall of clean accuracy from one model to another, less its standard error, in [-1, 1].
+    """Fall of clean accuracy from one model to another, less its standard error (at most 0.03), in [-1, 1].
 
     This is the one-standard-error rule (Breiman et al., 1984): 150 images cannot distinguish a fall of 2 points from
     one of 4. The error is that of the paired differences, so images that both models label alike add nothing to it.
@@ -44,4 +47,4 @@ def sure_drop(before: Model, after: Model, held: CleanData) -> float:
     hits = [(predict(one.module, held.images) == held.labels).double() for one in (before, after)]
     lost = hits[0] - hits[1]
     error = float(lost.std()) / math.sqrt(len(held)) if len(held) > 1 else 0.0
-    return float(lost.mean()) - error
+    return float(lost.mean()) - min(error, LARGEST_ERROR)

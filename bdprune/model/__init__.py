@@ -1,7 +1,6 @@
 from bdprune.model.architectures import architecture, build
 from bdprune.model.architectures.resnet import ResNet18Cifar
 from bdprune.model.channels import Channels, Compact, LayerChannels
-from bdprune.model.description import description_path
 from bdprune.model.edit.compaction import Compacted, compact
 from bdprune.model.edit.coupled import torch_pruning
 from bdprune.model.edit.mask import MaskedNetwork

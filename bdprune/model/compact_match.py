@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from bdprune.errors import ArchitectureError, BdpruneError
+from bdprune.files import description_path
 from bdprune.model.architectures import REGISTRY
 from bdprune.model.architectures.spec import Shapes
 from bdprune.model.channels import Compact, full_shapes, narrow_
-from bdprune.model.description import description_path
 from bdprune.model.recognise import Built, Fit, KnownMatcher, Matcher
 
 

@@ -14,12 +14,13 @@ from typing import Annotated, Literal
 import msgspec
 
 from bdprune.errors import ArtifactError
+from bdprune.files import description_path
 from bdprune.model.channels import Channels, Compact, LayerChannels
 
-SUFFIX = ".arch.json"
 MAX_BYTES = 16 << 20
 MAX_CHANNELS = 1 << 20
 _MAX_LAYERS = 10_000
+_MAX_PATH = 500  # characters; all prefixes of a name are kept
 _HINT = "Write it again with bdprune, or delete it if it does not belong to this checkpoint."
 
 
@@ -41,11 +42,6 @@ class _Network(msgspec.Struct, forbid_unknown_fields=True):
 class _Document(msgspec.Struct, forbid_unknown_fields=True):
     bdprune_compact: Literal[1]
     networks: Annotated[list[_Network], msgspec.Meta(min_length=1, max_length=100)]
-
-
-def description_path(path: Path) -> Path:
-    """Where the description of the checkpoint at ``path`` lies."""
-    return path.with_name(path.name + SUFFIX)
 
 
 def encode_description(networks: Sequence[Compact]) -> bytes:
@@ -90,6 +86,9 @@ def _side(side: Channels | None) -> _Side | None:
 def _compact(network: _Network) -> Compact:
     if len(network.layers) > _MAX_LAYERS:
         raise ValueError(f"it has {len(network.layers)} layers, more than {_MAX_LAYERS}")
+    for path in network.layers:
+        if len(path) > _MAX_PATH:
+            raise ValueError(f"the name {path[:80]!r}... has {len(path)} characters, more than {_MAX_PATH}")
     layers = {
         path: LayerChannels(*(_channels(path, side) for side in (layer.outputs, layer.inputs)))
         for path, layer in network.layers.items()

@@ -115,7 +115,7 @@ def load_all(path: str | Path, **options: Unpack[LoadOptions]) -> Loaded:
         raise OptionError(f"Invalid input shape {input_shape}.", "Give channels, height and width in pixels.")
     checkpoint = files.read_checkpoint(path)
     matcher: Matcher = OwnMatcher(arch, num_classes) if arch and ":" in arch else KnownMatcher(arch)
-    compact = read_description(checkpoint.path)
+    compact = read_description(checkpoint.path) if files.description_path(checkpoint.path).exists() else ()
     matcher = CompactMatcher(matcher, compact, checkpoint.path) if compact else matcher
     try:
         files.check_expansion(_all_tensors(checkpoint), checkpoint.bytes)

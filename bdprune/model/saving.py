@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 
 from bdprune.errors import OutputError
-from bdprune.files import Artifact, Slot, dump_safetensors, dump_torch, with_values, write_atomically
-from bdprune.model.description import description_path, encode_description
+from bdprune.files import Artifact, Slot, description_path, dump_safetensors, dump_torch, with_values, write_atomically
+from bdprune.model.description import encode_description
 from bdprune.model.handle import Model
 
 

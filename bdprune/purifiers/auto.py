@@ -22,6 +22,8 @@ from bdprune.runtime import DEFAULT, Precision
 
 Candidate = tuple[str, Callable[[Case], Repair]]
 
+_BEFORE_UNLEARNING = 0.05  # fall of accuracy by the pruning before a fine-tuning, which regains a part
+
 _BOTH: dict[tuple[bool, bool], Change] = {
     (False, False): "nothing",
     (True, False): "pruned",
@@ -110,11 +112,32 @@ class Auto(Purifier):
 
     def _candidates(self, signs: Signs) -> Iterator[Candidate]:
         """The methods in the order of their cost."""
-        common = {"seed": self.seed, "precision": self.precision, "search": self.search}
-        pruning = TriggerPruning(mode=self.mode, held_out=self.held_out, fine_tuning=None, **common)  # type: ignore[arg-type]
-        tuned = TriggerPruning(mode=self.mode, held_out=self.held_out, **common)  # type: ignore[arg-type]
-        unlearning = TriggerUnlearning(pruning=replace(pruning, max_drop=0.05), held_out=self.held_out, **common)  # type: ignore[arg-type]
-        rnp = RNP.preset("scan", mode=self.mode, held_out=self.held_out, seed=self.seed, precision=self.precision)
+        first_drop = min(self.max_drop, TriggerPruning.max_drop)
+        tuned = TriggerPruning(
+            search=self.search,
+            max_drop=first_drop,
+            held_out=self.held_out,
+            mode=self.mode,
+            precision=self.precision,
+            seed=self.seed,
+        )
+        pruning = replace(tuned, fine_tuning=None)
+        unlearning = TriggerUnlearning(
+            pruning=replace(pruning, max_drop=_BEFORE_UNLEARNING),
+            search=self.search,
+            max_drop=self.max_drop,
+            held_out=self.held_out,
+            precision=self.precision,
+            seed=self.seed,
+        )
+        rnp = RNP.preset(
+            "scan",
+            mode=self.mode,
+            held_out=self.held_out,
+            max_drop=first_drop,
+            seed=self.seed,
+            precision=self.precision,
+        )
         known = signs.triggers
         if known:
             yield "trigger_pruning", lambda case: pruning.repaired(case, known, Phases())
@@ -123,7 +146,7 @@ class Auto(Purifier):
             yield "trigger_pruning+fine_tuning", lambda case: tuned.repaired(case, known, Phases())
             yield "trigger_unlearning", lambda case: unlearning.repaired(case, known, Phases())
             yield "rnp+trigger_unlearning", lambda case: _one_after_another(case, rnp, unlearning, signs)
-        yield "ibau", IBAU(held_out=self.held_out, seed=self.seed)
+        yield "ibau", IBAU(held_out=self.held_out, max_drop=min(self.max_drop, IBAU.max_drop), seed=self.seed)
 
     def _try_all(self, case: Case, signs: Signs, phase: Phases) -> tuple[list[_Tried], list[Attempt]]:
         """The results within the limit, and a record of each attempt."""
@@ -159,7 +182,11 @@ class Auto(Purifier):
         if rejected := self._why_rejected(case, repair, signs, tried):
             spent = time.perf_counter() - start
             return Attempt(method=name, accuracy_after=repair.accuracy_after, rejected=rejected, seconds=spent)
-        check = check_repair(case, repair.model, signs, self.criteria, self.search, self.seed)
+        try:
+            check = check_repair(case, repair.model, signs, self.criteria, self.search, self.seed)
+        except BdpruneError as error:
+            spent, why = time.perf_counter() - start, f"its result cannot be checked: {error}"
+            return Attempt(method=name, accuracy_after=repair.accuracy_after, rejected=why, seconds=spent)
         return _Tried(name, repair, check, time.perf_counter() - start)
 
     def _why_rejected(self, case: Case, repair: Repair, signs: Signs, tried: Sequence[_Tried]) -> str:
@@ -193,11 +220,12 @@ class Auto(Purifier):
 
     def _unchanged(self, case: Case, signs: Signs, attempts: list[Attempt], phase: Phases) -> Repair:
         check = check_repair(case, case.model, signs, self.criteria, self.search, self.seed)
+        last = attempts[-1]
         return self.repair(
             case,
             case.model,
             signs.held,
-            selection=f"nothing is changed: each method costs over {100 * self.max_drop:g} points or finds nothing",
+            selection=f"nothing is changed: {last.method}, the last of {len(attempts)} tried: {last.rejected}",
             target_label=signs.label,
             seconds=phase.seconds,
             check=check,
@@ -210,7 +238,7 @@ class Auto(Purifier):
             "scan",
             mode=self.mode,
             held_out=self.held_out,
-            max_drop=self.safe_drop,
+            max_drop=min(self.safe_drop, self.max_drop),
             fine_tuning=None,
             seed=self.seed,
             precision=self.precision,

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from bdprune.analysis import Case, Outstanding, SearchFor, excess_flips, outstanding_triggers, raised_filters
 from bdprune.data import CleanData
+from bdprune.errors import ArchitectureError
 from bdprune.loops import FineTuneSettings, KeptPruned, PrunedPredictions, Pruning, fine_tune
 from bdprune.methods import CurvePoint, Phases, Purifier, Repair, hold_out
 from bdprune.model import Model, PruneMode, prune
@@ -105,6 +106,7 @@ class TriggerPruning(Purifier):
         """Repairs a copy of the model.
 
         Raises:
+            ArchitectureError: the network has no convolutions.
             DataError: there are too few clean images.
         """
         self.check(case)
@@ -122,6 +124,8 @@ class TriggerPruning(Purifier):
             phase: takes the times.
         """
         rest, held = hold_out(case.images, self.held_out, self.seed)
+        if not case.model.groups:
+            raise ArchitectureError(f"{self.id} needs convolutions, and the network has none.", "Use another method.")
         if not known:
             nothing = "nothing is pruned: no recovered trigger stands out"
             return self.repair(case, case.model, held, selection=nothing, seconds=phase.seconds)

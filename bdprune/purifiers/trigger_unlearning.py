@@ -39,7 +39,8 @@ class TriggerUnlearning(Purifier):
     The preset ``paper`` is the unlearning of Neural Cleanse: one pass over the images, 20 % of which carry the trigger.
 
     Args:
-        pruning: settings of the pruning before; None for none. Its ``seed`` and ``precision`` are those of this method.
+        pruning: settings of the pruning before; None for none. Its ``seed``, ``precision`` and
+            ``held_out`` are those of this method.
         tuning: settings of the fine-tuning of one round.
         stamping: how the triggers are stamped.
         rounds: maximum number of rounds.
@@ -105,6 +106,8 @@ class TriggerUnlearning(Purifier):
             return self.repair(case, case.model, held, selection=nothing, seconds=phase.seconds)
         model, pruned = self._pruned(case, known, phase, kept or {})
         best, rounds = self._rounds(case, model, pruned, (rest, held), known, phase)
+        if not rounds and sure_drop(case.model, best, held) > self.max_drop:
+            best, pruned = case.model, KeptPruned(kept or {})
         return self.repair(
             case,
             best,
@@ -121,7 +124,7 @@ class TriggerUnlearning(Purifier):
     ) -> tuple[Model, KeptPruned]:
         if self.pruning is None:
             return case.model, KeptPruned(kept)
-        pruning = replace(self.pruning, seed=self.seed, precision=self.precision)
+        pruning = replace(self.pruning, seed=self.seed, precision=self.precision, held_out=self.held_out)
         repair = pruning.repaired(case, known, phase)
         all_pruned = {name: [*kept.get(name, ()), *repair.pruned.get(name, ())] for name in {**kept, **repair.pruned}}
         return repair.model, KeptPruned(all_pruned, pruning.mode)

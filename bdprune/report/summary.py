@@ -66,10 +66,10 @@ def outcome(result: PurifyResult) -> str:
     """
     if result.outcome == "unrepaired":
         return "unrepaired"
-    if result.change == "nothing":
-        return "unchanged"
     if result.outcome == "unverified":
         return "unverified"
+    if result.change == "nothing":
+        return "unchanged"
     return "partly repaired" if result.left else "repaired"
 
 
@@ -165,13 +165,13 @@ def repair_advice(result: PurifyResult) -> str:
     """What to do after a repair."""
     if result.outcome == "unrepaired":
         return "Do not deploy it: clean images still show signs of the backdoor. Train the network again if you can."
-    if result.change == "nothing":
-        return f"It is not safer than before: {result.selection}."
     if result.outcome == "unverified":
         return (
             "No sign of a backdoor was found before the repair, so nothing shows whether the repair removed one. Scan "
             "the model for a verdict."
         )
+    if result.change == "nothing":
+        return f"It is not safer than before: {result.selection}."
     what = "file" if result.output else "model"
     return f"Scan the repaired {what} before you deploy it: a repair cannot see the trigger and may leave the backdoor."
 

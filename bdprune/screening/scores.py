@@ -90,6 +90,7 @@ def check_finite(name: str, found: NDArray[np.float64]) -> None:
 
 def z_scores(scores: NDArray[np.float64]) -> NDArray[np.float64]:
     """``(score - mean) / std`` with the unbiased deviation; zeros for fewer than three scores or equal ones."""
+    scores = scores / max(np.abs(scores).max(initial=0.0), 1e-300)  # squares of large scores would overflow
     spread = scores.std(ddof=1) if len(scores) > 2 else 0.0
     # Equal scores can differ from their mean in the last digit.
     if spread <= 1e-12 * np.abs(scores).max(initial=0.0):

@@ -154,7 +154,7 @@ class Store:
             OutputError: an attachment cannot be written.
         """
         self._save_contents(contents or {})
-        failed = any(one.verdict == "error" for one in results)
+        failed = any(one.verdict == "error" or any(seen.error for seen in one.detectors) for one in results)
         with self._database.transaction() as connection:
             if (scan := _scan_to_fill(connection, key)) is not None:
                 connection.execute("UPDATE scans SET failed = ? WHERE id = ?", (failed, scan))

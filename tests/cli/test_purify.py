@@ -72,6 +72,7 @@ def test_the_exit_code_follows_the_outcome(
     words = {
         "unrepaired": ("UNREPAIRED", "flips 90.0 % → 50.0 %", "Do not deploy it"),
         "repaired": ("UNCHANGED", "flips 90.0 % → 50.0 %"),
+        "unverified": ("UNVERIFIED", "No sign of a backdoor was found"),
     }.get(outcome, ("UNCHANGED",))
     assert all(one in done.stdout for one in words), done.stdout
     assert ("Signs of a backdoor" in page.read_text()) == (outcome != "unchecked")

@@ -13,9 +13,10 @@ import pytest
 import torch
 
 from bdprune.errors import ArchitectureError, ArtifactError
+from bdprune.files import description_path
 from bdprune.model.architectures import build
 from bdprune.model.channels import Channels, Compact, LayerChannels
-from bdprune.model.description import MAX_BYTES, MAX_CHANNELS, description_path, encode_description, read_description
+from bdprune.model.description import MAX_BYTES, MAX_CHANNELS, encode_description, read_description
 from bdprune.model.loading import load
 
 CHANNELS = Channels(8, (0, 2, 5))

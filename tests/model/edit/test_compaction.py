@@ -13,9 +13,9 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from bdprune.errors import OptionError
+from bdprune.files import description_path
 from bdprune.model.architectures import build
 from bdprune.model.channels import Channels
-from bdprune.model.description import description_path
 from bdprune.model.edit.compaction import Compacted, compact
 from bdprune.model.edit.pruning import PruneMode, prune
 from bdprune.model.handle import Model, Normalization
