@@ -139,10 +139,11 @@ class NoisyMasks(nn.Module):
 def _ascend(noisy: NoisyMasks, plan: Plan, images: Tensor, labels: Tensor, settings: AdversarialMaskSettings) -> None:
     """Moves the noise one step up the loss."""
     names, values = list(noisy.noise), [value.requires_grad_() for value in noisy.noise.values()]
-    gradients = torch.autograd.grad(cross_entropy(plan.logits(noisy, images), labels), values)
+    # Not autograd.grad: PyTorch crashes if a channels-last group norm has a gradient for its scale only.
+    cross_entropy(plan.logits(noisy, images), labels).backward()
     size = settings.eps / settings.attack_steps
     with torch.no_grad():
-        moved = [value + size * gradient.sign() for value, gradient in zip(values, gradients, strict=True)]
+        moved = [value if value.grad is None else value + size * value.grad.sign() for value in values]
     if settings.project:
         moved = [value.clamp(-settings.eps, settings.eps) for value in moved]
     noisy.noise = dict(zip(names, moved, strict=True))

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import pytest
 import torch
+from torch import nn
 
-from bdprune.analysis import Case, CheckLimits, SearchFor, check_repair, collapse_of, signs_of
+from bdprune.analysis import Case, CheckLimits, SearchFor, Signs, check_repair, collapse_of, signs_of
 from bdprune.analysis.repair_check import _changed, flips_of
 from bdprune.methods import hold_out
+from bdprune.model import Model
 
 from ..written import known_networks
 from .test_outstanding import PATCH
@@ -78,3 +81,20 @@ def test_changed_networks_differ_in_their_norms_only_and_the_same_way_each_time(
 def test_few_images_show_nothing_under_unlearning() -> None:
     known = known_networks()
     assert collapse_of(Case(known.backdoored, known.data.spread(90))) is None
+
+
+def test_a_sign_that_cannot_be_measured_again_is_left(monkeypatch: pytest.MonkeyPatch) -> None:
+    known = known_networks()
+    case = Case(known.backdoored, known.data)
+    _, held = hold_out(known.data, 0.3, 0)
+    signs = Signs((), 0.4, None, known.target, held)
+    monkeypatch.setattr("bdprune.analysis.repair_check.collapse_of", lambda *args: None)
+    found = check_repair(case, known.clean, signs, LIMITS, PATCH)
+    assert found.outcome == "unrepaired" and found.left[0].startswith("the repaired network cannot be unlearned")
+
+
+def test_a_network_without_convolutions_has_no_moved_filters() -> None:
+    known = known_networks()
+    network = nn.Sequential(nn.Flatten(), nn.Linear(3 * 16 * 16, 10))
+    found = collapse_of(Case(Model(network, "flat", 10, (3, 16, 16)), known.data))
+    assert found is None or (found.moved_label, found.moved) == (None, 0.0)

@@ -34,6 +34,11 @@ def document(**side: Any) -> dict[str, Any]:
     return {"bdprune_compact": 1, "networks": [{"arch": "plain_cnn", "layers": layers}]}
 
 
+def long_name() -> dict[str, Any]:
+    """A name of 501 parts: all of its prefixes would be kept."""
+    return {"bdprune_compact": 1, "networks": [{"arch": "plain_cnn", "layers": {".".join(["a"] * 501): {}}}]}
+
+
 def test_a_description_is_read_as_it_was_written(tmp_path: Path) -> None:
     path = write(tmp_path / "m.pth", encode_description([COMPACT, COMPACT]))
     assert read_description(path) == (COMPACT, COMPACT)
@@ -64,6 +69,7 @@ def test_a_description_is_read_as_it_was_written(tmp_path: Path) -> None:
         (document(of=MAX_CHANNELS + 1), "<= 1048576"),
         (document(of=10**30), "."),
         (document(more=1), "unknown field"),
+        (long_name(), "has 1001 characters, more than 500"),
     ],
 )
 def test_a_hostile_description_gives_one_error(tmp_path: Path, content: Any, words: str) -> None:

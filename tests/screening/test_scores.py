@@ -104,3 +104,9 @@ def test_z_scores_are_those_of_the_detector(scores: list[float]) -> None:
     else:
         assert (z_scores(np.array(scores)) == 0).all()
     assert len(z_scores(np.zeros(0))) == 0
+
+
+def test_a_huge_score_stays_an_outlier() -> None:
+    scores = np.ones(50)
+    scores[7] = 1e200
+    assert z_scores(scores).argmax() == 7 and z_scores(scores)[7] > 6
