@@ -52,7 +52,7 @@ class AttentionDistillation(TuningObjective):
         with outputs_of(self._student, self._maps) as seen:
             loss = functional.cross_entropy(run(images), labels)
         for beta, one in zip(self._betas, self._maps, strict=True):
-            loss = loss + beta * functional.mse_loss(attention(seen[one]), attention(taught[one]))
+            loss = loss + beta * (attention(seen[one]) - attention(taught[one])).square().mean()
         loss.backward()
         return loss.detach()
 

@@ -73,7 +73,7 @@ def test_a_process_lists_the_plug_in_with_its_description(start: Callable[..., s
 
 def test_the_plug_in_is_listed_as_json(run: Callable[..., str]) -> None:
     found = {one["name"]: one for one in json.loads(run("purifiers", "--format", "json"))}
-    assert found["clp"]["id"] == "example.clp" and found["clp"]["settings"] == {"u": 3.0}
+    assert found["peaks"]["id"] == "example.peaks" and found["peaks"]["settings"] == {"u": 3.0}
 
 
 def test_the_plug_in_can_be_chosen_on_the_command_line(run: Callable[..., str]) -> None:
@@ -92,7 +92,7 @@ def test_the_plug_in_is_in_the_generated_tables(start: Callable[..., str], tmp_p
         "| [peak_weight](#peak_weight-detector) | finds a label that depends on one feature | no images | weights |"
         in page
     )
-    assert "BD901 `peak-weight`" in page and "### clp (purifier)" in page
+    assert "BD901 `peak-weight`" in page and "### peaks (purifier)" in page
 
 
 @pytest.mark.usefixtures("run")

@@ -49,7 +49,7 @@ class LipschitzPruning(Purifier):
 
     u: float = 3.0
 
-    id = "example.clp"
+    id = "example.peaks"
     title = "prunes the filters with an outlying spectral norm in their layer"
     paper = "Zheng et al., ECCV 2022, arXiv 2208.03111"
     needs = Needs(images="labelled")
