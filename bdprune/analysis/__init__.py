@@ -3,7 +3,15 @@ from bdprune.analysis.case import MEMO, Analysis, Case, Memo, outcome_of
 from bdprune.analysis.flipped import Flips, flip_table, read_flips
 from bdprune.analysis.latent import LabelOrder, Latent, LatentFeatures, LatentMargins, latent_margins, promising_labels
 from bdprune.analysis.lipschitz import Lipschitz, channel_lipschitz, channel_lipschitz_of, norm_gain
-from bdprune.analysis.moved import RAISED_SHARES, RAISED_WEIGHT, RaisedPoint, easiest_label, moved_filters, raise_moved
+from bdprune.analysis.moved import (
+    RAISED_SHARES,
+    RAISED_WEIGHT,
+    RaisedPoint,
+    easiest_label,
+    moved_filters,
+    raise_moved,
+    raised_counts,
+)
 from bdprune.analysis.outliers import UNRESPONSIVE, for_few_labels, robust_z, why_no_outlier, why_unresponsive
 from bdprune.analysis.outstanding import Outstanding, SearchFor, excess_flips, outstanding_triggers, search_again
 from bdprune.analysis.raised import PrunedPoint, natural_share, prune_raised, raised_filters, selectivity
@@ -15,6 +23,7 @@ from bdprune.analysis.stacks import stack
 from bdprune.analysis.statistics import FilterStatistics, Statistics, filter_statistics, last_layer, layer_z_scores
 from bdprune.analysis.strip import Judge, StripSettings, judge_for, predicted_labels, strip_settings
 from bdprune.analysis.suspiciousness import Suspiciousness
+from bdprune.analysis.thresholds import LEAD, MOVED, SMALL_TRIGGER, TWO_CLASS_LEAD, TWO_CLASS_MOVED
 from bdprune.analysis.trigger_bytes import dump_trigger, parse_trigger
 from bdprune.analysis.trigger_pictures import draw_images, draw_trigger, shown_images
 from bdprune.analysis.trigger_search import (

@@ -64,6 +64,16 @@ def moved_filters(model: Model, unlearned: Model) -> dict[str, Tensor]:
     return found
 
 
+def raised_counts(ranked: Mapping[str, Tensor]) -> list[int]:
+    """The numbers of filters that are raised and pruned, increasing; the first is 0.
+
+    Args:
+        ranked: from :func:`moved_filters`.
+    """
+    filters = sum(map(len, ranked.values()))
+    return sorted({round(share * filters) for share in RAISED_SHARES})
+
+
 @torch.no_grad()
 def raise_moved(
     model: Model, ranked: Mapping[str, Tensor], data: CleanData, counts: Sequence[int]

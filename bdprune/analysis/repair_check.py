@@ -9,9 +9,10 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from bdprune.analysis.case import Case
-from bdprune.analysis.moved import RAISED_SHARES, RAISED_WEIGHT, easiest_label, moved_filters, raise_moved
+from bdprune.analysis.moved import RAISED_WEIGHT, easiest_label, moved_filters, raise_moved, raised_counts
 from bdprune.analysis.outliers import for_few_labels
 from bdprune.analysis.outstanding import Outstanding, SearchFor, excess_flips, outstanding_triggers, search_again
+from bdprune.analysis.thresholds import LEAD, MOVED, SMALL_TRIGGER, TWO_CLASS_LEAD, TWO_CLASS_MOVED
 from bdprune.analysis.unlearned import SCAN_UNLEARNING, PlainForm, Unlearning
 from bdprune.data import CleanData
 from bdprune.errors import TrainingError
@@ -48,11 +49,11 @@ class CheckLimits:
     """
 
     gone: float = 0.1
-    score: float = 1.7
-    lead: float = 0.09
-    two_class_lead: float = 0.65
-    moved: float = 0.3
-    two_class_moved: float = 0.6
+    score: float = SMALL_TRIGGER
+    lead: float = LEAD
+    two_class_lead: float = TWO_CLASS_LEAD
+    moved: float = MOVED
+    two_class_moved: float = TWO_CLASS_MOVED
     draws: int = 5
     change: float = 0.1
 
@@ -98,11 +99,10 @@ def collapse_of(case: Case, seed: int = 0, precision: Precision = DEFAULT) -> Co
     label, second = leaders(shares)
     plain = case.get(PlainForm())
     ranked = moved_filters(plain, run.half_way or run.model)
-    filters = sum(map(len, ranked.values()))
-    if not filters:
+    if not ranked:
         return Collapse(label, shares[label] - shares[second], None, 0.0)
-    counts = sorted({round(share * filters) for share in RAISED_SHARES})
-    moved, moved_label = easiest_label(raise_moved(plain, ranked, case.images.spread(_LOOKS), counts), RAISED_WEIGHT)
+    points = raise_moved(plain, ranked, case.images.spread(_LOOKS), raised_counts(ranked))
+    moved, moved_label = easiest_label(points, RAISED_WEIGHT)
     return Collapse(label, shares[label] - shares[second], moved_label, moved)
 
 

@@ -11,6 +11,7 @@ from bdprune.analysis import (
     CREDIT,
     LARGEST,
     SEARCHES,
+    SMALL_TRIGGER,
     TINY,
     Case,
     Flips,
@@ -68,7 +69,7 @@ class InversionDetector(Detector):
 
     search: InvertSettings | None = None
     kinds: tuple[TriggerKind, ...] = ()
-    threshold: float = 1.7
+    threshold: float = SMALL_TRIGGER
     flip_rate: float = 0.75
     natural: float = 0.35
     tiny: float = TINY

@@ -7,9 +7,11 @@ from dataclasses import dataclass
 import torch
 
 from bdprune.analysis import (
+    MOVED,
     RAISED_SHARES,
     RAISED_WEIGHT,
     SCAN_UNLEARNING,
+    TWO_CLASS_MOVED,
     Case,
     PlainForm,
     RaisedPoint,
@@ -18,6 +20,7 @@ from bdprune.analysis import (
     for_few_labels,
     moved_filters,
     raise_moved,
+    raised_counts,
 )
 from bdprune.data import CleanData
 from bdprune.loops import UnlearnSettings
@@ -61,12 +64,12 @@ class MovedFiltersDetector(Detector):
     """
 
     unlearning: UnlearnSettings = SCAN_UNLEARNING
-    threshold: float = 0.3
+    threshold: float = MOVED
     weight: float = RAISED_WEIGHT
     max_images: int = 250
     precision: Precision = DEFAULT
     seed: int = 0
-    two_class_threshold: float = 0.6
+    two_class_threshold: float = TWO_CLASS_MOVED
 
     id = "bdprune.moved_filters"
     title = "raises and prunes the filters that unlearning changes most"
@@ -104,9 +107,8 @@ class MovedFiltersDetector(Detector):
         plain = yield PlainForm()
         half_way = unlearned.half_way
         ranked = moved_filters(plain, half_way or unlearned.model)
-        filters = sum(map(len, ranked.values()))
-        counts = sorted({round(share * filters) for share in RAISED_SHARES})
-        return self._evidence(raise_moved(plain, ranked, self._few(case), counts), () if half_way else (_AT_THE_END,))
+        points = raise_moved(plain, ranked, self._few(case), raised_counts(ranked))
+        return self._evidence(points, () if half_way else (_AT_THE_END,))
 
     def work(self, case: Case) -> float:
         """The unlearning, and the forward passes."""

@@ -13,7 +13,7 @@ import msgspec
 import torch
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from bdprune.analysis import SCAN_UNLEARNING, Case, Unlearning, tensors_of
+from bdprune.analysis import LEAD, SCAN_UNLEARNING, TWO_CLASS_LEAD, Case, Unlearning, tensors_of
 from bdprune.errors import BudgetError
 from bdprune.loops import (
     Unlearned,
@@ -93,8 +93,8 @@ class UnlearningDetector(Detector):
     """
 
     unlearning: UnlearnSettings = SCAN_UNLEARNING
-    threshold: float = 0.09
-    two_class_threshold: float = 0.65
+    threshold: float = LEAD
+    two_class_threshold: float = TWO_CLASS_LEAD
     margin: float = 0.05
     max_runs: int = 7
     named_within: int = 40

@@ -11,25 +11,18 @@ import msgspec
 
 from bdprune.analysis import Case, CheckLimits, SearchFor, Signs, check_repair, signs_of
 from bdprune.errors import BdpruneError
-from bdprune.methods import Phases, Purifier, Repair, hold_out, sure_drop
+from bdprune.methods import Phases, Purifier, Repair, hold_out, sure_drop, what_changed
 from bdprune.model import PruneMode
 from bdprune.purifiers.ibau import IBAU
 from bdprune.purifiers.rnp import RNP
 from bdprune.purifiers.trigger_pruning import TriggerPruning
 from bdprune.purifiers.trigger_unlearning import TriggerUnlearning
-from bdprune.record import Attempt, Change, Needs, RepairCheck
+from bdprune.record import Attempt, Needs, RepairCheck
 from bdprune.runtime import DEFAULT, Precision
 
 Candidate = tuple[str, Callable[[Case], Repair]]
 
 _BEFORE_UNLEARNING = 0.05  # fall of accuracy by the pruning before a fine-tuning, which regains a part
-
-_BOTH: dict[tuple[bool, bool], Change] = {
-    (False, False): "nothing",
-    (True, False): "pruned",
-    (False, True): "retrained",
-    (True, True): "pruned and retrained",
-}
 
 
 @dataclass(frozen=True)
@@ -264,10 +257,11 @@ def _one_after_another(case: Case, first: RNP, second: TriggerUnlearning, signs:
     groups = [group.name for group in case.model.groups]
     both = {name: sorted({*before.pruned.get(name, ()), *after.pruned.get(name, ())}) for name in groups}
     pruned = {name: index for name, index in both.items() if index}
+    retrained = "retrained" in before.change or "retrained" in after.change
     return replace(
         after,
         accuracy_before=before.accuracy_before,
         pruned=pruned,
-        change=_BOTH[bool(pruned), "retrained" in before.change or "retrained" in after.change],
+        change=what_changed(pruned=bool(pruned), retrained=retrained),
         selection=f"{before.selection}; then {after.selection}",
     )
