@@ -7,13 +7,16 @@ import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Generic, TypeVar
 
 from bdprune import environment
 from bdprune.errors import BdpruneError, OptionError, OutputError, first_line
 from bdprune.files import check_writable, is_special, write_text
+from bdprune.record import CoverageResult, Result, ScreenResult
 from bdprune.report import Documents, Style, Writer, writer, writer_of_file
 
 DEFAULT = "text"
+_Result = TypeVar("_Result", Result, ScreenResult)
 
 
 @dataclass(frozen=True)
@@ -33,6 +36,58 @@ class Output:
         colour = self.path is None and use_colour()
         text = self.writer.render(documents, Style(as_array=as_array, colour=colour))
         emit(text) if self.path is None else write_text(self.path, text)
+
+
+class Stream(Generic[_Result]):
+    """Outputs of a command with many results: some get each result at once, the others get all of them at the end.
+
+    If all get each result at once, only the brief form of a result stays in memory.
+
+    Args:
+        wanted: the outputs.
+        several: whether more than one result may come.
+    """
+
+    def __init__(self, wanted: Sequence[Output], several: bool) -> None:
+        self._wanted = wanted
+        self._style = Style(colour=use_colour(), several=several)
+        self._live = next((one.writer for one in wanted if one.is_live), None)
+        self._keeps_all = any(not one.is_live for one in wanted)
+        self._results: list[_Result] = []
+        self._started = False
+
+    @property
+    def results(self) -> Sequence[_Result]:
+        """The results so far, perhaps in their brief form."""
+        return self._results
+
+    def take(self, result: _Result) -> None:
+        """Writes a result to the outputs that get it at once.
+
+        Raises:
+            ClosedPipeError: the reader is gone.
+            OutputError: standard output cannot be written.
+        """
+        self._results.append(result if self._keeps_all else result.brief())
+        if self._live is not None:
+            self._emit(self._live, self._live.render([result], self._style))
+
+    def end(self, coverage: CoverageResult | None, as_array: bool) -> None:
+        """Writes the other outputs, and the ending of those that got each result at once.
+
+        Raises:
+            BdpruneError: the first error; the other outputs are written.
+        """
+        last: tuple[CoverageResult, ...] = () if coverage is None else (coverage,)
+        if self._live is not None:
+            brief: list[_Result] = [one.brief() for one in self._results]
+            self._emit(self._live, self._live.ending((*brief, *last), self._style))
+        write_all([one for one in self._wanted if not one.is_live], lambda one: (*self._results, *last), as_array)
+
+    def _emit(self, writer: Writer, text: str) -> None:
+        if text:
+            emit(f"{writer.separator if self._started else ''}{text}")
+            self._started = True
 
 
 def plan(formats: Sequence[str], files: Sequence[str], kinds: Sequence[str], quiet: bool) -> list[Output]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import redirect_stdout
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -113,17 +113,15 @@ def scan(
         sources.keep_shard(*part)
     _check_store(settings["store"], settings.pop("resume"))
     outputs.check_apart([one.path for one in wanted], [*sources.models, data, settings["store"]])
-    live = [one for one in wanted if one.is_live]
+    out: outputs.Stream[Result] = outputs.Stream(wanted, several=len(sources.models) > 1)
     with Progress(len(sources.models), shown=not (quiet or no_progress)) as progress:
-        results = _results(sources, data, progress, live, **settings)
-    coverage = [found] if (found := sources.record()) is not None else []
-    as_array = len(results) != 1 or len(paths) > 1 or not Path(paths[0]).is_file()
-    outputs.write_all(wanted, lambda one: coverage if one in live else [*results, *coverage], as_array)
-    return exit_codes.OK if exit_zero else _code(results, sources, fail_on, bool(settings["skip_unknown"]), part)
+        _scan_all(sources, data, progress, out, **settings)
+    out.end(sources.record(), len(out.results) != 1 or len(paths) > 1 or not Path(paths[0]).is_file())
+    return exit_codes.OK if exit_zero else _code(out.results, sources, fail_on, bool(settings["skip_unknown"]), part)
 
 
 def _code(
-    results: list[Result],
+    results: Sequence[Result],
     sources: Sources,
     fail_on: exit_codes.FailOn,
     skip_unknown: bool,
@@ -144,24 +142,25 @@ def _check_store(store: Path | None, resume: bool) -> None:
         raise OptionError(f"There is no store {store} to go on with.", "Check its name, or leave out --resume.")
 
 
-def _results(
+def _scan_all(
     sources: Sources,
     data: Path | None,
     progress: Progress,
-    live: list[outputs.Output],
+    out: outputs.Stream[Result],
     max_failures: int | None,
     **settings: Any,
-) -> list[Result]:
-    """The results of all models, or of those before too many failures."""
+) -> None:
+    """Scans all models, or those before too many failures."""
     store: Path | None = settings["store"]
-    results, failures = list[Result](), 0
+    failures = 0
     try:
         with redirect_stdout(sys.stderr):  # an --arch callable or a plug-in may print
             scanner = _scanner(sources.models, data, progress, **settings)
             stream = scanner.scan_many(progress.through(sources.models), progress.stage)
         with scanner:
-            for result in _reported(stream, scanner, sources, progress, live):
-                results.append(result)
+            for result in _reported(stream, scanner, sources, progress):
+                with progress.paused():
+                    out.take(result)
                 failures += result.verdict == "error"
                 if max_failures is not None and failures >= max_failures:
                     _give_up(sources, progress.done, failures)
@@ -170,7 +169,6 @@ def _results(
                 progress.note(f"Results from {store}: {scanner.taken}.")
     except KeyboardInterrupt:
         raise KeyboardInterrupt(_how_to_go_on(store, progress.done, len(sources.models))) from None
-    return results
 
 
 def _scanner(
@@ -184,10 +182,8 @@ def _scanner(
     return Scanner(data, **more)
 
 
-def _reported(
-    stream: Iterator[Result], scanner: Scanner, sources: Sources, progress: Progress, live: list[outputs.Output]
-) -> Iterator[Result]:
-    """The results, each written to ``live`` outputs as it comes; it skips files of a folder that hold no weights."""
+def _reported(stream: Iterator[Result], scanner: Scanner, sources: Sources, progress: Progress) -> Iterator[Result]:
+    """The results, each announced; it skips files of a folder that hold no weights."""
     while True:
         before = scanner.taken
         with redirect_stdout(sys.stderr):  # an --arch callable may print
@@ -200,9 +196,6 @@ def _reported(
             progress.finished("skipped", file, file)
             continue
         progress.finished(result.verdict, result.name, file, taken=scanner.taken > before)
-        for one in live:
-            with progress.paused():
-                one.write([result])
         yield result
 
 

@@ -64,22 +64,15 @@ def screen(
         raise UnsupportedError(
             f"No checkpoint in {', '.join(paths)}.", "Give a checkpoint saved with torch.save or as safetensors."
         )
-    live = [one for one in wanted if one.is_live]
     counts: Counter[str] = Counter()
-    kept: list[ScreenResult] = []
+    out: outputs.Stream[ScreenResult] = outputs.Stream(wanted, several=len(models) > 1)
     with Progress(len(models), shown=not (quiet or no_progress)) as progress:
         stream = screen_many(progress.through(models), digest=not no_digest)
         for result in _reported(stream, sources, progress):
             counts[exit_codes.kind_of_screen(result)] += 1
-            for one in live:
-                with progress.paused():
-                    one.write([result])
-            if len(live) < len(wanted):  # a stream of many results stays out of memory
-                kept.append(result)
-    record = sources.record()
-    coverage = [record] if record is not None else []
-    as_array = sum(counts.values()) != 1 or len(paths) > 1 or not Path(paths[0]).is_file()
-    outputs.write_all(wanted, lambda one: coverage if one in live else [*kept, *coverage], as_array)
+            with progress.paused():
+                out.take(result)
+    out.end(sources.record(), sum(counts.values()) != 1 or len(paths) > 1 or not Path(paths[0]).is_file())
     return exit_codes.of_screens(counts, fail_on)
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import inspect
 import re
 from collections.abc import Iterator, Mapping
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 import msgspec
 
@@ -134,6 +134,10 @@ class Result(Document, frozen=True, kw_only=True, tag_field="kind", tag="scan"):
         """Class name of the target label, empty if unknown."""
         names = self.data.class_names if self.data else ()
         return names[self.target_label] if self.target_label is not None and self.target_label < len(names) else ""
+
+    def brief(self) -> Self:
+        """The same result without evidence and findings: what the line of a table needs."""
+        return msgspec.structs.replace(self, detectors=(), findings=(), calibration=None)
 
 
 class PurifyResult(Document, frozen=True, kw_only=True, tag_field="kind", tag="purify"):

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Literal, Self
+
+import msgspec
 
 from bdprune.record.base import SCHEMA_VERSION, Count, Record
 from bdprune.record.parts import ArtifactInfo, ErrorInfo
@@ -109,3 +111,8 @@ class ScreenResult(Record, frozen=True, kw_only=True, tag_field="kind", tag="scr
     def peak(self) -> LayerScreen | None:
         """The layer with the largest ``max_z``; None without layers."""
         return max(self.layers, key=lambda one: one.max_z, default=None)
+
+    def brief(self) -> Self:
+        """The same result with only its most outlying layer: what the line of a table needs."""
+        layers = () if self.peak is None else (self.peak,)
+        return msgspec.structs.replace(self, layers=layers, heads=(), reasons=())

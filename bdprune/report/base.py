@@ -23,10 +23,17 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Style:
-    """How to write: ``as_array`` writes an array even for one document or none; ``colour`` uses terminal colours."""
+    """How to write.
+
+    Args:
+        as_array: write an array even for one document or none.
+        colour: use terminal colours.
+        several: the document is one of several in a stream.
+    """
 
     as_array: bool = False
     colour: bool = False
+    several: bool = False
 
 
 @dataclass(frozen=True)
@@ -41,8 +48,9 @@ class Writer(ABC):
         media_type: of the text.
         suffixes: file suffixes that select this format by default.
         kinds: the kinds of documents that the format can hold.
-        streams: whether the text of several documents is the concatenation of their texts. If so, each document goes
-            to standard output as soon as it is ready.
+        streams: whether the text of several documents is their texts, with ``separator`` between them, and then what
+            :meth:`ending` gives. If so, each document goes to standard output as soon as it is ready.
+        separator: text between two documents of a stream.
     """
 
     name: str
@@ -52,10 +60,20 @@ class Writer(ABC):
     suffixes: ClassVar[tuple[str, ...]] = ()
     kinds: ClassVar[tuple[str, ...]] = tuple(KINDS)
     streams: ClassVar[bool] = False
+    separator: ClassVar[str] = ""
 
     @abstractmethod
     def to_text(self, documents: Documents, style: Style) -> str:
         """The text of ``documents``, which have the kinds in ``kinds``; a coverage comes last."""
+
+    def ending(self, documents: Documents, style: Style) -> str:
+        """What follows the documents of a stream: by default only the coverage.
+
+        Args:
+            documents: the brief forms of those of the stream, and then perhaps a coverage.
+            style: that of the documents.
+        """
+        return self.to_text([one for one in documents if isinstance(one, CoverageResult)], style)
 
     def render(self, documents: Documents, style: Style | None = None) -> str:
         """The text of ``documents``.

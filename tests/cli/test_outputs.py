@@ -6,8 +6,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 
+import bdprune
+from bdprune import Result
 from bdprune.cli import outputs
 from bdprune.errors import OptionError, OutputError
 from bdprune.report import writer
@@ -59,6 +62,39 @@ def test_only_a_streaming_format_on_the_screen_is_live(tmp_path: Path) -> None:
     assert outputs.Output(writer("jsonl")).is_live
     assert not outputs.Output(writer("jsonl"), tmp_path / "r.jsonl").is_live
     assert not outputs.Output(writer("json")).is_live
+
+
+def test_a_stream_writes_each_result_at_once_and_keeps_its_brief_form(
+    tmp_path: Path, scanned: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    first, second = scanned("a.pth"), scanned("b.pth")
+    live: outputs.Stream[Result] = outputs.Stream([outputs.Output(writer("text"))], several=True)
+    live.take(first)
+    assert capsys.readouterr().out.startswith("SUSPICIOUS  a.pth")
+    live.take(second)
+    assert capsys.readouterr().out.startswith("\nSUSPICIOUS  b.pth"), "an empty line separates the blocks"
+    assert [one.name for one in live.results] == ["a.pth", "b.pth"] and not live.results[0].detectors
+    live.end(None, as_array=True)
+    assert capsys.readouterr().out.endswith("\n  2 models: 2 suspicious\n")
+
+    path = tmp_path / "r.jsonl"
+    both = outputs.Stream([outputs.Output(writer("jsonl")), outputs.Output(writer("jsonl"), path)], several=True)
+    both.take(first)
+    both.end(None, as_array=True)
+    assert path.read_text() == capsys.readouterr().out == f"{first.to_json(indent=None)}\n"
+
+
+@pytest.fixture
+def scanned(tiny: Any) -> Any:
+    """A suspicious result with evidence, of a file of any name."""
+
+    def result(name: str) -> Result:
+        found = bdprune.scan(tiny.path, detectors=["lipschitz"], arch=tiny.arch, input_shape=(3, 8, 8))
+        assert found.detectors and found.artifact
+        named = msgspec.structs.replace(found.artifact, path=name)
+        return msgspec.structs.replace(found, artifact=named, verdict="suspicious", risk=0.5)
+
+    return result
 
 
 def test_files_are_checked_before_anything_runs(tmp_path: Path) -> None:

@@ -53,7 +53,7 @@ def test_built_in_writers_match_the_modules_and_describe_themselves() -> None:
     for name in OURS:
         one = writer(name)
         assert one.name == name and one.title and "/" in one.media_type and set(one.kinds) == set(KINDS)
-    assert [name for name in OURS if writer(name).streams] == ["jsonl"]
+    assert [name for name in OURS if writer(name).streams] == ["jsonl", "text"]
 
 
 def test_each_document_has_its_kind(backdoored: Result, repaired: PurifyResult, coverage: CoverageResult) -> None:

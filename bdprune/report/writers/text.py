@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable, Sequence
+from typing import TypeVar
 
 from bdprune.record import (
     Attachment,
@@ -28,6 +29,7 @@ _MOST_ROWS = 20
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069]")
 
 Rows = list[tuple[str, object]]
+_Kind = TypeVar("_Kind")
 
 
 class TextWriter(Writer):
@@ -37,24 +39,48 @@ class TextWriter(Writer):
     media_type = "text/plain"
     suffixes = (".txt", ".log")
 
+    streams = True
+    separator = "\n"
+
     def to_text(self, documents: Documents, style: Style) -> str:
-        blocks, coverages, scans = [], [], [one for one in documents if isinstance(one, Result)]
-        screened = [one for one in documents if isinstance(one, ScreenResult)]
-        several, many = len(scans) > 1, len(screened) > 1
-        for one in documents:
-            if isinstance(one, CoverageResult):
-                coverages.append(_coverage(one))
-            elif not (several and isinstance(one, Result) and one.verdict == "clean") and not (
-                many and isinstance(one, ScreenResult) and one.outcome == "nothing found"
-            ):
-                blocks.append(_BLOCKS[type(one)](one, style.colour))
-        if several:
-            blocks.append(_fleet(scans, style.colour))
-        if many:
-            blocks.append(_screens(screened, style.colour))
-        elif not blocks:
+        several = style.several or any(len(_of(kind, documents)) > 1 for kind in (Result, ScreenResult))
+        blocks = [_BLOCKS[type(one)](one, style.colour) for one in documents if _has_block(one, several)]
+        if several and not style.several:
+            blocks += _tables(documents, style.colour)
+        elif not blocks and not style.several:
             blocks.append([summary.tally([])])
-        return "\n".join("".join(f"{line}\n" for line in block) for block in [*blocks, *coverages])
+        return _joined([*blocks, *map(_coverage, _of(CoverageResult, documents))])
+
+    def ending(self, documents: Documents, style: Style) -> str:
+        """A table of several scans or screens, and the coverage."""
+        tables = _tables(documents, style.colour) if style.several or len(documents) > 1 else []
+        if not any(not isinstance(one, CoverageResult) for one in documents):
+            tables = [[summary.tally([])]]
+        return _joined([*tables, *map(_coverage, _of(CoverageResult, documents))])
+
+
+def _of(kind: type[_Kind], documents: Documents) -> list[_Kind]:
+    return [one for one in documents if isinstance(one, kind)]
+
+
+def _has_block(one: object, several: bool) -> bool:
+    """Whether a document has a block of its own: among several, only what needs attention has one."""
+    if several and isinstance(one, Result):
+        return one.verdict != "clean"
+    if several and isinstance(one, ScreenResult):
+        return one.outcome != "nothing found"
+    return not isinstance(one, CoverageResult)
+
+
+def _tables(documents: Documents, colour: bool) -> list[list[str]]:
+    """A table of the scans, and one of the screens."""
+    scans, screened = _of(Result, documents), _of(ScreenResult, documents)
+    return [*([_fleet(scans, colour)] if scans else []), *([_screens(screened, colour)] if screened else [])]
+
+
+def _joined(blocks: Iterable[list[str]]) -> str:
+    """Blocks of lines with an empty line between them."""
+    return TextWriter.separator.join("".join(f"{line}\n" for line in block) for block in blocks)
 
 
 def plain(text: object) -> str:

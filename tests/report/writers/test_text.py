@@ -202,3 +202,14 @@ def test_says_what_to_do_next(backdoored: Result, repaired: PurifyResult) -> Non
     assert lines[2] == f"  {summary.ADVICE['backdoored']}"
     assert text_of(repaired).splitlines()[-1] == f"  {summary.repair_advice(repaired)}"
     assert "may leave the backdoor" in summary.repair_advice(repaired)
+
+
+def test_a_stream_and_its_ending_are_the_text_of_all_results(
+    backdoored: Result, clean: Result, failed: Result, coverage: CoverageResult
+) -> None:
+    text, style, results = writer("text"), Style(several=True), [clean, failed, backdoored]
+    blocks = [found for one in results if (found := text.render([one], style))]
+    end = text.ending([*(one.brief() for one in results), coverage], style)
+    assert text.separator.join([*blocks, end]) == text.render([*results, coverage])
+    assert text.ending([clean.brief()], Style()) == "", "the block of a single result says everything"
+    assert text.ending([], Style(several=True)) == "0 models: nothing scanned\n"
