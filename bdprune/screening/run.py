@@ -6,13 +6,15 @@ For services that receive many checkpoints and do not ship torch.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 
+import msgspec
+
 import bdprune
-from bdprune.errors import ArtifactError, BdpruneError, UnsupportedError, first_line
+from bdprune.errors import ArtifactError, BdpruneError, StoreError, UnsupportedError, first_line
 from bdprune.files import StoredCheckpoint, StoredTensor, open_stored
 from bdprune.record import ArtifactInfo, ErrorInfo, HeadScreen, LayerScreen, ScreenResult
 from bdprune.screening.head import find_head, screen_head
@@ -23,7 +25,11 @@ THRESHOLD = 6.0
 """Largest z-score of a filter within its layer that is not flagged; that of the detector ``lipschitz``."""
 
 
-def screen(path: str | Path, *, digest: bool = True) -> ScreenResult:
+Recall = Callable[[str], ScreenResult | None]
+"""Gives the screen of the file with a SHA-256 if there is one."""
+
+
+def screen(path: str | Path, *, digest: bool = True, recall: Recall | None = None) -> ScreenResult:
     """What the weights of a file show without images, in milliseconds and without torch.
 
     It computes the channel Lipschitz score of every filter (CLP, as the detector ``lipschitz``), one layer at a time,
@@ -35,6 +41,7 @@ def screen(path: str | Path, *, digest: bool = True) -> ScreenResult:
     Args:
         path: a checkpoint of ``torch.save`` or safetensors, or the index of shards. Nothing in it is executed.
         digest: compute the SHA-256 of the file, which takes longer than the scores.
+        recall: asked with the SHA-256 for an earlier result, such as one in a store; it needs ``digest``.
 
     Example:
         >>> result = screen("model.pth")
@@ -45,7 +52,9 @@ def screen(path: str | Path, *, digest: bool = True) -> ScreenResult:
     """
     started, start = datetime.now(UTC), time.perf_counter()
     found = _Found(ArtifactInfo(path=str(path)))
-    error = _tried(path, digest, found)
+    error = _tried(path, digest, recall, found)
+    if found.earlier is not None:
+        return msgspec.structs.replace(found.earlier, artifact=found.artifact)
     reasons = () if error else tuple(_reasons(found.layers, found.heads))
     return ScreenResult(
         version=bdprune.__version__,
@@ -83,19 +92,25 @@ class _Found:
 
     artifact: ArtifactInfo
     outside: tuple[str, ...] = ()
+    earlier: ScreenResult | None = None
     layers: list[LayerScreen] = field(default_factory=list)
     heads: list[HeadScreen] = field(default_factory=list)
 
 
-def _tried(path: str | Path, digest: bool, found: _Found) -> ErrorInfo | None:
+def _tried(path: str | Path, digest: bool, recall: Recall | None, found: _Found) -> ErrorInfo | None:
     """Screens the file into ``found``; the error if that fails."""
     try:
         stored = open_stored(path)
         try:
             found.artifact, found.outside = _artifact(path, stored, digest), stored.outside
-            _screen(stored, found)
+            if recall is not None and found.artifact.sha256 is not None:
+                found.earlier = recall(found.artifact.sha256)
+            if found.earlier is None:
+                _screen(stored, found)
         except ArtifactError as failed:
             raise type(failed)(f"Cannot screen {path}: {failed.message}", failed.hint) from None
+    except StoreError:  # of ``recall``: it is no error of this file
+        raise
     except BdpruneError as failed:
         return ErrorInfo(type=type(failed).__name__, message=failed.message, hint=failed.hint)
     except Exception as failed:  # one file must not stop a service

@@ -13,7 +13,7 @@ from typing import TypeVar
 
 from bdprune.errors import StoreError
 
-SCHEMA = 1
+SCHEMA = 2
 """Version of the tables, in ``PRAGMA user_version``."""
 
 APPLICATION = 0x62647072
@@ -37,6 +37,10 @@ CREATE TABLE sources (
     PRIMARY KEY (name, scan)
 );
 CREATE TABLE evidence (key TEXT PRIMARY KEY, document TEXT NOT NULL);
+CREATE TABLE screens (
+    model TEXT NOT NULL, version TEXT NOT NULL, document TEXT NOT NULL, PRIMARY KEY (model, version)
+);
+CREATE TABLE screened (name TEXT PRIMARY KEY, model TEXT NOT NULL, version TEXT NOT NULL);
 CREATE INDEX sources_by_scan ON sources (scan);
 CREATE INDEX sources_by_seen ON sources (seen);
 """

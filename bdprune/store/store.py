@@ -110,7 +110,7 @@ class Store:
             raise StoreError("The name of the store is empty.", "Give the name of a file, such as scans.db.")
         self.path = Path(path)
         self._wait, self._writes = wait, writes
-        self._database = Database(self.path, writes=writes, wait=wait)
+        self.database = Database(self.path, writes=writes, wait=wait)
 
     def __enter__(self) -> Self:
         return self
@@ -124,7 +124,7 @@ class Store:
 
     def close(self) -> None:
         """Closes the file."""
-        self._database.close()
+        self.database.close()
 
     @property
     def attachments(self) -> Path:
@@ -155,7 +155,7 @@ class Store:
         """
         self._save_contents(contents or {})
         failed = any(one.verdict == "error" or any(seen.error for seen in one.detectors) for one in results)
-        with self._database.transaction() as connection:
+        with self.database.transaction() as connection:
             if (scan := _scan_to_fill(connection, key)) is not None:
                 connection.execute("UPDATE scans SET failed = ? WHERE id = ?", (failed, scan))
                 connection.execute("DELETE FROM results WHERE scan = ?", (scan,))
@@ -163,7 +163,7 @@ class Store:
                 connection.executemany("INSERT INTO results VALUES (?, ?, ?)", documents)
             rows = [(one.digest, seen.to_json(indent=None)) for one, seen in evidence]
             connection.executemany("INSERT OR REPLACE INTO evidence VALUES (?, ?)", rows)
-            _name(connection, _plain(name), _scan_of(connection, key))
+            _name(connection, plain_name(name), _scan_of(connection, key))
 
     def find(self, key: ScanKey, name: str) -> tuple[Result, ...]:
         """The results under ``key``, with ``name`` as the path of their file, which the store notes; none if there is
@@ -176,14 +176,14 @@ class Store:
             "SELECT scans.id, document FROM scans JOIN results ON scan = scans.id "
             "WHERE key = ? AND NOT failed ORDER BY place"
         )
-        with self._database.reading() as connection:
+        with self.database.reading() as connection:
             rows = connection.execute(query, (key.digest,)).fetchall()
         try:
             found = tuple(_renamed(Result.from_json(text), name) for _, text in rows)
         except DataError:  # of another schema of results
             return ()
         if found:
-            self._note(_plain(name), rows[0][0])
+            self._note(plain_name(name), rows[0][0])
         return found
 
     def find_evidence(self, key: EvidenceKey) -> Evidence | None:
@@ -192,7 +192,7 @@ class Store:
         Raises:
             StoreError: the store cannot be read.
         """
-        with self._database.reading() as connection:
+        with self.database.reading() as connection:
             row = connection.execute("SELECT document FROM evidence WHERE key = ?", (key.digest,)).fetchone()
         try:
             return None if row is None else Evidence.from_json(row[0])
@@ -225,18 +225,18 @@ class Store:
             "SELECT name, scans.id, model, data, settings, version FROM sources JOIN scans ON scans.id = scan WHERE "
             f"{'name = ?' if name is not None else f'1 {latest}'} ORDER BY name, seen DESC"
         )
-        with self._database.reading() as connection:
-            rows = connection.execute(query, () if name is None else (_plain(name),)).fetchall()
+        with self.database.reading() as connection:
+            rows = connection.execute(query, () if name is None else (plain_name(name),)).fetchall()
         for path, scan, model, data, settings, version in rows:
             yield Kept(path, model, data, json.loads(settings), version, self._results(scan, path))
 
     def names(self) -> list[str]:
         """The names of all files."""
-        with self._database.reading() as connection:
+        with self.database.reading() as connection:
             return [name for (name,) in connection.execute("SELECT DISTINCT name FROM sources ORDER BY name")]
 
     def _results(self, scan: int, name: str) -> tuple[Result, ...]:
-        with self._database.reading() as connection:
+        with self.database.reading() as connection:
             rows = connection.execute("SELECT document FROM results WHERE scan = ? ORDER BY place", (scan,)).fetchall()
         try:
             return tuple(_renamed(Result.from_json(text), name) for (text,) in rows)
@@ -247,10 +247,10 @@ class Store:
     def _note(self, name: str, scan: int) -> None:
         """Notes that ``name`` is a name of this scan, unless it is the latest note of this name already."""
         query = "SELECT scan FROM sources WHERE name = ? ORDER BY seen DESC LIMIT 1"
-        with self._database.reading() as connection:
+        with self.database.reading() as connection:
             latest = connection.execute(query, (name,)).fetchone()
         if latest != (scan,):
-            with self._database.transaction() as connection:
+            with self.database.transaction() as connection:
                 _name(connection, name, scan)
 
     def _save_contents(self, contents: Mapping[str, bytes]) -> None:
@@ -297,7 +297,7 @@ def _renamed(result: Result, name: str) -> Result:
     return msgspec.structs.replace(result, artifact=named)
 
 
-def _plain(name: str) -> str:
+def plain_name(name: str) -> str:
     """A name that the database can hold: bytes that are not UTF-8 become question marks."""
     return name.encode(errors="replace").decode()
 

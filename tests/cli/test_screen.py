@@ -120,3 +120,24 @@ def test_progress_goes_to_standard_error(start: Any, folder: Path) -> None:
     stdout, stderr = process.communicate(timeout=120)
     assert process.returncode == 1 and all(json.loads(line) for line in stdout.splitlines())
     assert "[1/3] nothing found" in stderr and "look closer" in stderr and os.fspath(folder) in stderr
+
+
+def test_a_store_saves_screens_and_show_lists_them(run: Run, folder: Path, tmp_path: Path) -> None:
+    store = tmp_path / "s.db"
+    first = run("screen", folder, "--store", store, "-f", "jsonl", "--fail-on", "never")
+    assert first.exit_code == 0 and "Screens from" not in first.stderr
+    again = run("screen", folder, "--store", store, "-f", "jsonl", "--fail-on", "never")
+    assert again.stdout == first.stdout and f"Screens from {store}: 2." in again.stderr
+    listed = run("show", store).stdout
+    assert "screened: look closer" in listed and "screened: nothing found" in listed and "sub/odd.pth" in listed
+    shown = run("show", store, "odd.pth", "-f", "json")
+    assert ScreenResult.from_json(shown.stdout).outcome == "look closer"
+    refused = run("screen", folder, "--store", store, "--no-digest")
+    assert refused.exit_code == 4 and "A store needs the digest of each file." in refused.stderr
+
+
+def test_a_list_of_paths_is_screened(run: Run, folder: Path, tmp_path: Path) -> None:
+    paths = tmp_path / "list.txt"
+    paths.write_text(f"{folder / 'plain.pth'}\n{folder / 'sub' / 'odd.pth'}\n")
+    done = run("screen", f"@{paths}", "-f", "jsonl")
+    assert done.exit_code == 1 and len(done.stdout.splitlines()) == 2

@@ -115,14 +115,14 @@ def test_a_full_disk_leaves_nothing_half_written(tmp_path: Path) -> None:
     path = tmp_path / "scans.db"
     with Store(path) as store:
         store.save(key("1"), "a.pth", [result()])
-        with store._database.reading() as connection:
+        with store.database.reading() as connection:
             (pages,) = connection.execute("PRAGMA page_count").fetchone()
             connection.execute(f"PRAGMA max_page_count = {pages}")
         with pytest.raises(StoreError, match="is full") as caught:
             store.save(key("2"), "b.pth", [result("b.pth", findings=()), result("b.pth", not_run=("x" * 100_000,))])
         assert caught.value.hint
         assert store.names() == ["a.pth"] and store.find(key("2"), "b.pth") == ()
-        with store._database.reading() as connection:
+        with store.database.reading() as connection:
             connection.execute("PRAGMA max_page_count = 1000000")
         store.save(key("2"), "b.pth", [result("b.pth")])
         assert store.names() == ["a.pth", "b.pth"]

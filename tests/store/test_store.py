@@ -43,7 +43,7 @@ def test_the_same_bytes_under_two_names_are_kept_once(store: Store) -> None:
     (found,) = store.find(key(), "b.pth")
     assert found.artifact and found.artifact.path == "b.pth"
     assert [(kept.name, kept.results[0].name) for kept in store.scans()] == [("a.pth", "a.pth"), ("b.pth", "b.pth")]
-    with store._database.reading() as connection:
+    with store.database.reading() as connection:
         assert connection.execute("SELECT count(*) FROM results").fetchone() == (1,)
 
 
@@ -101,7 +101,7 @@ def test_a_store_can_be_sent_to_another_process(store: Store) -> None:
 
 def test_a_result_of_another_version_is_not_taken_and_named_when_shown(store: Store) -> None:
     store.save(key(), "a.pth", [result()])
-    with store._database.transaction() as connection:
+    with store.database.transaction() as connection:
         connection.execute('UPDATE results SET document = \'{"kind": "scan"}\'')
     assert store.find(key(), "a.pth") == ()
     with pytest.raises(StoreError, match="cannot be read"):

@@ -1,0 +1,114 @@
+"""Screens with a store: a file whose screen is there is not screened again."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+import msgspec
+
+import bdprune
+from bdprune.errors import DataError
+from bdprune.record import ScreenResult
+from bdprune.store.database import Database
+from bdprune.store.store import Store, plain_name
+
+
+class Screens:
+    """The screens in a store, by the SHA-256 of the file and the version of bdprune. Failed screens are not kept.
+
+    Args:
+        store: it may hold scans, too.
+
+    Attributes:
+        taken: how many screens came from the store so far.
+
+    Example:
+        >>> with Store("screens.db") as store:
+        ...     for result in Screens(store).run(["model.pth"]):
+        ...         print(result.outcome)
+        nothing found
+    """
+
+    def __init__(self, store: Store) -> None:
+        self._database: Database = store.database
+        self.taken = 0
+
+    def run(self, paths: Iterable[str | Path]) -> Iterator[ScreenResult]:
+        """One result for each path, in order; new ones are written before they are given out.
+
+        Raises:
+            StoreError: the store cannot be read or written.
+        """
+        from bdprune.screening import screen  # only here: the other commands on a store do not need numpy
+
+        for path in paths:
+            before = self.taken
+            result = screen(path, recall=self._recall)
+            if self.taken == before and result.error is None:
+                self._save(result)
+            elif result.error is None:
+                self._name(result)
+            yield result
+
+    def all(self) -> Iterator[ScreenResult]:
+        """The latest screen of every file, in the order of their names.
+
+        Raises:
+            StoreError: the store cannot be read.
+        """
+        query = (
+            "SELECT name, document FROM screened JOIN screens USING (model, version) WHERE name > ? "
+            "ORDER BY name LIMIT 256"
+        )
+        last = ""
+        while True:
+            with self._database.reading() as connection:
+                rows = connection.execute(query, (last,)).fetchall()
+            if not rows:
+                return
+            for name, document in rows:
+                if (result := _parsed(document)) is not None:
+                    yield _renamed(result, name)
+            last = rows[-1][0]
+
+    def names(self) -> list[str]:
+        """The names of all screened files."""
+        with self._database.reading() as connection:
+            return [name for (name,) in connection.execute("SELECT name FROM screened ORDER BY name")]
+
+    def _recall(self, sha256: str) -> ScreenResult | None:
+        query = "SELECT document FROM screens WHERE model = ? AND version = ?"
+        with self._database.reading() as connection:
+            row = connection.execute(query, (sha256, bdprune.__version__)).fetchone()
+        found = None if row is None else _parsed(row[0])
+        self.taken += found is not None
+        return found
+
+    def _save(self, result: ScreenResult) -> None:
+        row = (result.artifact.sha256, bdprune.__version__, result.to_json(indent=None))
+        with self._database.transaction() as connection:
+            connection.execute("INSERT OR REPLACE INTO screens VALUES (?, ?, ?)", row)
+            connection.execute("INSERT OR REPLACE INTO screened VALUES (?, ?, ?)", (plain_name(result.name), *row[:2]))
+
+    def _name(self, result: ScreenResult) -> None:
+        """Notes the file's name, unless it is known."""
+        row = (plain_name(result.name), result.artifact.sha256, bdprune.__version__)
+        query = "SELECT 1 FROM screened WHERE name = ? AND model = ? AND version = ?"
+        with self._database.reading() as connection:
+            known = connection.execute(query, row).fetchone()
+        if known is None:
+            with self._database.transaction() as connection:
+                connection.execute("INSERT OR REPLACE INTO screened VALUES (?, ?, ?)", row)
+
+
+def _parsed(document: str) -> ScreenResult | None:
+    """The result; None if another version of the schema wrote it."""
+    try:
+        return ScreenResult.from_json(document)
+    except DataError:
+        return None
+
+
+def _renamed(result: ScreenResult, name: str) -> ScreenResult:
+    return msgspec.structs.replace(result, artifact=msgspec.structs.replace(result.artifact, path=name))
