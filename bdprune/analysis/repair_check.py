@@ -135,7 +135,14 @@ class Signs:
         return bool(self.triggers) or self.lead is not None or self.moved is not None
 
 
-def signs_of(case: Case, held: CleanData, limits: CheckLimits, search: SearchFor, seed: int = 0) -> Signs:
+def signs_of(
+    case: Case,
+    held: CleanData,
+    limits: CheckLimits,
+    search: SearchFor,
+    seed: int = 0,
+    precision: Precision = DEFAULT,
+) -> Signs:
     """The signs of a backdoor in the network of ``case``.
 
     Args:
@@ -144,9 +151,10 @@ def signs_of(case: Case, held: CleanData, limits: CheckLimits, search: SearchFor
         limits: what counts as a sign.
         search: which triggers are searched.
         seed: of the search and the unlearning.
+        precision: of the unlearning.
     """
     known = tuple(outstanding_triggers(case, search, limits.score, seed))
-    found, classes = collapse_of(case, seed), case.model.num_classes
+    found, classes = collapse_of(case, seed, precision), case.model.num_classes
     lead = found.lead if found and found.lead > limits.lead_for(classes) else None
     moved = found.moved if found and found.moved > limits.moved_for(classes) else None
     labels = [one.trigger.target for one in known[:1]]
@@ -156,7 +164,13 @@ def signs_of(case: Case, held: CleanData, limits: CheckLimits, search: SearchFor
 
 
 def check_repair(
-    case: Case, repaired: Model, signs: Signs, limits: CheckLimits, search: SearchFor, seed: int = 0
+    case: Case,
+    repaired: Model,
+    signs: Signs,
+    limits: CheckLimits,
+    search: SearchFor,
+    seed: int = 0,
+    precision: Precision = DEFAULT,
 ) -> RepairCheck:
     """Measures the known triggers, searches them again, and unlearns again if the unlearning showed a sign.
 
@@ -167,6 +181,7 @@ def check_repair(
         limits: what counts as repaired.
         search: which triggers were searched.
         seed: of the search, the unlearning and the random changes.
+        precision: of the unlearning.
     """
     after = case.with_model(repaired)
     triggers, left = [], []
@@ -176,7 +191,7 @@ def check_repair(
         triggers.append(found)
         left += _what_is_left(found, again, limits)
     collapsed = signs.lead is not None or signs.moved is not None
-    new = collapse_of(after, seed) if collapsed else None
+    new = collapse_of(after, seed, precision) if collapsed else None
     if collapsed:
         left += _left_under_unlearning(new, limits, case.model.num_classes)
     return RepairCheck(

@@ -46,6 +46,7 @@ from bdprune.record import (
     some,
 )
 from bdprune.registry import chosen_purifier, method_class
+from bdprune.runtime import DEFAULT
 
 _HELD_OUT = 0.3  # share of the clean images that measures the triggers of a check
 _COMPACT = "compact"  # a mode of a repair: prune so that the filters can be removed, then remove them
@@ -324,10 +325,13 @@ def _repaired(model: Model, clean: CleanSource, run: _Run) -> _Done:
 
 def _checked(case: Case, repair: Repair, run: _Run) -> Repair:
     """The repair with what clean images show before and after it."""
-    _, held = hold_out(case.images, _HELD_OUT, run.options.seed)
-    search, criteria, seed = SearchFor(), CheckLimits(), run.options.seed
-    signs = signs_of(case, held, criteria, search, seed)
-    return replace(repair, check=check_repair(case, repair.model, signs, criteria, search, seed))
+    seed, precision = run.options.seed, run.options.precision or DEFAULT
+    share = getattr(run.purifier, "held_out", 0.0) or _HELD_OUT  # the images that the repair did not learn from
+    _, held = hold_out(case.images, share, getattr(run.purifier, "seed", seed))
+    search, criteria = SearchFor(), CheckLimits()
+    signs = signs_of(case, held, criteria, search, seed, precision)
+    check = check_repair(case, repair.model, signs, criteria, search, seed, precision)
+    return replace(repair, check=check)
 
 
 def _left(model: Model, failed: Sequence[tuple[str, BdpruneError]]) -> tuple[str, ...]:

@@ -25,6 +25,18 @@ Candidate = tuple[str, Callable[[Case], Repair]]
 _BEFORE_UNLEARNING = 0.05  # fall of accuracy by the pruning before a fine-tuning, which regains a part
 
 
+@dataclass
+class _Remembered:
+    """A method and its last repair; None before, and if it failed."""
+
+    method: RNP
+    repair: Repair | None = None
+
+    def __call__(self, case: Case) -> Repair:
+        self.repair = self.method(case)
+        return self.repair
+
+
 @dataclass(frozen=True)
 class _Tried:
     """A repair that was tried, and its check."""
@@ -94,7 +106,7 @@ class Auto(Purifier):
         phase = Phases()
         _, held = hold_out(case.images, self.held_out, self.seed)
         with phase("signs"):
-            signs = signs_of(case, held, self.criteria, self.search, self.seed)
+            signs = signs_of(case, held, self.criteria, self.search, self.seed, self.precision)
         if not signs:
             return self._unverified(case, phase)
         tried, attempts = self._try_all(case, signs, phase)
@@ -120,16 +132,19 @@ class Auto(Purifier):
             search=self.search,
             max_drop=self.max_drop,
             held_out=self.held_out,
+            mode=self.mode,
             precision=self.precision,
             seed=self.seed,
         )
-        rnp = RNP.preset(
-            "scan",
-            mode=self.mode,
-            held_out=self.held_out,
-            max_drop=first_drop,
-            seed=self.seed,
-            precision=self.precision,
+        rnp = _Remembered(
+            RNP.preset(
+                "scan",
+                mode=self.mode,
+                held_out=self.held_out,
+                max_drop=first_drop,
+                seed=self.seed,
+                precision=self.precision,
+            )
         )
         known = signs.triggers
         if known:
@@ -138,7 +153,8 @@ class Auto(Purifier):
         if known:
             yield "trigger_pruning+fine_tuning", lambda case: tuned.repaired(case, known, Phases())
             yield "trigger_unlearning", lambda case: unlearning.repaired(case, known, Phases())
-            yield "rnp+trigger_unlearning", lambda case: _one_after_another(case, rnp, unlearning, signs)
+        if known and (first := rnp.repair) is not None and first.change != "nothing":
+            yield "rnp+trigger_unlearning", lambda case: _one_after_another(case, first, unlearning, signs)
         yield "ibau", IBAU(held_out=self.held_out, max_drop=min(self.max_drop, IBAU.max_drop), seed=self.seed)
 
     def _try_all(self, case: Case, signs: Signs, phase: Phases) -> tuple[list[_Tried], list[Attempt]]:
@@ -176,7 +192,7 @@ class Auto(Purifier):
             spent = time.perf_counter() - start
             return Attempt(method=name, accuracy_after=repair.accuracy_after, rejected=rejected, seconds=spent)
         try:
-            check = check_repair(case, repair.model, signs, self.criteria, self.search, self.seed)
+            check = check_repair(case, repair.model, signs, self.criteria, self.search, self.seed, self.precision)
         except BdpruneError as error:
             spent, why = time.perf_counter() - start, f"its result cannot be checked: {error}"
             return Attempt(method=name, accuracy_after=repair.accuracy_after, rejected=why, seconds=spent)
@@ -212,7 +228,7 @@ class Auto(Purifier):
         )
 
     def _unchanged(self, case: Case, signs: Signs, attempts: list[Attempt], phase: Phases) -> Repair:
-        check = check_repair(case, case.model, signs, self.criteria, self.search, self.seed)
+        check = check_repair(case, case.model, signs, self.criteria, self.search, self.seed, self.precision)
         last = attempts[-1]
         return self.repair(
             case,
@@ -250,9 +266,8 @@ class Auto(Purifier):
         )
 
 
-def _one_after_another(case: Case, first: RNP, second: TriggerUnlearning, signs: Signs) -> Repair:
-    """The second method on the result of the first; the filters pruned by both stay pruned."""
-    before = first(case)
+def _one_after_another(case: Case, before: Repair, second: TriggerUnlearning, signs: Signs) -> Repair:
+    """The second method on the result of a first one; the filters pruned by both stay pruned."""
     after = second.repaired(case.with_model(before.model), signs.triggers, Phases(), before.pruned)
     groups = [group.name for group in case.model.groups]
     both = {name: sorted({*before.pruned.get(name, ()), *after.pruned.get(name, ())}) for name in groups}

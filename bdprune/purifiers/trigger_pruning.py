@@ -9,11 +9,11 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from bdprune.analysis import Case, Outstanding, SearchFor, excess_flips, outstanding_triggers, raised_filters
+from bdprune.analysis import Case, Outstanding, excess_flips, raised_filters
 from bdprune.data import CleanData
 from bdprune.errors import ArchitectureError
 from bdprune.loops import FineTuneSettings, KeptPruned, PrunedPredictions, Pruning, fine_tune
-from bdprune.methods import CurvePoint, Phases, Purifier, Repair, hold_out
+from bdprune.methods import CurvePoint, Phases, Repair, TriggerPurifier, hold_out
 from bdprune.model import Model, PruneMode, prune
 from bdprune.record import Needs
 from bdprune.runtime import DEFAULT, Precision, share_right
@@ -50,7 +50,7 @@ class _Point:
 
 
 @dataclass(frozen=True)
-class TriggerPruning(Purifier):
+class TriggerPruning(TriggerPurifier):
     """Prunes the filters that recovered triggers raise most, as far as clean accuracy allows.
 
     A filter's rank is the rise of its map under a trigger, in standard deviations on clean images
@@ -79,8 +79,6 @@ class TriggerPruning(Purifier):
         seed: seed of the search, of the split and of the fine-tuning.
     """
 
-    search: SearchFor = SearchFor()  # noqa: RUF009  (frozen)
-    least: float = 1.5
     layers: Literal["all", "last"] = "all"
     stop: Literal["accuracy", "flips"] = "accuracy"
     gone: float = 0.1
@@ -90,7 +88,6 @@ class TriggerPruning(Purifier):
     tuned_drop: float = 0.08
     mode: PruneMode = "zero_gamma"
     precision: Precision = DEFAULT
-    seed: int = 0
 
     id = "bdprune.trigger_pruning"
     title = "prunes the filters that the recovered triggers raise most"
@@ -101,19 +98,6 @@ class TriggerPruning(Purifier):
     label = True
     limits = "It removes backdoors whose trigger the search recovers. Without such a trigger it changes nothing."
     presets = PRESETS
-
-    def __call__(self, case: Case) -> Repair:
-        """Repairs a copy of the model.
-
-        Raises:
-            ArchitectureError: the network has no convolutions.
-            DataError: there are too few clean images.
-        """
-        self.check(case)
-        phase = Phases()
-        with phase("search"):
-            known = outstanding_triggers(case, self.search, self.least, self.seed)
-        return self.repaired(case, known, phase)
 
     def repaired(self, case: Case, known: Sequence[Outstanding], phase: Phases) -> Repair:
         """The repair by known triggers.

@@ -6,11 +6,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from bdprune.analysis import Case, Outstanding, SearchFor, outstanding_triggers, search_again
+from bdprune.analysis import Case, Outstanding, search_again
 from bdprune.data import CleanData
 from bdprune.loops import FineTuneSettings, KeptPruned, StampedLabels, Stamping, fine_tune
-from bdprune.methods import Phases, Purifier, Repair, hold_out, sure_drop
-from bdprune.model import Model
+from bdprune.methods import Phases, Repair, TriggerPurifier, hold_out, sure_drop
+from bdprune.model import Model, PruneMode
 from bdprune.purifiers.trigger_pruning import TriggerPruning
 from bdprune.record import Needs
 from bdprune.runtime import DEFAULT, Precision
@@ -27,7 +27,7 @@ PRESETS: Mapping[str, Mapping[str, Any]] = {
 
 
 @dataclass(frozen=True)
-class TriggerUnlearning(Purifier):
+class TriggerUnlearning(TriggerPurifier):
     """Teaches the network the true labels of images that carry the recovered triggers.
 
     The triggers are stamped on a share of each step, with varied strength and place, because a recovered trigger
@@ -39,7 +39,7 @@ class TriggerUnlearning(Purifier):
     The preset ``paper`` is the unlearning of Neural Cleanse: one pass over the images, 20 % of which carry the trigger.
 
     Args:
-        pruning: settings of the pruning before; None for none. Its ``seed``, ``precision`` and
+        pruning: settings of the pruning before; None for none. Its ``seed``, ``mode``, ``precision`` and
             ``held_out`` are those of this method.
         tuning: settings of the fine-tuning of one round.
         stamping: how the triggers are stamped.
@@ -49,6 +49,7 @@ class TriggerUnlearning(Purifier):
         max_drop: largest fall of clean accuracy on the held-out images, less its standard error
             (:func:`bdprune.methods.sure_drop`), in [0, 1]; a round beyond it is not taken.
         held_out: share of the clean images held out for the accuracy.
+        mode: how a filter is pruned.
         precision: precision of the fine-tuning (:func:`bdprune.runtime.plan_for`).
         seed: seed of the search, of the split and of the fine-tuning.
     """
@@ -59,12 +60,10 @@ class TriggerUnlearning(Purifier):
     )
     stamping: Stamping = field(default_factory=lambda: Stamping(share=0.3))
     rounds: int = 3
-    search: SearchFor = SearchFor()  # noqa: RUF009  (frozen)
-    least: float = 1.5
     max_drop: float = 0.03
     held_out: float = 0.3
+    mode: PruneMode = "zero_gamma"
     precision: Precision = DEFAULT
-    seed: int = 0
 
     id = "bdprune.trigger_unlearning"
     title = "prunes, then learns the true labels of images with the recovered triggers"
@@ -75,19 +74,6 @@ class TriggerUnlearning(Purifier):
     label = True
     limits = "It removes backdoors whose trigger the search recovers. Without such a trigger it changes nothing."
     presets = PRESETS
-
-    def __call__(self, case: Case) -> Repair:
-        """Repairs a copy of the model.
-
-        Raises:
-            DataError: there are too few clean images.
-            TrainingError: the loss of a fine-tuning is not finite.
-        """
-        self.check(case)
-        phase = Phases()
-        with phase("search"):
-            known = outstanding_triggers(case, self.search, self.least, self.seed)
-        return self.repaired(case, known, phase)
 
     def repaired(
         self, case: Case, known: Sequence[Outstanding], phase: Phases, kept: Mapping[str, list[int]] | None = None
@@ -107,7 +93,7 @@ class TriggerUnlearning(Purifier):
         model, pruned = self._pruned(case, known, phase, kept or {})
         best, rounds = self._rounds(case, model, pruned, (rest, held), known, phase)
         if not rounds and sure_drop(case.model, best, held) > self.max_drop:
-            best, pruned = case.model, KeptPruned(kept or {})
+            best, pruned = case.model, KeptPruned(kept or {}, self.mode)
         return self.repair(
             case,
             best,
@@ -123,11 +109,13 @@ class TriggerUnlearning(Purifier):
         self, case: Case, known: Sequence[Outstanding], phase: Phases, kept: Mapping[str, list[int]]
     ) -> tuple[Model, KeptPruned]:
         if self.pruning is None:
-            return case.model, KeptPruned(kept)
-        pruning = replace(self.pruning, seed=self.seed, precision=self.precision, held_out=self.held_out)
+            return case.model, KeptPruned(kept, self.mode)
+        pruning = replace(
+            self.pruning, seed=self.seed, mode=self.mode, precision=self.precision, held_out=self.held_out
+        )
         repair = pruning.repaired(case, known, phase)
         all_pruned = {name: [*kept.get(name, ()), *repair.pruned.get(name, ())] for name in {**kept, **repair.pruned}}
-        return repair.model, KeptPruned(all_pruned, pruning.mode)
+        return repair.model, KeptPruned(all_pruned, self.mode)
 
     def _rounds(
         self,

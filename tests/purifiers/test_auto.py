@@ -139,14 +139,7 @@ def test_without_a_sign_the_outcome_is_unverified(known: Planted, monkeypatch: p
 
 def test_methods_come_in_the_order_of_their_cost(known: Planted) -> None:
     names = [name for name, _ in Auto()._candidates(_signs(known))]
-    assert names == [
-        "trigger_pruning",
-        "rnp",
-        "trigger_pruning+fine_tuning",
-        "trigger_unlearning",
-        "rnp+trigger_unlearning",
-        "ibau",
-    ]
+    assert names == ["trigger_pruning", "rnp", "trigger_pruning+fine_tuning", "trigger_unlearning", "ibau"]
     assert [name for name, _ in Auto()._candidates(_signs(known, found=False))] == ["rnp", "ibau"]
 
 
@@ -161,14 +154,37 @@ def test_two_methods_in_turn_keep_both_prunings(known: Planted, monkeypatch: pyt
 
     monkeypatch.setattr(TriggerUnlearning, "repaired", second)
     case = Case(known.backdoored, known.data)
-    done = _one_after_another(case, first, TriggerUnlearning(), _signs(known))  # type: ignore[arg-type]
+    done = _one_after_another(case, first(case), TriggerUnlearning(), _signs(known))
     assert done.pruned == {group: [1, 2]} and done.change == "pruned and retrained" and done.accuracy_before == 0.75
     assert seen == [{group: [2]}]
+
+
+def test_rnp_runs_once_and_goes_on_only_if_it_changed_something(
+    known: Planted, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ran: list[Repair] = []
+
+    def run(self: RNP, case: Case) -> Repair:
+        ran.append(gives(known, known.clean, pruned={}, change=change)(case))
+        return ran[-1]
+
+    monkeypatch.setattr(RNP, "__call__", run)
+    monkeypatch.setattr(auto, "_one_after_another", lambda case, before, *more: before)
+    case = Case(known.backdoored, known.data)
+    for change in ("pruned", "nothing"):
+        ran.clear()
+        names = []
+        for name, method in Auto()._candidates(_signs(known)):
+            names.append(name)
+            if "rnp" in name:
+                assert method(case) is ran[0]
+        after_rnp = ["rnp+trigger_unlearning"] if change == "pruned" else []
+        assert len(ran) == 1 and names[-2 - len(after_rnp) :] == ["trigger_unlearning", *after_rnp, "ibau"]
 
 
 def test_settings_reach_all_methods(known: Planted) -> None:
     method = Auto(mode="weights", seed=7, precision="float32", held_out=0.4)
     found: Iterator[Any] = method._candidates(_signs(known))
-    rnp = dict(found)["rnp"]
+    rnp = dict(found)["rnp"].method
     assert (rnp.mode, rnp.seed, rnp.precision, rnp.held_out) == ("weights", 7, "float32", 0.4)
     assert torch.tensor(method.params["criteria"]["gone"]) == torch.tensor(0.1)

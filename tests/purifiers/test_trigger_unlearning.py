@@ -86,3 +86,13 @@ def test_without_a_trigger_nothing_changes(known: Planted) -> None:
 def test_the_paper_takes_one_pass_with_a_fifth_of_the_images() -> None:
     paper = TriggerUnlearning.preset("paper")
     assert (paper.rounds, paper.tuning.epochs, paper.stamping.share, paper.pruning) == (1, 1, 0.2, None)
+
+
+def test_the_mode_reaches_the_pruning_before(known: Planted, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(trigger_unlearning, "search_again", never_again)
+    method = TriggerUnlearning(pruning=TriggerPruning(fine_tuning=None), tuning=TUNING, max_drop=0.2, mode="weights")
+    repair = method.repaired(Case(known.backdoored, known.data), [true_trigger(known)], Phases())
+    assert repair.pruned
+    for name, index in repair.pruned.items():
+        group = next(one for one in known.backdoored.groups if one.name == name)
+        assert not repair.model.network.get_parameter(f"{group.conv}.weight")[index].any()
