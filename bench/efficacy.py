@@ -7,7 +7,7 @@
 DIR holds the zoo's dataset. Prints Markdown tables: the verdicts of every model; and for each method clean accuracy
 (CA), attack success rate (ASR) and robust accuracy (RA, triggered images with their true label) before and after each
 repair, the defence effectiveness rate (DER), the ASR after an attacker has fine-tuned the repaired model on five
-triggered images, and RNP's published figures (Li et al., 2023, Tables 2 and 10: ResNet-18 of width 64, 200 epochs).
+triggered images, and published figures (bench/published.py).
 Seeds change the split, the order and the augmentation. The clean images are the zoo's, or those of --clean. Methods
 decide on these images only, with the same settings for every attack. Triggers and test images are used for measuring
 only.

@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Sequence
 
 import torch
+from published import published
 from rows import Row
 from torch import Tensor, nn
 from verdicts import by
@@ -20,21 +21,6 @@ from bdprune.methods import Purifier
 from bdprune.model import Model
 from bdprune.registry import names, purifier
 
-# Published ASR and CA after RNP, in per cent (Li et al., 2023, Tables 2 and 10).
-PAPER = {
-    "badnets": (0.20, 92.22),
-    "trojan": (2.23, 92.56),
-    "blend": (0.33, 92.62),
-    "label-consistent": (8.87, 93.12),
-    "sig": (0.43, 94.62),
-    "dynamic": (15.24, 90.18),
-    "wanet": (10.98, 92.83),
-    "feature-collision": (1.80, 90.93),
-    "dfst": (4.61, 92.78),
-    "awp": (1.04, 94.24),
-    "lira": (13.51, 92.26),
-    "ablend": (1.09, 90.38),
-}
 POISONED = 5
 """Triggered images of the retuning, as in Wang et al., NeurIPS 2024 (PAM)."""
 
@@ -131,7 +117,7 @@ def repair_table(rows: Sequence[Row], before: dict[str, Row]) -> str:
     """A Markdown table with mean and worst over the seeds of one method, and a line for all models."""
     lines = [
         "| model | ASR before | after, mean (worst) | CA before | after, mean (worst) | RA after | DER | changed "
-        "| outcome | after retuning: ASR | s | RNP paper ASR / CA |",
+        "| outcome | after retuning: ASR | s | published ASR / CA |",
         "|" + "---|" * 12,
     ]
     means: list[tuple[float, float, float]] = []
@@ -163,7 +149,6 @@ def _line(name: str, rows: Sequence[Row], before: Row) -> str:
     accuracy = [one["ca"] for one in after]
     success, robust = _known(after, "asr"), _known(after, "ra")
     again = [row["retuned"] for row in rows if row.get("retuned") is not None]
-    paper = PAPER.get(rows[0]["kind"]) if rows[0]["truth"] is not None else None
     rates = [defence_rate(before, one) for one in after] if before["asr"] is not None else []
     pruned = sorted({row["pruned"] for row in rows})
     span = f"{pruned[0]}" if len(pruned) == 1 else f"{pruned[0]} to {pruned[-1]}"
@@ -180,7 +165,7 @@ def _line(name: str, rows: Sequence[Row], before: Row) -> str:
         "/".join(sorted({row.get("outcome", "unchecked") for row in rows})),
         f"{statistics.mean(again):.1f}" if again else "–",
         f"{statistics.mean(row['seconds'] for row in rows):.0f}",
-        "–" if paper is None else f"{paper[0]:.2f} / {paper[1]:.2f}",
+        published(rows[0]["method"], rows[0]["kind"], rows[0]["truth"] is None),
     ]
     return f"| {' | '.join(cells)} |"
 

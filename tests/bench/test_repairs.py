@@ -50,7 +50,7 @@ def test_the_table_has_means_and_worst_over_the_seeds() -> None:
     lines = repair_table([_row(), _row(after={"ca": 86.0, "asr": 6.0, "ra": 83.0}, pruned=9)], BEFORE).splitlines()
     assert lines[2] == (
         "| m | 100.0 | 4.0 (6.0) | 90.0 | 87.0 (86.0) | 84.0 | 96.5 | pruned, 7 to 9 filters | repaired | 50.0 | 4 "
-        "| 0.20 / 92.22 |"
+        "| 0.20 / 92.22, 41 filters |"
     )
     assert lines[-1].startswith("1 backdoored models: ASR 4.00 on average and 4.00 at worst; CA falls by 3.00 points")
 
