@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from importlib.util import find_spec
@@ -32,6 +33,7 @@ class Progress:
         self._name = ""
         self._done = self._worked = 0
         self._last = ""
+        self._counts: Counter[str] = Counter()
         self._start = time.monotonic()
         self._live: RichProgress | None = None
         self._task: TaskID | None = None
@@ -91,10 +93,12 @@ class Progress:
             self._done += 1
             self._worked += not taken
         self._last = file
+        self._counts[verdict] += 1
         verdict += " (stored)" if taken else ""
-        left = (time.monotonic() - self._start) / max(self._worked, 1) * (self._total - self._done)
+        now = time.monotonic()
+        left = (now - self._start) / max(self._worked, 1) * (self._total - self._done)
         if self._live is not None and self._task is not None:
-            self._live.update(self._task, completed=self._done, end=time.monotonic() + left)
+            self._live.update(self._task, completed=self._done, end=now + left, counts=self._tally(now))
         elif self._shown and self._total > 1:
             self._print(f"[{self._done}/{self._total}] {verdict}  {plain(name)}{_about(left)}")
 
@@ -110,6 +114,11 @@ class Progress:
         finally:
             self._live.start()
 
+    def _tally(self, now: float) -> str:
+        """The rate, and the number of models with each verdict: ``12 a minute · 3 backdoored, 9 clean``."""
+        speed = rate(self._worked, now - self._start)
+        return " · ".join([*([speed] if speed else []), ", ".join(f"{n} {name}" for name, n in self._counts.items())])
+
     def _update(self, text: str, left: float | None = None) -> None:
         from rich.markup import escape
 
@@ -120,6 +129,18 @@ class Progress:
 
     def _print(self, text: str) -> None:
         print(text, file=sys.stderr, flush=True)
+
+
+def rate(done: int, seconds: float) -> str:
+    """How many models are done in a second, a minute or an hour, as a person reads it; empty before the first."""
+    if not done or seconds <= 0:
+        return ""
+    value, unit = done / seconds, "a second"
+    if value < 1:
+        value, unit = 60 * value, "a minute"
+    if value < 1:
+        value, unit = 60 * value, "an hour"
+    return f"{value:.{0 if value >= 10 else 1}f} {unit}"
 
 
 def _about(left: float) -> str:
@@ -147,9 +168,15 @@ def _rich_progress(total: int) -> RichProgress:
             end = task.fields.get("end")
             return Text("" if end is None else time_left(max(0.0, end - time.monotonic())))
 
+    class Counts(ProgressColumn):
+        """The field ``counts`` of the task."""
+
+        def render(self, task: Task) -> Text:
+            return Text(task.fields.get("counts", ""))
+
     columns = (
         SpinnerColumn(),
-        *((MofNCompleteColumn(),) if total > 1 else ()),
+        *((MofNCompleteColumn(), Counts()) if total > 1 else ()),
         TextColumn("{task.description}"),
         TimeElapsedColumn(),
         TimeLeft(),

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from bdprune.cli.progress import Progress, time_left
+from bdprune.cli.progress import Progress, rate, time_left
 
 
 def run(total: int, shown: bool) -> None:
@@ -70,6 +70,20 @@ def test_time_left_is_rounded(left: float, text: str) -> None:
     assert time_left(left) == text
 
 
+@pytest.mark.parametrize(
+    ("done", "seconds", "text"),
+    [
+        (0, 3.0, ""),
+        (300, 10.0, "30 a second"),
+        (3, 2.0, "1.5 a second"),
+        (1, 20.0, "3.0 a minute"),
+        (1, 7200.0, "0.5 an hour"),
+    ],
+)
+def test_the_rate_has_a_unit_that_suits_it(done: int, seconds: float, text: str) -> None:
+    assert rate(done, seconds) == text
+
+
 def test_one_model_or_quiet_prints_nothing(capsys: pytest.CaptureFixture[str]) -> None:
     run(1, shown=True)
     run(3, shown=False)
@@ -85,6 +99,7 @@ def test_a_terminal_gets_a_live_line_on_stderr_only(
     run(2, shown=True)
     said = capsys.readouterr()
     assert said.out == "" and "loading [bold]" in said.err and "0/2" in said.err
+    assert " a second · 2 clean" in said.err
 
 
 def test_a_terminal_counts_down(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
