@@ -51,6 +51,13 @@ class _Tried:
         """Smaller is better: signs that are left, then flips, then lost accuracy."""
         return *self.check.severity, -self.repair.accuracy_after
 
+    @property
+    def attempt(self) -> Attempt:
+        """The record of it."""
+        return Attempt(
+            method=self.name, accuracy_after=self.repair.accuracy_after, left=self.check.left, seconds=self.seconds
+        )
+
 
 @dataclass(frozen=True)
 class Auto(Purifier):
@@ -62,7 +69,8 @@ class Auto(Purifier):
     unlearning of the triggers; RNP and then the unlearning; I-BAU. After each, the known triggers are measured on
     held-out images, searched again, and tried under small random changes of the batch norms; the network is unlearned
     again if the unlearning showed a sign before. The first result without a sign that costs at most ``max_drop`` is
-    taken. If there is none, the one with the fewest signs is taken, and the outcome is ``unrepaired``.
+    taken. If the triggers were not unlearned for it, that is done then, and kept if it leaves no sign either. If there
+    is no result without a sign, the one with the fewest is taken, and the outcome is ``unrepaired``.
 
     Without any sign, nothing can be checked. Then RNP alone is used with the limit ``safe_drop``, which changes a clean
     network little, and the outcome is ``unverified``.
@@ -112,7 +120,7 @@ class Auto(Purifier):
         tried, attempts = self._try_all(case, signs, phase)
         if not tried:
             return self._unchanged(case, signs, attempts, phase)
-        best = min(tried, key=lambda one: one.rank)
+        best = self._further(case, min(tried, key=lambda one: one.rank), signs, attempts, phase)
         return self._chosen(best, attempts, signs, phase)
 
     def _candidates(self, signs: Signs) -> Iterator[Candidate]:
@@ -127,15 +135,7 @@ class Auto(Purifier):
             seed=self.seed,
         )
         pruning = replace(tuned, fine_tuning=None)
-        unlearning = TriggerUnlearning(
-            pruning=replace(pruning, max_drop=_BEFORE_UNLEARNING),
-            search=self.search,
-            max_drop=self.max_drop,
-            held_out=self.held_out,
-            mode=self.mode,
-            precision=self.precision,
-            seed=self.seed,
-        )
+        unlearning = self._unlearning()
         rnp = _Remembered(
             RNP.preset(
                 "scan",
@@ -157,6 +157,24 @@ class Auto(Purifier):
             yield "rnp+trigger_unlearning", lambda case: _one_after_another(case, first, unlearning, signs)
         yield "ibau", IBAU(held_out=self.held_out, max_drop=min(self.max_drop, IBAU.max_drop), seed=self.seed)
 
+    def _unlearning(self) -> TriggerUnlearning:
+        return TriggerUnlearning(
+            pruning=TriggerPruning(
+                search=self.search,
+                max_drop=_BEFORE_UNLEARNING,
+                held_out=self.held_out,
+                fine_tuning=None,
+                mode=self.mode,
+                seed=self.seed,
+            ),
+            search=self.search,
+            max_drop=self.max_drop,
+            held_out=self.held_out,
+            mode=self.mode,
+            precision=self.precision,
+            seed=self.seed,
+        )
+
     def _try_all(self, case: Case, signs: Signs, phase: Phases) -> tuple[list[_Tried], list[Attempt]]:
         """The results within the limit, and a record of each attempt."""
         tried: list[_Tried] = []
@@ -164,21 +182,27 @@ class Auto(Purifier):
         for name, method in self._candidates(signs):
             with phase(name):
                 one = self._try(case, name, method, signs, tried)
-            if isinstance(one, Attempt):
-                attempts.append(one)
-                continue
-            tried.append(one)
-            attempts.append(
-                Attempt(
-                    method=name,
-                    accuracy_after=one.repair.accuracy_after,
-                    left=one.check.left,
-                    seconds=one.seconds,
-                )
-            )
-            if not one.check.left:
-                break
+            attempts.append(one if isinstance(one, Attempt) else one.attempt)
+            if isinstance(one, _Tried):
+                tried.append(one)
+                if not one.check.left:
+                    break
         return tried, attempts
+
+    def _further(self, case: Case, best: _Tried, signs: Signs, attempts: list[Attempt], phase: Phases) -> _Tried:
+        """The result of the unlearning of the triggers after a repair without it, if that leaves no sign either.
+
+        A recovered trigger is weaker than the true one: what is no sign any more may still be a part of the backdoor.
+        """
+        if best.check.left or not signs.triggers or best.name.endswith("trigger_unlearning"):
+            return best
+        name = f"{best.name}+trigger_unlearning"
+        with phase(name):
+            one = self._try(
+                case, name, lambda case: _one_after_another(case, best.repair, self._unlearning(), signs), signs, ()
+            )
+        attempts.append(one if isinstance(one, Attempt) else one.attempt)
+        return best if isinstance(one, Attempt) or one.check.left else one
 
     def _try(
         self, case: Case, name: str, method: Callable[[Case], Repair], signs: Signs, tried: Sequence[_Tried]

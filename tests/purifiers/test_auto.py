@@ -36,6 +36,10 @@ def _signs(known: Planted, found: bool = True) -> Signs:
     return Signs((trigger,) if found else (), None, None, known.target if found else None, held)
 
 
+def broken(case: Case) -> Repair:
+    raise TrainingError("The loss is nan.", "Lower the learning rate.")
+
+
 @pytest.fixture
 def trial(known: Planted, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Repair]:
     """Runs ``Auto`` on the planted network with given methods, and a check that measures the true trigger."""
@@ -47,8 +51,9 @@ def trial(known: Planted, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Repa
         )
         return RepairCheck(triggers=(one,), left=("it flips images",) if flips > 0.1 else ())
 
-    def run(methods: Methods, **settings: Any) -> Repair:
+    def run(methods: Methods, further: Callable[[Case], Repair] = broken, **settings: Any) -> Repair:
         monkeypatch.setattr(auto, "signs_of", lambda *args: _signs(known))
+        monkeypatch.setattr(auto, "_one_after_another", lambda case, *more: further(case))
         monkeypatch.setattr(auto, "check_repair", measured)
         monkeypatch.setattr(Auto, "_candidates", lambda self, signs: iter(methods))
         return Auto(**settings)(Case(known.backdoored, known.data))
@@ -76,20 +81,30 @@ def ignorant(known: Planted) -> Model:
     return model
 
 
-def broken(case: Case) -> Repair:
-    raise TrainingError("The loss is nan.", "Lower the learning rate.")
-
-
 def test_the_first_result_without_a_sign_is_taken(trial: Callable[..., Repair], known: Planted) -> None:
     done = trial([("bad", gives(known, known.backdoored)), ("good", gives(known, known.clean)), ("later", broken)])
     assert done.model is known.clean and done.method == "bdprune.auto"
     assert [(one.method, one.chosen, bool(one.left)) for one in done.attempts] == [
         ("bad", False, True),
         ("good", True, False),
+        ("good+trigger_unlearning", False, False),
     ]
     assert done.check is not None and done.check.outcome == "repaired" and done.target_label == known.target
-    assert done.selection.startswith("good, of 2 tried: no sign of the backdoor is left")
-    assert set(done.seconds) == {"signs", "bad", "good"}
+    assert done.selection.startswith("good, of 3 tried: no sign of the backdoor is left")
+    assert set(done.seconds) == {"signs", "bad", "good", "good+trigger_unlearning"}
+
+
+def test_the_triggers_are_unlearned_after_a_repair_without_it(trial: Callable[..., Repair], known: Planted) -> None:
+    other = known.clean.clone()
+    done = trial([("good", gives(known, known.clean))], further=gives(known, other))
+    assert done.model is other and [one.chosen for one in done.attempts] == [False, True]
+    assert done.selection.startswith("good+trigger_unlearning, of 2 tried: no sign of the backdoor is left")
+    worse = trial([("good", gives(known, known.clean))], further=gives(known, known.backdoored))
+    assert worse.model is known.clean and worse.attempts[-1].left, "a sign came back"
+    unlearned = trial([("rnp+trigger_unlearning", gives(known, known.clean))], further=gives(known, other))
+    assert unlearned.model is known.clean and len(unlearned.attempts) == 1
+    left = trial([("bad", gives(known, known.backdoored))], further=gives(known, other))
+    assert left.model is known.backdoored and len(left.attempts) == 1
 
 
 def test_costly_failing_and_idle_methods_are_named_and_not_taken(trial: Callable[..., Repair], known: Planted) -> None:
