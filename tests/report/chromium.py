@@ -77,8 +77,10 @@ class Chromium:
         )
 
     def value(self, expression: str) -> Any:
-        """The value of a JavaScript expression in the page."""
-        return self.ask("Runtime.evaluate", expression=expression, returnByValue=True)["result"].get("value")
+        """The value of a JavaScript expression in the page; an exception in it fails the test."""
+        answer = self.ask("Runtime.evaluate", expression=expression, returnByValue=True)
+        assert "exceptionDetails" not in answer, answer["result"].get("description")
+        return answer["result"].get("value")
 
     def screenshot(self) -> bytes:
         """The visible part of the page, as PNG."""
