@@ -14,7 +14,7 @@ from typing import Any, Literal
 import msgspec
 
 from bdprune.errors import DataError
-from bdprune.record.base import SCHEMA_VERSION, Count, Record, Share
+from bdprune.record.base import SCHEMA_VERSION, Count, Record, Share, notebook_form
 from bdprune.record.evidence import Attachment, Evidence
 from bdprune.record.inspection import EntropyHistogram, ImageVerdict, IncomingInfo, InspectedImage, InspectMethod
 from bdprune.record.parts import (
@@ -135,6 +135,9 @@ class Result(Document, frozen=True, kw_only=True, tag_field="kind", tag="scan"):
         names = self.data.class_names if self.data else ()
         return names[self.target_label] if self.target_label is not None and self.target_label < len(names) else ""
 
+    def _repr_html_(self) -> str:
+        return notebook_form(self)
+
 
 class PurifyResult(Document, frozen=True, kw_only=True, tag_field="kind", tag="purify"):
     """The outcome of a repair.
@@ -186,6 +189,9 @@ class PurifyResult(Document, frozen=True, kw_only=True, tag_field="kind", tag="p
     check: RepairCheck | None = None
     attempts: tuple[Attempt, ...] = ()
 
+    def _repr_html_(self) -> str:
+        return notebook_form(self)
+
 
 class ScoreResult(Document, frozen=True, kw_only=True, tag_field="kind", tag="score"):
     """Scores of filters.
@@ -223,6 +229,9 @@ class InvertResult(Document, frozen=True, kw_only=True, tag_field="kind", tag="i
     complete: bool = True
     folder: str = ""
     params: dict[str, Any] = msgspec.field(default_factory=dict)
+
+    def _repr_html_(self) -> str:
+        return notebook_form(self)
 
 
 class InspectResult(Document, frozen=True, kw_only=True, tag_field="kind", tag="inspect"):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from bdprune.record.base import SCHEMA_VERSION, Count, Record
+from bdprune.record.base import SCHEMA_VERSION, Count, Record, notebook_form
 from bdprune.record.parts import ArtifactInfo, ErrorInfo
 
 ScreenOutcome = Literal["nothing found", "look closer", "error"]
@@ -109,3 +109,6 @@ class ScreenResult(Record, frozen=True, kw_only=True, tag_field="kind", tag="scr
     def peak(self) -> LayerScreen | None:
         """The layer with the largest ``max_z``; None without layers."""
         return max(self.layers, key=lambda one: one.max_z, default=None)
+
+    def _repr_html_(self) -> str:
+        return notebook_form(self)

@@ -32,31 +32,10 @@ EVIL = (
     "long/" + "x" * 5000,
 )
 ROWS = "[...document.getElementById('table').tBodies[0].rows]"
+TEXTS = (
+    "h1, h2, .pill, .note, #status, label, .totals button, #controls > button, thead button, tbody button, td, small"
+)
 NAMES = f"{ROWS}.map(row => row.cells[1]?.textContent)"
-CONTRAST = """
-(() => {
-  const light = color => {
-    const [r, g, b] = color.match(/[\\d.]+/g).slice(0, 3).map(part => {
-      const share = +part / 255;
-      return share <= 0.04045 ? share / 12.92 : ((share + 0.055) / 1.055) ** 2.4;
-    });
-    return 0.2126 * r + 0.7152 * g + 0.0722 * b;
-  };
-  const behind = element => {
-    for (let one = element; one; one = one.parentElement) {
-      const color = getComputedStyle(one).backgroundColor;
-      if (!/, 0\\)$/.test(color)) return color;
-    }
-    return "rgb(255, 255, 255)";
-  };
-  const texts = document.querySelectorAll(
-    "h1, h2, .pill, .note, #status, label, .totals button, #controls > button, thead button, tbody button, td, small");
-  return [...texts].slice(0, 600).map(one => {
-    const pair = [light(getComputedStyle(one).color), light(behind(one))].sort((a, b) => b - a);
-    return [(pair[0] + 0.05) / (pair[1] + 0.05), one.textContent.slice(0, 40)];
-  }).sort((a, b) => a[0] - b[0])[0];
-})()
-"""
 
 
 @pytest.fixture(scope="module")
@@ -83,11 +62,12 @@ def chromium(browser: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator
 def opened(chromium: Chromium, page: Path) -> Iterator[Chromium]:
     """The page, just opened. Nothing that a test does may cause an error, a violation of the policy or a request."""
     chromium.problems.clear()
+    chromium.requests.clear()
     chromium.open(page, "light")
     yield chromium
     assert chromium.problems == []
+    assert chromium.requests == [page.as_uri()]
     assert chromium.value("document.title") == f"bdprune: {COUNT + len(EVIL):,} models"
-    assert chromium.value("performance.getEntriesByType('resource').map(one => one.name)") == []
 
 
 def click(chromium: Chromium, selector: str) -> None:
@@ -126,7 +106,7 @@ def test_ten_thousand_models_are_small_and_open_quickly(chromium: Chromium, page
     assert chromium.problems == []
     pixels = np.asarray(Image.open(io.BytesIO(chromium.screenshot())).convert("L"))
     assert (np.median(pixels) > 128) == (scheme == "light") and pixels.std() > 5
-    ratio, where = chromium.value(CONTRAST)
+    ratio, where = chromium.worst_contrast(TEXTS)
     assert ratio >= 4.5, where
 
 
