@@ -63,6 +63,7 @@ if TYPE_CHECKING:
     from bdprune.registry import detector as detector
     from bdprune.registry import purifier as purifier
     from bdprune.report import Writer as Writer
+    from bdprune.report import html_fragment as html_fragment
     from bdprune.report import html_page as html_page
     from bdprune.runtime import Budget as Budget
     from bdprune.screening import screen as screen
@@ -94,7 +95,7 @@ _HOMES = {
         "TriggerInfo",
     ),
     "registry": ("detector", "purifier"),
-    "report": ("Writer", "html_page"),
+    "report": ("Writer", "html_fragment", "html_page"),
     "runtime": ("Budget",),
     "screening": ("screen", "screen_many"),
 }

@@ -27,6 +27,7 @@ from bdprune.cli.invert import invert
 from bdprune.cli.methods import detectors, purifiers
 from bdprune.cli.outputs import ClosedPipeError
 from bdprune.cli.purify import purify
+from bdprune.cli.report import report
 from bdprune.cli.scan import scan
 from bdprune.cli.schema import schema
 from bdprune.cli.score import score
@@ -147,7 +148,7 @@ def main(verbose: bool) -> None:
 
 
 _COMMANDS: tuple[click.Command, ...] = (
-    *(scan, screen, purify, score, invert, inspect, show, diff, export),
+    *(scan, screen, purify, score, invert, inspect, show, report, diff, export),
     *(detectors, purifiers, zoo, calibrate, demo, doctor, schema),
 )
 for command in _COMMANDS:

@@ -16,7 +16,7 @@ from bdprune.analysis import Case
 from bdprune.data import CleanData
 from bdprune.methods.base import Method
 from bdprune.model import Model
-from bdprune.record import Attachment, Attempt, Change, Gift, RepairCheck
+from bdprune.record import Attachment, Attempt, Change, Gift, RepairCheck, notebook_form
 from bdprune.runtime import clean_accuracy
 
 
@@ -71,6 +71,9 @@ class Repair:
     attachments: tuple[Attachment, ...] = ()
     check: RepairCheck | None = None
     attempts: tuple[Attempt, ...] = ()
+
+    def _repr_html_(self) -> str:
+        return notebook_form(self)
 
 
 class Purifier(Method):

@@ -42,6 +42,7 @@ from bdprune.record import (
     Result,
     documents_from_json,
     finite,
+    notebook_form,
     number,
     some,
 )
@@ -82,6 +83,9 @@ class Repaired:
     def model(self) -> Model:
         """The repaired model."""
         return self.repair.model
+
+    def _repr_html_(self) -> str:
+        return "".join(map(notebook_form, (self.result, *(one.result for one in self.others))))
 
 
 def purify(

@@ -40,6 +40,16 @@ class Record(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
             ) from error
 
 
+def notebook_form(record: Any) -> str:
+    """HTML of a result, which a notebook shows.
+
+    The package bdprune knows where it is made: records are below reports, and import none.
+    """
+    import bdprune
+
+    return bdprune.html_fragment(record)
+
+
 def finite(value: Any) -> Any:
     """``value`` as strict JSON: numbers that are not finite become None, objects that JSON lacks become text.
 

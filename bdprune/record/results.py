@@ -14,7 +14,7 @@ from typing import Any, Literal, Self
 import msgspec
 
 from bdprune.errors import DataError
-from bdprune.record.base import SCHEMA_VERSION, Count, Record, Share
+from bdprune.record.base import SCHEMA_VERSION, Count, Record, Share, notebook_form
 from bdprune.record.evidence import Attachment, Evidence
 from bdprune.record.inspection import EntropyHistogram, ImageVerdict, IncomingInfo, InspectedImage, InspectMethod
 from bdprune.record.parts import (
@@ -139,6 +139,9 @@ class Result(Document, frozen=True, kw_only=True, tag_field="kind", tag="scan"):
         """The same result without evidence and findings: what the line of a table needs."""
         return msgspec.structs.replace(self, detectors=(), findings=(), calibration=None)
 
+    def _repr_html_(self) -> str:
+        return notebook_form(self)
+
 
 class PurifyResult(Document, frozen=True, kw_only=True, tag_field="kind", tag="purify"):
     """The outcome of a repair.
@@ -190,6 +193,9 @@ class PurifyResult(Document, frozen=True, kw_only=True, tag_field="kind", tag="p
     check: RepairCheck | None = None
     attempts: tuple[Attempt, ...] = ()
 
+    def _repr_html_(self) -> str:
+        return notebook_form(self)
+
 
 class ScoreResult(Document, frozen=True, kw_only=True, tag_field="kind", tag="score"):
     """Scores of filters.
@@ -227,6 +233,9 @@ class InvertResult(Document, frozen=True, kw_only=True, tag_field="kind", tag="i
     complete: bool = True
     folder: str = ""
     params: dict[str, Any] = msgspec.field(default_factory=dict)
+
+    def _repr_html_(self) -> str:
+        return notebook_form(self)
 
 
 class InspectResult(Document, frozen=True, kw_only=True, tag_field="kind", tag="inspect"):

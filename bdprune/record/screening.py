@@ -6,7 +6,7 @@ from typing import Literal, Self
 
 import msgspec
 
-from bdprune.record.base import SCHEMA_VERSION, Count, Record
+from bdprune.record.base import SCHEMA_VERSION, Count, Record, notebook_form
 from bdprune.record.parts import ArtifactInfo, ErrorInfo
 
 ScreenOutcome = Literal["nothing found", "look closer", "error"]
@@ -116,3 +116,6 @@ class ScreenResult(Record, frozen=True, kw_only=True, tag_field="kind", tag="scr
         """The same result with only its most outlying layer: what the line of a table needs."""
         layers = () if self.peak is None else (self.peak,)
         return msgspec.structs.replace(self, layers=layers, heads=(), reasons=())
+
+    def _repr_html_(self) -> str:
+        return notebook_form(self)

@@ -161,7 +161,7 @@ class Database:
         """Turns an error of SQLite into one that says what to do."""
         try:
             yield
-        except sqlite3.Error as error:
+        except (sqlite3.Error, UnicodeDecodeError) as error:
             raise _explained(error, self.path) from error
 
 
@@ -223,16 +223,18 @@ def _check_schema(connection: sqlite3.Connection, path: Path) -> None:
         )
 
 
-def _explained(error: sqlite3.Error, path: Path) -> StoreError:
+def _explained(error: sqlite3.Error | UnicodeDecodeError, path: Path) -> StoreError:
     text = str(error)
     causes = {
         "full": (f"The disk of the store {path} is full.", "Free some space, and run the same command again."),
         "readonly": (f"The store {path} cannot be written.", "Check the permissions of the file and of its folder."),
         "unable to open": (f"The store {path} cannot be opened.", "Check the permissions of the file and its folder."),
         "locked": (f"The store {path} is locked by another process.", "Wait until it ends, or use another store."),
-        "malformed": (f"The store {path} is damaged.", "Move it away, and scan again into a new one."),
-        "not a database": (f"The store {path} is damaged.", "Move it away, and scan again into a new one."),
     }
+    causes |= dict.fromkeys(
+        ("malformed", "not a database", "decode"),
+        (f"The store {path} is damaged.", "Move it away, and scan again into a new one."),
+    )
     for word, (message, hint) in causes.items():
         if word in text:
             return StoreError(message, hint)

@@ -228,12 +228,22 @@ class Store:
         with self.database.reading() as connection:
             rows = connection.execute(query, () if name is None else (plain_name(name),)).fetchall()
         for path, scan, model, data, settings, version in rows:
-            yield Kept(path, model, data, json.loads(settings), version, self._results(scan, path))
+            yield Kept(path, model, data, self._settings(settings), version, self._results(scan, path))
 
     def names(self) -> list[str]:
         """The names of all files."""
         with self.database.reading() as connection:
             return [name for (name,) in connection.execute("SELECT DISTINCT name FROM sources ORDER BY name")]
+
+    def _settings(self, text: str) -> dict[str, Any]:
+        try:
+            found = json.loads(text)
+        except (TypeError, ValueError):
+            found = None
+        if not isinstance(found, dict):
+            what = f"The store {self.path} holds settings that cannot be read."
+            raise StoreError(what, "Move it away, and scan again into a new one.")
+        return found
 
     def _results(self, scan: int, name: str) -> tuple[Result, ...]:
         with self.database.reading() as connection:

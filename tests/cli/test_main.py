@@ -35,6 +35,7 @@ COMMANDS = [
     "invert",
     "inspect",
     "show",
+    "report",
     "diff",
     "export",
     "detectors",

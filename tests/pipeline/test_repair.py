@@ -76,6 +76,13 @@ def test_the_record_describes_the_repair(tiny: Any, options: dict[str, Any], tmp
     assert "NaN" not in record.to_json() and json.loads(record.to_json())["kind"] == "purify"
 
 
+def test_a_notebook_shows_the_repairs_of_all_sets_of_weights(tiny: Any, options: dict[str, Any]) -> None:
+    found = purify(tiny.path, tiny.data, method="suspiciousness", **options)
+    one = found._repr_html_()
+    assert "bdprune.suspiciousness" in one and str(tiny.path) in one and "clean accuracy" in one
+    assert replace(found, others=(found,))._repr_html_() == one + one
+
+
 def test_the_histogram_counts_masks_and_pruned_filters(tiny: Any, options: dict[str, Any]) -> None:
     masks = purify(tiny.path, tiny.data, method=Fake(), **options).result.masks
     assert masks and len(masks.edges) == 21 and (masks.edges[0], masks.edges[-1]) == (0.0, 1.0)

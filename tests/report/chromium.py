@@ -16,12 +16,40 @@ FLAGS = ("--headless=new", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-u
 PROBLEMS = ("Runtime.exceptionThrown", "Runtime.consoleAPICalled", "Log.entryAdded")
 PATIENCE = 120  # seconds; Chromium starts in one or two
 
+CONTRAST = """
+(() => {
+  const light = color => {
+    const [r, g, b] = color.match(/[\\d.]+/g).slice(0, 3).map(part => {
+      const share = +part / 255;
+      return share <= 0.04045 ? share / 12.92 : ((share + 0.055) / 1.055) ** 2.4;
+    });
+    return 0.2126 * r + 0.7152 * g + 0.0722 * b;
+  };
+  const behind = element => {
+    for (let one = element; one; one = one.parentElement) {
+      const color = getComputedStyle(one).backgroundColor;
+      if (!/, 0\\)$/.test(color)) return color;
+    }
+    return "rgb(255, 255, 255)";
+  };
+  return [...document.querySelectorAll(SELECTOR)].slice(0, 600).map(one => {
+    const pair = [light(getComputedStyle(one).color), light(behind(one))].sort((a, b) => b - a);
+    return [(pair[0] + 0.05) / (pair[1] + 0.05), one.textContent.slice(0, 40)];
+  }).sort((a, b) => a[0] - b[0])[0];
+})()
+"""
+
 
 class Chromium:
-    """One browser with one page; ``problems`` collects what the page logs: script errors, policy violations."""
+    """One browser with one page.
+
+    ``problems`` collects what the page logs: script errors, policy violations. ``requests`` collects the addresses that
+    the page asks for, without ``data:``.
+    """
 
     def __init__(self, browser: str, profile: Path) -> None:
         self.problems: list[dict[str, Any]] = []
+        self.requests: list[str] = []
         self._last = 0
         self._rest = b""
         to_browser, self._write = os.pipe()
@@ -41,7 +69,7 @@ class Chromium:
     def __enter__(self) -> Chromium:
         target = self._ask("Target.createTarget", url="about:blank")["targetId"]
         self._session = self._ask("Target.attachToTarget", targetId=target, flatten=True)["sessionId"]
-        for domain in ("Page", "Runtime", "Log"):
+        for domain in ("Page", "Runtime", "Log", "Network"):
             self.ask(f"{domain}.enable")
         self.ask("Page.setLifecycleEventsEnabled", enabled=True)
         return self
@@ -77,8 +105,15 @@ class Chromium:
         )
 
     def value(self, expression: str) -> Any:
-        """The value of a JavaScript expression in the page."""
-        return self.ask("Runtime.evaluate", expression=expression, returnByValue=True)["result"].get("value")
+        """The value of a JavaScript expression in the page; an exception in it fails the test."""
+        answer = self.ask("Runtime.evaluate", expression=expression, returnByValue=True)
+        assert "exceptionDetails" not in answer, answer["result"].get("description")
+        return answer["result"].get("value")
+
+    def worst_contrast(self, selector: str) -> tuple[float, str]:
+        """The smallest contrast of a text with the colour behind it, as WCAG 2 defines it, and the text."""
+        ratio, text = self.value(CONTRAST.replace("SELECTOR", json.dumps(selector)))
+        return ratio, text
 
     def screenshot(self) -> bytes:
         """The visible part of the page, as PNG."""
@@ -110,4 +145,7 @@ class Chromium:
         message: dict[str, Any] = json.loads(text)
         if message.get("method") in PROBLEMS:
             self.problems.append(message["params"])
+        if message.get("method") == "Network.requestWillBeSent":
+            url = message["params"]["request"]["url"]
+            self.requests += [] if url.startswith("data:") else [url]
         return message

@@ -99,6 +99,24 @@ def test_a_store_can_be_sent_to_another_process(store: Store) -> None:
         assert other.names() == ["a.pth"]
 
 
+@pytest.mark.parametrize("settings", ["{", "[]", "null", "x'ff'"])
+def test_settings_that_cannot_be_read_are_one_error(store: Store, settings: str) -> None:
+    store.save(key(), "a.pth", [result()])
+    with store.database.transaction() as connection:
+        connection.execute(f"UPDATE scans SET settings = {settings if settings[0] == 'x' else repr(settings)}")
+    with pytest.raises(StoreError, match="settings that cannot be read"):
+        list(store.scans())
+
+
+@pytest.mark.parametrize(("table", "column"), [("results", "document"), ("scans", "model"), ("sources", "name")])
+def test_text_that_is_not_utf_8_is_damage(store: Store, table: str, column: str) -> None:
+    store.save(key(), "a.pth", [result()])
+    with store.database.transaction() as connection:
+        connection.execute(f"UPDATE {table} SET {column} = CAST(x'61ff62' AS TEXT)")
+    with pytest.raises(StoreError, match="is damaged"):
+        list(store.scans())
+
+
 def test_a_result_of_another_version_is_not_taken_and_named_when_shown(store: Store) -> None:
     store.save(key(), "a.pth", [result()])
     with store.database.transaction() as connection:

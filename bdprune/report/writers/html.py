@@ -2,21 +2,13 @@
 
 from __future__ import annotations
 
-import base64
-import json
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
-
-from markupsafe import Markup, escape
 
 from bdprune.record import CoverageResult, Document, Result, ScreenResult
 from bdprune.report import screens, summary
-from bdprune.report.base import Documents, Style, Writer, kind_of
-
-if TYPE_CHECKING:
-    import jinja2
+from bdprune.report.base import Documents, Style, Writer
+from bdprune.report.rendering import encodable, environment
 
 
 class HtmlWriter(Writer):
@@ -53,7 +45,7 @@ def html_page(documents: Documents, title: str = "", top: Table | None = None) -
     scans.sort(key=lambda pair: summary.rank(pair[1]))
     screened = sorted((one for one in documents if isinstance(one, ScreenResult)), key=screens.rank)
     tally = screens.tally(screened) if screened and not scans else summary.tally([one for _, one in scans])
-    page = _environment().get_template("report.html.j2")
+    page = environment().get_template("report.html.j2")
     text = page.render(
         top=top,
         title=title or (results[0].name if len(results) == 1 else tally),
@@ -64,43 +56,4 @@ def html_page(documents: Documents, title: str = "", top: Table | None = None) -
         coverages=[one for one in documents if isinstance(one, CoverageResult)],
         first=results[0] if results else None,
     )
-    return text.encode(errors="replace").decode()  # a file name need not be UTF-8
-
-
-def _environment() -> jinja2.Environment:
-    import jinja2  # only here, so that the help of a command does not load it
-
-    from bdprune.report import charts, inspections, svg
-
-    environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("bdprune.report"),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    words = (summary.percent, summary.number, summary.seconds, summary.size)
-    environment.filters |= {word.__name__: word for word in words}
-    environment.filters |= {"prose": _prose, "short_json": _short_json, "kind": kind_of, "base64": _base64}
-    environment.globals |= {
-        "summary": summary,
-        "charts": charts,
-        "svg": svg,
-        "inspections": inspections,
-        "screens": screens,
-    }
-    return environment
-
-
-def _prose(text: str) -> Markup:
-    """Escaped text with `commands` as code."""
-    return Markup(re.sub(r"`([^`]+)`", r"<code>\1</code>", str(escape(text))))
-
-
-def _base64(content: bytes) -> str:
-    return base64.b64encode(content).decode()
-
-
-def _short_json(value: Any, limit: int = 400) -> str:
-    text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
-    return text if len(text) <= limit else f"{text[:limit]} …"
+    return encodable(text)
