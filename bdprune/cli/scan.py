@@ -17,7 +17,7 @@ from bdprune.record import Result, some
 from bdprune.registry import names
 
 if TYPE_CHECKING:
-    from bdprune.fleet import Scanner, Sources
+    from bdprune.fleet import Scanner, Source, Sources
 
 _GIVES = ("scan", "coverage")  # kinds of documents
 _GIVEN_UP = ("not scanned: --max-failures was reached", True)
@@ -89,7 +89,8 @@ def scan(
     """Check whether checkpoints are backdoored, and find the target label of the backdoor.
 
     PATH is a checkpoint (safetensors, or torch in any of its formats), the index of shards, a folder of checkpoints,
-    a glob, @FILE for the paths in a file, or - for those on standard input. The content of a file, not its name,
+    a glob, hf:ORG/NAME[@REVISION][/FILE] for a repository on the Hugging Face Hub (extra `hub`), @FILE for the paths
+    in a file, or - for those on standard input. The content of a file, not its name,
     decides whether it is a checkpoint; the report lists skipped files, with reasons. Each set of weights in a file
     gets its own result. A scan never executes anything in a checkpoint. Without clean images, only data-free detectors
     run, and the verdict is never "clean".
@@ -99,25 +100,27 @@ def scan(
     bdprune scan models/ --data clean.npz --format jsonl > results.jsonl
     bdprune scan models/ --data clean.npz --store scans.db
     bdprune scan @list.txt --data clean.npz --store scans.db --shard 1/2
+    bdprune scan hf:ORG/NAME@main --data clean.npz
     bdprune scan 'models/**/*.pth' --data clean.parquet --timeout 600 -f html=report.html
     """
     from bdprune.fleet import expand
 
     wanted = outputs.plan(formats, files, _GIVES, quiet)
     given = inputs.expanded(paths)
-    sources = expand(given, [data] if data is not None else [])
+    noted = None if quiet or no_progress else inputs.note
+    sources = expand(given, [data] if data is not None else [], settings["max_download"], noted)
     if not sources.models and not exit_zero:
         raise _nothing_to_scan(given, sources)
     part: tuple[int, int] | None = settings.pop("shard")
     if part is not None:
         sources.keep_shard(*part)
     _check_store(settings["store"], settings.pop("resume"))
-    outputs.check_apart([one.path for one in wanted], [*sources.models, data, settings["store"]])
+    outputs.check_apart([one.path for one in wanted], [*sources.local, data, settings["store"]])
     live = [one for one in wanted if one.is_live]
     with Progress(len(sources.models), shown=not (quiet or no_progress)) as progress:
         results = _results(sources, data, progress, live, **settings)
     coverage = [found] if (found := sources.record()) is not None else []
-    as_array = len(results) != 1 or len(paths) > 1 or not Path(paths[0]).is_file()
+    as_array = len(results) != 1 or not inputs.is_one_file(paths)
     outputs.write_all(wanted, lambda one: coverage if one in live else [*results, *coverage], as_array)
     return exit_codes.OK if exit_zero else _code(results, sources, fail_on, bool(settings["skip_unknown"]), part)
 
@@ -174,7 +177,7 @@ def _results(
 
 
 def _scanner(
-    models: list[Path], data: Path | None, progress: Progress, stack: int | str, stack_memory: int | None, **more: Any
+    models: list[Source], data: Path | None, progress: Progress, stack: int | str, stack_memory: int | None, **more: Any
 ) -> Scanner:
     progress.stage("starting")
     from bdprune.fleet import Scanner, StackOptions

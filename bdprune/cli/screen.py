@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from bdprune.cli import exit_codes, options, outputs
+from bdprune.cli import exit_codes, inputs, options, outputs
 from bdprune.cli.progress import Progress
 from bdprune.errors import NoWeightsError, UnsupportedError
 from bdprune.record import ScreenResult
@@ -32,12 +32,14 @@ _GIVES = ("screen", "coverage")  # kinds of documents
 @click.option(
     "--no-digest", is_flag=True, help="Leave out the SHA-256 of each file, which takes longer than the scores."
 )
+@options.download_option
 @options.format_option(*_GIVES)
 @options.progress_options
 def screen(
     paths: tuple[str, ...],
     fail_on: exit_codes.ScreenFailOn,
     no_digest: bool,
+    max_download: int | None,
     formats: tuple[str, ...],
     quiet: bool,
     no_progress: bool,
@@ -45,8 +47,9 @@ def screen(
     """Look for outlying filters and labels in the weights alone: many models a second, and torch need not be installed.
 
     PATH is a checkpoint (safetensors, or torch in any of its formats), the index of shards, a folder of checkpoints,
-    or a glob. Nothing in a checkpoint is executed. The outcome is "look closer" or "nothing found", never "clean": most
-    backdoors do not show in the weights alone. Scan a model with `bdprune scan` before you trust it.
+    a glob, or hf:ORG/NAME[@REVISION][/FILE] for a repository on the Hugging Face Hub (extra `hub`). Nothing in a
+    checkpoint is executed. The outcome is "look closer" or "nothing found", never "clean": most backdoors do not show
+    in the weights alone. Scan a model with `bdprune scan` before you trust it.
 
     \b
     bdprune screen model.pth
@@ -57,9 +60,9 @@ def screen(
     from bdprune.sources import expand
 
     wanted = outputs.plan(formats, (), _GIVES, quiet)
-    sources = expand(paths)
+    sources = expand(paths, (), max_download, None if quiet or no_progress else inputs.note)
     models = sources.models
-    outputs.check_apart([one.path for one in wanted], list(models))
+    outputs.check_apart([one.path for one in wanted], sources.local)
     if not models:
         raise UnsupportedError(
             f"No checkpoint in {', '.join(paths)}.", "Give a checkpoint saved with torch.save or as safetensors."
@@ -78,7 +81,7 @@ def screen(
                 kept.append(result)
     record = sources.record()
     coverage = [record] if record is not None else []
-    as_array = sum(counts.values()) != 1 or len(paths) > 1 or not Path(paths[0]).is_file()
+    as_array = sum(counts.values()) != 1 or not inputs.is_one_file(paths)
     outputs.write_all(wanted, lambda one: coverage if one in live else [*kept, *coverage], as_array)
     return exit_codes.of_screens(counts, fail_on)
 

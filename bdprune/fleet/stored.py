@@ -19,9 +19,10 @@ from torch import nn
 import bdprune
 from bdprune.analysis import Case
 from bdprune.data import CleanData
-from bdprune.errors import ArtifactError, NoWeightsError
+from bdprune.errors import BdpruneError, NoWeightsError
 from bdprune.files import INDEX, description_path, kind_of_file, shard_names
 from bdprune.fleet.executors.inline import Executor
+from bdprune.hub import HubFile
 from bdprune.methods import Detector
 from bdprune.model import Model
 from bdprune.pipeline import DataSource, Job, ModelSource, Outcome, Progress, parse_device
@@ -105,8 +106,8 @@ class StoredScans:
     def _asked(self, number: int, source: ModelSource) -> _Asked:
         if isinstance(source, Model | nn.Module):
             return _Asked(number, source, "", None)
-        name = os.fspath(source)
-        key = ScanKey(file_digest(Path(source)), self._data or "", self._settings, bdprune.__version__)
+        name = str(source) if isinstance(source, HubFile) else os.fspath(source)
+        key = ScanKey(file_digest(source), self._data or "", self._settings, bdprune.__version__)
         return _Asked(number, source, name, key)
 
     def _is_there(self, one: _Asked) -> bool:
@@ -230,11 +231,12 @@ def _code(arch: str | None) -> str | None:
         return ""
 
 
-def file_digest(path: Path) -> str:
+def file_digest(source: str | os.PathLike[str]) -> str:
     """SHA-256 of a file, or of an index and its shards, as results record it; a file that cannot be read gets a digest
     of its name, so that its failure has a key.
     """
     try:
+        path = Path(source)
         own = _of_file(path)
         description = description_path(path)
         if description.exists():  # of a compact network
@@ -243,8 +245,9 @@ def file_digest(path: Path) -> str:
             return own.hex()
         names = dict.fromkeys(shard_names(path.read_bytes()).values())
         return _sha256(b"".join((own, *(_of_file(path.parent / name) for name in names))))
-    except (OSError, ArtifactError):
-        return f"unread:{_sha256(os.fsencode(path))}"
+    except (OSError, BdpruneError):
+        name = str(source) if isinstance(source, HubFile) else source
+        return f"unread:{_sha256(os.fsencode(name))}"
 
 
 def data_digest(source: DataSource) -> str | None:

@@ -5,15 +5,16 @@ For services that receive many checkpoints and do not ship torch.
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from pathlib import Path
 
 import bdprune
 from bdprune.errors import ArtifactError, BdpruneError, UnsupportedError, first_line
 from bdprune.files import StoredCheckpoint, StoredTensor, open_stored
+from bdprune.hub import is_hub_name, one_file
 from bdprune.record import ArtifactInfo, ErrorInfo, HeadScreen, LayerScreen, ScreenResult
 from bdprune.screening.head import find_head, screen_head
 from bdprune.screening.pairs import norms_of_convolutions
@@ -23,7 +24,7 @@ THRESHOLD = 6.0
 """Largest z-score of a filter within its layer that is not flagged; that of the detector ``lipschitz``."""
 
 
-def screen(path: str | Path, *, digest: bool = True) -> ScreenResult:
+def screen(path: str | os.PathLike[str], *, digest: bool = True) -> ScreenResult:
     """What the weights of a file show without images, in milliseconds and without torch.
 
     It computes the channel Lipschitz score of every filter (CLP, as the detector ``lipschitz``), one layer at a time,
@@ -34,6 +35,7 @@ def screen(path: str | Path, *, digest: bool = True) -> ScreenResult:
 
     Args:
         path: a checkpoint of ``torch.save`` or safetensors, or the index of shards. Nothing in it is executed.
+            A text ``hf:ORG/NAME[@REVISION][/FILE]`` names a file on the Hugging Face Hub.
         digest: compute the SHA-256 of the file, which takes longer than the scores.
 
     Example:
@@ -62,12 +64,12 @@ def screen(path: str | Path, *, digest: bool = True) -> ScreenResult:
     )
 
 
-def screen_many(paths: Iterable[str | Path], *, digest: bool = True) -> Iterator[ScreenResult]:
+def screen_many(paths: Iterable[str | os.PathLike[str]], *, digest: bool = True) -> Iterator[ScreenResult]:
     """One result of ``screen`` for each path, in order, as soon as it is ready; it keeps none of them."""
     return (screen(path, digest=digest) for path in paths)
 
 
-def _artifact(path: str | Path, stored: StoredCheckpoint, digest: bool) -> ArtifactInfo:
+def _artifact(path: str | os.PathLike[str], stored: StoredCheckpoint, digest: bool) -> ArtifactInfo:
     return ArtifactInfo(
         path=str(path),
         format=stored.format,
@@ -87,9 +89,12 @@ class _Found:
     heads: list[HeadScreen] = field(default_factory=list)
 
 
-def _tried(path: str | Path, digest: bool, found: _Found) -> ErrorInfo | None:
+def _tried(path: str | os.PathLike[str], digest: bool, found: _Found) -> ErrorInfo | None:
     """Screens the file into ``found``; the error if that fails."""
     try:
+        if is_hub_name(path):
+            path = one_file(path)
+            found.artifact = ArtifactInfo(path=str(path))
         stored = open_stored(path)
         try:
             found.artifact, found.outside = _artifact(path, stored, digest), stored.outside
