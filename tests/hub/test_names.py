@@ -57,7 +57,7 @@ def test_a_name_has_a_repository_a_revision_and_a_file(text: str, name: HubName)
     ],
 )
 def test_a_bad_name_is_one_error(text: str) -> None:
-    with pytest.raises(OptionError, match="Invalid (name|revision)") as caught:
+    with pytest.raises(OptionError, match=r"Invalid (name|revision)") as caught:
         parse_name(text)
     assert caught.value.hint
 
