@@ -91,7 +91,8 @@ def store_options(function: Any) -> Any:
             "--max-failures",
             type=AtLeast(1),
             metavar="N",
-            help="Stop after N scans that failed; the report lists the files that were not scanned.  [default: never]",
+            help="Begin no other file after N files failed; the report lists the files that were not scanned.  "
+            "[default: never]",
         ),
         click.option(
             "--shard",

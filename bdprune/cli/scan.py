@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import redirect_stdout
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -157,18 +157,16 @@ def _results(
 ) -> list[Result]:
     """The results of all models, or of those before too many failures."""
     store: Path | None = settings["store"]
-    results, failures = list[Result](), 0
+    results, models = list[Result](), _Until(sources.models, max_failures)
     try:
         with redirect_stdout(sys.stderr):  # an --arch callable or a plug-in may print
             scanner = _scanner(sources.models, data, progress, **settings)
-            stream = scanner.scan_many(progress.through(sources.models), progress.stage)
+            stream = scanner.scan_many(progress.through(models), progress.stage)
         with scanner:
             for result in _reported(stream, scanner, sources, progress, live):
                 results.append(result)
-                failures += result.verdict == "error"
-                if max_failures is not None and failures >= max_failures:
-                    _give_up(sources, progress.done, failures)
-                    break
+                models.note(result)
+            models.give_up(sources)
             if scanner.taken:
                 progress.note(f"Results from {store}: {scanner.taken}.")
     except KeyboardInterrupt:
@@ -209,14 +207,47 @@ def _reported(
         yield result
 
 
-def _give_up(sources: Sources, done: int, failures: int) -> None:
-    """Records that the models after the first ``done`` were not scanned."""
-    for path in sources.models[done:]:
-        sources.skip(path, *_GIVEN_UP)
-    scans = "1 scan" if failures == 1 else f"{failures} scans"
-    print(
-        f"bdprune: Stopped after {scans} failed; {len(sources.models) - done} files were not scanned.", file=sys.stderr
-    )
+class _Until:
+    """The models, until too many files have failed; what has begun by then is finished.
+
+    Args:
+        models: all of them.
+        most: number of files that may fail before no other is taken; None for any number.
+    """
+
+    def __init__(self, models: Sequence[Source], most: int | None) -> None:
+        self._models, self._most = models, most
+        self._taken = 0
+        self._failed: set[str] = set()
+
+    def __iter__(self) -> Iterator[Source]:
+        for model in self._models:
+            if self._is_reached():
+                return
+            self._taken += 1
+            yield model
+
+    def note(self, result: Result) -> None:
+        """Counts the file of a result that failed; a file with several sets of weights counts once."""
+        if result.verdict == "error":
+            self._failed.add(result.artifact.path if result.artifact else result.name)
+
+    def give_up(self, sources: Sources) -> None:
+        """Records the models that were not taken."""
+        left = self._models[self._taken :]
+        if not left or not self._is_reached():
+            return
+        for path in left:
+            sources.skip(path, *_GIVEN_UP)
+        files = "1 file" if len(self._failed) == 1 else f"{len(self._failed)} files"
+        print(f"bdprune: Stopped after {files} failed; {_count(len(left))} not scanned.", file=sys.stderr)
+
+    def _is_reached(self) -> bool:
+        return self._most is not None and len(self._failed) >= self._most
+
+
+def _count(files: int) -> str:
+    return "1 file was" if files == 1 else f"{files} files were"
 
 
 def _how_to_go_on(store: Path | None, done: int, count: int) -> str:

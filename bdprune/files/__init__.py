@@ -9,7 +9,15 @@ from bdprune.files.kinds import (
     looks_like_safetensors,
 )
 from bdprune.files.lazy import StoredCheckpoint, open_stored
-from bdprune.files.output import check_writable, is_special, make_folder, replaced, write_atomically, write_text
+from bdprune.files.output import (
+    TEMPORARY,
+    check_writable,
+    is_special,
+    make_folder,
+    replaced,
+    write_atomically,
+    write_text,
+)
 from bdprune.files.png import PNG_SIGNATURE, encode_png
 from bdprune.files.quoting import quoted
 from bdprune.files.safetensors_file import damaged_safetensors, dump_safetensors, read_safetensors, safetensors_header

@@ -1,3 +1,3 @@
 from bdprune.store.differences import Changes, changes
-from bdprune.store.exports import FORMATS, export, lines
+from bdprune.store.exports import FORMATS, export, latest, lines
 from bdprune.store.store import EvidenceKey, Kept, ScanKey, Store
