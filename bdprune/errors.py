@@ -36,6 +36,10 @@ class NoWeightsError(UnsupportedError):
     """A readable file without weights: the state of an optimiser or a scheduler, arguments, random state."""
 
 
+class HubError(ArtifactError):
+    """A repository on the Hugging Face Hub, or a file in it, does not exist or cannot be downloaded."""
+
+
 class ArchitectureError(BdpruneError):
     """The architecture of a checkpoint is unknown or ambiguous, or its tensors do not fit it."""
 

@@ -1,6 +1,7 @@
 """Finds the models to scan below the paths of a command, and records which files it skips and why.
 
-The content of a file decides whether it is a model. Each skipped file is marked if it may hold weights.
+The content of a file decides whether it is a model; of a file on the Hugging Face Hub, it is the name. Each skipped
+file is marked if it may hold weights.
 """
 
 from __future__ import annotations
@@ -8,16 +9,20 @@ from __future__ import annotations
 import glob
 import hashlib
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
+from typing import TypeAlias
 
-from bdprune.errors import ArtifactError, OptionError
-from bdprune.files import APPLE_DOUBLE, INDEX, MAX_INDEX_BYTES, SPECIAL, is_shard, kind_of_file, shard_names
+from bdprune.errors import ArtifactError, BdpruneError, OptionError
+from bdprune.files import APPLE_DOUBLE, INDEX, MAX_INDEX_BYTES, SPECIAL, SUFFIXES, is_shard, kind_of_file, shard_names
+from bdprune.hub import HubFile, Listed, is_hub_name, listed, parse_name
 from bdprune.record import CoverageResult, PassedOver
 
-SUFFIXES = (".pt", ".pth", ".th", ".tar", ".ckpt", ".bin", ".pkl", ".safetensors")
-"""Suffixes of checkpoints. A file with one of them is always loaded, so that a damaged one causes an error."""
+Source: TypeAlias = Path | HubFile
+"""A model of a command: a local file, or a file on the Hub."""
 
 _NO_MODELS = {
     ".git": "a folder of version control",
@@ -26,6 +31,7 @@ _NO_MODELS = {
     "__pycache__": "compiled Python",
 }
 _MOST_NAMED = 100
+_REQUESTS = 8  # repositories that are listed at a time
 ANOTHER_NAME = "another name of a file that is scanned"
 _UNREADABLE_LINK = "a link that cannot be read"
 
@@ -35,16 +41,21 @@ class Sources:
     """The files that were found: models in order, and skipped files by reason.
 
     Attributes:
-        models: checkpoints and indices of shards, without repeats.
+        models: checkpoints and indices of shards, without repeats; those on the Hub come last.
         files: number of files; a skipped folder counts as one.
         skipped: (reason, whether it may hold weights) -> paths.
     """
 
-    models: list[Path] = field(default_factory=list)
+    models: list[Source] = field(default_factory=list)
     files: int = 0
-    skipped: dict[tuple[str, bool], list[Path]] = field(default_factory=dict)
+    skipped: dict[tuple[str, bool], list[Source]] = field(default_factory=dict)
 
-    def skip(self, path: Path, reason: str, may_hold_weights: bool = False) -> None:
+    @property
+    def local(self) -> list[Path]:
+        """The models on this machine."""
+        return [path for path in self.models if isinstance(path, Path)]
+
+    def skip(self, path: Source, reason: str, may_hold_weights: bool = False) -> None:
         """Records that ``path`` is skipped."""
         self.skipped.setdefault((reason, may_hold_weights), []).append(path)
 
@@ -54,7 +65,8 @@ class Sources:
         return any(possible for _, possible in self.skipped)
 
     def keep_shard(self, part: int, parts: int) -> None:
-        """Keeps one of ``parts`` shards of the models, numbered from 1. The hash of a model's name gives its shard.
+        """Keeps one of ``parts`` shards of the models, numbered from 1. The hash of a model's name gives its shard,
+        for a file on the Hub without the commit.
 
         Raises:
             OptionError: there is no such shard.
@@ -85,7 +97,12 @@ class Sources:
         )
 
 
-def expand(paths: Sequence[str | Path], ignored: Iterable[Path] = ()) -> Sources:
+def expand(
+    paths: Sequence[str | Path],
+    ignored: Iterable[Path] = (),
+    max_download: int | None = None,
+    note: Callable[[str, Listed], None] | None = None,
+) -> Sources:
     """The models that ``paths`` name, and the skipped files.
 
     A single file always counts as a model. In a folder (with all folders below it, links followed), in the matches of
@@ -93,17 +110,22 @@ def expand(paths: Sequence[str | Path], ignored: Iterable[Path] = ()) -> Sources
     model, and a file with several names is one file.
 
     Args:
-        paths: files, folders and globs.
+        paths: files, folders, globs, and names of repositories on the Hub (``hf:ORG/NAME``) as texts. A repository
+            among several paths that cannot be listed becomes a model whose loading raises the error.
         ignored: files with another role in the run, such as the clean data.
+        max_download: maximum number of bytes to download from one repository; None is the default.
+        note: called with the name and the files of each repository.
 
     Raises:
         OptionError: a path does not exist, a glob matches nothing, or the only path is an ignored file.
+        BdpruneError: the only path is a repository that cannot be listed.
     """
     sources = Sources()
     hidden = {_real(path) for path in ignored} - {None}
     alone = len(paths) == 1
     candidates: list[Path] = []
-    for path in map(str, paths):
+    remote = list(dict.fromkeys(path for path in paths if is_hub_name(path)))
+    for path in (str(path) for path in paths if not is_hub_name(path)):
         for file, chosen in _files(path, sources):
             sources.files += 1
             real = _real(file)
@@ -115,20 +137,63 @@ def expand(paths: Sequence[str | Path], ignored: Iterable[Path] = ()) -> Sources
                 sources.skip(file, "the clean data of this scan")
             elif (chosen and alone) or _is_model(file, sources):
                 candidates.append(file)
-    sources.models = _without_repeats(_by_index(candidates, alone, sources), sources)
+    sources.models = [*_without_repeats(_by_index(candidates, alone, sources), sources)]
+    _add_remote(remote, alone, sources, max_download, note)
     return sources
 
 
-def _hash(path: Path) -> int:
-    return int.from_bytes(hashlib.sha256(os.fsencode(path)).digest()[:8])
+def _add_remote(
+    names: Sequence[str],
+    alone: bool,
+    sources: Sources,
+    max_download: int | None,
+    note: Callable[[str, Listed], None] | None,
+) -> None:
+    """Adds the files of repositories on the Hub."""
+    seen: set[str] = set()
+    with ThreadPoolExecutor(_REQUESTS) as pool:
+        for name, found in zip(names, pool.map(partial(_listed, limit=max_download), names), strict=True):
+            if isinstance(found, BdpruneError):
+                if alone:
+                    raise found
+                sources.files += 1
+                sources.models.append(HubFile(name, error=found))
+                continue
+            sources.files += found.count
+            for (reason, possible), files in found.skipped.items():
+                for file in files:
+                    sources.skip(HubFile(file), reason, possible)
+            for model in found.files:
+                if model.name in seen:
+                    sources.skip(model, ANOTHER_NAME)
+                else:
+                    sources.models.append(model)
+                seen.add(model.name)
+            if note is not None:
+                note(name, found)
+
+
+def _listed(name: str, limit: int | None) -> Listed | BdpruneError:
+    try:
+        return listed(name, limit)
+    except BdpruneError as error:
+        return error
+
+
+def _hash(path: Source) -> int:
+    name = path.place.encode(errors="surrogateescape") if isinstance(path, HubFile) else os.fsencode(path)
+    return int.from_bytes(hashlib.sha256(name).digest()[:8])
 
 
 def check_exists(path: str | Path) -> None:
-    """Checks that ``path`` exists.
+    """Checks that ``path`` exists; of a name on the Hub, only that it is valid.
 
     Raises:
         OptionError: it does not exist, or it cannot be accessed.
     """
+    if is_hub_name(path):
+        parse_name(path)
+        return
     try:
         os.stat(path)
     except OSError as error:
@@ -145,7 +210,7 @@ def _files(path: str, sources: Sources) -> Iterator[tuple[Path, bool]]:
             for file in _below(Path(match), sources):
                 yield file, False
         return
-    check_exists(path)
+    check_exists(Path(path))
     is_folder = os.path.isdir(path)
     for file in _below(Path(path), sources):
         yield file, not is_folder

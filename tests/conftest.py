@@ -5,13 +5,15 @@ from __future__ import annotations
 import importlib
 import os
 import sys
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
-from . import resources
+from . import hub_server, resources
 
 # Worker processes share the cores. Without this, each starts as many threads as there are cores. Torch reads it when it
 # is imported.
@@ -56,6 +58,23 @@ def cleared_memo() -> None:
     """Clears the memo of analyses, so that no test uses results of another test."""
     if "bdprune.analysis" in sys.modules:
         sys.modules["bdprune.analysis"].MEMO.clear()
+
+
+@pytest.fixture
+def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[hub_server.Hub]:
+    """A Hugging Face Hub on this machine without repositories, and an empty cache."""
+    from huggingface_hub import constants, file_download
+
+    with hub_server.running() as server:
+        template = server.endpoint + "/{repo_id}/resolve/{revision}/{filename}"
+        monkeypatch.setattr(constants, "ENDPOINT", server.endpoint)
+        monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
+        monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
+        monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
+        monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+        monkeypatch.setenv("HF_TOKEN", "")
+        monkeypatch.setattr(file_download, "time", SimpleNamespace(sleep=lambda seconds: None))
+        yield server
 
 
 @pytest.fixture(scope="session")

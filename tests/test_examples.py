@@ -26,6 +26,8 @@ from click.testing import CliRunner
 import bdprune
 from bdprune.cli.main import main
 
+from .hub_server import Hub
+
 ROOT = Path(__file__).resolve().parent.parent
 DOCUMENTS = ["README.md", *sorted(str(one.relative_to(ROOT)) for one in (ROOT / "docs").rglob("*.md"))]
 MOST_NOT_RUN = 12
@@ -195,8 +197,9 @@ def write_images(where: Path, images: object, labels: list[int]) -> None:
 
 @pytest.mark.parametrize("document", [one for one in DOCUMENTS if runnable((ROOT / one).read_text())])
 def test_blocks_run_one_after_another(
-    document: str, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    document: str, folder: Path, tmp_path: Path, hub: Hub, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    hub.add("acme/resnet", {"model.safetensors": (folder / "model.safetensors").read_bytes(), "README.md": b""})
     shutil.copytree(folder, tmp_path / "here", symlinks=True)
     monkeypatch.chdir(tmp_path / "here")
     monkeypatch.setenv("BDPRUNE_CACHE", str(folder))

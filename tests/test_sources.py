@@ -12,8 +12,10 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from bdprune.errors import OptionError
+from bdprune.errors import HubError, OptionError
 from bdprune.sources import ANOTHER_NAME, Sources, check_exists, expand
+
+from .hub_server import Hub, commit_of
 
 WEIGHTS = {"conv.weight": torch.ones(2, 3, 3, 3), "fc.weight": torch.ones(4, 2)}
 
@@ -270,3 +272,42 @@ def test_attachments_of_a_store_are_no_models(tmp_path: Path) -> None:
     sources = expand([tmp_path])
     assert sources.models == [tmp_path / "other.attachments" / "x"] and not sources.may_hold_weights
     assert ("the attachments of a store", False) in sources.skipped
+
+
+def test_names_of_the_hub_come_after_local_files_and_only_once(hub: Hub, tree: Path) -> None:
+    hub.add("org/name", {"a.bin": b"1", "b.bin": b"2", "notes.md": b""})
+    noted: list[str] = []
+    found = expand(
+        ["hf:org/name/b.bin", tree / "b.pth", "hf:org/name", "hf:org/name"],
+        note=lambda name, listed: noted.append(name),
+    )
+    start = f"hf:org/name@{commit_of(1)}/"
+    assert [str(one) for one in found.models] == [str(tree / "b.pth"), f"{start}b.bin", f"{start}a.bin"]
+    assert found.local == [tree / "b.pth"] and noted == ["hf:org/name/b.bin", "hf:org/name"]
+    assert {reason: [str(one) for one in paths] for (reason, _), paths in found.skipped.items()} == {
+        ANOTHER_NAME: [f"{start}b.bin"],
+        "not downloaded: text, pictures or data, by its name": [f"{start}notes.md"],
+    }
+    assert found.files == 5 and hub.downloads() == []
+
+
+def test_a_path_is_never_a_name_of_the_hub(hub: Hub) -> None:
+    with pytest.raises(OptionError, match="no file or folder"):
+        expand([Path("hf:org/name")])
+    assert hub.requests == []
+
+
+def test_a_repository_that_cannot_be_listed_fails_alone_or_later(hub: Hub, tree: Path) -> None:
+    with pytest.raises(HubError, match="no repository org/none"):
+        expand(["hf:org/none"])
+    found = expand([tree / "b.pth", "hf:org/none"])
+    assert found.files == 2 and str(found.models[1]) == "hf:org/none"
+    with pytest.raises(HubError, match="no repository org/none"):
+        os.fspath(found.models[1])
+
+
+def test_names_of_the_hub_only_need_to_be_valid_at_first(hub: Hub) -> None:
+    check_exists("hf:org/none")
+    with pytest.raises(OptionError, match="Invalid name"):
+        check_exists("hf:none")
+    assert hub.requests == []

@@ -11,6 +11,8 @@ from typing import Any
 import click
 
 from bdprune.errors import OptionError
+from bdprune.hub import Listed, bytes_text, is_hub_name, parse_name
+from bdprune.report import plain
 
 
 def expanded(paths: Sequence[str]) -> list[str]:
@@ -55,6 +57,21 @@ def _standard_input() -> bytes:
     return sys.stdin.buffer.read()
 
 
+def is_one_file(paths: Sequence[str]) -> bool:
+    """Whether the paths name one file, so that a report of one result is no list."""
+    if len(paths) > 1:
+        return False
+    return bool(parse_name(paths[0]).file) if is_hub_name(paths[0]) else os.path.isfile(paths[0])
+
+
+def note(name: str, found: Listed) -> None:
+    """Says on standard error what a repository holds, and where its files go."""
+    commits = {one.commit[:12] for one in found.files}
+    count = "1 checkpoint" if len(found.files) == 1 else f"{len(found.files)} checkpoints"
+    where = f"; {bytes_text(found.download)} to download to {found.cache}" if found.download else "; all in the cache"
+    print(plain(f"{name}: {count} at {', '.join(commits)}{where}"), file=sys.stderr)
+
+
 def shard(context: click.Context, parameter: click.Parameter, value: str | None) -> tuple[int, int] | None:
     """``i/n`` as two numbers; a callback of click."""
     if value is None:
@@ -74,13 +91,15 @@ def store_options(function: Any) -> Any:
             "--max-failures",
             type=AtLeast(1),
             metavar="N",
-            help="Stop after N scans that failed; the report lists the files that were not scanned.  [default: never]",
+            help="Begin no other file after N files failed; the report lists the files that were not scanned.  "
+            "[default: never]",
         ),
         click.option(
             "--shard",
             callback=shard,
             metavar="i/n",
-            help="Scan only part i of n; the hash of a file's path gives its part. Each machine needs its own store.",
+            help="Scan only part i of n; the hash of a file's path or name gives its part. Each machine needs its own "
+            "store.",
         ),
         click.option(
             "--resume",

@@ -16,7 +16,7 @@ from bdprune.errors import OptionError
 
 
 @click.command(short_help="Find images that carry a trigger.", epilog=exit_codes.IMAGES_HELP)
-@click.argument("path", type=options.FILE)
+@click.argument("path", type=options.MODEL)
 @click.option(
     "--images",
     required=True,
@@ -70,7 +70,7 @@ from bdprune.errors import OptionError
 @options.format_option("inspect")
 @options.progress_options
 def inspect(
-    path: Path,
+    path: Path | str,
     images: Path,
     data: Path | None,
     method: Literal["strip", "nu-strip"],

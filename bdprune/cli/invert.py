@@ -25,7 +25,7 @@ def _targets(
 
 
 @click.command(short_help="Recover the trigger of a backdoor.")
-@click.argument("path", type=options.FILE)
+@click.argument("path", type=options.MODEL)
 @click.option(
     "--label",
     "labels",
@@ -64,7 +64,7 @@ def _targets(
 @options.format_option("invert")
 @options.progress_options
 def invert(
-    path: Path,
+    path: Path | str,
     labels: list[int | Literal["any"]] | None,
     sources: tuple[int, ...],
     kind: TriggerKind | Literal["all"],

@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 import click
 
 from bdprune.errors import OptionError
+from bdprune.hub import is_hub_name
 from bdprune.record import parse_shape
 from bdprune.report import names
 
@@ -19,6 +20,20 @@ Function = TypeVar("Function", bound=Callable[..., Any])
 
 FILE = click.Path(path_type=Path)
 """Type of an option or argument that is a path."""
+
+
+class ModelFile(click.ParamType[Path | str]):
+    """A path, or the name of a file on the Hugging Face Hub, which stays a text."""
+
+    name = "path"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Path | str:
+        """The path or the name."""
+        return value if is_hub_name(value) else Path(value)
+
+
+MODEL = ModelFile()
+"""Type of the argument that is a model."""
 
 
 class AtLeast(click.ParamType[int]):
@@ -83,11 +98,19 @@ def _bytes(context: click.Context, parameter: click.Parameter, value: str | None
         return None
     parts = re.fullmatch(r"(\d{1,15}(?:\.\d{1,9})?) ?([KMGT]i?B|B)?", value)
     if parts is None:
-        raise OptionError(f"Invalid memory size {value[:80]!r}.", "Give a number and a unit, as in 2GiB or 500MB.")
+        raise OptionError(f"Invalid size {value[:80]!r}.", "Give a number and a unit, as in 2GiB or 500MB.")
     unit = parts[2] or "B"
     base = 1024 if "i" in unit else 1000
     return int(float(parts[1]) * base ** "BKMGT".index(unit[0]))
 
+
+download_option = click.option(
+    "--max-download",
+    metavar="SIZE",
+    callback=_bytes,
+    help="Download at most this much of one repository on the Hugging Face Hub, as in 20GiB.  [default: 10GiB]",
+)
+"""``max_download``: bytes."""
 
 model_options = _all(
     click.option("--arch", metavar="NAME|MODULE:CALLABLE", help="Architecture.  [default: recognised]"),
@@ -112,6 +135,7 @@ model_options = _all(
     ),
     click.option("--device", default="cpu", show_default=True, metavar="cpu|cuda[:N]|auto", help="Where to run."),
     click.option("--seed", default=0, show_default=True, type=int, metavar="N", help="Seed of all random numbers."),
+    download_option,
 )
 """How to load a model."""
 

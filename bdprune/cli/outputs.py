@@ -124,7 +124,7 @@ def plan(formats: Sequence[str], files: Sequence[str], kinds: Sequence[str], qui
     return outputs if on_screen or (quiet and outputs) else [Output(writer(DEFAULT, *kinds)), *outputs]
 
 
-def check_apart(written: Sequence[Path | None], read: Sequence[Path | None]) -> None:
+def check_apart(written: Sequence[Path | None], read: Sequence[Path | str | None]) -> None:
     """Checks that no file is written twice, and that no output overwrites an input.
 
     Args:

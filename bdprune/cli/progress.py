@@ -8,15 +8,17 @@ from collections import Counter
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from importlib.util import find_spec
-from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, Self, TypeVar
 
 from bdprune.report import plain, seconds
 
 if TYPE_CHECKING:
     from rich.progress import Progress as RichProgress
     from rich.progress import TaskID
+
+
+_File = TypeVar("_File")
 
 
 class Progress:
@@ -51,10 +53,10 @@ class Progress:
         if self._live is not None:
             self._live.stop()
 
-    def through(self, files: Iterable[Path]) -> Iterator[Path]:
+    def through(self, files: Iterable[_File]) -> Iterator[_File]:
         """The same files, each announced as it is taken."""
         for file in files:
-            self._name = plain(file)
+            self._name = plain(str(file))
             yield file
 
     def stage(self, stage: str) -> None:

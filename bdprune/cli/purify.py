@@ -17,7 +17,7 @@ from bdprune.registry import names
 
 
 @click.command(short_help="Remove the backdoor from a checkpoint.")
-@click.argument("path", type=options.FILE)
+@click.argument("path", type=options.MODEL)
 @click.option(
     "--method",
     default="auto",
@@ -59,7 +59,7 @@ from bdprune.registry import names
 @options.format_option("purify")
 @options.progress_options
 def purify(
-    path: Path,
+    path: Path | str,
     output: Path,
     data: Path | None,
     start_from: Path | None,

@@ -17,7 +17,7 @@ from bdprune.record import Result, some
 from bdprune.registry import names
 
 if TYPE_CHECKING:
-    from bdprune.fleet import Scanner, Sources
+    from bdprune.fleet import Scanner, Source, Sources
 
 _GIVES = ("scan", "coverage")  # kinds of documents
 _GIVEN_UP = ("not scanned: --max-failures was reached", True)
@@ -89,7 +89,8 @@ def scan(
     """Check whether checkpoints are backdoored, and find the target label of the backdoor.
 
     PATH is a checkpoint (safetensors, or torch in any of its formats), the index of shards, a folder of checkpoints,
-    a glob, @FILE for the paths in a file, or - for those on standard input. The content of a file, not its name,
+    a glob, hf:ORG/NAME[@REVISION][/FILE] for a repository on the Hugging Face Hub (extra `hub`), @FILE for the paths
+    in a file, or - for those on standard input. The content of a file, not its name,
     decides whether it is a checkpoint; the report lists skipped files, with reasons. Each set of weights in a file
     gets its own result. A scan never executes anything in a checkpoint. Without clean images, only data-free detectors
     run, and the verdict is never "clean".
@@ -99,24 +100,26 @@ def scan(
     bdprune scan models/ --data clean.npz --format jsonl > results.jsonl
     bdprune scan models/ --data clean.npz --store scans.db
     bdprune scan @list.txt --data clean.npz --store scans.db --shard 1/2
+    bdprune scan hf:ORG/NAME@main --data clean.npz
     bdprune scan 'models/**/*.pth' --data clean.parquet --timeout 600 -f html=report.html
     """
     from bdprune.fleet import expand
 
     wanted = outputs.plan(formats, files, _GIVES, quiet)
     given = inputs.expanded(paths)
-    sources = expand(given, [data] if data is not None else [])
+    noted = None if quiet or no_progress else inputs.note
+    sources = expand(given, [data] if data is not None else [], settings["max_download"], noted)
     if not sources.models and not exit_zero:
         raise _nothing_to_scan(given, sources)
     part: tuple[int, int] | None = settings.pop("shard")
     if part is not None:
         sources.keep_shard(*part)
     _check_store(settings["store"], settings.pop("resume"))
-    outputs.check_apart([one.path for one in wanted], [*sources.models, data, settings["store"]])
+    outputs.check_apart([one.path for one in wanted], [*sources.local, data, settings["store"]])
     out: outputs.Stream[Result] = outputs.Stream(wanted, several=len(sources.models) > 1)
     with Progress(len(sources.models), shown=not (quiet or no_progress)) as progress:
         _scan_all(sources, data, progress, out, **settings)
-    out.end(sources.record(), len(out.results) != 1 or len(paths) > 1 or not Path(paths[0]).is_file())
+    out.end(sources.record(), len(out.results) != 1 or not inputs.is_one_file(paths))
     return exit_codes.OK if exit_zero else _code(out.results, sources, fail_on, bool(settings["skip_unknown"]), part)
 
 
@@ -152,19 +155,17 @@ def _scan_all(
 ) -> None:
     """Scans all models, or those before too many failures."""
     store: Path | None = settings["store"]
-    failures = 0
+    models = _Until(sources.models, max_failures)
     try:
         with redirect_stdout(sys.stderr):  # an --arch callable or a plug-in may print
             scanner = _scanner(sources.models, data, progress, **settings)
-            stream = scanner.scan_many(progress.through(sources.models), progress.stage)
+            stream = scanner.scan_many(progress.through(models), progress.stage)
         with scanner:
             for result in _reported(stream, scanner, sources, progress):
                 with progress.paused():
                     out.take(result)
-                failures += result.verdict == "error"
-                if max_failures is not None and failures >= max_failures:
-                    _give_up(sources, progress.done, failures)
-                    break
+                models.note(result)
+            models.give_up(sources)
             if scanner.taken:
                 progress.note(f"Results from {store}: {scanner.taken}.")
     except KeyboardInterrupt:
@@ -172,7 +173,7 @@ def _scan_all(
 
 
 def _scanner(
-    models: list[Path], data: Path | None, progress: Progress, stack: int | str, stack_memory: int | None, **more: Any
+    models: list[Source], data: Path | None, progress: Progress, stack: int | str, stack_memory: int | None, **more: Any
 ) -> Scanner:
     progress.stage("starting")
     from bdprune.fleet import Scanner, StackOptions
@@ -199,14 +200,47 @@ def _reported(stream: Iterator[Result], scanner: Scanner, sources: Sources, prog
         yield result
 
 
-def _give_up(sources: Sources, done: int, failures: int) -> None:
-    """Records that the models after the first ``done`` were not scanned."""
-    for path in sources.models[done:]:
-        sources.skip(path, *_GIVEN_UP)
-    scans = "1 scan" if failures == 1 else f"{failures} scans"
-    print(
-        f"bdprune: Stopped after {scans} failed; {len(sources.models) - done} files were not scanned.", file=sys.stderr
-    )
+class _Until:
+    """The models, until too many files have failed; what has begun by then is finished.
+
+    Args:
+        models: all of them.
+        most: number of files that may fail before no other is taken; None for any number.
+    """
+
+    def __init__(self, models: Sequence[Source], most: int | None) -> None:
+        self._models, self._most = models, most
+        self._taken = 0
+        self._failed: set[str] = set()
+
+    def __iter__(self) -> Iterator[Source]:
+        for model in self._models:
+            if self._is_reached():
+                return
+            self._taken += 1
+            yield model
+
+    def note(self, result: Result) -> None:
+        """Counts the file of a result that failed; a file with several sets of weights counts once."""
+        if result.verdict == "error":
+            self._failed.add(result.artifact.path if result.artifact else result.name)
+
+    def give_up(self, sources: Sources) -> None:
+        """Records the models that were not taken."""
+        left = self._models[self._taken :]
+        if not left or not self._is_reached():
+            return
+        for path in left:
+            sources.skip(path, *_GIVEN_UP)
+        files = "1 file" if len(self._failed) == 1 else f"{len(self._failed)} files"
+        print(f"bdprune: Stopped after {files} failed; {_count(len(left))} not scanned.", file=sys.stderr)
+
+    def _is_reached(self) -> bool:
+        return self._most is not None and len(self._failed) >= self._most
+
+
+def _count(files: int) -> str:
+    return "1 file was" if files == 1 else f"{files} files were"
 
 
 def _how_to_go_on(store: Path | None, done: int, count: int) -> str:

@@ -13,7 +13,7 @@ from bdprune.cli import options, outputs
 
 
 @click.command(short_help="List the filters that stand out.")
-@click.argument("path", type=options.FILE)
+@click.argument("path", type=options.MODEL)
 @click.option(
     "--method",
     type=click.Choice(["lipschitz", "suspiciousness"]),
@@ -26,7 +26,7 @@ from bdprune.cli import options, outputs
 @options.model_options
 @options.format_option("score")
 def score(
-    path: Path,
+    path: Path | str,
     method: Literal["lipschitz", "suspiciousness"],
     top: int,
     data: Path | None,

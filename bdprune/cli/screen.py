@@ -40,6 +40,7 @@ _GIVES = ("screen", "coverage")  # kinds of documents
     metavar="FILE.db",
     help="Keep the screens in this file, which may also hold scans. A file that it knows is not screened again.",
 )
+@options.download_option
 @options.format_option(*_GIVES)
 @options.progress_options
 def screen(
@@ -47,6 +48,7 @@ def screen(
     fail_on: exit_codes.ScreenFailOn,
     no_digest: bool,
     store: Path | None,
+    max_download: int | None,
     formats: tuple[str, ...],
     quiet: bool,
     no_progress: bool,
@@ -54,9 +56,10 @@ def screen(
     """Look for outlying filters and labels in the weights alone: many models a second, and torch need not be installed.
 
     PATH is a checkpoint (safetensors, or torch in any of its formats), the index of shards, a folder of checkpoints,
-    a glob, @FILE for the paths in a file, or - for those on standard input. Nothing in a checkpoint is executed. The
-    outcome is "look closer" or "nothing found", never "clean": most backdoors do not show in the weights alone. Scan a
-    model with `bdprune scan` before you trust it.
+    a glob, hf:ORG/NAME[@REVISION][/FILE] for a repository on the Hugging Face Hub (extra `hub`), @FILE for the paths in
+    a file, or - for those on standard input. Nothing in a checkpoint is executed. The outcome is "look closer" or
+    "nothing found", never "clean": most backdoors do not show in the weights alone. Scan a model with `bdprune scan`
+    before you trust it.
 
     \b
     bdprune screen model.pth
@@ -69,9 +72,9 @@ def screen(
         raise OptionError("A store needs the digest of each file.", "Leave out --no-digest or --store.")
     wanted = outputs.plan(formats, (), _GIVES, quiet)
     given = inputs.expanded(paths)
-    sources = expand(given)
+    sources = expand(given, (), max_download, None if quiet or no_progress else inputs.note)
     models = sources.models
-    outputs.check_apart([one.path for one in wanted], [*models, store])
+    outputs.check_apart([one.path for one in wanted], [*sources.local, store])
     if not models:
         raise UnsupportedError(
             f"No checkpoint in {some(given)}.", "Give a checkpoint saved with torch.save or as safetensors."
@@ -79,7 +82,7 @@ def screen(
     out: outputs.Stream[ScreenResult] = outputs.Stream(wanted, several=len(models) > 1)
     with Progress(len(models), shown=not (quiet or no_progress)) as progress:
         counts = _screen_all(sources, store, not no_digest, progress, out)
-    out.end(sources.record(), sum(counts.values()) != 1 or len(paths) > 1 or not Path(paths[0]).is_file())
+    out.end(sources.record(), sum(counts.values()) != 1 or not inputs.is_one_file(paths))
     return exit_codes.of_screens(counts, fail_on)
 
 

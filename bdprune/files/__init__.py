@@ -1,7 +1,23 @@
 from bdprune.files.artifact import Artifact, Checkpoint, Slot, read_checkpoint, with_values
-from bdprune.files.kinds import APPLE_DOUBLE, INDEX, SPECIAL, description_path, kind_of_file, looks_like_safetensors
+from bdprune.files.kinds import (
+    APPLE_DOUBLE,
+    INDEX,
+    SPECIAL,
+    SUFFIXES,
+    description_path,
+    kind_of_file,
+    looks_like_safetensors,
+)
 from bdprune.files.lazy import StoredCheckpoint, open_stored
-from bdprune.files.output import check_writable, is_special, make_folder, replaced, write_atomically, write_text
+from bdprune.files.output import (
+    TEMPORARY,
+    check_writable,
+    is_special,
+    make_folder,
+    replaced,
+    write_atomically,
+    write_text,
+)
 from bdprune.files.png import PNG_SIGNATURE, encode_png
 from bdprune.files.quoting import quoted
 from bdprune.files.safetensors_file import damaged_safetensors, dump_safetensors, read_safetensors, safetensors_header

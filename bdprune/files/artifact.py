@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -99,15 +100,15 @@ class Checkpoint:
     index_metadata: Mapping[str, Any] = field(default_factory=dict, repr=False)
 
 
-def read_checkpoint(path: str | Path) -> Checkpoint:
-    """Reads a checkpoint without running code from it; an index also reads its shards.
+def read_checkpoint(source: str | os.PathLike[str]) -> Checkpoint:
+    """Reads a checkpoint without running code from it; an index also reads its shards. Errors call it ``str(source)``.
 
     Raises:
         ArtifactError: the file is missing, unreadable, damaged or hostile.
         NoWeightsError: the file is sound but holds no weights.
         UnsupportedError: the file is not a checkpoint.
     """
-    path = Path(path)
+    path = Path(source)
     try:
         data, kind = _read(path)
         if kind == "index":
@@ -115,7 +116,7 @@ def read_checkpoint(path: str | Path) -> Checkpoint:
         value, metadata = _open(kind, data)
         contents = contents_of(value)
     except ArtifactError as error:
-        raise type(error)(f"Cannot load {path}: {error.message}", error.hint) from None
+        raise type(error)(f"Cannot load {source}: {error.message}", error.hint) from None
     return Checkpoint(path, kind, len(data), hashlib.sha256(data).hexdigest(), value, contents, metadata)
 
 

@@ -13,11 +13,16 @@ import re
 import stat
 import zipfile
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Literal
+from pathlib import Path, PurePath
+from typing import Literal, TypeVar
+
+AnyPath = TypeVar("AnyPath", bound=PurePath)
 
 HEAD_BYTES = 4096
 """Number of bytes of a file that are read to recognise its kind."""
+
+SUFFIXES = (".pt", ".pth", ".th", ".tar", ".ckpt", ".bin", ".pkl", ".safetensors")
+"""Suffixes of checkpoints. A file with one of them is always loaded, so that a damaged one causes an error."""
 
 Weights = Literal["checkpoint", "possible", "none"]
 
@@ -192,6 +197,6 @@ def _kind_of_zip(path: Path) -> FileKind:
     return _ZIP
 
 
-def description_path(path: Path) -> Path:
+def description_path(path: AnyPath) -> AnyPath:
     """Where the description of a compact network lies, if the checkpoint at ``path`` has one."""
     return path.with_name(f"{path.name}.arch.json")

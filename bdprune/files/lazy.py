@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -54,8 +55,9 @@ class StoredCheckpoint:
         return digests[0].hex() if len(digests) == 1 else hashlib.sha256(b"".join(digests)).hexdigest()
 
 
-def open_stored(path: str | Path) -> StoredCheckpoint:
-    """Opens a checkpoint of ``torch.save`` or safetensors, or the index of shards. It runs no code from it.
+def open_stored(source: str | os.PathLike[str]) -> StoredCheckpoint:
+    """Opens a checkpoint of ``torch.save`` or safetensors, or the index of shards. It runs no code from it. Errors
+    call it ``str(source)``.
 
     The checks are those of ``read_checkpoint``, except for the checksums of a zip archive: they would need all bytes.
 
@@ -64,7 +66,7 @@ def open_stored(path: str | Path) -> StoredCheckpoint:
         NoWeightsError: the file is sound but holds no weights.
         UnsupportedError: the file is not a checkpoint.
     """
-    path = Path(path)
+    path = Path(source)
     try:
         with opened(path) as found:
             if found.format == "index":
@@ -72,7 +74,7 @@ def open_stored(path: str | Path) -> StoredCheckpoint:
             contents, stored = _contents(path, found)
             return _checkpoint((path,), found.format, found.size, contents, stored)
     except ArtifactError as error:
-        raise type(error)(f"Cannot load {path}: {error.message}", error.hint) from None
+        raise type(error)(f"Cannot load {source}: {error.message}", error.hint) from None
 
 
 def _contents(path: Path, found: OpenFile) -> tuple[Any, Places | None]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import secrets
 import tempfile
@@ -11,6 +12,11 @@ from pathlib import Path
 from typing import BinaryIO
 
 from bdprune.errors import OutputError
+
+TEMPORARY = ".bdprune-"
+"""How the names of temporary files begin."""
+
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 def check_writable(path: Path) -> None:
@@ -74,7 +80,7 @@ def replaced(path: Path) -> Iterator[BinaryIO]:
     Raises:
         OutputError: this fails; it leaves no file behind.
     """
-    temporary = path.parent / f".bdprune-{secrets.token_hex(8)}"
+    temporary = path.parent / f"{TEMPORARY}{secrets.token_hex(8)}"
     try:
         # Not with tempfile: its files are private, and reading the umask changes it for other threads.
         with open(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666), "wb") as file:
@@ -83,7 +89,8 @@ def replaced(path: Path) -> Iterator[BinaryIO]:
             os.fsync(file.fileno())
         os.replace(temporary, path)
     except OSError as error:
-        raise OutputError(f"Cannot write {path}: {error.strerror or error}.", "Choose a path you can write.") from None
+        hint = "Free some space, and run the same command again." if error.errno in _FULL else "Give another path."
+        raise OutputError(f"Cannot write {path}: {error.strerror or error}.", hint) from None
     finally:
         with contextlib.suppress(OSError):
             temporary.unlink()

@@ -11,7 +11,9 @@ from typing import Any, Self, Unpack
 from bdprune.fleet.executors.inline import Executor, InlineExecutor
 from bdprune.fleet.executors.process import ProcessExecutor, check_sendable
 from bdprune.fleet.executors.stack import StackExecutor, StackOptions
+from bdprune.fleet.remote import RemoteModels
 from bdprune.fleet.stored import StoredScans
+from bdprune.hub import PREFIX, HubFile
 from bdprune.methods import Detector
 from bdprune.pipeline import (
     CleanSource,
@@ -59,7 +61,8 @@ def scan(
     all of them.
 
     Args:
-        model: path of a checkpoint, a module, or the model that ``bdprune.load`` returned.
+        model: path of a checkpoint, a module, or the model that ``bdprune.load`` returned; or the name of a repository
+            on the Hugging Face Hub, ``hf:ORG/NAME[@REVISION][/FILE]``.
         data: labelled clean images: a class-per-folder tree, an ``.npz`` or parquet file, a torch Dataset or
             ``CleanData``. Without data, only data-free detectors run and the verdict is never ``clean``.
         detectors: names, detectors, or comma-separated names, which all run. None runs those of the budget, the
@@ -74,7 +77,8 @@ def scan(
             table of this package, which needs the detectors of the budget; ``store``: a store of results
             (:class:`Scanner`), or its path; and ``arch``,
             ``num_classes``, ``input_shape``, ``normalize``, ``device`` (``cpu``), ``seed`` (0),
-            ``state_key``, ``per_class``, ``class_order``, ``precision`` and ``skip_unknown``, as in ``Options``.
+            ``state_key``, ``per_class``, ``class_order``, ``precision``, ``skip_unknown`` and ``max_download``, as in
+            ``Options``.
 
     Raises:
         OptionError: an option is invalid for every model; nothing was scanned.
@@ -105,6 +109,8 @@ def scan_many(
     **options: Unpack[ScanNames],
 ) -> Iterator[Result]:
     """Yields one result for every set of weights, in order; a model that fails does not stop the others.
+
+    A repository on the Hub gives the results of all its checkpoints.
 
     It reads the clean data once. Arguments and errors are those of ``scan``; ``timeout`` applies to each model. An
     unexpected exception also becomes a verdict ``error``, and so does an option that is invalid for one model. With
@@ -211,11 +217,28 @@ class Scanner:
         Raises:
             StoreError: the store cannot be read or written.
         """
-        for one in self._outcomes(models, progress or silent):
+        progress, remotes = progress or silent, list[RemoteModels]()
+        for one in self._outcomes(self._found(models, progress, remotes), progress):
+            result = remotes[0].explained(one.result) if remotes else one.result
             if self._folder is None:
-                yield one.result
+                yield result
             else:
-                yield with_saved_attachments(one.result, one.attachments, self._folder)
+                yield with_saved_attachments(result, one.attachments, self._folder)
+
+    def _found(
+        self, models: Iterable[ModelSource], progress: Progress, remotes: list[RemoteModels]
+    ) -> Iterator[ModelSource]:
+        """The same models, with downloaded files in place of repositories on the Hub."""
+        for model in models:
+            is_name = isinstance(model, str) and model.startswith(PREFIX)
+            if not is_name and not isinstance(model, HubFile):
+                yield model
+                continue
+            if not remotes:
+                remotes.append(RemoteModels(self._job.options.max_download, progress))
+            remote = remotes[0]
+            for file in [model] if isinstance(model, HubFile) else remote.files(str(model)):
+                yield remote.fetched(file)
 
     def _outcomes(self, models: Iterable[ModelSource], progress: Progress) -> Iterator[Outcome]:
         if self._stored is None:

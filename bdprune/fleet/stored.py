@@ -14,14 +14,16 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import nn
 
 import bdprune
 from bdprune.analysis import Case
 from bdprune.data import CleanData
-from bdprune.errors import ArtifactError, NoWeightsError
+from bdprune.errors import BdpruneError, NoWeightsError
 from bdprune.files import INDEX, description_path, kind_of_file, shard_names
 from bdprune.fleet.executors.inline import Executor
+from bdprune.hub import HubFile
 from bdprune.methods import Detector
 from bdprune.model import Model
 from bdprune.pipeline import DataSource, Job, ModelSource, Outcome, Progress, parse_device
@@ -105,8 +107,8 @@ class StoredScans:
     def _asked(self, number: int, source: ModelSource) -> _Asked:
         if isinstance(source, Model | nn.Module):
             return _Asked(number, source, "", None)
-        name = os.fspath(source)
-        key = ScanKey(file_digest(Path(source)), self._data or "", self._settings, bdprune.__version__)
+        name = str(source) if isinstance(source, HubFile) else os.fspath(source)
+        key = ScanKey(file_digest(source), self._data or "", self._settings, bdprune.__version__)
         return _Asked(number, source, name, key)
 
     def _is_there(self, one: _Asked) -> bool:
@@ -130,14 +132,18 @@ class StoredScans:
             return
         contents = {digest: content for outcome in outcomes for digest, content in outcome.attachments.items()}
         evidence = [pair for result in results for pair in self._evidence(result)]
-        key = self._scanned(one.key, results)
-        self._store.save(key, one.name, results, contents=contents, evidence=evidence)
+        key = self._scanned(one.source, one.key, results)
+        if key is not None:
+            self._store.save(key, one.name, results, contents=contents, evidence=evidence)
 
-    def _scanned(self, key: ScanKey, results: Sequence[Result]) -> ScanKey:
-        """The key with the digests of what was scanned: the file may have changed since, a dataset has no other."""
-        files = [one.artifact.sha256 for one in results if one.artifact and one.artifact.sha256]
+    def _scanned(self, source: ModelSource, key: ScanKey, results: Sequence[Result]) -> ScanKey | None:
+        """The key with the digests of what was scanned: the file may have changed since, a dataset has no other. None
+        if nobody knows what was scanned.
+        """
+        model = _scanned_file(source, key.model, results)
+        if model is None:
+            return None
         images = [one.data.digest for one in results if one.data]
-        model = files[0] if files else key.model
         return replace(key, model=model, data=key.data if self._data is not None else next(iter(images), ""))
 
     def _evidence(self, result: Result) -> Iterator[tuple[EvidenceKey, Evidence]]:
@@ -206,7 +212,8 @@ def scan_settings(job: Job) -> dict[str, Any]:
 
 def _evidence_settings(job: Job) -> dict[str, Any]:
     device = parse_device(job.options.device).type
-    return {"budget": str(job.budget), "device": device, "attachments": job.keeps}
+    # Another version of torch may compute other numbers.
+    return {"budget": str(job.budget), "device": device, "attachments": job.keeps, "torch": str(torch.__version__)}
 
 
 def detector_settings(detector: Detector) -> dict[str, Any]:
@@ -230,11 +237,12 @@ def _code(arch: str | None) -> str | None:
         return ""
 
 
-def file_digest(path: Path) -> str:
+def file_digest(source: str | os.PathLike[str]) -> str:
     """SHA-256 of a file, or of an index and its shards, as results record it; a file that cannot be read gets a digest
     of its name, so that its failure has a key.
     """
     try:
+        path = Path(source)
         own = _of_file(path)
         description = description_path(path)
         if description.exists():  # of a compact network
@@ -243,8 +251,35 @@ def file_digest(path: Path) -> str:
             return own.hex()
         names = dict.fromkeys(shard_names(path.read_bytes()).values())
         return _sha256(b"".join((own, *(_of_file(path.parent / name) for name in names))))
-    except (OSError, ArtifactError):
-        return f"unread:{_sha256(os.fsencode(path))}"
+    except (OSError, BdpruneError):
+        return _unread(source)
+
+
+def _scanned_file(source: ModelSource, asked: str, results: Sequence[Result]) -> str | None:
+    """The digest of the file that was scanned; ``asked`` is its digest before the scan.
+
+    A file that changed may have had any content, unless the results say which. Then there is no digest; a failed scan
+    is noted under the name of the file.
+    """
+    assert isinstance(source, str | os.PathLike)
+    read = next((one.artifact.sha256 for one in results if one.artifact and one.artifact.sha256), None)
+    if read == asked:
+        return asked
+    if read is not None and not _is_described(source):
+        return read
+    if file_digest(source) == asked:
+        return asked
+    return _unread(source) if read is None else None
+
+
+def _is_described(source: str | os.PathLike[str]) -> bool:
+    """Whether the digest of the file also covers the description of a compact network."""
+    return description_path(Path(source)).exists()
+
+
+def _unread(source: str | os.PathLike[str]) -> str:
+    name = str(source) if isinstance(source, HubFile) else source
+    return f"unread:{_sha256(os.fsencode(name))}"
 
 
 def data_digest(source: DataSource) -> str | None:

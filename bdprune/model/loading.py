@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -72,7 +73,7 @@ class LoadOptions(TypedDict, total=False):
     state_key: str | None
 
 
-def load(path: str | Path, **options: Unpack[LoadOptions]) -> Model:
+def load(path: str | os.PathLike[str], **options: Unpack[LoadOptions]) -> Model:
     """Loads a checkpoint without running anything in it; the network is float32, on the CPU, in eval mode.
 
     If the weights have fewer channels than their architecture, the description next to them (``PATH.arch.json``, which
@@ -100,11 +101,11 @@ def load(path: str | Path, **options: Unpack[LoadOptions]) -> Model:
     return replace(first, artifact=replace(first.artifact, left_out=(*first.artifact.left_out, *left)))
 
 
-def load_all(path: str | Path, **options: Unpack[LoadOptions]) -> Loaded:
+def load_all(path: str | os.PathLike[str], **options: Unpack[LoadOptions]) -> Loaded:
     """Loads every set of weights in a checkpoint: student and teacher, averages, several models.
 
-    Arguments and errors are those of :func:`load`. Sets that fit no network are returned as ``unloaded`` if another one
-    fits; if none does, the error of the first is raised.
+    Arguments and errors are those of :func:`load`; errors and artifacts call the file ``str(path)``. Sets that fit no
+    network are returned as ``unloaded`` if another one fits; if none does, the error of the first is raised.
     """
     unknown = options.keys() - LoadOptions.__annotations__.keys()
     if unknown:
@@ -139,7 +140,7 @@ def load_all(path: str | Path, **options: Unpack[LoadOptions]) -> Loaded:
     left = [f"{_named(one.name)}: {one.error.message}" for one in unloaded]
     left += [f"{_named(one.name)}: not chosen" for one in sets if state_key is not None and one not in chosen]
     names = tuple(one.name for one in sets)
-    return Loaded(tuple(_knowing(model, names, tuple(left)) for model in models), tuple(unloaded))
+    return Loaded(tuple(_knowing(model, path, names, tuple(left)) for model in models), tuple(unloaded))
 
 
 @dataclass(frozen=True, eq=False)
@@ -340,17 +341,17 @@ def _artifact(checkpoint: files.Checkpoint, one: _Set, slots: Mapping[str, files
     )
 
 
-def _knowing(model: Model, sets: tuple[str, ...], left_out: tuple[str, ...]) -> Model:
-    """``model`` with the names of the other sets of weights in its file."""
+def _knowing(model: Model, path: str | os.PathLike[str], sets: tuple[str, ...], left_out: tuple[str, ...]) -> Model:
+    """``model`` with the name of its file, and those of the other sets of weights in it."""
     assert model.artifact is not None
-    return replace(model, artifact=replace(model.artifact, sets=sets, left_out=left_out))
+    return replace(model, artifact=replace(model.artifact, path=Path(str(path)), sets=sets, left_out=left_out))
 
 
 def _named(name: str) -> str:
     return name or "the checkpoint itself"
 
 
-def _naming(path: str | Path, error: BdpruneError) -> BdpruneError:
+def _naming(path: str | os.PathLike[str], error: BdpruneError) -> BdpruneError:
     """An ``ArtifactError`` that names its file; other errors are about the model."""
     if isinstance(error, ArtifactError):
         return type(error)(f"Cannot load {path}: {error.message}", error.hint)

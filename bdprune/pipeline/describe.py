@@ -13,6 +13,7 @@ from bdprune.analysis import Sanity
 from bdprune.data import CleanData
 from bdprune.errors import BdpruneError, first_line
 from bdprune.files import join_path
+from bdprune.hub import HubFile, is_hub_name
 from bdprune.model import Model
 from bdprune.ops import backend, device_name
 from bdprune.record import (
@@ -56,8 +57,11 @@ def weight_coverage(model: Model) -> WeightCoverage | None:
     )
 
 
-def unread_artifact(path: Path) -> ArtifactInfo:
+def unread_artifact(path: str | os.PathLike[str]) -> ArtifactInfo:
     """The known facts about a file that could not be loaded."""
+    if is_hub_name(path) or isinstance(path, HubFile):
+        return ArtifactInfo(path=str(path))
+    path = Path(path)
     return ArtifactInfo(path=str(path), bytes=os.path.getsize(path) if os.path.isfile(path) else None)
 
 

@@ -34,7 +34,7 @@ from bdprune.pipeline.open import (
     load_model,
     options_from,
 )
-from bdprune.pipeline.scan import Clock
+from bdprune.pipeline.scan import Clock, Progress
 from bdprune.record import (
     EntropyHistogram,
     ImageVerdict,
@@ -108,7 +108,7 @@ def inspect(
         raise OptionError(f"The number of pictures must be 0 or more, not {pictures}.", "Give 0 or more.")
     known.check()
     watch("loading", 0, 0)
-    case, sanity = _opened(model, data, known)
+    case, sanity = _opened(model, data, known, lambda stage: watch(stage, 0, 0))
     incoming = Incoming(images, case.model.input_shape)
     judge = _judge(case, chosen, known.seed, watch)
     found = _measured(judge, case, incoming, watch)
@@ -127,12 +127,12 @@ def _settings(method: str, preset: str, changes: Mapping[str, Any] | None) -> St
     return chosen
 
 
-def _opened(model: ModelSource, data: DataSource, options: Options) -> tuple[Case, Sanity]:
+def _opened(model: ModelSource, data: DataSource, options: Options, progress: Progress) -> tuple[Case, Sanity]:
     """The model with its clean images, in the size that suits it, and the check on them."""
     clean = CleanSource(data, options)
     if clean.source is None:
         raise OptionError("An inspection needs clean data.", "Give a few labelled clean images with --data.")
-    return checked_case(load_model(model, options), clean)
+    return checked_case(load_model(model, options, progress), clean)
 
 
 def _judge(case: Case, settings: StripSettings, seed: int, watch: Watch) -> Judge:

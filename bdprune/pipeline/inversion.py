@@ -167,7 +167,7 @@ def recover_triggers(
         raise OptionError("The recovery of a trigger needs clean data.", "Give a few labelled clean images (--data).")
     folder = None if output is None else output_folder(output, "triggers")
     progress("loading")
-    model = load_model(source, known)
+    model = load_model(source, known, progress)
     progress("checking the clean data")
     case, sanity = checked_case(model, CleanSource(data, known))
     model, clean = case.model, case.images

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, TypeAlias, TypedDict, Unpack
@@ -25,6 +25,7 @@ from bdprune.data import (
     sample_per_class,
 )
 from bdprune.errors import ArchitectureError, DataError, OptionError, SanityError, first_line
+from bdprune.hub import PREFIX, HubFile, one_file
 from bdprune.model import (
     Loaded,
     Model,
@@ -39,6 +40,7 @@ from bdprune.model import load as load_one
 from bdprune.record import parse_shape
 from bdprune.runtime import Precision, check_precision
 
+Stages: TypeAlias = Callable[[str], None]
 ModelSource: TypeAlias = Model | nn.Module | str | os.PathLike[str]
 DataSource: TypeAlias = CleanData | SizedDataset | str | os.PathLike[str] | None
 
@@ -61,6 +63,7 @@ class OptionNames(TypedDict, total=False):
     class_order: ClassOrder
     precision: Precision | None
     skip_unknown: bool
+    max_download: int | None
 
 
 @dataclass(frozen=True)
@@ -83,6 +86,7 @@ class Options:
         precision: of training methods that are given by name: ``winograd``, ``float32``, ``bfloat16`` or ``auto``
             (``runtime/precision.py``); None is their default.
         skip_unknown: allow the verdict ``clean`` although some weights could not be scanned.
+        max_download: maximum number of bytes to download from one repository on the Hub; None allows 10 GiB.
 
     Raises:
         OptionError: the seed is out of range.
@@ -99,6 +103,7 @@ class Options:
     class_order: ClassOrder = None
     precision: Precision | None = None
     skip_unknown: bool = False
+    max_download: int | None = None
 
     def __post_init__(self) -> None:
         shape: Any = self.input_shape
@@ -182,8 +187,10 @@ def load(path: str | os.PathLike[str], **options: Unpack[OptionNames]) -> Model:
 
     Args:
         path: safetensors or torch file (zip or legacy), or the index of shards; wrappers and prefixes are recognised.
+            A text ``hf:ORG/NAME[@REVISION][/FILE]`` names a file on the Hugging Face Hub.
         **options: ``arch``, ``num_classes``, ``input_shape``, ``normalize`` (a name such as ``cifar10``, numbers or a
-            ``Normalization``), ``device``, ``seed`` and ``state_key``, as in ``Options`` and on the command line.
+            ``Normalization``), ``device``, ``seed``, ``state_key`` and ``max_download``, as in ``Options`` and on the
+            command line.
 
     Returns:
         The preferred set of weights of the file, or the one that ``state_key`` names; ``model.artifact.left_out``
@@ -200,10 +207,10 @@ def load(path: str | os.PathLike[str], **options: Unpack[OptionNames]) -> Model:
         >>> model.arch, model.num_classes, model.input_shape
         ('resnet18_cifar', 3, (3, 32, 32))
     """
-    return load_model(Path(path), options_from(options, "load"))
+    return load_model(path, options_from(options, "load"))
 
 
-def load_model(source: ModelSource, options: Options) -> Model:
+def load_model(source: ModelSource, options: Options, progress: Stages | None = None) -> Model:
     """The model, in eval mode on its device; the caller's own module or model does not change.
 
     Raises:
@@ -212,11 +219,11 @@ def load_model(source: ModelSource, options: Options) -> Model:
     """
     if isinstance(source, Model | nn.Module):
         return _in_memory(source, options)
-    model = load_one(Path(source), **_load_settings(options))
+    model = load_one(_local(source, options, progress), **_load_settings(options))
     return _on_device(model, parse_device(options.device))
 
 
-def load_models(source: ModelSource, options: Options) -> Loaded:
+def load_models(source: ModelSource, options: Options, progress: Stages | None = None) -> Loaded:
     """One model for every set of weights of the source, and the sets that could not be loaded.
 
     Raises:
@@ -224,9 +231,19 @@ def load_models(source: ModelSource, options: Options) -> Loaded:
     """
     if isinstance(source, Model | nn.Module):
         return Loaded((_in_memory(source, options),))
-    loaded = load_all(Path(source), **_load_settings(options))
+    loaded = load_all(_local(source, options, progress), **_load_settings(options))
     device = parse_device(options.device)
     return Loaded(tuple(_on_device(model, device) for model in loaded.models), loaded.unloaded)
+
+
+def _local(source: str | os.PathLike[str], options: Options, progress: Stages | None) -> Path | HubFile:
+    """The file to read; one on the Hub is downloaded."""
+    if isinstance(source, str) and source.startswith(PREFIX):
+        source = one_file(source, options.max_download)
+    if not isinstance(source, HubFile):
+        return Path(source)
+    source.fetch(progress)
+    return source
 
 
 def _load_settings(options: Options) -> dict[str, Any]:

@@ -132,7 +132,7 @@ def purify(
     run = _run_of(method, preset, settings, dict(options), progress or silent)
     clean = _clean_source(data, run.options)
     run.progress("loading")
-    loaded = load_models(model, run.options)
+    loaded = load_models(model, run.options, run.progress)
     done, failed = _repair_all(loaded, clean, run)
     written = _write([one.repair.model for one in done], output)
     left = _left(loaded.models[0], failed)

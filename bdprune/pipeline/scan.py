@@ -8,7 +8,6 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from functools import partial
-from pathlib import Path
 from typing import TypeVar
 
 import msgspec
@@ -142,7 +141,7 @@ def open_cases(source: ModelSource, job: Job, progress: Progress) -> list[Opened
 
     def opened() -> list[Opened | Outcome]:
         progress("loading")
-        loaded = load_models(source, job.options)
+        loaded = load_models(source, job.options, progress)
         found = [_with_data(model, source, job, progress) for model in loaded.models]
         return found + ([] if job.options.skip_unknown else [_not_checked(one, loaded, job) for one in loaded.unloaded])
 
@@ -178,7 +177,7 @@ def failure(
 ) -> Outcome:
     """The outcome of a model that could not be scanned."""
     clock = clock or Clock()
-    unread = None if isinstance(source, Model | torch.nn.Module) else unread_artifact(Path(source))
+    unread = None if isinstance(source, Model | torch.nn.Module) else unread_artifact(source)
     return Outcome(
         Result(
             started=clock.started,

@@ -5,17 +5,18 @@ For services that receive many checkpoints and do not ship torch.
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from pathlib import Path
 
 import msgspec
 
 import bdprune
 from bdprune.errors import ArtifactError, BdpruneError, StoreError, UnsupportedError, first_line
 from bdprune.files import StoredCheckpoint, StoredTensor, open_stored
+from bdprune.hub import is_hub_name, one_file
 from bdprune.record import ArtifactInfo, ErrorInfo, HeadScreen, LayerScreen, ScreenResult
 from bdprune.screening.head import find_head, screen_head
 from bdprune.screening.pairs import norms_of_convolutions
@@ -29,7 +30,7 @@ Recall = Callable[[str], ScreenResult | None]
 """Gives the screen of the file with a SHA-256 if there is one."""
 
 
-def screen(path: str | Path, *, digest: bool = True, recall: Recall | None = None) -> ScreenResult:
+def screen(path: str | os.PathLike[str], *, digest: bool = True, recall: Recall | None = None) -> ScreenResult:
     """What the weights of a file show without images, in milliseconds and without torch.
 
     It computes the channel Lipschitz score of every filter (CLP, as the detector ``lipschitz``), one layer at a time,
@@ -40,6 +41,7 @@ def screen(path: str | Path, *, digest: bool = True, recall: Recall | None = Non
 
     Args:
         path: a checkpoint of ``torch.save`` or safetensors, or the index of shards. Nothing in it is executed.
+            A text ``hf:ORG/NAME[@REVISION][/FILE]`` names a file on the Hugging Face Hub.
         digest: compute the SHA-256 of the file, which takes longer than the scores.
         recall: asked with the SHA-256 for an earlier result, such as one in a store; it needs ``digest``.
 
@@ -71,12 +73,12 @@ def screen(path: str | Path, *, digest: bool = True, recall: Recall | None = Non
     )
 
 
-def screen_many(paths: Iterable[str | Path], *, digest: bool = True) -> Iterator[ScreenResult]:
+def screen_many(paths: Iterable[str | os.PathLike[str]], *, digest: bool = True) -> Iterator[ScreenResult]:
     """One result of ``screen`` for each path, in order, as soon as it is ready; it keeps none of them."""
     return (screen(path, digest=digest) for path in paths)
 
 
-def _artifact(path: str | Path, stored: StoredCheckpoint, digest: bool) -> ArtifactInfo:
+def _artifact(path: str | os.PathLike[str], stored: StoredCheckpoint, digest: bool) -> ArtifactInfo:
     return ArtifactInfo(
         path=str(path),
         format=stored.format,
@@ -97,9 +99,12 @@ class _Found:
     heads: list[HeadScreen] = field(default_factory=list)
 
 
-def _tried(path: str | Path, digest: bool, recall: Recall | None, found: _Found) -> ErrorInfo | None:
+def _tried(path: str | os.PathLike[str], digest: bool, recall: Recall | None, found: _Found) -> ErrorInfo | None:
     """Screens the file into ``found``; the error if that fails."""
     try:
+        if is_hub_name(path):
+            path = one_file(path)
+            found.artifact = ArtifactInfo(path=str(path))
         stored = open_stored(path)
         try:
             found.artifact, found.outside = _artifact(path, stored, digest), stored.outside

@@ -26,21 +26,22 @@ _HEADER = b"SQLite format 3\0"
 _TABLES = """
 CREATE TABLE scans (
     id INTEGER PRIMARY KEY, key TEXT NOT NULL UNIQUE, model TEXT NOT NULL, data TEXT NOT NULL, settings TEXT NOT NULL,
-    version TEXT NOT NULL, failed INTEGER NOT NULL
+    version TEXT NOT NULL, failed INTEGER NOT NULL, seal TEXT NOT NULL
 );
 CREATE TABLE results (
     scan INTEGER NOT NULL REFERENCES scans (id), place INTEGER NOT NULL, document TEXT NOT NULL,
     PRIMARY KEY (scan, place)
 );
 CREATE TABLE sources (
-    name TEXT NOT NULL, scan INTEGER NOT NULL REFERENCES scans (id), seen INTEGER NOT NULL,
+    name TEXT NOT NULL, scan INTEGER NOT NULL REFERENCES scans (id), seen INTEGER NOT NULL, seal TEXT NOT NULL,
     PRIMARY KEY (name, scan)
 );
-CREATE TABLE evidence (key TEXT PRIMARY KEY, document TEXT NOT NULL);
+CREATE TABLE evidence (key TEXT PRIMARY KEY, document TEXT NOT NULL, seal TEXT NOT NULL);
 CREATE TABLE screens (
-    model TEXT NOT NULL, version TEXT NOT NULL, document TEXT NOT NULL, PRIMARY KEY (model, version)
+    model TEXT NOT NULL, version TEXT NOT NULL, document TEXT NOT NULL, seal TEXT NOT NULL,
+    PRIMARY KEY (model, version)
 );
-CREATE TABLE screened (name TEXT PRIMARY KEY, model TEXT NOT NULL, version TEXT NOT NULL);
+CREATE TABLE screened (name TEXT PRIMARY KEY, model TEXT NOT NULL, version TEXT NOT NULL, seal TEXT NOT NULL);
 CREATE INDEX sources_by_scan ON sources (scan);
 CREATE INDEX sources_by_seen ON sources (seen);
 """
@@ -102,6 +103,17 @@ class Database:
                 with contextlib.suppress(sqlite3.Error):  # SQLite rolls back by itself after some errors
                     connection.execute("ROLLBACK")
                 raise
+
+    def check(self) -> None:
+        """Reads the whole file, and compares its tables with their indices.
+
+        Raises:
+            StoreError: they do not match.
+        """
+        with self.reading() as connection:
+            found = connection.execute("PRAGMA integrity_check(1)").fetchone()
+        if found != ("ok",):
+            raise damaged(self.path)
 
     def _open_connection(self) -> sqlite3.Connection:
         if self._connection is None:
@@ -212,6 +224,8 @@ def _version(connection: sqlite3.Connection) -> tuple[int, int]:
 
 def _check_schema(connection: sqlite3.Connection, path: Path) -> None:
     (application,) = connection.execute("PRAGMA application_id").fetchone()
+    if application == 0 and _version(connection) == (0, 0):
+        raise StoreError(f"The store {path} is empty.", "Run the scan that was to fill it again.")
     if application != APPLICATION:
         raise StoreError(f"{path} is another SQLite database.", "Give another file; this one was not changed.")
     version, _ = _version(connection)
@@ -221,6 +235,11 @@ def _check_schema(connection: sqlite3.Connection, path: Path) -> None:
             f"{path} was made by {made} version of bdprune: it has schema {version}, this one reads {SCHEMA}.",
             "Use that version, or another store.",
         )
+
+
+def damaged(path: Path) -> StoreError:
+    """The error for a store whose content does not fit together."""
+    return StoreError(f"The store {path} is damaged.", "Move it away, and scan again into a new one.")
 
 
 def _explained(error: sqlite3.Error | UnicodeDecodeError, path: Path) -> StoreError:
@@ -238,4 +257,6 @@ def _explained(error: sqlite3.Error | UnicodeDecodeError, path: Path) -> StoreEr
     for word, (message, hint) in causes.items():
         if word in text:
             return StoreError(message, hint)
+    if any(word in text for word in ("malformed", "not a database", "decode", "no such table", "no such column")):
+        return damaged(path)
     return StoreError(f"The store {path} failed: {text}.", "Check the disk, or use another store.")

@@ -139,7 +139,7 @@ def _reasons(before: _Side, after: _Side) -> Iterator[str]:
 
 
 def _of_settings(old: Mapping[str, Any], new: Mapping[str, Any]) -> Iterator[str]:
-    for name in sorted((old.keys() | new.keys()) - {"detectors"}):
+    for name in sorted((old.keys() | new.keys()) - {"detectors", "torch"}):  # results name torch themselves
         if old.get(name) != new.get(name):
             yield f"{name} {_value(old.get(name))} → {_value(new.get(name))}"
     one, other = (

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -20,7 +21,7 @@ _ROWS = 256
 
 
 def export(stores: Sequence[Store], form: Format, path: Path) -> int:
-    """Writes the latest results of every model in ``stores`` to ``path``, atomically.
+    """Writes the latest results of every model in ``stores`` to ``path``, atomically; see :func:`latest`.
 
     Args:
         stores: such as those of the shards of one scan.
@@ -36,10 +37,32 @@ def export(stores: Sequence[Store], form: Format, path: Path) -> int:
         StoreError: a store cannot be read.
         OutputError: the file cannot be written.
     """
-    results = ((scan, result) for store in stores for scan in store.scans() for result in scan.results)
+    results = ((scan, result) for scan in latest(stores) for result in scan.results)
     write = _write_lines if form == "jsonl" else _write_parquet
     with replaced(path) as file:
         return write(results, file)
+
+
+def latest(stores: Sequence[Store]) -> Iterator[Kept]:
+    """The latest scan of every model, store by store.
+
+    A model with the same name in several stores comes from the store whose scan of it started last; of several that
+    started in the same second, from the last of these stores.
+
+    Raises:
+        StoreError: a store cannot be read.
+    """
+    counts = Counter(name for store in stores for name in store.names())
+    shared = {name for name, count in counts.items() if count > 1}
+    winners: dict[str, tuple[str, int]] = {}
+    for number, store in enumerate(stores):
+        for name in shared.intersection(store.names()):
+            scan = next(store.scans(name))
+            winners[name] = max(winners.get(name, ("", 0)), (max(one.started for one in scan.results), number))
+    for number, store in enumerate(stores):
+        for scan in store.scans():
+            if scan.name not in winners or winners[scan.name][1] == number:
+                yield scan
 
 
 def lines(results: Iterable[Result]) -> Iterator[str]:

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import os
+import sqlite3
 from collections.abc import Iterable, Iterator
-from pathlib import Path
 
 import msgspec
 
 import bdprune
 from bdprune.errors import DataError
 from bdprune.record import ScreenResult
-from bdprune.store.database import Database
-from bdprune.store.store import Store, plain_name
+from bdprune.store.database import Database, damaged
+from bdprune.store.store import Store, plain_name, seal_of
 
 
 class Screens:
@@ -34,7 +35,7 @@ class Screens:
         self._database: Database = store.database
         self.taken = 0
 
-    def run(self, paths: Iterable[str | Path]) -> Iterator[ScreenResult]:
+    def run(self, paths: Iterable[str | os.PathLike[str]]) -> Iterator[ScreenResult]:
         """One result for each path, in order; new ones are written before they are given out.
 
         Raises:
@@ -57,19 +58,22 @@ class Screens:
         Raises:
             StoreError: the store cannot be read.
         """
+        self._database.check()
         query = (
-            "SELECT name, document FROM screened JOIN screens USING (model, version) WHERE name > ? "
-            "ORDER BY name LIMIT 256"
+            "SELECT name, model, version, screened.seal, document, screens.seal FROM screened "
+            "JOIN screens USING (model, version) WHERE name > ? ORDER BY name LIMIT 256"
         )
         last = ""
         while True:
             with self._database.reading() as connection:
                 rows = connection.execute(query, (last,)).fetchall()
+            for name, model, version, seal, document, own in rows:
+                if seal != seal_of(name, model, version):
+                    raise damaged(self._database.path)
+                if (result := self._parsed(model, version, document, own)) is not None:
+                    yield _renamed(result, name)
             if not rows:
                 return
-            for name, document in rows:
-                if (result := _parsed(document)) is not None:
-                    yield _renamed(result, name)
             last = rows[-1][0]
 
     def names(self) -> list[str]:
@@ -78,36 +82,45 @@ class Screens:
             return [name for (name,) in connection.execute("SELECT name FROM screened ORDER BY name")]
 
     def _recall(self, sha256: str) -> ScreenResult | None:
-        query = "SELECT document FROM screens WHERE model = ? AND version = ?"
+        query, row = "SELECT document, seal FROM screens WHERE model = ? AND version = ?", (sha256, bdprune.__version__)
         with self._database.reading() as connection:
-            row = connection.execute(query, (sha256, bdprune.__version__)).fetchone()
-        found = None if row is None else _parsed(row[0])
+            known = connection.execute(query, row).fetchone()
+        found = None if known is None else self._parsed(*row, *known)
         self.taken += found is not None
         return found
 
+    def _parsed(self, model: str, version: str, document: str, seal: str) -> ScreenResult | None:
+        """The result; None if another version of the schema wrote it.
+
+        Raises:
+            StoreError: it is not what was written.
+        """
+        if seal != seal_of(model, version, document):
+            raise damaged(self._database.path)
+        try:
+            return ScreenResult.from_json(document)
+        except DataError:
+            return None
+
     def _save(self, result: ScreenResult) -> None:
-        row = (result.artifact.sha256, bdprune.__version__, result.to_json(indent=None))
+        row = (result.artifact.sha256 or "", bdprune.__version__, result.to_json(indent=None))
         with self._database.transaction() as connection:
-            connection.execute("INSERT OR REPLACE INTO screens VALUES (?, ?, ?)", row)
-            connection.execute("INSERT OR REPLACE INTO screened VALUES (?, ?, ?)", (plain_name(result.name), *row[:2]))
+            connection.execute("INSERT OR REPLACE INTO screens VALUES (?, ?, ?, ?)", (*row, seal_of(*row)))
+            _note(connection, plain_name(result.name), *row[:2])
 
     def _name(self, result: ScreenResult) -> None:
         """Notes the file's name, unless it is known."""
-        row = (plain_name(result.name), result.artifact.sha256, bdprune.__version__)
+        row = (plain_name(result.name), result.artifact.sha256 or "", bdprune.__version__)
         query = "SELECT 1 FROM screened WHERE name = ? AND model = ? AND version = ?"
         with self._database.reading() as connection:
             known = connection.execute(query, row).fetchone()
         if known is None:
             with self._database.transaction() as connection:
-                connection.execute("INSERT OR REPLACE INTO screened VALUES (?, ?, ?)", row)
+                _note(connection, *row)
 
 
-def _parsed(document: str) -> ScreenResult | None:
-    """The result; None if another version of the schema wrote it."""
-    try:
-        return ScreenResult.from_json(document)
-    except DataError:
-        return None
+def _note(connection: sqlite3.Connection, *row: str) -> None:
+    connection.execute("INSERT OR REPLACE INTO screened VALUES (?, ?, ?, ?)", (*row, seal_of(*row)))
 
 
 def _renamed(result: ScreenResult, name: str) -> ScreenResult:

@@ -18,9 +18,9 @@ from typing import Any, Self
 import msgspec
 
 from bdprune.errors import DataError, StoreError
-from bdprune.files import make_folder, write_atomically
 from bdprune.record import ArtifactInfo, Evidence, Result, finite
-from bdprune.store.database import WAIT, Database
+from bdprune.store.attachments import Attachments
+from bdprune.store.database import WAIT, Database, damaged
 
 
 @dataclass(frozen=True)
@@ -90,11 +90,15 @@ class Kept:
     results: tuple[Result, ...] = field(repr=False)
 
 
+_SCANS = "SELECT id, key, model, data, settings, version, failed, seal FROM scans"
+
+
 class Store:
     """Results and evidence in one SQLite file, and attachments by digest in a folder next to it.
 
     Several threads and processes may use one store. Each scan is written in one transaction, so a process that dies
-    leaves no part of one. A store needs a local disk: several machines that share a network disk need one store each.
+    leaves no part of one. Damage to the file raises an error. A store needs a local disk: several machines that share a
+    network disk need one store each.
 
     Args:
         path: the file; it is created if it does not exist.
@@ -111,6 +115,7 @@ class Store:
         self.path = Path(path)
         self._wait, self._writes = wait, writes
         self.database = Database(self.path, writes=writes, wait=wait)
+        self._files = Attachments(self.path.with_name(f"{self.path.name}.attachments"))
 
     def __enter__(self) -> Self:
         return self
@@ -129,7 +134,7 @@ class Store:
     @property
     def attachments(self) -> Path:
         """The folder of the attachments; each file has the SHA-256 of its content as its name."""
-        return self.path.with_name(f"{self.path.name}.attachments")
+        return self._files.folder
 
     def save(
         self,
@@ -150,20 +155,18 @@ class Store:
             evidence: of detectors, for later scans with other detectors.
 
         Raises:
-            StoreError: it cannot be written; the store is as before.
+            StoreError: it cannot be written, and the store is as before; or it is damaged.
             OutputError: an attachment cannot be written.
         """
-        self._save_contents(contents or {})
-        failed = any(one.verdict == "error" or any(seen.error for seen in one.detectors) for one in results)
         with self.database.transaction() as connection:
-            if (scan := _scan_to_fill(connection, key)) is not None:
-                connection.execute("UPDATE scans SET failed = ? WHERE id = ?", (failed, scan))
-                connection.execute("DELETE FROM results WHERE scan = ?", (scan,))
-                documents = [(scan, place, one.to_json(indent=None)) for place, one in enumerate(results)]
-                connection.executemany("INSERT INTO results VALUES (?, ?, ?)", documents)
+            self._files.drop_unnamed(lambda digest: _is_named(connection, digest))
+            pending = self._files.write(contents or {})
+            _write(connection, key, results)
             rows = [(one.digest, seen.to_json(indent=None)) for one, seen in evidence]
-            connection.executemany("INSERT OR REPLACE INTO evidence VALUES (?, ?)", rows)
-            _name(connection, plain_name(name), _scan_of(connection, key))
+            sealed = [(digest, text, seal_of(digest, text)) for digest, text in rows]
+            connection.executemany("INSERT OR REPLACE INTO evidence VALUES (?, ?, ?)", sealed)
+            _name(connection, plain_name(name), _scan_of(connection, key), key.digest)
+        self._files.done(pending)
 
     def find(self, key: ScanKey, name: str) -> tuple[Result, ...]:
         """The results under ``key``, with ``name`` as the path of their file, which the store notes; none if there is
@@ -172,18 +175,15 @@ class Store:
         Raises:
             StoreError: the store cannot be read or written.
         """
-        query = (
-            "SELECT scans.id, document FROM scans JOIN results ON scan = scans.id "
-            "WHERE key = ? AND NOT failed ORDER BY place"
-        )
         with self.database.reading() as connection:
-            rows = connection.execute(query, (key.digest,)).fetchall()
+            row = connection.execute(f"{_SCANS} WHERE key = ? AND NOT failed", (key.digest,)).fetchone()
+            documents = () if row is None else self._documents(connection, row)
         try:
-            found = tuple(_renamed(Result.from_json(text), name) for _, text in rows)
+            found = tuple(_renamed(Result.from_json(text), name) for text in documents)
         except DataError:  # of another schema of results
             return ()
         if found:
-            self._note(plain_name(name), rows[0][0])
+            self._note(plain_name(name), row[0], key.digest)
         return found
 
     def find_evidence(self, key: EvidenceKey) -> Evidence | None:
@@ -193,23 +193,19 @@ class Store:
             StoreError: the store cannot be read.
         """
         with self.database.reading() as connection:
-            row = connection.execute("SELECT document FROM evidence WHERE key = ?", (key.digest,)).fetchone()
+            row = connection.execute("SELECT document, seal FROM evidence WHERE key = ?", (key.digest,)).fetchone()
+        if row is None:
+            return None
+        if row[1] != seal_of(key.digest, row[0]):
+            raise damaged(self.path)
         try:
-            return None if row is None else Evidence.from_json(row[0])
+            return Evidence.from_json(row[0])
         except DataError:
             return None
 
     def contents(self, evidence: Sequence[Evidence]) -> dict[str, bytes] | None:
         """Bytes of the attachments of this evidence by their SHA-256; None if a file is missing or has changed."""
-        found: dict[str, bytes] = {}
-        for digest in {one.sha256 for seen in evidence for one in seen.attachments}:
-            try:
-                found[digest] = (self.attachments / digest).read_bytes()
-            except OSError:
-                return None
-            if hashlib.sha256(found[digest]).hexdigest() != digest:
-                return None
-        return found
+        return self._files.read({one.sha256 for seen in evidence for one in seen.attachments})
 
     def scans(self, name: str | None = None) -> Iterator[Kept]:
         """The latest scan of every file, in the order of their names.
@@ -222,68 +218,87 @@ class Store:
         """
         latest = "AND seen = (SELECT max(seen) FROM sources AS other WHERE other.name = sources.name)"
         query = (
-            "SELECT name, scans.id, model, data, settings, version FROM sources JOIN scans ON scans.id = scan WHERE "
-            f"{'name = ?' if name is not None else f'1 {latest}'} ORDER BY name, seen DESC"
+            f"SELECT name, scan, seen, seal FROM sources WHERE {'name = ?' if name is not None else f'1 {latest}'} "
+            "ORDER BY name, seen DESC"
         )
+        if name is None:
+            self.database.check()
         with self.database.reading() as connection:
             rows = connection.execute(query, () if name is None else (plain_name(name),)).fetchall()
-        for path, scan, model, data, settings, version in rows:
-            yield Kept(path, model, data, self._settings(settings), version, self._results(scan, path))
+        for row in rows:
+            yield self._kept(*row)
 
     def names(self) -> list[str]:
         """The names of all files."""
         with self.database.reading() as connection:
             return [name for (name,) in connection.execute("SELECT DISTINCT name FROM sources ORDER BY name")]
 
-    def _settings(self, text: str) -> dict[str, Any]:
-        try:
-            found = json.loads(text)
-        except (TypeError, ValueError):
-            found = None
-        if not isinstance(found, dict):
-            what = f"The store {self.path} holds settings that cannot be read."
-            raise StoreError(what, "Move it away, and scan again into a new one.")
-        return found
-
-    def _results(self, scan: int, name: str) -> tuple[Result, ...]:
+    def _kept(self, name: str, scan: int, seen: int, seal: str) -> Kept:
+        """The scan that a row of the sources names."""
         with self.database.reading() as connection:
-            rows = connection.execute("SELECT document FROM results WHERE scan = ? ORDER BY place", (scan,)).fetchall()
+            row = connection.execute(f"{_SCANS} WHERE id = ?", (scan,)).fetchone()
+            if row is None or seal != seal_of(name, row[1], seen):
+                raise damaged(self.path)
+            documents = self._documents(connection, row)
+        _, _, model, data, settings, version, _, _ = row
+        return Kept(name, model, data, json.loads(settings), version, self._results(documents, name))
+
+    def _documents(self, connection: sqlite3.Connection, row: tuple[Any, ...]) -> list[str]:
+        """The documents of a scan, which must be those that were written with it."""
+        scan, *values, seal = row
+        query = "SELECT document FROM results WHERE scan = ? ORDER BY place"
+        documents = [text for (text,) in connection.execute(query, (scan,))]
+        if seal != seal_of(*values, *documents):
+            raise damaged(self.path)
+        return documents
+
+    def _results(self, documents: Sequence[str], name: str) -> tuple[Result, ...]:
         try:
-            return tuple(_renamed(Result.from_json(text), name) for (text,) in rows)
+            return tuple(_renamed(Result.from_json(text), name) for text in documents)
         except DataError as error:
             what = f"The store {self.path} holds a result that cannot be read: {error.message}"
             raise StoreError(what, "Read it with the version of bdprune that made it.") from None
 
-    def _note(self, name: str, scan: int) -> None:
+    def _note(self, name: str, scan: int, key: str) -> None:
         """Notes that ``name`` is a name of this scan, unless it is the latest note of this name already."""
         query = "SELECT scan FROM sources WHERE name = ? ORDER BY seen DESC LIMIT 1"
         with self.database.reading() as connection:
             latest = connection.execute(query, (name,)).fetchone()
         if latest != (scan,):
             with self.database.transaction() as connection:
-                _name(connection, name, scan)
-
-    def _save_contents(self, contents: Mapping[str, bytes]) -> None:
-        if contents:
-            make_folder(self.attachments)
-        for digest, content in contents.items():
-            path = self.attachments / digest
-            if not path.is_file() or path.stat().st_size != len(content):
-                write_atomically(path, content)
+                _name(connection, name, scan, key)
 
 
 def _reopened(path: Path, writes: bool, wait: float) -> Store:
     return Store(path, writes=writes, wait=wait)
 
 
-def _scan_to_fill(connection: sqlite3.Connection, key: ScanKey) -> int | None:
-    """The scan under ``key`` that has no results yet, or whose results failed; None if it has good ones."""
+def _write(connection: sqlite3.Connection, key: ScanKey, results: Sequence[Result]) -> None:
+    """Writes the results under ``key``, unless there are good ones."""
     row = (key.digest, key.model, key.data, _text(key.settings), key.version)
-    connection.execute(
-        "INSERT OR IGNORE INTO scans (key, model, data, settings, version, failed) VALUES (?, ?, ?, ?, ?, 1)", row
-    )
+    connection.execute("INSERT OR IGNORE INTO scans VALUES (NULL, ?, ?, ?, ?, ?, 1, '')", row)
     found = connection.execute("SELECT id FROM scans WHERE key = ? AND failed", (key.digest,)).fetchone()
-    return None if found is None else int(found[0])
+    if found is None:
+        return
+    (scan,) = found
+    failed = any(one.verdict == "error" or any(seen.error for seen in one.detectors) for one in results)
+    documents = [one.to_json(indent=None) for one in results]
+    seal = seal_of(*row, int(failed), *documents)
+    connection.execute("UPDATE scans SET failed = ?, seal = ? WHERE id = ?", (int(failed), seal, scan))
+    connection.execute("DELETE FROM results WHERE scan = ?", (scan,))
+    rows = [(scan, place, text) for place, text in enumerate(documents)]
+    connection.executemany("INSERT INTO results VALUES (?, ?, ?)", rows)
+
+
+def _is_named(connection: sqlite3.Connection, digest: str) -> bool:
+    """Whether a result or evidence names an attachment; it reads all documents."""
+    queries = (f"SELECT 1 FROM {table} WHERE instr(document, ?) LIMIT 1" for table in ("results", "evidence"))
+    return any(connection.execute(query, (digest,)).fetchone() for query in queries)
+
+
+def seal_of(*values: str | int) -> str:
+    """A digest of what belongs together in the database, which finds damage that SQLite does not."""
+    return hashlib.blake2b(json.dumps(values, default=repr).encode(), digest_size=16).hexdigest()
 
 
 def _scan_of(connection: sqlite3.Connection, key: ScanKey) -> int:
@@ -291,10 +306,11 @@ def _scan_of(connection: sqlite3.Connection, key: ScanKey) -> int:
     return int(scan)
 
 
-def _name(connection: sqlite3.Connection, name: str, scan: int) -> None:
+def _name(connection: sqlite3.Connection, name: str, scan: int, key: str) -> None:
+    """Notes that ``name`` is a name of the scan under ``key``, and the latest note of all."""
+    (seen,) = connection.execute("SELECT 1 + coalesce(max(seen), 0) FROM sources").fetchone()
     connection.execute(
-        "INSERT OR REPLACE INTO sources SELECT ?, ?, 1 + coalesce(max(seen), 0) FROM sources",
-        (name, scan),
+        "INSERT OR REPLACE INTO sources VALUES (?, ?, ?, ?)", (name, scan, seen, seal_of(name, key, seen))
     )
 
 

@@ -12,10 +12,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 from click.testing import Result as Ran
 
-from bdprune.store import Store
+from bdprune.store import ScanKey, Store
 
 from ..report.fleet import fill
 
@@ -61,13 +62,14 @@ def test_a_page_on_standard_output_is_the_same(run: Run, db: Path, tmp_path: Pat
 
 
 def test_only_the_latest_scan_of_a_model_counts(run: Run, db: Path, tmp_path: Path) -> None:
-    before = len(rows(run("report", db, "-o", "-").stdout))
+    before = rows(run("report", db, "-o", "-").stdout)
     with Store(db) as store:
         (first, *_) = store.scans()
-        assert first.results[0].artifact is not None
-    with sqlite3.connect(db) as connection:  # an older scan of the first model
-        connection.execute("INSERT INTO sources SELECT name, scan + 1, 0 FROM sources WHERE seen = 1")
-    assert len(rows(run("report", db, "-o", "-").stdout)) == before
+        key = ScanKey(first.model, first.data, {"seed": 99}, first.version)
+        store.save(key, first.name, [msgspec.structs.replace(one, verdict="suspicious") for one in first.results])
+        latest = ScanKey(first.model, first.data, first.settings, first.version)
+        assert store.find(latest, first.name) == first.results, "it is noted as the latest again"
+    assert rows(run("report", db, "-o", "-").stdout) == before
 
 
 def test_bad_stores_are_one_error(run: Run, db: Path, tmp_path: Path) -> None:
@@ -81,7 +83,7 @@ def test_bad_stores_are_one_error(run: Run, db: Path, tmp_path: Path) -> None:
     for name, word in {
         "none.db": "There is no store",
         "notes.txt": "not a store",
-        "nothing.db": "another SQLite database",
+        "nothing.db": "is empty",
         "empty.db": "holds no results",
         "newer.db": "newer version",
         ".": "folder",
@@ -111,10 +113,10 @@ def test_a_cut_store_is_one_error(run: Run, db: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("column", ["document", "settings"])
-def test_a_result_that_cannot_be_read_is_one_error(run: Run, db: Path, tmp_path: Path, column: str) -> None:
+def test_a_damaged_row_is_one_error(run: Run, db: Path, tmp_path: Path, column: str) -> None:
     with sqlite3.connect(db) as connection:
         connection.execute(f"UPDATE {'results' if column == 'document' else 'scans'} SET {column} = '{{'")
-    refused(run("report", db, "-o", tmp_path / "report.html"), "cannot be read")
+    refused(run("report", db, "-o", tmp_path / "report.html"), "is damaged")
 
 
 def test_bad_outputs_are_one_error(run: Run, db: Path, tmp_path: Path) -> None:

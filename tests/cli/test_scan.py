@@ -230,7 +230,7 @@ def test_only_unsupported_files_exit_with_3(scan: Run, tmp_path: Path) -> None:
         (["--stack", "0"], "Invalid stack size '0'"),
         (["--stack", "1.5"], "Invalid stack size '1.5'"),
         (["--stack", "2", "--timeout", "0"], "timeout of 0 seconds"),
-        (["--stack-memory", "much"], "Invalid memory size 'much'"),
+        (["--stack-memory", "much"], "Invalid size 'much'"),
         (["--stack-memory", "0"], "at least 1 byte of memory, not 0"),
         (["--data", "x" * 300], "no clean data at"),
         (["-f", "html=" + "x" * 300], "File name too long"),

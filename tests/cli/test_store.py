@@ -10,6 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from click.testing import CliRunner
@@ -194,11 +195,26 @@ def test_too_many_failures_end_the_scan(run: Run, models: Path, tmp_path: Path, 
     *results, coverage = json.loads(done.stdout)
     assert done.exit_code == 2 and [one["verdict"] for one in results] == ["inconclusive", "error", "error"]
     assert coverage["passed_over"][0]["paths"] == [str(folder / "d.pth")]
-    assert "Stopped after 2 scans failed; 1 files were not scanned." in done.stderr
+    assert "Stopped after 2 files failed; 1 file was not scanned." in done.stderr
     assert len(json.loads(run("scan", *options, "--max-failures", "3").stdout)) == 4
     for name in ("b", "c"):
         (folder / f"{name}.pth").write_bytes(b"GGUF" + bytes(100))  # unsupported, which --skip-unknown ignores
     assert run("scan", *options, "--skip-unknown", "--max-failures", "2").exit_code == 2
+
+
+def test_a_file_with_several_sets_of_weights_fails_once(run: Run, models: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "models"
+    folder.mkdir()
+    one, other = (torch.load(models / f"{number}.pth") for number in range(2))
+    for name in ("a", "b", "c", "d"):
+        torch.save({"state_dict": one, "state_dict_ema": other}, folder / f"{name}.pth")
+    data = tmp_path / "five_classes.npz"
+    np.savez(data, images=np.zeros((50, 32, 32, 3), np.uint8), labels=np.arange(50) % 5)
+    done = run("scan", folder, "--data", data, *LIPSCHITZ, "-f", "json", "--max-failures", "2")
+    *results, coverage = json.loads(done.stdout)
+    assert [one["verdict"] for one in results] == ["error"] * 4
+    assert coverage["passed_over"][0]["paths"] == [str(folder / name) for name in ("c.pth", "d.pth")]
+    assert "Stopped after 2 files failed; 2 files were not scanned." in done.stderr
 
 
 @pytest.fixture

@@ -19,7 +19,7 @@ from bdprune.data import load_clean
 from bdprune.errors import DataError, OptionError, StoreError
 from bdprune.fleet.executors.stack import StackOptions
 from bdprune.fleet.scans import Scanner, scan, scan_many
-from bdprune.fleet.stored import data_digest, file_digest
+from bdprune.fleet.stored import _scanned_file, data_digest, file_digest
 from bdprune.methods import Detector
 from bdprune.model import build
 from bdprune.pipeline import load
@@ -297,3 +297,69 @@ def test_digests(made: list[Path], tmp_path: Path) -> None:
     (folder / "a.png").write_bytes(b"2")
     assert data_digest(folder) != before
     assert str(data_digest(tmp_path / "missing")).startswith("unread:")
+
+
+def test_another_version_of_torch_scans_again(made: list[Path], db: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    scan(made[0], detectors=[Counted()], store=db)
+    monkeypatch.setattr(torch, "__version__", "9.9")
+    scan(made[0], detectors=[Counted()], store=db)
+    assert len(CALLS) == 2
+
+
+@dataclass(frozen=True)
+class Meddling(Counted):
+    """Replaces the file of the model while it is scanned."""
+
+    path: Path = Path()
+    content: bytes = b""
+
+    def __call__(self, case: Case) -> Evidence:
+        self.path.write_bytes(self.content) if self.content else self.path.unlink()
+        return super().__call__(case)
+
+
+@pytest.mark.parametrize("vanishes", [True, False])
+def test_a_file_that_changes_during_its_scan_is_stored_as_it_was_read(
+    made: list[Path], db: Path, tmp_path: Path, vanishes: bool
+) -> None:
+    path = tmp_path / "model.pth"
+    path.write_bytes(made[0].read_bytes())
+    content = b"" if vanishes else made[1].read_bytes()
+    result = scan(path, detectors=[Meddling(path=path, content=content)], store=db)
+    with Store(db) as store:
+        (kept,) = store.scans()
+    assert kept.model == file_digest(made[0]) and result.artifact and result.artifact.sha256 == kept.model
+
+
+@pytest.mark.parametrize("vanishes", [True, False])
+def test_a_file_that_changes_before_it_is_read_gives_its_digest_to_nothing_else(
+    made: list[Path], db: Path, tmp_path: Path, vanishes: bool
+) -> None:
+    path = tmp_path / "model.pth"
+    path.write_bytes(made[0].read_bytes())
+
+    def change(stage: str) -> None:
+        if stage == "loading":
+            path.unlink() if vanishes else path.write_bytes(made[0].read_bytes()[:1000])
+
+    with Scanner(detectors=[Counted()], store=db) as scanner:
+        (failed,) = scanner.scan_many([path], change)
+    with Store(db) as store:
+        (kept,) = store.scans()
+        assert failed.verdict == "error" and kept.model.startswith("unread:")
+    with Scanner(detectors=[Counted()], store=db) as scanner:
+        assert scanner.scan(made[0]).verdict == "inconclusive" and scanner.taken == 0
+
+
+def test_the_description_of_a_compact_network_belongs_to_its_digest(made: list[Path], tmp_path: Path) -> None:
+    path, description = tmp_path / "model.pth", tmp_path / "model.pth.arch.json"
+    path.write_bytes(made[0].read_bytes())
+    plain = file_digest(path)
+    results = [scan(path, detectors=[Counted()])]
+    description.write_text("{}")
+    whole = file_digest(path)
+    assert _scanned_file(path, whole, results) == whole != plain
+    description.write_text("{ }")
+    assert _scanned_file(path, whole, results) is None, "nobody knows which description was read"
+    description.unlink()
+    assert _scanned_file(path, whole, results) == plain

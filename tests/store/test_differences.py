@@ -51,6 +51,11 @@ def test_settings_version_and_detectors_are_reasons(filled: Filled) -> None:
     assert found.reasons == ("seed 0 → 7", "threshold of lipschitz 3.0 → 1.0", "new detector x.new", "bdprune 1 → 2")
 
 
+def test_another_version_of_torch_is_one_reason(filled: Filled) -> None:
+    env = msgspec.structs.replace(result().env, torch="3")
+    assert changed(filled, result(risk=0.5, env=env), key(torch="3")).reasons == ("torch 2 → 3",)
+
+
 def test_another_file_with_the_same_weights(filled: Filled) -> None:
     assert changed(filled, result(risk=0.5), key("9" * 64)).reasons == ("another file with the same weights",)
 

@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 
 from bdprune.errors import OptionError, OutputError
-from bdprune.record import Result, documents_from_json
-from bdprune.store import Store, export
+from bdprune.record import ArtifactInfo, Result, documents_from_json
+from bdprune.store import Store, export, latest
 from bdprune.store import exports as module
 
 from .conftest import failed, key, result
@@ -38,6 +38,24 @@ def test_parquet_has_columns_and_the_whole_result(
     assert first["scores"] == [("bdprune.lipschitz", 1.5)] and '"seed": 0' in first["settings"]
     assert Result.from_json(first["document"]) == result("a.pth")
     assert (second["error"], second["arch"]) == ("It is damaged.", None)
+
+
+def test_a_model_in_several_stores_comes_from_its_latest_scan(filled: Filled, tmp_path: Path) -> None:
+    early, late = "2026-01-01T00:00:00+00:00", "2026-01-02T00:00:00+00:00"
+    old, new = result("a.pth", started=early), result("a.pth", started=late, risk=0.5)
+    only, other = (result(name, artifact=ArtifactInfo(path=name, sha256=name[0] * 64)) for name in ("b.pth", "c.pth"))
+    stores = [filled("1.db", new, only), filled("2.db", old, other)]
+    for order in (stores, stores[::-1]):
+        assert export(order, "jsonl", tmp_path / "out.jsonl") == 3
+        found = documents_from_json((tmp_path / "out.jsonl").read_text())
+        assert sorted(found, key=lambda one: one.name) == [new, only, other]  # type: ignore[attr-defined]
+
+
+def test_of_scans_of_the_same_second_the_last_store_counts(filled: Filled) -> None:
+    one, other = result("a.pth", risk=0.1), result("a.pth", risk=0.2)
+    stores = [filled("1.db", one), filled("2.db", other)]
+    assert [scan.results for scan in latest(stores)] == [(other,)]
+    assert [scan.results for scan in latest(stores[::-1])] == [(one,)]
 
 
 def test_an_empty_store(filled: Filled, tmp_path: Path) -> None:

@@ -86,3 +86,15 @@ def test_many_screens_come_in_the_order_of_their_names(store: Store, model: Path
         name.hardlink_to(model)
     list(Screens(store).run(reversed(names)))
     assert [one.name for one in Screens(store).all()] == [str(name) for name in names]
+
+
+@pytest.mark.parametrize(
+    "change",
+    ["UPDATE screens SET document = replace(document, 'nothing', 'Nothing')", "UPDATE screened SET name = 'b.pth'"],
+)
+def test_a_changed_row_is_damage(store: Store, model: Path, change: str) -> None:
+    list(Screens(store).run([model]))
+    with store.database.transaction() as connection:
+        connection.execute(change)
+    with pytest.raises(StoreError, match="is damaged"):
+        list(Screens(store).all())

@@ -10,7 +10,7 @@ import msgspec
 import pytest
 
 from bdprune.errors import StoreError
-from bdprune.record import Attachment
+from bdprune.record import Attachment, Evidence, Result
 from bdprune.store import EvidenceKey, Store
 
 from .conftest import LIPSCHITZ, failed, key, result
@@ -87,6 +87,79 @@ def test_attachments_are_files_named_by_their_digest(store: Store) -> None:
     assert store.contents([seen]) is None
 
 
+def attached(content: bytes) -> tuple[str, Evidence]:
+    digest = hashlib.sha256(content).hexdigest()
+    one = Attachment(name="masks", media_type="application/safetensors", sha256=digest, bytes=len(content))
+    return digest, msgspec.structs.replace(LIPSCHITZ, attachments=(one,))
+
+
+def test_a_damaged_attachment_of_the_same_size_is_written_again(store: Store) -> None:
+    digest, seen = attached(b"a tensor")
+    store.save(key(), "a.pth", [result(detectors=(seen,))], contents={digest: b"a tensor"})
+    (store.attachments / digest).write_bytes(b"a TENSOR")
+    store.save(key(seed=1), "a.pth", [result(detectors=(seen,))], contents={digest: b"a tensor"})
+    assert store.contents([seen]) == {digest: b"a tensor"}
+
+
+def test_a_save_that_fails_leaves_no_attachment_after_the_next(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    (lost, one), (kept, other) = attached(b"lost"), attached(b"kept")
+    with monkeypatch.context() as patch, pytest.raises(RuntimeError):
+        patch.setattr("bdprune.store.store._name", lambda *args: (_ for _ in ()).throw(RuntimeError()))
+        store.save(key(), "a.pth", [result(detectors=(one,))], contents={lost: b"lost"})
+    assert store.names() == []
+    store.save(key(), "a.pth", [result(detectors=(other,))], contents={kept: b"kept"})
+    assert [path.name for path in store.attachments.iterdir()] == [kept]
+
+
+def test_the_next_process_removes_what_a_killed_one_left(store: Store) -> None:
+    (named, one), (orphan, _) = attached(b"named"), attached(b"orphan")
+    store.save(key(), "a.pth", [result(detectors=(one,))], contents={named: b"named"})
+    (store.attachments / orphan).write_bytes(b"orphan")
+    (store.attachments / "pending-1").write_text(f"{orphan}\n{named}\n../../scans.db\n")
+    (store.attachments / ".bdprune-1").write_bytes(b"half of")
+    with Store(store.path) as other:
+        other.save(key(seed=1), "a.pth", [result()])
+    assert [path.name for path in store.attachments.iterdir()] == [named] and store.path.exists()
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        "UPDATE results SET document = replace(document, '0.25', '0.75')",
+        "UPDATE results SET place = 1 - place",
+        "UPDATE scans SET failed = 0, settings = replace(settings, ':0', ':1')",
+        "UPDATE scans SET model = 'x'",
+        "DELETE FROM results WHERE place = 0",
+    ],
+)
+def test_rows_that_changed_are_damage(store: Store, damage: str) -> None:
+    store.save(key(), "a.pth", [result(), result(risk=0.5)])
+    with store.database.transaction() as connection:
+        for statement in _places_apart(damage):
+            connection.execute(statement)
+    for use in (lambda: store.find(key(), "a.pth"), lambda: list(store.scans()), lambda: list(store.scans("a.pth"))):
+        with pytest.raises(StoreError, match="damaged"):
+            use()
+
+
+def _places_apart(damage: str) -> list[str]:
+    """A swap of two places in steps, because each place is unique."""
+    if "1 - place" not in damage:
+        return [damage]
+    return ["UPDATE results SET place = place + 5", "UPDATE results SET place = 6 - place"]
+
+
+def test_names_and_evidence_that_changed_are_damage(store: Store) -> None:
+    store.save(key(), "a.pth", [result()], evidence=[(EVIDENCE, LIPSCHITZ)])
+    with store.database.transaction() as connection:
+        connection.execute("UPDATE sources SET name = 'b.pth'")
+        connection.execute("UPDATE evidence SET document = replace(document, '1.5', '9.5')")
+    with pytest.raises(StoreError, match="damaged"):
+        list(store.scans())
+    with pytest.raises(StoreError, match="damaged"):
+        store.find_evidence(EVIDENCE)
+
+
 def test_names_that_are_not_utf8(store: Store) -> None:
     name = b"caf\xe9.pth".decode(errors="surrogateescape")
     store.save(key(), name, [result(name)])
@@ -104,7 +177,7 @@ def test_settings_that_cannot_be_read_are_one_error(store: Store, settings: str)
     store.save(key(), "a.pth", [result()])
     with store.database.transaction() as connection:
         connection.execute(f"UPDATE scans SET settings = {settings if settings[0] == 'x' else repr(settings)}")
-    with pytest.raises(StoreError, match="settings that cannot be read"):
+    with pytest.raises(StoreError, match="is damaged"):
         list(store.scans())
 
 
@@ -117,10 +190,12 @@ def test_text_that_is_not_utf_8_is_damage(store: Store, table: str, column: str)
         list(store.scans())
 
 
-def test_a_result_of_another_version_is_not_taken_and_named_when_shown(store: Store) -> None:
-    store.save(key(), "a.pth", [result()])
-    with store.database.transaction() as connection:
-        connection.execute('UPDATE results SET document = \'{"kind": "scan"}\'')
+def test_a_result_of_another_version_is_not_taken_and_named_when_shown(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr(Result, "to_json", lambda self, indent=None: '{"kind": "scan"}')
+        store.save(key(), "a.pth", [result()])
     assert store.find(key(), "a.pth") == ()
     with pytest.raises(StoreError, match="cannot be read"):
         list(store.scans())
