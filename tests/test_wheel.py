@@ -87,7 +87,7 @@ def test_the_wheel_contains_only_the_package(files: dict[str, bytes]) -> None:
     assert folders == {"bdprune", f"bdprune-{bdprune.__version__}.dist-info"}
     package = {name for name in files if name.startswith("bdprune/")}
     assert {name for name in package if name.endswith(".so")} == MODULES
-    assert {Path(name).suffix for name in package} == {".py", ".so", ".j2", ".json", ".toml", ".typed"}
+    assert {Path(name).suffix for name in package} == {".py", ".so", ".j2", ".js", ".json", ".toml", ".typed"}
     assert {"bdprune/py.typed", "bdprune/report/templates/report.html.j2", "bdprune/zoo/__init__.py"} <= package
     assert not any("test_" in name or name.endswith("conftest.py") for name in package)
 

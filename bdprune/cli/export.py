@@ -26,15 +26,15 @@ _FORMATS = ("jsonl", "parquet")
 )
 @click.option("-o", "--output", type=FILE, metavar="FILE", help="File to write.  [default: standard output]")
 def export(stores: tuple[Path, ...], form: str | None, output: Path | None) -> int:
-    """Write the latest results of every model in the stores, such as those of shards, to one file.
+    """Write the latest scan and the latest screen of every model in the stores, such as those of shards, to one file.
 
-    If several stores have a model of the same name, the scan that started last is written.
+    If several stores have a model of the same name, what started last is written.
 
     \b
     bdprune export scans.db > results.jsonl
     bdprune export scans.db -o results.parquet
     """
-    from bdprune.store import Store, latest, lines
+    from bdprune.store import Store, lines
     from bdprune.store import export as write
 
     if output is not None and str(output) == "-":
@@ -48,6 +48,6 @@ def export(stores: tuple[Path, ...], form: str | None, output: Path | None) -> i
         if output is not None:
             write(opened, "parquet" if form == "parquet" else "jsonl", output)
             return 0
-        for line in lines(result for scan in latest(opened) for result in scan.results):
+        for line in lines(opened):
             emit(line)
     return 0

@@ -42,7 +42,6 @@ from bdprune.record import (
     Result,
     documents_from_json,
     finite,
-    notebook_form,
     number,
     some,
 )
@@ -85,7 +84,7 @@ class Repaired:
         return self.repair.model
 
     def _repr_html_(self) -> str:
-        return "".join(map(notebook_form, (self.result, *(one.result for one in self.others))))
+        return "".join(one.result._repr_html_() for one in (self, *self.others))
 
 
 def purify(
@@ -112,11 +111,10 @@ def purify(
         output: where to write the repaired checkpoint, in the format of the original; None writes nothing.
         progress: called with a short text before each stage.
         **options: ``mode`` and ``max_acc_drop``, settings by the names of the command line (the mode ``compact``
-            removes pruned filters); ``start_from``, the result
-            of a scan of the same weights on the same images, or the path of its JSON: the method reuses the model that
-            the scan unlearned in this process or attached; ``attachments``, a folder for tensors such as the masks;
-            ``check``, whether to look for signs of the backdoor before and after the repair (``auto`` always does); and
-            the ``Options`` (``arch``, ``seed``, ``per_class``, ...), as for ``bdprune.scan``.
+            removes pruned filters); ``start_from``, the result of a scan of the same weights on the same images, or
+            its JSON file: the method reuses the model that the scan unlearned in this process or attached;
+            ``attachments``, a folder for tensors such as the masks; ``check``, whether to look for signs of the
+            backdoor before and after the repair (``auto`` always does); and the ``Options`` of ``bdprune.scan``.
 
     Raises:
         SanityError: the model's accuracy on this data is too low to trust a repair.

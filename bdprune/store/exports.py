@@ -1,17 +1,18 @@
-"""Writes the results of stores to one file: JSON lines, or parquet."""
+"""Writes the results and screens of stores to one file: JSON lines, or parquet."""
 
 from __future__ import annotations
 
 import itertools
 import json
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
 from bdprune.errors import OptionError
 from bdprune.files import replaced
-from bdprune.record import Result
+from bdprune.record import Result, ScreenResult
+from bdprune.store.screens import Screens
 from bdprune.store.store import Kept, Store
 
 Format = Literal["jsonl", "parquet"]
@@ -21,7 +22,9 @@ _ROWS = 256
 
 
 def export(stores: Sequence[Store], form: Format, path: Path) -> int:
-    """Writes the latest results of every model in ``stores`` to ``path``, atomically; see :func:`latest`.
+    """Writes the latest results and screens of every model in ``stores`` to ``path``, atomically.
+
+    See :func:`latest` and :func:`latest_screens`.
 
     Args:
         stores: such as those of the shards of one scan.
@@ -37,10 +40,9 @@ def export(stores: Sequence[Store], form: Format, path: Path) -> int:
         StoreError: a store cannot be read.
         OutputError: the file cannot be written.
     """
-    results = ((scan, result) for scan in latest(stores) for result in scan.results)
     write = _write_lines if form == "jsonl" else _write_parquet
     with replaced(path) as file:
-        return write(results, file)
+        return write(stores, file)
 
 
 def latest(stores: Sequence[Store]) -> Iterator[Kept]:
@@ -65,20 +67,40 @@ def latest(stores: Sequence[Store]) -> Iterator[Kept]:
                 yield scan
 
 
-def lines(results: Iterable[Result]) -> Iterator[str]:
-    """Each result as a line of JSON."""
-    return (f"{one.to_json(indent=None)}\n" for one in results)
+def latest_screens(stores: Sequence[Store]) -> Iterator[ScreenResult]:
+    """The latest screen of every model, store by store; of several stores, that which started last.
+
+    Raises:
+        StoreError: a store cannot be read.
+    """
+    winners: dict[str, tuple[str, int]] = {}
+    if len(stores) > 1:
+        for number, store in enumerate(stores):
+            for one in Screens(store).all():
+                winners[one.name] = max(winners.get(one.name, ("", 0)), (one.started, number))
+    for number, store in enumerate(stores):
+        yield from (one for one in Screens(store).all() if winners.get(one.name, ("", number))[1] == number)
 
 
-def _write_lines(results: Iterable[tuple[Kept, Result]], file: Any) -> int:
+def lines(stores: Sequence[Store]) -> Iterator[str]:
+    """Each of the latest results, and then of the latest screens, as a line of JSON.
+
+    Raises:
+        StoreError: a store cannot be read.
+    """
+    results = (result for scan in latest(stores) for result in scan.results)
+    return (f"{one.to_json(indent=None)}\n" for one in itertools.chain(results, latest_screens(stores)))
+
+
+def _write_lines(stores: Sequence[Store], file: Any) -> int:
     count = 0
-    for line in lines(result for _, result in results):
+    for line in lines(stores):
         file.write(line.encode())
         count += 1
     return count
 
 
-def _write_parquet(results: Iterator[tuple[Kept, Result]], file: Any) -> int:
+def _write_parquet(stores: Sequence[Store], file: Any) -> int:
     try:
         import pyarrow as pa
         import pyarrow.parquet as pq
@@ -87,8 +109,10 @@ def _write_parquet(results: Iterator[tuple[Kept, Result]], file: Any) -> int:
             "An export to parquet needs pyarrow.", "Install it (pip install pyarrow), or use -f jsonl."
         ) from None
     schema, count = _schema(pa), 0
+    scans = (_row(scan, result) for scan in latest(stores) for result in scan.results)
+    rows = itertools.chain(scans, map(_screen_row, latest_screens(stores)))
     with pq.ParquetWriter(file, schema) as writer:
-        while batch := [_row(*one) for one in itertools.islice(results, _ROWS)]:
+        while batch := list(itertools.islice(rows, _ROWS)):
             writer.write_table(pa.Table.from_pylist(batch, schema))
             count += len(batch)
     return count
@@ -98,6 +122,7 @@ def _schema(pa: Any) -> Any:
     text, number, whole = pa.string(), pa.float64(), pa.int64()
     return pa.schema(
         {
+            "kind": text,
             "name": text,
             "verdict": text,
             "risk": number,
@@ -124,6 +149,7 @@ def _schema(pa: Any) -> Any:
 def _row(scan: Kept, result: Result) -> dict[str, Any]:
     model, data = result.model, result.data
     return {
+        "kind": "scan",
         "name": _valid(result.name),
         "verdict": result.verdict,
         "risk": result.risk,
@@ -142,6 +168,21 @@ def _row(scan: Kept, result: Result) -> dict[str, Any]:
         "seconds": result.seconds,
         "scores": [(one.detector, one.score) for one in result.detectors],
         "settings": json.dumps(scan.settings, sort_keys=True),
+        "document": result.to_json(indent=None),
+    }
+
+
+def _screen_row(result: ScreenResult) -> dict[str, Any]:
+    """The row of a screen: its outcome as the verdict, and its largest z-score; other columns stay empty."""
+    return {
+        "kind": "screen",
+        "name": _valid(result.name),
+        "verdict": result.outcome,
+        "file_sha256": result.artifact.sha256,
+        "version": result.version,
+        "started": result.started,
+        "seconds": result.seconds,
+        "scores": [("screen", result.peak.max_z if result.peak else None)],
         "document": result.to_json(indent=None),
     }
 

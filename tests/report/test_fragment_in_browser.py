@@ -12,7 +12,7 @@ from bdprune.report import html_fragment
 from .chromium import Chromium
 
 
-@pytest.mark.parametrize(("back", "front"), [("#fff", "#111"), ("#111", "#eee")])
+@pytest.mark.parametrize("colours", ["background: #fff; color: #111", "background: #111; color: #eee"])
 @pytest.mark.parametrize("doctype", ["<!doctype html>", ""])
 def test_fragments_are_readable(
     browser: str,
@@ -20,13 +20,12 @@ def test_fragments_are_readable(
     repaired: PurifyResult,
     inverted: InvertResult,
     tmp_path: Path,
-    back: str,
-    front: str,
+    colours: str,
     doctype: str,
 ) -> None:
     body = "".join(map(html_fragment, (triggered, repaired, inverted)))
     page = tmp_path / "page.html"
-    page.write_text(f'{doctype}<meta charset="utf-8"><div style="background: {back}; color: {front}">{body}</div>')
+    page.write_text(f'{doctype}<meta charset="utf-8"><div style="{colours}">{body}</div>')
     with Chromium(browser, tmp_path / "profile") as chromium:
         chromium.open(page, "light", 600)
         ratio, text = chromium.worst_contrast("p, td, th, li, b, small, .pill, code")

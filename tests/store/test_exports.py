@@ -8,10 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from bdprune.errors import OptionError, OutputError
-from bdprune.record import ArtifactInfo, Result, documents_from_json
-from bdprune.store import Store, export, latest
+from bdprune.record import ArtifactInfo, Result, ScreenResult, documents_from_json
+from bdprune.store import Screens, Store, export, latest
 from bdprune.store import exports as module
 
 from .conftest import failed, key, result
@@ -81,3 +82,20 @@ def test_parquet_without_pyarrow(filled: Filled, tmp_path: Path, monkeypatch: py
 def test_a_place_that_cannot_be_written(filled: Filled, tmp_path: Path) -> None:
     with pytest.raises(OutputError):
         export([filled("a.db")], "jsonl", tmp_path / "none" / "out.jsonl")
+
+
+def test_screens_follow_the_scans(filled: Filled, tmp_path: Path) -> None:
+    pq = pytest.importorskip("pyarrow.parquet")
+    weights = tmp_path / "w.pth"
+    torch.save({"conv.weight": torch.randn(16, 3, 3, 3)}, weights)
+    stores = [filled("1.db", result("a.pth")), filled("2.db")]
+    for store in stores:
+        list(Screens(store).run([weights]))
+    assert export(stores, "jsonl", tmp_path / "out.jsonl") == 2
+    scan, screen = documents_from_json((tmp_path / "out.jsonl").read_text())
+    assert isinstance(screen, ScreenResult) and scan == result("a.pth") and screen.name == str(weights)
+    assert export(stores, "parquet", tmp_path / "out.parquet") == 2
+    rows = pq.read_table(tmp_path / "out.parquet").to_pylist()
+    assert [one["kind"] for one in rows] == ["scan", "screen"]
+    assert rows[1]["verdict"] == screen.outcome and rows[1]["file_sha256"] == screen.artifact.sha256
+    assert ScreenResult.from_json(rows[1]["document"]) == screen and rows[1]["risk"] is None
