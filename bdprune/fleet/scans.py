@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, Self, Unpack, get_args
@@ -310,8 +310,10 @@ class Scanner:
             self.scan_many([model], progress), key=lambda one: (ATTENTION.index(one.verdict), -(one.risk or 0.0))
         )
 
-    def scan_many(self, models: Iterable[ModelSource], progress: Progress | None = None) -> Iterator[Result]:
-        """Yields one result for every set of weights, in order.
+    def scan_many(
+        self, models: Iterable[ModelSource], progress: Progress | None = None
+    ) -> Generator[Result, None, None]:
+        """Yields one result for every set of weights, in order. Closing it ends the processes that scan.
 
         Args:
             models: paths, modules and loaded models.

@@ -164,6 +164,6 @@ def _gpus(job: Job) -> list[str]:
         return []
     if ":" in str(device):  # the user chose one
         return [""]
-    names = [name for name in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if name.strip()]
+    names = [name.strip() for name in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if name.strip()]
     count = torch.cuda.device_count()
     return names[:count] if len(names) >= count else [str(place) for place in range(count)]

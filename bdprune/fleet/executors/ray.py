@@ -7,7 +7,9 @@ import importlib
 import logging
 import os
 import pickle
+import re
 import signal
+import socket
 import sys
 import threading
 import uuid
@@ -29,7 +31,12 @@ from bdprune.record import Result
 _TRIES = 4
 """How often a model is started on the cluster. A node that is taken away ends the models on it without their fault."""
 
+_ADDRESS = re.compile(r"\[?([\w.:-]+?)\]?:(\d{1,5})")
 _STATISTICS = "RAY_USAGE_STATS_ENABLED"
+
+
+_WAIT = 10.0
+"""Seconds to wait for an answer of the cluster."""
 
 
 class ClusterError(BdpruneError):
@@ -61,7 +68,7 @@ class RayExecutor:
         self, inner: Executor, limits: Limits | None = None, workers: int | str = "auto", address: str | None = None
     ) -> None:
         _imported()
-        if address is not None and (not address.strip() or "://" in address):
+        if address not in (None, "auto") and _ADDRESS.fullmatch(address) is None:
             raise OptionError(
                 f"Invalid address of a Ray cluster {address[:80]!r}.",
                 "Run on a node of the cluster, and give HOST:PORT of its head, or auto.",
@@ -203,6 +210,7 @@ def _connected(address: str | None, workers: int | None) -> Iterator[bool]:
         yield False
         return
     more: dict[str, Any] = {}
+    _check_reachable(address)
     if address is None:
         more = {"num_cpus": workers or usable_cores(), "include_dashboard": False}
     unset = _STATISTICS not in os.environ
@@ -212,15 +220,34 @@ def _connected(address: str | None, workers: int | None) -> Iterator[bool]:
             try:
                 ray.init(address or "local", log_to_driver=False, logging_level=logging.ERROR, **more)
             except Exception as error:
-                where = f"at {address}" if address else "on this machine"
-                hint = "Start one with `ray start --head`, or leave out --address." if address else "Check Ray's logs."
-                raise OptionError(f"No Ray cluster {where}: {first_line(error)}.", hint) from error
+                raise _no_cluster(address, error) from error
         with _quiet():
             yield address is None
     finally:
         ray.shutdown()
         if unset:
             os.environ.pop(_STATISTICS, None)
+
+
+def _check_reachable(address: str | None) -> None:
+    """Ray itself would try for minutes.
+
+    Raises:
+        OptionError: nothing answers there.
+    """
+    found = _ADDRESS.fullmatch(address or "")
+    if found is None:
+        return
+    try:
+        socket.create_connection((found[1], int(found[2])), timeout=_WAIT).close()
+    except (OSError, OverflowError) as error:
+        raise _no_cluster(address, error) from None
+
+
+def _no_cluster(address: str | None, error: Exception) -> OptionError:
+    where = f"at {address}" if address else "on this machine"
+    hint = "Start one with `ray start --head`, or leave out --address." if address else "Check Ray's logs."
+    return OptionError(f"No Ray cluster {where}: {first_line(error)}.", hint)
 
 
 @contextlib.contextmanager

@@ -135,10 +135,10 @@ class Worker:
                 raise ArtifactError(f"The scanning process did not start in {_LONGEST_START:g} seconds.")
             raise TimeLimitError(f"Timed out after {self._limits.timeout:g} seconds.", "Allow more with --timeout.")
         used, limit = self._memory(), self._limits.memory
-        if limit is not None and used > limit:
+        if self._is_ready and limit is not None and used > limit:
             self.close()
             raise MemoryLimitError(
-                f"The scanning process used {size(used)} of memory; the limit is {size(limit)}.",
+                f"The scanning process took more than its {size(limit)} of memory.",
                 "Allow more with --memory-limit.",
             )
 
