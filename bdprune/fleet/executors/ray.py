@@ -28,7 +28,7 @@ from bdprune.pipeline import Job, ModelSource, Outcome, Progress, parse_device, 
 from bdprune.process import keep_freed_memory, usable_cores
 from bdprune.record import Result
 
-_TRIES = 4
+_TRIES = 3
 """How often a model is started on the cluster. A node that is taken away ends the models on it without their fault."""
 
 _ADDRESS = re.compile(r"\[?([\w.:-]+?)\]?:(\d{1,5})")
@@ -108,8 +108,9 @@ class _Run:
         self._kind = "GPU" if job.options.device == "cuda" else "CPU"
         if self._kind == "GPU" and not self._places():
             raise OptionError("The Ray cluster has no GPU.", "Start a node with a GPU first, or use --device cpu.")
-        content = self._packed((inner, job, limits, os.getcwd(), bdprune.__version__), "These detectors or data")
-        self._key, self._setting = uuid.uuid4().hex, self._ray.put(content)
+        content = self._packed((inner, job, limits), "These detectors or data")
+        place = bdprune.__version__, os.getcwd(), [os.path.abspath(one) for one in sys.path]
+        self._key, self._setting = uuid.uuid4().hex, self._ray.put((*place, content))
         # Ray would start an own process for each task on a GPU if it were not told to keep them.
         asked = {"num_cpus": 1, "max_retries": 0, "max_calls": 0} | ({"num_gpus": 1} if self._kind == "GPU" else {})
         self._task = self._ray.remote(**asked)(scan_batch)
@@ -297,7 +298,7 @@ def scan_batch(key: str, setting: list[Any], task: bytes) -> list[list[tuple[str
     """
     if _Kept.key != key:
         _Kept.close()
-        _Kept.open(_imported().get(setting[0]))
+        _Kept.open(*_imported().get(setting[0]))
         _Kept.key = key
     found: dict[int, list[tuple[str, dict[str, bytes], int]]] = {}
     for number, one in in_order(_Kept.run(pickle.loads(task))):
@@ -314,18 +315,25 @@ class _Kept:
     _pool: Pool | None = None
 
     @classmethod
-    def open(cls, content: bytes) -> None:
+    def open(cls, version: str, folder: str, imports: list[str], content: bytes) -> None:
         """Takes the settings of another run.
+
+        Args:
+            version: of bdprune, where the run was started.
+            folder: the working directory there, for relative paths.
+            imports: the folders from which modules are imported there.
+            content: executor, job and limits.
 
         Raises:
             ClusterError: this node has another version of bdprune.
         """
-        executor, job, limits, folder, version = pickle.loads(content)
         if version != bdprune.__version__:
             what = f"A node has bdprune {bdprune.__version__}, but the run was started with {version}."
             raise ClusterError(what, "Install the same version on all nodes.")
-        with contextlib.suppress(OSError):  # for relative paths
+        with contextlib.suppress(OSError):
             os.chdir(folder)
+        sys.path += [one for one in imports if one not in sys.path]
+        executor, job, limits = pickle.loads(content)
         cls._executor, cls._job = executor, job
         if limits:
             cls._pool = Pool(executor, job, limits, 1)

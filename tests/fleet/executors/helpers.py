@@ -44,8 +44,8 @@ class Odd(Detector):
             time.sleep(600)
         if bias == DIES:
             os.kill(os.getpid(), 9)
-        if bias == RESTS:
-            time.sleep(2.5)
+        if bias == RESTS or (HERE / "rest").exists():
+            time.sleep(2)
         self.note("end", bias)
         return self.evidence(bias, 0.5, attachments=(case.attach("bias", {"x": torch.tensor([bias])}),))
 
