@@ -112,6 +112,15 @@ download_option = click.option(
 )
 """``max_download``: bytes."""
 
+
+def _workers(context: click.Context, parameter: click.Parameter, value: str | None) -> int | str | None:
+    if value is None or value == "auto":
+        return value
+    if not re.fullmatch(r"[1-9]\d{0,3}", value):
+        raise OptionError(f"Invalid number of workers {value[:80]!r}.", "Give auto, or a number of models.")
+    return int(value)
+
+
 model_options = _all(
     click.option("--arch", metavar="NAME|MODULE:CALLABLE", help="Architecture.  [default: recognised]"),
     click.option("--num-classes", type=AtLeast(2), metavar="N", help="Number of classes.  [default: recognised]"),
@@ -181,6 +190,46 @@ stack_options = _all(
     ),
 )
 """How many models are scanned at once: ``stack`` and ``stack_memory``."""
+
+
+run_options = _all(
+    click.option(
+        "--executor",
+        type=click.Choice(["auto", "inline", "processes", "ray"]),
+        default="auto",
+        show_default=True,
+        help="Where models run. inline: in this process, one after another; processes: in other processes of this "
+        "machine; ray: on a Ray cluster (extra cluster); auto: ray with --address, processes with a limit or "
+        "--workers, else inline.",
+    ),
+    click.option(
+        "--workers",
+        metavar="N|auto",
+        callback=_workers,
+        help="How many models run at a time; auto: one for each GPU, or on a CPU one for each core.  [default: auto "
+        "if --executor is processes or ray, else 1]",
+    ),
+    click.option(
+        "--timeout",
+        type=float,
+        metavar="SECONDS",
+        help="Time limit for each model, after which its verdict is error.  [default: none]",
+    ),
+    click.option(
+        "--memory-limit",
+        metavar="SIZE",
+        callback=_bytes,
+        help="Memory limit of each process, as in 4GiB; a model that exceeds it gets the verdict error. Memory of a "
+        "GPU does not count.  [default: none]",
+    ),
+    click.option(
+        "--address",
+        metavar="HOST:PORT|auto",
+        help="Ray cluster, as in 10.0.0.1:6379; auto finds the one that this machine belongs to.  [default: with "
+        "--executor ray, Ray starts on this machine and ends with the scan]",
+    ),
+)
+"""Where models run, and within which limits: ``executor``, ``workers``, ``timeout``, ``memory_limit``, ``address``."""
 
 
 def precision_option(trains: str) -> Callable[[Function], Function]:

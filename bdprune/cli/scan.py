@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator, Sequence
-from contextlib import redirect_stdout
+from contextlib import closing, redirect_stdout
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -47,7 +47,7 @@ _GIVEN_UP = ("not scanned: --max-failures was reached", True)
     "strength of the evidence as the risk.  [default: the table of this package]",
 )
 @options.precision_option("the detectors that train")
-@click.option("--timeout", type=float, metavar="SECONDS", help="Time limit for each model.  [default: none]")
+@options.run_options
 @options.stack_options
 @click.option(
     "--fail-on",
@@ -101,6 +101,7 @@ def scan(
     bdprune scan models/ --data clean.npz --store scans.db
     bdprune scan @list.txt --data clean.npz --store scans.db --shard 1/2
     bdprune scan hf:ORG/NAME@main --data clean.npz
+    bdprune scan models/ --data clean.npz --workers auto --memory-limit 4GiB
     bdprune scan 'models/**/*.pth' --data clean.parquet --timeout 600 -f html=report.html
     """
     from bdprune.fleet import expand
@@ -160,7 +161,7 @@ def _scan_all(
         with redirect_stdout(sys.stderr):  # an --arch callable or a plug-in may print
             scanner = _scanner(sources.models, data, progress, **settings)
             stream = scanner.scan_many(progress.through(models), progress.stage)
-        with scanner:
+        with scanner, closing(stream):
             for result in _reported(stream, scanner, sources, progress):
                 with progress.paused():
                     out.take(result)

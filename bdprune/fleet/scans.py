@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Generator, Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Self, Unpack
+from typing import Any, Literal, Self, Unpack, get_args
 
-from bdprune.fleet.executors.inline import Executor, InlineExecutor
+import torch
+
+from bdprune.errors import OptionError
+from bdprune.fleet.executors.inline import Executor, InlineExecutor, Limits, in_order
 from bdprune.fleet.executors.process import ProcessExecutor, check_sendable
+from bdprune.fleet.executors.ray import RayExecutor
 from bdprune.fleet.executors.stack import StackExecutor, StackOptions
 from bdprune.fleet.remote import RemoteModels
 from bdprune.fleet.stored import StoredScans
@@ -24,10 +29,13 @@ from bdprune.pipeline import (
     Outcome,
     Progress,
     attachments_folder,
+    free_memory,
     options_from,
+    parse_device,
     silent,
     with_saved_attachments,
 )
+from bdprune.process import usable_cores
 from bdprune.record import ATTENTION, LEVELS, Level, Result
 from bdprune.registry import chosen_detectors, unusable
 from bdprune.runtime import Budget, parse_budget
@@ -37,12 +45,103 @@ from bdprune.verdict import Calibration, own_table, read_table
 Folder = str | os.PathLike[str] | None
 
 
+Kind = Literal["auto", "inline", "processes", "ray"]
+"""Names of executors; ``auto`` follows from the other options."""
+
+
+@dataclass(frozen=True)
+class RunOptions:
+    """Where models run, how many at a time, and within which limits.
+
+    Args:
+        stack: size and memory of stacks.
+        executor: ``inline`` scans in this process, ``processes`` in other processes of this machine, ``ray`` on a Ray
+            cluster. ``auto`` is ``ray`` with an address, ``processes`` with a limit or a number of workers, else
+            ``inline``.
+        workers: how many models run at a time; ``auto`` is one for each GPU, or on a CPU one for each core. None is
+            ``auto`` if the executor is named, else 1.
+        timeout: seconds for each model; None for no limit.
+        memory_limit: bytes of RAM of each process; None for no limit.
+        address: of a Ray cluster, as in ``HOST:6379`` or ``auto``; None starts one on this machine.
+
+    Raises:
+        OptionError: an option is invalid, or options do not fit each other.
+    """
+
+    stack: StackOptions
+    executor: Kind = "auto"
+    workers: int | Literal["auto"] | None = None
+    timeout: float | None = None
+    memory_limit: int | None = None
+    address: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.executor not in get_args(Kind):
+            kinds = ", ".join(get_args(Kind))
+            raise OptionError(f"Unknown executor {str(self.executor)[:80]!r}.", f"Give one of {kinds}.")
+        if self.kind != "ray" and self.address is not None:
+            raise OptionError("Only the executor ray takes an address.", "Leave out --executor, or give ray.")
+        if self.kind == "inline" and (self.workers is not None or self._limits):
+            raise OptionError(
+                "The executor inline takes no limits and no number of workers.",
+                "Leave out --executor, or give another.",
+            )
+
+    @property
+    def kind(self) -> Kind:
+        """The executor, never ``auto``."""
+        if self.executor != "auto":
+            return self.executor
+        if self.address is not None:
+            return "ray"
+        return "processes" if self._limits or self.workers is not None else "inline"
+
+    @property
+    def _limits(self) -> Limits:
+        return Limits(self.timeout, self.memory_limit)
+
+    def make(self, device: torch.device) -> Executor:
+        """The executor.
+
+        Args:
+            device: where the models run.
+
+        Raises:
+            OptionError: an option is out of range, or Ray is not installed.
+        """
+        workers = ("auto" if self.executor == self.kind else 1) if self.workers is None else self.workers
+        stack = self._stack(workers, device)
+        inner: Executor = StackExecutor(stack) if stack.size != 1 else InlineExecutor()
+        if self.kind == "inline":
+            return inner
+        if self.kind == "ray":
+            if ":" in str(device):
+                raise OptionError(f"A Ray cluster chooses its GPUs; {device} has no meaning there.", "Give cuda.")
+            return RayExecutor(inner, self._limits, "auto" if self.workers is None else self.workers, self.address)
+        return ProcessExecutor(inner, self._limits, workers)
+
+    def _stack(self, workers: int | str, device: torch.device) -> StackOptions:
+        """The options of stacks: within the memory limit of a process, and of several processes their part of it."""
+        if self.stack.memory is not None or device.type != "cpu":
+            return self.stack
+        if self.memory_limit is not None:
+            return replace(self.stack, memory=max(1, self.memory_limit // 2))
+        if self.kind != "processes" or workers == 1:
+            return self.stack
+        count = workers if isinstance(workers, int) else usable_cores()
+        return replace(self.stack, memory=max(1, free_memory(device) // 2 // max(1, count)))
+
+
 class ScanNames(OptionNames, total=False):
     """Further keyword arguments of a scan."""
 
     budget: str | float | Budget | None
     calibration: str | os.PathLike[str] | None
     store: Store | str | os.PathLike[str] | None
+    executor: Kind
+    workers: int | Literal["auto"] | None
+    memory_limit: int | None
+    address: str | None
 
 
 def scan(
@@ -75,10 +174,10 @@ def scan(
             are, or the seconds that the scan of one model may take (findings name what does not fit);
             ``calibration``: path of a table that ``bdprune calibrate`` wrote, ``none`` for no table, or None for the
             table of this package, which needs the detectors of the budget; ``store``: a store of results
-            (:class:`Scanner`), or its path; and ``arch``,
-            ``num_classes``, ``input_shape``, ``normalize``, ``device`` (``cpu``), ``seed`` (0),
-            ``state_key``, ``per_class``, ``class_order``, ``precision``, ``skip_unknown`` and ``max_download``, as in
-            ``Options``.
+            (:class:`Scanner`), or its path; ``executor``, ``workers``, ``memory_limit`` and ``address``, as in
+            :class:`Scanner`; and ``arch``, ``num_classes``, ``input_shape``, ``normalize``, ``device`` (``cpu``),
+            ``seed`` (0), ``state_key``, ``per_class``, ``class_order``, ``precision``, ``skip_unknown`` and
+            ``max_download``, as in ``Options``.
 
     Raises:
         OptionError: an option is invalid for every model; nothing was scanned.
@@ -91,9 +190,9 @@ def scan(
         >>> scan("missing.pth").error.message
         'Cannot load missing.pth: No such file or directory.'
     """
-    if timeout is not None:
-        check_sendable(model)
     with Scanner(data, detectors=detectors, timeout=timeout, stack=1, attachments=attachments, **options) as scanner:
+        if scanner.uses_processes:
+            check_sendable(model)
         return scanner.scan(model, progress)
 
 
@@ -147,10 +246,17 @@ class Scanner:
         timeout: the same.
         stack: the same.
         attachments: the same.
-        **options: as for ``bdprune.scan``; ``store`` is a store or its path.
+        **options: as for ``bdprune.scan``; ``store`` is a store or its path. ``executor`` says where models run:
+            ``inline`` in this process, ``processes`` in other processes of this machine, ``ray`` on a Ray cluster
+            (extra ``cluster``). The default ``auto`` is ``ray`` with an ``address``, ``processes`` with a limit or
+            ``workers``, else ``inline``. ``workers`` is how many models run at a time; ``auto``, the default of a named
+            executor, is one for each GPU, or on a CPU one for each core. ``memory_limit`` is the RAM in bytes that each
+            process may use; a model that exceeds it gets the verdict ``error``. ``address`` is that of the cluster, as
+            in ``HOST:6379`` or ``auto``; None starts Ray on this machine for the run. A script that uses processes
+            needs the usual ``if __name__ == "__main__":``.
 
     Raises:
-        OptionError: an option is invalid for every model.
+        OptionError: an option is invalid for every model, or Ray is not installed or cannot be reached.
         OutputError: the folder for attachments cannot be written, or the store cannot be used.
 
     Example:
@@ -172,9 +278,11 @@ class Scanner:
         **options: Unpack[ScanNames],
     ) -> None:
         store = options.pop("store", None)
+        run = _run_options(stack if isinstance(stack, StackOptions) else StackOptions(stack), timeout, options)
         self._job = _job(data, detectors, options)
         self._job.keeps = attachments is not None
-        self._executor = _executor(stack if isinstance(stack, StackOptions) else StackOptions(stack), timeout)
+        self._executor = run.make(parse_device(self._job.options.device))
+        self.uses_processes = run.kind != "inline"
         self._folder = None if attachments is None else attachments_folder(attachments)
         self._taken, self._lock = 0, threading.Lock()
         self._own = store is not None and not isinstance(store, Store)
@@ -207,8 +315,10 @@ class Scanner:
             self.scan_many([model], progress), key=lambda one: (ATTENTION.index(one.verdict), -(one.risk or 0.0))
         )
 
-    def scan_many(self, models: Iterable[ModelSource], progress: Progress | None = None) -> Iterator[Result]:
-        """Yields one result for every set of weights, in order.
+    def scan_many(
+        self, models: Iterable[ModelSource], progress: Progress | None = None
+    ) -> Generator[Result, None, None]:
+        """Yields one result for every set of weights, in order. Closing it ends the processes that scan.
 
         Args:
             models: paths, modules and loaded models.
@@ -242,7 +352,7 @@ class Scanner:
 
     def _outcomes(self, models: Iterable[ModelSource], progress: Progress) -> Iterator[Outcome]:
         if self._stored is None:
-            for _, outcome in self._executor.run(models, self._job, progress):
+            for _, outcome in in_order(self._executor.run(models, self._job, progress)):
                 yield outcome
             return
         for one in self._stored.outcomes(self._executor, models, progress):
@@ -282,6 +392,13 @@ def _table(path: str | os.PathLike[str] | None, level: Level, own: bool) -> Cali
     return next((table for one in smaller if (table := own_table(one))), None) if own else None
 
 
-def _executor(stacks: StackOptions, timeout: float | None) -> Executor:
-    executor: Executor = StackExecutor(stacks) if stacks.size != 1 else InlineExecutor()
-    return executor if timeout is None else ProcessExecutor(executor, timeout)
+def _run_options(stack: StackOptions, timeout: float | None, options: ScanNames) -> RunOptions:
+    """Where models run; it takes these keywords out of ``options``."""
+    return RunOptions(
+        stack,
+        options.pop("executor", "auto"),
+        options.pop("workers", None),
+        timeout,
+        options.pop("memory_limit", None),
+        options.pop("address", None),
+    )

@@ -9,7 +9,7 @@ import itertools
 import os
 import sys
 from collections import Counter, deque
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -82,27 +82,40 @@ class StoredScans:
             yield from self._taken(one)
 
     def _run(self, executor: Executor, asked: Iterator[_Asked], progress: Progress) -> Iterator[StoredOutcome]:
-        there, running = deque[_Asked](), list[_Asked]()
+        """Writes the results of each model when it is done, and yields them in the order of all models."""
+        line = deque[_Asked]()  # in order: those that run, and those between them that are in the store
+        running, waiting, done = dict[int, _Asked](), set[int](), dict[int, list[Outcome]]()
 
         def missing() -> Iterator[ModelSource]:
+            places = itertools.count()
             for one in asked:
-                if self._is_there(one):
-                    there.append(one)
-                else:
-                    running.append(one)
+                if not self._is_there(one):
+                    running[next(places)] = one
+                    waiting.add(one.number)
+                line.append(one)
+                if one.number in waiting:
                     yield one.source
 
-        found = list[Outcome]()
         for place, outcome in executor.run(missing(), self._job, progress):
-            while there and there[0].number < running[place].number:
-                yield from self._taken(there.popleft())
-            found.append(outcome)
-            if len(found) == outcome.sets:
-                self._save(running[place], found)
-                yield from (StoredOutcome(one, False) for one in found)
-                found = []
-        for one in there:
-            yield from self._taken(one)
+            one = running[place]
+            outcomes = done.setdefault(one.number, [])
+            outcomes.append(outcome)
+            if len(outcomes) == outcome.sets:
+                self._save(running.pop(place), outcomes)
+                waiting.remove(one.number)
+                yield from self._finished(line, waiting, done)
+        yield from self._finished(line, waiting, done)
+
+    def _finished(
+        self, line: deque[_Asked], waiting: Set[int], done: dict[int, list[Outcome]]
+    ) -> Iterator[StoredOutcome]:
+        """Takes the models before the first one that still runs out of ``line``, and yields their outcomes."""
+        while line and line[0].number not in waiting:
+            one = line.popleft()
+            if one.number in done:
+                yield from (StoredOutcome(outcome, False) for outcome in done.pop(one.number))
+            else:
+                yield from self._taken(one)
 
     def _asked(self, number: int, source: ModelSource) -> _Asked:
         if isinstance(source, Model | nn.Module):

@@ -2,14 +2,47 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
+from bdprune.errors import OptionError
 from bdprune.pipeline import Job, ModelSource, Outcome, Progress, scan_one
 
 Numbered = tuple[int, Outcome]
 """The number of a model in its run, from 0, and the outcome of one set of weights of its file."""
+
+
+LONGEST_TIMEOUT = 1_000_000
+"""Seconds; the system's timers do not take much more."""
+
+
+@dataclass(frozen=True)
+class Limits:
+    """Limits of a process.
+
+    Args:
+        timeout: seconds for each model, counted from when the process is ready for it; None for no limit.
+        memory: bytes of RAM of the process; None for no limit. Memory of a GPU does not count.
+
+    Raises:
+        OptionError: a limit is out of range.
+    """
+
+    timeout: float | None = None
+    memory: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.timeout is not None and not 0 < self.timeout <= LONGEST_TIMEOUT:
+            raise OptionError(
+                f"Invalid timeout of {self.timeout:g} seconds.",
+                f"Give more than 0 and up to {LONGEST_TIMEOUT} seconds.",
+            )
+        if self.memory is not None and self.memory < 1:
+            raise OptionError(f"Invalid memory limit of {self.memory} bytes.", "Give more, as in --memory-limit 4GiB.")
+
+    def __bool__(self) -> bool:
+        return self.timeout is not None or self.memory is not None
 
 
 class Executor(Protocol):
@@ -20,7 +53,10 @@ class Executor(Protocol):
         ...
 
     def run(self, models: Iterable[ModelSource], job: Job, progress: Progress) -> Iterator[Numbered]:
-        """Yields the outcomes of all models in order. A model that fails does not stop the others."""
+        """Yields the outcomes of all models, those of one model in a row. A model that fails does not stop the others.
+
+        The order is that of the models, unless several run at the same time; ``in_order`` sorts them.
+        """
         ...
 
 
@@ -36,3 +72,18 @@ class InlineExecutor:
         for number, source in enumerate(models):
             for outcome in scan_one(source, job, progress):
                 yield number, outcome
+
+
+def in_order(numbered: Iterable[Numbered]) -> Iterator[Numbered]:
+    """The outcomes in the order of the models; those of a model that is done early wait."""
+    waiting: dict[int, list[Numbered]] = {}
+    due = 0
+    for number, outcome in numbered:
+        waiting.setdefault(number, []).append((number, outcome))
+        while len(found := waiting.get(due, ())) and _is_whole(found):
+            yield from waiting.pop(due)
+            due += 1
+
+
+def _is_whole(found: Sequence[Numbered]) -> bool:
+    return len(found) == found[0][1].sets

@@ -1,174 +1,151 @@
-"""Time limits: models run in a process that can be killed."""
+"""Models run in processes, several at a time, each of which is killed when it exceeds a limit of time or memory."""
 
 from __future__ import annotations
 
-import itertools
-import json
-import multiprocessing
+import math
 import os
-import pickle
-import signal
 import time
-from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
-from multiprocessing import resource_tracker
-from multiprocessing.connection import Connection
-from multiprocessing.process import BaseProcess
-from types import TracebackType
-from typing import Any, Self
+from dataclasses import replace
+from multiprocessing.connection import wait
+from typing import Self
 
 import torch
 
-from bdprune.errors import ArtifactError, BdpruneError, OptionError, first_line
-from bdprune.fleet.executors.inline import Executor, InlineExecutor, Numbered
-from bdprune.pipeline import Clock, Job, ModelSource, Outcome, Progress, failure
-from bdprune.process import keep_freed_memory
-from bdprune.record import Result
+from bdprune.errors import BdpruneError, OptionError
+from bdprune.fleet.executors.batches import Batch, Batches
+from bdprune.fleet.executors.inline import Executor, Limits, Numbered
+from bdprune.fleet.executors.worker import InvalidLimitError, Worker, pickled, setting_of
+from bdprune.pipeline import Job, ModelSource, Progress, parse_device, silent
+from bdprune.process import usable_cores
 
-LONGEST_TIMEOUT = 1_000_000
-"""Seconds; the system's timers do not take much more."""
-
-
-class TimeLimitError(BdpruneError):
-    """A scan exceeded its time limit."""
+MOST_WORKERS = 1024
 
 
 class ProcessExecutor:
-    """Runs another executor in a separate process. It kills the process at the time limit and starts a new one.
+    """Runs another executor in separate processes. It kills a process at a limit and starts a new one.
+
+    A model whose process exceeds a limit or dies gets an error, and the other models go on. The processes end with the
+    run, and also if this process is killed. Limits apply while the caller waits for the next outcome.
 
     Args:
         inner: the executor to run. If it reads models ahead, they are sent in batches. If a batch exceeds the sum of
             the time limits of its models, or its process dies, each unfinished model of the batch runs alone.
-        timeout: seconds for each model, counted from when the process is ready for it.
+        limits: of each process.
+        workers: number of processes, or ``auto``: one for each GPU, or on a CPU one for each core that this process
+            may use. They share the cores. With several GPUs, each process sees only one of them.
 
     Raises:
-        OptionError: the time limit is out of range.
+        OptionError: the number of processes is out of range.
     """
 
-    def __init__(self, inner: Executor, timeout: float) -> None:
-        if not 0 < timeout <= LONGEST_TIMEOUT:
+    def __init__(self, inner: Executor, limits: Limits | None = None, workers: int | str = 1) -> None:
+        if workers != "auto" and (not isinstance(workers, int) or not 1 <= workers <= MOST_WORKERS):
             raise OptionError(
-                f"Invalid timeout of {timeout:g} seconds.",
-                f"Give more than 0 and up to {LONGEST_TIMEOUT} seconds.",
+                f"Invalid number of workers {str(workers)[:80]}.", f"Give auto, or a number from 1 to {MOST_WORKERS}."
             )
-        self._inner, self._timeout = inner, timeout
+        self._inner, self._limits, self._workers = inner, limits or Limits(), workers
 
     def ahead(self, job: Job) -> int:
         return self._inner.ahead(job)
 
     def run(self, models: Iterable[ModelSource], job: Job, progress: Progress) -> Iterator[Numbered]:
-        """The outcomes of all models, in order.
+        """The outcomes of all models; with several processes in the order in which the models are done.
 
         Raises:
-            OptionError: the detectors or the data cannot be sent to another process.
+            OptionError: the detectors or the data cannot be sent to another process, or a process needs more memory
+                than the limit before its first model.
         """
-        numbered, size = enumerate(models), self._inner.ahead(job)
-        with Worker(self._inner, job) as worker, Worker(InlineExecutor(), job) as alone:
-            while batch := list(itertools.islice(numbered, size)):
-                yield from self._batch(batch, worker, alone, progress)
+        with Pool(self._inner, job, self._limits, self._count(job)) as pool:
+            yield from pool.run(models, progress)
 
-    def _batch(
-        self, batch: Sequence[tuple[int, ModelSource]], worker: Worker, alone: Worker, progress: Progress
-    ) -> Iterator[Numbered]:
-        """The outcomes of a batch; if the batch fails, each of its unfinished models runs alone."""
-        waiting = deque(batch)
-        try:
-            yield from worker.run(waiting, self._timeout, progress)
-            return
-        except (TimeLimitError, ArtifactError, OptionError) as error:
-            if len(batch) == 1:
-                yield batch[0][0], failure(batch[0][1], error, worker.job, worker.clock)
-                return
-        for one in list(waiting):
-            yield from self._batch([one], alone, alone, progress)
+    def _count(self, job: Job) -> int:
+        if isinstance(self._workers, int):
+            return self._workers
+        return len(_gpus(job)) or usable_cores()
 
 
-class Worker:
-    """A process that runs an executor; it starts at the first use, and again after it was killed.
+class Pool:
+    """The processes of a run; they start when there are models for them.
 
-    Attributes:
-        clock: started with the last batch.
+    Args:
+        inner: the executor to run.
+        job: the settings.
+        limits: of each process.
+        workers: number of processes.
+
+    Raises:
+        OptionError: the settings cannot be sent to another process.
     """
 
-    def __init__(self, executor: Executor, job: Job) -> None:
-        self.job, self.clock = job, Clock()
-        self._setting = _pickled((executor, job), "These detectors or data")
-        self._process: BaseProcess | None = None
-        self._pipe: Connection | None = None
+    def __init__(self, inner: Executor, job: Job, limits: Limits, workers: int) -> None:
+        self._job, self._size = job, inner.ahead(job)
+        threads = job.threads if workers == 1 else max(1, min(job.threads, usable_cores() // workers))
+        setting, gpus = setting_of(inner, replace(job, threads=threads), limits), _gpus(job)
+        chosen = [gpus[place % len(gpus)] if len(gpus) > 1 and workers > 1 else None for place in range(workers)]
+        self._workers = [Worker(setting, limits, gpu) for gpu in chosen]
 
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._kill()
+    def __exit__(self, *error: object) -> None:
+        for worker in self._workers:
+            worker.kill()
+        for worker in self._workers:
+            worker.close()
 
-    def run(self, waiting: deque[tuple[int, ModelSource]], timeout: float, progress: Progress) -> Iterator[Numbered]:
-        """The outcomes of the models in ``waiting``; it removes each model from there when the model is done.
-
-        Raises:
-            TimeLimitError: the unfinished models took longer than ``timeout`` seconds each.
-            ArtifactError: the process died.
-            OptionError: a model cannot be sent to the process.
-        """
-        task = _pickled([source for _, source in waiting], "This model")
-        self.clock = Clock()
-        try:
-            yield from self._exchange(task, waiting, timeout, progress)
-        except TimeLimitError:
-            self._kill()
-            raise
-        except (EOFError, ConnectionError):
-            raise self._death() from None
-
-    def _exchange(
-        self, task: bytes, waiting: deque[tuple[int, ModelSource]], timeout: float, progress: Progress
-    ) -> Iterator[Numbered]:
-        pipe = self._ready()
-        pipe.send_bytes(task)
-        held: list[Outcome] = []  # outcomes of the first model, which may have more sets of weights
-        place, total, deadline = 0, len(waiting), time.monotonic() + timeout * len(waiting)
-        while pipe.poll(max(0.0, deadline - time.monotonic())):
-            kind, value = json.loads(pipe.recv_bytes())
-            if kind == "stage":
-                progress(value)
-                continue
-            while place < (value["place"] if kind == "outcome" else total):  # the earlier models are done
-                number, _ = waiting.popleft()
-                yield from ((number, one) for one in held)
-                held, place = [], place + 1
-                deadline = time.monotonic() + timeout * len(waiting)
-            if kind == "done":
+    def run(self, models: Iterable[ModelSource], progress: Progress = silent) -> Iterator[Numbered]:
+        """The outcomes of the models, those of one model in a row."""
+        batches = Batches(models, self._size, len(self._workers), self._job)
+        stage = progress if len(self._workers) == 1 else silent  # the stages of several models would mix
+        while True:
+            started, failed = self._start(batches)
+            if started and len(self._workers) > 1:
+                progress(f"running {sum(len(one.models) for one in self._running())} models at a time")
+            yield from failed
+            busy = [one for one in self._workers if one.batch is not None]
+            if busy:
+                yield from self._step(busy, batches, stage)
+            elif not failed:
                 return
-            held.append(_received(value, pipe))
-        raise TimeLimitError(f"Timed out after {timeout:g} seconds.", "Allow more with --timeout.")
 
-    def _ready(self) -> Connection:
-        if self._pipe is None:
-            context = multiprocessing.get_context("spawn")
-            self._pipe, theirs = context.Pipe()
-            self._process = context.Process(target=_serve, args=(theirs, self._setting), daemon=True)
-            _start_without_interrupts(self._process)
-            theirs.close()
-            self._pipe.recv_bytes()
-        return self._pipe
+    def _running(self) -> list[Batch]:
+        return [one.batch for one in self._workers if one.batch is not None]
 
-    def _death(self) -> ArtifactError:
-        assert self._process is not None
-        self._process.join(5)
-        code = self._process.exitcode
-        self._kill()
-        how = f"was killed by {signal.Signals(-code).name}" if code is not None and code < 0 else f"ended with {code}"
-        return ArtifactError(f"The scanning process {how}.", "It may have run out of memory.")
+    def _start(self, batches: Batches) -> tuple[bool, list[Numbered]]:
+        """Gives batches to idle processes; returns whether there were any, and outcomes of those that failed."""
+        idle = [one for one in self._workers if one.batch is None]
+        given, failed = batches.take(len(idle)), list[Numbered]()
+        for worker, batch in zip(idle, given, strict=False):
+            try:
+                worker.give(batch)
+            except BdpruneError as error:
+                failed += batches.failed(batch, error)
+                worker.batch = None
+        return bool(given), failed
 
-    def _kill(self) -> None:
-        if self._process is not None:
-            self._process.kill()
-            self._process.join()
-        if self._pipe is not None:
-            self._pipe.close()
-        self._process = self._pipe = None
+    def _step(self, busy: Sequence[Worker], batches: Batches, progress: Progress) -> list[Numbered]:
+        """Waits for the next messages or limit, and handles them; returns the outcomes of models that are done."""
+        due = min(worker.due() for worker in busy)
+        timeout = None if math.isinf(due) else max(0.0, due - time.monotonic())
+        ready = set(wait([worker.pipe for worker in busy], timeout))
+        found = list[Numbered]()
+        for worker in busy:
+            batch = worker.batch
+            assert batch is not None
+            try:
+                if worker.pipe not in ready:
+                    worker.check()
+                elif outcomes := worker.receive(progress):
+                    number = batches.done(batch)
+                    found += [(number, one) for one in outcomes]
+            except InvalidLimitError:
+                raise
+            except BdpruneError as error:
+                worker.close()
+                worker.batch = None
+                found += batches.failed(batch, error)
+        return found
 
 
 def check_sendable(model: ModelSource) -> None:
@@ -177,60 +154,16 @@ def check_sendable(model: ModelSource) -> None:
     Raises:
         OptionError: it cannot be pickled.
     """
-    _pickled(model, "This model")
+    pickled(model, "This model")
 
 
-def _pickled(value: object, name: str) -> bytes:
-    try:
-        return pickle.dumps(value)
-    except Exception as error:
-        raise OptionError(
-            f"{name} cannot be sent to another process: {first_line(error)}.", "Scan without a timeout, or give a path."
-        ) from error
-
-
-def _start_without_interrupts(process: BaseProcess) -> None:
-    """Starts a process that never receives Ctrl-C, not even during its imports: its parent ends it.
-
-    The new process inherits the blocked signals.
-    """
-    resource_tracker.ensure_running()  # ``start`` would do it, and unblock the signals
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-    try:
-        process.start()
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
-
-
-def _serve(pipe: Connection, setting: bytes) -> None:
-    """The loop of the other process: it receives batches of models and sends outcomes."""
-    os.dup2(2, 1)  # keeps prints of this process out of the results
-    executor, job = pickle.loads(setting)
-    torch.set_num_threads(job.threads)
-    keep_freed_memory()
-    pipe.send_bytes(b"ready")
-    while True:
-        try:
-            models: list[ModelSource] = pickle.loads(pipe.recv_bytes())
-        except EOFError:
-            return
-        for place, outcome in executor.run(models, job, lambda stage: _send(pipe, "stage", stage)):
-            _send_outcome(pipe, place, outcome)
-        _send(pipe, "done", None)
-
-
-def _send_outcome(pipe: Connection, place: int, outcome: Outcome) -> None:
-    digests = list(outcome.attachments)
-    value = {"place": place, "result": outcome.result.to_json(), "attachments": digests, "sets": outcome.sets}
-    _send(pipe, "outcome", value)
-    for digest in digests:
-        pipe.send_bytes(outcome.attachments[digest])
-
-
-def _received(value: dict[str, Any], pipe: Connection) -> Outcome:
-    contents = {digest: pipe.recv_bytes() for digest in value["attachments"]}
-    return Outcome(Result.from_json(value["result"]), contents, value["sets"])
-
-
-def _send(pipe: Connection, kind: str, value: Any) -> None:
-    pipe.send_bytes(json.dumps((kind, value)).encode())
+def _gpus(job: Job) -> list[str]:
+    """A value of ``CUDA_VISIBLE_DEVICES`` for each GPU that the run may use; empty on a CPU."""
+    device = parse_device(job.options.device)
+    if device.type != "cuda":
+        return []
+    if ":" in str(device):  # the user chose one
+        return [""]
+    names = [name.strip() for name in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if name.strip()]
+    count = torch.cuda.device_count()
+    return names[:count] if len(names) >= count else [str(place) for place in range(count)]

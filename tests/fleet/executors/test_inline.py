@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from bdprune.errors import OptionError
-from bdprune.fleet.executors.inline import Executor, InlineExecutor
-from bdprune.fleet.executors.process import LONGEST_TIMEOUT, ProcessExecutor
+from bdprune.fleet.executors.inline import LONGEST_TIMEOUT, Executor, InlineExecutor, Limits
+from bdprune.fleet.executors.process import ProcessExecutor
 from bdprune.fleet.executors.stack import StackExecutor, StackOptions
 from bdprune.pipeline import CleanSource, Job, Options
 from bdprune.registry import chosen_detectors
@@ -18,8 +18,8 @@ from bdprune.registry import chosen_detectors
 EXECUTORS: dict[str, Executor] = {
     "inline": InlineExecutor(),
     "stack": StackExecutor(StackOptions(3)),
-    "process": ProcessExecutor(InlineExecutor(), 200),
-    "stack in a process": ProcessExecutor(StackExecutor(StackOptions(3)), 200),
+    "process": ProcessExecutor(InlineExecutor(), Limits(200)),
+    "stack in a process": ProcessExecutor(StackExecutor(StackOptions(3)), Limits(200)),
 }
 
 
@@ -64,4 +64,4 @@ def test_executors_read_a_bounded_number_of_models_ahead(job: Job) -> None:
 @pytest.mark.parametrize("timeout", [0, -1.0, float("nan"), float("inf"), LONGEST_TIMEOUT + 1])
 def test_an_invalid_time_limit_is_an_error(timeout: float) -> None:
     with pytest.raises(OptionError, match="Invalid timeout"):
-        ProcessExecutor(InlineExecutor(), timeout)
+        Limits(timeout)

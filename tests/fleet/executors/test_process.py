@@ -1,20 +1,32 @@
-"""Scanning with a time limit: a slow process is killed, and the next model is still scanned."""
+"""Scanning in other processes: time limits, stacks, and several models at a time."""
 
 from __future__ import annotations
 
 import importlib
 import os
 import sys
+import threading
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
+import bdprune
 from bdprune import Case, Detector, Evidence, Needs
 from bdprune.errors import OptionError
-from bdprune.fleet.scans import scan, scan_many
+from bdprune.fleet.executors import process
+from bdprune.fleet.executors.inline import InlineExecutor, Limits
+from bdprune.fleet.executors.process import ProcessExecutor
+from bdprune.fleet.scans import Scanner, scan, scan_many
+from bdprune.model import build
+from bdprune.pipeline import CleanSource, Job, Options
+from bdprune.process import usable_cores
+from bdprune.store import Store
+
+from .helpers import Odd, becomes_true, is_alive, without_times
 
 SLOW = """
 import os, time
@@ -92,14 +104,6 @@ def slow(tiny: Any, monkeypatch: pytest.MonkeyPatch) -> Any:
 
 def pids(tiny: Any) -> list[int]:
     return [int(line) for line in (tiny.folder / "pids").read_text().split()]
-
-
-def is_alive(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    return True
 
 
 def test_a_scan_that_hangs_is_killed_and_the_next_model_is_scanned(tiny: Any, slow: Any) -> None:
@@ -216,3 +220,144 @@ def test_a_stack_within_its_time_limit_runs_as_one(tiny: Any, slow: Any) -> None
     assert "running detector x.stack on 3 models" in stages and stages.count("loading") == 5
     near = list(scan_many(files, tiny.data, **options))
     assert [one.detectors[0].score for one in near] == [one.detectors[0].score for one in far]
+
+
+# ---------------------------------------------------------------------------------------------- several processes
+
+
+def test_two_processes_give_the_results_of_this_one_in_order(odd: Odd, one_thread: None) -> None:
+    """The first model takes longest; the others are done before it."""
+    files = odd.files(0.5, 0.1, 0.6, 0.15, 0.7, 0.12)
+    two = list(scan_many(files, workers=2, **odd.options))
+    ends = [bias for what, bias, _, _ in odd.notes() if what == "end"]
+    assert ends[-1] == 0.5 and len(odd.processes()) == 2
+    assert without_times(two) == without_times(list(scan_many(files, **odd.options)))
+
+
+def test_a_store_gets_the_same_from_two_processes(odd: Odd, one_thread: None) -> None:
+    files = odd.files(0.1, 0.6, 0.15, 0.7)
+    files[1].write_bytes(b"nonsense")
+    exports = []
+    for name, workers in (("one.db", None), ("two.db", 2)):
+        with Scanner(workers=workers, store=odd.folder / name, **odd.options) as scanner:
+            list(scanner.scan_many(files))
+        with Store(odd.folder / name) as store:
+            found = [scan for scan in store.scans()]
+            exports.append([(one.name, one.model, one.settings, without_times(one.results)) for one in found])
+    assert len(exports[0]) == 4 and exports[0] == exports[1]
+
+
+def test_a_store_keeps_results_that_wait_for_an_earlier_model(odd: Odd) -> None:
+    """Only the models at hand are lost when a run is killed, also if one of them takes long."""
+    files = odd.files(0.2, 0.1, 0.6)
+    with Scanner(workers=2, timeout=15, store=odd.folder / "scans.db", **odd.options) as scanner:
+        stream = scanner.scan_many(files)
+        thread = threading.Thread(target=lambda: next(stream))
+        thread.start()
+        with Store(odd.folder / "scans.db", writes=False) as store:
+            assert becomes_true(lambda: store.names() == [str(file) for file in files[1:]], 60)
+        assert thread.is_alive(), "the first model still runs"
+        thread.join()
+        assert [one.verdict for one in stream] == ["inconclusive", "suspicious"]
+
+
+def test_processes_take_the_evidence_of_the_store(odd: Odd) -> None:
+    files = odd.files(0.1, 0.6)
+    options = odd.options | {"store": odd.folder / "scans.db", "arch": "resnet18_cifar", "input_shape": None}
+    for index, file in enumerate(files):
+        with torch.random.fork_rng():
+            torch.manual_seed(index)
+            torch.save(build("resnet18_cifar", 3, width=4).state_dict(), file)
+    list(scan_many(files, workers=2, **options))
+    before = odd.notes()
+    found = list(
+        scan_many(
+            files, workers=2, **options | {"detectors": [*odd.options["detectors"], bdprune.detector("lipschitz")]}
+        )
+    )
+    assert odd.notes() == before and [len(one.detectors) for one in found] == [2, 2]
+
+
+def test_a_closed_stream_ends_all_processes(odd: Odd) -> None:
+    stream = scan_many(odd.files(0.1, 0.2, 0.2), workers=2, **odd.options)
+    next(stream)
+    assert becomes_true(lambda: len(odd.processes()) == 2)
+    assert any(map(is_alive, odd.processes()))
+    stream.close()  # type: ignore[attr-defined]
+    assert not any(map(is_alive, odd.processes()))
+
+
+def test_results_of_an_endless_list_come_while_it_is_read(odd: Odd) -> None:
+    (file,) = odd.files(0.1)
+    read: list[int] = []
+
+    def models() -> Iterator[Path]:
+        while True:
+            read.append(len(read))
+            yield file
+
+    stream = scan_many(models(), workers=2, **odd.options)
+    for _ in range(20):
+        assert next(stream).verdict == "inconclusive"
+    assert len(read) < 40
+
+
+def test_processes_share_the_cores(odd: Odd, one_thread: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(process, "usable_cores", lambda: 4)
+    files = odd.files(0.1, 0.6)
+    torch.set_num_threads(16)
+    assert [one.env.threads for one in scan_many(files, workers=2, **odd.options)] == [2, 2]
+    assert [one.env.threads for one in scan_many(files, workers=1, **odd.options)] == [16, 16]
+
+
+def test_each_process_sees_one_of_several_gpus(tiny: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without a GPU here, only the assignment is checked."""
+    monkeypatch.setattr(process, "parse_device", torch.device)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 3)
+
+    def seen(device: str, workers: int | str) -> list[str | None]:
+        executor, job = ProcessExecutor(InlineExecutor(), workers=workers), Job(CleanSource(None), [], Options())
+        job.options = Options(device=device)
+        pool = process.Pool(InlineExecutor(), job, Limits(), executor._count(job))
+        return [worker._gpu for worker in pool._workers]
+
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    assert seen("cuda", "auto") == ["0", "1", "2"]
+    assert seen("cuda", 4) == ["0", "1", "2", "0"]
+    assert seen("cuda", 1) == [None]
+    assert seen("cuda:1", "auto") == [None] and seen("cuda:1", 2) == [None, None]
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,GPU-5, 6")
+    assert seen("cuda", "auto") == ["4", "GPU-5", "6"]
+    assert seen("cpu", "auto") == [None] * usable_cores()
+
+
+def test_a_process_with_a_gpu_sees_no_other(odd: Odd) -> None:
+    job = Job(CleanSource(None), odd.options["detectors"], Options(arch=odd.tiny.arch, input_shape=(3, 8, 8)))
+    with process.Pool(InlineExecutor(), job, Limits(), 1) as pool:
+        pool._workers[0]._gpu = "7"
+        assert len(list(pool.run(odd.files(0.1)))) == 1
+    assert {gpus for _, _, _, gpus in odd.notes()} == {"7"}
+
+
+def test_stacks_are_spread_over_processes(tiny: Any, slow: Any) -> None:
+    files = []
+    for index in range(5):
+        files.append(tiny.folder / f"model{index}.pth")
+        torch.save(tiny.module.state_dict() | {"head.bias": torch.tensor([0.3 + index / 100, 0.0, 0.0])}, files[-1])
+    options = {"arch": tiny.arch, "input_shape": tiny.input_shape, "detectors": [slow.StackDetector()], "stack": 4}
+    found = list(scan_many(files, tiny.data, workers=2, **options))
+    asked = (tiny.folder / "asked").read_text().splitlines()
+    assert sorted(asked) == ["0.3 0.31 0.32", "0.33 0.34"], "not 4 and 1"
+    assert [one.detectors[0].score for one in found] == [0.3, 0.31, 0.32, 0.33, 0.34]
+
+
+def test_progress_says_how_many_models_run(odd: Odd) -> None:
+    stages: list[str] = []
+    list(scan_many(odd.files(0.1, 0.6, 0.7), workers=2, progress=stages.append, **odd.options))
+    assert stages[0] == "running 2 models at a time"
+
+
+@pytest.mark.parametrize("workers", [0, -1, 1025, 1.5, "all"])
+def test_an_invalid_number_of_workers_is_an_error(workers: Any) -> None:
+    with pytest.raises(OptionError, match="Invalid number of workers"):
+        ProcessExecutor(InlineExecutor(), workers=workers)
