@@ -171,6 +171,8 @@ def _check_file(path: Path, writes: bool) -> None:
             if not path.absolute().parent.is_dir():
                 raise StoreError(f"The folder of the store {path} does not exist.", "Create it first.")
             return
+        if not path.is_file():  # opening a pipe would wait for its writer
+            raise StoreError(f"{path} is a device or a pipe, not a store.", "Give the name of a file, such as scans.db.")
         with path.open("rb") as file:
             start = file.read(len(_HEADER))
     except OSError as error:
