@@ -180,13 +180,15 @@ class Database:
 def _check_file(path: Path, writes: bool) -> None:
     try:
         if path.is_dir():
-            raise StoreError(f"{path} is a folder, not a store.", "Give the name of a file, such as scans.db.")
+            raise StoreError(f"{path} is a folder, not a store.", "Give the name of a file.")
         if not path.exists():
             if not writes:
                 raise StoreError(f"There is no store {path}.", "Make one with `bdprune scan --store`.")
             if not path.absolute().parent.is_dir():
                 raise StoreError(f"The folder of the store {path} does not exist.", "Create it first.")
             return
+        if not path.is_file():  # opening a pipe would wait for its writer
+            raise StoreError(f"{path} is a device or a pipe, not a store.", "Give the name of a file.")
         with path.open("rb") as file:
             start = file.read(len(_HEADER))
     except OSError as error:

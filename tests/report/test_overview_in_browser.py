@@ -95,7 +95,7 @@ def test_ten_thousand_models_are_small_and_open_quickly(chromium: Chromium, page
     assert page.stat().st_size <= MOST_BYTES
     chromium.problems.clear()
     times = []
-    for _ in range(3):  # the shortest of three, because other tests run at the same time
+    for _ in range(5):  # the shortest of five, because other tests run at the same time
         start = time.perf_counter()
         chromium.open(page, scheme)
         assert chromium.value(f"{ROWS}.length") == 200
@@ -129,6 +129,10 @@ def test_search_finds_names_labels_and_rules(opened: Chromium) -> None:
     search(opened, "BD101 resnet18_cifar")
     assert opened.value(f"{ROWS}.every(row => /backdoored/.test(row.cells[0].textContent))")
     assert opened.value(f"{ROWS}.every(row => /resnet18_cifar/.test(row.textContent))")
+    search(opened, '"label 8" vgg16')
+    assert opened.value(
+        f"{ROWS}.every(row => /label 8 \\(ship\\)/.test(row.textContent) && /vgg16/.test(row.textContent))"
+    )
     search(opened, "no such model")
     assert opened.value(f"{ROWS}.map(row => row.textContent)") == ["No model matches."]
     assert status(opened) == f"0 of 0 models, {COUNT + len(EVIL):,} in all"

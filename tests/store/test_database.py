@@ -72,6 +72,13 @@ def test_an_empty_file_becomes_a_store(tmp_path: Path) -> None:
     connection.close()
 
 
+@pytest.mark.parametrize("writes", [True, False])
+def test_a_pipe_or_a_device_is_no_store(tmp_path: Path, writes: bool) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    for path in (tmp_path / "pipe", Path("/dev/null")):
+        assert "device or a pipe" in refused(path, writes=writes).message
+
+
 def test_a_damaged_file_is_one_error(tmp_path: Path) -> None:
     path = tmp_path / "scans.db"
     with Store(path) as store:

@@ -163,8 +163,10 @@
     update();
   }
 
+  // Every word must occur; words in double quotes must occur one after another.
   function find(text) {
-    state.words = text.toLowerCase().split(/\s+/).filter(Boolean);
+    const parts = text.toLowerCase().match(/"[^"]+"|[^\s"]+/g) ?? [];
+    state.words = parts.map(part => part.replaceAll('"', ""));
     update();
   }
 
