@@ -287,7 +287,7 @@ def _in_session(session: int) -> int:
 def kills(name: str, fleet: Fleet, count: int, start: Callable[[Path], Any], chance: random.Random) -> Part:
     """Kills scans until ``count`` were killed."""
     part = Part(name)
-    part.counts |= {"kills": 0, "kills while a result was saved": 0}
+    part.counts.update({"kills": 0, "kills while a result was saved": 0})
     while part.counts["kills"] < count:
         db = fleet.fresh()
         while True:
