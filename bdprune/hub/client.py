@@ -49,7 +49,8 @@ def tree_of(name: HubName) -> Tree:
         found = api.model_info(name.repo, revision=name.revision, files_metadata=True, timeout=_PATIENCE)
         if not isinstance(found.sha, str) or not re.fullmatch(r"[0-9a-f]{40}", found.sha):
             raise HubError(f"The Hub names no commit of {name.repo}.", _CHECK_ENDPOINT)
-        sizes = {one.rfilename: one.size for one in found.siblings or ()}
+        # A name that is no Unicode text gets question marks, and so cannot be downloaded.
+        sizes = {one.rfilename.encode(errors="replace").decode(): one.size for one in found.siblings or ()}
         if not all(isinstance(size, int) and size >= 0 for size in sizes.values()):
             raise HubError(f"The Hub does not name the sizes of the files of {name.repo}.", _CHECK_ENDPOINT)
         return Tree(found.sha, sizes)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import socket
 import subprocess
@@ -129,6 +130,12 @@ def test_an_answer_that_is_no_list_is_one_error(hub: Hub, answer: bytes) -> None
     with pytest.raises(HubError, match=r"gives no list|names no commit") as caught:
         client.tree_of(HubName("org/name"))
     assert "HF_ENDPOINT" in caught.value.hint
+
+
+def test_names_that_are_no_text_get_question_marks(hub: Hub) -> None:
+    answer = {"id": "org/name", "sha": COMMIT, "siblings": [{"rfilename": "a\ud800.bin", "size": 1}]}
+    hub.add("org/name", {}, answer=json.dumps(answer).encode())
+    assert client.tree_of(HubName("org/name")).sizes == {"a?.bin": 1}
 
 
 @pytest.mark.parametrize("size", [None, -1, "1", 1.5])
