@@ -23,7 +23,8 @@ def commit_of(number: int) -> str:
 class Repository:
     """The files of each commit, branches by name, and how the server misbehaves.
 
-    ``cut``: paths whose transfer ends half way. ``lies``: path -> the size in the list of files.
+    ``cut``: paths whose transfer ends half way. ``lies``: path -> the size in the list of files. ``answer``: what is
+    sent instead of the list.
     """
 
     commits: dict[str, Files]
@@ -31,7 +32,8 @@ class Repository:
     token: str = ""
     gated: bool = False
     cut: set[str] = field(default_factory=set)
-    lies: dict[str, int] = field(default_factory=dict)
+    lies: dict[str, Any] = field(default_factory=dict)
+    answer: bytes = b""
 
 
 @dataclass
@@ -102,22 +104,15 @@ class _Handler(BaseHTTPRequestHandler):
             return self._error(404, "RevisionNotFound")
         files = repository.commits[commit]
         if is_api:
-            self._send_api(name, commit, files, repository, tree=rest[:1] == ["tree"])
+            self._send_api(name, commit, files, repository)
         else:
             self._send_file("/".join(rest[2:]), commit, files, repository, body)
 
-    def _send_api(self, name: str, commit: str, files: Files, repository: Repository, tree: bool) -> None:
-        if tree:
-            folders = sorted({one.rpartition("/")[0] for one in files} - {""})
-            listed: Any = [{"type": "directory", "path": one, "oid": "0" * 40} for one in folders]
-            listed += [
-                {"type": "file", "path": one, "size": repository.lies.get(one, len(content)), "oid": "0" * 40}
-                for one, content in files.items()
-            ]
-        else:
-            listed = {"id": name, "sha": commit, "siblings": [{"rfilename": one} for one in files]}
-        content = json.dumps(listed).encode()
-        self._send(200, {"Content-Type": "application/json"}, content)
+    def _send_api(self, name: str, commit: str, files: Files, repository: Repository) -> None:
+        sizes = {one: repository.lies.get(one, len(content)) for one, content in files.items()}
+        listed = [{"rfilename": one, "size": size, "blobId": "0" * 40} for one, size in sizes.items()]
+        content = json.dumps({"id": name, "sha": commit, "siblings": listed}).encode()
+        self._send(200, {"Content-Type": "application/json"}, repository.answer or content)
 
     def _send_file(self, path: str, commit: str, files: Files, repository: Repository, body: bool) -> None:
         if repository.gated:

@@ -136,6 +136,7 @@ def _packages() -> Iterator[Check]:
     found = ", ".join(f"{name} {_version(name)}" for name in _PACKAGES if name not in missing)
     hint = f"pip install {' '.join(missing)}" if missing else ""
     yield Check("packages", "broken" if missing else "ok", found if not missing else f"missing: {missing}", hint)
+    yield _optional("hub", ("huggingface_hub",), "models on the Hugging Face Hub cannot be scanned")
     yield _optional("images", ("pillow",), "image files cannot be read, so clean data cannot be a folder")
     yield _optional("parquet", ("pyarrow", "pillow"), "clean data cannot be a parquet file")
     yield _optional("prune", ("torch-pruning",), "purify cannot remove pruned filters (--mode compact)")

@@ -87,7 +87,8 @@ def chosen(paths: Sequence[str], pattern: str) -> Choice:
 
 def is_index(path: str) -> bool:
     """Whether a file has the name of an index of shards in a format that bdprune reads."""
-    return path.endswith(INDEX_SUFFIX) and path.removesuffix(INDEX_SUFFIX).endswith(SUFFIXES)
+    name = path.lower()
+    return name.endswith(INDEX_SUFFIX) and name.removesuffix(INDEX_SUFFIX).endswith(SUFFIXES)
 
 
 def _is_candidate(path: str, choice: Choice) -> bool:
@@ -124,7 +125,7 @@ def _leave_out_other_forms(choice: Choice) -> None:
 
 
 def _is_safetensors(path: str) -> bool:
-    return path.removesuffix(INDEX_SUFFIX).endswith(".safetensors")
+    return path.lower().removesuffix(INDEX_SUFFIX).endswith(".safetensors")
 
 
 def _model_of(path: str) -> str:

@@ -20,6 +20,8 @@ from bdprune.hub.names import HubName
 _INSTALL = "Install it: pip install 'bdprune[hub]'."
 _OLDEST = (1, 3)
 _LOG_IN = "log in with `hf auth login`, or set HF_TOKEN"
+_CHECK_ENDPOINT = "Check HF_ENDPOINT if it is set."
+_PATIENCE = 60.0  # seconds to wait for the list of files
 _EVERY = 0.1  # seconds between two reports of a download
 
 Report = Callable[[int], None]
@@ -43,11 +45,15 @@ def tree_of(name: HubName) -> Tree:
     """
     api = _library().HfApi(library_name="bdprune")
     try:
-        commit = api.model_info(name.repo, revision=name.revision).sha
-        if not isinstance(commit, str) or not re.fullmatch(r"[0-9a-f]{40}", commit):
-            raise HubError(f"The Hub names no commit of {name.repo}.", "Check HF_ENDPOINT if it is set.")
-        found = api.list_repo_tree(name.repo, revision=commit, recursive=True)
-        return Tree(commit, {one.path: int(one.size) for one in found if hasattr(one, "size")})
+        # The other calls that list files have no time limit.
+        found = api.model_info(name.repo, revision=name.revision, files_metadata=True, timeout=_PATIENCE)
+        if not isinstance(found.sha, str) or not re.fullmatch(r"[0-9a-f]{40}", found.sha):
+            raise HubError(f"The Hub names no commit of {name.repo}.", _CHECK_ENDPOINT)
+        # A name that is no Unicode text gets question marks, and so cannot be downloaded.
+        sizes = {one.rfilename.encode(errors="replace").decode(): one.size for one in found.siblings or ()}
+        if not all(isinstance(size, int) and size >= 0 for size in sizes.values()):
+            raise HubError(f"The Hub does not name the sizes of the files of {name.repo}.", _CHECK_ENDPOINT)
+        return Tree(found.sha, sizes)
     except BdpruneError:
         raise
     except Exception as error:
@@ -139,10 +145,12 @@ def _explained(error: Exception, name: HubName) -> HubError:
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS):
         hint = f"Files go to {constants.HF_HUB_CACHE}; HF_HOME or HF_HUB_CACHE names another folder."
         return HubError(f"{what} cannot be stored: {error.strerror}.", hint)
-    if name.file and "connect" not in type(error).__name__.lower():
-        return HubError(f"The download of {what} broke off: {_text(error)}.", "Run the same command again.")
     hint = "Check the network, and HF_ENDPOINT and the proxy if they are set."
-    return HubError(f"{constants.ENDPOINT} cannot be reached for {what}: {_text(error)}.", hint)
+    if any(word in type(error).__name__ for word in ("Connect", "Proxy", "Network")):
+        return HubError(f"{constants.ENDPOINT} cannot be reached for {what}: {_text(error)}.", hint)
+    if name.file:
+        return HubError(f"The download of {what} broke off: {_text(error)}.", "Run the same command again.")
+    return HubError(f"{constants.ENDPOINT} gives no list of the files of {what}: {_text(error)}.", hint)
 
 
 def _of_status(status: int, what: str) -> HubError:

@@ -6,6 +6,7 @@ at the start of a change was left by a process that died, and is removed.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import re
 import secrets
@@ -77,14 +78,15 @@ class Attachments:
         if self._checked:
             return
         self._checked = True
-        for path in self.folder.glob(f"{TEMPORARY}*"):
-            path.unlink(missing_ok=True)
-        for path in self.folder.glob(f"{_PENDING}*"):
-            digests = path.read_text(errors="replace").split()
-            for digest in filter(_DIGEST.fullmatch, digests):
-                if not is_named(digest):
-                    (self.folder / digest).unlink(missing_ok=True)
-            path.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # what cannot be removed does no harm
+            for path in self.folder.glob(f"{TEMPORARY}*"):
+                path.unlink(missing_ok=True)
+            for path in self.folder.glob(f"{_PENDING}*"):
+                digests = path.read_text(errors="replace").split()
+                for digest in filter(_DIGEST.fullmatch, digests):
+                    if not is_named(digest):
+                        (self.folder / digest).unlink(missing_ok=True)
+                path.unlink(missing_ok=True)
 
     def _holds(self, digest: str, size: int) -> bool:
         """Whether the file is there and sound. A damaged file may have the right size."""

@@ -175,6 +175,8 @@ class Database:
             yield
         except (sqlite3.Error, UnicodeDecodeError) as error:
             raise _explained(error, self.path) from error
+        except UnicodeDecodeError as error:  # SQLite quotes damaged text in its message
+            raise damaged(self.path) from error
 
 
 def _check_file(path: Path, writes: bool) -> None:

@@ -143,3 +143,25 @@ def test_hostile_names_of_files_are_not_written_raw(run: Run, hub: Hub, weights:
     hub.add("org/name", {"\x1b[31mred.safetensors": weights["model.safetensors"], "\x1b[2J.onnx": b"1"})
     done = run("scan", "hf:org/name", *LIPSCHITZ)
     assert "\x1b" not in done.stdout + done.stderr and "red.safetensors" in done.stdout
+
+
+@pytest.fixture
+def tiny_args(hub: Hub, tiny: Any, model_args: list[str]) -> list[object]:
+    """A model on the Hub with its data and options."""
+    hub.add("org/tiny", {"model.pth": tiny.path.read_bytes()})
+    return ["hf:org/tiny", "--data", tiny.data, *model_args]
+
+
+def test_a_repair_of_a_model_on_the_hub_is_a_local_file(run: Run, tiny_args: list[object], tmp_path: Path) -> None:
+    output = tmp_path / "out.pth"
+    done = run("purify", *tiny_args, "--method", "suspiciousness", "-o", output, "-f", "json")
+    result = json.loads(done.stdout)
+    assert result["artifact"]["path"] == f"hf:org/tiny@{commit_of(1)}/model.pth"
+    assert result["output"]["path"] == str(output) and output.stat().st_size > 1000
+
+
+def test_an_inspection_and_an_inversion_take_a_name(run: Run, tiny: Any, tiny_args: list[object]) -> None:
+    inspected = run("inspect", *tiny_args, "--images", tiny.data, "-f", "json")
+    inverted = run("invert", *tiny_args, "--label", "0", "--budget", "1", "-f", "json")
+    for done in (inspected, inverted):
+        assert json.loads(done.stdout)["artifact"]["path"] == f"hf:org/tiny@{commit_of(1)}/model.pth", done.stderr

@@ -21,6 +21,7 @@ def left(choice: Choice, possible: bool) -> list[str]:
         ("model.fp16.safetensors", "pytorch_model.fp16.bin"),
         ("a/open_clip_model.safetensors", "a/open_clip_pytorch_model.bin"),
         ("best.safetensors", "best.pth"),
+        ("best.SafeTensors", "best.PTH"),
         ("diffusion_pytorch_model.safetensors", "diffusion_pytorch_model.bin"),
     ],
 )

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import os
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -120,6 +122,37 @@ def test_a_hub_without_commits_is_refused(hub: Hub) -> None:
     hub.repositories["org/name"].commits["../../x"] = {}
     with pytest.raises(HubError, match="names no commit"):
         client.tree_of(HubName("org/name"))
+
+
+@pytest.mark.parametrize("answer", [b"<html>", b"[]", b"{}", b'{"id": "x", "sha": null}'])
+def test_an_answer_that_is_no_list_is_one_error(hub: Hub, answer: bytes) -> None:
+    hub.add("org/name", {}, answer=answer)
+    with pytest.raises(HubError, match=r"gives no list|names no commit") as caught:
+        client.tree_of(HubName("org/name"))
+    assert "HF_ENDPOINT" in caught.value.hint
+
+
+def test_names_that_are_no_text_get_question_marks(hub: Hub) -> None:
+    answer = {"id": "org/name", "sha": COMMIT, "siblings": [{"rfilename": "a\ud800.bin", "size": 1}]}
+    hub.add("org/name", {}, answer=json.dumps(answer).encode())
+    assert client.tree_of(HubName("org/name")).sizes == {"a?.bin": 1}
+
+
+@pytest.mark.parametrize("size", [None, -1, "1", 1.5])
+def test_sizes_must_be_known(hub: Hub, size: Any) -> None:
+    hub.add("org/name", {"a.bin": b""}, lies={"a.bin": size})
+    with pytest.raises(HubError, match="does not name the sizes"):
+        client.tree_of(HubName("org/name"))
+
+
+def test_a_hub_that_does_not_answer_is_given_up(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
+    from huggingface_hub import constants
+
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        monkeypatch.setattr(constants, "ENDPOINT", f"http://127.0.0.1:{silent.getsockname()[1]}")
+        monkeypatch.setattr(client, "_PATIENCE", 0.2)
+        with pytest.raises(HubError, match="gives no list"):
+            client.tree_of(HubName("org/name"))
 
 
 @pytest.mark.parametrize("version", [None, "0.36.0"])
