@@ -6,9 +6,9 @@
 The models are copies of those of zoo/cifar10-w8 with slightly different weights, so that no result can be taken from
 another one; the clean images are those of zoo/demo/defence.npz. Each process computes in one thread.
 
-``processes`` runs `bdprune scan` with one and with two workers in turn. It prints the wall time and the CPU time of each
-run, and the ratio of the shortest wall times. The target on two free cores is 1.7; it exits with 1 below it. If other
-work takes the cores, only the CPU times can be compared: they should be about equal.
+``processes`` runs `bdprune scan` with one and with two workers in turn. It prints the wall time and the CPU time of
+each run, and the ratio of the shortest wall times. The target on two free cores is 1.7; it exits with 1 below it. If
+other work takes the cores, only the CPU times can be compared: they should be about equal.
 
 ``ray`` scans the models in this process, then on a cluster of several nodes of one core on this machine, one of which
 is killed when half of the results are there. It compares what `bdprune export` writes of both, sorted and without

@@ -20,6 +20,7 @@ from typing import Any
 import torch
 
 import bdprune
+from bdprune import environment
 from bdprune.errors import ArtifactError, BdpruneError, OptionError, first_line
 from bdprune.fleet.executors.batches import Batch, Batches
 from bdprune.fleet.executors.inline import Executor, Limits, Numbered, in_order
@@ -32,7 +33,6 @@ _TRIES = 3
 """How often a model is started on the cluster. A node that is taken away ends the models on it without their fault."""
 
 _ADDRESS = re.compile(r"\[?([\w.:-]+?)\]?:(\d{1,5})")
-_STATISTICS = "RAY_USAGE_STATS_ENABLED"
 
 
 _WAIT = 10.0
@@ -214,8 +214,9 @@ def _connected(address: str | None, workers: int | None) -> Iterator[bool]:
     _check_reachable(address)
     if address is None:
         more = {"num_cpus": workers or usable_cores(), "include_dashboard": False}
-    unset = _STATISTICS not in os.environ
-    os.environ.setdefault(_STATISTICS, "0")
+    statistics = environment.RAY_USAGE_STATS_ENABLED
+    unset = statistics.name not in os.environ
+    os.environ[statistics.name] = statistics.get()
     try:
         with _own_handlers():
             try:
@@ -227,7 +228,7 @@ def _connected(address: str | None, workers: int | None) -> Iterator[bool]:
     finally:
         ray.shutdown()
         if unset:
-            os.environ.pop(_STATISTICS, None)
+            os.environ.pop(statistics.name, None)
 
 
 def _check_reachable(address: str | None) -> None:
