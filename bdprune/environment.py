@@ -80,8 +80,8 @@ CUDA_VISIBLE_DEVICES = Variable(
     "run",
     "numbers or names of GPUs, separated by commas",
     "",
-    "The GPUs that bdprune uses. With several processes (`--workers`), each gets one of them, in this order. By default "
-    "all GPUs.",
+    "The GPUs that bdprune uses, by default all. With several processes (`--workers`), each gets one of them, in this "
+    "order.",
 )
 RAY_USAGE_STATS_ENABLED = Variable(
     "RAY_USAGE_STATS_ENABLED",
