@@ -75,6 +75,21 @@ ISA = Variable(
     "Limits the instruction set of the compiled CPU ops, for tests and comparisons. By default they use the best that "
     "the CPU has, and a larger value changes nothing. It is read once.",
 )
+CUDA_VISIBLE_DEVICES = Variable(
+    "CUDA_VISIBLE_DEVICES",
+    "run",
+    "numbers or names of GPUs, separated by commas",
+    "",
+    "The GPUs that bdprune uses, by default all. With several processes (`--workers`), each gets one of them, in this "
+    "order.",
+)
+RAY_USAGE_STATS_ENABLED = Variable(
+    "RAY_USAGE_STATS_ENABLED",
+    "run",
+    "`0`, `1`",
+    "0",
+    "Whether Ray reports statistics of its use to its makers, if bdprune starts it. Ray's own default is `1`.",
+)
 NO_COLOR = Variable("NO_COLOR", "run", "any text", "", "Where it is set, `bdprune` prints no colours.")
 XDG_CACHE_HOME = Variable(
     "XDG_CACHE_HOME",
@@ -144,6 +159,8 @@ VARIABLES: tuple[Variable, ...] = (
     TUNE,
     GRAPHS,
     ISA,
+    CUDA_VISIBLE_DEVICES,
+    RAY_USAGE_STATS_ENABLED,
     NO_COLOR,
     XDG_CACHE_HOME,
     NO_NATIVE,

@@ -15,7 +15,7 @@ from pathlib import Path
 
 _TRIM_THRESHOLD, _MMAP_MAX = -1, -4  # parameters of glibc's mallopt
 _DEATH_SIGNAL = 1  # PR_SET_PDEATHSIG
-_GROUPS = Path("/sys/fs/cgroup")
+_GROUPS, _OWN_GROUP = Path("/sys/fs/cgroup"), Path("/proc/self/cgroup")
 
 
 def keep_freed_memory() -> bool:
@@ -84,7 +84,7 @@ def usable_cores() -> int:
 def _quotas(root: Path) -> Iterator[int]:
     """The limits of the control group (version 2) of this process and of its parents, in cores, rounded up."""
     try:
-        own = next(line[3:] for line in Path("/proc/self/cgroup").read_text().splitlines() if line.startswith("0::"))
+        own = next(line[3:] for line in _OWN_GROUP.read_text().splitlines() if line.startswith("0::"))
     except (OSError, StopIteration):
         return
     folder = root / own.strip("/")

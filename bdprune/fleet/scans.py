@@ -191,7 +191,7 @@ def scan(
         'Cannot load missing.pth: No such file or directory.'
     """
     with Scanner(data, detectors=detectors, timeout=timeout, stack=1, attachments=attachments, **options) as scanner:
-        if scanner.uses_processes:
+        if scanner._pickles:
             check_sendable(model)
         return scanner.scan(model, progress)
 
@@ -282,7 +282,7 @@ class Scanner:
         self._job = _job(data, detectors, options)
         self._job.keeps = attachments is not None
         self._executor = run.make(parse_device(self._job.options.device))
-        self.uses_processes = run.kind != "inline"
+        self._pickles = run.kind == "processes"
         self._folder = None if attachments is None else attachments_folder(attachments)
         self._taken, self._lock = 0, threading.Lock()
         self._own = store is not None and not isinstance(store, Store)

@@ -173,7 +173,7 @@ class Database:
         """Turns an error of SQLite into one that says what to do."""
         try:
             yield
-        except (sqlite3.Error, UnicodeDecodeError) as error:
+        except sqlite3.Error as error:
             raise _explained(error, self.path) from error
         except UnicodeDecodeError as error:  # SQLite quotes damaged text in its message
             raise damaged(self.path) from error
@@ -246,7 +246,7 @@ def damaged(path: Path) -> StoreError:
     return StoreError(f"The store {path} is damaged.", "Move it away, and scan again into a new one.")
 
 
-def _explained(error: sqlite3.Error | UnicodeDecodeError, path: Path) -> StoreError:
+def _explained(error: sqlite3.Error, path: Path) -> StoreError:
     text = str(error)
     causes = {
         "full": (f"The disk of the store {path} is full.", "Free some space, and run the same command again."),
@@ -254,10 +254,6 @@ def _explained(error: sqlite3.Error | UnicodeDecodeError, path: Path) -> StoreEr
         "unable to open": (f"The store {path} cannot be opened.", "Check the permissions of the file and its folder."),
         "locked": (f"The store {path} is locked by another process.", "Wait until it ends, or use another store."),
     }
-    causes |= dict.fromkeys(
-        ("malformed", "not a database", "decode"),
-        (f"The store {path} is damaged.", "Move it away, and scan again into a new one."),
-    )
     for word, (message, hint) in causes.items():
         if word in text:
             return StoreError(message, hint)

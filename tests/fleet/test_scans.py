@@ -16,9 +16,12 @@ from bdprune.analysis import Case
 from bdprune.data.clean import CleanData
 from bdprune.data.load import load_clean
 from bdprune.errors import OptionError, TrainingError
-from bdprune.fleet.scans import scan, scan_many
+from bdprune.fleet.executors.process import ProcessExecutor
+from bdprune.fleet.executors.stack import StackExecutor, StackOptions
+from bdprune.fleet.scans import RunOptions, Scanner, scan, scan_many
 from bdprune.methods import Detector
 from bdprune.model import Normalization
+from bdprune.pipeline import CleanSource, Job, Options
 from bdprune.record import Evidence, Level, Needs, Result, Sign
 from bdprune.verdict.calibration import Calibration, Input, References
 
@@ -450,3 +453,72 @@ def test_a_model_that_cannot_be_judged_has_no_probability(check: Callable[..., R
 def test_a_file_that_is_no_table_stops_the_scan(check: Callable[..., Result], tmp_path: Path) -> None:
     with pytest.raises(OptionError, match="Cannot read the table"):
         check(calibration=tmp_path / "missing.json")
+
+
+CPU, GPU = torch.device("cpu"), torch.device("cuda")
+
+
+@pytest.mark.parametrize(
+    ("options", "kind"),
+    [
+        ({}, "inline"),
+        ({"executor": "inline"}, "inline"),
+        ({"timeout": 5}, "processes"),
+        ({"memory_limit": 1 << 30}, "processes"),
+        ({"workers": 1}, "processes"),
+        ({"workers": "auto"}, "processes"),
+        ({"executor": "processes"}, "processes"),
+        ({"address": "auto", "timeout": 5}, "ray"),
+        ({"executor": "ray"}, "ray"),
+    ],
+)
+def test_the_executor_follows_from_the_options(options: dict[str, Any], kind: str) -> None:
+    assert RunOptions(StackOptions(1), **options).kind == kind
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"executor": "cloud"}, "Unknown executor 'cloud'"),
+        ({"executor": "inline", "timeout": 5}, "inline takes no limits"),
+        ({"executor": "inline", "memory_limit": 5}, "inline takes no limits"),
+        ({"executor": "inline", "workers": 2}, "inline takes no limits"),
+        ({"executor": "processes", "address": "auto"}, "Only the executor ray takes an address"),
+        ({"executor": "inline", "address": "auto"}, "Only the executor ray takes an address"),
+        ({"workers": 0}, "Invalid number of workers 0"),
+        ({"workers": "all"}, "Invalid number of workers all"),
+        ({"memory_limit": 0}, "Invalid memory limit of 0 bytes"),
+        ({"timeout": 0.0, "workers": 2}, "Invalid timeout of 0 seconds"),
+    ],
+)
+def test_options_of_executors_that_make_no_sense_are_errors(options: dict[str, Any], words: str) -> None:
+    with pytest.raises(OptionError, match=words):
+        RunOptions(StackOptions(1), **options).make(CPU)
+    with pytest.raises(OptionError, match=words):
+        Scanner(**options)
+
+
+def test_a_named_executor_uses_the_whole_machine_a_limit_one_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("bdprune.fleet.executors.process.usable_cores", lambda: 7)
+    job = Job(CleanSource(None), [], Options())
+
+    def count(**options: Any) -> int:
+        executor = RunOptions(StackOptions(1), **options).make(CPU)
+        assert isinstance(executor, ProcessExecutor)
+        return executor._count(job)
+
+    assert count(executor="processes") == 7 and count(workers="auto", timeout=5) == 7
+    assert count(timeout=5) == 1 and count(memory_limit=1 << 30) == 1
+    assert count(executor="processes", workers=3) == 3
+
+
+def test_stacks_share_the_memory_of_the_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("bdprune.fleet.scans.free_memory", lambda device: 8000)
+
+    def memory(device: torch.device = CPU, stack: StackOptions | None = None, **options: Any) -> int | None:
+        executor: Any = RunOptions(stack or StackOptions(4), **options).make(device)
+        return (executor if isinstance(executor, StackExecutor) else executor._inner).options.memory
+
+    assert memory() is None and memory(timeout=5) is None, "an executor alone measures the memory itself"
+    assert memory(workers=4) == 1000 and memory(workers=4, memory_limit=600) == 300
+    assert memory(GPU, workers=4) is None and memory(stack=StackOptions(4, 50), workers=4) == 50

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
@@ -12,6 +11,7 @@ from typing import Self
 
 import torch
 
+from bdprune import environment
 from bdprune.errors import BdpruneError, OptionError
 from bdprune.fleet.executors.batches import Batch, Batches
 from bdprune.fleet.executors.inline import Executor, Limits, Numbered
@@ -164,6 +164,6 @@ def _gpus(job: Job) -> list[str]:
         return []
     if ":" in str(device):  # the user chose one
         return [""]
-    names = [name.strip() for name in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if name.strip()]
+    names = [name.strip() for name in environment.CUDA_VISIBLE_DEVICES.get().split(",") if name.strip()]
     count = torch.cuda.device_count()
     return names[:count] if len(names) >= count else [str(place) for place in range(count)]

@@ -20,6 +20,7 @@ from typing import Any
 import torch
 
 import bdprune
+from bdprune import environment
 from bdprune.errors import ArtifactError, BdpruneError, OptionError, first_line
 from bdprune.fleet.executors.batches import Batch, Batches
 from bdprune.fleet.executors.inline import Executor, Limits, Numbered, in_order
@@ -32,7 +33,6 @@ _TRIES = 3
 """How often a model is started on the cluster. A node that is taken away ends the models on it without their fault."""
 
 _ADDRESS = re.compile(r"\[?([\w.:-]+?)\]?:(\d{1,5})")
-_STATISTICS = "RAY_USAGE_STATS_ENABLED"
 
 
 _WAIT = 10.0
@@ -171,6 +171,8 @@ class _Run:
                 for outcomes in rows:
                     number = batches.done(batch)
                     found += [(number, Outcome(Result.from_json(text), more, sets)) for text, more, sets in outcomes]
+                if batch.models:
+                    found += batches.failed(batch, ArtifactError("The task gave no result.", "Please report it."))
         return found
 
     def _cancel(self) -> None:
@@ -203,31 +205,66 @@ def _death(error: Exception, tries: int) -> ArtifactError:
     return ArtifactError(f"The worker of the cluster died {times}: {how}.", hint)
 
 
+class _Connection:
+    """The connection of this process, which runs at the same time share: Ray has one for each process."""
+
+    lock = threading.Lock()
+    runs = 0
+    ends: contextlib.ExitStack | None = None  # what is to do after the last run; None if Ray was connected before
+    is_own_cluster = False
+
+
 @contextlib.contextmanager
 def _connected(address: str | None, workers: int | None) -> Iterator[bool]:
     """Connects to a cluster, or starts one here; says whether it did start one. Leaves an open connection as it is."""
-    ray = _imported()
-    if ray.is_initialized():
-        yield False
-        return
-    more: dict[str, Any] = {}
+    with _Connection.lock:
+        if not _imported().is_initialized():
+            _Connection.ends = _connect(address, workers)
+            _Connection.is_own_cluster = address is None
+        _Connection.runs += 1
+    try:
+        yield _Connection.is_own_cluster
+    finally:
+        with _Connection.lock:
+            _Connection.runs -= 1
+            if _Connection.runs == 0 and _Connection.ends is not None:
+                _Connection.ends.close()
+                _Connection.ends, _Connection.is_own_cluster = None, False
+
+
+def _connect(address: str | None, workers: int | None) -> contextlib.ExitStack:
+    """Connects; closing what it returns ends the connection.
+
+    Raises:
+        OptionError: there is no such cluster, or none can be started.
+    """
+    ray, more = _imported(), dict[str, Any]()
     _check_reachable(address)
     if address is None:
         more = {"num_cpus": workers or usable_cores(), "include_dashboard": False}
-    unset = _STATISTICS not in os.environ
-    os.environ.setdefault(_STATISTICS, "0")
-    try:
-        with _own_handlers():
-            try:
+    with contextlib.ExitStack() as ends:
+        ends.enter_context(_statistics_off())
+        ends.callback(ray.shutdown)
+        try:
+            with _own_handlers():
                 ray.init(address or "local", log_to_driver=False, logging_level=logging.ERROR, **more)
-            except Exception as error:
-                raise _no_cluster(address, error) from error
-        with _quiet():
-            yield address is None
+        except Exception as error:
+            raise _no_cluster(address, error) from error
+        ends.enter_context(_quiet())
+        return ends.pop_all()
+
+
+@contextlib.contextmanager
+def _statistics_off() -> Iterator[None]:
+    """Stops Ray's usage statistics, unless the user has set them."""
+    statistics = environment.RAY_USAGE_STATS_ENABLED
+    before = os.environ.get(statistics.name)
+    os.environ[statistics.name] = statistics.get()
+    try:
+        yield
     finally:
-        ray.shutdown()
-        if unset:
-            os.environ.pop(_STATISTICS, None)
+        if before is None:
+            del os.environ[statistics.name]
 
 
 def _check_reachable(address: str | None) -> None:

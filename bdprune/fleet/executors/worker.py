@@ -17,6 +17,7 @@ from typing import Any
 
 import torch
 
+from bdprune import environment
 from bdprune.errors import ArtifactError, BdpruneError, OptionError, first_line
 from bdprune.fleet.executors.batches import Batch
 from bdprune.fleet.executors.inline import Executor, InlineExecutor, Limits
@@ -261,7 +262,7 @@ def serve(pipe: Connection, setting: bytes, gpu: str | None, parent: int, by_mai
     end_with_parent(parent, by_kernel=by_main)
     os.dup2(2, 1)  # keeps prints of this process out of the results
     if gpu is not None:
-        os.environ["CUDA_VISIBLE_DEVICES"] = gpu
+        os.environ[environment.CUDA_VISIBLE_DEVICES.name] = gpu
     executor, job, saves_memory = pickle.loads(setting)
     torch.set_num_threads(job.threads)
     keep_freed_memory()

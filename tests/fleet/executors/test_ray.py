@@ -138,6 +138,16 @@ def test_an_open_connection_is_used_and_stays_open(odd: Odd, cluster: Any) -> No
         ray.shutdown()
 
 
+def test_two_runs_at_the_same_time_share_the_connection(odd: Odd, cluster: Any) -> None:
+    import ray
+
+    files = odd.files(0.1, 0.6)
+    first, second = (scan_many(files, address=cluster.address, **odd.options) for _ in range(2))
+    assert [next(first).verdict, next(second).verdict] == ["inconclusive"] * 2
+    assert [one.verdict for one in first] == ["suspicious"] and ray.is_initialized()
+    assert [one.verdict for one in second] == ["suspicious"] and not ray.is_initialized()
+
+
 def test_nodes_with_another_version_give_no_results(odd: Odd, cluster: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(bdprune, "__version__", "9")
     (found,) = scan_many(odd.files(0.1), address=cluster.address, **odd.options)
