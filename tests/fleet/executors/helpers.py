@@ -31,7 +31,7 @@ HANGS, EATS, DIES, RESTS = 0.2, 0.3, 0.4, 0.5  # first biases of the last layer
 @dataclass(frozen=True)
 class Odd(Detector):
     id = "x.odd"
-    title = "hangs, eats memory, dies or rests, as the model says"
+    title = "hangs, eats memory, dies or rests, as the model says, and waits while the file hold names its bias"
     needs = Needs(images="none", minimum=0)
 
     def __call__(self, case):
@@ -44,14 +44,22 @@ class Odd(Detector):
             time.sleep(600)
         if bias == DIES:
             os.kill(os.getpid(), 9)
-        if bias == RESTS or (HERE / "rest").exists():
+        if bias == RESTS:
             time.sleep(2)
+        while str(bias) in self.held():
+            time.sleep(0.05)
         self.note("end", bias)
         return self.evidence(bias, 0.5, attachments=(case.attach("bias", {"x": torch.tensor([bias])}),))
 
+    def held(self):
+        try:
+            return (HERE / "hold").read_text().split()
+        except FileNotFoundError:
+            return []
+
     def note(self, what, bias):
         with (HERE / "notes").open("a") as file:
-            print(what, bias, os.getpid(), os.environ.get("CUDA_VISIBLE_DEVICES"), file=file)
+            print(what, bias, os.getpid(), os.environ.get("CUDA_VISIBLE_DEVICES") or "-", file=file)
 """
 
 

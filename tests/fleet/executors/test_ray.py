@@ -69,6 +69,21 @@ def exported(store: Path) -> list[tuple[Any, ...]]:
         return sorted((one.name, one.model, str(one.settings), without_times(one.results)) for one in found.scans())
 
 
+def running(odd: Odd, before: int) -> set[float]:
+    """The models that have started and are not done, among the later notes."""
+    notes = odd.notes()[before:]
+    return {one for what, one, _, _ in notes if what == "start"} - {one for what, one, _, _ in notes if what == "end"}
+
+
+def lose_a_node(odd: Odd, cluster: Any, before: int) -> None:
+    """Kills a node while each of the three holds a model, and lets the others go on once its worker is dead."""
+    assert becomes_true(lambda: len(running(odd, before)) == 3, 120)
+    workers = odd.processes() - {os.getpid()}
+    cluster.remove_node(another_node(cluster), allow_graceful=False)
+    assert becomes_true(lambda: not all(map(is_alive, workers)), 60)
+    (odd.folder / "hold").unlink()
+
+
 def test_a_lost_node_changes_no_result(
     odd: Odd, cluster: Any, one_thread: None, capfd: pytest.CaptureFixture[str]
 ) -> None:
@@ -76,13 +91,13 @@ def test_a_lost_node_changes_no_result(
     files[4].write_bytes(b"nonsense")
     list(scan_many(files, store=odd.folder / "inline.db", **odd.options))
     before = len(odd.notes())
-    (odd.folder / "rest").touch()
+    (odd.folder / "hold").write_text("0.65 0.11 0.61 0.16")
     with Scanner(address=cluster.address, store=odd.folder / "ray.db", **odd.options) as scanner:
         found = []
         for result in scanner.scan_many(files):
             found.append(result)
-            if len(found) == 4:
-                cluster.remove_node(another_node(cluster), allow_graceful=False)
+            if len(found) == 5:
+                lose_a_node(odd, cluster, before)
     cluster.add_node(num_cpus=1, **SMALL)
     assert [one.name for one in found] == [str(file) for file in files]
     started = [bias for what, bias, _, _ in odd.notes()[before:] if what == "start"]
