@@ -226,11 +226,22 @@ def test_a_stack_within_its_time_limit_runs_as_one(tiny: Any, slow: Any) -> None
 
 
 def test_two_processes_give_the_results_of_this_one_in_order(odd: Odd, one_thread: None) -> None:
-    """The first model takes longest; the others are done before it."""
-    files = odd.files(0.5, 0.1, 0.6, 0.15, 0.7, 0.12)
+    """The first model waits until the others are done."""
+    files = odd.files(0.1, 0.11, 0.6, 0.15, 0.7, 0.12)
+    (odd.folder / "hold").write_text("0.1")
+
+    def ends() -> list[float]:
+        return [bias for what, bias, _, _ in odd.notes() if what == "end"]
+
+    def release() -> None:
+        becomes_true(lambda: len(ends()) == 5, 120)
+        (odd.folder / "hold").unlink()
+
+    waiting = threading.Thread(target=release)
+    waiting.start()
     two = list(scan_many(files, workers=2, **odd.options))
-    ends = [bias for what, bias, _, _ in odd.notes() if what == "end"]
-    assert ends[-1] == 0.5 and len(odd.processes()) == 2
+    waiting.join()
+    assert ends()[-1] == 0.1 and len(odd.processes()) == 2
     assert without_times(two) == without_times(list(scan_many(files, **odd.options)))
 
 
