@@ -6,7 +6,6 @@ import os
 import threading
 from collections.abc import Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any, Literal, Self, Unpack, get_args
 
 import torch
@@ -36,11 +35,11 @@ from bdprune.pipeline import (
     with_saved_attachments,
 )
 from bdprune.process import usable_cores
-from bdprune.record import ATTENTION, LEVELS, Level, Result
+from bdprune.record import ATTENTION, LEVELS, Result
 from bdprune.registry import chosen_detectors, unusable
 from bdprune.runtime import Budget, parse_budget
 from bdprune.store import Store
-from bdprune.verdict import Calibration, own_table, read_table
+from bdprune.verdict import table_for
 
 Folder = str | os.PathLike[str] | None
 
@@ -366,7 +365,7 @@ def _job(data: DataSource, detectors: Sequence[str | Detector] | str | None, opt
     """The settings that all models share, checked before the first model is loaded."""
     loading: dict[str, Any] = dict(options)
     limit = parse_budget(loading.pop("budget", None))
-    table = _table(loading.pop("calibration", None), limit.level, own=detectors is None)
+    table = table_for(limit.level, loading.pop("calibration", None), own=detectors is None)
     known = options_from(loading, "scan")
     known.check()
     every = chosen_detectors(detectors, {"seed": known.seed, "precision": known.precision})
@@ -379,17 +378,6 @@ def _job(data: DataSource, detectors: Sequence[str | Detector] | str | None, opt
     # A fast scan is less than users expect of a scan, so it names what it leaves out.
     beyond = [one.id for one in regular if one not in chosen and limit.level == "fast"]
     return Job(clean, chosen, known, unusable("detector"), limit, beyond, stops=True, calibration=table)
-
-
-def _table(path: str | os.PathLike[str] | None, level: Level, own: bool) -> Calibration | None:
-    """The table for a scan: of the user, or else of this package if ``own``.
-
-    The larger budgets use the table of the largest smaller one that has its own.
-    """
-    if path is not None:
-        return None if str(path) == "none" else read_table(Path(path))
-    smaller = reversed(LEVELS[: LEVELS.index(level) + 1])
-    return next((table for one in smaller if (table := own_table(one))), None) if own else None
 
 
 def _run_options(stack: StackOptions, timeout: float | None, options: ScanNames) -> RunOptions:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Mapping, Sequence
 from functools import cache
 from importlib.resources import files
 from pathlib import Path
 
 from bdprune.errors import DataError, OptionError
-from bdprune.record import CalibrationInfo, Count, Evidence, Level, Record, some
+from bdprune.record import LEVELS, CalibrationInfo, Count, Evidence, Level, Record, some
 
 LEAST_REFERENCES = 19
 """With fewer clean references, the smallest possible p-value is above 0.05 and says little."""
@@ -199,3 +200,20 @@ def _check(table: Calibration, path: Path) -> None:
         )
     if not 0 < table.backdoored < table.networks:
         raise OptionError(f"{path} was not fitted to networks of both kinds.", "Fit it again with `bdprune calibrate`.")
+
+
+def table_for(level: Level, path: str | os.PathLike[str] | None = None, *, own: bool = True) -> Calibration | None:
+    """The table for a scan.
+
+    Args:
+        level: the budget. Without a table for it, the own table of the largest smaller budget that has one is used.
+        path: the user's table, or ``none`` for no table; None for the own one.
+        own: whether an own table may be used.
+
+    Raises:
+        OptionError: the file cannot be read, or is no table.
+    """
+    if path is not None:
+        return None if str(path) == "none" else read_table(Path(path))
+    smaller = reversed(LEVELS[: LEVELS.index(level) + 1])
+    return next((table for one in smaller if (table := own_table(one))), None) if own else None

@@ -438,7 +438,7 @@ def test_without_a_table_the_risk_is_the_strength_of_the_evidence(
     plain = check(detectors=both(0.5))
     assert plain.calibration is None and plain.risk == 0.5, "detectors that are chosen by name have no table"
     asked: list[str] = []
-    monkeypatch.setattr("bdprune.fleet.scans.own_table", lambda level: asked.append(level))
+    monkeypatch.setattr("bdprune.verdict.calibration.own_table", lambda level: asked.append(level))
     monkeypatch.setattr("bdprune.fleet.scans.chosen_detectors", lambda chosen, defaults: both(0.5))
     assert check(detectors=None, calibration="none").calibration is None and not asked
     assert check(detectors=None, budget="full").calibration is None
