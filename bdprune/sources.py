@@ -117,7 +117,8 @@ def expand(
         note: called with the name and the files of each repository.
 
     Raises:
-        OptionError: a path does not exist, a glob matches nothing, or the only path is an ignored file.
+        OptionError: the only path does not exist or is an ignored file, or a glob matches nothing. Among several paths,
+            one that does not exist is a model that cannot be loaded.
         BdpruneError: the only path is a repository that cannot be listed.
     """
     sources = Sources()
@@ -126,6 +127,10 @@ def expand(
     candidates: list[Path] = []
     remote = list(dict.fromkeys(path for path in paths if is_hub_name(path)))
     for path in (str(path) for path in paths if not is_hub_name(path)):
+        if not alone and not glob.has_magic(path) and not os.path.lexists(path):
+            sources.files += 1
+            candidates.append(Path(path))  # loading it fails; the others are scanned
+            continue
         for file, chosen in _files(path, sources):
             sources.files += 1
             real = _real(file)

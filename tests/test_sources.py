@@ -113,9 +113,12 @@ def test_an_unreadable_folder_is_named_and_does_not_stop_the_others(
     assert passed(found)["a folder that cannot be read: Permission denied"] == (True, ["sub"])
 
 
-def test_a_missing_path_is_a_usage_error(tree: Path) -> None:
+def test_a_missing_path_is_a_usage_error_and_among_others_a_model_that_fails(tree: Path) -> None:
+    missing = tree / "missing.pth"
     with pytest.raises(OptionError, match=r"no file or folder .*missing\.pth"):
-        expand([tree / "b.pth", tree / "missing.pth"])
+        expand([missing])
+    found = expand([tree / "b.pth", missing])
+    assert found.models == [tree / "b.pth", missing] and found.files == 2
 
 
 def test_checkpoints_are_recognised_by_their_content(tmp_path: Path) -> None:

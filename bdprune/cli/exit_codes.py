@@ -52,13 +52,14 @@ _OF_IMAGES = {
 IMAGES_HELP = "\n".join(["\b", "Exit codes:", *(_help(*one) for one in _OF_IMAGES.items())])
 """The table of an inspection of images."""
 
-_SCREEN_ORDER = "If several apply, the first of 4, 1, 2, 3, 0 wins."
+_SCREEN_ORDER = "If several apply, the first of 4, 1, 2, 5, 3, 0 wins."
 _OF_SCREENS = {
     OK: "every file was screened, and none reached --fail-on; this is no verdict that a model is clean",
     FOUND: "at least one model needs a closer look",
     FAILED: "at least one file could not be screened",
     UNSUPPORTED: "no supported file was screened",
     USAGE: CODES[USAGE],
+    INCONCLUSIVE: "a file that may hold weights was not screened",
 }
 SCREEN_HELP = "\n".join(["\b", "Exit codes:", *(_help(*one) for one in _OF_SCREENS.items()), _SCREEN_ORDER])
 """The table of a screen."""
@@ -124,13 +125,19 @@ def kind_of_screen(result: ScreenResult) -> str:
     return "unsupported" if _is_unsupported(result) else result.outcome
 
 
-def of_screens(counts: Mapping[str, int], fail_on: ScreenFailOn = "look-closer") -> int:
-    """The code for screens, of which only the number of each kind is known: the first that applies of 1, 2, 3, 0."""
+def of_screens(counts: Mapping[str, int], fail_on: ScreenFailOn = "look-closer", *, unknown: bool = False) -> int:
+    """The code for screens, of which only the number of each kind is known: the first that applies of 1, 2, 5, 3, 0.
+
+    Args:
+        unknown: whether a file that may hold weights was skipped.
+    """
     if counts.get("look closer") and fail_on != "never":
         return FOUND
     if not any(count for kind, count in counts.items() if kind != "unsupported"):
         return UNSUPPORTED
-    return FAILED if counts.get("error") or counts.get("unsupported") else OK
+    if counts.get("error") or counts.get("unsupported"):
+        return FAILED
+    return INCONCLUSIVE if unknown else OK
 
 
 def of_error(error: errors.BdpruneError) -> int:

@@ -8,7 +8,7 @@ from pathlib import Path
 import click
 
 from bdprune.cli.options import FILE
-from bdprune.cli.outputs import check_apart, emit
+from bdprune.cli.outputs import check_apart, emit, files_of_store
 from bdprune.errors import OptionError
 
 _FORMATS = ("jsonl", "parquet")
@@ -22,7 +22,7 @@ _FORMATS = ("jsonl", "parquet")
     "form",
     type=click.Choice(_FORMATS),
     help="jsonl: one result a line, as a scan writes it. parquet: one row a result, with columns for the main fields; "
-    "it needs pyarrow.  [default: the suffix of the file, else jsonl]",
+    "it needs pyarrow.  [default: the suffix of the file; jsonl on standard output]",
 )
 @click.option("-o", "--output", type=FILE, metavar="FILE", help="File to write.  [default: standard output]")
 def export(stores: tuple[Path, ...], form: str | None, output: Path | None) -> int:
@@ -39,10 +39,10 @@ def export(stores: tuple[Path, ...], form: str | None, output: Path | None) -> i
 
     if output is not None and str(output) == "-":
         output = None
-    form = form or (output.suffix.removeprefix(".") if output and output.suffix[1:] in _FORMATS else "jsonl")
+    form = form or (_form_of(output) if output is not None else "jsonl")
     if output is None and form == "parquet":
         raise OptionError("Parquet does not go to standard output.", "Give a file with -o.")
-    check_apart([output], [*stores])
+    check_apart([output], [path for one in stores for path in files_of_store(one)])
     with contextlib.ExitStack() as stack:
         opened = [stack.enter_context(Store(one, writes=False)) for one in stores]
         if output is not None:
@@ -51,3 +51,10 @@ def export(stores: tuple[Path, ...], form: str | None, output: Path | None) -> i
         for line in lines(opened):
             emit(line)
     return 0
+
+
+def _form_of(path: Path) -> str:
+    form = path.suffix.lower().removeprefix(".")
+    if form not in _FORMATS:
+        raise OptionError(f"The suffix of {str(path)!r} names no format.", "Give -f jsonl or -f parquet.")
+    return form

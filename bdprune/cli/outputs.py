@@ -124,6 +124,11 @@ def plan(formats: Sequence[str], files: Sequence[str], kinds: Sequence[str], qui
     return outputs if on_screen or (quiet and outputs) else [Output(writer(DEFAULT, *kinds)), *outputs]
 
 
+def files_of_store(store: Path | None) -> list[Path]:
+    """A store, and the files that SQLite keeps beside it; none without a store."""
+    return [] if store is None else [store, *(Path(f"{store}{suffix}") for suffix in ("-wal", "-shm", "-journal"))]
+
+
 def check_apart(written: Sequence[Path | None], read: Sequence[Path | str | None]) -> None:
     """Checks that no file is written twice, and that no output overwrites an input.
 

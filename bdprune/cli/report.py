@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import os
+import sys
 from pathlib import Path
 
 import click
 
 from bdprune.cli.options import FILE
-from bdprune.cli.outputs import check_apart, emit
+from bdprune.cli.outputs import check_apart, emit, files_of_store
 from bdprune.errors import OptionError, StoreError
 from bdprune.files import check_writable, write_text
 
@@ -29,29 +30,28 @@ def report(stores: tuple[Path, ...], output: Path) -> int:
     bdprune report part1.db part2.db -o report.html
     """
     from bdprune.report import Overview
-    from bdprune.store import Store
+    from bdprune.store import Screens, Store, latest
 
     target = None if str(output) == "-" else output
-    check_apart([target], [path for one in stores for path in _files(one)])
+    check_apart([target], [path for one in stores for path in files_of_store(one)])
     _check_twice(stores)
     if target is not None:
         check_writable(target)
     page = Overview()
     with contextlib.ExitStack() as stack:
-        for path, store in [(one, stack.enter_context(Store(one, writes=False))) for one in stores]:
-            for scan in store.scans():
-                for result in scan.results:
-                    page.add(result, scan.name, str(path))
+        opened = [stack.enter_context(Store(one, writes=False)) for one in stores]
+        for store, scan in latest(opened):
+            for result in scan.results:
+                page.add(result, scan.name, str(store.path))
+        screened = sum(len(Screens(one).names()) for one in opened)
     if not len(page):
         which = f"The store {stores[0]} holds" if len(stores) == 1 else "The stores hold"
-        raise StoreError(f"{which} no results.", "Scan models into one with `bdprune scan --store`.")
+        what = f"no scans, only {screened} screens" if screened else "no results"
+        raise StoreError(f"{which} {what}.", "Scan models into one with `bdprune scan --store`.")
+    if screened:
+        print(f"bdprune: The report leaves out {screened} screens; `bdprune show` lists them.", file=sys.stderr)
     emit(page.page()) if target is None else write_text(target, page.page())
     return 0
-
-
-def _files(store: Path) -> list[Path]:
-    """The store, and the log that SQLite keeps beside it."""
-    return [store, *(Path(f"{store}{suffix}") for suffix in ("-wal", "-shm"))]
 
 
 def _check_twice(stores: tuple[Path, ...]) -> None:

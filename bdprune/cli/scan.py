@@ -100,7 +100,7 @@ def scan(
     bdprune scan models/ --data clean.npz --format jsonl > results.jsonl
     bdprune scan models/ --data clean.npz --store scans.db
     bdprune scan @list.txt --data clean.npz --store scans.db --shard 1/2
-    bdprune scan hf:ORG/NAME@main --data clean.npz
+    bdprune scan hf:acme/resnet@main --data clean.npz
     bdprune scan models/ --data clean.npz --workers auto --memory-limit 4GiB
     bdprune scan 'models/**/*.pth' --data clean.parquet --timeout 600 -f html=report.html
     """
@@ -116,7 +116,9 @@ def scan(
     if part is not None:
         sources.keep_shard(*part)
     _check_store(settings["store"], settings.pop("resume"))
-    outputs.check_apart([one.path for one in wanted], [*sources.local, data, settings["store"]])
+    outputs.check_apart(
+        [one.path for one in wanted], [*sources.local, data, *outputs.files_of_store(settings["store"])]
+    )
     out: outputs.Stream[Result] = outputs.Stream(wanted, several=len(sources.models) > 1)
     with Progress(len(sources.models), shown=not (quiet or no_progress)) as progress:
         _scan_all(sources, data, progress, out, **settings)

@@ -74,7 +74,7 @@ def screen(
     given = inputs.expanded(paths)
     sources = expand(given, (), max_download, None if quiet or no_progress else inputs.note)
     models = sources.models
-    outputs.check_apart([one.path for one in wanted], [*sources.local, store])
+    outputs.check_apart([one.path for one in wanted], [*sources.local, *outputs.files_of_store(store)])
     if not models:
         raise UnsupportedError(
             f"No checkpoint in {some(given)}.", "Give a checkpoint saved with torch.save or as safetensors."
@@ -83,7 +83,7 @@ def screen(
     with Progress(len(models), shown=not (quiet or no_progress)) as progress:
         counts = _screen_all(sources, store, not no_digest, progress, out)
     out.end(sources.record(), sum(counts.values()) != 1 or not inputs.is_one_file(paths))
-    return exit_codes.of_screens(counts, fail_on)
+    return exit_codes.of_screens(counts, fail_on, unknown=sources.may_hold_weights)
 
 
 def _screen_all(

@@ -11,7 +11,7 @@ from typing import Any, Literal, Self, Unpack, get_args
 import torch
 
 from bdprune.errors import OptionError
-from bdprune.fleet.executors.inline import Executor, InlineExecutor, Limits, in_order
+from bdprune.fleet.executors.inline import Executor, InlineExecutor, Limits, in_order, one_at_a_time
 from bdprune.fleet.executors.process import ProcessExecutor, check_sendable
 from bdprune.fleet.executors.ray import RayExecutor
 from bdprune.fleet.executors.stack import StackExecutor, StackOptions
@@ -231,8 +231,9 @@ def _closing(scanner: Scanner, results: Iterator[Result]) -> Iterator[Result]:
 class Scanner:
     """Scans many models with the same settings, which are checked once; it may be used from several threads.
 
-    It prints nothing, handles no signals and changes no global state. Use it as a context manager, which closes the
-    store.
+    It prints nothing, handles no signals, and leaves random numbers and other global state as they were. In this
+    process one model is scanned at a time, also for several threads; ``workers`` scan several. Use it as a context
+    manager, which closes the store.
 
     With a store, a result that is there is taken from it: the same file, clean data, settings and version of bdprune.
     If only some detectors are missing, only these run. Each new result is written as soon as it is ready, so a process
@@ -281,7 +282,7 @@ class Scanner:
         self._job = _job(data, detectors, options)
         self._job.keeps = attachments is not None
         self._executor = run.make(parse_device(self._job.options.device))
-        self._pickles = run.kind == "processes"
+        self._is_inline, self._pickles = run.kind == "inline", run.kind == "processes"
         self._folder = None if attachments is None else attachments_folder(attachments)
         self._taken, self._lock = 0, threading.Lock()
         self._own = store is not None and not isinstance(store, Store)
@@ -324,10 +325,14 @@ class Scanner:
             progress: called with a short text before each stage.
 
         Raises:
-            StoreError: the store cannot be read or written.
+            OptionError: one path was given instead of several.
+            StoreError: the store cannot be read or written, or the clean data changed during the scan.
         """
+        if isinstance(models, str | os.PathLike):
+            raise OptionError(f"{models} is one path, and several models were expected.", "Give a list, or use scan.")
         progress, remotes = progress or silent, list[RemoteModels]()
-        for one in self._outcomes(self._found(models, progress, remotes), progress):
+        outcomes = self._outcomes(self._found(models, progress, remotes), progress)
+        for one in one_at_a_time(outcomes) if self._is_inline else outcomes:
             result = remotes[0].explained(one.result) if remotes else one.result
             if self._folder is None:
                 yield result

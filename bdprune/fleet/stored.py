@@ -20,7 +20,7 @@ from torch import nn
 import bdprune
 from bdprune.analysis import Case
 from bdprune.data import CleanData
-from bdprune.errors import BdpruneError, NoWeightsError
+from bdprune.errors import BdpruneError, NoWeightsError, StoreError
 from bdprune.files import INDEX, description_path, kind_of_file, shard_names
 from bdprune.fleet.executors.inline import Executor
 from bdprune.hub import HubFile
@@ -60,6 +60,7 @@ class StoredScans:
 
     def __init__(self, store: Store, job: Job, data: DataSource) -> None:
         self._store, self._job = store, job
+        self._source, self._state = data, _state_of(data)
         self._settings, self._data = scan_settings(job), data_digest(data)
         ids = Counter(one.id for one in job.detectors)
         self._detectors = {one.id: one for one in job.detectors if ids[one.id] == 1}
@@ -141,8 +142,13 @@ class StoredScans:
 
     def _save(self, one: _Asked, outcomes: Sequence[Outcome]) -> None:
         results = [outcome.result for outcome in outcomes]
-        if one.key is None or any(_holds_no_weights(result) for result in results):
+        if one.key is None:
             return
+        if any(_holds_no_weights(result) for result in results) and not self._store.knows(one.name):
+            return  # a file of a folder that never was a model
+        if self._state != _state_of(self._source):
+            what = f"The clean data {self._source} changed during the scan, so the result of {one.name} is not stored."
+            raise StoreError(what, "Run the same command again when the data is complete.")
         contents = {digest: content for outcome in outcomes for digest, content in outcome.attachments.items()}
         evidence = [pair for result in results for pair in self._evidence(result)]
         key = self._scanned(one.source, one.key, results)
@@ -310,6 +316,19 @@ def data_digest(source: DataSource) -> str | None:
         return _of_folder(Path(source)) if os.path.isdir(source) else _of_file(Path(source)).hex()
     except OSError:
         return f"unread:{_sha256(os.fsencode(source))}"
+
+
+def _state_of(source: DataSource) -> object:
+    """What changes with a file or a folder of clean data, without reading it; None for other data."""
+    if source is None or source == "none" or not isinstance(source, str | os.PathLike):
+        return None
+    try:
+        if os.path.isdir(source):
+            return _of_folder(Path(source))
+        found = os.stat(source)
+    except OSError:
+        return None
+    return found.st_size, found.st_mtime_ns, found.st_ino
 
 
 def _of_folder(folder: Path) -> str:

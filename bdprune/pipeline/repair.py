@@ -171,8 +171,7 @@ def _run_of(
         torch_pruning()  # before long work
     named = {"mode": _mode(mode, method), "max_drop": options.pop("max_acc_drop", None)}
     source, folder = options.pop("start_from", None), options.pop("attachments", None)
-    check = bool(options.pop("check", False))
-    starts = _results(source)
+    check, starts = bool(options.pop("check", False)), _results(source)
     known = options_from(options, "purify")
     known.check()
     chosen = {**(settings or {}), **{name: value for name, value in named.items() if value is not None}}
@@ -183,10 +182,9 @@ def _run_of(
         )
     if starts and preset is None and isinstance(method, str) and _GO_ON in method_class("purifier", method).presets:
         preset = _GO_ON
-    if known.precision is not None:
-        chosen["precision"] = known.precision
+    chosen |= {} if known.precision is None else {"precision": known.precision}
     purifier = chosen_purifier(method, preset, chosen, {"seed": known.seed})
-    attachments = attachments_folder(folder) if folder is not None else None
+    attachments = None if folder is None else attachments_folder(folder)
     next_to_it = [Path(source).parent] if isinstance(source, str | os.PathLike) else []
     folders = tuple([attachments, *next_to_it] if attachments else next_to_it)
     return _Run(purifier, known, progress, starts, mode == _COMPACT, attachments, folders, check)
@@ -330,10 +328,8 @@ def _checked(case: Case, repair: Repair, run: _Run) -> Repair:
     seed, precision = run.options.seed, run.options.precision or DEFAULT
     share = getattr(run.purifier, "held_out", 0.0) or _HELD_OUT  # the images that the repair did not learn from
     _, held = hold_out(case.images, share, getattr(run.purifier, "seed", seed))
-    search, criteria = SearchFor(), CheckLimits()
-    signs = signs_of(case, held, criteria, search, seed, precision)
-    check = check_repair(case, repair.model, signs, criteria, search, seed, precision)
-    return replace(repair, check=check)
+    signs = signs_of(case, held, CheckLimits(), SearchFor(), seed, precision)
+    return replace(repair, check=check_repair(case, repair.model, signs, CheckLimits(), SearchFor(), seed, precision))
 
 
 def _left(model: Model, failed: Sequence[tuple[str, BdpruneError]]) -> tuple[str, ...]:

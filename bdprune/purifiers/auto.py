@@ -10,7 +10,7 @@ from typing import ClassVar
 import msgspec
 
 from bdprune.analysis import Case, CheckLimits, SearchFor, Signs, check_repair, signs_of
-from bdprune.errors import BdpruneError
+from bdprune.errors import BdpruneError, TrainingError
 from bdprune.methods import Phases, Purifier, Repair, hold_out, sure_drop, what_changed
 from bdprune.model import PruneMode
 from bdprune.purifiers.ibau import IBAU
@@ -291,16 +291,25 @@ class Auto(Purifier):
 
 
 def _one_after_another(case: Case, before: Repair, second: TriggerUnlearning, signs: Signs) -> Repair:
-    """The second method on the result of a first one; the filters pruned by both stay pruned."""
+    """The unlearning of the triggers on the result of another method; the filters pruned by both stay pruned.
+
+    Raises:
+        TrainingError: no round of the unlearning was taken.
+    """
     after = second.repaired(case.with_model(before.model), signs.triggers, Phases(), before.pruned)
+    if "retrained" not in after.change:
+        raise TrainingError(f"It is the same as the result before it: {after.selection}.", "")
     groups = [group.name for group in case.model.groups]
     both = {name: sorted({*before.pruned.get(name, ()), *after.pruned.get(name, ())}) for name in groups}
     pruned = {name: index for name, index in both.items() if index}
-    retrained = "retrained" in before.change or "retrained" in after.change
     return replace(
         after,
         accuracy_before=before.accuracy_before,
         pruned=pruned,
-        change=what_changed(pruned=bool(pruned), retrained=retrained),
+        change=what_changed(pruned=bool(pruned), retrained=True),
         selection=f"{before.selection}; then {after.selection}",
+        threshold=before.threshold,
+        curve=before.curve,
+        masks=before.masks,
+        attachments=(*before.attachments, *after.attachments),
     )

@@ -7,9 +7,10 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from pathlib import Path
 
 import msgspec
 
@@ -55,7 +56,7 @@ def screen(path: str | os.PathLike[str], *, digest: bool = True, recall: Recall 
     started, start = datetime.now(UTC), time.perf_counter()
     found = _Found(ArtifactInfo(path=str(path)))
     error = _tried(path, digest, recall, found)
-    if found.earlier is not None:
+    if found.earlier is not None and error is None:
         return msgspec.structs.replace(found.earlier, artifact=found.artifact)
     reasons = () if error else tuple(_reasons(found.layers, found.heads))
     return ScreenResult(
@@ -105,13 +106,17 @@ def _tried(path: str | os.PathLike[str], digest: bool, recall: Recall | None, fo
         if is_hub_name(path):
             path = one_file(path)
             found.artifact = ArtifactInfo(path=str(path))
+        before = _states([Path(path)])
         stored = open_stored(path)
+        states = _states(stored.files)
         try:
             found.artifact, found.outside = _artifact(path, stored, digest), stored.outside
             if recall is not None and found.artifact.sha256 is not None:
                 found.earlier = recall(found.artifact.sha256)
             if found.earlier is None:
                 _screen(stored, found)
+            if before != states[:1] or states != _states(stored.files):
+                raise ArtifactError("it changed while it was read.", "Screen it again when it is complete.")
         except ArtifactError as failed:
             raise type(failed)(f"Cannot screen {path}: {failed.message}", failed.hint) from None
     except StoreError:  # of ``recall``: it is no error of this file
@@ -122,6 +127,19 @@ def _tried(path: str | os.PathLike[str], digest: bool, recall: Recall | None, fo
         what = f"Unexpected {type(failed).__name__}: {first_line(failed)}"
         return ErrorInfo(type=type(failed).__name__, message=what, hint="Please report it.")
     return None
+
+
+def _states(files: Sequence[Path]) -> list[object]:
+    """What changes with each file, without reading it; None for one that is gone."""
+    found: list[object] = []
+    for path in files:
+        try:
+            state = os.stat(path)
+        except OSError:
+            found.append(None)
+        else:
+            found.append((state.st_ino, state.st_size, state.st_mtime_ns))
+    return found
 
 
 def _screen(stored: StoredCheckpoint, found: _Found) -> None:

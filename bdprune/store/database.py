@@ -78,13 +78,22 @@ class Database:
 
     @contextlib.contextmanager
     def reading(self) -> Iterator[sqlite3.Connection]:
-        """The connection, for statements that only read.
+        """The connection, for statements that only read; they all see the store as it is at the first of them.
 
         Raises:
             StoreError: the store is closed, damaged or locked.
         """
         with self._lock, self._told():
-            yield self._open_connection()
+            connection = self._open_connection()
+            if connection.in_transaction:
+                yield connection
+                return
+            connection.execute("BEGIN")
+            try:
+                yield connection
+            finally:
+                with contextlib.suppress(sqlite3.Error):
+                    connection.execute("ROLLBACK")
 
     @contextlib.contextmanager
     def transaction(self) -> Iterator[sqlite3.Connection]:

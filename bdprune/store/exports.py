@@ -45,8 +45,8 @@ def export(stores: Sequence[Store], form: Format, path: Path) -> int:
         return write(stores, file)
 
 
-def latest(stores: Sequence[Store]) -> Iterator[Kept]:
-    """The latest scan of every model, store by store.
+def latest(stores: Sequence[Store]) -> Iterator[tuple[Store, Kept]]:
+    """The latest scan of every model with its store, store by store.
 
     A model with the same name in several stores comes from the store whose scan of it started last; of several that
     started in the same second, from the last of these stores.
@@ -64,7 +64,7 @@ def latest(stores: Sequence[Store]) -> Iterator[Kept]:
     for number, store in enumerate(stores):
         for scan in store.scans():
             if scan.name not in winners or winners[scan.name][1] == number:
-                yield scan
+                yield store, scan
 
 
 def latest_screens(stores: Sequence[Store]) -> Iterator[ScreenResult]:
@@ -88,7 +88,7 @@ def lines(stores: Sequence[Store]) -> Iterator[str]:
     Raises:
         StoreError: a store cannot be read.
     """
-    results = (result for scan in latest(stores) for result in scan.results)
+    results = (result for _, scan in latest(stores) for result in scan.results)
     return (f"{one.to_json(indent=None)}\n" for one in itertools.chain(results, latest_screens(stores)))
 
 
@@ -109,7 +109,7 @@ def _write_parquet(stores: Sequence[Store], file: Any) -> int:
             "An export to parquet needs pyarrow.", "Install it (pip install pyarrow), or use -f jsonl."
         ) from None
     schema, count = _schema(pa), 0
-    scans = (_row(scan, result) for scan in latest(stores) for result in scan.results)
+    scans = (_row(scan, result) for _, scan in latest(stores) for result in scan.results)
     rows = itertools.chain(scans, map(_screen_row, latest_screens(stores)))
     with pq.ParquetWriter(file, schema) as writer:
         while batch := list(itertools.islice(rows, _ROWS)):

@@ -16,7 +16,8 @@ from bdprune.store.store import Store, plain_name, seal_of
 
 
 class Screens:
-    """The screens in a store, by the SHA-256 of the file and the version of bdprune. Failed screens are not kept.
+    """The screens in a store, by the SHA-256 of the file and the version of bdprune. Failed screens are not
+    kept, and remove the earlier screen under the same name.
 
     Args:
         store: it may hold scans, too.
@@ -46,9 +47,11 @@ class Screens:
         for path in paths:
             before = self.taken
             result = screen(path, recall=self._recall)
-            if self.taken == before and result.error is None:
+            if result.error is not None:
+                self._forget(result.name)
+            elif self.taken == before:
                 self._save(result)
-            elif result.error is None:
+            else:
                 self._name(result)
             yield result
 
@@ -107,6 +110,12 @@ class Screens:
         with self._database.transaction() as connection:
             connection.execute("INSERT OR REPLACE INTO screens VALUES (?, ?, ?, ?)", (*row, seal_of(*row)))
             _note(connection, plain_name(result.name), *row[:2])
+
+    def _forget(self, name: str) -> None:
+        """Removes the earlier screen under this name: it is not that of the file as it is now."""
+        if plain_name(name) in self.names():
+            with self._database.transaction() as connection:
+                connection.execute("DELETE FROM screened WHERE name = ?", (plain_name(name),))
 
     def _name(self, result: ScreenResult) -> None:
         """Notes the file's name, unless it is known."""

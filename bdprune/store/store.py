@@ -228,6 +228,12 @@ class Store:
         for row in rows:
             yield self._kept(*row)
 
+    def knows(self, name: str) -> bool:
+        """Whether the store has a scan of a file of this name."""
+        with self.database.reading() as connection:
+            query = "SELECT 1 FROM sources WHERE name = ? LIMIT 1"
+            return connection.execute(query, (plain_name(name),)).fetchone() is not None
+
     def names(self) -> list[str]:
         """The names of all files."""
         with self.database.reading() as connection:

@@ -14,9 +14,10 @@ from typing import Any
 
 import msgspec
 import pytest
+import torch
 from click.testing import Result as Ran
 
-from bdprune.store import ScanKey, Store
+from bdprune.store import ScanKey, Screens, Store
 
 from ..report.fleet import fill
 
@@ -53,7 +54,19 @@ def test_a_page_over_one_store_and_over_several(run: Run, db: Path, tmp_path: Pa
     assert len(rows(page.read_text())) == 30
     other = fill(tmp_path / "other.db", 5)
     assert run("report", db, other, "-o", page).exit_code == 0  # an older report is replaced
-    assert len(rows(page.read_text())) == 35 and f'<td class="path">{other}</td>' in page.read_text()
+    assert len(rows(page.read_text())) == 30, "a model in both stores counts once"
+    assert f'<td class="path">{other}</td>' in page.read_text()
+
+
+def test_screens_are_left_out_but_named(run: Run, db: Path, tmp_path: Path) -> None:
+    weights, only = tmp_path / "w.pth", tmp_path / "only.db"
+    torch.save({"conv.weight": torch.randn(16, 3, 3, 3)}, weights)
+    for path in (db, only):
+        with Store(path) as store:
+            list(Screens(store).run([weights]))
+    done = run("report", db, "-o", tmp_path / "report.html")
+    assert done.exit_code == 0 and "leaves out 1 screens" in done.stderr
+    refused(run("report", only, "-o", tmp_path / "none.html"), "no scans, only 1 screens")
 
 
 def test_a_page_on_standard_output_is_the_same(run: Run, db: Path, tmp_path: Path) -> None:

@@ -141,3 +141,16 @@ def test_a_list_of_paths_is_screened(run: Run, folder: Path, tmp_path: Path) -> 
     paths.write_text(f"{folder / 'plain.pth'}\n{folder / 'sub' / 'odd.pth'}\n")
     done = run("screen", f"@{paths}", "-f", "jsonl")
     assert done.exit_code == 1 and len(done.stdout.splitlines()) == 2
+
+
+def test_a_skipped_file_that_may_hold_weights_is_told_by_the_exit_code(run: Run, folder: Path) -> None:
+    (folder / "net.onnx").write_bytes(b"\x08\x07\x12\x07pytorch" + bytes(64))
+    done = run("screen", folder, "--fail-on", "never", "-q")
+    assert done.exit_code == 5 and "MAY HOLD WEIGHTS" in done.stdout
+
+
+def test_a_missing_file_of_a_list_is_one_error(run: Run, folder: Path) -> None:
+    done = run("screen", folder / "plain.pth", folder / "gone.pth", "-f", "json")
+    plain, gone = documents_from_json(done.stdout)
+    assert done.exit_code == 2 and isinstance(plain, ScreenResult) and isinstance(gone, ScreenResult)
+    assert plain.outcome == "nothing found" and gone.error and "No such file" in gone.error.message

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import threading
 import time
@@ -26,6 +27,8 @@ from bdprune.pipeline import load
 from bdprune.record import Evidence, Needs, Result
 from bdprune.store import Store
 
+ZOO = Path(__file__).parents[2] / "zoo"
+IMAGES = ZOO / "demo" / "defence.npz"
 CALLS: list[str] = []
 
 
@@ -363,3 +366,57 @@ def test_the_description_of_a_compact_network_belongs_to_its_digest(made: list[P
     assert _scanned_file(path, whole, results) is None, "nobody knows which description was read"
     description.unlink()
     assert _scanned_file(path, whole, results) == plain
+
+
+def test_clean_data_that_changes_during_a_scan_is_not_stored_under_its_old_digest(
+    made: list[Path], tmp_path: Path
+) -> None:
+    data = Path(shutil.copy(IMAGES, tmp_path / "clean.npz"))
+    with Scanner(data, detectors=[Counted()], store=tmp_path / "s.db") as scanner:
+        os.utime(data, (0, 0))  # the same bytes, but nobody can know that without reading them
+        with pytest.raises(StoreError, match=r"clean data .* changed during the scan"):
+            list(scanner.scan_many(made))
+    with Store(tmp_path / "s.db") as store:
+        assert store.names() == []
+
+
+def test_a_model_that_became_another_file_loses_its_old_result(made: list[Path], tmp_path: Path) -> None:
+    path = Path(shutil.copy(made[0], tmp_path / "m.pth"))
+    options: dict[str, Any] = {"detectors": [Counted()], "store": tmp_path / "s.db"}
+    list(scan_many([path], **options))
+    torch.save({"epoch": 1}, path)
+    list(scan_many([path], **options))
+    never = tmp_path / "never.pth"
+    torch.save({"epoch": 1}, never)
+    list(scan_many([never], **options))
+    with Store(tmp_path / "s.db") as store:
+        assert store.names() == [str(path)], "a file that never was a model is not stored"
+        assert [one.verdict for one in next(store.scans()).results] == ["error"]
+
+
+def test_threads_get_the_results_of_one_thread() -> None:
+    """Tracing a network changes ``nn.Module`` for all threads, and so do seeds."""
+    files = [ZOO / "cifar10-w8" / f"{name}.safetensors" for name in ("badnets", "clean")]
+
+    def seen(result: Result) -> object:
+        return result.name, result.verdict, [(one.detector, one.score, one.error) for one in result.detectors]
+
+    torch.manual_seed(5)
+    before = torch.get_rng_state()
+    with Scanner(IMAGES, detectors="suspiciousness,moved_filters", per_class=10) as scanner:
+        alone = [seen(scanner.scan(path)) for path in files]
+        assert torch.equal(torch.get_rng_state(), before), "the caller's random numbers stay as they are"
+        found: list[object] = []
+        threads = [threading.Thread(target=lambda path=path: found.append(seen(scanner.scan(path)))) for path in files]
+        for one in threads:
+            one.start()
+        for one in threads:
+            one.join()
+    assert sorted(map(str, found)) == sorted(map(str, alone))
+
+
+def test_one_path_instead_of_several_is_an_error() -> None:
+    with Scanner(detectors="lipschitz") as scanner, pytest.raises(OptionError, match="is one path"):
+        list(scanner.scan_many("models/"))
+    with pytest.raises(OptionError, match="memory limit '4GiB' is not a number"):
+        Scanner(detectors="lipschitz", memory_limit="4GiB")  # type: ignore[arg-type]

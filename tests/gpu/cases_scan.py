@@ -13,6 +13,7 @@ from torch import nn
 from bdprune import registry
 from bdprune.analysis.lipschitz import channel_lipschitz
 from bdprune.analysis.suspiciousness import Suspiciousness
+from bdprune.fleet import scans
 from bdprune.fleet.executors import stack as stacks
 from bdprune.fleet.scans import scan_many
 from bdprune.model.handle import Model
@@ -29,7 +30,7 @@ pytestmark = pytest.mark.usefixtures("gpu", "bfloat16")  # before anything is tr
 @pytest.fixture
 def place(gpu: torch.device, monkeypatch: pytest.MonkeyPatch) -> str:
     """The name of the device, which scans accept."""
-    for module in (intake, pipeline, stacks):
+    for module in (intake, pipeline, stacks, scans):
         monkeypatch.setattr(module, "parse_device", torch.device)
     return str(gpu)
 

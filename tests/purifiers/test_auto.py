@@ -160,18 +160,24 @@ def test_methods_come_in_the_order_of_their_cost(known: Planted) -> None:
 
 def test_two_methods_in_turn_keep_both_prunings(known: Planted, monkeypatch: pytest.MonkeyPatch) -> None:
     group = known.backdoored.groups[0].name
-    first = gives(known, known.clean, pruned={group: [2]}, change="pruned", accuracy_before=0.75)
+    first = gives(
+        known, known.clean, pruned={group: [2]}, change="pruned", accuracy_before=0.75, threshold=0.2, curve=(1,)
+    )
     seen: list[dict[str, list[int]]] = []
 
     def second(self: TriggerUnlearning, case: Case, triggers: Any, phase: Phases, kept: Any) -> Repair:
         seen.append(kept)
-        return gives(known, known.clean, pruned={group: [1]})(case)
+        return gives(known, known.clean, pruned={group: [1]}, change=change)(case)
 
+    change = "retrained"
     monkeypatch.setattr(TriggerUnlearning, "repaired", second)
     case = Case(known.backdoored, known.data)
     done = _one_after_another(case, first(case), TriggerUnlearning(), _signs(known))
     assert done.pruned == {group: [1, 2]} and done.change == "pruned and retrained" and done.accuracy_before == 0.75
-    assert seen == [{group: [2]}]
+    assert seen == [{group: [2]}] and (done.threshold, done.curve) == (0.2, (1,))
+    change = "pruned"
+    with pytest.raises(TrainingError, match="the same as the result before it"):
+        _one_after_another(case, first(case), TriggerUnlearning(), _signs(known))
 
 
 def test_rnp_runs_once_and_goes_on_only_if_it_changed_something(

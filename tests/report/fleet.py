@@ -65,8 +65,7 @@ def fill(path: Path, count: int, pictures: dict[str, bytes] | None = None, hosti
         hostile: texts that become the names of further models, of their architectures and of their findings.
     """
     with Store(path) as store:
-        with store.database.reading() as connection:
-            connection.execute("PRAGMA synchronous = OFF")  # nothing here must survive a power cut
+        store.database._open_connection().execute("PRAGMA synchronous = OFF")  # nothing must survive a power cut
         for index, one in enumerate([*results(count, pictures or {}), *map(_hostile, hostile)]):
             assert one.artifact is not None
             store.save(ScanKey(f"{index:064x}", "", {"seed": 0}, "0.2.0"), one.artifact.path, [one])

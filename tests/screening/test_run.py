@@ -250,3 +250,19 @@ def test_a_layer_in_another_memory_format_scores_the_same(tmp_path: Path) -> Non
     torch.save(turned, tmp_path / "b.pth")
     one, other = screen(tmp_path / "a.pth"), screen(tmp_path / "b.pth")
     assert np.allclose([x.max_z for x in one.layers], [x.max_z for x in other.layers])
+
+
+def test_a_file_that_changes_while_it_is_screened_is_an_error(tmp_path: Path) -> None:
+    path, other = tmp_path / "m.pth", tmp_path / "other.pth"
+    for seed, one in enumerate((path, other)):
+        torch.manual_seed(seed)
+        torch.save({"conv.weight": torch.randn(16, 3, 3, 3)}, one)
+
+    def swap(sha256: str) -> None:
+        other.replace(path)
+
+    found = screen(path, recall=swap)
+    assert (
+        found.outcome == "error" and found.error is not None and "it changed while it was read" in found.error.message
+    )
+    assert not found.layers

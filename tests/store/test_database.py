@@ -219,3 +219,17 @@ def test_processes_share_a_store(tmp_path: Path) -> None:
     assert [one.wait(60) for one in running] == [0, 0]
     with Store(tmp_path / "scans.db") as store:
         assert len(store.names()) == 40
+
+
+def test_a_reader_sees_one_state_of_the_store(tmp_path: Path) -> None:
+    with Store(tmp_path / "s.db") as one, Store(tmp_path / "s.db") as other:
+        one.save(key(), "a.pth", [result()])
+        with one.database.reading() as connection:
+            count = "SELECT count(*) FROM scans"
+            assert connection.execute(count).fetchone() == (1,)
+            other.save(key("9" * 64), "b.pth", [result()])
+            assert connection.execute(count).fetchone() == (1,)
+            with one.database.reading() as inner:
+                assert inner.execute(count).fetchone() == (1,), "a reading in a reading is the same one"
+        with one.database.reading() as connection:
+            assert connection.execute(count).fetchone() == (2,)

@@ -55,8 +55,8 @@ def test_a_model_in_several_stores_comes_from_its_latest_scan(filled: Filled, tm
 def test_of_scans_of_the_same_second_the_last_store_counts(filled: Filled) -> None:
     one, other = result("a.pth", risk=0.1), result("a.pth", risk=0.2)
     stores = [filled("1.db", one), filled("2.db", other)]
-    assert [scan.results for scan in latest(stores)] == [(other,)]
-    assert [scan.results for scan in latest(stores[::-1])] == [(one,)]
+    assert [scan.results for _, scan in latest(stores)] == [(other,)]
+    assert [scan.results for _, scan in latest(stores[::-1])] == [(one,)]
 
 
 def test_an_empty_store(filled: Filled, tmp_path: Path) -> None:

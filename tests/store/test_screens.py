@@ -98,3 +98,11 @@ def test_a_changed_row_is_damage(store: Store, model: Path, change: str) -> None
         connection.execute(change)
     with pytest.raises(StoreError, match="is damaged"):
         list(Screens(store).all())
+
+
+def test_a_failed_screen_removes_the_earlier_one(store: Store, model: Path) -> None:
+    screens = Screens(store)
+    list(screens.run([model]))
+    model.write_bytes(model.read_bytes()[:100])
+    (bad,) = screens.run([model])
+    assert bad.outcome == "error" and screens.names() == [] and list(screens.all()) == []

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol
+
+import torch
 
 from bdprune.errors import OptionError
 from bdprune.pipeline import Job, ModelSource, Outcome, Progress, scan_one
 
 Numbered = tuple[int, Outcome]
 """The number of a model in its run, from 0, and the outcome of one set of weights of its file."""
-
 
 LONGEST_TIMEOUT = 1_000_000
 """Seconds; the system's timers do not take much more."""
@@ -33,6 +35,9 @@ class Limits:
     memory: int | None = None
 
     def __post_init__(self) -> None:
+        for name, value in (("timeout", self.timeout), ("memory limit", self.memory)):
+            if value is not None and not isinstance(value, int | float):
+                raise OptionError(f"The {name} {str(value)[:80]!r} is not a number.", "Give seconds, or bytes.")
         if self.timeout is not None and not 0 < self.timeout <= LONGEST_TIMEOUT:
             raise OptionError(
                 f"Invalid timeout of {self.timeout:g} seconds.",
@@ -87,3 +92,17 @@ def in_order(numbered: Iterable[Numbered]) -> Iterator[Numbered]:
 
 def _is_whole(found: Sequence[Numbered]) -> bool:
     return len(found) == found[0][1].sets
+
+
+_HERE = threading.RLock()
+"""Held while this process scans a model: tracing a network and seeding change what all threads share."""
+
+
+def one_at_a_time(outcomes: Iterator[Outcome]) -> Iterator[Outcome]:
+    """The same outcomes; other threads wait while one is computed, and the caller's random numbers stay as they are."""
+    while True:
+        with _HERE, torch.random.fork_rng(devices=range(torch.cuda.device_count())):
+            outcome = next(outcomes, None)
+        if outcome is None:
+            return
+        yield outcome

@@ -284,7 +284,7 @@ def _check_reachable(address: str | None) -> None:
 
 def _no_cluster(address: str | None, error: Exception) -> OptionError:
     where = f"at {address}" if address else "on this machine"
-    hint = "Start one with `ray start --head`, or leave out --address." if address else "Check Ray's logs."
+    hint = "Start one as the documentation of Ray says, or leave out --address." if address else "Check Ray's logs."
     return OptionError(f"No Ray cluster {where}: {first_line(error)}.", hint)
 
 

@@ -191,7 +191,7 @@ def test_a_model_that_hangs_or_dies_in_a_stack_does_not_affect_the_others(tiny: 
             input_shape=tiny.input_shape,
             detectors=[slow.StackDetector(how)],
             stack=3,
-            timeout=8 if how == "hang" else 120,
+            timeout=20 if how == "hang" else 120,
             attachments=tiny.folder / "attached",
         )
     )

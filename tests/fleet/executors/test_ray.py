@@ -117,7 +117,7 @@ def test_a_model_that_kills_each_worker_becomes_an_error(odd: Odd, cluster: Any)
 
 def test_limits_hold_on_the_cluster(odd: Odd, cluster: Any) -> None:
     files = odd.files(0.2, 0.4, 0.6)
-    options = odd.options | {"timeout": 8, "memory_limit": 1 << 30}
+    options = odd.options | {"timeout": 25, "memory_limit": 1 << 30}
     found = list(scan_many(files, address=cluster.address, **options))
     assert [one.error and one.error.type for one in found] == [
         "TimeLimitError",
