@@ -22,7 +22,7 @@ _FORMATS = ("jsonl", "parquet")
     "form",
     type=click.Choice(_FORMATS),
     help="jsonl: one result a line, as a scan writes it. parquet: one row a result, with columns for the main fields; "
-    "it needs pyarrow.  [default: the suffix of the file; jsonl on standard output]",
+    "it needs pyarrow.  [default: the suffix of the file, or jsonl without a file]",
 )
 @click.option("-o", "--output", type=FILE, metavar="FILE", help="File to write.  [default: standard output]")
 def export(stores: tuple[Path, ...], form: str | None, output: Path | None) -> int:

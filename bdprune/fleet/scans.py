@@ -11,7 +11,7 @@ from typing import Any, Literal, Self, Unpack, get_args
 import torch
 
 from bdprune.errors import OptionError
-from bdprune.fleet.executors.inline import Executor, InlineExecutor, Limits, in_order, one_at_a_time
+from bdprune.fleet.executors.inline import Executor, InlineExecutor, Limits, in_order
 from bdprune.fleet.executors.process import ProcessExecutor, check_sendable
 from bdprune.fleet.executors.ray import RayExecutor
 from bdprune.fleet.executors.stack import StackExecutor, StackOptions
@@ -29,6 +29,7 @@ from bdprune.pipeline import (
     Progress,
     attachments_folder,
     free_memory,
+    one_at_a_time,
     options_from,
     parse_device,
     silent,

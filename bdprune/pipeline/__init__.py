@@ -25,6 +25,7 @@ from bdprune.pipeline.scan import (
     detectors_for,
     examined,
     failure,
+    one_at_a_time,
     open_cases,
     scan_one,
     short_id,

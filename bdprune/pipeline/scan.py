@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import logging
+import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from functools import partial
@@ -320,3 +321,17 @@ def _not_scanned(coverage: WeightCoverage | None) -> tuple[Finding, ...]:
     parts += [f"other sets of weights: {some(coverage.left_out)}"] if coverage.left_out else []
     severity: Severity = "medium" if coverage.unscanned else "info"
     return (Finding(rule_id=NOT_SCANNED.id, severity=severity, message=f"Not scanned: {'; '.join(parts)}."),)
+
+
+_HERE = threading.RLock()
+"""Held while this process scans a model: tracing a network and seeding change what all threads share."""
+
+
+def one_at_a_time(outcomes: Iterator[Outcome]) -> Iterator[Outcome]:
+    """The same outcomes; other threads wait while one is computed, and the caller's random numbers stay as they are."""
+    while True:
+        with _HERE, torch.random.fork_rng(devices=range(torch.cuda.device_count())):
+            outcome = next(outcomes, None)
+        if outcome is None:
+            return
+        yield outcome

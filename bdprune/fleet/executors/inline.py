@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol
-
-import torch
 
 from bdprune.errors import OptionError
 from bdprune.pipeline import Job, ModelSource, Outcome, Progress, scan_one
@@ -92,17 +89,3 @@ def in_order(numbered: Iterable[Numbered]) -> Iterator[Numbered]:
 
 def _is_whole(found: Sequence[Numbered]) -> bool:
     return len(found) == found[0][1].sets
-
-
-_HERE = threading.RLock()
-"""Held while this process scans a model: tracing a network and seeding change what all threads share."""
-
-
-def one_at_a_time(outcomes: Iterator[Outcome]) -> Iterator[Outcome]:
-    """The same outcomes; other threads wait while one is computed, and the caller's random numbers stay as they are."""
-    while True:
-        with _HERE, torch.random.fork_rng(devices=range(torch.cuda.device_count())):
-            outcome = next(outcomes, None)
-        if outcome is None:
-            return
-        yield outcome
