@@ -371,7 +371,8 @@ def _job(data: DataSource, detectors: Sequence[str | Detector] | str | None, opt
     """The settings that all models share, checked before the first model is loaded."""
     loading: dict[str, Any] = dict(options)
     limit = parse_budget(loading.pop("budget", None))
-    table = table_for(limit.level, loading.pop("calibration", None), own=detectors is None)
+    path = loading.pop("calibration", None)
+    table = None if path is None and detectors is not None else table_for(limit.level, path)  # chosen ones have none
     known = options_from(loading, "scan")
     known.check()
     every = chosen_detectors(detectors, {"seed": known.seed, "precision": known.precision})

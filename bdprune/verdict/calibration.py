@@ -202,13 +202,12 @@ def _check(table: Calibration, path: Path) -> None:
         raise OptionError(f"{path} was not fitted to networks of both kinds.", "Fit it again with `bdprune calibrate`.")
 
 
-def table_for(level: Level, path: str | os.PathLike[str] | None = None, *, own: bool = True) -> Calibration | None:
+def table_for(level: Level, path: str | os.PathLike[str] | None = None) -> Calibration | None:
     """The table for a scan.
 
     Args:
         level: the budget. Without a table for it, the own table of the largest smaller budget that has one is used.
         path: the user's table, or ``none`` for no table; None for the own one.
-        own: whether an own table may be used.
 
     Raises:
         OptionError: the file cannot be read, or is no table.
@@ -216,4 +215,4 @@ def table_for(level: Level, path: str | os.PathLike[str] | None = None, *, own: 
     if path is not None:
         return None if str(path) == "none" else read_table(Path(path))
     smaller = reversed(LEVELS[: LEVELS.index(level) + 1])
-    return next((table for one in smaller if (table := own_table(one))), None) if own else None
+    return next((table for one in smaller if (table := own_table(one))), None)
