@@ -31,17 +31,22 @@ T = TypeVar("T")
 T_co = TypeVar("T_co", covariant=True)
 MOST_BYTES = 1 << 30
 """Size limit for the tensors in the memo of a process; the least recently used entry is dropped first."""
+MOST_MODELS = 64
+"""Limit for the models in the memo of a process, as many as a stack has: a fleet must not fill the memory."""
 
 
 class Memo:
-    """Computed values, by key. Drops the least recently used entries when it is full.
+    """Computed values, by key. Drops the least recently used entries when it is full, and all entries of the model that
+    was used longest ago when there are too many models.
 
     Args:
         most_bytes: size limit for the tensors, in bytes.
+        most_models: limit for the number of models; the first part of a key is the digest of its model.
     """
 
-    def __init__(self, most_bytes: int = MOST_BYTES) -> None:
-        self._most, self._held = most_bytes, 0
+    def __init__(self, most_bytes: int = MOST_BYTES, most_models: int = MOST_MODELS) -> None:
+        self._most, self._held, self._most_models = most_bytes, 0, most_models
+        self._models: OrderedDict[Hashable, None] = OrderedDict()
         self._entries: OrderedDict[Hashable, tuple[Any, int]] = OrderedDict()
         self._lock = threading.Lock()
 
@@ -53,6 +58,7 @@ class Memo:
         with self._lock:
             if key in self._entries:
                 self._entries.move_to_end(key)
+                self._note_model(key)
                 return self._entries[key][0]  # type: ignore[no-any-return]
         value = make()
         self.put(key, value)
@@ -65,19 +71,32 @@ class Memo:
             self._held -= self._entries.pop(key, (None, 0))[1]
             if size <= self._most:
                 self._entries[key], self._held = (value, size), self._held + size
+                self._note_model(key)
             while self._held > self._most:
                 self._held -= self._entries.popitem(last=False)[1][1]
 
-    def forget(self, digest: str) -> None:
+    def forget(self, digest: Hashable) -> None:
         """Drops all entries of the model with this digest."""
         with self._lock:
-            for key in [key for key in self._entries if isinstance(key, tuple) and key[0] == digest]:
-                self._held -= self._entries.pop(key)[1]
+            self._forget(digest)
+
+    def _note_model(self, key: Hashable) -> None:
+        if isinstance(key, tuple):
+            self._models[key[0]] = None
+            self._models.move_to_end(key[0])
+        if len(self._models) > self._most_models:
+            self._forget(next(iter(self._models)))
+
+    def _forget(self, digest: Hashable) -> None:
+        self._models.pop(digest, None)
+        for key in [key for key in self._entries if isinstance(key, tuple) and key[0] == digest]:
+            self._held -= self._entries.pop(key)[1]
 
     def clear(self) -> None:
         """Drops everything; for benchmarks."""
         with self._lock:
             self._entries.clear()
+            self._models.clear()
             self._held = 0
 
 

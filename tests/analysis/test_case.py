@@ -330,3 +330,14 @@ def test_the_result_of_a_shorter_search_is_not_taken_for_a_full_one(file: Any) -
     assert CALLS == ["search"] * 2
     assert short.get(Brightness()) == case.get(Brightness()) and CALLS.count("brightness") == 1
     assert short.digest == case.digest and short.with_data(images()).budget == short.with_model(case.model).budget
+
+
+def test_a_memo_keeps_few_models() -> None:
+    memo = Memo(most_models=2)
+    for digest in "abc":
+        for part in (1, 2):
+            memo.put((digest, part), part)
+        memo.get(("a", 1), lambda: 1)
+    assert ("a", 1) in memo and ("c", 2) in memo and ("b", 1) not in memo and ("b", 2) not in memo
+    memo.put("no model", 1)
+    assert "no model" in memo and ("c", 1) in memo
