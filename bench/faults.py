@@ -172,7 +172,7 @@ def forked(run: Callable[[], Any]) -> Any:
 def kept(db: Path) -> Kept:
     """What a store holds; it reads every row."""
     with Store(db, writes=False) as store:
-        results = [without_times(one.to_json()) for scan in latest([store]) for one in scan.results]
+        results = [without_times(one.to_json()) for _, scan in latest([store]) for one in scan.results]
     with closing(sqlite3.connect(db)) as raw:
         tables = ("scans", "results", "sources", "evidence")
         rows = {one: raw.execute(f"SELECT count(*) FROM {one}").fetchone()[0] for one in tables}

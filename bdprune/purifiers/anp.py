@@ -105,4 +105,4 @@ class ANP(Purifier):
             return f"nothing is pruned: every threshold costs more than {cost}"
         if not chosen.pruned:
             return f"nothing is pruned: no mask is at or below {chosen.threshold:g}"
-        return "given threshold" if self.threshold is not None else f"highest that costs at most {cost}"
+        return "given threshold" if self.threshold is not None else f"highest threshold that costs at most {cost}"

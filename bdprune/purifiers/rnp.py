@@ -181,4 +181,6 @@ class RNP(Purifier):
         where = f"{held} held-out images" + (f" and on the other {rest}" if self.strict else "")
         if not found:
             return f"nothing is pruned: every threshold costs more than {100 * drop:g} points on {where}"
-        return f"highest that costs at most {100 * drop:g} points on {where}" + (", then fine-tuned" if tuned else "")
+        return f"highest threshold that costs at most {100 * drop:g} points on {where}" + (
+            ", then fine-tuned" if tuned else ""
+        )
