@@ -260,7 +260,7 @@ class Program:
             return False
         return True
 
-    def kill(self, patience: float = 15.0) -> None:
+    def kill(self, patience: float = 60.0) -> None:
         self._process.kill()
         self._process.wait()
         deadline = time.monotonic() + patience
