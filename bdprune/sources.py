@@ -102,6 +102,7 @@ def expand(
     ignored: Iterable[Path] = (),
     max_download: int | None = None,
     note: Callable[[str, Listed], None] | None = None,
+    may_miss: bool = False,
 ) -> Sources:
     """The models that ``paths`` name, and the skipped files.
 
@@ -115,10 +116,10 @@ def expand(
         ignored: files with another role in the run, such as the clean data.
         max_download: maximum number of bytes to download from one repository; None is the default.
         note: called with the name and the files of each repository.
+        may_miss: a path that does not exist, such as one of a list, becomes a model that cannot be loaded.
 
     Raises:
-        OptionError: the only path does not exist or is an ignored file, or a glob matches nothing. Among several paths,
-            one that does not exist is a model that cannot be loaded.
+        OptionError: a path does not exist, a glob matches nothing, or the only path is an ignored file.
         BdpruneError: the only path is a repository that cannot be listed.
     """
     sources = Sources()
@@ -127,7 +128,7 @@ def expand(
     candidates: list[Path] = []
     remote = list(dict.fromkeys(path for path in paths if is_hub_name(path)))
     for path in (str(path) for path in paths if not is_hub_name(path)):
-        if not alone and not glob.has_magic(path) and not os.path.lexists(path):
+        if may_miss and not os.path.lexists(path) and not (glob.has_magic(path) and glob.glob(path, recursive=True)):
             sources.files += 1
             candidates.append(Path(path))  # loading it fails; the others are scanned
             continue

@@ -113,12 +113,13 @@ def test_an_unreadable_folder_is_named_and_does_not_stop_the_others(
     assert passed(found)["a folder that cannot be read: Permission denied"] == (True, ["sub"])
 
 
-def test_a_missing_path_is_a_usage_error_and_among_others_a_model_that_fails(tree: Path) -> None:
-    missing = tree / "missing.pth"
-    with pytest.raises(OptionError, match=r"no file or folder .*missing\.pth"):
-        expand([missing])
-    found = expand([tree / "b.pth", missing])
-    assert found.models == [tree / "b.pth", missing] and found.files == 2
+def test_a_missing_path_is_a_usage_error_and_in_a_list_a_model_that_fails(tree: Path) -> None:
+    missing, odd = tree / "missing.pth", tree / "gone[1].pth"
+    for paths in ([missing], [tree / "b.pth", missing]):
+        with pytest.raises(OptionError, match=r"no file or folder .*missing\.pth"):
+            expand(paths)
+    found = expand([tree / "b*", missing, odd], may_miss=True)
+    assert found.models == [tree / "b.pth", missing, odd] and found.files == 3
 
 
 def test_checkpoints_are_recognised_by_their_content(tmp_path: Path) -> None:

@@ -29,7 +29,7 @@ def expanded(paths: Sequence[str]) -> list[str]:
 
 
 def _listed(path: str) -> Iterator[str]:
-    if path != "-" and not (path.startswith("@") and len(path) > 1):
+    if not has_list([path]):
         yield path
         return
     name = "standard input" if path == "-" else path[1:]
@@ -55,6 +55,11 @@ def _standard_input() -> bytes:
     if sys.stdin is None:
         raise OptionError("Standard input is closed.", "Give the paths as arguments, or in a file as @FILE.")
     return sys.stdin.buffer.read()
+
+
+def has_list(paths: Sequence[str]) -> bool:
+    """Whether some of the paths come from a list."""
+    return any(path == "-" or (path.startswith("@") and len(path) > 1) for path in paths)
 
 
 def is_one_file(paths: Sequence[str]) -> bool:

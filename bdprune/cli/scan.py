@@ -109,7 +109,8 @@ def scan(
     wanted = outputs.plan(formats, files, _GIVES, quiet)
     given = inputs.expanded(paths)
     noted = None if quiet or no_progress else inputs.note
-    sources = expand(given, [data] if data is not None else [], settings["max_download"], noted)
+    own = [data] if data is not None else []
+    sources = expand(given, own, settings["max_download"], noted, inputs.has_list(paths))
     if not sources.models and not exit_zero:
         raise _nothing_to_scan(given, sources)
     part: tuple[int, int] | None = settings.pop("shard")

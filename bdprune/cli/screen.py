@@ -72,7 +72,8 @@ def screen(
         raise OptionError("A store needs the digest of each file.", "Leave out --no-digest or --store.")
     wanted = outputs.plan(formats, (), _GIVES, quiet)
     given = inputs.expanded(paths)
-    sources = expand(given, (), max_download, None if quiet or no_progress else inputs.note)
+    note = None if quiet or no_progress else inputs.note
+    sources = expand(given, (), max_download, note, inputs.has_list(paths))
     models = sources.models
     outputs.check_apart([one.path for one in wanted], [*sources.local, *outputs.files_of_store(store)])
     if not models:

@@ -150,7 +150,9 @@ def test_a_skipped_file_that_may_hold_weights_is_told_by_the_exit_code(run: Run,
 
 
 def test_a_missing_file_of_a_list_is_one_error(run: Run, folder: Path) -> None:
-    done = run("screen", folder / "plain.pth", folder / "gone.pth", "-f", "json")
+    paths = folder.parent / "list.txt"
+    paths.write_text(f"{folder / 'plain.pth'}\n{folder / 'gone.pth'}\n")
+    done = run("screen", f"@{paths}", "-f", "json")
     plain, gone = documents_from_json(done.stdout)
     assert done.exit_code == 2 and isinstance(plain, ScreenResult) and isinstance(gone, ScreenResult)
     assert plain.outcome == "nothing found" and gone.error and "No such file" in gone.error.message
