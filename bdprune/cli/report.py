@@ -27,7 +27,7 @@ def report(stores: tuple[Path, ...], output: Path) -> int:
 
     \b
     bdprune report scans.db -o report.html
-    bdprune report part1.db part2.db -o report.html
+    bdprune report scans.db after.db -o report.html
     """
     from bdprune.report import Overview
     from bdprune.store import Screens, Store, latest
