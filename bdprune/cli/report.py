@@ -46,12 +46,16 @@ def report(stores: tuple[Path, ...], output: Path) -> int:
         screened = sum(len(Screens(one).names()) for one in opened)
     if not len(page):
         which = f"The store {stores[0]} holds" if len(stores) == 1 else "The stores hold"
-        what = f"no scans, only {screened} screens" if screened else "no results"
+        what = f"no scans, only {_screens(screened)}" if screened else "no results"
         raise StoreError(f"{which} {what}.", "Scan models into one with `bdprune scan --store`.")
     if screened:
-        print(f"bdprune: The report leaves out {screened} screens; `bdprune show` lists them.", file=sys.stderr)
+        print(f"bdprune: The report leaves out {_screens(screened)}; `bdprune show` lists them.", file=sys.stderr)
     emit(page.page()) if target is None else write_text(target, page.page())
     return 0
+
+
+def _screens(count: int) -> str:
+    return f"{count} screen{'s' if count != 1 else ''}"
 
 
 def _check_twice(stores: tuple[Path, ...]) -> None:

@@ -12,7 +12,7 @@ import click
 
 from bdprune.cli import exit_codes, inputs, options, outputs
 from bdprune.cli.progress import Progress
-from bdprune.errors import NoWeightsError, OptionError, UnsupportedError
+from bdprune.errors import OptionError, UnsupportedError
 from bdprune.record import Result, some
 from bdprune.registry import names
 
@@ -196,8 +196,8 @@ def _reported(stream: Iterator[Result], scanner: Scanner, sources: Sources, prog
         if result is None:
             return
         file = result.artifact.path if result.artifact else result.name
-        if len(sources.models) > 1 and _holds_no_weights(result):
-            sources.skip(Path(file), _reason(result))
+        if len(sources.models) > 1 and result.error is not None and result.error.holds_no_weights:
+            sources.skip(Path(file), result.error.reason)
             progress.finished("skipped", file, file)
             continue
         progress.finished(result.verdict, result.name, file, taken=scanner.taken > before)
@@ -251,16 +251,6 @@ def _how_to_go_on(store: Path | None, done: int, count: int) -> str:
     if store is None:
         return ""
     return f"The results of {done} of {count} files are in {store}. Run the same command again to go on."
-
-
-def _holds_no_weights(result: Result) -> bool:
-    return result.error is not None and result.error.type == NoWeightsError.__name__
-
-
-def _reason(result: Result) -> str:
-    """Why the scan skipped a file without weights; the file's name is left out."""
-    assert result.error is not None
-    return result.error.message.rpartition(": ")[2].removeprefix("it ").rstrip(".")
 
 
 def _nothing_to_scan(paths: list[str], sources: Sources) -> UnsupportedError:

@@ -12,7 +12,7 @@ import click
 
 from bdprune.cli import exit_codes, inputs, options, outputs
 from bdprune.cli.progress import Progress
-from bdprune.errors import NoWeightsError, OptionError, UnsupportedError
+from bdprune.errors import OptionError, UnsupportedError
 from bdprune.record import ScreenResult, some
 
 if TYPE_CHECKING:
@@ -116,8 +116,8 @@ def _reported(stream: Iterator[ScreenResult], sources: Sources, progress: Progre
     """The results, each announced; it skips files of a folder that hold no weights."""
     for result in stream:
         error = result.error
-        if len(sources.models) > 1 and error is not None and error.type == NoWeightsError.__name__:
-            sources.skip(Path(result.name), error.message.rpartition(": ")[2].removeprefix("it ").rstrip("."))
+        if len(sources.models) > 1 and error is not None and error.holds_no_weights:
+            sources.skip(Path(result.name), error.reason)
             progress.finished("skipped", result.name, result.name)
             continue
         progress.finished(result.outcome, result.name, result.name)

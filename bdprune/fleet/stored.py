@@ -20,7 +20,7 @@ from torch import nn
 import bdprune
 from bdprune.analysis import Case
 from bdprune.data import CleanData
-from bdprune.errors import BdpruneError, NoWeightsError, StoreError
+from bdprune.errors import BdpruneError, StoreError
 from bdprune.files import INDEX, description_path, kind_of_file, shard_names
 from bdprune.fleet.executors.inline import Executor
 from bdprune.hub import HubFile
@@ -144,7 +144,8 @@ class StoredScans:
         results = [outcome.result for outcome in outcomes]
         if one.key is None:
             return
-        if any(_holds_no_weights(result) for result in results) and not self._store.knows(one.name):
+        no_weights = any(found.error is not None and found.error.holds_no_weights for found in results)
+        if no_weights and not self._store.knows(one.name):
             return  # a file of a folder that never was a model
         if self._state != _state_of(self._source):
             what = f"The clean data {self._source} changed during the scan, so the result of {one.name} is not stored."
@@ -348,7 +349,3 @@ def _of_file(path: Path) -> bytes:
 
 def _sha256(content: bytes) -> str:
     return hashlib.sha256(content).hexdigest()
-
-
-def _holds_no_weights(result: Result) -> bool:
-    return result.error is not None and result.error.type == NoWeightsError.__name__

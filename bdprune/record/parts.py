@@ -6,6 +6,7 @@ from typing import Annotated, Literal
 
 import msgspec
 
+from bdprune.errors import NoWeightsError
 from bdprune.record.base import Count, Record, Share
 
 Severity = Literal["info", "low", "medium", "high", "critical"]
@@ -200,6 +201,16 @@ class ErrorInfo(Record, frozen=True, kw_only=True):
     type: str
     message: str
     hint: str = ""
+
+    @property
+    def holds_no_weights(self) -> bool:
+        """Whether the file is sound but holds no weights, such as the state of an optimizer."""
+        return self.type == NoWeightsError.__name__
+
+    @property
+    def reason(self) -> str:
+        """What was wrong, without the name of the file and the last stop."""
+        return self.message.rpartition(": ")[2].removeprefix("it ").rstrip(".")
 
 
 class CurveInfo(Record, frozen=True, kw_only=True):

@@ -13,10 +13,9 @@ from bdprune.errors import OptionError
 from bdprune.files import replaced
 from bdprune.record import Result, ScreenResult
 from bdprune.store.screens import Screens
-from bdprune.store.store import Kept, Store
+from bdprune.store.store import Kept, Store, plain_name
 
 Format = Literal["jsonl", "parquet"]
-FORMATS: tuple[Format, ...] = ("jsonl", "parquet")
 _ROWS = 256
 """Rows of a parquet file that are in memory at a time."""
 
@@ -150,7 +149,7 @@ def _row(scan: Kept, result: Result) -> dict[str, Any]:
     model, data = result.model, result.data
     return {
         "kind": "scan",
-        "name": _valid(result.name),
+        "name": plain_name(result.name),
         "verdict": result.verdict,
         "risk": result.risk,
         "target_label": result.target_label,
@@ -176,7 +175,7 @@ def _screen_row(result: ScreenResult) -> dict[str, Any]:
     """The row of a screen: its outcome as the verdict, and its largest z-score; other columns stay empty."""
     return {
         "kind": "screen",
-        "name": _valid(result.name),
+        "name": plain_name(result.name),
         "verdict": result.outcome,
         "file_sha256": result.artifact.sha256,
         "version": result.version,
@@ -185,7 +184,3 @@ def _screen_row(result: ScreenResult) -> dict[str, Any]:
         "scores": [("screen", result.peak.max_z if result.peak else None)],
         "document": result.to_json(indent=None),
     }
-
-
-def _valid(text: str) -> str:
-    return text.encode(errors="replace").decode()

@@ -11,23 +11,13 @@ from pathlib import Path
 
 import pytest
 
-from bdprune.record import ArtifactInfo, Env, Result
+from bdprune.record import ArtifactInfo, Result
 from bdprune.store import ScanKey, Store
 from bench import faults
 
+from ..store.conftest import ENV
+
 ROOT = Path(__file__).resolve().parents[2]
-ENV = Env(
-    tool="bdprune",
-    version="1",
-    torch="2",
-    cuda=None,
-    device="cpu",
-    backend="native",
-    threads=1,
-    seed=0,
-    python="3",
-    platform="x",
-)
 
 
 def test_nothing_is_lost_doubled_left_over_or_wrong() -> None:

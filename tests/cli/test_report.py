@@ -65,8 +65,8 @@ def test_screens_are_left_out_but_named(run: Run, db: Path, tmp_path: Path) -> N
         with Store(path) as store:
             list(Screens(store).run([weights]))
     done = run("report", db, "-o", tmp_path / "report.html")
-    assert done.exit_code == 0 and "leaves out 1 screens" in done.stderr
-    refused(run("report", only, "-o", tmp_path / "none.html"), "no scans, only 1 screens")
+    assert done.exit_code == 0 and "leaves out 1 screen;" in done.stderr
+    refused(run("report", only, "-o", tmp_path / "none.html"), "no scans, only 1 screen.")
 
 
 def test_a_page_on_standard_output_is_the_same(run: Run, db: Path, tmp_path: Path) -> None:
