@@ -5,8 +5,8 @@
 The models are copies of zoo/cifar10-w8 with changed weights. A scan runs data-free detectors with a store; one of them
 attaches a tensor. Each part prints a row of a table:
 
-- kills: ``kill -9`` at a moment that is uniform over the time of a scan, without the start of the program; the scan
-  goes on until it is killed again or done. ``--inline`` scans in a forked process, ``--processes`` runs
+- kills: ``kill -9`` after a random number of results was stored and a random part of the time of a model; the scan goes
+  on until it is killed again or done. ``--inline`` scans in a forked process, ``--processes`` runs
   ``bdprune scan --executor processes --workers 2``, ``--ray`` runs ``--executor ray``.
 - a full disk, a locked store, damaged stores, damaged attachments, models that change or vanish while they are
   scanned, and two scans of one list into one store.
@@ -38,7 +38,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file
+from changed import changed_copies
 
 from bdprune.analysis import Case
 from bdprune.errors import StoreError
@@ -112,18 +112,6 @@ class Fleet:
     def fresh(self) -> Path:
         """The path of a new store."""
         return Path(tempfile.mkdtemp(dir=self.folder)) / "scans.db"
-
-
-def make_models(folder: Path, count: int, seed: int) -> list[Path]:
-    folder.mkdir(exist_ok=True)
-    generator = torch.Generator().manual_seed(seed)
-    for number in range(count):
-        state = load_file(ROOT / "zoo" / "cifar10-w8" / f"{SOURCES[number % len(SOURCES)]}.safetensors")
-        for name, value in state.items():
-            if value.is_floating_point() and name.endswith("weight"):
-                value += torch.randn(value.shape, generator=generator) * value.std() * 0.01
-        save_file(state, folder / f"{number:03}.safetensors")
-    return sorted(folder.iterdir())
 
 
 # --------------------------------------------------------------------------------------------------- scans and stores
@@ -287,6 +275,26 @@ def _in_session(session: int) -> int:
     return found
 
 
+def ends_before_kill(process: Forked | Program, fleet: Fleet, db: Path, chance: random.Random) -> bool:
+    """Waits for the moment of a kill; whether the scan ended before."""
+    begun = stored(db)
+    more = chance.randrange(max(1, len(fleet.models) - begun))
+    while stored(db) < begun + more:
+        if process.ends(0.002):
+            return True
+    per_model = (fleet.seconds - fleet.start) / len(fleet.models)
+    return process.ends(chance.uniform(0, per_model if more else 2 * (fleet.start + per_model)))
+
+
+def stored(db: Path) -> int:
+    """How many scans a store holds."""
+    try:
+        with closing(sqlite3.connect(f"file:{db}?mode=ro", uri=True)) as raw:
+            return int(raw.execute("SELECT count(*) FROM scans").fetchone()[0])
+    except sqlite3.OperationalError:  # it is made at this moment
+        return 0
+
+
 def kills(name: str, fleet: Fleet, count: int, start: Callable[[Path], Any], chance: random.Random) -> Part:
     """Kills scans until ``count`` were killed."""
     part = Part(name)
@@ -294,7 +302,7 @@ def kills(name: str, fleet: Fleet, count: int, start: Callable[[Path], Any], cha
         db = fleet.fresh()
         while True:
             process = start(db)
-            if part.counts["kills"] == count or process.ends(chance.uniform(fleet.start, fleet.seconds)):
+            if part.counts["kills"] == count or ends_before_kill(process, fleet, db, chance):
                 process.ends(None)
                 part.expect(process.is_right, "a scan failed")
                 break
@@ -586,7 +594,7 @@ def main() -> int:
     torch.set_num_threads(1)  # a forked process has no threads of its parent
     wrong = 0
     with tempfile.TemporaryDirectory() as folder:
-        fleet = Fleet(Path(folder), make_models(Path(folder) / "models", chosen.models, chosen.seed))
+        fleet = Fleet(Path(folder), changed_copies(Path(folder) / "models", chosen.models, SOURCES, chosen.seed))
         scan(fleet.models[:1], fleet.fresh())  # imports all that forked scans need
         print("| part | what happened | what was wrong | time |\n|---|---|---|---|", flush=True)
         for part in parts(fleet, chosen):

@@ -18,7 +18,6 @@ times, prints whether they are equal, and exits with 1 if they are not. It needs
 from __future__ import annotations
 
 import argparse
-import itertools
 import json
 import os
 import subprocess
@@ -30,33 +29,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
-from safetensors.torch import save_file
+from changed import changed_copies
 
 ROOT = Path(__file__).resolve().parents[1]
-ZOO, IMAGES = ROOT / "zoo" / "cifar10-w8", ROOT / "zoo" / "demo" / "defence.npz"
+IMAGES = ROOT / "zoo" / "demo" / "defence.npz"
 TARGET = 1.7
-CHANGE = 1e-3
-"""Noise that is added to the weights, as a part of their standard deviation."""
-
-
-def make_models(folder: Path, count: int) -> list[Path]:
-    """Files of models that differ from each other."""
-    originals = itertools.cycle(sorted(ZOO.glob("*.safetensors")))
-    return [_changed(next(originals), folder, seed) for seed in range(count)]
-
-
-def _changed(original: Path, folder: Path, seed: int) -> Path:
-    generator = torch.Generator().manual_seed(seed)
-    with safe_open(original, "pt") as file:
-        tensors, notes = {name: file.get_tensor(name) for name in file.keys()}, file.metadata()  # noqa: SIM118
-    for name, value in tensors.items():
-        if value.is_floating_point() and value.dim() > 1:
-            noise = torch.randn(value.shape, generator=generator) * value.float().std() * CHANGE
-            tensors[name] = (value.float() + noise).to(value.dtype)
-    path = folder / f"{seed:03d}-{original.name}"
-    save_file(tensors, path, notes)
-    return path
 
 
 def timed(folder: Path, workers: int, budget: str) -> tuple[float, float]:
@@ -76,7 +53,7 @@ def timed(folder: Path, workers: int, budget: str) -> tuple[float, float]:
 def compare_processes(models: int, rounds: int, budget: str) -> int:
     """Prints the times and the ratio."""
     with tempfile.TemporaryDirectory() as name:
-        make_models(Path(name), models)
+        changed_copies(Path(name), models)
         found: dict[int, list[float]] = {1: [], 2: []}
         for _ in range(rounds):
             for workers, times in found.items():
@@ -93,7 +70,7 @@ def compare_ray(models: int, nodes: int, budget: str) -> int:
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        files = make_models(folder, models)
+        files = changed_copies(folder / "models", models)
         inline = _exported(files, folder / "inline", budget)
         cluster = _started(nodes)
         try:

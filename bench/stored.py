@@ -1,10 +1,10 @@
 """Cost and memory of a fleet with a store.
 
-    python bench/stored.py scans [--models 1000]
+    python bench/stored.py scans [--models 1000] [--detectors lipschitz,df_tnd]
     python bench/stored.py screens [--models 10000]
 
-``scans`` copies the networks of zoo/cifar10-w8 with slightly changed weights, scans them with the data-free detector
-``lipschitz`` into a store, and again from the store. It prints the time beyond the detectors by their own clocks, with
+``scans`` copies the networks of zoo/cifar10-w8 with slightly changed weights, scans them with data-free detectors
+into a store, and again from the store. It prints the time beyond the detectors by their own clocks, with
 and without the store, the time of the second run, and the growth of memory after the first 50 models. ``screens`` does
 the same for screens of one core: models a second of wall time, and the peak of memory. Each part runs in a fresh
 process.
@@ -21,27 +21,10 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-import numpy as np
+from changed import changed_copies
 
-ZOO = Path(__file__).parents[1] / "zoo" / "cifar10-w8"
 WARM = 50
 """Models before memory is expected not to grow."""
-
-
-def copies(folder: Path, count: int) -> list[Path]:
-    """Copies of the zoo's networks, each with one changed weight; all have another digest."""
-    from safetensors.numpy import load_file, save_file
-
-    states = [load_file(path) for path in sorted(ZOO.glob("*.safetensors")) if "trigger" not in path.name]
-    paths = []
-    for number in range(count):
-        state = dict(states[number % len(states)])
-        name = next(key for key, value in state.items() if value.ndim == 4)
-        changed = state[name].copy()
-        changed.flat[number % changed.size] *= np.float32(1 + 1e-3 * (1 + number / count)).astype(changed.dtype)
-        paths.append(folder / f"{number:05}.safetensors")
-        save_file(state | {name: changed}, paths[-1])
-    return paths
 
 
 def resident(field: str) -> int:
@@ -50,12 +33,12 @@ def resident(field: str) -> int:
     return 1024 * next(int(line.split()[1]) for line in lines if line.startswith(field))
 
 
-def scan_run(paths: list[Path], store: str | None) -> dict[str, float]:
+def scan_run(paths: list[Path], store: str | None, detectors: str) -> dict[str, float]:
     """One run of scans: seconds, seconds of the detectors, and growth of memory."""
     import bdprune
 
     after_warm = 0
-    with bdprune.Scanner(detectors="lipschitz", store=store) as scanner:
+    with bdprune.Scanner(detectors=detectors, store=store) as scanner:
         list(scanner.scan_many(paths[:1]))  # imports
         start, detectors = time.perf_counter(), 0.0
         for number, result in enumerate(scanner.scan_many(paths)):
@@ -82,7 +65,7 @@ def screen_run(paths: list[Path], store: str | None) -> dict[str, float]:
     return {"seconds": time.perf_counter() - start, "count": count, "peak": resident("VmHWM")}
 
 
-def measured(part: str, folder: Path, store: Path | None) -> dict[str, float]:
+def measured(part: str, folder: Path, store: Path | None, detectors: str = "lipschitz") -> dict[str, float]:
     """One run in a fresh process."""
     command = [
         sys.executable,
@@ -90,6 +73,8 @@ def measured(part: str, folder: Path, store: Path | None) -> dict[str, float]:
         part,
         "--run",
         str(folder),
+        "--detectors",
+        detectors,
         *([] if store is None else ["--store", str(store)]),
     ]
     done = subprocess.run(command, check=True, capture_output=True, text=True)
@@ -97,14 +82,13 @@ def measured(part: str, folder: Path, store: Path | None) -> dict[str, float]:
     return found
 
 
-def scans(count: int) -> None:
+def scans(count: int, detectors: str) -> None:
     """Prints the cost of store and fleet."""
     with tempfile.TemporaryDirectory() as name:
         folder, store = Path(name) / "models", Path(name) / "scans.db"
-        folder.mkdir()
-        copies(folder, count)
-        runs = {"no store": measured("scans", folder, None), "store": measured("scans", folder, store)}
-        runs["second run"] = measured("scans", folder, store)
+        changed_copies(folder, count)
+        kinds = {"no store": None, "store": store, "second run": store}
+        runs = {title: measured("scans", folder, used, detectors) for title, used in kinds.items()}
         for title, run in runs.items():
             beyond = (run["seconds"] - run["detectors"]) / count
             print(
@@ -120,8 +104,7 @@ def screens(count: int) -> None:
     """Prints the speed and memory of screens."""
     with tempfile.TemporaryDirectory() as name:
         folder, store = Path(name) / "models", Path(name) / "screens.db"
-        folder.mkdir()
-        copies(folder, count)
+        changed_copies(folder, count)
         for title, used in (("no store", None), ("store", store), ("second run", store)):
             run = measured("screens", folder, used)
             rate = run["count"] / run["seconds"]
@@ -133,14 +116,17 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("part", choices=["scans", "screens"])
     parser.add_argument("--models", type=int)
+    parser.add_argument("--detectors", default="lipschitz", metavar="NAMES", help="of the scans (lipschitz)")
     parser.add_argument("--run", type=Path, help=argparse.SUPPRESS)
     parser.add_argument("--store", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.run is not None:
-        run = scan_run if options.part == "scans" else screen_run
-        print(json.dumps(run(sorted(options.run.iterdir()), options.store)))
+        paths = sorted(options.run.iterdir())
+        is_scan = options.part == "scans"
+        run = scan_run(paths, options.store, options.detectors) if is_scan else screen_run(paths, options.store)
+        print(json.dumps(run))
     elif options.part == "scans":
-        scans(options.models or 1000)
+        scans(options.models or 1000, options.detectors)
     else:
         screens(options.models or 10_000)
 

@@ -237,7 +237,8 @@ class _Until:
         for path in left:
             sources.skip(path, *_GIVEN_UP)
         files = "1 file" if len(self._failed) == 1 else f"{len(self._failed)} files"
-        print(f"bdprune: Stopped after {files} failed; {_count(len(left))} not scanned.", file=sys.stderr)
+        what = f"Stopped after {files} failed; {_count(len(left))} not scanned."
+        print(f"bdprune: {what} A larger --max-failures goes further.", file=sys.stderr)
 
     def _is_reached(self) -> bool:
         return self._most is not None and len(self._failed) >= self._most

@@ -77,10 +77,10 @@ class StoredScans:
         """
         asked = (self._asked(number, source) for number, source in enumerate(models))
         for one in asked:  # those at the start need no executor
-            if not self._is_there(one):
+            if not (found := self._whole(one)):
                 yield from self._run(executor, itertools.chain([one], asked), progress)
                 return
-            yield from self._taken(one)
+            yield from self._taken(found)
 
     def _run(self, executor: Executor, asked: Iterator[_Asked], progress: Progress) -> Iterator[StoredOutcome]:
         """Writes the results of each model when it is done, and yields them in the order of all models."""
@@ -90,7 +90,7 @@ class StoredScans:
         def missing() -> Iterator[ModelSource]:
             places = itertools.count()
             for one in asked:
-                if not self._is_there(one):
+                if not self._whole(one):
                     running[next(places)] = one
                     waiting.add(one.number)
                 line.append(one)
@@ -116,7 +116,7 @@ class StoredScans:
             if one.number in done:
                 yield from (StoredOutcome(outcome, False) for outcome in done.pop(one.number))
             else:
-                yield from self._taken(one)
+                yield from self._taken(self._found(one))  # again: results in a long line would fill the memory
 
     def _asked(self, number: int, source: ModelSource) -> _Asked:
         if isinstance(source, Model | nn.Module):
@@ -125,15 +125,15 @@ class StoredScans:
         key = ScanKey(file_digest(source), self._data or "", self._settings, bdprune.__version__)
         return _Asked(number, source, name, key)
 
-    def _is_there(self, one: _Asked) -> bool:
-        if one.key is None or self._data is None:
-            return False
-        found = self._store.find(one.key, one.name)
-        return bool(found) and (not self._job.keeps or self._contents(found) is not None)
+    def _found(self, one: _Asked) -> tuple[Result, ...]:
+        return () if one.key is None or self._data is None else self._store.find(one.key, one.name)
 
-    def _taken(self, one: _Asked) -> Iterator[StoredOutcome]:
-        assert one.key is not None
-        found = self._store.find(one.key, one.name)
+    def _whole(self, one: _Asked) -> tuple[Result, ...]:
+        """The results of a model in the store; none if an attachment is missing."""
+        found = self._found(one)
+        return found if not self._job.keeps or self._contents(found) is not None else ()
+
+    def _taken(self, found: Sequence[Result]) -> Iterator[StoredOutcome]:
         contents = self._contents(found) if self._job.keeps else None
         return (StoredOutcome(Outcome(result, contents or {}, len(found)), True) for result in found)
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from bdprune.errors import BdpruneError, HubError
 from bdprune.hub import client
-from bdprune.hub.names import PREFIX, HubName
+from bdprune.hub.names import HubName, without_commit
 
 
 @dataclass(eq=False)
@@ -41,7 +41,7 @@ class HubFile(os.PathLike[str]):
     @property
     def place(self) -> str:
         """The name without the commit, which several machines that list the same branch share."""
-        return f"{PREFIX}{self.repo}/{next(iter(self.sizes))}" if self.sizes else self.name
+        return without_commit(self.name)
 
     def names(self) -> list[HubName]:
         """The names of the file and all that is read with it."""

@@ -13,6 +13,7 @@ PREFIX = "hf:"
 _PART = r"(?!\.)(?![\w.-]*(?:--|\.\.))[\w.-]{1,96}(?<![.-])"
 _REVISION = r"refs/(?:pr|convert)/[\w.+-]+|[\w.+%-]+"
 _NAME = re.compile(rf"hf:({_PART}/{_PART})(?:@({_REVISION}))?(?:/(.+))?", re.ASCII | re.DOTALL)
+_AT_COMMIT = re.compile(rf"\A(hf:{_PART}/{_PART})@[0-9a-f]{{40}}/", re.ASCII)
 _GIVE = "Give hf:ORG/NAME, hf:ORG/NAME@REVISION, or one of them with /FILE or a pattern such as /*.safetensors."
 
 
@@ -34,6 +35,11 @@ class HubName:
 def is_hub_name(source: object) -> TypeGuard[str]:
     """Whether ``source`` is a text that names something on the Hub; a ``Path`` always names a local file."""
     return isinstance(source, str) and source.startswith(PREFIX)
+
+
+def without_commit(name: str) -> str:
+    """The name of a file without its commit, which stays the same when a branch moves; other names as they are."""
+    return _AT_COMMIT.sub(r"\1/", name)
 
 
 def parse_name(text: str) -> HubName:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Container, Iterable, Iterator, Mapping
 from typing import Any
 
+from bdprune.hub import without_commit
 from bdprune.record import Env, Evidence, Record, Result, Verdict
 from bdprune.store.store import Kept, Store
 
@@ -51,10 +52,15 @@ class Changes(Record, frozen=True, kw_only=True):
 def changes(first: Store, second: Store) -> Changes:
     """Compares the latest scan of every model in both stores; models are matched by name.
 
+    A file on the Hugging Face Hub has its commit in its name. If only other commits of it are in the other store, and
+    each store has one, they are matched.
+
     Raises:
         StoreError: a store cannot be read.
     """
     before, after = _sides(first), _sides(second)
+    moved = _moved(before, after)
+    after = {moved.get(name, name): side for name, side in after.items()}
     both = [name for name in before if name in after]
     changed = [one for name in both if (one := _changed(name, before[name], after[name])) is not None]
     return Changes(
@@ -67,6 +73,22 @@ def changes(first: Store, second: Store) -> Changes:
 
 def _sides(store: Store) -> dict[str, _Side]:
     return {result.name: (scan, result) for scan in store.scans() for result in scan.results}
+
+
+def _moved(before: Mapping[str, _Side], after: Mapping[str, _Side]) -> dict[str, str]:
+    """Names of files on the Hub in ``after`` -> their names at another commit in ``before``."""
+    left, right = (_by_place(one, other) for one, other in ((before, after), (after, before)))
+    return {names[0]: left[place][0] for place, names in right.items() if len(names) == 1 == len(left.get(place, ()))}
+
+
+def _by_place(names: Iterable[str], others: Container[str]) -> dict[str, list[str]]:
+    """Names of files on the Hub that are not in ``others``, by their names without a commit."""
+    found: dict[str, list[str]] = {}
+    for name in names:
+        place = without_commit(name)
+        if place != name and name not in others:
+            found.setdefault(place, []).append(name)
+    return found
 
 
 def _changed(name: str, before: _Side, after: _Side) -> Changed | None:
@@ -125,6 +147,8 @@ def _seen(one: Evidence) -> str:
 
 def _reasons(before: _Side, after: _Side) -> Iterator[str]:
     old, new = before[0], after[0]
+    if old.name != new.name:
+        yield f"another commit: {new.name}"
     if old.model != new.model:
         digests = [result.model.digest if result.model else "" for _, result in (before, after)]
         yield "another file with the same weights" if digests[0] == digests[1] != "" else "other weights"

@@ -11,9 +11,13 @@ from pathlib import Path
 
 import pytest
 
+sys.path.insert(0, str(Path(__file__).parents[2] / "bench"))
+
+import faults
+from changed import changed_copies
+
 from bdprune.record import ArtifactInfo, Result
 from bdprune.store import ScanKey, Store
-from bench import faults
 
 from ..store.conftest import ENV
 
@@ -84,7 +88,7 @@ def test_whatever_is_lost_doubled_changed_or_left_over_is_found(make: Callable[[
 
 
 def test_a_result_under_the_digest_of_another_file_is_found(tmp_path: Path) -> None:
-    part, (one, other) = faults.Part("x"), faults.make_models(tmp_path / "models", 2, 0)
+    part, (one, other) = faults.Part("x"), changed_copies(tmp_path / "models", 2)
     from bdprune.fleet import scan
 
     found = scan(one, detectors="lipschitz")

@@ -48,6 +48,7 @@ def without_times(lines: str) -> list[Any]:
     for one in found:
         one.pop("seconds", None)
         one.pop("started", None)
+        one.get("env", {}).pop("threads", None)  # of this process and of one of its own
         for seen in one.get("detectors", ()):
             seen.pop("seconds")
     return found

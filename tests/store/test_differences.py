@@ -72,3 +72,25 @@ def test_a_change_without_a_cause_says_so(filled: Filled) -> None:
 def test_models_of_one_store_only(filled: Filled) -> None:
     found = changes(filled("a.db", result("a.pth")), filled("b.db", result("b.pth")))
     assert (found.gone, found.new, found.same) == (("a.pth",), ("b.pth",), 0)
+
+
+HUB = "hf:acme/resnet@{}/model.safetensors"
+OLD, NEW, OTHER = (HUB.format(digit * 40) for digit in "abc")
+
+
+def test_a_branch_that_moved_is_one_model_with_another_commit(filled: Filled) -> None:
+    found = changes(filled("a.db", result(OLD)), filled("b.db", result(NEW, risk=0.9)))
+    assert (found.gone, found.new) == ((), ())
+    (one,) = found.changed
+    assert (one.name, one.changes) == (OLD, ("risk 0.25 → 0.9",))
+    assert one.reasons[0] == f"another commit: {NEW}"
+
+
+def test_a_commit_in_both_stores_is_matched_with_itself(filled: Filled) -> None:
+    found = changes(filled("a.db", result(OLD)), filled("b.db", result(OLD), result(NEW)))
+    assert (found.same, found.gone, found.new) == (1, (), (NEW,))
+
+
+def test_several_commits_are_not_matched(filled: Filled) -> None:
+    found = changes(filled("a.db", result(OLD)), filled("b.db", result(NEW), result(OTHER)))
+    assert (found.gone, found.new) == ((OLD,), (NEW, OTHER))
