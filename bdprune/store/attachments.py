@@ -69,6 +69,10 @@ class Attachments:
             pending.unlink(missing_ok=True)
             self._checked = True
 
+    def has_unfinished(self) -> bool:
+        """Whether another process writes at the moment, or died before its change was done."""
+        return any(any(self.folder.glob(f"{start}*")) for start in (TEMPORARY, _PENDING))
+
     def drop_unnamed(self, is_named: Callable[[str], bool]) -> None:
         """Removes what an unfinished change has left: temporary files, and contents that the database does not name.
 

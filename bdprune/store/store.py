@@ -6,6 +6,7 @@ version of bdprune. The same scan of the same bytes is kept once, under all its 
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
@@ -116,6 +117,9 @@ class Store:
         self._wait, self._writes = wait, writes
         self.database = Database(self.path, writes=writes, wait=wait)
         self._files = Attachments(self.path.with_name(f"{self.path.name}.attachments"))
+        if writes and self._files.has_unfinished():
+            with contextlib.suppress(StoreError), self.database.transaction() as connection:
+                self._drop_unnamed(connection)  # a run that takes everything from the store saves nothing
 
     def __enter__(self) -> Self:
         return self
@@ -159,7 +163,7 @@ class Store:
             OutputError: an attachment cannot be written.
         """
         with self.database.transaction() as connection:
-            self._files.drop_unnamed(lambda digest: _is_named(connection, digest))
+            self._drop_unnamed(connection)
             pending = self._files.write(contents or {})
             _write(connection, key, results)
             rows = [(one.digest, seen.to_json(indent=None)) for one, seen in evidence]
@@ -167,6 +171,9 @@ class Store:
             connection.executemany("INSERT OR REPLACE INTO evidence VALUES (?, ?, ?)", sealed)
             _name(connection, plain_name(name), _scan_of(connection, key), key.digest)
         self._files.done(pending)
+
+    def _drop_unnamed(self, connection: sqlite3.Connection) -> None:
+        self._files.drop_unnamed(lambda digest: _is_named(connection, digest))
 
     def find(self, key: ScanKey, name: str) -> tuple[Result, ...]:
         """The results under ``key``, with ``name`` as the path of their file, which the store notes; none if there is

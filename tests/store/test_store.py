@@ -117,8 +117,7 @@ def test_the_next_process_removes_what_a_killed_one_left(store: Store) -> None:
     (store.attachments / orphan).write_bytes(b"orphan")
     (store.attachments / "pending-1").write_text(f"{orphan}\n{named}\n../../scans.db\n")
     (store.attachments / ".bdprune-1").write_bytes(b"half of")
-    with Store(store.path) as other:
-        other.save(key(seed=1), "a.pth", [result()])
+    Store(store.path).close()
     assert [path.name for path in store.attachments.iterdir()] == [named] and store.path.exists()
 
 
