@@ -95,7 +95,7 @@ def main() -> None:
             if (dataset, part) not in sets:
                 sets[dataset, part] = read_dataset(options.data, dataset, part)
         folder = options.data / "checkpoints"
-        model = bdprune.load(folder / name, normalize=normalize, num_classes=len(sets[dataset, "train"].class_names))
+        model = bdprune.load(folder / name, normalize=normalize)
         measure_it = partial(measured, test=sets[dataset, "test"], truth=truth, trigger=trigger_of(name, folder))
         base: Row = {"model": name, "kind": None if truth is None else "published", "truth": truth}
         record.add(base | {"part": "before", "method": None, "seed": None}, partial(measure_it, model))

@@ -8,7 +8,7 @@ from typing import Any
 
 from bdprune.analysis import Case, Outstanding, search_again
 from bdprune.data import CleanData
-from bdprune.loops import FineTuneSettings, KeptPruned, StampedLabels, Stamping, fine_tune
+from bdprune.loops import FineTuneSettings, KeptPruned, StampedLabels, Stamping, Trigger, fine_tune
 from bdprune.methods import Phases, Repair, TriggerPurifier, hold_out, sure_drop
 from bdprune.model import Model, PruneMode
 from bdprune.purifiers.trigger_pruning import TriggerPruning
@@ -31,10 +31,10 @@ class TriggerUnlearning(TriggerPurifier):
     """Teaches the network the true labels of images that carry the recovered triggers.
 
     The triggers are stamped on a share of each step, with varied strength and place, because a recovered trigger
-    differs from the true one. After each round the search is repeated for the same labels. The triggers that still
-    stand out join the next round. By default the filters that the triggers raise are pruned first
-    (:class:`bdprune.purifiers.trigger_pruning.TriggerPruning`) and stay pruned: alone, the fine-tuning is weak, because
-    it hides the recovered trigger rather than the backdoor.
+    differs from the true one. After each round the search is repeated for the same labels. The triggers that it finds
+    join the next round, until they are about as large as those that lead to other labels. By default the filters that
+    the triggers raise are pruned first (:class:`bdprune.purifiers.trigger_pruning.TriggerPruning`) and stay pruned:
+    alone, the fine-tuning is weak, because it hides the recovered trigger rather than the backdoor.
 
     The preset ``paper`` is the unlearning of Neural Cleanse: one pass over the images, 20 % of which carry the trigger.
 
@@ -46,6 +46,8 @@ class TriggerUnlearning(TriggerPurifier):
         rounds: maximum number of rounds.
         search: which triggers are searched; by default those of a scan.
         least: smallest score of a trigger that counts (:class:`bdprune.detectors.inversion.InversionDetector`).
+        enough: a trigger that is searched again ends the rounds with a smaller score. It is less than ``least``,
+            because its label is known by then: the next smallest trigger of a backdoor often does not stand out.
         max_drop: largest fall of clean accuracy on the held-out images, less its standard error
             (:func:`bdprune.methods.sure_drop`), in [0, 1]; a round beyond it is not taken.
         held_out: share of the clean images held out for the accuracy.
@@ -59,7 +61,8 @@ class TriggerUnlearning(TriggerPurifier):
         default_factory=lambda: FineTuneSettings(lr=0.005, epochs=10, schedule="cosine", clip=1.0)
     )
     stamping: Stamping = field(default_factory=lambda: Stamping(share=0.3))
-    rounds: int = 3
+    rounds: int = 4
+    enough: float = 0.5
     max_drop: float = 0.03
     held_out: float = 0.3
     mode: PruneMode = "zero_gamma"
@@ -136,12 +139,18 @@ class TriggerUnlearning(TriggerPurifier):
                 if sure_drop(case.model, tuned, held) > self.max_drop:
                     return model, number
                 model = tuned
-                again = [search_again(case.with_model(model), one, self.search, self.seed) for one in known]
-            new = [one.trigger for one in again if one.score >= self.least]
-            if not new:
-                return model, number + 1
-            triggers += new
+            if number + 1 < self.rounds:
+                again = self._again(case.with_model(model), known, number, phase)
+                if not again:
+                    return model, number + 1
+                triggers += again
         return model, self.rounds
+
+    def _again(self, case: Case, known: Sequence[Outstanding], number: int, phase: Phases) -> list[Trigger]:
+        """The triggers that the network of ``case`` still has after a round."""
+        with phase(f"search_{number + 1}"):
+            found = [search_again(case, one, self.search, self.seed + number) for one in known]
+        return [one.trigger for one in found if one.score >= self.enough]
 
     def _selection(self, known: Sequence[Outstanding], rounds: int, pruned: bool, held: int) -> str:
         names = ", ".join(one.name for one in known)

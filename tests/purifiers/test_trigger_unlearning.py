@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import pytest
 import torch
@@ -36,7 +37,7 @@ def test_the_backdoor_is_unlearnt(known: Planted, monkeypatch: pytest.MonkeyPatc
     repair = method.repaired(Case(known.backdoored, known.data), [true_trigger(known)], Phases())
     assert repair.change == "retrained" and not repair.pruned
     assert known.attack_success(repair.model) < 0.3 < known.attack_success(known.backdoored)
-    assert repair.selection == f"1 round of unlearning of the triggers (patch to label {known.target})"
+    assert repair.selection.endswith(f" of unlearning of the triggers (patch to label {known.target})")
 
 
 def test_pruned_filters_stay_pruned_and_all_are_named(known: Planted, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -67,6 +68,17 @@ def test_new_triggers_join_the_next_round(known: Planted, monkeypatch: pytest.Mo
     method = TriggerUnlearning(pruning=None, tuning=FineTuneSettings(lr=1e-4, epochs=1), rounds=3, max_drop=1.0)
     repair = method.repaired(Case(known.backdoored, known.data), [true_trigger(known)], Phases())
     assert taught == [1, 2, 3] and repair.selection.startswith("3 rounds")
+
+
+@pytest.mark.parametrize("score, rounds", [(0.6, 3), (0.4, 1)])
+def test_the_rounds_end_when_the_trigger_is_as_large_as_others(
+    known: Planted, monkeypatch: pytest.MonkeyPatch, score: float, rounds: int
+) -> None:
+    again = replace(true_trigger(known), score=score)
+    monkeypatch.setattr(trigger_unlearning, "search_again", lambda case, one, search, seed: again)
+    method = TriggerUnlearning(pruning=None, tuning=FineTuneSettings(lr=1e-4, epochs=1), rounds=3, max_drop=1.0)
+    repair = method.repaired(Case(known.backdoored, known.data), [true_trigger(known)], Phases())
+    assert repair.selection.startswith(f"{rounds} round")
 
 
 def test_a_round_that_costs_too_much_is_not_taken(known: Planted, monkeypatch: pytest.MonkeyPatch) -> None:
