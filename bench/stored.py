@@ -21,8 +21,6 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from changed import changed_copies
-
 WARM = 50
 """Models before memory is expected not to grow."""
 
@@ -40,14 +38,14 @@ def scan_run(paths: list[Path], store: str | None, detectors: str) -> dict[str, 
     after_warm = 0
     with bdprune.Scanner(detectors=detectors, store=store) as scanner:
         list(scanner.scan_many(paths[:1]))  # imports
-        start, detectors = time.perf_counter(), 0.0
+        start, spent = time.perf_counter(), 0.0
         for number, result in enumerate(scanner.scan_many(paths)):
             assert result.error is None, result.error
-            detectors += sum(one.seconds or 0.0 for one in result.detectors)
+            spent += sum(one.seconds or 0.0 for one in result.detectors)
             if number == WARM:
                 after_warm = resident("VmRSS")
         seconds = time.perf_counter() - start
-    return {"seconds": seconds, "detectors": detectors, "growth": resident("VmRSS") - after_warm}
+    return {"seconds": seconds, "detectors": spent, "growth": resident("VmRSS") - after_warm}
 
 
 def screen_run(paths: list[Path], store: str | None) -> dict[str, float]:
@@ -84,6 +82,8 @@ def measured(part: str, folder: Path, store: Path | None, detectors: str = "lips
 
 def scans(count: int, detectors: str) -> None:
     """Prints the cost of store and fleet."""
+    from changed import changed_copies
+
     with tempfile.TemporaryDirectory() as name:
         folder, store = Path(name) / "models", Path(name) / "scans.db"
         changed_copies(folder, count)
@@ -102,6 +102,8 @@ def scans(count: int, detectors: str) -> None:
 
 def screens(count: int) -> None:
     """Prints the speed and memory of screens."""
+    from changed import changed_copies  # not above: the process that is measured runs without torch
+
     with tempfile.TemporaryDirectory() as name:
         folder, store = Path(name) / "models", Path(name) / "screens.db"
         changed_copies(folder, count)

@@ -3,15 +3,24 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Sequence
+import os
+from collections.abc import Iterable, Iterator, Sequence
 
 import msgspec
+from torch import nn
 
-from bdprune.errors import BdpruneError
-from bdprune.hub import HubFile, listed
-from bdprune.pipeline import Progress
+from bdprune.errors import BdpruneError, OptionError
+from bdprune.hub import PREFIX, HubFile, listed
+from bdprune.model import Model
+from bdprune.pipeline import ModelSource, Progress
 from bdprune.record import Finding, Result, some
 from bdprune.verdict import NOT_SCANNED
+
+
+def _no_model(value: object) -> HubFile:
+    """A value that is neither a path nor a model, as a model that fails when it is loaded."""
+    error = OptionError(f"{value!r:.80} is no model.", "Give a path, a module or a loaded model.")
+    return HubFile(f"{value!r:.80}", error=error)
 
 
 class RemoteModels:
@@ -25,6 +34,17 @@ class RemoteModels:
     def __init__(self, limit: int | None, progress: Progress) -> None:
         self._limit, self._progress = limit, progress
         self._unscanned: dict[str, list[str]] = {}
+
+    def sources(self, models: Iterable[ModelSource]) -> Iterator[ModelSource]:
+        """The same models, with downloaded files in place of repositories."""
+        for given in models:
+            model = given if isinstance(given, str | os.PathLike | nn.Module | Model) else _no_model(given)
+            if isinstance(model, HubFile):
+                yield self.fetched(model)
+            elif isinstance(model, str) and model.startswith(PREFIX):
+                yield from map(self.fetched, self.files(model))
+            else:
+                yield model
 
     def files(self, name: str) -> Sequence[HubFile]:
         """The files that ``name`` stands for. If it cannot be listed, one that fails when it is loaded."""

@@ -17,9 +17,9 @@ from bdprune.fleet.executors.ray import RayExecutor
 from bdprune.fleet.executors.stack import StackExecutor, StackOptions
 from bdprune.fleet.remote import RemoteModels
 from bdprune.fleet.stored import StoredScans
-from bdprune.hub import PREFIX, HubFile
 from bdprune.methods import Detector
 from bdprune.pipeline import (
+    CallersRandom,
     CleanSource,
     DataSource,
     Job,
@@ -29,7 +29,6 @@ from bdprune.pipeline import (
     Progress,
     attachments_folder,
     free_memory,
-    one_at_a_time,
     options_from,
     parse_device,
     silent,
@@ -331,29 +330,16 @@ class Scanner:
         """
         if isinstance(models, str | os.PathLike):
             raise OptionError(f"{models} is one path, and several models were expected.", "Give a list, or use scan.")
-        progress, remotes = progress or silent, list[RemoteModels]()
-        outcomes = self._outcomes(self._found(models, progress, remotes), progress)
-        for one in one_at_a_time(outcomes) if self._is_inline else outcomes:
-            result = remotes[0].explained(one.result) if remotes else one.result
+        progress, random = progress or silent, CallersRandom()
+        remote = RemoteModels(self._job.options.max_download, progress)
+        given = random.models(iter(models)) if self._is_inline else models
+        outcomes = self._outcomes(remote.sources(given), progress)
+        for one in random.outcomes(outcomes) if self._is_inline else outcomes:
+            result = remote.explained(one.result)
             if self._folder is None:
                 yield result
             else:
                 yield with_saved_attachments(result, one.attachments, self._folder)
-
-    def _found(
-        self, models: Iterable[ModelSource], progress: Progress, remotes: list[RemoteModels]
-    ) -> Iterator[ModelSource]:
-        """The same models, with downloaded files in place of repositories on the Hub."""
-        for model in models:
-            is_name = isinstance(model, str) and model.startswith(PREFIX)
-            if not is_name and not isinstance(model, HubFile):
-                yield model
-                continue
-            if not remotes:
-                remotes.append(RemoteModels(self._job.options.max_download, progress))
-            remote = remotes[0]
-            for file in [model] if isinstance(model, HubFile) else remote.files(str(model)):
-                yield remote.fetched(file)
 
     def _outcomes(self, models: Iterable[ModelSource], progress: Progress) -> Iterator[Outcome]:
         if self._stored is None:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import importlib
 import inspect
 import itertools
 import os
+import stat
 import sys
 from collections import Counter, deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
@@ -20,15 +22,18 @@ from torch import nn
 import bdprune
 from bdprune.analysis import Case
 from bdprune.data import CleanData
-from bdprune.errors import BdpruneError, StoreError
+from bdprune.errors import BdpruneError, OutputError, StoreError
 from bdprune.files import INDEX, description_path, kind_of_file, shard_names
-from bdprune.fleet.executors.inline import Executor
+from bdprune.fleet.executors.inline import Executor, Pause
 from bdprune.hub import HubFile
 from bdprune.methods import Detector
 from bdprune.model import Model
 from bdprune.pipeline import DataSource, Job, ModelSource, Outcome, Progress, parse_device
 from bdprune.record import Evidence, Result, finite
 from bdprune.store import EvidenceKey, ScanKey, Store
+
+_LONGEST_LINE = 10_000
+"""How many models wait at most for an earlier one; those in the store are read ahead, too."""
 
 
 @dataclass(frozen=True)
@@ -87,22 +92,33 @@ class StoredScans:
         line = deque[_Asked]()  # in order: those that run, and those between them that are in the store
         running, waiting, done = dict[int, _Asked](), set[int](), dict[int, list[Outcome]]()
 
-        def missing() -> Iterator[ModelSource]:
+        def missing() -> Iterator[ModelSource | Pause]:
             places = itertools.count()
             for one in asked:
-                if not self._whole(one):
-                    running[next(places)] = one
-                    waiting.add(one.number)
+                while len(line) >= _LONGEST_LINE:
+                    yield Pause.FULL
                 line.append(one)
-                if one.number in waiting:
-                    yield one.source
+                if self._whole(one):
+                    yield Pause.LOOKING  # a run of many such models must not delay those that run
+                    continue
+                running[next(places)] = one
+                waiting.add(one.number)
+                yield one.source
 
-        for place, outcome in executor.run(missing(), self._job, progress):
+        for found in executor.run(missing(), self._job, progress):
+            if found is None:
+                yield from self._finished(line, waiting, done)
+                continue
+            place, outcome = found
             one = running[place]
             outcomes = done.setdefault(one.number, [])
             outcomes.append(outcome)
             if len(outcomes) == outcome.sets:
-                self._save(running.pop(place), outcomes)
+                try:
+                    self._save(running.pop(place), outcomes)
+                except (StoreError, OutputError):
+                    yield from (StoredOutcome(one, False) for one in outcomes)  # it is not lost to the caller
+                    raise
                 waiting.remove(one.number)
                 yield from self._finished(line, waiting, done)
         yield from self._finished(line, waiting, done)
@@ -271,7 +287,7 @@ def file_digest(source: str | os.PathLike[str]) -> str:
             return own.hex()
         names = dict.fromkeys(shard_names(path.read_bytes()).values())
         return _sha256(b"".join((own, *(_of_file(path.parent / name) for name in names))))
-    except (OSError, BdpruneError):
+    except (OSError, ValueError, BdpruneError):
         return _unread(source)
 
 
@@ -333,8 +349,13 @@ def _state_of(source: DataSource) -> object:
 
 
 def _of_folder(folder: Path) -> str:
-    found = []
-    for parent, _, names in os.walk(folder, followlinks=True):
+    found, seen = [], set[tuple[int, int]]()
+    for parent, folders, names in os.walk(folder, followlinks=True):
+        place = os.stat(parent)
+        if (place.st_dev, place.st_ino) in seen:  # by another link
+            folders.clear()
+            continue
+        seen.add((place.st_dev, place.st_ino))
         for name in names:
             path = os.path.join(parent, name)
             facts = os.stat(path) if os.path.exists(path) else os.lstat(path)
@@ -343,7 +364,14 @@ def _of_folder(folder: Path) -> str:
 
 
 def _of_file(path: Path) -> bytes:
-    with path.open("rb") as file:
+    """The digest of a file.
+
+    Raises:
+        OSError: it cannot be read; a pipe or a device might not end.
+    """
+    with open(os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0)), "rb") as file:
+        if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+            raise OSError(errno.EINVAL, "it is not a file")
         return hashlib.file_digest(file, "sha256").digest()
 
 

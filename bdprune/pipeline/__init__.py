@@ -16,6 +16,7 @@ from bdprune.pipeline.open import (
 )
 from bdprune.pipeline.repair import Repaired, purify
 from bdprune.pipeline.scan import (
+    CallersRandom,
     Clock,
     Job,
     Opened,
@@ -25,7 +26,6 @@ from bdprune.pipeline.scan import (
     detectors_for,
     examined,
     failure,
-    one_at_a_time,
     open_cases,
     scan_one,
     short_id,

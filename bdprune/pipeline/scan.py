@@ -13,6 +13,7 @@ from typing import TypeVar
 
 import msgspec
 import torch
+from torch import Tensor
 
 from bdprune.analysis import Case, Sanity, check_sanity
 from bdprune.data import CleanData
@@ -327,11 +328,50 @@ _HERE = threading.RLock()
 """Held while this process scans a model: tracing a network and seeding change what all threads share."""
 
 
-def one_at_a_time(outcomes: Iterator[Outcome]) -> Iterator[Outcome]:
-    """The same outcomes; other threads wait while one is computed, and the caller's random numbers stay as they are."""
-    while True:
-        with _HERE, torch.random.fork_rng(devices=range(torch.cuda.device_count())):
-            outcome = next(outcomes, None)
-        if outcome is None:
-            return
-        yield outcome
+_Item = TypeVar("_Item")
+
+
+class CallersRandom:
+    """Keeps the random numbers of scans in this process apart from the caller's, of which only the caller's own
+    iterator of models takes some.
+    """
+
+    def __init__(self) -> None:
+        self._callers = _random_state()
+
+    def outcomes(self, outcomes: Iterator[_Item]) -> Iterator[_Item]:
+        """The same outcomes; other threads wait while one is computed."""
+        while True:
+            with _HERE:
+                self._callers = _random_state()
+                try:
+                    outcome = next(outcomes, None)
+                finally:
+                    _set_random_state(self._callers)
+            if outcome is None:
+                return
+            yield outcome
+
+    def models(self, models: Iterator[_Item]) -> Iterator[_Item]:
+        """The same models, made with the caller's random numbers."""
+        while True:
+            of_scans = _random_state()
+            _set_random_state(self._callers)
+            try:
+                model = next(models)
+            except StopIteration:
+                return
+            finally:
+                self._callers = _random_state()
+                _set_random_state(of_scans)
+            yield model
+
+
+def _random_state() -> tuple[Tensor, list[Tensor]]:
+    return torch.get_rng_state(), torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
+
+
+def _set_random_state(state: tuple[Tensor, list[Tensor]]) -> None:
+    torch.set_rng_state(state[0])
+    if state[1]:
+        torch.cuda.set_rng_state_all(state[1])

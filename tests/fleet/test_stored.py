@@ -6,6 +6,7 @@ import os
 import shutil
 import threading
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -286,6 +287,52 @@ def test_bad_options_and_stores_raise_at_once(tmp_path: Path) -> None:
     assert not (tmp_path / "scans.db").exists()
 
 
+def test_a_line_of_models_in_the_store_is_bounded(made: list[Path], db: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("bdprune.fleet.stored._LONGEST_LINE", 3)
+    a, b, c = made
+    for stack in (1, StackOptions(4)):
+        list(scan_many([b], detectors=[Counted()], store=db))
+        models = [a, *[b] * 8, c, *[b] * 8]
+        found = list(scan_many(models, detectors=[Counted()], store=db, stack=stack))
+        assert [one.artifact.path for one in found if one.artifact] == list(map(str, models))
+        db.unlink()
+
+
+def test_a_result_that_cannot_be_stored_is_given_out_before_the_error(
+    made: list[Path], db: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails(*args: Any, **more: Any) -> None:
+        raise StoreError("It is locked.", "Wait.")
+
+    monkeypatch.setattr(Store, "save", fails)
+    stream = scan_many(made, detectors=[Counted()], store=db)
+    assert next(stream).error is None
+    with pytest.raises(StoreError, match="locked"):
+        next(stream)
+
+
+@pytest.mark.parametrize("with_store", [True, False])
+def test_values_that_are_no_models_stop_no_others(made: list[Path], db: Path, with_store: bool) -> None:
+    odd: list[Any] = [None, 5, b"x", "a\0b.pth", "", made[0]]
+    *bad, good = scan_many(odd, detectors=[Counted()], store=db if with_store else None)
+    assert [one.verdict for one in bad] == ["error"] * 5 and good.error is None
+    assert bad[0].error and bad[0].error.message == "None is no model."
+
+
+def test_a_pipe_with_a_store_is_an_error(db: Path, tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "model.pth")
+    assert scan(tmp_path / "model.pth", detectors=[Counted()], store=db).verdict == "error"
+
+
+def test_links_that_loop_below_the_clean_images_end(tmp_path: Path) -> None:
+    folder = tmp_path / "a"
+    folder.mkdir()
+    (folder / "x.png").write_bytes(b"1")
+    for name in ("l1", "l2"):
+        (folder / name).symlink_to(".")
+    assert data_digest(tmp_path)
+
+
 def test_digests(made: list[Path], tmp_path: Path) -> None:
     result = scan(made[0], detectors=[Counted()])
     assert result.artifact and file_digest(made[0]) == result.artifact.sha256
@@ -413,6 +460,28 @@ def test_threads_get_the_results_of_one_thread() -> None:
         for one in threads:
             one.join()
     assert sorted(map(str, found)) == sorted(map(str, alone))
+
+
+def test_a_generator_of_models_takes_the_callers_random_numbers() -> None:
+    def models() -> Iterator[torch.nn.Module]:
+        for _ in range(3):
+            yield build("resnet18_cifar", 3, width=4)
+
+    def weights(module: torch.nn.Module) -> float:
+        return next(module.parameters()).detach().flatten()[0].item()
+
+    torch.manual_seed(3)
+    plain, after = [weights(one) for one in models()], torch.get_rng_state()
+    torch.manual_seed(3)
+    made = list[float]()
+
+    def noted() -> Iterator[torch.nn.Module]:
+        for one in models():
+            made.append(weights(one))
+            yield one
+
+    list(scan_many(noted(), detectors="lipschitz", input_shape="3x32x32"))
+    assert made == plain and torch.equal(torch.get_rng_state(), after)
 
 
 def test_one_path_instead_of_several_is_an_error() -> None:

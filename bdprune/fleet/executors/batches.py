@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import itertools
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 from bdprune.errors import BdpruneError
-from bdprune.fleet.executors.inline import Numbered
+from bdprune.fleet.executors.inline import Models, Numbered, Pause
 from bdprune.pipeline import Clock, Job, ModelSource, failure
 
 _AHEAD, _AHEAD_WITH_ATTACHMENTS = 256, 8  # models a worker may be ahead of the oldest model that still runs
@@ -46,6 +45,9 @@ class Batches:
 
     It reads ahead only so far that the outcomes which wait for an earlier model need little memory.
 
+    Attributes:
+        pause: why it gave out fewer models than were asked for, although more may come; None if there is no reason.
+
     Args:
         models: of the run.
         size: maximum number of models in a batch.
@@ -53,8 +55,9 @@ class Batches:
         job: the settings of the run.
     """
 
-    def __init__(self, models: Iterable[ModelSource], size: int, workers: int, job: Job) -> None:
-        self._models, self._size, self._job = enumerate(models), size, job
+    def __init__(self, models: Models, size: int, workers: int, job: Job) -> None:
+        self._models, self._size, self._job = iter(models), size, job
+        self.pause: Pause | None = None
         ahead = _AHEAD_WITH_ATTACHMENTS if job.keeps else _AHEAD
         self._window = workers * max(ahead, 2 * size)
         self._again: deque[Batch] = deque()
@@ -63,16 +66,29 @@ class Batches:
 
     def take(self, count: int) -> list[Batch]:
         """At most ``count`` batches; few models are spread over all of them."""
+        self.pause = None
         found = [self._again.popleft() for _ in range(min(count, len(self._again)))]
         count -= len(found)
         room = self._window - (self._next - next(iter(self._open), self._next))
-        models = list(itertools.islice(self._models, max(0, min(count * self._size, room))))
+        models = list(self._read(min(count * self._size, room)))
         if not models:
             return found
-        self._next = models[-1][0] + 1
-        self._open.update((number, None) for number, _ in models)
         share = -(-len(models) // count)
         return found + [Batch(deque(models[at : at + share])) for at in range(0, len(models), share)]
+
+    def _read(self, most: int) -> Iterator[tuple[int, ModelSource]]:
+        """The next models with their numbers, up to the next pause."""
+        for _ in range(most):
+            try:
+                source = next(self._models)
+            except StopIteration:
+                return
+            if isinstance(source, Pause):
+                self.pause = source
+                return
+            self._open[self._next] = None
+            self._next += 1
+            yield self._next - 1, source
 
     def done(self, batch: Batch) -> int:
         """Takes the first model, which is done, out of the batch; returns its number."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from enum import Enum
 from typing import Protocol
 
 from bdprune.errors import OptionError
@@ -11,6 +12,17 @@ from bdprune.pipeline import Job, ModelSource, Outcome, Progress, scan_one
 
 Numbered = tuple[int, Outcome]
 """The number of a model in its run, from 0, and the outcome of one set of weights of its file."""
+
+
+class Pause(Enum):
+    """What may stand between the models of a run instead of a model."""
+
+    LOOKING = "the next model is not known yet: ask again"
+    FULL = "no model comes before another one is done"
+
+
+Models = Iterable[ModelSource | Pause]
+"""The models of a run. An executor answers each pause with a None among its outcomes."""
 
 LONGEST_TIMEOUT = 1_000_000
 """Seconds; the system's timers do not take much more."""
@@ -54,10 +66,11 @@ class Executor(Protocol):
         """How many models it reads before the first of them is done; 1 means one after another."""
         ...
 
-    def run(self, models: Iterable[ModelSource], job: Job, progress: Progress) -> Iterator[Numbered]:
+    def run(self, models: Models, job: Job, progress: Progress) -> Iterator[Numbered | None]:
         """Yields the outcomes of all models, those of one model in a row. A model that fails does not stop the others.
 
-        The order is that of the models, unless several run at the same time; ``in_order`` sorts them.
+        The order is that of the models, unless several run at the same time; ``in_order`` sorts them. At a pause it
+        yields None, and goes on with the models that run.
         """
         ...
 
@@ -69,19 +82,26 @@ class InlineExecutor:
     def ahead(self, job: Job) -> int:
         return 1
 
-    def run(self, models: Iterable[ModelSource], job: Job, progress: Progress) -> Iterator[Numbered]:
+    def run(self, models: Models, job: Job, progress: Progress) -> Iterator[Numbered | None]:
         """The outcomes of all models, in order."""
-        for number, source in enumerate(models):
+        number = 0
+        for source in models:
+            if isinstance(source, Pause):
+                yield None
+                continue
             for outcome in scan_one(source, job, progress):
                 yield number, outcome
+            number += 1
 
 
-def in_order(numbered: Iterable[Numbered]) -> Iterator[Numbered]:
-    """The outcomes in the order of the models; those of a model that is done early wait."""
+def in_order(numbered: Iterable[Numbered | None]) -> Iterator[Numbered]:
+    """The outcomes in the order of the models; those of a model that is done early wait. Pauses are left out."""
     waiting: dict[int, list[Numbered]] = {}
     due = 0
-    for number, outcome in numbered:
-        waiting.setdefault(number, []).append((number, outcome))
+    for one in numbered:
+        if one is None:
+            continue
+        waiting.setdefault(one[0], []).append(one)
         while len(found := waiting.get(due, ())) and _is_whole(found):
             yield from waiting.pop(due)
             due += 1

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from multiprocessing.connection import wait
 from typing import Self
@@ -14,7 +14,7 @@ import torch
 from bdprune import environment
 from bdprune.errors import BdpruneError, OptionError
 from bdprune.fleet.executors.batches import Batch, Batches
-from bdprune.fleet.executors.inline import Executor, Limits, Numbered
+from bdprune.fleet.executors.inline import Executor, Limits, Models, Numbered, Pause
 from bdprune.fleet.executors.worker import InvalidLimitError, Worker, pickled, setting_of
 from bdprune.pipeline import Job, ModelSource, Progress, parse_device, silent
 from bdprune.process import usable_cores
@@ -49,7 +49,7 @@ class ProcessExecutor:
     def ahead(self, job: Job) -> int:
         return self._inner.ahead(job)
 
-    def run(self, models: Iterable[ModelSource], job: Job, progress: Progress) -> Iterator[Numbered]:
+    def run(self, models: Models, job: Job, progress: Progress) -> Iterator[Numbered | None]:
         """The outcomes of all models; with several processes in the order in which the models are done.
 
         Raises:
@@ -94,7 +94,7 @@ class Pool:
         for worker in self._workers:
             worker.close()
 
-    def run(self, models: Iterable[ModelSource], progress: Progress = silent) -> Iterator[Numbered]:
+    def run(self, models: Models, progress: Progress = silent) -> Iterator[Numbered | None]:
         """The outcomes of the models, those of one model in a row."""
         batches = Batches(models, self._size, len(self._workers), self._job)
         stage = progress if len(self._workers) == 1 else silent  # the stages of several models would mix
@@ -106,8 +106,10 @@ class Pool:
             busy = [one for one in self._workers if one.batch is not None]
             if busy:
                 yield from self._step(busy, batches, stage)
-            elif not failed:
+            elif not failed and batches.pause is None:
                 return
+            if batches.pause is not None:
+                yield None
 
     def _running(self) -> list[Batch]:
         return [one.batch for one in self._workers if one.batch is not None]
@@ -126,8 +128,8 @@ class Pool:
 
     def _step(self, busy: Sequence[Worker], batches: Batches, progress: Progress) -> list[Numbered]:
         """Waits for the next messages or limit, and handles them; returns the outcomes of models that are done."""
-        due = min(worker.due() for worker in busy)
-        timeout = None if math.isinf(due) else max(0.0, due - time.monotonic())
+        due = -math.inf if batches.pause is Pause.LOOKING else min(worker.due() for worker in busy)
+        timeout = None if due == math.inf else max(0.0, due - time.monotonic())
         ready = set(wait([worker.pipe for worker in busy], timeout))
         found = list[Numbered]()
         for worker in busy:

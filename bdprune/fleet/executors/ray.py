@@ -13,7 +13,7 @@ import socket
 import sys
 import threading
 import uuid
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
@@ -23,7 +23,7 @@ import bdprune
 from bdprune import environment
 from bdprune.errors import ArtifactError, BdpruneError, OptionError, first_line
 from bdprune.fleet.executors.batches import Batch, Batches
-from bdprune.fleet.executors.inline import Executor, Limits, Numbered, in_order
+from bdprune.fleet.executors.inline import Executor, Limits, Models, Numbered, Pause, in_order
 from bdprune.fleet.executors.process import MOST_WORKERS, Pool
 from bdprune.pipeline import Job, ModelSource, Outcome, Progress, parse_device, silent
 from bdprune.process import keep_freed_memory, usable_cores
@@ -82,7 +82,7 @@ class RayExecutor:
     def ahead(self, job: Job) -> int:
         return self._inner.ahead(job)
 
-    def run(self, models: Iterable[ModelSource], job: Job, progress: Progress) -> Iterator[Numbered]:
+    def run(self, models: Models, job: Job, progress: Progress) -> Iterator[Numbered | None]:
         """The outcomes of all models, in the order in which they are done.
 
         Raises:
@@ -116,7 +116,7 @@ class _Run:
         self._task = self._ray.remote(**asked)(scan_batch)
         self._running: dict[Any, Batch] = {}
 
-    def outcomes(self, models: Iterable[ModelSource], progress: Progress) -> Iterator[Numbered]:
+    def outcomes(self, models: Models, progress: Progress) -> Iterator[Numbered | None]:
         """The outcomes of all models."""
         batches = Batches(models, self._size, self._workers or max(1, self._places()), self._job)
         try:
@@ -125,8 +125,10 @@ class _Run:
                 yield from failed
                 if self._running:
                     yield from self._finished(batches)
-                elif not failed:
+                elif not failed and batches.pause is None:
                     return
+                if batches.pause is not None:
+                    yield None
         except (self._ray.exceptions.RaySystemError, self._ray.exceptions.LocalRayletDiedError) as error:
             hint = "Check the cluster, and run the same command again."
             raise ClusterError(f"The Ray cluster is lost: {first_line(error)}.", hint) from error
@@ -154,7 +156,9 @@ class _Run:
 
     def _finished(self, batches: Batches) -> list[Numbered]:
         """Waits for a task; returns the outcomes of its models, or starts them again if its worker died."""
-        done, _ = self._ray.wait(list(self._running), num_returns=1)
+        done, _ = self._ray.wait(
+            list(self._running), num_returns=1, timeout=0 if batches.pause is Pause.LOOKING else None
+        )
         found = list[Numbered]()
         for task in done:
             batch = self._running.pop(task)
@@ -379,7 +383,7 @@ class _Kept:
             keep_freed_memory()
 
     @classmethod
-    def run(cls, models: list[ModelSource]) -> Iterator[Numbered]:
+    def run(cls, models: list[ModelSource]) -> Iterator[Numbered | None]:
         """The outcomes of the models."""
         if cls._pool is not None:
             return cls._pool.run(models)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import time
 from collections import deque
-from collections.abc import Hashable, Iterable, Iterator, Sequence
+from collections.abc import Hashable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 
@@ -17,7 +17,7 @@ import msgspec
 
 from bdprune.analysis import Case
 from bdprune.errors import BdpruneError, BudgetError, OptionError
-from bdprune.fleet.executors.inline import Numbered
+from bdprune.fleet.executors.inline import Models, Numbered, Pause
 from bdprune.methods import Detector, examine_stack
 from bdprune.model import StackedNetwork, agrees, why_not
 from bdprune.pipeline import (
@@ -119,7 +119,7 @@ class StackExecutor:
         on_cpu = parse_device(job.options.device).type == "cpu"
         return 1 if self.options.size == "auto" and on_cpu else self.options.most
 
-    def run(self, models: Iterable[ModelSource], job: Job, progress: Progress) -> Iterator[Numbered]:
+    def run(self, models: Models, job: Job, progress: Progress) -> Iterator[Numbered | None]:
         """The outcomes of all models in order; a model that waits for its stack delays the models behind it."""
         return _Line(job, self.options, progress).outcomes(models)
 
@@ -133,10 +133,19 @@ class _Line:
         self._stacks: dict[Hashable, _Stack] = {}
         self._memory: int | None = None
 
-    def outcomes(self, models: Iterable[ModelSource]) -> Iterator[Numbered]:
+    def outcomes(self, models: Models) -> Iterator[Numbered | None]:
         """One outcome for each set of weights."""
-        for number, source in enumerate(models):
+        number = 0
+        for source in models:
+            if isinstance(source, Pause):
+                yield from self._finished()
+                if source is Pause.FULL and self._line:
+                    self._run(self._oldest())
+                    yield from self._finished()
+                yield None
+                continue
             self._take(number, source)
+            number += 1
             while self._is_full():
                 self._run(self._oldest())
                 yield from self._finished()

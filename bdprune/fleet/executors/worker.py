@@ -20,7 +20,7 @@ import torch
 from bdprune import environment
 from bdprune.errors import ArtifactError, BdpruneError, OptionError, first_line
 from bdprune.fleet.executors.batches import Batch
-from bdprune.fleet.executors.inline import Executor, InlineExecutor, Limits
+from bdprune.fleet.executors.inline import Executor, InlineExecutor, Limits, in_order
 from bdprune.pipeline import Clock, Job, ModelSource, Outcome, Progress
 from bdprune.process import end_with_parent, keep_freed_memory, resident_bytes, return_freed_memory
 from bdprune.record import Result
@@ -288,7 +288,7 @@ def _serve_batch(pipe: Connection, task: bytes, executor: Executor, job: Job) ->
     del task
     chosen = InlineExecutor() if alone else executor
     found: list[Outcome] = []
-    for _, outcome in chosen.run(models, job, lambda stage: _send(pipe, "stage", stage)):
+    for _, outcome in in_order(chosen.run(models, job, lambda stage: _send(pipe, "stage", stage))):
         found.append(outcome)
         if len(found) == outcome.sets:
             _send_outcomes(pipe, found)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,7 @@ import pytest
 import torch
 
 from bdprune.errors import OptionError
-from bdprune.fleet.executors.inline import LONGEST_TIMEOUT, Executor, InlineExecutor, Limits
+from bdprune.fleet.executors.inline import LONGEST_TIMEOUT, Executor, InlineExecutor, Limits, Pause, in_order
 from bdprune.fleet.executors.process import ProcessExecutor
 from bdprune.fleet.executors.stack import StackExecutor, StackOptions
 from bdprune.pipeline import CleanSource, Job, Options
@@ -35,7 +36,7 @@ def test_every_outcome_has_the_number_of_its_model(tiny: Any, job: Job, name: st
     state, two, bad = tiny.module.state_dict(), tiny.folder / "two.pth", tiny.folder / "bad.pth"
     torch.save({"model": state, "ema": state | {"head.bias": torch.ones(3)}}, two)
     bad.write_bytes(b"nonsense")
-    outcomes = list(EXECUTORS[name].run([tiny.path, two, bad, tiny.path], job, lambda stage: None))
+    outcomes = list(in_order(EXECUTORS[name].run([tiny.path, two, bad, tiny.path], job, lambda stage: None)))
     assert [number for number, _ in outcomes] == [0, 1, 1, 2, 3]
     assert [Path(one.result.name.partition("#")[0]).name for _, one in outcomes] == [
         "tiny.pth",
@@ -48,6 +49,30 @@ def test_every_outcome_has_the_number_of_its_model(tiny: Any, job: Job, name: st
     assert all(
         one.attachments.keys() == {a.sha256 for e in one.result.detectors for a in e.attachments} for _, one in outcomes
     )
+
+
+@pytest.mark.parametrize("name", EXECUTORS)
+def test_pauses_between_models_are_answered_and_change_nothing(tiny: Any, job: Job, name: str) -> None:
+    """At FULL the next model comes only when all before it are done, also those that wait for a full stack."""
+    done: list[int] = []
+
+    def models() -> Iterator[Path | Pause]:
+        yield Pause.LOOKING
+        for number in range(3):
+            yield tiny.path
+            yield Pause.LOOKING
+            while len(done) <= number:
+                yield Pause.FULL
+        yield Pause.LOOKING
+
+    ticks = 0
+    for one in EXECUTORS[name].run(models(), job, lambda stage: None):
+        if one is None:
+            ticks += 1
+        else:
+            assert one[1].result.error is None
+            done.append(one[0])
+    assert done == [0, 1, 2] and ticks >= 5
 
 
 def test_no_models_give_no_outcomes(job: Job) -> None:

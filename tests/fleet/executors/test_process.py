@@ -17,6 +17,7 @@ import torch
 import bdprune
 from bdprune import Case, Detector, Evidence, Needs
 from bdprune.errors import OptionError
+from bdprune.fleet import stored
 from bdprune.fleet.executors import process
 from bdprune.fleet.executors.inline import InlineExecutor, Limits
 from bdprune.fleet.executors.process import ProcessExecutor
@@ -270,6 +271,26 @@ def test_a_store_keeps_results_that_wait_for_an_earlier_model(odd: Odd) -> None:
         assert thread.is_alive(), "the first model still runs"
         thread.join()
         assert [one.verdict for one in stream] == ["inconclusive", "suspicious"]
+
+
+def test_models_in_the_store_do_not_delay_those_that_run(odd: Odd, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first model is done and stored while the run still looks for the next one that is not in the store."""
+    first, last, *known = odd.files(0.1, 0.15, 0.6, 0.7)
+    with Scanner(workers=2, store=odd.folder / "scans.db", **odd.options) as scanner:
+        list(scanner.scan_many(known))
+        models = [first, *(known * 100), last]
+        digest, seen = stored.file_digest, list[bool]()
+
+        def slow(source: Any) -> str:
+            time.sleep(0.05)
+            with Store(odd.folder / "scans.db", writes=False) as store:
+                seen.append(str(first) in store.names())
+            return digest(source)
+
+        monkeypatch.setattr(stored, "file_digest", slow)
+        found = list(scanner.scan_many(models))
+    assert [one.artifact.path for one in found if one.artifact] == list(map(str, models))
+    assert True in seen, "the store got the first model while others were looked up"
 
 
 def test_processes_take_the_evidence_of_the_store(odd: Odd) -> None:
