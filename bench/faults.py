@@ -228,7 +228,7 @@ class Forked:
 
 
 class Program:
-    """A scan by the command line. After a kill, its own processes must end by themselves; agents of Ray take a minute."""
+    """A scan by the command line. After a kill, its processes must end by themselves; agents of Ray take a minute."""
 
     def __init__(self, fleet: Fleet, db: Path, options: Sequence[str]) -> None:
         command = [sys.executable, "-m", "bdprune", "scan", str(fleet.models[0].parent), "--store", str(db), "-q"]
