@@ -11,7 +11,7 @@ from typing import Generic, TypeVar
 
 from bdprune import environment
 from bdprune.errors import BdpruneError, OptionError, OutputError, first_line
-from bdprune.files import check_writable, is_special, write_text
+from bdprune.files import GrowingFile, check_writable, is_special, write_text
 from bdprune.record import CoverageResult, Result, ScreenResult
 from bdprune.report import Documents, Style, Writer, writer, writer_of_file
 
@@ -28,14 +28,37 @@ class Output:
 
     @property
     def is_live(self) -> bool:
-        """Whether each result goes to standard output as soon as it is ready."""
-        return self.path is None and self.writer.streams
+        """Whether each result is written as soon as it is ready."""
+        return self.writer.streams
 
     def write(self, documents: Documents, *, as_array: bool = False) -> None:
         """Writes these results, as an array if ``as_array`` is set and the format has arrays."""
         colour = self.path is None and use_colour()
         text = self.writer.render(documents, Style(as_array=as_array, colour=colour))
         emit(text) if self.path is None else write_text(self.path, text)
+
+
+class _Live:
+    """An output that gets each result at once."""
+
+    def __init__(self, output: Output, several: bool) -> None:
+        self._writer, self._started = output.writer, False
+        self._style = Style(colour=output.path is None and use_colour(), several=several)
+        self._file = None if output.path is None else GrowingFile(output.path)
+
+    def take(self, result: Result | ScreenResult) -> None:
+        self._write(self._writer.render([result], self._style))
+
+    def end(self, documents: Documents) -> None:
+        self._write(self._writer.ending(documents, self._style))
+        if self._file is not None:
+            self._file.close()
+
+    def _write(self, text: str) -> None:
+        if text:
+            whole = f"{self._writer.separator if self._started else ''}{text}"
+            emit(whole) if self._file is None else self._file.write(whole)
+            self._started = True
 
 
 class Stream(Generic[_Result]):
@@ -49,12 +72,9 @@ class Stream(Generic[_Result]):
     """
 
     def __init__(self, wanted: Sequence[Output], several: bool) -> None:
-        self._wanted = wanted
-        self._style = Style(colour=use_colour(), several=several)
-        self._live = next((one.writer for one in wanted if one.is_live), None)
-        self._keeps_all = any(not one.is_live for one in wanted)
+        self._live = [_Live(one, several) for one in wanted if one.is_live]
+        self._others = [one for one in wanted if not one.is_live]
         self._results: list[_Result] = []
-        self._started = False
 
     @property
     def results(self) -> Sequence[_Result]:
@@ -66,11 +86,11 @@ class Stream(Generic[_Result]):
 
         Raises:
             ClosedPipeError: the reader is gone.
-            OutputError: standard output cannot be written.
+            OutputError: an output cannot be written.
         """
-        self._results.append(result if self._keeps_all else result.brief())
-        if self._live is not None:
-            self._emit(self._live, self._live.render([result], self._style))
+        self._results.append(result if self._others else result.brief())
+        for one in self._live:
+            one.take(result)
 
     def end(self, coverage: CoverageResult | None, as_array: bool) -> None:
         """Writes the other outputs, and the ending of those that got each result at once.
@@ -79,15 +99,10 @@ class Stream(Generic[_Result]):
             BdpruneError: the first error; the other outputs are written.
         """
         last: tuple[CoverageResult, ...] = () if coverage is None else (coverage,)
-        if self._live is not None:
-            brief: list[_Result] = [one.brief() for one in self._results]
-            self._emit(self._live, self._live.ending((*brief, *last), self._style))
-        write_all([one for one in self._wanted if not one.is_live], lambda one: (*self._results, *last), as_array)
-
-    def _emit(self, writer: Writer, text: str) -> None:
-        if text:
-            emit(f"{writer.separator if self._started else ''}{text}")
-            self._started = True
+        brief: list[_Result] = [one.brief() for one in self._results]
+        for live in self._live:
+            live.end((*brief, *last))
+        write_all(self._others, lambda one: (*self._results, *last), as_array)
 
 
 def plan(formats: Sequence[str], files: Sequence[str], kinds: Sequence[str], quiet: bool) -> list[Output]:

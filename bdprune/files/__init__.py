@@ -11,6 +11,7 @@ from bdprune.files.kinds import (
 from bdprune.files.lazy import StoredCheckpoint, open_stored
 from bdprune.files.output import (
     TEMPORARY,
+    GrowingFile,
     check_writable,
     is_special,
     make_folder,

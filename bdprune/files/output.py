@@ -1,4 +1,4 @@
-"""Writes files atomically."""
+"""Writes files so that a reader sees whole ones, or whole parts of one."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import secrets
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, TextIO
 
 from bdprune.errors import OutputError
 
@@ -61,6 +61,42 @@ def write_text(path: Path, text: str) -> None:
         path.write_text(text, encoding="utf-8")
     except OSError as error:
         raise _unwritable(path, error) from error
+
+
+class GrowingFile:
+    """A text file that is written in parts; a reader sees each part when it is complete.
+
+    Args:
+        path: the file; the first part replaces what it holds.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._file: TextIO | None = None
+
+    def write(self, text: str) -> None:
+        """Adds a part.
+
+        Raises:
+            OutputError: it cannot be written.
+        """
+        try:
+            if self._file is None:
+                self._file = self._path.open("w", encoding="utf-8", newline="")
+            self._file.write(text)
+            self._file.flush()
+        except OSError as error:
+            raise _unwritable(self._path, error) from error
+
+    def close(self) -> None:
+        """Closes the file; without any part it is empty.
+
+        Raises:
+            OutputError: it cannot be written.
+        """
+        self.write("")
+        assert self._file is not None
+        self._file.close()
 
 
 def write_atomically(path: Path, data: bytes) -> None:

@@ -58,9 +58,9 @@ def test_contradictory_options_are_errors(formats: list[str], files: list[str], 
         plan(formats, files, quiet=False)
 
 
-def test_only_a_streaming_format_on_the_screen_is_live(tmp_path: Path) -> None:
+def test_only_a_streaming_format_is_live(tmp_path: Path) -> None:
     assert outputs.Output(writer("jsonl")).is_live
-    assert not outputs.Output(writer("jsonl"), tmp_path / "r.jsonl").is_live
+    assert outputs.Output(writer("jsonl"), tmp_path / "r.jsonl").is_live
     assert not outputs.Output(writer("json")).is_live
 
 
@@ -80,6 +80,7 @@ def test_a_stream_writes_each_result_at_once_and_keeps_its_brief_form(
     path = tmp_path / "r.jsonl"
     both = outputs.Stream([outputs.Output(writer("jsonl")), outputs.Output(writer("jsonl"), path)], several=True)
     both.take(first)
+    assert path.read_text() == f"{first.to_json(indent=None)}\n", "the file has it at once"
     both.end(None, as_array=True)
     assert path.read_text() == capsys.readouterr().out == f"{first.to_json(indent=None)}\n"
 
