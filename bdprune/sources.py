@@ -9,6 +9,7 @@ from __future__ import annotations
 import glob
 import hashlib
 import os
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -43,11 +44,13 @@ class Sources:
     Attributes:
         models: checkpoints and indices of shards, without repeats; those on the Hub come last.
         files: number of files; a skipped folder counts as one.
+        parts: number of files of a model, of those in ``files``.
         skipped: (reason, whether it may hold weights) -> paths.
     """
 
     models: list[Source] = field(default_factory=list)
     files: int = 0
+    parts: dict[Source, int] = field(default_factory=dict)
     skipped: dict[tuple[str, bool], list[Source]] = field(default_factory=dict)
 
     @property
@@ -73,9 +76,9 @@ class Sources:
         """
         if not 1 <= part <= parts:
             raise OptionError(f"There is no shard {part} of {parts}.", "Give i/n with i from 1 to n, as in 2/8.")
-        mine = [path for path in self.models if _hash(path) % parts == part - 1]
-        self.files -= len(self.models) - len(mine)
-        self.models = mine
+        mine = {path: _hash(path) % parts == part - 1 for path in self.models}
+        self.files -= sum(self.parts.get(path, 1) for path, is_mine in mine.items() if not is_mine)
+        self.models = [path for path, is_mine in mine.items() if is_mine]
 
     def record(self) -> CoverageResult | None:
         """The coverage for the report; None if no file was skipped."""
@@ -127,8 +130,8 @@ def expand(
     alone = len(paths) == 1
     candidates: list[Path] = []
     remote = list(dict.fromkeys(path for path in paths if is_hub_name(path)))
-    for path in (str(path) for path in paths if not is_hub_name(path)):
-        if may_miss and not os.path.lexists(path) and not (glob.has_magic(path) and glob.glob(path, recursive=True)):
+    for path in dict.fromkeys(str(path) for path in paths if not is_hub_name(path)):
+        if may_miss and not _is_there(path) and not (glob.has_magic(path) and glob.glob(path, recursive=True)):
             sources.files += 1
             candidates.append(Path(path))  # loading it fails; the others are scanned
             continue
@@ -143,9 +146,20 @@ def expand(
                 sources.skip(file, "the clean data of this scan")
             elif (chosen and alone) or _is_model(file, sources):
                 candidates.append(file)
-    sources.models = [*_without_repeats(_by_index(candidates, alone, sources), sources)]
+    by_model = _by_index(candidates, alone, sources)
+    sources.parts.update(Counter(by_model))
+    sources.models = [*_without_repeats(list(dict.fromkeys(by_model)), sources)]
     _add_remote(remote, alone, sources, max_download, note)
     return sources
+
+
+def _is_there(path: str) -> bool:
+    """Whether ``path`` exists; a link that leads nowhere does not."""
+    try:
+        os.stat(path)
+    except (OSError, ValueError):
+        return False
+    return True
 
 
 def _add_remote(
@@ -174,6 +188,7 @@ def _add_remote(
                     sources.skip(model, ANOTHER_NAME)
                 else:
                     sources.models.append(model)
+                    sources.parts[model] = len(model.sizes)
                 seen.add(model.name)
             if note is not None:
                 note(name, found)
@@ -275,13 +290,13 @@ def _is_model(file: Path, sources: Sources) -> bool:
 
 
 def _by_index(candidates: Sequence[Path], alone: bool, sources: Sources) -> list[Path]:
-    """The candidates with shards replaced by their index."""
+    """The model that each candidate belongs to: of a shard its index, else the candidate itself."""
     indices = [path for path in candidates if kind_of_file(path) == INDEX]
     if not alone or len(candidates) > 1 or sources.files > 1:
         folders = {path.parent for path in candidates if is_shard(path)}
         indices += [path for folder in folders for path in folder.glob("*.index.json") if kind_of_file(path) == INDEX]
     home = {shard: index for index in dict.fromkeys(indices) for shard in _shards(index)}
-    return list(dict.fromkeys(home.get(path, path) for path in candidates))
+    return [home.get(path, path) for path in candidates]
 
 
 def _shards(index: Path) -> list[Path]:

@@ -268,6 +268,30 @@ def test_shards_depend_on_names_only(tmp_path: Path) -> None:
         fewer.keep_shard(4, 3)
 
 
+def test_files_of_models_in_other_shards_do_not_count(tmp_path: Path) -> None:
+    shards(tmp_path / "m")
+    (tmp_path / "m" / "notes.txt").write_text("hello")
+    counts = []
+    for part in (1, 2):
+        sources = expand([tmp_path])
+        sources.keep_shard(part, 2)
+        coverage = sources.record()
+        assert coverage is not None
+        counts.append((len(sources.models), coverage.files, coverage.scanned))
+    assert sorted(counts) == [(0, 1, 0), (1, 4, 3)]
+
+
+def test_a_path_that_is_given_twice_counts_once(tree: Path) -> None:
+    found = expand([tree / "b.pth", tree / "b.pth"])
+    assert found.models == [tree / "b.pth"] and found.files == 1
+
+
+def test_a_dangling_link_of_a_list_is_a_model_that_fails(tree: Path) -> None:
+    (tree / "link.pth").symlink_to("nowhere")
+    found = expand([tree / "link.pth", tree / "b.pth"], may_miss=True)
+    assert sorted(found.models) == sorted([tree / "link.pth", tree / "b.pth"])
+
+
 def test_attachments_of_a_store_are_no_models(tmp_path: Path) -> None:
     for name in ("scans.db.attachments", "other.attachments"):
         (tmp_path / name).mkdir()

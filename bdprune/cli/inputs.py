@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import os
 import re
 import sys
@@ -21,7 +22,7 @@ def expanded(paths: Sequence[str]) -> list[str]:
     A list has one path a line, or paths that end with NUL (``find -print0``). Empty lines are ignored.
 
     Raises:
-        OptionError: a list cannot be read or is empty, or standard input is given twice.
+        OptionError: a list cannot be read, is empty or binary, or standard input is given twice.
     """
     if list(paths).count("-") > 1:
         raise OptionError("Standard input is given twice as a list of paths.", "Give - once.")
@@ -38,12 +39,31 @@ def _listed(path: str) -> Iterator[str]:
     except OSError as error:
         hint = "Check the path. A file whose name starts with @ is given as ./@NAME."
         raise OptionError(f"The list of paths {name} cannot be read: {error.strerror}.", hint) from None
-    separator = b"\0" if b"\0" in content else b"\n"
-    lines = [line.rstrip(b"\r") if separator == b"\n" else line for line in content.split(separator)]
-    found = [os.fsdecode(line) for line in lines if line.strip()]
+    found = [os.fsdecode(line) for line in _lines(content, name) if line.strip()]
     if not found:
         raise OptionError(f"The list of paths {name} is empty.", "Write one path a line.")
     yield from found
+
+
+def _lines(content: bytes, name: str) -> list[bytes]:
+    """The lines of a list.
+
+    Raises:
+        OptionError: it is no text that a system would take for paths.
+    """
+    if b"\0" not in content:
+        return [line.rstrip(b"\r") for line in content.removeprefix(codecs.BOM_UTF8).split(b"\n")]
+    lines = content.split(b"\0")
+    # Text in UTF-16 and binary files have NUL bytes, too; single letters of them might name folders such as "/".
+    letters = all(len(line) < 2 for line in lines)
+    if lines[-1] or letters or any(set(line) & _CONTROL for line in lines) or content.startswith(_UTF16):
+        hint = "Write one path a line, in UTF-8, or end each path with NUL as `find -print0` does."
+        raise OptionError(f"{name} is no list of paths: it is binary or in UTF-16.", hint)
+    return lines
+
+
+_UTF16 = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
+_CONTROL = frozenset(range(32)) - frozenset(b"\t\n\r")
 
 
 def _read(name: str) -> bytes:

@@ -16,7 +16,7 @@ from bdprune.fleet.executors.process import ProcessExecutor, check_sendable
 from bdprune.fleet.executors.ray import RayExecutor
 from bdprune.fleet.executors.stack import StackExecutor, StackOptions
 from bdprune.fleet.remote import RemoteModels
-from bdprune.fleet.stored import StoredScans
+from bdprune.fleet.stored import StoredScans, check_apart
 from bdprune.methods import Detector
 from bdprune.pipeline import (
     CallersRandom,
@@ -256,7 +256,8 @@ class Scanner:
             needs the usual ``if __name__ == "__main__":``.
 
     Raises:
-        OptionError: an option is invalid for every model, or Ray is not installed or cannot be reached.
+        OptionError: an option is invalid for every model, Ray is not installed or cannot be reached, or the store or
+            the attachments are in the folder of the clean data.
         OutputError: the folder for attachments cannot be written, or the store cannot be used.
 
     Example:
@@ -278,6 +279,7 @@ class Scanner:
         **options: Unpack[ScanNames],
     ) -> None:
         store = options.pop("store", None)
+        check_apart(data, [attachments, store.path if isinstance(store, Store) else store])
         run = _run_options(stack if isinstance(stack, StackOptions) else StackOptions(stack), timeout, options)
         self._job = _job(data, detectors, options)
         self._job.keeps = attachments is not None

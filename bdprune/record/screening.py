@@ -84,7 +84,7 @@ class ScreenResult(Record, frozen=True, kw_only=True, tag_field="kind", tag="scr
         reasons: what stands out, a sentence each.
         threshold: a larger ``max_z`` of a layer is flagged.
         layers: one entry for each convolution, in the order of the file.
-        heads: the last linear layer of each set of weights.
+        heads: the linear layers of each set of weights that may be its last one.
         unscreened: weights outside of the sets of weights, which were not screened.
         error: set exactly when the outcome is ``error``.
     """

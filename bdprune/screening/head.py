@@ -28,12 +28,12 @@ _MAD_TO_STD = 1.4826  # of a normal distribution
 _FLAT = 1e-6  # of the median of the sizes: a smaller spread is rounding
 
 
-def find_head(tensors: Mapping[str, StoredTensor]) -> str | None:
-    """The name of the weight of the last linear layer; None if there is none.
+def find_heads(tensors: Mapping[str, StoredTensor]) -> list[str]:
+    """The names of the weights that may be the last linear layer, in the order of their names, with numbers in order.
 
     It is a guess from names and shapes: a matrix ``weight`` with at least two rows, whose number of rows is not the
-    number of columns of any other one, as nothing reads its output. If several remain, it is the last one in the order
-    of their names, numbers in numeric order.
+    number of columns of any other one, as nothing reads its output. All that remain are screened: a file may hold
+    matrices that no network reads, and they must not hide the head.
     """
     found = {
         name: tensor.shape
@@ -42,7 +42,7 @@ def find_head(tensors: Mapping[str, StoredTensor]) -> str | None:
     }
     columns = {shape[1] for shape in found.values()}
     last = [name for name, shape in found.items() if shape[0] not in columns and shape[0] > 1 and shape[1] > 0]
-    return max(last, key=_natural, default=None)
+    return sorted(last, key=_natural)
 
 
 def screen_head(name: str, tensors: Mapping[str, StoredTensor], start: str = "") -> HeadScreen:

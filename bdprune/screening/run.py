@@ -19,7 +19,7 @@ from bdprune.errors import ArtifactError, BdpruneError, StoreError, UnsupportedE
 from bdprune.files import StoredCheckpoint, StoredTensor, open_stored
 from bdprune.hub import is_hub_name, one_file
 from bdprune.record import ArtifactInfo, ErrorInfo, HeadScreen, LayerScreen, ScreenResult
-from bdprune.screening.head import find_head, screen_head
+from bdprune.screening.head import find_heads, screen_head
 from bdprune.screening.pairs import norms_of_convolutions
 from bdprune.screening.scores import filter_scores, norm_gain, z_scores
 
@@ -35,10 +35,10 @@ def screen(path: str | os.PathLike[str], *, digest: bool = True, recall: Recall 
     """What the weights of a file show without images, in milliseconds and without torch.
 
     It computes the channel Lipschitz score of every filter (CLP, as the detector ``lipschitz``), one layer at a time,
-    and whether one label stands out in the last linear layer. A file does not say which batch norm follows which
-    convolution, so names and shapes decide; a convolution without a norm that fits is scored by its plain spectral
-    norms. The result is ``look closer`` or ``nothing found``, never a verdict: most backdoors do not show in such
-    scores. A bad file gives the outcome ``error``, never an exception.
+    and whether one label stands out in the last linear layer, or in any that may be it. A file does not say which
+    batch norm follows which convolution, so names and shapes decide; a convolution without a norm that fits is scored
+    by its plain spectral norms. The result is ``look closer`` or ``nothing found``, never a verdict: most backdoors do
+    not show in such scores. A bad file gives the outcome ``error``, never an exception.
 
     Args:
         path: a checkpoint of ``torch.save`` or safetensors, or the index of shards. Nothing in it is executed.
@@ -146,9 +146,7 @@ def _screen(stored: StoredCheckpoint, found: _Found) -> None:
     for name, tensors in stored.states.items():
         start = f"{name}/" if len(stored.states) > 1 else ""
         found.layers += _layers(start, tensors)
-        head = find_head(tensors)
-        if head is not None:
-            found.heads.append(screen_head(head, tensors, start))
+        found.heads += [screen_head(head, tensors, start) for head in find_heads(tensors)]
     if not found.layers and not found.heads:
         hint = "A screen reads convolutions and the last linear layer. Use `bdprune scan`."
         raise UnsupportedError("it has neither a convolution nor a linear layer.", hint)

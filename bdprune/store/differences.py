@@ -11,6 +11,8 @@ from bdprune.record import Env, Evidence, Record, Result, Verdict
 from bdprune.store.store import Kept, Store
 
 _Side = tuple[Kept, Result]
+_Key = tuple[str, str]
+"""The name of a file, and what the name of a result adds to it."""
 _RISK = 0.005
 """Smaller changes of the risk are not reported."""
 
@@ -62,30 +64,34 @@ def changes(first: Store, second: Store) -> Changes:
     moved = _moved(before, after)
     after = {moved.get(name, name): side for name, side in after.items()}
     both = [name for name in before if name in after]
-    changed = [one for name in both if (one := _changed(name, before[name], after[name])) is not None]
+    changed = [one for name in both if (one := _changed("".join(name), before[name], after[name])) is not None]
     return Changes(
         changed=tuple(changed),
         same=len(both) - len(changed),
-        gone=tuple(name for name in before if name not in after),
-        new=tuple(name for name in after if name not in before),
+        gone=tuple("".join(name) for name in before if name not in after),
+        new=tuple("".join(name) for name in after if name not in before),
     )
 
 
-def _sides(store: Store) -> dict[str, _Side]:
-    return {result.name: (scan, result) for scan in store.scans() for result in scan.results}
+def _sides(store: Store) -> dict[_Key, _Side]:
+    return {
+        (scan.name, result.name.removeprefix(scan.name)): (scan, result)
+        for scan in store.scans()
+        for result in scan.results
+    }
 
 
-def _moved(before: Mapping[str, _Side], after: Mapping[str, _Side]) -> dict[str, str]:
+def _moved(before: Mapping[_Key, _Side], after: Mapping[_Key, _Side]) -> dict[_Key, _Key]:
     """Names of files on the Hub in ``after`` -> their names at another commit in ``before``."""
     left, right = (_by_place(one, other) for one, other in ((before, after), (after, before)))
     return {names[0]: left[place][0] for place, names in right.items() if len(names) == 1 == len(left.get(place, ()))}
 
 
-def _by_place(names: Iterable[str], others: Container[str]) -> dict[str, list[str]]:
+def _by_place(names: Iterable[_Key], others: Container[_Key]) -> dict[_Key, list[_Key]]:
     """Names of files on the Hub that are not in ``others``, by their names without a commit."""
-    found: dict[str, list[str]] = {}
+    found: dict[_Key, list[_Key]] = {}
     for name in names:
-        place = without_commit(name)
+        place = without_commit(name[0]), name[1]
         if place != name and name not in others:
             found.setdefault(place, []).append(name)
     return found

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator
 import msgspec
 
 import bdprune
-from bdprune.errors import DataError
+from bdprune.errors import DataError, StoreError
 from bdprune.record import ScreenResult
 from bdprune.store.database import Database, damaged
 from bdprune.store.store import Store, plain_name, seal_of
@@ -59,7 +59,7 @@ class Screens:
         """The latest screen of every file, in the order of their names.
 
         Raises:
-            StoreError: the store cannot be read.
+            StoreError: the store cannot be read, or holds screens of another version.
         """
         self._database.check()
         query = (
@@ -73,8 +73,11 @@ class Screens:
             for name, model, version, seal, document, own in rows:
                 if seal != seal_of(name, model, version):
                     raise damaged(self._database.path)
-                if (result := self._parsed(model, version, document, own)) is not None:
-                    yield _renamed(result, name)
+                result = self._parsed(model, version, document, own)
+                if result is None:
+                    what = f"The store {self._database.path} holds a screen of bdprune {version} that cannot be read."
+                    raise StoreError(what, "Screen the files again, or read it with that version.")
+                yield _renamed(result, name)
             if not rows:
                 return
             last = rows[-1][0]

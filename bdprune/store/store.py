@@ -337,8 +337,8 @@ def _renamed(result: Result, name: str) -> Result:
 
 
 def plain_name(name: str) -> str:
-    """A name that the database can hold: bytes that are not UTF-8 become question marks."""
-    return name.encode(errors="replace").decode()
+    r"""A name that the database can hold: bytes that are not UTF-8 are written as in ``\xe9``."""
+    return name.encode(errors="surrogateescape").decode(errors="backslashreplace")
 
 
 def _digest(parts: object) -> str:

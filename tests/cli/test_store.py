@@ -151,6 +151,20 @@ def test_lists_of_paths(models: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
+    "content", ["./a.pth\n".encode("utf-16"), "./a.pth\n".encode("utf-16-le"), b"PK\x03\x04\0/\0.\0x", b"a.pth\0b.pth"]
+)
+def test_a_binary_list_is_refused(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "list.txt").write_bytes(content)
+    done = CliRunner().invoke(main, ["scan", f"@{tmp_path / 'list.txt'}"], prog_name="bdprune")
+    assert done.exit_code == 4 and "is no list of paths" in done.stderr
+
+
+def test_a_list_may_start_with_a_byte_order_mark(run: Run, models: Path, tmp_path: Path) -> None:
+    (tmp_path / "list.txt").write_bytes(b"\xef\xbb\xbf" + f"{models / '0.pth'}\n".encode())
+    assert run("scan", f"@{tmp_path / 'list.txt'}", *LIPSCHITZ, "-q", "-f", "jsonl").exit_code == 5
+
+
+@pytest.mark.parametrize(
     ("content", "args", "word"),
     [
         ("", ["@list.txt"], "empty"),

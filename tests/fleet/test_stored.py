@@ -324,6 +324,16 @@ def test_a_pipe_with_a_store_is_an_error(db: Path, tmp_path: Path) -> None:
     assert scan(tmp_path / "model.pth", detectors=[Counted()], store=db).verdict == "error"
 
 
+@pytest.mark.parametrize("name", ["store", "attachments"])
+def test_nothing_is_written_into_the_folder_of_the_clean_images(tmp_path: Path, name: str) -> None:
+    images = tmp_path / "images"
+    images.mkdir()
+    options: dict[str, Any] = {name: images / "x.db"}
+    with pytest.raises(OptionError, match="in the folder"):
+        Scanner(images, **options)
+    assert not list(images.iterdir())
+
+
 def test_links_that_loop_below_the_clean_images_end(tmp_path: Path) -> None:
     folder = tmp_path / "a"
     folder.mkdir()

@@ -12,7 +12,7 @@ from bdprune.analysis.outliers import robust_z as reference_z
 from bdprune.errors import ArtifactError
 from bdprune.files import StoredTensor, open_stored
 from bdprune.screening import HEAD_THRESHOLDS
-from bdprune.screening.head import find_head, robust_z, screen_head
+from bdprune.screening.head import find_heads, robust_z, screen_head
 
 
 def shapes(**found: tuple[int, ...]) -> dict[str, StoredTensor]:
@@ -23,18 +23,18 @@ def shapes(**found: tuple[int, ...]) -> dict[str, StoredTensor]:
 
 
 def test_the_head_is_the_matrix_whose_output_nothing_reads() -> None:
-    assert find_head(shapes(classifier_0=(4096, 512), classifier_3=(4096, 4096), classifier_6=(10, 4096))) == (
+    assert find_heads(shapes(classifier_0=(4096, 512), classifier_3=(4096, 4096), classifier_6=(10, 4096))) == [
         "classifier.6.weight"
-    )
-    assert find_head(shapes(conv=(8, 3, 3, 3), fc=(10, 8))) == "fc.weight"
-    assert find_head(shapes(a_9=(10, 8), a_10=(10, 8))) == "a.10.weight"
-    assert find_head(shapes(conv=(8, 3, 3, 3))) is None
-    assert find_head(shapes(one=(1, 8))) is None
+    ]
+    assert find_heads(shapes(conv=(8, 3, 3, 3), fc=(10, 8))) == ["fc.weight"]
+    assert find_heads(shapes(a_10=(10, 8), a_9=(10, 8))) == ["a.9.weight", "a.10.weight"]
+    assert find_heads(shapes(conv=(8, 3, 3, 3))) == []
+    assert find_heads(shapes(one=(1, 8))) == []
     integers = {
         "fc.weight": StoredTensor(Path("a"), "", (10, 8), 0),
         "fc.other": StoredTensor(Path("a"), "float32", (9, 8), 0),
     }
-    assert find_head(integers) is None
+    assert find_heads(integers) == []
 
 
 def saved(folder: Path, weight: torch.Tensor, bias: torch.Tensor | None = None) -> dict[str, StoredTensor]:

@@ -74,6 +74,15 @@ def test_models_of_one_store_only(filled: Filled) -> None:
     assert (found.gone, found.new, found.same) == (("a.pth",), ("b.pth",), 0)
 
 
+def test_a_file_named_like_a_set_of_weights_is_another_model(filled: Filled) -> None:
+    info = result().artifact
+    more = {"path": "x.pth", "state_key": "ema", "sets": ("model", "ema"), "sha256": "5" * 64}
+    sets = result(artifact=msgspec.structs.replace(info, **more))
+    assert sets.name == "x.pth#ema"
+    found = changes(filled("a.db", sets, result("x.pth#ema")), filled("b.db", sets, result("x.pth#ema", risk=0.9)))
+    assert (found.same, len(found.changed)) == (1, 1)
+
+
 HUB = "hf:acme/resnet@{}/model.safetensors"
 OLD, NEW, OTHER = (HUB.format(digit * 40) for digit in "abc")
 
