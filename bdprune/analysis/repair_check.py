@@ -210,7 +210,7 @@ def _left_under_unlearning(found: Collapse | None, limits: CheckLimits, num_clas
         return ["the repaired network cannot be unlearned, so the sign under unlearning was not measured again"]
     left = []
     if found.lead > limits.lead_for(num_classes):
-        left.append(f"label {found.label} still leads under unlearning, by {found.lead:.2f}")
+        left.append(f"label {found.label} leads under unlearning, by {found.lead:.2f}")
     if found.moved > limits.moved_for(num_classes):
         left.append(f"filters that unlearning moves send images to label {found.moved_label}, score {found.moved:.2f}")
     return left

@@ -54,7 +54,7 @@ def test_a_lead_that_stays_is_a_sign_that_is_left() -> None:
     found = check_repair(case, known.backdoored, signs, low, PATCH)
     led = collapse_of(case)
     assert led is not None and found.lead_before == found.lead_after == led.lead
-    assert found.left == (f"label {led.label} still leads under unlearning, by {led.lead:.2f}",)
+    assert found.left == (f"label {led.label} leads under unlearning, by {led.lead:.2f}",)
     assert found.severity == (1, led.lead)
     moves = replace(LIMITS, lead=1.0, moved=-1.0)
     signs = replace(signs_of(case, held, moves, PATCH), triggers=())
