@@ -19,7 +19,7 @@ from bdprune.loops.recovery import Recovered, RecoverSettings, recover, recover_
 from bdprune.loops.resume import Checkpoint, digest
 from bdprune.loops.sharpness import SharpnessAware
 from bdprune.loops.soft_mask import SoftMasks, SoftMaskSettings, soft_masks
-from bdprune.loops.stamping import StampedLabels, Stamper, Stamping, TargetAscent, TargetComplement
+from bdprune.loops.stamping import StampedAndTaught, StampedLabels, Stamper, Stamping, TargetAscent, TargetComplement
 from bdprune.loops.sweeping import Sweep, SweepPoint, SweepSettings, below, sweep, sweep_stack
 from bdprune.loops.unlearning import (
     Unlearned,

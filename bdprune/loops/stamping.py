@@ -96,6 +96,48 @@ class StampedLabels(TuningObjective):
         return super().backward(run, stamped, labels)
 
 
+class StampedAndTaught(StampedLabels):
+    """The same; and on the images without a trigger, the predictions of the network before the fine-tuning.
+
+    The few clean images alone would cost accuracy. The network was right on clean images, so it may teach them.
+
+    Source of the second term: Hinton et al., Distilling the Knowledge in a Neural Network, 2015, Equation 1 and
+    Section 2 (the loss is multiplied by the square of the temperature).
+
+    Args:
+        teacher: images in [0, 1] -> logits ``[B, K]``, in eval mode.
+        weight: of the second term.
+        temperature: divides the logits of both.
+    """
+
+    def __init__(
+        self,
+        triggers: Sequence[Trigger],
+        settings: Stamping,
+        seed: int,
+        teacher: Callable[[Tensor], Tensor],
+        weight: float,
+        temperature: float = 2.0,
+    ) -> None:
+        super().__init__(triggers, settings, seed)
+        self._teacher, self._weight, self._temperature = teacher, weight, temperature
+
+    def backward(self, run: Callable[[Tensor], Tensor], images: Tensor, labels: Tensor) -> Tensor:
+        stamped, chosen, _ = self._stamper.stamp(images, labels)
+        plain = torch.ones(len(labels), dtype=torch.bool, device=labels.device)
+        plain[chosen] = False
+        logits = run(stamped)
+        loss = functional.cross_entropy(logits, labels)
+        if plain.any():
+            with torch.no_grad():
+                taught = (self._teacher(images[plain]) / self._temperature).log_softmax(1)
+            learned = (logits[plain] / self._temperature).log_softmax(1)
+            gap = functional.kl_div(learned, taught, log_target=True, reduction="batchmean")
+            loss = loss + self._weight * self._temperature**2 * gap
+        loss.backward()
+        return loss.detach()
+
+
 class TargetAscent(TuningObjective):
     """Raises the cross-entropy of stamped images with the target label, and lowers that of the other images.
 

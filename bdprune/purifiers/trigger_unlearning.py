@@ -8,7 +8,7 @@ from typing import Any
 
 from bdprune.analysis import Case, Outstanding, search_again
 from bdprune.data import CleanData
-from bdprune.loops import FineTuneSettings, KeptPruned, StampedLabels, Stamping, Trigger, fine_tune
+from bdprune.loops import FineTuneSettings, KeptPruned, StampedAndTaught, StampedLabels, Stamping, Trigger, fine_tune
 from bdprune.methods import Phases, Repair, TriggerPurifier, hold_out, sure_drop
 from bdprune.model import Model, PruneMode
 from bdprune.purifiers.trigger_pruning import TriggerPruning
@@ -19,6 +19,7 @@ PRESETS: Mapping[str, Mapping[str, Any]] = {
     "paper": {
         "pruning": None,
         "rounds": 1,
+        "taught": 0.0,
         "stamping": Stamping(share=0.2, jitter=0.0, shift=0),
         "tuning": FineTuneSettings(lr=0.01, epochs=1),
     },
@@ -44,6 +45,8 @@ class TriggerUnlearning(TriggerPurifier):
         tuning: settings of the fine-tuning of one round.
         stamping: how the triggers are stamped.
         rounds: maximum number of rounds.
+        taught: weight of a second loss in the fine-tuning, which keeps the predictions of the network before the
+            repair on images without a trigger (:class:`bdprune.loops.StampedAndTaught`); 0 for none.
         search: which triggers are searched; by default those of a scan.
         least: smallest score of a trigger that counts (:class:`bdprune.detectors.inversion.InversionDetector`).
         enough: a trigger that is searched again ends the rounds with a smaller score. It is less than ``least``,
@@ -61,8 +64,9 @@ class TriggerUnlearning(TriggerPurifier):
         default_factory=lambda: FineTuneSettings(lr=0.005, epochs=10, schedule="cosine", clip=1.0)
     )
     stamping: Stamping = field(default_factory=lambda: Stamping(share=0.3))
-    rounds: int = 4
-    enough: float = 0.5
+    rounds: int = 5
+    taught: float = 1.0
+    enough: float = 0.4
     max_drop: float = 0.03
     held_out: float = 0.3
     mode: PruneMode = "zero_gamma"
@@ -134,7 +138,7 @@ class TriggerUnlearning(TriggerPurifier):
         triggers = [one.trigger for one in known]
         for number in range(self.rounds):
             with phase(f"round_{number + 1}"):
-                objective = StampedLabels(triggers, self.stamping, self.seed + number)
+                objective = self._objective(case.model, triggers, self.seed + number)
                 tuned = fine_tune(model, rest, self.tuning, pruned, self.seed + number, self.precision, objective)
                 if sure_drop(case.model, tuned, held) > self.max_drop:
                     return model, number
@@ -145,6 +149,12 @@ class TriggerUnlearning(TriggerPurifier):
                     return model, number + 1
                 triggers += again
         return model, self.rounds
+
+    def _objective(self, before: Model, triggers: Sequence[Trigger], seed: int) -> StampedLabels:
+        if not self.taught:
+            return StampedLabels(triggers, self.stamping, seed)
+        teacher = before.clone().module.eval()
+        return StampedAndTaught(triggers, self.stamping, seed, teacher, self.taught)
 
     def _again(self, case: Case, known: Sequence[Outstanding], number: int, phase: Phases) -> list[Trigger]:
         """The triggers that the network of ``case`` still has after a round."""

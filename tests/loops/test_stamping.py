@@ -11,7 +11,7 @@ from torch.nn import functional
 
 from bdprune.errors import OptionError
 from bdprune.loops import Trigger
-from bdprune.loops.stamping import StampedLabels, Stamper, Stamping, TargetAscent, TargetComplement
+from bdprune.loops.stamping import StampedAndTaught, StampedLabels, Stamper, Stamping, TargetAscent, TargetComplement
 
 PLAIN = Stamping(share=0.5, jitter=0.0, shift=0)
 IMAGES, LABELS = torch.zeros(8, 3, 4, 4), torch.tensor([0, 1, 2, 0, 1, 2, 0, 1])
@@ -70,6 +70,25 @@ def test_the_true_labels_are_learnt() -> None:
     assert weight.grad is not None
     expected = torch.tensor([4 / 3 - 2, 4 / 3 - 2, 4 / 3]) / 8
     assert torch.allclose(weight.grad[:, 0], expected)
+
+
+def test_images_without_a_trigger_keep_the_predictions_of_the_teacher() -> None:
+    bias = torch.tensor([0.0, 1.0, 2.0], requires_grad=True)
+
+    def run(images: torch.Tensor) -> torch.Tensor:
+        return bias.expand(len(images), 3)
+
+    def seen(images: torch.Tensor) -> torch.Tensor:
+        assert len(images) == 4 and not images.any(), "only images without the trigger"
+        return torch.tensor([2.0, 0.0, 0.0]).expand(len(images), 3)
+
+    plain = StampedLabels([patch()], PLAIN, 0).backward(run, IMAGES, LABELS)
+    bias.grad = None
+    loss = StampedAndTaught([patch()], PLAIN, 0, seen, weight=3.0).backward(run, IMAGES, LABELS)
+    taught, learned = torch.tensor([1.0, 0.0, 0.0]).softmax(0), (bias.detach() / 2).softmax(0)
+    gap = (taught * (taught / learned).log()).sum().item()
+    assert loss.item() == pytest.approx(plain.item() + 3 * 4 * gap)
+    assert bias.grad is not None
 
 
 def test_the_target_is_unlearnt_up_to_the_limit() -> None:

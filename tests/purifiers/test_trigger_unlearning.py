@@ -65,12 +65,13 @@ def test_new_triggers_join_the_next_round(known: Planted, monkeypatch: pytest.Mo
 
     monkeypatch.setattr(trigger_unlearning, "StampedLabels", Watched)
     monkeypatch.setattr(trigger_unlearning, "search_again", lambda case, one, search, seed: one)
-    method = TriggerUnlearning(pruning=None, tuning=FineTuneSettings(lr=1e-4, epochs=1), rounds=3, max_drop=1.0)
+    tuning = FineTuneSettings(lr=1e-4, epochs=1)
+    method = TriggerUnlearning(pruning=None, tuning=tuning, rounds=3, taught=0.0, max_drop=1.0)
     repair = method.repaired(Case(known.backdoored, known.data), [true_trigger(known)], Phases())
     assert taught == [1, 2, 3] and repair.selection.startswith("3 rounds")
 
 
-@pytest.mark.parametrize("score, rounds", [(0.6, 3), (0.4, 1)])
+@pytest.mark.parametrize("score, rounds", [(0.6, 3), (0.3, 1)])
 def test_the_rounds_end_when_the_trigger_is_as_large_as_others(
     known: Planted, monkeypatch: pytest.MonkeyPatch, score: float, rounds: int
 ) -> None:
@@ -97,7 +98,13 @@ def test_without_a_trigger_nothing_changes(known: Planted) -> None:
 
 def test_the_paper_takes_one_pass_with_a_fifth_of_the_images() -> None:
     paper = TriggerUnlearning.preset("paper")
-    assert (paper.rounds, paper.tuning.epochs, paper.stamping.share, paper.pruning) == (1, 1, 0.2, None)
+    assert (paper.rounds, paper.tuning.epochs, paper.stamping.share, paper.pruning, paper.taught) == (
+        1,
+        1,
+        0.2,
+        None,
+        0,
+    )
 
 
 def test_the_mode_reaches_the_pruning_before(known: Planted, monkeypatch: pytest.MonkeyPatch) -> None:
