@@ -146,9 +146,8 @@ def expand(
                 sources.skip(file, "the clean data of this scan")
             elif (chosen and alone) or _is_model(file, sources):
                 candidates.append(file)
-    by_model = _by_index(candidates, alone, sources)
-    sources.parts.update(Counter(by_model))
-    sources.models = [*_without_repeats(list(dict.fromkeys(by_model)), sources)]
+    sources.parts |= Counter(_by_index(candidates, alone, sources))
+    sources.models = [*_without_repeats([path for path in sources.parts if isinstance(path, Path)], sources)]
     _add_remote(remote, alone, sources, max_download, note)
     return sources
 

@@ -23,7 +23,7 @@ import bdprune
 
 ROOT = Path(__file__).resolve().parent.parent
 MODULES = {"bdprune/_C.abi3.so", "bdprune/_core.abi3.so"}
-MOST_BYTES = 1_450_000
+MOST_BYTES = 1_500_000
 NEWEST = {"GLIBC": (2, 14), "GLIBCXX": (3, 4, 21), "CXXABI": (1, 3, 11), "GCC": (3, 0)}
 """Newest symbol versions; manylinux_2_27 has them all. torch needs manylinux_2_28."""
 MANYLINUX = "manylinux_2_27_x86_64.manylinux_2_28_x86_64"

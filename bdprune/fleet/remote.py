@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 import contextlib
-import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 
 import msgspec
-from torch import nn
 
 from bdprune.errors import BdpruneError, OptionError
-from bdprune.hub import PREFIX, HubFile, listed
-from bdprune.model import Model
-from bdprune.pipeline import ModelSource, Progress
+from bdprune.hub import HubFile, listed
+from bdprune.pipeline import Progress
 from bdprune.record import Finding, Result, some
 from bdprune.verdict import NOT_SCANNED
 
@@ -35,16 +32,11 @@ class RemoteModels:
         self._limit, self._progress = limit, progress
         self._unscanned: dict[str, list[str]] = {}
 
-    def sources(self, models: Iterable[ModelSource]) -> Iterator[ModelSource]:
-        """The same models, with downloaded files in place of repositories."""
-        for given in models:
-            model = given if isinstance(given, str | os.PathLike | nn.Module | Model) else _no_model(given)
-            if isinstance(model, HubFile):
-                yield self.fetched(model)
-            elif isinstance(model, str) and model.startswith(PREFIX):
-                yield from map(self.fetched, self.files(model))
-            else:
-                yield model
+    def sources(self, model: object) -> Iterator[HubFile]:
+        """The downloaded files that ``model`` stands for; for a value that is no model, one that fails."""
+        if isinstance(model, HubFile):
+            return map(self.fetched, [model])
+        return map(self.fetched, self.files(model) if isinstance(model, str) else [_no_model(model)])
 
     def files(self, name: str) -> Sequence[HubFile]:
         """The files that ``name`` stands for. If it cannot be listed, one that fails when it is loaded."""

@@ -29,6 +29,7 @@ from bdprune.pipeline import (
     Progress,
     attachments_folder,
     free_memory,
+    is_local,
     options_from,
     parse_device,
     silent,
@@ -279,7 +280,8 @@ class Scanner:
         **options: Unpack[ScanNames],
     ) -> None:
         store = options.pop("store", None)
-        check_apart(data, [attachments, store.path if isinstance(store, Store) else store])
+        if written := [one for one in (attachments, store.path if isinstance(store, Store) else store) if one]:
+            check_apart(data, written)
         run = _run_options(stack if isinstance(stack, StackOptions) else StackOptions(stack), timeout, options)
         self._job = _job(data, detectors, options)
         self._job.keeps = attachments is not None
@@ -332,16 +334,27 @@ class Scanner:
         """
         if isinstance(models, str | os.PathLike):
             raise OptionError(f"{models} is one path, and several models were expected.", "Give a list, or use scan.")
-        progress, random = progress or silent, CallersRandom()
-        remote = RemoteModels(self._job.options.max_download, progress)
+        progress, random, remotes = progress or silent, CallersRandom(), list[RemoteModels]()
         given = random.models(iter(models)) if self._is_inline else models
-        outcomes = self._outcomes(remote.sources(given), progress)
+        outcomes = self._outcomes(self._found(given, progress, remotes), progress)
         for one in random.outcomes(outcomes) if self._is_inline else outcomes:
-            result = remote.explained(one.result)
+            result = remotes[0].explained(one.result) if remotes else one.result
             if self._folder is None:
                 yield result
             else:
                 yield with_saved_attachments(result, one.attachments, self._folder)
+
+    def _found(
+        self, models: Iterable[object], progress: Progress, remotes: list[RemoteModels]
+    ) -> Iterator[ModelSource]:
+        """The same models, with downloaded files in place of repositories on the Hub."""
+        for model in models:
+            if is_local(model):
+                yield model
+                continue
+            if not remotes:
+                remotes.append(RemoteModels(self._job.options.max_download, progress))
+            yield from remotes[0].sources(model)
 
     def _outcomes(self, models: Iterable[ModelSource], progress: Progress) -> Iterator[Outcome]:
         if self._stored is None:

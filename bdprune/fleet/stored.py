@@ -36,7 +36,7 @@ _LONGEST_LINE = 10_000
 """How many models wait at most for an earlier one; those in the store are read ahead, too."""
 
 
-def check_apart(data: DataSource, written: Iterable[str | os.PathLike[str] | None]) -> None:
+def check_apart(data: DataSource, written: Iterable[str | os.PathLike[str]]) -> None:
     """Checks that nothing is written into the folder of the clean data: it would change with each result.
 
     Raises:
@@ -46,7 +46,7 @@ def check_apart(data: DataSource, written: Iterable[str | os.PathLike[str] | Non
         return
     folder = Path(os.path.realpath(data))
     for one in written:
-        place = Path(os.path.realpath(one)) if one else Path()
+        place = Path(os.path.realpath(one))
         if folder in (place, *place.parents):
             raise OptionError(f"{one} is in the folder {data} of the clean data.", "Choose another place for it.")
 

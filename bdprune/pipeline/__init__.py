@@ -10,6 +10,7 @@ from bdprune.pipeline.open import (
     OptionNames,
     Options,
     free_memory,
+    is_local,
     load,
     options_from,
     parse_device,

@@ -7,7 +7,7 @@ import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
-from typing import Any, TypeAlias, TypedDict, Unpack
+from typing import Any, TypeAlias, TypedDict, TypeGuard, Unpack
 
 import torch
 from torch import nn
@@ -43,6 +43,13 @@ from bdprune.runtime import Precision, check_precision
 Stages: TypeAlias = Callable[[str], None]
 ModelSource: TypeAlias = Model | nn.Module | str | os.PathLike[str]
 DataSource: TypeAlias = CleanData | SizedDataset | str | os.PathLike[str] | None
+
+
+def is_local(model: object) -> TypeGuard[ModelSource]:
+    """Whether ``model`` is a path of this machine or a model in memory, and nothing on the Hub."""
+    if isinstance(model, str):
+        return not model.startswith(PREFIX)
+    return isinstance(model, os.PathLike | nn.Module | Model) and not isinstance(model, HubFile)
 
 
 LARGEST_SEED = 2**63 - 1

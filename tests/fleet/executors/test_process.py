@@ -17,7 +17,6 @@ import torch
 import bdprune
 from bdprune import Case, Detector, Evidence, Needs
 from bdprune.errors import OptionError
-from bdprune.fleet import stored
 from bdprune.fleet.executors import process
 from bdprune.fleet.executors.inline import InlineExecutor, Limits
 from bdprune.fleet.executors.process import ProcessExecutor
@@ -273,24 +272,29 @@ def test_a_store_keeps_results_that_wait_for_an_earlier_model(odd: Odd) -> None:
         assert [one.verdict for one in stream] == ["inconclusive", "suspicious"]
 
 
-def test_models_in_the_store_do_not_delay_those_that_run(odd: Odd, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_models_in_the_store_do_not_delay_those_that_run(odd: Odd) -> None:
     """The first model is done and stored while the run still looks for the next one that is not in the store."""
     first, last, *known = odd.files(0.1, 0.15, 0.6, 0.7)
     with Scanner(workers=2, store=odd.folder / "scans.db", **odd.options) as scanner:
         list(scanner.scan_many(known))
-        models = [first, *(known * 100), last]
-        digest, seen = stored.file_digest, list[bool]()
+        read, deadline = list[Path](), time.monotonic() + 120
 
-        def slow(source: Any) -> str:
-            time.sleep(0.05)
+        def models() -> Iterator[Path]:
+            """The first model, then others until the store has it, then the last one."""
             with Store(odd.folder / "scans.db", writes=False) as store:
-                seen.append(str(first) in store.names())
-            return digest(source)
+                yield from noted(first)
+                while not store.knows(str(first)):
+                    assert time.monotonic() < deadline, "the first model waits for those that are looked up"
+                    time.sleep(0.05)
+                    yield from noted(known[len(read) % 2])
+            yield from noted(last)
 
-        monkeypatch.setattr(stored, "file_digest", slow)
-        found = list(scanner.scan_many(models))
-    assert [one.artifact.path for one in found if one.artifact] == list(map(str, models))
-    assert True in seen, "the store got the first model while others were looked up"
+        def noted(path: Path) -> Iterator[Path]:
+            read.append(path)
+            yield path
+
+        found = list(scanner.scan_many(models()))
+    assert [one.artifact.path for one in found if one.artifact] == list(map(str, read))
 
 
 def test_processes_take_the_evidence_of_the_store(odd: Odd) -> None:
