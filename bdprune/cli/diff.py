@@ -24,8 +24,7 @@ def diff(first: Path, second: Path, form: str) -> int:
     """Compare the latest scans of every model in two stores: what changed, and why.
 
     Models are matched by the paths that the scans named, and files on the Hugging Face Hub also if their commit is
-    another. The causes are what differs between both scans: weights, clean
-    data, settings, detectors, versions.
+    another. The causes are what differs between both scans: weights, clean data, settings, detectors, versions.
 
     \b
     bdprune diff before.db after.db

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
 from collections.abc import Callable, Sequence
@@ -96,13 +97,14 @@ class Stream(Generic[_Result]):
         """Writes the other outputs, and the ending of those that got each result at once.
 
         Raises:
-            BdpruneError: the first error; the other outputs are written.
+            BdpruneError: an output cannot be written; the others are.
         """
         last: tuple[CoverageResult, ...] = () if coverage is None else (coverage,)
         brief: list[_Result] = [one.brief() for one in self._results]
-        for live in self._live:
-            live.end((*brief, *last))
-        write_all(self._others, lambda one: (*self._results, *last), as_array)
+        with contextlib.ExitStack() as ends:  # all of them happen, also after an error
+            ends.callback(write_all, self._others, lambda one: (*self._results, *last), as_array)
+            for live in reversed(self._live):
+                ends.callback(live.end, (*brief, *last))
 
 
 def plan(formats: Sequence[str], files: Sequence[str], kinds: Sequence[str], quiet: bool) -> list[Output]:

@@ -245,7 +245,7 @@ def load_models(source: ModelSource, options: Options, progress: Stages | None =
 
 def _local(source: str | os.PathLike[str], options: Options, progress: Stages | None) -> Path | HubFile:
     """The file to read; one on the Hub is downloaded."""
-    if isinstance(source, str) and source.startswith(PREFIX):
+    if isinstance(source, str) and not is_local(source):
         source = one_file(source, options.max_download)
     if not isinstance(source, HubFile):
         return Path(source)

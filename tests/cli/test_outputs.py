@@ -85,6 +85,25 @@ def test_a_stream_writes_each_result_at_once_and_keeps_its_brief_form(
     assert path.read_text() == capsys.readouterr().out == f"{first.to_json(indent=None)}\n"
 
 
+def test_a_stream_that_cannot_be_ended_does_not_stop_the_other_outputs(
+    tmp_path: Path, scanned: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    wanted = [
+        outputs.Output(writer("text")),
+        *(outputs.Output(writer(one), tmp_path / one) for one in ("jsonl", "json")),
+    ]
+    stream: outputs.Stream[Result] = outputs.Stream(wanted, several=True)
+    stream.take(scanned("a.pth"))
+
+    def closed(text: str) -> None:
+        raise outputs.ClosedPipeError
+
+    monkeypatch.setattr(outputs, "emit", closed)
+    with pytest.raises(outputs.ClosedPipeError):
+        stream.end(None, as_array=True)
+    assert (tmp_path / "jsonl").read_text() and (tmp_path / "json").read_text()
+
+
 @pytest.fixture
 def scanned(tiny: Any) -> Any:
     """A suspicious result with evidence, of a file of any name."""
