@@ -147,7 +147,11 @@ class StoredScans:
             if one.number in done:
                 yield from (StoredOutcome(outcome, False) for outcome in done.pop(one.number))
             else:
-                yield from self._taken(self._found(one))  # again: results in a long line would fill the memory
+                found = self._found(one)  # again: results in a long line would fill the memory
+                if not found:
+                    what = f"The store {self._store.path} no longer has the result of {one.name}."
+                    raise StoreError(what, "Another process may have replaced it. Run the same command again.")
+                yield from self._taken(found)
 
     def _asked(self, number: int, source: ModelSource) -> _Asked:
         if isinstance(source, Model | nn.Module):

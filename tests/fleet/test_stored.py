@@ -298,6 +298,22 @@ def test_a_line_of_models_in_the_store_is_bounded(made: list[Path], db: Path, mo
         db.unlink()
 
 
+def test_a_result_that_leaves_the_store_during_a_run_is_an_error(
+    made: list[Path], db: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    a, b, _ = made
+    list(scan_many([b], detectors=[Counted()], store=db))
+    find, asked = Store.find, list[str]()
+
+    def once(store: Store, key: Any, name: str) -> tuple[Result, ...]:
+        asked.append(name)
+        return find(store, key, name) if asked.count(name) == 1 else ()
+
+    monkeypatch.setattr(Store, "find", once)
+    with pytest.raises(StoreError, match="no longer has the result"):
+        list(scan_many([a, b], detectors=[Counted()], store=db))
+
+
 def test_a_result_that_cannot_be_stored_is_given_out_before_the_error(
     made: list[Path], db: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
