@@ -75,6 +75,9 @@ def repair_row(model: Model, clean: CleanData, method: str, seed: int, measure: 
         "change": repair.change,
         "outcome": repair.check.outcome if repair.check else "unchecked",
         "attempts": [[one.method, list(one.left), one.rejected, one.chosen] for one in repair.attempts],
+        "scores": [[one.name, one.score_before, one.score_after] for one in repair.check.triggers]
+        if repair.check
+        else [],
         "held_out": [_finite(repair.accuracy_before), _finite(repair.accuracy_after)],
         "after": measure(repair.model),
         "seconds": seconds,

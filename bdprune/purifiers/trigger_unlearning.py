@@ -19,6 +19,7 @@ PRESETS: Mapping[str, Mapping[str, Any]] = {
     "paper": {
         "pruning": None,
         "rounds": 1,
+        "halvings": 0,
         "taught": 0.0,
         "stamping": Stamping(share=0.2, jitter=0.0, shift=0),
         "tuning": FineTuneSettings(lr=0.01, epochs=1),
@@ -45,6 +46,7 @@ class TriggerUnlearning(TriggerPurifier):
         tuning: settings of the fine-tuning of one round.
         stamping: how the triggers are stamped.
         rounds: maximum number of rounds.
+        halvings: a round that costs too much accuracy is repeated with half the learning rate, so many times in all.
         taught: weight of a second loss in the fine-tuning, which keeps the predictions of the network before the
             repair on images without a trigger (:class:`bdprune.loops.StampedAndTaught`); 0 for none.
         search: which triggers are searched; by default those of a scan.
@@ -61,10 +63,11 @@ class TriggerUnlearning(TriggerPurifier):
 
     pruning: TriggerPruning | None = field(default_factory=lambda: TriggerPruning(max_drop=0.05, fine_tuning=None))
     tuning: FineTuneSettings = field(
-        default_factory=lambda: FineTuneSettings(lr=0.005, epochs=10, schedule="cosine", clip=1.0)
+        default_factory=lambda: FineTuneSettings(lr=0.005, epochs=10, batch_size=32, schedule="cosine")
     )
-    stamping: Stamping = field(default_factory=lambda: Stamping(share=0.3))
+    stamping: Stamping = field(default_factory=lambda: Stamping(share=0.5))
     rounds: int = 5
+    halvings: int = 2
     taught: float = 1.0
     enough: float = 0.4
     max_drop: float = 0.03
@@ -135,14 +138,22 @@ class TriggerUnlearning(TriggerPurifier):
     ) -> tuple[Model, int]:
         """The last model within the limit, and the number of its rounds."""
         rest, held = split
-        triggers = [one.trigger for one in known]
+        triggers, tuning, slower = [one.trigger for one in known], self.tuning, 0
+
+        def tuned(number: int) -> Model:
+            seed = self.seed + number
+            objective = self._objective(case.model, triggers, seed)
+            return fine_tune(model, rest, tuning, pruned, seed, self.precision, objective)
+
         for number in range(self.rounds):
             with phase(f"round_{number + 1}"):
-                objective = self._objective(case.model, triggers, self.seed + number)
-                tuned = fine_tune(model, rest, self.tuning, pruned, self.seed + number, self.precision, objective)
-                if sure_drop(case.model, tuned, held) > self.max_drop:
-                    return model, number
-                model = tuned
+                after = tuned(number)
+                while sure_drop(case.model, after, held) > self.max_drop:
+                    if slower == self.halvings:
+                        return model, number
+                    tuning, slower = replace(tuning, lr=tuning.lr / 2), slower + 1
+                    after = tuned(number)
+                model = after
             if number + 1 < self.rounds:
                 again = self._again(case.with_model(model), known, number, phase)
                 if not again:

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
 
 from bdprune.analysis import Case, Outstanding, SearchFor
+from bdprune.data import CleanData
 from bdprune.loops import FineTuneSettings, Stamping
 from bdprune.methods import Phases
+from bdprune.model import Model
 from bdprune.purifiers import trigger_unlearning
 from bdprune.purifiers.trigger_pruning import TriggerPruning
 from bdprune.purifiers.trigger_unlearning import TriggerUnlearning
@@ -89,6 +92,25 @@ def test_a_round_that_costs_too_much_is_not_taken(known: Planted, monkeypatch: p
     assert repair.change == "nothing" and repair.selection.startswith("nothing is changed: a round of unlearning costs")
     state = repair.model.network.state_dict()
     assert all(torch.equal(value, state[name]) for name, value in known.backdoored.network.state_dict().items())
+
+
+def test_a_round_that_costs_too_much_is_repeated_with_half_the_learning_rate(
+    known: Planted, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rates: list[float] = []
+    plain = trigger_unlearning.fine_tune
+
+    def watched(model: Model, data: CleanData, tuning: FineTuneSettings, *others: Any) -> Model:
+        rates.append(tuning.lr)
+        return plain(model, data, replace(tuning, lr=1e-4), *others)
+
+    monkeypatch.setattr(trigger_unlearning, "search_again", lambda case, one, search, seed: one)
+    monkeypatch.setattr(trigger_unlearning, "fine_tune", watched)
+    falls = iter([0.2, 0.0, 0.2, 0.0, 0.2])  # the first rounds need a repetition each, the third has none left
+    monkeypatch.setattr(trigger_unlearning, "sure_drop", lambda *_: next(falls))
+    method = TriggerUnlearning(pruning=None, tuning=replace(TUNING, lr=0.004, epochs=1), halvings=2)
+    repair = method.repaired(Case(known.backdoored, known.data), [true_trigger(known)], Phases())
+    assert rates == [0.004, 0.002, 0.002, 0.001, 0.001] and repair.selection.startswith("2 rounds")
 
 
 def test_without_a_trigger_nothing_changes(known: Planted) -> None:
