@@ -25,10 +25,11 @@ from torch.nn import functional
 from bdprune.analysis import Case
 from bdprune.attacks import ATTACKS, AttackSetting, shape_of
 from bdprune.data import CleanData, RawImages, read_dataset
-from bdprune.loops import Schedule, fit, seeded
+from bdprune.loops import Schedule, fit
 from bdprune.methods import Purifier
 from bdprune.model import Model
 from bdprune.purifiers import RNP, SuspiciousnessPruning
+from bdprune.runtime import seeded
 from bdprune.zoo import measure
 
 TRAINED_ON, DEFENCE = 10_000, 500

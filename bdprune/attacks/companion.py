@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from bdprune.attacks.base import Attack, AttackSetting, Poisoned, shape_of, unpoisoned
-from bdprune.loops import seeded
+from bdprune.runtime import seeded
 
 
 class Companion:

@@ -17,7 +17,7 @@ from bdprune.attacks.companion import Companion, full_precision
 from bdprune.attacks.features import inputs_of
 from bdprune.attacks.generators import Change
 from bdprune.errors import OptionError
-from bdprune.loops import seeded
+from bdprune.runtime import seeded
 
 # Rows: brightness, red against blue, green against both. Made orthonormal, their transpose brings the colours back.
 _OPPONENT = ((1.0, 1.0, 1.0), (1.0, 0.0, -1.0), (-0.5, 1.0, -0.5))

@@ -14,7 +14,7 @@ from bdprune.data import CleanData
 from bdprune.errors import OptionError, TrainingError
 from bdprune.loops.recovery import Recovered
 from bdprune.model import MaskedNetwork, Model
-from bdprune.runtime import DEFAULT, Plan, Precision, crop_and_flip, keep_running_statistics, plan_for
+from bdprune.runtime import DEFAULT, Plan, Precision, crop_and_flip, keep_running_statistics, plan_for, seeded
 
 
 @dataclass(frozen=True)
@@ -85,18 +85,19 @@ def learn_masks(
     optimizer = torch.optim.SGD(noisy.masked.masks.values(), settings.lr, settings.momentum)
     generator = torch.Generator().manual_seed(seed)
     losses = []
-    for images, labels in _batches(data, settings, generator, model.device):
-        noisy.start(settings.eps, generator)
-        for _ in range(settings.attack_steps):
-            _ascend(noisy, plan, images, labels, settings)
-        worst = cross_entropy(plan.logits(noisy, images), labels)
-        plain = cross_entropy(plan.logits(noisy.masked, images), labels)
-        loss = settings.alpha * plain + (1 - settings.alpha) * worst
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        noisy.masked.clamp_()
-        losses.append(loss.detach())
+    with seeded(seed):
+        for images, labels in _batches(data, settings, generator, model.device):
+            noisy.start(settings.eps, generator)
+            for _ in range(settings.attack_steps):
+                _ascend(noisy, plan, images, labels, settings)
+            worst = cross_entropy(plan.logits(noisy, images), labels)
+            plain = cross_entropy(plan.logits(noisy.masked, images), labels)
+            loss = settings.alpha * plain + (1 - settings.alpha) * worst
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            noisy.masked.clamp_()
+            losses.append(loss.detach())
     found = torch.stack(losses).cpu()
     broken = (~found.isfinite()).nonzero()
     if len(broken):

@@ -14,7 +14,7 @@ from torch.nn import functional
 from bdprune.data import CleanData
 from bdprune.errors import TrainingError
 from bdprune.model import Model, PruneMode, prune_
-from bdprune.runtime import DEFAULT, Precision, keep_running_statistics, passes, plan_for
+from bdprune.runtime import DEFAULT, Precision, keep_running_statistics, passes, plan_for, seeded
 
 
 @dataclass(frozen=True)
@@ -114,7 +114,7 @@ def fine_tune(
 
     Args:
         pruned: filters that are zeroed again after each step.
-        seed: seed for order and augmentation.
+        seed: seed for order, augmentation and dropout.
         precision: see :func:`bdprune.runtime.precision.plan_for`.
         objective: what to minimise; cross-entropy by default.
 
@@ -132,17 +132,18 @@ def fine_tune(
     generator = torch.Generator().manual_seed(seed)
     loss = torch.zeros(())
     shuffled = passes(data, settings.epochs, settings.batch_size, settings.padding, generator, model.device)
-    for epoch, batches in enumerate(shuffled):
-        for group in optimizer.param_groups:
-            group["lr"] = settings.rate(epoch)
-        for images, labels in batches:
-            optimizer.zero_grad()
-            loss = objective.backward(lambda batch: plan.logits(module, batch), images, labels)
-            if settings.clip:
-                nn.utils.clip_grad_norm_(module.parameters(), settings.clip)
-            optimizer.step()
-            objective.after_step()
-            prune_(worker.network, model.groups, pruned.filters, pruned.mode)
+    with seeded(seed):
+        for epoch, batches in enumerate(shuffled):
+            for group in optimizer.param_groups:
+                group["lr"] = settings.rate(epoch)
+            for images, labels in batches:
+                optimizer.zero_grad()
+                loss = objective.backward(lambda batch: plan.logits(module, batch), images, labels)
+                if settings.clip:
+                    nn.utils.clip_grad_norm_(module.parameters(), settings.clip)
+                optimizer.step()
+                objective.after_step()
+                prune_(worker.network, model.groups, pruned.filters, pruned.mode)
     if not loss.isfinite():
         raise TrainingError(f"The loss of the fine-tuning is {loss.item()}.", "Lower its learning rate.")
     return model.with_network(worker.network)

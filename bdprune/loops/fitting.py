@@ -16,7 +16,7 @@ from torch.optim.lr_scheduler import LambdaLR, LRScheduler, OneCycleLR
 from bdprune.data import RawImages
 from bdprune.errors import OptionError, TrainingError
 from bdprune.loops.resume import Checkpoint, digest
-from bdprune.runtime import autocast, computes_bfloat16, convs_of, crop_and_flip, laid_out, training_layout
+from bdprune.runtime import autocast, computes_bfloat16, convs_of, crop_and_flip, laid_out, seeded, training_layout
 
 _RANGES = "Give a peak_lr above 0, a warmup from 0 to below 1, a momentum between 0 and 1, and no value below 0."
 
@@ -160,14 +160,6 @@ def fit(
                 checkpoint.save(run.state_dict())
     network.zero_grad()
     network.eval()
-
-
-@contextmanager
-def seeded(seed: int) -> Iterator[None]:
-    """Seeds global randomness for the context, and restores it afterwards."""
-    with torch.random.fork_rng(range(torch.cuda.device_count())):
-        torch.manual_seed(seed)
-        yield
 
 
 @contextmanager

@@ -21,6 +21,7 @@ from bdprune.runtime import (
     only,
     passes,
     plan_for,
+    seeded,
 )
 
 
@@ -103,7 +104,8 @@ def recover_stack(
 
     generator = torch.Generator().manual_seed(seed)
     shuffled = passes(data, settings.epochs, settings.batch_size, settings.padding, generator, device)
-    losses = torch.stack([losses for done in epochs(step, shuffled, going) for losses, _ in done], 1).cpu()
+    with seeded(seed):
+        losses = torch.stack([losses for done in epochs(step, shuffled, going) for losses, _ in done], 1).cpu()
     masks = {name: mask.detach().cpu().view(len(unlearned), -1) for name, mask in masked.masks.items()}
     return [
         _recovered({name: own[g].clone() for name, own in masks.items()}, losses[g], settings.loss_scale, plan)

@@ -29,6 +29,7 @@ from bdprune.runtime import (
     only,
     passes,
     plan_for,
+    seeded,
     trainer_for,
 )
 
@@ -223,7 +224,9 @@ def unlearn_stack(
         some = [models[index] for index in tried]
         ascent = _Ascent(trainer(some, few), settings, [stop_accuracies[index] for index in tried], budget)
         rates = [pending[index].lr for index in tried]
-        for index, outcome in zip(tried, ascent.run(some, data, rates, seed, precision), strict=True):
+        with seeded(seed):
+            outcomes = ascent.run(some, data, rates, seed, precision)
+        for index, outcome in zip(tried, outcomes, strict=True):
             attempt = pending.pop(index).after(*outcome, settings.min_steps)
             if attempt:
                 pending[index] = attempt

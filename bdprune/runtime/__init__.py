@@ -18,6 +18,15 @@ from bdprune.runtime.precision import (
     training_layout,
 )
 from bdprune.runtime.stacking import STACK_OR_LOOP, WORTH, describe, no_stack, power_of_two, stack_or_loop
-from bdprune.runtime.training import OneModel, Trained, epochs, keep_running_statistics, mean_losses, only, trainer_for
+from bdprune.runtime.training import (
+    OneModel,
+    Trained,
+    epochs,
+    keep_running_statistics,
+    mean_losses,
+    only,
+    seeded,
+    trainer_for,
+)
 from bdprune.runtime.winograd import WinogradConvs
 from bdprune.runtime.work import flops, milliseconds

@@ -14,9 +14,9 @@ from torch.nn import functional
 
 from bdprune.attacks import ATTACKS, AttackSetting, shape_of
 from bdprune.data import CleanData, RawImages
-from bdprune.loops import Schedule, fit, seeded
+from bdprune.loops import Schedule, fit
 from bdprune.model import Model
-from bdprune.runtime import attack_success_rate, clean_accuracy
+from bdprune.runtime import attack_success_rate, clean_accuracy, seeded
 
 _CLASSES, _EDGE, _TARGET = 10, 16, 3
 _SPARE = 8

@@ -17,10 +17,11 @@ from torch import Tensor, nn
 from bdprune.analysis import Case, Memo
 from bdprune.data import CleanData, RawImages
 from bdprune.errors import BdpruneError, DataError
-from bdprune.loops import Schedule, fit, seeded
+from bdprune.loops import Schedule, fit
 from bdprune.methods import Method
 from bdprune.model import Model
 from bdprune.record import COSTS, GIFTS, Attachment, Record
+from bdprune.runtime import seeded
 
 Check = Callable[[], str]
 """Raises AssertionError if a check fails; otherwise returns the reason why it was skipped, or an empty string."""
@@ -93,7 +94,7 @@ def shared_checks(trial: Trial) -> Iterator[tuple[str, Check]]:
 
 
 @cache
-def small_model(norm: Norm = "batch", channels: int = 3) -> Model:
+def small_model(norm: Norm = "batch", channels: int = 3, dropout: float = 0.0) -> Model:
     """Two convs that distinguish four brightness levels, trained in a moment."""
     norms: dict[str, Callable[[], nn.Module]] = {
         "batch": lambda: nn.BatchNorm2d(8),
@@ -104,7 +105,9 @@ def small_model(norm: Norm = "batch", channels: int = 3) -> Model:
     with seeded(0):
         for inputs in (channels, 8):
             layers += [nn.Conv2d(inputs, 8, 3, padding=1), norms[norm](), nn.ReLU()]
-        network = nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, _CLASSES))
+        network = nn.Sequential(
+            *layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Dropout(dropout), nn.Linear(8, _CLASSES)
+        )
     data = small_data(240, channels)
     schedule = Schedule(epochs=4, batch_size=24, peak_lr=0.05, padding=0, bf16=False)
     fit(network, RawImages((data.images * 255).round().to(torch.uint8), data.labels), schedule, seed=0)
@@ -118,10 +121,12 @@ def small_data(count: int, channels: int = 3) -> CleanData:
     return CleanData(noise + 0.25 * labels.view(-1, 1, 1, 1), labels)
 
 
-def small_case(method: Method, memo: Memo | None = None, norm: Norm = "batch", channels: int = 3) -> Case:
+def small_case(
+    method: Method, memo: Memo | None = None, norm: Norm = "batch", channels: int = 3, dropout: float = 0.0
+) -> Case:
     """A small network, with just enough images for the method."""
     count = max(method.least_images, method.needs.per_class * _CLASSES, 40)
-    return Case(small_model(norm, channels), small_data(count, channels), memo)
+    return Case(small_model(norm, channels, dropout), small_data(count, channels), memo)
 
 
 class Watching(Memo):
@@ -216,7 +221,7 @@ def _repeats(trial: Trial) -> str:
     found = []
     for seed in (1, 2):  # of global randomness, which must not matter
         with seeded(seed):
-            found.append(trial.run(small_case(trial.method, Memo())))
+            found.append(trial.run(small_case(trial.method, Memo(), dropout=0.2)))
     assert found[0] == found[1], "Two runs with the same settings on the same case give different results."
     return ""
 

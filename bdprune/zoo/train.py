@@ -25,9 +25,9 @@ from bdprune.loops import (
     fit,
     isolate,
     machine,
-    seeded,
 )
 from bdprune.model import build
+from bdprune.runtime import seeded
 from bdprune.zoo.manifest import Entry
 
 Progress = Callable[[int, int, float], None]

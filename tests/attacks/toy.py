@@ -5,8 +5,9 @@ from torch import Tensor, nn
 
 from bdprune.attacks.base import Attack, AttackSetting, shape_of
 from bdprune.data import RawImages
-from bdprune.loops.fitting import Schedule, fit, seeded
+from bdprune.loops.fitting import Schedule, fit
 from bdprune.loops.resume import Checkpoint
+from bdprune.runtime import seeded
 from bdprune.runtime.evaluate import attack_success_rate, clean_accuracy
 
 CLASSES = 4
