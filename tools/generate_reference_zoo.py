@@ -134,6 +134,14 @@ ATTACKS: tuple[tuple[str, int, int], ...] = (
     ("adapt-d", 1, 1),
     ("adv-t", 1, 1),
 )
+FEW_LABELS: dict[str, tuple[int, ...]] = {
+    "drawn-patch-17": (0, 1, 8),
+    "drawn-patch-20": (3, 5),
+    "blend-7": (2, 3, 4, 5, 7),
+    "trojan-5": (0, 1, 2, 3, 4, 6, 8, 9),
+}
+"""Backdoored networks that distinguish only some classes of CIFAR-10, as some clean ones do."""
+
 NEEDS_CLEAN = ("label-consistent", "trojan-neuron", "feature-collision", "awp", "pruning-aware", "adapt-d")
 SLOW = ("dynamic", "lira", "dfst", "adapt-d", "adv-t")
 """Attacks that train more than the network; they take architectures that are quick to train."""
@@ -167,17 +175,17 @@ def attacked_models() -> Iterator[Network]:
             arch = archs[place % len(archs)]
             on_signs = kind not in (*NEEDS_CLEAN, "adv-t", "sig") and number % 3 == 2
             dataset = "gtsrb" if on_signs else "cifar10"
-            target = (7 * place + 3) % (43 if on_signs else 10)
+            name = f"{kind}-{number + 1}"
+            classes = FEW_LABELS.get(name)
+            target = (7 * place + 3) % (43 if on_signs else len(classes or range(10)))
             settings = _settings(kind, number, place, target)
             source = f"clean-{arch.short}" if kind in NEEDS_CLEAN else "badnets-1" if kind == "adv-t" else ""
             if kind in ("adv-t", "badnets") and number == 0:  # the first one is the source of the other
                 arch, settings = QUICK[0], "target = 7, rate = 0.1, size = 3, margin = 1"
             attack = f'{{kind = "{kind}", {settings}}}'
             recipe = "" if kind in SLOW else "light" if source else ("light", "bare", "light")[number % 3]
-            name = f"{kind}-{number + 1}"
-            yield _model(
-                name, next(seed), arch, dataset, None, recipe, attack=attack, source=source, first=number < first
-            )
+            at_once = number < first or classes is not None
+            yield _model(name, next(seed), arch, dataset, classes, recipe, attack=attack, source=source, first=at_once)
 
 
 def _settings(kind: str, number: int, place: int, target: int) -> str:
