@@ -81,6 +81,8 @@ calibration: env ## scan the reference zoo and fit the tables of the package; DA
 		-o bdprune/verdict/tables/default.json --report docs/evaluation/calibration.md
 	$(PYTHON) -m bdprune calibrate zoo/reference.toml --data $(DATA) --rows bench/results/reference-fast.jsonl \
 		--budget fast -o bdprune/verdict/tables/fast.json --report docs/evaluation/calibration.md
+	$(PYTHON) -m bdprune calibrate zoo/reference.toml --data $(DATA) --rows bench/results/reference-full.jsonl \
+		--budget full -o bdprune/verdict/tables/full.json --report docs/evaluation/calibration.md
 
 wheel: env ## one wheel for Linux x86-64, Python >= 3.11 and torch >= 2.11, without CUDA ops; into dist/
 	rm -rf build/lib* build/bdist* build/wheel dist/bdprune-*.whl

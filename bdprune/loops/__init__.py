@@ -13,7 +13,7 @@ from bdprune.loops.inversion.settings import Inversion, InvertSettings, Recovery
 from bdprune.loops.inversion.trigger import Trigger, largest_size
 from bdprune.loops.isolation import Ascent, IsolationSettings, Trapping, isolate
 from bdprune.loops.margin import Cut, MarginSettings, cut_at, largest_margins, margins
-from bdprune.loops.perturbation import Found, PerturbSettings, smallest_triggers
+from bdprune.loops.perturbation import ChangeSettings, Found, PerturbSettings, smallest_triggers, universal_change
 from bdprune.loops.predictions import PrunedPredictions, Pruning
 from bdprune.loops.recovery import Recovered, RecoverSettings, recover, recover_stack
 from bdprune.loops.resume import Checkpoint, digest

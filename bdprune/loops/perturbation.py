@@ -1,4 +1,4 @@
-"""Universal and per-image triggers under an attack loss on margins of logits (DL-TND)."""
+"""Universal and per-image triggers under an attack loss on margins of logits (DL-TND), and small universal changes."""
 
 from __future__ import annotations
 
@@ -6,7 +6,8 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn import functional
 
 from bdprune.ops import stamp
 from bdprune.runtime import FrozenNetworks
@@ -43,6 +44,21 @@ class PerturbSettings:
     most_const: float = 6.0
     success: float = 0.7
     margin: float = 15.0
+
+
+@dataclass(frozen=True)
+class ChangeSettings:
+    """Settings of :func:`universal_change`.
+
+    Attributes:
+        bound: largest change of a value, for images in [0, 1].
+        steps: steps of signed gradient descent; together they can cross the range 1.25 times.
+        batch_size: images in one step.
+    """
+
+    bound: float = 4 / 255
+    steps: int = 20
+    batch_size: int = 64
 
 
 @dataclass(frozen=True)
@@ -135,3 +151,32 @@ def _measured(
     logits = networks.logits(stamped.flatten(0, 1)).unflatten(0, picks.shape)
     successes = (loss(logits) <= 0).float().mean(1)
     return Found(trigger[0].cpu(), trigger[1].cpu(), logits.cpu(), successes.cpu())
+
+
+def universal_change(
+    module: nn.Module, images: Tensor, labels: Tensor, settings: ChangeSettings, seed: int = 0, away: bool = False
+) -> Tensor:
+    """One small change ``[1, C, h, w]`` of all images that leads them to their labels.
+
+    Args:
+        module: images -> logits; it runs in eval mode.
+        images: ``[N, C, h, w]`` in [0, 1]; the changed images are clipped to this range.
+        labels: ``[N]``, where the images shall go.
+        settings: bound and steps.
+        seed: of the draws of the images.
+        away: lead them away from the labels instead.
+
+    Source: Zhu et al., Breaking the False Sense of Security in Backdoor Defense through Re-Activation Attack, NeurIPS
+    2024, where the images carry the trigger.
+    """
+    module.eval()
+    generator = torch.Generator().manual_seed(seed)
+    step = (1 if away else -1) * 2.5 * settings.bound / settings.steps
+    change = images.new_zeros(1, *images.shape[1:])
+    for _ in range(settings.steps):
+        index = torch.randperm(len(images), generator=generator)[: settings.batch_size].to(images.device)
+        change = change.detach().requires_grad_()
+        loss = functional.cross_entropy(module((images[index] + change).clamp(0, 1)), labels[index])
+        (slope,) = torch.autograd.grad(loss, change)
+        change = (change + step * slope.sign()).clamp(-settings.bound, settings.bound)
+    return change.detach()

@@ -21,6 +21,8 @@ class TriggerCheck(Record, frozen=True, kw_only=True):
         score_after: the same for the trigger that a new search finds in the repaired network.
         reactivated: largest share of held-out images that the trigger flips after small random changes of the batch
             norms of the repaired network.
+        perturbed: share of held-out images that the trigger flips together with a small change that is the same for
+            all images, less the share that such a change flips without the trigger; None if another sign was left.
     """
 
     name: str
@@ -29,6 +31,7 @@ class TriggerCheck(Record, frozen=True, kw_only=True):
     score_before: float
     score_after: float
     reactivated: Share
+    perturbed: Share | None = None
 
 
 class RepairCheck(Record, frozen=True, kw_only=True):
@@ -60,7 +63,7 @@ class RepairCheck(Record, frozen=True, kw_only=True):
     @property
     def severity(self) -> tuple[int, float]:
         """The number of signs that are left, and the largest share of images that a trigger flips."""
-        flips = [max(one.flips_after, one.reactivated) for one in self.triggers]
+        flips = [max(one.flips_after, one.reactivated, one.perturbed or 0.0) for one in self.triggers]
         return len(self.left), max(flips, default=max(self.lead_after or 0.0, self.moved_after or 0.0))
 
 

@@ -13,6 +13,7 @@ from bdprune.record import (
     PassedOver,
     PurifyResult,
     Result,
+    TriggerCheck,
     TriggerInfo,
     Verdict,
     WeightCoverage,
@@ -82,7 +83,7 @@ def check_rows(result: PurifyResult) -> list[tuple[str, str]]:
         (
             "trigger",
             f"{one.name}: flips {percent(one.flips_before)} → {percent(one.flips_after)}, "
-            f"score {number(one.score_before)} → {number(one.score_after)}",
+            f"score {number(one.score_before)} → {number(one.score_after)}" + _hidden(one),
         )
         for one in check.triggers
     ]
@@ -93,6 +94,12 @@ def check_rows(result: PurifyResult) -> list[tuple[str, str]]:
         after = "not measured" if check.moved_after is None else number(check.moved_after)
         rows.append(("moved filters", f"{number(check.moved_before)} → {after}"))
     return [*rows, *(("left", one) for one in check.left)]
+
+
+def _hidden(one: TriggerCheck) -> str:
+    """What small changes of the network and of the images bring back."""
+    images = "" if one.perturbed is None else f", of the images {percent(one.perturbed)}"
+    return f"; after small changes of the network {percent(one.reactivated)}{images}"
 
 
 def attempt_rows(result: PurifyResult) -> list[tuple[str, str]]:

@@ -9,7 +9,8 @@ import torch
 from torch import nn
 
 from bdprune.analysis import Case, CheckLimits, SearchFor, Signs, check_repair, collapse_of, signs_of
-from bdprune.analysis.repair_check import _changed, flips_of
+from bdprune.analysis.repair_check import _changed, flips_of, perturbed_flips
+from bdprune.loops import ChangeSettings
 from bdprune.methods import hold_out
 from bdprune.model import Model
 
@@ -33,6 +34,7 @@ def test_a_backdoored_network_keeps_its_signs_and_its_clean_twin_has_none() -> N
     twin = check_repair(case, known.clean, signs, LIMITS, PATCH)
     assert twin.outcome == "repaired" and twin.left == ()
     assert twin.triggers[0].flips_after < 0.1 and twin.triggers[0].score_after < 1.7
+    assert twin.triggers[0].perturbed is not None and first.perturbed is None, "it is measured if no sign is left"
     assert twin.severity < same.severity
 
 
@@ -76,6 +78,34 @@ def test_changed_networks_differ_in_their_norms_only_and_the_same_way_each_time(
         assert all(
             torch.equal(value, same.network.state_dict()[name]) for name, value in form.network.state_dict().items()
         )
+
+
+def test_a_hidden_backdoor_comes_back_under_a_small_change_of_the_images(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A weak trigger flips few images, until a small change of all images helps it."""
+    known = known_networks()
+    case = Case(known.backdoored, known.data)
+    rest, held = hold_out(known.data, 0.3, 0)
+    signs = signs_of(case, held, LIMITS, PATCH)
+    trigger = signs.triggers[0].trigger
+    assert trigger.mask is not None
+    settings = ChangeSettings(bound=0.05)
+    weak = replace(trigger, mask=trigger.mask * 0.3)
+    back = perturbed_flips(known.backdoored, weak, (rest, held), settings)
+    assert back > 1.5 * flips_of(known.backdoored, weak, held) > 0
+    assert perturbed_flips(known.clean, weak, (rest, held), settings) < 0.1
+    assert back == perturbed_flips(known.backdoored, weak, (rest, held), settings)
+    monkeypatch.setattr("bdprune.analysis.repair_check.perturbed_flips", lambda *args: 0.4)
+    found = check_repair(case, known.clean, signs, LIMITS, PATCH)
+    assert found.outcome == "unrepaired" and found.severity == (1, 0.4)
+    assert found.left[0].startswith("with a small change of the images, the ")
+
+
+def test_a_trigger_for_no_image_comes_back_on_none() -> None:
+    known = known_networks()
+    _, held = hold_out(known.data, 0.3, 0)
+    trigger = signs_of(Case(known.backdoored, known.data), held, LIMITS, PATCH).triggers[0].trigger
+    goal = held.subset((held.labels == known.target).nonzero().flatten())
+    assert len(goal) and perturbed_flips(known.backdoored, trigger, (goal, goal), ChangeSettings()) == 0.0
 
 
 def test_few_images_show_nothing_under_unlearning() -> None:

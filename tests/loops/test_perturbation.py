@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from bdprune.loops.margin import margins
-from bdprune.loops.perturbation import PerturbSettings, smallest_triggers
+from bdprune.loops.perturbation import ChangeSettings, PerturbSettings, smallest_triggers, universal_change
 from bdprune.runtime import FrozenNetworks
 
 SETTINGS = PerturbSettings(rounds=2, steps=30, lr=0.1, const=20.0, most_const=40.0, margin=0.5)
@@ -77,3 +77,17 @@ def test_one_hypothesis_does_not_change_another(bright: Any) -> None:
 
 def seeded() -> torch.Generator:
     return torch.Generator().manual_seed(0)
+
+
+def test_one_small_change_leads_images_to_labels_or_away_from_them(bright: Any) -> None:
+    images, labels, settings = bright.data.images, bright.data.labels, ChangeSettings(bound=0.3, steps=30)
+    goal = torch.full_like(labels, 2)
+    change = universal_change(bright.model.module, images, goal, settings)
+    assert change.shape == (1, 3, 8, 8) and change.abs().max() <= 0.3 + 1e-6 and not change.requires_grad
+    assert torch.equal(change, universal_change(bright.model.module, images, goal, settings))
+    led = bright.model.module((images + change).clamp(0, 1)).argmax(1)
+    assert (led == 2).float().mean() > (bright.model.module(images).argmax(1) == 2).float().mean()
+    away = universal_change(bright.model.module, images, labels, settings, away=True)
+    wrong = bright.model.module((images + away).clamp(0, 1)).argmax(1) != labels
+    assert wrong.float().mean() > 0.3
+    assert not any(one.grad is not None for one in bright.model.module.parameters())
