@@ -62,10 +62,8 @@ class TriggerUnlearning(TriggerPurifier):
     """
 
     pruning: TriggerPruning | None = field(default_factory=lambda: TriggerPruning(max_drop=0.05, fine_tuning=None))
-    tuning: FineTuneSettings = field(
-        default_factory=lambda: FineTuneSettings(lr=0.005, epochs=10, batch_size=32, schedule="cosine")
-    )
-    stamping: Stamping = field(default_factory=lambda: Stamping(share=0.5))
+    tuning: FineTuneSettings = field(default_factory=lambda: FineTuneSettings(lr=0.005, epochs=10, schedule="cosine"))
+    stamping: Stamping = field(default_factory=lambda: Stamping(share=0.3))
     rounds: int = 5
     halvings: int = 2
     taught: float = 1.0
