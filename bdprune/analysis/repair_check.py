@@ -252,7 +252,7 @@ def perturbed_flips(
     Args:
         model: the repaired network.
         trigger: a trigger of the network before the repair.
-        images: those on which the changes are searched, and held-out ones that measure them.
+        images: those on which the changes are searched, and those that measure them. They may overlap.
         settings: of the search.
         seed: of the search.
 
