@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from bdprune.analysis.case import Analysis, Case
 from bdprune.analysis.saliency import saliency, separable, summed_saliency
 from bdprune.data import CleanData
+from bdprune.errors import ArchitectureError
 from bdprune.model import FilterGroup, Model
 from bdprune.ops import ChannelMoments
 
@@ -112,7 +113,16 @@ def layer_z_scores(scores: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def last_layer(network: nn.Module, group: FilterGroup) -> nn.Module:
-    """The layer whose output a group's filters have: their norm, or their conv if they have none."""
+    """The layer whose output a group's filters have: their norm, or their conv if they have none.
+
+    Raises:
+        ArchitectureError: the network uses the conv's weight without calling the conv, so no layer has this output.
+    """
+    if group.norm is None and not group.as_module:
+        raise ArchitectureError(
+            f"The network uses the weight of {group.conv} without calling this conv, so its maps cannot be read.",
+            "Call the layer in the network's forward pass, or use the method rnp, anp, awm or clp.",
+        )
     return network.get_submodule(group.norm.name if group.norm else group.conv)
 
 

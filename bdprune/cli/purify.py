@@ -53,6 +53,11 @@ from bdprune.registry import names
     is_flag=True,
     help="Look for signs of the backdoor before and after the repair. The method `auto` always does.",
 )
+@click.option(
+    "--allow-missing-labels",
+    is_flag=True,
+    help="Repair although some labels have no clean image. The network may forget these labels.",
+)
 @options.precision_option("the repair's steps")
 @options.model_options
 @options.attachments_option

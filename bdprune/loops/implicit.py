@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from bdprune.data import CleanData
 from bdprune.errors import TrainingError
@@ -57,7 +59,7 @@ def unlearn_perturbations(model: Model, data: CleanData, settings: ImplicitSetti
         seed: seed for the order of the images.
 
     Raises:
-        TrainingError: a loss is not finite.
+        TrainingError: a loss is not finite, or a layer has no second derivative.
 
     Source: Zeng et al., Adversarial Unlearning of Backdoors via Implicit Hypergradient, ICLR 2022.
     """
@@ -75,12 +77,29 @@ def unlearn_perturbations(model: Model, data: CleanData, settings: ImplicitSetti
         for index in _batches(len(labels), settings.unlearn_passes, settings.batch_size, generator):
             optimizer.zero_grad()
             count = max(round(settings.share * len(index)), 1)
-            inner = images[index], predicted[index]
-            loss = hypergradient(module, inner, (images[index], labels[index], count), delta, settings)
+            inner, outer = (images[index], predicted[index]), (images[index], labels[index], count)
+            with _second_derivatives():
+                loss = hypergradient(module, inner, outer, delta, settings)
             optimizer.step()
     if not loss.isfinite():
         raise TrainingError(f"The loss of the unlearning is {loss.item()}.", "Lower its learning rates.")
     return model.with_network(worker.network)
+
+
+@contextmanager
+def _second_derivatives() -> Iterator[None]:
+    """Chooses the attention that has second derivatives, and names other layers that have none.
+
+    Raises:
+        TrainingError: a layer has none.
+    """
+    try:
+        with sdpa_kernel(SDPBackend.MATH):
+            yield
+    except RuntimeError as error:
+        if "derivative for" not in str(error):
+            raise
+        raise TrainingError(f"A layer has no second derivative: {error}.", "Use another method than ibau.") from None
 
 
 def _batches(count: int, passes: int, batch_size: int, generator: torch.Generator) -> list[Tensor]:

@@ -25,6 +25,7 @@ from bdprune.runtime import (
     power_of_two,
     share_right,
     weight_bytes,
+    within,
 )
 
 Masks: TypeAlias = Mapping[str, Tensor]
@@ -94,7 +95,7 @@ class Sweep:
 
     def highest(self, max_drop: float) -> SweepPoint | None:
         """The point with the highest threshold that costs at most ``max_drop``, None if there is none."""
-        fits = [point for point in self.points if point.drop <= max_drop]
+        fits = [point for point in self.points if within(point.drop, max_drop)]
         return fits[-1] if fits else None
 
 
@@ -190,7 +191,7 @@ class _Task:
         points: list[list[SweepPoint]] = [[] for _ in predict]
         for threshold, step in zip(settings.thresholds, self._step_of, strict=True):
             for one, prunings, first, own in zip(predict, self.prunings, before, points, strict=True):
-                if own and settings.stop_early and own[-1].drop > settings.max_drop:
+                if own and settings.stop_early and not within(own[-1].drop, settings.max_drop):
                     continue
                 if own and prunings[step] == own[-1].pruned:
                     own.append(replace(own[-1], threshold=threshold))
@@ -204,7 +205,7 @@ class _Task:
         drops: list[float] = []
         for index, (data, accuracy) in enumerate(zip(self._sets, before, strict=True)):
             drops.append(accuracy - share_right(predict(index), data.labels))
-            if drops[-1] > self._settings.hopeless:
+            if not within(drops[-1], self._settings.hopeless):
                 break
         return drops
 

@@ -30,7 +30,7 @@ def hold_out(data: CleanData, share: float, seed: int) -> tuple[CleanData, Clean
     if not len(held):
         raise DataError(
             f"{len(data)} clean images, one of each class, leave none to hold out for choosing a threshold.",
-            "Give at least two images of a class, or use the method suspiciousness.",
+            "Give at least two images of a class, or use the method suspiciousness without a check.",
         )
     return rest, held
 

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from bdprune.analysis import Case
 from bdprune.data import CleanData
+from bdprune.errors import OptionError
 from bdprune.methods.base import Method
 from bdprune.model import Model
 from bdprune.record import Attachment, Attempt, Change, Gift, RepairCheck, notebook_form
@@ -80,6 +81,8 @@ class Purifier(Method):
     """A method that removes a backdoor: ``purifier(case) -> Repair``. It never changes the model of the case."""
 
     kind = "purifier"
+    threshold_name: ClassVar[str] = ""
+    """The setting that fixes the threshold; if it is given, ``max_drop`` limits nothing. Empty without such a one."""
     gives: ClassVar[tuple[Gift, ...]] = ("removal",)
 
     @abstractmethod
@@ -90,6 +93,20 @@ class Purifier(Method):
             DataError: there are too few clean images.
             TrainingError: an optimisation gave values that are not finite.
         """
+
+    def refuse_two_limits(self, max_drop: float | None) -> None:
+        """A given threshold prunes whatever it costs, so a limit that is given beside it would mean nothing.
+
+        Raises:
+            OptionError: both are given.
+        """
+        threshold = getattr(self, self.threshold_name) if self.threshold_name else None
+        if max_drop is not None and threshold is not None:
+            raise OptionError(
+                f"No limit on clean accuracy changes the given threshold of {self.id} "
+                f"({self.threshold_name} = {threshold:g}).",
+                "Leave out --max-acc-drop, or choose a preset without a threshold.",
+            )
 
     def repair(
         self,

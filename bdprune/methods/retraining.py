@@ -12,9 +12,7 @@ from bdprune.methods.held_out import hold_out
 from bdprune.methods.purifier import Phases, Purifier, Repair
 from bdprune.model import Model
 from bdprune.record import Needs
-from bdprune.runtime import clean_accuracy
-
-_ROUNDING = 1e-6
+from bdprune.runtime import clean_accuracy, within
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,10 +82,10 @@ class Retraining(Purifier):
 
     def _farthest(self, model: Model, retrained: Model, held: CleanData) -> tuple[float, Model]:
         """The first share of the way that keeps the limit, and its model; 0 and a copy if there is none."""
-        least = clean_accuracy(model.module, held.images, held.labels) - self.max_drop - _ROUNDING
+        before = clean_accuracy(model.module, held.images, held.labels)
         for way in self.ways:
             part = between(model, retrained, way)
-            if clean_accuracy(part.module, held.images, held.labels) >= least:
+            if within(before - clean_accuracy(part.module, held.images, held.labels), self.max_drop):
                 return way, part
         return 0.0, model.clone()
 
@@ -112,8 +110,10 @@ def between(model: Model, other: Model, way: float) -> Model:
     """
     mixed = other.clone()
     if way != 1:
-        there = mixed.network.state_dict()
+        there, done = mixed.network.state_dict(), set[int]()
         for name, here in model.network.state_dict().items():
-            if here.is_floating_point():
+            place = there[name].data_ptr()
+            if here.is_floating_point() and place not in done:  # a tied weight has several names
                 there[name].copy_(here.lerp(there[name], way))
+                done.add(place)
     return mixed

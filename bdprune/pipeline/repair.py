@@ -12,30 +12,26 @@ import msgspec
 
 from bdprune.analysis import (
     Case,
-    CheckLimits,
-    Sanity,
-    SearchFor,
     Unlearning,
-    check_repair,
     check_sanity,
     from_tensors,
-    signs_of,
 )
-from bdprune.data import CleanData
 from bdprune.errors import BdpruneError, DataError, OptionError, SanityError
 from bdprune.files import read_safetensors
 from bdprune.loops import UnlearnSettings
-from bdprune.methods import Purifier, Repair, hold_out
+from bdprune.methods import Purifier, Repair
 from bdprune.model import Loaded, Model, save, torch_pruning
 from bdprune.pipeline.attachments import attachments_folder, read_attachment, save_attachments
 from bdprune.pipeline.compacting import compacted
 from bdprune.pipeline.describe import artifact_info, data_info, env, model_info, weight_coverage
 from bdprune.pipeline.mask_histogram import mask_histogram
 from bdprune.pipeline.open import CleanSource, DataSource, ModelSource, OptionNames, Options, load_models, options_from
+from bdprune.pipeline.repair_data import checked, missing_labels, with_images_for_check
 from bdprune.pipeline.scan import Clock, Progress, short_id, silent
 from bdprune.record import (
     CompactInfo,
     CurveInfo,
+    DataInfo,
     Evidence,
     OutputInfo,
     PurifyResult,
@@ -48,7 +44,6 @@ from bdprune.record import (
 from bdprune.registry import chosen_purifier, method_class
 from bdprune.runtime import DEFAULT
 
-_HELD_OUT = 0.3  # share of the clean images that measures the triggers of a check
 _COMPACT = "compact"  # a mode of a repair: prune so that the filters can be removed, then remove them
 _GO_ON = "scan"  # the preset of a purifier that reuses the results of a scan
 _GIVE_SCAN = "Give the file that `bdprune scan --format json=FILE` wrote."
@@ -62,6 +57,7 @@ class RepairNames(OptionNames, total=False):
     start_from: Result | Sequence[Result] | str | os.PathLike[str] | None
     attachments: str | os.PathLike[str] | None
     check: bool
+    allow_missing_labels: bool
 
 
 @dataclass(frozen=True)
@@ -156,6 +152,7 @@ class _Run:
     attachments: Path | None = None
     folders: tuple[Path, ...] = ()
     check: bool = False
+    allow_missing: bool = False
 
 
 def _run_of(
@@ -172,6 +169,7 @@ def _run_of(
     named = {"mode": _mode(mode, method), "max_drop": options.pop("max_acc_drop", None)}
     source, folder = options.pop("start_from", None), options.pop("attachments", None)
     check, starts = bool(options.pop("check", False)), _results(source)
+    allow_missing = bool(options.pop("allow_missing_labels", False))
     known = options_from(options, "purify")
     known.check()
     chosen = {**(settings or {}), **{name: value for name, value in named.items() if value is not None}}
@@ -184,10 +182,11 @@ def _run_of(
         preset = _GO_ON
     chosen |= {} if known.precision is None else {"precision": known.precision}
     purifier = chosen_purifier(method, preset, chosen, {"seed": known.seed})
+    purifier.refuse_two_limits(named["max_drop"])
     attachments = None if folder is None else attachments_folder(folder)
     next_to_it = [Path(source).parent] if isinstance(source, str | os.PathLike) else []
     folders = tuple([attachments, *next_to_it] if attachments else next_to_it)
-    return _Run(purifier, known, progress, starts, mode == _COMPACT, attachments, folders, check)
+    return _Run(purifier, known, progress, starts, mode == _COMPACT, attachments, folders, check, allow_missing)
 
 
 def _mode(mode: str | None, method: str | Purifier) -> str | None:
@@ -272,8 +271,7 @@ class _Done:
     """One set of weights before and after its repair."""
 
     model: Model
-    data: CleanData
-    sanity: Sanity
+    data: DataInfo
     repair: Repair
     attachments: Mapping[str, bytes]
     started: str
@@ -309,27 +307,23 @@ def _repaired(model: Model, clean: CleanSource, run: _Run) -> _Done:
     if run.starts:
         _go_on(run, case)
     run.progress("checking the clean data")
+    missing = missing_labels(fitted, case.images, run.allow_missing)
     sanity = check_sanity(fitted, case.images)
     if not sanity.ok:
         raise SanityError(sanity.message, sanity.suggestion)
+    taken, held = with_images_for_check(run.purifier, case, run.options.seed) if run.check else (case, None)
     run.progress(f"repairing with {short_id(run.purifier)}")
-    repair, info = run.purifier(case), None
-    if run.check and repair.check is None:
+    repair, info = run.purifier(taken), None
+    if held is not None and repair.check is None:
         run.progress("checking the repair")
-        repair = _checked(case, repair, run)
+        precision = run.options.precision or DEFAULT
+        repair = replace(repair, check=checked(case, held, repair, run.options.seed, precision))
     if run.compact:
         run.progress("removing pruned filters")
         repair, info = compacted(repair, case.images.images)
-    return _Done(fitted, case.images, sanity, repair, case.attachments, clock.started, clock.seconds, info)
-
-
-def _checked(case: Case, repair: Repair, run: _Run) -> Repair:
-    """The repair with what clean images show before and after it."""
-    seed, precision = run.options.seed, run.options.precision or DEFAULT
-    share = getattr(run.purifier, "held_out", 0.0) or _HELD_OUT  # the images that the repair did not learn from
-    _, held = hold_out(case.images, share, getattr(run.purifier, "seed", seed))
-    signs = signs_of(case, held, CheckLimits(), SearchFor(), seed, precision)
-    return replace(repair, check=check_repair(case, repair.model, signs, CheckLimits(), SearchFor(), seed, precision))
+    about = data_info(case.images, sanity)
+    about = msgspec.structs.replace(about, notes=(*about.notes, *([missing] if missing else [])))
+    return _Done(fitted, about, repair, case.attachments, clock.started, clock.seconds, info)
 
 
 def _left(model: Model, failed: Sequence[tuple[str, BdpruneError]]) -> tuple[str, ...]:
@@ -365,7 +359,7 @@ def _record(one: _Done, output: OutputInfo | None, left: tuple[str, ...], run: _
         started=one.started,
         artifact=artifact_info(one.model),
         model=model_info(one.model),
-        data=data_info(one.data, one.sanity),
+        data=one.data,
         env=env(one.model.device, run.options.seed),
         method=repair.method,
         accuracy_before=number(repair.accuracy_before),

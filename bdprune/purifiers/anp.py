@@ -54,6 +54,7 @@ class ANP(Purifier):
     paper = "Wu and Wang, Adversarial Neuron Pruning Purifies Backdoored Deep Models, NeurIPS 2021, arXiv 2110.14430"
     needs = Needs(images="labelled", minimum=2)
     cost = "training"
+    threshold_name = "threshold"
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
         "paper": {"masking": AdversarialMaskSettings(small_data=0), "threshold": 0.2},
         "robust": {},

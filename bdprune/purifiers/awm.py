@@ -12,7 +12,7 @@ from bdprune.loops import SoftMasks, SoftMaskSettings, soft_masks
 from bdprune.methods import Phases, Purifier, Repair, accuracy_on, hold_out
 from bdprune.model import Model
 from bdprune.record import Needs
-from bdprune.runtime import DEFAULT, Precision
+from bdprune.runtime import DEFAULT, Precision, within
 
 _STEPS = 10  # of the strength
 
@@ -85,7 +85,7 @@ class AWM(Purifier):
         before = accuracy_on(model, held)
         for step in range(_STEPS, 0, -1):
             found = masked.model(step / _STEPS)
-            if before - accuracy_on(found, held) <= self.max_drop:
+            if within(before - accuracy_on(found, held), self.max_drop):
                 return found, step / _STEPS
         return model.clone(), 0.0
 

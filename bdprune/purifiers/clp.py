@@ -55,6 +55,7 @@ class CLP(Purifier):
     needs = Needs(images="none", minimum=0)
     uses_more = True
     cost = "weights"
+    threshold_name = "u"
     limits = "It prunes filters that stand out by themselves. Most backdoors are spread over several and stay."
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {"paper": {"u": 3.0}, "robust": {}}
 

@@ -16,7 +16,7 @@ from bdprune.loops import FineTuneSettings, KeptPruned, Sweep, SweepPoint, Sweep
 from bdprune.methods import CurvePoint, Phases, Purifier, Repair, accuracy_on, hold_out
 from bdprune.model import FilterGroup, Model, PruneMode, prune
 from bdprune.record import Needs
-from bdprune.runtime import BATCH, DEFAULT, Precision
+from bdprune.runtime import BATCH, DEFAULT, Precision, within
 
 _TUNING = FineTuneSettings(lr=0.01, epochs=15)
 
@@ -135,7 +135,7 @@ class FinePruning(Purifier):
             if tuning:
                 kept = KeptPruned(chosen.pruned, self.mode)
                 found = fine_tune(found, rest, tuning, kept, self.seed, self.precision)
-            if swept.accuracy_before - accuracy_on(found, held) <= self.max_drop:
+            if within(swept.accuracy_before - accuracy_on(found, held), self.max_drop):
                 return found, chosen, tuning is not None
         return model.clone(), None, False
 

@@ -12,10 +12,10 @@ from torch import Tensor
 from bdprune.analysis import Case, Suspiciousness, layer_z_scores
 from bdprune.data import CleanData
 from bdprune.loops import FineTuneSettings, KeptPruned, PrunedPredictions, Pruning, fine_tune
-from bdprune.methods import CurvePoint, Phases, Purifier, Repair
+from bdprune.methods import CurvePoint, Phases, Purifier, Repair, accuracy_on
 from bdprune.model import Model, PruneMode, prune
 from bdprune.record import Needs
-from bdprune.runtime import DEFAULT, Precision, convs_of, crop_and_flip
+from bdprune.runtime import DEFAULT, Precision, convs_of, crop_and_flip, within
 
 _LADDER = tuple(3.5 - 0.25 * step for step in range(11))  # 3.5 down to 1
 _LOOKS = 500  # images on which each mu is tried, including views
@@ -61,9 +61,12 @@ class SuspiciousnessPruning(Purifier):
     paper = "arXiv 2311.07417"
     needs = Needs(images="labelled")
     cost = "training"
+    threshold_name = "mu"
 
     def __call__(self, case: Case) -> Repair:
         """Repairs a copy of the model. All images are used for scoring, fine-tuning and the accuracies reported.
+
+        The fine-tuning is left out if it costs more than ``max_drop`` on the images that it learns from.
 
         Raises:
             DataError: there are no clean images.
@@ -76,17 +79,19 @@ class SuspiciousnessPruning(Purifier):
             mu, curve = (self.mu, ()) if self.mu is not None else self._choose(model, data, scores)
         pruned = outlying(scores, mu, self.max_share)
         repaired = prune(model, pruned, self.mode)
-        tuning = self._small_steps(len(data)) if pruned else None
+        tuning, rejected = self._small_steps(len(data)) if pruned else None, ""
         with phase("fine_tune"):
             if tuning:
-                repaired = fine_tune(repaired, data, tuning, KeptPruned(pruned, self.mode), self.seed, self.precision)
+                tuned = fine_tune(repaired, data, tuning, KeptPruned(pruned, self.mode), self.seed, self.precision)
+                rejected = self._why_rejected(accuracy_on(repaired, data) - accuracy_on(tuned, data))
+                repaired, tuning = (repaired, None) if rejected else (tuned, tuning)
         return self.repair(
             case,
             repaired,
             data,
             pruned=pruned,
             retrained=tuning is not None,
-            selection=self._selection(mu, len(data)),
+            selection=self._selection(mu, len(data)) + rejected,
             masks=scores,
             threshold=mu,
             curve=curve,
@@ -119,6 +124,12 @@ class SuspiciousnessPruning(Purifier):
         if math.isnan(mu):
             return f"nothing is pruned: no mu keeps {bound}"
         return f"{what}; lowest mu that keeps {bound}"
+
+    def _why_rejected(self, drop: float) -> str:
+        """Why the fine-tuning is left out, in a phrase; empty if it is not. It must not harm the images it learns."""
+        if within(drop, self.max_drop):
+            return ""
+        return f"; the fine-tuning is left out, because it costs {100 * drop:.1f} points on the images that it learns"
 
     def _small_steps(self, count: int) -> FineTuneSettings | None:
         tuning = self.fine_tuning

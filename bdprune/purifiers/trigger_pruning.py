@@ -16,7 +16,7 @@ from bdprune.loops import FineTuneSettings, KeptPruned, PrunedPredictions, Pruni
 from bdprune.methods import CurvePoint, Phases, Repair, TriggerPurifier, hold_out
 from bdprune.model import Model, PruneMode, prune
 from bdprune.record import Needs
-from bdprune.runtime import DEFAULT, Precision, share_right
+from bdprune.runtime import DEFAULT, Precision, share_right, within
 
 _LOOKS = 200
 """The number of images that rank the filters."""
@@ -197,7 +197,7 @@ class TriggerPruning(TriggerPurifier):
         """The last pruning before the accuracy first falls too far; with ``flips`` the first that ends the flips."""
         reached = 0
         for place, point in enumerate(points):
-            if point.drop(points[0]) > drop:
+            if not within(point.drop(points[0]), drop):
                 break
             reached = place
             if self.stop == "flips" and point.flips <= self.gone:

@@ -55,10 +55,12 @@ class RepairCheck(Record, frozen=True, kw_only=True):
 
     @property
     def outcome(self) -> Outcome:
-        """``unverified`` without any sign before the repair, else ``unrepaired`` if one is left, else ``repaired``."""
+        """``unrepaired`` if a sign is left, else ``unverified`` if there was none before, else ``repaired``."""
+        if self.left:
+            return "unrepaired"
         if not self.triggers and self.lead_before is None and self.moved_before is None:
             return "unverified"
-        return "unrepaired" if self.left else "repaired"
+        return "repaired"
 
     @property
     def severity(self) -> tuple[int, float]:

@@ -1,6 +1,6 @@
 from bdprune.runtime.batches import Batches, crop_and_flip, passes
 from bdprune.runtime.budget import Budget, parse_budget
-from bdprune.runtime.evaluate import BATCH, attack_success_rate, clean_accuracy, predict, share_right
+from bdprune.runtime.evaluate import BATCH, attack_success_rate, clean_accuracy, predict, share_right, within
 from bdprune.runtime.frozen import FrozenNetworks, folded_form
 from bdprune.runtime.graph import captured
 from bdprune.runtime.memory import footprint, weight_bytes

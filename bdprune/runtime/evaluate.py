@@ -9,6 +9,8 @@ from torch import Tensor, nn
 
 BATCH = 500  # images in one forward pass
 
+_ROUNDING = 1e-6  # of a difference of two shares in float32
+
 
 @torch.no_grad()
 def predict(module: nn.Module, images: Tensor, batch_size: int = BATCH) -> Tensor:
@@ -34,6 +36,11 @@ def clean_accuracy(module: nn.Module, images: Tensor, labels: Tensor) -> float:
 def share_right(predicted: Tensor, labels: Tensor) -> float:
     """Share of right predictions ``[N]``, in [0, 1]."""
     return (predicted == labels).float().mean().item()
+
+
+def within(drop: float, limit: float) -> bool:
+    """Whether a fall of accuracy is at most ``limit``; rounding does not count, though 0.9 - 0.88 > 0.02."""
+    return drop <= limit + _ROUNDING
 
 
 def attack_success_rate(

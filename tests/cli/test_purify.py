@@ -51,7 +51,7 @@ def test_json_and_html_of_one_run(purify: Run, tmp_path: Path) -> None:
 def test_the_exit_code_follows_the_outcome(
     purify: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, outcome: str, code: int
 ) -> None:
-    from bdprune.pipeline import repair
+    from bdprune.pipeline import repair_data
     from bdprune.record import RepairCheck, TriggerCheck
 
     one = TriggerCheck(
@@ -62,8 +62,8 @@ def test_the_exit_code_follows_the_outcome(
         "unverified": RepairCheck(),
         "repaired": RepairCheck(triggers=(one,)),
     }
-    monkeypatch.setattr(repair, "signs_of", lambda *args: None)
-    monkeypatch.setattr(repair, "check_repair", lambda *args: checks[outcome])
+    monkeypatch.setattr(repair_data, "signs_of", lambda *args: None)
+    monkeypatch.setattr(repair_data, "check_repair", lambda *args: checks[outcome])
     page = tmp_path / "r.html"
     checked = () if outcome == "unchecked" else ("--check",)
     done = purify("-o", tmp_path / "o.pth", *checked, "-f", "text", "-f", f"html={page}")

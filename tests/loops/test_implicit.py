@@ -7,7 +7,9 @@ from torch import nn
 from torch.nn import functional
 
 from bdprune.errors import TrainingError
+from bdprune.loops import implicit
 from bdprune.loops.implicit import ImplicitSettings, hypergradient, search_loss, unlearn_perturbations
+from bdprune.model import Model
 from bdprune.runtime.evaluate import clean_accuracy
 
 QUICK = ImplicitSettings(rounds=2, batch_size=60, share=0.3)
@@ -98,3 +100,36 @@ def test_every_batch_has_its_own_search_loss(bright: Any, monkeypatch: pytest.Mo
 def test_a_loss_that_is_not_finite_is_an_error(bright: Any) -> None:
     with pytest.raises(TrainingError, match="The loss of the unlearning is"):
         unlearn_perturbations(bright.model, bright.data, replace(QUICK, lr=1e30, search_lr=1e30))
+
+
+class Attentive(nn.Module):
+    """Attention over the pixels of a map."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, 8, 3, padding=1)
+        self.attention = nn.MultiheadAttention(8, 2, batch_first=True)
+        self.head = nn.Linear(8, 3)
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        tokens = self.conv(images).flatten(2).mT
+        return self.head(self.attention(tokens, tokens, tokens, need_weights=False)[0].mean(1))
+
+
+def test_attention_has_second_derivatives(bright: Any) -> None:
+    torch.manual_seed(0)
+    model = Model(Attentive(), "attentive", 3, (3, 8, 8))
+    found = unlearn_perturbations(model, bright.data, QUICK)
+    assert not torch.equal(found.network.get_parameter("head.weight"), model.network.get_parameter("head.weight"))
+
+
+def test_a_layer_without_second_derivatives_is_named(bright: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*args: object) -> torch.Tensor:
+        raise RuntimeError("derivative for aten::odd_backward is not implemented")
+
+    monkeypatch.setattr(implicit, "hypergradient", fail)
+    with pytest.raises(TrainingError, match="aten::odd_backward is not implemented"):
+        unlearn_perturbations(bright.model, bright.data, QUICK)
+    monkeypatch.setattr(implicit, "hypergradient", lambda *args: (_ for _ in ()).throw(RuntimeError("other")))
+    with pytest.raises(RuntimeError, match="other"):
+        unlearn_perturbations(bright.model, bright.data, QUICK)

@@ -3,6 +3,7 @@ from typing import Any
 
 import pytest
 import torch
+from torch import nn
 
 from bdprune.analysis import Case
 from bdprune.data import CleanData
@@ -92,3 +93,13 @@ def test_one_image_of_each_class_is_an_error(bright: Any) -> None:
     one = bright.data.sample(1, torch.Generator().manual_seed(0))
     with pytest.raises(DataError, match="leave none"):
         Spoiler()(Case(bright.model, one))
+
+
+def test_a_tied_weight_is_mixed_once() -> None:
+    def tied(value: float) -> Model:
+        layer = nn.Linear(2, 2, bias=False)
+        nn.init.constant_(layer.weight, value)
+        return Model(nn.Sequential(layer, layer), "tied", 2, (1, 1, 2))
+
+    mixed = between(tied(0.0), tied(1.0), 0.5).network.state_dict()
+    assert {float(value.mean()) for value in mixed.values()} == {0.5} and len(mixed) == 2

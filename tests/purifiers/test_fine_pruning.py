@@ -12,10 +12,12 @@ from torch import nn
 from bdprune.analysis import Case
 from bdprune.errors import ArchitectureError, DataError, OptionError
 from bdprune.loops.finetune import FineTuneSettings
+from bdprune.methods import Purifier
 from bdprune.methods.held_out import hold_out
 from bdprune.model.edit.pruning import prune
 from bdprune.model.handle import Model
 from bdprune.purifiers.fine_pruning import FinePruning, mean_activations
+from bdprune.purifiers.suspiciousness import SuspiciousnessPruning
 from bdprune.runtime.evaluate import clean_accuracy
 
 QUICK = FinePruning(fine_tuning=FineTuneSettings(lr=0.01, epochs=2, padding=0))
@@ -102,3 +104,23 @@ def test_presets_have_the_published_settings() -> None:
     paper: Any = FinePruning.preset("paper")
     assert (paper.least_accuracy, paper.layer, paper.max_drop) == (0.8, None, 1.0)
     assert FinePruning.preset("robust") == FinePruning()
+
+
+class Functional(nn.Module):
+    """Uses the weight of its last conv without calling the conv."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.last = nn.Conv2d(3, 4, 3, padding=1), nn.Conv2d(4, 6, 3, padding=1)
+        self.head = nn.Linear(6, 3)
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        maps = nn.functional.conv2d(self.first(images).relu(), self.last.weight, self.last.bias, padding=1)
+        return self.head(maps.relu().mean((2, 3)))
+
+
+@pytest.mark.parametrize("method", [QUICK, SuspiciousnessPruning()])
+def test_a_conv_that_is_not_called_is_named(bright: Any, method: Purifier) -> None:
+    model = Model(Functional(), "functional", 3, (3, 8, 8))
+    with pytest.raises(ArchitectureError, match="uses the weight of last without calling this conv"):
+        method(Case(model, bright.data))

@@ -137,3 +137,18 @@ def test_views_start_with_the_images_and_are_reproducible(bright: Any) -> None:
     assert not torch.equal(views[8:16], data.images)
     assert torch.equal(views, views_of(data, 3, seed=1))
     assert not torch.equal(views, views_of(data, 3, seed=2))
+
+
+def test_a_fine_tuning_that_harms_its_own_images_is_left_out(bright: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    def ruin(model: Any, *args: object) -> Any:
+        ruined = model.clone()
+        with torch.no_grad():
+            ruined.network.get_parameter("8.bias")[0] += 100
+        return ruined
+
+    monkeypatch.setattr("bdprune.purifiers.suspiciousness.fine_tune", ruin)
+    result = SuspiciousnessPruning(mu=1.0)(Case(bright.model, bright.data))
+    plain = SuspiciousnessPruning(mu=1.0, fine_tuning=None)(Case(bright.model, bright.data))
+    assert result.change == "pruned" and "the fine-tuning is left out, because it costs 6" in result.selection
+    states = result.model.network.state_dict(), plain.model.network.state_dict()
+    assert all(torch.equal(value, states[1][name]) for name, value in states[0].items())

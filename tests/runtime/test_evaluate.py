@@ -3,7 +3,7 @@ import math
 import torch
 from torch import Tensor, nn
 
-from bdprune.runtime.evaluate import attack_success_rate, clean_accuracy, predict, robust_accuracy
+from bdprune.runtime.evaluate import attack_success_rate, clean_accuracy, predict, robust_accuracy, share_right, within
 
 
 class FirstPixel(nn.Module):
@@ -45,3 +45,16 @@ def test_target_class_images_never_count() -> None:
     goal = torch.full_like(labels, 7)
     assert attack_success_rate(FirstPixel(), pictures([7, 7, 0, 1, 2, 3]), labels, trigger, goal) == 0.5
     assert robust_accuracy(FirstPixel(), pictures([7, 7, 0, 1, 2, 3]), labels, trigger, goal) == 0.5
+
+
+def test_a_fall_of_exactly_the_limit_is_within_it_for_every_number_of_images() -> None:
+    for count, lost in ((150, 3), (50, 1), (350, 7)):
+        for right in range(count // 2, count + 1):
+            before, after = (share_right(torch.arange(count), hits(one, count)) for one in (right, right - lost))
+            assert within(before - after, 0.02)
+            assert not within(before - after + 1 / count, 0.02)
+
+
+def hits(right: int, count: int) -> Tensor:
+    """Labels of which the first ``right`` are those of ``arange``."""
+    return torch.where(torch.arange(count) < right, torch.arange(count), -1)

@@ -1,0 +1,74 @@
+"""The clean images of a repair: which labels they must have, and the check of a repair on some of them."""
+
+from __future__ import annotations
+
+import msgspec
+
+from bdprune.analysis import Case, CheckLimits, SearchFor, check_repair, signs_of
+from bdprune.data import CleanData
+from bdprune.errors import DataError
+from bdprune.methods import Purifier, Repair, hold_out, sure_drop
+from bdprune.model import Model
+from bdprune.record import RepairCheck, some
+from bdprune.runtime import Precision
+
+_HELD_OUT = 0.3  # share of the clean images that measures the triggers of a check, if the purifier holds none out
+
+_DESTROYED = 0.1
+"""Fall of clean accuracy beyond which triggers that flip nothing say nothing: a ruined network obeys no trigger."""
+
+
+def missing_labels(model: Model, data: CleanData, allowed: bool) -> str:
+    """The labels of the network without a clean image, in a sentence; empty if there are none.
+
+    A repair judges and trains on the images that it has, so it may forget other labels, and no figure shows it.
+
+    Args:
+        allowed: whether the user accepts that.
+
+    Raises:
+        DataError: there are such labels, and it is not allowed.
+    """
+    counts = data.class_counts
+    missing = [str(label) for label in range(model.num_classes) if not counts.get(label)]
+    if not missing:
+        return ""
+    what = f"No clean image has the label {some(missing)}, so the repair may forget it"
+    if not allowed:
+        raise DataError(
+            f"{what}.", "Give at least one image of each label, or accept this with --allow-missing-labels."
+        )
+    return what
+
+
+def with_images_for_check(purifier: Purifier, case: Case, seed: int) -> tuple[Case, CleanData]:
+    """The case that the purifier may use, and clean images that it does not learn from.
+
+    A purifier that holds images out itself takes all of them, and the others are given fewer.
+
+    Raises:
+        DataError: no class has an image to hold out.
+    """
+    own = getattr(purifier, "held_out", 0.0)
+    rest, held = hold_out(case.images, own or _HELD_OUT, getattr(purifier, "seed", seed))
+    return (case if own else case.with_data(rest)), held
+
+
+def checked(case: Case, held: CleanData, repair: Repair, seed: int, precision: Precision) -> RepairCheck:
+    """What clean images show before and after a repair.
+
+    Args:
+        case: the case before the repair, with all images.
+        held: images that the repair did not learn from.
+        repair: the repair.
+        seed: of everything random.
+        precision: of the unlearning.
+    """
+    limits, search = CheckLimits(), SearchFor()
+    signs = signs_of(case, held, limits, search, seed, precision)
+    check = check_repair(case, repair.model, signs, limits, search, seed, precision)
+    drop = sure_drop(case.model, repair.model, held)
+    if drop <= _DESTROYED:
+        return check
+    ruined = f"the repair costs at least {100 * drop:.0f} points of clean accuracy, so the other figures say little"
+    return msgspec.structs.replace(check, left=(ruined, *check.left))
