@@ -33,10 +33,11 @@ from bdprune.analysis.trigger_search import (
     PUBLISHED_CLEANSING,
     SEARCHES,
     TINY,
+    most_outstanding,
     readable,
     scored,
     search_triggers,
-    smallest,
+    works,
 )
 from bdprune.analysis.triggers import Triggers
 from bdprune.analysis.unlearned import (

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Generator, Mapping, Sequence
 from dataclasses import replace
 
@@ -11,7 +12,7 @@ from bdprune.data import CleanData
 from bdprune.loops import Inversion, InvertSettings, PenaltyRule, Recovery, Stage, largest_size, size_scores
 from bdprune.record import TRIGGER_KINDS, Level, TriggerKind
 
-_QUICK = InvertSettings(stages=(Stage(40, 8), Stage(40, 16, keep=4)), final=Stage(30, 32, keep=1), rounds=2)
+_QUICK = InvertSettings(stages=(Stage(40, 8), Stage(40, 16, keep=4)), final=Stage(30, 32, keep=2), rounds=2)
 _LONG = InvertSettings(stages=(Stage(60, 8), Stage(100, 16)), final=Stage(30, 32, keep=3))
 _OUTSTANDING = 1.4  # no detector reads a trigger with a smaller score, so it need not be strengthened
 
@@ -90,8 +91,7 @@ def search_triggers(
     for one in searches:
         limit = case.budget.share(_SEARCHING * (_OF_ONE if one is not searches[-1] else 1.0))
         found.append((yield replace(one, seconds=limit)))
-        score, best = smallest(found[-1])
-        if score > tiny and (best.trigger.flip_rate or 0.0) >= flip_rate:
+        if any(score > tiny and works(recovery, flip_rate) for score, recovery in scored(found[-1])):
             break
     return found
 
@@ -129,6 +129,15 @@ def scored(inversion: Inversion) -> list[tuple[float, Recovery]]:
     return [(min(LARGEST, score * credit), one) for score, credit, one in zip(scores, credits, kept, strict=True)]
 
 
-def smallest(inversion: Inversion) -> tuple[float, Recovery]:
-    """The score and the result of the hypothesis with the largest score."""
-    return max(scored(inversion), key=lambda pair: pair[0])
+def works(recovery: Recovery, flip_rate: float) -> bool:
+    """Whether a trigger was successful in the search and flips this share of the held-out images."""
+    return math.isfinite(recovery.size) and (recovery.trigger.flip_rate or 0.0) >= flip_rate
+
+
+def most_outstanding(found: Sequence[Inversion], threshold: float, flip_rate: float) -> tuple[float, Recovery]:
+    """The largest score of a trigger that works and whose score is above the threshold, and its result.
+
+    A smaller trigger that does not work must not hide it. Without such a trigger it is the largest score of all.
+    """
+    pairs = [pair for inversion in found for pair in scored(inversion)]
+    return max(pairs, key=lambda pair: (pair[0] > threshold and works(pair[1], flip_rate), pair[0]))

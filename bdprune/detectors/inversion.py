@@ -18,12 +18,13 @@ from bdprune.analysis import (
     attach_triggers,
     flip_table,
     for_few_labels,
+    most_outstanding,
     natural_share,
     raised_filters,
     read_flips,
     readable,
     search_triggers,
-    smallest,
+    works,
 )
 from bdprune.loops import Inversion, InvertSettings, Recovery, Trigger, split_images
 from bdprune.methods import Detector, Steps
@@ -105,7 +106,8 @@ class InversionDetector(Detector):
         search = self.search or SEARCHES[case.budget.level]
         tiny = max(self.tiny, self._threshold(case.model.num_classes))
         found = yield from search_triggers(case, search, self.kinds, self.seed, tiny, self.flip_rate)
-        return self._evidence(case, search, found, *max(map(smallest, found), key=lambda pair: pair[0]))
+        threshold = self._threshold(case.model.num_classes)
+        return self._evidence(case, search, found, *most_outstanding(found, threshold, self.flip_rate))
 
     def work(self, case: Case) -> float:
         """A search of two labels."""
@@ -116,20 +118,19 @@ class InversionDetector(Detector):
         self, case: Case, search: InvertSettings, found: list[Inversion], score: float, best: Recovery
     ) -> Evidence:
         held = readable(case, split_images(case.images, search, self.seed)[1], found, _PASSES)
-        trigger = best.trigger
-        works = (trigger.flip_rate or 0.0) >= self.flip_rate
+        trigger, worked = best.trigger, works(best, self.flip_rate)
         threshold = self._threshold(case.model.num_classes)
-        outlier = score > threshold and works
+        outlier = score > threshold and worked
         flips = read_flips(flip_table(case.model, trigger, held), trigger.target) if outlier else Flips((), ())
         infos, attached = attach_triggers(case, *([trigger] if math.isfinite(best.size) else []))
         return self.evidence(
-            score if works else min(score, threshold),
+            score if worked else min(score, threshold),
             threshold,
             target_label=_only(flips.targets),
             targets=flips.targets if len(flips.targets) > 1 else (),
             sources=flips.sources,
             label_scores=_scores(case.model.num_classes, found),
-            remarks=(describe_trigger(best, score, works),),
+            remarks=(describe_trigger(best, score, worked),),
             limits=few_labels(case.model.num_classes),
             natural=self._natural(case, trigger, found) if outlier and score <= max(self.tiny, threshold) else "",
             unseen=(*unseen_by(found), *(() if len(held) else ("triggers on held-out images",))),

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from bdprune.analysis import CLEANSING, PUBLISHED_CLEANSING, Case, Triggers, attach_triggers
+from bdprune.analysis import CLEANSING, PUBLISHED_CLEANSING, Case, Triggers, attach_triggers, works
 from bdprune.detectors.inversion import InversionDetector, few_labels, unseen_by
 from bdprune.loops import Hypothesis, Inversion, InvertSettings, Recovery
 from bdprune.methods import Detector, Steps
@@ -94,8 +94,12 @@ class NeuralCleanseDetector(Detector):
         found = inversion.recoveries
         whole = float(math.prod(case.model.input_shape[1:]))
         indices = self._indices([min(one.size, whole) for one in found])
-        score, best = max(zip(indices, found, strict=True), key=lambda pair: pair[0])
-        works = math.isfinite(best.size) and (best.trigger.flip_rate or 0.0) >= self.flip_rate
+        # A smaller trigger that does not work must not hide one that does.
+        score, best = max(
+            zip(indices, found, strict=True),
+            key=lambda pair: (pair[0] > self.threshold and works(pair[1], self.flip_rate), pair[0]),
+        )
+        worked = works(best, self.flip_rate)
         label = best.hypothesis.target
         assert label is not None
         scores: list[float | None] = [None] * case.model.num_classes
@@ -103,11 +107,11 @@ class NeuralCleanseDetector(Detector):
             scores[one.hypothesis.target or 0] = index
         infos, attached = attach_triggers(case, *([best.trigger] if math.isfinite(best.size) else []))
         return self.evidence(
-            score if works else min(score, self.threshold),
+            score if worked else min(score, self.threshold),
             self.threshold,
-            target_label=label if score > self.threshold and works else None,
+            target_label=label if score > self.threshold and worked else None,
             label_scores=tuple(scores),
-            remarks=(_remark(best, score, works),),
+            remarks=(_remark(best, score, worked),),
             limits=few_labels(case.model.num_classes),
             unseen=unseen_by([inversion]),
             details={
@@ -137,7 +141,7 @@ def anomaly_indices(sizes: Sequence[float], least: float) -> list[float]:
     return [max(-_LARGEST, min(_LARGEST, (middle - size) / scale)) for size in sizes]
 
 
-def _remark(best: Recovery, score: float, works: bool) -> str:
+def _remark(best: Recovery, score: float, worked: bool) -> str:
     if not math.isfinite(best.size):
         return "No trigger flips most images."
     trigger = best.trigger
@@ -146,4 +150,4 @@ def _remark(best: Recovery, score: float, works: bool) -> str:
         f"The smallest trigger leads to label {trigger.target}, has a size of {best.size:.1f} pixels and the anomaly "
         f"index {score:.1f}, and flips {rate:.0%} of {trigger.images} held-out images."
     )
-    return remark if works else f"{remark} It flips too few of them to count."
+    return remark if worked else f"{remark} It flips too few of them to count."

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 
 from torch import Tensor
 
-from bdprune.analysis import Case, LabelOrder, Triggers, attach_triggers, easiest_pairs, scored, search_sources
+from bdprune.analysis import Case, LabelOrder, Triggers, attach_triggers, easiest_pairs, scored, search_sources, works
 from bdprune.detectors.inversion import describe_trigger, few_labels, unseen_by
-from bdprune.loops import Hypothesis, Inversion, InvertSettings, Recovery, Stage
+from bdprune.loops import Hypothesis, Inversion, InvertSettings, Stage
 from bdprune.methods import Detector, Steps
 from bdprune.record import Evidence, Needs, Rule, some
 
@@ -101,17 +100,17 @@ class PairInversionDetector(Detector):
         return self.most_labels * (self.most_labels - 1)
 
     def _evidence(self, case: Case, inversion: Inversion, first: Inversion | None) -> Evidence:
-        score, best = max(scored(inversion), key=lambda pair: (self._works(pair[1]), pair[0]))
-        works = self._works(best)
-        flagged = works and score > self.threshold
-        infos, attached = attach_triggers(case, *([best.trigger] if works else []))
+        score, best = max(scored(inversion), key=lambda pair: (works(pair[1], self.flip_rate), pair[0]))
+        worked = works(best, self.flip_rate)
+        flagged = worked and score > self.threshold
+        infos, attached = attach_triggers(case, *([best.trigger] if worked else []))
         return self.evidence(
-            score if works else min(score, self.threshold),
+            score if worked else min(score, self.threshold),
             self.threshold,
             target_label=best.hypothesis.target if flagged else None,
             sources=best.hypothesis.sources if flagged else (),
             label_scores=self._label_scores(case.model.num_classes, inversion),
-            remarks=(describe_trigger(best, score, works),),
+            remarks=(describe_trigger(best, score, worked),),
             limits=(*few_labels(case.model.num_classes), *self._left_out(case, inversion)),
             supporting=_SUPPORTING,
             unseen=unseen_by([inversion] if first is None else [first, inversion]),
@@ -133,15 +132,12 @@ class PairInversionDetector(Detector):
         }
         return tuple(Hypothesis(target, (source,)) for source, target in sorted(places, key=places.__getitem__))
 
-    def _works(self, one: Recovery) -> bool:
-        return math.isfinite(one.size) and (one.trigger.flip_rate or 0.0) >= self.flip_rate
-
     def _label_scores(self, num_classes: int, inversion: Inversion) -> tuple[float | None, ...]:
         """For each label the largest score of a working trigger to it; None if there is none."""
         scores: list[float | None] = [None] * num_classes
         for score, one in scored(inversion):
             label = one.hypothesis.target
-            if label is not None and self._works(one):
+            if label is not None and works(one, self.flip_rate):
                 scores[label] = max(scores[label] or 0.0, score)
         return tuple(scores)
 

@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 
-from bdprune.analysis import Case, smallest
+from bdprune.analysis import Case, most_outstanding
 from bdprune.data import CleanData
 from bdprune.detectors.inversion import InversionDetector, unseen_by
 from bdprune.errors import DataError
@@ -39,7 +39,7 @@ def test_it_names_the_target_of_a_planted_trigger(known: Known, evidence: Eviden
 def test_the_trigger_travels_with_the_evidence(known: Known, evidence: Evidence) -> None:
     (trigger,) = evidence.triggers
     assert trigger.target_label == known.target and trigger.kind == "patch"
-    assert trigger.flip_rate is not None and trigger.flip_rate >= 0.75 and trigger.images == 270
+    assert trigger.flip_rate is not None and trigger.flip_rate >= 0.75 and 250 < trigger.images <= 270
     assert evidence.attachments and evidence.details["patch"]["image_steps"] > 0
 
 
@@ -62,15 +62,31 @@ def test_it_searches_further_kinds_until_a_trigger_is_tiny(known: Known, tiny: f
     assert found.details.keys() == kinds
 
 
-def recovered(target: int | None, size: float, stages: int = 2, kind: TriggerKind = "patch") -> Recovery:
-    trigger = Trigger(torch.zeros(1, 2, 2), torch.zeros(3, 2, 2), target, kind=kind)
+def recovered(
+    target: int | None, size: float, stages: int = 2, kind: TriggerKind = "patch", rate: float | None = None
+) -> Recovery:
+    trigger = Trigger(torch.zeros(1, 2, 2), torch.zeros(3, 2, 2), target, flip_rate=rate, kind=kind)
     return Recovery(Hypothesis(target), size, stages, trigger)
 
 
 def test_the_score_compares_the_triggers_of_the_last_stage() -> None:
     inversion = Inversion((recovered(0, 4.0), recovered(1, 20.0), recovered(2, 30.0), recovered(3, 1.0, stages=1)))
-    score, best = smallest(inversion)
+    score, best = most_outstanding([inversion], 1.7, 0.75)
     assert score == pytest.approx((20 * 25) ** 0.5 / 4) and best.hypothesis.target == 0
+
+
+def test_a_smaller_trigger_that_does_not_work_hides_none_that_does() -> None:
+    works = Inversion((recovered(0, 5.0, rate=0.9), recovered(1, 20.0), recovered(2, 20.0)))
+    fails = [
+        Inversion((recovered(3, 1.0, kind="additive", rate=0.7), recovered(1, 20.0), recovered(2, 20.0))),
+        Inversion((recovered(3, 2.0, rate=0.7), recovered(1, 20.0), recovered(0, 5.0, rate=0.9))),
+    ]
+    score, best = most_outstanding([works, fails[0]], 1.7, 0.75)
+    assert best is works.recoveries[0] and score == pytest.approx(4.0)
+    score, best = most_outstanding([works], 4.1, 0.75)
+    assert best is works.recoveries[0]  # below the threshold, the largest score counts, as before
+    score, best = most_outstanding([fails[1]], 1.7, 0.75)
+    assert best is fails[1].recoveries[0] and score == pytest.approx((5 * 12.5) ** 0.5 / 2)
 
 
 def test_the_score_of_a_warp_counts_less() -> None:
@@ -78,28 +94,29 @@ def test_the_score_of_a_warp_counts_less() -> None:
         Inversion((recovered(0, 10.0, kind=kind), recovered(1, 20.0, kind=kind), recovered(2, 20.0, kind=kind)))
         for kind in TRIGGER_KINDS[::2]
     )
-    assert smallest(patches)[0] == pytest.approx(2.0)
-    assert smallest(warps)[0] == pytest.approx(1.5)
+    assert most_outstanding([patches], 1.7, 0.75)[0] == pytest.approx(2.0)
+    assert most_outstanding([warps], 1.7, 0.75)[0] == pytest.approx(1.5)
 
 
 def test_an_untargeted_trigger_is_compared_with_those_of_single_labels() -> None:
     inversion = Inversion((recovered(0, 20.0), recovered(1, 30.0), recovered(None, 5.0)))
-    score, best = smallest(inversion)
+    score, best = most_outstanding([inversion], 1.7, 0.75)
     assert score == pytest.approx((20 * 25) ** 0.5 / 5) and best is inversion.recoveries[2]
 
 
 def test_a_label_without_any_trigger_has_no_score() -> None:
-    score, _ = smallest(Inversion((recovered(0, math.inf), recovered(1, math.inf))))
+    score, _ = most_outstanding([Inversion((recovered(0, math.inf), recovered(1, math.inf)))], 1.7, 0.75)
     assert score == 0.0
 
 
 def test_labels_that_no_trigger_reaches_count_with_the_largest_size() -> None:
-    score, best = smallest(Inversion((recovered(0, 1.0), recovered(1, math.inf), recovered(2, math.inf))))
+    inversion = Inversion((recovered(0, 1.0), recovered(1, math.inf), recovered(2, math.inf)))
+    score, best = most_outstanding([inversion], 1.7, 0.75)
     assert score == pytest.approx(4.0) and best.hypothesis.target == 0
 
 
 def test_a_trigger_of_size_zero_has_the_largest_score() -> None:
-    score, best = smallest(Inversion((recovered(0, 0.0), recovered(1, 9.0))))
+    score, best = most_outstanding([Inversion((recovered(0, 0.0), recovered(1, 9.0)))], 1.7, 0.75)
     assert score == 10.0 and best.hypothesis.target == 0
 
 

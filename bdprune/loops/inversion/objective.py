@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor
 
 from bdprune.loops.inversion.hypotheses import Hypothesis
+from bdprune.runtime import BATCH, FrozenNetworks
 
 _AWAY = -1  # target of an untargeted hypothesis
 
@@ -50,3 +51,18 @@ def flips(logits: Tensor, targets: Tensor, labels: Tensor) -> Tensor:
     """Which images are flipped, bool ``[H, N]``: to the target, or away from their label; arguments as above."""
     predicted = logits.argmax(2)
     return torch.where(targets[:, None] == _AWAY, predicted != labels, predicted == targets[:, None])
+
+
+@torch.no_grad()
+def clean_logits(networks: FrozenNetworks, images: Tensor, labels: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+    """Logits of each of the G models for images ``[G, N, K]`` and their labels ``[N]``, in parts."""
+    for part, own in zip(images.split(BATCH), labels.split(BATCH), strict=True):
+        repeated = part.repeat(networks.count, 1, 1, 1).contiguous(memory_format=networks.layout)
+        yield networks.logits(repeated).unflatten(0, (networks.count, -1)), own
+
+
+def labelled_right(networks: FrozenNetworks, images: Tensor, labels: Tensor, all_count: bool) -> Tensor:
+    """Whether each of the G models labels each image correctly ``[G, N]``; True for all of them if ``all_count``."""
+    if all_count or not len(labels):
+        return torch.ones(networks.count, len(labels), dtype=torch.bool, device=labels.device)
+    return torch.cat([logits.argmax(2) == own for logits, own in clean_logits(networks, images, labels)], 1)

@@ -37,3 +37,14 @@ def size_score(size: float, others: Sequence[float]) -> float:
     if not math.isfinite(size) or not others:
         return 0.0
     return math.sqrt(min(others) * statistics.median(others)) / max(size, 1e-6)
+
+
+def least_rate(rates: Sequence[float | None], default: float) -> float:
+    """The smallest flip rate; the default if none was measured."""
+    return min((one for one in rates if one is not None), default=default)
+
+
+def risen(old: Sequence[float | None], new: Sequence[float | None], goal: float) -> list[int]:
+    """Places of the flip rates that rose; one that had reached the goal stays, because its trigger is smaller."""
+    pairs = enumerate(zip(old, new, strict=True))
+    return [place for place, (a, b) in pairs if a is not None and b is not None and a < min(b, goal)]

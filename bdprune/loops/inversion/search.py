@@ -19,8 +19,15 @@ from bdprune.data import CleanData
 from bdprune.loops.inversion.candidates import Candidates
 from bdprune.loops.inversion.families import FAMILIES
 from bdprune.loops.inversion.hypotheses import Hypothesis
-from bdprune.loops.inversion.objective import flip_losses, flips, losses_by_target, targets_of
-from bdprune.loops.inversion.scoring import size_scores
+from bdprune.loops.inversion.objective import (
+    clean_logits,
+    flip_losses,
+    flips,
+    labelled_right,
+    losses_by_target,
+    targets_of,
+)
+from bdprune.loops.inversion.scoring import least_rate, risen, size_scores
 from bdprune.loops.inversion.settings import Inversion, InvertSettings, Recovery, Stage, joined
 from bdprune.loops.inversion.timing import PASSES_IN_A_STEP, images_in_time, step_seconds
 from bdprune.loops.inversion.trigger import Trigger
@@ -86,11 +93,6 @@ def split_images(data: CleanData, settings: InvertSettings, seed: int) -> tuple[
     return data.split(settings.held_out, torch.Generator().manual_seed(seed))
 
 
-def _least(rates: Sequence[float | None], default: float) -> float:
-    """The smallest rate; the default if none was measured."""
-    return min((one for one in rates if one is not None), default=default)
-
-
 class Search:
     """The search for one kind of trigger.
 
@@ -116,7 +118,9 @@ class Search:
         self._networks, self._settings, self._generator = networks, settings, generator
         self._images, self._labels = self._placed(split[0])
         self._held_images, self._held_labels = self._placed(split[1])
-        self._right = torch.cat([logits.argmax(2) == labels for logits, labels in self._clean_logits()], 1)
+        all_count = not settings.only_right
+        self._right = labelled_right(networks, self._images, self._labels, all_count)
+        self._held_right = labelled_right(networks, self._held_images, self._held_labels, all_count)
         models = range(networks.count)
         self._all = [one for one in hypotheses if all(len(self._pool(one, model)) for model in models)]
         self._image_steps, self._complete, self._done = 0, True, 0
@@ -149,21 +153,12 @@ class Search:
         images = data.images.to(self._networks.device).contiguous(memory_format=self._networks.layout)
         return images, data.labels.to(self._networks.device)
 
-    @torch.no_grad()
-    def _clean_logits(self) -> Iterator[tuple[Tensor, Tensor]]:
-        """Logits of each model for the images of the search ``[G, N, K]`` and their labels ``[N]``, in parts."""
-        count = self._networks.count
-        for part, labels in zip(self._images.split(BATCH), self._labels.split(BATCH), strict=True):
-            repeated = part.repeat(count, 1, 1, 1).contiguous(memory_format=self._networks.layout)
-            yield self._networks.logits(repeated).unflatten(0, (count, -1)), labels
-
     def _pool(self, hypothesis: Hypothesis, model: int) -> Tensor:
         """Positions of the images of the search that a hypothesis about a model is about ``[P]``.
 
         They are images that the model labels correctly: a wrong label would count as a success.
         """
-        right = self._right[model] if self._settings.only_right else torch.ones_like(self._right[model])
-        return (hypothesis.takes(self._labels) & right).nonzero().flatten()
+        return (hypothesis.takes(self._labels) & self._right[model]).nonzero().flatten()
 
     def _affordable(self, seconds: float) -> int:
         """The number of hypotheses that can be searched in this time, at least one."""
@@ -196,7 +191,7 @@ class Search:
         weighted = torch.tensor([one.weighted for one in hypotheses], device=self._networks.device)
         pools = [self._pool(one, place // few).cpu() for place, one in enumerate(hypotheses)]
         targets, parts = targets_of(hypotheses).view(-1, few).to(self._networks.device), []
-        for logits, labels in self._clean_logits():
+        for logits, labels in clean_logits(self._networks, self._images, self._labels):
             pairs = zip(logits, targets, strict=True)
             parts.append(torch.cat([losses_by_target(own, labels)[:, goals].T for own, goals in pairs]))
         return SourceWeights(weighted, pools, self._labels, torch.cat(parts, 1))
@@ -255,13 +250,13 @@ class Search:
         self,
         rates: Sequence[float | None] | None = None,
         images: Sequence[int] | None = None,
-        models: Sequence[int] | None = None,
+        places: Sequence[int] | None = None,
     ) -> None:
-        """Records the triggers of the current candidates of these models, of all by default."""
+        """Records the triggers of the candidates at these places, of all by default."""
         masks, patterns = self._candidates.best()
         few, meant = len(self._members) // self._networks.count, self._meant()
         for place, member in enumerate(self._members.tolist()):
-            if models is not None and place // few not in models:
+            if places is not None and place not in places:
                 continue
             hypothesis, sources = meant[place]
             trigger = Trigger(
@@ -347,17 +342,21 @@ class Search:
         goal = self._settings.flip_rate
         unfinished = [model for model in range(self._networks.count) if self._has_outstanding(sizes, model)]
         self._keep(sizes, self._settings.final.keep)
-        rates, images = self._held_out_rates()
-        self._note_triggers(rates, images)
+        best, images = self._held_out_rates()
+        self._note_triggers(best, images)
         few = len(self._members) // self._networks.count
         for _ in range(self._settings.rounds):
-            unfinished = [model for model in unfinished if _least(rates[model * few : (model + 1) * few], goal) < goal]
+            unfinished = [
+                model for model in unfinished if least_rate(best[model * few : (model + 1) * few], goal) < goal
+            ]
             if not unfinished or self._is_late():
                 break
             self._candidates.restart_from_best(_EASE)
             self._steps(self._settings.final, (1 + goal) / 2)
             rates, images = self._held_out_rates()
-            self._note_triggers(rates, images, unfinished)
+            better = [one for one in risen(best, rates, goal) if one // few in unfinished]
+            self._note_triggers(rates, images, better)
+            best = [rates[place] if place in better else old for place, old in enumerate(best)]
         return [[trigger for trigger in own if trigger is not None] for own in self._found]
 
     def _has_outstanding(self, sizes: Tensor, model: int) -> bool:
@@ -373,13 +372,16 @@ class Search:
 
     @torch.no_grad()
     def _held_out_rates(self) -> tuple[list[float | None], list[int]]:
-        """Share of held-out images that each candidate flips (None if there are none), and their number."""
+        """Share of held-out images that each candidate flips (None if there are none), and their number.
+
+        As in the search, only images that the model labels correctly count, unless the settings take all of them.
+        """
         masks, patterns = self._candidates.best()
         few = len(self._members) // self._networks.count
         rates: list[float | None] = []
         counts: list[int] = []
         for place, (hypothesis, _) in enumerate(self._meant()):
-            take = hypothesis.takes(self._held_labels)
+            take = hypothesis.takes(self._held_labels) & self._held_right[place // few]
             mask = None if masks is None else masks[place : place + 1]
             logits = self._logits_of(place // few, self._held_images[take], mask, patterns[place : place + 1])
             labels, targets = self._held_labels[take], targets_of([hypothesis]).to(self._networks.device)

@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import math
 import time
+from collections.abc import Sequence
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
 
 from bdprune.data import CleanData
 from bdprune.errors import DataError, OptionError
-from bdprune.loops import Hypothesis, Inversion, InvertSettings, Stage, every_target, invert, split_images
+from bdprune.loops import Hypothesis, Inversion, InvertSettings, Stage, Trigger, every_target, invert, split_images
 from bdprune.loops.inversion.search import Search
 from bdprune.model import Model
-from bdprune.runtime import FrozenNetworks, attack_success_rate
+from bdprune.runtime import FrozenNetworks, attack_success_rate, predict
 from bdprune.testing.planted import planted
 
 from ...helpers import siblings
@@ -33,6 +35,13 @@ def found(known: Known) -> Inversion:
     return invert([known.backdoored], known.data, every_target(10), QUICK)[0]
 
 
+def counted(known: Known, data: CleanData, trigger: Trigger) -> int:
+    """The held-out images that a trigger is about and that the backdoored network labels correctly."""
+    held = split_images(data, QUICK, 0)[1]
+    right = predict(known.backdoored.module, held.images) == held.labels
+    return int((trigger.takes(held.labels) & right).sum())
+
+
 def test_the_smallest_trigger_leads_to_the_target(known: Known, found: Inversion) -> None:
     smallest = min(found.recoveries, key=lambda one: one.size)
     assert smallest.hypothesis.target == known.target
@@ -42,7 +51,8 @@ def test_the_smallest_trigger_leads_to_the_target(known: Known, found: Inversion
 
 def test_the_final_trigger_flips_images_that_the_search_never_saw(known: Known, found: Inversion) -> None:
     trigger = min(found.recoveries, key=lambda one: one.size).trigger
-    assert trigger.flip_rate is not None and trigger.flip_rate >= QUICK.flip_rate and trigger.images == 270
+    assert trigger.flip_rate is not None and trigger.flip_rate >= QUICK.flip_rate
+    assert trigger.images == counted(known, known.data, trigger)
     goal = torch.full_like(known.test.labels, known.target)
     rate = attack_success_rate(known.backdoored.module, known.test.images, known.test.labels, trigger.apply, goal)
     assert rate >= 0.85
@@ -89,7 +99,7 @@ def test_kinds_keep_the_order_of_the_hypotheses(known: Known) -> None:
 def test_images_come_only_from_the_sources(known: Known) -> None:
     hypothesis = Hypothesis(known.target, sources=(1, 2))
     trigger = invert([known.backdoored], known.data, [hypothesis], QUICK)[0].triggers[0]
-    assert trigger.sources == (1, 2) and trigger.images == 60
+    assert trigger.sources == (1, 2) and trigger.images == counted(known, known.data, trigger) <= 60
 
 
 def test_the_time_limit_skips_the_last_hypotheses(known: Known) -> None:
@@ -105,6 +115,44 @@ def test_a_time_limit_leaves_out_images_of_a_slow_network(known: Known, monkeypa
     monkeypatch.setattr("bdprune.loops.inversion.timing.step_seconds", lambda networks, images: 1.0)
     result = invert([known.clean], known.data, [Hypothesis(None)], QUICK, seconds=100.0)[0]
     assert result.complete and 18 <= result.triggers[0].images <= 20  # 0.1 * 100 s * 2 passes a second
+
+
+def test_further_rounds_keep_the_trigger_that_flips_most(known: Known, monkeypatch: pytest.MonkeyPatch) -> None:
+    measured = iter([[0.6, 0.95], [0.85, 0.99], [0.7, 0.97], [0.8, 0.98]])
+    noted: list[dict[int, float]] = []
+    original = Search._note_triggers
+
+    def note(self: Search, rates: Sequence[float] | None = None, *more: Any) -> None:
+        if rates is not None:
+            places = range(len(rates)) if len(more) < 2 else more[1]
+            noted.append({place: rates[place] for place in places})
+        original(self, rates, *more)
+
+    monkeypatch.setattr(Search, "_held_out_rates", lambda self: (next(measured), [270, 270]))
+    monkeypatch.setattr(Search, "_note_triggers", note)
+    settings = replace(QUICK, final=Stage(2, 4, keep=2), rounds=3)
+    found = invert([known.backdoored], known.data, every_target(10), settings)[0]
+    # The second one had reached 0.9 at once, so its first and smallest trigger stays.
+    assert noted == [{0: 0.6, 1: 0.95}, {0: 0.85}, {}, {}]
+    assert sorted(one.trigger.flip_rate for one in found.recoveries if one.trigger.flip_rate is not None) == [
+        0.85,
+        0.95,
+    ]
+
+
+@pytest.mark.parametrize("only_right", [True, False])
+def test_images_that_the_model_labels_wrong_are_no_flips(known: Known, only_right: bool) -> None:
+    settings = replace(QUICK, only_right=only_right)
+    labels, target = known.data.labels.clone(), known.target
+    labels[labels == 1] = 2  # the network says 1
+    wrong = replace(known.data, labels=labels)
+    trigger = invert([known.backdoored], wrong, [Hypothesis(target)], settings)[0].triggers[0]
+    held = split_images(wrong, settings, 0)[1]
+    right = predict(known.backdoored.module, held.images) == held.labels
+    counted = (held.labels != target) & (right if only_right else True)
+    assert (
+        trigger.images == int(counted.sum()) and (int(counted.sum()) < int((held.labels != target).sum())) is only_right
+    )
 
 
 @pytest.mark.parametrize(("factor", "strengthened"), [(0.0, True), (1.0, True), (1e6, False)])
