@@ -21,11 +21,14 @@ _TINY = 1e-9
 def robust_z(values: Tensor) -> Tensor:
     """Distance of every value ``[K]`` from their median, in robust standard deviations (1.4826 MAD).
 
-    NaN counts as missing. Values that are all equal have a z-score of 0.
+    NaN counts as missing. If more than half of the values are equal, such as those of outputs that are not in use, the
+    MAD is 0 and says nothing about the others, so all z-scores are 0.
     """
-    middle = values.nanmedian()
-    spread = _MAD_TO_STD * (values - middle).abs().nanmedian()
-    return torch.nan_to_num((values - middle) / spread.clamp(min=_TINY))
+    distances = values - values.nanmedian()
+    spread = _MAD_TO_STD * distances.abs().nanmedian()
+    if not spread > _TINY * distances.abs().nan_to_num().amax():
+        return torch.zeros_like(values)
+    return torch.nan_to_num(distances / spread)
 
 
 @torch.no_grad()

@@ -66,6 +66,8 @@ class StripSettings:
         Raises:
             OptionError: a value is outside its range.
         """
+        if not all(isinstance(one, int) for one in (self.overlays, self.held_out)):
+            raise OptionError("The numbers of overlays and held-out images must be whole.", "Give numbers as in 100.")
         if self.overlays < 1 or self.held_out < 1:
             few = min(self.overlays, self.held_out)
             raise OptionError(f"{few} clean images are too few.", "Give 1 overlay and 1 held-out image or more.")
@@ -121,6 +123,13 @@ class Judge:
     def threshold(self) -> float | None:
         """An image with a lower entropy is suspicious, in bits; None if no image can be judged."""
         return None if self.limits else _threshold(self.entropies, self.settings)
+
+    @property
+    def rate(self) -> float:
+        """The share of clean images that is suspicious on average, at most the settings' ``frr``."""
+        if self.settings.rule == "normal":
+            return self.settings.frr
+        return _rank(len(self.entropies), self.settings) / (len(self.entropies) + 1)
 
     def p_values(self, entropies: Tensor) -> Tensor:
         """The probability that a clean image has an entropy as low, ``[N]``; of entropies ``[N]`` in bits."""

@@ -58,7 +58,7 @@ def _targets(
     help="Folder for each trigger: a safetensors file with mask and pattern, and PNG pictures of it.",
 )
 @options.data_options
-@click.option("--budget", type=float, metavar="SECONDS", help="Time limit of the search.  [default: none]")
+@click.option("--budget", metavar="TIME", help="Time limit of the search, as in 300, 90s or 5m.  [default: none]")
 @options.precision_option("the steps of the search")
 @options.model_options
 @options.format_option("invert")

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import os
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 import torch
@@ -13,7 +14,7 @@ from bdprune.data import tree
 from bdprune.data.decode import MAX_ENCODED_BYTES, decode_image
 from bdprune.data.formats import READ
 from bdprune.data.source import MAX_LABEL, ImageSource, as_class_names
-from bdprune.errors import DataError
+from bdprune.errors import DataError, OptionError
 
 
 class FolderSource(ImageSource):
@@ -128,3 +129,18 @@ def _numbers(names: list[str]) -> list[int] | None:
         twice = next(name for name in names if numbers.count(int(name)) > 1)
         raise DataError(f"Two class folders have label {int(twice)}, one of them is {twice}.", "Merge them.")
     return numbers
+
+
+def check_apart(data: object, written: Iterable[str | os.PathLike[str]]) -> None:
+    """Checks that nothing is written into the folder of the clean data: it would change with each result.
+
+    Raises:
+        OptionError: something is.
+    """
+    if not isinstance(data, str | os.PathLike) or not os.path.isdir(data):
+        return
+    folder = Path(os.path.realpath(data))
+    for one in written:
+        place = Path(os.path.realpath(one))
+        if folder in (place, *place.parents):
+            raise OptionError(f"{one} is in the folder {data} of the clean data.", "Choose another place for it.")

@@ -90,7 +90,7 @@ class DlTnd(Detector):
     )
 
     def __call__(self, case: Case) -> Evidence:
-        """Searches the triggers of all labels, in batches.
+        """Searches the triggers of all labels, in batches; the budget may end it after any batch.
 
         Raises:
             DataError: there are no clean images.
@@ -105,9 +105,13 @@ class DlTnd(Detector):
             return self.evidence(0.0, self.threshold, not_applicable=unresponsive)
         count = max(1, self.batch // min(len(data), self.max_images))
         picks = self._picks(data.labels, labels)
-        chunks = zip(labels.split(count), picks.split(count), strict=True)
-        parts = [self._similarity(networks, data, *chunk) for chunk in chunks]
-        return self._read(case, labels, *(torch.cat(values) for values in zip(*parts, strict=True)))
+        parts: list[tuple[Tensor, Tensor, Tensor]] = []
+        for chunk in zip(labels.split(count), picks.split(count), strict=True):
+            if parts and not case.budget.remaining:
+                break
+            parts.append(self._similarity(networks, data, *chunk))
+        similarity, sizes, successes = (torch.cat(values) for values in zip(*parts, strict=True))
+        return self._read(case, labels[: len(sizes)], similarity, sizes, successes)
 
     def work(self, case: Case) -> float:
         """One label."""

@@ -10,13 +10,14 @@ from typing import Any, Literal, Self, Unpack, get_args
 
 import torch
 
+from bdprune.data import check_apart
 from bdprune.errors import OptionError
 from bdprune.fleet.executors.inline import Executor, InlineExecutor, Limits, in_order
 from bdprune.fleet.executors.process import ProcessExecutor, check_sendable
 from bdprune.fleet.executors.ray import RayExecutor
 from bdprune.fleet.executors.stack import StackExecutor, StackOptions
 from bdprune.fleet.remote import RemoteModels
-from bdprune.fleet.stored import StoredScans, check_apart
+from bdprune.fleet.stored import StoredScans
 from bdprune.methods import Detector
 from bdprune.pipeline import (
     CallersRandom,
@@ -383,8 +384,7 @@ def _job(data: DataSource, detectors: Sequence[str | Detector] | str | None, opt
     regular = [one for one in every if one.level]  # the others run only by name
     reached = LEVELS[: LEVELS.index(limit.level) + 1]
     chosen = [one for one in regular if one.level in reached]
-    # A fast scan is less than users expect of a scan, so it names what it leaves out.
-    beyond = [one.id for one in regular if one not in chosen and limit.level == "fast"]
+    beyond = [one.id for one in regular if one not in chosen]
     return Job(clean, chosen, known, unusable("detector"), limit, beyond, stops=True, calibration=table)
 
 

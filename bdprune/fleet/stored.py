@@ -22,7 +22,7 @@ from torch import nn
 import bdprune
 from bdprune.analysis import Case
 from bdprune.data import CleanData
-from bdprune.errors import BdpruneError, OptionError, OutputError, StoreError
+from bdprune.errors import BdpruneError, OutputError, StoreError
 from bdprune.files import INDEX, description_path, kind_of_file, shard_names
 from bdprune.fleet.executors.inline import Executor, Pause
 from bdprune.hub import HubFile
@@ -34,21 +34,6 @@ from bdprune.store import EvidenceKey, ScanKey, Store
 
 _LONGEST_LINE = 10_000
 """How many models wait at most for an earlier one; those in the store are read ahead, too."""
-
-
-def check_apart(data: DataSource, written: Iterable[str | os.PathLike[str]]) -> None:
-    """Checks that nothing is written into the folder of the clean data: it would change with each result.
-
-    Raises:
-        OptionError: something is.
-    """
-    if not isinstance(data, str | os.PathLike) or not os.path.isdir(data):
-        return
-    folder = Path(os.path.realpath(data))
-    for one in written:
-        place = Path(os.path.realpath(one))
-        if folder in (place, *place.parents):
-            raise OptionError(f"{one} is in the folder {data} of the clean data.", "Choose another place for it.")
 
 
 @dataclass(frozen=True)

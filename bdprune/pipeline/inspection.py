@@ -104,8 +104,8 @@ def inspect(
     clock, given = Clock(), dict[str, Any](options)
     preset, pictures = given.pop("preset", "robust"), given.pop("pictures", 24)
     known, chosen = options_from(given, "inspect"), _settings(method, preset, settings)
-    if pictures < 0:
-        raise OptionError(f"The number of pictures must be 0 or more, not {pictures}.", "Give 0 or more.")
+    if not isinstance(pictures, int) or pictures < 0:
+        raise OptionError(f"The number of pictures must be 0 or more, not {pictures}.", "Give a whole number.")
     known.check()
     watch("loading", 0, 0)
     case, sanity = _opened(model, data, known, lambda stage: watch(stage, 0, 0))
@@ -235,7 +235,7 @@ def _record(
         held_out=len(judge.entropies),
         suspicious=suspicious,
         unknown=verdicts["unknown"],
-        expected=settings.frr * counted,
+        expected=judge.rate * counted,
         chance=judge.chance(suspicious, counted) if counted else None,
         labels=dict(Counter(flagged).most_common()),
         images=judged,

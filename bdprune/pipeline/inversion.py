@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -9,7 +10,7 @@ from pathlib import Path
 from typing import Any, Literal, TypeAlias, Unpack
 
 from bdprune.analysis import MOST_PICTURED, shown_images, trigger_info, trigger_names
-from bdprune.data import CleanData
+from bdprune.data import CleanData, check_apart
 from bdprune.errors import DataError, OptionError
 from bdprune.loops import Hypothesis, Inversion, InvertSettings, Recovery, Trigger
 from bdprune.loops import invert as run_engine
@@ -28,6 +29,7 @@ from bdprune.pipeline.open import (
 from bdprune.pipeline.scan import Clock, Progress, silent
 from bdprune.pipeline.triggers import save_trigger
 from bdprune.record import TRIGGER_KINDS, InvertResult, TriggerInfo, TriggerKind, finite, number
+from bdprune.runtime import parse_budget
 
 Target: TypeAlias = int | Literal["any"]
 Kind: TypeAlias = TriggerKind | Literal["all"]
@@ -40,7 +42,7 @@ _WORKS = 0.5  # share of held-out images that a trigger must flip to come first 
 class InvertNames(OptionNames, total=False):
     """Further keyword arguments of an inversion."""
 
-    budget: float | None
+    budget: str | float | None
     settings: InvertSettings | None
 
 
@@ -68,7 +70,7 @@ class Wanted:
         if self.kind not in _KINDS:
             raise OptionError(f"There is no kind of trigger {self.kind!r}.", f"Give {' or '.join(_KINDS)}.")
         kinds: tuple[TriggerKind, ...] = TRIGGER_KINDS if self.kind == "all" else (self.kind,)
-        sources = tuple(dict.fromkeys(_label(one, num_classes) for one in self.sources))
+        sources = tuple(dict.fromkeys(_label(one, num_classes) for one in _each(self.sources)))
         if self.labels is None:
             targets = [*(one for one in range(num_classes) if sources != (one,)), None]
             return [Hypothesis(target, sources, kind) for kind in kinds for target in targets]
@@ -81,11 +83,11 @@ class Wanted:
     def _targets(self, num_classes: int) -> Iterator[int | None]:
         """The given labels, each once; None for ``any``."""
         assert self.labels is not None
-        given = (self.labels,) if isinstance(self.labels, int | str) else tuple(self.labels)
+        given = _each(self.labels)
         if not given:
             raise OptionError("The list of labels is empty.", "Give at least one, or None for all labels.")
-        for one in dict.fromkeys(given):
-            yield None if one == "any" else _label(one, num_classes)
+        targets = [None if isinstance(one, str) and one == "any" else _label(one, num_classes) for one in given]
+        yield from dict.fromkeys(targets)
 
 
 @dataclass(frozen=True)
@@ -124,8 +126,8 @@ def invert(
             ``all``.
         output: folder for files with the triggers and pictures of them; None writes none.
         progress: called with a short text before each stage.
-        **options: ``budget``, seconds that the search may take; ``settings``, an ``InvertSettings``; and the
-            ``Options`` (``arch``, ``seed``, ...), as for ``bdprune.scan``.
+        **options: ``budget``, the time that the search may take, as in 300 or ``5m``; ``settings``, an
+            ``InvertSettings``; and the ``Options`` (``arch``, ``seed``, ...), as for ``bdprune.scan``.
 
     Returns:
         A trigger for each label, in their order; of several kinds the patches first.
@@ -157,15 +159,16 @@ def recover_triggers(
     """The triggers of :func:`invert`, and the record of the run; arguments and errors are those of :func:`invert`."""
     clock, progress = Clock(), progress or silent
     values: dict[str, Any] = dict(options)
-    budget, given = values.pop("budget", None), values.pop("settings", None)
+    seconds, given = _seconds(values.pop("budget", None)), values.pop("settings", None)
     known = options_from(values, "invert")
     known.check()
-    if budget is not None and not budget > 0:
-        raise OptionError(f"A budget of {budget} s leaves no time for a search.", "Give seconds above 0.")
     settings = _settings(given, wanted, known)
     if data is None or data == "none":
         raise OptionError("The recovery of a trigger needs clean data.", "Give a few labelled clean images (--data).")
-    folder = None if output is None else output_folder(output, "triggers")
+    folder = None
+    if output is not None:
+        check_apart(data, [output])
+        folder = output_folder(output, "triggers")
     progress("loading")
     model = load_model(source, known, progress)
     progress("checking the clean data")
@@ -173,8 +176,8 @@ def recover_triggers(
     model, clean = case.model, case.images
     hypotheses = wanted.hypotheses(model.num_classes, clean)
     progress(f"recovering {len(hypotheses)} trigger{'s' if len(hypotheses) > 1 else ''}")
-    (inversion,) = run_engine([model], clean, hypotheses, settings, known.seed, seconds=budget)
-    if inversion.skipped and wanted.labels is not None and budget is None:
+    (inversion,) = run_engine([model], clean, hypotheses, settings, known.seed, seconds=seconds)
+    if inversion.skipped and wanted.labels is not None and seconds is None:
         raise _no_right_images(inversion.skipped[0])
     ranked, smallest = _infos(inversion, clean, folder)
     result = InvertResult(
@@ -204,11 +207,38 @@ def _settings(given: InvertSettings | None, wanted: Wanted, options: Options) ->
     return settings if options.precision is None else replace(settings, precision=options.precision)
 
 
+def _seconds(budget: str | float | None) -> float | None:
+    """The time limit of a search; None without one.
+
+    Raises:
+        OptionError: it is no time.
+    """
+    if budget is None:
+        return None
+    found = parse_budget(budget)
+    if found.seconds is None:
+        raise OptionError(f"A search for triggers has no budget {budget}.", "Give a time, as in 300, 90s or 5m.")
+    return found.seconds
+
+
 def _label(given: Any, num_classes: int) -> int:
-    if not isinstance(given, int) or isinstance(given, bool) or not 0 <= given < num_classes:
+    """A label from any kind of whole number: those of NumPy and PyTorch, too."""
+    try:
+        label = -1 if isinstance(given, bool) else operator.index(given)
+    except TypeError:
+        label = -1
+    if not 0 <= label < num_classes:
         hint = f"The model has labels 0 to {num_classes - 1}."
         raise OptionError(f"There is no label {str(given)[:80]!r}.", hint)
-    return given
+    return label
+
+
+def _each(given: Any) -> tuple[Any, ...]:
+    """The values of a list, a tensor, ...; a single value alone."""
+    try:
+        return (given,) if isinstance(given, str) else tuple(given)
+    except TypeError:
+        return (given,)
 
 
 def _no_images(hypothesis: Hypothesis, data: CleanData) -> DataError | OptionError:

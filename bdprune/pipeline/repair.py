@@ -16,6 +16,7 @@ from bdprune.analysis import (
     check_sanity,
     from_tensors,
 )
+from bdprune.data import check_apart
 from bdprune.errors import BdpruneError, DataError, OptionError, SanityError
 from bdprune.files import read_safetensors
 from bdprune.loops import UnlearnSettings
@@ -125,6 +126,7 @@ def purify(
     """
     run = _run_of(method, preset, settings, dict(options), progress or silent)
     clean = _clean_source(data, run.options)
+    check_apart(data, [run.attachments] if run.attachments else [])
     run.progress("loading")
     loaded = load_models(model, run.options, run.progress)
     done, failed = _repair_all(loaded, clean, run)

@@ -252,7 +252,8 @@ def concluded(opened: Opened, job: Job, exam: Examination) -> Outcome:
     model, data, coverage = opened.case.model, opened.data, weight_coverage(opened.case.model)
     unscanned = coverage is not None and coverage.unscanned and not job.options.skip_unknown
     evidence = tuple(exam.evidence[place] for place in sorted(exam.evidence))
-    reasons = (*exam.findings(), *_unchecked(left_out, job), *_not_scanned(coverage))
+    absent = _absent(data, model) if data is not None else ()
+    reasons = (*exam.findings(), *absent, *_unchecked(left_out, job), *_not_scanned(coverage))
     risk, calibration = _calibrated(judgement, evidence, model, job)
     judgement = with_p_value(judgement, calibration.p_value if calibration else None, evidence)
     result = Result(
@@ -271,7 +272,7 @@ def concluded(opened: Opened, job: Job, exam: Examination) -> Outcome:
         env=env(model.device, job.options.seed),
         seconds=opened.seconds + exam.seconds + clock.seconds,
         coverage=coverage,
-        not_run=(*exam.not_run, *left_out, *job.broken),
+        not_run=(*exam.not_run, *left_out, *job.beyond, *job.broken),
         budget=str(job.budget),
     )
     wanted = {one.sha256 for seen in evidence for one in seen.attachments}
@@ -301,6 +302,18 @@ def _examine(opened: Opened, job: Job, progress: Progress) -> Outcome:
 def stage_of(detector: Detector, place: int, exam: Examination) -> str:
     """The stage in which one model runs the detector at ``place``."""
     return f"running detector {short_id(detector)} ({place + 1} of {len(exam.detectors)})"
+
+
+def _absent(data: CleanData, model: Model) -> tuple[Finding, ...]:
+    """A finding for the labels without clean images."""
+    absent = [str(label) for label in range(model.num_classes) if not data.class_counts.get(label)]
+    if not absent:
+        return ()
+    message = (
+        f"No clean image has the label {some(absent)}, so a backdoor that works on such images only is not seen, and "
+        "scores may differ from those of scans with all labels."
+    )
+    return (Finding(rule_id=NOT_JUDGED.id, severity="low", message=message),)
 
 
 def _unchecked(left_out: Sequence[str], job: Job) -> tuple[Finding, ...]:

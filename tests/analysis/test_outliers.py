@@ -18,6 +18,13 @@ def test_equal_values_are_no_outliers() -> None:
     assert torch.equal(robust_z(torch.full((5,), 3.0)), torch.zeros(5))
 
 
+def test_a_spread_of_zero_makes_no_outliers() -> None:
+    """Most outputs of the network are not in use and do not react at all."""
+    values = torch.tensor([1.0, 2.0, 3.0, 4.0, *[0.0] * 6])
+    assert torch.equal(robust_z(values), torch.zeros(10))
+    assert robust_z(values[:7]).amax() > 1
+
+
 def test_three_labels_are_too_few_for_an_outlier() -> None:
     assert why_no_outlier(4) == ""
     assert why_no_outlier(3) == "With 3 classes there are too few labels for one of them to be an outlier."

@@ -204,3 +204,10 @@ def test_the_unlearned_network_has_statistics_of_superposed_images() -> None:
     mean = torch.stack([one.mean((0, 2, 3)) for one in seen]).mean(0)
     torch.testing.assert_close(norm.running_mean, mean, atol=1e-4, rtol=1e-3)
     assert not model.network.training
+
+
+def test_the_mean_share_of_suspicious_clean_images_is_that_of_the_counts() -> None:
+    for held, frr in ((150, 0.01), (199, 0.01), (120, 0.1)):
+        judge = Judge(*[None] * 2, StripSettings(frr=frr), torch.rand(held, dtype=torch.float64), ())  # type: ignore[arg-type]
+        mean = sum(judge.chance(count, 40) for count in range(1, 41))
+        assert judge.rate * 40 == pytest.approx(mean, rel=1e-6) and judge.rate <= frr

@@ -68,7 +68,7 @@ def test_all_labels_are_the_default(run: Run, args: list[Any], engine: Engine) -
         (["--source", "9"], 4, "There is no label '9'."),
         (["--kind", "blend"], 4, "'blend' is not one of"),
         (["--label", "1", "--source", "1"], 4, "Label 1 is both the target and the only source."),
-        (["--budget", "0"], 4, "A budget of 0.0 s leaves no time for a search."),
+        (["--budget", "0"], 4, "Invalid budget 0 seconds."),
         (["--data", "none"], 4, "needs clean data"),
         (["-f", "jsonl=x", "-f", "sarif"], 4, "no format 'sarif'"),
     ],

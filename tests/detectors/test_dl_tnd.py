@@ -11,6 +11,7 @@ from bdprune.detectors.dl_tnd import DlTnd
 from bdprune.errors import DataError, OptionError
 from bdprune.loops import PerturbSettings
 from bdprune.model import Model
+from bdprune.runtime import Budget
 
 QUICK = DlTnd(PerturbSettings(rounds=2, steps=15, lr=0.1, const=3.0), PerturbSettings(rounds=1, steps=15, lr=0.1))
 
@@ -72,6 +73,14 @@ def test_fewer_labels_for_a_small_budget() -> None:
     assert len(found.details["labels"]) == 3
     with pytest.raises(OptionError, match="One label takes"):
         replace(QUICK, max_megapixels=0.5 * each)(case)
+
+
+def test_the_budget_may_end_it_after_any_batch(monkeypatch: pytest.MonkeyPatch) -> None:
+    case = quarters(20.0, classes=6)
+    over = replace(case, budget=Budget(seconds=1e-3).started())
+    found = replace(QUICK, batch=4)(over)  # one label in a batch
+    assert found.unseen == ("5 of 6 labels",) and found.valid and len(found.details["labels"]) == 1
+    assert replace(QUICK, batch=4)(case).unseen == ()
 
 
 def test_chunks_do_not_change_the_similarity() -> None:

@@ -371,17 +371,25 @@ def test_a_detector_of_no_budget_runs_only_by_name(
     assert len(check(detectors=fakes).detectors) == 3
 
 
-def test_a_fast_scan_names_what_it_leaves_out(check: Callable[..., Result], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_labels_without_clean_images_are_named(check: Callable[..., Result], tiny: Any) -> None:
+    data = load_clean(tiny.data)
+    given = data.subset((data.labels != 1).nonzero().flatten())
+    (told,) = [one.message for one in check(data=given).findings if "No clean image" in one.message]
+    assert told.startswith("No clean image has the label 1, so a backdoor that works on such images only is not seen")
+    assert not any("No clean image" in one.message for one in check().findings)
+
+
+def test_a_scan_names_what_its_budget_leaves_out(check: Callable[..., Result], monkeypatch: pytest.MonkeyPatch) -> None:
     thorough = Fake(id="x.thorough", level="default")
     full = Fake(id="x.full", level="full")
     fakes = [*both(), thorough, full, Fake(id="x.by_name", level=None)]
     monkeypatch.setattr("bdprune.fleet.scans.chosen_detectors", lambda chosen, defaults: fakes)
-    for budget, ran in (("fast", 2), ("default", 3), (None, 3), ("full", 4), (60, 3)):
-        found = check(detectors=None, budget=budget)
-        assert (found.verdict, len(found.detectors), found.not_run) == ("clean", ran, ())
-        left_out = [one.message for one in found.findings]
-        says = "Not run, because the budget fast leaves them out: x.thorough, x.full."
-        assert left_out == ([says] if budget == "fast" else [])
+    missing = {"fast": ("x.thorough", "x.full"), "default": ("x.full",), "full": (), "60 s": ("x.full",)}
+    for budget, name in (("fast", "fast"), ("default", "default"), (None, "default"), ("full", "full"), (60, "60 s")):
+        found, left_out = check(detectors=None, budget=budget), missing[name]
+        assert (found.verdict, len(found.detectors), found.not_run) == ("clean", 4 - len(left_out), left_out)
+        says = f"Not run, because the budget {name} leaves them out: {', '.join(left_out)}."
+        assert [one.message for one in found.findings] == ([says] if left_out else [])
     for budget in ("slow", 0):
         with pytest.raises(OptionError, match="Invalid budget"):
             check(budget=budget)

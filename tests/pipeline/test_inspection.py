@@ -54,7 +54,7 @@ def test_the_images_with_a_trigger_are_suspicious_and_others_are_not(tmp_path: P
     flagged = [one.index for one in found.images if one.verdict == "suspicious"]
     assert {30, 31, 32, 33, 34, 35} <= set(flagged) and len(flagged) <= 9
     assert found.verdict == "suspicious" and found.suspicious == len(flagged) and found.chance is not None
-    assert found.chance < 0.05 and found.expected == pytest.approx(0.72)
+    assert found.chance < 0.05 and found.expected == pytest.approx(36 * 3 / 176)
     assert next(iter(found.labels)) == TARGET and sum(found.labels.values()) == len(flagged)
     assert [one.index for one in found.images] == list(range(36))
     pictured = [one for one in found.ranked if one.picture]
@@ -170,6 +170,10 @@ def test_invalid_requests_are_errors(tiny: Any, options: dict[str, Any]) -> None
         inspect(tiny.path, tiny.data, tiny.data, settings={"unlearned": True}, **options)
     with pytest.raises(OptionError, match="not -1"):
         inspect(tiny.path, tiny.data, tiny.data, pictures=-1, **options)
+    with pytest.raises(OptionError, match=r"not 2\.5"):
+        inspect(tiny.path, tiny.data, tiny.data, pictures=2.5, **options)  # type: ignore[arg-type]
+    with pytest.raises(OptionError, match="must be whole"):
+        inspect(tiny.path, tiny.data, tiny.data, settings={"overlays": 10.5}, **options)
     with pytest.raises(OptionError, match="rate of 1 is impossible"):
         inspect(tiny.path, tiny.data, tiny.data, settings={"frr": 1.0}, **options)
     with pytest.raises(DataError, match="holds 0 images"):

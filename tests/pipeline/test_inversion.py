@@ -79,6 +79,34 @@ def test_labels_and_sources_are_taken_once_in_their_order() -> None:
     assert found(Wanted(2)) == found(Wanted([2])) and found(Wanted("any")) == [(None, (), "patch")]
 
 
+def test_whole_numbers_of_other_libraries_are_labels() -> None:
+    assert found(Wanted(np.int64(1))) == found(Wanted(torch.tensor(1))) == found(Wanted(1))  # type: ignore[arg-type]
+    assert found(Wanted(torch.tensor([2, 0]), 1)) == found(Wanted([2, 0], (1,)))  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(("budget", "seconds"), [(None, None), (3, 3.0), ("90s", 90.0), ("5m", 300.0)])
+def test_the_budget_is_a_time(
+    tiny: Any, engine: Engine, options: dict[str, Any], budget: str | float | None, seconds: float | None
+) -> None:
+    bdprune.invert(tiny.path, tiny.data, 1, budget=budget, **options)
+    assert engine.seconds == seconds
+
+
+@pytest.mark.parametrize("budget", [float("inf"), float("nan"), 0, -1, "fast", "soon"])
+def test_another_budget_is_an_error(tiny: Any, options: dict[str, Any], budget: str | float) -> None:
+    with pytest.raises(OptionError, match="budget") as caught:
+        bdprune.invert(tiny.path, tiny.data, 1, budget=budget, **options)
+    assert "5m" in caught.value.hint or "seconds" in caught.value.hint
+
+
+def test_no_pictures_are_written_among_the_clean_images(tiny: Any, options: dict[str, Any]) -> None:
+    folder = tiny.folder / "clean" / "1"
+    folder.mkdir(parents=True)
+    with pytest.raises(OptionError, match="is in the folder"):
+        bdprune.invert(tiny.path, folder.parent, 1, output=folder, **options)
+    assert not list(folder.iterdir())
+
+
 def test_a_label_that_is_the_only_source_is_no_target() -> None:
     assert [target for target, *_ in found(Wanted(sources=(1,)))] == [0, 2, None]
     assert [target for target, *_ in found(Wanted(sources=(1, 2)))] == [0, 1, 2, None]
@@ -231,8 +259,8 @@ def test_nothing_is_loaded_for_invalid_options(tiny: Any, engine: Engine, option
         bdprune.invert("missing.pth", tiny.data, steps=3)  # type: ignore[call-arg]
     with pytest.raises(OptionError, match="device"):
         bdprune.invert("missing.pth", tiny.data, device="tpu")
-    for budget in (0, -1, float("nan")):
-        with pytest.raises(OptionError, match="leaves no time"):
+    for budget in (0, -1, float("nan"), float("inf")):
+        with pytest.raises(OptionError, match="Invalid budget"):
             bdprune.invert("missing.pth", tiny.data, budget=budget)
 
 
