@@ -33,6 +33,9 @@ from bdprune.record import Evidence, Needs, Rule, TriggerKind, some
 _PASSES = 4
 """Passes of a clean image for reading a trigger: its flips, and the filters that it raises."""
 
+_NEARLY = 0.5
+"""Share of held-out images that a trigger flips which nearly works: the finding says so, though it does not count."""
+
 _MANY = 5
 """With fewer labels than this, sizes of triggers say little: a label has few others to be compared with."""
 
@@ -121,6 +124,7 @@ class InversionDetector(Detector):
         trigger, worked = best.trigger, works(best, self.flip_rate)
         threshold = self._threshold(case.model.num_classes)
         outlier = score > threshold and worked
+        nearly = score > threshold and not worked and (trigger.flip_rate or 0.0) >= _NEARLY
         flips = read_flips(flip_table(case.model, trigger, held), trigger.target) if outlier else Flips((), ())
         infos, attached = attach_triggers(case, *([trigger] if math.isfinite(best.size) else []))
         return self.evidence(
@@ -130,6 +134,7 @@ class InversionDetector(Detector):
             targets=flips.targets if len(flips.targets) > 1 else (),
             sources=flips.sources,
             label_scores=_scores(case.model.num_classes, found),
+            near=nearly,
             remarks=(describe_trigger(best, score, worked),),
             limits=few_labels(case.model.num_classes),
             natural=self._natural(case, trigger, found) if outlier and score <= max(self.tiny, threshold) else "",

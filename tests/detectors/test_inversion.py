@@ -89,6 +89,18 @@ def test_a_smaller_trigger_that_does_not_work_hides_none_that_does() -> None:
     assert best is fails[1].recoveries[0] and score == pytest.approx((5 * 12.5) ** 0.5 / 2)
 
 
+@pytest.mark.parametrize(("rate", "near"), [(0.74, True), (0.5, True), (0.49, False), (0.9, False)])
+def test_a_small_trigger_that_nearly_works_is_near(known: Known, rate: float, near: bool) -> None:
+    def small(target: int | None, size: float, rate: float | None = None) -> Recovery:
+        trigger = Trigger(torch.zeros(1, 16, 16), torch.zeros(3, 16, 16), target, flip_rate=rate, images=270)
+        return Recovery(Hypothesis(target), size, 2, trigger)
+
+    found = Inversion((small(0, 5.0, rate), small(1, 20.0), small(2, 20.0)))
+    detector, case = InversionDetector(QUICK), Case(known.clean, known.data)
+    evidence = detector._evidence(case, QUICK, [found], *most_outstanding([found], 1.7, 0.75))
+    assert evidence.near is near and evidence.score == pytest.approx(4.0 if rate == 0.9 else 1.7)
+
+
 def test_the_score_of_a_warp_counts_less() -> None:
     patches, warps = (
         Inversion((recovered(0, 10.0, kind=kind), recovered(1, 20.0, kind=kind), recovered(2, 20.0, kind=kind)))
