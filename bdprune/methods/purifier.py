@@ -16,7 +16,7 @@ from bdprune.analysis import Case
 from bdprune.data import CleanData
 from bdprune.errors import OptionError
 from bdprune.methods.base import Method
-from bdprune.model import Model
+from bdprune.model import Model, rounded
 from bdprune.record import Attachment, Attempt, Change, Gift, RepairCheck, notebook_form
 from bdprune.runtime import clean_accuracy
 
@@ -118,7 +118,7 @@ class Purifier(Method):
         retrained: bool = False,
         **more: Any,
     ) -> Repair:
-        """The record of a repair by this method.
+        """The record of a repair by this method, of the weights that the file of the model can hold.
 
         Args:
             case: the case before the repair.
@@ -131,6 +131,7 @@ class Purifier(Method):
         cut = {name: index for name, index in (pruned or {}).items() if index}
         more.setdefault("num_filters", sum(group.num_filters for group in case.model.groups))
         more.setdefault("params", self.params)
+        model = rounded(model)
         return Repair(
             model=model,
             method=self.id,

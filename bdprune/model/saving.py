@@ -134,6 +134,23 @@ def _tensors(model: Model) -> dict[str, Tensor]:
     return {name: tensor.detach().cpu() for name, tensor in model.network.state_dict().items()}
 
 
+@torch.no_grad()
+def rounded(model: Model) -> Model:
+    """The model with the weights that its file can hold: a file in half precision has fewer digits.
+
+    It is the same object if the file has all of them.
+    """
+    slots = model.artifact.slots.values() if model.artifact else ()
+    halves = [one for one in slots if one.original is None and one.dtype.is_floating_point and one.dtype.itemsize < 4]
+    if not halves:
+        return model
+    copy = model.clone()
+    state = copy.network.state_dict()
+    for slot in halves:
+        state[slot.name].copy_(state[slot.name].to(slot.dtype))
+    return copy
+
+
 def _original_form(tensors: Mapping[str, Tensor], artifact: Artifact) -> dict[str, Tensor]:
     """The network's tensors with the keys and dtypes of the file."""
     return {key: _in_slot(tensors[slot.name], slot) for key, slot in artifact.slots.items()}

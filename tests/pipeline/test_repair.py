@@ -198,3 +198,14 @@ def test_a_compact_file_can_be_scanned_and_repaired_again(tiny: Any, options: di
     )
     assert again.result.output and again.result.output.description == f"{tmp_path / 'b.pth'}.arch.json"
     assert load(tmp_path / "b.pth", **options).compact == load(output, **options).compact
+
+
+def test_the_accuracy_is_that_of_the_weights_in_a_file_of_half_precision(
+    tiny: Any, options: dict[str, Any], tmp_path: Path
+) -> None:
+    source, output = tmp_path / "half.pth", tmp_path / "out.pth"
+    torch.save({name: value.bfloat16() for name, value in tiny.module.state_dict().items()}, source)
+    repair = purify(source, tiny.data, method="fine_tuning", max_acc_drop=1.0, output=output, **options)
+    assert repair.result.change == "retrained"
+    written = load(output, arch=tiny.arch).network.state_dict()
+    assert all(torch.equal(value, written[name]) for name, value in repair.model.network.state_dict().items())
