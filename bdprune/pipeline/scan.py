@@ -252,9 +252,9 @@ def concluded(opened: Opened, job: Job, exam: Examination) -> Outcome:
     model, data, coverage = opened.case.model, opened.data, weight_coverage(opened.case.model)
     unscanned = coverage is not None and coverage.unscanned and not job.options.skip_unknown
     evidence = tuple(exam.evidence[place] for place in sorted(exam.evidence))
-    absent = _absent(data, model) if data is not None else ()
+    absent = _absent(data, model)
     reasons = (*exam.findings(), *absent, *_unchecked(left_out, job), *_not_scanned(coverage))
-    risk, calibration = _calibrated(judgement, evidence, model, job)
+    risk, calibration = _calibrated(judgement, evidence, model, job, all_labels=not absent)
     judgement = with_p_value(judgement, calibration.p_value if calibration else None, evidence)
     result = Result(
         started=opened.clock.started,
@@ -280,13 +280,13 @@ def concluded(opened: Opened, job: Job, exam: Examination) -> Outcome:
 
 
 def _calibrated(
-    judgement: Judgement, evidence: Sequence[Evidence], model: Model, job: Job
+    judgement: Judgement, evidence: Sequence[Evidence], model: Model, job: Job, all_labels: bool
 ) -> tuple[float | None, CalibrationInfo | None]:
     """The risk of a model, and how far it is a calibrated probability."""
     if judgement.risk is None or job.calibration is None:
         return judgement.risk, None
     agreement = judgement.verdict == "backdoored"
-    found = job.calibration.estimate(evidence, agreement, model.arch, job.budget.level)
+    found = job.calibration.estimate(evidence, agreement, model.arch, job.budget.level, all_labels)
     return job.calibration.probability(evidence, agreement), found
 
 
@@ -304,8 +304,10 @@ def stage_of(detector: Detector, place: int, exam: Examination) -> str:
     return f"running detector {short_id(detector)} ({place + 1} of {len(exam.detectors)})"
 
 
-def _absent(data: CleanData, model: Model) -> tuple[Finding, ...]:
+def _absent(data: CleanData | None, model: Model) -> tuple[Finding, ...]:
     """A finding for the labels without clean images."""
+    if data is None:
+        return ()
     absent = [str(label) for label in range(model.num_classes) if not data.class_counts.get(label)]
     if not absent:
         return ()

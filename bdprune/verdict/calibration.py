@@ -88,7 +88,12 @@ class Calibration(Record, frozen=True):
         return logistic(self.log_odds(strengths_of(evidence), agreement))
 
     def estimate(
-        self, evidence: Sequence[Evidence], agreement: bool, arch: str, budget: Level | None = None
+        self,
+        evidence: Sequence[Evidence],
+        agreement: bool,
+        arch: str,
+        budget: Level | None = None,
+        all_labels: bool = True,
     ) -> CalibrationInfo:
         """What the table says about a model.
 
@@ -98,10 +103,13 @@ class Calibration(Record, frozen=True):
                 are not missed.
             arch: its architecture.
             budget: of the scan; None stands for that of the table.
+            all_labels: whether each label has clean images, as in the scans of the table.
         """
         value = self.log_odds(strengths_of(evidence), agreement)
         clean = self._references(arch)
         reservation = self._reservation(arch, self._missing(evidence, agreement), budget or self.budget)
+        if not (reservation or all_labels):
+            reservation = "The probability is not calibrated: some labels have no clean image."
         enough = len(clean) >= LEAST_REFERENCES and not reservation
         return CalibrationInfo(
             table=self.name,

@@ -82,6 +82,8 @@ def test_a_search_that_did_not_end_and_another_budget_are_reservations() -> None
 
 
 def test_a_detector_that_does_not_work_on_the_network_is_not_missed() -> None:
+    found = TABLE.estimate([seen("x.one", 0.5), seen("x.two", 0.5)], False, "known", all_labels=False)
+    assert found.reservation.endswith("some labels have no clean image.") and found.p_value is None
     found = TABLE.estimate([seen("x.one", 0.5, not_applicable="No norm."), seen("x.two", 0.5)], False, "known")
     assert found.reservation == "" and found.p_value is not None
 
