@@ -153,13 +153,17 @@ class PlainSearch:
             self._run_stage(stage, self._settings.success)
             found[self._members] = self._current_sizes()
         self._keep(self._settings.final.keep)
+        best, sizes = self._held_rates(), self._current_sizes()
         for _ in range(self._settings.rounds):
-            if min(self._held_rates()) >= self._settings.flip_rate:
+            if min(best) >= self._settings.flip_rate:
                 break
             self._restart()
             self._run_stage(self._settings.final, (1 + self._settings.flip_rate) / 2)
-        self._held_rates()
-        found[self._members] = self._current_sizes()
+            again, grown = self._held_rates(), self._current_sizes()
+            for place, (old, new) in enumerate(zip(best, again, strict=True)):
+                if old < min(new, self._settings.flip_rate):
+                    best[place], sizes[place] = new, grown[place]
+        found[self._members] = sizes
         return found
 
     def _run_stage(self, stage: Stage, goal: float) -> None:
