@@ -33,11 +33,9 @@ def missing_labels(model: Model, data: CleanData, allowed: bool) -> str:
     missing = [str(label) for label in range(model.num_classes) if not counts.get(label)]
     if not missing:
         return ""
-    what = f"No clean image has the label {some(missing)}, so the repair may forget it"
+    what = f"These labels have no clean image, so the repair may forget them: {some(missing)}."
     if not allowed:
-        raise DataError(
-            f"{what}.", "Give at least one image of each label, or accept this with --allow-missing-labels."
-        )
+        raise DataError(what, "Give at least one image of each label, or accept this with --allow-missing-labels.")
     return what
 
 

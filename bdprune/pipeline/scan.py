@@ -253,12 +253,13 @@ def concluded(opened: Opened, job: Job, exam: Examination) -> Outcome:
     unscanned = coverage is not None and coverage.unscanned and not job.options.skip_unknown
     evidence = tuple(exam.evidence[place] for place in sorted(exam.evidence))
     absent = _absent(data, model)
+    unseen = unscanned or any(one.severity == "medium" for one in absent)
     reasons = (*exam.findings(), *absent, *_unchecked(left_out, job), *_not_scanned(coverage))
     risk, calibration = _calibrated(judgement, evidence, model, job, all_labels=not absent)
     judgement = with_p_value(judgement, calibration.p_value if calibration else None, evidence)
     result = Result(
         started=opened.clock.started,
-        verdict="inconclusive" if judgement.verdict == "clean" and unscanned else judgement.verdict,
+        verdict="inconclusive" if judgement.verdict == "clean" and unseen else judgement.verdict,
         risk=risk,
         calibration=calibration,
         target_label=judgement.target_label,
@@ -305,17 +306,18 @@ def stage_of(detector: Detector, place: int, exam: Examination) -> str:
 
 
 def _absent(data: CleanData | None, model: Model) -> tuple[Finding, ...]:
-    """A finding for the labels without clean images."""
+    """A finding for the labels without clean images; of medium severity if these are most labels."""
     if data is None:
         return ()
     absent = [str(label) for label in range(model.num_classes) if not data.class_counts.get(label)]
     if not absent:
         return ()
     message = (
-        f"No clean image has the label {some(absent)}, so a backdoor that works on such images only is not seen, and "
+        f"These labels have no clean image: {some(absent)}. A backdoor that works on such images only is not seen, and "
         "scores may differ from those of scans with all labels."
     )
-    return (Finding(rule_id=NOT_JUDGED.id, severity="low", message=message),)
+    severity: Severity = "medium" if 2 * len(absent) > model.num_classes else "low"
+    return (Finding(rule_id=NOT_JUDGED.id, severity=severity, message=message),)
 
 
 def _unchecked(left_out: Sequence[str], job: Job) -> tuple[Finding, ...]:

@@ -373,10 +373,32 @@ def test_a_detector_of_no_budget_runs_only_by_name(
 
 def test_labels_without_clean_images_are_named(check: Callable[..., Result], tiny: Any) -> None:
     data = load_clean(tiny.data)
-    given = data.subset((data.labels != 1).nonzero().flatten())
-    (told,) = [one.message for one in check(data=given).findings if "No clean image" in one.message]
-    assert told.startswith("No clean image has the label 1, so a backdoor that works on such images only is not seen")
-    assert not any("No clean image" in one.message for one in check().findings)
+    found, whole = check(data=data.subset((data.labels != 1).nonzero().flatten())), check()
+    (told,) = [one.message for one in found.findings if "no clean image" in one.message]
+    assert told.startswith("These labels have no clean image: 1. A backdoor that works on such images only is not seen")
+    assert found.verdict == whole.verdict == "clean" and not any(
+        "no clean image" in one.message for one in whole.findings
+    )
+
+
+class Levels(torch.nn.Module):
+    """Labels images by five levels of brightness."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.levels = torch.nn.Parameter((torch.arange(5) + 0.5) / 5)
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return -100 * (images.mean((1, 2, 3)).unsqueeze(1) - self.levels).square()
+
+
+@pytest.mark.parametrize(("given", "verdict"), [(2, "inconclusive"), (3, "clean")])
+def test_no_model_is_clean_if_most_labels_have_no_image(check: Callable[..., Result], given: int, verdict: str) -> None:
+    labels = torch.arange(60) % given
+    images = ((labels + 0.5) / 5).view(-1, 1, 1, 1).expand(-1, 3, 8, 8).contiguous()
+    found = check(Levels(), CleanData(images, labels), arch=None)
+    assert found.verdict == verdict
+    assert any(one.message.startswith("These labels have no clean image") for one in found.findings)
 
 
 def test_a_scan_names_what_its_budget_leaves_out(check: Callable[..., Result], monkeypatch: pytest.MonkeyPatch) -> None:

@@ -41,7 +41,7 @@ def without(data: CleanData, label: int) -> CleanData:
 
 
 def test_a_repair_refuses_images_that_lack_a_label(bright: Any) -> None:
-    with pytest.raises(DataError, match="No clean image has the label 1, so the repair may forget it") as caught:
+    with pytest.raises(DataError, match="have no clean image, so the repair may forget them: 1") as caught:
         purify(bright.model, without(bright.data, 1), method="fine_tuning")
     assert "--allow-missing-labels" in caught.value.hint
     assert missing_labels(bright.model, bright.data, allowed=False) == ""
@@ -50,7 +50,7 @@ def test_a_repair_refuses_images_that_lack_a_label(bright: Any) -> None:
 def test_a_repair_that_may_forget_a_label_says_so(bright: Any) -> None:
     found = purify(bright.model, without(bright.data, 1), method="clp", allow_missing_labels=True)
     assert found.result.data
-    assert found.result.data.notes[-1] == "No clean image has the label 1, so the repair may forget it"
+    assert found.result.data.notes[-1] == "These labels have no clean image, so the repair may forget them: 1."
     assert not purify(bright.model, bright.data, method="clp").result.data.notes  # type: ignore[union-attr]
 
 
