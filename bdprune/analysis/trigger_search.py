@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Generator, Iterable, Mapping, Sequence
 from dataclasses import replace
 
 from bdprune.analysis.case import Case
@@ -134,10 +134,11 @@ def works(recovery: Recovery, flip_rate: float) -> bool:
     return math.isfinite(recovery.size) and (recovery.trigger.flip_rate or 0.0) >= flip_rate
 
 
-def most_outstanding(found: Sequence[Inversion], threshold: float, flip_rate: float) -> tuple[float, Recovery]:
+def most_outstanding(
+    pairs: Iterable[tuple[float, Recovery]], threshold: float, flip_rate: float
+) -> tuple[float, Recovery]:
     """The largest score of a trigger that works and whose score is above the threshold, and its result.
 
     A smaller trigger that does not work must not hide it. Without such a trigger it is the largest score of all.
     """
-    pairs = [pair for inversion in found for pair in scored(inversion)]
     return max(pairs, key=lambda pair: (pair[0] > threshold and works(pair[1], flip_rate), pair[0]))

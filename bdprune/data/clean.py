@@ -90,6 +90,11 @@ class CleanData:
         labels, counts = torch.unique(self.labels, return_counts=True)
         return dict(zip(labels.tolist(), counts.tolist(), strict=True))
 
+    def absent_labels(self, num_classes: int) -> list[int]:
+        """The labels below ``num_classes`` without an image."""
+        counts = self.class_counts
+        return [label for label in range(num_classes) if label not in counts]
+
     def subset(self, index: Tensor) -> CleanData:
         """The images at ``index`` ([M] int64), in that order."""
         return replace(self, images=self.images[index], labels=self.labels[index])

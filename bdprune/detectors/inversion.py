@@ -23,6 +23,7 @@ from bdprune.analysis import (
     raised_filters,
     read_flips,
     readable,
+    scored,
     search_triggers,
     works,
 )
@@ -110,7 +111,8 @@ class InversionDetector(Detector):
         tiny = max(self.tiny, self._threshold(case.model.num_classes))
         found = yield from search_triggers(case, search, self.kinds, self.seed, tiny, self.flip_rate)
         threshold = self._threshold(case.model.num_classes)
-        return self._evidence(case, search, found, *most_outstanding(found, threshold, self.flip_rate))
+        pairs = [pair for inversion in found for pair in scored(inversion)]
+        return self._evidence(case, search, found, *most_outstanding(pairs, threshold, self.flip_rate))
 
     def work(self, case: Case) -> float:
         """A search of two labels."""

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from bdprune.analysis import CLEANSING, PUBLISHED_CLEANSING, Case, Triggers, attach_triggers, works
+from bdprune.analysis import CLEANSING, PUBLISHED_CLEANSING, Case, Triggers, attach_triggers, most_outstanding, works
 from bdprune.detectors.inversion import InversionDetector, few_labels, unseen_by
 from bdprune.loops import Hypothesis, Inversion, InvertSettings, Recovery
 from bdprune.methods import Detector, Steps
@@ -94,11 +94,7 @@ class NeuralCleanseDetector(Detector):
         found = inversion.recoveries
         whole = float(math.prod(case.model.input_shape[1:]))
         indices = self._indices([min(one.size, whole) for one in found])
-        # A smaller trigger that does not work must not hide one that does.
-        score, best = max(
-            zip(indices, found, strict=True),
-            key=lambda pair: (pair[0] > self.threshold and works(pair[1], self.flip_rate), pair[0]),
-        )
+        score, best = most_outstanding(zip(indices, found, strict=True), self.threshold, self.flip_rate)
         worked = works(best, self.flip_rate)
         label = best.hypothesis.target
         assert label is not None

@@ -144,7 +144,7 @@ class PairInversionDetector(Detector):
     def _left_out(self, case: Case, inversion: Inversion) -> tuple[str, ...]:
         """Which pairs were not searched for, in sentences."""
         classes = case.model.num_classes
-        absent = sorted(set(range(classes)) - set(case.images.labels.tolist()))
+        absent = case.images.absent_labels(classes)
         found = []
         if classes > self.most_labels:
             found.append(

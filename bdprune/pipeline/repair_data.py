@@ -29,8 +29,7 @@ def missing_labels(model: Model, data: CleanData, allowed: bool) -> str:
     Raises:
         DataError: there are such labels, and it is not allowed.
     """
-    counts = data.class_counts
-    missing = [str(label) for label in range(model.num_classes) if not counts.get(label)]
+    missing = [str(label) for label in data.absent_labels(model.num_classes)]
     if not missing:
         return ""
     what = f"These labels have no clean image, so the repair may forget them: {some(missing)}."

@@ -252,9 +252,9 @@ def concluded(opened: Opened, job: Job, exam: Examination) -> Outcome:
     model, data, coverage = opened.case.model, opened.data, weight_coverage(opened.case.model)
     unscanned = coverage is not None and coverage.unscanned and not job.options.skip_unknown
     evidence = tuple(exam.evidence[place] for place in sorted(exam.evidence))
-    absent = _absent(data, model)
-    unseen = unscanned or any(one.severity == "medium" for one in absent)
-    reasons = (*exam.findings(), *absent, *_unchecked(left_out, job), *_not_scanned(coverage))
+    absent = [] if data is None else data.absent_labels(model.num_classes)
+    unseen = unscanned or 2 * len(absent) > model.num_classes
+    reasons = (*exam.findings(), *_without_images(absent), *_unchecked(left_out, job), *_not_scanned(coverage))
     risk, calibration = _calibrated(judgement, evidence, model, job, all_labels=not absent)
     judgement = with_p_value(judgement, calibration.p_value if calibration else None, evidence)
     result = Result(
@@ -305,19 +305,15 @@ def stage_of(detector: Detector, place: int, exam: Examination) -> str:
     return f"running detector {short_id(detector)} ({place + 1} of {len(exam.detectors)})"
 
 
-def _absent(data: CleanData | None, model: Model) -> tuple[Finding, ...]:
-    """A finding for the labels without clean images; of medium severity if these are most labels."""
-    if data is None:
-        return ()
-    absent = [str(label) for label in range(model.num_classes) if not data.class_counts.get(label)]
+def _without_images(absent: Sequence[int]) -> tuple[Finding, ...]:
+    """A finding for the labels without clean images."""
     if not absent:
         return ()
     message = (
-        f"These labels have no clean image: {some(absent)}. A backdoor that works on such images only is not seen, and "
-        "scores may differ from those of scans with all labels."
+        f"These labels have no clean image: {some([str(label) for label in absent])}. A backdoor that works on such "
+        "images only is not seen, and scores may differ from those of scans with all labels."
     )
-    severity: Severity = "medium" if 2 * len(absent) > model.num_classes else "low"
-    return (Finding(rule_id=NOT_JUDGED.id, severity=severity, message=message),)
+    return (Finding(rule_id=NOT_JUDGED.id, severity="medium", message=message),)
 
 
 def _unchecked(left_out: Sequence[str], job: Job) -> tuple[Finding, ...]:

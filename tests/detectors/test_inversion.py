@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 
-from bdprune.analysis import Case, most_outstanding
+from bdprune.analysis import Case, most_outstanding, scored
 from bdprune.data import CleanData
 from bdprune.detectors.inversion import InversionDetector, unseen_by
 from bdprune.errors import DataError
@@ -71,7 +71,7 @@ def recovered(
 
 def test_the_score_compares_the_triggers_of_the_last_stage() -> None:
     inversion = Inversion((recovered(0, 4.0), recovered(1, 20.0), recovered(2, 30.0), recovered(3, 1.0, stages=1)))
-    score, best = most_outstanding([inversion], 1.7, 0.75)
+    score, best = most_outstanding(scored(inversion), 1.7, 0.75)
     assert score == pytest.approx((20 * 25) ** 0.5 / 4) and best.hypothesis.target == 0
 
 
@@ -81,11 +81,11 @@ def test_a_smaller_trigger_that_does_not_work_hides_none_that_does() -> None:
         Inversion((recovered(3, 1.0, kind="additive", rate=0.7), recovered(1, 20.0), recovered(2, 20.0))),
         Inversion((recovered(3, 2.0, rate=0.7), recovered(1, 20.0), recovered(0, 5.0, rate=0.9))),
     ]
-    score, best = most_outstanding([works, fails[0]], 1.7, 0.75)
+    score, best = most_outstanding([*scored(works), *scored(fails[0])], 1.7, 0.75)
     assert best is works.recoveries[0] and score == pytest.approx(4.0)
-    score, best = most_outstanding([works], 4.1, 0.75)
+    score, best = most_outstanding(scored(works), 4.1, 0.75)
     assert best is works.recoveries[0]  # below the threshold, the largest score counts, as before
-    score, best = most_outstanding([fails[1]], 1.7, 0.75)
+    score, best = most_outstanding(scored(fails[1]), 1.7, 0.75)
     assert best is fails[1].recoveries[0] and score == pytest.approx((5 * 12.5) ** 0.5 / 2)
 
 
@@ -97,7 +97,7 @@ def test_a_small_trigger_that_nearly_works_is_near(known: Known, rate: float, ne
 
     found = Inversion((small(0, 5.0, rate), small(1, 20.0), small(2, 20.0)))
     detector, case = InversionDetector(QUICK), Case(known.clean, known.data)
-    evidence = detector._evidence(case, QUICK, [found], *most_outstanding([found], 1.7, 0.75))
+    evidence = detector._evidence(case, QUICK, [found], *most_outstanding(scored(found), 1.7, 0.75))
     assert evidence.near is near and evidence.score == pytest.approx(4.0 if rate == 0.9 else 1.7)
 
 
@@ -106,29 +106,29 @@ def test_the_score_of_a_warp_counts_less() -> None:
         Inversion((recovered(0, 10.0, kind=kind), recovered(1, 20.0, kind=kind), recovered(2, 20.0, kind=kind)))
         for kind in TRIGGER_KINDS[::2]
     )
-    assert most_outstanding([patches], 1.7, 0.75)[0] == pytest.approx(2.0)
-    assert most_outstanding([warps], 1.7, 0.75)[0] == pytest.approx(1.5)
+    assert most_outstanding(scored(patches), 1.7, 0.75)[0] == pytest.approx(2.0)
+    assert most_outstanding(scored(warps), 1.7, 0.75)[0] == pytest.approx(1.5)
 
 
 def test_an_untargeted_trigger_is_compared_with_those_of_single_labels() -> None:
     inversion = Inversion((recovered(0, 20.0), recovered(1, 30.0), recovered(None, 5.0)))
-    score, best = most_outstanding([inversion], 1.7, 0.75)
+    score, best = most_outstanding(scored(inversion), 1.7, 0.75)
     assert score == pytest.approx((20 * 25) ** 0.5 / 5) and best is inversion.recoveries[2]
 
 
 def test_a_label_without_any_trigger_has_no_score() -> None:
-    score, _ = most_outstanding([Inversion((recovered(0, math.inf), recovered(1, math.inf)))], 1.7, 0.75)
+    score, _ = most_outstanding(scored(Inversion((recovered(0, math.inf), recovered(1, math.inf)))), 1.7, 0.75)
     assert score == 0.0
 
 
 def test_labels_that_no_trigger_reaches_count_with_the_largest_size() -> None:
     inversion = Inversion((recovered(0, 1.0), recovered(1, math.inf), recovered(2, math.inf)))
-    score, best = most_outstanding([inversion], 1.7, 0.75)
+    score, best = most_outstanding(scored(inversion), 1.7, 0.75)
     assert score == pytest.approx(4.0) and best.hypothesis.target == 0
 
 
 def test_a_trigger_of_size_zero_has_the_largest_score() -> None:
-    score, best = most_outstanding([Inversion((recovered(0, 0.0), recovered(1, 9.0)))], 1.7, 0.75)
+    score, best = most_outstanding(scored(Inversion((recovered(0, 0.0), recovered(1, 9.0)))), 1.7, 0.75)
     assert score == 10.0 and best.hypothesis.target == 0
 
 
