@@ -2,7 +2,7 @@
 
     python bench/efficacy.py zoo/demo/manifest.toml --data DIR [--seeds 5] [--part scans] [--only MODEL] [--rows FILE]
                               [--methods auto,rnp:paper] [--budget full]
-                              [--clean zoo/demo/defence.npz] [--device cuda]
+                              [--clean zoo/demo/defence.npz] [--device cuda] [--skip-retuning]
 
 DIR holds the zoo's dataset. Prints Markdown tables: the verdicts of every model; and for each method clean accuracy
 (CA), attack success rate (ASR) and robust accuracy (RA, triggered images with their true label) before and after each
@@ -23,6 +23,8 @@ import platform
 import sys
 import tempfile
 from collections.abc import Iterable
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -104,26 +106,37 @@ def scan_row(subject: Subject, seed: int, budget: str) -> Row:
     return verdict_row(result) | {"recovered": recovered}
 
 
-def repaired_row(subject: Subject, method: str, seed: int) -> Row:
-    """CA, ASR and RA after one repair, and ASR after an attacker's retuning."""
+def repaired_row(subject: Subject, method: str, seed: int, retuning: bool) -> Row:
+    """CA, ASR and RA after one repair, and with ``retuning`` ASR after an attacker's retuning."""
     row = repair_row(subject.load(), subject.clean, method, seed, subject.measure)
     after: Model = row.pop("model_after")
-    return row | {"retuned": subject.retuned_success(after, seed)}
+    return row | {"retuned": subject.retuned_success(after, seed) if retuning else None}
 
 
-def run(record: Rows, subject: Subject, parts: list[str], methods: list[str], seeds: int, budget: str) -> None:
+@dataclass(frozen=True)
+class Plan:
+    """What is measured of every model: see the options of the command."""
+
+    parts: list[str]
+    methods: list[str]
+    seeds: int
+    budget: str
+    retuning: bool
+
+
+def run(record: Rows, subject: Subject, plan: Plan) -> None:
     """Makes all missing rows of one model."""
     base: Row = {"model": subject.name, "kind": subject.attack.kind if subject.attack else None, "truth": subject.truth}
-    if "repairs" in parts:
+    if "repairs" in plan.parts:
         key = base | {"part": "before", "method": None, "seed": None}
         record.add(key, lambda: subject.measure(subject.load()))
-    for seed in range(seeds):
-        if "scans" in parts:
-            key = base | {"part": "scan", "method": budget, "seed": seed}
-            record.add(key, lambda seed=seed: scan_row(subject, seed, budget))  # type: ignore[misc]
-        for method in methods if "repairs" in parts else []:
+    for seed in range(plan.seeds):
+        if "scans" in plan.parts:
+            key = base | {"part": "scan", "method": plan.budget, "seed": seed}
+            record.add(key, partial(scan_row, subject, seed, plan.budget))
+        for method in plan.methods if "repairs" in plan.parts else []:
             key = base | {"part": "repair", "method": method, "seed": seed}
-            record.add(key, lambda method=method, seed=seed: repaired_row(subject, method, seed))  # type: ignore[misc]
+            record.add(key, partial(repaired_row, subject, method, seed, plan.retuning))
 
 
 def defence_images(homes: Iterable[Path]) -> Path:
@@ -159,6 +172,7 @@ def main() -> None:
     parser.add_argument("--clean", type=Path, help="clean images, for a zoo without a defence.npz")
     parser.add_argument("--device", default="cpu", help="cpu, cuda, cuda:N or auto (cpu)")
     parser.add_argument("--rows", type=Path, help="JSON lines file for the rows")
+    parser.add_argument("--skip-retuning", action="store_true", help="leave out the attacker's fine-tuning")
     options = parser.parse_args()
     device = parse_device(options.device)
     record = Rows(options.rows, ("part", "model", "method", "seed"), {"device": device_name(device)})
@@ -166,6 +180,7 @@ def main() -> None:
     for one in methods:
         parse_method(one)
     parts = ["scans", "repairs"] if options.part == "both" else [options.part]
+    plan = Plan(parts, methods, options.seeds, options.budget, not options.skip_retuning)
     zoo = read_manifest(options.manifest)
     storage = Storage(zoo)
     sets: dict[str, RawImages] = {}
@@ -180,14 +195,7 @@ def main() -> None:
         if entry.dataset not in sets:
             sets[entry.dataset] = read_dataset(options.data, entry.dataset, "test")
         clean = load_clean(options.clean or defence_images([folder, zoo.home, *(one.home for one in zoo.models)]))
-        run(
-            record,
-            Subject(entry, folder, clean, images_of(entry, sets[entry.dataset]), device),
-            parts,
-            methods,
-            options.seeds,
-            options.budget,
-        )
+        run(record, Subject(entry, folder, clean, images_of(entry, sets[entry.dataset]), device), plan)
     before = {row["model"]: row for row in record.where(part="before")}
     repairs = record.where(part="repair")
     if skipped:

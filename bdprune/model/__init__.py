@@ -7,7 +7,7 @@ from bdprune.model.edit.mask import MaskedNetwork
 from bdprune.model.edit.program import Program, State
 from bdprune.model.edit.pruning import PruneMode, check_pruning, prune, prune_, pruned_parameters
 from bdprune.model.edit.stacked import StackedNetwork, agrees, why_not
-from bdprune.model.groups import FilterGroup
+from bdprune.model.groups import FilterGroup, last_group
 from bdprune.model.handle import (
     GRAY_ONLY,
     NORMALIZATIONS,

@@ -48,6 +48,8 @@ class FilterGroup:
             the norms take no other input.
         as_module: whether the conv is called as a module; if not, only its weight is used
             (``F.conv2d(x, conv.weight)``).
+        is_parallel: whether it is a 1x1 conv that takes the input of an earlier conv, as in the shortcut of a residual
+            block.
     """
 
     name: str
@@ -56,11 +58,21 @@ class FilterGroup:
     norms: tuple[NormSlice, ...] = ()
     exclusive: bool = True
     as_module: bool = True
+    is_parallel: bool = False
 
     @property
     def norm(self) -> NormSlice | None:
         """The norm whose scale can carry the filters' mask: the only consumer, with no other input."""
         return self.norms[0] if len(self.norms) == 1 and self.exclusive else None
+
+
+def last_group(groups: Sequence[FilterGroup]) -> FilterGroup:
+    """The last conv of the main path: a shortcut runs after the convs of its block, but is not the last layer.
+
+    Args:
+        groups: in order of execution, not empty.
+    """
+    return next((group for group in reversed(groups) if not group.is_parallel), groups[-1])
 
 
 _OURS = "bdprune.model.architectures."
@@ -147,6 +159,8 @@ class _Tracer(TorchDispatchMode):
         self.inputs: dict[str, list[_Origin]] = {}
         self.leaking: set[str] = set()
         self.ran: set[str] = set()
+        self.read: MutableMapping[Tensor, None] = WeakTensorKeyDictionary()
+        self.parallel: set[str] = set()
 
     def __torch_dispatch__(
         self, func: Any, types: object, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
@@ -188,6 +202,9 @@ class _Tracer(TorchDispatchMode):
         if found is None:
             return []
         name, channels = found
+        if named["input"] in self.read and named["weight"].shape[2:] == (1, 1):
+            self.parallel.add(name)
+        self.read[named["input"]] = None
         self.sizes.setdefault(name, channels)
         return [(_Run(name, 0, channels),)]
 
@@ -260,7 +277,8 @@ class _Tracer(TorchDispatchMode):
     def _group(self, conv: str, size: int) -> FilterGroup:
         norms = tuple(self.consumers.get(conv, ()))
         alone = all(self._feeds_alone(conv, size, norm) for norm in norms)
-        return FilterGroup(conv, conv, size, norms, alone and conv not in self.leaking, conv in self.ran)
+        exclusive = alone and conv not in self.leaking
+        return FilterGroup(conv, conv, size, norms, exclusive, conv in self.ran, conv in self.parallel)
 
     def _feeds_alone(self, conv: str, size: int, norm: NormSlice) -> bool:
         expected = (norm.start, _Run(conv, 0, size))

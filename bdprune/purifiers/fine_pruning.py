@@ -14,7 +14,7 @@ from bdprune.data import CleanData
 from bdprune.errors import ArchitectureError, OptionError
 from bdprune.loops import FineTuneSettings, KeptPruned, Sweep, SweepPoint, SweepSettings, fine_tune, sweep
 from bdprune.methods import CurvePoint, Phases, Purifier, Repair, accuracy_on, hold_out
-from bdprune.model import FilterGroup, Model, PruneMode, prune
+from bdprune.model import FilterGroup, Model, PruneMode, last_group, prune
 from bdprune.record import Needs
 from bdprune.runtime import BATCH, DEFAULT, Precision, within
 
@@ -35,7 +35,7 @@ class FinePruning(Purifier):
             none. RNP's comparison uses 0.8.
         max_drop: largest fall of clean accuracy after the fine-tuning, in [0, 1], on the held-out images.
         held_out: share of the clean images held out for these decisions.
-        layer: path of the conv; the last one by default.
+        layer: path of the conv; by default the last one that is not in a shortcut.
         fine_tuning: settings of the fine-tuning, in which pruned channels stay pruned; None for none.
         mode: how a channel is pruned; by default it outputs zero.
         precision: precision of the fine-tuning (:func:`bdprune.runtime.plan_for`).
@@ -102,7 +102,7 @@ class FinePruning(Purifier):
         if not model.groups:
             raise ArchitectureError("The network has no conv to prune.", "Use a method that does not prune convs.")
         if self.layer is None:
-            return model.groups[-1]
+            return last_group(model.groups)
         found = [group for group in model.groups if group.name == self.layer]
         if not found:
             known = ", ".join(group.name for group in model.groups[-5:])

@@ -14,7 +14,7 @@ from bdprune.data import CleanData
 from bdprune.errors import ArchitectureError
 from bdprune.loops import FineTuneSettings, KeptPruned, PrunedPredictions, Pruning, fine_tune
 from bdprune.methods import CurvePoint, Phases, Repair, TriggerPurifier, hold_out
-from bdprune.model import Model, PruneMode, prune
+from bdprune.model import Model, PruneMode, last_group, prune
 from bdprune.record import Needs
 from bdprune.runtime import DEFAULT, Precision, share_right, within
 
@@ -147,7 +147,7 @@ class TriggerPruning(TriggerPurifier):
             ranked.append(raised_filters(model, one.trigger, few.images[own] if own.any() else few.images))
         ranks = {name: torch.stack([one[name] for one in ranked]).amax(0) for name in ranked[0]}
         if self.layers == "last":
-            last = list(ranks)[-1]
+            last = last_group(model.groups).name
             return {last: ranks[last]}
         return ranks
 

@@ -15,7 +15,7 @@ from bdprune.model import groups as groups_module
 from bdprune.model.architectures import REGISTRY, build
 from bdprune.model.architectures.resnet import ResNet18Cifar
 from bdprune.model.architectures.vgg import Head
-from bdprune.model.groups import FilterGroup, NormSlice, groups_of, trace_groups
+from bdprune.model.groups import FilterGroup, NormSlice, groups_of, last_group, trace_groups
 
 
 def traced(name: str, size: int | None = None, **settings: Any) -> dict[str, FilterGroup]:
@@ -59,6 +59,28 @@ def basic(stages: list[int], shortcut: str | None, first: int = 1) -> dict[str, 
 def test_post_activation_residual_networks(name: str, settings: dict[str, Any], truth: dict[str, str | None]) -> None:
     found = pairs(traced(name, **settings))
     assert found == truth
+
+
+@pytest.mark.parametrize("name", ["resnet18_cifar", "resnet34_imagenet", "resnet50_cifar", "preact_resnet18"])
+def test_the_last_conv_is_not_that_of_a_shortcut(name: str) -> None:
+    found = traced(name)
+    parallel = {one for one, group in found.items() if group.is_parallel}
+    shortcuts = {one for one in found if "shortcut" in one or "downsample" in one}
+    assert parallel == (shortcuts if "preact" not in name else set())
+    assert last_group(list(found.values())).name.endswith("conv3" if "50" in name else "conv2")
+
+
+def test_the_last_conv_of_a_stage_of_one_block_is_in_the_block() -> None:
+    network = build("resnet18_cifar", 5, width=8)
+    del network.layer4[1]  # type: ignore[operator, union-attr]
+    groups = trace_groups(network, (3, 32, 32))
+    assert groups[-1].name == "layer4.0.shortcut.0"
+    assert last_group(groups).name == "layer4.0.conv2"
+
+
+def test_the_last_conv_may_be_the_only_one() -> None:
+    groups = trace_groups(nn.Sequential(nn.Conv2d(3, 4, 1), nn.Flatten(), nn.Linear(256, 5)), (3, 8, 8))
+    assert last_group(groups).name == "0" and not groups[0].is_parallel
 
 
 def test_resnet18_has_4800_maskable_channels() -> None:
