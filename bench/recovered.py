@@ -77,15 +77,31 @@ def overlap(strength: Tensor, patch: Tensor) -> float:
 
 
 def recovered_table(rows: Sequence[Row]) -> str:
-    """A Markdown table with one line for each recovered trigger that leads to the right label or to any."""
-    lines = ["| model | seed | trigger | flips, held out | flips, test | overlap |", "|---|---|---|---|---|---|"]
+    """A Markdown table with one line for each model and trigger that leads to the right label or to any.
+
+    Shares are in per cent, smallest to largest over the seeds.
+    """
+    lines = ["| model | trigger | seeds | flips, held out | flips, test | overlap |", "|---|---|---|---|---|---|"]
+    for (model, kind, target), mine in _right_triggers(rows).items():
+        goal = "any label" if target is None else f"label {target}"
+        shares = (_per_cent([one[what] for one in mine]) for what in ("held_out", "test", "overlap"))
+        lines.append(f"| {model} | {kind}, {goal} | {len(mine)} | {' | '.join(shares)} |")
+    return "\n".join(lines)
+
+
+def _right_triggers(rows: Sequence[Row]) -> dict[tuple[str, str, int | None], list[Row]]:
+    """The recovered triggers of each model, kind and target, unless they lead to a wrong label."""
+    found: dict[tuple[str, str, int | None], list[Row]] = {}
     for row in rows:
         for one in row.get("recovered", ()):
-            if row["truth"] is not None and one["target"] not in (row["truth"], None):
-                continue
-            goal = "any label" if one["target"] is None else f"label {one['target']}"
-            held, test, place = (
-                "–" if one[what] is None else f"{100 * one[what]:.1f} %" for what in ("held_out", "test", "overlap")
-            )
-            lines.append(f"| {row['model']} | {row['seed']} | {one['kind']}, {goal} | {held} | {test} | {place} |")
-    return "\n".join(lines)
+            if row["truth"] is None or one["target"] in (row["truth"], None):
+                found.setdefault((row["model"], one["kind"], one["target"]), []).append(one)
+    return found
+
+
+def _per_cent(values: Sequence[float | None]) -> str:
+    known = [100 * value for value in values if value is not None]
+    if not known:
+        return "–"
+    low, high = f"{min(known):.1f}", f"{max(known):.1f}"
+    return f"{low} %" if low == high else f"{low} to {high} %"

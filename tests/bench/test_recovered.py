@@ -47,8 +47,10 @@ def test_the_table_shows_triggers_of_the_right_label_and_to_any_label() -> None:
     found = [
         {"kind": "patch", "target": target, "held_out": 1.0, "test": 0.97, "overlap": 0.5} for target in (3, 4, None)
     ]
-    table = recovered_table([{"model": "m", "truth": 3, "seed": 0, "recovered": found}])
-    assert "| m | 0 | patch, label 3 | 100.0 % | 97.0 % | 50.0 % |" in table
+    again = [found[0] | {"held_out": 0.9, "overlap": None}]
+    rows = [{"model": "m", "truth": 3, "recovered": one} for one in (found, again)]
+    table = recovered_table(rows)
+    assert "| m | patch, label 3 | 2 | 90.0 to 100.0 % | 97.0 % | 50.0 % |" in table
     assert "any label" in table
     assert "label 4" not in table
 
