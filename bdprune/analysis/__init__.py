@@ -12,7 +12,15 @@ from bdprune.analysis.moved import (
     raise_moved,
     raised_counts,
 )
-from bdprune.analysis.outliers import UNRESPONSIVE, for_few_labels, robust_z, why_no_outlier, why_unresponsive
+from bdprune.analysis.outliers import (
+    FEWEST_LABELS,
+    UNRESPONSIVE,
+    for_few_labels,
+    median,
+    robust_z,
+    why_no_outlier,
+    why_unresponsive,
+)
 from bdprune.analysis.outstanding import Outstanding, SearchFor, excess_flips, outstanding_triggers, search_again
 from bdprune.analysis.raised import PrunedPoint, natural_share, prune_raised, raised_filters, selectivity
 from bdprune.analysis.repair_check import CheckLimits, Signs, check_repair, collapse_of, signs_of

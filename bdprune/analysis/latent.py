@@ -114,10 +114,19 @@ def _needed(logits: Tensor, quantile: float) -> Tensor:
     for label in range(logits.shape[1]):
         others = logits[predicted != label]
         if len(others):
-            ahead = others - others[:, [label]]
-            needed[label] = ahead.amax(0) if quantile == 1 else ahead.quantile(quantile, 0)
+            needed[label] = _quantile(others - others[:, [label]], quantile)
         needed[label, label] = -torch.inf
     return needed
+
+
+def _quantile(values: Tensor, quantile: float) -> Tensor:
+    """``values.quantile(quantile, 0)`` from the largest values only: for a high quantile, sorting all takes 10 times as
+    long.
+    """
+    place = quantile * (len(values) - 1)
+    low = int(place)
+    top = values.topk(len(values) - low, 0).values
+    return torch.lerp(top[-1], top[-2], place - low) if len(top) > 1 else top[-1]
 
 
 @dataclass(frozen=True)

@@ -10,10 +10,12 @@ from torch import Tensor
 _USUAL = 10
 """From this number of labels on, thresholds do not depend on it."""
 
+FEWEST_LABELS = 4
+"""With fewer labels, none can stand out."""
+
 UNRESPONSIVE = "The logits do not depend on the image."
 """Why a network that ignores its input cannot be examined."""
 
-_FEWEST = 4
 _MAD_TO_STD = 1.4826  # of a normal distribution
 _TINY = 1e-9
 
@@ -21,14 +23,19 @@ _TINY = 1e-9
 def robust_z(values: Tensor) -> Tensor:
     """Distance of every value ``[K]`` from their median, in robust standard deviations (1.4826 MAD).
 
-    NaN counts as missing. If more than half of the values are equal, such as those of outputs that are not in use, the
-    MAD is 0 and says nothing about the others, so all z-scores are 0.
+    NaN counts as missing and stays NaN. If more than half of the values are equal, such as those of outputs that are
+    not in use, the MAD is 0 and says nothing about the others, so all z-scores are 0.
     """
-    distances = values - values.nanmedian()
-    spread = _MAD_TO_STD * distances.abs().nanmedian()
+    distances = values - median(values)
+    spread = _MAD_TO_STD * median(distances.abs())
     if not spread > _TINY * distances.abs().nan_to_num().amax():
-        return torch.zeros_like(values)
-    return torch.nan_to_num(distances / spread)
+        return torch.where(values.isnan(), torch.nan, 0.0)
+    return distances / spread
+
+
+def median(values: Tensor) -> Tensor:
+    """The median without NaN; of an even number of values the mean of the middle two (``torch.median``: the lower)."""
+    return values.nanquantile(0.5)
 
 
 @torch.no_grad()
@@ -42,11 +49,11 @@ def why_unresponsive(logits: Callable[[Tensor], Tensor], images: Tensor) -> str:
     return "" if bool((logits(images) != logits(1 - images)).any()) else UNRESPONSIVE
 
 
-def why_no_outlier(num_classes: int) -> str:
-    """Why no label can stand out among the others, as a sentence; empty if one can."""
-    if num_classes >= _FEWEST:
+def why_no_outlier(count: int) -> str:
+    """Why none of ``count`` labels can stand out among the others, as a sentence; empty if one can."""
+    if count >= FEWEST_LABELS:
         return ""
-    return f"With {num_classes} classes there are too few labels for one of them to be an outlier."
+    return f"With {count} labels there are too few for one of them to be an outlier."
 
 
 def for_few_labels(num_classes: int, usual: float, for_two: float) -> float:

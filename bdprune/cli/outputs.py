@@ -147,15 +147,16 @@ def files_of_store(store: Path | None) -> list[Path]:
 
 
 def check_apart(written: Sequence[Path | None], read: Sequence[Path | str | None]) -> None:
-    """Checks that no file is written twice, and that no output overwrites an input.
+    """Checks that no file is written twice, and that no output overwrites an input or lies in a folder that is read.
 
     Args:
         written: output files; None, pipes and devices don't count.
         read: models and data.
 
     Raises:
-        OptionError: an output overwrites another file of the run.
+        OptionError: an output overwrites another file of the run, or is in a folder that is read.
     """
+    folders = [path for path in read if path is not None and os.path.isdir(path)]
     seen = {os.path.realpath(path): f"{path} is read" for path in read if path is not None}
     for path in written:
         if path is None or is_special(path):
@@ -163,6 +164,9 @@ def check_apart(written: Sequence[Path | None], read: Sequence[Path | str | None
         place = os.path.realpath(path)
         if place in seen:
             raise OptionError(f"{seen[place]} and would be overwritten.", "Write to another file.")
+        inside = next((one for one in folders if Path(os.path.realpath(one)) in Path(place).parents), None)
+        if inside is not None:
+            raise OptionError(f"{path} is in the folder {inside}, which is read.", "Write it to another place.")
         seen[place] = f"{path} is written already"
 
 

@@ -136,12 +136,13 @@ def image_pixels(image: Image, where: str, converted: Counter[str] | None = None
         deep = ", not 8 bits" if image.mode[:1] in "IF" else ""
         raise DataError(f"{where} has pixels of mode {image.mode}{deep}.", "Convert it to 8-bit RGB or grey.")
     target = "L" if image.mode in _GRAY_MODES else "RGB"
-    if converted is not None and image.mode not in ("1", "L", "RGB"):
-        converted[_CONVERTED.get(image.mode, image.mode)] += 1
+    mode = image.mode
     if image.has_transparency_data:
         image = image.convert("RGBA")
         if image.getchannel("A").getextrema() != (255, 255):
             raise DataError(f"{where} has transparent pixels.", "Flatten it onto the background used in training.")
+    if converted is not None and mode not in ("1", "L", "RGB"):
+        converted[_CONVERTED.get(mode, mode)] += 1
     pixels = np.array(image.convert(target), dtype=np.uint8)
     return torch.from_numpy(pixels.reshape(*pixels.shape[:2], -1)).permute(2, 0, 1)
 

@@ -89,14 +89,8 @@ class Incoming:
                 images = torch.stack(list(found.values()))
                 self._state.update(images.numpy().tobytes())
                 yield list(found), images
-        self._converted = Counter(self._source.converted)  # a later read counts images twice
         if first is not None and len(self.unread) == len(self):
             raise first
-
-    def read(self, index: Sequence[int]) -> Tensor:
-        """The images at ``index`` again, ``[n, C, H, W]``; all of them have been read before."""
-        rows = dict(self._source.read(index))
-        return torch.stack([self._fit(rows[slot], position)[0] for slot, position in enumerate(index)])
 
     @property
     def digest(self) -> str:
@@ -118,26 +112,37 @@ class Incoming:
         return tuple(notes)
 
     def _read(self, index: Sequence[int]) -> tuple[dict[int, Tensor], dict[int, DataError]]:
-        """The images at ``index`` by position, and the errors of the others."""
+        """The images at ``index`` by position, in order, and the errors of the others.
+
+        Each image gets its final size as soon as it is decoded, so that only one is in memory at its own size.
+        """
+        found: dict[int, Tensor] = {}
+        errors: dict[int, DataError] = {}
+        if (error := self._take(index, found, errors)) is not None:
+            for position in index:  # the source stopped at one that it cannot read
+                if position not in found and position not in errors:
+                    error = error if len(index) == 1 else self._take([position], found, errors)
+                    errors |= {} if error is None else {position: error}
+        return dict(sorted(found.items())), dict(sorted(errors.items()))
+
+    def _take(self, index: Sequence[int], found: dict[int, Tensor], errors: dict[int, DataError]) -> DataError | None:
+        """Adds the images that the source reads, and the errors of those of a wrong kind; returns the source's own."""
+        before = Counter(self._source.converted)
         try:
-            rows = {index[slot]: image for slot, image in self._source.read(index)}
+            for slot, image in self._source.read(index):
+                position = index[slot]
+                try:
+                    found[position], grey = self._fit(image, position)
+                except DataError as error:
+                    errors[position] = error
+                else:
+                    self._grey += grey
+                    self._sizes[image.shape[1], image.shape[2]] += 1
+                    self._converted += self._source.converted - before
+                before = Counter(self._source.converted)
         except DataError as error:
-            if len(index) == 1:
-                return {}, {index[0]: error}
-            alone = [self._read([position]) for position in index]
-            return {k: v for one, _ in alone for k, v in one.items()}, {
-                k: v for _, one in alone for k, v in one.items()
-            }
-        found, errors = {}, {}
-        for position in sorted(rows):
-            try:
-                found[position], kind = self._fit(rows[position], position)
-            except DataError as error:
-                errors[position] = error
-            else:
-                self._grey += kind
-                self._sizes[rows[position].shape[1], rows[position].shape[2]] += 1
-        return found, errors
+            return error
+        return None
 
     def _fit(self, image: Tensor, position: int) -> tuple[Tensor, bool]:
         """The image in the shape of the model, and whether it was grey and is RGB now."""

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cosine_similarity
 
-from bdprune.analysis import Case, promising_labels, why_no_outlier, why_unresponsive
+from bdprune.analysis import FEWEST_LABELS, Case, median, promising_labels, why_no_outlier, why_unresponsive
 from bdprune.data import CleanData
 from bdprune.errors import OptionError
 from bdprune.loops import Found, PerturbSettings, margins, smallest_triggers
@@ -19,6 +19,7 @@ from bdprune.record import Evidence, Needs, Rule
 from bdprune.runtime import FrozenNetworks, predict
 
 _MEGA = 1e6
+_FEWEST_IMAGES = 4
 _SMALLEST = 1.0  # pixels: a smaller mask is as good
 _NEAR_SMALLEST = 1.1  # among triggers up to this multiple of the smallest, the most similar counts
 
@@ -42,13 +43,13 @@ class DlTnd(Detector):
         universal: settings for the triggers of all images.
         single: settings for the triggers of single images.
         per_class: number of images of each class, if there are as many.
-        max_images: maximum number of images for the trigger of one label.
+        max_images: maximum number of images for the trigger of one label, of which at most half are its own.
         sized: weight the similarity by size; otherwise the score is the largest similarity, as in the paper.
         quantile: quantile of the similarity over the images, in [0, 1].
         threshold: a larger score is flagged (measurements: docs/evaluation/screens.md).
         batch: maximum number of stamped images in one pass.
         max_megapixels: largest number of pixels of all images in all steps, in millions; above it, it looks at fewer
-            labels.
+            labels, and if these would be fewer than four, at fewer images.
         seed: seed for the choice of images and the first triggers.
     """
 
@@ -94,19 +95,20 @@ class DlTnd(Detector):
 
         Raises:
             DataError: there are no clean images.
-            OptionError: the images are so large that not even one label can be examined.
+            OptionError: the images are so large that not even four labels can be examined.
         """
         self.check(case)
         case = case.in_order()
         data = self._chosen(case)
-        labels = promising_labels(case, self._affordable(case, len(data)))
+        images, count = self._affordable(case, len(data))
+        labels = promising_labels(case, count)
         networks = FrozenNetworks([case.model], data.images)
         if unresponsive := why_unresponsive(networks.logits, data.images.to(networks.device)):
             return self.evidence(0.0, self.threshold, not_applicable=unresponsive)
-        count = max(1, self.batch // min(len(data), self.max_images))
-        picks = self._picks(data.labels, labels)
+        at_once = max(1, self.batch // images)
+        picks = self._picks(data.labels, labels, images)
         parts: list[tuple[Tensor, Tensor, Tensor]] = []
-        for chunk in zip(labels.split(count), picks.split(count), strict=True):
+        for chunk in zip(labels.split(at_once), picks.split(at_once), strict=True):
             if parts and not case.budget.remaining:
                 break
             parts.append(self._similarity(networks, data, *chunk))
@@ -114,8 +116,9 @@ class DlTnd(Detector):
         return self._read(case, labels[: len(sizes)], similarity, sizes, successes)
 
     def work(self, case: Case) -> float:
-        """One label."""
-        return 3.0 * min(case.model.num_classes * self.per_class, self.max_images) * self._steps
+        """The fewest labels."""
+        labels = min(case.model.num_classes, FEWEST_LABELS)
+        return 3.0 * labels * min(case.model.num_classes * self.per_class, self.max_images) * self._steps
 
     @property
     def _steps(self) -> int:
@@ -123,10 +126,12 @@ class DlTnd(Detector):
 
     def _read(self, case: Case, labels: Tensor, similarity: Tensor, sizes: Tensor, successes: Tensor) -> Evidence:
         """The evidence from similarity, mask size and success of the universal trigger of each label ``[H]``."""
-        classes, blank = case.model.num_classes, why_no_outlier(case.model.num_classes)
-        values = similarity.nan_to_num(0)
-        if self.sized:
-            gain = (sizes.median() / sizes.clamp(min=_SMALLEST)).log2().clamp(min=0)
+        known = similarity.isfinite()  # a label has no similarity without an image of another label
+        labels, similarity, sizes, successes = (part[known] for part in (labels, similarity, sizes, successes))
+        classes, blank = case.model.num_classes, why_no_outlier(len(labels))
+        values = similarity
+        if self.sized and len(labels):
+            gain = (median(sizes) / sizes.clamp(min=_SMALLEST)).log2().clamp(min=0)
             values = values.clamp(min=0) * torch.where(successes > self.universal.success, gain, 0)
         score = 0.0 if blank else values.max().item()
         everything = torch.full((classes,), torch.nan)
@@ -152,16 +157,20 @@ class DlTnd(Detector):
         known = predict(case.model.module, data.images) == data.labels.cpu()
         return (data.subset(known.nonzero().flatten()) if known.any() else data).sample(self.per_class, generator)
 
-    def _affordable(self, case: Case, images: int) -> int:
-        """The number of labels that the number of pixels allows."""
-        used = min(images, self.max_images)
-        each = used * self._steps * case.model.input_shape[1] * case.model.input_shape[2]
-        if each > self.max_megapixels * _MEGA:
+    def _affordable(self, case: Case, available: int) -> tuple[int, int]:
+        """The number of images for each label, and of labels, that the number of pixels allows."""
+        classes, each = case.model.num_classes, self._steps * case.model.input_shape[1] * case.model.input_shape[2]
+        rounds, images = self.max_megapixels * _MEGA / each, min(available, self.max_images)
+        least = min(classes, FEWEST_LABELS)
+        if images * least > rounds:
+            images = min(images, max(int(rounds / least), _FEWEST_IMAGES))
+        if images * least > rounds:
+            needed = images * least * each / _MEGA
             raise OptionError(
-                f"One label takes {each / _MEGA:.0f} million pixels, more than max_megapixels={self.max_megapixels:g}.",
+                f"{least} labels take {needed:.0f} million pixels, more than max_megapixels={self.max_megapixels:g}.",
                 "Raise this limit of the detector in Python, or scan a model for smaller images.",
             )
-        return int(min(case.model.num_classes, self.max_megapixels * _MEGA / each))
+        return images, int(min(classes, rounds / images))
 
     def _similarity(
         self, networks: FrozenNetworks, data: CleanData, targets: Tensor, picks: Tensor
@@ -189,13 +198,21 @@ class DlTnd(Detector):
         similarity = cosine_similarity(found.logits, effects, dim=2).masked_fill(own, torch.nan)
         return similarity.nanquantile(self.quantile, 1)
 
-    def _picks(self, labels: Tensor, targets: Tensor) -> Tensor:
-        """The images of each target's trigger, ``[H, N]``: those of its own class first, then others at random."""
+    def _picks(self, labels: Tensor, targets: Tensor, count: int) -> Tensor:
+        """The images of each target's trigger, ``[H, count]``: up to half of its own class, then others at random."""
         generator = torch.Generator().manual_seed(self.seed)
-        count = min(len(labels), self.max_images)
         orders = [torch.randperm(len(labels), generator=generator) for _ in targets]
-        firsts = [(labels[order] != target).long() for order, target in zip(orders, targets, strict=True)]
-        return torch.stack([order[one.argsort(stable=True)][:count] for order, one in zip(orders, firsts, strict=True)])
+        return torch.stack(
+            [_own_first(order, labels == target, count) for order, target in zip(orders, targets, strict=True)]
+        )
+
+
+def _own_first(order: Tensor, own: Tensor, count: int) -> Tensor:
+    """``count`` positions of ``order``: at most half of them own ones, then others; further own ones come last."""
+    mine = own[order]
+    late = mine & (mine.cumsum(0) > max(count // 2, 1))
+    rank = torch.where(late, 2, torch.where(mine, 0, 1))
+    return order[rank.argsort(stable=True)][:count]
 
 
 def _best(rounds: list[Found], likeness: Tensor, success: float) -> tuple[Tensor, Tensor, Tensor]:

@@ -24,7 +24,7 @@ from bdprune.analysis import (
 )
 from bdprune.data import CleanData
 from bdprune.loops import UnlearnSettings
-from bdprune.methods import Detector, Steps
+from bdprune.methods import NO_CONVS, Detector, Steps
 from bdprune.record import Evidence, Needs, Rule
 from bdprune.runtime import DEFAULT, Precision
 
@@ -103,6 +103,8 @@ class MovedFiltersDetector(Detector):
             TrainingError: the unlearning had no finite step.
         """
         self.check(case)
+        if not case.model.groups:
+            return self.evidence(0.0, self.threshold, not_applicable=NO_CONVS)
         unlearned = yield Unlearning(self.unlearning, self.seed, self.precision, plain=True)
         plain = yield PlainForm()
         half_way = unlearned.half_way

@@ -8,7 +8,16 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from bdprune.analysis import CLEANSING, PUBLISHED_CLEANSING, Case, Triggers, attach_triggers, most_outstanding, works
+from bdprune.analysis import (
+    CLEANSING,
+    PUBLISHED_CLEANSING,
+    Case,
+    Triggers,
+    attach_triggers,
+    most_outstanding,
+    why_no_outlier,
+    works,
+)
 from bdprune.detectors.inversion import InversionDetector, few_labels, unseen_by
 from bdprune.loops import Hypothesis, Inversion, InvertSettings, Recovery
 from bdprune.methods import Detector, Steps
@@ -36,9 +45,11 @@ class NeuralCleanseDetector(Detector):
 
     With few labels, MAD can be close to 0 by chance, and any label is then an outlier. So the default takes
     ``least_spread`` of the median if MAD is smaller, and the trigger must work on held-out images. The preset ``paper``
-    does neither. It differs from the published code in four points: 10 % of the images are held out; masks start at an
-    opacity of 0.05; the success of the penalty rule is a running average over steps of 32 images, and not the mean over
-    31 of them; no label stops early, because all labels are searched in the same steps.
+    does neither. It takes 1,000 updates on 32 images each. The published code takes up to 31 updates in each of its
+    1,000 steps, and its penalty rule follows the mean success of a step; here it follows the running average of the
+    updates, so the penalty rises after fewer of them. Further differences: 10 % of the images are held out; images of
+    the target label are left out; masks start at an opacity of 0.05; no label stops early, because all labels are
+    searched in the same steps.
 
     The detector :class:`bdprune.detectors.inversion.InversionDetector` supersedes this one in scans.
 
@@ -101,15 +112,17 @@ class NeuralCleanseDetector(Detector):
         scores: list[float | None] = [None] * case.model.num_classes
         for index, one in zip(indices, found, strict=True):
             scores[one.hypothesis.target or 0] = index
+        blank = why_no_outlier(case.model.num_classes)
         infos, attached = attach_triggers(case, *([best.trigger] if math.isfinite(best.size) else []))
         return self.evidence(
-            score if worked else min(score, self.threshold),
+            0.0 if blank else score if worked else min(score, self.threshold),
             self.threshold,
-            target_label=label if score > self.threshold and worked else None,
+            target_label=label if score > self.threshold and worked and not blank else None,
             label_scores=tuple(scores),
             remarks=(_remark(best, score, worked),),
             limits=few_labels(case.model.num_classes),
             unseen=unseen_by([inversion]),
+            not_applicable=blank,
             details={
                 "label": label,
                 "sizes": {str(one.hypothesis.target): one.size for one in found},

@@ -1,4 +1,4 @@
-from bdprune.methods.base import Detector, Method, Steps
+from bdprune.methods.base import NO_CONVS, Detector, Method, Steps
 from bdprune.methods.held_out import hold_out, sure_drop
 from bdprune.methods.purifier import CurvePoint, Phases, Purifier, Repair, accuracy_on, what_changed
 from bdprune.methods.retraining import Retraining

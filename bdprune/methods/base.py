@@ -30,6 +30,9 @@ from bdprune.record import (
     finite,
 )
 
+NO_CONVS = "The network has no convolutions, whose filters this method looks at."
+"""Why a method for filters cannot examine a network."""
+
 Steps = Generator[Analysis[Any], Any, Evidence]
 """The analyses that a detector needs, one after another; each ``yield`` returns the result."""
 
@@ -240,7 +243,8 @@ class Detector(Method):
         ]
         attached = (case.attach("filter_scores", scores),) if scores else ()
         score = max(peaks.values(), default=0.0)
-        return self.evidence(score, threshold, details={"layers": layers}, attachments=attached)
+        blank = "" if scores else NO_CONVS
+        return self.evidence(score, threshold, not_applicable=blank, details={"layers": layers}, attachments=attached)
 
 
 def resumed(steps: Steps, outcome: Any) -> Analysis[Any] | Evidence:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import heapq
 import math
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
@@ -111,8 +112,8 @@ def inspect(
     case, sanity = _opened(model, data, known, lambda stage: watch(stage, 0, 0))
     incoming = Incoming(images, case.model.input_shape)
     judge = _judge(case, chosen, known.seed, watch)
-    found = _measured(judge, case, incoming, watch)
-    judged = _judged(judge, incoming, found, pictures)
+    found = _measured(judge, case, incoming, pictures, watch)
+    judged = _judged(judge, incoming, found)
     return _record(case, sanity, judge, incoming, judged, clock, known)
 
 
@@ -150,14 +151,29 @@ def _judge(case: Case, settings: StripSettings, seed: int, watch: Watch) -> Judg
 
 @dataclass(frozen=True)
 class _Measured:
-    """Entropies (bits) and predicted labels of the images that could be read, by position."""
+    """Entropies (bits) and predicted labels of the images that could be read, and pictures of some, by position."""
 
     entropies: dict[int, float]
     labels: dict[int, int]
+    pictures: dict[int, bytes]
+
+    def draw(self, index: Sequence[int], images: Tensor, most: int) -> None:
+        """Keeps pictures of the images with the lowest entropies so far, at most this many.
+
+        They are drawn at once: an incoming image may be gone when all have been measured.
+        """
+        known = [one for one in (*self.pictures, *index) if math.isfinite(self.entropies[one])]
+        lowest = set(heapq.nsmallest(most, known, key=lambda one: (self.entropies[one], one)))
+        for place, one in zip(index, images, strict=True):
+            if place in lowest:
+                self.pictures[place] = draw_images(one[None], _EDGE)
+        for gone in self.pictures.keys() - lowest:
+            del self.pictures[gone]
 
 
-def _measured(judge: Judge, case: Case, incoming: Incoming, watch: Watch) -> _Measured:
-    found, count = _Measured({}, {}), 0
+def _measured(judge: Judge, case: Case, incoming: Incoming, pictures: int, watch: Watch) -> _Measured:
+    """Measures the images part by part, with pictures of the most suspicious ones."""
+    found, count = _Measured({}, {}, {}), 0
 
     def done(images: int) -> None:
         nonlocal count
@@ -167,16 +183,16 @@ def _measured(judge: Judge, case: Case, incoming: Incoming, watch: Watch) -> _Me
     for index, images in incoming.parts(_PART):
         found.entropies.update(zip(index, judge.measure(images, done).tolist(), strict=True))
         found.labels.update(zip(index, predicted_labels(case.model, images).tolist(), strict=True))
+        found.draw(index, images, pictures)
     return found
 
 
-def _judged(judge: Judge, incoming: Incoming, found: _Measured, pictures: int) -> tuple[InspectedImage, ...]:
+def _judged(judge: Judge, incoming: Incoming, found: _Measured) -> tuple[InspectedImage, ...]:
     """The verdict on every image."""
     threshold = judge.threshold
     known = {index: value for index, value in found.entropies.items() if math.isfinite(value)}
     ranked = sorted(known, key=lambda index: known[index])
     p_values = _by_position(ranked, judge.p_values(torch.tensor([known[index] for index in ranked]).double()))
-    drawn = _pictures(incoming, ranked[:pictures])
 
     def one(index: int) -> InspectedImage:
         verdict: ImageVerdict = "unknown"
@@ -189,7 +205,7 @@ def _judged(judge: Judge, incoming: Incoming, found: _Measured, pictures: int) -
             entropy=known.get(index),
             p_value=number(p_values[index]) if verdict != "unknown" else None,
             predicted=found.labels.get(index),
-            picture=drawn.get(index, b""),
+            picture=found.pictures.get(index, b""),
             error=incoming.unread.get(index, ""),
         )
 
@@ -198,11 +214,6 @@ def _judged(judge: Judge, incoming: Incoming, found: _Measured, pictures: int) -
 
 def _by_position(index: Sequence[int], values: Tensor) -> dict[int, float]:
     return dict(zip(index, values.tolist(), strict=True))
-
-
-def _pictures(incoming: Incoming, index: Sequence[int]) -> dict[int, bytes]:
-    images = incoming.read(index) if index else ()
-    return {place: draw_images(one[None], _EDGE) for place, one in zip(index, images, strict=True)}
 
 
 def _record(

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from bdprune.analysis.outliers import for_few_labels, robust_z, why_no_outlier
+from bdprune.analysis.outliers import for_few_labels, median, robust_z, why_no_outlier
 
 
 def test_z_is_the_distance_to_the_median_in_robust_standard_deviations() -> None:
@@ -11,7 +11,13 @@ def test_z_is_the_distance_to_the_median_in_robust_standard_deviations() -> None
 
 def test_missing_values_count_neither_for_the_median_nor_as_outliers() -> None:
     z = robust_z(torch.tensor([1.0, 2.0, torch.nan, 3.0, 4.0, 10.0]))
-    assert z[2] == 0 and z[5] == pytest.approx(7 / 1.4826)
+    assert z[2].isnan() and z[5] == pytest.approx(7 / 1.4826)
+
+
+def test_the_median_of_an_even_number_lies_between_the_middle_two() -> None:
+    """With the lower one, the spread of four values is the distance of two neighbours: 19.6 for the last value."""
+    assert median(torch.tensor([4.0, 1.0, torch.nan, 2.0, 8.0])) == 3
+    assert robust_z(torch.tensor([10.0, 10.1, 12.0, 13.0])).amax() == pytest.approx(1.95 / (1.4826 * 1.0), rel=0.05)
 
 
 def test_equal_values_are_no_outliers() -> None:
@@ -27,7 +33,7 @@ def test_a_spread_of_zero_makes_no_outliers() -> None:
 
 def test_three_labels_are_too_few_for_an_outlier() -> None:
     assert why_no_outlier(4) == ""
-    assert why_no_outlier(3) == "With 3 classes there are too few labels for one of them to be an outlier."
+    assert why_no_outlier(3) == "With 3 labels there are too few for one of them to be an outlier."
 
 
 @pytest.mark.parametrize(("classes", "threshold"), [(1, 4.0), (2, 4.0), (3, 2.706), (5, 2.059), (10, 1.7), (43, 1.7)])

@@ -128,6 +128,8 @@ def test_files_that_are_read_or_written_twice_are_errors(tmp_path: Path) -> None
     outputs.check_apart([report, None, Path("/dev/null"), Path("/dev/null")], [model, None])
     with pytest.raises(OptionError, match=r"model\.pth is read and would be overwritten"):
         outputs.check_apart([tmp_path / "sub" / ".." / "model.pth"], [model])
+    with pytest.raises(OptionError, match=r"report\.html is in the folder .*, which is read"):
+        outputs.check_apart([report], [tmp_path])
     with pytest.raises(OptionError, match=r"report\.html is written already and would be overwritten"):
         outputs.check_apart([report, report], [])
 

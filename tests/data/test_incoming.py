@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Callable
+import weakref
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -60,7 +61,6 @@ def test_every_layout_gives_the_same_images(layouts: dict[str, object], unit: to
     incoming = Incoming(layouts[kind], SHAPE)  # type: ignore[arg-type]
     assert len(incoming) == 8
     torch.testing.assert_close(everything(incoming), unit)
-    torch.testing.assert_close(incoming.read([6, 1]), unit[[6, 1]])
     assert incoming.unread == {} and incoming.notes == ()
     one = Incoming(layouts["tensor"], SHAPE)  # type: ignore[arg-type]
     everything(one, 8)
@@ -90,6 +90,33 @@ def test_an_image_that_cannot_be_used_does_not_stop_the_others(
     assert [index for index, _ in incoming.parts(4)] == [[0, 1, 3], [4, 5, 6, 7]]
     assert list(incoming.unread) == [2] and "2.png cannot be decoded" in incoming.unread[2]
     assert incoming.passed_over == {".txt": 1}
+
+
+def test_an_image_has_its_final_size_before_the_next_one_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A part of large pictures does not fit in memory."""
+    incoming, alive = Incoming(torch.rand(4, 3, 60, 40), SHAPE), []
+
+    def read(index: Sequence[int]) -> Iterator[tuple[int, torch.Tensor]]:
+        for slot in range(len(index)):
+            image = torch.rand(3, 60, 40)
+            alive.append(weakref.ref(image))
+            yield slot, image
+            del image
+            assert sum(one() is not None for one in alive) <= 1
+
+    monkeypatch.setattr(incoming._source, "read", read)
+    assert everything(incoming).shape == (4, *SHAPE)
+
+
+def test_an_image_is_counted_once_though_another_one_cannot_be_read(
+    write_tree: Callable[..., Path], pixels: np.ndarray
+) -> None:
+    alpha = [np.dstack([pixels[0], np.full(pixels[0].shape[:2], value, np.uint8)]) for value in (255, 100)]
+    files = {"a.png": png(alpha[0]), "b.png": png(alpha[1]), "c.png": png(pixels[0]), "d.png": b"x"}
+    incoming = Incoming(write_tree(files), SHAPE)
+    everything(incoming, 4)
+    assert list(incoming.unread) == [1, 3] and "transparent" in incoming.unread[1]
+    assert incoming.notes == ("1 images were converted to grey or RGB from opaque alpha.",)
 
 
 def test_an_rgb_image_for_a_grey_model_cannot_be_used(pixels: np.ndarray, write_tree: Callable[..., Path]) -> None:

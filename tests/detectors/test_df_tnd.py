@@ -77,7 +77,7 @@ def test_a_network_that_ignores_its_input_cannot_be_judged() -> None:
 
 def test_two_classes_cannot_be_judged() -> None:
     found = QUICK(Case(corners(2, strong=20)))
-    assert not found.flagged and "too few labels" in found.not_applicable
+    assert not found.flagged and "too few for one" in found.not_applicable
 
 
 def test_a_thousand_classes_and_large_images_stay_within_the_budget() -> None:

@@ -68,11 +68,28 @@ def test_fewer_labels_for_a_small_budget() -> None:
     case = quarters(20.0, classes=6)
     steps = 2 * 15 + 15
     each = 4 * steps * 64 / 1e6  # one image of each of the four classes that it recognises
-    found = replace(QUICK, max_megapixels=3.5 * each)(case)
-    assert found.unseen == ("3 of 6 labels",)
-    assert len(found.details["labels"]) == 3
-    with pytest.raises(OptionError, match="One label takes"):
-        replace(QUICK, max_megapixels=0.5 * each)(case)
+    found = replace(QUICK, max_megapixels=4.5 * each)(case)
+    assert found.unseen == ("2 of 6 labels",)
+    assert len(found.details["labels"]) == 4
+    with pytest.raises(OptionError, match="4 labels take"):
+        replace(QUICK, max_megapixels=3.5 * each)(case)
+
+
+def test_large_images_take_fewer_of_them_before_fewer_than_four_labels() -> None:
+    case = quarters(20.0)
+    pixels = (2 * 15 + 15) * 64 / 1e6  # of one image
+    many = replace(QUICK, per_class=3, max_images=8)
+    assert many._affordable(case, 12) == (8, 4)
+    assert replace(many, max_megapixels=4 * 5.5 * pixels)._affordable(case, 12) == (5, 4)
+
+
+def test_at_most_half_of_the_images_of_a_label_are_its_own() -> None:
+    """With its own images alone, the similarity of a label was unknown and counted as 0."""
+    case = quarters(20.0)
+    found = replace(QUICK, per_class=3, max_images=3)(case)
+    assert found.flagged == QUICK(case).flagged and not found.unseen
+    picks = replace(QUICK, max_images=4)._picks(torch.tensor([0, 0, 0, 0, 1, 2]), torch.tensor([0]), 4)
+    assert (picks < 4).sum() == 2
 
 
 def test_the_budget_may_end_it_after_any_batch(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -80,6 +97,7 @@ def test_the_budget_may_end_it_after_any_batch(monkeypatch: pytest.MonkeyPatch) 
     over = replace(case, budget=Budget(seconds=1e-3).started())
     found = replace(QUICK, batch=4)(over)  # one label in a batch
     assert found.unseen == ("5 of 6 labels",) and found.valid and len(found.details["labels"]) == 1
+    assert not found.flagged and "too few" in found.not_applicable
     assert replace(QUICK, batch=4)(case).unseen == ()
 
 
@@ -91,7 +109,7 @@ def test_chunks_do_not_change_the_similarity() -> None:
 
 def test_two_classes_cannot_be_judged() -> None:
     found = QUICK(quarters(20.0, classes=2))
-    assert not found.flagged and "too few labels" in found.not_applicable
+    assert not found.flagged and "too few for one" in found.not_applicable
 
 
 def test_the_paper_has_its_own_schedule() -> None:

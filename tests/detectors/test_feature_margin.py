@@ -60,9 +60,11 @@ def test_fewer_images_and_labels_for_a_small_budget() -> None:
     assert few.details["images"] == 3 and not few.unseen
     least = replace(QUICK, max_megapixels=12 * each)(case)
     assert least.details["images"] == 2
-    assert least.unseen == ("6 of 12 labels",)
-    assert sum(one == one for one in least.details["margins"]) == 6
-    assert replace(QUICK, max_megapixels=0.0)(case).unseen == ("8 of 12 labels",)
+    assert least.unseen == ("4 of 12 labels",)
+    assert sum(one == one for one in least.details["margins"]) == 8
+    assert sum(one is None or one != one for one in least.label_scores) == 4
+    assert replace(QUICK, max_megapixels=20 * each)(case).unseen == ("2 of 12 labels",)
+    assert replace(QUICK, max_megapixels=0.0)(case).unseen == ("4 of 12 labels",)
 
 
 @pytest.mark.parametrize("size", [6, 224])
@@ -89,9 +91,17 @@ def test_a_network_that_ignores_its_input_is_not_flagged_for_a_margin_that_it_al
 
 
 def test_two_classes_cannot_be_judged() -> None:
-    assert "too few labels" in QUICK(classes_of(2)).not_applicable
+    assert "too few for one" in QUICK(classes_of(2)).not_applicable
 
 
 def test_without_images_is_an_error(bright: Any) -> None:
     with pytest.raises(DataError, match="needs clean images"):
         QUICK(Case(bright.model))
+
+
+def test_logits_that_are_not_finite_give_no_score() -> None:
+    case = classes_of(12)
+    with torch.no_grad():
+        next(case.model.network.parameters()).fill_(torch.nan)
+    found = QUICK(case)
+    assert not found.flagged and not found.valid

@@ -53,7 +53,7 @@ def test_the_paper_moves_all_images_by_plain_shifts() -> None:
 def test_two_classes_cannot_be_judged() -> None:
     case = Case(linear(torch.eye(2)), pixels(2, 2).subset(torch.tensor([0, 1] * 5)))
     found = LatentMarginDetector()(case)
-    assert found.score == 0 and "too few labels" in found.not_applicable
+    assert found.score == 0 and "too few for one" in found.not_applicable
 
 
 def test_a_network_without_a_linear_head_cannot_be_judged() -> None:

@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 
 import pytest
+from torch import nn
 
 from bdprune.analysis import SCAN_UNLEARNING, Case, Memo, RaisedPoint, Unlearning
+from bdprune.detectors.lipschitz import LipschitzDetector
 from bdprune.detectors.moved_filters import MovedFiltersDetector
+from bdprune.detectors.suspiciousness import SuspiciousnessDetector
 from bdprune.detectors.unlearning import UnlearningDetector
 from bdprune.errors import DataError
+from bdprune.methods import Detector
+from bdprune.model import Model
 from bdprune.testing.planted import Planted, planted
 
 
@@ -41,6 +47,13 @@ def test_filters_that_the_clean_task_needs_are_not_flagged() -> None:
 def test_the_clean_twin_is_not_flagged(known: Planted) -> None:
     found = MovedFiltersDetector()(Case(known.clean, known.data))
     assert not found.flagged and found.target_label is None
+
+
+@pytest.mark.parametrize("detector", [MovedFiltersDetector(), LipschitzDetector(), SuspiciousnessDetector()])
+def test_a_network_without_convs_is_not_judged(known: Planted, detector: Detector) -> None:
+    network = nn.Sequential(nn.Flatten(), nn.Linear(math.prod(known.clean.input_shape), 10)).eval()
+    found = detector(Case(Model(network, "linear", 10, known.clean.input_shape), known.data))
+    assert not found.flagged and found.valid and "no convolutions" in found.not_applicable
 
 
 def test_it_uses_the_first_run_of_the_unlearning_detector(known: Planted) -> None:

@@ -6,12 +6,15 @@ import math
 from dataclasses import replace
 
 import pytest
+import torch
+from torch import nn
 
 from bdprune.analysis import Case
 from bdprune.data import CleanData
 from bdprune.detectors.neural_cleanse import CLEANSING, NeuralCleanseDetector, anomaly_indices
 from bdprune.errors import DataError
 from bdprune.loops import InvertSettings, PenaltyRule, Stage
+from bdprune.model import Model
 from bdprune.record import Evidence
 from bdprune.runtime import Budget
 
@@ -102,3 +105,11 @@ def test_it_needs_labelled_images(known: Known) -> None:
     few = CleanData(known.data.images[:4], known.data.labels[:4])
     with pytest.raises(DataError, match="4 clean images are too few"):
         NeuralCleanseDetector()(Case(known.clean, few))
+
+
+def test_two_labels_cannot_be_judged() -> None:
+    """The index of one of two sizes is at most 0.6745. A scan must not take this for the absence of a trigger."""
+    network = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 2))
+    data = CleanData(torch.rand(40, 3, 8, 8), torch.arange(40) % 2)
+    found = NeuralCleanseDetector(QUICK)(Case(Model(network.eval(), "convs", 2, (3, 8, 8)), data))
+    assert not found.flagged and found.score == 0 and "too few" in found.not_applicable

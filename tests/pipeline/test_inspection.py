@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from torch import nn
 
 from bdprune.data import CleanData
@@ -178,3 +179,18 @@ def test_invalid_requests_are_errors(tiny: Any, options: dict[str, Any]) -> None
         inspect(tiny.path, tiny.data, tiny.data, settings={"frr": 1.0}, **options)
     with pytest.raises(DataError, match="holds 0 images"):
         inspect(tiny.path, tiny.data, torch.empty(0, 3, 8, 8), **options)
+
+
+def test_an_image_may_vanish_once_it_has_been_judged(tmp_path: Path, tiny: Any, options: dict[str, Any]) -> None:
+    """A folder of queries is a place where files come and go."""
+    for name in "abcd":
+        Image.fromarray(np.random.default_rng(ord(name)).integers(0, 255, (8, 8, 3), np.uint8)).save(
+            tmp_path / f"{name}.png"
+        )
+
+    def watch(stage: str, done: int, total: int) -> None:
+        if stage == "inspecting images" and done == total:
+            (tmp_path / "b.png").unlink(missing_ok=True)
+
+    found = inspect(tiny.path, tiny.data, tmp_path, settings=QUICK, watch=watch, pictures=4, **options)
+    assert sum(bool(one.picture) for one in found.images) == 4
