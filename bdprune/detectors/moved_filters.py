@@ -49,7 +49,7 @@ class MovedFiltersDetector(Detector):
     images minus ``weight`` times the lost accuracy, both relative (:func:`bdprune.analysis.easiest_label`).
 
     No trigger is searched, so the kind of the trigger does not matter. The unlearned model is the first one of the
-    detector ``unlearning`` with the same settings. A stack of models keeps no state half-way, so the end counts there.
+    detector ``unlearning`` with the same settings.
 
     Args:
         unlearning: settings of the ascent.

@@ -44,8 +44,7 @@ class NUNeuralCleanseDetector(NeuralCleanseDetector):
     compares their logarithms.
 
     Triggers and flip rates are those of the unlearned model, so the evidence is of the same kind as that of
-    :class:`bdprune.detectors.unlearning.UnlearningDetector`. The detector takes no stacks of models, because only the
-    unlearning of a single model keeps the model half-way.
+    :class:`bdprune.detectors.unlearning.UnlearningDetector`. It takes one model at a time.
 
     Args:
         search: settings of the search.

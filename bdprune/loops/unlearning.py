@@ -19,7 +19,6 @@ from bdprune.model import Model
 from bdprune.runtime import (
     DEFAULT,
     Budget,
-    OneModel,
     Plan,
     Precision,
     Trained,
@@ -153,8 +152,8 @@ class Unlearned:
         lr: learning rate of the last attempt.
         stopped: whether the stop accuracy was reached.
         plan: number format and memory layout of the steps.
-        half_way: the model after the first step whose accuracy was at most six tenths of that of the first step. None
-            if it stayed higher, and always None in a stack, whose steps the host does not read.
+        half_way: the model after the first step whose accuracy was at most six tenths of that of the first step; None
+            if it stayed higher.
     """
 
     model: Model
@@ -282,8 +281,8 @@ class _Ascent:
         self._accuracies = torch.zeros_like(self._stop_accuracies)  # their sum since the start of the epoch
         self._going = torch.ones(len(stop_accuracies), dtype=torch.bool, device=device)
         self._failed = torch.zeros_like(self._going)
-        self._first: float | None = None
-        self._half_way: Model | None = None
+        self._first = torch.full_like(self._stop_accuracies, torch.nan)
+        self._is_half_way = torch.zeros_like(self._going)
 
     def run(
         self, models: Sequence[Model], data: CleanData, rates: Sequence[float], seed: int, precision: Precision
@@ -294,6 +293,7 @@ class _Ascent:
         one = trained.module if trained.reads_back else models[0].clone().module.train()
         plan = plan_for(precision, one, data.images)
         trained.start(plan, rates, settings.momentum, settings.weight_decay)
+        trained.start_saving()
         generator = torch.Generator().manual_seed(seed)
         shuffled = passes(data, settings.max_epochs, settings.batch_size, settings.padding, generator, device)
         steps: list[tuple[Tensor, ...]] = []
@@ -311,7 +311,7 @@ class _Ascent:
         per_epoch = -(-len(data) // settings.batch_size)
         return [
             (
-                Unlearned(trained.model(g), trajectories[g], per_epoch, rates[g], stopped[g], plan, self._half_way),
+                Unlearned(trained.model(g), trajectories[g], per_epoch, rates[g], stopped[g], plan, trained.saved(g)),
                 not failed[g],
             )
             for g in range(len(models))
@@ -326,6 +326,7 @@ class _Ascent:
         logits = self._trained.logits(images)
         losses = mean_losses(logits, labels)
         moved = self._trained.move(-losses, self._going)
+        going = self._going.clone()
         with torch.no_grad():
             predicted = logits.argmax(2)
             # A quotient of integers is the same on every device; a mean may differ in the last bit.
@@ -335,10 +336,10 @@ class _Ascent:
             self._going.copy_(moved)
             if self._settings.stop_on == "batch":
                 self._going &= accuracies > self._stop_accuracies
-        if isinstance(self._trained, OneModel) and self._half_way is None:
-            self._first = float(accuracies) if self._first is None else self._first
-            if float(accuracies) <= _HALF_WAY * self._first:
-                self._half_way = self._trained.copy()
+            self._first.copy_(torch.where(self._first.isnan(), accuracies, self._first))
+            fallen = going & ~self._is_half_way & (accuracies <= _HALF_WAY * self._first)
+            self._trained.save(fallen)
+            self._is_half_way |= fallen
         return losses.detach(), moved, predicted
 
     def _keep_to_budget(self) -> None:

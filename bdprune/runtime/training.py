@@ -108,9 +108,18 @@ class OneModel:
         """The current state of model ``index``; ends the training."""
         return self._model.with_network(self._network)
 
-    def copy(self) -> Model:
-        """A copy of the current model; the training continues."""
-        return self._model.with_network(copy.deepcopy(self._network))
+    def start_saving(self) -> None:
+        """Allows :meth:`save`; called after :meth:`start`."""
+        self._saved: Model | None = None
+
+    def save(self, now: Tensor) -> None:
+        """Saves the current state of the models of ``now`` (bool ``[G]``); the training continues."""
+        if bool(now):
+            self._saved = self._model.with_network(copy.deepcopy(self._network))
+
+    def saved(self, index: int) -> Model | None:
+        """The state of model ``index`` that was saved last; None if none was."""
+        return self._saved
 
 
 class ManyModels:
@@ -160,6 +169,18 @@ class ManyModels:
 
     def model(self, index: int) -> Model:
         return self._stacked.model(index)
+
+    def start_saving(self) -> None:
+        self._state = {name: value.clone() for name, value in self._stacked.network.state_dict().items()}
+        self._was_saved = torch.zeros(len(self._first_rates), dtype=torch.bool, device=self._first_rates.device)
+
+    def save(self, now: Tensor) -> None:
+        state = self._stacked.network.state_dict()
+        _keep(list(self._state.values()), now, [state[name] for name in self._state])
+        self._was_saved |= now
+
+    def saved(self, index: int) -> Model | None:
+        return self._stacked.model(index, self._state) if bool(self._was_saved[index]) else None
 
 
 Trained: TypeAlias = OneModel | ManyModels

@@ -133,7 +133,7 @@ def test_an_epoch_after_all_have_stopped_changes_nothing(
     assert spent == [min(epochs + 1, settings.max_epochs + 1) for epochs in needed]
     for ours, theirs in zip(late, at_once, strict=True):
         assert isinstance(ours, Unlearned) and isinstance(theirs, Unlearned)
-        assert replace(ours, model=theirs.model) == theirs
+        assert replace(ours, model=theirs.model, half_way=theirs.half_way) == theirs
         weights = theirs.model.network.state_dict()
         assert all(torch.equal(value, weights[key]) for key, value in ours.model.network.state_dict().items())
 
@@ -243,8 +243,23 @@ def test_the_half_way_model_is_kept_and_the_trajectory_is_unchanged(bright: Any)
     states = [model.network.state_dict() for model in (bright.model, done.half_way, done.model)]
     assert all(any(not torch.equal(a[name], b[name]) for name in a) for a, b in itertools.pairwise(states))
     assert not done.half_way.network.training
-    several = unlearn_stack([bright.model, bright.model], bright.data, settings)
-    assert all(isinstance(one, Unlearned) and one.half_way is None for one in several)
+
+
+@pytest.mark.parametrize("settings", [UnlearnSettings(weight_decay=5e-4, min_steps=8, raises=1), UnlearnSettings()])
+def test_a_stack_keeps_the_same_models_half_way(bright: Any, settings: UnlearnSettings) -> None:
+    """Else a scan of many models, or of one on a GPU, would rank other filters than a scan of one on a CPU."""
+    other = bright.model.clone()
+    with torch.no_grad():
+        for value in other.network.parameters():
+            value.mul_(1.1)
+    models = [bright.model, other]
+    for single, stacked in zip(models, unlearn_stack(models, bright.data, settings), strict=True):
+        alone = unlearn(single, bright.data, settings)
+        assert isinstance(stacked, Unlearned) and stacked.half_way is not None and alone.half_way is not None
+        expected = alone.half_way.network.state_dict()
+        for name, value in stacked.half_way.network.state_dict().items():
+            torch.testing.assert_close(value, expected[name], rtol=1e-3, atol=1e-5)
+        assert any(not torch.equal(value, stacked.model.network.state_dict()[name]) for name, value in expected.items())
 
 
 def test_it_gives_up_once_the_fewest_steps_do_not_fit(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Container, Iterator, Sequence
+from collections.abc import Container, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -72,10 +72,10 @@ class StackedNetwork(nn.Module):
                 else:
                     child.weight.data = one.contiguous(memory_format=layout).expand(weight.shape)
 
-    def model(self, index: int) -> Model:
-        """A copy of model ``index`` with the current parameters and buffers of the stack."""
-        network = copy.deepcopy(self.models[index].network)
-        network.load_state_dict({name: value[index] for name, value in self.network.state_dict().items()})
+    def model(self, index: int, state: Mapping[str, Tensor] | None = None) -> Model:
+        """A copy of model ``index`` with the present parameters and buffers of the stack, or those of ``state``."""
+        network, state = copy.deepcopy(self.models[index].network), state or self.network.state_dict()
+        network.load_state_dict({name: value[index] for name, value in state.items()})
         return self.models[index].with_network(network)
 
 
