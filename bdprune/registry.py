@@ -10,9 +10,12 @@ import inspect
 import logging
 import pkgutil
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, fields, is_dataclass
 from functools import cache
 from importlib.metadata import EntryPoint, entry_points
 from typing import TYPE_CHECKING, Any, Literal, cast
+
+import msgspec
 
 from bdprune.errors import OptionError
 from bdprune.record import COSTS, LEVELS
@@ -162,7 +165,32 @@ def _made(kind: Kind, name: str, preset: str | None, settings: Mapping[str, Any]
         known = ", ".join(sorted(make.settings()))
         hint = f"Its settings are {known}." if known else "It has no settings."
         raise OptionError(f"The {kind} {name!r} has no setting {', '.join(refused)}.", hint)
+    settings = {**settings, **_nested(kind, name, make.preset(preset) if preset else make(), settings)}
     return make.preset(preset, **settings) if preset else make(**settings)
+
+
+def _nested(kind: Kind, name: str, base: Method, settings: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings that are groups of settings, given as mappings, as results record them; the others keep their value.
+
+    Raises:
+        OptionError: a mapping is not a group of settings, or does not fit it.
+    """
+    found = {}
+    for key, value in settings.items():
+        if not isinstance(value, Mapping):
+            continue
+        own = getattr(base, key)
+        if not is_dataclass(own) or isinstance(own, type):
+            raise OptionError(f"The setting {key} of the {kind} {name!r} is no group of settings.", "Give a value.")
+        unknown = sorted(value.keys() - {one.name for one in fields(own)})
+        if unknown:
+            known = ", ".join(one.name for one in fields(own))
+            raise OptionError(f"The setting {key} of {name!r} has no {', '.join(unknown)}.", f"It has {known}.")
+        try:
+            found[key] = msgspec.convert({**asdict(own), **value}, type(own))
+        except msgspec.ValidationError as error:
+            raise OptionError(f"The setting {key} of {name!r} is wrong: {error}.", "Give another value.") from None
+    return found
 
 
 def _accepted(kind: Kind, name: str, settings: Mapping[str, Any]) -> dict[str, Any]:

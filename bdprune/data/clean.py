@@ -49,6 +49,8 @@ class CleanData:
         native_size: original (height, width) of all images; None if it varies or is unknown.
         other_size: a size in which the model is clearly more accurate; None if none was found.
         class_order: the applied renumbering, label in the source -> label here; empty if there was none.
+        mirror: whether a mirrored image keeps its label. If not, as with road signs and digits, no training of a repair
+            mirrors images.
     """
 
     images: Tensor
@@ -60,6 +62,7 @@ class CleanData:
     native_size: tuple[int, int] | None = None
     other_size: OtherSize | None = None
     class_order: Mapping[int, int] = field(default_factory=dict, hash=False)
+    mirror: bool = True
 
     def __len__(self) -> int:
         return len(self.labels)

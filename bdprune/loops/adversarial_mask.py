@@ -11,8 +11,8 @@ from torch.func import functional_call
 from torch.nn.functional import cross_entropy
 
 from bdprune.data import CleanData
-from bdprune.errors import OptionError, TrainingError
-from bdprune.loops.recovery import Recovered
+from bdprune.errors import ArchitectureError, OptionError, TrainingError
+from bdprune.loops.recovery import NO_FILTERS, RETRAIN, Recovered
 from bdprune.model import MaskedNetwork, Model
 from bdprune.runtime import DEFAULT, Plan, Precision, crop_and_flip, keep_running_statistics, plan_for, seeded
 
@@ -74,6 +74,7 @@ def learn_masks(
         The masks ``[num_filters]`` of each group, and the loss of every update.
 
     Raises:
+        ArchitectureError: the network has no conv.
         OptionError: an unknown precision.
         TrainingError: a loss is not finite.
     """
@@ -110,10 +111,15 @@ class NoisyMasks(nn.Module):
     """A network with masks, and noise on masks and shifts: images ``[N, C, H, W]`` -> logits ``[N, K]``.
 
     ``masked`` is the same network without noise. In train mode when it is made.
+
+    Raises:
+        ArchitectureError: the network has no conv.
     """
 
     def __init__(self, model: Model) -> None:
         super().__init__()
+        if not model.groups:
+            raise ArchitectureError(NO_FILTERS, RETRAIN)
         self.masked = MaskedNetwork(model).train()
         places = dict(self.masked.named_parameters())
         biases = {f"network.network.{group.norm.name if group.norm else group.conv}.bias" for group in model.groups}
@@ -157,5 +163,5 @@ def _batches(
     size = min(settings.batch_size, len(data))
     for _ in range(settings.iterations):
         index = torch.randint(len(data), (size,), generator=generator)
-        images = crop_and_flip(data.images[index], generator, settings.padding)
+        images = crop_and_flip(data.images[index], generator, settings.padding, data.mirror)
         yield images.to(device, non_blocking=True), data.labels[index].to(device, non_blocking=True)

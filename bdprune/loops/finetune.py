@@ -12,8 +12,9 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from bdprune.data import CleanData
-from bdprune.errors import TrainingError
+from bdprune.errors import OptionError, TrainingError
 from bdprune.model import Model, PruneMode, prune_
+from bdprune.record import check_settings
 from bdprune.runtime import DEFAULT, Precision, keep_running_statistics, passes, plan_for, seeded
 
 
@@ -35,6 +36,9 @@ class FineTuneSettings:
         milestones: epochs, counted from 0.
         decay: factor at each milestone.
         clip: largest norm of the gradient of all parameters; 0 for no limit.
+
+    Raises:
+        OptionError: a setting is out of range.
     """
 
     lr: float = 0.01
@@ -49,6 +53,12 @@ class FineTuneSettings:
     milestones: tuple[int, ...] = ()
     decay: float = 0.1
     clip: float = 0.0
+
+    def __post_init__(self) -> None:
+        least = {"momentum": 0, "weight_decay": 0, "batch_size": 1, "epochs": 1, "padding": 0, "clip": 0}
+        check_settings(self, least, above={"lr": 0})
+        if self.nesterov and not self.momentum:
+            raise OptionError("Nesterov's form needs a momentum, and it is 0.", "Set momentum, or nesterov to False.")
 
     def rate(self, epoch: int) -> float:
         """The learning rate in an epoch, counted from 0."""

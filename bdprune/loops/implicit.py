@@ -14,6 +14,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from bdprune.data import CleanData
 from bdprune.errors import TrainingError
 from bdprune.model import Model
+from bdprune.record import check_settings
 from bdprune.runtime import predict
 
 
@@ -32,6 +33,9 @@ class ImplicitSettings:
         step_size: step size of the map whose fixed point is the perturbation.
         share: share of the images of a step that carry the perturbation, in (0, 1]; at least one image carries it.
         batch_size: images in one step.
+
+    Raises:
+        OptionError: a setting is out of range.
     """
 
     rounds: int = 5
@@ -44,6 +48,10 @@ class ImplicitSettings:
     step_size: float = 0.1
     share: float = 0.01
     batch_size: int = 100
+
+    def __post_init__(self) -> None:
+        least = {"rounds": 1, "search_passes": 1, "unlearn_passes": 1, "penalty": 0, "steps": 0, "batch_size": 1}
+        check_settings(self, least, above={"search_lr": 0, "lr": 0, "step_size": 0, "share": 0})
 
 
 def unlearn_perturbations(model: Model, data: CleanData, settings: ImplicitSettings, seed: int = 0) -> Model:

@@ -9,8 +9,9 @@ import torch
 from torch import Tensor
 
 from bdprune.data import CleanData
-from bdprune.errors import TrainingError
+from bdprune.errors import ArchitectureError, TrainingError
 from bdprune.model import MaskedNetwork, Model, StackedNetwork
+from bdprune.record import check_settings
 from bdprune.runtime import (
     DEFAULT,
     Plan,
@@ -23,6 +24,9 @@ from bdprune.runtime import (
     plan_for,
     seeded,
 )
+
+NO_FILTERS = "The network has no conv, so there is no filter to mask."
+RETRAIN = "Use a method that retrains, such as ibau."
 
 
 @dataclass(frozen=True)
@@ -37,6 +41,9 @@ class RecoverSettings:
         epochs: passes over the data.
         padding: pixels of the random crop; half of the images are also mirrored.
         small_data: below this number of images, batch norms use their running statistics and do not update them.
+
+    Raises:
+        OptionError: a setting is out of range.
     """
 
     lr: float = 0.2
@@ -46,6 +53,9 @@ class RecoverSettings:
     epochs: int = 20
     padding: int = 4
     small_data: int = 64
+
+    def __post_init__(self) -> None:
+        check_settings(self, {"momentum": 0, "batch_size": 1, "epochs": 1, "padding": 0}, {"lr": 0, "loss_scale": 0})
 
 
 @dataclass(frozen=True)
@@ -84,9 +94,12 @@ def recover_stack(
     """The result of :func:`recover` for each model, or its error; several models share their steps.
 
     Raises:
+        ArchitectureError: the network has no conv.
         OptionError: an unknown precision.
         ValueError: the models cannot be stacked.
     """
+    if not unlearned[0].groups:
+        raise ArchitectureError(NO_FILTERS, RETRAIN)
     masked, plan = _masked(unlearned, data, settings, precision)
     optimizer = torch.optim.SGD(masked.masks.values(), settings.lr, settings.momentum)
     device = unlearned[0].device

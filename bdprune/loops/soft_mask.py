@@ -12,6 +12,7 @@ from torch.nn.functional import cross_entropy
 
 from bdprune.data import CleanData
 from bdprune.errors import ArchitectureError, OptionError, TrainingError
+from bdprune.loops.recovery import RETRAIN
 from bdprune.model import Model
 from bdprune.runtime import DEFAULT, Plan, Precision, passes, plan_for
 
@@ -71,7 +72,7 @@ class SoftMasks(nn.Module):
         names = [f"network.{group.conv}.weight" for group in model.groups]
         self._weights = {name: parameters[name] for name in names if name in parameters}
         if not self._weights:
-            raise ArchitectureError("The network has no conv whose weights can be masked.", "Use the method rnp.")
+            raise ArchitectureError("The network has no conv whose weights can be masked.", RETRAIN)
         self.masks = nn.ParameterList([nn.Parameter(torch.ones_like(value)) for value in self._weights.values()])
 
     def forward(self, images: Tensor) -> Tensor:
@@ -152,7 +153,8 @@ def _perturbation(
         shift = (torch.zeros_like(images[0]) if shift is None else shift).requires_grad_()
         with torch.no_grad():
             predicted = plan.logits(masked, images).argmax(1)
-        loss = cross_entropy(plan.logits(masked, (images + shift).clamp(0, 1)), predicted)
+        moved = plan.logits(masked, images + shift)  # not cut to [0, 1], as in the paper's code
+        loss = cross_entropy(moved, predicted)
         (gradient,) = torch.autograd.grad(loss, shift)
         shift = (shift + settings.attack_lr * gradient).detach()
     assert shift is not None

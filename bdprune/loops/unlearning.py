@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -16,6 +17,7 @@ from torch.nn import functional
 from bdprune.data import CleanData
 from bdprune.errors import TrainingError
 from bdprune.model import Model
+from bdprune.record import check_settings
 from bdprune.runtime import (
     DEFAULT,
     Budget,
@@ -123,6 +125,9 @@ class UnlearnSettings:
             that collapses in a few steps gives no useful trajectory. 0 accepts any number.
         raises: maximum number of new attempts, at three times the learning rate, if the stop accuracy is not reached
             within max_epochs.
+
+    Raises:
+        OptionError: a setting is out of range.
     """
 
     lr: float = 0.01
@@ -132,13 +137,17 @@ class UnlearnSettings:
     max_epochs: int = 20
     stop_accuracy: float | None = None
     stop_share: float | None = None
-    stop_on: str = "batch"
+    stop_on: Literal["batch", "epoch"] = "batch"
     milestones: tuple[int, ...] = ()
     padding: int = 4
     small_data: int = 64
     retries: int = 5
     min_steps: int = 0
     raises: int = 0
+
+    def __post_init__(self) -> None:
+        least = {"momentum": 0, "weight_decay": 0, "batch_size": 1, "max_epochs": 1, "padding": 0, "retries": 0}
+        check_settings(self, {**least, "min_steps": 0, "raises": 0}, above={"lr": 0})
 
 
 @dataclass(frozen=True)
@@ -295,6 +304,8 @@ class _Ascent:
         trained.start(plan, rates, settings.momentum, settings.weight_decay)
         trained.start_saving()
         generator = torch.Generator().manual_seed(seed)
+        # Mirrored images do no harm here, where the task is to be lost; scans were calibrated with them.
+        data = replace(data, mirror=True)
         shuffled = passes(data, settings.max_epochs, settings.batch_size, settings.padding, generator, device)
         steps: list[tuple[Tensor, ...]] = []
         trained.lower_rates(settings.milestones.count(0))

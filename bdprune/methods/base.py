@@ -27,6 +27,7 @@ from bdprune.record import (
     Needs,
     Rule,
     Sign,
+    check_settings,
     finite,
 )
 
@@ -104,6 +105,10 @@ class Method(ABC):
             settings=finite(_plain(cls())),
             **cls._more_info(),
         )
+
+    def __post_init__(self) -> None:
+        """Refuses an unknown choice of a setting with fixed choices."""
+        check_settings(self)
 
     @classmethod
     def _more_info(cls) -> dict[str, Any]:

@@ -7,7 +7,7 @@ import math
 import torch
 
 from bdprune.data import CleanData
-from bdprune.errors import DataError
+from bdprune.errors import DataError, OptionError
 from bdprune.model import Model
 from bdprune.runtime import predict
 
@@ -25,7 +25,10 @@ def hold_out(data: CleanData, share: float, seed: int) -> tuple[CleanData, Clean
 
     Raises:
         DataError: no class has an image to hold out.
+        OptionError: the share is not between 0 and 1.
     """
+    if not 0 < share < 1:
+        raise OptionError(f"The share of the images to hold out is {share}.", "Give a share between 0 and 1.")
     rest, held = data.split(share, torch.Generator().manual_seed(seed))
     if not len(held):
         raise DataError(

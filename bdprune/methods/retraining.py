@@ -8,6 +8,7 @@ from typing import Any, ClassVar
 
 from bdprune.analysis import Case
 from bdprune.data import CleanData
+from bdprune.errors import OptionError
 from bdprune.methods.held_out import hold_out
 from bdprune.methods.purifier import Phases, Purifier, Repair
 from bdprune.model import Model
@@ -43,6 +44,12 @@ class Retraining(Purifier):
 
     needs = Needs(images="labelled", minimum=2)
     cost = "training"
+
+    def __post_init__(self) -> None:
+        """Checks the ways."""
+        super().__post_init__()
+        if not self.ways or not all(0 < way <= 1 for way in self.ways):
+            raise OptionError(f"{self.id} cannot take the ways {self.ways}.", "Give one or more shares in (0, 1].")
 
     @abstractmethod
     def retrain(self, case: Case, data: CleanData, phase: Phases) -> Model:

@@ -19,5 +19,5 @@ from bdprune.model.handle import (
 from bdprune.model.head import Head, find_head, inputs_of
 from bdprune.model.loading import Loaded, Unloaded, load, load_all
 from bdprune.model.outputs import give_logits
-from bdprune.model.own_network import import_callable
+from bdprune.model.own_network import check_own_weights, import_callable
 from bdprune.model.saving import rounded, save

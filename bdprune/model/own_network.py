@@ -22,6 +22,20 @@ _SIZES = (32, 28, 64, 48, 56, 96, 112, 128, 224, 299)
 _MOST_COUNTS = 4
 
 
+def check_own_weights(network: nn.Module) -> None:
+    """Checks that the weight of every conv is a parameter: a change of a computed one would be lost.
+
+    Raises:
+        ArchitectureError: a weight is computed from other parameters, as weight normalisation does.
+    """
+    for name, layer in network.named_modules():
+        if isinstance(layer, nn.Conv2d) and "weight" not in layer._parameters:
+            raise ArchitectureError(
+                f"The weight of {name or 'the module'} is computed from other parameters, so it cannot be pruned.",
+                "Remove its weight or spectral normalisation (torch.nn.utils.parametrize.remove_parametrizations).",
+            )
+
+
 @dataclass(frozen=True)
 class OwnNetwork:
     """A user's own network that fits a part of a checkpoint.

@@ -31,6 +31,7 @@ from bdprune.model import (
     Model,
     Normalization,
     architecture,
+    check_own_weights,
     give_logits,
     import_callable,
     load_all,
@@ -289,6 +290,7 @@ def _from_module(module: nn.Module, options: Options, normalization: Normalizati
         raise OptionError("A module needs an input shape.", "Give input_shape=(channels, height, width).")
     if next(module.parameters(), None) is None:
         raise ArchitectureError("The module has no parameters.", "Give a trained module.")
+    check_own_weights(module)
     try:
         network = copy.deepcopy(module).to(device).float().eval().requires_grad_(True)
     except Exception as error:  # tensors that were computed from others, or that have no memory

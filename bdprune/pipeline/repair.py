@@ -27,7 +27,7 @@ from bdprune.pipeline.compacting import compacted
 from bdprune.pipeline.describe import artifact_info, data_info, env, model_info, weight_coverage
 from bdprune.pipeline.mask_histogram import mask_histogram
 from bdprune.pipeline.open import CleanSource, DataSource, ModelSource, OptionNames, Options, load_models, options_from
-from bdprune.pipeline.repair_data import checked, missing_labels, with_images_for_check
+from bdprune.pipeline.repair_data import checked, mirror_rule, missing_labels, with_images_for_check
 from bdprune.pipeline.scan import Clock, Progress, short_id, silent
 from bdprune.record import (
     CompactInfo,
@@ -313,6 +313,8 @@ def _repaired(model: Model, clean: CleanSource, run: _Run) -> _Done:
     sanity = check_sanity(fitted, case.images)
     if not sanity.ok:
         raise SanityError(sanity.message, sanity.suggestion)
+    mirrored, no_mirror = mirror_rule(fitted, case.images)
+    case = case.with_data(mirrored)
     taken, held = with_images_for_check(run.purifier, case, run.options.seed) if run.check else (case, None)
     run.progress(f"repairing with {short_id(run.purifier)}")
     repair, info = run.purifier(taken), None
@@ -324,7 +326,7 @@ def _repaired(model: Model, clean: CleanSource, run: _Run) -> _Done:
         run.progress("removing pruned filters")
         repair, info = compacted(repair, case.images.images)
     about = data_info(case.images, sanity)
-    about = msgspec.structs.replace(about, notes=(*about.notes, *([missing] if missing else [])))
+    about = msgspec.structs.replace(about, notes=(*about.notes, *(one for one in (missing, no_mirror) if one)))
     return _Done(fitted, about, repair, case.attachments, clock.started, clock.seconds, info)
 
 

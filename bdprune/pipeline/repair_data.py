@@ -1,8 +1,11 @@
-"""The clean images of a repair: which labels they must have, and the check of a repair on some of them."""
+"""The clean images of a repair: labels they must have, whether they may be mirrored, and those that check it."""
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import msgspec
+from torch import Tensor
 
 from bdprune.analysis import Case, CheckLimits, SearchFor, check_repair, signs_of
 from bdprune.data import CleanData
@@ -10,9 +13,12 @@ from bdprune.errors import DataError
 from bdprune.methods import Purifier, Repair, hold_out, sure_drop
 from bdprune.model import Model
 from bdprune.record import RepairCheck, some
-from bdprune.runtime import Precision
+from bdprune.runtime import Precision, predict
 
 _HELD_OUT = 0.3  # share of the clean images that measures the triggers of a check, if the purifier holds none out
+
+_MIRROR_FALL, _MIRROR_FALL_OF_LABEL = 0.05, 0.5  # of the accuracy, on all images and on those of one label
+_ENOUGH = 5  # images of a label that show such a fall
 
 _DESTROYED = 0.1
 """Fall of clean accuracy beyond which triggers that flip nothing say nothing: a ruined network obeys no trigger."""
@@ -36,6 +42,31 @@ def missing_labels(model: Model, data: CleanData, allowed: bool) -> str:
     if not allowed:
         raise DataError(what, "Give at least one image of each label, or accept this with --allow-missing-labels.")
     return what
+
+
+def mirror_rule(model: Model, data: CleanData) -> tuple[CleanData, str]:
+    """The data without mirroring if the network recognises mirrored images clearly less well, and a sentence about it.
+
+    A mirrored road sign is another sign. A repair that trains with mirrored images would teach it the wrong label.
+    """
+    if not data.mirror:
+        return data, ""
+    plain, mirrored = (predict(model.module, one) == data.labels.cpu() for one in (data.images, data.images.flip(-1)))
+    falls = [(plain[own].float() - mirrored[own].float()).mean().item() for own in _by_label(data)]
+    whole = (plain.float() - mirrored.float()).mean().item()
+    if whole <= _MIRROR_FALL and max(falls, default=0.0) < _MIRROR_FALL_OF_LABEL:
+        return data, ""
+    what = (
+        f"The network recognises {100 * mirrored.float().mean():.1f} % of the mirrored images and "
+        f"{100 * plain.float().mean():.1f} % of the others, so no training of the repair mirrors images."
+    )
+    return replace(data, mirror=False), what
+
+
+def _by_label(data: CleanData) -> list[Tensor]:
+    """Which images have each label that has enough of them, bool ``[N]``."""
+    labels = data.labels.cpu()
+    return [labels == label for label, count in data.class_counts.items() if count >= _ENOUGH]
 
 
 def with_images_for_check(purifier: Purifier, case: Case, seed: int) -> tuple[Case, CleanData]:

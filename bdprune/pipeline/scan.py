@@ -33,7 +33,7 @@ from bdprune.pipeline.examination import Examination, Recall
 from bdprune.pipeline.open import CleanSource, ModelSource, Options, load_models, parse_device
 from bdprune.record import CalibrationInfo, Evidence, Finding, Result, Severity, WeightCoverage, some
 from bdprune.runtime import Budget
-from bdprune.verdict import NOT_JUDGED, NOT_SCANNED, Calibration, Judgement, with_p_value
+from bdprune.verdict import MOVED_FILTERS, NOT_JUDGED, NOT_SCANNED, Calibration, Judgement, with_p_value
 
 Progress = Callable[[str], None]
 """Called with the next stage of the current model, such as ``loading`` or ``running detector unlearning (2 of 3)``."""
@@ -256,7 +256,7 @@ def concluded(opened: Opened, job: Job, exam: Examination) -> Outcome:
     unseen = unscanned or 2 * len(absent) > model.num_classes
     reasons = (*exam.findings(), *_without_images(absent), *_unchecked(left_out, job), *_not_scanned(coverage))
     risk, calibration = _calibrated(judgement, evidence, model, job, all_labels=not absent)
-    judgement = with_p_value(judgement, calibration.p_value if calibration else None, evidence)
+    judgement = _among_clean(judgement, evidence, calibration, job, all_labels=not absent)
     result = Result(
         started=opened.clock.started,
         verdict="inconclusive" if judgement.verdict == "clean" and unseen else judgement.verdict,
@@ -289,6 +289,16 @@ def _calibrated(
     agreement = judgement.verdict == "backdoored"
     found = job.calibration.estimate(evidence, agreement, model.arch, job.budget.level, all_labels)
     return job.calibration.probability(evidence, agreement), found
+
+
+def _among_clean(
+    judgement: Judgement, evidence: Sequence[Evidence], calibration: CalibrationInfo | None, job: Job, all_labels: bool
+) -> Judgement:
+    """The verdict in view of the clean networks of the table."""
+    if calibration is None or job.calibration is None:
+        return judgement
+    rank = job.calibration.rank(evidence, MOVED_FILTERS, job.budget.level, all_labels)
+    return with_p_value(judgement, calibration.p_value, evidence, rank)
 
 
 def _examine(opened: Opened, job: Job, progress: Progress) -> Outcome:

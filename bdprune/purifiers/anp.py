@@ -13,7 +13,7 @@ from bdprune.data import CleanData
 from bdprune.loops import AdversarialMaskSettings, Sweep, SweepPoint, SweepSettings, learn_masks, sweep
 from bdprune.methods import CurvePoint, Phases, Purifier, Repair, hold_out
 from bdprune.model import Model, PruneMode, prune
-from bdprune.record import Needs
+from bdprune.record import Needs, check_settings
 from bdprune.runtime import DEFAULT, Precision
 
 
@@ -59,6 +59,10 @@ class ANP(Purifier):
         "paper": {"masking": AdversarialMaskSettings(small_data=0), "threshold": 0.2},
         "robust": {},
     }
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_settings(self, above={"step": 0})
 
     def __call__(self, case: Case) -> Repair:
         """Repairs a copy of the model; a share of the images is held out for the threshold.

@@ -267,6 +267,8 @@ class Auto(Purifier):
 
     def _unverified(self, case: Case, phase: Phases) -> Repair:
         """RNP within a small limit, because nothing shows whether a repair works."""
+        if not case.model.groups:
+            return self._untouched(case, phase)
         careful = RNP.preset(
             "scan",
             mode=self.mode,
@@ -287,6 +289,14 @@ class Auto(Purifier):
             params=self.params,
             check=RepairCheck(),
             attempts=(Attempt(method="rnp", accuracy_after=repair.accuracy_after, chosen=True),),
+        )
+
+    def _untouched(self, case: Case, phase: Phases) -> Repair:
+        """The network as it is: RNP prunes convs, and it has none."""
+        _, held = hold_out(case.images, self.held_out, self.seed)
+        selection = "nothing is changed: no sign of a backdoor was found, and the network has no conv for RNP to prune"
+        return self.repair(
+            case, case.model, held, selection=selection, seconds=phase.seconds, check=RepairCheck(), attempts=()
         )
 
 

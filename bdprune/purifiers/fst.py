@@ -15,7 +15,7 @@ from bdprune.runtime import DEFAULT, Precision
 
 PRESETS: dict[str, dict[str, Any]] = {
     "paper": {
-        "tuning": FineTuneSettings(batch_size=128, epochs=10, schedule="cosine", small_data=0),
+        "tuning": FineTuneSettings(weight_decay=0.0, batch_size=128, epochs=10, schedule="cosine", small_data=0),
         **Retraining.PUBLISHED,
     },
     "robust": {},

@@ -10,6 +10,7 @@ from bdprune.data import CleanData
 from bdprune.loops import FineTuneSettings, SharpnessAware, fine_tune
 from bdprune.methods import Phases, Retraining
 from bdprune.model import Model
+from bdprune.record import check_settings
 from bdprune.runtime import DEFAULT, Precision
 
 PRESETS: dict[str, dict[str, Any]] = {
@@ -51,6 +52,10 @@ class FTSAM(Retraining):
         "arXiv 2304.11823"
     )
     presets = PRESETS
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_settings(self, {"rho": 0, "smoothing": 0})
 
     def retrain(self, case: Case, data: CleanData, phase: Phases) -> Model:
         objective = SharpnessAware(self.rho, self.smoothing)

@@ -72,6 +72,7 @@ class NAD(Retraining):
 
     def __post_init__(self) -> None:
         """Checks the betas."""
+        super().__post_init__()
         if not self.betas:
             raise OptionError(f"{self.id} needs a beta for at least one resolution.", "Give one to three betas.")
 

@@ -24,10 +24,10 @@ from bdprune.loops import (
     sink_label,
     sweep,
 )
-from bdprune.methods import CurvePoint, Phases, Purifier, Repair, hold_out
+from bdprune.methods import CurvePoint, Phases, Purifier, Repair, hold_out, sure_drop
 from bdprune.model import Model, PruneMode, prune
-from bdprune.record import Needs
-from bdprune.runtime import DEFAULT, Precision
+from bdprune.record import Needs, check_settings
+from bdprune.runtime import DEFAULT, Precision, within
 
 _PUBLISHED: dict[str, Any] = {"strict": False, "stop_early": True, "fine_tuning": None}
 PRESETS: dict[str, dict[str, Any]] = {
@@ -86,7 +86,9 @@ class RNP(Purifier):
         step: distance between the thresholds, from 0 to 0.95.
         fine_tuning: settings of a fine-tuning that keeps the pruned filters pruned (RNP, Table 12: "+FT"), used only if
             no threshold keeps ``max_drop``, because fine-tuning can restore backdoors. None for never.
-        tuned_drop: largest fall of clean accuracy before the fine-tuning, which must regain it.
+        tuned_drop: largest fall of clean accuracy before the fine-tuning. Afterwards the fall on the held-out images,
+            less its standard error (:func:`bdprune.methods.sure_drop`), must be within ``max_drop`` again; else nothing
+            is pruned.
         mode: how a filter is pruned; the paper zeroes gamma.
         precision: precision of unlearning, recovery and fine-tuning: ``winograd``, float32 with 3x3 convolutions with
             about twice PyTorch's rounding errors and twice its speed on a CPU; ``float32``, plain PyTorch;
@@ -118,6 +120,10 @@ class RNP(Purifier):
     gives = ("detection", "removal")
     presets = PRESETS
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_settings(self, above={"step": 0})
+
     def __call__(self, case: Case) -> Repair:
         """Repairs a copy of the model; a share of the images is held out for the threshold.
 
@@ -134,23 +140,27 @@ class RNP(Purifier):
             fallen = self._fallen(unlearned)
             masks = recover(fallen, rest, self.recovery, self.seed, self.precision).masks
         with phase("sweep"):
-            sweep, chosen, tuning = self._choose(case.model, masks, rest, held)
-        pruned = chosen.pruned if chosen else {}
-        repaired = prune(case.model, pruned, self.mode)
-        tuning = tuning if pruned else None
+            swept, chosen = self._choose(case.model, masks, rest, held)
+        tuning = None
+        if chosen is None and self.fine_tuning:
+            chosen, tuning = _pruning(swept, self.tuned_drop), self.fine_tuning
+        repaired = prune(case.model, chosen.pruned if chosen else {}, self.mode)
         with phase("fine_tune"):
-            if tuning:
-                repaired = fine_tune(repaired, rest, tuning, KeptPruned(pruned, self.mode), self.seed, self.precision)
+            if chosen and tuning:
+                kept = KeptPruned(chosen.pruned, self.mode)
+                repaired = fine_tune(repaired, rest, tuning, kept, self.seed, self.precision)
+                if not within(sure_drop(case.model, repaired, held), self.max_drop):
+                    repaired, chosen = case.model.clone(), None
         return self.repair(
             case,
             repaired,
             held,
-            pruned=pruned,
-            retrained=tuning is not None,
-            selection=self._selection(chosen is not None, tuning is not None, len(held), len(rest)),
+            pruned=chosen.pruned if chosen else {},
+            retrained=chosen is not None and tuning is not None,
+            selection=self._selection(swept, chosen is not None, tuning is not None, (len(held), len(rest))),
             masks=masks,
             threshold=chosen.threshold if chosen else float("nan"),
-            curve=tuple(CurvePoint(p.threshold, p.clean_accuracy, p.filters_pruned) for p in sweep.points),
+            curve=tuple(CurvePoint(p.threshold, p.clean_accuracy, p.filters_pruned) for p in swept.points),
             target_label=sink_label(unlearned.trajectory, unlearned.steps_per_epoch),
             seconds=phase.seconds,
             params={**self.params, "depth": "end" if fallen is unlearned.model else "half_way"},
@@ -164,23 +174,29 @@ class RNP(Purifier):
 
     def _choose(
         self, model: Model, masks: Mapping[str, Tensor], rest: CleanData, held: CleanData
-    ) -> tuple[Sweep, SweepPoint | None, FineTuneSettings | None]:
-        """The sweep, the highest allowed threshold, and the settings of the fine-tuning that must follow."""
+    ) -> tuple[Sweep, SweepPoint | None]:
+        """The sweep, and its highest threshold within the limit that prunes a filter."""
         thresholds = [index * self.step for index in range(round(0.95 / self.step) + 1)]
         sets = (held, rest) if self.strict else (held,)
         hopeless = max(self.max_drop, self.tuned_drop)
         settings = SweepSettings(thresholds, self.max_drop, self.mode, self.stop_early, hopeless)
         swept = sweep(model, masks, sets, settings, self.precision)
-        chosen = swept.highest(self.max_drop)
-        if chosen or not self.fine_tuning:
-            return swept, chosen, None
-        return swept, swept.highest(self.tuned_drop), self.fine_tuning
+        return swept, _pruning(swept, self.max_drop)
 
-    def _selection(self, found: bool, tuned: bool, held: int, rest: int) -> str:
-        drop = self.tuned_drop if tuned else self.max_drop
-        where = f"{held} held-out images" + (f" and on the other {rest}" if self.strict else "")
-        if not found:
-            return f"nothing is pruned: every threshold costs more than {100 * drop:g} points on {where}"
-        return f"highest threshold that costs at most {100 * drop:g} points on {where}" + (
-            ", then fine-tuned" if tuned else ""
-        )
+    def _selection(self, swept: Sweep, found: bool, tuned: bool, images: tuple[int, int]) -> str:
+        drop = f"{100 * (self.tuned_drop if tuned else self.max_drop):g} points"
+        where = f"on {images[0]} held-out images" + (f" and on the other {images[1]}" if self.strict else "")
+        if found:
+            return f"highest threshold that costs at most {drop} {where}" + (", then fine-tuned" if tuned else "")
+        if not any(point.filters_pruned for point in swept.points):
+            return "nothing is pruned: no threshold prunes a filter"
+        if tuned and _pruning(swept, self.tuned_drop):
+            limit = f"{100 * self.max_drop:g} points"
+            return f"nothing is pruned: every threshold costs more than {limit} {where}, also after a fine-tuning"
+        return f"nothing is pruned: every threshold that prunes a filter costs more than {drop} {where}"
+
+
+def _pruning(swept: Sweep, drop: float) -> SweepPoint | None:
+    """The highest threshold within the limit; None if it prunes no filter."""
+    chosen = swept.highest(drop)
+    return chosen if chosen and chosen.filters_pruned else None

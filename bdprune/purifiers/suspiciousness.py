@@ -154,9 +154,11 @@ def outlying(scores: Mapping[str, Tensor], mu: float, max_share: float) -> dict[
 
 
 def views_of(data: CleanData, count: int, seed: int) -> Tensor:
-    """``[count * N, C, H, W]``: the original images, then mirrored and shifted copies."""
+    """``[count * N, C, H, W]``: the original images, then shifted copies, half of them mirrored if that is allowed."""
     generator = torch.Generator().manual_seed(seed)
-    return torch.cat([data.images, *(crop_and_flip(data.images, generator) for _ in range(count - 1))])
+    return torch.cat(
+        [data.images, *(crop_and_flip(data.images, generator, flip=data.mirror) for _ in range(count - 1))]
+    )
 
 
 def _hits(predicted: Tensor, labels: Tensor) -> Tensor:

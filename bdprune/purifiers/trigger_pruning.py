@@ -13,7 +13,7 @@ from bdprune.analysis import Case, Outstanding, excess_flips, raised_filters
 from bdprune.data import CleanData
 from bdprune.errors import ArchitectureError
 from bdprune.loops import FineTuneSettings, KeptPruned, PrunedPredictions, Pruning, fine_tune
-from bdprune.methods import CurvePoint, Phases, Repair, TriggerPurifier, hold_out
+from bdprune.methods import CurvePoint, Phases, Repair, TriggerPurifier, hold_out, sure_drop
 from bdprune.model import Model, PruneMode, last_group, prune
 from bdprune.record import Needs
 from bdprune.runtime import DEFAULT, Precision, share_right, within
@@ -25,7 +25,7 @@ _SHARES = (0.0025, 0.005, 0.0075, 0.01, 0.0133, 0.0167, 0.02, 0.025, 0.03, 0.04,
 """The tried shares of all filters."""
 
 PRESETS: Mapping[str, Mapping[str, Any]] = {
-    "paper": {"layers": "last", "stop": "flips", "fine_tuning": None},
+    "paper": {"layers": "last", "stop": "flips", "max_drop": 1.0, "fine_tuning": None},
     "robust": {},
 }
 
@@ -73,7 +73,9 @@ class TriggerPruning(TriggerPurifier):
         max_drop: largest fall of clean accuracy on the held-out images, and on the others, in [0, 1].
         held_out: share of the clean images held out for the accuracy.
         fine_tuning: settings of the fine-tuning; None for none.
-        tuned_drop: largest fall of clean accuracy before the fine-tuning.
+        tuned_drop: largest fall of clean accuracy before the fine-tuning. Afterwards the fall on the held-out images,
+            less its standard error (:func:`bdprune.methods.sure_drop`), must be within ``max_drop`` again; else the
+            pruning within ``max_drop`` is the result, without fine-tuning.
         mode: how a filter is pruned.
         precision: precision of the fine-tuning (:func:`bdprune.runtime.plan_for`).
         seed: seed of the search, of the split and of the fine-tuning.
@@ -118,19 +120,21 @@ class TriggerPruning(TriggerPurifier):
         with phase("sweep"):
             points, prunings = self._tried(case.model, known, ranks, (held, rest))
             chosen, tuned = self._choose(points)
-        pruned = prunings[chosen]
-        repaired = prune(case.model, pruned, self.mode)
-        tuning = self.fine_tuning if tuned else None
+        repaired = prune(case.model, prunings[chosen], self.mode)
         with phase("fine_tune"):
-            if tuning is not None:
-                repaired = fine_tune(repaired, rest, tuning, KeptPruned(pruned, self.mode), self.seed, self.precision)
+            if tuned and self.fine_tuning:
+                kept = KeptPruned(prunings[chosen], self.mode)
+                repaired = fine_tune(repaired, rest, self.fine_tuning, kept, self.seed, self.precision)
+                if not within(sure_drop(case.model, repaired, held), self.max_drop):
+                    chosen, tuned = self._furthest(points, self.max_drop), False
+                    repaired = prune(case.model, prunings[chosen], self.mode)
         return self.repair(
             case,
             repaired,
             held,
-            pruned={name: list(index) for name, index in pruned.items()},
-            retrained=tuning is not None,
-            selection=self._selection(known, chosen, len(held), tuning is not None),
+            pruned={name: list(index) for name, index in prunings[chosen].items()},
+            retrained=tuned,
+            selection=self._selection(known, chosen, len(held), tuned),
             masks=ranks,
             curve=tuple(CurvePoint(float(one.filters), one.accuracies[0], one.filters) for one in points),
             target_label=known[0].trigger.target,

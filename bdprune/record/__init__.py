@@ -1,4 +1,14 @@
-from bdprune.record.base import SCHEMA_VERSION, Count, Record, Share, finite, notebook_form, number, some
+from bdprune.record.base import (
+    SCHEMA_VERSION,
+    Count,
+    Record,
+    Share,
+    check_settings,
+    finite,
+    notebook_form,
+    number,
+    some,
+)
 from bdprune.record.evidence import Attachment, Evidence, nothing_seen
 from bdprune.record.inspection import EntropyHistogram, ImageVerdict, IncomingInfo, InspectedImage, InspectMethod
 from bdprune.record.method import (

@@ -1,19 +1,23 @@
-"""The base of all records: immutable, strict, and JSON without NaN or infinities."""
+"""The base of all records: immutable, strict, and JSON without NaN or infinities; and checks of recorded settings."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Annotated, Any, Literal, Self
+from functools import cache
+from types import MappingProxyType
+from typing import Annotated, Any, Literal, Self, get_args, get_origin, get_type_hints
 
 import msgspec
 
-from bdprune.errors import DataError
+from bdprune.errors import DataError, OptionError
 
 SCHEMA_VERSION: Literal["2"] = "2"
 
 Share = Annotated[float, msgspec.Meta(ge=0, le=1)]
 Count = Annotated[int, msgspec.Meta(ge=0)]
+
+_NONE: Mapping[str, float] = MappingProxyType({})
 
 
 class Record(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -77,3 +81,51 @@ def some(names: Sequence[str], most: int = 5) -> str:
     """The first of ``names``, and the number of the others."""
     more = f" and {len(names) - most} more" if len(names) > most else ""
     return f"{', '.join(names[:most])}{more}"
+
+
+def check_settings(settings: object, least: Mapping[str, float] = _NONE, above: Mapping[str, float] = _NONE) -> None:
+    """Checks the choices and the ranges of a dataclass of settings.
+
+    Args:
+        settings: each field whose type has a ``Literal`` must be one of its values.
+        least: field -> its smallest value.
+        above: field -> a value below all that it may have.
+
+    Raises:
+        OptionError: a field has another value, or is not finite.
+    """
+    kind: type[Any] = type(settings)
+    owner = kind.__name__
+    for name, choices in _choices(kind).items():  # type: ignore[arg-type]  # a class is hashable
+        value = getattr(settings, name)
+        if value not in choices:
+            known = ", ".join(map(repr, choices))
+            raise OptionError(f"The setting {name} of {owner} is {value!r}.", f"Give one of {known}.")
+    for name, bound in least.items():
+        _refuse(owner, name, getattr(settings, name), f"at least {bound:g}", lambda value, bound=bound: value >= bound)
+    for name, bound in above.items():
+        _refuse(owner, name, getattr(settings, name), f"above {bound:g}", lambda value, bound=bound: value > bound)
+
+
+def _refuse(owner: str, name: str, value: Any, wanted: str, fits: Any) -> None:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value) or not fits(value):
+        raise OptionError(f"The setting {name} of {owner} is {value!r}.", f"Give a number that is {wanted}.")
+
+
+@cache
+def _choices(kind: type[Any]) -> dict[str, tuple[Any, ...]]:
+    """The values that each field with a ``Literal`` may have; None stands for itself."""
+    try:
+        hints = get_type_hints(kind)
+    except NameError:  # a plug-in imports types for its checker only
+        return {}
+    return {name: values for name, hint in hints.items() if (values := _values_of(hint))}
+
+
+def _values_of(hint: Any) -> tuple[Any, ...]:
+    if get_origin(hint) is Literal:
+        return get_args(hint)
+    parts = get_args(hint)
+    if not parts or not all(get_origin(one) is Literal or one is type(None) for one in parts):
+        return ()
+    return tuple(value for one in parts for value in (get_args(one) if get_origin(one) is Literal else (None,)))

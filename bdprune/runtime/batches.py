@@ -18,6 +18,8 @@ def passes(
 ) -> Iterator[Batches]:
     """``count`` passes over ``data``, each as batches (images ``[B, C, H, W]``, labels ``[B]``) on ``device``.
 
+    The images are cropped at random, and half of them are mirrored if ``data.mirror`` is set.
+
     Batches have nearly equal size, at most ``batch_size``: the statistics of a small last batch would be meaningless
     for batch norms and for a stop accuracy.
 
@@ -25,16 +27,16 @@ def passes(
     ``device`` once each: a copy for every batch or every pass could wait for earlier steps.
     """
     sizes = [len(part) for part in torch.arange(len(data)).tensor_split(-(-len(data) // batch_size))]
-    drawn = [_draw(sizes, padding, generator) for _ in range(count)]
+    drawn = [_draw(sizes, padding, generator, data.mirror) for _ in range(count)]
     images, labels = _on(data.images, device), _on(data.labels, device)
     for one in _on(torch.stack(drawn), device) if drawn else ():
         yield _batches(images, labels, one.split(sizes, 1), padding)
 
 
-def _draw(sizes: list[int], padding: int, generator: torch.Generator) -> Tensor:
+def _draw(sizes: list[int], padding: int, generator: torch.Generator, flip: bool) -> Tensor:
     """One pass: ``[4, N]``, the order of the images and the result of :func:`_draw_crops` for them."""
     order = torch.randperm(sum(sizes), generator=generator)
-    return torch.cat([order[None], torch.cat([_draw_crops(size, generator, padding) for size in sizes], 1)])
+    return torch.cat([order[None], torch.cat([_draw_crops(size, generator, padding, flip) for size in sizes], 1)])
 
 
 def _batches(images: Tensor, labels: Tensor, drawn: tuple[Tensor, ...], padding: int) -> Batches:

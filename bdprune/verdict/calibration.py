@@ -119,6 +119,26 @@ class Calibration(Record, frozen=True):
             reservation=reservation,
         )
 
+    def rank(self, evidence: Sequence[Evidence], detector: str, budget: Level, all_labels: bool) -> float | None:
+        """The p-value of a model among the clean networks of all architectures, without agreement of its evidence.
+
+        It says how unusual the scores are. It is no calibrated p-value if the table lacks the model's architecture.
+
+        Args:
+            evidence: of its detectors.
+            detector: id of a detector that must be an input of the table.
+            budget: of the scan.
+            all_labels: whether each label has clean images.
+
+        Returns:
+            None if the table does not fit such a scan, or has too few clean networks.
+        """
+        clean = [value for one in self.clean for value in one.log_odds]
+        fits = budget == self.budget and all_labels and not self._missing(evidence, agreement=False)
+        if not fits or len(clean) < LEAST_REFERENCES or all(one.detector != detector for one in self.inputs):
+            return None
+        return conformal_p(self.log_odds(strengths_of(evidence), False), clean)
+
     def _missing(self, evidence: Sequence[Evidence], agreement: bool) -> list[str]:
         """The detectors of the table that did not run to their end, unless the verdict was sure before."""
         ran = {one.detector for one in evidence if one.valid and not one.unseen}

@@ -313,7 +313,7 @@ def _seen_among(networks: Sequence[Known], values: Sequence[float]) -> list[Know
             if not other.backdoored and other is not one and math.isfinite(rest)
         ]
         p_value = conformal_p(value, others) if len(others) >= LEAST_REFERENCES and math.isfinite(value) else None
-        found.append(replace(one, judgement=with_p_value(one.judgement, p_value, one.evidence)))
+        found.append(replace(one, judgement=with_p_value(one.judgement, p_value, one.evidence, p_value)))
     return found
 
 

@@ -2,7 +2,8 @@
 
 Evidence is of several kinds (:data:`bdprune.record.SIGNS`). Two of the strong kinds that name the same label make a
 model ``backdoored``; any other finding makes it ``suspicious``, except evidence that only supports another one. A small
-collapse only supports if the filters that unlearning changes most lead to another label. The verdict is ``clean`` only
+collapse only supports if the filters that unlearning changes most lead to another label. These filters alone count only
+if few clean networks have such scores as a whole. The verdict is ``clean`` only
 if detectors looked for a trigger and for a collapse, completely and on clean data on which the model is accurate, and
 nothing was found.
 """
@@ -28,11 +29,19 @@ FEW_CLEAN = 0.05
 _COMMON_COLLAPSE = 3.5
 """A lead of so many times its threshold is beyond the collapses of clean networks (docs/evaluation/calibration.md)."""
 
-_MOVED_FILTERS = "bdprune.moved_filters"
+FEW_WITH_ONE_SIGN = 0.1
+"""The same for a model whose only sign is unlearned filters that can be raised and pruned, which is a weak one."""
+
+MOVED_FILTERS = "bdprune.moved_filters"
 
 _UNCONFIRMED = (
     "Some clean networks fall onto one label, too, while they unlearn, and the filters that unlearning changes most do "
     "not lead to this label. So it counts only if evidence of another kind names the same label."
+)
+
+_LONE = (
+    "It is the only sign, and as a whole the scores are no higher than those of many clean networks. So it counts only "
+    "beside other evidence."
 )
 
 _Kinds = Mapping[Sign, Sequence[Evidence]]
@@ -43,7 +52,8 @@ _Kinds = Mapping[Sign, Sequence[Evidence]]
 class Judgement:
     """The verdict on one model; ``risk`` is in [0, 1], or None if the model could not be judged.
 
-    ``targets`` holds the labels if there are several; ``target_label`` is then None.
+    ``targets`` holds the labels if there are several; ``target_label`` is then None. ``without_lone`` is the verdict if
+    the only sign, a weak one, does not count; None if there is no such sign.
     """
 
     verdict: Verdict
@@ -52,6 +62,7 @@ class Judgement:
     findings: tuple[Finding, ...]
     targets: tuple[int, ...] = ()
     sources: tuple[int, ...] = ()
+    without_lone: Judgement | None = None
 
 
 def judge(detectors: Sequence[Detector], evidence: Sequence[Evidence], sanity: Sanity | None) -> Judgement:
@@ -76,20 +87,36 @@ def judge(detectors: Sequence[Detector], evidence: Sequence[Evidence], sanity: S
     if agreeing:
         return _backdoored(agreeing, findings)
     if any(not one.not_applicable for one in alone):
-        return _suspicious(alone, kinds, (*findings, *_reserves(valid, signs)))
+        found = _suspicious(alone, kinds, (*findings, *_reserves(valid, signs)))
+        lone = {one.detector for one in alone} == {MOVED_FILTERS}
+        return replace(found, without_lone=judge(detectors, _without_lone(evidence), sanity)) if lone else found
     if sanity is not None and _agreeing(_kinds(counted, signs)):
         return _suspicious(counted, _kinds(counted, signs), findings)
     return _of_silence(detectors, evidence, signs, sanity, findings)
 
 
-def with_p_value(judgement: Judgement, p_value: float | None, evidence: Sequence[Evidence]) -> Judgement:
-    """The verdict in view of clean networks: ``clean`` becomes ``suspicious`` if few of them look as suspicious.
+def _without_lone(evidence: Sequence[Evidence]) -> list[Evidence]:
+    return [
+        msgspec.structs.replace(one, supporting=_LONE) if one.detector == MOVED_FILTERS else one for one in evidence
+    ]
+
+
+def with_p_value(
+    judgement: Judgement, p_value: float | None, evidence: Sequence[Evidence], rank: float | None = None
+) -> Judgement:
+    """The verdict in view of clean networks.
+
+    ``clean`` becomes ``suspicious`` if few of them look as suspicious. A weak sign that is the only one does not count
+    if many of them do.
 
     Args:
         judgement: of the evidence alone.
-        p_value: of the model among clean networks; None if it is unknown.
+        p_value: of the model among clean networks like it; None if it is unknown.
         evidence: of all detectors; the verdict names the label of evidence that only supports.
+        rank: the p-value among the clean networks of all architectures; None if it is unknown.
     """
+    if judgement.without_lone is not None and rank is not None and rank > FEW_WITH_ONE_SIGN:
+        return judgement.without_lone
     if judgement.verdict != "clean" or p_value is None or p_value > FEW_CLEAN:
         return judgement
     message = (
@@ -107,7 +134,7 @@ def _weighed(valid: Sequence[Evidence], signs: Mapping[str, Sign]) -> list[Evide
     Clean networks collapse, too. On networks with a backdoor for all labels, the filters that unlearning changes most
     lead to the same label as the collapse.
     """
-    ranked = [one.label_scores for one in valid if one.detector == _MOVED_FILTERS and any(one.label_scores)]
+    ranked = [one.label_scores for one in valid if one.detector == MOVED_FILTERS and any(one.label_scores)]
     others = {_leader(scores) for scores in ranked}
     return [
         msgspec.structs.replace(one, supporting=_UNCONFIRMED)

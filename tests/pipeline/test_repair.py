@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import json
 import sys
@@ -11,9 +12,10 @@ from typing import Any
 
 import pytest
 import torch
+from torch import nn
 
 from bdprune.analysis import Case
-from bdprune.errors import ArtifactError, DataError, OptionError, OutputError, SanityError
+from bdprune.errors import ArchitectureError, ArtifactError, DataError, OptionError, OutputError, SanityError
 from bdprune.fleet import scan
 from bdprune.methods import CurvePoint, Purifier, Repair
 from bdprune.model.edit.pruning import prune
@@ -209,3 +211,40 @@ def test_the_accuracy_is_that_of_the_weights_in_a_file_of_half_precision(
     assert repair.result.change == "retrained"
     written = load(output, arch=tiny.arch).network.state_dict()
     assert all(torch.equal(value, written[name]) for name, value in repair.model.network.state_dict().items())
+
+
+@pytest.mark.parametrize("method", ["rnp", "anp", "clp", "auto"])
+def test_a_conv_whose_weight_is_computed_is_refused(bright: Any, method: str) -> None:
+    """Filters were reported as pruned, and the next forward pass computed them again."""
+    network = copy.deepcopy(bright.model.network)
+    torch.nn.utils.parametrizations.weight_norm(network[3])
+    with pytest.raises(ArchitectureError, match="The weight of 3 is computed from other parameters") as caught:
+        purify(network, bright.data, method=method, input_shape=bright.model.input_shape)
+    assert "remove_parametrizations" in caught.value.hint
+
+
+@pytest.mark.parametrize("method", ["rnp", "anp", "awm"])
+def test_a_network_without_convs_is_one_clear_error(bright: Any, method: str) -> None:
+    with pytest.raises(ArchitectureError, match="no conv"):
+        purify(linear(bright), bright.data, method=method, input_shape=bright.model.input_shape)
+
+
+def test_auto_leaves_a_network_without_convs_or_signs_as_it_is(bright: Any) -> None:
+    found = purify(linear(bright), bright.data, method="auto", input_shape=bright.model.input_shape).result
+    assert found.outcome in ("unverified", "repaired", "unrepaired")
+    if found.outcome == "unverified":
+        assert found.change == "nothing" and "no conv for RNP to prune" in found.selection
+
+
+def linear(bright: Any) -> nn.Module:
+    """A network without convs that has learned the task."""
+    images, labels = bright.data.images.flatten(1), bright.data.labels
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        network = nn.Sequential(nn.Flatten(), nn.Linear(images.shape[1], 16), nn.ReLU(), nn.Linear(16, 3))
+    tuning = torch.optim.Adam(network.parameters(), 0.01)
+    for _ in range(200):
+        tuning.zero_grad()
+        nn.functional.cross_entropy(network(bright.data.images), labels).backward()
+        tuning.step()
+    return network.eval()

@@ -7,16 +7,53 @@ from typing import Any
 
 import pytest
 import torch
+from torch import Tensor, nn
 
 from bdprune.analysis import Case
 from bdprune.data import CleanData
 from bdprune.errors import DataError, OptionError
 from bdprune.methods import Purifier, Repair
+from bdprune.model import Model
 from bdprune.pipeline.repair import purify
-from bdprune.pipeline.repair_data import checked, missing_labels, with_images_for_check
+from bdprune.pipeline.repair_data import checked, mirror_rule, missing_labels, with_images_for_check
 from bdprune.purifiers.clp import CLP
 from bdprune.purifiers.fine_tuning import FineTuning
 from bdprune.purifiers.suspiciousness import SuspiciousnessPruning
+
+
+class Halves(nn.Module):
+    """Three labels: the left half of an image is brighter than the right one, both are bright, or the right one is."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.scale = nn.Parameter(torch.ones(()))
+
+    def forward(self, images: Tensor) -> Tensor:
+        left, right = images[..., :4].mean((1, 2, 3)), images[..., 4:].mean((1, 2, 3))
+        return self.scale * torch.stack([left - right, torch.minimum(left, right), right - left], 1)
+
+
+def halves(*counts: int) -> tuple[Model, CleanData]:
+    """The network, and this many images of each label."""
+    images = torch.zeros(sum(counts), 3, 8, 8)
+    labels = torch.repeat_interleave(torch.arange(3), torch.tensor(counts))
+    images[labels != 2, ..., :4] = 0.9
+    images[labels != 0, ..., 4:] = 0.9
+    return Model(Halves(), "halves", 3, (3, 8, 8)), CleanData(images, labels)
+
+
+@pytest.mark.parametrize(("counts", "mirror"), [((0, 50, 0), True), ((20, 20, 20), False), ((5, 195, 0), False)])
+def test_images_are_mirrored_only_if_the_network_recognises_them_then(
+    counts: tuple[int, int, int], mirror: bool
+) -> None:
+    """One label suffices to forbid it: most road signs are symmetric, but "keep left" becomes "keep right"."""
+    model, data = halves(*counts)
+    found, note = mirror_rule(model, data)
+    assert found.mirror is mirror and bool(note) is not mirror
+    assert found.by_content.subset(torch.arange(3)).mirror is mirror
+    assert mirror_rule(model, replace(data, mirror=False))[0].mirror is False
+    if counts[0] == 5:
+        assert note.startswith("The network recognises 97.5 % of the mirrored images and 100.0 % of the others")
 
 
 @dataclass(frozen=True)

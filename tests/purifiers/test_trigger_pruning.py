@@ -56,6 +56,13 @@ def test_a_fine_tuning_follows_only_if_the_trigger_still_works(known: Planted) -
         assert not tuned.model.network.get_parameter(f"{norm.name}.weight")[[norm.start + one for one in index]].any()
 
 
+def test_a_fine_tuning_that_does_not_regain_the_accuracy_is_not_used(known: Planted) -> None:
+    case, triggers = Case(known.backdoored, known.data), [true_trigger(known)]
+    method = TriggerPruning(fine_tuning=FineTuneSettings(lr=3.0, epochs=1, padding=0), gone=-1.0, tuned_drop=0.3)
+    repair = method.repaired(case, triggers, Phases())
+    assert repair.change == "pruned" and repair.accuracy_before - repair.accuracy_after <= method.max_drop
+
+
 def test_without_a_trigger_nothing_changes(known: Planted) -> None:
     repair = TriggerPruning().repaired(Case(known.clean, known.data), [], Phases())
     assert repair.change == "nothing" and repair.selection == "nothing is pruned: no recovered trigger stands out"

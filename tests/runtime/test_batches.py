@@ -33,6 +33,15 @@ def test_batches_have_nearly_equal_sizes(data: CleanData) -> None:
     assert sizes(100) == [50, 50] and sizes(101) == [34, 34, 33] and sizes(7) == [7]
 
 
+def test_images_that_a_mirror_would_change_are_not_mirrored() -> None:
+    ramp = torch.linspace(0, 1, 4).expand(60, 3, 4, 4)  # brighter to the right
+    both, one = CleanData(ramp, torch.zeros(60).long()), CleanData(ramp, torch.zeros(60).long(), mirror=False)
+    for data, mirrored in ((both, True), (one, False)):
+        (batches,) = passes(data, 1, 20, 0, generator(), CPU)
+        images = torch.cat([images for images, _ in batches])
+        assert bool((images[..., 0] > images[..., -1]).any()) is mirrored
+
+
 def test_a_pass_draws_an_order_and_then_the_crops_of_each_batch(data: CleanData) -> None:
     drawn = generator()
     for batches in passes(data, 2, 50, 1, generator(), CPU):

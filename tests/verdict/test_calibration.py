@@ -6,6 +6,7 @@ import json
 import math
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from bdprune.errors import OptionError
@@ -133,3 +134,17 @@ def test_a_file_that_is_no_table_is_refused(tmp_path: Path) -> None:
     large.write_bytes(b" " * (LARGEST_TABLE + 1))
     with pytest.raises(OptionError, match="too large"):
         read_table(large)
+
+
+def test_a_rank_among_all_clean_networks_needs_the_same_kind_of_scan() -> None:
+    every = [seen("x.one", 0.5), seen("x.two", 0.5)]
+    assert TABLE.rank(every, "x.one", "default", True) == pytest.approx(19 / 21)
+    for detector, budget, all_labels, evidence in (
+        ("x.other", "default", True, every),
+        ("x.one", "full", True, every),
+        ("x.one", "default", False, every),
+        ("x.one", "default", True, every[:1]),
+    ):
+        assert TABLE.rank(evidence, detector, budget, all_labels) is None  # type: ignore[arg-type]
+    few = msgspec.structs.replace(TABLE, clean=TABLE.clean[1:])
+    assert few.rank(every, "x.one", "default", True) is None

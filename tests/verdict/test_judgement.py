@@ -401,6 +401,24 @@ def test_two_kinds_that_only_support_are_suspicious_if_they_agree() -> None:
     assert judge([collapse(0.9, 2), pair, seen("x.trigger2", 0.1), ranked(3)]).verdict == "clean"
 
 
+def test_filters_that_unlearning_changes_count_alone_only_if_few_clean_networks_look_so() -> None:
+    evidence = [*QUIET, seen(MOVED, 0.9, 3)]
+    alone = judge(evidence)
+    assert alone.verdict == "suspicious" and alone.target_label == 3
+    for rank in (None, 0.03, 0.1):
+        assert with_p_value(alone, None, evidence, rank) == alone
+    spared = with_p_value(alone, 0.2, evidence, 0.2)
+    assert spared.verdict == "clean" and spared.target_label is None
+    assert [one.severity for one in spared.findings] == ["low"] and "the only sign" in spared.findings[0].message
+
+
+def test_other_evidence_beside_these_filters_counts_as_before() -> None:
+    assert judge([*QUIET, seen(MOVED, 0.9, 3), seen(FILTERS, 0.9)]).without_lone is None
+    assert judge([collapse(5.0), trigger(0.1), seen(MOVED, 0.9, 3)]).without_lone is None
+    missing = judge([collapse(0.1), seen(MOVED, 0.9, 3)])
+    assert missing.without_lone is not None and missing.without_lone.verdict == "inconclusive"
+
+
 def test_a_clean_verdict_needs_clean_networks_that_look_the_same() -> None:
     evidence = [collapse(0.9, 2), seen(TRIGGER, 0.4), ranked(3)]
     clean = judge(evidence)
