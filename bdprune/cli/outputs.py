@@ -147,14 +147,14 @@ def files_of_store(store: Path | None) -> list[Path]:
 
 
 def check_apart(written: Sequence[Path | None], read: Sequence[Path | str | None]) -> None:
-    """Checks that no file is written twice, and that no output overwrites an input or lies in a folder that is read.
+    """Checks that no file is written twice, and that no output overwrites an input or becomes an image of a folder.
 
     Args:
         written: output files; None, pipes and devices don't count.
         read: models and data.
 
     Raises:
-        OptionError: an output overwrites another file of the run, or is in a folder that is read.
+        OptionError: an output overwrites another file of the run, or would be read as an image from now on.
     """
     folders = [path for path in read if path is not None and os.path.isdir(path)]
     seen = {os.path.realpath(path): f"{path} is read" for path in read if path is not None}
@@ -165,9 +165,15 @@ def check_apart(written: Sequence[Path | None], read: Sequence[Path | str | None
         if place in seen:
             raise OptionError(f"{seen[place]} and would be overwritten.", "Write to another file.")
         inside = next((one for one in folders if Path(os.path.realpath(one)) in Path(place).parents), None)
-        if inside is not None:
-            raise OptionError(f"{path} is in the folder {inside}, which is read.", "Write it to another place.")
+        if inside is not None and _is_image(path):
+            raise OptionError(f"{path} is an image of the folder {inside}, which is read.", "Write to another file.")
         seen[place] = f"{path} is written already"
+
+
+def _is_image(path: Path) -> bool:
+    from bdprune.data import is_image_file  # with torch, which only commands that read images need
+
+    return is_image_file(path)
 
 
 def write_all(wanted: Sequence[Output], documents: Callable[[Output], Documents], as_array: bool) -> None:

@@ -7,3 +7,4 @@ from bdprune.data.load import check_clean, check_per_class, load_clean, resize_c
 from bdprune.data.order import order_pairs, read_order, start_of_text_order, text_order
 from bdprune.data.parquet import RawImages
 from bdprune.data.source import MAX_BYTES
+from bdprune.data.tree import is_image_file

@@ -109,6 +109,11 @@ def reason_against(path: Path) -> str | None:
     return HIDDEN if name.startswith(".") else None
 
 
+def is_image_file(path: Path) -> bool:
+    """Whether :func:`image_files` takes a file of this name for an image, or the file that has it now."""
+    return path.suffix.lower() in SUFFIXES or is_surely_image(_head(path))
+
+
 def suffix_of(path: Path) -> str:
     """The suffix of a file in the counts, safe to print."""
     suffix = "".join(c for c in path.suffix.lower() if c.isprintable())
@@ -158,7 +163,7 @@ def _sort_out(path: Path, walk: Walk) -> bool:
     # Pipes and devices would block or never end.
     if reason is None and not stat.S_ISREG(mode):
         reason = NOT_A_FILE
-    if reason is None and (path.suffix.lower() in SUFFIXES or is_surely_image(_head(path))):
+    if reason is None and is_image_file(path):
         walk.files.append(path)
     else:
         walk.passed_over[reason or suffix_of(path)] += 1

@@ -74,9 +74,7 @@ def learn_masks(
         The masks ``[num_filters]`` of each group, and the loss of every update.
 
     Raises:
-        ArchitectureError: the network has no conv.
-        OptionError: an unknown precision.
-        TrainingError: a loss is not finite.
+        BdpruneError: the network has no conv, the precision is unknown, or a loss is not finite.
     """
     noisy = NoisyMasks(model)
     if len(data) < settings.small_data:

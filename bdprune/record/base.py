@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import fields
 from functools import cache
 from types import MappingProxyType
 from typing import Annotated, Any, Literal, Self, get_args, get_origin, get_type_hints
@@ -119,7 +120,7 @@ def _choices(kind: type[Any]) -> dict[str, tuple[Any, ...]]:
         hints = get_type_hints(kind)
     except NameError:  # a plug-in imports types for its checker only
         return {}
-    return {name: values for name, hint in hints.items() if (values := _values_of(hint))}
+    return {one.name: values for one in fields(kind) if (values := _values_of(hints[one.name]))}
 
 
 def _values_of(hint: Any) -> tuple[Any, ...]:

@@ -13,6 +13,7 @@ import bdprune
 from bdprune import Result
 from bdprune.cli import outputs
 from bdprune.errors import OptionError, OutputError
+from bdprune.files import PNG_SIGNATURE
 from bdprune.report import writer
 from bdprune.report.base import _places
 
@@ -128,8 +129,11 @@ def test_files_that_are_read_or_written_twice_are_errors(tmp_path: Path) -> None
     outputs.check_apart([report, None, Path("/dev/null"), Path("/dev/null")], [model, None])
     with pytest.raises(OptionError, match=r"model\.pth is read and would be overwritten"):
         outputs.check_apart([tmp_path / "sub" / ".." / "model.pth"], [model])
-    with pytest.raises(OptionError, match=r"report\.html is in the folder .*, which is read"):
-        outputs.check_apart([report], [tmp_path])
+    outputs.check_apart([report], [tmp_path])
+    (tmp_path / "image").write_bytes(PNG_SIGNATURE)
+    for name in ("report.png", "sub/report.PNG", "image"):
+        with pytest.raises(OptionError, match=r"is an image of the folder .*, which is read"):
+            outputs.check_apart([tmp_path / name], [tmp_path])
     with pytest.raises(OptionError, match=r"report\.html is written already and would be overwritten"):
         outputs.check_apart([report, report], [])
 
