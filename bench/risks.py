@@ -1,11 +1,11 @@
 """Applies the table of the package to recorded scans of networks that it was not fitted to.
 
-    python bench/risks.py bench/results/scans-cifar10-w32-2.jsonl [...] [--table TABLE.json]
+    python bench/risks.py bench/results/scans-cifar10-w32.jsonl [...] [--table TABLE.json]
 
 Prints a Markdown table: for each model its truth, and on each seed the recorded verdict, the probability, and the
 p-value among the clean networks of the table. The rows are those of bench/efficacy.py and bench/published_verdicts.py,
-of networks of ten classes or more at the budget default. They hold no remark that a trigger is natural, so the trigger
-of a model that is called clean counts as natural.
+of networks of ten classes or more; those of other budgets than default are left out. They hold no remark that a trigger
+is natural, so the trigger of a model that is called clean counts as natural.
 """
 
 from __future__ import annotations
@@ -25,6 +25,14 @@ from bdprune.verdict import Calibration, own_table, read_table
 from bdprune.verdict.calibration import conformal_p, strengths_of
 
 TRIGGER = "bdprune.inversion"
+
+
+def of_default(rows: Sequence[Row]) -> list[Row]:
+    """The rows of scans with the budget default, those of a model in the order of their seeds."""
+    scans = [row for row in rows if row.get("part", "scan") == "scan"]
+    found = [row for row in scans if "default" in (row.get("method"), row.get("budget"))]
+    models = list(dict.fromkeys(row["model"] for row in found))
+    return sorted(found, key=lambda row: (models.index(row["model"]), row["seed"]))
 
 
 def threshold_of(detector: str) -> float:
@@ -77,7 +85,7 @@ def main() -> None:
     if table is None:
         parser.error("the package has no table for the budget default")
     for path in options.files:
-        rows = [json.loads(line) for line in path.read_text().splitlines()]
+        rows = of_default([json.loads(line) for line in path.read_text().splitlines()])
         print(f"{path.stem}\n\n{page(rows, table)}\n")
 
 

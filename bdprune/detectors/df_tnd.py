@@ -43,7 +43,7 @@ class DfTnd(Detector):
 
     search: ActivationSettings = field(default_factory=ActivationSettings)
     inputs: int = 10
-    threshold: float = 14.0
+    threshold: float = 10.0
     raw: bool = False
     max_megapixels: float = 10.0
     seed: int = 0

@@ -20,6 +20,14 @@ def test_the_median_of_an_even_number_lies_between_the_middle_two() -> None:
     assert robust_z(torch.tensor([10.0, 10.1, 12.0, 13.0])).amax() == pytest.approx(1.95 / (1.4826 * 1.0), rel=0.05)
 
 
+@pytest.mark.parametrize(("count", "most"), [(4, 0.04), (8, 0.02), (10, 0.015)])
+def test_random_values_are_seldom_far_outliers(count: int, most: float) -> None:
+    """With the lower median, the largest of four was above 7 in a quarter of all cases."""
+    generator = torch.Generator().manual_seed(0)
+    largest = torch.stack([robust_z(torch.randn(count, generator=generator)).max() for _ in range(2000)])
+    assert (largest > 7).float().mean() < most
+
+
 def test_equal_values_are_no_outliers() -> None:
     assert torch.equal(robust_z(torch.full((5,), 3.0)), torch.zeros(5))
 

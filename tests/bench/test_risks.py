@@ -33,3 +33,11 @@ def test_the_page_has_a_probability_and_a_p_value_for_each_scan() -> None:
 def test_the_trigger_of_a_model_that_is_called_clean_counts_as_natural() -> None:
     by_name = {one.detector: one for one in risks.evidence_of(QUIET)}
     assert by_name["bdprune.inversion"].natural and by_name["bdprune.inversion"].threshold == 1.7
+
+
+def test_rows_of_other_budgets_and_of_repairs_are_left_out() -> None:
+    scans = [row("a", None, "clean") | {"part": "scan", "method": "default", "seed": seed} for seed in (1, 0)]
+    others = [scans[0] | {"method": "full"}, {"model": "a", "part": "repair", "method": "default", "seed": 0}]
+    published = row("b", None, "clean") | {"budget": "default", "seed": 0}
+    found = risks.of_default([*scans, *others, published])
+    assert [(one["model"], one["seed"]) for one in found] == [("a", 0), ("a", 1), ("b", 0)]
