@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from abc import abstractmethod
-from collections.abc import Iterator, Mapping
+from collections.abc import Container, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
@@ -75,6 +75,11 @@ class Repair:
 
     def _repr_html_(self) -> str:
         return notebook_form(self)
+
+
+def limits_of(settings: Container[str], drop: float | None) -> dict[str, float | None]:
+    """The settings for a limit on clean accuracy: before a fine-tuning, and after it if the method can set it."""
+    return {"max_drop": drop} | ({"regained_drop": drop} if "regained_drop" in settings else {})
 
 
 class Purifier(Method):

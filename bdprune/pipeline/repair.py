@@ -20,7 +20,7 @@ from bdprune.data import check_apart
 from bdprune.errors import BdpruneError, DataError, OptionError, SanityError
 from bdprune.files import read_safetensors
 from bdprune.loops import UnlearnSettings
-from bdprune.methods import Purifier, Repair
+from bdprune.methods import Purifier, Repair, limits_of
 from bdprune.model import Loaded, Model, save, torch_pruning
 from bdprune.pipeline.attachments import attachments_folder, read_attachment, save_attachments
 from bdprune.pipeline.compacting import compacted
@@ -168,7 +168,9 @@ def _run_of(
     mode = options.pop("mode", None)
     if mode == _COMPACT:
         torch_pruning()  # before long work
-    named = {"mode": _mode(mode, method), "max_drop": options.pop("max_acc_drop", None)}
+    limit = options.pop("max_acc_drop", None)
+    known_settings = method_class("purifier", method).settings() if isinstance(method, str) else ()
+    named = {"mode": _mode(mode, method), **limits_of(known_settings, limit)}
     source, folder = options.pop("start_from", None), options.pop("attachments", None)
     check, starts = bool(options.pop("check", False)), _results(source)
     allow_missing = bool(options.pop("allow_missing_labels", False))
@@ -184,7 +186,7 @@ def _run_of(
         preset = _GO_ON
     chosen |= {} if known.precision is None else {"precision": known.precision}
     purifier = chosen_purifier(method, preset, chosen, {"seed": known.seed})
-    purifier.refuse_two_limits(named["max_drop"])
+    purifier.refuse_two_limits(limit)
     attachments = None if folder is None else attachments_folder(folder)
     next_to_it = [Path(source).parent] if isinstance(source, str | os.PathLike) else []
     folders = tuple([attachments, *next_to_it] if attachments else next_to_it)

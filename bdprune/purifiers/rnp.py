@@ -86,9 +86,9 @@ class RNP(Purifier):
         step: distance between the thresholds, from 0 to 0.95.
         fine_tuning: settings of a fine-tuning that keeps the pruned filters pruned (RNP, Table 12: "+FT"), used only if
             no threshold keeps ``max_drop``, because fine-tuning can restore backdoors. None for never.
-        tuned_drop: largest fall of clean accuracy before the fine-tuning. Afterwards the fall on the held-out images,
-            less its standard error (:func:`bdprune.methods.sure_drop`), must be within ``max_drop`` again; else nothing
-            is pruned.
+        tuned_drop: largest fall of clean accuracy before the fine-tuning.
+        regained_drop: largest fall of clean accuracy after the fine-tuning, less its standard error, on the held-out
+            images (:func:`bdprune.methods.sure_drop`); with a larger one nothing is pruned.
         mode: how a filter is pruned; the paper zeroes gamma.
         precision: precision of unlearning, recovery and fine-tuning: ``winograd``, float32 with 3x3 convolutions with
             about twice PyTorch's rounding errors and twice its speed on a CPU; ``float32``, plain PyTorch;
@@ -107,6 +107,7 @@ class RNP(Purifier):
     step: float = 0.05
     fine_tuning: FineTuneSettings | None = field(default_factory=lambda: FineTuneSettings(lr=0.005, epochs=10))
     tuned_drop: float = 0.08
+    regained_drop: float = 0.04
     mode: PruneMode = "zero_gamma"
     precision: Precision = DEFAULT
     seed: int = 0
@@ -149,7 +150,7 @@ class RNP(Purifier):
             if chosen and tuning:
                 kept = KeptPruned(chosen.pruned, self.mode)
                 repaired = fine_tune(repaired, rest, tuning, kept, self.seed, self.precision)
-                if not within(sure_drop(case.model, repaired, held), self.max_drop):
+                if not within(sure_drop(case.model, repaired, held), self.regained_drop):
                     repaired, chosen = case.model.clone(), None
         return self.repair(
             case,
@@ -191,8 +192,8 @@ class RNP(Purifier):
         if not any(point.filters_pruned for point in swept.points):
             return "nothing is pruned: no threshold prunes a filter"
         if tuned and _pruning(swept, self.tuned_drop):
-            limit = f"{100 * self.max_drop:g} points"
-            return f"nothing is pruned: every threshold costs more than {limit} {where}, also after a fine-tuning"
+            limit = f"and after a fine-tuning still more than {100 * self.regained_drop:g}"
+            return f"nothing is pruned: every threshold costs more than {100 * self.max_drop:g} points {where}, {limit}"
         return f"nothing is pruned: every threshold that prunes a filter costs more than {drop} {where}"
 
 

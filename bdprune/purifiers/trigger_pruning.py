@@ -73,9 +73,10 @@ class TriggerPruning(TriggerPurifier):
         max_drop: largest fall of clean accuracy on the held-out images, and on the others, in [0, 1].
         held_out: share of the clean images held out for the accuracy.
         fine_tuning: settings of the fine-tuning; None for none.
-        tuned_drop: largest fall of clean accuracy before the fine-tuning. Afterwards the fall on the held-out images,
-            less its standard error (:func:`bdprune.methods.sure_drop`), must be within ``max_drop`` again; else the
-            pruning within ``max_drop`` is the result, without fine-tuning.
+        tuned_drop: largest fall of clean accuracy before the fine-tuning.
+        regained_drop: largest fall of clean accuracy after the fine-tuning, less its standard error, on the held-out
+            images (:func:`bdprune.methods.sure_drop`); with a larger one the pruning within ``max_drop`` is the result,
+            without fine-tuning.
         mode: how a filter is pruned.
         precision: precision of the fine-tuning (:func:`bdprune.runtime.plan_for`).
         seed: seed of the search, of the split and of the fine-tuning.
@@ -88,6 +89,7 @@ class TriggerPruning(TriggerPurifier):
     held_out: float = 0.3
     fine_tuning: FineTuneSettings | None = field(default_factory=lambda: FineTuneSettings(lr=0.005, epochs=10))
     tuned_drop: float = 0.08
+    regained_drop: float = 0.04
     mode: PruneMode = "zero_gamma"
     precision: Precision = DEFAULT
 
@@ -125,7 +127,7 @@ class TriggerPruning(TriggerPurifier):
             if tuned and self.fine_tuning:
                 kept = KeptPruned(prunings[chosen], self.mode)
                 repaired = fine_tune(repaired, rest, self.fine_tuning, kept, self.seed, self.precision)
-                if not within(sure_drop(case.model, repaired, held), self.max_drop):
+                if not within(sure_drop(case.model, repaired, held), self.regained_drop):
                     chosen, tuned = self._furthest(points, self.max_drop), False
                     repaired = prune(case.model, prunings[chosen], self.mode)
         return self.repair(

@@ -248,3 +248,9 @@ def linear(bright: Any) -> nn.Module:
         nn.functional.cross_entropy(network(bright.data.images), labels).backward()
         tuning.step()
     return network.eval()
+
+
+@pytest.mark.parametrize("method", ["rnp", "trigger_pruning"])
+def test_a_limit_that_is_given_holds_after_the_fine_tuning_too(bright: Any, method: str) -> None:
+    params = purify(bright.model, bright.data, method=method, max_acc_drop=0.013).result.params
+    assert params["max_drop"] == params["regained_drop"] == 0.013
