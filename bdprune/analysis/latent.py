@@ -120,9 +120,7 @@ def _needed(logits: Tensor, quantile: float) -> Tensor:
 
 
 def _quantile(values: Tensor, quantile: float) -> Tensor:
-    """``values.quantile(quantile, 0)`` from the largest values only: for a high quantile, sorting all takes 10 times as
-    long.
-    """
+    """``values.quantile(quantile, 0)``; for a high quantile it need not sort all values."""
     place = quantile * (len(values) - 1)
     low = int(place)
     top = values.topk(len(values) - low, 0).values

@@ -49,8 +49,8 @@ class CleanData:
         native_size: original (height, width) of all images; None if it varies or is unknown.
         other_size: a size in which the model is clearly more accurate; None if none was found.
         class_order: the applied renumbering, label in the source -> label here; empty if there was none.
-        mirror: whether a mirrored image keeps its label. If not, as with road signs and digits, no training of a repair
-            mirrors images.
+        mirror: whether a mirrored image keeps its label. If not, as with road signs and digits, a repair mirrors images
+            only while it unlearns.
     """
 
     images: Tensor

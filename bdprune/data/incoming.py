@@ -118,11 +118,13 @@ class Incoming:
         """
         found: dict[int, Tensor] = {}
         errors: dict[int, DataError] = {}
-        if (error := self._take(index, found, errors)) is not None:
-            for position in index:  # the source stopped at one that it cannot read
-                if position not in found and position not in errors:
-                    error = error if len(index) == 1 else self._take([position], found, errors)
-                    errors |= {} if error is None else {position: error}
+        error = self._take(index, found, errors)
+        if error is not None and len(index) == 1:
+            errors[index[0]] = error
+        elif error is not None:  # the source stopped at one that it cannot read
+            for position in set(index) - found.keys() - errors.keys():
+                more, wrong = self._read([position])
+                found, errors = found | more, errors | wrong
         return dict(sorted(found.items())), dict(sorted(errors.items()))
 
     def _take(self, index: Sequence[int], found: dict[int, Tensor], errors: dict[int, DataError]) -> DataError | None:

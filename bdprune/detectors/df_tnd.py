@@ -94,7 +94,7 @@ class DfTnd(Detector):
         """The evidence from the rises of the logits ``[restarts, K]``."""
         z = torch.stack([robust_z(one) for one in rises])
         blank = why_no_outlier(rises.shape[1])
-        scores = (rises if self.raw else z).median(0).values  # of two restarts the lower one: a chance does not count
+        scores = (rises if self.raw else z).median(0).values  # of two restarts the lower one: both must agree
         score = 0.0 if blank else scores.max().item()
         return self.evidence(
             score,

@@ -58,7 +58,7 @@ def mirror_rule(model: Model, data: CleanData) -> tuple[CleanData, str]:
         return data, ""
     what = (
         f"The network recognises {100 * mirrored.float().mean():.1f} % of the mirrored images and "
-        f"{100 * plain.float().mean():.1f} % of the others, so no training of the repair mirrors images."
+        f"{100 * plain.float().mean():.1f} % of the others, so the repair mirrors images only while it unlearns."
     )
     return replace(data, mirror=False), what
 

@@ -7,6 +7,7 @@ from typing import Any
 
 from bdprune.analysis import Case
 from bdprune.data import CleanData
+from bdprune.errors import OptionError
 from bdprune.loops import FineTuneSettings, SharpnessAware, fine_tune
 from bdprune.methods import Phases, Retraining
 from bdprune.model import Model
@@ -56,6 +57,8 @@ class FTSAM(Retraining):
     def __post_init__(self) -> None:
         super().__post_init__()
         check_settings(self, {"rho": 0, "smoothing": 0})
+        if self.smoothing >= 1:
+            raise OptionError(f"The label smoothing of {self.id} is {self.smoothing}.", "Give a share below 1.")
 
     def retrain(self, case: Case, data: CleanData, phase: Phases) -> Model:
         objective = SharpnessAware(self.rho, self.smoothing)

@@ -35,6 +35,7 @@ from bdprune.purifiers.trigger_pruning import TriggerPruning
         lambda: RNP(step=0.0),
         lambda: ANP(step=-0.1),
         lambda: FTSAM(rho=-1.0),
+        lambda: FTSAM(smoothing=2.0),
         lambda: FineTuning(ways=(2.0,)),
         lambda: FineTuning(ways=()),
         lambda: TriggerPruning(layers="lasst"),  # type: ignore[arg-type]
