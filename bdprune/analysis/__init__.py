@@ -16,6 +16,7 @@ from bdprune.analysis.outliers import (
     FEWEST_LABELS,
     UNRESPONSIVE,
     for_few_labels,
+    gamma_p_values,
     median,
     robust_z,
     why_no_outlier,

@@ -12,6 +12,8 @@ from torch import Tensor, nn
 
 from bdprune.model import Program, State
 
+_STILL = 1e-5  # relative change of the margins of a label below which its plain ascent ends
+
 Tail = Callable[[Tensor], Tensor]
 
 
@@ -83,14 +85,17 @@ class MarginSettings:
     """Settings of :func:`largest_margins`.
 
     Attributes:
-        steps: steps of signed gradient ascent.
+        steps: largest number of steps.
         lr: size of the first step, in standard deviations of the starting values; it falls along a cosine.
         batch: maximum number of values in one pass.
+        signed: take steps with the sign of the gradient. Otherwise a step is ``lr`` times the gradient in every step,
+            as in the authors' code, and a label stops when its margins change by less than a hundred-thousandth.
     """
 
     steps: int = 25
     lr: float = 0.2
     batch: int = 128
+    signed: bool = True
 
 
 def largest_margins(cut: Cut, labels: Tensor, settings: MarginSettings) -> Tensor:
@@ -102,24 +107,38 @@ def largest_margins(cut: Cut, labels: Tensor, settings: MarginSettings) -> Tenso
         labels: the labels t to examine, int64.
     """
     count = len(cut.start)
-    size = settings.lr * float(cut.start.std())
-    parts = labels.repeat_interleave(count).to(cut.start.device).split(settings.batch)
-    starts = torch.arange(len(labels) * count).remainder(count).to(cut.start.device).split(settings.batch)
-    found = [
-        _ascended(cut, cut.start[index], wanted, size, settings.steps)
-        for index, wanted in zip(starts, parts, strict=True)
-    ]
+    size = settings.batch if settings.signed else count  # one label at a time, because each stops on its own
+    ascend = _signed if settings.signed else _plain
+    parts = labels.repeat_interleave(count).to(cut.start.device).split(size)
+    starts = torch.arange(len(labels) * count).remainder(count).to(cut.start.device).split(size)
+    found = [ascend(cut, cut.start[index], wanted, settings) for index, wanted in zip(starts, parts, strict=True)]
     return torch.cat(found).view(len(labels), count).cpu()
 
 
-def _ascended(cut: Cut, value: Tensor, labels: Tensor, size: float, steps: int) -> Tensor:
-    for step in range(steps):
+def _signed(cut: Cut, value: Tensor, labels: Tensor, settings: MarginSettings) -> Tensor:
+    size = settings.lr * float(cut.start.std())
+    for step in range(settings.steps):
         value = value.detach().requires_grad_(True)
         (slope,) = torch.autograd.grad(margins(cut.tail(value), labels).sum(), value)
-        lr = size * (1 + math.cos(math.pi * step / steps)) / 2
+        lr = size * (1 + math.cos(math.pi * step / settings.steps)) / 2
         value = (value.detach() + lr * slope.sign()).clamp(cut.lowest, cut.highest)
     with torch.no_grad():
         return margins(cut.tail(value), labels)
+
+
+def _plain(cut: Cut, value: Tensor, labels: Tensor, settings: MarginSettings) -> Tensor:
+    """The margins before the last step, as in the authors' code; ``value`` may leave its limits and is read clamped."""
+    found, last = value.new_full((len(value),), torch.nan), math.inf
+    for _ in range(settings.steps):
+        value = value.detach().requires_grad_(True)
+        found = margins(cut.tail(value.clamp(cut.lowest, cut.highest)), labels)
+        (slope,) = torch.autograd.grad(found.sum(), value)
+        value = value.detach() + settings.lr * slope
+        total = found.sum().item()
+        if abs(total - last) < _STILL * abs(last):
+            break
+        last = total
+    return found.detach()
 
 
 def margins(logits: Tensor, labels: Tensor) -> Tensor:

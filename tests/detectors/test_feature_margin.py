@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from bdprune.analysis import Case
+from bdprune.analysis import Case, gamma_p_values
 from bdprune.data import CleanData
 from bdprune.detectors.feature_margin import FeatureMargin
 from bdprune.errors import DataError
@@ -39,11 +39,24 @@ def test_the_label_that_outgrows_the_others_is_named() -> None:
     assert spared.score is not None and found.score is not None and spared.score < found.score
 
 
-def test_pixels_of_random_images_are_free_in_the_paper() -> None:
-    paper = FeatureMargin.preset("paper", search=MarginSettings(steps=3, lr=0.01))
-    found = paper(classes_of(8, strong=5))
+def linear(strong: int | None) -> Case:
+    """Every label has random weights on the pixels; those of one label may be five times as large."""
+    weight = torch.randn(8, 108, generator=torch.Generator().manual_seed(0))
+    if strong is not None:
+        weight[strong] *= 5
+    network = nn.Sequential(nn.Flatten(), nn.Linear(108, 8, bias=False))
+    network.load_state_dict({"1.weight": weight})
+    return Case(Model(network.eval(), "linear", 8, (3, 6, 6)), classes_of(8).images)
+
+
+def test_the_paper_frees_the_pixels_of_random_images_and_fits_a_gamma_distribution() -> None:
+    paper = FeatureMargin.preset("paper", search=MarginSettings(steps=40, lr=0.05, signed=False))
+    found, spared = paper(linear(strong=5)), paper(linear(strong=None))
     assert found.details["convs_before"] == 0 and found.details["images"] == 30
-    assert found.details["margins"].index(max(found.details["margins"])) == 5
+    assert found.flagged and found.target_label == 5
+    assert spared.score is not None and found.score is not None and spared.score < found.score
+    margins = torch.tensor(found.details["margins"])
+    assert found.score == pytest.approx(-gamma_p_values(margins)[5].log10().item())
 
 
 def test_labels_do_not_matter_and_neither_does_the_order() -> None:

@@ -56,3 +56,26 @@ def test_batches_do_not_change_the_margins(bright: Any, batch: int) -> None:
     cut = cut_at(frozen(bright), bright.data.images[:4], 0.05)
     one, other = (largest_margins(cut, torch.arange(3), MarginSettings(steps=3, batch=size)) for size in (batch, 12))
     torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-3)
+
+
+def test_plain_steps_follow_the_gradient_and_end_when_the_margin_is_still() -> None:
+    weight = torch.tensor([[1.0, -2.0, 0.0], [0.0, 3.0, -1.0], [0.5, 0.0, 0.0]])
+    start, reads = torch.full((1, 3), 0.5), []
+
+    def tail(value: Tensor) -> Tensor:
+        reads.append(value.detach().clone())
+        return value @ weight.T
+
+    plain = MarginSettings(steps=100, lr=0.1, signed=False)
+    margins = largest_margins(Cut(tail, start), torch.tensor([1]), plain)
+    # The other logits of the start are -0.5 and 0.25, so the slope of label 1 is its row minus that of label 2.
+    torch.testing.assert_close(reads[1] - reads[0], 0.1 * torch.tensor([[-0.5, 3.0, -1.0]]))
+    torch.testing.assert_close(margins, torch.tensor([[3.0]]))
+    assert len(reads) < 100 and all(one.min() >= 0 and one.max() <= 1 for one in reads)
+
+
+def test_each_label_of_a_plain_ascent_ends_on_its_own(bright: Any) -> None:
+    cut = cut_at(frozen(bright), bright.data.images[:4], 0.0)
+    plain = MarginSettings(steps=20, lr=0.05, signed=False)
+    alone = [largest_margins(cut, torch.tensor([label]), plain) for label in range(3)]
+    torch.testing.assert_close(largest_margins(cut, torch.arange(3), plain), torch.cat(alone))
