@@ -22,9 +22,16 @@ from bdprune.analysis.outliers import (
     why_no_outlier,
     why_unresponsive,
 )
-from bdprune.analysis.outstanding import Outstanding, SearchFor, excess_flips, outstanding_triggers, search_again
+from bdprune.analysis.outstanding import (
+    Outstanding,
+    SearchFor,
+    excess_flips,
+    outstanding_triggers,
+    search_again,
+    with_grown,
+)
 from bdprune.analysis.raised import PrunedPoint, natural_share, prune_raised, raised_filters, selectivity
-from bdprune.analysis.repair_check import CheckLimits, Signs, check_repair, collapse_of, signs_of
+from bdprune.analysis.repair_check import CheckLimits, Signs, check_repair, collapse_of, flips_of, signs_of
 from bdprune.analysis.sanity import Sanity, SanityLimits, check_sanity
 from bdprune.analysis.size import fit_size
 from bdprune.analysis.source_search import easiest_pairs, search_sources

@@ -10,7 +10,7 @@ from torch import Tensor
 from bdprune.analysis.case import Case
 from bdprune.analysis.trigger_search import CREDIT, LARGEST, SEARCHES, scored, search_triggers
 from bdprune.analysis.triggers import Triggers
-from bdprune.loops import Hypothesis, Inversion, InvertSettings, Trigger, largest_size, size_score
+from bdprune.loops import GrowthSettings, Hypothesis, Inversion, InvertSettings, Trigger, grow, largest_size, size_score
 from bdprune.record import TriggerKind
 
 
@@ -23,12 +23,14 @@ class Outstanding:
         score: how far it stands out (:func:`bdprune.analysis.scored`).
         size: size of the smallest one that worked in the search, in pixels.
         others: sizes of the triggers of this kind that lead to the other labels.
+        grown: the strongest patch around it (:func:`bdprune.loops.grow`); None if there is none, or it is not known.
     """
 
     trigger: Trigger
     score: float
     size: float
     others: tuple[float, ...]
+    grown: Trigger | None = None
 
     @property
     def hypothesis(self) -> Hypothesis:
@@ -88,6 +90,14 @@ def outstanding_triggers(case: Case, search: SearchFor, least: float = 1.5, seed
             break
     chosen = [one for inversion in found for one in _of(inversion, least, search.flip_rate)]
     return sorted(chosen, key=lambda one: -one.score)
+
+
+def with_grown(case: Case, known: Outstanding, settings: GrowthSettings, seed: int = 0) -> Outstanding:
+    """The same with its grown patch, for the network of ``case``."""
+    if known.grown is not None:
+        return known
+    images, labels = case.images.images, case.images.labels
+    return replace(known, grown=grow(case.model.module, known.trigger, images, labels, settings, seed))
 
 
 def _of(inversion: Inversion, least: float, flip_rate: float) -> list[Outstanding]:

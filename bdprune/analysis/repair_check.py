@@ -12,12 +12,19 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from bdprune.analysis.case import Case
 from bdprune.analysis.moved import RAISED_WEIGHT, easiest_label, moved_filters, raise_moved, raised_counts
 from bdprune.analysis.outliers import for_few_labels
-from bdprune.analysis.outstanding import Outstanding, SearchFor, excess_flips, outstanding_triggers, search_again
+from bdprune.analysis.outstanding import (
+    Outstanding,
+    SearchFor,
+    excess_flips,
+    outstanding_triggers,
+    search_again,
+    with_grown,
+)
 from bdprune.analysis.thresholds import LEAD, MOVED, SMALL_TRIGGER, TWO_CLASS_LEAD, TWO_CLASS_MOVED
 from bdprune.analysis.unlearned import SCAN_UNLEARNING, PlainForm, Unlearning
 from bdprune.data import CleanData
 from bdprune.errors import TrainingError
-from bdprune.loops import ChangeSettings, Trigger, flip_shares, leaders, middle_half, universal_change
+from bdprune.loops import ChangeSettings, GrowthSettings, Trigger, flip_shares, leaders, middle_half, universal_change
 from bdprune.model import Model
 from bdprune.record import RepairCheck, TriggerCheck
 from bdprune.runtime import DEFAULT, Precision, predict
@@ -39,6 +46,8 @@ class CheckLimits:
     Args:
         gone: largest share of held-out images that a known trigger may flip beyond those that the network labels so
             without it, in [0, 1].
+        grown: the same for the grown patch of a trigger (:func:`bdprune.loops.grow`), which flips more images of any
+            network.
         score: a trigger that is searched again must have a smaller score (:func:`bdprune.analysis.scored`).
         lead: largest lead of a label under unlearning, for ten labels or more.
         two_class_lead: the same for two labels.
@@ -48,9 +57,11 @@ class CheckLimits:
         draws: number of random changes of the batch norms.
         change: their size, as a share of each scale and shift.
         perturbation: the small change of all images.
+        growth: how patches grow.
     """
 
     gone: float = 0.1
+    grown: float = 0.2
     score: float = SMALL_TRIGGER
     lead: float = LEAD
     two_class_lead: float = TWO_CLASS_LEAD
@@ -59,6 +70,7 @@ class CheckLimits:
     draws: int = 5
     change: float = 0.1
     perturbation: ChangeSettings = field(default_factory=ChangeSettings)
+    growth: GrowthSettings = field(default_factory=GrowthSettings)
 
     def lead_for(self, num_classes: int) -> float:
         """The largest lead for this number of labels."""
@@ -156,7 +168,8 @@ def signs_of(
         seed: of the search and the unlearning.
         precision: of the unlearning.
     """
-    known = tuple(outstanding_triggers(case, search, limits.score, seed))
+    triggers = outstanding_triggers(case, search, limits.score, seed)
+    known = tuple(with_grown(case, one, limits.growth, seed) for one in triggers)
     found, classes = collapse_of(case, seed, precision), case.model.num_classes
     lead = found.lead if found and found.lead > limits.lead_for(classes) else None
     moved = found.moved if found and found.moved > limits.moved_for(classes) else None
@@ -228,6 +241,8 @@ def _what_is_left(found: TriggerCheck, again: Outstanding, limits: CheckLimits) 
     """What the check of one trigger shows, in a phrase; empty if nothing is left."""
     if found.flips_after > limits.gone:
         return [f"the {found.name} flips {found.flips_after:.0%} of the images"]
+    if (found.grown or 0.0) > limits.grown:
+        return [f"a wider {found.name} at the same place flips {found.grown:.0%} of the images"]
     if again.score >= limits.score and (again.trigger.flip_rate or 0.0) > limits.gone:
         return [f"a new search finds a small {found.name}, with the score {again.score:.1f}"]
     if found.reactivated > 2 * limits.gone:
@@ -287,6 +302,7 @@ def _trigger_check(
         name=known.name,
         flips_before=flips_of(model, known.trigger, held),
         flips_after=flips_of(repaired, known.trigger, held),
+        grown=None if known.grown is None else flips_of(repaired, known.grown, held),
         score_before=known.score,
         score_after=again.score,
         reactivated=max((flips_of(form, known.trigger, held) for form in forms), default=0.0),

@@ -4,6 +4,7 @@ from bdprune.loops.distillation import AttentionDistillation, FeatureMap, attent
 from bdprune.loops.feature_shift import FeatureShift
 from bdprune.loops.finetune import FineTuneSettings, KeptPruned, TuningObjective, fine_tune
 from bdprune.loops.fitting import CrossEntropy, Objective, Schedule, fit, machine
+from bdprune.loops.growth import GrowthSettings, grow
 from bdprune.loops.implicit import ImplicitSettings, unlearn_perturbations
 from bdprune.loops.inversion.candidates import PenaltyRule
 from bdprune.loops.inversion.hypotheses import Hypothesis, every_target

@@ -66,9 +66,10 @@ class Auto(Purifier):
     The signs of the backdoor are the recovered triggers that stand out, a label that leads while the network unlearns,
     and filters that unlearning moves most and the clean task does not need. The methods are tried one after another,
     the cheapest first: pruning of the filters that the triggers raise; RNP; the pruning with a fine-tuning; the
-    unlearning of the triggers; RNP and then the unlearning; I-BAU. After each, the known triggers are measured on
-    held-out images, searched again, and tried under small random changes of the batch norms; the network is unlearned
-    again if the unlearning showed a sign before. The first result without a sign that costs at most ``max_drop`` is
+    unlearning of the triggers; RNP and then the unlearning; without a trigger, RNP and I-BAU. After each, the known
+    triggers are measured on held-out images as they are and grown (:func:`bdprune.loops.grow`), searched again, and
+    tried under small random changes of the batch norms; the network is unlearned again if the unlearning showed a sign
+    before. The first result without a sign that costs at most ``max_drop`` is
     taken. If the triggers were not unlearned for it, that is done then, and kept if it leaves no sign either. If there
     is no result without a sign, the one with the fewest is taken, and the outcome is ``unrepaired``.
 
@@ -155,7 +156,8 @@ class Auto(Purifier):
             yield "trigger_unlearning", lambda case: unlearning.repaired(case, known, Phases())
         if known and (first := rnp.repair) is not None and first.change != "nothing":
             yield "rnp+trigger_unlearning", lambda case: _one_after_another(case, first, unlearning, signs)
-        yield "ibau", IBAU(held_out=self.held_out, max_drop=min(self.max_drop, IBAU.max_drop), seed=self.seed)
+        if not known:  # it hides a trigger from every search by gradients, so that nothing could be verified
+            yield "ibau", IBAU(held_out=self.held_out, max_drop=min(self.max_drop, IBAU.max_drop), seed=self.seed)
 
     def _unlearning(self) -> TriggerUnlearning:
         return TriggerUnlearning(

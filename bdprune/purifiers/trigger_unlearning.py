@@ -6,9 +6,18 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from bdprune.analysis import Case, Outstanding, search_again
+from bdprune.analysis import Case, Outstanding, flips_of, search_again, with_grown
 from bdprune.data import CleanData
-from bdprune.loops import FineTuneSettings, KeptPruned, StampedAndTaught, StampedLabels, Stamping, Trigger, fine_tune
+from bdprune.loops import (
+    FineTuneSettings,
+    GrowthSettings,
+    KeptPruned,
+    StampedAndTaught,
+    StampedLabels,
+    Stamping,
+    Trigger,
+    fine_tune,
+)
 from bdprune.methods import Phases, Repair, TriggerPurifier, hold_out, sure_drop
 from bdprune.model import Model, PruneMode
 from bdprune.purifiers.trigger_pruning import TriggerPruning
@@ -21,6 +30,7 @@ PRESETS: Mapping[str, Mapping[str, Any]] = {
         "rounds": 1,
         "halvings": 0,
         "taught": 0.0,
+        "growth": None,
         "stamping": Stamping(share=0.2, jitter=0.0, shift=0),
         "tuning": FineTuneSettings(lr=0.01, epochs=1),
     },
@@ -33,10 +43,11 @@ class TriggerUnlearning(TriggerPurifier):
     """Teaches the network the true labels of images that carry the recovered triggers.
 
     The triggers are stamped on a share of each step, with varied strength and place, because a recovered trigger
-    differs from the true one. After each round the search is repeated for the same labels. The triggers that it finds
-    join the next round, until they are about as large as those that lead to other labels. By default the filters that
-    the triggers raise are pruned first (:class:`bdprune.purifiers.trigger_pruning.TriggerPruning`) and stay pruned:
-    alone, the fine-tuning is weak, because it hides the recovered trigger rather than the backdoor.
+    differs from the true one. A small patch is also stamped as it has grown (:func:`bdprune.loops.grow`), because the
+    search finds only a part of the true one. After each round the search is repeated for the same labels. The triggers
+    that it finds join the next round, until they are about as large as those that lead to other labels. By default the
+    filters that the triggers raise are pruned first (:class:`bdprune.purifiers.trigger_pruning.TriggerPruning`) and
+    stay pruned: alone, the fine-tuning is weak, because it hides the recovered trigger rather than the backdoor.
 
     The preset ``paper`` is the unlearning of Neural Cleanse: one pass over the images, 20 % of which carry the trigger.
 
@@ -44,6 +55,7 @@ class TriggerUnlearning(TriggerPurifier):
         pruning: settings of the pruning before; None for none. Its ``seed``, ``mode``, ``precision`` and
             ``held_out`` are those of this method.
         tuning: settings of the fine-tuning of one round.
+        growth: how patches grow; None for not.
         stamping: how the triggers are stamped.
         rounds: maximum number of rounds.
         halvings: a round that costs too much accuracy is repeated with half the learning rate, so many times in all.
@@ -53,6 +65,7 @@ class TriggerUnlearning(TriggerPurifier):
         least: smallest score of a trigger that counts (:class:`bdprune.detectors.inversion.InversionDetector`).
         enough: a trigger that is searched again ends the rounds with a smaller score. It is less than ``least``,
             because its label is known by then: the next smallest trigger of a backdoor often does not stand out.
+        gone: largest share of the images that a grown patch may flip at the end of the rounds.
         max_drop: largest fall of clean accuracy on the held-out images, less its standard error
             (:func:`bdprune.methods.sure_drop`), in [0, 1]; a round beyond it is not taken.
         held_out: share of the clean images held out for the accuracy.
@@ -63,11 +76,13 @@ class TriggerUnlearning(TriggerPurifier):
 
     pruning: TriggerPruning | None = field(default_factory=lambda: TriggerPruning(max_drop=0.05, fine_tuning=None))
     tuning: FineTuneSettings = field(default_factory=lambda: FineTuneSettings(lr=0.005, epochs=10, schedule="cosine"))
-    stamping: Stamping = field(default_factory=lambda: Stamping(share=0.3))
+    growth: GrowthSettings | None = field(default_factory=GrowthSettings)
+    stamping: Stamping = field(default_factory=lambda: Stamping(share=0.3, dropped=0.5))
     rounds: int = 5
     halvings: int = 2
     taught: float = 1.0
     enough: float = 0.4
+    gone: float = 0.1
     max_drop: float = 0.03
     held_out: float = 0.3
     mode: PruneMode = "zero_gamma"
@@ -98,6 +113,9 @@ class TriggerUnlearning(TriggerPurifier):
         if not known:
             nothing = "nothing is changed: no recovered trigger stands out"
             return self.repair(case, case.model, held, selection=nothing, seconds=phase.seconds)
+        if self.growth:
+            with phase("grow"):
+                known = [with_grown(case, one, self.growth, self.seed) for one in known]
         model, pruned = self._pruned(case, known, phase, kept or {})
         best, rounds = self._rounds(case, model, pruned, (rest, held), known, phase)
         if not rounds and sure_drop(case.model, best, held) > self.max_drop:
@@ -136,7 +154,8 @@ class TriggerUnlearning(TriggerPurifier):
     ) -> tuple[Model, int]:
         """The last model within the limit, and the number of its rounds."""
         rest, held = split
-        triggers, tuning, slower = [one.trigger for one in known], self.tuning, 0
+        grown = [one.grown for one in known if one.grown is not None]
+        triggers, tuning, slower = [*(one.trigger for one in known), *grown], self.tuning, 0
 
         def tuned(number: int) -> Model:
             seed = self.seed + number
@@ -154,7 +173,7 @@ class TriggerUnlearning(TriggerPurifier):
                 model = after
             if number + 1 < self.rounds:
                 again = self._again(case.with_model(model), known, number, phase)
-                if not again:
+                if not again and all(flips_of(model, one, rest) <= self.gone for one in grown):
                     return model, number + 1
                 triggers += again
         return model, self.rounds

@@ -17,6 +17,8 @@ class TriggerCheck(Record, frozen=True, kw_only=True):
         name: its kind and the label that it leads to.
         flips_before: share of held-out images that it flips, less the share that is labelled so without it.
         flips_after: the same in the repaired network.
+        grown: the same for the strongest patch around it, one that was found in the network before the repair; None if
+            the trigger is not a small patch.
         score_before: how far it stands out from the triggers of other labels.
         score_after: the same for the trigger that a new search finds in the repaired network.
         reactivated: largest share of held-out images that the trigger flips after small random changes of the batch
@@ -32,6 +34,7 @@ class TriggerCheck(Record, frozen=True, kw_only=True):
     score_after: float
     reactivated: Share
     perturbed: Share | None = None
+    grown: Share | None = None
 
 
 class RepairCheck(Record, frozen=True, kw_only=True):
@@ -65,7 +68,7 @@ class RepairCheck(Record, frozen=True, kw_only=True):
     @property
     def severity(self) -> tuple[int, float]:
         """The number of signs that are left, and the largest share of images that a trigger flips."""
-        flips = [max(one.flips_after, one.reactivated, one.perturbed or 0.0) for one in self.triggers]
+        flips = [max(one.flips_after, one.reactivated, one.perturbed or 0.0, one.grown or 0.0) for one in self.triggers]
         return len(self.left), max(flips, default=max(self.lead_after or 0.0, self.moved_after or 0.0))
 
 

@@ -97,9 +97,10 @@ def check_rows(result: PurifyResult) -> list[tuple[str, str]]:
 
 
 def _hidden(one: TriggerCheck) -> str:
-    """What small changes of the network and of the images bring back."""
+    """What a wider patch, and small changes of the network and of the images, bring back."""
     images = "" if one.perturbed is None else f", of the images {percent(one.perturbed)}"
-    return f"; after small changes of the network {percent(one.reactivated)}{images}"
+    wider = "" if one.grown is None else f"; a wider patch {percent(one.grown)}"
+    return f"{wider}; after small changes of the network {percent(one.reactivated)}{images}"
 
 
 def attempt_rows(result: PurifyResult) -> list[tuple[str, str]]:

@@ -10,7 +10,7 @@ from torch import nn
 
 from bdprune.analysis import Case, CheckLimits, SearchFor, Signs, check_repair, collapse_of, signs_of
 from bdprune.analysis.repair_check import _changed, flips_of, perturbed_flips
-from bdprune.loops import ChangeSettings
+from bdprune.loops import ChangeSettings, GrowthSettings
 from bdprune.methods import hold_out
 from bdprune.model import Model
 
@@ -36,6 +36,24 @@ def test_a_backdoored_network_keeps_its_signs_and_its_clean_twin_has_none() -> N
     assert twin.triggers[0].flips_after < 0.1 and twin.triggers[0].score_after < 1.7
     assert twin.triggers[0].perturbed is not None and first.perturbed is None, "it is measured if no sign is left"
     assert twin.severity < same.severity
+
+
+def test_a_wider_patch_that_still_works_is_a_sign_that_is_left() -> None:
+    """What is left of a backdoor may respond to the true trigger, and not to the small one that was found."""
+    known = known_networks()
+    case = Case(known.backdoored, known.data)
+    _, held = hold_out(known.data, 0.3, 0)
+    wide = replace(LIMITS, growth=GrowthSettings(largest=1.0))
+    signs = signs_of(case, held, wide, PATCH)
+    first = signs.triggers[0]
+    assert first.grown is not None and first.grown.size > first.size
+    weak = replace(first, trigger=replace(first.trigger, mask=torch.zeros_like(first.grown.mask)))  # type: ignore[arg-type]
+    found = check_repair(case, known.backdoored, replace(signs, triggers=(weak,)), wide, PATCH)
+    assert found.triggers[0].flips_after == 0 and found.triggers[0].grown == flips_of(
+        known.backdoored, first.grown, held
+    )
+    assert "a wider patch" in found.left[0] and found.severity[1] == found.triggers[0].grown
+    assert signs_of(case, held, LIMITS, PATCH).triggers[0].grown is None, "it would cover too much of a small image"
 
 
 def test_without_signs_nothing_can_be_verified() -> None:

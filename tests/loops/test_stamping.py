@@ -51,6 +51,15 @@ def test_strength_and_place_vary_within_their_ranges() -> None:
     assert places == {row % 4 * 4 + column % 4 for row in (-1, 0, 1) for column in (-1, 0, 1)}
 
 
+def test_pixels_of_a_mask_are_left_out_up_to_a_share() -> None:
+    whole = Trigger(torch.full((1, 40, 40), 0.5), torch.ones(3, 40, 40), 2)
+    stamper = Stamper([whole], Stamping(share=1.0, jitter=0.0, shift=0, dropped=0.5), 0)
+    masks = [stamper.stamp(torch.zeros(2, 3, 40, 40), LABELS[:2])[2].mask for _ in range(40)]
+    shares = [float(one.eq(0).float().mean()) for one in masks if one is not None]
+    assert len(shares) == 40 and min(shares) < 0.05 and 0.45 < max(shares) < 0.55
+    assert all(set(one.unique().tolist()) <= {0.0, 0.5} for one in masks if one is not None)
+
+
 def test_an_additive_trigger_changes_its_strength() -> None:
     change = Trigger(None, torch.full((3, 4, 4), 0.5), 2, kind="additive")
     stamper = Stamper([change], Stamping(share=1.0, jitter=0.5, shift=0), 0)
@@ -123,7 +132,7 @@ def test_the_target_becomes_unlikely_even_if_the_network_is_sure_of_it() -> None
     assert bias.grad[2].item() == pytest.approx((4 * p[2].item() + 4 * p[2].item() - 2) / 8, rel=1e-3)
 
 
-@pytest.mark.parametrize("wrong", [{"share": 0.0}, {"share": 1.5}, {"jitter": 1.0}, {"shift": -1}])
+@pytest.mark.parametrize("wrong", [{"share": 0.0}, {"share": 1.5}, {"jitter": 1.0}, {"shift": -1}, {"dropped": 1.0}])
 def test_numbers_outside_their_range_are_errors(wrong: dict[str, Any]) -> None:
     with pytest.raises(OptionError, match="Triggers cannot be stamped"):
         Stamping(**wrong)

@@ -154,7 +154,7 @@ def test_without_a_sign_the_outcome_is_unverified(known: Planted, monkeypatch: p
 
 def test_methods_come_in_the_order_of_their_cost(known: Planted) -> None:
     names = [name for name, _ in Auto()._candidates(_signs(known))]
-    assert names == ["trigger_pruning", "rnp", "trigger_pruning+fine_tuning", "trigger_unlearning", "ibau"]
+    assert names == ["trigger_pruning", "rnp", "trigger_pruning+fine_tuning", "trigger_unlearning"]
     assert [name for name, _ in Auto()._candidates(_signs(known, found=False))] == ["rnp", "ibau"]
 
 
@@ -200,7 +200,7 @@ def test_rnp_runs_once_and_goes_on_only_if_it_changed_something(
             if "rnp" in name:
                 assert method(case) is ran[0]
         after_rnp = ["rnp+trigger_unlearning"] if change == "pruned" else []
-        assert len(ran) == 1 and names[-2 - len(after_rnp) :] == ["trigger_unlearning", *after_rnp, "ibau"]
+        assert len(ran) == 1 and names[-1 - len(after_rnp) :] == ["trigger_unlearning", *after_rnp]
 
 
 def test_settings_reach_all_methods(known: Planted) -> None:
