@@ -11,7 +11,7 @@ import torch
 
 from bdprune.analysis import Case, Outstanding, SearchFor
 from bdprune.data import CleanData
-from bdprune.loops import FineTuneSettings, Stamping
+from bdprune.loops import FineTuneSettings, GrowthSettings, Stamping, Trigger
 from bdprune.methods import Phases
 from bdprune.model import Model
 from bdprune.purifiers import trigger_unlearning
@@ -72,6 +72,35 @@ def test_new_triggers_join_the_next_round(known: Planted, monkeypatch: pytest.Mo
     method = TriggerUnlearning(pruning=None, tuning=tuning, rounds=3, taught=0.0, max_drop=1.0)
     repair = method.repaired(Case(known.backdoored, known.data), [true_trigger(known)], Phases())
     assert taught == [1, 2, 3] and repair.selection.startswith("3 rounds")
+
+
+@pytest.mark.parametrize("gone, rounds", [(-0.1, 3), (1.0, 1)])
+def test_a_grown_patch_is_learnt_too_until_it_is_gone(
+    known: Planted, monkeypatch: pytest.MonkeyPatch, gone: float, rounds: int
+) -> None:
+    taught: list[list[float]] = []
+
+    class Watched(trigger_unlearning.StampedLabels):
+        def __init__(self, triggers: Sequence[Trigger], settings: Stamping, seed: int) -> None:
+            taught.append([one.size for one in triggers])
+            super().__init__(triggers, settings, seed)
+
+    monkeypatch.setattr(trigger_unlearning, "StampedLabels", Watched)
+    monkeypatch.setattr(trigger_unlearning, "search_again", never_again)
+    method = TriggerUnlearning(
+        pruning=None,
+        tuning=FineTuneSettings(lr=1e-4, epochs=1),
+        growth=GrowthSettings(largest=1.0),
+        gone=gone,
+        enough=0.6,
+        rounds=3,
+        taught=0.0,
+        max_drop=1.0,
+    )
+    trigger = true_trigger(known)
+    repair = method.repaired(Case(known.backdoored, known.data), [trigger], Phases())
+    assert len(taught) == rounds and "grow" in repair.seconds
+    assert all(len(sizes) == 2 and sizes[0] == trigger.trigger.size < sizes[1] for sizes in taught)
 
 
 @pytest.mark.parametrize("score, rounds", [(0.6, 3), (0.3, 1)])
