@@ -131,7 +131,7 @@ class FeatureMargin(Detector):
         """How far each margin stands out, ``[K]``; NaN where it is unknown."""
         if self.test == "z":
             return robust_z(largest)
-        return -gamma_p_values(largest).clamp(min=_SMALLEST_P).log10()
+        return gamma_p_values(largest).clamp(min=_SMALLEST_P).log10().abs()  # not -0.0 for a chance of 1
 
     def _affordable(self, case: Case, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         """The images and the labels that the number of pixels allows."""
