@@ -61,7 +61,7 @@ def grow(
         return None
     images, goal = images[own], _goal(trigger, labels[own])
     colours = _colours(module.eval(), area, images, goal, trigger.target is None, settings, seed)
-    return replace(trigger, mask=area, pattern=colours, flip_rate=None, images=0)
+    return replace(trigger, mask=area, pattern=colours, flip_rate=None, images=0, grown=True)
 
 
 def _colours(

@@ -23,7 +23,7 @@ class Stamping:
         jitter: the opacity or the change of a trigger is multiplied by a number from 1 - jitter to 1 + jitter.
         shift: a trigger is moved by up to this many pixels in each direction; what leaves the image enters it on the
             other side.
-        dropped: largest share of the pixels of a mask that are left out at random, in [0, 1).
+        dropped: largest share of the pixels of a grown patch that are left out at random, in [0, 1).
 
     Raises:
         OptionError: a number is outside its range.
@@ -32,7 +32,7 @@ class Stamping:
     share: float = 0.2
     jitter: float = 0.3
     shift: int = 2
-    dropped: float = 0.0
+    dropped: float = 0.5
 
     def __post_init__(self) -> None:
         if not (0 < self.share <= 1 and 0 <= self.jitter < 1 and self.shift >= 0 and 0 <= self.dropped < 1):
@@ -82,12 +82,13 @@ class Stamper:
         pattern, mask = trigger.pattern.roll(moves, (1, 2)), trigger.mask
         if mask is None:
             return replace(trigger, pattern=pattern * factor)
-        return replace(trigger, pattern=pattern, mask=(self._thinned(mask.roll(moves, (1, 2))) * factor).clamp(0, 1))
+        mask = mask.roll(moves, (1, 2))
+        if trigger.grown:
+            mask = self._thinned(mask)
+        return replace(trigger, pattern=pattern, mask=(mask * factor).clamp(0, 1))
 
     def _thinned(self, mask: Tensor) -> Tensor:
-        """The mask without some of its pixels."""
-        if not self._settings.dropped:
-            return mask
+        """The mask without some of its pixels: the true trigger covers a part of a grown patch."""
         share = self._settings.dropped * float(torch.rand((), generator=self._generator))
         return mask * (torch.rand(mask.shape, generator=self._generator) >= share).to(mask)
 

@@ -77,7 +77,7 @@ class TriggerUnlearning(TriggerPurifier):
     pruning: TriggerPruning | None = field(default_factory=lambda: TriggerPruning(max_drop=0.05, fine_tuning=None))
     tuning: FineTuneSettings = field(default_factory=lambda: FineTuneSettings(lr=0.005, epochs=10, schedule="cosine"))
     growth: GrowthSettings | None = field(default_factory=GrowthSettings)
-    stamping: Stamping = field(default_factory=lambda: Stamping(share=0.3, dropped=0.5))
+    stamping: Stamping = field(default_factory=lambda: Stamping(share=0.3))
     rounds: int = 5
     halvings: int = 2
     taught: float = 1.0

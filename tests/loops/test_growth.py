@@ -43,7 +43,7 @@ def test_a_part_of_the_square_grows_to_all_of_it_in_the_strongest_colours() -> N
     assert torch.equal(grown.mask, expected)
     colours = grown.pattern[:, 14:18, 14:18]
     assert colours[0].min() > 0.9 and colours[1].max() < 0.1, "without the drops, a few pixels would have done"
-    assert (grown.target, grown.flip_rate, grown.images) == (2, None, 0)
+    assert (grown.target, grown.flip_rate, grown.images, grown.grown) == (2, None, 0, True)
 
 
 def test_a_patch_without_a_target_leads_away_from_the_true_label() -> None:

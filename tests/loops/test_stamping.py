@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -51,10 +52,13 @@ def test_strength_and_place_vary_within_their_ranges() -> None:
     assert places == {row % 4 * 4 + column % 4 for row in (-1, 0, 1) for column in (-1, 0, 1)}
 
 
-def test_pixels_of_a_mask_are_left_out_up_to_a_share() -> None:
-    whole = Trigger(torch.full((1, 40, 40), 0.5), torch.ones(3, 40, 40), 2)
-    stamper = Stamper([whole], Stamping(share=1.0, jitter=0.0, shift=0, dropped=0.5), 0)
-    masks = [stamper.stamp(torch.zeros(2, 3, 40, 40), LABELS[:2])[2].mask for _ in range(40)]
+def test_pixels_of_a_grown_patch_are_left_out_up_to_a_share() -> None:
+    found = Trigger(torch.full((1, 40, 40), 0.5), torch.ones(3, 40, 40), 2)
+    images, settings = torch.zeros(2, 3, 40, 40), Stamping(share=1.0, jitter=0.0, shift=0, dropped=0.5)
+    whole = Stamper([found], settings, 0).stamp(images, LABELS[:2])[2].mask
+    assert whole is not None and found.mask is not None and torch.equal(whole, found.mask), "a found patch is small"
+    stamper = Stamper([replace(found, grown=True)], settings, 0)
+    masks = [stamper.stamp(images, LABELS[:2])[2].mask for _ in range(40)]
     shares = [float(one.eq(0).float().mean()) for one in masks if one is not None]
     assert len(shares) == 40 and min(shares) < 0.05 and 0.45 < max(shares) < 0.55
     assert all(set(one.unique().tolist()) <= {0.0, 0.5} for one in masks if one is not None)

@@ -28,6 +28,7 @@ class Trigger:
         flip_rate: share of held-out images that it flips, in [0, 1]; None if no image was held out.
         images: number of held-out images.
         kind: ``patch``, ``additive`` or ``warp``.
+        grown: whether it is the strongest patch around a recovered one (:func:`bdprune.loops.grow`).
     """
 
     mask: Tensor | None
@@ -37,6 +38,7 @@ class Trigger:
     flip_rate: float | None = None
     images: int = 0
     kind: TriggerKind = "patch"
+    grown: bool = False
 
     @property
     def _masks(self) -> Tensor | None:
