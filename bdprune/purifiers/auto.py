@@ -156,7 +156,7 @@ class Auto(Purifier):
             yield "trigger_unlearning", lambda case: unlearning.repaired(case, known, Phases())
         if known and (first := rnp.repair) is not None and first.change != "nothing":
             yield "rnp+trigger_unlearning", lambda case: _one_after_another(case, first, unlearning, signs)
-        if not known:  # it hides a trigger from every search by gradients, so that nothing could be verified
+        if not known:  # it is trained against what gradients find, and the check relies on that
             yield "ibau", IBAU(held_out=self.held_out, max_drop=min(self.max_drop, IBAU.max_drop), seed=self.seed)
 
     def _unlearning(self) -> TriggerUnlearning:
