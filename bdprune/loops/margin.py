@@ -89,7 +89,8 @@ class MarginSettings:
         lr: size of the first signed step, in standard deviations of the starting values; it falls along a cosine.
         batch: maximum number of values in one pass.
         signed: take steps with the sign of the gradient. Otherwise a step is ``lr`` times the gradient in every step,
-            as in the authors' code, and a label stops when its margins change by less than 0.001 %; ``batch`` is then not used.
+            as in the authors' code, a label stops when its margins change by less than 0.001 %, and ``batch`` is not
+            used.
     """
 
     steps: int = 25
