@@ -1,18 +1,19 @@
 """Measures verdicts and repairs of a zoo's models with several seeds on the full test set.
 
     python bench/efficacy.py zoo/demo/manifest.toml --data DIR [--seeds 5] [--part scans] [--only MODEL] [--rows FILE]
-                              [--methods auto,rnp:paper] [--budget full]
+                              [--methods auto,rnp:paper,rnp+fst] [--budget full]
                               [--clean zoo/demo/defence.npz] [--device cuda] [--skip-retuning]
 
 DIR holds the zoo's dataset. Prints Markdown tables: the verdicts of every model; and for each method clean accuracy
 (CA), attack success rate (ASR) and robust accuracy (RA, triggered images with their true label) before and after each
 repair, the defence effectiveness rate (DER), the ASR after an attacker has fine-tuned the repaired model on five
-triggered images, and published figures (bench/published.py).
+triggered images, seconds, peak memory, and published figures (bench/published.py).
 Seeds change the split, the order and the augmentation. The clean images are the zoo's, or those of --clean. Methods
 decide on these images only, with the same settings for every attack. Triggers and test images are used for measuring
 only.
 
-Each row is appended to FILE (JSON lines) when it is done. Rows in FILE are not run again.
+Each row is appended to FILE (JSON lines) when it is done. Rows in FILE are not run again. A repair that fails stops
+nothing: it is named with the missing rows at the end, and the exit code is 1.
 """
 
 from __future__ import annotations
@@ -22,14 +23,23 @@ import json
 import platform
 import sys
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
 import torch
+from published import has_published_settings
 from recovered import recovered_rows, recovered_table
-from repairs import parse_method, repair_row, repair_table, retuned, summary_table
+from repairs import (
+    comparison_table,
+    missing_rows,
+    parse_method,
+    repair_row,
+    repair_table,
+    retuned,
+    summary_table,
+)
 from rows import Row, Rows, commit
 from verdicts import by, verdict_row, verdict_table
 
@@ -88,10 +98,10 @@ class Subject:
         }
 
     def retuned_success(self, model: Model, seed: int) -> float | None:
-        """ASR in per cent after an attacker's retuning; None for a clean model or one with several targets."""
-        if self._trigger is None or self.truth is None:
+        """ASR in per cent after an attacker's retuning; None for a clean model."""
+        if self._trigger is None or self.attack is None:
             return None
-        again = retuned(model, self.clean, self._test, self._trigger, self.truth, seed)
+        again = retuned(model, self.clean, self._test, self._trigger, self.attack, seed)
         success: float | None = self.measure(again)["asr"]
         return success
 
@@ -165,7 +175,7 @@ def main() -> None:
     parser.add_argument(
         "--methods",
         default=",".join(DEFAULT_METHODS),
-        help="purifiers, separated by commas, as in rnp,rnp:paper,auto-100 (preset paper; 100 images); "
+        help="purifiers, separated by commas, as in rnp,rnp:paper,auto-100,rnp+fst (preset; 100 images; two in turn); "
         f"default: {','.join(DEFAULT_METHODS)}",
     )
     parser.add_argument("--budget", choices=["fast", "default", "full"], default="default", help="of the scans")
@@ -183,33 +193,46 @@ def main() -> None:
     plan = Plan(parts, methods, options.seeds, options.budget, not options.skip_retuning)
     zoo = read_manifest(options.manifest)
     storage = Storage(zoo)
+    made = [(entry, folder) for entry in zoo.models if (folder := storage.made(entry)) is not None]
     sets: dict[str, RawImages] = {}
-    skipped = []
-    for entry in zoo.models:
-        folder = storage.made(entry)
+    for entry, folder in made:
         if options.only and entry.name not in options.only:
-            continue
-        if folder is None:
-            skipped.append(entry.name)
             continue
         if entry.dataset not in sets:
             sets[entry.dataset] = read_dataset(options.data, entry.dataset, "test")
         clean = load_clean(options.clean or defence_images([folder, zoo.home, *(one.home for one in zoo.models)]))
         run(record, Subject(entry, folder, clean, images_of(entry, sets[entry.dataset]), device), plan)
-    before = {row["model"]: row for row in record.where(part="before")}
-    repairs = record.where(part="repair")
-    if skipped:
-        print(f"Skipped models without weights: {', '.join(skipped)}.\n")
-    scans = record.where(part="scan", method=options.budget)
-    print(verdict_table(scans))
+    if skipped := {entry.name for entry in zoo.models} - {entry.name for entry, _ in made}:
+        print(f"Skipped models without weights: {', '.join(sorted(skipped))}.\n")
+    print_tables(record, [entry for entry, _ in made], plan)
+    print(f"\n{json.dumps(_environment())}")
+    sys.exit(1 if record.failed else 0)
+
+
+def print_tables(record: Rows, entries: Sequence[Entry], plan: Plan) -> None:
+    """Prints the tables of all rows, and names the repairs that have none.
+
+    Args:
+        entries: the models that have weights.
+    """
+    scans = record.where(part="scan", method=plan.budget)
+    if scans:
+        print(verdict_table(scans))
     if any(row.get("recovered") for row in scans):
         print(f"\nRecovered triggers\n\n{recovered_table(scans)}")
-    for method, mine in by(repairs, "method").items():
-        print(f"\n{method}\n\n{repair_table(mine, before)}")
+    before, repairs = {row["model"]: row for row in record.where(part="before")}, record.where(part="repair")
+    as_published = {entry.name for entry in entries if has_published_settings(entry.make_attack())}
+    by_method = by(repairs, "method")
+    for method, mine in by_method.items():
+        print(f"\n{method}\n\n{repair_table(mine, before, as_published)}")
+    for name, mine in by(repairs, "model").items():
+        if before[name]["asr"] is not None and len(by(mine, "method")) > 1:
+            print(f"\n{name}\n\n{comparison_table(mine, before[name])}")
     if repairs:
-        backdoored = sum(row["asr"] is not None for row in before.values())
-        print(f"\n{summary_table(repairs, before, list(by(repairs, 'method')), backdoored)}")
-    print(f"\n{json.dumps(_environment())}")
+        backdoored = {entry.name for entry in entries if entry.attack}
+        print(f"\n{summary_table(repairs, before, list(dict.fromkeys([*by_method, *plan.methods])), backdoored)}")
+    if "repairs" in plan.parts:
+        print(f"\n{missing_rows(record, [entry.name for entry in entries], plan.methods, plan.seeds)}")
 
 
 if __name__ == "__main__":

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+from bdprune.attacks import Attack
+
 _ATTACKS = (
     "badnets",
     "trojan",
@@ -91,15 +93,29 @@ PRUNED: Mapping[str, Mapping[str, int]] = {
 """Purifier -> kind of attack -> number of pruned filters (Table 3)."""
 
 
+_LEAST_RATE = 0.08
+"""The smallest share of poisoned images in these tables (Table 6)."""
+
+
+def has_published_settings(attack: Attack | None) -> bool:
+    """Whether an attack has the settings of these tables: another rate, size or source is another attack."""
+    if attack is None or attack.rate < _LEAST_RATE:
+        return False
+    return attack == type(attack)(target=attack.target, rate=attack.rate)
+
+
 def published(method: str, kind: str | None, all_to_all: bool) -> str:
     """The published figures of a method, else those of RNP, as ``0.20 / 92.22, 41 filters``; a dash if there are none.
 
     Args:
-        method: as ``bench/efficacy.py`` names it, such as ``nad`` or ``rnp-100``; figures are for 500 images only.
+        method: as ``bench/efficacy.py`` names it, such as ``nad``. Figures are for 500 images and one method, so
+            ``rnp-100`` and ``rnp+fst`` have none.
         kind: of the attack; None for a clean model.
         all_to_all: whether the attack leads to all labels.
     """
-    name = method.partition("-")[0].partition(":")[0]
+    name = method.partition(":")[0]
+    if "+" in name or name.rpartition("-")[2].isdigit():
+        return "–"
     table = ALL_TO_ALL if all_to_all else REPAIRS
     found = name if kind in table.get(name, {}) else "rnp"
     figures = table[found].get(kind or "")

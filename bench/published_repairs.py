@@ -11,13 +11,14 @@ not run again.
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable
+import sys
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
 import torch
 from published_verdicts import CHECKPOINTS, draw
-from repairs import parse_method, repair_row, repair_table
+from repairs import missing_rows, parse_method, repair_row, repair_table, retuned
 from rows import Row, Rows
 from torch import Tensor, nn
 from verdicts import by
@@ -67,11 +68,34 @@ def measured(model: Model, test: RawImages, truth: int | None, trigger: nn.Modul
     }
 
 
-def row_of(model: Model, clean: CleanData, method: str, seed: int, measure_it: Callable[[Model], Row]) -> Row:
-    """The figures of one repair."""
-    row = repair_row(model, clean, method, seed, measure_it)
-    del row["model_after"]
-    return row
+@dataclass(frozen=True)
+class Subject:
+    """One checkpoint and its truth.
+
+    Attributes:
+        model: before any repair.
+        test: the full test set.
+        truth: label of the backdoor; None for a clean model.
+        trigger: the true trigger; None for a clean model.
+    """
+
+    model: Model
+    test: RawImages
+    truth: int | None
+    trigger: nn.Module | None
+
+    def measure(self, model: Model) -> Row:
+        """CA, ASR and RA in per cent of a model."""
+        return measured(model, self.test, self.truth, self.trigger)
+
+    def repaired_row(self, clean: CleanData, method: str, seed: int) -> Row:
+        """The figures of one repair, and ASR after an attacker's retuning."""
+        row = repair_row(self.model, clean, method, seed, self.measure)
+        after: Model = row.pop("model_after")
+        if self.truth is None or self.trigger is None:
+            return row | {"retuned": None}
+        again = retuned(after, clean, self.test, self.trigger, BadNets(target=self.truth), seed)
+        return row | {"retuned": self.measure(again)["asr"]}
 
 
 def main() -> None:
@@ -96,17 +120,19 @@ def main() -> None:
                 sets[dataset, part] = read_dataset(options.data, dataset, part)
         folder = options.data / "checkpoints"
         model = bdprune.load(folder / name, normalize=normalize)
-        measure_it = partial(measured, test=sets[dataset, "test"], truth=truth, trigger=trigger_of(name, folder))
+        subject = Subject(model, sets[dataset, "test"], truth, trigger_of(name, folder))
         base: Row = {"model": name, "kind": None if truth is None else "published", "truth": truth}
-        record.add(base | {"part": "before", "method": None, "seed": None}, partial(measure_it, model))
+        record.add(base | {"part": "before", "method": None, "seed": None}, partial(subject.measure, model))
         for seed in range(options.seeds):
             clean = draw(sets[dataset, "train"], per_class, seed)
             for method in methods:
                 key = base | {"part": "repair", "method": method, "seed": seed}
-                record.add(key, partial(row_of, model, clean, method, seed, measure_it))
+                record.add(key, partial(subject.repaired_row, clean, method, seed))
     before = {row["model"]: row for row in record.where(part="before")}
     for method, mine in by(record.where(part="repair"), "method").items():
         print(f"\n{method}\n\n{repair_table(mine, before)}")
+    print(f"\n{missing_rows(record, list(CHECKPOINTS), methods, options.seeds)}")
+    sys.exit(1 if record.failed else 0)
 
 
 if __name__ == "__main__":

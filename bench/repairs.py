@@ -3,22 +3,25 @@
 from __future__ import annotations
 
 import math
-import resource
 import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass
 
 import torch
+from memory import peak_mb, start_peak
 from published import published
-from rows import Row
+from rows import Row, Rows
 from torch import Tensor, nn
 from verdicts import by
 
 from bdprune.analysis import MEMO, Case
+from bdprune.attacks import Attack
 from bdprune.data import CleanData, RawImages
 from bdprune.loops import FineTuneSettings, fine_tune
-from bdprune.methods import Purifier
+from bdprune.methods import Purifier, Repair
 from bdprune.model import Model
+from bdprune.pipeline.repair_data import mirror_rule
 from bdprune.registry import names, purifier
 
 POISONED = 5
@@ -27,31 +30,45 @@ POISONED = 5
 _RETUNING = FineTuneSettings(lr=0.01, epochs=5, padding=0)
 
 
-def parse_method(text: str) -> tuple[str, str | None, int]:
-    """Name, preset and number of clean images of a method such as ``rnp``, ``rnp:paper`` or ``auto-100``.
+@dataclass(frozen=True)
+class Method:
+    """What a name such as ``rnp``, ``rnp:paper``, ``auto-100`` or ``rnp+fst`` stands for.
+
+    Attributes:
+        steps: purifiers and their presets, applied one after another.
+        images: number of clean images.
+    """
+
+    steps: tuple[tuple[str, str | None], ...]
+    images: int = 500
+
+    def purifiers(self, seed: int) -> list[Purifier]:
+        """The purifiers of the steps, with the seed where they take one."""
+        made = []
+        for name, preset in self.steps:
+            more = {"seed": seed} if "seed" in purifier(name).settings() else {}
+            made.append(purifier(name, preset, **more))
+        return made
+
+
+def parse_method(text: str) -> Method:
+    """The method of a name.
 
     Raises:
         ValueError: there is no such purifier, or the number is not one.
     """
     whole, _, count = text.rpartition("-") if text.rpartition("-")[2].isdigit() else (text, "", "500")
-    name, _, preset = whole.partition(":")
-    if name not in names("purifier"):
-        raise ValueError(f"There is no purifier {name!r}. The purifiers are {', '.join(names('purifier'))}.")
-    return name, preset or None, int(count)
-
-
-def make_method(text: str, seed: int) -> Purifier:
-    """The purifier of :func:`parse_method`."""
-    name, preset, _ = parse_method(text)
-    return purifier(name, preset, seed=seed) if _takes_seed(name) else purifier(name, preset)
-
-
-def _takes_seed(name: str) -> bool:
-    return hasattr(purifier(name), "seed")
+    steps = []
+    for one in whole.split("+"):
+        name, _, preset = one.partition(":")
+        if name not in names("purifier"):
+            raise ValueError(f"There is no purifier {name!r}. The purifiers are {', '.join(names('purifier'))}.")
+        steps.append((name, preset or None))
+    return Method(tuple(steps), int(count))
 
 
 def repair_row(model: Model, clean: CleanData, method: str, seed: int, measure: Callable[[Model], Row]) -> Row:
-    """The figures of one repair.
+    """The figures of one repair. As in ``bdprune purify``, images are mirrored only if the network allows it.
 
     Args:
         model: the model before the repair.
@@ -60,29 +77,34 @@ def repair_row(model: Model, clean: CleanData, method: str, seed: int, measure: 
         seed: of the draw and of the method.
         measure: CA, ASR and RA in per cent of a model.
     """
-    _, _, count = parse_method(method)
-    if count < len(clean):
-        clean = clean.sample(max(count // len(clean.class_counts), 1), torch.Generator().manual_seed(seed))
+    parsed = parse_method(method)
+    if parsed.images < len(clean):
+        clean = clean.sample(max(parsed.images // len(clean.class_counts), 1), torch.Generator().manual_seed(seed))
+    clean, _ = mirror_rule(model, clean)
     MEMO.clear()  # the seconds must include everything
+    start_peak(model.device)
     start = time.perf_counter()
-    repair = make_method(method, seed)(Case(model, clean))
-    seconds = time.perf_counter() - start
+    repairs: list[Repair] = []
+    for one in parsed.purifiers(seed):
+        repairs.append(one(Case(repairs[-1].model if repairs else model, clean)))
+    seconds, peak = time.perf_counter() - start, peak_mb(model.device)
+    pruned = {(name, index) for one in repairs for name, some in one.pruned.items() for index in some}
+    changes = {part for one in repairs for part in one.change.split(" and ")} - {"nothing"}
+    last = repairs[-1]
     return {
         "images": len(clean),
-        "pruned": sum(map(len, repair.pruned.values())),
-        "threshold": None if math.isnan(repair.threshold) else repair.threshold,
-        "rule": repair.selection,
-        "change": repair.change,
-        "outcome": repair.check.outcome if repair.check else "unchecked",
-        "attempts": [[one.method, list(one.left), one.rejected, one.chosen] for one in repair.attempts],
-        "scores": [[one.name, one.score_before, one.score_after] for one in repair.check.triggers]
-        if repair.check
-        else [],
-        "held_out": [_finite(repair.accuracy_before), _finite(repair.accuracy_after)],
-        "after": measure(repair.model),
+        "pruned": len(pruned),
+        "threshold": None if math.isnan(last.threshold) else last.threshold,
+        "rule": "; ".join(one.selection for one in repairs),
+        "change": " and ".join(sorted(changes)) or "nothing",
+        "outcome": last.check.outcome if last.check else "unchecked",
+        "attempts": [[one.method, list(one.left), one.rejected, one.chosen] for one in last.attempts],
+        "scores": [[one.name, one.score_before, one.score_after] for one in last.check.triggers] if last.check else [],
+        "held_out": [_finite(repairs[0].accuracy_before), _finite(last.accuracy_after)],
+        "after": measure(last.model),
         "seconds": seconds,
-        "peak_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024,
-        "model_after": repair.model,
+        "peak_mb": peak,
+        "model_after": last.model,
     }
 
 
@@ -90,24 +112,25 @@ def _finite(value: float) -> float | None:
     return value if math.isfinite(value) else None
 
 
-def retuned(model: Model, clean: CleanData, test: RawImages, trigger: nn.Module, target: int, seed: int) -> Model:
-    """The model after an attacker's fine-tuning on five triggered images with the target label, and clean images.
+def retuned(model: Model, clean: CleanData, test: RawImages, trigger: nn.Module, attack: Attack, seed: int) -> Model:
+    """The model after an attacker's fine-tuning on five triggered images with the attacker's labels, and clean images.
 
     Args:
         clean: the clean images that accompany them.
         test: images of which five get the trigger; only for this measurement.
         trigger: images in [0, 1] -> triggered images.
-        target: label of the backdoor.
+        attack: gives the attacker's label of each image.
         seed: of the draws and of the order.
     """
+    clean, _ = mirror_rule(model, clean)
     generator = torch.Generator().manual_seed(seed)
-    others = torch.nonzero(test.labels != target).flatten()
+    goal = attack.goal(test.labels, model.num_classes)
+    others = torch.nonzero(test.labels != goal).flatten()
     chosen = others[torch.randperm(len(others), generator=generator)[:POISONED]]
     with torch.no_grad():
         poisoned: Tensor = trigger(test.images[chosen].float() / 255).clamp(0, 1)
-    images = torch.cat([poisoned, clean.images])
-    labels = torch.cat([torch.full((len(chosen),), target), clean.labels])
-    return fine_tune(model, CleanData(images, labels), _RETUNING, seed=seed)
+    images, labels = torch.cat([poisoned, clean.images]), torch.cat([goal[chosen], clean.labels])
+    return fine_tune(model, CleanData(images, labels, mirror=clean.mirror), _RETUNING, seed=seed)
 
 
 def defence_rate(before: Row, after: Row) -> float:
@@ -116,12 +139,18 @@ def defence_rate(before: Row, after: Row) -> float:
     return (gained - lost + 100) / 2
 
 
-def repair_table(rows: Sequence[Row], before: dict[str, Row]) -> str:
-    """A Markdown table with mean and worst over the seeds of one method, and a line for all models."""
+def repair_table(rows: Sequence[Row], before: dict[str, Row], as_published: Collection[str] = ()) -> str:
+    """A Markdown table with mean and worst over the seeds of one method, and a line for all models.
+
+    Args:
+        rows: repairs by one method.
+        before: the figures of each model before.
+        as_published: models whose attack has the settings of the RNP paper, so that its figures are beside them.
+    """
     lines = [
         "| model | ASR before | after, mean (worst) | CA before | after, mean (worst) | RA after | DER | changed "
-        "| outcome | after retuning: ASR | s | published ASR / CA |",
-        "|" + "---|" * 12,
+        "| outcome | after retuning: ASR | s | MB | published ASR / CA |",
+        "|" + "---|" * 13,
     ]
     means: list[tuple[float, float, float]] = []
     clean: list[float] = []
@@ -134,7 +163,7 @@ def repair_table(rows: Sequence[Row], before: dict[str, Row]) -> str:
             rates = [defence_rate(first, row["after"]) for row in mine]
             drop = first["ca"] - statistics.mean(accuracy)
             means.append((statistics.mean(success), drop, statistics.mean(rates)))
-        lines.append(_line(name, mine, first))
+        lines.append(_line(name, mine, first, name in as_published))
     if means:
         success_rates, drops, rates = zip(*means, strict=True)
         lines.append(
@@ -147,7 +176,7 @@ def repair_table(rows: Sequence[Row], before: dict[str, Row]) -> str:
     return "\n".join(lines)
 
 
-def _line(name: str, rows: Sequence[Row], before: Row) -> str:
+def _line(name: str, rows: Sequence[Row], before: Row, as_published: bool) -> str:
     after = [row["after"] for row in rows]
     accuracy = [one["ca"] for one in after]
     success, robust = _known(after, "asr"), _known(after, "ra")
@@ -168,7 +197,8 @@ def _line(name: str, rows: Sequence[Row], before: Row) -> str:
         "/".join(sorted({row.get("outcome", "unchecked") for row in rows})),
         f"{statistics.mean(again):.1f}" if again else "–",
         f"{statistics.mean(row['seconds'] for row in rows):.0f}",
-        published(rows[0]["method"], rows[0]["kind"], rows[0]["truth"] is None),
+        _memory(rows),
+        published(rows[0]["method"], rows[0]["kind"], rows[0]["truth"] is None) if as_published else "–",
     ]
     return f"| {' | '.join(cells)} |"
 
@@ -177,31 +207,73 @@ def _known(rows: Sequence[Row], name: str) -> list[float]:
     return [row[name] for row in rows if row.get(name) is not None]
 
 
-def summary_table(rows: Sequence[Row], before: dict[str, Row], methods: Sequence[str], models: int) -> str:
+def _memory(rows: Sequence[Row]) -> str:
+    peaks = _known(rows, "peak_mb")
+    return f"{max(peaks):.0f}" if peaks else "–"
+
+
+def summary_table(rows: Sequence[Row], before: dict[str, Row], methods: Sequence[str], models: Collection[str]) -> str:
     """A Markdown table with a line for each method: averages and worst over the backdoored models.
 
     Args:
-        models: number of backdoored models that each method should have repaired.
+        rows: repairs by any method.
+        before: the figures of each model before.
+        methods: those that get a line.
+        models: the backdoored models that each method should have repaired.
     """
     lines = [
-        "| method | models | ASR, mean (worst) | fall of CA, mean (worst) | DER | ASR after retuning | s |",
-        "|" + "---|" * 7,
+        "| method | models | ASR, mean (worst) | fall of CA, mean (worst) | DER | ASR after retuning | s | MB |",
+        "|" + "---|" * 8,
     ]
     for method in methods:
-        mine = [row for row in rows if row["method"] == method and before[row["model"]]["asr"] is not None]
+        mine = [row for row in rows if row["method"] == method and row["model"] in models]
         count = len({row["model"] for row in mine})
         if not mine:
-            lines.append(f"| {method} | not run | | | | | |")
+            lines.append(f"| {method} | not run | | | | | | |")
             continue
         success = [row["after"]["asr"] for row in mine]
         drops = [before[row["model"]]["ca"] - row["after"]["ca"] for row in mine]
         rates = [defence_rate(before[row["model"]], row["after"]) for row in mine]
         again = [row["retuned"] for row in mine if row.get("retuned") is not None]
-        missing = "" if count == models else f", {models - count} not run"
+        missing = "" if count == len(models) else f", {len(models) - count} not run"
         lines.append(
             f"| {method} | {count}{missing} | {statistics.mean(success):.1f} ({max(success):.1f}) "
             f"| {statistics.mean(drops):.1f} ({max(drops):.1f}) | {statistics.mean(rates):.1f} "
             f"| {f'{statistics.mean(again):.1f}' if again else '–'} "
-            f"| {statistics.mean(row['seconds'] for row in mine):.0f} |"
+            f"| {statistics.mean(row['seconds'] for row in mine):.0f} | {_memory(mine)} |"
         )
+    return "\n".join(lines)
+
+
+def comparison_table(rows: Sequence[Row], before: Row) -> str:
+    """A Markdown table of all methods on one backdoored model, means over the seeds."""
+    lines = [
+        "| method | ASR | CA | RA | ASR after retuning | changed | s | MB |",
+        "|" + "---|" * 8,
+        f"| before | {before['asr']:.1f} | {before['ca']:.1f} | | | | | |",
+    ]
+    for method, mine in by(rows, "method").items():
+        after, again = [row["after"] for row in mine], _known(mine, "retuned")
+        cells = [
+            f"`{method}`",
+            *(f"{statistics.mean(one[name] for one in after):.1f}" for name in ("asr", "ca", "ra")),
+            f"{statistics.mean(again):.1f}" if again else "–",
+            "/".join(sorted({row["change"] for row in mine})),
+            f"{statistics.mean(row['seconds'] for row in mine):.0f}",
+            _memory(mine),
+        ]
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def missing_rows(record: Rows, models: Sequence[str], methods: Sequence[str], seeds: int) -> str:
+    """The repairs that have no row, and why those failed that were tried, in sentences; empty if there are none."""
+    lines = []
+    for method in methods:
+        found = {(row["model"], row["seed"]) for row in record.where(part="repair", method=method)}
+        missing = {name: [one for one in range(seeds) if (name, one) not in found] for name in models}
+        names = [f"{name} (seeds {', '.join(map(str, one))})" for name, one in missing.items() if one]
+        if names:
+            lines.append(f"Not run by {method}: {', '.join(names)}.")
+    lines += [f"Failed: {key['model']} by {key['method']}, seed {key['seed']}: {why}" for key, why in record.failed]
     return "\n".join(lines)

@@ -9,6 +9,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from bdprune.errors import BdpruneError
+
 Row = dict[str, Any]
 
 
@@ -19,11 +21,16 @@ class Rows:
         path: of the file; None writes no file.
         fields: names of the fields that identify a row.
         stamp: fields of every new row, such as the device.
+
+    Attributes:
+        failed: the rows that could not be made, as (key, error). They are not written, so a new run tries them again.
     """
 
     def __init__(self, path: Path | None, fields: Sequence[str], stamp: Row | None = None) -> None:
-        self._path, self._fields, self._stamp = path, fields, stamp or {}
+        self._path, self._fields = path, fields
+        self._stamp = {"commit": commit()} | (stamp or {})  # of the code that runs, whatever is committed meanwhile
         self._rows: dict[tuple[Any, ...], Row] = {}
+        self.failed: list[tuple[Row, BdpruneError]] = []
         if path and path.exists():
             for line in path.read_text().splitlines():
                 row = json.loads(line)
@@ -33,7 +40,12 @@ class Rows:
         """Makes and writes the row of ``key`` if it is missing. Its details are written, but not shown."""
         if self._key(key) in self._rows:
             return
-        row = key | make() | {"commit": commit()} | self._stamp
+        try:
+            row = key | make() | self._stamp
+        except BdpruneError as error:
+            self.failed.append((key, error))
+            print(f"{key}: {error}", file=sys.stderr, flush=True)
+            return
         self._rows[self._key(row)] = row
         short = {name: value for name, value in row.items() if name != "details"}
         print(json.dumps(short), file=sys.stderr, flush=True)
@@ -50,9 +62,14 @@ class Rows:
 
 
 def commit() -> str:
-    """The short name of the commit that is checked out."""
-    command = ["git", "rev-parse", "--short", "HEAD"]
-    return subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip()
+    """The short name of the commit that is checked out, with ``+`` if the code has changed since."""
+    code = ("bdprune", "csrc", "bench/*.py")
+    changed = _git("status", "--porcelain", "--untracked-files=no", "--", *code)
+    return _git("rev-parse", "--short", "HEAD") + ("+" if changed else "")
+
+
+def _git(*command: str) -> str:
+    return subprocess.run(["git", *command], capture_output=True, text=True, check=False).stdout.strip()
 
 
 def auroc(higher: Sequence[float], lower: Sequence[float]) -> float:

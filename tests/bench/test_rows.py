@@ -12,6 +12,8 @@ sys.path.insert(0, str(Path(__file__).parents[2] / "bench"))
 
 from rows import Rows, auroc
 
+from bdprune.errors import DataError
+
 
 def test_a_row_is_made_once_and_read_again(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     file, made = tmp_path / "rows.jsonl", []
@@ -34,3 +36,16 @@ def test_rows_are_found_by_their_values() -> None:
 
 def test_auroc_counts_ties_half() -> None:
     assert auroc([2.0, 1.0], [1.0, 0.0]) == (1 + 1 + 0.5 + 1) / 4
+
+
+def test_a_row_that_fails_is_tried_again(tmp_path: Path) -> None:
+    def fail() -> dict[str, float]:
+        raise DataError("There are no images.", "Give some.")
+
+    rows = Rows(tmp_path / "rows.jsonl", ("model",))
+    rows.add({"model": "a"}, fail)
+    rows.add({"model": "b"}, lambda: {"score": 1.0})
+    assert [key["model"] for key, _ in rows.failed] == ["a"] and [row["model"] for row in rows.where()] == ["b"]
+    again = Rows(tmp_path / "rows.jsonl", ("model",))
+    again.add({"model": "a"}, lambda: {"score": 2.0})
+    assert {row["model"] for row in again.where()} == {"a", "b"} and not again.failed
