@@ -1,18 +1,23 @@
-"""The clean images that a repair learns from, those that it decides on, and what it costs on these."""
+"""The clean images that a repair learns from and decides on, views of few images, and what a repair costs."""
 
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import torch
+from torch import Tensor
 
 from bdprune.data import CleanData
 from bdprune.errors import DataError, OptionError
 from bdprune.model import Model
-from bdprune.runtime import predict
+from bdprune.runtime import crop_and_flip, predict
 
 LARGEST_ERROR = 0.03
 """Largest standard error that :func:`sure_drop` subtracts: few images must not excuse any damage."""
+
+_OWN = 0.6  # least share of a mixed view that comes from its own image
+_CONTRAST, _BRIGHTNESS = 0.2, 0.1  # largest relative and absolute change of all pixels
 
 
 def hold_out(data: CleanData, share: float, seed: int) -> tuple[CleanData, CleanData]:
@@ -51,3 +56,37 @@ def sure_drop(before: Model, after: Model, held: CleanData) -> float:
     lost = hits[0] - hits[1]
     error = float(lost.std()) / math.sqrt(len(held)) if len(held) > 1 else 0.0
     return float(lost.mean()) - min(error, LARGEST_ERROR)
+
+
+def shifted_views(data: CleanData, count: int, seed: int) -> Tensor:
+    """``[count * N, C, H, W]``: the original images, then shifted copies, half of them mirrored if that is allowed."""
+    generator = torch.Generator().manual_seed(seed)
+    return torch.cat(
+        [data.images, *(crop_and_flip(data.images, generator, flip=data.mirror) for _ in range(count - 1))]
+    )
+
+
+def mixed_views(model: Model, data: CleanData, count: int, seed: int) -> CleanData:
+    """About ``count`` views of the images, shifted, changed in contrast and brightness, and mixed with another image.
+
+    Mixed views lie between the images, so a network that fits only the images labels them otherwise than before. Their
+    labels are those that ``model`` gives them: so their accuracy is the share that a changed network labels alike.
+
+    Args:
+        model: the network before any change.
+        data: ``N`` clean images; a view is mirrored only if they may be.
+        count: number of views, rounded up to a multiple of ``N``.
+        seed: of everything random.
+
+    Returns:
+        The views, ``[ceil(count / N) * N, C, H, W]`` in [0, 1]. Other fields are those of ``data``.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    images = data.images.repeat(-(-count // len(data)), 1, 1, 1)
+    views = crop_and_flip(images, generator, flip=data.mirror)
+    contrast, brightness, own = torch.rand(3, len(views), 1, 1, 1, generator=generator).to(views)
+    views = views * (1 + _CONTRAST * (2 * contrast - 1)) + _BRIGHTNESS * (2 * brightness - 1)
+    others = data.images[torch.randint(len(data), (len(views),), generator=generator)]
+    own = _OWN + (1 - _OWN) * own
+    views = (own * views + (1 - own) * others).clamp(0, 1).contiguous()
+    return replace(data, images=views, labels=predict(model.module, views))

@@ -11,7 +11,7 @@ import msgspec
 
 from bdprune.analysis import Case, CheckLimits, SearchFor, Signs, check_repair, signs_of
 from bdprune.errors import BdpruneError, TrainingError
-from bdprune.methods import Phases, Purifier, Repair, hold_out, sure_drop, what_changed
+from bdprune.methods import Phases, Purifier, Repair, accuracy_on, hold_out, mixed_views, sure_drop, what_changed
 from bdprune.model import PruneMode
 from bdprune.purifiers.ibau import IBAU
 from bdprune.purifiers.rnp import RNP
@@ -22,6 +22,8 @@ from bdprune.runtime import DEFAULT, Precision
 
 Candidate = tuple[str, Callable[[Case], Repair]]
 
+_ENOUGH, _VIEWS = 50, 500  # images that need no views; views of fewer
+_MOST_LOST = 0.1  # of the accuracy on few images, whatever their views show
 _BEFORE_UNLEARNING = 0.05  # fall of accuracy by the pruning before a fine-tuning, which regains a part
 
 
@@ -76,12 +78,19 @@ class Auto(Purifier):
     Without any sign, nothing can be checked. Then RNP alone is used with the limit ``safe_drop``, which changes a clean
     network little, and the outcome is ``unverified``.
 
+    Fewer than 50 images are too few to hold some out. Then 500 views of them take their place
+    (:func:`bdprune.methods.mixed_views`), and their labels are those that the network before the repair gives
+    them. Such a view changes its label more easily than an image, so all limits are ``views_tolerance`` times as large.
+    A result that loses more than 10 % of the images themselves is not used.
+
     Args:
         search: which triggers are searched; by default those of a scan.
         criteria: what counts as a sign of a backdoor.
         max_drop: largest fall of clean accuracy on the held-out images, less its standard error
             (:func:`bdprune.methods.sure_drop`), in [0, 1].
         safe_drop: the same if there is no sign.
+        tolerance: factor of all limits on clean accuracy, above 0.
+        views_tolerance: factor of ``tolerance`` for views of few images, above 0.
         held_out: share of the clean images held out for the accuracy and the check.
         mode: how a filter is pruned.
         precision: precision of training (:func:`bdprune.runtime.plan_for`).
@@ -92,6 +101,8 @@ class Auto(Purifier):
     criteria: CheckLimits = field(default_factory=CheckLimits)
     max_drop: float = 0.03
     safe_drop: float = 0.005
+    tolerance: float = 1.0
+    views_tolerance: float = 6.0
     held_out: float = 0.3
     mode: PruneMode = "zero_gamma"
     precision: Precision = DEFAULT
@@ -99,7 +110,7 @@ class Auto(Purifier):
 
     id = "bdprune.auto"
     title = "tries methods, the cheapest first, until clean images show no sign of the backdoor"
-    needs = Needs(images="labelled", minimum=20)
+    needs = Needs(images="labelled", minimum=10)
     cost = "training"
     gives = ("removal", "trigger recovery")
     label = True
@@ -112,6 +123,42 @@ class Auto(Purifier):
             DataError: there are too few clean images.
         """
         self.check(case)
+        return self._by_views(case) if len(case.images) < _ENOUGH else self._by_images(case)
+
+    def _by_views(self, case: Case) -> Repair:
+        """The repair with views of few images; its accuracies are those on the images."""
+        views = mixed_views(case.model, case.images, _VIEWS, self.seed)
+        tolerant = replace(self, tolerance=self.tolerance * self.views_tolerance)
+        repair = tolerant._by_images(case.with_data(views))
+        before, after = (accuracy_on(model, case.images) for model in (case.model, repair.model))
+        if before - after > _MOST_LOST:
+            return self._too_costly(case, repair, before - after)
+        agree = 100 * accuracy_on(repair.model, views)
+        return replace(
+            repair,
+            accuracy_before=before,
+            accuracy_after=after,
+            selection=f"{repair.selection}; decided on {len(views)} views of {len(case.images)} images, "
+            f"{agree:.1f} % of which both networks label alike",
+            params=self.params,
+        )
+
+    def _too_costly(self, case: Case, repair: Repair, lost: float) -> Repair:
+        """The network as it was: views did not show what the repair costs."""
+        why = f"the best result costs {100 * lost:.1f} points of clean accuracy on the {len(case.images)} images"
+        verified = repair.check is not None and repair.check.outcome != "unverified"
+        return self.repair(
+            case,
+            case.model,
+            case.images,
+            selection=f"nothing is changed: {why}",
+            seconds=repair.seconds,
+            target_label=repair.target_label,
+            check=RepairCheck(left=(why,) if verified else ()),
+            attempts=tuple(msgspec.structs.replace(one, chosen=False) for one in repair.attempts),
+        )
+
+    def _by_images(self, case: Case) -> Repair:
         phase = Phases()
         _, held = hold_out(case.images, self.held_out, self.seed)
         with phase("signs"):
@@ -126,10 +173,12 @@ class Auto(Purifier):
 
     def _candidates(self, signs: Signs) -> Iterator[Candidate]:
         """The methods in the order of their cost."""
-        first_drop = min(self.max_drop, TriggerPruning.max_drop)
+        first_drop = self._limit(min(self.max_drop, TriggerPruning.max_drop))
         tuned = TriggerPruning(
             search=self.search,
             max_drop=first_drop,
+            tuned_drop=self._limit(TriggerPruning.tuned_drop),
+            regained_drop=self._limit(TriggerPruning.regained_drop),
             held_out=self.held_out,
             mode=self.mode,
             precision=self.precision,
@@ -143,6 +192,8 @@ class Auto(Purifier):
                 mode=self.mode,
                 held_out=self.held_out,
                 max_drop=first_drop,
+                tuned_drop=self._limit(RNP.tuned_drop),
+                regained_drop=self._limit(RNP.regained_drop),
                 seed=self.seed,
                 precision=self.precision,
             )
@@ -157,20 +208,24 @@ class Auto(Purifier):
         if known and (first := rnp.repair) is not None and first.change != "nothing":
             yield "rnp+trigger_unlearning", lambda case: _one_after_another(case, first, unlearning, signs)
         if not known:  # it is trained against what gradients find, and the check relies on that
-            yield "ibau", IBAU(held_out=self.held_out, max_drop=min(self.max_drop, IBAU.max_drop), seed=self.seed)
+            ibau_drop = self._limit(min(self.max_drop, IBAU.max_drop))
+            yield "ibau", IBAU(held_out=self.held_out, max_drop=ibau_drop, seed=self.seed)
+
+    def _limit(self, drop: float) -> float:
+        return min(drop * self.tolerance, 1.0)
 
     def _unlearning(self) -> TriggerUnlearning:
         return TriggerUnlearning(
             pruning=TriggerPruning(
                 search=self.search,
-                max_drop=_BEFORE_UNLEARNING,
+                max_drop=self._limit(_BEFORE_UNLEARNING),
                 held_out=self.held_out,
                 fine_tuning=None,
                 mode=self.mode,
                 seed=self.seed,
             ),
             search=self.search,
-            max_drop=self.max_drop,
+            max_drop=self._limit(self.max_drop),
             held_out=self.held_out,
             mode=self.mode,
             precision=self.precision,
@@ -228,7 +283,7 @@ class Auto(Purifier):
         """Why a result is not considered, in a phrase; empty if it is."""
         if repair.change == "nothing":
             return repair.selection
-        if sure_drop(case.model, repair.model, signs.held) > self.max_drop:
+        if sure_drop(case.model, repair.model, signs.held) > self._limit(self.max_drop):
             drop = repair.accuracy_before - repair.accuracy_after
             return f"it costs {100 * drop:.1f} points of clean accuracy"
         same = [
@@ -270,18 +325,21 @@ class Auto(Purifier):
     def _unverified(self, case: Case, phase: Phases) -> Repair:
         """RNP within a small limit, because nothing shows whether a repair works."""
         if not case.model.groups:
-            return self._untouched(case, phase)
+            return self._untouched(case, phase, "the network has no conv for RNP to prune")
         careful = RNP.preset(
             "scan",
             mode=self.mode,
             held_out=self.held_out,
-            max_drop=min(self.safe_drop, self.max_drop),
+            max_drop=self._limit(min(self.safe_drop, self.max_drop)),
             fine_tuning=None,
             seed=self.seed,
             precision=self.precision,
         )
-        with phase("rnp"):
-            repair = careful(case)
+        try:
+            with phase("rnp"):
+                repair = careful(case)
+        except TrainingError as error:
+            return self._untouched(case, phase, f"RNP cannot run: {error}")
         return replace(
             repair,
             method=self.id,
@@ -293,10 +351,10 @@ class Auto(Purifier):
             attempts=(Attempt(method="rnp", accuracy_after=repair.accuracy_after, chosen=True),),
         )
 
-    def _untouched(self, case: Case, phase: Phases) -> Repair:
-        """The network as it is: RNP prunes convs, and it has none."""
+    def _untouched(self, case: Case, phase: Phases, why: str) -> Repair:
+        """The network as it is, because RNP cannot prune it."""
         _, held = hold_out(case.images, self.held_out, self.seed)
-        selection = "nothing is changed: no sign of a backdoor was found, and the network has no conv for RNP to prune"
+        selection = f"nothing is changed: no sign of a backdoor was found, and {why}"
         return self.repair(
             case, case.model, held, selection=selection, seconds=phase.seconds, check=RepairCheck(), attempts=()
         )

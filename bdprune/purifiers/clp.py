@@ -12,9 +12,8 @@ from torch import Tensor
 from bdprune.analysis import Case, Lipschitz, layer_z_scores
 from bdprune.data import CleanData
 from bdprune.loops import Sweep, SweepSettings, below, sweep
-from bdprune.methods import CurvePoint, Phases, Purifier, Repair
+from bdprune.methods import CurvePoint, Phases, Purifier, Repair, shifted_views
 from bdprune.model import Model, PruneMode, prune
-from bdprune.purifiers.suspiciousness import views_of
 from bdprune.record import Needs
 from bdprune.runtime import DEFAULT, Precision
 
@@ -88,7 +87,7 @@ class CLP(Purifier):
         if self.u is not None or data is None:
             return self.published if self.u is None else self.u, None
         count = max(_LOOKS // len(data), 1)
-        views = replace(data, images=views_of(data, count, self.seed), labels=data.labels.repeat(count))
+        views = replace(data, images=shifted_views(data, count, self.seed), labels=data.labels.repeat(count))
         settings = SweepSettings([-u for u in _LADDER], self.max_drop, self.mode, stop_early=True)
         swept = sweep(model, ranked, [views], settings, self.precision)
         best = swept.highest(self.max_drop)

@@ -12,10 +12,10 @@ from torch import Tensor
 from bdprune.analysis import Case, Suspiciousness, layer_z_scores
 from bdprune.data import CleanData
 from bdprune.loops import FineTuneSettings, KeptPruned, PrunedPredictions, Pruning, fine_tune
-from bdprune.methods import CurvePoint, Phases, Purifier, Repair, accuracy_on
+from bdprune.methods import CurvePoint, Phases, Purifier, Repair, accuracy_on, shifted_views
 from bdprune.model import Model, PruneMode, prune
 from bdprune.record import Needs
-from bdprune.runtime import DEFAULT, Precision, convs_of, crop_and_flip, within
+from bdprune.runtime import DEFAULT, Precision, convs_of, within
 
 _LADDER = tuple(3.5 - 0.25 * step for step in range(11))  # 3.5 down to 1
 _LOOKS = 500  # images on which each mu is tried, including views
@@ -101,7 +101,7 @@ class SuspiciousnessPruning(Purifier):
 
     def _choose(self, model: Model, data: CleanData, scores: Mapping[str, Tensor]) -> tuple[float, Curve]:
         """The lowest mu before the first that costs too much, NaN if there is none, and the curve of all tried."""
-        views = views_of(data, max(_LOOKS // len(data), 1), self.seed)
+        views = shifted_views(data, max(_LOOKS // len(data), 1), self.seed)
         prunings: list[Pruning] = [{}, *(outlying(scores, mu, self.max_share) for mu in _LADDER)]
         predictions = PrunedPredictions(model, [views], prunings, self.mode)
         before = _hits(predictions.predict(0, 0), data.labels)
@@ -151,14 +151,6 @@ def outlying(scores: Mapping[str, Tensor], mu: float, max_share: float) -> dict[
         if index:
             chosen[name] = index
     return chosen
-
-
-def views_of(data: CleanData, count: int, seed: int) -> Tensor:
-    """``[count * N, C, H, W]``: the original images, then shifted copies, half of them mirrored if that is allowed."""
-    generator = torch.Generator().manual_seed(seed)
-    return torch.cat(
-        [data.images, *(crop_and_flip(data.images, generator, flip=data.mirror) for _ in range(count - 1))]
-    )
 
 
 def _hits(predicted: Tensor, labels: Tensor) -> Tensor:

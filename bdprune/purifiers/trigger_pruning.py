@@ -25,7 +25,7 @@ _SHARES = (0.0025, 0.005, 0.0075, 0.01, 0.0133, 0.0167, 0.02, 0.025, 0.03, 0.04,
 """The tried shares of all filters."""
 
 PRESETS: Mapping[str, Mapping[str, Any]] = {
-    "paper": {"layers": "last", "stop": "flips", "max_drop": 1.0, "fine_tuning": None},
+    "paper": {"layers": "last", "stop": "flips", "max_drop": 1.0, "fine_tuning": None, "mode": "zero_gamma_beta"},
     "robust": {},
 }
 
@@ -59,8 +59,9 @@ class TriggerPruning(TriggerPurifier):
     filters as held-out clean accuracy allows. If the trigger still works then, more filters are pruned, and a
     fine-tuning that keeps them pruned must regain the accuracy.
 
-    The preset ``paper`` is the patching of Neural Cleanse: it ranks the neurons of the last layer only, and stops when
-    the recovered trigger no longer works.
+    The preset ``paper`` is the patching of Neural Cleanse: it ranks the neurons of the last layer only, sets those that
+    it prunes to zero, and stops when the recovered trigger no longer works. Unlike there, the search is that of a scan,
+    and rises are counted in standard deviations.
 
     Args:
         search: which triggers are searched; by default those of a scan.

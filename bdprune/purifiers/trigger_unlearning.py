@@ -33,6 +33,7 @@ PRESETS: Mapping[str, Mapping[str, Any]] = {
         "growth": None,
         "stamping": Stamping(share=0.2, jitter=0.0, shift=0),
         "tuning": FineTuneSettings(lr=0.01, epochs=1),
+        "max_drop": 1.0,
     },
     "robust": {},
 }
@@ -49,7 +50,8 @@ class TriggerUnlearning(TriggerPurifier):
     filters that the triggers raise are pruned first (:class:`bdprune.purifiers.trigger_pruning.TriggerPruning`) and
     stay pruned: alone, the fine-tuning is weak, because it hides the recovered trigger rather than the backdoor.
 
-    The preset ``paper`` is the unlearning of Neural Cleanse: one pass over the images, 20 % of which carry the trigger.
+    The preset ``paper`` is the unlearning of Neural Cleanse: one pass over the images, 20 % of which carry the trigger,
+    without a limit of the accuracy. The search is that of a scan.
 
     Args:
         pruning: settings of the pruning before; None for none. Its ``seed``, ``mode``, ``precision`` and

@@ -104,4 +104,6 @@ def _outcome(one: RepairLike) -> str:
         return summary.outcome(one)
     if one.check is not None and one.check.outcome != "repaired":
         return one.check.outcome
-    return "unchanged" if one.change == "nothing" else "repaired"
+    if one.change == "nothing":
+        return "unchanged"
+    return "repaired" if one.check else "changed, not checked"

@@ -63,7 +63,7 @@ def advice(result: Result) -> str:
 
 def outcome(result: PurifyResult) -> str:
     """``repaired``, ``partly repaired`` if some weights of the file were not, ``unrepaired`` or ``unverified`` by the
-    check of the repair, or ``unchanged``.
+    check of the repair; ``changed, not checked`` or ``partly changed, not checked`` without one; or ``unchanged``.
     """
     if result.outcome == "unrepaired":
         return "unrepaired"
@@ -71,7 +71,8 @@ def outcome(result: PurifyResult) -> str:
         return "unverified"
     if result.change == "nothing":
         return "unchanged"
-    return "partly repaired" if result.left else "repaired"
+    done = "changed, not checked" if result.outcome == "unchecked" else "repaired"
+    return f"partly {done}" if result.left else done
 
 
 def check_rows(result: PurifyResult) -> list[tuple[str, str]]:

@@ -157,7 +157,7 @@ def test_one_repair_repairs_every_set(tiny: Any, good: Any, bad: Any, options: d
     records = [repair.result, *(other.result for other in repair.others)]
     assert [one.name for one in records] == [f"{path}#model", f"{path}#ema"]
     assert all(one.left == () and one.output == records[0].output for one in records)
-    assert writer("text").render([records[0]]).startswith("REPAIRED")
+    assert writer("text").render([records[0]]).startswith("CHANGED, NOT CHECKED")
     written = torch.load(out, weights_only=True)
     assert written["epoch"] == 3
     for key, old in (("model", good), ("ema", bad)):
@@ -186,7 +186,8 @@ def test_a_repair_lists_the_sets_that_it_skipped(tiny: Any, good: Any, bad: Any,
     torch.save({"model": good, "ema": broken, "netG": {"up.weight": torch.ones(3, 4)}}, path)
     result = purify(path, tiny.data, method=Cut(), output=out, **options).result
     assert [one.partition(":")[0] for one in result.left] == ["netG", "ema"]
-    assert writer("text").render([result]).startswith("PARTLY REPAIRED") and "partly repaired" in html_page([result])
+    assert writer("text").render([result]).startswith("PARTLY CHANGED, NOT CHECKED")
+    assert "partly changed, not checked" in html_page([result])
     written = torch.load(out, weights_only=True)
     assert torch.equal(written["ema"]["head.weight"], broken["head.weight"])
     chosen = purify(path, tiny.data, method=Cut(), output=out, state_key="model", **options).result

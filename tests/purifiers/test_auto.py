@@ -10,8 +10,9 @@ import pytest
 import torch
 
 from bdprune.analysis import Case, Signs
-from bdprune.errors import TrainingError
-from bdprune.methods import Phases, Repair, hold_out
+from bdprune.data import CleanData
+from bdprune.errors import DataError, TrainingError
+from bdprune.methods import Phases, Repair, accuracy_on, hold_out
 from bdprune.model import Model
 from bdprune.purifiers import auto
 from bdprune.purifiers.auto import Auto, _one_after_another
@@ -34,6 +35,11 @@ def _signs(known: Planted, found: bool = True) -> Signs:
     _, held = hold_out(known.data, 0.3, 0)
     trigger = true_trigger(known)
     return Signs((trigger,) if found else (), None, None, known.target if found else None, held)
+
+
+def _few(known: Planted) -> CleanData:
+    """One image of each of the ten labels."""
+    return known.data.sample(1, torch.Generator().manual_seed(0))
 
 
 def broken(case: Case) -> Repair:
@@ -150,6 +156,57 @@ def test_without_a_sign_the_outcome_is_unverified(known: Planted, monkeypatch: p
     done = Auto(safe_drop=0.001)(Case(known.clean, known.data))
     assert done.check is not None and done.check.outcome == "unverified" and asked == [0.001]
     assert done.selection.startswith("no sign of a backdoor was found") and done.target_label is None
+
+
+def test_a_network_that_cannot_be_unlearned_stays_unverified(known: Planted, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(self: RNP, case: Case) -> Repair:
+        raise TrainingError("The loss is not finite.", "")
+
+    monkeypatch.setattr(auto, "signs_of", lambda *args: _signs(known, found=False))
+    monkeypatch.setattr(RNP, "__call__", fail)
+    done = Auto()(Case(known.clean, known.data))
+    assert done.check is not None and done.check.outcome == "unverified" and done.change == "nothing"
+    assert done.selection.endswith("and RNP cannot run: The loss is not finite.")
+
+
+def test_few_images_are_seen_in_many_views(known: Planted, monkeypatch: pytest.MonkeyPatch) -> None:
+    few = _few(known)
+    seen: list[tuple[Auto, CleanData]] = []
+
+    def by_images(self: Auto, case: Case) -> Repair:
+        seen.append((self, case.images))
+        return gives(known, known.clean, selection="a method")(case)
+
+    monkeypatch.setattr(Auto, "_by_images", by_images)
+    done = Auto(max_drop=0.02)(Case(known.backdoored, few))
+    (method, views) = seen[0]
+    assert len(views) == 500 and method._limit(method.max_drop) == pytest.approx(0.12) and method._limit(0.5) == 1.0
+    assert done.params == Auto(max_drop=0.02).params
+    assert done.accuracy_before == accuracy_on(known.backdoored, few)
+    assert done.accuracy_after == accuracy_on(known.clean, few)
+    assert done.selection.startswith("a method; decided on 500 views of 10 images, ")
+    Auto()(Case(known.backdoored, known.data.spread(50)))
+    assert len(seen[1][1]) == 50 and seen[1][0].tolerance == 1.0
+    with pytest.raises(DataError, match="too few"):
+        Auto()(Case(known.backdoored, _few(known).spread(9)))
+
+
+def test_a_repair_that_costs_few_images_too_much_is_not_used(known: Planted, monkeypatch: pytest.MonkeyPatch) -> None:
+    ruined = gives(known, ignorant(known), check=RepairCheck(lead_before=0.5), target_label=3)
+    monkeypatch.setattr(Auto, "_by_images", lambda self, case: ruined(case))
+    done = Auto()(Case(known.backdoored, _few(known)))
+    assert done.change == "nothing" and done.accuracy_after == done.accuracy_before
+    assert done.check is not None and done.check.outcome == "unrepaired" and done.target_label == 3
+    assert "points of clean accuracy on the 10 images" in done.check.left[0]
+
+
+def test_a_tolerance_scales_all_limits(known: Planted) -> None:
+    method, signs = Auto(tolerance=3.0), _signs(known)
+    limits = {}
+    for name, one in method._candidates(signs):
+        limits[name] = one.method.max_drop if name == "rnp" else None  # type: ignore[attr-defined]
+    assert limits["rnp"] == pytest.approx(0.06) and method._unlearning().max_drop == pytest.approx(0.09)
+    assert Auto()._unlearning().max_drop == 0.03
 
 
 def test_methods_come_in_the_order_of_their_cost(known: Planted) -> None:

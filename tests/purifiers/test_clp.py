@@ -10,10 +10,10 @@ import pytest
 import torch
 
 from bdprune.analysis import Case
+from bdprune.methods import shifted_views
 from bdprune.model.edit.pruning import prune
 from bdprune.model.handle import Model
 from bdprune.purifiers.clp import CLP
-from bdprune.purifiers.suspiciousness import views_of
 from bdprune.runtime.evaluate import clean_accuracy
 
 
@@ -61,7 +61,7 @@ def test_with_images_the_number_is_the_lowest_before_the_first_that_costs_too_mu
     bright: Any, max_drop: float
 ) -> None:
     model, data = with_outlier(bright), bright.data.subset(torch.arange(100))
-    images, labels = views_of(data, 5, 0), data.labels.repeat(5)
+    images, labels = shifted_views(data, 5, 0), data.labels.repeat(5)
     before, expected = clean_accuracy(model.module, images, labels), math.nan
     for step in range(17):
         u = 5 - step / 4

@@ -6,8 +6,9 @@ import torch
 
 from bdprune.analysis import Case
 from bdprune.loops.finetune import FineTuneSettings
+from bdprune.methods import shifted_views
 from bdprune.model.edit.pruning import prune
-from bdprune.purifiers.suspiciousness import SuspiciousnessPruning, outlying, views_of
+from bdprune.purifiers.suspiciousness import SuspiciousnessPruning, outlying
 from bdprune.runtime.evaluate import clean_accuracy
 
 
@@ -105,7 +106,7 @@ def test_accuracies_equal_plain_pruning(bright: Any) -> None:
     mu, curve = method._choose(bright.model, data, scores)
     assert mu == 1.0
     assert len({point.filters_pruned for point in curve}) > 2
-    views, labels = views_of(data, 8, method.seed), data.labels.repeat(8)
+    views, labels = shifted_views(data, 8, method.seed), data.labels.repeat(8)
     for point in curve:
         module = prune(bright.model, outlying(scores, point.threshold, 0.5), method.mode).module
         assert point.clean_accuracy == pytest.approx(clean_accuracy(module, views, labels), abs=1e-6)
@@ -131,12 +132,12 @@ def test_few_images_use_small_steps(bright: Any) -> None:
 
 def test_views_start_with_the_images_and_are_reproducible(bright: Any) -> None:
     data = bright.data.subset(torch.arange(8))
-    views = views_of(data, 3, seed=1)
+    views = shifted_views(data, 3, seed=1)
     assert views.shape == (24, *data.images.shape[1:])
     assert torch.equal(views[:8], data.images)
     assert not torch.equal(views[8:16], data.images)
-    assert torch.equal(views, views_of(data, 3, seed=1))
-    assert not torch.equal(views, views_of(data, 3, seed=2))
+    assert torch.equal(views, shifted_views(data, 3, seed=1))
+    assert not torch.equal(views, shifted_views(data, 3, seed=2))
 
 
 def test_a_fine_tuning_that_harms_its_own_images_is_left_out(bright: Any, monkeypatch: pytest.MonkeyPatch) -> None:

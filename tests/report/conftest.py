@@ -224,6 +224,7 @@ def repaired() -> PurifyResult:
     return PurifyResult(
         **_common("models/badnets.pth"),
         method="bdprune.rnp",
+        outcome="repaired",
         accuracy_before=0.93,
         accuracy_after=0.92,
         threshold=0.35,

@@ -122,6 +122,7 @@ def test_a_repair_has_before_and_after_and_what_was_tried(checked: PurifyResult)
     [
         ({"outcome": "unrepaired", "check": msgspec.structs.replace(CHECK, left=("a trigger",))}, "unrepaired"),
         ({"outcome": "unverified", "check": RepairCheck()}, "unverified"),
+        ({"outcome": "unchecked"}, "changed, not checked"),
         ({"change": "nothing", "pruned": {}}, "unchanged"),
         ({"left": ("ema: too inaccurate",)}, "partly repaired"),
     ],

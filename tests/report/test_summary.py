@@ -89,6 +89,10 @@ def test_a_repair_is_described_by_its_changes(repaired: PurifyResult, changed: s
     assert (summary.outcome(result), summary.change(result)) == (outcome, words)
     partly = msgspec.structs.replace(result, left=("ema: not chosen",))
     assert summary.outcome(partly) == ("unchanged" if changed == "nothing" else "partly repaired")
+    unchecked = msgspec.structs.replace(result, outcome="unchecked")
+    assert summary.outcome(unchecked) == ("unchanged" if changed == "nothing" else "changed, not checked")
+    both = msgspec.structs.replace(partly, outcome="unchecked")
+    assert summary.outcome(both) == ("unchanged" if changed == "nothing" else "partly changed, not checked")
 
 
 def test_advice_after_a_repair(repaired: PurifyResult) -> None:
