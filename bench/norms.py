@@ -28,7 +28,7 @@ from bdprune.data import CleanData, RawImages, read_dataset
 from bdprune.loops import Schedule, fit
 from bdprune.methods import Purifier
 from bdprune.model import Model
-from bdprune.purifiers import RNP, SuspiciousnessPruning
+from bdprune.purifiers import RNP, Auto, SuspiciousnessPruning, TriggerPruning
 from bdprune.runtime import seeded
 from bdprune.zoo import measure
 
@@ -70,6 +70,8 @@ NORMS: Mapping[str, Callable[[int], nn.Module]] = {
 METHODS: Mapping[str, Callable[[int], Purifier]] = {
     "rnp": lambda seed: RNP(seed=seed),
     "suspiciousness": lambda seed: SuspiciousnessPruning(seed=seed),
+    "trigger_pruning": lambda seed: TriggerPruning(seed=seed),
+    "auto": lambda seed: Auto(seed=seed),
 }
 
 
