@@ -1,7 +1,7 @@
 """Measures verdicts and repairs of a zoo's models with several seeds on the full test set.
 
     python bench/efficacy.py zoo/demo/manifest.toml --data DIR [--seeds 5] [--part scans] [--only MODEL] [--rows FILE]
-                              [--methods auto,rnp:paper,rnp+fst] [--budget full]
+                              [--methods auto,rnp:paper,rnp+nad] [--budget full]
                               [--clean zoo/demo/defence.npz] [--device cuda] [--skip-retuning]
 
 DIR holds the zoo's dataset. Prints Markdown tables: the verdicts of every model; and for each method clean accuracy
@@ -175,7 +175,7 @@ def main() -> None:
     parser.add_argument(
         "--methods",
         default=",".join(DEFAULT_METHODS),
-        help="purifiers, separated by commas, as in rnp,rnp:paper,auto-100,rnp+fst (preset; 100 images; two in turn); "
+        help="purifiers, separated by commas, as in rnp,rnp:paper,auto-100,rnp+nad (preset; 100 images; two in turn); "
         f"default: {','.join(DEFAULT_METHODS)}",
     )
     parser.add_argument("--budget", choices=["fast", "default", "full"], default="default", help="of the scans")

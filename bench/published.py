@@ -109,7 +109,7 @@ def published(method: str, kind: str | None, all_to_all: bool) -> str:
 
     Args:
         method: as ``bench/efficacy.py`` names it, such as ``nad``. Figures are for 500 images and one method, so
-            ``rnp-100`` and ``rnp+fst`` have none.
+            ``rnp-100`` and ``rnp+nad`` have none.
         kind: of the attack; None for a clean model.
         all_to_all: whether the attack leads to all labels.
     """

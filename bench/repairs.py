@@ -32,7 +32,7 @@ _RETUNING = FineTuneSettings(lr=0.01, epochs=5, padding=0)
 
 @dataclass(frozen=True)
 class Method:
-    """What a name such as ``rnp``, ``rnp:paper``, ``auto-100`` or ``rnp+fst`` stands for.
+    """What a name such as ``rnp``, ``rnp:paper``, ``auto-100`` or ``rnp+nad`` stands for.
 
     Attributes:
         steps: purifiers and their presets, applied one after another.

@@ -1,7 +1,6 @@
 from bdprune.loops.activation import ActivationSettings, raise_features
 from bdprune.loops.adversarial_mask import AdversarialMaskSettings, learn_masks
 from bdprune.loops.distillation import AttentionDistillation, FeatureMap, attention, last_maps
-from bdprune.loops.feature_shift import FeatureShift
 from bdprune.loops.finetune import FineTuneSettings, KeptPruned, TuningObjective, fine_tune
 from bdprune.loops.fitting import CrossEntropy, Objective, Schedule, fit, machine
 from bdprune.loops.growth import GrowthSettings, grow

@@ -4,7 +4,6 @@ from bdprune.purifiers.awm import AWM
 from bdprune.purifiers.clp import CLP
 from bdprune.purifiers.fine_pruning import FinePruning
 from bdprune.purifiers.fine_tuning import FineTuning
-from bdprune.purifiers.fst import FST
 from bdprune.purifiers.ft_sam import FTSAM
 from bdprune.purifiers.ibau import IBAU
 from bdprune.purifiers.nad import NAD

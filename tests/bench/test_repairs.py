@@ -56,7 +56,7 @@ def test_methods_have_a_name_a_preset_and_a_number_of_images() -> None:
     assert parse_method("rnp") == Method((("rnp", None),), 500)
     assert parse_method("rnp:paper") == Method((("rnp", "paper"),), 500)
     assert parse_method("suspiciousness-10") == Method((("suspiciousness", None),), 10)
-    assert parse_method("rnp+fst-100") == Method((("rnp", None), ("fst", None)), 100)
+    assert parse_method("rnp+nad-100") == Method((("rnp", None), ("nad", None)), 100)
     assert [one.params.get("seed") for one in parse_method("rnp:paper+clp").purifiers(3)] == [3, 3]
     with pytest.raises(ValueError, match="There is no purifier 'magic'"):
         parse_method("magic-10")
@@ -118,7 +118,7 @@ def test_figures_of_others_are_those_of_the_same_attack() -> None:
         assert not has_published_settings(other)
     assert published("nad", "badnets", all_to_all=False) == "1.20 / 90.64"
     assert published("clp", "badnets", all_to_all=False).endswith("(RNP)")
-    assert {published(name, "badnets", all_to_all=False) for name in ("rnp-100", "rnp+fst")} == {"–"}
+    assert {published(name, "badnets", all_to_all=False) for name in ("rnp-100", "rnp+nad")} == {"–"}
 
 
 def test_the_peak_is_that_of_one_measurement() -> None:

@@ -18,7 +18,7 @@ def repair(model: Any, **more: Any) -> Repair:
 def test_a_notebook_shows_before_and_after(bright: Any) -> None:
     attempts = (Attempt(method="clp", accuracy_after=0.9, rejected="too inaccurate", seconds=2.0),)
     found = repair(bright.model, attempts=attempts)._repr_html_()
-    for part in ("repaired</span>", "93.0 % → 92.0 %", "2 filters in 1 filter group", "&lt;best&gt;", "too inaccurate"):
+    for part in ("changed, not checked</span>", "93.0 % → 92.0 %", "2 filters in 1 filter group", "&lt;best&gt;", "too inaccurate"):
         assert part in found, part
 
 
@@ -28,6 +28,7 @@ def test_a_notebook_shows_before_and_after(bright: Any) -> None:
         ({"change": "nothing", "pruned": {}}, "unchanged"),
         ({"check": RepairCheck(lead_before=0.3, lead_after=0.3, left=("a lead",))}, "unrepaired"),
         ({"check": RepairCheck()}, "unverified"),
+        ({"check": RepairCheck(lead_before=0.3, lead_after=0.0)}, "repaired</span>"),
         ({"accuracy_before": float("nan"), "accuracy_after": float("nan")}, "– → –"),
     ],
 )
