@@ -80,7 +80,7 @@ def repair_row(model: Model, clean: CleanData, method: str, seed: int, measure: 
     parsed = parse_method(method)
     if parsed.images < len(clean):
         clean = clean.sample(max(parsed.images // len(clean.class_counts), 1), torch.Generator().manual_seed(seed))
-    clean, _ = mirror_rule(model, clean)
+    clean, no_mirror = mirror_rule(model, clean)
     MEMO.clear()  # the seconds must include everything
     start_peak(model.device)
     start = time.perf_counter()
@@ -93,6 +93,7 @@ def repair_row(model: Model, clean: CleanData, method: str, seed: int, measure: 
     last = repairs[-1]
     return {
         "images": len(clean),
+        "no_mirror": no_mirror,
         "pruned": len(pruned),
         "threshold": None if math.isnan(last.threshold) else last.threshold,
         "rule": "; ".join(one.selection for one in repairs),

@@ -23,7 +23,7 @@ from bdprune.runtime import DEFAULT, Precision
 Candidate = tuple[str, Callable[[Case], Repair]]
 
 _ENOUGH, _VIEWS = 50, 500  # images that need no views; views of fewer
-_MOST_LOST = 0.1  # of the accuracy on few images, whatever their views show
+_MOST_LOST = 0.2  # of the accuracy on few images, whatever their views show
 _BEFORE_UNLEARNING = 0.05  # fall of accuracy by the pruning before a fine-tuning, which regains a part
 
 
@@ -81,7 +81,7 @@ class Auto(Purifier):
     Fewer than 50 images are too few to hold some out. Then 500 views of them take their place
     (:func:`bdprune.methods.mixed_views`), and their labels are those that the network before the repair gives
     them. Such a view changes its label more easily than an image, so all limits are ``views_tolerance`` times as large.
-    A result that loses more than 10 % of the images themselves is not used.
+    A result that loses more than 20 % of the images themselves is not used.
 
     Args:
         search: which triggers are searched; by default those of a scan.
@@ -102,7 +102,7 @@ class Auto(Purifier):
     max_drop: float = 0.03
     safe_drop: float = 0.005
     tolerance: float = 1.0
-    views_tolerance: float = 6.0
+    views_tolerance: float = 5.0
     held_out: float = 0.3
     mode: PruneMode = "zero_gamma"
     precision: Precision = DEFAULT

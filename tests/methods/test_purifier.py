@@ -18,7 +18,13 @@ def repair(model: Any, **more: Any) -> Repair:
 def test_a_notebook_shows_before_and_after(bright: Any) -> None:
     attempts = (Attempt(method="clp", accuracy_after=0.9, rejected="too inaccurate", seconds=2.0),)
     found = repair(bright.model, attempts=attempts)._repr_html_()
-    for part in ("changed, not checked</span>", "93.0 % → 92.0 %", "2 filters in 1 filter group", "&lt;best&gt;", "too inaccurate"):
+    for part in (
+        "changed, not checked</span>",
+        "93.0 % → 92.0 %",
+        "2 filters in 1 filter group",
+        "&lt;best&gt;",
+        "too inaccurate",
+    ):
         assert part in found, part
 
 

@@ -180,7 +180,7 @@ def test_few_images_are_seen_in_many_views(known: Planted, monkeypatch: pytest.M
     monkeypatch.setattr(Auto, "_by_images", by_images)
     done = Auto(max_drop=0.02)(Case(known.backdoored, few))
     (method, views) = seen[0]
-    assert len(views) == 500 and method._limit(method.max_drop) == pytest.approx(0.12) and method._limit(0.5) == 1.0
+    assert len(views) == 500 and method._limit(method.max_drop) == pytest.approx(0.1) and method._limit(0.5) == 1.0
     assert done.params == Auto(max_drop=0.02).params
     assert done.accuracy_before == accuracy_on(known.backdoored, few)
     assert done.accuracy_after == accuracy_on(known.clean, few)
