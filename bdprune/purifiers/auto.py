@@ -22,7 +22,8 @@ from bdprune.runtime import DEFAULT, Precision
 
 Candidate = tuple[str, Callable[[Case], Repair]]
 
-_ENOUGH, _VIEWS = 50, 500  # images that need no views; views of fewer
+_FEW, _ENOUGH = 50, 150  # below the first, views are too much alike; from the second on there are none
+_VIEWS = 500
 _MOST_LOST = 0.2  # of the accuracy on few images, whatever their views show
 _BEFORE_UNLEARNING = 0.05  # fall of accuracy by the pruning before a fine-tuning, which regains a part
 
@@ -78,10 +79,10 @@ class Auto(Purifier):
     Without any sign, nothing can be checked. Then RNP alone is used with the limit ``safe_drop``, which changes a clean
     network little, and the outcome is ``unverified``.
 
-    Fewer than 50 images are too few to hold some out. Then 500 views of them take their place
+    Fewer than 150 images are too few to hold some out. Then 500 views of them take their place
     (:func:`bdprune.methods.mixed_views`), and their labels are those that the network before the repair gives
-    them. Such a view changes its label more easily than an image, so all limits are ``views_tolerance`` times as large.
-    A result that loses more than 20 % of the images themselves is not used.
+    them. Such a view changes its label more easily than an image, so all limits are larger. A result that loses more
+    than 20 % of the images themselves is not used.
 
     Args:
         search: which triggers are searched; by default those of a scan.
@@ -90,7 +91,7 @@ class Auto(Purifier):
             (:func:`bdprune.methods.sure_drop`), in [0, 1].
         safe_drop: the same if there is no sign.
         tolerance: factor of all limits on clean accuracy, above 0.
-        views_tolerance: factor of ``tolerance`` for views of few images, above 0.
+        views_tolerance: factors of ``tolerance`` for views of fewer than 50 images and of more, above 0.
         held_out: share of the clean images held out for the accuracy and the check.
         mode: how a filter is pruned.
         precision: precision of training (:func:`bdprune.runtime.plan_for`).
@@ -102,7 +103,7 @@ class Auto(Purifier):
     max_drop: float = 0.03
     safe_drop: float = 0.005
     tolerance: float = 1.0
-    views_tolerance: float = 5.0
+    views_tolerance: tuple[float, float] = (5.0, 3.0)
     held_out: float = 0.3
     mode: PruneMode = "zero_gamma"
     precision: Precision = DEFAULT
@@ -128,7 +129,7 @@ class Auto(Purifier):
     def _by_views(self, case: Case) -> Repair:
         """The repair with views of few images; its accuracies are those on the images."""
         views = mixed_views(case.model, case.images, _VIEWS, self.seed)
-        tolerant = replace(self, tolerance=self.tolerance * self.views_tolerance)
+        tolerant = replace(self, tolerance=self.tolerance * self.views_tolerance[len(case.images) >= _FEW])
         repair = tolerant._by_images(case.with_data(views))
         before, after = (accuracy_on(model, case.images) for model in (case.model, repair.model))
         if before - after > _MOST_LOST:

@@ -185,8 +185,9 @@ def test_few_images_are_seen_in_many_views(known: Planted, monkeypatch: pytest.M
     assert done.accuracy_before == accuracy_on(known.backdoored, few)
     assert done.accuracy_after == accuracy_on(known.clean, few)
     assert done.selection.startswith("a method; decided on 500 views of 10 images, ")
-    Auto()(Case(known.backdoored, known.data.spread(50)))
-    assert len(seen[1][1]) == 50 and seen[1][0].tolerance == 1.0
+    for count, views, tolerance in ((50, 500, 3.0), (149, 596, 3.0), (150, 150, 1.0)):
+        Auto()(Case(known.backdoored, known.data.spread(count)))
+        assert (len(seen[-1][1]), seen[-1][0].tolerance) == (views, tolerance)
     with pytest.raises(DataError, match="too few"):
         Auto()(Case(known.backdoored, _few(known).spread(9)))
 
