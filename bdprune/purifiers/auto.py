@@ -10,15 +10,15 @@ from typing import ClassVar
 import msgspec
 
 from bdprune.analysis import Case, CheckLimits, SearchFor, Signs, check_repair, signs_of
-from bdprune.errors import BdpruneError, TrainingError
+from bdprune.errors import BdpruneError, OptionError, TrainingError
 from bdprune.methods import Phases, Purifier, Repair, accuracy_on, hold_out, mixed_views, sure_drop, what_changed
 from bdprune.model import PruneMode
 from bdprune.purifiers.ibau import IBAU
 from bdprune.purifiers.rnp import RNP
 from bdprune.purifiers.trigger_pruning import TriggerPruning
 from bdprune.purifiers.trigger_unlearning import TriggerUnlearning
-from bdprune.record import Attempt, Needs, RepairCheck
-from bdprune.runtime import DEFAULT, Precision
+from bdprune.record import Attempt, Needs, RepairCheck, check_settings
+from bdprune.runtime import DEFAULT, Precision, within
 
 Candidate = tuple[str, Callable[[Case], Repair]]
 
@@ -117,6 +117,15 @@ class Auto(Purifier):
     label = True
     presets: ClassVar[dict[str, dict[str, object]]] = {}
 
+    def __post_init__(self) -> None:
+        """Checks the factors."""
+        super().__post_init__()
+        check_settings(self, above={"tolerance": 0})
+        if len(self.views_tolerance) != 2 or not min(self.views_tolerance) > 0:
+            raise OptionError(
+                f"The setting views_tolerance of Auto is {self.views_tolerance}.", "Give two numbers above 0."
+            )
+
     def __call__(self, case: Case) -> Repair:
         """Repairs a copy of the model.
 
@@ -132,7 +141,7 @@ class Auto(Purifier):
         tolerant = replace(self, tolerance=self.tolerance * self.views_tolerance[len(case.images) >= _FEW])
         repair = tolerant._by_images(case.with_data(views))
         before, after = (accuracy_on(model, case.images) for model in (case.model, repair.model))
-        if before - after > _MOST_LOST:
+        if not within(before - after, _MOST_LOST):
             return self._too_costly(case, repair, before - after)
         agree = 100 * accuracy_on(repair.model, views)
         return replace(

@@ -11,7 +11,7 @@ import torch
 
 from bdprune.analysis import Case, Signs
 from bdprune.data import CleanData
-from bdprune.errors import DataError, TrainingError
+from bdprune.errors import DataError, OptionError, TrainingError
 from bdprune.methods import Phases, Repair, accuracy_on, hold_out
 from bdprune.model import Model
 from bdprune.purifiers import auto
@@ -201,13 +201,24 @@ def test_a_repair_that_costs_few_images_too_much_is_not_used(known: Planted, mon
     assert "points of clean accuracy on the 10 images" in done.check.left[0]
 
 
+def test_a_fall_of_exactly_the_limit_is_used(known: Planted, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Auto, "_by_images", lambda self, case: gives(known, known.clean)(case))
+    monkeypatch.setattr(auto, "accuracy_on", lambda model, data: 0.9 if model is known.backdoored else 0.7)
+    done = Auto()(Case(known.backdoored, _few(known)))
+    assert 0.9 - 0.7 > 0.2 and done.model is known.clean, "two of ten images, whatever the rounding"
+
+
 def test_a_tolerance_scales_all_limits(known: Planted) -> None:
-    method, signs = Auto(tolerance=3.0), _signs(known)
-    limits = {}
-    for name, one in method._candidates(signs):
-        limits[name] = one.method.max_drop if name == "rnp" else None  # type: ignore[attr-defined]
-    assert limits["rnp"] == pytest.approx(0.06) and method._unlearning().max_drop == pytest.approx(0.09)
-    assert Auto()._unlearning().max_drop == 0.03
+    method = Auto(tolerance=3.0)
+    (rnp,) = [one for name, one in method._candidates(_signs(known)) if name == "rnp"]
+    assert rnp.method.max_drop == pytest.approx(0.06)  # type: ignore[attr-defined]
+    assert method._unlearning().max_drop == pytest.approx(0.09) and Auto()._unlearning().max_drop == 0.03
+
+
+@pytest.mark.parametrize("settings", [{"tolerance": 0.0}, {"views_tolerance": (5.0, 0.0)}, {"views_tolerance": (5.0,)}])
+def test_factors_out_of_range_are_refused(settings: dict[str, Any]) -> None:
+    with pytest.raises(OptionError, match="tolerance of Auto is"):
+        Auto(**settings)
 
 
 def test_methods_come_in_the_order_of_their_cost(known: Planted) -> None:
