@@ -70,7 +70,7 @@ def planted(seed: int = 0) -> Planted:
         network = _network()
     with _training(network, spare=False):
         fit(network, RawImages(pixels, train.labels), _schedule(epochs=4), seed)
-    attack = ATTACKS["badnets"](_TARGET, rate=0.2, size=5, margin=4)  # type: ignore[call-arg]
+    attack = ATTACKS["badnets"](_TARGET, rate=0.2, size=4, margin=4)  # type: ignore[call-arg]
     trigger = attack.new_trigger(shape_of(pixels))
     setting = AttackSetting(pixels, train.labels, _CLASSES, seed)
     poisoned = attack.poison(setting, trigger, torch.Generator().manual_seed(seed))
