@@ -9,10 +9,10 @@ from typing import Any, ClassVar
 from bdprune.analysis import Case
 from bdprune.data import CleanData
 from bdprune.errors import OptionError
-from bdprune.methods.held_out import hold_out
+from bdprune.methods.held_out import hold_out, shifted_views
 from bdprune.methods.purifier import Phases, Purifier, Repair
 from bdprune.model import Model
-from bdprune.record import Needs
+from bdprune.record import Needs, check_settings
 from bdprune.runtime import clean_accuracy, within
 
 
@@ -31,12 +31,15 @@ class Retraining(Purifier):
         held_out: share of the clean images that are held out for this decision, in (0, 1).
         ways: shares of the way from the original to the retrained weights, in (0, 1], in the order in which they are
             tried; the first that keeps ``max_drop`` is taken. If none does, the weights stay as they are.
+        views: views of each held-out image in this decision: itself and shifted ones. More views make the fall less
+            dependent on chance.
         seed: seed for the split and for the retraining.
     """
 
     max_drop: float = 0.04
     held_out: float = 0.3
     ways: tuple[float, ...] = (1.0, 0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3, 0.2, 0.1)
+    views: int = 1
     seed: int = 0
 
     PUBLISHED: ClassVar[dict[str, Any]] = {"max_drop": 1.0, "ways": (1.0,)}
@@ -48,6 +51,7 @@ class Retraining(Purifier):
     def __post_init__(self) -> None:
         """Checks the ways."""
         super().__post_init__()
+        check_settings(self, {"views": 1})
         if not self.ways or not all(0 < way <= 1 for way in self.ways):
             raise OptionError(f"{self.id} cannot take the ways {self.ways}.", "Give one or more shares in (0, 1].")
 
@@ -89,15 +93,17 @@ class Retraining(Purifier):
 
     def _farthest(self, model: Model, retrained: Model, held: CleanData) -> tuple[float, Model]:
         """The first share of the way that keeps the limit, and its model; 0 and a copy if there is none."""
-        before = clean_accuracy(model.module, held.images, held.labels)
+        images, labels = shifted_views(held, self.views, self.seed), held.labels.repeat(self.views)
+        before = clean_accuracy(model.module, images, labels)
         for way in self.ways:
             part = between(model, retrained, way)
-            if within(before - clean_accuracy(part.module, held.images, held.labels), self.max_drop):
+            if within(before - clean_accuracy(part.module, images, labels), self.max_drop):
                 return way, part
         return 0.0, model.clone()
 
     def _selection(self, way: float, held: int) -> str:
-        limit = f"at most {100 * self.max_drop:g} points on {held} held-out images"
+        shown = f"{self.views} views each of {held}" if self.views > 1 else f"{held}"
+        limit = f"at most {100 * self.max_drop:g} points on {shown} held-out images"
         if not way:
             return f"nothing is changed: no part of the way to the retrained weights costs {limit}"
         if way == 1:

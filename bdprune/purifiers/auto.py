@@ -25,6 +25,7 @@ Candidate = tuple[str, Callable[[Case], Repair]]
 _FEW, _ENOUGH = 50, 150  # below the first, views are too much alike; from the second on there are none
 _VIEWS = 500
 _MOST_LOST = 0.2  # of the accuracy on few images, whatever their views show
+_CAREFUL_WAYS, _CAREFUL_VIEWS = (0.2, 0.1), 8  # of I-BAU where no sign of a backdoor is found
 _BEFORE_UNLEARNING = 0.05  # fall of accuracy by the pruning before a fine-tuning, which regains a part
 
 
@@ -76,8 +77,9 @@ class Auto(Purifier):
     taken. If the triggers were not unlearned for it, that is done then, and kept if it leaves no sign either. If there
     is no result without a sign, the one with the fewest is taken, and the outcome is ``unrepaired``.
 
-    Without any sign, nothing can be checked. Then RNP alone is used with the limit ``safe_drop``, which changes a clean
-    network little, and the outcome is ``unverified``.
+    Without any sign, nothing can be checked, and the outcome is ``unverified``. Then the weights move a fifth of the
+    way to those of I-BAU, or less, as far as ``safe_drop`` allows. This changes a clean network little, and weakens a
+    backdoor without a sign, such as feature collision.
 
     Fewer than 150 images are too few to hold some out. Then 500 views of them take their place
     (:func:`bdprune.methods.mixed_views`), and their labels are those that the network before the repair gives
@@ -89,7 +91,7 @@ class Auto(Purifier):
         criteria: what counts as a sign of a backdoor.
         max_drop: largest fall of clean accuracy on the held-out images, less its standard error
             (:func:`bdprune.methods.sure_drop`), in [0, 1].
-        safe_drop: the same if there is no sign.
+        safe_drop: the same on shifted views of the held-out images if there is no sign, without the standard error.
         tolerance: factor of all limits on clean accuracy, above 0.
         views_tolerance: factors of ``tolerance`` for views of fewer than 50 images and of more, above 0.
         held_out: share of the clean images held out for the accuracy and the check.
@@ -333,36 +335,31 @@ class Auto(Purifier):
         )
 
     def _unverified(self, case: Case, phase: Phases) -> Repair:
-        """RNP within a small limit, because nothing shows whether a repair works."""
-        if not case.model.groups:
-            return self._untouched(case, phase, "the network has no conv for RNP to prune")
-        careful = RNP.preset(
-            "scan",
-            mode=self.mode,
+        """I-BAU within a small limit, because nothing shows whether a repair works."""
+        careful = IBAU(
+            max_drop=min(self.safe_drop, self.max_drop),
             held_out=self.held_out,
-            max_drop=self._limit(min(self.safe_drop, self.max_drop)),
-            fine_tuning=None,
+            ways=_CAREFUL_WAYS,
+            views=_CAREFUL_VIEWS,
             seed=self.seed,
-            precision=self.precision,
         )
         try:
-            with phase("rnp"):
+            with phase("ibau"):
                 repair = careful(case)
         except TrainingError as error:
-            return self._untouched(case, phase, f"RNP cannot run: {error}")
+            return self._untouched(case, phase, f"I-BAU cannot run: {error}")
         return replace(
             repair,
             method=self.id,
-            selection=f"no sign of a backdoor was found, so RNP alone is used: {repair.selection}",
-            target_label=None,
+            selection=f"no sign of a backdoor was found, so I-BAU is used with care: {repair.selection}",
             seconds=phase.seconds,
             params=self.params,
             check=RepairCheck(),
-            attempts=(Attempt(method="rnp", accuracy_after=repair.accuracy_after, chosen=True),),
+            attempts=(Attempt(method="ibau", accuracy_after=repair.accuracy_after, chosen=True),),
         )
 
     def _untouched(self, case: Case, phase: Phases, why: str) -> Repair:
-        """The network as it is, because RNP cannot prune it."""
+        """The network as it is, because I-BAU cannot train it."""
         _, held = hold_out(case.images, self.held_out, self.seed)
         selection = f"nothing is changed: no sign of a backdoor was found, and {why}"
         return self.repair(

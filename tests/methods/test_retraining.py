@@ -7,7 +7,7 @@ from torch import nn
 
 from bdprune.analysis import Case
 from bdprune.data import CleanData
-from bdprune.errors import DataError
+from bdprune.errors import DataError, OptionError
 from bdprune.methods import Phases
 from bdprune.methods.held_out import hold_out
 from bdprune.methods.retraining import Retraining, between
@@ -103,3 +103,12 @@ def test_a_tied_weight_is_mixed_once() -> None:
 
     mixed = between(tied(0.0), tied(1.0), 0.5).network.state_dict()
     assert {float(value.mean()) for value in mixed.values()} == {0.5} and len(mixed) == 2
+
+
+def test_the_decision_can_be_taken_on_several_views(bright: Any) -> None:
+    result = Spoiler(amount=1e-4, views=3)(Case(bright.model, bright.data))
+    assert (
+        result.selection == "the retrained weights, which cost at most 4 points on 3 views each of 72 held-out images"
+    )
+    with pytest.raises(OptionError, match="views"):
+        Spoiler(views=0)

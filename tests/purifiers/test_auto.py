@@ -16,6 +16,7 @@ from bdprune.methods import Phases, Repair, accuracy_on, hold_out
 from bdprune.model import Model
 from bdprune.purifiers import auto
 from bdprune.purifiers.auto import Auto, _one_after_another
+from bdprune.purifiers.ibau import IBAU
 from bdprune.purifiers.rnp import RNP
 from bdprune.purifiers.trigger_unlearning import TriggerUnlearning
 from bdprune.record import RepairCheck, TriggerCheck
@@ -145,28 +146,33 @@ def test_without_an_acceptable_result_nothing_changes(trial: Callable[..., Repai
 
 def test_without_a_sign_the_outcome_is_unverified(known: Planted, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(auto, "signs_of", lambda *args: _signs(known, found=False))
-    asked: list[float] = []
+    asked: list[tuple[float, float]] = []
 
-    def careful(self: RNP, case: Case) -> Repair:
-        asked.append(self.max_drop)
-        assert self.fine_tuning is None
-        return gives(known, known.clean, change="nothing")(case)
+    def careful(self: IBAU, case: Case) -> Repair:
+        asked.append((self.max_drop, max(self.ways)))
+        return gives(known, known.clean, change="retrained")(case)
 
-    monkeypatch.setattr(RNP, "__call__", careful)
+    monkeypatch.setattr(IBAU, "__call__", careful)
     done = Auto(safe_drop=0.001)(Case(known.clean, known.data))
-    assert done.check is not None and done.check.outcome == "unverified" and asked == [0.001]
+    assert done.check is not None and done.check.outcome == "unverified" and asked == [(0.001, 0.2)]
     assert done.selection.startswith("no sign of a backdoor was found") and done.target_label is None
 
 
-def test_a_network_that_cannot_be_unlearned_stays_unverified(known: Planted, monkeypatch: pytest.MonkeyPatch) -> None:
-    def fail(self: RNP, case: Case) -> Repair:
+def test_a_network_that_cannot_be_trained_stays_unverified(known: Planted, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(self: IBAU, case: Case) -> Repair:
         raise TrainingError("The loss is not finite.", "")
 
     monkeypatch.setattr(auto, "signs_of", lambda *args: _signs(known, found=False))
-    monkeypatch.setattr(RNP, "__call__", fail)
+    monkeypatch.setattr(IBAU, "__call__", fail)
     done = Auto()(Case(known.clean, known.data))
     assert done.check is not None and done.check.outcome == "unverified" and done.change == "nothing"
-    assert done.selection.endswith("and RNP cannot run: The loss is not finite.")
+    assert done.selection.endswith("and I-BAU cannot run: The loss is not finite.")
+
+
+def test_without_a_sign_the_network_changes_little(known: Planted, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(auto, "signs_of", lambda *args: _signs(known, found=False))
+    done = Auto()(Case(known.clean, known.data))
+    assert known.accuracy(done.model) > known.accuracy(known.clean) - 0.01
 
 
 def test_few_images_are_seen_in_many_views(known: Planted, monkeypatch: pytest.MonkeyPatch) -> None:
