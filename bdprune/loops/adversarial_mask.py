@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -11,9 +11,10 @@ from torch.func import functional_call
 from torch.nn.functional import cross_entropy
 
 from bdprune.data import CleanData
-from bdprune.errors import ArchitectureError, OptionError, TrainingError
+from bdprune.errors import ArchitectureError, TrainingError
 from bdprune.loops.recovery import NO_FILTERS, RETRAIN, Recovered
 from bdprune.model import MaskedNetwork, Model
+from bdprune.record import check_settings, check_shares
 from bdprune.runtime import DEFAULT, Plan, Precision, crop_and_flip, keep_running_statistics, plan_for, seeded
 
 
@@ -32,7 +33,12 @@ class AdversarialMaskSettings:
         project: limit the noise to [-eps, eps]. The published method does not: after its random start, noise can reach
             twice eps.
         padding: pixels of the random crop; half of the images are also mirrored.
+        averaged: share of the last updates whose masks are averaged, in [0, 1]; at 0 the masks are those of the last
+            update. Many masks end at 0, and their mean says which stayed there.
         small_data: below this number of images, batch norms use their running statistics and do not update them.
+
+    Raises:
+        OptionError: a setting is out of range.
     """
 
     iterations: int = 2000
@@ -44,14 +50,13 @@ class AdversarialMaskSettings:
     alpha: float = 0.2
     project: bool = False
     padding: int = 4
+    averaged: float = 0.0
     small_data: int = 64
 
     def __post_init__(self) -> None:
-        if self.iterations < 1 or self.batch_size < 1:
-            raise OptionError(
-                f"The masks cannot be learned in {self.iterations} updates of {self.batch_size} images.",
-                "Give at least one of each.",
-            )
+        least = {"iterations": 1, "batch_size": 1, "momentum": 0, "eps": 0, "attack_steps": 1, "padding": 0}
+        check_settings(self, least, above={"lr": 0})
+        check_shares(self, ["alpha", "averaged"])
 
 
 def learn_masks(
@@ -83,7 +88,8 @@ def learn_masks(
     plan.arrange(noisy.masked.network)
     optimizer = torch.optim.SGD(noisy.masked.masks.values(), settings.lr, settings.momentum)
     generator = torch.Generator().manual_seed(seed)
-    losses = []
+    mean = _Mean(settings)
+    losses: list[Tensor] = []
     with seeded(seed):
         for images, labels in _batches(data, settings, generator, model.device):
             noisy.start(settings.eps, generator)
@@ -96,13 +102,32 @@ def learn_masks(
             loss.backward()
             optimizer.step()
             noisy.masked.clamp_()
+            mean.add(noisy.masked.masks, len(losses))
             losses.append(loss.detach())
     found = torch.stack(losses).cpu()
     broken = (~found.isfinite()).nonzero()
     if len(broken):
         raise TrainingError(f"The loss of the masks is not finite in step {int(broken[0]) + 1}.", "Lower eps or lr.")
-    masks = {name: mask.detach().cpu().clone() for name, mask in noisy.masked.masks.items()}
-    return Recovered(masks, tuple(found.tolist()), plan)
+    return Recovered(mean.masks, tuple(found.tolist()), plan)
+
+
+class _Mean:
+    """The mean of the masks of the last updates."""
+
+    def __init__(self, settings: AdversarialMaskSettings) -> None:
+        self._first = settings.iterations - max(round(settings.averaged * settings.iterations), 1)
+        self._count, self._sums = settings.iterations - self._first, dict[str, Tensor]()
+
+    def add(self, masks: Mapping[str, Tensor], update: int) -> None:
+        """Adds the masks after an update, counted from 0, if it is one of the last."""
+        if update >= self._first:
+            for name, mask in masks.items():
+                self._sums[name] = self._sums.get(name, 0) + mask.detach()
+
+    @property
+    def masks(self) -> dict[str, Tensor]:
+        """The means ``[num_filters]``, on the CPU."""
+        return {name: (total / self._count).cpu() for name, total in self._sums.items()}
 
 
 class NoisyMasks(nn.Module):

@@ -11,9 +11,10 @@ from torch.func import functional_call
 from torch.nn.functional import cross_entropy
 
 from bdprune.data import CleanData
-from bdprune.errors import ArchitectureError, OptionError, TrainingError
+from bdprune.errors import ArchitectureError, TrainingError
 from bdprune.loops.recovery import RETRAIN
 from bdprune.model import Model
+from bdprune.record import check_settings, check_shares
 from bdprune.runtime import DEFAULT, Plan, Precision, passes, plan_for
 
 _VALUES = 3 * 32 * 32  # of an image for which the paper gives its radius
@@ -34,6 +35,9 @@ class SoftMaskSettings:
         attack_lr: learning rate of the perturbation, by plain gradient ascent.
         copies: copies of every image in a pass, each augmented anew.
         padding: pixels of the random crop; half of the images are also mirrored.
+
+    Raises:
+        OptionError: a setting is out of range.
     """
 
     epochs: int = 20
@@ -48,11 +52,9 @@ class SoftMaskSettings:
     padding: int = 4
 
     def __post_init__(self) -> None:
-        if min(self.epochs, self.passes, self.batch_size, self.copies) < 1:
-            raise OptionError(
-                "The masks cannot be learned without a step.",
-                "Give at least one of each of: epochs, passes, batch_size, copies.",
-            )
+        least = {"epochs": 1, "passes": 1, "batch_size": 1, "copies": 1, "padding": 0, "sparsity": 0, "radius": 0}
+        check_settings(self, least, above={"lr": 0, "attack_lr": 0})
+        check_shares(self, ["alpha"])
 
 
 class SoftMasks(nn.Module):

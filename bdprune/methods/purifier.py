@@ -17,8 +17,11 @@ from bdprune.data import CleanData
 from bdprune.errors import OptionError
 from bdprune.methods.base import Method
 from bdprune.model import Model, rounded
-from bdprune.record import Attachment, Attempt, Change, Gift, RepairCheck, notebook_form
+from bdprune.record import Attachment, Attempt, Change, Gift, RepairCheck, check_shares, notebook_form
 from bdprune.runtime import clean_accuracy
+
+_DROPS = {"max_drop", "safe_drop", "prune_drop", "tuned_drop", "regained_drop"}
+"""Settings that limit the fall of the clean accuracy; a negative one asks for a rise."""
 
 
 @dataclass(frozen=True)
@@ -89,6 +92,11 @@ class Purifier(Method):
     threshold_name: ClassVar[str] = ""
     """The setting that fixes the threshold; if it is given, ``max_drop`` limits nothing. Empty without such a one."""
     gives: ClassVar[tuple[Gift, ...]] = ("removal",)
+
+    def __post_init__(self) -> None:
+        """Refuses an unknown choice, and a limit on clean accuracy that no fall can have."""
+        super().__post_init__()
+        check_shares(self, self.settings() & _DROPS, least=-1)
 
     @abstractmethod
     def __call__(self, case: Case) -> Repair:

@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 from bdprune.analysis import Case
 from bdprune.data import CleanData
 from bdprune.errors import OptionError
-from bdprune.methods.held_out import hold_out, shifted_views
+from bdprune.methods.held_out import hold_out, shifted_views, sure_drop
 from bdprune.methods.purifier import Phases, Purifier, Repair
 from bdprune.model import Model
 from bdprune.record import Needs, check_settings
-from bdprune.runtime import clean_accuracy, within
+from bdprune.runtime import within
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,9 +25,9 @@ class Retraining(Purifier):
     2022).
 
     Args:
-        max_drop: largest fall of clean accuracy on the held-out clean images, in [0, 1]. Retraining on 500 images of
-            CIFAR-10 costs 2 to 5 points against most attacks (NAD and I-BAU in RNP, Table 2), so a limit of 2 points
-            would keep most backdoors.
+        max_drop: largest fall of clean accuracy on the held-out clean images, less its standard error
+            (:func:`bdprune.methods.sure_drop`), in [0, 1]. Retraining on 500 images of CIFAR-10 costs 2 to 5 points
+            against most attacks (NAD and I-BAU in RNP, Table 2), so a limit of 2 points would keep most backdoors.
         held_out: share of the clean images that are held out for this decision, in (0, 1).
         ways: shares of the way from the original to the retrained weights, in (0, 1], in the order in which they are
             tried; the first that keeps ``max_drop`` is taken. If none does, the weights stay as they are.
@@ -93,17 +93,16 @@ class Retraining(Purifier):
 
     def _farthest(self, model: Model, retrained: Model, held: CleanData) -> tuple[float, Model]:
         """The first share of the way that keeps the limit, and its model; 0 and a copy if there is none."""
-        images, labels = shifted_views(held, self.views, self.seed), held.labels.repeat(self.views)
-        before = clean_accuracy(model.module, images, labels)
+        views = replace(held, images=shifted_views(held, self.views, self.seed), labels=held.labels.repeat(self.views))
         for way in self.ways:
             part = between(model, retrained, way)
-            if within(before - clean_accuracy(part.module, images, labels), self.max_drop):
+            if within(sure_drop(model, part, views), self.max_drop):
                 return way, part
         return 0.0, model.clone()
 
     def _selection(self, way: float, held: int) -> str:
         shown = f"{self.views} views each of {held}" if self.views > 1 else f"{held}"
-        limit = f"at most {100 * self.max_drop:g} points on {shown} held-out images"
+        limit = f"at most {100 * self.max_drop:g} points + one standard error on {shown} held-out images"
         if not way:
             return f"nothing is changed: no part of the way to the retrained weights costs {limit}"
         if way == 1:

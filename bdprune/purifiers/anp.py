@@ -13,7 +13,7 @@ from bdprune.data import CleanData
 from bdprune.loops import AdversarialMaskSettings, Sweep, SweepPoint, SweepSettings, learn_masks, sweep
 from bdprune.methods import CurvePoint, Phases, Purifier, Repair, hold_out
 from bdprune.model import Model, PruneMode, prune
-from bdprune.record import Needs, check_settings
+from bdprune.record import Needs, check_settings, check_shares
 from bdprune.runtime import DEFAULT, Precision
 
 
@@ -38,7 +38,7 @@ class ANP(Purifier):
     """
 
     masking: AdversarialMaskSettings = field(
-        default_factory=lambda: AdversarialMaskSettings(iterations=150, batch_size=64)
+        default_factory=lambda: AdversarialMaskSettings(iterations=150, batch_size=64, averaged=0.5)
     )
     threshold: float | None = None
     max_drop: float = 0.02
@@ -63,6 +63,7 @@ class ANP(Purifier):
     def __post_init__(self) -> None:
         super().__post_init__()
         check_settings(self, above={"step": 0})
+        check_shares(self, ["threshold"])
 
     def __call__(self, case: Case) -> Repair:
         """Repairs a copy of the model; a share of the images is held out for the threshold.

@@ -91,7 +91,7 @@ class Auto(Purifier):
         criteria: what counts as a sign of a backdoor.
         max_drop: largest fall of clean accuracy on the held-out images, less its standard error
             (:func:`bdprune.methods.sure_drop`), in [0, 1].
-        safe_drop: the same on shifted views of the held-out images if there is no sign, without the standard error.
+        safe_drop: the same on shifted views of the held-out images if there is no sign.
         tolerance: factor of all limits on clean accuracy, above 0.
         views_tolerance: factors of ``tolerance`` for views of fewer than 50 images and of more, above 0.
         held_out: share of the clean images held out for the accuracy and the check.
@@ -103,7 +103,7 @@ class Auto(Purifier):
     search: SearchFor = field(default_factory=SearchFor)
     criteria: CheckLimits = field(default_factory=CheckLimits)
     max_drop: float = 0.03
-    safe_drop: float = 0.005
+    safe_drop: float = 0.0
     tolerance: float = 1.0
     views_tolerance: tuple[float, float] = (5.0, 3.0)
     held_out: float = 0.3

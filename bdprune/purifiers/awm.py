@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 from bdprune.analysis import Case
 from bdprune.data import CleanData
 from bdprune.loops import SoftMasks, SoftMaskSettings, soft_masks
-from bdprune.methods import Phases, Purifier, Repair, accuracy_on, hold_out
+from bdprune.methods import Phases, Purifier, Repair, hold_out, sure_drop
 from bdprune.model import Model
 from bdprune.record import Needs
 from bdprune.runtime import DEFAULT, Precision, within
@@ -30,15 +30,16 @@ class AWM(Purifier):
 
     Args:
         masking: settings of the masks.
-        max_drop: largest fall of clean accuracy, in [0, 1], on the held-out images.
+        max_drop: largest fall of clean accuracy on the held-out images, less its standard error
+            (:func:`bdprune.methods.sure_drop`), in [0, 1].
         held_out: share of the clean images held out for choosing the strength, in (0, 1); 0 judges on the images on
             which the masks are learned, for one image of each class.
         precision: precision of the training (:func:`bdprune.runtime.plan_for`).
         seed: seed for the split, the order and the augmentation.
     """
 
-    masking: SoftMaskSettings = field(default_factory=lambda: SoftMaskSettings(epochs=10, passes=3, alpha=0.95))
-    max_drop: float = 0.02
+    masking: SoftMaskSettings = field(default_factory=lambda: SoftMaskSettings(epochs=10))
+    max_drop: float = 0.04
     held_out: float = 0.3
     precision: Precision = DEFAULT
     seed: int = 0
@@ -85,16 +86,15 @@ class AWM(Purifier):
 
     def _choose(self, model: Model, masked: SoftMasks, held: CleanData) -> tuple[Model, float]:
         """The model with the largest strength within the limit, and this strength; 0 if there is none."""
-        before = accuracy_on(model, held)
         for step in range(_STEPS, 0, -1):
             found = masked.model(step / _STEPS)
-            if within(before - accuracy_on(found, held), self.max_drop):
+            if within(sure_drop(model, found, held), self.max_drop):
                 return found, step / _STEPS
         return model.clone(), 0.0
 
     def _selection(self, strength: float, held: int) -> str:
         what = "held-out images" if self.held_out else "images, on which the masks were learned"
-        cost = f"{100 * self.max_drop:g} points on {held} {what}"
+        cost = f"{100 * self.max_drop:g} points + one standard error on {held} {what}"
         if not strength:
             return f"nothing is changed: the masks at every strength cost more than {cost}"
         return f"masks at {strength:.0%} of their strength, the most that costs at most {cost}"

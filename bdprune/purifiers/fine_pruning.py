@@ -13,9 +13,9 @@ from bdprune.analysis import Case, last_layer
 from bdprune.data import CleanData
 from bdprune.errors import ArchitectureError, OptionError
 from bdprune.loops import FineTuneSettings, KeptPruned, Sweep, SweepPoint, SweepSettings, fine_tune, sweep
-from bdprune.methods import CurvePoint, Phases, Purifier, Repair, accuracy_on, hold_out
+from bdprune.methods import CurvePoint, Phases, Purifier, Repair, accuracy_on, hold_out, sure_drop
 from bdprune.model import FilterGroup, Model, PruneMode, last_group, prune
-from bdprune.record import Needs
+from bdprune.record import Needs, check_shares
 from bdprune.runtime import BATCH, DEFAULT, Precision, within
 
 _TUNING = FineTuneSettings(lr=0.01, epochs=15)
@@ -26,14 +26,17 @@ class FinePruning(Purifier):
     """Prunes the channels of the last conv that are least active on clean images, and fine-tunes the rest.
 
     Channels are pruned from the least active on, while the clean accuracy on held-out images stays above a limit, which
-    lies far below the accuracy of the network: the fine-tuning must regain the difference. If it does not, the network
-    with the pruning that costs at most ``max_drop`` and without fine-tuning is the result.
+    lies far below the accuracy of the network: the fine-tuning must regain the difference. If it does not, the channels
+    whose pruning costs at most ``max_drop`` are pruned, with the fine-tuning or, if that costs too much, without it.
 
     Args:
         prune_drop: largest fall of clean accuracy by the pruning, in [0, 1], on the held-out images.
         least_accuracy: accuracy below which the pruning stops, in [0, 1], used instead of ``prune_drop``; None for
             none. RNP's comparison uses 0.8.
-        max_drop: largest fall of clean accuracy after the fine-tuning, in [0, 1], on the held-out images.
+        max_drop: largest fall of clean accuracy by the pruning without a fine-tuning, in [0, 1], on the held-out
+            images.
+        regained_drop: largest fall of clean accuracy after the fine-tuning, less its standard error, on the held-out
+            images (:func:`bdprune.methods.sure_drop`), in [0, 1].
         held_out: share of the clean images held out for these decisions.
         layer: path of the conv; by default the last one that is not in a shortcut.
         fine_tuning: settings of the fine-tuning, in which pruned channels stay pruned; None for none.
@@ -45,6 +48,7 @@ class FinePruning(Purifier):
     prune_drop: float = 0.1
     least_accuracy: float | None = None
     max_drop: float = 0.02
+    regained_drop: float = 0.04
     held_out: float = 0.3
     layer: str | None = None
     fine_tuning: FineTuneSettings | None = field(default_factory=lambda: _TUNING)
@@ -61,9 +65,13 @@ class FinePruning(Purifier):
     cost = "training"
     limits = "It leaves backdoors that use channels which clean images use too, or that are not in the last conv."
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
-        "paper": {"least_accuracy": 0.8, "max_drop": 1.0},
+        "paper": {"least_accuracy": 0.8, "regained_drop": 1.0},
         "robust": {},
     }
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_shares(self, ["least_accuracy"])
 
     def __call__(self, case: Case) -> Repair:
         """Repairs a copy of the model; a share of the images is held out for the decisions.
@@ -127,21 +135,21 @@ class FinePruning(Purifier):
         self, model: Model, swept: Sweep, limit: float, rest: CleanData, held: CleanData
     ) -> tuple[Model, SweepPoint | None, bool]:
         """The repaired model, its pruned channels, and whether it was fine-tuned."""
-        tried = [(swept.highest(limit), self.fine_tuning), (swept.highest(min(limit, self.max_drop)), None)]
-        for chosen, tuning in tried:
-            if chosen is None:
-                continue
-            found = prune(model, chosen.pruned, self.mode)
-            if tuning:
-                kept = KeptPruned(chosen.pruned, self.mode)
-                found = fine_tune(found, rest, tuning, kept, self.seed, self.precision)
-            if within(swept.accuracy_before - accuracy_on(found, held), self.max_drop):
-                return found, chosen, tuning is not None
-        return model.clone(), None, False
+        many, few = swept.highest(limit), swept.highest(min(limit, self.max_drop))
+        for chosen in (many, few):
+            if self.fine_tuning is None:
+                break
+            pruned = chosen.pruned if chosen else {}
+            kept, found = KeptPruned(pruned, self.mode), prune(model, pruned, self.mode)
+            found = fine_tune(found, rest, self.fine_tuning, kept, self.seed, self.precision)
+            if within(sure_drop(model, found, held), self.regained_drop):
+                return found, chosen, True
+        return prune(model, few.pruned if few else {}, self.mode), few, False
 
     def _selection(self, chosen: SweepPoint | None, layer: str, held: int, tuned: bool) -> str:
         if chosen is None:
-            return f"nothing is pruned: one channel of {layer} costs too much on {held} held-out images"
+            nothing = f"nothing is pruned: one channel of {layer} costs too much on {held} held-out images"
+            return nothing + ("; fine-tuned" if tuned else "")
         limit = f"cost at most {100 * (self.prune_drop if tuned else self.max_drop):g} points"
         if tuned and self.least_accuracy is not None:
             limit = f"leave an accuracy of at least {self.least_accuracy:g}"

@@ -47,7 +47,7 @@ class NUFinePruning(FinePruning):
     paper = "Li et al., Reconstructive Neuron Pruning for Backdoor Defense, ICML 2023, arXiv 2305.14876, Appendix D"
     limits = "It leaves backdoors that are not in the last conv."
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
-        "paper": {"least_accuracy": 0.8, "max_drop": 1.0, "unlearning": _PUBLISHED, "depth": "end"},
+        "paper": {"least_accuracy": 0.8, "regained_drop": 1.0, "unlearning": _PUBLISHED, "depth": "end"},
         "robust": {},
     }
 

@@ -1,4 +1,4 @@
-"""NU+NC+ABL: the trigger comes from the unlearned model, and its target label is unlearned."""
+"""NU+NC+ABL: the target label comes from the unlearned model, and is unlearned."""
 
 from __future__ import annotations
 
@@ -16,7 +16,9 @@ PRESETS: Mapping[str, Mapping[str, Any]] = {"paper": {**NU_PRESETS["paper"], **A
 
 @dataclass(frozen=True)
 class NUNCABL(NUNCFineTuning):
-    """NC+ABL with the trigger that the search finds in the unlearned model of the case.
+    """NC+ABL with the label whose trigger is the smallest in the unlearned model of the case.
+
+    See :class:`bdprune.purifiers.nu_nc_fine_tuning.NUNCFineTuning`.
 
     Args:
         tuning: settings of the training.
@@ -32,7 +34,7 @@ class NUNCABL(NUNCFineTuning):
     limit: float = 5.0
 
     id = "bdprune.nu_nc_abl"
-    title = "unlearns the target label of images with the smallest trigger of the unlearned network (NU+NC+ABL)"
+    title = "unlearns the label of the unlearned network on images with a trigger to it (NU+NC+ABL)"
     presets = PRESETS
 
     def _objective(self, trigger: Trigger) -> TuningObjective:

@@ -4,6 +4,7 @@ from bdprune.record.base import (
     Record,
     Share,
     check_settings,
+    check_shares,
     finite,
     notebook_form,
     number,

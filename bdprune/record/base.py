@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import fields
 from functools import cache
 from types import MappingProxyType
@@ -106,6 +106,23 @@ def check_settings(settings: object, least: Mapping[str, float] = _NONE, above: 
         _refuse(owner, name, getattr(settings, name), f"at least {bound:g}", lambda value, bound=bound: value >= bound)
     for name, bound in above.items():
         _refuse(owner, name, getattr(settings, name), f"above {bound:g}", lambda value, bound=bound: value > bound)
+
+
+def check_shares(settings: object, names: Iterable[str], least: float = 0) -> None:
+    """Checks that fields of a dataclass are shares; None is one that was not given.
+
+    Args:
+        settings: the dataclass.
+        names: its fields.
+        least: the smallest value; -1 for a difference of shares.
+
+    Raises:
+        OptionError: a field is neither None nor a number in [least, 1].
+    """
+    wanted = f"at least {least:g} and at most 1"
+    for name in names:
+        if (value := getattr(settings, name)) is not None:
+            _refuse(type(settings).__name__, name, value, wanted, lambda value: least <= value <= 1)
 
 
 def _refuse(owner: str, name: str, value: Any, wanted: str, fits: Any) -> None:

@@ -118,5 +118,19 @@ def test_a_loss_that_is_not_finite_is_an_error(bright: Any) -> None:
 
 
 def test_settings_without_an_update_are_an_error() -> None:
-    with pytest.raises(OptionError, match="cannot be learned in 0 updates"):
+    with pytest.raises(OptionError, match="iterations of AdversarialMaskSettings"):
         AdversarialMaskSettings(iterations=0)
+
+
+@pytest.mark.parametrize("setting", [{"lr": -1.0}, {"alpha": 3.0}, {"eps": float("nan")}, {"averaged": 2.0}])
+def test_settings_out_of_range_are_errors(setting: dict[str, float]) -> None:
+    with pytest.raises(OptionError, match=next(iter(setting))):
+        AdversarialMaskSettings(**setting)  # type: ignore[arg-type]
+
+
+def test_masks_can_be_averaged_over_the_last_updates(bright: Any) -> None:
+    def masks(iterations: int, averaged: float = 0.0) -> torch.Tensor:
+        settings = replace(SETTINGS, iterations=iterations, averaged=averaged)
+        return torch.cat(list(learn_masks(bright.model, bright.data, settings).masks.values()))
+
+    torch.testing.assert_close(masks(4, averaged=0.5), (masks(3) + masks(4)) / 2)

@@ -103,5 +103,11 @@ def test_a_network_without_convs_is_an_error(bright: Any) -> None:
 
 @pytest.mark.parametrize("name", ["epochs", "passes", "batch_size", "copies"])
 def test_settings_without_a_step_are_an_error(name: str) -> None:
-    with pytest.raises(OptionError, match="without a step"):
+    with pytest.raises(OptionError, match="of SoftMaskSettings"):
         SoftMaskSettings(**{name: 0})
+
+
+@pytest.mark.parametrize("setting", [{"lr": 0.0}, {"alpha": -1.0}, {"radius": float("inf")}])
+def test_settings_out_of_range_are_errors(setting: dict[str, float]) -> None:
+    with pytest.raises(OptionError, match=next(iter(setting))):
+        SoftMaskSettings(**setting)  # type: ignore[arg-type]

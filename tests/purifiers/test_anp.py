@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load as read_tensors
 
 from bdprune.analysis import Case
-from bdprune.errors import DataError
+from bdprune.errors import DataError, OptionError
 from bdprune.loops.adversarial_mask import AdversarialMaskSettings, learn_masks
 from bdprune.methods.held_out import hold_out
 from bdprune.model.edit.pruning import prune
@@ -58,8 +58,11 @@ def test_nothing_is_pruned_if_every_threshold_costs_too_much(bright: Any) -> Non
 
 
 def test_masks_above_every_threshold_are_reported(bright: Any) -> None:
-    result = replace(QUICK, threshold=-1.0)(Case(bright.model, bright.data))
-    assert result.change == "nothing" and result.selection == "nothing is pruned: no mask is at or below -1"
+    still = replace(QUICK, threshold=0.0, masking=replace(QUICK.masking, lr=1e-6))
+    result = still(Case(bright.model, bright.data))
+    assert result.change == "nothing" and result.selection == "nothing is pruned: no mask is at or below 0"
+    with pytest.raises(OptionError, match="threshold of ANP is 2"):
+        replace(QUICK, threshold=2.0)
 
 
 def test_a_given_threshold_is_used_whatever_it_costs(bright: Any) -> None:

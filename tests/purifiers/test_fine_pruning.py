@@ -61,7 +61,7 @@ def test_an_accuracy_can_be_the_limit(bright: Any) -> None:
 
 
 def test_pruned_channels_stay_pruned_in_the_fine_tuning(bright: Any) -> None:
-    result = replace(QUICK, max_drop=1.0)(Case(bright.model, bright.data))
+    result = replace(QUICK, regained_drop=1.0)(Case(bright.model, bright.data))
     index = result.pruned["3"]
     assert result.change == "pruned and retrained" and result.selection.endswith("then fine-tuned")
     assert not result.model.network.get_parameter("4.weight")[index].any()
@@ -80,9 +80,21 @@ def test_a_fine_tuning_that_ruins_the_network_is_not_used(bright: Any) -> None:
 
 def test_nothing_is_pruned_if_one_channel_costs_too_much(bright: Any) -> None:
     before = {name: value.clone() for name, value in bright.model.network.state_dict().items()}
-    result = replace(QUICK, prune_drop=-1.0)(Case(bright.model, bright.data))
+    result = replace(QUICK, prune_drop=-1.0, fine_tuning=None)(Case(bright.model, bright.data))
     assert result.change == "nothing" and result.selection.startswith("nothing is pruned: one channel of 3 costs too")
     assert all(torch.equal(value, before[name]) for name, value in result.model.network.state_dict().items())
+
+
+def test_if_nothing_may_be_pruned_the_network_is_fine_tuned(bright: Any) -> None:
+    """Nothing happened to a network below the accuracy of the preset ``paper``, and the reason given was wrong."""
+    result = replace(QUICK, prune_drop=-1.0, max_drop=-1.0, regained_drop=1.0)(Case(bright.model, bright.data))
+    assert result.change == "retrained" and result.selection.endswith("; fine-tuned")
+
+
+def test_settings_that_are_no_shares_are_errors() -> None:
+    for wrong in ({"max_drop": float("nan")}, {"regained_drop": 2.0}, {"least_accuracy": -0.1}):
+        with pytest.raises(OptionError, match=next(iter(wrong))):
+            FinePruning(**wrong)
 
 
 def test_another_layer_can_be_pruned(bright: Any) -> None:
@@ -102,7 +114,7 @@ def test_a_network_without_convs_and_too_few_images_are_errors(bright: Any) -> N
 
 def test_presets_have_the_published_settings() -> None:
     paper: Any = FinePruning.preset("paper")
-    assert (paper.least_accuracy, paper.layer, paper.max_drop) == (0.8, None, 1.0)
+    assert (paper.least_accuracy, paper.layer, paper.regained_drop) == (0.8, None, 1.0)
     assert FinePruning.preset("robust") == FinePruning()
 
 

@@ -13,6 +13,7 @@ from bdprune.purifiers.nc_abl import NCABL
 from bdprune.purifiers.nc_fine_tuning import NCFineTuning
 from bdprune.purifiers.nu_nc_abl import NUNCABL
 from bdprune.purifiers.nu_nc_fine_tuning import NUNCFineTuning
+from bdprune.runtime.evaluate import predict
 from bdprune.testing.planted import Planted, planted
 
 from .planted_trigger import true_trigger
@@ -86,3 +87,16 @@ def test_each_method_has_its_own_objective(known: Planted) -> None:
     papers = [type(method.preset("paper")._objective(trigger)) for method in (NCABL, NUNCABL)]
     assert papers == [TargetAscent, TargetAscent]
     assert replace(NCABL(), limit=3.0).params["limit"] == 3.0
+
+
+def test_nu_takes_the_label_of_the_unlearned_network_and_the_trigger_of_the_given_one(known: Planted) -> None:
+    """The unlearned network leans towards the label by itself, so its trigger was too weak for the given network."""
+    case = Case(known.backdoored, known.data)
+    given, unlearned = (NUNCFineTuning(trigger_of=one).smallest_trigger(case) for one in ("given", "unlearned"))
+    assert given is not None and unlearned is not None and given.target == unlearned.target
+
+    def flips(trigger: Trigger) -> float:
+        images = known.data.images[known.data.labels != trigger.target]
+        return float((predict(known.backdoored.module, trigger.apply(images)) == trigger.target).float().mean())
+
+    assert flips(given) > 0.8 and flips(given) >= flips(unlearned)

@@ -53,7 +53,7 @@ def test_the_unlearned_network_of_the_case_is_reused(bright: Any, monkeypatch: p
 
 
 def test_the_guard_is_that_of_fine_pruning(bright: Any) -> None:
-    result = replace(QUICK, prune_drop=-1.0)(Case(bright.model, bright.data))
+    result = replace(QUICK, prune_drop=-1.0, fine_tuning=None)(Case(bright.model, bright.data))
     assert result.change == "nothing" and result.method == "bdprune.nu_fine_pruning"
 
 
