@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from bdprune.analysis import Case
 from bdprune.data import CleanData
 from bdprune.errors import OptionError
-from bdprune.methods.held_out import hold_out, shifted_views, sure_drop
+from bdprune.methods.held_out import hold_out, views_drop
 from bdprune.methods.purifier import Phases, Purifier, Repair
 from bdprune.model import Model
-from bdprune.record import Needs, check_settings
+from bdprune.record import Needs
 from bdprune.runtime import within
 
 
@@ -25,21 +25,18 @@ class Retraining(Purifier):
     2022).
 
     Args:
-        max_drop: largest fall of clean accuracy on the held-out clean images, less its standard error
-            (:func:`bdprune.methods.sure_drop`), in [0, 1]. Retraining on 500 images of CIFAR-10 costs 2 to 5 points
+        max_drop: largest fall of clean accuracy on views of the held-out clean images
+            (:func:`bdprune.methods.views_drop`), in [0, 1]. Retraining on 500 images of CIFAR-10 costs 2 to 5 points
             against most attacks (NAD and I-BAU in RNP, Table 2), so a limit of 2 points would keep most backdoors.
         held_out: share of the clean images that are held out for this decision, in (0, 1).
         ways: shares of the way from the original to the retrained weights, in (0, 1], in the order in which they are
             tried; the first that keeps ``max_drop`` is taken. If none does, the weights stay as they are.
-        views: views of each held-out image in this decision: itself and shifted ones. More views make the fall less
-            dependent on chance.
         seed: seed for the split and for the retraining.
     """
 
     max_drop: float = 0.04
     held_out: float = 0.3
     ways: tuple[float, ...] = (1.0, 0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3, 0.2, 0.1)
-    views: int = 1
     seed: int = 0
 
     PUBLISHED: ClassVar[dict[str, Any]] = {"max_drop": 1.0, "ways": (1.0,)}
@@ -51,7 +48,6 @@ class Retraining(Purifier):
     def __post_init__(self) -> None:
         """Checks the ways."""
         super().__post_init__()
-        check_settings(self, {"views": 1})
         if not self.ways or not all(0 < way <= 1 for way in self.ways):
             raise OptionError(f"{self.id} cannot take the ways {self.ways}.", "Give one or more shares in (0, 1].")
 
@@ -93,16 +89,14 @@ class Retraining(Purifier):
 
     def _farthest(self, model: Model, retrained: Model, held: CleanData) -> tuple[float, Model]:
         """The first share of the way that keeps the limit, and its model; 0 and a copy if there is none."""
-        views = replace(held, images=shifted_views(held, self.views, self.seed), labels=held.labels.repeat(self.views))
         for way in self.ways:
             part = between(model, retrained, way)
-            if within(sure_drop(model, part, views), self.max_drop):
+            if within(views_drop(model, part, held, self.seed), self.max_drop):
                 return way, part
         return 0.0, model.clone()
 
     def _selection(self, way: float, held: int) -> str:
-        shown = f"{self.views} views each of {held}" if self.views > 1 else f"{held}"
-        limit = f"at most {100 * self.max_drop:g} points + one standard error on {shown} held-out images"
+        limit = f"at most {100 * self.max_drop:g} points on views of {held} held-out images"
         if not way:
             return f"nothing is changed: no part of the way to the retrained weights costs {limit}"
         if way == 1:

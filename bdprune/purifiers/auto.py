@@ -25,7 +25,7 @@ Candidate = tuple[str, Callable[[Case], Repair]]
 _FEW, _ENOUGH = 50, 150  # below the first, views are too much alike; from the second on there are none
 _VIEWS = 500
 _MOST_LOST = 0.2  # of the accuracy on few images, whatever their views show
-_CAREFUL_WAYS, _CAREFUL_VIEWS = (0.2, 0.1), 8  # of I-BAU where no sign of a backdoor is found
+_CAREFUL_WAYS = (0.2, 0.1)  # of I-BAU where no sign of a backdoor is found
 _BEFORE_UNLEARNING = 0.05  # fall of accuracy by the pruning before a fine-tuning, which regains a part
 
 
@@ -91,7 +91,7 @@ class Auto(Purifier):
         criteria: what counts as a sign of a backdoor.
         max_drop: largest fall of clean accuracy on the held-out images, less its standard error
             (:func:`bdprune.methods.sure_drop`), in [0, 1].
-        safe_drop: the same on shifted views of the held-out images if there is no sign.
+        safe_drop: the same on views of the held-out images (:func:`bdprune.methods.views_drop`) if there is no sign.
         tolerance: factor of all limits on clean accuracy, above 0.
         views_tolerance: factors of ``tolerance`` for views of fewer than 50 images and of more, above 0.
         held_out: share of the clean images held out for the accuracy and the check.
@@ -103,7 +103,7 @@ class Auto(Purifier):
     search: SearchFor = field(default_factory=SearchFor)
     criteria: CheckLimits = field(default_factory=CheckLimits)
     max_drop: float = 0.03
-    safe_drop: float = 0.0
+    safe_drop: float = 0.005
     tolerance: float = 1.0
     views_tolerance: tuple[float, float] = (5.0, 3.0)
     held_out: float = 0.3
@@ -340,7 +340,6 @@ class Auto(Purifier):
             max_drop=min(self.safe_drop, self.max_drop),
             held_out=self.held_out,
             ways=_CAREFUL_WAYS,
-            views=_CAREFUL_VIEWS,
             seed=self.seed,
         )
         try:

@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 from bdprune.analysis import Case
 from bdprune.data import CleanData
 from bdprune.loops import SoftMasks, SoftMaskSettings, soft_masks
-from bdprune.methods import Phases, Purifier, Repair, hold_out, sure_drop
+from bdprune.methods import Phases, Purifier, Repair, hold_out, views_drop
 from bdprune.model import Model
 from bdprune.record import Needs
 from bdprune.runtime import DEFAULT, Precision, within
@@ -30,8 +30,8 @@ class AWM(Purifier):
 
     Args:
         masking: settings of the masks.
-        max_drop: largest fall of clean accuracy on the held-out images, less its standard error
-            (:func:`bdprune.methods.sure_drop`), in [0, 1].
+        max_drop: largest fall of clean accuracy on views of the held-out images (:func:`bdprune.methods.views_drop`),
+            in [0, 1].
         held_out: share of the clean images held out for choosing the strength, in (0, 1); 0 judges on the images on
             which the masks are learned, for one image of each class.
         precision: precision of the training (:func:`bdprune.runtime.plan_for`).
@@ -88,13 +88,13 @@ class AWM(Purifier):
         """The model with the largest strength within the limit, and this strength; 0 if there is none."""
         for step in range(_STEPS, 0, -1):
             found = masked.model(step / _STEPS)
-            if within(sure_drop(model, found, held), self.max_drop):
+            if within(views_drop(model, found, held, self.seed), self.max_drop):
                 return found, step / _STEPS
         return model.clone(), 0.0
 
     def _selection(self, strength: float, held: int) -> str:
         what = "held-out images" if self.held_out else "images, on which the masks were learned"
-        cost = f"{100 * self.max_drop:g} points + one standard error on {held} {what}"
+        cost = f"{100 * self.max_drop:g} points on views of {held} {what}"
         if not strength:
             return f"nothing is changed: the masks at every strength cost more than {cost}"
         return f"masks at {strength:.0%} of their strength, the most that costs at most {cost}"

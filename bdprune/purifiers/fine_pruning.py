@@ -13,7 +13,7 @@ from bdprune.analysis import Case, last_layer
 from bdprune.data import CleanData
 from bdprune.errors import ArchitectureError, OptionError
 from bdprune.loops import FineTuneSettings, KeptPruned, Sweep, SweepPoint, SweepSettings, fine_tune, sweep
-from bdprune.methods import CurvePoint, Phases, Purifier, Repair, accuracy_on, hold_out, sure_drop
+from bdprune.methods import CurvePoint, Phases, Purifier, Repair, accuracy_on, hold_out, views_drop
 from bdprune.model import FilterGroup, Model, PruneMode, last_group, prune
 from bdprune.record import Needs, check_shares
 from bdprune.runtime import BATCH, DEFAULT, Precision, within
@@ -35,8 +35,8 @@ class FinePruning(Purifier):
             none. RNP's comparison uses 0.8.
         max_drop: largest fall of clean accuracy by the pruning without a fine-tuning, in [0, 1], on the held-out
             images.
-        regained_drop: largest fall of clean accuracy after the fine-tuning, less its standard error, on the held-out
-            images (:func:`bdprune.methods.sure_drop`), in [0, 1].
+        regained_drop: largest fall of clean accuracy after the fine-tuning on views of the held-out images
+            (:func:`bdprune.methods.views_drop`), in [0, 1].
         held_out: share of the clean images held out for these decisions.
         layer: path of the conv; by default the last one that is not in a shortcut.
         fine_tuning: settings of the fine-tuning, in which pruned channels stay pruned; None for none.
@@ -142,7 +142,7 @@ class FinePruning(Purifier):
             pruned = chosen.pruned if chosen else {}
             kept, found = KeptPruned(pruned, self.mode), prune(model, pruned, self.mode)
             found = fine_tune(found, rest, self.fine_tuning, kept, self.seed, self.precision)
-            if within(sure_drop(model, found, held), self.regained_drop):
+            if within(views_drop(model, found, held, self.seed), self.regained_drop):
                 return found, chosen, True
         return prune(model, few.pruned if few else {}, self.mode), few, False
 

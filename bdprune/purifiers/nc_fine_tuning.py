@@ -14,6 +14,7 @@ from bdprune.loops import (
     Hypothesis,
     InvertSettings,
     KeptPruned,
+    Recovery,
     StampedLabels,
     Stamping,
     Trigger,
@@ -111,14 +112,13 @@ class NCFineTuning(Purifier):
         Raises:
             DataError: there is no image to search with.
         """
-        labels = tuple(Hypothesis(label) for label in range(self.searched(case).model.num_classes))
-        found = self.searched(case).get(Triggers(self.search, hypotheses=labels, seed=self.seed)).recoveries
-        best = min(found, key=lambda one: one.size)
+        best = min(self.recoveries(case, self.search), key=lambda one: one.size)
         return best.trigger if math.isfinite(best.size) else None
 
-    def searched(self, case: Case) -> Case:
-        """The case whose network is searched."""
-        return case
+    def recoveries(self, case: Case, search: InvertSettings) -> tuple[Recovery, ...]:
+        """The best trigger to each label."""
+        labels = tuple(Hypothesis(label) for label in range(case.model.num_classes))
+        return case.get(Triggers(search, hypotheses=labels, seed=self.seed)).recoveries
 
     def _objective(self, trigger: Trigger) -> TuningObjective:
         return StampedLabels([trigger], self.stamping, self.seed)

@@ -7,8 +7,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
-from bdprune.analysis import CLEANSING, SCAN_UNLEARNING, Case, Triggers, Unlearning, with_own_statistics
-from bdprune.loops import Hypothesis, InvertSettings, Trigger, UnlearnSettings
+from bdprune.analysis import CLEANSING, SCAN_UNLEARNING, Case, Unlearning, with_own_statistics
+from bdprune.loops import InvertSettings, Trigger, UnlearnSettings
 from bdprune.purifiers.nc_fine_tuning import PRESETS as NC_PRESETS
 from bdprune.purifiers.nc_fine_tuning import NCFineTuning
 from bdprune.record import Needs
@@ -34,7 +34,7 @@ class NUNCFineTuning(NCFineTuning):
     The network that is fine-tuned is the given one. In the unlearned model the label of a backdoor is easier to find,
     because the clean task no longer hides it (:class:`bdprune.detectors.nu_neural_cleanse.NUNeuralCleanseDetector`).
     That model leans towards this label by itself, so a trigger that suffices there flips few images in the given
-    network. So the trigger to that label is searched again in the given network.
+    network. So triggers are searched in the given network too, and the one to that label is used.
 
     The preset ``paper`` takes the trigger of the unlearned model itself.
 
@@ -56,15 +56,16 @@ class NUNCFineTuning(NCFineTuning):
     needs = Needs(images="labelled", minimum=100)
     presets = PRESETS
 
-    def searched(self, case: Case) -> Case:
+    def unlearned(self, case: Case) -> Case:
+        """The case with the unlearned model in place of its own."""
         result = case.get(Unlearning(self.unlearning, self.seed, self.precision, plain=True))
         half_way = result.half_way if self.depth == "half_way" else None
         return case.with_model(with_own_statistics(half_way or result.model, case.images.images))
 
     def smallest_trigger(self, case: Case) -> Trigger | None:
-        found = super().smallest_trigger(case)
+        found = super().smallest_trigger(self.unlearned(case))
         if found is None or self.trigger_of == "unlearned":
             return found
-        label, search = Hypothesis(found.target), replace(self.search, only_right=True)
-        own = case.get(Triggers(search, hypotheses=(label,), seed=self.seed)).recoveries
-        return own[0].trigger if own and math.isfinite(own[0].size) else found
+        given = self.recoveries(case, replace(self.search, only_right=True))
+        own = [one for one in given if one.trigger.target == found.target and math.isfinite(one.size)]
+        return own[0].trigger if own else found

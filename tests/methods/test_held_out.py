@@ -1,11 +1,14 @@
+from typing import Any
+
 import pytest
 import torch
 from torch import nn
 
 from bdprune.data import CleanData
 from bdprune.errors import DataError
-from bdprune.methods.held_out import hold_out, sure_drop
+from bdprune.methods.held_out import hold_out, shifted_views, sure_drop, views_drop
 from bdprune.model import Model
+from bdprune.runtime import clean_accuracy
 
 
 def test_both_parts_have_every_class() -> None:
@@ -41,3 +44,13 @@ def test_a_fall_counts_beyond_its_standard_error() -> None:
     # Four of 100 images are lost: 0.04 less sqrt(0.04 * 0.96 * 100 / 99) / 10.
     assert sure_drop(right, worse, held) == pytest.approx(0.04 - 0.0196946, abs=1e-6)
     assert sure_drop(worse, right, held) == pytest.approx(-0.04 - 0.0196946, abs=1e-6)
+
+
+def test_the_fall_on_views_counts_images_and_shifted_ones(bright: Any) -> None:
+    other = bright.model.clone()
+    with torch.no_grad():
+        other.network.get_parameter("8.bias")[0] += 1.0
+    images, labels = shifted_views(bright.data, 4, 7), bright.data.labels.repeat(4)
+    first, then = (clean_accuracy(one.module, images, labels) for one in (bright.model, other))
+    assert views_drop(bright.model, other, bright.data, 7) == pytest.approx(first - then) and first > then
+    assert views_drop(bright.model, bright.model, bright.data, 7) == 0

@@ -7,9 +7,9 @@ from torch import nn
 
 from bdprune.analysis import Case
 from bdprune.data import CleanData
-from bdprune.errors import DataError, OptionError
+from bdprune.errors import DataError
 from bdprune.methods import Phases
-from bdprune.methods.held_out import LARGEST_ERROR, hold_out, sure_drop
+from bdprune.methods.held_out import hold_out, views_drop
 from bdprune.methods.retraining import Retraining, between
 from bdprune.model import Model
 
@@ -38,7 +38,7 @@ def test_a_harmless_retraining_is_kept_whole(bright: Any) -> None:
     result = Spoiler(amount=1e-4)(Case(bright.model, bright.data))
     assert _bias(result.model) == pytest.approx(_bias(bright.model) + 1e-4)
     assert result.change == "retrained" and set(result.seconds) == {"spoil", "choose"}
-    assert result.selection.endswith("at most 4 points + one standard error on 72 held-out images")
+    assert result.selection.endswith("at most 4 points on views of 72 held-out images")
 
 
 def test_the_original_is_kept_if_every_part_costs_too_much(bright: Any) -> None:
@@ -51,20 +51,19 @@ def test_the_original_is_kept_if_every_part_costs_too_much(bright: Any) -> None:
 
 
 def test_the_farthest_part_within_the_limit_is_taken(bright: Any) -> None:
-    method = Spoiler(amount=20.0, max_drop=0.1)
+    method = Spoiler(amount=5.0, max_drop=0.2)
     result = method(Case(bright.model, bright.data))
     _, held = hold_out(bright.data, method.held_out, method.seed)
 
     def drop(way: float) -> float:
         spoiled = method.retrain(Case(bright.model), bright.data, Phases())
         part = between(bright.model, spoiled, way)
-        return sure_drop(bright.model, part, held)
+        return views_drop(bright.model, part, held, method.seed)
 
-    chosen = max(way for way in method.ways if drop(way) <= 0.1)
-    assert 0 < chosen < 1 and drop(1.0) > 0.1
-    assert _bias(result.model) == pytest.approx(_bias(bright.model) + 20 * chosen, rel=1e-4)
+    chosen = max(way for way in method.ways if drop(way) <= 0.2)
+    assert 0 < chosen < 1 and drop(1.0) > 0.2
+    assert _bias(result.model) == pytest.approx(_bias(bright.model) + 5 * chosen, rel=1e-4)
     assert f"{chosen:.0%} of the way" in result.selection
-    assert result.accuracy_before - result.accuracy_after <= 0.1 + LARGEST_ERROR
 
 
 def test_the_settings_of_papers_retrain_whatever_it_costs(bright: Any) -> None:
@@ -101,10 +100,3 @@ def test_a_tied_weight_is_mixed_once() -> None:
 
     mixed = between(tied(0.0), tied(1.0), 0.5).network.state_dict()
     assert {float(value.mean()) for value in mixed.values()} == {0.5} and len(mixed) == 2
-
-
-def test_the_decision_can_be_taken_on_several_views(bright: Any) -> None:
-    result = Spoiler(amount=1e-4, views=3)(Case(bright.model, bright.data))
-    assert result.selection.endswith("at most 4 points + one standard error on 3 views each of 72 held-out images")
-    with pytest.raises(OptionError, match="views"):
-        Spoiler(views=0)
