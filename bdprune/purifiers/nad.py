@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -46,7 +47,7 @@ class NAD(Retraining):
         seed: seed for the split, the order and the augmentation.
 
     Raises:
-        OptionError: there are no betas.
+        OptionError: there are no betas, or one is below 0.
     """
 
     betas: tuple[float, ...] = (500.0, 1000.0, 1000.0)
@@ -75,6 +76,8 @@ class NAD(Retraining):
         super().__post_init__()
         if not self.betas:
             raise OptionError(f"{self.id} needs a beta for at least one resolution.", "Give one to three betas.")
+        if not all(0 <= beta < math.inf for beta in self.betas):
+            raise OptionError(f"{self.id} cannot take the betas {self.betas}.", "Give finite numbers of at least 0.")
 
     def retrain(self, case: Case, data: CleanData, phase: Phases) -> Model:
         maps = last_maps(case.model, len(self.betas))

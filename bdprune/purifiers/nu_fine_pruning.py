@@ -27,8 +27,8 @@ class NUFinePruning(FinePruning):
     it has forgotten the clean task and predicts the backdoor's label for clean images, so the channels that still
     respond, or respond more, are those of the backdoor. So this method ranks the channels by the rise of their mean
     activation on clean images from the given network to the unlearned one, in units of the mean activation of the
-    layer, and prunes those that rise most. As in RNP, it prunes the given network, not the unlearned one, which has
-    lost the clean task. The limits on accuracy and the fine-tuning are those of fine-pruning.
+    layer, and prunes those that rise most; this ranking is our own. It prunes the given network, not the unlearned one,
+    which has lost the clean task. The limits on accuracy and the fine-tuning are those of fine-pruning.
 
     Args:
         prune_drop: see :class:`bdprune.purifiers.fine_pruning.FinePruning`, as all arguments that are not listed here.

@@ -32,6 +32,8 @@ def test_a_network_with_one_resolution_uses_the_last_beta(bright: Any) -> None:
 def test_without_betas_it_cannot_be_made() -> None:
     with pytest.raises(OptionError, match="needs a beta"):
         NAD(betas=())
+    with pytest.raises(OptionError, match="cannot take the betas"):
+        NAD(betas=(500.0, -1.0))
 
 
 def test_presets_have_the_published_settings() -> None:
