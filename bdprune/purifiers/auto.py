@@ -11,6 +11,7 @@ import msgspec
 
 from bdprune.analysis import Case, CheckLimits, SearchFor, Signs, check_repair, signs_of
 from bdprune.errors import BdpruneError, OptionError, TrainingError
+from bdprune.loops import ImplicitSettings
 from bdprune.methods import Phases, Purifier, Repair, accuracy_on, hold_out, mixed_views, sure_drop, what_changed
 from bdprune.model import PruneMode
 from bdprune.purifiers.ibau import IBAU
@@ -25,7 +26,10 @@ Candidate = tuple[str, Callable[[Case], Repair]]
 _FEW, _ENOUGH = 50, 150  # below the first, views are too much alike; from the second on there are none
 _VIEWS = 500
 _MOST_LOST = 0.2  # of the accuracy on few images, whatever their views show
-_CAREFUL_WAYS = (0.2, 0.1)  # of I-BAU where no sign of a backdoor is found
+_CAREFUL = (  # I-BAU where no sign of a backdoor is found: its settings, and the parts of the way
+    (ImplicitSettings(), (0.2, 0.1)),
+    (ImplicitSettings(lr=1e-4), (1.0, 0.8, 0.6, 0.4, 0.2)),
+)
 _BEFORE_UNLEARNING = 0.05  # fall of accuracy by the pruning before a fine-tuning, which regains a part
 
 
@@ -77,9 +81,9 @@ class Auto(Purifier):
     taken. If the triggers were not unlearned for it, that is done then, and kept if it leaves no sign either. If there
     is no result without a sign, the one with the fewest is taken, and the outcome is ``unrepaired``.
 
-    Without any sign, nothing can be checked, and the outcome is ``unverified``. Then the weights move a fifth of the
-    way to those of I-BAU, or less, as far as ``safe_drop`` allows. This changes a clean network little, and weakens a
-    backdoor without a sign, such as feature collision.
+    Without any sign, nothing can be checked, and the outcome is ``unverified``. Then the weights move a part of the
+    way to those of I-BAU, as far as ``safe_drop`` allows: at most a fifth, or all of it with a tenth of the learning
+    rate. This changes a clean network little, and weakens a backdoor without a sign, such as feature collision.
 
     Fewer than 150 images are too few to hold some out. Then 500 views of them take their place
     (:func:`bdprune.methods.mixed_views`), and their labels are those that the network before the repair gives
@@ -103,7 +107,7 @@ class Auto(Purifier):
     search: SearchFor = field(default_factory=SearchFor)
     criteria: CheckLimits = field(default_factory=CheckLimits)
     max_drop: float = 0.03
-    safe_drop: float = 0.005
+    safe_drop: float = 0.0
     tolerance: float = 1.0
     views_tolerance: tuple[float, float] = (5.0, 3.0)
     held_out: float = 0.3
@@ -336,15 +340,13 @@ class Auto(Purifier):
 
     def _unverified(self, case: Case, phase: Phases) -> Repair:
         """I-BAU within a small limit, because nothing shows whether a repair works."""
-        careful = IBAU(
-            max_drop=min(self.safe_drop, self.max_drop),
-            held_out=self.held_out,
-            ways=_CAREFUL_WAYS,
-            seed=self.seed,
-        )
+        drop = min(self.safe_drop, self.max_drop)
         try:
             with phase("ibau"):
-                repair = careful(case)
+                for settings, ways in _CAREFUL:
+                    careful = IBAU(settings, 0, max_drop=drop, held_out=self.held_out, ways=ways, seed=self.seed)
+                    if (repair := careful(case)).change != "nothing":
+                        break
         except TrainingError as error:
             return self._untouched(case, phase, f"I-BAU cannot run: {error}")
         return replace(

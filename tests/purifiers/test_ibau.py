@@ -1,3 +1,4 @@
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -22,9 +23,18 @@ def test_few_images_do_not_make_it_a_silent_no_op(bright: Any) -> None:
     assert result.change == "retrained"
 
 
+def test_a_training_that_ruins_the_network_is_repeated_more_slowly(bright: Any) -> None:
+    """Networks of width 32 stayed as they were."""
+    hasty = replace(QUICK, unlearning=replace(QUICK.unlearning, lr=3.0), max_drop=0.01)
+    result = replace(hasty, retries=4)(Case(bright.model, bright.data))
+    assert result.change == "retrained" and "with a lower rate" in result.selection
+    assert result.params == replace(hasty, retries=4).params
+    assert replace(hasty, retries=0)(Case(bright.model, bright.data)).change == "nothing"
+
+
 def test_presets_have_the_published_settings() -> None:
     paper = IBAU.preset("paper")
     one = paper.unlearning
     assert (one.rounds, one.steps, one.search_lr, one.lr, one.penalty, one.step_size) == (5, 5, 10, 1e-3, 1e-3, 0.1)
-    assert (one.share, one.batch_size, paper.max_drop, paper.ways) == (0.01, 100, 1.0, (1.0,))
+    assert (one.share, one.batch_size, paper.max_drop, paper.ways, paper.retries) == (0.01, 100, 1.0, (1.0,), 0)
     assert IBAU.preset("robust") == IBAU()
