@@ -344,7 +344,9 @@ class Auto(Purifier):
         try:
             with phase("ibau"):
                 for settings, ways in _CAREFUL:
-                    careful = IBAU(settings, 0, max_drop=drop, held_out=self.held_out, ways=ways, seed=self.seed)
+                    careful = IBAU(
+                        settings, retries=0, max_drop=drop, held_out=self.held_out, ways=ways, seed=self.seed
+                    )
                     if (repair := careful(case)).change != "nothing":
                         break
         except TrainingError as error:
