@@ -38,6 +38,7 @@ from repairs import (
     repair_row,
     repair_table,
     retuned,
+    success_table,
     summary_table,
 )
 from rows import Row, Rows, commit
@@ -230,6 +231,7 @@ def print_tables(record: Rows, entries: Sequence[Entry], plan: Plan) -> None:
             print(f"\n{name}\n\n{comparison_table(mine, before[name])}")
     if repairs:
         backdoored = {entry.name for entry in entries if entry.attack}
+        print(f"\nASR (fall of CA)\n\n{success_table(repairs, before, list(by_method))}")
         print(f"\n{summary_table(repairs, before, list(dict.fromkeys([*by_method, *plan.methods])), backdoored)}")
     if "repairs" in plan.parts:
         print(f"\n{missing_rows(record, [entry.name for entry in entries], plan.methods, plan.seeds)}")

@@ -246,6 +246,28 @@ def summary_table(rows: Sequence[Row], before: dict[str, Row], methods: Sequence
     return "\n".join(lines)
 
 
+def success_table(rows: Sequence[Row], before: dict[str, Row], methods: Sequence[str]) -> str:
+    """A Markdown table with a line for each backdoored model and a column for each method.
+
+    Each cell has the ASR after the repair and, in brackets, the fall of CA, both means over the seeds.
+    """
+    lines = [f"| model | before | {' | '.join(methods)} |", "|" + "---|" * (len(methods) + 2)]
+    for name, mine in by(rows, "model").items():
+        if before[name]["asr"] is None:
+            continue
+        cells = [name, f"{before[name]['asr']:.0f}"]
+        for method in methods:
+            after = [row["after"] for row in mine if row["method"] == method]
+            cells.append(
+                f"{statistics.mean(one['asr'] for one in after):.0f} "
+                f"({before[name]['ca'] - statistics.mean(one['ca'] for one in after):.1f})"
+                if after
+                else "–"
+            )
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
 def comparison_table(rows: Sequence[Row], before: Row) -> str:
     """A Markdown table of all methods on one backdoored model, means over the seeds."""
     lines = [

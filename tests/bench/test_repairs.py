@@ -30,6 +30,7 @@ from repairs import (
     repair_row,
     repair_table,
     retuned,
+    success_table,
     summary_table,
 )
 from rows import Rows
@@ -89,6 +90,13 @@ def test_the_summary_names_what_was_not_run() -> None:
     lines = summary_table([_row()], BEFORE, ["rnp", "auto"], {"m", "other"}).splitlines()
     assert lines[2] == "| rnp | 1, 1 not run | 2.0 (2.0) | 2.0 (2.0) | 98.0 | 50.0 | 4 | 300 |"
     assert lines[3] == "| auto | not run | | | | | | |"
+
+
+def test_the_success_of_every_method_on_every_backdoored_model_is_shown() -> None:
+    rows = [_row(), _row(seed=1, after={"ca": 86.0, "asr": 4.0, "ra": 85.0}), _row(model="c", method="nad")]
+    lines = success_table(rows, BEFORE, ["rnp", "nad"]).splitlines()
+    assert lines[0] == "| model | before | rnp | nad |"
+    assert lines[2:] == ["| m | 100 | 3 (3.0) | – |"]
 
 
 def test_missing_and_failed_rows_are_named() -> None:
