@@ -15,14 +15,18 @@ from rows import Row, Rows
 from torch import Tensor, nn
 from verdicts import by
 
-from bdprune.analysis import MEMO, Case
+from bdprune.analysis import MEMO, Case, check_sanity
 from bdprune.attacks import Attack
 from bdprune.data import CleanData, RawImages
+from bdprune.errors import DataError, SanityError
 from bdprune.loops import FineTuneSettings, fine_tune
 from bdprune.methods import Purifier, Repair
 from bdprune.model import Model
 from bdprune.pipeline.repair_data import mirror_rule
 from bdprune.registry import names, purifier
+
+MOST_IMAGES = 500
+"""Clean images of a repair whose method names no number."""
 
 POISONED = 5
 """Triggered images of the retuning, as in Wang et al., NeurIPS 2024 (PAM)."""
@@ -36,11 +40,11 @@ class Method:
 
     Attributes:
         steps: purifiers and their presets, applied one after another.
-        images: number of clean images.
+        images: largest number of clean images.
     """
 
     steps: tuple[tuple[str, str | None], ...]
-    images: int = 500
+    images: int = MOST_IMAGES
 
     def purifiers(self, seed: int) -> list[Purifier]:
         """The purifiers of the steps, with the seed where they take one."""
@@ -57,7 +61,7 @@ def parse_method(text: str) -> Method:
     Raises:
         ValueError: there is no such purifier, or the number is not one.
     """
-    whole, _, count = text.rpartition("-") if text.rpartition("-")[2].isdigit() else (text, "", "500")
+    whole, _, count = text.rpartition("-") if text.rpartition("-")[2].isdigit() else (text, "", str(MOST_IMAGES))
     steps = []
     for one in whole.split("+"):
         name, _, preset = one.partition(":")
@@ -72,12 +76,22 @@ def repair_row(model: Model, clean: CleanData, method: str, seed: int, measure: 
 
     Args:
         model: the model before the repair.
-        clean: the defender's clean images; a part is drawn with the seed if the method takes fewer.
+        clean: the defender's clean images; a part is drawn with the seed if the method takes fewer, as many of each
+            label.
         method: see :func:`parse_method`.
         seed: of the draw and of the method.
         measure: CA, ASR and RA in per cent of a model.
+
+    Raises:
+        DataError: the method asks for more images than there are.
+        SanityError: the model does not recognise the images.
     """
     parsed = parse_method(method)
+    if parsed.images > max(len(clean), MOST_IMAGES):
+        raise DataError(f"{method} takes {parsed.images} images, and there are {len(clean)}.", "Give more images.")
+    sanity = check_sanity(model, clean)
+    if not sanity.ok:
+        raise SanityError(sanity.message, sanity.suggestion)
     if parsed.images < len(clean):
         clean = clean.sample(max(parsed.images // len(clean.class_counts), 1), torch.Generator().manual_seed(seed))
     clean, no_mirror = mirror_rule(model, clean)
@@ -143,6 +157,8 @@ def defence_rate(before: Row, after: Row) -> float:
 def repair_table(rows: Sequence[Row], before: dict[str, Row], as_published: Collection[str] = ()) -> str:
     """A Markdown table with mean and worst over the seeds of one method, and a line for all models.
 
+    An average over models is that of their means.
+
     Args:
         rows: repairs by one method.
         before: the figures of each model before.
@@ -154,23 +170,25 @@ def repair_table(rows: Sequence[Row], before: dict[str, Row], as_published: Coll
         "|" + "---|" * 13,
     ]
     means: list[tuple[float, float, float]] = []
+    worst: list[tuple[float, float]] = []
     clean: list[float] = []
     for name, mine in by(rows, "model").items():
         first, accuracy = before[name], [row["after"]["ca"] for row in mine]
         if first["asr"] is None:
-            clean.append(first["ca"] - statistics.mean(accuracy))
+            clean.append(first["ca"] - min(accuracy))
         else:
             success = [row["after"]["asr"] for row in mine]
             rates = [defence_rate(first, row["after"]) for row in mine]
             drop = first["ca"] - statistics.mean(accuracy)
             means.append((statistics.mean(success), drop, statistics.mean(rates)))
+            worst.append((max(success), first["ca"] - min(accuracy)))
         lines.append(_line(name, mine, first, name in as_published))
     if means:
-        success_rates, drops, rates = zip(*means, strict=True)
+        success_rates, drops, rates = (statistics.mean(one) for one in zip(*means, strict=True))
+        most_success, most_lost = map(max, zip(*worst, strict=True))
         lines.append(
-            f"\n{len(means)} backdoored models: ASR {statistics.mean(success_rates):.2f} on average and "
-            f"{max(success_rates):.2f} at worst; CA falls by {statistics.mean(drops):.2f} points on average and "
-            f"{max(drops):.2f} at worst; DER {statistics.mean(rates):.1f}."
+            f"\n{len(means)} backdoored models: ASR {success_rates:.2f} on average and {most_success:.2f} in the worst "
+            f"run; CA falls by {drops:.2f} points on average and {most_lost:.2f} in the worst run; DER {rates:.1f}."
         )
     if clean:
         lines.append(f"\n{len(clean)} clean models: CA falls by at most {max(clean):.2f} points.")
@@ -240,7 +258,7 @@ def summary_table(rows: Sequence[Row], before: dict[str, Row], methods: Sequence
         lines.append(
             f"| {method} | {count}{missing} | {statistics.mean(success):.1f} ({max(success):.1f}) "
             f"| {statistics.mean(drops):.1f} ({max(drops):.1f}) | {statistics.mean(rates):.1f} "
-            f"| {f'{statistics.mean(again):.1f}' if again else '–'} "
+            f"| {_retuned(again, len(mine))} "
             f"| {statistics.mean(row['seconds'] for row in mine):.0f} | {_memory(mine)} |"
         )
     return "\n".join(lines)
@@ -266,6 +284,12 @@ def success_table(rows: Sequence[Row], before: dict[str, Row], methods: Sequence
             )
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
+
+
+def _retuned(again: Sequence[float], rows: int) -> str:
+    """The mean ASR after the retuning, and of how many rows, if some have none."""
+    part = "" if len(again) == rows else f" ({len(again)} of {rows})"
+    return f"{statistics.mean(again):.1f}{part}" if again else "–"
 
 
 def comparison_table(rows: Sequence[Row], before: Row) -> str:

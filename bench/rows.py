@@ -32,6 +32,7 @@ class Rows:
         self._rows: dict[tuple[Any, ...], Row] = {}
         self.failed: list[tuple[Row, BdpruneError]] = []
         if path and path.exists():
+            _drop_half_line(path)
             for line in path.read_text().splitlines():
                 row = json.loads(line)
                 self._rows[self._key(row)] = row
@@ -59,6 +60,12 @@ class Rows:
 
     def _key(self, row: Row) -> tuple[Any, ...]:
         return tuple(row[name] for name in self._fields)
+
+
+def _drop_half_line(path: Path) -> None:
+    """Removes the half line that a killed run may have left at the end."""
+    with path.open("r+b") as file:
+        file.truncate(file.read().rfind(b"\n") + 1)
 
 
 def commit() -> str:

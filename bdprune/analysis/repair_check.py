@@ -245,7 +245,7 @@ def _what_is_left(found: TriggerCheck, again: Outstanding, limits: CheckLimits) 
         return [f"a wider {found.name} at the same place flips {found.grown:.0%} of the images"]
     if again.score >= limits.score and (again.trigger.flip_rate or 0.0) > limits.gone:
         return [f"a new search finds a small {found.name}, with the score {again.score:.1f}"]
-    if found.reactivated > 2 * limits.gone:
+    if (found.reactivated or 0.0) > 2 * limits.gone:
         return [f"after small changes of the batch norms, the {found.name} flips {found.reactivated:.0%}"]
     return []
 
@@ -305,13 +305,15 @@ def _trigger_check(
         grown=None if known.grown is None else flips_of(repaired, known.grown, held),
         score_before=known.score,
         score_after=again.score,
-        reactivated=max((flips_of(form, known.trigger, held) for form in forms), default=0.0),
+        reactivated=max((flips_of(form, known.trigger, held) for form in forms), default=None),
     )
 
 
 @torch.no_grad()
 def _changed(model: Model, limits: CheckLimits, seed: int) -> list[Model]:
-    """The network with randomly changed scales and shifts of its batch norms, ``draws`` times."""
+    """The network with randomly changed scales and shifts of its batch norms, ``draws`` times; empty without any."""
+    if not _norms(model.network):
+        return []
     generator = torch.Generator().manual_seed(seed)
     forms = []
     for _ in range(limits.draws):

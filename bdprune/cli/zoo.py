@@ -192,10 +192,11 @@ def _table(rows: list[tuple[Entry, str, Truth | None]]) -> str:
 
 
 def _attack(entry: Entry) -> tuple[str, str, str]:
-    from bdprune.zoo import target_text
+    from bdprune.zoo import target_text, with_defence
 
     attack = entry.make_attack()
-    return ("none", "–", "–") if attack is None else (attack.kind, target_text(attack), percent(attack.rate))
+    figures = ("–", "–") if attack is None else (target_text(attack), percent(attack.rate))
+    return (with_defence("none" if attack is None else attack.kind, entry), *figures)
 
 
 def _print_message(text: str) -> None:

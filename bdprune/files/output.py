@@ -54,13 +54,7 @@ def write_text(path: Path, text: str) -> None:
     Raises:
         OutputError: it cannot be written.
     """
-    if not is_special(path):
-        write_atomically(path, text.encode())
-        return
-    try:
-        path.write_text(text, encoding="utf-8")
-    except OSError as error:
-        raise _unwritable(path, error) from error
+    write_atomically(path, text.encode())
 
 
 class GrowingFile:
@@ -100,11 +94,17 @@ class GrowingFile:
 
 
 def write_atomically(path: Path, data: bytes) -> None:
-    """Writes ``data`` to a temporary file next to ``path`` and moves it there.
+    """Writes ``data`` to a temporary file next to ``path`` and moves it there; to a pipe or a device, directly.
 
     Raises:
         OutputError: this fails; it leaves no file behind.
     """
+    if is_special(path):
+        try:
+            path.write_bytes(data)
+        except OSError as error:
+            raise _unwritable(path, error) from error
+        return
     with replaced(path) as file:
         file.write(data)
 

@@ -29,7 +29,7 @@ class IsolationSettings:
             the published code, sign(l - level) l for the mean loss l of a batch: images that are learned fast, such as
             triggered ones, fall below the level. ``ascent`` is that of the paper, with the loss of every image, which
             holds these at the level, too. ``flooding`` is |l - level| + level for the mean of a batch.
-        level: cross-entropy below which an image is no longer learned, in nats, above 0.
+        level: cross-entropy that the first part of the training stays at, in nats, above 0.
         epochs: passes of the first part, at the highest learning rate of the first schedule.
         share: share of the images that are isolated, those with the lowest loss, in (0, 1); at least one image.
         unlearn_lr: learning rate of the ascent on the isolated images.

@@ -92,6 +92,8 @@ class Purifier(Method):
     threshold_name: ClassVar[str] = ""
     """The setting that fixes the threshold; if it is given, ``max_drop`` limits nothing. Empty without such a one."""
     gives: ClassVar[tuple[Gift, ...]] = ("removal",)
+    checks_itself: ClassVar[bool] = False
+    """Whether each of its repairs has a check."""
 
     def __post_init__(self) -> None:
         """Refuses an unknown choice, and a limit on clean accuracy that no fall can have."""

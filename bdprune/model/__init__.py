@@ -20,4 +20,4 @@ from bdprune.model.head import Head, find_head, inputs_of
 from bdprune.model.loading import Loaded, Unloaded, load, load_all
 from bdprune.model.outputs import give_logits
 from bdprune.model.own_network import check_own_weights, import_callable
-from bdprune.model.saving import rounded, save
+from bdprune.model.saving import is_the_input, rounded, same_file, save

@@ -55,9 +55,8 @@ def save(model: Model | Sequence[Model], path: str | Path) -> Written:
     artifact = models[0].artifact
     sources = _sources(artifact) if artifact is not None else []
     for name in files:
-        if any(_same(name, source) for source in sources):
-            hint = "Give another output path; the input is never overwritten."
-            raise OutputError(f"{name} is the input checkpoint.", hint)
+        if any(same_file(name, source) for source in sources):
+            raise is_the_input(name)
     compact = [one.compact for one in models if one.compact is not None]
     description = description_path(path) if compact else None
     if description is not None:
@@ -102,7 +101,13 @@ def to_bytes(model: Model | Sequence[Model]) -> bytes:
     return _encoded(_checkpoint(models), artifact)
 
 
-def _same(path: Path, source: Path) -> bool:
+def is_the_input(path: Path) -> OutputError:
+    """The error for an output that would overwrite the model."""
+    return OutputError(f"{path} is the input checkpoint.", "Give another output path; the input is never overwritten.")
+
+
+def same_file(path: Path, source: Path) -> bool:
+    """Whether both paths lead to the same existing file."""
     try:
         return os.path.samefile(path, source)
     except OSError:

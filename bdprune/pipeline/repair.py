@@ -10,34 +10,27 @@ from typing import Any, Unpack
 
 import msgspec
 
-from bdprune.analysis import (
-    Case,
-    Unlearning,
-    check_sanity,
-    from_tensors,
-)
+from bdprune.analysis import Case, check_sanity
 from bdprune.data import check_apart
-from bdprune.errors import BdpruneError, DataError, OptionError, SanityError
-from bdprune.files import read_safetensors
-from bdprune.loops import UnlearnSettings
+from bdprune.errors import BdpruneError, OptionError, SanityError
+from bdprune.files import check_writable, description_path
 from bdprune.methods import Purifier, Repair, limits_of
-from bdprune.model import Loaded, Model, save, torch_pruning
-from bdprune.pipeline.attachments import attachments_folder, read_attachment, save_attachments
+from bdprune.model import Loaded, Model, is_the_input, same_file, save, torch_pruning
+from bdprune.pipeline.attachments import attachments_folder, save_attachments
 from bdprune.pipeline.compacting import compacted
 from bdprune.pipeline.describe import artifact_info, data_info, env, model_info, weight_coverage
 from bdprune.pipeline.mask_histogram import mask_histogram
 from bdprune.pipeline.open import CleanSource, DataSource, ModelSource, OptionNames, Options, load_models, options_from
 from bdprune.pipeline.repair_data import checked, mirror_rule, missing_labels, with_images_for_check
 from bdprune.pipeline.scan import Clock, Progress, short_id, silent
+from bdprune.pipeline.scan_reuse import reuse_scan, scans_of
 from bdprune.record import (
     CompactInfo,
     CurveInfo,
     DataInfo,
-    Evidence,
     OutputInfo,
     PurifyResult,
     Result,
-    documents_from_json,
     finite,
     number,
     some,
@@ -45,9 +38,9 @@ from bdprune.record import (
 from bdprune.registry import chosen_purifier, method_class
 from bdprune.runtime import DEFAULT
 
+_WHOLE = "the checkpoint itself"  # the name of a set of weights that has none
 _COMPACT = "compact"  # a mode of a repair: prune so that the filters can be removed, then remove them
 _GO_ON = "scan"  # the preset of a purifier that reuses the results of a scan
-_GIVE_SCAN = "Give the file that `bdprune scan --format json=FILE` wrote."
 
 
 class RepairNames(OptionNames, total=False):
@@ -124,16 +117,29 @@ def purify(
         >>> repair.result.method, repair.result.accuracy_before, repair.result.output.path
         ('bdprune.suspiciousness', 1.0, 'repaired.pth')
     """
+    folder = options.get("attachments")
+    check_apart(data, [folder] if folder else [])
     run = _run_of(method, preset, settings, dict(options), progress or silent)
     clean = _clean_source(data, run.options)
-    check_apart(data, [run.attachments] if run.attachments else [])
+    _check_output(output, model, run.compact)
     run.progress("loading")
     loaded = load_models(model, run.options, run.progress)
     done, failed = _repair_all(loaded, clean, run)
     written = _write([one.repair.model for one in done], output)
-    left = _left(loaded.models[0], failed)
+    left = _left(loaded.models, failed)
     first, *others = [Repaired(one.repair, _record(one, written, left, run)) for one in done]
     return replace(first, others=tuple(others))
+
+
+def _check_output(output: str | os.PathLike[str] | None, model: ModelSource, compact: bool) -> None:
+    """Checks, before long work, that the files of the output can be written, and are not the input."""
+    if output is None:
+        return
+    check_writable(Path(output))
+    if isinstance(model, str | os.PathLike) and same_file(Path(output), Path(model)):
+        raise is_the_input(Path(output))
+    if compact:
+        check_writable(description_path(Path(output)))
 
 
 def _clean_source(data: DataSource, options: Options) -> CleanSource:
@@ -172,7 +178,7 @@ def _run_of(
     known_settings = method_class("purifier", method).settings() if isinstance(method, str) else ()
     named = {"mode": _mode(mode, method), **limits_of(known_settings, limit)}
     source, folder = options.pop("start_from", None), options.pop("attachments", None)
-    check, starts = bool(options.pop("check", False)), _results(source)
+    check, starts = bool(options.pop("check", False)), scans_of(source)
     allow_missing = bool(options.pop("allow_missing_labels", False))
     known = options_from(options, "purify")
     known.check()
@@ -198,76 +204,6 @@ def _mode(mode: str | None, method: str | Purifier) -> str | None:
     if mode != _COMPACT:
         return mode
     return "zero_gamma_beta" if isinstance(method, str) else None
-
-
-def _results(source: Result | Sequence[Result] | str | os.PathLike[str] | None) -> list[Result]:
-    """The given results of scans; a path is read as JSON with one result, an array, or one result a line.
-
-    Raises:
-        OptionError: the file cannot be read, or holds no result of a scan.
-    """
-    if source is None:
-        return []
-    if not isinstance(source, str | os.PathLike):
-        given = [source] if isinstance(source, Result) else list(source)
-        if not given or not all(isinstance(one, Result) for one in given):
-            raise OptionError(
-                "A repair starts from results of scans.", "Give a result of bdprune.scan, or the path of its JSON."
-            )
-        return given
-    try:
-        text = Path(source).read_bytes()
-    except OSError as error:
-        raise OptionError(f"Cannot read {source}: {error.strerror}.", _GIVE_SCAN) from None
-    try:
-        found = [one for one in documents_from_json(text, str(source)) if isinstance(one, Result)]
-    except DataError as error:
-        raise OptionError(error.message, _GIVE_SCAN) from None
-    if not found:
-        raise OptionError(f"{source} holds no result of a scan.", _GIVE_SCAN)
-    return found
-
-
-def _go_on(run: _Run, case: Case) -> None:
-    """Finds the scan of this model on these images, and loads the unlearned models that it has kept.
-
-    Raises:
-        DataError: there is no such scan, or a kept model is damaged.
-    """
-    start = next((one for one in run.starts if one.model is not None and one.model.digest == case.digest), None)
-    if start is None:
-        there = ", ".join(one.name for one in run.starts)
-        raise DataError(
-            f"The scan is of another model: its weights, input shape or normalisation differ ({there}).",
-            "Scan this model first, or repair it without the result of a scan.",
-        )
-    if start.data is None or start.data.digest != case.images.digest:
-        raise DataError(
-            "The scan used other clean images.",
-            "Give the same --data, --per-class, --class-order and --seed, or repair without the result of a scan.",
-        )
-    for evidence in start.detectors:
-        if {"unlearning", "seed", "precision"} <= evidence.params.keys():
-            _reuse_unlearned(evidence, run, case)
-
-
-def _reuse_unlearned(evidence: Evidence, run: _Run, case: Case) -> None:
-    """Puts the unlearned model of a scan into the case's memo, unless it is there already."""
-    params = evidence.params
-    try:
-        settings = msgspec.convert(params["unlearning"], UnlearnSettings)
-    except msgspec.ValidationError as error:
-        raise DataError(f"The settings of {evidence.detector} are damaged: {error}.", "Scan it again.") from error
-    key = case.key(Unlearning(settings, params["seed"], params["precision"]))
-    if key in case.memo:
-        return
-    kept = (read_attachment(one, run.folders) for one in evidence.attachments if one.name == "unlearned")
-    content = next((one for one in kept if one is not None), None)
-    if content is None:
-        run.progress("unlearning again, because the scan kept no unlearned model")
-        return
-    run.progress("loading the unlearned model of the scan")
-    case.memo.put(key, from_tensors(read_safetensors(content)[0], case.model))
 
 
 @dataclass(frozen=True)
@@ -309,7 +245,7 @@ def _repaired(model: Model, clean: CleanSource, run: _Run) -> _Done:
     assert data is not None
     case = Case(fitted, data.by_content if run.starts else data)  # a scan sorts its images by content
     if run.starts:
-        _go_on(run, case)
+        reuse_scan(case, run.starts, run.folders, run.progress)
     run.progress("checking the clean data")
     missing = missing_labels(fitted, case.images, run.allow_missing)
     sanity = check_sanity(fitted, case.images)
@@ -317,7 +253,11 @@ def _repaired(model: Model, clean: CleanSource, run: _Run) -> _Done:
         raise SanityError(sanity.message, sanity.suggestion)
     mirrored, no_mirror = mirror_rule(fitted, case.images)
     case = case.with_data(mirrored)
-    taken, held = with_images_for_check(run.purifier, case, run.options.seed) if run.check else (case, None)
+    taken, held = (
+        with_images_for_check(run.purifier, case, run.options.seed)
+        if run.check and not run.purifier.checks_itself
+        else (case, None)
+    )
     run.progress(f"repairing with {short_id(run.purifier)}")
     repair, info = run.purifier(taken), None
     if held is not None and repair.check is None:
@@ -332,17 +272,16 @@ def _repaired(model: Model, clean: CleanSource, run: _Run) -> _Done:
     return _Done(fitted, about, repair, case.attachments, clock.started, clock.seconds, info)
 
 
-def _left(model: Model, failed: Sequence[tuple[str, BdpruneError]]) -> tuple[str, ...]:
+def _left(models: Sequence[Model], failed: Sequence[tuple[str, BdpruneError]]) -> tuple[str, ...]:
     """The parts of the file that may hold weights but are written back unchanged, with reasons."""
-    artifact = model.artifact
-    if artifact is None:
-        return ()
-    named = {name for name, _ in failed}
-    left = [f"{name or 'the checkpoint itself'}: {error}" for name, error in failed]
-    left += [one for one in artifact.left_out if one.partition(": ")[0] not in named]
-    if artifact.unscanned:
-        left.append(f"weights outside the recognised networks: {some(artifact.unscanned)}")
-    return tuple(left)
+    artifacts = [model.artifact for model in models if model.artifact is not None]
+    named = {name or _WHOLE: error for name, error in failed}
+    left = [f"{name}: {error}" for name, error in named.items()]
+    left += [one for own in artifacts for one in own.left_out if one.partition(": ")[0] not in named]
+    unscanned = [name for own in artifacts for name in own.unscanned]
+    if unscanned:
+        left.append(f"weights outside the recognised networks: {some(list(dict.fromkeys(unscanned)))}")
+    return tuple(dict.fromkeys(left))
 
 
 def _write(models: Sequence[Model], output: str | os.PathLike[str] | None) -> OutputInfo | None:

@@ -12,12 +12,12 @@ import msgspec
 from bdprune.analysis import Case, CheckLimits, SearchFor, Signs, check_repair, signs_of
 from bdprune.errors import BdpruneError, OptionError, TrainingError
 from bdprune.loops import ImplicitSettings
-from bdprune.methods import Phases, Purifier, Repair, accuracy_on, hold_out, mixed_views, sure_drop, what_changed
+from bdprune.methods import Phases, Purifier, Repair, accuracy_on, hold_out, mixed_views, sure_drop
 from bdprune.model import PruneMode
 from bdprune.purifiers.ibau import IBAU
 from bdprune.purifiers.rnp import RNP
 from bdprune.purifiers.trigger_pruning import TriggerPruning
-from bdprune.purifiers.trigger_unlearning import TriggerUnlearning
+from bdprune.purifiers.trigger_unlearning import TriggerUnlearning, unlearn_after
 from bdprune.record import Attempt, Needs, RepairCheck, check_settings
 from bdprune.runtime import DEFAULT, Precision, within
 
@@ -121,6 +121,7 @@ class Auto(Purifier):
     cost = "training"
     gives = ("removal", "trigger recovery")
     label = True
+    checks_itself = True
     presets: ClassVar[dict[str, dict[str, object]]] = {}
 
     def __post_init__(self) -> None:
@@ -222,7 +223,7 @@ class Auto(Purifier):
             yield "trigger_pruning+fine_tuning", lambda case: tuned.repaired(case, known, Phases())
             yield "trigger_unlearning", lambda case: unlearning.repaired(case, known, Phases())
         if known and (first := rnp.repair) is not None and first.change != "nothing":
-            yield "rnp+trigger_unlearning", lambda case: _one_after_another(case, first, unlearning, signs)
+            yield "rnp+trigger_unlearning", lambda case: unlearn_after(case, first, unlearning, signs.triggers)
         if not known:  # it is trained against what gradients find, and the check relies on that
             ibau_drop = self._limit(min(self.max_drop, IBAU.max_drop))
             yield "ibau", IBAU(held_out=self.held_out, max_drop=ibau_drop, seed=self.seed)
@@ -272,7 +273,7 @@ class Auto(Purifier):
         name = f"{best.name}+trigger_unlearning"
         with phase(name):
             one = self._try(
-                case, name, lambda case: _one_after_another(case, best.repair, self._unlearning(), signs), signs, ()
+                case, name, lambda case: unlearn_after(case, best.repair, self._unlearning(), signs.triggers), signs, ()
             )
         attempts.append(one if isinstance(one, Attempt) else one.attempt)
         return best if isinstance(one, Attempt) or one.check.left else one
@@ -358,7 +359,7 @@ class Auto(Purifier):
             seconds=phase.seconds,
             params=self.params,
             check=RepairCheck(),
-            attempts=(Attempt(method="ibau", accuracy_after=repair.accuracy_after, chosen=True),),
+            attempts=(_careful_attempt(repair, phase),),
         )
 
     def _untouched(self, case: Case, phase: Phases, why: str) -> Repair:
@@ -370,26 +371,12 @@ class Auto(Purifier):
         )
 
 
-def _one_after_another(case: Case, before: Repair, second: TriggerUnlearning, signs: Signs) -> Repair:
-    """The unlearning of the triggers on the result of another method; the filters pruned by both stay pruned.
-
-    Raises:
-        TrainingError: no round of the unlearning was taken.
-    """
-    after = second.repaired(case.with_model(before.model), signs.triggers, Phases(), before.pruned)
-    if "retrained" not in after.change:
-        raise TrainingError(f"It is the same as the result before it: {after.selection}.", "")
-    groups = [group.name for group in case.model.groups]
-    both = {name: sorted({*before.pruned.get(name, ()), *after.pruned.get(name, ())}) for name in groups}
-    pruned = {name: index for name, index in both.items() if index}
-    return replace(
-        after,
-        accuracy_before=before.accuracy_before,
-        pruned=pruned,
-        change=what_changed(pruned=bool(pruned), retrained=True),
-        selection=f"{before.selection}; then {after.selection}",
-        threshold=before.threshold,
-        curve=before.curve,
-        masks=before.masks,
-        attachments=(*before.attachments, *after.attachments),
+def _careful_attempt(repair: Repair, phase: Phases) -> Attempt:
+    changed = repair.change != "nothing"
+    return Attempt(
+        method="ibau",
+        accuracy_after=repair.accuracy_after,
+        rejected="" if changed else repair.selection,
+        chosen=changed,
+        seconds=phase.seconds["ibau"],
     )

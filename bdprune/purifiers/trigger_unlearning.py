@@ -8,6 +8,7 @@ from typing import Any
 
 from bdprune.analysis import Case, Outstanding, flips_of, search_again, with_grown
 from bdprune.data import CleanData
+from bdprune.errors import TrainingError
 from bdprune.loops import (
     FineTuneSettings,
     GrowthSettings,
@@ -18,7 +19,7 @@ from bdprune.loops import (
     Trigger,
     fine_tune,
 )
-from bdprune.methods import Phases, Repair, TriggerPurifier, hold_out, sure_drop
+from bdprune.methods import Phases, Repair, TriggerPurifier, hold_out, sure_drop, what_changed
 from bdprune.model import Model, PruneMode
 from bdprune.purifiers.trigger_pruning import TriggerPruning
 from bdprune.record import Needs
@@ -48,7 +49,8 @@ class TriggerUnlearning(TriggerPurifier):
     search finds only a part of the true one. After each round the search is repeated for the same labels. The triggers
     that it finds join the next round, until they are about as large as those that lead to other labels. By default the
     filters that the triggers raise are pruned first (:class:`bdprune.purifiers.trigger_pruning.TriggerPruning`) and
-    stay pruned: alone, the fine-tuning is weak, because it hides the recovered trigger rather than the backdoor.
+    stay pruned: alone, the fine-tuning is weak, because it hides the recovered trigger rather than the backdoor. A
+    network without convolutions is not pruned.
 
     The preset ``paper`` is the unlearning of Neural Cleanse: one pass over the images, 20 % of which carry the trigger,
     without a limit of the accuracy. The search is that of a scan.
@@ -136,7 +138,7 @@ class TriggerUnlearning(TriggerPurifier):
     def _pruned(
         self, case: Case, known: Sequence[Outstanding], phase: Phases, kept: Mapping[str, list[int]]
     ) -> tuple[Model, KeptPruned]:
-        if self.pruning is None:
+        if self.pruning is None or not case.model.groups:
             return case.model, KeptPruned(kept, self.mode)
         pruning = replace(
             self.pruning, seed=self.seed, mode=self.mode, precision=self.precision, held_out=self.held_out
@@ -200,3 +202,28 @@ class TriggerUnlearning(TriggerPurifier):
             return f"{nothing}: a round of unlearning costs more than {100 * self.max_drop:g} points on {held} images"
         then = f"{rounds} round{'s' if rounds > 1 else ''} of unlearning of the triggers ({names})"
         return f"{first}, then {then}" if first else then
+
+
+def unlearn_after(case: Case, before: Repair, second: TriggerUnlearning, known: Sequence[Outstanding]) -> Repair:
+    """The unlearning of the triggers on the result of another method; the filters pruned by both stay pruned.
+
+    Raises:
+        TrainingError: no round of the unlearning was taken.
+    """
+    after = second.repaired(case.with_model(before.model), known, Phases(), before.pruned)
+    if "retrained" not in after.change:
+        raise TrainingError(f"It is the same as the result before it: {after.selection}.", "")
+    groups = [group.name for group in case.model.groups]
+    both = {name: sorted({*before.pruned.get(name, ()), *after.pruned.get(name, ())}) for name in groups}
+    pruned = {name: index for name, index in both.items() if index}
+    return replace(
+        after,
+        accuracy_before=before.accuracy_before,
+        pruned=pruned,
+        change=what_changed(pruned=bool(pruned), retrained=True),
+        selection=f"{before.selection}; then {after.selection}",
+        threshold=before.threshold,
+        curve=before.curve,
+        masks=before.masks,
+        attachments=(*before.attachments, *after.attachments),
+    )

@@ -22,7 +22,7 @@ class TriggerCheck(Record, frozen=True, kw_only=True):
         score_before: how far it stands out from the triggers of other labels.
         score_after: the same for the trigger that a new search finds in the repaired network.
         reactivated: largest share of held-out images that the trigger flips after small random changes of the batch
-            norms of the repaired network.
+            norms of the repaired network; None if it has none.
         perturbed: share of held-out images that the trigger flips together with a small change that is the same for
             all images, less the share that such a change flips without the trigger; None if another sign was left.
     """
@@ -32,7 +32,7 @@ class TriggerCheck(Record, frozen=True, kw_only=True):
     flips_after: Share
     score_before: float
     score_after: float
-    reactivated: Share
+    reactivated: Share | None = None
     perturbed: Share | None = None
     grown: Share | None = None
 
@@ -68,7 +68,10 @@ class RepairCheck(Record, frozen=True, kw_only=True):
     @property
     def severity(self) -> tuple[int, float]:
         """The number of signs that are left, and the largest share of images that a trigger flips."""
-        flips = [max(one.flips_after, one.reactivated, one.perturbed or 0.0, one.grown or 0.0) for one in self.triggers]
+        flips = [
+            max(one.flips_after, one.reactivated or 0.0, one.perturbed or 0.0, one.grown or 0.0)
+            for one in self.triggers
+        ]
         return len(self.left), max(flips, default=max(self.lead_after or 0.0, self.moved_after or 0.0))
 
 

@@ -99,9 +99,10 @@ def check_rows(result: PurifyResult) -> list[tuple[str, str]]:
 
 def _hidden(one: TriggerCheck) -> str:
     """What a wider patch, and small changes of the network and of the images, bring back."""
-    images = "" if one.perturbed is None else f", of the images {percent(one.perturbed)}"
+    images = "" if one.perturbed is None else f"; after small changes of the images {percent(one.perturbed)}"
     wider = "" if one.grown is None else f"; a wider patch {percent(one.grown)}"
-    return f"{wider}; after small changes of the network {percent(one.reactivated)}{images}"
+    network = "" if one.reactivated is None else f"; after small changes of the network {percent(one.reactivated)}"
+    return f"{wider}{network}{images}"
 
 
 def attempt_rows(result: PurifyResult) -> list[tuple[str, str]]:
@@ -109,13 +110,15 @@ def attempt_rows(result: PurifyResult) -> list[tuple[str, str]]:
     return [
         (
             one.method,
-            f"{one.rejected or _left(one.left)}, {seconds(one.seconds)}{' (chosen)' if one.chosen else ''}",
+            f"{one.rejected or _left(one.left, result)}, {seconds(one.seconds)}{' (chosen)' if one.chosen else ''}",
         )
         for one in result.attempts
     ]
 
 
-def _left(signs: Sequence[str]) -> str:
+def _left(signs: Sequence[str], result: PurifyResult) -> str:
+    if result.outcome == "unverified":
+        return "not checked, because no sign of a backdoor was found before"
     return "; ".join(signs) if signs else "no sign of the backdoor is left"
 
 

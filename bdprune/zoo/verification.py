@@ -111,6 +111,8 @@ def success_bar(attack: Attack) -> float:
 def missed_bars(zoo: Manifest, checks: Sequence[Check]) -> dict[str, list[str]]:
     """The bars that each model misses, in words, by name; models that miss none do not appear.
 
+    A model that was trained under a defence has no bar for its attack success rate.
+
     Clean accuracy must reach the manifest's bar, and must be near the mean of the clean models of the same data set,
     architecture and width.
     """
@@ -125,7 +127,7 @@ def missed_bars(zoo: Manifest, checks: Sequence[Check]) -> dict[str, list[str]]:
             gap = 100 * (statistics.mean(same) - found.clean_accuracy)
             words.append(f"CA is {gap:.2f} points below the clean models' mean")
         attack, rate = entry.make_attack(), found.attack_success_rate
-        if attack and rate is not None and rate < success_bar(attack):
+        if attack and not entry.defence and rate is not None and rate < success_bar(attack):
             words.append(f"ASR {_percent(rate)} is below {_percent(success_bar(attack))}")
         if words:
             missed[entry.name] = words
@@ -203,7 +205,12 @@ def _minutes(truth: Truth) -> str:
 
 
 def _attack(entry: Entry) -> str:
-    return str(entry.attack["kind"]) if entry.attack else "clean"
+    return with_defence(str(entry.attack["kind"]) if entry.attack else "clean", entry)
+
+
+def with_defence(kind: str, entry: Entry) -> str:
+    """The kind of an attack, and the defence that the model was trained under, such as "badnets under abl"."""
+    return f"{kind} under {entry.defence['kind']}" if entry.defence else kind
 
 
 def _note(note: str) -> str:

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
 from torch import nn
 
-from bdprune.analysis import Case, CheckLimits, SearchFor, Signs, check_repair, collapse_of, signs_of
-from bdprune.analysis.repair_check import _changed, flips_of, perturbed_flips
-from bdprune.loops import ChangeSettings, GrowthSettings
+from bdprune.analysis import Case, CheckLimits, Outstanding, SearchFor, Signs, check_repair, collapse_of, signs_of
+from bdprune.analysis.repair_check import _changed, _trigger_check, flips_of, perturbed_flips
+from bdprune.data import CleanData
+from bdprune.loops import ChangeSettings, GrowthSettings, Trigger
 from bdprune.methods import hold_out
 from bdprune.model import Model
 
@@ -96,6 +98,18 @@ def test_changed_networks_differ_in_their_norms_only_and_the_same_way_each_time(
         assert all(
             torch.equal(value, same.network.state_dict()[name]) for name, value in form.network.state_dict().items()
         )
+
+
+def test_a_network_without_batch_norms_is_not_changed(bright: Any) -> None:
+    assert _changed(bright.model, LIMITS, 0)
+    images, labels = bright.data.images, bright.data.labels
+    plain = nn.Sequential(nn.Conv2d(images.shape[1], 4, 3), nn.GroupNorm(2, 4), nn.Flatten(), nn.LazyLinear(3))
+    plain(images[:1])
+    model = Model(plain.eval(), "group norm", 3, (3, 8, 8))
+    assert _changed(model, LIMITS, 0) == []
+    known = Outstanding(Trigger(torch.ones(1, 8, 8), images[0], 0), 0.5, 4.0, (9.0,))
+    found = _trigger_check(model, model, known, known, CleanData(images, labels), LIMITS, 0)
+    assert found.reactivated is None
 
 
 def test_a_hidden_backdoor_comes_back_under_a_small_change_of_the_images(monkeypatch: pytest.MonkeyPatch) -> None:

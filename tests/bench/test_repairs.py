@@ -12,7 +12,7 @@ import torch
 
 from bdprune.attacks.badnets import BadNets
 from bdprune.data import CleanData, RawImages
-from bdprune.errors import DataError
+from bdprune.errors import DataError, SanityError
 from bdprune.methods import hold_out
 from bdprune.model import Model
 from bdprune.testing.planted import planted
@@ -76,7 +76,10 @@ def test_the_table_has_means_and_worst_over_the_seeds() -> None:
         "| 300 | 0.20 / 92.22, 41 filters |"
     )
     assert repair_table(rows, BEFORE).splitlines()[2].endswith("| 300 | – |")  # another attack than the paper's
-    assert lines[-1].startswith("1 backdoored models: ASR 4.00 on average and 4.00 at worst; CA falls by 3.00 points")
+    assert lines[-1].startswith(
+        "1 backdoored models: ASR 4.00 on average and 6.00 in the worst run; CA falls by 3.00 points"
+    )
+    assert "on average and 4.00 in the worst run; DER" in lines[-1]
 
 
 def test_clean_models_have_their_own_line() -> None:
@@ -84,12 +87,16 @@ def test_clean_models_have_their_own_line() -> None:
     text = repair_table([row | {"change": "nothing"}], BEFORE)
     assert "| c | – | – | 80.0 | 79.5 (79.5) | – | – | nothing |" in text
     assert text.endswith("1 clean models: CA falls by at most 0.50 points.")
+    better = row | {"after": {"ca": 80.5, "asr": None, "ra": None}}
+    assert repair_table([row, better], BEFORE).endswith("CA falls by at most 0.50 points."), "the worst run counts"
 
 
 def test_the_summary_names_what_was_not_run() -> None:
     lines = summary_table([_row()], BEFORE, ["rnp", "auto"], {"m", "other"}).splitlines()
     assert lines[2] == "| rnp | 1, 1 not run | 2.0 (2.0) | 2.0 (2.0) | 98.0 | 50.0 | 4 | 300 |"
     assert lines[3] == "| auto | not run | | | | | | |"
+    (line,) = summary_table([_row(), _row(retuned=None)], BEFORE, ["rnp"], {"m"}).splitlines()[2:]
+    assert "| 50.0 (1 of 2) |" in line
 
 
 def test_the_success_of_every_method_on_every_backdoored_model_is_shown() -> None:
@@ -146,6 +153,15 @@ def test_a_row_says_what_was_repaired_and_gives_the_model() -> None:
     row = repair_row(known.clean, known.data, "suspiciousness-20", 1, lambda model: {"ca": 1.0, "asr": None})
     assert row["images"] == 20 and row["after"] == {"ca": 1.0, "asr": None} and row["outcome"] == "unchecked"
     assert row["model_after"] is not known.clean and row["peak_mb"] > 0
+
+
+def test_images_that_are_missing_or_of_another_task_are_an_error() -> None:
+    known = planted()
+    with pytest.raises(DataError, match="takes 1000 images, and there are"):
+        repair_row(known.clean, known.data, "clp-1000", 1, lambda model: {})
+    wrong = CleanData(known.data.images, (known.data.labels + 1) % known.clean.num_classes)
+    with pytest.raises(SanityError):
+        repair_row(known.clean, wrong, "clp", 1, lambda model: {})
 
 
 def test_methods_are_applied_one_after_another() -> None:

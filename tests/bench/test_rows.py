@@ -27,6 +27,16 @@ def test_a_row_is_made_once_and_read_again(tmp_path: Path, capsys: pytest.Captur
     assert "details" not in capsys.readouterr().err
 
 
+def test_a_half_line_of_a_killed_run_is_removed(tmp_path: Path) -> None:
+    file = tmp_path / "rows.jsonl"
+    Rows(file, ("model",)).add({"model": "a"}, lambda: {"score": 1.0})
+    with file.open("a") as lines:
+        lines.write('{"model": "b", "sco')
+    again = Rows(file, ("model",))
+    again.add({"model": "b"}, lambda: {"score": 2.0})
+    assert [json.loads(line)["model"] for line in file.read_text().splitlines()] == ["a", "b"]
+
+
 def test_rows_are_found_by_their_values() -> None:
     rows = Rows(None, ("model", "seed"))
     for model, seed in (("a", 0), ("b", 0), ("a", 1)):

@@ -213,6 +213,10 @@ def test_compact_writes_a_description_that_no_other_output_may_overwrite(purify:
     output = tmp_path / "out.pth"
     done = purify("-o", output, "--mode", "compact", "-f", f"json={output}.arch.json")
     assert done.exit_code == 4 and not output.exists(), done.output
+    Path(f"{output}.arch.json").mkdir()
+    done = purify("-o", output, "--mode", "compact")
+    assert done.exit_code == 4 and "arch.json is a folder" in done.output and not output.exists()
+    Path(f"{output}.arch.json").rmdir()
     done = purify("-o", output, "--mode", "compact", "-f", "json")
     assert done.exit_code == 0, done.output
     record = PurifyResult.from_json(done.stdout)

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from bdprune.errors import OutputError
-from bdprune.files.output import check_writable, make_folder, write_text
+from bdprune.files.output import check_writable, make_folder, write_atomically, write_text
 
 
 def test_written_text_replaces_the_old_file(tmp_path: Path) -> None:
@@ -69,6 +69,8 @@ def test_devices_are_written_and_not_replaced(tmp_path: Path) -> None:
         check_writable(fifo)
         write_text(fifo, "through")
         assert os.read(reader, 100) == b"through"
+        write_atomically(fifo, b"bytes")
+        assert os.read(reader, 100) == b"bytes"
         assert fifo.is_fifo()
     finally:
         os.close(reader)

@@ -20,6 +20,7 @@ from bdprune.fleet import scan
 from bdprune.methods import CurvePoint, Purifier, Repair
 from bdprune.model.edit.pruning import prune
 from bdprune.model.loading import load
+from bdprune.pipeline import repair as repair_module
 from bdprune.pipeline.repair import purify
 from bdprune.record import PurifyResult
 
@@ -151,6 +152,22 @@ def test_errors_are_raised_and_nothing_is_written(tiny: Any, options: dict[str, 
     assert not output.exists()
 
 
+def test_outputs_are_checked_before_the_work(tiny: Any, options: dict[str, Any], tmp_path: Path) -> None:
+    def stop(text: str) -> None:
+        raise AssertionError(f"The work has started: {text}")
+
+    for output in (tmp_path / "no" / "out.pth", tmp_path, tiny.path):
+        with pytest.raises(OutputError):
+            purify(tiny.path, tiny.data, method=Fake(), output=output, progress=stop, **options)
+
+
+def test_attachments_in_the_folder_of_the_clean_data_leave_no_folder_there(tiny: Any, tmp_path: Path) -> None:
+    (tmp_path / "data" / "cat").mkdir(parents=True)
+    with pytest.raises(OptionError, match="in the folder"):
+        purify(tiny.path, tmp_path / "data", method=Fake(), attachments=tmp_path / "data" / "kept")
+    assert [one.name for one in (tmp_path / "data").iterdir()] == ["cat"]
+
+
 def test_compact_removes_the_pruned_filters_and_describes_the_file(
     tiny: Any, options: dict[str, Any], tmp_path: Path
 ) -> None:
@@ -229,8 +246,12 @@ def test_a_network_without_convs_is_one_clear_error(bright: Any, method: str) ->
         purify(linear(bright), bright.data, method=method, input_shape=bright.model.input_shape)
 
 
-def test_auto_takes_a_network_without_convs(bright: Any) -> None:
-    found = purify(linear(bright), bright.data, method="auto", input_shape=bright.model.input_shape).result
+def test_auto_takes_a_network_without_convs(bright: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    def held(*args: Any) -> Any:
+        raise AssertionError("It needs no images for another check.")
+
+    monkeypatch.setattr(repair_module, "with_images_for_check", held)
+    found = purify(linear(bright), bright.data, check=True, input_shape=bright.model.input_shape).result
     assert found.outcome in ("unverified", "repaired", "unrepaired")
     if found.outcome == "unverified":
         assert "I-BAU" in found.selection and found.accuracy_after >= found.accuracy_before - 0.01

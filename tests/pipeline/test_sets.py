@@ -194,6 +194,14 @@ def test_a_repair_lists_the_sets_that_it_skipped(tiny: Any, good: Any, bad: Any,
     assert [one.partition(":")[0] for one in chosen.left] == ["ema", "netG"]
 
 
+def test_weights_outside_of_any_set_are_left(tiny: Any, good: Any, bad: Any, options: dict[str, Any]) -> None:
+    path, gate = tiny.folder / "gate.pth", {"gate.weight": torch.ones(3, 4)}
+    for sets in ({"model": good, "ema": bad | gate}, {"model": good | gate, "ema": bad}):
+        torch.save(sets, path)
+        (left,) = purify(path, tiny.data, method=Cut(), **options).result.left
+        assert left == "weights outside the recognised networks: gate.weight"
+
+
 def test_a_file_without_a_repairable_set_is_an_error(tiny: Any, good: Any, options: dict[str, Any]) -> None:
     path, out = tiny.folder / "two.pth", tiny.folder / "out.pth"
     broken = copy.deepcopy(good) | {"head.weight": -good["head.weight"]}

@@ -15,10 +15,10 @@ from bdprune.errors import DataError, OptionError, TrainingError
 from bdprune.methods import Phases, Repair, accuracy_on, hold_out
 from bdprune.model import Model
 from bdprune.purifiers import auto
-from bdprune.purifiers.auto import Auto, _one_after_another
+from bdprune.purifiers.auto import Auto
 from bdprune.purifiers.ibau import IBAU
 from bdprune.purifiers.rnp import RNP
-from bdprune.purifiers.trigger_unlearning import TriggerUnlearning
+from bdprune.purifiers.trigger_unlearning import TriggerUnlearning, unlearn_after
 from bdprune.record import RepairCheck, TriggerCheck
 from bdprune.testing.planted import Planted, planted
 
@@ -60,7 +60,7 @@ def trial(known: Planted, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Repa
 
     def run(methods: Methods, further: Callable[[Case], Repair] = broken, **settings: Any) -> Repair:
         monkeypatch.setattr(auto, "signs_of", lambda *args: _signs(known))
-        monkeypatch.setattr(auto, "_one_after_another", lambda case, *more: further(case))
+        monkeypatch.setattr(auto, "unlearn_after", lambda case, *more: further(case))
         monkeypatch.setattr(auto, "check_repair", measured)
         monkeypatch.setattr(Auto, "_candidates", lambda self, signs: iter(methods))
         return Auto(**settings)(Case(known.backdoored, known.data))
@@ -155,7 +155,12 @@ def test_without_a_sign_the_outcome_is_unverified(known: Planted, monkeypatch: p
     monkeypatch.setattr(IBAU, "__call__", careful)
     done = Auto(safe_drop=0.001)(Case(known.clean, known.data))
     assert done.check is not None and done.check.outcome == "unverified" and asked == [(0.001, 0.2)]
+    (one,) = done.attempts
+    assert one.chosen and one.seconds == done.seconds["ibau"]
     assert done.selection.startswith("no sign of a backdoor was found") and done.target_label is None
+    monkeypatch.setattr(IBAU, "__call__", lambda self, case: gives(known, known.clean, change="nothing")(case))
+    (one,) = Auto()(Case(known.clean, known.data)).attempts
+    assert not one.chosen and one.rejected == "because the test says so"
 
 
 def test_a_network_that_cannot_be_trained_stays_unverified(known: Planted, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -247,12 +252,12 @@ def test_two_methods_in_turn_keep_both_prunings(known: Planted, monkeypatch: pyt
     change = "retrained"
     monkeypatch.setattr(TriggerUnlearning, "repaired", second)
     case = Case(known.backdoored, known.data)
-    done = _one_after_another(case, first(case), TriggerUnlearning(), _signs(known))
+    done = unlearn_after(case, first(case), TriggerUnlearning(), _signs(known).triggers)
     assert done.pruned == {group: [1, 2]} and done.change == "pruned and retrained" and done.accuracy_before == 0.75
     assert seen == [{group: [2]}] and (done.threshold, done.curve) == (0.2, (1,))
     change = "pruned"
     with pytest.raises(TrainingError, match="the same as the result before it"):
-        _one_after_another(case, first(case), TriggerUnlearning(), _signs(known))
+        unlearn_after(case, first(case), TriggerUnlearning(), _signs(known).triggers)
 
 
 def test_rnp_runs_once_and_goes_on_only_if_it_changed_something(
@@ -265,7 +270,7 @@ def test_rnp_runs_once_and_goes_on_only_if_it_changed_something(
         return ran[-1]
 
     monkeypatch.setattr(RNP, "__call__", run)
-    monkeypatch.setattr(auto, "_one_after_another", lambda case, before, *more: before)
+    monkeypatch.setattr(auto, "unlearn_after", lambda case, before, *more: before)
     case = Case(known.backdoored, known.data)
     for change in ("pruned", "nothing"):
         ran.clear()

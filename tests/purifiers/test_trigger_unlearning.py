@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from torch import nn
 
 from bdprune.analysis import Case, Outstanding, SearchFor
 from bdprune.data import CleanData
@@ -145,6 +146,16 @@ def test_a_round_that_costs_too_much_is_repeated_with_half_the_learning_rate(
 def test_without_a_trigger_nothing_changes(known: Planted) -> None:
     repair = TriggerUnlearning().repaired(Case(known.clean, known.data), [], Phases())
     assert repair.change == "nothing" and "no recovered trigger stands out" in repair.selection
+
+
+def test_a_network_without_convolutions_is_not_pruned(known: Planted, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(trigger_unlearning, "search_again", never_again)
+    images = known.data.images
+    network = nn.Sequential(nn.Flatten(), nn.Linear(images[0].numel(), known.clean.num_classes)).eval()
+    model = Model(network, "linear", known.clean.num_classes, tuple(images.shape[1:]))
+    method = TriggerUnlearning(tuning=TUNING, rounds=1, max_drop=1.0)
+    repair = method.repaired(Case(model, known.data), [true_trigger(known)], Phases())
+    assert repair.change == "retrained"
 
 
 def test_the_paper_takes_one_pass_with_a_fifth_of_the_images() -> None:

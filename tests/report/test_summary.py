@@ -5,7 +5,7 @@ from __future__ import annotations
 import msgspec
 import pytest
 
-from bdprune.record import CalibrationInfo, Evidence, PurifyResult, Result, TriggerInfo, WeightCoverage
+from bdprune.record import Attempt, CalibrationInfo, Evidence, PurifyResult, Result, TriggerInfo, WeightCoverage
 from bdprune.report import summary
 
 
@@ -93,6 +93,16 @@ def test_a_repair_is_described_by_its_changes(repaired: PurifyResult, changed: s
     assert summary.outcome(unchecked) == ("unchanged" if changed == "nothing" else "changed, not checked")
     both = msgspec.structs.replace(partly, outcome="unchecked")
     assert summary.outcome(both) == ("unchanged" if changed == "nothing" else "partly changed, not checked")
+
+
+def test_a_method_that_nothing_could_check_is_not_called_good(repaired: PurifyResult) -> None:
+    tried = (Attempt(method="ibau", accuracy_after=0.9, chosen=True, seconds=2.0),)
+    unverified = msgspec.structs.replace(repaired, attempts=tried, outcome="unverified")
+    assert summary.attempt_rows(unverified)[0][1].startswith(
+        "not checked, because no sign of a backdoor was found before"
+    )
+    checked = msgspec.structs.replace(unverified, outcome="repaired")
+    assert summary.attempt_rows(checked)[0][1].startswith("no sign of the backdoor is left")
 
 
 def test_advice_after_a_repair(repaired: PurifyResult) -> None:

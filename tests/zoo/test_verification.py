@@ -212,6 +212,13 @@ def test_the_table_lists_the_checks() -> None:
     assert "Cover accuracy" not in text
 
 
+def test_a_model_under_a_defence_is_named_and_has_no_bar_for_the_attack() -> None:
+    zoo, checks = zoo_of(("c1", 0.9, None, None), ("abl", 0.9, {"kind": "badnets", "target": 3}, 0.005))
+    checks[1] = dataclasses.replace(checks[1], entry=dataclasses.replace(checks[1].entry, defence={"kind": "abl"}))
+    assert not missed_bars(zoo, checks)
+    assert "| abl | badnets under abl | 3 | 10 % | 90.00 | 0.50 |" in markdown(zoo, checks)
+
+
 def test_the_table_names_the_sources_and_how_other_labels_fare() -> None:
     zoo, checks = zoo_of(("all", 0.9, {"kind": "badnets", "target": 3}, 1.0))
     entry = dataclasses.replace(checks[0].entry, name="some", attack={"kind": "blend", "target": 3, "sources": [5, 1]})
