@@ -162,6 +162,8 @@ def _write_section(document: Path, name: str, section: str) -> None:
 
 
 def _check_table(checks: list[Check], missed: dict[str, list[str]]) -> str:
+    from bdprune.zoo import differences
+
     cells: list[tuple[str, ...]] = [("model", "", "CA", "truth", "ASR", "truth", "RA", "truth", "bars")]
     for check in checks:
         figures = []
@@ -169,6 +171,8 @@ def _check_table(checks: list[Check], missed: dict[str, list[str]]) -> str:
             figures += [percent(getattr(one, name) if one else None, 2) for one in (check.found, check.truth)]
         bars = "; ".join(missed.get(check.entry.name, [])) or ("met" if check.known else "")
         state = check.state.upper() if check.state in _WRONG else check.state
+        if check.state == "differs" and check.truth and check.found:
+            state += f": {', '.join(differences(check.truth, check.found))}"
         cells.append((check.entry.name, state, *figures, bars))
     return "\n".join(table(cells, "llrrrrrrl")) + "\n"
 

@@ -88,12 +88,17 @@ def verify(
 
 def agrees(truth: Truth, found: Truth) -> bool:
     """Whether target and sources are the same and CA, ASR, RA and cover accuracy differ by at most the tolerance."""
-    pairs = [(getattr(truth, name), getattr(found, name)) for name in (*_FIGURES, "cover_accuracy")]
-    if (truth.target_label, truth.sources) != (found.target_label, found.sources) or any(
-        (one is None) != (two is None) for one, two in pairs
-    ):
-        return False
-    return all(one is None or abs(one - two) <= TOLERANCE for one, two in pairs)
+    return not differences(truth, found)
+
+
+def differences(truth: Truth, found: Truth) -> list[str]:
+    """What differs by more than the tolerance, by name: target label, sources and figures."""
+    different = [name for name in ("target_label", "sources") if getattr(truth, name) != getattr(found, name)]
+    for name in (*_FIGURES, "cover_accuracy"):
+        one, two = getattr(truth, name), getattr(found, name)
+        if (one is None) != (two is None) or (one is not None and abs(one - two) > TOLERANCE):
+            different.append(name)
+    return [name.replace("_", " ") for name in different]
 
 
 _FIGURES = ("clean_accuracy", "attack_success_rate", "robust_accuracy")

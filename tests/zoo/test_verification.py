@@ -55,7 +55,7 @@ def test_swapped_and_unmeasured_models_are_found(made: Path, tiny_data: Path, ru
     done = run("zoo", "verify", made, "--data", tiny_data, "--write", document)
     assert done.exit_code == 1
     rows = {line.split()[0]: line for line in done.stdout.splitlines()}
-    assert "NOT MEASURED" in rows["clean"] and "DIFFERS" in rows["bad"] and "pending" in rows["late"]
+    assert "NOT MEASURED" in rows["clean"] and "DIFFERS: clean accuracy " in rows["bad"] and "pending" in rows["late"]
     assert not document.exists()
 
 
