@@ -134,7 +134,7 @@ def replaced(path: Path) -> Iterator[BinaryIO]:
 
 def is_special(path: Path) -> bool:
     """Whether ``path`` is a pipe or device (``/dev/null``), which is written to and not replaced."""
-    return os.path.exists(path) and not os.path.isfile(path)
+    return os.path.exists(path) and not os.path.isfile(path) and not os.path.isdir(path)
 
 
 def _unwritable(path: Path, error: OSError) -> OutputError:

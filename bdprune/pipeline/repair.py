@@ -117,11 +117,9 @@ def purify(
         >>> repair.result.method, repair.result.accuracy_before, repair.result.output.path
         ('bdprune.suspiciousness', 1.0, 'repaired.pth')
     """
-    folder = options.get("attachments")
-    check_apart(data, [folder] if folder else [])
+    _check_places(model, data, output, options)
     run = _run_of(method, preset, settings, dict(options), progress or silent)
     clean = _clean_source(data, run.options)
-    _check_output(output, model, run.compact)
     run.progress("loading")
     loaded = load_models(model, run.options, run.progress)
     done, failed = _repair_all(loaded, clean, run)
@@ -131,14 +129,18 @@ def purify(
     return replace(first, others=tuple(others))
 
 
-def _check_output(output: str | os.PathLike[str] | None, model: ModelSource, compact: bool) -> None:
-    """Checks, before long work, that the files of the output can be written, and are not the input."""
+def _check_places(
+    model: ModelSource, data: DataSource, output: str | os.PathLike[str] | None, options: RepairNames
+) -> None:
+    """Checks, before long work, that the files of the output can be written, and that none is among the inputs."""
+    folder = options.get("attachments")
+    check_apart(data, [folder] if folder else [])
     if output is None:
         return
     check_writable(Path(output))
     if isinstance(model, str | os.PathLike) and same_file(Path(output), Path(model)):
         raise is_the_input(Path(output))
-    if compact:
+    if options.get("mode") == _COMPACT:
         check_writable(description_path(Path(output)))
 
 
