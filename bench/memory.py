@@ -7,6 +7,8 @@ from pathlib import Path
 
 import torch
 
+from bdprune.process import return_freed_memory
+
 _RESET, _STATUS = Path("/proc/self/clear_refs"), Path("/proc/self/status")
 
 
@@ -14,6 +16,7 @@ def start_peak(device: torch.device) -> None:
     """Forgets the peak so far, where the system can: Linux, and memory of a GPU."""
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
+    return_freed_memory()
     if _RESET.exists():
         _RESET.write_text("5")  # resets VmHWM (proc(5))
 
