@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from bdprune.errors import BdpruneError
+from bdprune.files import drop_half_line
 
 Row = dict[str, Any]
 
@@ -32,7 +33,7 @@ class Rows:
         self._rows: dict[tuple[Any, ...], Row] = {}
         self.failed: list[tuple[Row, BdpruneError]] = []
         if path and path.exists():
-            _drop_half_line(path)
+            drop_half_line(path)
             for line in path.read_text().splitlines():
                 row = json.loads(line)
                 self._rows[self._key(row)] = row
@@ -60,12 +61,6 @@ class Rows:
 
     def _key(self, row: Row) -> tuple[Any, ...]:
         return tuple(row[name] for name in self._fields)
-
-
-def _drop_half_line(path: Path) -> None:
-    """Removes the half line that a killed run may have left at the end."""
-    with path.open("r+b") as file:
-        file.truncate(file.read().rfind(b"\n") + 1)
 
 
 def commit() -> str:

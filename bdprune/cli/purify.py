@@ -12,7 +12,6 @@ import click
 from bdprune.cli import exit_codes, options, outputs
 from bdprune.cli.progress import Progress
 from bdprune.errors import OptionError
-from bdprune.files import check_writable
 from bdprune.registry import names
 
 
@@ -96,8 +95,6 @@ def purify(
     check_exists(path)
     wanted = outputs.plan(formats, (), ("purify",), quiet)
     described = [description_path(output)] if settings["mode"] == "compact" else []
-    for one in (output, *described):
-        check_writable(one)
     outputs.check_apart([output, *described, *(one.path for one in wanted)], [path, data, start_from])
     with Progress(1, shown=not (quiet or no_progress)) as progress, redirect_stdout(sys.stderr):
         progress.stage("starting")

@@ -13,6 +13,7 @@ from bdprune.files.output import (
     TEMPORARY,
     GrowingFile,
     check_writable,
+    drop_half_line,
     is_special,
     make_folder,
     replaced,

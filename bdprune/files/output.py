@@ -57,6 +57,13 @@ def write_text(path: Path, text: str) -> None:
     write_atomically(path, text.encode())
 
 
+def drop_half_line(path: Path) -> None:
+    """Removes the half line that a killed run may have left at the end of a file of lines."""
+    if path.exists():
+        with path.open("r+b") as file:
+            file.truncate(file.read().rfind(b"\n") + 1)
+
+
 class GrowingFile:
     """A text file that is written in parts; a reader sees each part when it is complete.
 

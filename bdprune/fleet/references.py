@@ -12,7 +12,7 @@ import msgspec
 
 from bdprune.data import RawImages, read_dataset
 from bdprune.errors import DataError
-from bdprune.files import check_writable
+from bdprune.files import check_writable, drop_half_line
 from bdprune.fleet.scans import scan
 from bdprune.pipeline import short_id
 from bdprune.record import LEVELS, Evidence, Level, Record, Result, Verdict
@@ -107,7 +107,7 @@ def scan_references(
     """
     if rows is not None:
         check_writable(rows)
-        _drop_half_line(rows)
+        drop_half_line(rows)
     train = functools.lru_cache(maxsize=1)(functools.partial(read_dataset, zoo.data, part="train"))
     for entry in entries:
         digest = hashlib.sha256(zoo.path(entry).read_bytes()).hexdigest()
@@ -132,13 +132,6 @@ def read_rows(path: Path | None) -> list[ReferenceScan]:
     except (OSError, DataError) as error:
         what = f"Cannot read the scans in {path}: {error}"
         raise DataError(what, "Give another file for the rows, or remove its damaged lines.") from None
-
-
-def _drop_half_line(path: Path) -> None:
-    """Removes the half line that a killed run may have left at the end."""
-    if path.exists():
-        with path.open("r+b") as file:
-            file.truncate(file.read().rfind(b"\n") + 1)
 
 
 def _key(row: ReferenceScan) -> tuple[str, str, Level, int]:
