@@ -76,8 +76,9 @@ def purify(
     """Remove the backdoor from a checkpoint and write a drop-in replacement.
 
     The method `auto` tries several methods, the cheapest first, until clean images show no sign of the backdoor.
-    Held-out clean images alone decide. The repaired file keeps the format, names and extra entries of the file at
-    PATH, which does not change. All sets of weights in it are repaired.
+    Clean images alone decide; most methods hold some out for this, and `suspiciousness` and `clp` use all. The
+    repaired file keeps the format, names and extra entries of the file at PATH, which does not change. All sets of
+    weights in it are repaired.
 
     The exit code is 1 if a sign of the backdoor is left (outcome `unrepaired`). It is 5 if nothing could be measured
     (`unverified`), or if a set of weights could not be repaired. The file is written in each of these cases.

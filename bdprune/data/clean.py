@@ -79,13 +79,18 @@ class CleanData:
     @cached_property
     def by_content(self) -> CleanData:
         """The same images sorted by the hash of pixels and label, so that the result does not depend on their order."""
-        keys = [
-            hashlib.sha256(image.contiguous().numpy().tobytes() + label.to_bytes(8, "little")).digest()
-            for image, label in zip(self.images.detach().cpu(), self.labels.tolist(), strict=True)
-        ]
+        keys = self._keys
         ordered = self.subset(torch.tensor(sorted(range(len(keys)), key=keys.__getitem__), dtype=torch.int64))
         ordered.__dict__["by_content"] = ordered  # sorted already
         return ordered
+
+    @property
+    def _keys(self) -> list[bytes]:
+        """The hash of pixels and label of each image."""
+        return [
+            hashlib.sha256(image.contiguous().numpy().tobytes() + label.to_bytes(8, "little")).digest()
+            for image, label in zip(self.images.detach().cpu(), self.labels.tolist(), strict=True)
+        ]
 
     @property
     def class_counts(self) -> dict[int, int]:
@@ -97,6 +102,20 @@ class CleanData:
         """The labels below ``num_classes`` without an image."""
         counts = self.class_counts
         return [label for label in range(num_classes) if label not in counts]
+
+    def without_copies(self) -> CleanData:
+        """The images without those that equal an earlier one with the same label; a note says how many there were.
+
+        A copy adds nothing, and it would be on both sides of :meth:`split`, so that held-out images would not be new.
+        """
+        first: dict[bytes, int] = {}
+        for index, key in enumerate(self._keys):
+            first.setdefault(key, index)
+        copies = len(self) - len(first)
+        if not copies:
+            return self
+        note = f"{copies} of {len(self)} images are copies of others and were left out."
+        return replace(self.subset(torch.tensor(list(first.values()))), notes=(*self.notes, note))
 
     def subset(self, index: Tensor) -> CleanData:
         """The images at ``index`` ([M] int64), in that order."""

@@ -13,7 +13,7 @@ from torch.nn import functional
 
 from bdprune.data import CleanData
 from bdprune.errors import OptionError, TrainingError
-from bdprune.model import Model, PruneMode, prune_
+from bdprune.model import Model, PruneMode, prune_, rounded
 from bdprune.record import check_settings
 from bdprune.runtime import DEFAULT, Precision, keep_running_statistics, passes, plan_for, seeded
 
@@ -120,7 +120,7 @@ def fine_tune(
     precision: Precision = DEFAULT,
     objective: TuningObjective | None = None,
 ) -> Model:
-    """A fine-tuned copy of ``model`` in which the pruned filters are still pruned.
+    """A fine-tuned copy of ``model`` in which the pruned filters are still pruned, as its file can hold it.
 
     Args:
         pruned: filters that are zeroed again after each step.
@@ -156,7 +156,7 @@ def fine_tune(
                 prune_(worker.network, model.groups, pruned.filters, pruned.mode)
     if not loss.isfinite():
         raise TrainingError(f"The loss of the fine-tuning is {loss.item()}.", "Lower its learning rate.")
-    return model.with_network(worker.network)
+    return rounded(model.with_network(worker.network))
 
 
 def _optimizer(module: nn.Module, settings: FineTuneSettings) -> torch.optim.SGD:

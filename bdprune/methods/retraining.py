@@ -11,7 +11,7 @@ from bdprune.data import CleanData
 from bdprune.errors import OptionError
 from bdprune.methods.held_out import hold_out, views_drop
 from bdprune.methods.purifier import Phases, Purifier, Repair
-from bdprune.model import Model
+from bdprune.model import Model, rounded
 from bdprune.record import Needs
 from bdprune.runtime import within
 
@@ -107,9 +107,9 @@ class Retraining(Purifier):
 
 
 def between(model: Model, other: Model, way: float) -> Model:
-    """The model at a share of the way from ``model`` to ``other``, two of one architecture; at 1 it is ``other``.
+    """The model at a share of the way from ``model`` to ``other``, two of one architecture, as its file can hold it.
 
-    Weights and running statistics are mixed linearly; counters are those of ``other``.
+    At 1 it is ``other``. Weights and running statistics are mixed linearly; counters are those of ``other``.
 
     Args:
         way: share, in [0, 1].
@@ -122,4 +122,4 @@ def between(model: Model, other: Model, way: float) -> Model:
             if here.is_floating_point() and place not in done:  # a tied weight has several names
                 there[name].copy_(here.lerp(there[name], way))
                 done.add(place)
-    return mixed
+    return rounded(mixed)

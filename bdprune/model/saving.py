@@ -41,7 +41,8 @@ def save(model: Model | Sequence[Model], path: str | Path) -> Written:
 
     The file appears whole or not at all. Unchanged tensors are written bit for bit. A model from shards is written in
     shards if ``path`` ends in ``.index.json``, otherwise as one file. If channels were removed from the network, a
-    description is written next to it (``PATH.arch.json``), without which the file cannot be loaded.
+    description is written next to it (``PATH.arch.json``), without which the file cannot be loaded. Otherwise one that
+    is there is removed, because it describes a file that was replaced.
 
     Args:
         model: one model, or several that were loaded from one file, each from its own set of weights.
@@ -65,9 +66,20 @@ def save(model: Model | Sequence[Model], path: str | Path) -> Written:
     for name, data in reversed(files.items()):  # the index comes last, so that it never names a missing file
         write_atomically(name, data)
         digests.append(hashlib.sha256(data))
+    if description is None:
+        _remove(description_path(path))
     digests.reverse()
     whole = hashlib.sha256(b"".join(one.digest() for one in digests)) if len(digests) > 1 else digests[0]
     return Written(path, sum(map(len, files.values())), whole.hexdigest(), description)
+
+
+def _remove(description: Path) -> None:
+    """Removes the description of a compact network that was replaced: it would be taken for that of the new file."""
+    try:
+        description.unlink(missing_ok=True)
+    except OSError as error:
+        why = f"{description} describes the file that was replaced, and cannot be removed: {error.strerror}."
+        raise OutputError(why, "Remove it, or give another output path.") from error
 
 
 def to_files(models: Sequence[Model], path: Path) -> dict[Path, bytes]:
@@ -141,9 +153,9 @@ def _tensors(model: Model) -> dict[str, Tensor]:
 
 @torch.no_grad()
 def rounded(model: Model) -> Model:
-    """The model with the weights that its file can hold: a file in half precision has fewer digits.
+    """The model with the weights that its file can hold: half precision has fewer digits and a smaller range.
 
-    It is the same object if the file has all of them.
+    A value outside of the range becomes the nearest one in it. The model is the same object if the file has all digits.
     """
     slots = model.artifact.slots.values() if model.artifact else ()
     halves = [one for one in slots if one.original is None and one.dtype.is_floating_point and one.dtype.itemsize < 4]
@@ -152,7 +164,7 @@ def rounded(model: Model) -> Model:
     copy = model.clone()
     state = copy.network.state_dict()
     for slot in halves:
-        state[slot.name].copy_(state[slot.name].to(slot.dtype))
+        state[slot.name].copy_(_in_dtype(state[slot.name], slot.dtype))
     return copy
 
 
@@ -163,10 +175,18 @@ def _original_form(tensors: Mapping[str, Tensor], artifact: Artifact) -> dict[st
 
 def _in_slot(tensor: Tensor, slot: Slot) -> Tensor:
     if slot.original is None:
-        return tensor.to(slot.dtype)
+        return _in_dtype(tensor, slot.dtype)
     if slot.mask is None:
         return _in_double(tensor, slot.original)
     return _unmasked(tensor, slot.original, slot.mask)[slot.is_mask]
+
+
+def _in_dtype(tensor: Tensor, dtype: torch.dtype) -> Tensor:
+    """The tensor in the dtype of the file; a finite value stays finite: float16 ends at 65504."""
+    if not tensor.is_floating_point() or not dtype.is_floating_point or dtype.itemsize >= tensor.dtype.itemsize:
+        return tensor.to(dtype)
+    largest = torch.finfo(dtype).max
+    return torch.where(tensor.isfinite(), tensor.clamp(-largest, largest), tensor).to(dtype)
 
 
 def _in_double(tensor: Tensor, original: Tensor) -> Tensor:

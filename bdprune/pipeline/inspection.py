@@ -46,6 +46,7 @@ from bdprune.record import (
     finite,
     number,
 )
+from bdprune.runtime import plain_torch
 
 METHODS: tuple[InspectMethod, ...] = ("strip", "nu-strip")
 Watch = Callable[[str, int, int], None]
@@ -67,6 +68,7 @@ def unwatched(stage: str, done: int, total: int) -> None:
     """Reports nothing."""
 
 
+@plain_torch()
 def inspect(
     model: ModelSource,
     data: DataSource,

@@ -29,7 +29,7 @@ from bdprune.pipeline.open import (
 from bdprune.pipeline.scan import Clock, Progress, silent
 from bdprune.pipeline.triggers import save_trigger
 from bdprune.record import TRIGGER_KINDS, InvertResult, TriggerInfo, TriggerKind, finite, number
-from bdprune.runtime import parse_budget
+from bdprune.runtime import parse_budget, plain_torch
 
 Target: TypeAlias = int | Literal["any"]
 Kind: TypeAlias = TriggerKind | Literal["all"]
@@ -147,6 +147,7 @@ def invert(
     return recover_triggers(model, data, wanted, output=output, progress=progress, **options).triggers
 
 
+@plain_torch()
 def recover_triggers(
     source: ModelSource,
     data: DataSource,

@@ -39,7 +39,7 @@ from bdprune.model import (
 )
 from bdprune.model import load as load_one
 from bdprune.record import parse_shape
-from bdprune.runtime import Precision, check_precision
+from bdprune.runtime import Precision, check_precision, plain_torch
 
 Stages: TypeAlias = Callable[[str], None]
 ModelSource: TypeAlias = Model | nn.Module | str | os.PathLike[str]
@@ -190,6 +190,7 @@ def options_from(values: Mapping[str, Any], caller: str) -> Options:
     return Options(**values)
 
 
+@plain_torch()
 def load(path: str | os.PathLike[str], **options: Unpack[OptionNames]) -> Model:
     """Loads one model of a checkpoint without running code from it, in eval mode on its device.
 
@@ -355,8 +356,8 @@ class CleanSource:
     def _load(self, shape: tuple[int, int, int], num_classes: int) -> CleanData | DataError:
         try:
             if isinstance(self.source, CleanData):
-                return self._sampled(self.source, shape, num_classes)
-            return self._opened(shape, num_classes)
+                return self._sampled(self.source, shape, num_classes).without_copies()
+            return self._opened(shape, num_classes).without_copies()
         except DataError as error:
             return error
 

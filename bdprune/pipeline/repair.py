@@ -36,7 +36,7 @@ from bdprune.record import (
     some,
 )
 from bdprune.registry import chosen_purifier, method_class
-from bdprune.runtime import DEFAULT
+from bdprune.runtime import DEFAULT, plain_torch
 
 _WHOLE = "the checkpoint itself"  # the name of a set of weights that has none
 _COMPACT = "compact"  # a mode of a repair: prune so that the filters can be removed, then remove them
@@ -77,6 +77,7 @@ class Repaired:
         return "".join(one.result._repr_html_() for one in (self, *self.others))
 
 
+@plain_torch()
 def purify(
     model: ModelSource,
     data: DataSource,
@@ -98,7 +99,8 @@ def purify(
         method: name of a purifier, or a purifier.
         preset: a named set of settings, for a purifier that is given by name.
         settings: single settings by name, for the same.
-        output: where to write the repaired checkpoint, in the format of the original; None writes nothing.
+        output: where to write the repaired checkpoint, in the format and dtypes of the original file; a module is
+            written as safetensors in float32. None writes nothing.
         progress: called with a short text before each stage.
         **options: ``mode`` and ``max_acc_drop``, settings by the names of the command line (the mode ``compact``
             removes pruned filters); ``start_from``, the result of a scan of the same weights on the same images, or
@@ -181,7 +183,7 @@ def _run_of(
     named = {"mode": _mode(mode, method), **limits_of(known_settings, limit)}
     source, folder = options.pop("start_from", None), options.pop("attachments", None)
     check, starts = bool(options.pop("check", False)), scans_of(source)
-    allow_missing = bool(options.pop("allow_missing_labels", False))
+    allow_missing, seed = bool(options.pop("allow_missing_labels", False)), options.get("seed")
     known = options_from(options, "purify")
     known.check()
     chosen = {**(settings or {}), **{name: value for name, value in named.items() if value is not None}}
@@ -190,6 +192,8 @@ def _run_of(
         raise OptionError(
             f"{method.id} is an instance, so purify takes no settings for it.", "Give them to its constructor."
         )
+    if seed is not None and chosen.get("seed", getattr(method, "seed", seed)) != seed:
+        raise OptionError(f"The seed {seed} differs from that of the method.", "Give one of the two.")
     if starts and preset is None and isinstance(method, str) and _GO_ON in method_class("purifier", method).presets:
         preset = _GO_ON
     chosen |= {} if known.precision is None else {"precision": known.precision}
@@ -198,6 +202,7 @@ def _run_of(
     attachments = None if folder is None else attachments_folder(folder)
     next_to_it = [Path(source).parent] if isinstance(source, str | os.PathLike) else []
     folders = tuple([attachments, *next_to_it] if attachments else next_to_it)
+    known = replace(known, seed=getattr(purifier, "seed", known.seed))  # the only one, also in the record
     return _Run(purifier, known, progress, starts, mode == _COMPACT, attachments, folders, check, allow_missing)
 
 

@@ -32,7 +32,7 @@ from bdprune.pipeline.describe import (
 from bdprune.pipeline.examination import Examination, Recall
 from bdprune.pipeline.open import CleanSource, ModelSource, Options, load_models, parse_device
 from bdprune.record import CalibrationInfo, Evidence, Finding, Result, Severity, WeightCoverage, some
-from bdprune.runtime import Budget
+from bdprune.runtime import Budget, plain_torch
 from bdprune.verdict import MOVED_FILTERS, NOT_JUDGED, NOT_SCANNED, Calibration, Judgement, with_p_value
 
 Progress = Callable[[str], None]
@@ -365,7 +365,7 @@ class CallersRandom:
     def outcomes(self, outcomes: Iterator[_Item]) -> Iterator[_Item]:
         """The same outcomes; other threads wait while one is computed."""
         while True:
-            with _HERE:
+            with _HERE, plain_torch():
                 self._callers = _random_state()
                 try:
                     outcome = next(outcomes, None)

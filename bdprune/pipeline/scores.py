@@ -13,11 +13,13 @@ from bdprune.pipeline.describe import artifact_info, data_info, env, model_info,
 from bdprune.pipeline.open import CleanSource, DataSource, ModelSource, OptionNames, load_model, options_from
 from bdprune.pipeline.scan import Clock
 from bdprune.record import FilterScore, LayerScores, ScoreResult, number
+from bdprune.runtime import plain_torch
 
 Method = Literal["lipschitz", "suspiciousness"]
 METHODS: tuple[Method, ...] = ("lipschitz", "suspiciousness")
 
 
+@plain_torch()
 def score(
     model: ModelSource,
     data: DataSource = None,

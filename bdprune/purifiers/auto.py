@@ -150,13 +150,14 @@ class Auto(Purifier):
         before, after = (accuracy_on(model, case.images) for model in (case.model, repair.model))
         if not within(before - after, _MOST_LOST):
             return self._too_costly(case, repair, before - after)
-        agree = 100 * accuracy_on(repair.model, views)
+        _, held = hold_out(views, self.held_out, self.seed)
+        agree = 100 * accuracy_on(repair.model, held)
         return replace(
             repair,
             accuracy_before=before,
             accuracy_after=after,
-            selection=f"{repair.selection}; decided on {len(views)} views of {len(case.images)} images, "
-            f"{agree:.1f} % of which both networks label alike",
+            selection=f"{repair.selection}; the held-out images are {len(held)} views of the {len(case.images)} images "
+            f"that it learns from, and both networks label {agree:.1f} % of them alike",
             params=self.params,
         )
 

@@ -10,7 +10,7 @@ from bdprune.analysis import Case
 from bdprune.data import CleanData
 from bdprune.loops import SoftMasks, SoftMaskSettings, soft_masks
 from bdprune.methods import Phases, Purifier, Repair, hold_out, views_drop
-from bdprune.model import Model
+from bdprune.model import Model, rounded
 from bdprune.record import Needs
 from bdprune.runtime import DEFAULT, Precision, within
 
@@ -87,7 +87,7 @@ class AWM(Purifier):
     def _choose(self, model: Model, masked: SoftMasks, held: CleanData) -> tuple[Model, float]:
         """The model with the largest strength within the limit, and this strength; 0 if there is none."""
         for step in range(_STEPS, 0, -1):
-            found = masked.model(step / _STEPS)
+            found = rounded(masked.model(step / _STEPS))
             if within(views_drop(model, found, held, self.seed), self.max_drop):
                 return found, step / _STEPS
         return model.clone(), 0.0

@@ -91,6 +91,7 @@ class FinePruning(Purifier):
             swept, limit = self._sweep(case.model, {group.name: _ranks(scores)}, held)
         with phase("fine_tune"):
             model, chosen, tuned = self._decide(case.model, swept, limit, rest, held)
+        few = chosen is not None and chosen == swept.highest(min(limit, self.max_drop))
         return self.repair(
             case,
             model,
@@ -98,7 +99,7 @@ class FinePruning(Purifier):
             pruned=chosen.pruned if chosen else {},
             retrained=tuned,
             num_filters=group.num_filters,
-            selection=self._selection(chosen, group.name, len(held), tuned),
+            selection=self._selection(chosen, group.name, len(held), tuned, few),
             masks={group.name: scores},
             curve=tuple(CurvePoint(p.threshold, p.clean_accuracy, p.filters_pruned) for p in swept.points),
             seconds=phase.seconds,
@@ -136,7 +137,7 @@ class FinePruning(Purifier):
     ) -> tuple[Model, SweepPoint | None, bool]:
         """The repaired model, its pruned channels, and whether it was fine-tuned."""
         many, few = swept.highest(limit), swept.highest(min(limit, self.max_drop))
-        for chosen in (many, few):
+        for chosen in [many] if few == many else [many, few]:
             if self.fine_tuning is None:
                 break
             pruned = chosen.pruned if chosen else {}
@@ -146,12 +147,12 @@ class FinePruning(Purifier):
                 return found, chosen, True
         return prune(model, few.pruned if few else {}, self.mode), few, False
 
-    def _selection(self, chosen: SweepPoint | None, layer: str, held: int, tuned: bool) -> str:
+    def _selection(self, chosen: SweepPoint | None, layer: str, held: int, tuned: bool, few: bool) -> str:
         if chosen is None:
             nothing = f"nothing is pruned: one channel of {layer} costs too much on {held} held-out images"
             return nothing + ("; fine-tuned" if tuned else "")
-        limit = f"cost at most {100 * (self.prune_drop if tuned else self.max_drop):g} points"
-        if tuned and self.least_accuracy is not None:
+        limit = f"cost at most {100 * (self.max_drop if few else self.prune_drop):g} points"
+        if not few and self.least_accuracy is not None:
             limit = f"leave an accuracy of at least {self.least_accuracy:g}"
         what = f"{chosen.filters_pruned} {self.chosen} channels of {layer}, which {limit} on {held} held-out images"
         return what + (", then fine-tuned" if tuned else "")

@@ -1,3 +1,4 @@
+from bdprune.runtime.ambient import plain_torch
 from bdprune.runtime.batches import Batches, crop_and_flip, passes
 from bdprune.runtime.budget import Budget, parse_budget
 from bdprune.runtime.evaluate import BATCH, attack_success_rate, clean_accuracy, predict, share_right, within

@@ -21,7 +21,7 @@ from bdprune.files.safetensors_file import dump_safetensors
 from bdprune.model.edit.pruning import prune
 from bdprune.model.handle import Model
 from bdprune.model.loading import load
-from bdprune.model.saving import save, to_bytes
+from bdprune.model.saving import rounded, save, to_bytes
 
 Write = Callable[..., Path]
 
@@ -183,3 +183,26 @@ def test_the_model_is_never_changed(
     save(small_model, tmp_path / "out.safetensors")
     assert fingerprint(small_model.network) == before
     shutil.rmtree(tmp_path)
+
+
+def test_a_finite_value_stays_finite_in_half_precision(write: Write, small_network: nn.Module, tmp_path: Path) -> None:
+    model = load(write({name: value.half() for name, value in small_network.state_dict().items()}))
+    name, value = next(iter(model.network.state_dict().items()))
+    value.view(-1)[:3] = torch.tensor([70000.0, -1e9, 1.0001])
+    save(model, tmp_path / "out.pth")
+    key = next(key for key, slot in model.artifact.slots.items() if slot.name == name)
+    written = torch.load(tmp_path / "out.pth", weights_only=True)[key].view(-1)[:3]
+    assert written.tolist() == [65504.0, -65504.0, 1.0]
+    assert torch.equal(rounded(model).network.state_dict()[name].view(-1)[:3], written.float())
+
+
+def test_the_description_of_a_replaced_file_is_removed(
+    small_model: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    description = tmp_path / "out.safetensors.arch.json"
+    description.write_text("{}")
+    save(small_model, tmp_path / "out.safetensors")
+    assert not description.exists() and load(tmp_path / "out.safetensors").num_classes == 4
+    description.mkdir()
+    with pytest.raises(OutputError, match="describes the file that was replaced"):
+        save(small_model, tmp_path / "out.safetensors")

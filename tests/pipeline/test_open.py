@@ -36,11 +36,15 @@ class Counts(nn.Module):
 
 
 def counted(side: int = 8, count: int = 72) -> tuple[np.ndarray, np.ndarray]:
-    """uint8 ``[N, side, side, 3]`` with one white pixel for each unit of the label, no two adjacent."""
+    """uint8 ``[N, side, side, 3]`` with one white pixel for each unit of the label, no two adjacent.
+
+    The last pixel differs from image to image.
+    """
     labels = np.arange(count) % CLASSES
     pixels = np.zeros((count, side * side, 3), dtype=np.uint8)
     for row, label in zip(pixels, labels, strict=True):
         row[2 * np.arange(label)] = 255
+    pixels[:, -1] = np.arange(count)[:, None]
     return pixels.reshape(count, side, side, 3), labels
 
 
@@ -178,3 +182,12 @@ def test_a_limit_that_no_class_reaches_keeps_the_order_of_the_images() -> None:
     limited = CleanSource(noise, Options(per_class=2)).fit_for(model(8))[1]
     whole = CleanSource(noise, Options()).fit_for(model(8))[1]
     assert limited is not None and whole is not None and limited.digest == whole.digest
+
+
+def test_copies_of_images_are_left_out_for_every_source(tmp_path: Path) -> None:
+    images, labels = counted()
+    np.savez(tmp_path / "twice.npz", images=np.concatenate([images, images]), labels=np.concatenate([labels, labels]))
+    both = load_clean(tmp_path / "twice.npz")
+    for source in (tmp_path / "twice.npz", both):
+        _, data = CleanSource(source).fit_for(model(8))
+        assert data and len(data) == 72 and "72 of 144 images are copies" in data.notes[-1]

@@ -8,6 +8,7 @@ import json
 import sys
 from dataclasses import dataclass, replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -22,6 +23,7 @@ from bdprune.model.edit.pruning import prune
 from bdprune.model.loading import load
 from bdprune.pipeline import repair as repair_module
 from bdprune.pipeline.repair import purify
+from bdprune.purifiers.fine_tuning import FineTuning
 from bdprune.record import PurifyResult
 
 
@@ -275,3 +277,39 @@ def linear(bright: Any) -> nn.Module:
 def test_a_limit_that_is_given_holds_after_the_fine_tuning_too(bright: Any, method: str) -> None:
     params = purify(bright.model, bright.data, method=method, max_acc_drop=0.013).result.params
     assert params["max_drop"] == params["regained_drop"] == 0.013
+
+
+def test_two_seeds_that_differ_are_an_error(bright: Any) -> None:
+    """The seed of the call did nothing, and the record named it."""
+    method = FineTuning(seed=4)
+    assert purify(bright.model, bright.data, method=method).result.env.seed == 4
+    assert purify(bright.model, bright.data, method=method, seed=4).result.env.seed == 4
+    assert purify(bright.model, bright.data, method="fine_tuning", settings={"seed": 4}).result.env.seed == 4
+    for given in ({"method": method}, {"method": "fine_tuning", "settings": {"seed": 4}}):
+        with pytest.raises(OptionError, match="The seed 5 differs from that of the method"):
+            purify(bright.model, bright.data, seed=5, **given)
+
+
+@pytest.mark.parametrize("method", ["fine_tuning", "ft_sam", "nad", "awm"])
+def test_a_file_of_half_precision_holds_what_was_decided_on(
+    bright: Any, method: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A variance above 65504 was written as infinite, after the decision on the finite one."""
+    network = copy.deepcopy(bright.model.network)
+    with torch.no_grad():
+        network[1].running_var.fill_(60000.0)
+        network[1].weight.mul_(60000.0**0.5 / bright.model.network[1].running_var.sqrt())
+    torch.save({name: value.half() for name, value in network.state_dict().items()}, tmp_path / "half.pth")
+    maker = SimpleNamespace(make=lambda: copy.deepcopy(bright.model.network))
+    monkeypatch.setitem(sys.modules, "bright_net", maker)  # type: ignore[arg-type]
+    done = purify(
+        tmp_path / "half.pth",
+        bright.data,
+        method=method,
+        output=tmp_path / "out.pth",
+        arch="bright_net:make",
+        input_shape=bright.model.input_shape,
+    )
+    written = torch.load(tmp_path / "out.pth", weights_only=True)
+    assert all(value.isfinite().all() for value in written.values() if value.is_floating_point())
+    assert done.result.accuracy_after >= done.result.accuracy_before - 0.04 - 0.03

@@ -195,7 +195,9 @@ def test_few_images_are_seen_in_many_views(known: Planted, monkeypatch: pytest.M
     assert done.params == Auto(max_drop=0.02).params
     assert done.accuracy_before == accuracy_on(known.backdoored, few)
     assert done.accuracy_after == accuracy_on(known.clean, few)
-    assert done.selection.startswith("a method; decided on 500 views of 10 images, ")
+    assert done.selection.startswith(
+        "a method; the held-out images are 150 views of the 10 images that it learns from, and "
+    )
     for count, views, tolerance in ((50, 500, 3.0), (149, 596, 3.0), (150, 150, 1.0)):
         Auto()(Case(known.backdoored, known.data.spread(count)))
         assert (len(seen[-1][1]), seen[-1][0].tolerance) == (views, tolerance)

@@ -16,6 +16,7 @@ from bdprune.methods import Purifier
 from bdprune.methods.held_out import hold_out
 from bdprune.model.edit.pruning import prune
 from bdprune.model.handle import Model
+from bdprune.purifiers import fine_pruning
 from bdprune.purifiers.fine_pruning import FinePruning, mean_activations
 from bdprune.purifiers.suspiciousness import SuspiciousnessPruning
 from bdprune.runtime.evaluate import clean_accuracy
@@ -136,3 +137,22 @@ def test_a_conv_that_is_not_called_is_named(bright: Any, method: Purifier) -> No
     model = Model(Functional(), "functional", 3, (3, 8, 8))
     with pytest.raises(ArchitectureError, match="uses the weight of last without calling this conv"):
         method(Case(model, bright.data))
+
+
+def test_the_same_pruning_is_fine_tuned_once_and_its_own_limit_is_named(
+    bright: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tried: list[int] = []
+
+    def tuned(model: Model, data: Any, settings: Any, pruned: Any, *more: Any) -> Model:
+        tried.append(sum(map(len, pruned.filters.values())))
+        return model
+
+    monkeypatch.setattr(fine_pruning, "fine_tune", tuned)
+    monkeypatch.setattr(fine_pruning, "views_drop", lambda *args: 1.0 if len(tried) == 1 else 0.0)
+    both = replace(QUICK, prune_drop=0.4, max_drop=0.0)(Case(bright.model, bright.data))
+    assert len(tried) == 2 and tried[0] > tried[1]
+    assert "cost at most 0 points" in both.selection or "one channel" in both.selection
+    tried.clear()
+    same = replace(QUICK, prune_drop=0.4, max_drop=0.4)(Case(bright.model, bright.data))
+    assert len(tried) == 1 and same.change == "pruned"
