@@ -173,7 +173,8 @@ def test_ctrl_c_while_a_stack_runs_prints_one_message(start: Start, tiny: Any, t
     (tmp_path / "napper.py").write_text(NAPPER)
     (tmp_path / "other.pth").write_bytes(tiny.path.read_bytes())
     clean = dict(np.load(tiny.data))
-    np.savez(tmp_path / "more.npz", **{name: np.concatenate([value, value]) for name, value in clean.items()})
+    images, labels = [clean["images"], clean["images"] // 2], [clean["labels"], clean["labels"]]
+    np.savez(tmp_path / "more.npz", images=np.concatenate(images), labels=np.concatenate(labels))
     data = ["--data", tmp_path / "more.npz", "--arch", "napper:Napper", "--input-shape", "3x8x8", "--no-progress"]
     process = start("scan", tiny.path, tmp_path / "other.pth", *data, "--stack", "2", start_new_session=True)
     _wait_for(tmp_path / "started", process)
