@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Unpack
@@ -11,8 +12,8 @@ from typing import Any, Unpack
 import msgspec
 
 from bdprune.analysis import Case, check_sanity
-from bdprune.data import check_apart
-from bdprune.errors import BdpruneError, OptionError, SanityError
+from bdprune.data import CleanData, check_apart
+from bdprune.errors import BdpruneError, DataError, OptionError, SanityError
 from bdprune.files import check_writable, description_path
 from bdprune.methods import Purifier, Repair, limits_of
 from bdprune.model import Loaded, Model, is_the_input, same_file, save, torch_pruning
@@ -260,13 +261,14 @@ def _repaired(model: Model, clean: CleanSource, run: _Run) -> _Done:
         raise SanityError(sanity.message, sanity.suggestion)
     mirrored, no_mirror = mirror_rule(fitted, case.images)
     case = case.with_data(mirrored)
-    taken, held = (
-        with_images_for_check(run.purifier, case, run.options.seed)
-        if run.check and not run.purifier.checks_itself
-        else (case, None)
-    )
-    run.progress(f"repairing with {short_id(run.purifier)}")
-    repair, info = run.purifier(taken), None
+    with _noted(data):
+        taken, held = (
+            with_images_for_check(run.purifier, case, run.options.seed)
+            if run.check and not run.purifier.checks_itself
+            else (case, None)
+        )
+        run.progress(f"repairing with {short_id(run.purifier)}")
+        repair, info = run.purifier(taken), None
     if held is not None and repair.check is None:
         run.progress("checking the repair")
         precision = run.options.precision or DEFAULT
@@ -277,6 +279,15 @@ def _repaired(model: Model, clean: CleanSource, run: _Run) -> _Done:
     about = data_info(case.images, sanity)
     about = msgspec.structs.replace(about, notes=(*about.notes, *(one for one in (missing, no_mirror) if one)))
     return _Done(fitted, about, repair, case.attachments, clock.started, clock.seconds, info)
+
+
+@contextmanager
+def _noted(data: CleanData) -> Iterator[None]:
+    """Adds the notes of the data to an error about them: it may count fewer images than the user gave."""
+    try:
+        yield
+    except DataError as error:
+        raise type(error)(" ".join([error.message, *data.notes]), error.hint) from error
 
 
 def _left(models: Sequence[Model], failed: Sequence[tuple[str, BdpruneError]]) -> tuple[str, ...]:

@@ -313,3 +313,9 @@ def test_a_file_of_half_precision_holds_what_was_decided_on(
     written = torch.load(tmp_path / "out.pth", weights_only=True)
     assert all(value.isfinite().all() for value in written.values() if value.is_floating_point())
     assert done.result.accuracy_after >= done.result.accuracy_before - 0.04 - 0.03
+
+
+def test_an_error_about_too_few_images_counts_the_copies(bright: Any) -> None:
+    few = bright.data.subset(torch.arange(3).repeat(20))
+    with pytest.raises(DataError, match=r"3 clean images, .* 57 of 60 images are copies of others and were left out"):
+        purify(bright.model, few, method="fine_tuning")
