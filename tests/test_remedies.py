@@ -25,6 +25,7 @@ OTHERS = {
     "no_grad",
     "remove_parametrizations",
     "remove_spectral_norm",
+    "set_default_dtype",
     "state_dict",
     "target_label",
     "weight_map",

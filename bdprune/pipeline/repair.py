@@ -100,8 +100,7 @@ def purify(
         method: name of a purifier, or a purifier.
         preset: a named set of settings, for a purifier that is given by name.
         settings: single settings by name, for the same.
-        output: where to write the repaired checkpoint, in the format and dtypes of the original file; a module is
-            written as safetensors in float32. None writes nothing.
+        output: where to write the result, in the format and dtypes of the file (of a module: float32); None: nowhere.
         progress: called with a short text before each stage.
         **options: ``mode`` and ``max_acc_drop``, settings by the names of the command line (the mode ``compact``
             removes pruned filters); ``start_from``, the result of a scan of the same weights on the same images, or

@@ -1,4 +1,3 @@
-from bdprune.runtime.ambient import plain_torch
 from bdprune.runtime.batches import Batches, crop_and_flip, passes
 from bdprune.runtime.budget import Budget, parse_budget
 from bdprune.runtime.evaluate import BATCH, attack_success_rate, clean_accuracy, predict, share_right, within
@@ -15,6 +14,7 @@ from bdprune.runtime.precision import (
     computes_bfloat16,
     convs_of,
     laid_out,
+    plain_torch,
     plan_for,
     training_layout,
 )

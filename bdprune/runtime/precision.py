@@ -1,12 +1,15 @@
-"""Number format and memory layout for training a network: plain float32, or the fastest on this machine."""
+"""Number format and memory layout for training a network: plain float32, or the fastest on this machine.
+
+Also the state of torch that every result of this package assumes.
+"""
 
 from __future__ import annotations
 
 import copy
 import functools
 import hashlib
-from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Literal
 
@@ -202,3 +205,26 @@ def _is_mangled(module: nn.Module) -> bool:
         return False
     floats = 8 if torch.backends.cpu.get_cpu_capability() == "AVX2" else 16
     return module.in_channels // module.groups < floats
+
+
+@contextmanager
+def plain_torch() -> Iterator[None]:
+    """Gradients on, inference mode and autocast off, whatever the caller has set; it is restored afterwards.
+
+    A notebook may have turned gradients off, without which nothing can be unlearned or repaired. Under autocast, the
+    figures would be those of another precision than the record names.
+
+    Raises:
+        OptionError: the default dtype is not float32, in which networks and images are made.
+    """
+    default = torch.get_default_dtype()
+    if default != torch.float32:
+        hint = "Call torch.set_default_dtype(torch.float32) before bdprune."
+        raise OptionError(f"The default dtype of torch is {default}, and bdprune computes in float32.", hint)
+    with (
+        torch.inference_mode(False),
+        torch.enable_grad(),
+        torch.autocast("cpu", enabled=False),
+        torch.autocast("cuda", enabled=False),
+    ):
+        yield
