@@ -103,6 +103,7 @@ class CleanData:
         counts = self.class_counts
         return [label for label in range(num_classes) if label not in counts]
 
+    @cached_property
     def without_copies(self) -> CleanData:
         """The images without those that equal an earlier one with the same label; a note says how many there were.
 
@@ -115,7 +116,9 @@ class CleanData:
         if not copies:
             return self
         note = f"{copies} of {len(self)} images are copies of others and were left out."
-        return replace(self.subset(torch.tensor(list(first.values()))), notes=(*self.notes, note))
+        distinct = replace(self.subset(torch.tensor(list(first.values()))), notes=(*self.notes, note))
+        distinct.__dict__["without_copies"] = distinct
+        return distinct
 
     def subset(self, index: Tensor) -> CleanData:
         """The images at ``index`` ([M] int64), in that order."""

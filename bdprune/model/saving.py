@@ -158,14 +158,22 @@ def rounded(model: Model) -> Model:
     A value outside of the range becomes the nearest one in it. The model is the same object if the file has all digits.
     """
     slots = model.artifact.slots.values() if model.artifact else ()
-    halves = [one for one in slots if one.original is None and one.dtype.is_floating_point and one.dtype.itemsize < 4]
+    halves = [one for one in slots if one.dtype.is_floating_point and one.dtype.itemsize < 4 and not one.is_mask]
     if not halves:
         return model
     copy = model.clone()
     state = copy.network.state_dict()
     for slot in halves:
-        state[slot.name].copy_(_in_dtype(state[slot.name], slot.dtype))
+        state[slot.name].copy_(_written(state[slot.name], slot))
     return copy
+
+
+def _written(tensor: Tensor, slot: Slot) -> Tensor:
+    """The tensor that a network gets from the file."""
+    if slot.original is None or slot.mask is None:
+        return _in_slot(tensor, slot)
+    weight, mask = _unmasked(tensor, slot.original, slot.mask)
+    return weight * mask.to(weight.dtype)
 
 
 def _original_form(tensors: Mapping[str, Tensor], artifact: Artifact) -> dict[str, Tensor]:
@@ -200,5 +208,6 @@ def _unmasked(tensor: Tensor, original: Tensor, mask: Tensor) -> tuple[Tensor, T
     changed = tensor != (original * factor).to(torch.float32)
     opened = changed & (factor == 0) & (tensor != 0)
     factor = torch.where(opened, torch.ones_like(factor), factor)
-    weight = tensor.to(original.dtype) / torch.where(factor == 0, torch.ones_like(factor), factor)
+    divisor = torch.where(factor == 0, torch.ones_like(factor), factor)
+    weight = _in_dtype(tensor.to(torch.promote_types(tensor.dtype, original.dtype)) / divisor, original.dtype)
     return torch.where(changed & (factor != 0), weight, original), factor.to(mask.dtype)

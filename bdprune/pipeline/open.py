@@ -342,7 +342,9 @@ class CleanSource:
             return self._in_shape((model.input_shape[0], *size), model.num_classes)
 
         resized = self._in_shape(model.input_shape, model.num_classes)
-        return fit_size(model, resized, native, fixed=self.options.input_shape is not None, seed=self.options.seed)
+        fixed = self.options.input_shape is not None
+        fitted, data = fit_size(model, resized, native, fixed=fixed, seed=self.options.seed)
+        return fitted, data.without_copies  # only now: images that differ may be equal after a resizing
 
     def _in_shape(self, shape: tuple[int, int, int], num_classes: int) -> CleanData:
         key = (shape, num_classes)
@@ -356,8 +358,8 @@ class CleanSource:
     def _load(self, shape: tuple[int, int, int], num_classes: int) -> CleanData | DataError:
         try:
             if isinstance(self.source, CleanData):
-                return self._sampled(self.source, shape, num_classes).without_copies()
-            return self._opened(shape, num_classes).without_copies()
+                return self._sampled(self.source, shape, num_classes)
+            return self._opened(shape, num_classes)
         except DataError as error:
             return error
 

@@ -166,6 +166,12 @@ class _Run:
     check: bool = False
     allow_missing: bool = False
 
+    @property
+    def seed(self) -> int:
+        """The seed of the purifier, or that of the options if it has none; the options' seed draws the images."""
+        own = getattr(self.purifier, "seed", None)
+        return own if isinstance(own, int) else self.options.seed
+
 
 def _run_of(
     method: str | Purifier,
@@ -202,7 +208,6 @@ def _run_of(
     attachments = None if folder is None else attachments_folder(folder)
     next_to_it = [Path(source).parent] if isinstance(source, str | os.PathLike) else []
     folders = tuple([attachments, *next_to_it] if attachments else next_to_it)
-    known = replace(known, seed=getattr(purifier, "seed", known.seed))  # the only one, also in the record
     return _Run(purifier, known, progress, starts, mode == _COMPACT, attachments, folders, check, allow_missing)
 
 
@@ -262,7 +267,7 @@ def _repaired(model: Model, clean: CleanSource, run: _Run) -> _Done:
     case = case.with_data(mirrored)
     with _noted(data):
         taken, held = (
-            with_images_for_check(run.purifier, case, run.options.seed)
+            with_images_for_check(run.purifier, case, run.seed)
             if run.check and not run.purifier.checks_itself
             else (case, None)
         )
@@ -271,7 +276,7 @@ def _repaired(model: Model, clean: CleanSource, run: _Run) -> _Done:
     if held is not None and repair.check is None:
         run.progress("checking the repair")
         precision = run.options.precision or DEFAULT
-        repair = replace(repair, check=checked(case, held, repair, run.options.seed, precision))
+        repair = replace(repair, check=checked(case, held, repair, run.seed, precision))
     if run.compact:
         run.progress("removing pruned filters")
         repair, info = compacted(repair, case.images.images)
@@ -322,7 +327,7 @@ def _record(one: _Done, output: OutputInfo | None, left: tuple[str, ...], run: _
         artifact=artifact_info(one.model),
         model=model_info(one.model),
         data=one.data,
-        env=env(one.model.device, run.options.seed),
+        env=env(one.model.device, run.seed),
         method=repair.method,
         accuracy_before=number(repair.accuracy_before),
         accuracy_after=number(repair.accuracy_after),

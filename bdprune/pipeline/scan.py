@@ -355,9 +355,7 @@ _Item = TypeVar("_Item")
 
 
 class CallersRandom:
-    """Keeps the random numbers of scans in this process apart from the caller's, of which only the caller's own
-    iterator of models takes some.
-    """
+    """Keeps the random numbers of scans in this process apart from those of the caller and its iterator of models."""
 
     def __init__(self) -> None:
         self._callers = _random_state()
@@ -387,7 +385,8 @@ class CallersRandom:
             finally:
                 self._callers = _random_state()
                 _set_random_state(of_scans)
-            yield model
+            with plain_torch():  # the caller's iterator may have set another state
+                yield model
 
 
 def _random_state() -> tuple[Tensor, list[Tensor]]:

@@ -69,7 +69,7 @@ def reuse_scan(case: Case, starts: Sequence[Result], folders: Sequence[Path], pr
     if start.data is None or start.data.digest != case.images.digest:
         raise DataError(
             "The scan used other clean images.",
-            "Give the same --data, --per-class, --class-order and --seed, or repair without the result of a scan.",
+            "Give the same --data, --per-class, --class-order and --seed, scan again, or repair without a scan.",
         )
     for evidence in start.detectors:
         if {"unlearning", "seed", "precision"} <= evidence.params.keys():

@@ -91,7 +91,7 @@ class FinePruning(Purifier):
             swept, limit = self._sweep(case.model, {group.name: _ranks(scores)}, held)
         with phase("fine_tune"):
             model, chosen, tuned = self._decide(case.model, swept, limit, rest, held)
-        few = chosen is not None and chosen == swept.highest(min(limit, self.max_drop))
+        few = chosen is not None and self.max_drop < limit and chosen == swept.highest(self.max_drop)
         return self.repair(
             case,
             model,

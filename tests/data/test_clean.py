@@ -120,14 +120,14 @@ def test_copies_are_left_out_and_counted() -> None:
     images = torch.tensor([0.1, 0.2, 0.1, 0.1, 0.2, 0.3]).view(-1, 1, 1, 1)
     labels = torch.tensor([0, 1, 0, 1, 1, 0])  # the fourth image equals the first, with another label
     data = CleanData(images, labels, notes=("A note.",))
-    distinct = data.without_copies()
+    distinct = data.without_copies
     assert distinct.labels.tolist() == [0, 1, 1, 0] and torch.equal(distinct.images, images[[0, 1, 3, 5]])
     assert distinct.notes == ("A note.", "2 of 6 images are copies of others and were left out.")
-    assert distinct.without_copies() is distinct
+    assert distinct.without_copies is distinct is data.without_copies
 
 
 def test_no_image_is_on_both_sides_of_a_split_without_copies() -> None:
     twice = CleanData(torch.rand(6, 1, 2, 2, generator=seeded(0)).repeat(5, 1, 1, 1), torch.arange(6).repeat(5) % 2)
-    rest, held = twice.without_copies().split(0.3, seeded(0))
+    rest, held = twice.without_copies.split(0.3, seeded(0))
     assert not {one.numpy().tobytes() for one in rest.images} & {one.numpy().tobytes() for one in held.images}
     assert len(rest) + len(held) == 6

@@ -206,3 +206,19 @@ def test_the_description_of_a_replaced_file_is_removed(
     description.mkdir()
     with pytest.raises(OutputError, match="describes the file that was replaced"):
         save(small_model, tmp_path / "out.safetensors")
+
+
+def test_a_masked_weight_in_half_precision_is_written_as_it_was_rounded(
+    write: Write, small_network: nn.Module, tmp_path: Path
+) -> None:
+    state: dict[str, Any] = {name: value.half() for name, value in small_network.state_dict().items()}
+    name = next(name for name, value in state.items() if value.ndim == 4)
+    weight = state.pop(name)
+    state |= {f"{name}_orig": weight, f"{name}_mask": (torch.arange(weight.numel()) % 2).view_as(weight).half()}
+    model = load(write(state))
+    value = model.network.state_dict()[name]
+    value.view(-1)[:4] = torch.tensor([70000.0, -70000.0, 1.0001, 0.0])
+    save(model, tmp_path / "out.pth")
+    again = load(tmp_path / "out.pth").network.state_dict()[name]
+    assert again.view(-1)[:4].tolist() == [65504.0, -65504.0, 1.0, 0.0]
+    assert torch.equal(rounded(model).network.state_dict()[name], again)

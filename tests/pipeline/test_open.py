@@ -191,3 +191,13 @@ def test_copies_of_images_are_left_out_for_every_source(tmp_path: Path) -> None:
     for source in (tmp_path / "twice.npz", both):
         _, data = CleanSource(source).fit_for(model(8))
         assert data and len(data) == 72 and "72 of 144 images are copies" in data.notes[-1]
+
+
+def test_images_that_are_equal_after_a_resizing_only_are_compared_in_each_size(tmp_path: Path) -> None:
+    """Copies were left out in each size, so that the rows of two sizes were other images."""
+    images, labels = counted()
+    images[1], labels[1] = images[0], labels[0]
+    images[1, 0, 0], images[0, 0, 1] = 90, 90  # equal once two pixels become one
+    np.savez(tmp_path / "data.npz", images=images, labels=labels)
+    fitted, data = CleanSource(tmp_path / "data.npz").fit_for(model(4))
+    assert fitted.input_shape == (3, 8, 8) and data and len(data) == 72

@@ -11,7 +11,7 @@ from torch import nn
 from bdprune.data import RawImages
 from bdprune.data.clean import CleanData
 from bdprune.errors import OptionError
-from bdprune.fleet import scan
+from bdprune.fleet import scan, scan_many
 from bdprune.loops.finetune import FineTuneSettings, fine_tune
 from bdprune.loops.fitting import Schedule, fit
 from bdprune.loops.recovery import RecoverSettings, recover
@@ -245,3 +245,18 @@ def test_another_default_dtype_is_an_error_that_names_it(tiny: Any) -> None:
         with pytest.raises(OptionError, match=r"torch.float64, and bdprune computes in float32") as caught:
             call()
         assert "set_default_dtype" in caught.value.hint
+
+
+@pytest.mark.parametrize("state", [torch.no_grad, torch.inference_mode, lambda: torch.autocast("cpu", torch.bfloat16)])
+def test_an_iterator_that_sets_a_state_changes_no_scan(bright: Any, state: Any) -> None:
+    def models() -> Iterator[Any]:
+        with state():
+            yield bright.model
+            yield bright.model
+
+    def evidence(given: Any) -> list[list[float | None]]:
+        found = scan_many(given, bright.data, detectors="lipschitz,unlearning", stack=1)
+        return [[one.score for one in result.detectors] for result in found]
+
+    assert evidence(models()) == evidence([bright.model, bright.model])
+    assert torch.is_grad_enabled() and not torch.is_inference_mode_enabled() and not torch.is_autocast_enabled("cpu")
