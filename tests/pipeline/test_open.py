@@ -17,6 +17,7 @@ from bdprune.data.load import load_clean
 from bdprune.errors import DataError, OptionError
 from bdprune.model.handle import Model
 from bdprune.pipeline import CleanSource, Options, options_from
+from bdprune.pipeline import open as open_module
 from bdprune.pipeline.describe import data_info
 
 CLASSES = 12
@@ -193,11 +194,16 @@ def test_copies_of_images_are_left_out_for_every_source(tmp_path: Path) -> None:
         assert data and len(data) == 72 and "72 of 144 images are copies" in data.notes[-1]
 
 
-def test_images_that_are_equal_after_a_resizing_only_are_compared_in_each_size(tmp_path: Path) -> None:
-    """Copies were left out in each size, so that the rows of two sizes were other images."""
+def test_sizes_are_compared_on_all_images(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Images that differ may be equal in a smaller size, so leaving copies out there would pair other images."""
     images, labels = counted()
-    images[1], labels[1] = images[0], labels[0]
-    images[1, 0, 0], images[0, 0, 1] = 90, 90  # equal once two pixels become one
-    np.savez(tmp_path / "data.npz", images=images, labels=labels)
-    fitted, data = CleanSource(tmp_path / "data.npz").fit_for(model(4))
-    assert fitted.input_shape == (3, 8, 8) and data and len(data) == 72
+    np.savez(tmp_path / "twice.npz", images=np.concatenate([images, images]), labels=np.concatenate([labels, labels]))
+    sizes: list[int] = []
+
+    def compared(model: Model, resized: CleanData, native: Any, **more: Any) -> tuple[Model, CleanData]:
+        sizes.extend([len(resized), len(native((8, 8)))])
+        return model, resized
+
+    monkeypatch.setattr(open_module, "fit_size", compared)
+    _, data = CleanSource(tmp_path / "twice.npz").fit_for(model(4))
+    assert sizes == [144, 144] and data and len(data) == 72
